@@ -1,0 +1,31 @@
+# `make demo`: from nothing to a night of offline research. `make test`: the tests. Both set themselves up.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench soak clean
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python -m prepare
+	$(BIN)/python -m orchestrator --offline --hours 0.15
+
+test: .venv/ready
+	$(BIN)/python -m pytest -m 'not soak'
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks
+
+soak: .venv/ready
+	$(BIN)/python -m pytest -m soak
+
+clean:
+	rm -rf .venv data sessions build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
