@@ -1,0 +1,415 @@
+"""Everything that can happen in a session.
+
+Events are facts in the past tense: small frozen values, appended and never edited. Long texts (sources, logs,
+prompts, conversations' openings) stand beside them in the session's store and are named here by their digest.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+VERSION = 1
+"""Of the events' format. A session written by a newer version is refused; older ones always load."""
+
+Digest = str
+"""Names a text in the session's store: the first 16 hexadecimal digits of its SHA-256."""
+
+Family = Literal[
+    "attention",
+    "MLP",
+    "optimizer",
+    "schedule",
+    "batch",
+    "size",
+    "init",
+    "regularisation",
+    "data order",
+    "simplification",
+    "other",
+]
+
+
+class Fact(BaseModel):
+    """A frozen value; unknown fields are an error, so that a typing slip never loses anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Knob(Fact):
+    """The constant that a proposal turns, where it turns just one."""
+
+    parameter: str
+    direction: Literal["up", "down", "set"]
+    value: str = ""
+
+
+class Proposal(Fact):
+    """What to try and why, written before anything is edited."""
+
+    title: str = Field(min_length=3, max_length=120)
+    hypothesis: str
+    """One falsifiable sentence."""
+    rationale: str
+    """Why it should hold, from the theory and from this session's own findings."""
+    expected_delta: float
+    """Expected change of val_bpb; negative is better."""
+    family: Family
+    knob: Knob | None = None
+    instructions: str
+    """What the mechanic is to change, precisely enough that there is nothing left to decide."""
+    author: str = "researcher"
+
+
+class Postmortem(Fact):
+    """What an experiment taught."""
+
+    verdict: Literal["supported", "refuted", "inconclusive"]
+    happened: str
+    why: str
+    lesson: str
+    next: str
+
+
+class Limits(Fact):
+    """What a session may spend; None is no limit."""
+
+    hours: float
+    experiments: int | None = None
+    usd: float | None = None
+
+
+class Profile(Fact):
+    """What `prepare` fixed for this machine, as far as the session cares."""
+
+    name: str
+    budget_kind: Literal["seconds", "flops"]
+    budget: float
+    """Seconds of training, or FLOPs of training."""
+    expected_seconds: float
+    """How long one whole run is expected to take on this machine."""
+    data_hash: str
+
+
+class Started(Fact):
+    kind: Literal["started"] = "started"
+    version: int = VERSION
+    name: str
+    limits: Limits
+    slots: int = 1
+    crew: str
+    style: str
+    seed: int
+    """All other seeds are drawn from it."""
+    repairs: int
+    """How often a crashed candidate may be repaired by this crew."""
+    reflect_every: int
+    """A post-mortem for every keep and every n-th other experiment; 0 is never."""
+    commit: str
+    """The user's commit that the session starts from."""
+    profile: Profile
+    prompts: dict[str, Digest]
+    versions: dict[str, str]
+    parent: str = ""
+    """`session@event` that this one was forked from."""
+
+
+class Resumed(Fact):
+    """The process came back; whatever was under way is due again."""
+
+    kind: Literal["resumed"] = "resumed"
+
+
+class Guided(Fact):
+    """The user wrote something else into guidance.md."""
+
+    kind: Literal["guided"] = "guided"
+    text: str
+
+
+class StopAsked(Fact):
+    """Nothing new is to be started: Ctrl-C, or the time is up."""
+
+    kind: Literal["stop_asked"] = "stop_asked"
+    reason: str
+
+
+class Ended(Fact):
+    kind: Literal["ended"] = "ended"
+    reason: str
+
+
+class Fitted(Fact):
+    """The baseline: train.py with its constants fitted to the profile."""
+
+    kind: Literal["fitted"] = "fitted"
+    commit: str
+    source: Digest
+    fingerprint: Digest
+
+
+class Proposed(Fact):
+    kind: Literal["proposed"] = "proposed"
+    experiment: int
+    proposal: Proposal
+
+
+class Unanswered(Fact):
+    """The researcher gave no usable answer; it is asked again, a few times."""
+
+    kind: Literal["unanswered"] = "unanswered"
+    reason: str
+
+
+class Refused(Fact):
+    """A repeat, found before it cost any training."""
+
+    kind: Literal["refused"] = "refused"
+    experiment: int
+    reason: str
+
+
+class Abandoned(Fact):
+    """No runnable candidate came of the proposal."""
+
+    kind: Literal["abandoned"] = "abandoned"
+    experiment: int
+    reason: str
+
+
+class Committed(Fact):
+    """A candidate: an edited train.py, kept under a ref of its own."""
+
+    kind: Literal["committed"] = "committed"
+    experiment: int
+    commit: str
+    base: int
+    """The experiment whose train.py was edited."""
+    source: Digest
+    fingerprint: Digest
+    """Of the syntax tree: comments and layout do not count."""
+    added: int
+    removed: int
+    how: Literal["implemented", "repaired", "rebased"] = "implemented"
+
+
+class Granted(Fact):
+    """A run: one training of one candidate with one seed in one slot."""
+
+    kind: Literal["granted"] = "granted"
+    experiment: int
+    run: int
+    """Counts the grants of this experiment from 1; it fences off what an earlier life left behind."""
+    slot: int
+    seed: int
+
+
+class Point(Fact):
+    """One point of a loss curve."""
+
+    seconds: float
+    progress: float
+    """Share of the budget that is used up, 0 to 1."""
+    loss: float
+
+
+class Measures(Fact):
+    """What was measured of a run from outside and from its own lines; 0 where unknown."""
+
+    train_seconds: float = 0.0
+    total_seconds: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+    parameters: int = 0
+    memory_mb: float = 0.0
+
+
+class Scored(Fact):
+    kind: Literal["scored"] = "scored"
+    experiment: int
+    run: int
+    val_bpb: float
+    measures: Measures
+    curve: tuple[Point, ...]
+    log: Digest
+    tier: str = "none"
+    """The sandbox it ran in."""
+
+
+FailureKind = Literal[
+    "out of device memory", "out of host memory", "NaN", "import", "syntax", "disk full", "timeout", "hang", "other"
+]
+
+
+class Crashed(Fact):
+    """The candidate's own fault: an experiment's failure is a value."""
+
+    kind: Literal["crashed"] = "crashed"
+    experiment: int
+    run: int
+    failure: FailureKind
+    message: str
+    """The last line that says why; a few hundred characters at most."""
+    measures: Measures
+    curve: tuple[Point, ...]
+    log: Digest
+    tier: str = "none"
+
+
+class Aborted(Fact):
+    """The machine's fault, not the candidate's: the run does not count."""
+
+    kind: Literal["aborted"] = "aborted"
+    experiment: int
+    run: int
+    reason: str
+
+
+class Kept(Fact):
+    kind: Literal["kept"] = "kept"
+    experiment: int
+    mean: float
+    gain: float
+    """Best mean before minus mean now: positive is better."""
+    error: float
+    """Standard error of the gain."""
+    sigma: float
+    mark: float
+    """The mean to beat from now on: never worse than the one before, so that small losses cannot add up."""
+    reason: str
+
+
+class Discarded(Fact):
+    kind: Literal["discarded"] = "discarded"
+    experiment: int
+    mean: float
+    gain: float
+    error: float
+    sigma: float
+    reason: str
+
+
+class Failed(Fact):
+    """Judged without a score."""
+
+    kind: Literal["failed"] = "failed"
+    experiment: int
+    reason: str
+
+
+class Promoted(Fact):
+    """The research branch moved on."""
+
+    kind: Literal["promoted"] = "promoted"
+    experiment: int
+    commit: str
+
+
+class Reflected(Fact):
+    kind: Literal["reflected"] = "reflected"
+    experiment: int
+    postmortem: Postmortem
+
+
+class Closed(Fact):
+    """Done with, without a post-mortem."""
+
+    kind: Literal["closed"] = "closed"
+    experiment: int
+    reason: str
+
+
+class Waiting(Fact):
+    """A model asks us to come back later; training goes on meanwhile."""
+
+    kind: Literal["waiting"] = "waiting"
+    until: float
+    reason: str
+
+
+class Tokens(Fact):
+    """Of one request, as the provider counts them."""
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    output: int = 0
+
+
+class Opened(Fact):
+    """A conversation begins: what the agent is told."""
+
+    kind: Literal["opened"] = "opened"
+    experiment: int
+    agent: str
+    model: str
+    system: Digest
+    opening: Digest
+
+
+class Replied(Fact):
+    """A model's whole answer, block by block as it came."""
+
+    kind: Literal["replied"] = "replied"
+    agent: str
+    experiment: int
+    request: Digest
+    """Of everything that was sent."""
+    message: dict[str, Any]
+    tokens: Tokens
+    usd: float | None
+
+
+class Used(Fact):
+    """A tool did something for an agent."""
+
+    kind: Literal["used"] = "used"
+    tool: str
+    call: str
+    result: str
+    is_error: bool = False
+
+
+Outcome = Scored | Crashed | Aborted
+Verdict = Kept | Discarded | Failed
+Event = Annotated[
+    Started
+    | Resumed
+    | Guided
+    | StopAsked
+    | Ended
+    | Fitted
+    | Proposed
+    | Unanswered
+    | Refused
+    | Abandoned
+    | Committed
+    | Granted
+    | Scored
+    | Crashed
+    | Aborted
+    | Kept
+    | Discarded
+    | Failed
+    | Promoted
+    | Reflected
+    | Closed
+    | Waiting
+    | Opened
+    | Replied
+    | Used,
+    Field(discriminator="kind"),
+]
+
+
+class Record(Fact):
+    """An event with its place and time."""
+
+    seq: int
+    at: float
+    """Seconds since the epoch."""
+    lane: str
+    """The step that wrote it; empty for what comes from outside: the user, the clock, a restart."""
+    event: Event
+
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
