@@ -42,7 +42,7 @@ from orchestrator.policy import (
     Stop,
     Train,
 )
-from orchestrator.source import changed, fingerprint
+from orchestrator.source import changed, fingerprint, merge
 from orchestrator.state import Base, Broken, Candidate, Decided, Idea, Stage, State, proposal_of
 from subagents.agent import NoAnswer
 
@@ -79,7 +79,6 @@ class Lab(Protocol):
 
     async def fit(self) -> Fitted: ...
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str: ...
-    async def merge(self, experiment: int, base: str, ours: str, theirs: str) -> str | None: ...
     async def train(self, granted: Granted, source: str) -> Outcome: ...
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str: ...
 
@@ -87,12 +86,17 @@ class Lab(Protocol):
 async def run(log: Log, crew: Crew, lab: Lab) -> State:
     """Research until the policy says stop; whatever breaks the machine is raised."""
     tasks: dict[str, asyncio.Task[None]] = {}
+    places: dict[object, asyncio.Task[None]] = {}
+    """One task at a time for each experiment, and one for what concerns none."""
     async with asyncio.TaskGroup() as group:
 
         def reconcile() -> None:
             for step in policy.due(log.state):
-                if step.lane not in tasks:
-                    tasks[step.lane] = group.create_task(perform(step, log.state, log, crew, lab), name=step.lane)
+                before = places.get(place := getattr(step, "experiment", type(step)))
+                free = before is None or before.done() or before is asyncio.current_task()
+                if step.lane not in tasks and free:
+                    task = group.create_task(perform(step, log.state, log, crew, lab), name=step.lane)
+                    tasks[step.lane] = places[place] = task
             if log.state.ended:
                 for task in tasks.values():
                     task.cancel()
@@ -151,7 +155,7 @@ async def _made(step: Edit, state: State, log: Log, crew: Crew, lab: Lab) -> Com
     number = step.experiment
     base = state.bases[stage.candidate.made.base] if isinstance(stage := state.open[number], Broken) else state.base
     try:
-        source = await _edited(step, stage, base, state, log, crew, lab)
+        source = await _edited(step, stage, base, state, log, crew)
     except NoAnswer as error:
         return Abandoned(experiment=number, reason=str(error))
     name = fingerprint(source)
@@ -170,7 +174,7 @@ async def _made(step: Edit, state: State, log: Log, crew: Crew, lab: Lab) -> Com
     )
 
 
-async def _edited(step: Edit, stage: Stage, base: Base, state: State, log: Log, crew: Crew, lab: Lab) -> str:
+async def _edited(step: Edit, stage: Stage, base: Base, state: State, log: Log, crew: Crew) -> str:
     """The text of the candidate's train.py. Raises NoAnswer."""
     source = log.get(base.source)
     match step, stage:
@@ -178,7 +182,7 @@ async def _edited(step: Edit, stage: Stage, base: Base, state: State, log: Log, 
             return await crew.repair(state, step, stage, log.get(candidate.made.source))
         case Rebase(), Candidate(proposal, made):
             before = log.get(state.bases[made.base].source)
-            merged = await lab.merge(step.experiment, before, source, log.get(made.source))
+            merged = merge(before, source, log.get(made.source))
             return merged if merged is not None else await crew.implement(state, step, proposal, source)
         case Implement(), Idea(proposal):
             return await crew.implement(state, step, proposal, source)

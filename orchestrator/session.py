@@ -3,16 +3,15 @@
 It is the only writer of events. Every append is on disk before anything is done about it.
 """
 
-import hashlib
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from orchestrator.events import EVENT, VERSION, Digest, Event, Record
+from orchestrator.source import digest
 from orchestrator.state import State, apply
 
 SCHEMA = """
@@ -27,43 +26,72 @@ class SessionError(Exception):
     """The session's file cannot be used; the message says why in one line."""
 
 
-class Session:
-    """The open log of one session, and the state folded from it."""
+class Log:
+    """An append-only list of records in memory, and the state folded from it."""
 
-    def __init__(self, path: Path, clock: Callable[[], float], *, create: bool = False) -> None:
-        """Open (or create) the file and fold it. Raises SessionError."""
-        self.path, self.clock = path, clock
-        self.watchers: list[Callable[[], None]] = []
+    def __init__(self) -> None:
         self.records: list[Record] = []
         self.state = State()
-        try:
-            self.db = _create(path) if create else _open(path)
-            for record in self._read():
-                self._fold(record)
-        except sqlite3.Error as error:
-            raise SessionError(f"{path} cannot be used as a session: {error}") from error
+        self.watchers: list[Callable[[], None]] = []
+        self.texts: dict[Digest, str] = {}
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call the watcher after every append."""
         self.watchers.append(watcher)
 
+    def put(self, text: str) -> Digest:
+        """Store a text; the same text is stored once."""
+        name = digest(text)
+        self.texts[name] = text
+        return name
+
+    def get(self, name: Digest) -> str:
+        """The text of that digest. Raises KeyError."""
+        return self.texts[name]
+
+    def fold(self, *records: Record) -> None:
+        """Take in records that are safe already."""
+        for record in records:
+            self.state = apply(self.state, record)
+            self.records.append(record)
+
+    def tell(self) -> None:
+        """Let everybody look who watches."""
+        for watcher in self.watchers:
+            watcher()
+
+
+class Session(Log):
+    """The log of one session, open on its file."""
+
+    def __init__(self, path: Path, clock: Callable[[], float], *, create: bool = False) -> None:
+        """Open or create the file, and fold it; `clock` gives seconds since the epoch. Raises SessionError."""
+        super().__init__()
+        self.path, self.clock = path, clock
+        try:
+            self.db = _create(path) if create else _open(path)
+            self.fold(*self._read())
+        except (sqlite3.Error, ValidationError) as error:
+            raise SessionError(f"{path} cannot be used as a session: {str(error).splitlines()[0]}") from error
+
     async def append(self, lane: str, *events: Event) -> None:
-        """Write the events in one transaction, fold them, tell the watchers."""
+        """As write; asynchronous because a tape must wait for its turn here."""
         self.write(lane, *events)
 
     def write(self, lane: str, *events: Event) -> None:
-        """As append, for whoever is outside the loop."""
+        """Write the events in one transaction, fold them, tell the watchers."""
         at = max(self.clock(), self.state.now)
-        records = [Record(seq=len(self.records) + i, at=at, lane=lane, event=event) for i, event in enumerate(events)]
+        first = len(self.records)
+        records = [Record(seq=first + i, at=at, lane=lane, event=event) for i, event in enumerate(events)]
+        self.write_records(records)
+        self.fold(*records)
+        self.tell()
+
+    def write_records(self, records: list[Record]) -> None:
+        """Put records on disk, all or none."""
+        rows = [(r.seq, r.at, r.lane, r.event.kind, r.event.model_dump_json()) for r in records]
         with self.db:
-            self.db.executemany(
-                "insert into events values (?, ?, ?, ?, ?)",
-                [(r.seq, r.at, r.lane, r.event.kind, r.event.model_dump_json()) for r in records],
-            )
-        for record in records:
-            self._fold(record)
-        for watcher in self.watchers:
-            watcher()
+            self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
 
     def put(self, text: str) -> Digest:
         """Store a text; the same text is stored once."""
@@ -82,34 +110,18 @@ class Session:
     def close(self) -> None:
         self.db.close()
 
-    def _fold(self, record: Record) -> None:
-        self.state = apply(self.state, record)
-        self.records.append(record)
-
     def _read(self) -> Iterator[Record]:
         for seq, at, lane, body in self.db.execute("select seq, at, lane, body from events order by seq"):
-            yield Record(seq=seq, at=at, lane=lane, event=_parse(body))
-
-
-def digest(text: str) -> Digest:
-    """The name of a text: 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _parse(body: str) -> Event:
-    try:
-        return EVENT.validate_json(body)
-    except ValidationError as error:
-        raise SessionError(f"an event cannot be read: {error.errors()[0]['msg']}") from error
+            yield Record(seq=seq, at=at, lane=lane, event=EVENT.validate_json(body))
 
 
 def _create(path: Path) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True)
     except FileExistsError as error:
-        raise SessionError(f"there is a session in {path.parent} already; resume it, or choose another name") from error
+        raise SessionError(f"there is a session in {path.parent} already: resume it, or choose another name") from error
     except OSError as error:
-        raise SessionError(f"{path.parent} cannot be written: {error.strerror}") from error
+        raise SessionError(f"{path.parent} cannot be made: {error.strerror}") from error
     db = _connect(path)
     db.executescript(SCHEMA)
     db.execute(f"pragma user_version = {VERSION}")
@@ -119,15 +131,15 @@ def _create(path: Path) -> sqlite3.Connection:
 def _open(path: Path) -> sqlite3.Connection:
     if not path.is_file():
         raise SessionError(f"there is no session at {path}")
-    with path.open("rb") as file, closing(file):
+    with path.open("rb") as file:
         if not file.read(16).startswith(b"SQLite format 3"):
             raise SessionError(f"{path} is not a session file")
     db = _connect(path)
     (version,) = db.execute("pragma user_version").fetchone()
-    if version > VERSION:
-        raise SessionError(f"{path} was written by a newer Nightshift (format {version}, ours is {VERSION}): upgrade")
     if version == 0:
         raise SessionError(f"{path} is not a session file")
+    if version > VERSION:
+        raise SessionError(f"{path} was written by a newer Nightshift (format {version}, ours is {VERSION}): upgrade")
     return db
 
 

@@ -4,7 +4,14 @@ import ast
 import difflib
 import hashlib
 
+from merge3 import Merge3
+
 from orchestrator.events import Digest
+
+
+def digest(text: str) -> Digest:
+    """The name of a text: 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint(source: str) -> Digest:
@@ -13,7 +20,7 @@ def fingerprint(source: str) -> Digest:
         text = ast.dump(ast.parse(source))
     except (SyntaxError, ValueError):
         text = source
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest(text)
 
 
 def diff(old: str, new: str, context: int = 3) -> str:
@@ -26,3 +33,12 @@ def changed(old: str, new: str) -> tuple[int, int]:
     """Lines added and lines removed."""
     lines = diff(old, new, context=0).splitlines()
     return sum(line.startswith("+") for line in lines), sum(line.startswith("-") for line in lines)
+
+
+def merge(base: str, ours: str, theirs: str) -> str | None:
+    """Both changes to the base in one text; None where they touch the same lines."""
+    merger = Merge3(base.splitlines(keepends=True), ours.splitlines(keepends=True), theirs.splitlines(keepends=True))
+    groups = list(merger.merge_groups())
+    if any(group[0] == "conflict" for group in groups):
+        return None
+    return "".join(line for group in groups for line in group[1])

@@ -1,0 +1,150 @@
+"""Stand-ins for what thinks and what trains: quick, random by seed, and otherwise like the real ones."""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+from orchestrator.events import (
+    Aborted,
+    Crashed,
+    Fitted,
+    Knob,
+    Limits,
+    Measures,
+    Point,
+    Postmortem,
+    Profile,
+    Proposal,
+    Scored,
+    Started,
+)
+from orchestrator.session import Log
+from orchestrator.source import digest, fingerprint
+from subagents.agent import NoAnswer
+
+SOURCE = "\n".join(["from prepare import evaluate_bpb", *(f"KNOB_{i} = 0.0" for i in range(40)), "print('---')", ""])
+PROFILE = Profile(name="cpu", budget_kind="flops", budget=1e12, expected_seconds=25.0, data_hash="d" * 16)
+
+
+def started(**changes) -> Started:
+    fields = {
+        "name": "test",
+        "limits": Limits(hours=1.0),
+        "crew": "fake",
+        "style": "default",
+        "seed": 7,
+        "repairs": 2,
+        "reflect_every": 1,
+        "commit": "c" * 40,
+        "profile": PROFILE,
+        "prompts": {},
+        "versions": {},
+    }
+    return Started(**(fields | changes))
+
+
+@dataclass
+class FakeCrew:
+    """Turns one knob at a time; now and then it has no answer, or repeats itself."""
+
+    seed: int = 0
+    trouble: float = 0.1
+
+    def luck(self, lane: str) -> random.Random:
+        return random.Random(f"{self.seed}/{lane}")
+
+    async def propose(self, state, step):
+        luck = self.luck(step.lane)
+        await asyncio.sleep(luck.uniform(0, 8))
+        if luck.random() < self.trouble:
+            raise NoAnswer("the researcher fell silent")
+        return [_proposal(luck) for _ in range(step.count)]
+
+    async def implement(self, state, step, proposal, source):
+        luck = self.luck(step.lane)
+        await asyncio.sleep(luck.uniform(0, 8))
+        if luck.random() < self.trouble:
+            raise NoAnswer("the mechanic fell silent")
+        assert proposal.knob
+        return _turned(source, proposal.knob)
+
+    async def repair(self, state, step, broken, source):
+        luck = self.luck(step.lane)
+        await asyncio.sleep(luck.uniform(0, 8))
+        if luck.random() < self.trouble:
+            raise NoAnswer("beyond repair")
+        return source + f"REPAIRED = {step.attempt}\n"
+
+    async def reflect(self, state, step, decided):
+        luck = self.luck(step.lane)
+        await asyncio.sleep(luck.uniform(0, 8))
+        if luck.random() < self.trouble:
+            raise NoAnswer("nothing to say")
+        return Postmortem(verdict="inconclusive", happened="it ran", why="chance", lesson="none", next="go on")
+
+
+def _proposal(luck: random.Random) -> Proposal:
+    knob = Knob(parameter=f"KNOB_{luck.randrange(40)}", direction="set", value=f"{luck.choice([1, 2, 3])}.0")
+    return Proposal(
+        title=f"set {knob.parameter} to {knob.value}",
+        hypothesis=f"{knob.parameter} is too low.",
+        rationale="It has not been tried.",
+        expected_delta=-0.01,
+        family="other",
+        knob=knob,
+        instructions=f"{knob.parameter} = {knob.value}",
+    )
+
+
+def _turned(source: str, knob: Knob) -> str:
+    lines = [f"{knob.parameter} = {knob.value}" if x.startswith(f"{knob.parameter} =") else x for x in source.split("\n")]
+    return "\n".join(lines)
+
+
+@dataclass
+class FakeLab:
+    """Scores a source by its knobs, with noise by seed; crashes and machine trouble come by chance."""
+
+    log: Log
+    seed: int = 0
+    trouble: float = 0.1
+    noise: float = 0.004
+    trained: list[tuple[int, int]] = field(default_factory=list)
+    promoted: list[int] = field(default_factory=list)
+
+    async def fit(self):
+        await asyncio.sleep(0.1)
+        return Fitted(commit="f" * 40, source=self.log.put(SOURCE), fingerprint=fingerprint(SOURCE))
+
+    async def commit(self, experiment, parent, source, message):
+        await asyncio.sleep(0.01)
+        return digest(f"{experiment}{parent}{source}{message}") * 2
+
+    async def promote(self, experiment, parent, source, message):
+        await asyncio.sleep(0.01)
+        self.promoted.append(experiment)
+        return digest(f"{parent}{source}{message}") * 2
+
+    async def train(self, granted, source):
+        self.trained.append((granted.experiment, granted.run))
+        luck = random.Random(f"{self.seed}/{granted.experiment}/{granted.run}")
+        await asyncio.sleep(luck.uniform(20, 30))
+        key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put(f"log {luck.random()}")}
+        if luck.random() < self.trouble / 3 and granted.experiment:
+            return Aborted(experiment=granted.experiment, run=granted.run, reason="the disk hiccuped")
+        key |= {"measures": Measures(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
+        key |= {"curve": (Point(seconds=1, progress=0.05, loss=6.0), Point(seconds=20, progress=1.0, loss=3.0))}
+        if luck.random() < self.trouble and granted.experiment:
+            return Crashed(**key, failure="other", message="ValueError: it broke")
+        return Scored(**key, val_bpb=_true_score(source) + random.Random(granted.seed).gauss(0, self.noise))
+
+
+def _true_score(source: str) -> float:
+    """Each knob has a secret best setting, worth up to 0.02."""
+    score = 2.25
+    for line in source.split("\n"):
+        name, _, value = line.partition(" = ")
+        if name.startswith("KNOB_"):
+            secret = random.Random(name)
+            score += 0.01 * (abs(float(value) - secret.choice([0, 1, 2])) > 0) * secret.random()
+    return score
