@@ -1,0 +1,42 @@
+"""The fixed ground of every experiment: text, tokenizer, batches, budget and score, under karpathy's own names.
+
+`from prepare import MAX_SEQ_LEN, TIME_BUDGET, Tokenizer, make_dataloader, evaluate_bpb` is what a training script
+writes. Names are looked up when asked for, so that `prepare.profiles` and `prepare.manifest` load without torch.
+"""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+_FROM_MANIFEST = {
+    "MAX_SEQ_LEN": lambda manifest: manifest.seq_len,
+    "TIME_BUDGET": lambda manifest: manifest.budget.seconds,
+    "EVAL_TOKENS": lambda manifest: manifest.eval_tokens,
+    "VOCAB_SIZE": lambda manifest: manifest.vocab_size,
+}
+_FROM_MODULE = {
+    "Budget": "budget",
+    "THREADS": "machine",
+    "Tokenizer": "tokenizer",
+    "evaluate_bpb": "evaluation",
+    "make_dataloader": "loader",
+}
+SEED = int(os.environ.get("NIGHTSHIFT_SEED", "42"))
+
+__all__ = ["SEED", *sorted(_FROM_MANIFEST), *sorted(_FROM_MODULE)]  # noqa: PLE0604 - all of them are strings
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or one line and exit code 2 where no data is prepared: scripts want no traceback for that."""
+    if name in _FROM_MODULE:
+        return getattr(importlib.import_module(f"prepare.{_FROM_MODULE[name]}"), name)
+    if name in _FROM_MANIFEST:
+        from prepare.manifest import DataError, load
+
+        try:
+            return _FROM_MANIFEST[name](load())
+        except DataError as error:
+            print(f"prepare: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+    raise AttributeError(f"module 'prepare' has no attribute {name!r}")

@@ -1,0 +1,70 @@
+"""`python -m prepare`: text, tokenizer, packed rows and budget into a data folder, once. Run again, it says so."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prepare import manifest, profiles
+from prepare.manifest import BudgetAmount, DataError, Manifest
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(
+    data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder to fill")] = Path("data"),
+    corpus: Annotated[str, typer.Option(help="docstrings, or your own text: a file or folder")] = "docstrings",
+    profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
+    flops: Annotated[float | None, typer.Option(min=1, help="work per run, instead of measuring this machine")] = None,
+) -> None:
+    """Prepare the data that every experiment trains on."""
+    try:
+        chosen = profiles.named(profile)
+    except KeyError:
+        fail(f"no profile {profile}: one of auto, {', '.join(profiles.PROFILES)}")
+    try:
+        if not (data / manifest.FILE_NAME).exists():
+            prepare(data, corpus, chosen, flops)
+        found = manifest.load(data, verify=True)
+        expect(found, data, corpus, None if profile == "auto" else profile)
+    except DataError as error:
+        fail(str(error))
+    console.print(describe(found, data))
+
+
+def prepare(data: Path, corpus: str, profile: profiles.Profile, flops: float | None) -> None:
+    from prepare.build import build, locked
+
+    budget = flops and BudgetAmount(kind="work", amount=flops, seconds=profile.budget.seconds)
+    with locked(data), console.status("starting") as status:
+        build(data, corpus, profile, budget or None, lambda stage: (status.update(stage), console.print(f"  {stage}")))
+
+
+def expect(found: Manifest, data: Path, corpus: str, profile: str | None) -> None:
+    from prepare.corpus import canonical
+
+    if found.corpus != canonical(corpus) or profile not in {None, found.profile}:
+        raise DataError(
+            f"{data} already holds {found.corpus} for profile {found.profile}: give another folder with --data"
+        )
+
+
+def describe(found: Manifest, data: Path) -> str:
+    tokens = {split: rows * found.seq_len for split, rows in found.rows.items()}
+    work = f"{found.budget.amount:.3g} FLOPs, " if found.budget.kind == "work" else ""
+    return (
+        f"{data} is ready: {found.corpus} for profile {found.profile}, {tokens['train']:,} tokens to train on, "
+        f"{tokens['val']:,} to validate, {tokens['confirm']:,} to confirm; "
+        f"a run has {work}about {found.budget.seconds:g} seconds"
+    )
+
+
+def fail(message: str) -> None:
+    print(f"prepare: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,121 @@
+"""Fills a data folder: text, tokenizer, packed rows, budget, and last the manifest.
+
+Every file is committed by a rename and depends on nothing but the plan, so that after a kill the next run keeps what is
+there and ends with the same bytes.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prepare import calibration, corpus, manifest
+from prepare.atomic import replacing
+from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
+from prepare.profiles import Profile
+from prepare.shards import row_dtype, write_rows
+from prepare.tokenizer import FILE_NAME as TOKENIZER
+from prepare.tokenizer import Tokenizer
+
+PLAN = "plan.json"
+LOCK = ".lock"
+Progress = Callable[[str], None]
+
+
+def build(folder: Path, source: str, profile: Profile, budget: BudgetAmount | None, progress: Progress) -> Manifest:
+    """Prepares `folder`; `budget` None means: measure. Raises DataError where the folder or the source is of no use."""
+    progress(f"reading {source}")
+    texts, origin = corpus.documents(source), corpus.canonical(source)
+    fingerprint = corpus.digest("".join(map(corpus.digest, texts)))
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
+    versions["python"] = platform.python_version()
+    plan = {"profile": profile.name, "corpus": origin, "corpus_sha256": fingerprint, "versions": versions}
+    _begin(folder, plan)
+    splits = corpus.split(texts)
+    if missing := [name for name, part in splits.items() if not part]:
+        raise DataError(f"too little text in {source}: {len(texts)} documents leave none for {', '.join(missing)}")
+    tokenizer = _tokenizer(folder, splits["train"], profile, progress)
+    rows = {name: _rows(folder, name, part, tokenizer, profile, progress) for name, part in splits.items()}
+    files = {name: _stored(folder / name) for name in (TOKENIZER, *(f"{split}.bin" for split in splits))}
+    made = Manifest(
+        profile=profile.name,
+        corpus=origin,
+        corpus_sha256=fingerprint,
+        seq_len=profile.seq_len,
+        vocab_size=tokenizer.get_vocab_size(),
+        eval_tokens=rows["val"] * profile.seq_len,
+        budget=budget or profile.budget,
+        rows=rows,
+        files=files,
+        versions=versions,
+    )
+    if budget is None and made.budget.kind == "work":
+        made = calibration.calibrated(folder, made, profile, progress)
+    with replacing(folder / manifest.FILE_NAME) as part:
+        part.write_text(made.to_json())
+    return made
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time; a second is told so at once."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another `{manifest.COMMAND}` is at work in {folder}: wait for it") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _begin(folder: Path, plan: dict[str, object]) -> None:
+    """Keeps what an interrupted run with the same plan has left, and removes what any other has."""
+    path = folder / PLAN
+    ours = {LOCK, PLAN, TOKENIZER, *(f"{split}.bin" for split in corpus.SPLITS)}
+    if path.exists() and json.loads(path.read_text()) == plan:
+        return
+    if foreign := [entry.name for entry in folder.iterdir() if entry.name not in ours and not entry.name.startswith(".")]:
+        raise DataError(f"{folder} holds other things ({foreign[0]}): give an empty folder with --data")
+    for name in ours - {LOCK}:
+        (folder / name).unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps(plan))
+
+
+def _tokenizer(folder: Path, texts: list[str], profile: Profile, progress: Progress) -> Tokenizer:
+    if not (folder / TOKENIZER).exists():
+        progress(f"learning {profile.vocab_size:,} tokens")
+        learned = Tokenizer.train(texts, profile.vocab_size)
+        with replacing(folder / TOKENIZER) as part:
+            part.write_text(learned.to_json())
+    return Tokenizer.from_directory(folder)
+
+
+def _rows(
+    folder: Path, split: str, texts: list[str], tokenizer: Tokenizer, profile: Profile, progress: Progress
+) -> int:
+    """Packs a split into its shard, unless it is there already; returns how many rows it has."""
+    path = folder / f"{split}.bin"
+    if not path.exists():
+        progress(f"packing {split}")
+        limit = None if split == "train" else profile.eval_tokens // profile.seq_len
+        with replacing(path) as part:
+            write_rows(part, texts, tokenizer, profile.seq_len, chunk=profile.chunk, limit=limit)
+    row_bytes = (profile.seq_len + 1) * row_dtype(tokenizer.get_vocab_size()).itemsize
+    if not (rows := path.stat().st_size // row_bytes):
+        raise DataError(f"too little text: no row of {profile.seq_len} tokens for {split}")
+    return rows
+
+
+def _stored(path: Path) -> StoredFile:
+    return StoredFile(bytes=path.stat().st_size, sha256=manifest.sha256(path))

@@ -1,0 +1,110 @@
+"""manifest.json says what a data folder holds. It is written last, so a folder with a manifest is whole.
+
+Reading it checks sizes, which is cheap; `verify=True` checks every hash. Never imports torch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+COMMAND = "python -m prepare"
+
+
+class DataError(Exception):
+    """The data folder cannot be used; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class BudgetAmount:
+    """What one run may spend: FLOPs where `kind` is "work", else seconds of wall time.
+
+    `seconds` is the time that the amount takes the baseline on the machine that prepared the data.
+    """
+
+    kind: Literal["work", "time"]
+    amount: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    profile: str
+    corpus: str
+    corpus_sha256: str
+    seq_len: int
+    vocab_size: int
+    eval_tokens: int
+    budget: BudgetAmount
+    rows: dict[str, int]
+    files: dict[str, StoredFile]
+    versions: dict[str, str]
+    format: int = field(default=FORMAT)
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of all of it: two runs may be compared only where this is the same."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Raises ValueError (KeyError, TypeError) where the text is not a manifest of this format."""
+        raw = json.loads(text)
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}, not {FORMAT}")
+        files = {name: StoredFile(**entry) for name, entry in raw.pop("files").items()}
+        return cls(budget=BudgetAmount(**raw.pop("budget")), files=files, **raw)
+
+
+def data_dir() -> Path:
+    return Path(os.environ.get("NIGHTSHIFT_DATA") or "data")
+
+
+def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
+    """The manifest of `folder` (default: $NIGHTSHIFT_DATA, else ./data). Raises DataError."""
+    folder = data_dir() if folder is None else Path(folder)
+    try:
+        manifest = Manifest.from_json((folder / FILE_NAME).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no data in {folder}: run `{COMMAND}` first") from None
+    except OSError as error:
+        raise DataError(f"{folder / FILE_NAME} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged(folder, FILE_NAME, "is not a manifest of this version") from None
+    for name, stored in manifest.files.items():
+        check(folder, name, stored, verify=verify)
+    return manifest
+
+
+def check(folder: Path, name: str, stored: StoredFile, *, verify: bool) -> None:
+    """Raises DataError unless the file is there in its size, and with `verify` in its very bytes."""
+    path = folder / name
+    if not path.is_file():
+        raise damaged(folder, name, "is missing")
+    if path.stat().st_size != stored.bytes:
+        raise damaged(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")
+    if verify and sha256(path) != stored.sha256:
+        raise damaged(folder, name, "has changed since it was prepared")
+
+
+def damaged(folder: Path, name: str, how: str) -> DataError:
+    return DataError(f"{folder} is damaged ({name} {how}): delete the folder and run `{COMMAND}` again")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,57 @@
+"""Best-fit packing: documents into rows of equal length, every row begins with a document, none is padded.
+
+Row for row what upstream's loader does on the fly (a buffer of waiting documents, the longest that fits goes in, else
+the shortest is cropped), but the buffer is kept sorted, so that a document costs O(log n) and not a scan.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+
+BUFFER = 1000
+REFILL = 128
+_SHIFT = 40  # a waiting document is one integer, length << _SHIFT | index: sorted by length, the earliest first
+_INDEX = (1 << _SHIFT) - 1
+
+
+def pack(
+    lengths: Sequence[int], capacity: int, *, buffer: int = BUFFER, refill: int = REFILL
+) -> tuple[np.ndarray, np.ndarray]:
+    """Documents of `lengths` tokens into rows of `capacity`, as (documents, takes), two int64 arrays of equal length.
+
+    Row after row, `takes[i]` tokens from the start of `documents[i]`; the sum is a multiple of `capacity`, what would
+    be left of a last incomplete row is dropped.
+    """
+    documents: list[int] = []
+    takes: list[int] = []
+    waiting: list[int] = []
+    seen, room, whole = 0, capacity, 0
+    while True:
+        while len(waiting) < buffer and seen < len(lengths):
+            fresh = min(seen + refill, len(lengths))
+            waiting.extend(lengths[i] << _SHIFT | i for i in range(seen, fresh))
+            waiting.sort()  # nearly sorted already, which timsort likes
+            seen = fresh
+        if not waiting:
+            break
+        place = bisect_left(waiting, room + 1 << _SHIFT)
+        if place:  # the longest that fits; of equals, the earliest
+            place = bisect_left(waiting, waiting[place - 1] >> _SHIFT << _SHIFT)
+        chosen = waiting.pop(place)
+        documents.append(chosen & _INDEX)
+        takes.append(min(chosen >> _SHIFT, room))
+        room -= takes[-1]
+        if room == 0:
+            room, whole = capacity, len(takes)
+    return np.array(documents[:whole], dtype=np.int64), np.array(takes[:whole], dtype=np.int64)
+
+
+def materialise(
+    tokens: np.ndarray, starts: np.ndarray, documents: np.ndarray, takes: np.ndarray, out: np.ndarray
+) -> None:
+    """Copies the packed documents into `out`, flat, sum(takes) long; document d begins at tokens[starts[d]]."""
+    end = 0
+    for start, take in zip(starts[documents].tolist(), takes.tolist(), strict=True):
+        out[end : end + take] = tokens[start : start + take]
+        end += take

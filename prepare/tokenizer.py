@@ -1,0 +1,96 @@
+"""Byte-pair encoding: rustbpe learns the merges, tiktoken applies them, tokenizer.json keeps them (never a pickle)."""
+
+import base64
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+
+from prepare import manifest
+from prepare.machine import physical_cores
+
+FILE_NAME = "tokenizer.json"
+# GPT-4's pattern with numbers in pairs of digits: a small vocabulary has no room for all triples.
+PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
+)
+SPECIALS = [f"<|reserved_{i}|>" for i in range(4)]
+BOS = SPECIALS[0]
+MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000  # what is looked at of a corpus, and of one document, to learn merges
+
+
+class Tokenizer:
+    """Text to token ids and back. Ids below the specials are byte strings in the order they were merged."""
+
+    def __init__(self, merges: Sequence[bytes], pattern: str = PATTERN) -> None:
+        self.merges, self.pattern = list(merges), pattern
+        self.enc = tiktoken.Encoding(
+            name="nightshift",
+            pat_str=pattern,
+            mergeable_ranks={token: rank for rank, token in enumerate(self.merges)},
+            special_tokens={name: len(self.merges) + i for i, name in enumerate(SPECIALS)},
+        )
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learns `vocab_size` tokens, specials included, from (the beginning of) the texts."""
+        import rustbpe
+
+        learner = rustbpe.Tokenizer()
+        learner.train_from_iterator(_sample(texts), vocab_size - len(SPECIALS), pattern=PATTERN)
+        ranks = sorted((rank, bytes(token)) for token, rank in learner.get_mergeable_ranks())
+        return cls([token for _, token in ranks])
+
+    @classmethod
+    def from_directory(cls, tokenizer_dir: str | Path | None = None) -> "Tokenizer":
+        raw = json.loads((Path(tokenizer_dir or manifest.data_dir()) / FILE_NAME).read_text())
+        return cls([base64.b64decode(token) for token in raw["merges"]], raw["pattern"])
+
+    def to_json(self) -> str:
+        merges = [base64.b64encode(token).decode() for token in self.merges]
+        return json.dumps({"pattern": self.pattern, "specials": SPECIALS, "merges": merges}, indent=0)
+
+    def get_vocab_size(self) -> int:
+        return self.enc.n_vocab
+
+    def get_bos_token_id(self) -> int:
+        return len(self.merges)
+
+    def encode(
+        self, text: str | list[str], prepend: int | None = None, num_threads: int | None = None
+    ) -> list[int] | list[list[int]]:
+        """Ids of a text, or of each text of a list, with the id `prepend` in front."""
+        front = [] if prepend is None else [prepend]
+        if isinstance(text, str):
+            return front + self.enc.encode_ordinary(text)
+        rows = self.enc.encode_ordinary_batch(text, num_threads=num_threads or physical_cores())
+        return [front + row for row in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.enc.decode(ids)
+
+    def arrays(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """Ids of each text, uint32, on all cores and without lists in between; holds a few texts at a time."""
+        left = iter(texts)
+        with ThreadPoolExecutor(physical_cores()) as pool:
+            while some := list(islice(left, 256)):
+                yield from pool.map(lambda text: self.enc.encode_to_numpy(text, disallowed_special=()), some)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """Byte length of each token, int32 [vocab]; 0 for the specials, which no score counts."""
+        return np.array([len(token) for token in self.merges] + [0] * len(SPECIALS), dtype=np.int32)
+
+
+def _sample(texts: Iterable[str]) -> Iterable[str]:
+    left = MAX_CHARS
+    for text in texts:
+        if left <= 0:
+            return
+        yield text[:DOCUMENT_CHARS]
+        left -= min(len(text), DOCUMENT_CHARS)
