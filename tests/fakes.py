@@ -97,7 +97,9 @@ def _proposal(luck: random.Random) -> Proposal:
 
 
 def _turned(source: str, knob: Knob) -> str:
-    lines = [f"{knob.parameter} = {knob.value}" if x.startswith(f"{knob.parameter} =") else x for x in source.split("\n")]
+    lines = [
+        f"{knob.parameter} = {knob.value}" if x.startswith(f"{knob.parameter} =") else x for x in source.split("\n")
+    ]
     return "\n".join(lines)
 
 

@@ -1,0 +1,194 @@
+"""A tape is a recorded session that answers for models and machines, and compares every event with what was recorded.
+
+The production loop runs over it. Each lane waits until the next record is its own, so a night that overlapped
+steps is replayed in exactly the order in which it happened.
+"""
+
+import asyncio
+import difflib
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from orchestrator.events import (
+    Aborted,
+    Committed,
+    Crashed,
+    Digest,
+    Event,
+    Fitted,
+    Granted,
+    Opened,
+    Outcome,
+    Promoted,
+    Record,
+    Replied,
+    Resumed,
+    Scored,
+    Used,
+    Waiting,
+)
+from orchestrator.session import Log
+
+E = TypeVar("E", bound=Event)
+T = TypeVar("T")
+Reader = Callable[[Digest], str]
+
+
+class Diverged(Exception):  # noqa: N818 - it is a finding, not a fault
+    """The session went another way than the recording; the message names the first event that differs, and how."""
+
+    def __init__(self, seq: int, difference: str) -> None:
+        super().__init__(f"event {seq} differs\n{difference}")
+        self.seq, self.difference = seq, difference
+
+
+class Tape(Log):
+    """A recorded session played back: a log that knows what comes next, and a lab that has it ready."""
+
+    def __init__(self, recorded: Sequence[Record], read: Reader, until: int | None = None) -> None:
+        """`read` gives the recorded texts; the tape ends after `until` records (default: all)."""
+        super().__init__()
+        self.recorded = recorded[:until]
+        self.read = read
+        self.moved = asyncio.Event()
+        self.life_over = asyncio.Event()
+
+    def get(self, name: Digest) -> str:
+        """A text of this replay, or of the recording. Raises KeyError."""
+        return self.texts[name] if name in self.texts else self.read(name)
+
+    @property
+    def upcoming(self) -> Record | None:
+        return self.recorded[len(self.records)] if len(self.records) < len(self.recorded) else None
+
+    async def append(self, lane: str, *events: Event) -> None:
+        """Wait for the lane's turn; compare each event with the recorded one; take it in. Raises Diverged."""
+        for event in events:
+            record = await self.turn(lane)
+            if event != record.event:
+                raise Diverged(record.seq, self._difference(record.event, event))
+            self.fold(record)
+        self.tell()
+        self.outside()
+        self.moved.set()
+        self.moved = asyncio.Event()
+
+    def outside(self) -> None:
+        """Take in what came from outside: the user, the clock. A restart ends this life instead."""
+        while (record := self.upcoming) and not record.lane and not isinstance(record.event, Resumed):
+            self.fold(record)
+            self.tell()
+        if record is None or not record.lane:
+            self.life_over.set()
+
+    async def turn(self, lane: str) -> Record:
+        """The next record, once it is this lane's. Raises Diverged when it is nobody's who is at work."""
+        while True:
+            record = self.upcoming
+            if record and record.lane == lane:
+                return record
+            if record and record.lane and not any(_at_work(task, record.lane) for task in asyncio.all_tasks()):
+                raise Diverged(
+                    record.seq, f"- {record.lane}: {record.event.kind}\n+ {lane} is next; the other is not due"
+                )
+            await self.moved.wait()
+
+    async def expect(self, *kinds: type[E]) -> E:
+        """The next event of the current lane, which must be of these kinds. Raises Diverged."""
+        record = await self.turn(_lane())
+        if not isinstance(record.event, kinds):
+            due = " or ".join(kind.__name__ for kind in kinds)
+            raise Diverged(record.seq, f"- {record.lane}: {record.event.kind}\n+ {record.lane}: {due} is due")
+        return record.event
+
+    # What the lab did.
+
+    async def fit(self) -> Fitted:
+        return await self.expect(Fitted)
+
+    async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
+        del experiment, parent, source, message  # told by the event that is compared next
+        return (await self.expect(Committed)).commit
+
+    async def train(self, granted: Granted, source: str) -> Outcome:
+        del granted, source
+        return await self.expect(Scored, Crashed, Aborted)
+
+    async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:
+        del experiment, parent, source, message
+        return (await self.expect(Promoted)).commit
+
+    # What models and tools said.
+
+    async def reply(self, request: Digest) -> Replied:
+        """The recorded reply; the request must be the recorded one to the letter."""
+        while isinstance(waiting := await self.expect(Replied, Waiting), Waiting):
+            await self.append(_lane(), waiting)
+        if waiting.request != request:
+            raise Diverged(len(self.records), f"- request {waiting.request}\n+ request {request}")
+        return waiting
+
+    async def used(self) -> Used:
+        return await self.expect(Used)
+
+    def _difference(self, old: Event, new: Event) -> str:
+        """A line-by-line diff of two events, with the texts that they name written out where those differ."""
+        before, after = _lines(old, self.get), _lines(new, self.get)
+        return "\n".join(list(difflib.unified_diff(before, after, "recorded", "now", lineterm="", n=1)))
+
+
+async def replay(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None:
+    """Live every life of the recorded session again. Raises Diverged.
+
+    `live` runs the production loop over the tape; it is called once for each life.
+    """
+    while (record := tape.upcoming) is not None:
+        tape.watchers.clear()
+        tape.life_over.clear()
+        tape.fold(record)
+        tape.outside()
+        life = asyncio.ensure_future(live(tape))
+        over = asyncio.ensure_future(tape.life_over.wait())
+        await asyncio.wait({life, over}, return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if not life.done() and tape.state.ended:
+            await asyncio.wait({life})
+        if not life.done():
+            life.cancel()
+        with suppress(asyncio.CancelledError):
+            await _unwrapped(life)
+        if (rest := tape.upcoming) and rest.lane:
+            raise Diverged(rest.seq, f"- {rest.lane}: {rest.event.kind}\n+ nothing more is due")
+
+
+async def _unwrapped(life: Awaitable[T]) -> None:
+    """Await a life; a divergence comes bare out of the groups of tasks that it broke."""
+    try:
+        await life
+    except* Diverged as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+def _lane() -> str:
+    """The lane of the running task: the loop names its tasks by it."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task.get_name()
+
+
+def _at_work(task: "asyncio.Task[object]", lane: str) -> bool:
+    return task.get_name() == lane and not task.done()
+
+
+def _lines(event: Event, read: Reader) -> list[str]:
+    fields = event.model_dump(mode="json")
+    for name in ("system", "opening", "source", "log"):
+        if isinstance(event, Opened | Committed) and name in fields:
+            with suppress(KeyError):
+                fields[name] = read(fields[name]).splitlines()
+    return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True).splitlines()

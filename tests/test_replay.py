@@ -1,0 +1,124 @@
+"""Replay: every event again, from every prefix, through deaths and overlap."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from orchestrator.events import Limits, Proposed, Resumed, StopAsked
+from orchestrator.loop import run
+from orchestrator.replay import Diverged, Tape, replay
+from orchestrator.session import Log
+from tests.fakes import FakeCrew, FakeLab, started
+from tests.virtual import run_virtually, virtual_clock
+
+
+class Notebook(Log):
+    """A session without a file."""
+
+    def __init__(self, records=(), texts=None):
+        super().__init__()
+        self.texts = dict(texts or {})
+        self.fold(*records)
+
+    async def append(self, lane, *events):
+        self.write(lane, *events)
+
+    def write(self, lane, *events):
+        from orchestrator.events import Record
+
+        at = max(virtual_clock(), self.state.now)
+        self.fold(*[Record(seq=len(self.records) + i, at=at, lane=lane, event=e) for i, e in enumerate(events)])
+        self.tell()
+
+
+def night(seed, *, kills=(), slots=1, trouble=0.15, hours=0.2, stop_after=None):
+    """A night that is killed after each of these spans of seconds, and resumed."""
+
+    async def life(log, span, last):
+        task = asyncio.create_task(run(log, FakeCrew(seed, trouble), FakeLab(log, seed, trouble)))
+        if last and stop_after:
+            await asyncio.sleep(stop_after)
+            log.write("", StopAsked(reason="enough"))
+        elif not last:
+            await asyncio.sleep(span)
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    log = Notebook()
+    for i, span in enumerate([*kills, 0]):
+
+        async def go(i=i, span=span):
+            log.watchers.clear()
+            log.write("", started(slots=slots, limits=Limits(hours=hours)) if i == 0 else Resumed())
+            await life(log, span, last=i == len(kills))
+
+        run_virtually(go())
+    return log
+
+
+def replayed(log, seed, trouble=0.15):
+    async def go():
+        tape = Tape(log.records, log.get)
+        await replay(tape, lambda tape: run(tape, FakeCrew(seed, trouble), tape))
+        return tape
+
+    return run_virtually(go())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 10**6),
+    slots=st.integers(1, 4),
+    kills=st.lists(st.floats(0.05, 300), max_size=3),
+    stop_after=st.none() | st.floats(1, 400),
+)
+def test_replay_reproduces_every_event(seed, slots, kills, stop_after):
+    log = night(seed, slots=slots, kills=kills, stop_after=stop_after)
+
+    tape = replayed(log, seed)
+
+    assert log.records == tape.records
+    assert log.state == tape.state
+
+
+def test_every_prefix_resumes_and_replays():
+    whole = night(3, trouble=0.3, hours=0.12)
+
+    for cut in range(1, len(whole.records), 3):
+        log = Notebook(whole.records[:cut], whole.texts)
+
+        async def go(log=log):
+            log.write("", Resumed())
+            await run(log, FakeCrew(3, 0.3), FakeLab(log, 3, 0.3))
+
+        run_virtually(go())
+        assert log.state.ended
+        assert log.records == replayed(log, 3, 0.3).records
+
+
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_changed_proposal_is_the_first_difference(place):
+    log = night(5)
+    proposals = [i for i, record in enumerate(log.records) if isinstance(record.event, Proposed)]
+    i = proposals[place]
+    event = log.records[i].event
+    changed = event.proposal.model_copy(update={"title": "another title"})
+    record = log.records[i].model_copy(update={"event": event.model_copy(update={"proposal": changed})})
+    log.records[i] = record
+
+    with pytest.raises(Diverged) as caught:
+        replayed(log, 5)
+
+    assert caught.value.seq == i
+    assert "another title" in caught.value.difference
+
+
+def test_another_crew_diverges_where_it_first_acts_otherwise():
+    log = night(5)
+
+    with pytest.raises(Diverged):
+        replayed(log, 6)
