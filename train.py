@@ -249,8 +249,8 @@ def adamw_step(p, grad, mean, square, step, lr, beta1, beta2, eps):
 @maybe_compile
 def muon_step(p, grad, velocity, variance, lr, momentum, weight_decay):
     """One step for matrices of one shape, stacked (K, rows, cols)."""
-    velocity.lerp_(grad, 1 - momentum)
-    g = grad.lerp(velocity, momentum)
+    velocity.mul_(momentum).add_(grad * (1 - momentum))
+    g = grad * (1 - momentum) + velocity * momentum
     x = g.bfloat16() if bf16 else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     tall = x.size(-2) > x.size(-1)
@@ -293,7 +293,9 @@ class MuonAdamW:
         number = torch.tensor if fast else (lambda value: value)  # a tensor, so that compiled code is not specialised
         for params, lr, (beta1, beta2) in self.adam:
             for p in params:
-                mean, square = self.state.setdefault(p, (torch.zeros_like(p), torch.zeros_like(p)))
+                if p not in self.state:
+                    self.state[p] = torch.zeros_like(p), torch.zeros_like(p)
+                mean, square = self.state[p]
                 adamw_step(p, p.grad, mean, square, number(float(self.steps)), number(lr * lrm), beta1, beta2, 1e-10)
         for params in self.muon:
             stacked, grad = torch.stack(list(params)), torch.stack([p.grad for p in params])

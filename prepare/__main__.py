@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
 from prepare.manifest import BudgetAmount, DataError, Manifest
@@ -38,8 +40,18 @@ def prepare(data: Path, corpus: str, profile: profiles.Profile, flops: float | N
     from prepare.build import build, locked
 
     budget = flops and BudgetAmount(kind="work", amount=flops, seconds=profile.budget.seconds)
-    with locked(data), console.status("starting") as status:
-        build(data, corpus, profile, budget or None, lambda stage: (status.update(stage), console.print(f"  {stage}")))
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with locked(data), Bars(*columns, console=console) as bars:
+        stages: dict[str, TaskID] = {}
+
+        def progress(stage: str, share: float) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage, total=1.0)
+            bars.update(stages[stage], completed=share)
+
+        build(data, corpus, profile, budget or None, progress)
+        for task in stages.values():
+            bars.update(task, completed=1.0)
 
 
 def expect(found: Manifest, data: Path, corpus: str, profile: str | None) -> None:

@@ -1,5 +1,6 @@
-"""What one run may spend. On a GPU that is wall time from the first real batch; on a CPU it is work, counted in FLOPs,
-because a busy laptop changes how long a step takes but never how much it computes.
+"""What one run may spend: on a GPU wall time from the first real batch, on a CPU work, counted in FLOPs.
+
+A busy laptop changes how long a step takes, but never how much it computes.
 """
 
 from collections.abc import Iterator

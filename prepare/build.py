@@ -9,7 +9,8 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,19 +18,18 @@ from prepare import calibration, corpus, manifest
 from prepare.atomic import replacing
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
+from prepare.progress import Progress, tracked
 from prepare.shards import row_dtype, write_rows
 from prepare.tokenizer import FILE_NAME as TOKENIZER
 from prepare.tokenizer import Tokenizer
 
 PLAN = "plan.json"
 LOCK = ".lock"
-Progress = Callable[[str], None]
 
 
 def build(folder: Path, source: str, profile: Profile, budget: BudgetAmount | None, progress: Progress) -> Manifest:
     """Prepares `folder`; `budget` None means: measure. Raises DataError where the folder or the source is of no use."""
-    progress(f"reading {source}")
-    texts, origin = corpus.documents(source), corpus.canonical(source)
+    texts, origin = corpus.documents(source, progress), corpus.canonical(source)
     fingerprint = corpus.digest("".join(map(corpus.digest, texts)))
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
@@ -80,12 +80,16 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _begin(folder: Path, plan: dict[str, object]) -> None:
     """Keeps what an interrupted run with the same plan has left, and removes what any other has."""
+    for stale in folder.glob(".*.part*"):
+        stale.unlink()
+    for stale in folder.glob(f"{calibration.PREFIX}*"):
+        shutil.rmtree(stale)
     path = folder / PLAN
     ours = {LOCK, PLAN, TOKENIZER, *(f"{split}.bin" for split in corpus.SPLITS)}
     if path.exists() and json.loads(path.read_text()) == plan:
         return
-    if foreign := [entry.name for entry in folder.iterdir() if entry.name not in ours and not entry.name.startswith(".")]:
-        raise DataError(f"{folder} holds other things ({foreign[0]}): give an empty folder with --data")
+    if foreign := {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - ours:
+        raise DataError(f"{folder} holds other things ({min(foreign)}): give an empty folder with --data")
     for name in ours - {LOCK}:
         (folder / name).unlink(missing_ok=True)
     with replacing(path) as part:
@@ -94,8 +98,8 @@ def _begin(folder: Path, plan: dict[str, object]) -> None:
 
 def _tokenizer(folder: Path, texts: list[str], profile: Profile, progress: Progress) -> Tokenizer:
     if not (folder / TOKENIZER).exists():
-        progress(f"learning {profile.vocab_size:,} tokens")
-        learned = Tokenizer.train(texts, profile.vocab_size)
+        stage = f"learning {profile.vocab_size:,} tokens"
+        learned = Tokenizer.train(tracked(texts, len(texts), stage, progress), profile.vocab_size)
         with replacing(folder / TOKENIZER) as part:
             part.write_text(learned.to_json())
     return Tokenizer.from_directory(folder)
@@ -107,10 +111,10 @@ def _rows(
     """Packs a split into its shard, unless it is there already; returns how many rows it has."""
     path = folder / f"{split}.bin"
     if not path.exists():
-        progress(f"packing {split}")
+        passing = tracked(texts, len(texts), f"packing {split}", progress)
         limit = None if split == "train" else profile.eval_tokens // profile.seq_len
         with replacing(path) as part:
-            write_rows(part, texts, tokenizer, profile.seq_len, chunk=profile.chunk, limit=limit)
+            write_rows(part, passing, tokenizer, profile.seq_len, chunk=profile.chunk, limit=limit)
     row_bytes = (profile.seq_len + 1) * row_dtype(tokenizer.get_vocab_size()).itemsize
     if not (rows := path.stat().st_size // row_bytes):
         raise DataError(f"too little text: no row of {profile.seq_len} tokens for {split}")

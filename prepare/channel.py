@@ -6,6 +6,7 @@ Also the one place that knows when training began: `ready` is called with the fi
 import json
 import os
 import time
+from contextlib import suppress
 
 _began: float | None = None
 
@@ -32,7 +33,5 @@ def send(event: dict[str, object]) -> None:
     descriptor = os.environ.get("NIGHTSHIFT_FD")
     if descriptor is None:
         return
-    try:
+    with suppress(BrokenPipeError):
         os.write(int(descriptor), json.dumps(event).encode() + b"\n")
-    except BrokenPipeError:
-        pass

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 Value = int | float | str | bool | tuple[float, ...]
 
-_LINE = re.compile(r"^(?P<name>[A-Z][A-Z0-9_]*) = (?P<value>[^#\n]*[^#\s])(?P<gap>[ \t]*)(?:#[ \t]*(?P<comment>.*))?$", re.M)
+_LINE = re.compile(
+    r"^(?P<name>[A-Z][A-Z0-9_]*) = (?P<value>[^#\n]*[^#\s])[ \t]*(?:#[ \t]*(?P<comment>.*))?$", re.MULTILINE
+)
 _RANGE = re.compile(r"(?P<low>[-+.\d_e]+?)\.\.(?P<high>[-+.\d_e]+)(?P<log> log)?$")
 _CHOICE = re.compile(r"one of (?P<options>.+)$")
 _DASH = " – "
@@ -93,8 +95,11 @@ def _split(comment: str) -> tuple[str, str]:
 
 
 def _space(text: str) -> Range | Choice | None:
-    if match := _RANGE.match(text):
-        return Range(ast.literal_eval(match["low"]), ast.literal_eval(match["high"]), bool(match["log"]))
-    if match := _CHOICE.match(text):
-        return Choice(tuple(ast.literal_eval(f"({match['options']},)")))
+    try:
+        if match := _RANGE.match(text):
+            return Range(ast.literal_eval(match["low"]), ast.literal_eval(match["high"]), bool(match["log"]))
+        if match := _CHOICE.match(text):
+            return Choice(tuple(ast.literal_eval(f"({match['options']},)")))
+    except (ValueError, SyntaxError):
+        pass  # "one of the few": words after all
     return None

@@ -12,14 +12,17 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 from prepare.machine import physical_cores
 from prepare.manifest import DataError
+from prepare.progress import Progress, tracked
 
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
-SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"}
+SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
+SKIPPED |= {"encodings", "idlelib", "lib2to3", "pydoc_data"}
 SPLITS = ("train", "val", "confirm")
 TEXT_FILES = {".txt", ".md", ".rst", ".py"}
 
@@ -29,9 +32,9 @@ def canonical(corpus: str) -> str:
     return corpus if corpus == "docstrings" else str(Path(corpus).resolve())
 
 
-def documents(corpus: str) -> list[str]:
-    """All documents of a corpus: "docstrings", or the path of a file or folder. Raises DataError where there is none."""
-    texts = docstrings() if corpus == "docstrings" else list(from_path(Path(corpus)))
+def documents(corpus: str, progress: Progress) -> list[str]:
+    """All documents of a corpus: "docstrings", or the path of a file or folder. Raises DataError where it has none."""
+    texts = docstrings(progress) if corpus == "docstrings" else from_path(Path(corpus), progress)
     ordered = sorted({digest(text): text for text in texts if text}.items())
     if not ordered:
         raise DataError(f"no text in {corpus}: give a folder or file of .txt, .md, .py, .jsonl or .parquet")
@@ -51,16 +54,24 @@ def split(texts: Iterable[str]) -> dict[str, list[str]]:
     return parts
 
 
-def docstrings() -> list[str]:
+def docstrings(progress: Progress) -> list[str]:
     """One document per module of the standard library and PACKAGES; where a package is missing, the source instead."""
     roots = [Path(sysconfig.get_path("stdlib")), *filter(None, map(_package, PACKAGES))]
     files = [path for root in roots for path in sources(root)]
-    with ProcessPoolExecutor(physical_cores(), mp_context=get_context("spawn")) as pool:
-        modules = list(pool.map(module_documentation, files, chunksize=64))
+    with ProcessPoolExecutor(physical_cores(), get_context("spawn"), _end_with_parent) as pool:
+        harvest = pool.map(module_documentation, files, chunksize=64)
+        modules = list(tracked(harvest, len(files), "reading docstrings", progress))
     texts = ["\n\n".join(parts) for parts in modules if parts]
     if len(roots) <= len(PACKAGES):
         texts += [text for path in sources(roots[0]) if (text := _read(path))]
     return texts
+
+
+def _end_with_parent() -> None:
+    """Workers of a killed process would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _package(name: str) -> Path | None:
@@ -97,7 +108,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def from_path(path: Path) -> Iterator[str]:
+def from_path(path: Path, progress: Progress) -> Iterator[str]:
     """Documents of a file, or of every text file below a folder."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -105,7 +116,7 @@ def from_path(path: Path) -> Iterator[str]:
         files = [path]
     else:
         raise DataError(f"no corpus {path}: give `docstrings`, or a file or folder that exists")
-    for file in files:
+    for file in tracked(files, len(files), f"reading {path}", progress):
         yield from _from_file(file)
 
 

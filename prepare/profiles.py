@@ -37,6 +37,7 @@ CPU = Profile(
     constants="""
 DEPTH = 3                 # 1..5
 MODEL_DIM = 96            # one of 64, 96, 128, 160
+ASPECT_RATIO = 32
 HEAD_DIM = 32             # one of 16, 32
 WINDOW_PATTERN = "L"      # one of "L", "SL"
 TOTAL_BATCH_SIZE = 2048   # one of 1024, 2048, 4096

@@ -1,0 +1,15 @@
+"""How far a stage of preparation has come: its name and a share from 0 to 1."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Progress = Callable[[str, float], None]
+
+
+def tracked(items: Iterable[Item], total: int, stage: str, progress: Progress) -> Iterator[Item]:
+    """The items, counted as they pass."""
+    progress(stage, 0.0)
+    for done, item in enumerate(items, 1):
+        yield item
+        progress(stage, done / max(total, done))
