@@ -82,7 +82,7 @@ class Profile(Fact):
     """What `prepare` fixed for this machine, as far as the session cares."""
 
     name: str
-    budget_kind: Literal["seconds", "flops"]
+    budget_kind: Literal["time", "work"]
     budget: float
     """Seconds of training, or FLOPs of training."""
     expected_seconds: float

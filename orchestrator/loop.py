@@ -110,10 +110,10 @@ async def perform(step: Step, state: State, log: Log, crew: Crew, lab: Lab) -> N
     """Do one step, as the state stood when it fell due, and append what came of it."""
     if isinstance(step, Train):
         granted = Granted(experiment=step.experiment, run=step.run, slot=step.slot, seed=step.seed)
-        stage = state.open[step.experiment]
-        assert isinstance(stage, Candidate)
+        stage = state.open.get(step.experiment)
+        source = stage.made.source if isinstance(stage, Candidate) else state.bases[step.experiment].source
         await log.append(step.lane, granted)
-        await log.append(step.lane, await lab.train(granted, log.get(stage.made.source)))
+        await log.append(step.lane, await lab.train(granted, log.get(source)))
     else:
         await log.append(step.lane, *await _outcome(step, state, log, crew, lab))
 

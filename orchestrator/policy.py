@@ -2,27 +2,51 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from math import sqrt
+from typing import Literal
 
-from orchestrator.events import Discarded, Failed, Kept, Proposal, Verdict
-from orchestrator.state import Broken, Candidate, Decided, Idea, Stage, State, Training
+from orchestrator.events import Discarded, Failed, Kept, Proposal, Scored, Verdict
+from orchestrator.state import Broken, Candidate, Decided, Idea, Remeasuring, Spread, Stage, State, Training
 
 BASELINE_RUNS = 3
 """The fewest that give a spread at all; confirmations of candidates sharpen it later."""
-PRIOR_SIGMA = 0.004
-PRIOR_WEIGHT = 2
-"""Two degrees of freedom alone may come out near zero by luck; so σ is pooled with what the cpu profile showed."""
-FUTILE = 0.5
-"""A first run less than half a standard error better is not worth a second: a true 3σ gain fails here in 2 of 100."""
-SURE = 3.0
-"""Standard errors of gain that a keep needs, over at least MIN_RUNS seeds."""
+PRIOR = {"cpu": Spread(4 * 0.0045**2, 4)}
+"""What a profile's noise was measured to be (docs/benchmarks.md), worth four degrees of freedom: three baselines
+alone may come out nearly equal by luck. Profiles without a measurement start from nothing."""
+FUTILE = (0.8, 1.4, 1.8, 2.1, 2.4, 2.6, 2.8)
+"""A candidate is given up when its gain is below this many standard errors after its 1st, 2nd, … seed. Tuned by
+simulation: a change that does nothing costs 1.2 runs, and a true gain of 3σ is given up in 3 of 100."""
+MAX_RUNS = len(FUTILE) + 1
 MIN_RUNS = 2
 """Nothing is kept on one seed: the first run is the one that luck has chosen."""
-MAX_RUNS = 4
-"""After four seeds the mean moves too little to be worth another run."""
+SURE = {
+    1: 637.0,
+    2: 31.6,
+    3: 12.92,
+    4: 8.61,
+    5: 6.87,
+    6: 5.96,
+    7: 5.41,
+    8: 5.04,
+    9: 4.78,
+    10: 4.59,
+    12: 4.32,
+    15: 4.07,
+    20: 3.85,
+    30: 3.65,
+    60: 3.46,
+    120: 3.37,
+    1000: 3.3,
+}
+"""Standard errors of gain that a keep needs, by the degrees of freedom of σ: Student's t at 1 in 2,000, one-sided.
+The less is known of the noise, the more is asked; a night of 200 no-ops then keeps none."""
+SIGMA_FLOOR = 1e-4
+"""The H100's own jitter is a few of these; a smaller σ means that seeds were ignored."""
 SIMPLER_LINES = 3
 """Within the noise, a candidate shorter by this many lines may be kept: less code is a result, too."""
+SIMPLER_RUNS = 3
+"""Seeds that such a keep needs: it claims that nothing was lost."""
 AHEAD = 1
 """Candidates ready behind each one that trains: enough that no slot waits, few enough that none goes stale."""
 UNANSWERED = 3
@@ -153,7 +177,7 @@ def due(state: State) -> tuple[Step, ...]:
     if not reason:
         return (*steps, *_proposals(state))
     steps = [step for step in steps if not isinstance(step, Implement | Rebase | Repair)]
-    busy = any(isinstance(stage, Training) for stage in state.open.values())
+    busy = any(isinstance(stage, Training | Remeasuring) for stage in state.open.values())
     return tuple(steps) if steps or busy else (Stop(reason),)
 
 
@@ -192,42 +216,70 @@ def seed(state: State, experiment: int, run: int) -> int:
     return int.from_bytes(digest[:4]) >> 1
 
 
-def sigma(state: State) -> float:
-    """Standard deviation of one run's val_bpb over seeds, pooled over the session."""
-    spread = state.spread
-    return sqrt((spread.squares + PRIOR_WEIGHT * PRIOR_SIGMA**2) / (spread.freedom + PRIOR_WEIGHT))
+def noise(state: State, scores: tuple[Scored, ...] = ()) -> Spread:
+    """All that is known of the spread of val_bpb over seeds, with these further runs of one candidate."""
+    spread, prior = state.spread.plus(scores), PRIOR.get(state.session.profile.name, Spread())
+    return Spread(spread.squares + prior.squares, spread.freedom + prior.freedom)
 
 
-def verdict(state: State, number: int, candidate: Candidate) -> Verdict | None:
-    """Kept, discarded, or None where another seed is to decide."""
-    if state.best is None:
-        return _baseline_verdict(state, candidate)
-    mark, runs, deviation = state.best.mark, len(candidate.scores), sigma(state)
-    error = deviation * sqrt(1 / runs + 1 / len(state.best.scores))
-    gain = mark - candidate.mean
+def sigma(spread: Spread) -> float:
+    """Standard deviation of one run's val_bpb. Never 0: runs that agree to the bit did not differ by their seeds."""
+    return max(sqrt(spread.squares / max(spread.freedom, 1)), SIGMA_FLOOR)
+
+
+def sure(freedom: int) -> float:
+    """The standard errors that a keep needs when σ has so many degrees of freedom."""
+    return SURE[max((known for known in SURE if known <= freedom), default=1)]
+
+
+def decide(state: State, number: int, candidate: Candidate) -> Verdict | Literal["again", "remeasure"]:
+    """A verdict; or what must run first: the candidate with another seed, or the incumbent."""
+    best, runs = state.best, len(candidate.scores)
+    spread = noise(state, candidate.scores)
+    deviation, needed = sigma(spread), sure(spread.freedom)
+    if best is None:
+        return _established(number, candidate, deviation) if runs >= BASELINE_RUNS else "again"
+    error = deviation * sqrt(1 / runs + 1 / len(best.scores))
+    gain = best.mark - candidate.mean
+    numbers = _Numbers(number, candidate.mean, gain, error, deviation)
     ratio = f"{gain / error:+.1f} standard errors over {runs} seed{'s' * (runs > 1)}"
-
-    def keep(reason: str) -> Kept:
-        lowest = min(mark, candidate.mean)
-        return Kept(
-            experiment=number, mean=candidate.mean, gain=gain, error=error, sigma=deviation, mark=lowest, reason=reason
-        )
-
-    def discard(reason: str) -> Discarded:
-        return Discarded(experiment=number, mean=candidate.mean, gain=gain, error=error, sigma=deviation, reason=reason)
-
-    simpler = candidate.made.removed - candidate.made.added >= SIMPLER_LINES and gain > -FUTILE * error
-    if gain < FUTILE * error and not simpler:
-        return discard(f"{'worse than' if gain < -2 * error else 'no better than'} the best: {ratio}")
-    if runs >= MIN_RUNS and gain >= SURE * error:
-        return keep(f"better beyond the noise: {ratio}")
-    if runs >= MIN_RUNS and simpler:
-        return keep(f"as good as the best with fewer lines: {ratio}")
+    simpler = candidate.made.removed - candidate.made.added >= SIMPLER_LINES and gain > -error / 2
+    if runs < MAX_RUNS and gain < FUTILE[runs - 1] * error and not simpler:
+        word = "worse than" if gain < -2 * error else "no better than" if gain < error else "too little better than"
+        return numbers.discarded(f"{word} the best: {ratio}")
+    if runs >= MIN_RUNS and gain >= needed * error:
+        return numbers.kept(best.mark, f"better beyond the noise: {ratio}, and a keep needs {needed:.1f}")
+    if runs >= SIMPLER_RUNS and simpler:
+        return numbers.kept(best.mark, f"as good as the best with fewer lines: {ratio}")
     if runs >= MAX_RUNS:
-        return discard(f"not beyond the noise: {ratio}, and a keep needs {SURE:g}")
+        return numbers.discarded(f"not beyond the noise: {ratio}, and a keep needs {needed:.1f}")
     if stopping(state):
-        return discard(f"promising, but the night ended before it could be confirmed: {ratio}")
-    return None
+        return numbers.discarded(f"promising, but the night ended before it could be confirmed: {ratio}")
+    known = best.runs if best.runs - len(best.scores) > 1 else len(best.scores)
+    return "remeasure" if runs >= MIN_RUNS and known < runs + 1 else "again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What every verdict on a scored candidate states."""
+
+    experiment: int
+    mean: float
+    gain: float
+    error: float
+    sigma: float
+
+    def kept(self, mark: float, reason: str) -> Kept:
+        return Kept(**asdict(self), mark=min(mark, self.mean), reason=reason)
+
+    def discarded(self, reason: str) -> Discarded:
+        return Discarded(**asdict(self), reason=reason)
+
+
+def _established(number: int, candidate: Candidate, deviation: float) -> Kept:
+    runs = len(candidate.scores)
+    numbers = _Numbers(number, candidate.mean, 0.0, deviation / sqrt(runs), deviation)
+    return numbers.kept(candidate.mean, f"the baseline, over {runs} seeds")
 
 
 def repeats(state: State, proposal: Proposal) -> str:
@@ -261,7 +313,7 @@ def _next(state: State, number: int, stage: Stage) -> Iterator[Step]:
             reason = repeats(state, proposal)
             yield Refuse(number, reason) if reason else Implement(number)
         case Candidate() if stage.scores and not _stale(state, number, stage):
-            if decision := verdict(state, number, stage):
+            if not isinstance(decision := decide(state, number, stage), str):
                 yield Judge(number, decision)
         case Candidate() if _stale(state, number, stage):
             assert state.best
@@ -283,21 +335,25 @@ def _next(state: State, number: int, stage: Stage) -> Iterator[Step]:
 
 def _grants(state: State) -> list[Train]:
     """Free slots go to the candidates that wait: confirmations first, then the oldest."""
-    taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training)}
+    taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
     free = [slot for slot in range(state.session.slots) if slot not in taken]
-    stop = stopping(state)
-    waiting = [
-        (not stage.scores, number, stage)
-        for number, stage in state.open.items()
-        if isinstance(stage, Candidate) and not _stale(state, number, stage) and not stop
-        if not (stage.scores and verdict(state, number, stage))
-        if number == 0 or state.best
-    ]
-    waiting.sort(key=lambda entry: entry[:2])
+    wanted = sorted(_wanted(state)) if free and not stopping(state) else []
+    numbers = list(dict.fromkeys((number, run) for _, _, number, run in wanted))
     return [
-        Train(number, stage.runs + 1, slot, seed(state, number, stage.runs + 1))
-        for slot, (_, number, stage) in zip(free, waiting, strict=False)
+        Train(number, run, slot, seed(state, number, run)) for slot, (number, run) in zip(free, numbers, strict=False)
     ]
+
+
+def _wanted(state: State) -> Iterator[tuple[bool, int, int, int]]:
+    """Runs that somebody waits for: (not a confirmation, for which experiment, whose run, which run of it)."""
+    for number, stage in state.open.items():
+        if not isinstance(stage, Candidate) or _stale(state, number, stage) or (number > 0 and not state.best):
+            continue
+        need = decide(state, number, stage) if stage.scores else "again"
+        if need == "again":
+            yield (not stage.scores, number, number, stage.runs + 1)
+        elif need == "remeasure" and state.best and state.best.experiment not in state.open:
+            yield (False, number, state.best.experiment, state.best.runs + 1)
 
 
 def _proposals(state: State) -> list[Propose]:
@@ -320,22 +376,6 @@ def _runs(stage: Candidate | Training | Decided) -> int:
 def _stale(state: State, number: int, candidate: Candidate) -> bool:
     """Made from a train.py that is no longer the best."""
     return number > 0 and state.best is not None and candidate.made.base != state.best.experiment
-
-
-def _baseline_verdict(state: State, candidate: Candidate) -> Verdict | None:
-    runs = len(candidate.scores)
-    if runs < BASELINE_RUNS:
-        return None
-    deviation = sigma(replace(state, spread=state.spread.plus(candidate.scores)))
-    return Kept(
-        experiment=0,
-        mean=candidate.mean,
-        gain=0.0,
-        error=deviation / sqrt(runs),
-        sigma=deviation,
-        mark=candidate.mean,
-        reason=f"the baseline, over {runs} seeds",
-    )
 
 
 def _reflects(state: State, number: int, decided: Decided) -> bool:

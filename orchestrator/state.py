@@ -22,6 +22,7 @@ from orchestrator.events import (
     Guided,
     Kept,
     Opened,
+    Outcome,
     Postmortem,
     Promoted,
     Proposal,
@@ -71,7 +72,7 @@ class Candidate:
 
     @property
     def mean(self) -> float:
-        return fmean(score.val_bpb for score in self.scores)
+        return _mean(self.scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,14 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Remeasuring:
+    """The incumbent runs once more, since a close comparison needs both sides known equally well."""
+
+    granted: Granted
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """Judged; to be promoted if it was kept, and reflected upon."""
 
@@ -102,7 +111,7 @@ class Decided:
     promoted: bool = False
 
 
-Stage = Idea | Candidate | Training | Broken | Decided
+Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +130,7 @@ class Finding:
 
     @property
     def val_bpb(self) -> float | None:
-        return fmean(score.val_bpb for score in self.scores) if self.scores else None
+        return _mean(self.scores) if self.scores else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +150,8 @@ class Best:
     scores: tuple[Scored, ...]
     mark: float
     """The mean val_bpb to beat."""
+    runs: int
+    """Grants so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +162,21 @@ class Spread:
     freedom: int = 0
 
     def plus(self, scores: tuple[Scored, ...]) -> "Spread":
-        if len(scores) < 2:
-            return self
-        mean = fmean(score.val_bpb for score in scores)
-        squares = sum((score.val_bpb - mean) ** 2 for score in scores)
-        return Spread(self.squares + squares, self.freedom + len(scores) - 1)
+        """With the deviations of these runs of one candidate."""
+        more = _deviations(scores)
+        return Spread(self.squares + more.squares, self.freedom + more.freedom)
+
+    def minus(self, scores: tuple[Scored, ...]) -> "Spread":
+        """Without them."""
+        less = _deviations(scores)
+        return Spread(self.squares - less.squares, self.freedom - less.freedom)
+
+
+def _deviations(scores: tuple[Scored, ...]) -> Spread:
+    if len(scores) < 2:
+        return Spread()
+    mean = fmean(score.val_bpb for score in scores)
+    return Spread(sum((score.val_bpb - mean) ** 2 for score in scores), len(scores) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +263,8 @@ def proposal_of(stage: Stage) -> Proposal:
             return proposal
         case Training(candidate) | Broken(candidate) | Decided(candidate):
             return candidate.proposal
+        case Remeasuring():
+            return BASELINE
 
 
 def fold(records: Iterable[Record], state: State | None = None) -> State:
@@ -306,6 +329,12 @@ def _advance(state: State, record: Record, number: int, stage: Stage | None) -> 
             return replace(_at(state, number, candidate), run_seconds=seconds, aborted=0)
         case Crashed() as crash, Training(candidate):
             return replace(_at(state, number, Broken(candidate, crash)), aborted=0)
+        case Granted() as granted, None:
+            assert state.best is not None, "only the incumbent runs again after it was judged"
+            best = replace(state.best, runs=granted.run)
+            return replace(_at(state, number, Remeasuring(granted, record.at)), best=best)
+        case (Scored() | Crashed() | Aborted()) as outcome, Remeasuring():
+            return _remeasured(_leave(state, number), outcome)
         case Failed() as verdict, Broken(candidate, crash):
             return _at(state, number, Decided(candidate, verdict, crash, against))
         case (Kept() | Discarded()) as verdict, Candidate() as candidate:
@@ -313,7 +342,7 @@ def _advance(state: State, record: Record, number: int, stage: Stage | None) -> 
             return replace(_at(state, number, Decided(candidate, verdict, None, against)), spread=spread)
         case Promoted(commit=commit), Decided(candidate) as decided:
             mark = decided.verdict.mark if isinstance(decided.verdict, Kept) else candidate.mean
-            best = Best(number, candidate.scores, mark)
+            best = Best(number, candidate.scores, mark, candidate.runs)
             bases = {**state.bases, number: Base(number, commit, candidate.made.source)}
             return replace(_at(state, number, replace(decided, promoted=True)), best=best, bases=bases)
         case Reflected(postmortem=postmortem), Decided() as decided:
@@ -355,12 +384,39 @@ def _at(state: State, number: int, stage: Stage) -> State:
     return replace(state, open={**state.open, number: stage})
 
 
+def _leave(state: State, number: int) -> State:
+    return replace(state, open={other: stage for other, stage in state.open.items() if other != number})
+
+
 def _close(state: State, finding: Finding) -> State:
-    still_open = {number: stage for number, stage in state.open.items() if number != finding.experiment}
-    return replace(state, open=still_open, findings=(*state.findings, finding))
+    state = _leave(state, finding.experiment)
+    return replace(state, findings=(*state.findings, finding))
+
+
+def _remeasured(state: State, outcome: Outcome) -> State:
+    """The incumbent is known better now, unless the run came to nothing."""
+    best = state.best
+    assert best is not None
+    if not isinstance(outcome, Scored):
+        return replace(state, aborted=state.aborted + isinstance(outcome, Aborted))
+    if outcome.experiment != best.experiment:
+        return state
+    scores = (*best.scores, outcome)
+    old, new = _mean(best.scores), _mean(scores)
+    mark = new if best.mark == old else best.mark
+    spread = state.spread.minus(best.scores).plus(scores)
+    return replace(state, best=replace(best, scores=scores, mark=mark), spread=spread, aborted=0)
+
+
+def _mean(scores: tuple[Scored, ...]) -> float:
+    return fmean(score.val_bpb for score in scores)
 
 
 def _revived(state: State) -> State:
     """After a death: a run that was under way is to be granted again, and a request to stop is forgotten."""
-    stages = {n: stage.candidate if isinstance(stage, Training) else stage for n, stage in state.open.items()}
+    stages = {
+        number: stage.candidate if isinstance(stage, Training) else stage
+        for number, stage in state.open.items()
+        if not isinstance(stage, Remeasuring)
+    }
     return replace(state, open=stages, waiting={}, stopping="", ended="", unanswered=0, aborted=0)

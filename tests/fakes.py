@@ -23,7 +23,7 @@ from orchestrator.source import digest, fingerprint
 from subagents.agent import NoAnswer
 
 SOURCE = "\n".join(["from prepare import evaluate_bpb", *(f"KNOB_{i} = 0.0" for i in range(40)), "print('---')", ""])
-PROFILE = Profile(name="cpu", budget_kind="flops", budget=1e12, expected_seconds=25.0, data_hash="d" * 16)
+PROFILE = Profile(name="cpu", budget_kind="work", budget=1e12, expected_seconds=25.0, data_hash="d" * 16)
 
 
 def started(**changes) -> Started:
