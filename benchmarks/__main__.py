@@ -1,0 +1,20 @@
+"""`python -m benchmarks [NAME …]`: measure what docs/benchmarks.md claims, and print it as tables."""
+
+import importlib
+import pkgutil
+import sys
+
+import benchmarks
+
+
+def main() -> None:
+    names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name[0] != "_")
+    chosen = sys.argv[1:] or names
+    if unknown := set(chosen) - set(names):
+        sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(names)}")
+    for name in chosen:
+        print(f"\n## {name}\n")
+        importlib.import_module(f"benchmarks.{name}").main()
+
+
+main()
