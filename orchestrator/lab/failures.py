@@ -1,0 +1,61 @@
+"""Why a run failed, in one of a few words, and the line of its log that says so."""
+
+import re
+import signal
+from dataclasses import dataclass
+
+from orchestrator.events import FailureKind
+from orchestrator.lab.output import step
+
+MESSAGE = 300
+"""Characters of a message."""
+NEAR = 200
+"""How many of the log's last lines are searched for a reason."""
+
+_ERROR = re.compile(r"[A-Za-z_]?[\w.]*(?:Error|Exception|Interrupt|Iteration|Exit)(?::|$)|Fatal Python error|error: ")
+_WORDS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
+    (
+        "out of device memory",
+        re.compile(r"OutOfMemoryError|(?:CUDA|HIP|MPS)\b.*out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
+    ),
+    ("disk full", re.compile(r"No space left on device|Disk quota exceeded|Errno 28\b|Errno 122\b")),
+    ("out of host memory", re.compile(r"\bMemoryError|[Cc]an(?:no|')t allocate memory|not enough memory: you tried")),
+    ("import", re.compile(r"(?:ModuleNotFound|Import)Error")),
+    ("syntax", re.compile(r"(?:Syntax|Indentation|Tab)Error")),
+    ("NaN", re.compile(r"^FAIL\b|\b[Ll]oss\b.*\b(?:nan|NaN|inf|exploded|diverged|not finite)\b")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What went wrong with a run."""
+
+    kind: FailureKind
+    message: str
+
+
+def fault(status: int, log: str) -> Fault:
+    """Name the failure of a run that ended by itself, with that exit code (negative: the signal) and that log."""
+    lines = [line.strip() for line in log.splitlines()[-NEAR:] if line.strip() and not step(line)]
+    message = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")[:MESSAGE]
+    number = -status if status < 0 else status - 128
+    match number:
+        case signal.SIGXCPU:
+            return Fault("timeout", "it used up its CPU time")
+        case signal.SIGKILL:
+            return Fault("out of host memory", "it was killed from outside, as the system does when memory runs out")
+        case _:
+            pass
+    for kind, words in _WORDS:
+        if words.search(message):
+            return Fault(kind, message)
+    if status < 0:
+        return Fault("other", f"it was ended by {_name(number)}" + f": {message}" * bool(message))
+    return Fault("other", message or f"it ended with exit code {status} and said nothing")
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,136 @@
+"""Nothing of a run outlives it: a small process between the orchestrator and the training code.
+
+Executed by path: `python -I guardian.py OPTIONS COMMAND…`. It adopts every process that the command leaves behind.
+When the command ends, or the standard input closes because the orchestrator is gone, it kills all of them. One byte
+on the standard input asks the command to end. The standard error is the command's output; the report, one line of
+JSON, goes to the standard output.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+PROGRAM = Path(__file__)
+TAG = "NIGHTSHIFT_RUN"
+"""The environment variable by which a run's processes are known, should even the guardian die."""
+PR_SET_CHILD_SUBREAPER = 36
+STUBBORN = 20.0
+"""Seconds after which a killed process that is still there will not go: the kernel holds it."""
+
+
+def main() -> None:
+    """Run the command; report how it ended once nothing of it is left."""
+    options = json.loads(sys.argv[1])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _limit(resource.RLIMIT_CPU, options["cpu"])
+    _limit(resource.RLIMIT_CORE, 0)
+    bell = _bell()
+    try:
+        child = subprocess.Popen(
+            sys.argv[2:], stdin=subprocess.DEVNULL, stdout=2, stderr=2, pass_fds=options["fds"], process_group=0
+        )
+    except OSError as error:
+        _report(error=str(error))
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for descriptor in options["fds"]:
+        os.close(descriptor)
+    ended: dict[int, int] = {}
+    _attend(child.pid, bell, options["grace"], ended)
+    left = end(lambda: psutil.Process().children(recursive=True), lambda: _reap(ended))
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child.returncode = ended.get(child.pid, -signal.SIGKILL)
+    scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    _report(
+        status=child.returncode, cpu=usage.ru_utime + usage.ru_stime, peak_mb=usage.ru_maxrss / scale, left=len(left)
+    )
+
+
+def tagged(prefix: str) -> list[psutil.Process]:
+    """The processes, of any age, that were started for a run whose tag begins so."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(TAG, "").startswith(prefix):
+                found.append(process)
+    return found
+
+
+def end(alive: Callable[[], list[psutil.Process]], reap: Callable[[], None] = lambda: None) -> list[psutil.Process]:
+    """Kill until none is alive; return those that will not die."""
+    deadline = time.monotonic() + STUBBORN
+    reap()
+    while (processes := alive()) and time.monotonic() < deadline:
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.01)
+        reap()
+    return processes
+
+
+def _attend(child: int, bell: int, grace: float, ended: dict[int, int]) -> None:
+    """Return when the child has ended, or must be ended: the orchestrator is gone, or the grace is over."""
+    deadline = None
+    _reap(ended)
+    while child not in ended:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select([0, bell], [], [], timeout)
+        if bell in ready:
+            os.read(bell, 4096)
+        if not ready or (0 in ready and not os.read(0, 1)):
+            return
+        if 0 in ready:
+            deadline = time.monotonic() + grace
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGTERM)
+        _reap(ended)
+
+
+def _reap(ended: dict[int, int]) -> None:
+    """Note the exit codes of all children, adopted ones too, that have ended."""
+    with suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            ended[found[0]] = os.waitstatus_to_exitcode(found[1])
+
+
+def _bell() -> int:
+    """A descriptor that becomes readable when a child ends; all other signals but SIGKILL are slept through."""
+    readable, writable = os.pipe()
+    os.set_blocking(writable, False)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # A handler, since an ignored signal would stay ignored in the command.
+        signal.signal(number, _sleep_on)
+    return readable
+
+
+def _sleep_on(_number: int, _frame: object) -> None:
+    pass
+
+
+def _limit(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (most, hard))
+
+
+def _report(**fields: object) -> None:
+    with suppress(BrokenPipeError):
+        os.write(1, json.dumps(fields).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Git by plumbing, in the user's own repository: objects and refs, never its work tree or its index.
+
+Every candidate stays under `refs/nightshift/<session>/`; what is kept moves the branch `research/<session>` forward.
+"""
+
+import os
+import subprocess
+from contextlib import suppress
+from itertools import count
+from pathlib import Path, PurePosixPath
+
+SETTINGS = (
+    "core.hooksPath=/dev/null",  # the user's hooks are for the user's commits,
+    "core.fsmonitor=false",  # and no setting of the repository may start a program
+    "core.fsync=all",  # git's default leaves empty objects behind when the power fails
+    "safe.directory=*",  # a mounted repository often belongs to somebody else
+    "i18n.commitEncoding=UTF-8",
+)
+WHO = "Nightshift"
+MAIL = "nightshift@localhost"
+
+
+class RepoError(Exception):
+    """The repository cannot be used; the message is one line that says what to do."""
+
+
+class Repo:
+    """The training script in its repository, and the refs of one session."""
+
+    def __init__(self, script: Path, session: str) -> None:
+        """Find the repository around `script`. Raises RepoError."""
+        self.script, self.session = script, session
+        if not script.parent.is_dir():
+            raise RepoError(f"{script.parent} is not a folder")
+        try:
+            self.path = PurePosixPath(self._git("rev-parse", "--show-prefix"), script.name)
+        except RepoError as error:
+            if "not a git repository" not in str(error):
+                raise
+            raise RepoError(f"{script.parent.resolve()} is not in a git repository: `git init`, then commit") from error
+        self.branch = f"research/{session}"
+        try:
+            self._git("check-ref-format", f"refs/heads/{self.branch}")
+        except RepoError as error:
+            raise RepoError(f"{session!r} cannot be part of a branch's name: choose another session name") from error
+
+    def head(self) -> str:
+        """The user's commit, on a branch or not. Raises RepoError where there is none."""
+        commit = self._resolve("HEAD")
+        if commit is None:
+            raise RepoError(f"{self.script.parent.resolve()} has no commit yet: commit {self.script.name} first")
+        return commit
+
+    def baseline(self) -> str:
+        """The script as the user sees it: the file, edits that are not committed included, or else the head's.
+
+        Raises RepoError.
+        """
+        if not self.script.is_file():
+            return self.source(self.head())
+        try:
+            return self.script.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RepoError(f"{self.script} is not UTF-8 text") from error
+        except OSError as error:
+            raise RepoError(f"{self.script} cannot be read: {error.strerror}") from error
+
+    def source(self, commit: str) -> str:
+        """The script's text in a commit. Raises RepoError."""
+        blob = self._resolve(f"{commit}:{self.path}")
+        if blob is None:
+            raise RepoError(f"{self.script} does not exist, neither as a file nor in {commit[:10]}")
+        return self._git("cat-file", "blob", blob, strip=False)
+
+    def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
+        """Keep a candidate under a ref of its own; the same one twice is one commit."""
+        tree = self._with(parent, source)
+        for attempt in count(1):
+            ref = f"refs/nightshift/{self.session}/{experiment}" + f"-{attempt}" * (attempt > 1)
+            there = self._resolve(ref)
+            if there is None:
+                commit = self._new(tree, parent, message)
+                self._git("update-ref", ref, commit, "")
+                return commit
+            if self._same(there, tree, parent, message):
+                return there
+        raise AssertionError("integers are endless")
+
+    def begin(self, commit: str) -> None:
+        """Let the session's branch start at the commit, unless it does. Raises RepoError where it is somewhere else."""
+        there = self._resolve(f"refs/heads/{self.branch}")
+        if there is None:
+            self._git("update-ref", "-m", "nightshift: begin", f"refs/heads/{self.branch}", commit, "")
+        elif there != commit:
+            raise RepoError(f"the branch {self.branch} exists already: choose another session name, or delete it")
+
+    def promote(self, parent: str, source: str, message: str) -> str:
+        """Move the branch from `parent` to a new commit; doing it twice is doing it once.
+
+        Raises RepoError where somebody else has moved the branch.
+        """
+        ref = f"refs/heads/{self.branch}"
+        tree, there = self._with(parent, source), self._resolve(ref)
+        if there and self._same(there, tree, parent, message):
+            return there
+        if there != parent:
+            remedy = f"`git branch -f {self.branch} {parent[:10]}`, then resume"
+            raise RepoError(f"{self.branch} was moved by somebody else: {remedy}")
+        commit = self._new(tree, parent, message)
+        self._git("update-ref", "-m", "nightshift: keep", ref, commit, parent)
+        return commit
+
+    def unlock(self) -> None:
+        """Remove the locks that an earlier life, killed in the middle of a write, left on this session's refs."""
+        folder = self.script.parent / self._git("rev-parse", "--git-common-dir")
+        branch = folder / "refs/heads" / f"{self.branch}.lock"
+        for lock in [branch, *(folder / "refs/nightshift" / self.session).glob("*.lock")]:
+            with suppress(FileNotFoundError):
+                lock.unlink()
+
+    def _with(self, commit: str, source: str) -> str:
+        """The commit's tree with another text of the script."""
+        blob = self._git("hash-object", "-w", "--stdin", stdin=source)
+        return self._graft(f"{commit}^{{tree}}", self.path.parts, blob)
+
+    def _graft(self, tree: str | None, parts: tuple[str, ...], blob: str) -> str:
+        name, *rest = parts
+        listing = self._git("ls-tree", "-z", tree).split("\0") if tree else []
+        entries = {entry.partition("\t")[2]: entry.partition("\t")[0] for entry in listing if entry}
+        mode, kind, old = entries.get(name, "100644 blob ").split(" ")
+        if rest:
+            entries[name] = f"040000 tree {self._graft(old if kind == 'tree' else None, tuple(rest), blob)}"
+        else:
+            entries[name] = f"{mode if kind == 'blob' and mode != '120000' else '100644'} blob {blob}"
+        # --missing: in a partial clone the other files need not be here.
+        return self._git("mktree", "-z", "--missing", stdin="".join(f"{e}\t{n}\0" for n, e in entries.items()))
+
+    def _new(self, tree: str, parent: str, message: str) -> str:
+        return self._git("commit-tree", tree, "-p", parent, "-F", "-", stdin=message)
+
+    def _same(self, commit: str, tree: str, parent: str, message: str) -> bool:
+        """Whether the commit is the one that would be made, but for its date."""
+        header, _, body = self._git("cat-file", "commit", commit, strip=False).partition("\n\n")
+        fields = [line.split(" ", 1) for line in header.splitlines()]
+        return [["tree", tree], ["parent", parent]] == fields[:2] and body.rstrip("\n") == message.rstrip("\n")
+
+    def _resolve(self, name: str) -> str | None:
+        try:
+            return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name)
+        except RepoError:
+            return None
+
+    def _git(self, *arguments: str, stdin: str = "", strip: bool = True) -> str:
+        """What git prints. Raises RepoError with git's own last line."""
+        settings = [word for setting in SETTINGS for word in ("-c", setting)]
+        try:
+            done = subprocess.run(
+                ["git", *settings, *arguments],
+                cwd=self.script.parent,
+                env=_environment(),
+                input=stdin.encode("utf-8", "surrogateescape"),
+                capture_output=True,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise RepoError("git is not installed, or not in PATH") from error
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+            raise RepoError(f"git {arguments[0]}: {lines[-1].removeprefix('fatal: ')}")
+        text = done.stdout.decode("utf-8", "surrogateescape")
+        return text.strip("\n") if strip else text
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the caller's, so that no GIT_* variable and no setting of user or system leads astray."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_AUTHOR_NAME": WHO,
+        "GIT_AUTHOR_EMAIL": MAIL,
+        "GIT_COMMITTER_NAME": WHO,
+        "GIT_COMMITTER_EMAIL": MAIL,
+    }

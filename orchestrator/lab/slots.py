@@ -1,0 +1,75 @@
+"""A slot is where one run at a time may train: a GPU of this machine, or a share of its cores.
+
+It is held by a file lock whose descriptor the run's guardian inherits: it is free only when the run is really gone.
+"""
+
+import asyncio
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """`devices` is what CUDA_VISIBLE_DEVICES will say; empty on a machine without GPUs."""
+
+    lock: Path
+    devices: str = ""
+    threads: int = 0
+    """For arithmetic on the CPU; 0 leaves it to the libraries."""
+    patience: float = 30.0
+    """Seconds to wait for the run before."""
+
+
+class SlotBusy(Exception):  # noqa: N818 - it is no error of anybody's
+    """Somebody else, another session perhaps, is using the slot."""
+
+
+def slots(count: int, folder: Path, cores: int) -> tuple[Slot, ...]:
+    """The machine's first GPUs, each locked for all sessions of this user; or, without any, shares of its cores."""
+    gpus = _gpus()[:count]
+    if not gpus:
+        return tuple(Slot(folder / f"slot-{i}.lock", threads=max(1, cores // count)) for i in range(count))
+    shared = Path(tempfile.gettempdir(), f"nightshift-{os.getuid()}")
+    return tuple(Slot(shared / f"{gpu}.lock", devices=gpu) for gpu in gpus)
+
+
+@asynccontextmanager
+async def held(slot: Slot) -> AsyncGenerator[int]:
+    """The descriptor that holds the slot. Raises SlotBusy where it does not become free in time, OSError."""
+    slot.lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(slot.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + slot.patience
+        while not _locked(descriptor):
+            if time.monotonic() > deadline:
+                raise SlotBusy(f"{slot.devices or slot.lock.stem} is in use by another session")
+            await asyncio.sleep(0.05)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _gpus() -> list[str]:
+    """The UUIDs of this machine's NVIDIA GPUs."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    except pynvml.NVMLError:
+        return []

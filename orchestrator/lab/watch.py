@@ -1,0 +1,119 @@
+"""Watches one run from outside, through what it prints and says, and knows when it has to be ended."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from statistics import median
+
+from orchestrator.events import Measures, Point, Profile
+from orchestrator.lab.failures import Fault
+from orchestrator.lab.output import Curve, Step, Transcript
+from orchestrator.lab.scoring import Statement
+
+EXPLODED = 3.0
+"""Times the first loss: no model that learns ever gets there."""
+NEARLY_DONE = 0.9
+"""Of the budget: after that the next line may be the summary, and evaluation is silent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run may take. Seconds and bytes."""
+
+    wall: float
+    cpu: float
+    """Of one process; does not grow on a busy machine."""
+    quiet: float = 60.0
+    """Between one progress line and the next, at least."""
+    quiet_steps: float = 10.0
+    """The same in median steps; the larger one counts."""
+    grace: float = 10.0
+    """Between asking a run to end and killing it."""
+    output: int = 64 << 20
+    free_disk: int = 512 << 20
+    """What must be there before a run starts."""
+
+
+def limits(profile: Profile, threads: int) -> Limits:
+    """A candidate may be four times slower than expected, and a minute for imports, before it is a hang.
+
+    Where the budget is work the machine may be busy with other things meanwhile: then it is the CPU time that counts.
+    """
+    busy = 2 if profile.budget_kind == "work" else 1
+    seconds = 60 + 4 * profile.expected_seconds
+    return Limits(wall=busy * seconds, cpu=max(threads, 1) * seconds)
+
+
+class Watch:
+    """All that is known of a run while it goes on."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        on_point: Callable[[Point, float], None] = lambda _point, _rate: None,
+    ) -> None:
+        self.limits, self.clock, self.on_point = limits, clock, on_point
+        self.transcript, self.curve, self.said = Transcript(), Curve(), Statement(clock)
+        self.started = clock()
+        self.last: Step | None = None
+        self.last_at = self.started
+        self.first_loss: float | None = None
+        self.paces: deque[float] = deque(maxlen=101)
+        self.broken: Fault | None = None
+
+    def output(self, data: bytes) -> None:
+        """Something was printed."""
+        for step in self.transcript.feed(data):
+            self._step(step)
+
+    def close(self) -> None:
+        """Nothing more will be printed."""
+        for step in self.transcript.close():
+            self._step(step)
+
+    @property
+    def fault(self) -> Fault | None:
+        """Why the run has to be ended now."""
+        now = self.clock()
+        if self.broken:
+            return self.broken
+        if now - self.started > self.limits.wall:
+            return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
+        if self.transcript.bytes > self.limits.output:
+            return Fault("other", f"it printed more than {self.limits.output >> 20} MB")
+        if self.said.ready_at is None or (self.last and self.last.progress >= NEARLY_DONE):
+            return None
+        quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
+        if now - max(self.last_at, self.said.ready_at) > quiet:
+            return Fault("hang", f"no step for {quiet:.0f} s after step {self.last.number if self.last else 0}")
+        return None
+
+    def measures(self, peak_mb: float) -> Measures:
+        """The run in numbers; `peak_mb` is the memory of its largest process, used where no GPU says otherwise."""
+        summary = self.transcript.summary or {}
+        return Measures(
+            train_seconds=self.said.train_seconds,
+            total_seconds=self.clock() - self.started,
+            steps=int(summary.get("num_steps", self.last.number if self.last else 0)),
+            tokens=int(1e6 * summary.get("total_tokens_M", 0.0)),
+            parameters=int(1e6 * summary.get("num_params_M", 0.0)),
+            memory_mb=summary.get("peak_vram_mb") or peak_mb,
+        )
+
+    def _step(self, step: Step) -> None:
+        now = self.clock()
+        if self.last:
+            self.paces.append(now - self.last_at)
+        self.last, self.last_at = step, now
+        if not isfinite(step.loss):
+            self.broken = self.broken or Fault("NaN", f"the loss became {step.loss} at step {step.number}")
+            return
+        self.first_loss = step.loss if self.first_loss is None else self.first_loss
+        point = Point(seconds=self.said.train_seconds, progress=step.progress, loss=step.loss)
+        self.curve.add(point)
+        self.on_point(point, step.tokens_per_second)
+        if step.loss > EXPLODED * abs(self.first_loss) + 1:
+            self.broken = self.broken or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
