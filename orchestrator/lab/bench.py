@@ -39,7 +39,8 @@ class Bench:
 
     async def fit(self) -> Fitted:
         """Commit the baseline and begin the branch. Raises RepoError."""
-        return await asyncio.to_thread(self._fit)
+        commit, source = await asyncio.to_thread(self._fit)
+        return Fitted(commit=commit, source=self.put(source), fingerprint=fingerprint(source))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         return await asyncio.to_thread(self.repo.commit, experiment, parent, source, message)
@@ -50,10 +51,10 @@ class Bench:
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
         return await asyncio.to_thread(self.repo.promote, parent, source, message)
 
-    def _fit(self) -> Fitted:
+    def _fit(self) -> tuple[str, str]:
         head, found = self.repo.head(), self.repo.baseline()
         source = profiles.fit(found, self.profile)
         note = f"fit the baseline to the {self.profile} profile\n\nExperiment: 0\n"
         commit = self.repo.commit(0, head, source, note)
         self.repo.begin(commit)
-        return Fitted(commit=commit, source=self.put(source), fingerprint=fingerprint(source))
+        return commit, source

@@ -11,6 +11,8 @@ from orchestrator.events import Point
 
 LONGEST = 2_000
 """Characters of a line that are kept."""
+RAW = 2 * LONGEST
+"""The same while the line is incomplete, since escape sequences take room until then."""
 HEAD, TAIL = 64 << 10, 192 << 10
 """Characters that are kept of a log's beginning, where imports fail, and of its end, where everything else does."""
 POINTS = 60
@@ -54,10 +56,9 @@ class Lines:
         """Each line, and whether a newline ended it; a carriage return says that it is to be overwritten."""
         *lines, rest = re.split(r"(?<=[\r\n])", self.decoder.decode(data, last))
         for line in lines:
-            yield _clean(self.open + line[:LONGEST]), line.endswith("\n")
+            yield _clean((self.open + line)[:RAW]), line.endswith("\n")
             self.open = ""
-        # Twice the length, since escape sequences take room until the line is complete.
-        self.open = (self.open + rest[: 2 * LONGEST])[: 2 * LONGEST]
+        self.open = (self.open + rest)[:RAW]
         if last and self.open:
             yield _clean(self.open), True
 

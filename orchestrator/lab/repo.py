@@ -125,7 +125,7 @@ class Repo:
 
     def _graft(self, tree: str | None, parts: tuple[str, ...], blob: str) -> str:
         name, *rest = parts
-        listing = self._git("ls-tree", "-z", tree).split("\0") if tree else []
+        listing = self._git("ls-tree", "--full-tree", "-z", tree).split("\0") if tree else []
         entries = {entry.partition("\t")[2]: entry.partition("\t")[0] for entry in listing if entry}
         mode, kind, old = entries.get(name, "100644 blob ").split(" ")
         if rest:
@@ -151,7 +151,7 @@ class Repo:
             return None
 
     def _git(self, *arguments: str, stdin: str = "", strip: bool = True) -> str:
-        """What git prints. Raises RepoError with git's own last line."""
+        """What git prints. Raises RepoError with git's own reason."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         try:
             done = subprocess.run(
@@ -165,8 +165,9 @@ class Repo:
         except FileNotFoundError as error:
             raise RepoError("git is not installed, or not in PATH") from error
         if done.returncode:
-            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-            raise RepoError(f"git {arguments[0]}: {lines[-1].removeprefix('fatal: ')}")
+            lines = done.stderr.decode(errors="replace").splitlines()
+            reason = next((line for line in lines if line.startswith(("fatal: ", "error: "))), f": {done.returncode}")
+            raise RepoError(f"git {arguments[0]}: {reason.partition(': ')[2]}")
         text = done.stdout.decode("utf-8", "surrogateescape")
         return text.strip("\n") if strip else text
 

@@ -1,0 +1,237 @@
+"""The lab's git, against real repositories."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.lab.repo import Repo, RepoError
+
+ENV = {
+    "PATH": os.environ["PATH"],
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    **{f"GIT_{who}_{what}": "user@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+}
+
+
+def git(folder, *arguments):
+    done = subprocess.run(["git", *arguments], cwd=folder, env=ENV, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def project(folder, name="train.py"):
+    """A repository with one commit: the script and two other files."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    git(folder, "init", "-q", "-b", "main")
+    (folder / name).write_text("LR = 1\n")
+    (folder / "other").mkdir()
+    (folder / "other/ä notes.txt").write_text("mine\n")
+    (folder / "run.sh").write_text("#!/bin/sh\n")
+    (folder / "run.sh").chmod(0o755)
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "mine")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return project(tmp_path)
+
+
+@pytest.fixture
+def repo(folder):
+    return Repo(folder / "train.py", "may")
+
+
+def outside_refs(folder):
+    """Everything in work tree and git folder, byte for byte, but objects, refs and their reflogs."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = ((path, path.relative_to(folder).as_posix()) for path in paths)
+    return {
+        name: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path, name in names
+        if not name.startswith((".git/objects/", ".git/refs/", ".git/logs/refs/"))
+    }
+
+
+def dirty(folder):
+    """Staged, unstaged and untracked changes at once."""
+    (folder / "train.py").write_text("LR = 1  # staged\n")
+    git(folder, "add", "train.py")
+    (folder / "train.py").write_text("LR = 1  # edited\n")
+    (folder / "new.txt").write_text("untracked\n")
+
+
+def night(repo):
+    """The refs of a little night: a baseline, a candidate, a keep."""
+    base = repo.commit(0, repo.head(), "LR = 2\n", "fit")
+    repo.begin(base)
+    candidate = repo.commit(1, base, "LR = 3\n", "candidate 1")
+    return base, candidate, repo.promote(base, "LR = 3\n", "better")
+
+
+def test_a_night_leaves_work_tree_and_index_as_they_were(folder, repo):
+    dirty(folder)
+    status = git(folder, "status", "--porcelain", "--untracked-files=all")
+    before = outside_refs(folder)
+    night(repo)
+    assert outside_refs(folder) == before
+    assert git(folder, "status", "--porcelain", "--untracked-files=all") == status
+    assert git(folder, "log", "--format=%s", "research/may") == "better\nfit\nmine"
+    assert git(folder, "fsck", "--strict", "--no-dangling") == ""
+
+
+def test_only_the_script_changes(folder, repo):
+    base, _, kept = night(repo)
+    assert git(folder, "diff", "--raw", "--name-only", repo.head(), kept) == "train.py"
+    assert git(folder, "ls-tree", "-r", "-z", kept).split("\0")[0].startswith("100644")
+    assert "100755" in git(folder, "ls-tree", kept, "run.sh")
+    assert repo.source(kept) == "LR = 3\n"
+    assert repo.source(base) == "LR = 2\n"
+
+
+def test_on_a_detached_head_without_an_identity(folder):
+    git(folder, "checkout", "-q", "--detach")
+    repo = Repo(folder / "train.py", "may")
+    _, _, kept = night(repo)
+    assert git(folder, "log", "-1", "--format=%an %cn", kept) == "Nightshift Nightshift"
+    assert git(folder, "rev-parse", "HEAD") == repo.head()
+
+
+def test_doing_it_again_after_a_crash_changes_nothing(folder, repo):
+    first = night(repo)
+    refs = git(folder, "for-each-ref")
+    again = Repo(folder / "train.py", "may")
+    again.unlock()
+    base = again.commit(0, again.head(), "LR = 2\n", "fit")
+    assert (base, again.commit(1, base, "LR = 3\n", "candidate 1")) == first[:2]
+    assert again.promote(base, "LR = 3\n", "better") == first[2]
+    assert git(folder, "for-each-ref") == refs
+
+
+def test_another_candidate_of_the_same_experiment_gets_its_own_ref(folder, repo):
+    head = repo.head()
+    commits = [repo.commit(7, head, source, "candidate") for source in ("a\n", "b\n", "c\n", "b\n")]
+    assert commits[3] == commits[1]
+    refs = git(folder, "for-each-ref", "--format=%(refname) %(objectname)", "refs/nightshift/may").splitlines()
+    assert refs == [
+        f"refs/nightshift/may/{name} {commit}" for name, commit in zip(("7", "7-2", "7-3"), commits[:3], strict=True)
+    ]
+
+
+def test_a_branch_that_somebody_moved_is_not_touched(folder, repo):
+    base, _, kept = night(repo)
+    with pytest.raises(RepoError, match="moved by somebody else"):
+        repo.promote(base, "LR = 4\n", "late")
+    assert git(folder, "rev-parse", "research/may") == kept
+    with pytest.raises(RepoError, match="exists already"):
+        repo.begin(base)
+
+
+def test_text_survives_byte_for_byte(repo):
+    text = 'NAME = "Δ→é"\r\n\n\n# no newline at the end'
+    assert repo.source(repo.commit(1, repo.head(), text, "Δ\n\nσ = 1")) == text
+
+
+def test_edits_that_are_not_committed_are_part_of_the_baseline(folder, repo):
+    dirty(folder)
+    assert repo.baseline() == "LR = 1  # edited\n"
+    (folder / "train.py").unlink()
+    assert repo.baseline() == "LR = 1\n"
+
+
+def test_a_script_in_a_subfolder(tmp_path):
+    folder = project(tmp_path, "deep/down/train.py")
+    repo = Repo(folder / "deep/down/train.py", "may")
+    assert repo.source(night(repo)[2]) == "LR = 3\n"
+    assert git(folder, "diff", "--name-only", repo.head(), "research/may") == "deep/down/train.py"
+
+
+def test_a_script_that_was_never_committed(folder):
+    repo = Repo(folder / "mine.py", "may")
+    (folder / "mine.py").write_text("LR = 9\n")
+    commit = repo.commit(0, repo.head(), repo.baseline(), "fit")
+    assert repo.source(commit) == "LR = 9\n"
+
+
+def test_no_setting_of_the_repository_starts_a_program(folder, repo):
+    trap = folder / "trap.sh"
+    trap.write_text(f"#!/bin/sh\ntouch {folder}/sprung\n")
+    trap.chmod(0o755)
+    hooks = folder / ".git/hooks"
+    for hook in ("reference-transaction", "post-commit", "pre-commit", "post-index-change"):
+        (hooks / hook).write_bytes(trap.read_bytes())
+        (hooks / hook).chmod(0o755)
+    for setting in ("core.fsmonitor", "gpg.program", "filter.x.clean", "core.pager", "core.editor"):
+        git(folder, "config", setting, str(trap))
+    (folder / ".git/info/attributes").write_text("* filter=x\n")
+    git(folder, "config", "commit.gpgSign", "true")
+    (folder / "sprung").unlink(missing_ok=True)
+    night(repo)
+    assert not (folder / "sprung").exists()
+
+
+def test_git_variables_of_the_caller_do_not_lead_astray(folder, tmp_path_factory):
+    other = project(tmp_path_factory.mktemp("other"))
+    program = (
+        "import sys; from pathlib import Path; from orchestrator.lab.repo import Repo;"
+        "repo = Repo(Path(sys.argv[1]), 'may'); print(repo.commit(1, repo.head(), 'x = 1', 'note'))"
+    )
+    strays = {"GIT_DIR": f"{other}/.git", "GIT_INDEX_FILE": f"{other}/.git/index", "GIT_WORK_TREE": str(other)}
+    stray = os.environ | strays
+    subprocess.run([sys.executable, "-c", program, folder / "train.py"], env=stray, check=True, capture_output=True)
+    assert git(folder, "for-each-ref", "refs/nightshift")
+    assert not git(other, "for-each-ref", "refs/nightshift")
+
+
+def test_stale_locks_of_our_own_refs_are_removed_and_no_others(folder, repo):
+    _, _, kept = night(repo)
+    ours = [folder / ".git/refs/heads/research/may.lock", folder / ".git/refs/nightshift/may/2.lock"]
+    others = [folder / ".git/refs/heads/main.lock", folder / ".git/index.lock"]
+    for lock in [*ours, *others]:
+        lock.touch()
+    with pytest.raises(RepoError, match="lock"):
+        repo.promote(kept, "LR = 4\n", "next")
+    repo.unlock()
+    assert repo.promote(kept, "LR = 4\n", "next")
+    assert repo.commit(2, kept, "LR = 4\n", "candidate 2")
+    assert [lock.exists() for lock in [*ours, *others]] == [False, False, True, True]
+
+
+def test_in_a_linked_work_tree(folder, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("linked") / "tree"
+    git(folder, "worktree", "add", "-q", "--detach", linked)
+    night(Repo(linked / "train.py", "may"))
+    lock = folder / ".git/refs/heads/research/may.lock"
+    lock.touch()
+    Repo(linked / "train.py", "may").unlock()
+    assert not lock.exists()
+    assert git(folder, "log", "--format=%s", "research/may") == "better\nfit\nmine"
+
+
+def test_bad_repositories_are_told_in_one_line(tmp_path, folder):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    git(empty, "init", "-q")
+    alone = Path(os.path.realpath("/")) / "train.py"
+    cases = {
+        "is not a folder": lambda: Repo(folder / "no/train.py", "may"),
+        "not in a git repository": lambda: Repo(alone, "may"),
+        "no commit yet": lambda: Repo(empty / "train.py", "may").head(),
+        "does not exist": lambda: Repo(folder / "typo.py", "may").baseline(),
+        "another session name": lambda: Repo(folder / "train.py", "a..b"),
+    }
+    for words, broken in cases.items():
+        with pytest.raises(RepoError, match=words) as caught:
+            broken()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_branch_called_research_is_in_the_way(folder, repo):
+    git(folder, "branch", "research")
+    with pytest.raises(RepoError, match="research"):
+        night(repo)
