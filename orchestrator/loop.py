@@ -88,22 +88,31 @@ async def run(log: Log, crew: Crew, lab: Lab) -> State:
     tasks: dict[str, asyncio.Task[None]] = {}
     places: dict[object, asyncio.Task[None]] = {}
     """One task at a time for each experiment, and one for what concerns none."""
-    async with asyncio.TaskGroup() as group:
 
-        def reconcile() -> None:
-            for step in policy.due(log.state):
-                before = places.get(place := getattr(step, "experiment", type(step)))
-                free = before is None or before.done() or before is asyncio.current_task()
-                if step.lane not in tasks and free:
-                    task = group.create_task(perform(step, log.state, log, crew, lab), name=step.lane)
-                    tasks[step.lane] = places[place] = task
-            if log.state.ended:
-                for task in tasks.values():
-                    task.cancel()
+    def reconcile() -> None:
+        for step in policy.due(log.state):
+            before = places.get(place := getattr(step, "experiment", type(step)))
+            free = before is None or before.done() or before is asyncio.current_task()
+            if step.lane not in tasks and free:
+                task = group.create_task(perform(step, log.state, log, crew, lab), name=step.lane)
+                tasks[step.lane] = places[place] = task
+        if log.state.ended:
+            for task in tasks.values():
+                task.cancel()
 
-        log.watch(reconcile)
-        reconcile()
+    try:
+        async with asyncio.TaskGroup() as group:
+            log.watch(reconcile)
+            reconcile()
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
     return log.state
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first, bare: the rest was cancelled because of it."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def perform(step: Step, state: State, log: Log, crew: Crew, lab: Lab) -> None:

@@ -158,20 +158,9 @@ async def replay(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None:
         if not life.done():
             life.cancel()
         with suppress(asyncio.CancelledError):
-            await _unwrapped(life)
+            await life
         if (rest := tape.upcoming) and rest.lane:
             raise Diverged(rest.seq, f"- {rest.lane}: {rest.event.kind}\n+ nothing more is due")
-
-
-async def _unwrapped(life: Awaitable[T]) -> None:
-    """Await a life; a divergence comes bare out of the groups of tasks that it broke."""
-    try:
-        await life
-    except* Diverged as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
 
 
 def _lane() -> str:

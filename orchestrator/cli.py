@@ -1,0 +1,236 @@
+"""The commands. The only place that builds concrete things, and the only one that turns errors into a line."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import platform
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import psutil
+import typer
+from typer.exceptions import TyperException
+
+from orchestrator.events import Guided, Limits, Resumed, Started
+from orchestrator.lab import bench, watch
+from orchestrator.lab.bench import Bench
+from orchestrator.lab.repo import Repo, RepoError
+from orchestrator.lab.runner import Runner
+from orchestrator.lab.slots import slots
+from orchestrator.loop import Crew
+from orchestrator.night import guidance_text, night
+from orchestrator.onlookers import Onlookers
+from orchestrator.optimizer import Optimizer
+from orchestrator.session import Session, SessionError
+from prepare.manifest import DataError, load
+
+HELP = """Machine-learning research while you sleep.
+
+Without a command it starts a night: the baseline is trained three times, then one experiment after another is
+proposed, implemented, trained, judged and reflected upon, until the hours are over. What is really better ends up on
+the branch research/SESSION; why it was tried and what was learned, in musings/SESSION/.
+
+    python -m prepare                               once: text, tokenizer, budget
+    python -m orchestrator --offline --hours 0.15   no key, no network: a classical optimizer
+    python -m orchestrator --hours 8                a night with Claude (set ANTHROPIC_API_KEY)
+    python -m orchestrator resume NAME              after any interruption
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
+FREE_BYTES = 1 << 30
+"""Less free disk than this, and a night's logs and caches may not fit."""
+PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
+
+
+class Refused(Exception):  # noqa: N818 - a word to the user
+    """What was asked for cannot be done; the message is one line that says what to do instead."""
+
+
+REFUSALS = (Refused, SessionError, RepoError, DataError)
+
+CrewName = Literal["claude", "optuna"]
+Hours = Annotated[float, typer.Option(min=0, help="how long the night is, in hours")]
+Name = Annotated[str, typer.Option("--session", help="the session's name (default: the date and a word)")]
+Experiments = Annotated[int | None, typer.Option(min=1, help="stop after so many experiments")]
+Seed = Annotated[int | None, typer.Option(help="draws all other seeds (default: by chance)")]
+Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
+Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
+Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
+Musings = Annotated[Path, typer.Option(help="the folder of musings")]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a session finds its things."""
+
+    sessions: Path
+    data: Path
+    script: Path
+    musings: Path
+
+    def session(self, name: str) -> Path:
+        return self.sessions / name / "session.db"
+
+    @property
+    def guidance(self) -> Path:
+        return self.script.parent / "guidance.md"
+
+
+@app.callback(invoke_without_command=True, help=HELP)
+def start(
+    context: typer.Context,
+    hours: Hours = 8.0,
+    offline: Annotated[bool, typer.Option("--offline", help="no key, no network: the same as --crew optuna")] = False,
+    crew: Annotated[CrewName, typer.Option(help="who does the research")] = "claude",
+    name: Name = "",
+    max_experiments: Experiments = None,
+    seed: Seed = None,
+    sessions: Sessions = Path("sessions"),
+    data: Data = Path("data"),
+    script: Script = Path("train.py"),
+    musings: Musings = Path("musings"),
+) -> None:
+    """Start a night."""
+    places = Places(sessions, data, script, musings)
+    context.obj = places
+    if context.invoked_subcommand:
+        return
+    if hours <= 0:
+        raise Refused(f"--hours {hours:g}: a night needs more than no time")
+    chosen: CrewName = "optuna" if offline else crew
+    name = name or _new_name(sessions)
+    repo = Repo(script, name)
+    repo.baseline()
+    profile = bench.profile(load(data))
+    _check_disk(sessions)
+    started = Started(
+        name=name,
+        limits=Limits(hours=hours, experiments=max_experiments),
+        crew=chosen,
+        style="default",
+        seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
+        repairs=0 if chosen == "optuna" else 2,
+        reflect_every=1,
+        commit=repo.head(),
+        profile=profile,
+        prompts={},
+        versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+    )
+    with _locked(sessions / name, create=True):
+        session = Session(places.session(name), time.time, create=True)
+        session.write("", started)
+        if text := guidance_text(places.guidance):
+            session.write("", Guided(text=text))
+        _run(session, places, repo)
+
+
+@app.command()
+def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the session's name")]) -> None:
+    """Go on with a session after any interruption; nothing is lost or counted twice."""
+    places: Places = context.obj
+    session = _opened(places, name)
+    if session.state.session.profile.data_hash != load(places.data).digest:
+        raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
+    with _locked(places.sessions / name):
+        session.write("", Resumed())
+        _run(session, places, Repo(places.script, name))
+
+
+def _run(session: Session, places: Places, repo: Repo) -> None:
+    """One life of a session, from here to its end or its interruption."""
+    started, folder = session.state.session, session.path.parent
+    onlookers = Onlookers(session, folder, places.musings / started.name)
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    limits = watch.limits(started.profile, cores)
+    runner = Runner(
+        folder,
+        places.data.resolve(),
+        slots(started.slots, folder, cores),
+        limits,
+        session.put,
+        on_point=onlookers.progress,
+    )
+    repo.unlock()
+    runner.reap()
+    lab = Bench(repo, runner, session.put, started.profile.name)
+    with onlookers:
+        try:
+            asyncio.run(night(session, _crew(session), lab, places.guidance, onlookers.say))
+        except KeyboardInterrupt:
+            onlookers.say(f"Stopped at once. Nothing is lost: python -m orchestrator resume {started.name}")
+            raise SystemExit(130) from None
+    onlookers.farewell(repo.branch)
+
+
+def _crew(session: Session) -> Crew:
+    match session.state.session.crew:
+        case "optuna":
+            return Optimizer(session.get)
+        case other:
+            raise Refused(f"there is no crew {other!r} here: try --crew optuna")
+
+
+def _opened(places: Places, name: str) -> Session:
+    path = places.session(name)
+    if not path.parent.is_dir():
+        known = sorted(p.parent.name for p in places.sessions.glob("*/session.db"))
+        hint = f"there are {', '.join(known[-5:])}" if known else f"there are none in {places.sessions}"
+        raise Refused(f"there is no session {name!r}: {hint}")
+    return Session(path, time.time)
+
+
+def _new_name(sessions: Path) -> str:
+    """The date and a word that is still free."""
+    today = f"{datetime.now().astimezone():%Y-%m-%d}"
+    free = [word for word in WORDS.split() if not (sessions / f"{today}-{word}").exists()]
+    return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"
+
+
+def _check_disk(sessions: Path) -> None:
+    """There is a folder that can be written, with room in it. Raises Refused."""
+    there = next(path for path in [sessions.absolute(), *sessions.absolute().parents] if path.exists())
+    if not os.access(there, os.W_OK):
+        raise Refused(f"{there} cannot be written: choose another folder with --sessions")
+    free = shutil.disk_usage(there).free
+    if free < FREE_BYTES:
+        raise Refused(f"only {free >> 20} MiB are free in {there}, and a night needs {FREE_BYTES >> 20}: make room")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, create: bool = False) -> Iterator[None]:
+    """Hold the session, so that nobody else runs it. Raises Refused."""
+    lock = folder.parent / f".{folder.name}.lock"
+    if create:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"{folder.name} is running already, in another process") from None
+        yield
+
+
+def main() -> None:
+    """Run a command. Whatever the user can mend is one line and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except TyperException as error:
+        _complain(error.format_message() if hasattr(error, "format_message") else str(error))
+    except REFUSALS as error:
+        _complain(str(error))
+
+
+def _complain(message: str) -> None:
+    print(f"nightshift: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
