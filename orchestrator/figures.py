@@ -1,0 +1,108 @@
+"""Figures of a session from its records: who ran when, how busy the slots were, how a loss curve stood at a moment."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from orchestrator.events import Aborted, Crashed, Granted, Point, Record, Resumed, Scored
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training in one slot, in seconds since the epoch; one under way ends, so far, with the last record."""
+
+    experiment: int
+    run: int
+    slot: int
+    seed: int
+    start: float
+    end: float
+    outcome: Literal["training", "scored", "crashed", "aborted", "cut off"]
+    train_seconds: float = 0.0
+    val_bpb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How the slots were used between the first run's start and the last run's end, time away left out."""
+
+    seconds: float = 0.0
+    occupancy: float = 0.0
+    """Share of the time in which a slot held a run, 0 to 1."""
+    duty: float = 0.0
+    """Budgeted training over that time, 0 to 1."""
+
+
+def runs(records: Iterable[Record]) -> list[Run]:
+    """All runs in the order of their start."""
+    found: list[Run] = []
+    open_: dict[tuple[int, int], int] = {}
+    now = 0.0
+    for record in records:
+        before, now = now, record.at
+        match record.event:
+            case Granted(experiment=number, run=run, slot=slot, seed=seed):
+                open_[number, run] = len(found)
+                found.append(Run(number, run, slot, seed, now, now, "training"))
+            case (Scored() | Crashed() | Aborted()) as event if (event.experiment, event.run) in open_:
+                at = open_.pop((event.experiment, event.run))
+                found[at] = _ended(found[at], event, now)
+            case Resumed():
+                for at in open_.values():
+                    found[at] = replace(found[at], end=before, outcome="cut off")
+                open_ = {}
+            case _:
+                pass
+    for at in open_.values():
+        found[at] = replace(found[at], end=now)
+    return found
+
+
+def use(records: Sequence[Record], slots: int) -> Use:
+    """Occupancy and duty of a session's slots."""
+    held = runs(records)
+    if not held:
+        return Use()
+    first, last = min(run.start for run in held), max(run.end for run in held)
+    seconds = last - first - _away(records, first, last)
+    if seconds <= 0:
+        return Use()
+    busy = sum(run.end - run.start for run in held)
+    trained = sum(run.train_seconds for run in held)
+    return Use(seconds, busy / seconds / slots, trained / seconds / slots)
+
+
+def loss_at(curve: Sequence[Point], progress: float) -> float | None:
+    """The loss at this share of the budget, between two points by a straight line; None outside the curve."""
+    after = bisect_left(curve, progress, key=lambda point: point.progress)
+    if after == len(curve) or (after == 0 and curve[0].progress > progress):
+        return None
+    right = curve[after]
+    if after == 0 or right.progress == progress:
+        return right.loss
+    left = curve[after - 1]
+    share = (progress - left.progress) / (right.progress - left.progress)
+    return left.loss + share * (right.loss - left.loss)
+
+
+def thinned(curve: Sequence[Point], most: int) -> list[Point]:
+    """At most so many points of a curve, evenly taken, the last one included."""
+    if len(curve) <= most:
+        return list(curve)
+    return [curve[round(i * (len(curve) - 1) / (most - 1))] for i in range(most)]
+
+
+def _ended(run: Run, event: Scored | Crashed | Aborted, now: float) -> Run:
+    if isinstance(event, Aborted):
+        return replace(run, end=now, outcome="aborted")
+    score = event.val_bpb if isinstance(event, Scored) else None
+    outcome = "scored" if isinstance(event, Scored) else "crashed"
+    return replace(run, end=now, outcome=outcome, train_seconds=event.measures.train_seconds, val_bpb=score)
+
+
+def _away(records: Sequence[Record], first: float, last: float) -> float:
+    """Seconds within an interval in which no orchestrator was alive."""
+    gaps = [(before.at, after.at) for before, after in pairwise(records) if isinstance(after.event, Resumed)]
+    return sum(max(0.0, min(end, last) - max(start, first)) for start, end in gaps)

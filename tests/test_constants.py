@@ -1,0 +1,120 @@
+import ast
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.constants import Choices, Numbers, UnknownConstantError, read, searchable, turned, turned_all, values
+
+SCRIPT = '''"""A script – with ünïcode."""
+import torch
+
+DEPTH = 8                # 2..16 – blocks
+WIDTH = 512              # one of 512, 256, 384 – width
+MATRIX_LR = 0.04         # 0.005..0.2 log – Muon's – learning rate
+PATTERN = "SSSL"         # one of "L", "SSSL" – windows
+BETAS = (0.8, 0.95)      # one of (0.8, 0.95), (0.9, 0.99)
+TIED: bool = False       # one of False, True
+OFFSET = -1.5            # -2.0..2.0
+ROWS = 8
+NAME = "é"; AFTER = 3    # 1..5 – after a wide letter
+HALF = 1 / 2             # 0..1
+lower = 3                # 1..5
+DEPTH = 9                # 1..99
+def f():
+    INNER = 3            # 1..5
+'''
+
+
+def test_spaces_come_from_the_comments():
+    found = searchable(SCRIPT)
+
+    assert list(found) == ["DEPTH", "WIDTH", "MATRIX_LR", "PATTERN", "BETAS", "TIED", "OFFSET", "AFTER"]
+    assert found["DEPTH"].space == Numbers(2, 16, whole=True)
+    assert found["DEPTH"].value == 8
+    assert found["WIDTH"].space == Choices((256, 384, 512))
+    assert found["MATRIX_LR"].space == Numbers(0.005, 0.2, log=True)
+    assert found["MATRIX_LR"].words == "Muon's – learning rate"
+    assert found["PATTERN"].space == Choices(("L", "SSSL"))
+    assert found["BETAS"].space == Choices(((0.8, 0.95), (0.9, 0.99)))
+    assert found["OFFSET"].space == Numbers(-2, 2)
+    assert found["AFTER"].words == "after a wide letter"
+
+
+def test_without_declared_ranges_all_are_guessed():
+    script = "LR = 0.04\nWARMDOWN_RATIO = 0.5\nWARMUP_RATIO = 0.0\nDEPTH = 8\nBATCH = 65_536\nTIED = True\n"
+    script += "NAME = 'x'\nBETAS = (0.8, 0.95)\nEXPR = 2**19\nZERO = 0.0\n"
+    found = searchable(script)
+
+    assert {name: constant.space for name, constant in found.items()} == {
+        "LR": Numbers(0.01, 0.16, log=True),
+        "WARMDOWN_RATIO": Numbers(0.125, 1.0, log=True),
+        "WARMUP_RATIO": Numbers(0.0, 0.4),
+        "DEPTH": Numbers(6, 10, whole=True),
+        "BATCH": Choices((32_768, 65_536, 131_072)),
+        "TIED": Choices((False, True)),
+    }
+    assert not any(constant.declared for constant in found.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("MATRIX_LR", 0.08, "MATRIX_LR = 0.08         # 0.005..0.2 log – Muon's – learning rate"),
+        ("WIDTH", 131072, "WIDTH = 131_072              # one of 512, 256, 384 – width"),
+        ("OFFSET", 2, "OFFSET = 2.0            # -2.0..2.0"),
+        ("TIED", True, "TIED: bool = True       # one of False, True"),
+        ("PATTERN", "L", 'PATTERN = \'L\'         # one of "L", "SSSL" – windows'),
+        ("AFTER", 4, 'NAME = "é"; AFTER = 4    # 1..5 – after a wide letter'),
+    ],
+)
+def test_only_the_literal_changes(name, value, line):
+    before, after = SCRIPT.splitlines(), turned(SCRIPT, name, value).splitlines()
+
+    assert [b for a, b in zip(before, after, strict=True) if a != b] == [line]
+
+
+def test_what_is_not_a_plain_constant_cannot_be_turned():
+    for name in ("HALF", "INNER", "MISSING", "lower"):
+        with pytest.raises(UnknownConstantError, match=name):
+            turned(SCRIPT, name, 1)
+
+
+literals = st.one_of(
+    st.booleans(),
+    st.integers(-(10**9), 10**9),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(string.printable + "é–", max_size=9),
+)
+
+
+@given(st.dictionaries(st.text("ABCDE_", min_size=1).filter(str.isupper), st.tuples(literals, literals), min_size=1))
+def test_turning_back_restores_every_byte(table):
+    source = "".join(f"x = 'é'; {name} = {old!r}  # words\n" for name, (old, _) in table.items())
+    there = turned_all(source, {name: new for name, (_, new) in table.items()})
+
+    read_back = values(there)
+    for name, (old, new) in table.items():
+        assert read_back[name] == new
+        assert type(read_back[name]) is type(new) or (isinstance(old, float) and isinstance(new, int))
+    again = turned_all(there, {name: old for name, (old, _) in table.items()})
+    assert ast.dump(ast.parse(again)) == ast.dump(ast.parse(source)) or values(again) == values(source)
+
+
+@given(st.floats(0.001, 1.0), st.floats(1.5, 1000.0), st.booleans(), st.floats(-0.5, 1.5), st.booleans())
+def test_places_stay_within_the_space(low, factor, log, place, whole):
+    space = Numbers(low, low * factor, log=log, whole=False)
+    assert space.low <= space.at(place) <= space.high
+    assert abs(space.place(space.at(place)) - min(max(place, 0), 1)) < 0.15
+    if whole:
+        counts = Numbers(1, 1 + round(factor), whole=True)
+        assert isinstance(counts.at(place), int)
+        assert all(counts.at(counts.place(n)) == n for n in range(1, 2 + round(factor)))
+
+
+def test_our_own_train_py_declares_its_ranges():
+    found = read(Path("train.py").read_text())
+    declared = {name for name, constant in found.items() if constant.declared}
+    assert {"DEPTH", "MATRIX_LR", "UNEMBEDDING_LR", "TOTAL_BATCH_SIZE", "WARMDOWN_RATIO"} <= declared

@@ -1,0 +1,250 @@
+"""The classical crew, on a landscape with the shape of a small GPT's."""
+
+import asyncio
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import policy
+from orchestrator.constants import Choices, Constant, Numbers, searchable, values
+from orchestrator.events import Crashed, Kept, Knob, Measures
+from orchestrator.moves import Bench, Trial, bench, changed, knob, moves, stepped
+from orchestrator.optimizer import Optimizer
+from orchestrator.policy import Implement, Propose
+from orchestrator.state import Decided, fold
+from subagents.agent import NoAnswer
+from tests.nights import SOURCE, Landscape, night, true_score
+
+
+@pytest.fixture(scope="module")
+def long_night(tmp_path_factory):
+    return night(tmp_path_factory.mktemp("long") / "s" / "session.db", experiments=60)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_short_night_improves_honestly(tmp_path, seed):
+    session = night(tmp_path / "s" / "session.db", experiments=14, hours=0.15, seed=seed)
+
+    state = session.state
+    assert len(state.kept) >= 1
+    assert state.best.mark < state.findings[0].val_bpb - 0.013
+    assert true_score(session.get(state.base.source)) < true_score(SOURCE) - 0.013
+
+
+def test_no_proposal_repeats_another(long_night):
+    proposed = [r.event.proposal for r in long_night.records if r.event.kind == "proposed"]
+
+    assert len(proposed) == 60
+    assert not any(r.event.kind in ("refused", "unanswered") for r in long_night.records)
+    assert len({finding.made.fingerprint for finding in long_night.state.findings if finding.made}) == len(
+        [finding for finding in long_night.state.findings if finding.made]
+    )
+
+
+def test_every_proposal_turns_one_or_two_constants_and_says_why(long_night):
+    names = searchable(SOURCE).keys()
+    for finding in long_night.state.findings[1:]:
+        proposal, changes = finding.proposal, changed(finding.proposal.knob)
+        assert 1 <= len(changes) <= 2
+        assert changes.keys() <= names
+        for name in changes:
+            assert name in proposal.title
+            assert name in proposal.instructions
+        assert len(proposal.rationale) > 100
+        assert proposal.family in policy_families()
+        assert abs(proposal.expected_delta) < 0.1
+
+
+def policy_families():
+    from orchestrator.theory import REACH
+
+    return REACH.keys()
+
+
+def test_the_same_state_gives_the_same_proposals(long_night):
+    """Also where TPE draws: otherwise a session could not be replayed."""
+    state, seen = None, 0
+    crew = Optimizer(long_night.get)
+    for record in long_night.records:
+        if record.event.kind == "proposed" and record.event.experiment % 9 == 0:
+            step = Propose(record.event.experiment, 1, 0)
+            # The proposal was made in the state that this step fell due in, which is not always the one just before.
+            first, again = (asyncio.run(Optimizer(long_night.get).propose(state, step)) for _ in range(2))
+            assert first == again == asyncio.run(crew.propose(state, step))
+            seen += 1
+        state = fold([record], state)
+    assert seen > 4
+
+
+def test_several_slots_get_different_proposals(long_night):
+    state = long_night.state
+    proposals = asyncio.run(Optimizer(long_night.get).propose(state, Propose(state.next, 5, 0)))
+
+    assert len({proposal.knob for proposal in proposals}) == len(proposals) == 5
+
+
+def test_suggestions_are_the_most_promising_first(long_night):
+    suggestions = Optimizer(long_night.get).suggestions(long_night.state, 4)
+    assert len(suggestions) == 4
+    assert all(suggestion.author == "optimizer" for suggestion in suggestions)
+
+
+def test_implementing_turns_just_the_constants():
+    crew = Optimizer({}.__getitem__)
+    proposal = type(
+        "P", (), {"knob": Knob(parameter="DEPTH + MATRIX_LR", direction="set", value='{"DEPTH": 2, "MATRIX_LR": 0.08}')}
+    )
+    source = asyncio.run(crew.implement(None, Implement(1), proposal, SOURCE))
+
+    assert values(source) == values(SOURCE) | {"DEPTH": 2, "MATRIX_LR": 0.08}
+    for broken in (
+        None,
+        Knob(parameter="DEPTH", direction="up"),
+        Knob(parameter="MISSING", direction="set", value="1"),
+    ):
+        with pytest.raises(NoAnswer):
+            asyncio.run(crew.implement(None, Implement(1), type("P", (), {"knob": broken}), SOURCE))
+    with pytest.raises(NoAnswer):
+        asyncio.run(crew.repair(None, None, None, SOURCE))
+
+
+class Fragile(Landscape):
+    """Every learning rate above its start crashes."""
+
+    async def train(self, granted, source):
+        if values(source)["MATRIX_LR"] > 0.04:
+            key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put("boom")}
+            return Crashed(**key, failure="NaN", message="loss is NaN", measures=Measures(), curve=())
+        return await super().train(granted, source)
+
+
+def test_a_crash_is_remembered_not_repeated_and_never_a_score(tmp_path):
+    session = night(tmp_path / "s" / "session.db", experiments=40, lab=Fragile, repairs=0)
+
+    failed = [finding for finding in session.state.findings if finding.crash]
+    assert 1 <= len(failed) < 8
+    assert "does not run" in failed[0].postmortem.lesson
+    at = bench(session.state, lambda base: searchable(session.get(base.source)))
+    assert all(trial.gain is None and trial.val_bpb is None for trial in at.trials if trial.outcome == "failed")
+
+
+def test_postmortems_state_what_was_measured(long_night):
+    kept = next(finding for finding in long_night.state.findings[1:] if isinstance(finding.verdict, Kept))
+    post = kept.postmortem
+
+    assert post.verdict == "supported"
+    assert f"{kept.verdict.mean:.4f}" in post.happened
+    assert "DEPTH 3 → 2" in post.lesson
+    assert "171 optimizer steps against 140 (+22%)" in post.happened
+    assert "training loss stood" in post.happened
+    verdicts = {finding.postmortem.verdict for finding in long_night.state.findings[1:]}
+    assert verdicts == {"supported", "refuted", "inconclusive"}
+
+
+names = st.sampled_from(["DEPTH", "MATRIX_LR", "WARMUP_RATIO", "WINDOW"])
+
+
+@given(
+    st.dictionaries(
+        names, st.one_of(st.booleans(), st.integers(1, 9), st.floats(0.001, 9), st.text(max_size=3)), min_size=1
+    )
+)
+def test_a_knob_reads_back(changes):
+    constants = {name: Constant(name, 0.5, Numbers(0, 10)) for name in changes}
+    assert changed(knob(changes, constants)) == changes
+
+
+@pytest.mark.parametrize("value", ["", "x", "{", "0.1 or so"])
+def test_a_knob_of_another_crew_may_say_nothing(value):
+    assert changed(Knob(parameter="A", direction="up", value=value)) == {}
+
+
+@settings(max_examples=300)
+@given(
+    st.one_of(
+        st.builds(
+            lambda low, span, log: Numbers(low, low + span, log=log),
+            st.floats(0.01, 10),
+            st.floats(0.1, 90),
+            st.booleans(),
+        ),
+        st.builds(lambda low, span: Numbers(low, low + span, whole=True), st.integers(1, 9), st.integers(1, 30)),
+        st.builds(
+            lambda options: Choices(tuple(sorted(options))), st.sets(st.integers(1, 999), min_size=1, max_size=5)
+        ),
+    ),
+    st.floats(0, 1),
+    st.sampled_from(["up", "down"]),
+    st.floats(0.5, 9),
+)
+def test_a_step_goes_its_way_and_stays_within(space, place, way, size):
+    value = space.options[int(place * (len(space.options) - 1))] if isinstance(space, Choices) else space.at(place)
+    new = stepped(Constant("X", value, space), way, size)
+
+    if new is not None:
+        assert (new > value) == (way == "up")
+        assert new in space.options if isinstance(space, Choices) else space.low <= new <= space.high
+        assert type(new) is type(value)
+
+
+def a_bench(*trials, **constants):
+    table = {name: Constant(name, value, Numbers(0.0, 1.0)) for name, value in constants.items()}
+    tried = frozenset(frozenset(trial.after.items()) for trial in trials)
+    return Bench(table, trials, 0.004, 1.0, tried)
+
+
+def trial(number, name, old, new, gain, outcome="discarded", before=None):
+    return Trial(number, {name: new}, before or {name: old}, outcome, gain, 0.004)
+
+
+def test_what_helped_is_turned_further_in_longer_steps():
+    best = moves(a_bench(trial(1, "SOME_LR", 0.2, 0.45, 0.03, "kept"), SOME_LR=0.45))[0]
+    assert best.changes == {"SOME_LR": 0.95}
+    assert best.expected == pytest.approx(0.015)
+
+
+def test_what_hurt_is_turned_back():
+    best = moves(a_bench(trial(1, "SOME_LR", 0.5, 0.75, -0.03), SOME_LR=0.5))
+    assert [move.changes for move in best] == [{"SOME_LR": 0.25}]
+
+
+def test_nothing_goes_back_to_where_it_came_from():
+    kept = trial(1, "SOME_LR", 0.25, 0.5, 0.03, "kept")
+    lost = trial(2, "SOME_LR", 0.5, 1.0, -0.05)
+    found = [move.changes for move in moves(a_bench(kept, lost, SOME_LR=0.5))]
+    assert found == [{"SOME_LR": 0.75}]
+
+
+def test_near_misses_are_combined():
+    before = {"A_LR": 0.5, "B_LR": 0.5}
+    a = trial(1, "A_LR", 0.5, 0.75, 0.008, before=before)
+    b = trial(2, "B_LR", 0.5, 0.75, 0.009, before=before)
+    best = moves(a_bench(a, b, **before))[0]
+    assert best.changes == {"A_LR": 0.75, "B_LR": 0.75}
+    assert "add up" in best.why
+
+
+def test_a_constant_in_flight_is_left_alone():
+    found = moves(a_bench(trial(1, "A_LR", 0.5, 0.75, None, "running"), A_LR=0.5))
+    assert found == []
+
+
+def test_what_is_between_must_not_hurt():
+    at = a_bench(trial(1, "A_LR", 0.5, 0.7, -0.03), A_LR=0.5)
+    assert at.is_hopeless("A_LR", 0.7)
+    assert at.is_hopeless("A_LR", 0.9)
+    assert not at.is_hopeless("A_LR", 0.6)
+    assert not at.is_hopeless("A_LR", 0.3)
+
+
+def test_policy_would_not_refuse_what_is_proposed_in_flight(long_night):
+    """The policy's own rule of repeats, asked of every proposal in the state that it was made in."""
+    state = None
+    for record in long_night.records:
+        if record.event.kind == "proposed":
+            assert policy.repeats(state, record.event.proposal) == ""
+        state = fold([record], state)
+    assert not any(isinstance(stage, Decided) for stage in state.open.values())
+    assert json.loads(state.findings[1].proposal.knob.value) == 2
