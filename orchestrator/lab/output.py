@@ -38,7 +38,7 @@ class Step:
 
 def step(line: str) -> Step | None:
     """`step 00123 (45.6%) | loss: 3.210 | … | tok/sec: 12,345 | …`, or None."""
-    if not (match := _STEP.search(line)):
+    if "loss:" not in line or not (match := _STEP.search(line)):
         return None
     number, percent, loss, rate = match.groups(default="0")
     progress = min(_number(percent) / 100, 1.0)
@@ -145,7 +145,9 @@ class Transcript:
 
 
 def _clean(line: str) -> str:
-    text = _CONTROL.sub("", _ESCAPE.sub("", line)).rstrip()
+    text = line.rstrip()
+    if not text.isprintable():
+        text = _CONTROL.sub("", _ESCAPE.sub("", text)).rstrip()
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 

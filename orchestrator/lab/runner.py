@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +75,11 @@ class Runner:
         """Train once. Whatever is the machine's fault is an Aborted; cancelling ends every process of the run."""
         try:
             self._check_disk()
-            async with held(self.slots[granted.slot]) as lock:
-                with _workplace(self.runs / f"{granted.experiment}-{granted.run}", source) as folder:
-                    return await self._train(granted, folder, lock)
+            place = self.runs / f"{granted.experiment}-{granted.run}"
+            async with held(self.slots[granted.slot]) as lock, _workplace(place, source) as folder:
+                return await self._train(granted, folder, lock)
         except (OSError, SlotBusy, MachineTrouble) as error:
-            return Aborted(experiment=granted.experiment, run=granted.run, reason=str(error))
+            return Aborted(experiment=granted.experiment, run=granted.run, reason=_reason(error))
 
     async def _train(self, granted: Granted, folder: Path, lock: int) -> Outcome:
         watch = Watch(self.limits, on_point=lambda point, rate: self.on_point(granted, point, rate))
@@ -155,7 +155,7 @@ class Runner:
         left = ending.left
         if ending.status is None or sys.platform != "linux":
             # Its guardian was killed, or could not adopt: they are found by their tag.
-            left = len(guardian.end(lambda: guardian.tagged(tag)))
+            left = len(await asyncio.to_thread(guardian.end, lambda: guardian.tagged(tag)))
         if ending.error:
             raise MachineTrouble(f"the run could not be started: {ending.error}")
         if left:
@@ -235,16 +235,20 @@ async def _pump(descriptor: int, feed: Callable[[bytes], None]) -> None:
         transport.close()
 
 
-@contextmanager
-def _workplace(folder: Path, source: str) -> Generator[Path]:
+def _reason(error: Exception) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+
+
+@asynccontextmanager
+async def _workplace(folder: Path, source: str) -> AsyncGenerator[Path]:
     """A fresh folder with nothing but train.py, removed in the end."""
-    _remove(folder)
+    await asyncio.to_thread(_remove, folder)
     (folder / "tmp").mkdir(parents=True)
     (folder / "train.py").write_text(source, encoding="utf-8")
     try:
         yield folder
     finally:
-        _remove(folder)
+        await asyncio.to_thread(_remove, folder)
 
 
 def _remove(folder: Path) -> None:

@@ -31,7 +31,7 @@ class SlotBusy(Exception):  # noqa: N818 - it is no error of anybody's
 
 
 def slots(count: int, folder: Path, cores: int) -> tuple[Slot, ...]:
-    """The machine's first GPUs, each locked for all sessions of this user; or, without any, shares of its cores."""
+    """The machine's first GPUs, at most `count`, locked for all of this user's sessions; else shares of its cores."""
     gpus = _gpus()[:count]
     if not gpus:
         return tuple(Slot(folder / f"slot-{i}.lock", threads=max(1, cores // count)) for i in range(count))

@@ -31,7 +31,7 @@ class Limits:
     """The same in median steps; the larger one counts."""
     grace: float = 10.0
     """Between asking a run to end and killing it."""
-    output: int = 64 << 20
+    output: int = 32 << 20
     free_disk: int = 512 << 20
     """What must be there before a run starts."""
 

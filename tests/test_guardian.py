@@ -1,0 +1,199 @@
+"""Nothing of a run outlives it, whoever dies first."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.lab import guardian
+from orchestrator.lab.slots import Slot, SlotBusy, held
+
+SCRIPTS = Path(__file__).parent / "scripts"
+ROOT = Path(__file__).parent.parent
+
+
+def eventually(condition):
+    """Wait, for as long as a busy machine may take, until it holds."""
+    deadline = time.monotonic() + 60
+    while not (result := condition()):
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.02)
+    return result
+
+
+def guarded(*command, grace=5.0, cpu=600, env=None):
+    """A guardian with its command."""
+    options = json.dumps({"fds": [], "cpu": cpu, "grace": grace})
+    return subprocess.Popen(
+        [sys.executable, "-I", guardian.PROGRAM, options, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+    )
+
+
+def alive(pid):
+    """Running; a zombie that its parent has not noticed yet is dead enough."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+def noted(folder):
+    """The process ids that the hostile script and its daemons have noted, once all three are there."""
+    names = ("trainer", "tagged", "nameless")
+    eventually(lambda: all((folder / "data" / name).exists() for name in names))
+    return [int((folder / "data" / name).read_text()) for name in names]
+
+
+def report(process):
+    """What it reports, and what the command printed; its input stays open until it has."""
+    report, printed = process.stdout.read(), process.stderr.read()
+    process.communicate(timeout=60)
+    return json.loads(report), printed
+
+
+def test_it_reports_how_the_command_ended():
+    found, said = report(
+        guarded(sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); exit(3)")
+    )
+    assert found["status"] == 3
+    assert sorted(said.split()) == [b"err", b"out"]
+    assert found["left"] == 0
+
+
+def test_it_measures_the_whole_tree():
+    hungry = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'b = bytearray(200 << 20)'])"
+    found, _ = report(guarded(sys.executable, "-c", hungry))
+    assert found["peak_mb"] > 200
+    assert found["cpu"] > 0
+
+
+def test_it_says_when_there_is_no_such_command():
+    found, _ = report(guarded("/no/such/program"))
+    assert "No such file" in found["error"]
+
+
+def test_cpu_time_is_limited():
+    found, _ = report(guarded(sys.executable, "-c", "while True: pass", cpu=1))
+    assert found["status"] == -signal.SIGXCPU
+
+
+def test_asked_to_end_the_command_may_say_goodbye():
+    polite = "import signal, time; signal.signal(15, lambda *_: exit(7)); print('ready', flush=True); time.sleep(600)"
+    process = guarded(sys.executable, "-c", polite)
+    assert process.stderr.readline() == b"ready\n"
+    process.stdin.write(b"t")
+    process.stdin.flush()
+    found, _ = report(process)
+    assert found["status"] == 7
+
+
+def test_asked_in_vain_it_is_killed():
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+    process = guarded(sys.executable, "-c", deaf, grace=0.1)
+    assert process.stderr.readline() == b"ready\n"
+    process.stdin.write(b"t")
+    process.stdin.flush()
+    found, _ = report(process)
+    assert found["status"] == -signal.SIGKILL
+
+
+def test_signals_do_not_make_it_leave_its_post():
+    process = guarded(sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(600)")
+    assert process.stderr.readline() == b"ready\n"
+    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process.send_signal(sig)
+    (child,) = psutil.Process(process.pid).children()
+    process.stdin.close()
+    eventually(lambda: not alive(child.pid))
+    process.wait(timeout=60)
+    process.stdout.close()
+    process.stderr.close()
+
+
+def test_daemons_end_with_the_command(folder):
+    process = guarded(sys.executable, SCRIPTS / "daemons.py", env={"NIGHTSHIFT_DATA": str(folder / "data")})
+    pids = noted(folder)
+    os.kill(pids[0], signal.SIGKILL)
+    found, _ = report(process)
+    assert (found["status"], found["left"]) == (-signal.SIGKILL, 0)
+    assert not any(alive(pid) for pid in pids)
+
+
+def orchestrator(folder):
+    """A process that runs the hostile script, and the ids of what it started."""
+    command = [sys.executable, SCRIPTS / "one_run.py", folder, SCRIPTS / "daemons.py"]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    pids = noted(folder)
+    assert all(alive(pid) for pid in pids)
+    return process, pids
+
+
+def test_kill_9_of_the_orchestrator_leaves_no_process(folder):
+    process, pids = orchestrator(folder)
+    process.kill()
+    process.wait()
+    eventually(lambda: not any(alive(pid) for pid in pids))
+    eventually(lambda: not guardian.tagged(f"{folder.resolve()}/runs/"))
+
+
+async def test_the_slot_is_free_only_when_the_run_is_gone(folder):
+    process, pids = orchestrator(folder)
+    with pytest.raises(SlotBusy):
+        async with held(Slot(folder / "slot.lock", patience=0.1)):
+            pass
+    process.kill()
+    process.wait()
+    async with held(Slot(folder / "slot.lock", patience=60.0)):
+        assert not any(alive(pid) for pid in pids)
+
+
+async def test_a_run_that_kills_its_guardian_is_found_by_its_tag(folder):
+    process, pids = orchestrator(folder)
+    trainer = psutil.Process(pids[0])
+    psutil.Process(trainer.ppid()).kill()
+    assert process.wait(timeout=60) == 0
+    left = [pid for pid in pids if alive(pid)]
+    psutil.Process(pids[2]).kill()
+    assert left == pids[2:]  # it has shed its name: only a sandbox holds that one
+
+
+def test_only_processes_with_the_tag_are_ended(folder):
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    ours = [subprocess.Popen(sleep, env={guardian.TAG: f"{folder}/runs/{n}-1/"}) for n in (7, 70)]
+    others = subprocess.Popen(sleep, env={guardian.TAG: f"{folder}-other/runs/7-1/"})
+    assert [p.pid for p in guardian.tagged(f"{folder}/runs/7-1/")] == [ours[0].pid]
+    guardian.end(lambda: [p for p in guardian.tagged(f"{folder}/runs/") if alive(p.pid)])
+    assert [p.wait(timeout=60) for p in ours] == [-signal.SIGKILL, -signal.SIGKILL]
+    assert others.poll() is None
+    others.kill()
+    others.wait()
+
+
+async def test_a_slot_is_held_by_one_at_a_time(folder):
+    slot, order = Slot(folder / "deep/slot.lock"), []
+
+    async def use(name):
+        async with held(slot):
+            order.append(name)
+            await asyncio.sleep(0)
+            order.append(name)
+
+    await asyncio.gather(*(use(name) for name in "abc"))
+    assert order[::2] == order[1::2]

@@ -1,0 +1,81 @@
+"""The loop's port as a whole: a real repository, real runs, the text store of a session."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.events import Granted, Scored
+from orchestrator.lab.bench import Bench, profile
+from orchestrator.lab.repo import Repo
+from orchestrator.lab.runner import Runner
+from orchestrator.lab.slots import slots
+from orchestrator.lab.watch import Limits
+from orchestrator.source import digest, fingerprint
+from prepare.manifest import BudgetAmount, Manifest
+from tests.test_repo import git, project
+from tests.test_runner import HONEST
+
+SCRIPT = f"DEPTH = 8  # 1..12 – blocks\nprint('depth', DEPTH)\n{HONEST}"
+
+
+@pytest.fixture
+def bench(tmp_path):
+    folder = project(tmp_path / "project")
+    (folder / "train.py").write_text(SCRIPT)
+    git(folder, "commit", "-qam", "a script")
+    session, texts = tmp_path / "sessions/may", {}
+    session.mkdir(parents=True)
+
+    def put(text):
+        texts[digest(text)] = text
+        return digest(text)
+
+    runner = Runner(session, tmp_path, slots(1, session, cores=2), Limits(wall=60, cpu=60, free_disk=1), put)
+    return Bench(Repo(folder / "train.py", "may"), runner, put, "cpu"), texts, folder
+
+
+async def test_a_small_night(bench):
+    lab, texts, folder = bench
+    fitted = await lab.fit()
+    assert fitted == await lab.fit()
+    base = texts[fitted.source]
+    assert base.startswith("DEPTH = 3")
+    assert fitted.fingerprint == fingerprint(base)
+    assert git(folder, "log", "-1", "--format=%s", "research/may") == "fit the baseline to the cpu profile"
+    source = base.replace("1.25", "1.125")
+    await lab.commit(1, fitted.commit, source, "candidate 1: try")
+    outcome = await lab.train(Granted(experiment=1, run=1, slot=0, seed=5), source)
+    assert isinstance(outcome, Scored)
+    assert outcome.val_bpb == 1.125
+    assert texts[outcome.log].startswith("depth 3\nwarming up")
+    kept = await lab.promote(1, fitted.commit, source, "try\n\nExperiment: 1\n")
+    assert git(folder, "rev-parse", "research/may") == kept
+    assert git(folder, "show", f"{kept}:train.py") == source.strip()
+    assert git(folder, "status", "--porcelain") == ""
+
+
+def test_the_profile_says_what_the_data_was_prepared_for():
+    manifest = Manifest(
+        profile="cpu",
+        corpus="docstrings",
+        corpus_sha256="0" * 64,
+        seq_len=256,
+        vocab_size=2048,
+        eval_tokens=1 << 16,
+        budget=BudgetAmount("work", 3e12, 20.0),
+        rows={"train": 1, "val": 1},
+        files={},
+        versions={},
+    )
+    found = profile(manifest)
+    assert (found.name, found.budget_kind, found.budget) == ("cpu", "work", 3e12)
+    assert found.expected_seconds > 20
+    assert found.data_hash == manifest.digest
+
+
+def test_the_lab_needs_no_torch():
+    program = "import sys, orchestrator.lab.bench; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)

@@ -1,0 +1,293 @@
+"""One run at a time with real processes: scores, every kind of failure, limits, and what the code may see."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.events import Aborted, Crashed, Granted, Scored
+from orchestrator.lab import guardian
+from orchestrator.lab.runner import Runner
+from orchestrator.lab.sandbox import Command
+from orchestrator.lab.slots import Slot
+from orchestrator.lab.watch import Limits
+from orchestrator.source import digest
+
+LIMITS = Limits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20)
+GRANTED = Granted(experiment=7, run=2, slot=0, seed=123)
+HONEST = '''
+from prepare.channel import ready, score
+print("warming up")
+ready()
+for i in range(10):
+    print(f"step {i:05d} ({10 * i:.1f}%) | loss: {6 - 0.1 * i:.6f} | lrm: 1.00 | dt: 3ms | tok/sec: 12,345 | mfu: 1.0%")
+score(1.25, tokens=100, nbytes=300)
+print("""---
+val_bpb:          0.5
+peak_vram_mb:     0.0
+total_tokens_M:   0.5
+num_steps:        10
+num_params_M:     1.5""")
+'''
+
+
+class Bench:
+    """A runner in a folder of its own, and the logs it stored."""
+
+    def __init__(self, folder):
+        (folder / "data").mkdir()
+        self.folder, self.logs, self.told = folder, {}, []
+
+    def runner(self, sandbox=None, slot=None, **limit):
+        return Runner(
+            self.folder,
+            self.folder / "data",
+            [slot or Slot(self.folder / "slot.lock", threads=2)],
+            replace(LIMITS, **limit),
+            self.put,
+            sandbox=sandbox,
+            on_point=lambda granted, point, rate: self.told.append((granted.experiment, point, rate)),
+        )
+
+    def put(self, text):
+        self.logs[digest(text)] = text
+        return digest(text)
+
+    async def run(self, source, **limit):
+        outcome = await self.runner(**limit).run(GRANTED, source)
+        assert not guardian.tagged(f"{self.folder}/runs/")
+        assert not list((self.folder / "runs").iterdir())
+        return outcome
+
+    def log(self, outcome):
+        return self.logs[outcome.log]
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return Bench(tmp_path.resolve())
+
+
+async def test_a_score_is_what_is_said_on_the_line_and_not_what_is_printed(bench):
+    outcome = await bench.run(HONEST)
+    assert isinstance(outcome, Scored)
+    assert (outcome.experiment, outcome.run, outcome.val_bpb, outcome.tier) == (7, 2, 1.25, "none")
+    assert (outcome.measures.steps, outcome.measures.tokens, outcome.measures.parameters) == (10, 500_000, 1_500_000)
+    assert 0 < outcome.measures.train_seconds < outcome.measures.total_seconds
+    assert outcome.measures.memory_mb > 1
+    assert [point.loss for point in outcome.curve][::9] == [6.0, 5.1]
+    assert bench.log(outcome).startswith("warming up\nstep 00000")
+    assert [told[0] for told in bench.told] == [7] * 10
+    assert bench.told[3][2] == 12345.0
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "words"),
+    [
+        ("x = = 1", "syntax", "SyntaxError"),
+        ("import no_such_module", "import", "no_such_module"),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 20 GiB')", "out of device memory", "20 GiB"),
+        ("raise MemoryError", "out of host memory", "MemoryError"),
+        ("import os; os.kill(os.getpid(), 9)", "out of host memory", "killed"),
+        ("import os; os.kill(os.getpid(), 11)", "other", "SIGSEGV"),
+        ("raise OSError(28, 'No space left on device')", "disk full", "No space"),
+        ("1 / 0", "other", "ZeroDivisionError: division by zero"),
+        ("print('FAIL: loss is nan at step 3'); exit(1)", "NaN", "step 3"),
+        ("print('step 00003 (1.0%) | loss: nan | lrm: 1.0'); import time; time.sleep(600)", "NaN", "became nan"),
+        ("print('val_bpb: 0.9')", "other", "without a score"),
+        ("from prepare.channel import score; score(float('nan'), 1, 1)", "NaN", "val_bpb is nan"),
+        ("from prepare.channel import score; score(-1.0, 1, 1)", "NaN", "val_bpb is -1.0"),
+        ("from prepare.channel import score; score(1.0, 1, 1); exit(4)", "other", "exit code 4"),
+    ],
+)
+async def test_a_failure_is_a_value(bench, source, kind, words):
+    outcome = await bench.run(source)
+    assert isinstance(outcome, Crashed)
+    assert outcome.failure == kind
+    assert words in outcome.message
+
+
+async def test_a_run_that_is_not_done_in_time_is_ended(bench):
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf'); time.sleep(600)"
+    outcome = await bench.run(deaf, wall=0.5)
+    assert (outcome.kind, outcome.failure) == ("crashed", "timeout")
+    assert bench.log(outcome) == "deaf"
+
+
+async def test_a_run_that_burns_cpu_is_ended(bench):
+    outcome = await bench.run("while True: pass", cpu=1.0)
+    assert (outcome.failure, outcome.message) == ("timeout", "it used up its CPU time")
+
+
+async def test_a_hang_after_ready_is_noticed(bench):
+    stuck = "from prepare.channel import *; ready(); print('step 00001 (1.0%) | loss: 5.0'); time.sleep(600)"
+    outcome = await bench.run(stuck, quiet=0.3)
+    assert outcome.failure == "hang"
+    assert "after step 1" in outcome.message
+
+
+async def test_before_ready_silence_is_compilation(bench):
+    outcome = await bench.run(f"import time; time.sleep(1.0)\n{HONEST}", quiet=0.3)
+    assert outcome.kind == "scored"
+
+
+async def test_a_flood_is_cut_and_what_matters_is_kept(bench):
+    flood = r"""
+import sys
+sys.stdout.buffer.write(b"first\n" + b"x" * (20 << 20) + b"\n\xff\xfe\x1b[31m\n")
+for i in range(30000):
+    sys.stdout.write(f"\rstep {i:05d} ({i / 300:.1f}%) | loss: 5.000000 | tok/sec: 9")
+print()
+for i in range(30000):
+    print("noise", i)
+raise ValueError("the reason")
+"""
+    outcome = await bench.run(flood)
+    log = bench.log(outcome)
+    assert len(log) < 300_000
+    assert log.startswith("first\nxxx")
+    assert "lines left out" in log
+    assert outcome.message == "ValueError: the reason"
+    assert len(outcome.curve) <= 60
+    assert outcome.measures.steps == 29_999
+
+
+async def test_endless_output_ends_a_run(bench):
+    outcome = await bench.run("while True: print('x' * 100_000)", output=1 << 20)
+    assert (outcome.failure, outcome.message) == ("other", "it printed more than 1 MB")
+
+
+SPY = """
+import os, sys
+print(*sorted(os.environ))
+print("descriptors", *(fd for fd in range(3, 100) if os.path.exists(f"/proc/self/fd/{fd}")))
+print("folder", *sorted(os.listdir()), os.getcwd() == os.environ["HOME"], repr(sys.stdin.read()))
+print("secrets", *(b"hush" in open(f"/proc/{pid}/environ", "rb").read() for pid in (os.getpid(), os.getppid())))
+print("seed", os.environ["NIGHTSHIFT_SEED"], os.environ["OMP_NUM_THREADS"])
+print("line", os.environ["NIGHTSHIFT_FD"])
+"""
+
+
+def test_nothing_of_ours_is_seen(bench):
+    program = Path(__file__).parent / "scripts/one_run.py"
+    (bench.folder / "spy.py").write_text(SPY + HONEST)
+    done = subprocess.run(
+        [sys.executable, program, bench.folder, bench.folder / "spy.py"],
+        env=os.environ | {"ANTHROPIC_API_KEY": "hush", "PYTHONPATH": str(program.parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names, descriptors, folder, secrets, seed, line, *_, kind = done.stdout.splitlines()
+    assert names.split() == [
+        *["CUDA_CACHE_PATH", "HOME", "LANG", "NIGHTSHIFT_DATA", "NIGHTSHIFT_FD", "NIGHTSHIFT_RUN", "NIGHTSHIFT_SEED"],
+        *["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONPATH"],
+        *["PYTHONUNBUFFERED", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"],
+    ]
+    assert descriptors.split()[1:] == line.split()[1:]
+    assert folder == "folder tmp train.py True ''"
+    assert (secrets, seed, kind) == ("secrets False False", "seed 123 2", "scored")
+
+
+async def test_a_gpu_is_seen_where_the_slot_has_one(bench):
+    slot = Slot(bench.folder / "gpu.lock", devices="GPU-1234")
+    outcome = await bench.run("import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))", slot=slot)
+    assert bench.log(outcome) == "GPU-1234"
+
+
+async def test_cancelling_ends_every_process(bench):
+    daemons = (Path(__file__).parent / "scripts/daemons.py").read_text()
+    task = asyncio.create_task(bench.run(daemons))
+    noted = [bench.folder / "data" / name for name in ("trainer", "tagged", "nameless")]
+    while not all(path.exists() for path in noted):
+        await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not any(psutil.pid_exists(int(path.read_text())) for path in noted)
+    assert not list((bench.folder / "runs").iterdir())
+
+
+async def test_a_bug_of_ours_is_no_failure_of_the_run(bench):
+    def broken(_granted, _point, _rate):
+        raise ZeroDivisionError("a bug")
+
+    runner = bench.runner()
+    runner.on_point = broken
+    with pytest.raises(ZeroDivisionError):
+        await runner.run(GRANTED, f"{HONEST}\nimport time; time.sleep(600)")
+    assert not guardian.tagged(f"{bench.folder}/runs/")
+
+
+async def test_a_folder_without_permissions_is_removed(bench):
+    nasty = """
+import os
+os.makedirs("a/b/c")
+os.symlink("/etc", "a/etc")
+os.mkfifo("fifo")
+for _ in range(40):
+    os.mkdir("d" * 200); os.chdir("d" * 200)
+os.chdir(os.environ["HOME"])
+os.chmod("a/b", 0); os.chmod(".", 0o500)
+"""
+    outcome = await bench.run(nasty)
+    assert outcome.message == "it ended without a score"
+    assert Path("/etc/passwd").exists()
+
+
+class Missing:
+    """A sandbox whose program is not there."""
+
+    tier = "missing"
+
+    def wrap(self, command):
+        return replace(command, argv=("/no/such/sandbox", *command.argv))
+
+
+class Wrapped:
+    """A sandbox that puts a program around the command, adds to its environment, and is named in the result."""
+
+    tier = "wrapped"
+
+    def wrap(self, command):
+        assert isinstance(command, Command)
+        return replace(command, argv=("nice", *command.argv), env={**command.env, "INSIDE": "1"})
+
+
+async def test_a_sandbox_wraps_the_command(bench):
+    outcome = await bench.run(f"import os; assert os.environ['INSIDE'] and os.nice(0) > 0\n{HONEST}", sandbox=Wrapped())
+    assert (outcome.kind, outcome.tier) == ("scored", "wrapped")
+
+
+async def test_trouble_with_the_machine_is_not_the_candidates(bench):
+    missing = await bench.run(HONEST, sandbox=Missing())
+    full = await bench.runner(free_disk=1 << 60).run(GRANTED, HONEST)
+    (bench.folder / "slot.lock").unlink()
+    (bench.folder / "slot.lock").mkdir()
+    unusable = await bench.run(HONEST)
+    for outcome, words in (
+        (missing, "could not be started"),
+        (full, "MB of disk"),
+        (unusable, "slot.lock: Is a directory"),
+    ):
+        assert isinstance(outcome, Aborted)
+        assert words in outcome.reason
+
+
+async def test_what_an_earlier_life_left_is_ended_and_removed(bench):
+    runner = bench.runner()
+    left = bench.folder / "runs/3-1"
+    left.mkdir(parents=True)
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], env={guardian.TAG: f"{left}/"}, start_new_session=True
+    )
+    reaping = asyncio.to_thread(runner.reap)
+    waiting = asyncio.to_thread(orphan.wait)
+    assert (await asyncio.gather(reaping, waiting))[0] == 1
+    assert not left.exists()
+    assert runner.reap() == 0
