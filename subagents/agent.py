@@ -7,7 +7,7 @@ the length of what a tool returns. A model that fails is a reply that says so, s
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -166,6 +166,8 @@ class _Talk(Generic[T]):
     max_tokens: int
     messages: list[Json]
     bad: int = 0
+    last: list[tuple[str, Json]] = field(default_factory=list[tuple[str, Json]])
+    """What the message before called."""
 
     @property
     def request(self) -> Request:
@@ -188,6 +190,10 @@ class _Talk(Generic[T]):
                 result = await self.use(call, world)
                 failed = failed or (call.name if result.is_error else "")
             results.append(_block(call, result))
+        called = [(call.name, call.input) for call in reply.calls]
+        if failed and called == self.last:
+            self.strike(f"it repeated a call of `{failed}` that had failed")
+        self.last = called
         self.messages += [_assistant(reply), _user(results)]
         return None
 
@@ -249,7 +255,7 @@ class _Talk(Generic[T]):
 
 
 def _opening(text: str) -> Json:
-    return _user([{"type": "text", "text": part.strip()} for part in text.split(CACHE)])
+    return _user([{"type": "text", "text": part.strip()} for part in text.split(CACHE, 1)])
 
 
 def _user(content: Sequence[Json]) -> Json:

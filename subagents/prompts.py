@@ -1,12 +1,12 @@
 """Prompts are Markdown files: front matter says how to ask, the body what to say.
 
 The body's first half is the system prompt, the same all night; below the line `<!-- opening -->` stands the opening
-message, a Jinja template. A style is a folder whose files replace the default's: key by key, and the body if they
-have one.
+message, a Jinja template. A line `<!-- include FILE -->` stands for the text of that file. A style is a folder whose
+files replace the default's, so that two styles differ in nothing else: front matter key by key, and the body if any.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from subagents.tools import faults
 
 NAMES = ("researcher", "mechanic", "reflector")
 OPENING = "<!-- opening -->"
+INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 MATTER = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
 
@@ -101,15 +102,22 @@ def load(folder: Path, style: str = "default") -> dict[str, Prompt]:
     if not overlay.is_dir():
         known = ", ".join(sorted(path.name for path in folder.glob("*/")))
         raise PromptError(f"there is no prompt style {style!r}; there are {known}, or give a folder")
-    return {name: _overlaid(folder / "default" / f"{name}.md", overlay / f"{name}.md") for name in NAMES}
+    return {name: _overlaid(name, (overlay, folder / "default")) for name in NAMES}
 
 
-def _overlaid(default: Path, own: Path) -> Prompt:
-    matter, body = _split(_read(default), str(default))
-    if own.is_file():
-        more, other = _split(_read(own), str(own))
+def _overlaid(name: str, folders: Sequence[Path]) -> Prompt:
+    """A prompt from the folders' files of that name, the first of them before the second."""
+    matter: dict[str, Any] = {}
+    body = ""
+    for path in [found for folder in reversed(folders) if (found := folder / f"{name}.md").is_file()]:
+        more, other = _split(_read(path), str(path))
         matter, body = matter | more, other if other.strip() else body
-    return _prompt(matter, body, str(own if own.is_file() else default))
+
+    def included(line: re.Match[str]) -> str:
+        found = next((path for folder in folders if (path := folder / line[1]).is_file()), folders[-1] / line[1])
+        return _read(found).strip()
+
+    return _prompt(matter, INCLUDE.sub(included, body), f"prompt {name!r} in {folders[0]}")
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,74 @@
+"""Three agents on Claude, or on any server that speaks its API: who thinks, as the loop wants it."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from orchestrator import briefing, researcher, triage
+from orchestrator.events import Postmortem, Proposal
+from orchestrator.loop import Log
+from orchestrator.policy import Implement, Propose, Rebase, Reflect, Repair
+from orchestrator.researcher import Search
+from orchestrator.source import diff
+from orchestrator.state import Broken, Decided, State
+from subagents import mechanic, reflector
+from subagents.agent import World, ask
+from subagents.files import Smoke, installed
+from subagents.prompts import Prompt
+
+Suggest = Callable[[State], Sequence[str]]
+"""What the optimizer would try next, in words."""
+
+
+class ClaudeCrew:
+    """The researcher, the mechanic and the reflector (a loop.Crew)."""
+
+    def __init__(
+        self,
+        log: Log,
+        world: Callable[[str, int], World],
+        prompts: Mapping[str, Prompt],
+        *,
+        search: Search | None = None,
+        smoke: Smoke | None = None,
+        suggest: Suggest | None = None,
+        packages: frozenset[str] | None = None,
+    ) -> None:
+        """`world` makes the world of a conversation from its lane and experiment; `prompts` go by the agent's name."""
+        self.log, self.world, self.prompts = log, world, prompts
+        self.search, self.smoke, self.suggest = search, smoke, suggest
+        self.packages = installed() if packages is None else packages
+
+    async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
+        source, prompt = self.log.get(state.base.source), self.prompts["researcher"]
+        suggestions = self.suggest(state) if self.suggest else ()
+        facts = briefing.researcher(state, step.first, step.count, source, suggestions)
+        agent = researcher.agent(prompt, state, source, self.log.get, self.search)
+        answer = await ask(agent, self.world(step.lane, step.first), prompt.opening(facts))
+        return [draft.proposal() for draft in answer.proposals]
+
+    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:
+        del state
+        return await self._edited(step, source, triage.order(proposal))
+
+    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> str:
+        before = self.log.get(state.bases[broken.candidate.made.base].source)
+        return await self._edited(
+            step, source, triage.repair(broken, self.log.get(broken.crash.log), diff(before, source))
+        )
+
+    async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
+        made, prompt = decided.candidate.made, self.prompts["reflector"]
+        log = self.log.get((decided.crash or decided.candidate.scores[-1]).log)
+        change = diff(self.log.get(state.bases[made.base].source), self.log.get(made.source))
+        lesson = await reflector.reflect(
+            self.world(step.lane, step.experiment),
+            prompt,
+            triage.reflection(state, decided, log, change),
+            log=log,
+            compare=triage.curves(state, decided),
+        )
+        return Postmortem(**lesson.model_dump())
+
+    async def _edited(self, step: Implement | Rebase | Repair, source: str, facts: Mapping[str, str]) -> str:
+        world = self.world(step.lane, step.experiment)
+        prompt = self.prompts["mechanic"]
+        return await mechanic.edit(world, prompt, source, facts, packages=self.packages, smoke=self.smoke)

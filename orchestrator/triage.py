@@ -1,0 +1,133 @@
+"""What the mechanic and the reflector are told of one experiment: measurements and the few lines that matter.
+
+Never a raw log. What the candidate printed is quoted in « » or fenced, so that no agent takes it for a word to itself.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isfinite
+
+from orchestrator.briefing import budget, clipped
+from orchestrator.events import Crashed, Discarded, Failed, Kept, Measures, Point, Proposal, Scored
+from orchestrator.facts import scores_of
+from orchestrator.figures import loss_at
+from orchestrator.state import Broken, Decided, State
+from subagents.logs import fenced, lines, own_frames, quoted
+
+POINTS = tuple(i / 10 for i in range(1, 11))
+"""Of the curve in a packet, as shares of the budget."""
+EXCERPT = 1_800
+"""Characters of a log in a packet: about 500 tokens."""
+LAST_LINES = 12
+DIFF = 1_200
+"""Tokens."""
+
+
+def order(proposal: Proposal) -> dict[str, str]:
+    """The facts of the mechanic's opening, but for the source."""
+    return {"title": proposal.title, "instructions": proposal.instructions, "crash": "", "diff": ""}
+
+
+def repair(broken: Broken, log: str, change: str) -> dict[str, str]:
+    """The same after a crash; `change` is the diff that brought it about."""
+    crash = "\n".join(_crash(broken.crash, log))
+    return order(broken.candidate.proposal) | {"crash": crash, "diff": clipped(change, DIFF)}
+
+
+def reflection(state: State, decided: Decided, log: str, change: str) -> dict[str, str]:
+    """The facts of the reflector's opening: no hopes beyond the hypothesis, and no lessons so far."""
+    proposal = decided.candidate.proposal
+    base = scores_of(state, decided.against)
+    return {
+        "title": proposal.title,
+        "hypothesis": proposal.hypothesis,
+        "budget": budget(state.session.profile),
+        "diff": clipped(change, DIFF),
+        "outcome": _outcome(decided, base),
+        "packet": "\n".join(_packet(decided, base, log)),
+    }
+
+
+def curves(state: State, decided: Decided) -> Callable[[Sequence[float]], str]:
+    """The table of the run's losses and its base's, at shares of the budget yet to be chosen."""
+    own, other = _curve(decided), _last_curve(scores_of(state, decided.against))
+    return lambda shares: table(own, other, shares)
+
+
+def table(own: Sequence[Point], other: Sequence[Point], shares: Iterable[float]) -> str:
+    """A row for each share of the budget: both losses and their difference; a dash where a run had ended."""
+    rows = ["share   this    base   difference"]
+    for share in shares:
+        ours, theirs = _at(own, share), _at(other, share)
+        difference = f"{ours - theirs:+.4f}" if ours is not None and theirs is not None else "–"
+        rows.append(f"{share:5.2f} {_loss(ours)} {_loss(theirs)}   {difference}")
+    return "\n".join(rows)
+
+
+def _outcome(decided: Decided, base: Sequence[Scored]) -> str:
+    match decided.verdict:
+        case Kept() | Discarded() as verdict:
+            scores = ", ".join(f"{score.val_bpb:.4f}" for score in decided.candidate.scores)
+            others = ", ".join(f"{score.val_bpb:.4f}" for score in base)
+            return (
+                f"{verdict.kind.capitalize()}: {verdict.reason}. val_bpb by seed: {scores}; the base's: {others}. "
+                f"Gain (positive is better): {verdict.gain:+.4f} ± {verdict.error:.4f}. "
+                f"One run's σ over seeds: {verdict.sigma:.4f}."
+            )
+        case Failed(reason=reason):
+            return f"No score. The run ended with {quoted(reason)}."
+
+
+def _packet(decided: Decided, base: Sequence[Scored], log: str) -> Iterator[str]:
+    if own := _curve(decided):
+        yield "Training loss by share of the budget:"
+        yield table(own, _last_curve(base), POINTS)
+    measures = decided.crash.measures if decided.crash else decided.candidate.scores[-1].measures
+    yield from _measures(measures, base[-1].measures if base else Measures())
+    if decided.crash:
+        yield from _crash(decided.crash, log)
+
+
+def _measures(own: Measures, base: Measures) -> Iterator[str]:
+    """Throughput, memory and size, each beside the base's."""
+    yield "Measured, with the base's in brackets:"
+    for name, mine, theirs in (
+        ("tokens per second", _speed(own), _speed(base)),
+        ("optimizer steps", own.steps, base.steps),
+        ("peak memory, MB", own.memory_mb, base.memory_mb),
+        ("parameters", own.parameters, base.parameters),
+    ):
+        if mine or theirs:
+            yield f"{name}: {mine:,.0f} ({theirs:,.0f})"
+
+
+def _crash(crash: Crashed, log: str) -> Iterator[str]:
+    """What failed, and where in train.py; where that is not known, the end of the log."""
+    yield f"It failed after {crash.measures.train_seconds:.0f} s of training: {crash.failure}, {quoted(crash.message)}."
+    shown = lines(log)
+    if frames := own_frames(shown):
+        yield f"The frames of train.py in its last traceback:\n{fenced(frames, EXCERPT)}"
+    else:
+        yield f"The end of its log:\n{fenced(shown[-LAST_LINES:], EXCERPT)}"
+
+
+def _curve(decided: Decided) -> Sequence[Point]:
+    return decided.crash.curve if decided.crash else _last_curve(decided.candidate.scores)
+
+
+def _last_curve(scores: Sequence[Scored]) -> Sequence[Point]:
+    return scores[-1].curve if scores else ()
+
+
+def _at(curve: Sequence[Point], share: float) -> float | None:
+    """The loss at a share of the budget; a run's first and last points stand for the moments beside them."""
+    if not curve or share > curve[-1].progress + 0.05:
+        return None
+    return loss_at(curve, min(max(share, curve[0].progress), curve[-1].progress))
+
+
+def _loss(loss: float | None) -> str:
+    return f"{loss:7.4f}" if loss is not None and isfinite(loss) else "–".rjust(7)
+
+
+def _speed(measures: Measures) -> float:
+    return measures.tokens / measures.train_seconds if measures.train_seconds else 0.0

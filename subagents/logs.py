@@ -1,0 +1,77 @@
+"""What a candidate printed is hostile text: it is cleaned, cut and fenced before any model sees it.
+
+A fence cannot be forged: every line of the log begins with a bar, and the lines that open and close it do not.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+HEAD, TAIL = 200_000, 800_000
+"""Characters looked at, from the beginning and from the end."""
+LINE = 240
+"""Characters of a line."""
+FENCE = 4_000
+"""Characters of a fenced excerpt: about 1,100 tokens."""
+FRAMES = 8
+ENDS = re.compile(r"\r\n|\n|\r")
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+"""Control characters, and what is invisible on paper but not to a model."""
+FRAME = re.compile(r'\s*File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<where>.+)')
+
+
+def lines(log: str) -> list[str]:
+    """The lines that a person would have read: cut, cleaned, none empty; repeated ones once, with their number."""
+    if len(log) > HEAD + TAIL:
+        log = f"{log[:HEAD]}\n… {len(log) - HEAD - TAIL:,} characters left out …\n{log[-TAIL:]}"
+    cleaned = (clean(line) for line in ENDS.split(log))
+    counted = ((line, sum(1 for _ in same)) for line, same in groupby(line for line in cleaned if line.strip()))
+    return [line if count == 1 else f"{line}  (× {count})" for line, count in counted]
+
+
+def clean(line: str) -> str:
+    """One line without escapes and invisible characters, of at most LINE characters."""
+    text = UNSEEN.sub("", ANSI.sub("", line[: 4 * LINE])).replace("\t", "    ").rstrip()
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= LINE else f"{text[: LINE - 1]}…"
+
+
+def fenced(shown: Iterable[str], limit: int = FENCE) -> str:
+    """Lines between the marks that prompts call data; what is beyond the limit is left out at the end."""
+    kept, size = list[str](), 0
+    for line in shown:
+        size += len(line) + 3
+        if size > limit:
+            kept.append("… cut here")
+            break
+        kept.append(line)
+    return "\n".join(["<log>", *(f"| {line}" for line in kept), "</log>"])
+
+
+def quoted(text: str, limit: int = 160) -> str:
+    """A few words of a log within a sentence; the quotation marks cannot be forged."""
+    words = " ".join(clean(part) for part in ENDS.split(text[: 4 * limit])).replace("«", "<").replace("»", ">")
+    return f"«{' '.join(words.split())[:limit]}»"
+
+
+def numbered(shown: Sequence[str], first: int, last: int) -> list[str]:
+    """Lines first to last, counted from 1."""
+    return [f"{first + i}: {line}" for i, line in enumerate(shown[first - 1 : last])]
+
+
+def own_frames(shown: Sequence[str], script: str = "train.py") -> list[str]:
+    """Of the last traceback, the frames in the script itself, each with its line of code, and what was raised."""
+    starts = [i for i, line in enumerate(shown) if line.startswith("Traceback (most recent call last)")]
+    if not starts:
+        return []
+    traceback = shown[starts[-1] + 1 :]
+    frames: list[str] = []
+    for i, line in enumerate(traceback):
+        if (frame := FRAME.fullmatch(line)) and frame["path"].rpartition("/")[2] == script:
+            code = traceback[i + 1].strip() if i + 1 < len(traceback) else ""
+            frames.append(f"line {frame['line']}, in {frame['where']}: {code}")
+    raised = [line for line in traceback if not line.startswith(" ")]
+    return [*frames[-FRAMES:], *raised[:1]]
