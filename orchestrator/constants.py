@@ -126,10 +126,10 @@ def turned_all(source: str, changes: Mapping[str, Value]) -> str:
 
 
 def written(value: Value, like: Value | None = None) -> str:
-    """A literal for the value; a float where the old value was one, large whole numbers in groups of three."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{float(value)!r}" if isinstance(like, float) else f"{value:_}"
-    return repr(value)
+    """A literal for the value; a float where the old value was one, large numbers in groups of three."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return repr(value)
+    return f"{float(value) if isinstance(like, float) else value:_}"
 
 
 def _literals(source: str) -> dict[str, ast.expr]:

@@ -35,14 +35,14 @@ def postmortem(state: State, decided: Decided) -> Postmortem:
             }[outcome]
     seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
     happened = [
-        f"val_bpb {mean:.4f} over {seeds}: {_signed(-gain)} against the best's {mean + gain:.4f} (± {error:.4f})."
+        f"val_bpb {mean:.4f} over {seeds}: {signed(-gain)} against the best's {mean + gain:.4f} (± {error:.4f})."
     ]
     happened += [*curve_facts(scores[0].curve, base[0].curve if base else ()), *measure_facts(scores, base)]
     return Postmortem(
         verdict=verdict,
         happened=" ".join(happened),
-        why=_reading(scores, base),
-        lesson=f"{title}: {_signed(-gain)} ± {error:.4f}, {outcome}.",
+        why=_reading(scores, base, gain),
+        lesson=f"{title}: {signed(-gain)} ± {error:.4f}, {outcome}.",
         next=follow,
     )
 
@@ -58,7 +58,7 @@ def scores_of(state: State, experiment: int) -> tuple[Scored, ...]:
 
 def curve_facts(ours: Sequence[Point], base: Sequence[Point]) -> Iterator[str]:
     """How the training loss stood against the base's at equal progress."""
-    gaps = _gaps(ours, base)
+    gaps = gaps_at(ours, base)
     if gaps:
         parts = [f"{_against(gap)} at {MOMENTS[moment]}" for moment, gap in gaps.items()]
         yield f"Its training loss stood {_listed(parts)}."
@@ -66,15 +66,20 @@ def curve_facts(ours: Sequence[Point], base: Sequence[Point]) -> Iterator[str]:
 
 def measure_facts(scores: Sequence[Scored], base: Sequence[Scored]) -> Iterator[str]:
     """Steps, throughput, parameters and memory against the base's, where they differ enough to say so."""
-    ours, theirs = (runs[0].measures if runs else Measures() for runs in (scores, base))
-    for words, mine, other in (
-        ("{} optimizer steps", ours.steps, theirs.steps),
-        ("{} tokens per second", _throughput(ours), _throughput(theirs)),
-        ("{} parameters", ours.parameters, theirs.parameters),
-        ("{} MB of memory at the peak", ours.memory_mb, theirs.memory_mb),
-    ):
+    for name, mine, other in measures(scores, base):
         if mine and other and abs(mine / other - 1) >= WORTH_SAYING:
-            yield f"{words.format(_count(mine))} against {_count(other)} ({mine / other - 1:+.0%})."
+            yield f"{count(mine)} {name} against {count(other)} ({mine / other - 1:+.0%})."
+
+
+def measures(scores: Sequence[Scored], base: Sequence[Scored]) -> list[tuple[str, float, float]]:
+    """What was measured of the first run, and of the base's; 0 where unknown."""
+    ours, theirs = (runs[0].measures if runs else Measures() for runs in (scores, base))
+    return [
+        ("optimizer steps", ours.steps, theirs.steps),
+        ("tokens per second", _throughput(ours), _throughput(theirs)),
+        ("parameters", ours.parameters, theirs.parameters),
+        ("MB of memory at the peak", ours.memory_mb, theirs.memory_mb),
+    ]
 
 
 def _crashed(decided: Decided, title: str, reason: str) -> Postmortem:
@@ -101,19 +106,21 @@ def _cause(crash: Crashed | None) -> str:
             return "These values do not go together in this train.py."
 
 
-def _reading(scores: Sequence[Scored], base: Sequence[Scored]) -> str:
+def _reading(scores: Sequence[Scored], base: Sequence[Scored], gain: float) -> str:
     """What the facts suggest: more steps, or more from each step; and how the curves crossed."""
     if not base:
         return "There is nothing to compare it with."
     mine, other = scores[0].measures.steps, base[0].measures.steps
     steps = mine / other - 1 if mine and other else 0.0
-    if abs(steps) >= WORTH_SAYING:
-        words = (
-            f"{'More' if steps > 0 else 'Fewer'} steps from the same budget ({steps:+.0%}) are part of the difference."
-        )
-    else:
+    better = gain > 0
+    if abs(steps) < WORTH_SAYING:
         words = "It made as many steps as the base, so the difference is in what each step taught."
-    gaps = list(_gaps(scores[0].curve, base[0].curve).values())
+    elif (steps > 0) == better:
+        words = f"{'More' if better else 'Fewer'} steps from the same budget ({steps:+.0%}) are part of the difference."
+    else:
+        number, yielded = ("fewer", "more") if better else ("more", "less")
+        words = f"It made {number} steps ({steps:+.0%}), and each taught {yielded}."
+    gaps = list(gaps_at(scores[0].curve, base[0].curve).values())
     if len(gaps) > 1 and gaps[0] > FLAT and gaps[-1] < -FLAT:
         words += " It started behind and overtook: it learns slower at first and goes further."
     elif len(gaps) > 1 and gaps[0] < -FLAT and gaps[-1] > FLAT:
@@ -121,7 +128,7 @@ def _reading(scores: Sequence[Scored], base: Sequence[Scored]) -> str:
     return words
 
 
-def _gaps(ours: Sequence[Point], base: Sequence[Point]) -> dict[float, float]:
+def gaps_at(ours: Sequence[Point], base: Sequence[Point]) -> dict[float, float]:
     """Our loss minus the base's at the moments that both curves reach."""
     pairs = {moment: (loss_at(ours, moment), loss_at(base, moment)) for moment in MOMENTS}
     return {moment: a - b for moment, (a, b) in pairs.items() if a is not None and b is not None}
@@ -137,11 +144,13 @@ def _throughput(measures: Measures) -> float:
     return measures.tokens / measures.train_seconds if measures.train_seconds else 0.0
 
 
-def _count(number: float) -> str:
+def count(number: float) -> str:
+    """A number as people say it: three digits, k, M."""
     return f"{number:.3g}" if number < 1000 else f"{number / 1000:.3g}k" if number < 1e6 else f"{number / 1e6:.3g}M"
 
 
-def _signed(number: float) -> str:
+def signed(number: float) -> str:
+    """Four decimals, with a real minus."""
     return f"{number:+.4f}".replace("-", "−")
 
 

@@ -1,0 +1,160 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator import musings, paper
+from orchestrator.events import Fitted, Knob, Proposal, Proposed, Refused
+from orchestrator.musings import Musings, search
+from orchestrator.session import Session
+from tests.fakes import started
+from tests.nights import SOURCE, night
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    return night(tmp_path_factory.mktemp("night") / "s" / "session.db", experiments=14)
+
+
+@pytest.fixture(scope="module")
+def folder(session, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("musings")
+    musings.write(session, folder / "test")
+    return folder
+
+
+def read(path: Path) -> tuple[dict, str]:
+    _, matter, body = path.read_text().split("---\n", 2)
+    return yaml.safe_load(matter), body
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.md")}
+
+
+def test_there_is_a_musing_for_every_experiment(session, folder):
+    files = sorted((folder / "test").glob("[0-9]*.md"))
+    assert [int(path.name[:3]) for path in files] == list(range(15))
+
+    for path, finding in zip(files, sorted(session.state.findings, key=lambda f: f.experiment), strict=True):
+        matter, body = read(path)
+        assert matter["experiment"] == finding.experiment
+        assert matter["val_bpb"] == pytest.approx(finding.val_bpb, abs=1e-6)
+        assert finding.proposal.rationale in body
+        if finding.experiment:
+            assert matter["delta"] == pytest.approx(-finding.verdict.gain, abs=1e-6)
+            for heading in ("believed it", "changed", "happened", "learned", "next"):
+                assert heading in body
+            assert "```diff\n" in body
+
+
+def test_the_rationale_is_written_before_the_edit(session, tmp_path):
+    """Told record by record, the file is there as soon as the proposal is."""
+    log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
+    log.get = session.get
+    writer = Musings(log, tmp_path / "musings" / "test")
+    for record in session.records:
+        log.fold(record)
+        writer.update()
+        if isinstance(record.event, Proposed):
+            (path,) = (tmp_path / "musings" / "test").glob(f"{record.event.experiment:03d}-*.md")
+            matter, body = read(path)
+            assert matter["status"] == "proposed"
+            assert "Why we believed it" in body
+            assert "What we changed" not in body
+
+
+def test_written_at_once_or_bit_by_bit_is_the_same(session, folder, tmp_path):
+    log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
+    log.get = session.get
+    writer = Musings(log, tmp_path / "musings" / "test")
+    for record in session.records:
+        log.fold(record)
+        writer.update()
+    assert contents(tmp_path / "musings") == contents(folder)
+
+
+def test_nothing_is_rewritten_without_need(session, folder):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.md")}
+    musings.write(session, folder / "test")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.md")} == before
+
+
+def test_the_indexes_lead_everywhere(session, folder):
+    matter, body = read(folder / "test" / "index.md")
+    assert matter["experiments"] == 14
+    assert matter["kept"] == len(session.state.kept)
+    for path in (folder / "test").glob("[0-9]*.md"):
+        assert f"({path.name})" in body
+    assert "[test](test/index.md)" in (folder / "index.md").read_text()
+
+
+def hostile(path) -> Session:
+    session = Session(path, lambda: 1.8e9, create=True)
+    session.write("", started(), Fitted(commit="f" * 40, source=session.put(SOURCE), fingerprint="f" * 16))
+    proposal = Proposal(
+        title="../../etc/passwd | [x](y)\n# Ωmega ```",
+        hypothesis="one\n---\ntwo",
+        rationale="because",
+        expected_delta=-0.1,
+        family="other",
+        knob=Knob(parameter="X", direction="up"),
+        instructions="none",
+    )
+    session.write("", Proposed(experiment=1, proposal=proposal), Refused(experiment=1, reason="again"))
+    return session
+
+
+def test_hostile_titles_stay_in_their_place(tmp_path):
+    session = hostile(tmp_path / "s" / "session.db")
+    musings.write(session, tmp_path / "m" / "test")
+
+    (path,) = (tmp_path / "m" / "test").glob("001-*.md")
+    assert path.name == "001-etc-passwd-x-y-mega.md"
+    matter, body = read(path)
+    assert matter["status"] == "refused"
+    assert "Refused" in body
+    assert len((tmp_path / "m" / "test" / "index.md").read_text().split("---\n")) == 3
+
+
+def test_search_finds_by_words_and_filters(folder):
+    hits = search(folder, "shallower depth")
+    assert all("Shallower: DEPTH" in hit.title for hit in hits[:2])
+    assert hits[0].session == "test"
+    assert hits[0].snippet.count("**") % 2 == 0
+    assert "**" in hits[0].snippet
+    assert {hit.family for hit in search(folder, "learning rate", family="optimizer")} == {"optimizer"}
+    assert all(hit.status == "kept" for hit in search(folder, "noise", verdict="kept"))
+    assert all(hit.verdict == "refuted" for hit in search(folder, "noise", verdict="refuted"))
+    assert search(folder, "noise", session="another") == []
+    assert len(search(folder, "", limit=3)) == 3
+
+
+def test_search_falls_back_to_any_word_and_knows_word_forms(folder):
+    assert search(folder, "muon zebra")
+    assert search(folder, "zebra") == []
+    assert [h.experiment for h in search(folder, "orthogonalising")] == [
+        h.experiment for h in search(folder, "orthogonalises")
+    ]
+
+
+@pytest.mark.parametrize("query", ['"', "AND", "a OR", "NEAR(", "title:x", "-", "*", "'; drop table m", "(("])
+def test_search_takes_any_text(folder, query):
+    search(folder, query)
+
+
+def test_search_passes_by_what_people_put_there(folder, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "001-notes.md").write_text("my own muon notes")
+    (tmp_path / "x" / "002-broken.md").write_text("---\n: [\n---\nmuon")
+    (tmp_path / "x" / "003-latin.md").write_bytes(b"---\nsession: x\n---\n# m\xfcon\n")
+    assert len(search(tmp_path, "muon")) == 2
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    assert paper.write(path, "one")
+    assert not paper.write(path, "one")
+    assert paper.write(path, b"two")
+    assert path.read_text() == "two"
+    assert list(path.parent.iterdir()) == [path]
