@@ -169,7 +169,7 @@ class Runner:
             experiment=granted.experiment,
             run=granted.run,
             val_bpb=watch.said.score or 0.0,
-            measures=watch.measures(ending.peak_mb),
+            measures=watch.measures(None if self.slots[granted.slot].devices else ending.peak_mb),
             curve=watch.curve.points,
             log=self.put(log),
             tier=self.sandbox.tier,

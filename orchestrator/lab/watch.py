@@ -91,8 +91,8 @@ class Watch:
             return Fault("hang", f"no step for {quiet:.0f} s after step {self.last.number if self.last else 0}")
         return None
 
-    def measures(self, peak_mb: float) -> Measures:
-        """The run in numbers; `peak_mb` is the memory of its largest process, used where no GPU says otherwise."""
+    def measures(self, peak_mb: float | None) -> Measures:
+        """The run in numbers; `peak_mb` is the memory of its largest process, None on a GPU: there its word must do."""
         summary = self.transcript.summary or {}
         return Measures(
             train_seconds=self.said.train_seconds,
@@ -100,7 +100,7 @@ class Watch:
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),
             tokens=int(1e6 * summary.get("total_tokens_M", 0.0)),
             parameters=int(1e6 * summary.get("num_params_M", 0.0)),
-            memory_mb=summary.get("peak_vram_mb") or peak_mb,
+            memory_mb=summary.get("peak_vram_mb", 0.0) if peak_mb is None else peak_mb,
         )
 
     def _step(self, step: Step) -> None:
