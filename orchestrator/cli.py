@@ -9,7 +9,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -20,18 +20,23 @@ import psutil
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.events import Guided, Limits, Resumed, Started
+from orchestrator.crew import ClaudeCrew
+from orchestrator.events import Limits, Resumed, Started
 from orchestrator.lab import bench, watch
 from orchestrator.lab.bench import Bench
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.slots import slots
 from orchestrator.loop import Crew
-from orchestrator.night import guidance_text, night
+from orchestrator.night import night
 from orchestrator.onlookers import Onlookers
 from orchestrator.optimizer import Optimizer
+from orchestrator.recording import Live, Recording
 from orchestrator.session import Session, SessionError
 from prepare.manifest import DataError, load
+from subagents.claude import Claude, connect, key_missing
+from subagents.prompts import Prompt, PromptError, parse
+from subagents.prompts import load as load_prompts
 
 HELP = """Machine-learning research while you sleep.
 
@@ -57,12 +62,16 @@ class Refused(Exception):  # noqa: N818 - a word to the user
     """What was asked for cannot be done; the message is one line that says what to do instead."""
 
 
-REFUSALS = (Refused, SessionError, RepoError, DataError)
+REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError)
 
 CrewName = Literal["claude", "optuna"]
+PROMPTS = Path(__file__).parent.parent / "prompts"
 Hours = Annotated[float, typer.Option(min=0, help="how long the night is, in hours")]
 Name = Annotated[str, typer.Option("--session", help="the session's name (default: the date and a word)")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after so many experiments")]
+Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the models cost more than so many dollars")]
+Style = Annotated[str, typer.Option(help="the style of prompts: a folder in prompts/, or any other folder")]
+Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or AGENT=MODEL; may be repeated")]
 Seed = Annotated[int | None, typer.Option(help="draws all other seeds (default: by chance)")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
@@ -95,6 +104,9 @@ def start(
     crew: Annotated[CrewName, typer.Option(help="who does the research")] = "claude",
     name: Name = "",
     max_experiments: Experiments = None,
+    max_usd: Dollars = None,
+    prompts: Style = "default",
+    model: Model = None,
     seed: Seed = None,
     sessions: Sessions = Path("sessions"),
     data: Data = Path("data"),
@@ -109,30 +121,43 @@ def start(
     if hours <= 0:
         raise Refused(f"--hours {hours:g}: a night needs more than no time")
     chosen: CrewName = "optuna" if offline else crew
+    if chosen != "optuna" and (missing := key_missing()):
+        raise Refused(missing)
+    texts = {} if chosen == "optuna" else _prompts(prompts, model or [])
     name = name or _new_name(sessions)
     repo = Repo(script, name)
     repo.baseline()
     profile = bench.profile(load(data))
     _check_disk(sessions)
-    started = Started(
-        name=name,
-        limits=Limits(hours=hours, experiments=max_experiments),
-        crew=chosen,
-        style="default",
-        seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
-        repairs=0 if chosen == "optuna" else 2,
-        reflect_every=1,
-        commit=repo.head(),
-        profile=profile,
-        prompts={},
-        versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
-    )
-    with _locked(sessions / name, create=True):
+    with _locked(sessions / name):
         session = Session(places.session(name), time.time, create=True)
+        started = Started(
+            name=name,
+            limits=Limits(hours=hours, experiments=max_experiments, usd=max_usd),
+            crew=chosen,
+            style=prompts if texts else "",
+            seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
+            repairs=2 if texts else 0,
+            reflect_every=texts["reflector"].manner.cadence if texts else 1,
+            commit=repo.head(),
+            profile=profile,
+            prompts={agent: session.put(prompt.text) for agent, prompt in texts.items()},
+            versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
+        )
         session.write("", started)
-        if text := guidance_text(places.guidance):
-            session.write("", Guided(text=text))
         _run(session, places, repo)
+
+
+def _prompts(style: str, models: list[str]) -> dict[str, Prompt]:
+    """The style's prompts, each asking its model. Raises PromptError, Refused."""
+    texts = load_prompts(PROMPTS, style)
+    for entry in models:
+        agent, _, model = entry.rpartition("=")
+        if agent and agent not in texts:
+            raise Refused(f"--model {entry}: there is no agent {agent!r}, there are {', '.join(texts)}")
+        chosen = [agent] if agent else list(texts)
+        texts |= {name: texts[name].asking(model) for name in chosen}
+    return texts
 
 
 @app.command()
@@ -174,11 +199,15 @@ def _run(session: Session, places: Places, repo: Repo) -> None:
 
 
 def _crew(session: Session) -> Crew:
-    match session.state.session.crew:
-        case "optuna":
-            return Optimizer(session.get)
-        case other:
-            raise Refused(f"there is no crew {other!r} here: try --crew optuna")
+    """Who thinks, in the flesh."""
+    started = session.state.session
+    if started.crew == "optuna":
+        return Optimizer(session.get)
+    if missing := key_missing():
+        raise Refused(missing)
+    live = Live(Claude(connect()), session)
+    prompts = {agent: parse(session.get(text), agent) for agent, text in started.prompts.items()}
+    return ClaudeCrew(session, lambda lane, experiment: Recording(live, session, lane, experiment), prompts)
 
 
 def _opened(places: Places, name: str) -> Session:
@@ -208,12 +237,14 @@ def _check_disk(sessions: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, create: bool = False) -> Iterator[None]:
+def _locked(folder: Path) -> Generator[None]:
     """Hold the session, so that nobody else runs it. Raises Refused."""
-    lock = folder.parent / f".{folder.name}.lock"
-    if create:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent / f".{folder.name}.lock").open("w")
+    except OSError as error:
+        raise Refused(f"{folder.parent} cannot be written: {error.strerror}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -105,14 +105,8 @@ async def run(log: Log, crew: Crew, lab: Lab) -> State:
             log.watch(reconcile)
             reconcile()
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+        raise errors.exceptions[0] from None  # the others were cancelled because of it
     return log.state
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What went wrong first, bare: the rest was cancelled because of it."""
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def perform(step: Step, state: State, log: Log, crew: Crew, lab: Lab) -> None:

@@ -18,8 +18,9 @@ GUIDANCE_CHARACTERS = 8_000
 
 async def night(session: Session, crew: Crew, lab: Lab, guidance: Path, say: Callable[[str], None]) -> State:
     """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what a broken machine raises."""
+    _guide(session, guidance)
     research = asyncio.ensure_future(run(session, crew, lab))
-    outside = asyncio.ensure_future(_guide(session, guidance))
+    outside = asyncio.ensure_future(_keep_guiding(session, guidance))
     alarm = asyncio.ensure_future(_ring(session))
     interrupts = _Interrupts(session, research, say)
     loop = asyncio.get_running_loop()
@@ -66,17 +67,16 @@ async def _ring(session: Session) -> None:
         session.write("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
 
 
-async def _guide(session: Session, path: Path) -> None:
-    """Record what the user wrote into guidance.md, whenever it changes."""
+async def _keep_guiding(session: Session, path: Path) -> None:
     while True:
-        text = guidance_text(path)
-        if text != session.state.guidance:
-            session.write("", Guided(text=text))
         await asyncio.sleep(LOOK_SECONDS)
+        _guide(session, path)
 
 
-def guidance_text(path: Path) -> str:
-    """What the user wrote, capped; empty where there is no such file."""
+def _guide(session: Session, path: Path) -> None:
+    """Record what the user wrote into guidance.md, if it has changed."""
+    text = ""
     with suppress(OSError):
-        return path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
-    return ""
+        text = path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
+    if text != session.state.guidance:
+        session.write("", Guided(text=text))

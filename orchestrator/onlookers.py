@@ -38,4 +38,5 @@ class Onlookers:
         print(text)
 
     def farewell(self, branch: str) -> None:
-        print(self.session.state.ended, branch)
+        name = self.session.state.session.name
+        print(f"{self.session.state.ended}: see {branch}; python -m orchestrator resume {name} goes on")

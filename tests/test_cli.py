@@ -1,0 +1,206 @@
+"""The commands as a user types them: real processes, real git, a real session file."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.events import Ended, Granted, Kept, Promoted, Proposed, Scored
+from orchestrator.session import Session
+from tests.workplace import begun, git, orchestrate, status, workplace
+
+
+@pytest.fixture
+def place(tmp_path):
+    return workplace(tmp_path / "place")
+
+
+def opened(place: Path, name: str = "night") -> Session:
+    return Session(place / "sessions" / name / "session.db", time.time)
+
+
+def runs_of(place: Path) -> list[psutil.Process]:
+    """Processes that train something of this place, or guard it."""
+    mine = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        where = f"{process.info['cwd']} {process.info['cmdline']}"
+        if str(place / "sessions") in where and "orchestrator/__main__" not in where:
+            mine.append(process)
+    return mine
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def test_a_night_offline(place):
+    before = git(place, "rev-parse", "HEAD")
+
+    done = orchestrate(
+        place, "--offline", "--hours", "1", "--max-experiments", "8", "--session", "night", "--seed", "3"
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    session = opened(place)
+    assert session.state.ended == "8 experiments are done"
+    assert len(session.state.findings) == 9
+    kept = session.state.kept
+    assert kept, "the tiny train.py has easy gains"
+    log = git(place, "log", "--format=%s%n%b", "research/night")
+    for finding in kept:
+        assert finding.proposal.title in log
+        assert f"Experiment: {finding.experiment}" in log
+    assert git(place, "rev-parse", "HEAD") == before
+    assert status(place) == ""
+    assert (
+        (place / "sessions/night/results.tsv").read_text().startswith("commit\tval_bpb\tmemory_gb\tstatus\tdescription")
+    )
+    assert "<html" in (place / "sessions/night/report.html").read_text()
+    assert len(list((place / "musings/night").glob("0*.md"))) == 9
+
+
+def test_killed_ten_times_nothing_is_lost_or_counted_twice(place):
+    luck = random.Random(11)
+    words = ("--offline", "--hours", "1", "--max-experiments", "24", "--session", "night", "--seed", "5")
+    for _ in range(10):
+        life = begun(place, *words)
+        wait_until((place / "sessions/night/session.db").exists)
+        time.sleep(luck.uniform(0.3, 1.6))
+        os.kill(life.pid, signal.SIGKILL)
+        life.wait()
+        wait_until(lambda: not runs_of(place))
+        words = ("resume", "night")
+
+    done = orchestrate(place, "resume", "night")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    session = opened(place)
+    events = [record.event for record in session.records]
+    proposed = [event.experiment for event in events if isinstance(event, Proposed)]
+    assert proposed == list(range(1, 25))
+    assert [f.experiment for f in sorted(session.state.findings, key=lambda f: f.experiment)] == list(range(25))
+    grants = [(event.experiment, event.run) for event in events if isinstance(event, Granted)]
+    scores = [(event.experiment, event.run) for event in events if isinstance(event, Scored)]
+    assert len(set(grants)) == len(grants)
+    assert len(set(scores)) == len(scores)
+    assert isinstance(events[-1], Ended)
+    promoted = [event.commit for event in events if isinstance(event, Promoted)]
+    assert len(promoted) == sum(isinstance(event, Kept) for event in events)
+    assert git(place, "rev-parse", "research/night") == promoted[-1]
+    branch = git(place, "rev-list", "--reverse", "research/night").split()
+    assert branch[-len(promoted) :] == promoted
+    assert not runs_of(place)
+
+
+def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
+    life = begun(place, "--offline", "--hours", "1", "--session", "night")
+    wait_until((place / "sessions/night/session.db").exists)
+    time.sleep(2.0)
+
+    os.kill(life.pid, signal.SIGINT)
+    printed, _ = life.communicate(timeout=60)
+
+    assert life.returncode == 0
+    assert "resume night" in printed
+    state = opened(place).state
+    assert state.ended == "you asked to stop"
+
+
+def test_ctrl_c_twice_stops_at_once(place):
+    life = begun(place, "--offline", "--hours", "1", "--session", "night")
+    wait_until((place / "sessions/night/session.db").exists)
+    time.sleep(1.5)
+
+    os.kill(life.pid, signal.SIGINT)
+    time.sleep(0.05)
+    os.kill(life.pid, signal.SIGINT)
+    printed, _ = life.communicate(timeout=60)
+
+    assert life.returncode in {0, 130}
+    assert "resume night" in printed
+    wait_until(lambda: not runs_of(place))
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--hours", "-1"], "--hours"),
+        (["--hours", "abc"], "--hours"),
+        (["--hours", "0"], "--hours"),
+        (["--offline", "--crew", "nobody"], "nobody"),
+        (["--offline", "--script", "none.py"], "none.py"),
+        (["resume", "nothing"], "no session"),
+        (["--offline", "--session", "no good~name"], "name"),
+        (["--nonsense"], "--nonsense"),
+        (["dance"], "dance"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(place, words, answer):
+    done = orchestrate(place, *words)
+
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert answer in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_place_that_is_no_repository(tmp_path, place):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "train.py").write_text("pass\n")
+
+    done = orchestrate(tmp_path / "bare", "--offline")
+
+    assert done.returncode == 2
+    assert "git init" in done.stderr
+
+
+def test_no_data_names_the_command_that_prepares_it(place):
+    (place / "data/manifest.json").unlink()
+
+    done = orchestrate(place, "--offline")
+
+    assert done.returncode == 2
+    assert "python -m prepare" in done.stderr
+
+
+def test_a_file_that_is_no_session(place):
+    (place / "sessions/night").mkdir(parents=True)
+    (place / "sessions/night/session.db").write_text("hello")
+
+    done = orchestrate(place, "resume", "night")
+
+    assert done.returncode == 2
+    assert "not a session file" in done.stderr
+
+
+def test_a_session_by_a_newer_version(place):
+    session = Session(place / "sessions/night/session.db", time.time, create=True)
+    session.db.execute("pragma user_version = 99")
+    session.close()
+
+    done = orchestrate(place, "resume", "night")
+
+    assert done.returncode == 2
+    assert "newer" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written(place):
+    done = orchestrate(place, "--offline", "--sessions", "/proc/sessions")
+
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_without_a_key_one_line_says_what_to_set(place):
+    done = orchestrate(place, "--hours", "8")
+
+    assert done.returncode == 2
+    assert "ANTHROPIC_API_KEY" in done.stderr
+    assert "--offline" in done.stderr
+    assert not (place / "sessions").exists()
