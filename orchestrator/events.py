@@ -32,7 +32,7 @@ Family = Literal[
 class Fact(BaseModel):
     """A frozen value; unknown fields are an error, so that a typing slip never loses anything."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Knob(Fact):
