@@ -64,9 +64,15 @@ def key_missing() -> str:
     )
 
 
-def connect(*, stall: float = STALL) -> anthropic.AsyncAnthropic:
-    """A client by the environment's settings. Retries are ours alone: the SDK's end where the stream begins."""
-    client = anthropic.AsyncAnthropic(max_retries=0, timeout=httpx2.Timeout(stall, connect=20.0))
+def connect(
+    *, base_url: str | None = None, api_key: str | None = None, stall: float = STALL
+) -> anthropic.AsyncAnthropic:
+    """A client, by the environment's settings where nothing else is said.
+
+    Retries are ours alone: the SDK's own end where a stream begins, and sleep through any retry-after unseen.
+    """
+    timeout = httpx2.Timeout(stall, connect=min(20.0, stall))
+    client = anthropic.AsyncAnthropic(base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout)
     if not (client.api_key or client.auth_token or client.credentials):
         return client.copy(api_key="none")  # a server of one's own asks for none, but the SDK does
     return client
@@ -164,7 +170,7 @@ async def _whole(stream: AsyncMessageStream[None]) -> Json:
                 arguments[event.index] = arguments.get(event.index, "") + event.delta.partial_json
         for text in arguments.values():
             json.loads(text or "{}")  # the SDK is content with half of it
-        message = stream.current_message_snapshot.to_dict(mode="json")
+        message = stream.current_message_snapshot.to_dict(mode="json", warnings=False)
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # What the SDK raises over nonsense, depending on where it comes.
         raise Torn(f"the stream made no sense: {type(error).__name__}: {error}") from error

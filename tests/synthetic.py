@@ -1,0 +1,223 @@
+"""Sessions of any length, made up: every kind of outcome, long-winded authors, a log that folds.
+
+`records(n)` gives the records of a session with n experiments; `log(n)` a Log that holds them, and the texts they name.
+"""
+
+import random
+from collections.abc import Iterator
+
+from orchestrator.events import (
+    Abandoned,
+    Closed,
+    Committed,
+    Crashed,
+    Discarded,
+    Failed,
+    Fitted,
+    Granted,
+    Guided,
+    Kept,
+    Knob,
+    Limits,
+    Measures,
+    Opened,
+    Point,
+    Postmortem,
+    Profile,
+    Promoted,
+    Proposal,
+    Proposed,
+    Record,
+    Reflected,
+    Refused,
+    Replied,
+    Scored,
+    Started,
+    Tokens,
+    Used,
+)
+from orchestrator.session import Log
+from orchestrator.source import digest, fingerprint
+
+FAMILIES = (
+    "attention",
+    "MLP",
+    "optimizer",
+    "schedule",
+    "batch",
+    "size",
+    "init",
+    "regularisation",
+    "data order",
+    "other",
+)
+NAMES = ("DEPTH", "MATRIX_LR", "EMBEDDING_LR", "UNEMBEDDING_LR", "WEIGHT_DECAY", "WARMUP_RATIO", "WARMDOWN_RATIO")
+PROSE = (
+    "the gradient noise scale at this budget is far above the batch so that every step moves mostly by chance while "
+    "the learning rate decays too late for the embedding to settle and the curve parts from the base in the warm-down "
+)
+SIGMA = 0.004
+LOG_TEXT = "step 1 | loss: 7.0\rstep 2 | loss: 6.5\r---\nval_bpb: 2.0\n"
+
+
+def source(number: int = 0) -> str:
+    """A train.py with many constants, a little different for each number."""
+    lines = [f"{name} = {0.01 * (i + 1)}  # 0.001..1.0 log – what {name} is for" for i, name in enumerate(NAMES)]
+    return "\n".join([f'"""Experiment {number}."""', *lines, f"VERSION = {number}", "print('---')", ""])
+
+
+def records(n: int, *, seed: int = 0, talk: bool = False, limits: Limits | None = None) -> list[Record]:
+    """The records of a session with `n` experiments after the baseline; with `talk`, of its conversations, too."""
+    events = _session(n, random.Random(seed), talk, limits or Limits(hours=24 * 365, usd=1000.0))
+    return [Record(seq=i, at=1.8e9 + 5.0 * i, lane=lane, event=event) for i, (lane, event) in enumerate(events)]
+
+
+def log(n: int, **how) -> Log:
+    """A log in memory that holds such a session, and the texts that it names."""
+    made = Log()
+    for number in range(n + 1):
+        made.put(source(number))
+    made.put(LOG_TEXT)
+    made.fold(*records(n, **how))
+    return made
+
+
+def sentence(luck: random.Random, length: int) -> str:
+    """So many characters of prose."""
+    start = luck.randrange(len(PROSE))
+    return f"{luck.randrange(1000)} {PROSE[start:]}{PROSE * (length // len(PROSE) + 1)}"[: length - 1] + "."
+
+
+def proposal(luck: random.Random, **changes) -> Proposal:
+    """One by an author who uses all the room there is."""
+    name = luck.choice(NAMES)
+    fields = {
+        "title": sentence(luck, 88),
+        "hypothesis": sentence(luck, 290),
+        "rationale": sentence(luck, 1700),
+        "expected_delta": round(luck.gauss(-0.005, 0.004), 4),
+        "family": luck.choice(FAMILIES),
+        "knob": Knob(parameter=name, direction=luck.choice(["up", "down"]), value=f"{luck.random():.3f}"),
+        "instructions": sentence(luck, 2400),
+    }
+    return Proposal(**fields | changes)
+
+
+def _session(n, luck, talk, limits) -> Iterator[tuple[str, object]]:
+    profile = Profile(name="cpu", budget_kind="work", budget=1e13, expected_seconds=25.0, data_hash="d" * 16)
+    yield (
+        "",
+        Started(
+            name="synthetic",
+            limits=limits,
+            crew="claude",
+            style="default",
+            seed=7,
+            repairs=2,
+            reflect_every=1,
+            commit="c" * 40,
+            profile=profile,
+            prompts={},
+            versions={},
+        ),
+    )
+    yield "", Guided(text=sentence(luck, 6000))
+    yield "fit", Fitted(commit="f" * 40, source=digest(source()), fingerprint=fingerprint(source()))
+    best = 2.25
+    for run in range(1, 4):
+        yield f"train 0.{run}", _granted(0, run)
+        yield f"train 0.{run}", _scored(0, run, best, luck)
+    numbers = {"mean": best, "gain": 0.0, "error": SIGMA / 3**0.5, "sigma": SIGMA}
+    yield "judge 0", Kept(experiment=0, mark=best, reason="the baseline, over 3 seeds", **numbers)
+    yield "promote 0", Promoted(experiment=0, commit="f" * 40)
+    yield "close 0", Closed(experiment=0, reason="no post-mortem is due")
+    base = 0
+    for number in range(1, n + 1):
+        gain = 0.02 if luck.random() < 0.03 else luck.gauss(-0.004, SIGMA)
+        yield from _experiment(number, base, best, gain, luck, talk)
+        if gain >= 0.015 and _fate(number) == "ran":
+            best, base = best - gain, number
+
+
+def _experiment(number, base, best, gain, luck, talk):
+    if talk:
+        yield from _talk(f"propose {number}", "researcher", number, luck)
+    yield f"propose {number}", Proposed(experiment=number, proposal=proposal(luck))
+    if _fate(number) == "refused":
+        yield f"refuse {number}", Refused(experiment=number, reason=f"{luck.choice(NAMES)} up 0.1 was experiment 1")
+        return
+    if talk:
+        yield from _talk(f"implement {number}", "mechanic", number, luck)
+    if _fate(number) == "abandoned":
+        yield f"implement {number}", Abandoned(experiment=number, reason=sentence(luck, 300))
+        return
+    text = source(number)
+    names = {"source": digest(text), "fingerprint": fingerprint(text)}
+    made = Committed(experiment=number, commit=digest(text) * 2, base=base, added=3, removed=2, **names)
+    yield f"implement {number}", made
+    yield f"train {number}.1", _granted(number, 1)
+    if _fate(number) == "crashed":
+        yield f"train {number}.1", _crashed(number, luck)
+        yield f"judge {number}", Failed(experiment=number, reason=f"NaN: {sentence(luck, 200)}")
+    else:
+        yield f"train {number}.1", _scored(number, 1, best - gain, luck)
+        error = SIGMA * (1 + 1 / 3) ** 0.5
+        numbers = {"mean": best - gain, "gain": gain, "error": error, "sigma": SIGMA, "reason": "by its score"}
+        kept = gain >= 0.015
+        verdict = (
+            Kept(experiment=number, mark=best - gain, **numbers) if kept else Discarded(experiment=number, **numbers)
+        )
+        yield f"judge {number}", verdict
+        if kept:
+            yield f"promote {number}", Promoted(experiment=number, commit=made.commit)
+    if talk:
+        yield from _talk(f"reflect {number}", "reflector", number, luck)
+    yield f"reflect {number}", Reflected(experiment=number, postmortem=_postmortem(luck))
+
+
+def _fate(number):
+    return {7: "refused", 11: "abandoned", 13: "crashed"}.get(number % 17, "ran")
+
+
+def _granted(number, run):
+    return Granted(experiment=number, run=run, slot=0, seed=1000 * number + run)
+
+
+def _measures(luck):
+    steps = luck.randrange(90, 110)
+    return Measures(
+        train_seconds=20.0, total_seconds=25.0, steps=steps, tokens=2048 * steps, parameters=10**6, memory_mb=900.0
+    )
+
+
+def _curve(luck):
+    return tuple(
+        Point(seconds=i, progress=i / 20, loss=7 - 4 * (i / 20) ** 0.5 + luck.gauss(0, 0.02)) for i in range(1, 21)
+    )
+
+
+def _scored(number, run, score, luck):
+    known = {"measures": _measures(luck), "curve": _curve(luck), "log": digest(LOG_TEXT)}
+    return Scored(experiment=number, run=run, val_bpb=score + luck.gauss(0, SIGMA), **known)
+
+
+def _crashed(number, luck):
+    known = {"measures": _measures(luck), "curve": _curve(luck)[:7], "log": digest(LOG_TEXT)}
+    return Crashed(experiment=number, run=1, failure="NaN", message=sentence(luck, 200), **known)
+
+
+def _postmortem(luck):
+    verdict = luck.choice(["supported", "refuted", "inconclusive"])
+    texts = {"happened": 690, "why": 890, "lesson": 290, "next": 390}
+    return Postmortem(verdict=verdict, **{name: sentence(luck, length) for name, length in texts.items()})
+
+
+def _talk(lane, agent, number, luck):
+    yield lane, Opened(experiment=number, agent=agent, model="claude-opus-5-5", system="s" * 16, opening="o" * 16)
+    call = {"type": "tool_use", "id": f"toolu_{number}", "name": "look", "input": {"words": sentence(luck, 60)}}
+    for stop, content in (("tool_use", [call]), ("end_turn", [{"type": "text", "text": sentence(luck, 300)}])):
+        tokens = Tokens(input=luck.randrange(2000, 6000), cache_read=4000, output=luck.randrange(200, 1200))
+        message = {"role": "assistant", "content": content, "stop_reason": stop}
+        yield lane, Replied(agent=agent, experiment=number, request="r" * 16, message=message, tokens=tokens, usd=0.02)
+        if stop == "tool_use":
+            yield lane, Used(tool="look", call=call["id"], result=sentence(luck, 500))

@@ -1,0 +1,300 @@
+"""The network: whatever may pass is tried again, whatever will not is told in a line, and a key is nowhere."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from llmock.scenarios import Fail, Reply, StreamFault, ToolCall, ToolFault
+
+from subagents.agent import Request
+from subagents.claude import ATTEMPTS, Claude, connect
+from tests.scripted import events, served
+
+KEY = "sk-secret-0123456789"
+TOOL = {"name": "look", "description": "Look.", "input_schema": {"type": "object", "properties": {}}}
+
+
+def request(model="claude-opus-5-5", effort="", **changes):
+    user = {"role": "user", "content": [{"type": "text", "text": "Hello."}]}
+    fields = {"max_tokens": 500, "system": "Be brief.", "tools": (TOOL,), "messages": (user,)}
+    return Request("tester", model, effort, **fields | changes)
+
+
+class Asking:
+    """A Claude that does not sleep, and what it would have slept and told."""
+
+    def __init__(self, url, stall=5.0):
+        self.slept, self.waits = [], []
+        self.claude = Claude(connect(base_url=url, api_key=KEY, stall=stall), sleep=self.sleep, clock=lambda: 1000.0)
+
+    async def sleep(self, seconds):
+        self.slept.append(seconds)
+
+    async def told(self, until, reason):
+        self.waits.append((until, reason))
+
+    def __call__(self, **changes):
+        return asyncio.run(self.reply(**changes))
+
+    async def reply(self, **changes):
+        async with self.claude.client:
+            return await self.claude.reply(request(**changes), self.told)
+
+
+@pytest.fixture
+def mock(llmock_server):
+    """The hostile server, reset; the client is pointed at it by argument."""
+    llmock_server.state.reset()
+    yield llmock_server
+    llmock_server.state.reset()
+
+
+def seen(mock):
+    return len(mock.state.journal.records(wait=2.0))
+
+
+@contextmanager
+def server(*answers):
+    """A server that gives these answers in turn, the last one for ever; yields its address and what it was asked.
+
+    An answer is a list of events, or (status, body, headers), or a function of the request that gives one of these.
+    """
+    asked = []
+
+    async def app(scope, receive, send):
+        head = {key.decode(): value.decode() for key, value in scope["headers"]}
+        asked.append({**head, "body": json.loads((await receive())["body"])})
+        answer = answers[min(len(asked), len(answers)) - 1]
+        answer = answer(asked[-1]) if callable(answer) else answer
+        status, body, headers = answer if isinstance(answer, tuple) else (200, answer, {})
+        lines = [f"event: {part['type']}\ndata: {json.dumps(part)}\n\n" for part in body] if status == 200 else []
+        kind = "text/event-stream" if lines else "application/json"
+        head = [(key.encode(), value.encode()) for key, value in {"content-type": kind, **headers}.items()]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        for line in lines or [json.dumps(body)]:
+            await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    with served(app) as url:
+        yield url, asked
+
+
+def message(*content, stop="end_turn", **changes):
+    usage = {"input_tokens": 1000, "output_tokens": 10, "cache_read_input_tokens": 500}
+    fields = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-opus-5-5", "usage": usage}
+    return {**fields, "content": list(content), "stop_reason": stop, **changes}
+
+
+def whole(*content, **changes):
+    """The events of a message."""
+    return list(events(message(*content, **changes)))
+
+
+def error(kind, words, **more):
+    return {"type": "error", "error": {"type": kind, "message": words, **more}}
+
+
+def refusal(status, kind, words, headers=(), **more):
+    return status, error(kind, words, **more), dict(headers)
+
+
+def test_a_message_comes_whole_with_its_tokens_and_its_price():
+    content = [
+        {"type": "thinking", "thinking": "hm " * 300, "signature": "c2lnbmVk"},
+        {"type": "text", "text": "Grüße " * 100},
+        {"type": "tool_use", "id": "t1", "name": "look", "input": {"words": "x" * 1000, "n": 3}},
+    ]
+    with server(whole(*content, stop="tool_use")) as (url, _):
+        reply = Asking(url)()
+
+    assert reply.content == content
+    assert reply.stop_reason == "tool_use"
+    assert (reply.tokens.input, reply.tokens.cache_read, reply.tokens.output) == (1000, 500, 10)
+    assert reply.usd == pytest.approx(1000 * 4e-6 + 500 * 0.2e-6 + 10 * 20e-6)
+
+
+def test_a_price_that_nobody_knows_is_unknown(mock):
+    asking = Asking(mock.base_url("anthropic"))
+
+    assert asking(model="qwen3-coder").usd is None
+    assert asking.claude.at_most(request(model="qwen3-coder")) is None
+    assert asking.claude.at_most(request()) > 500 * 20e-6
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+def test_what_may_pass_is_tried_again(mock, status):
+    mock.state.scenarios.add(Fail(status, times=3))
+
+    reply = Asking(mock.base_url("anthropic"))()
+
+    assert reply.stop_reason in ("end_turn", "tool_use")
+    assert seen(mock) == 4
+
+
+@pytest.mark.parametrize("kind", ["disconnect", "truncate", "malformed", "stall"])
+@pytest.mark.parametrize("after", [0, 2, 4])
+def test_a_stream_that_breaks_is_taken_again_from_its_start(mock, kind, after):
+    mock.state.scenarios.add(StreamFault(kind, after_chunks=after, stall_seconds=3.0))
+
+    reply = Asking(mock.base_url("anthropic"), stall=0.4)()
+
+    assert reply.stop_reason in ("end_turn", "tool_use")
+    assert seen(mock) == 2
+
+
+def test_half_an_argument_is_never_taken_for_a_whole_one(mock):
+    mock.state.scenarios.add(Reply(tool_calls=(ToolCall("look", {"words": "all of it"}),), times=2))
+    mock.state.scenarios.add(ToolFault("malformed_arguments"))
+
+    reply = Asking(mock.base_url("anthropic"))()
+
+    assert reply.calls[0].input == {"words": "all of it"}
+    assert seen(mock) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 422])
+def test_what_will_not_pass_is_a_reply_that_says_so(mock, status):
+    mock.state.scenarios.add(Fail(status, times=None))
+    asking = Asking(mock.base_url("anthropic"))
+
+    reply = asking()
+
+    assert reply.stop_reason == "failed"
+    assert reply.content == []
+    assert "\n" not in reply.message["error"]
+    assert reply.usd == 0.0
+    assert seen(mock) == 1
+    assert asking.slept == []
+
+
+def test_spent_money_is_not_asked_for_again():
+    code = {"error_code": "enforced_spend_limit_reached"}
+    with server(refusal(429, "rate_limit_error", "limit reached", details=code)) as (url, got):
+        reply = Asking(url)()
+
+    assert reply.stop_reason == "failed"
+    assert len(got) == 1
+
+
+def test_trouble_inside_a_stream_is_classified_by_its_type():
+    first = next(iter(events(message())))
+    with server([first, error("invalid_request_error", "no")]) as (url, got):
+        assert Asking(url)().stop_reason == "failed"
+        assert len(got) == 1
+    with server([first, error("overloaded_error", "later")]) as (url, got):
+        assert Asking(url)().stop_reason == "failed"
+        assert len(got) == ATTEMPTS
+
+
+def test_nonsense_is_no_message():
+    bad = message({"type": "tool_use", "id": "t1", "name": "look", "input": ["not", "an", "object"]}, stop="tool_use")
+    stray = [{"type": "content_block_stop", "index": 7}, {"type": "message_stop"}]
+    for parts in (list(events(bad)), stray, [{"type": "message_stop"}]):
+        with server(parts) as (url, got):
+            assert Asking(url)().stop_reason == "failed"
+            assert len(got) == ATTEMPTS
+
+
+def test_a_long_wait_is_told_and_a_short_one_is_not():
+    short, long = (refusal(429, "rate_limit_error", "slow", {"retry-after": seconds}) for seconds in ("5", "7200"))
+    with server(short, long, whole()) as (url, _):
+        asking = Asking(url)
+        reply = asking()
+
+    assert reply.stop_reason == "end_turn"
+    assert asking.slept == [5.0, 7200.0]
+    assert [until for until, _ in asking.waits] == [8200.0]
+    assert "slow" in asking.waits[0][1]
+
+
+def test_a_server_that_is_not_there_is_tried_for_long_and_then_given_up():
+    asking = Asking("http://127.0.0.1:1")
+
+    reply = asking()
+
+    assert reply.stop_reason == "failed"
+    assert len(asking.slept) == ATTEMPTS - 1
+    assert max(asking.slept) <= 300
+
+
+@pytest.mark.parametrize("words", ["prompt is too long: 210000 tokens > 200000 maximum", "context length exceeded"])
+def test_a_full_context_is_a_reason_to_stop_of_its_own(words):
+    with server(refusal(400, "invalid_request_error", words)) as (url, got):
+        reply = Asking(url)()
+
+    assert reply.stop_reason == "model_context_window_exceeded"
+    assert len(got) == 1
+
+
+def test_a_model_that_knows_no_effort_is_asked_without_it_from_then_on():
+    def answer(got):
+        if "output_config" in got["body"]:
+            return refusal(400, "invalid_request_error", "output_config.effort is not supported")
+        return whole()
+
+    with server(answer) as (url, got):
+        asking = Asking(url)
+
+        async def twice():
+            async with asking.claude.client:
+                for _ in range(2):
+                    reply = await asking.claude.reply(request(effort="low"), asking.told)
+                    assert reply.stop_reason == "end_turn"
+
+        asyncio.run(twice())
+
+    assert ["output_config" in one["body"] for one in got] == [True, False, False]
+
+
+def test_no_key_is_in_what_we_keep_even_if_the_server_echoes_it():
+    def answer(got):
+        return refusal(401, "authentication_error", f"bad key {got['authorization']}")
+
+    with server(answer) as (url, got):
+        reply = Asking(url)()
+
+    assert KEY in got[0]["authorization"]
+    assert KEY not in str(reply)
+
+
+def test_the_wire_is_what_any_server_understands():
+    user = {"role": "user", "content": [{"type": "text", "text": "stable"}, {"type": "text", "text": "new"}]}
+    with server(whole()) as (url, got):
+        Asking(url)(messages=(user,), effort="medium")
+
+    body = got[0]["body"]
+    assert body["stream"] is True
+    assert set(body) == {"model", "max_tokens", "system", "messages", "tools", "output_config", "stream"}
+    assert body["system"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+    stable, new = body["messages"][0]["content"]
+    assert stable["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
+    assert new["cache_control"] == {"type": "ephemeral"}
+    assert user["content"][1] == {"type": "text", "text": "new"}
+
+
+def test_half_a_surrogate_pair_does_not_spoil_the_log():
+    with server(whole({"type": "text", "text": "a\ud800b"})) as (url, _):
+        reply = Asking(url)()
+
+    assert reply.content[0]["text"].encode() == b"a?b"
+
+
+def test_what_to_set_is_said_in_one_line(tmp_path):
+    script = "from subagents.claude import key_missing; print(key_missing())"
+
+    def said(**settings):
+        env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": "."} | settings
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    line = said()
+    assert "ANTHROPIC_API_KEY" in line
+    assert "ANTHROPIC_BASE_URL" in line
+    assert "--offline" in line
+    assert "\n" not in line
+    assert said(ANTHROPIC_API_KEY=KEY) == ""
+    assert said(ANTHROPIC_BASE_URL="http://127.0.0.1:11434") == ""
