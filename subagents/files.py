@@ -63,7 +63,7 @@ def checker(file: OneFile, packages: frozenset[str], smoke: Smoke | None) -> Too
     async def check() -> str:
         """Check train.py as it stands: syntax, imports, and, where the machine can, one training step."""
         if problem := file.problem():
-            raise ToolError(f"{problem[:1].upper()}{problem[1:]}.")
+            raise ToolError(f"{problem}.")
         if unknown := missing_packages(file.text, packages):
             raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(unknown)}.")
         if smoke and (problem := await smoke(file.text)):

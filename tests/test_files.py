@@ -1,0 +1,116 @@
+"""One file in memory: edits are exact, and nothing leads out of it."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from subagents.files import OneFile, checker, constants, installed, missing_packages, syntax_problem
+from subagents.tools import RESULT_BYTES, ToolCall
+
+SOURCE = """import torch
+
+DEPTH = 8  # 2..16 – blocks
+LR = 0.1
+
+for step in range(DEPTH):
+    print(step)
+    print(step)
+"""
+
+
+def used(file, name, **arguments):
+    tool = next(tool for tool in file.tools if tool.name == name)
+    return asyncio.run(tool.run(ToolCall("1", name, arguments)))
+
+
+def checked(text, smoke=None, packages=frozenset({"torch"})):
+    file = OneFile(SOURCE)
+    file.text = text
+    return asyncio.run(checker(file, packages, smoke).run(ToolCall("1", "check", {})))
+
+
+def test_a_passage_is_replaced_where_it_occurs_once():
+    file = OneFile(SOURCE)
+
+    result = used(file, "replace", old="LR = 0.1", new="LR = 0.2")
+
+    assert result.text == "Replaced at line 4."
+    assert file.text == SOURCE.replace("0.1", "0.2")
+
+
+@pytest.mark.parametrize(
+    ("old", "says"),
+    [
+        ("LR = 0.3", "does not occur"),
+        ("LR=0.1", "Line 4 comes near it"),
+        ("    print(step)\n", "occurs 2 times, at lines 7, 8"),
+        ("", "does not occur"),
+    ],
+)
+def test_what_cannot_be_replaced_is_said_with_a_way_out(old, says):
+    file = OneFile(SOURCE)
+
+    result = used(file, "replace", old=old, new="x")
+
+    assert result.is_error
+    assert says in result.text
+    assert file.text == SOURCE
+
+
+def test_overlapping_finds_are_not_one():
+    file = OneFile("aaa")
+
+    assert "occurs 2 times" in used(file, "replace", old="aa", new="b").text
+
+
+@given(st.text(max_size=40), st.text(max_size=8), st.text(max_size=8))
+def test_a_replacement_touches_nothing_else(text, old, new):
+    file = OneFile(text)
+
+    result = used(file, "replace", old=old, new=new)
+
+    assert file.text == (text if result.is_error else text.replace(old, new, 1))
+
+
+def test_a_view_is_numbered_and_short_enough_whatever_is_asked():
+    file = OneFile("x = 1\n" * 100_000)
+
+    assert used(file, "view", first=2, last=3).text.splitlines() == ["   2│x = 1", "   3│x = 1"]
+    assert len(used(file, "view", first=1, last=100_000).text.encode()) <= RESULT_BYTES
+    assert used(file, "view", first=0).is_error
+    assert used(file, "view", path="/etc/passwd").is_error
+
+
+def test_a_check_finds_what_would_not_run():
+    assert checked(SOURCE).text == "train.py is unchanged."
+    assert "syntax error in line 10" in checked(SOURCE + "\nx = (").text
+    assert "outside function" in checked(SOURCE + "return 1\n").text
+    assert "Not installed here, and nothing can be installed: numpy2" in checked("import numpy2.linalg\n" + SOURCE).text
+    assert "null bytes" in syntax_problem("\0")
+    assert checked(SOURCE.replace("8", "9")).text == "It is in order."
+    assert "Constants that are gone: LR" in checked(SOURCE.replace("LR = 0.1\n", "")).text
+
+
+def test_a_check_tries_one_step_where_the_machine_can():
+    async def smoke(source):
+        return "ValueError: shapes" if "9" in source else ""
+
+    assert checked(SOURCE.replace("8", "9"), smoke).text == "ValueError: shapes"
+    assert not checked(SOURCE.replace("8", "7"), smoke).is_error
+
+
+def test_a_guarded_import_may_be_missing_and_relative_ones_are_not_packages():
+    source = "try:\n    import rare\nexcept ImportError:\n    rare = None\nfrom . import near\n"
+
+    assert missing_packages(source, frozenset()) == []
+
+
+def test_our_own_train_py_is_in_order():
+    source = Path("train.py").read_text()
+
+    assert syntax_problem(source) == ""
+    assert missing_packages(source, installed()) == []
+    assert {"DEPTH", "MATRIX_LR", "TOTAL_BATCH_SIZE"} <= constants(source)
