@@ -7,10 +7,11 @@ import os
 import platform
 import random
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ import typer
 from typer.exceptions import TyperException
 
 from orchestrator.crew import ClaudeCrew
-from orchestrator.events import Limits, Resumed, Started
+from orchestrator.events import Forked, Limits, Resumed, Started
 from orchestrator.lab import bench, watch
 from orchestrator.lab.bench import Bench
 from orchestrator.lab.repo import Repo, RepoError
@@ -31,7 +32,8 @@ from orchestrator.loop import Crew
 from orchestrator.night import night
 from orchestrator.onlookers import Onlookers
 from orchestrator.optimizer import Optimizer
-from orchestrator.recording import Live, Recording
+from orchestrator.recording import Live, Outside, Recording
+from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
 from prepare.manifest import DataError, load
 from subagents.claude import Claude, connect, key_missing
@@ -121,9 +123,8 @@ def start(
     if hours <= 0:
         raise Refused(f"--hours {hours:g}: a night needs more than no time")
     chosen: CrewName = "optuna" if offline else crew
-    if chosen != "optuna" and (missing := key_missing()):
-        raise Refused(missing)
-    texts = {} if chosen == "optuna" else _prompts(prompts, model or [])
+    _check_key(chosen)
+    texts = {} if chosen == "optuna" else prompts_of(prompts, model or [])
     name = name or _new_name(sessions)
     repo = Repo(script, name)
     repo.baseline()
@@ -148,7 +149,7 @@ def start(
         _run(session, places, repo)
 
 
-def _prompts(style: str, models: list[str]) -> dict[str, Prompt]:
+def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
     """The style's prompts, each asking its model. Raises PromptError, Refused."""
     texts = load_prompts(PROMPTS, style)
     for entry in models:
@@ -164,12 +165,84 @@ def _prompts(style: str, models: list[str]) -> dict[str, Prompt]:
 def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the session's name")]) -> None:
     """Go on with a session after any interruption; nothing is lost or counted twice."""
     places: Places = context.obj
-    session = _opened(places, name)
+    session = opened(places, name)
+    _check_key(session.state.session.crew)
     if session.state.session.profile.data_hash != load(places.data).digest:
         raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
     with _locked(places.sessions / name):
         session.write("", Resumed())
         _run(session, places, Repo(places.script, name))
+
+
+@app.command()
+def fork(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="the session to start from")],
+    at: Annotated[int, typer.Option(min=1, help="the first event that is not shared (see: replay NAME --step)")],
+    fork_name: Name = "",
+    hours: Annotated[float | None, typer.Option(min=0, help="hours from here on (default: what was left)")] = None,
+    crew: Annotated[CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
+    prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
+    model: Model = None,
+) -> None:
+    """Go on from any event of a session, live, with other prompts, models or crew; the old session stays as it is."""
+    places: Places = context.obj
+    old = opened(places, name)
+    if at > len(old.records):
+        raise Refused(f"{name} has only {len(old.records)} events")
+    was = old.state.session
+    chosen = crew or was.crew
+    _check_key(chosen)
+    load(places.data)
+    known = prompts_of(prompts or was.style or "default", model or []) if chosen != "optuna" else {}
+    new_name = fork_name or _new_name(places.sessions)
+    repo = Repo(places.script, new_name)
+    with _locked(places.sessions / new_name):
+        session = old.fork(places.session(new_name), at)
+        limits = session.state.session.limits
+        if hours is not None:
+            limits = limits.model_copy(update={"hours": session.state.hours + hours})
+        forked = Forked(
+            parent=f"{was.name}@{at}",
+            name=new_name,
+            limits=limits,
+            crew=chosen,
+            style=(prompts or was.style) if known else "",
+            repairs=2 if known else 0,
+            reflect_every=known["reflector"].manner.cadence if known else 1,
+            prompts={agent: session.put(prompt.text) for agent, prompt in known.items()},
+        )
+        session.write("", forked)
+        if session.state.fitted:
+            repo.begin(session.state.base.commit)
+        _run(session, places, repo)
+
+
+@app.command()
+def trial(
+    context: typer.Context,
+    prompts: Annotated[list[str], typer.Option(help="a style; give two or more")],
+    repeats: Annotated[int, typer.Option(min=1, help="nights of each style")] = 3,
+    hours: Hours = 1.0,
+    max_experiments: Experiments = None,
+    trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
+) -> None:
+    """Does a style of reflection help? Nights of each style in turn, same seeds and budgets; then they are compared."""
+    places: Places = context.obj
+    names: list[str] = []
+    for repeat in range(repeats):
+        for style in prompts:
+            names.append(name := f"{trial_name}-{Path(style).name}-{repeat + 1}")
+            if places.session(name).exists():
+                print(f"{name} is there already")
+                continue
+            limit = ["--max-experiments", str(max_experiments)] if max_experiments else []
+            words = ["--prompts", style, "--seed", str(repeat), "--session", name, "--hours", str(hours), *limit]
+            where = [f"--{key}={value}" for key, value in asdict(places).items()]
+            subprocess.run([sys.executable, "-m", "orchestrator", *where, *words], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "orchestrator", f"--sessions={places.sessions}", "compare", *names], check=True
+    )
 
 
 def _run(session: Session, places: Places, repo: Repo) -> None:
@@ -191,27 +264,26 @@ def _run(session: Session, places: Places, repo: Repo) -> None:
     lab = Bench(repo, runner, session.put, started.profile.name)
     with onlookers:
         try:
-            asyncio.run(night(session, _crew(session), lab, places.guidance, onlookers.say))
+            asyncio.run(night(session, crew_of(session), lab, places.guidance, onlookers.say))
         except KeyboardInterrupt:
             onlookers.say(f"Stopped at once. Nothing is lost: python -m orchestrator resume {started.name}")
             raise SystemExit(130) from None
     onlookers.farewell(repo.branch)
 
 
-def _crew(session: Session) -> Crew:
-    """Who thinks, in the flesh."""
-    started = session.state.session
+def crew_of(log: Session | Tape, outside: Outside | None = None, texts: Mapping[str, Prompt] | None = None) -> Crew:
+    """Who thinks, in the flesh; `outside` is what models and tools are to it, if not the real ones."""
+    started = log.state.session
     if started.crew == "optuna":
-        return Optimizer(session.get)
-    if missing := key_missing():
-        raise Refused(missing)
-    live = Live(Claude(connect()), session)
-    prompts = {agent: parse(session.get(text), agent) for agent, text in started.prompts.items()}
-    return ClaudeCrew(session, lambda lane, experiment: Recording(live, session, lane, experiment), prompts)
+        return Optimizer(log.get)
+    outside = Live(Claude(connect()), log) if outside is None else outside
+    prompts = texts or {agent: parse(log.get(text), agent) for agent, text in started.prompts.items()}
+    return ClaudeCrew(log, lambda lane, experiment: Recording(outside, log, lane, experiment), prompts)
 
 
-def _opened(places: Places, name: str) -> Session:
-    path = places.session(name)
+def opened(places: Places, name: str) -> Session:
+    """The session of that name, or the file. Raises Refused, SessionError."""
+    path = Path(name) if name.endswith(".db") else places.session(name)
     if not path.parent.is_dir():
         known = sorted(p.parent.name for p in places.sessions.glob("*/session.db"))
         hint = f"there are {', '.join(known[-5:])}" if known else f"there are none in {places.sessions}"
@@ -224,6 +296,12 @@ def _new_name(sessions: Path) -> str:
     today = f"{datetime.now().astimezone():%Y-%m-%d}"
     free = [word for word in WORDS.split() if not (sessions / f"{today}-{word}").exists()]
     return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"
+
+
+def _check_key(crew: str) -> None:
+    """A crew of models needs one. Raises Refused."""
+    if crew != "optuna" and (missing := key_missing()):
+        raise Refused(missing)
 
 
 def _check_disk(sessions: Path) -> None:

@@ -109,14 +109,27 @@ class Started(Fact):
     profile: Profile
     prompts: dict[str, Digest]
     versions: dict[str, str]
-    parent: str = ""
-    """`session@event` that this one was forked from."""
 
 
 class Resumed(Fact):
     """The process came back; whatever was under way is due again."""
 
     kind: Literal["resumed"] = "resumed"
+
+
+class Forked(Fact):
+    """A new session that shares what came before, and goes on in its own way."""
+
+    kind: Literal["forked"] = "forked"
+    parent: str
+    """`session@event` that it was forked at."""
+    name: str
+    limits: Limits
+    crew: str
+    style: str
+    repairs: int
+    reflect_every: int
+    prompts: dict[str, Digest]
 
 
 class Guided(Fact):
@@ -374,6 +387,7 @@ Verdict = Kept | Discarded | Failed
 Event = Annotated[
     Started
     | Resumed
+    | Forked
     | Guided
     | StopAsked
     | Ended

@@ -18,6 +18,7 @@ from orchestrator.events import (
     Digest,
     Event,
     Fitted,
+    Forked,
     Granted,
     Opened,
     Outcome,
@@ -77,7 +78,7 @@ class Tape(Log):
 
     def outside(self) -> None:
         """Take in what came from outside: the user, the clock. A restart ends this life instead."""
-        while (record := self.upcoming) and not record.lane and not isinstance(record.event, Resumed):
+        while (record := self.upcoming) and not record.lane and not isinstance(record.event, Resumed | Forked):
             self.fold(record)
             self.tell()
         if record is None or not record.lane:

@@ -71,8 +71,10 @@ class Session(Log):
         try:
             self.db = _create(path) if create else _open(path)
             self.fold(*self._read())
-        except (sqlite3.Error, ValidationError) as error:
-            raise SessionError(f"{path} cannot be used as a session: {str(error).splitlines()[0]}") from error
+        except sqlite3.Error as error:
+            raise SessionError(f"{path} cannot be used as a session: {error}") from error
+        except ValidationError as error:
+            raise SessionError(f"{path} holds an event that cannot be read: {error.errors()[0]['msg']}") from error
 
     async def append(self, lane: str, *events: Event) -> None:
         """As write; asynchronous because a tape must wait for its turn here."""
@@ -106,6 +108,15 @@ class Session(Log):
         if row is None:
             raise KeyError(name)
         return zlib.decompress(row[0]).decode()
+
+    def fork(self, path: Path, at: int) -> "Session":
+        """A new session in a file of its own that shares the first `at` records, and all texts. Raises SessionError."""
+        fork = Session(path, self.clock, create=True)
+        fork.write_records(self.records[:at])
+        fork.fold(*self.records[:at])
+        with fork.db:
+            fork.db.executemany("insert into texts values (?, ?)", self.db.execute("select digest, body from texts"))
+        return fork
 
     def close(self) -> None:
         self.db.close()

@@ -18,6 +18,7 @@ from orchestrator.events import (
     Ended,
     Failed,
     Fitted,
+    Forked,
     Granted,
     Guided,
     Kept,
@@ -206,6 +207,8 @@ class State:
     """Everything that is known of a session."""
 
     started: Started | None = None
+    parent: str = ""
+    """`session@event` that this one was forked at."""
     started_at: float = 0.0
     now: float = 0.0
     away: float = 0.0
@@ -241,6 +244,11 @@ class State:
     @property
     def deadline(self) -> float:
         return self.started_at + self.away + 3600 * self.session.limits.hours
+
+    @property
+    def hours(self) -> float:
+        """That have been spent."""
+        return (self.now - self.started_at - self.away) / 3600
 
     @property
     def base(self) -> Base:
@@ -280,6 +288,10 @@ def apply(state: State, record: Record) -> State:
             return replace(state, started=event, started_at=record.at)
         case Resumed():
             return _revived(replace(state, away=state.away + record.at - before))
+        case Forked() as event:
+            changes = event.model_dump(exclude={"kind", "parent", "limits"})
+            started = state.session.model_copy(update={**changes, "limits": event.limits})
+            return _revived(replace(state, started=started, parent=event.parent, away=state.away + record.at - before))
         case Guided(text=text):
             return replace(state, guidance=text)
         case StopAsked(reason=reason):

@@ -1,0 +1,181 @@
+"""The commands that read sessions and start nothing: replay, compare, list, export."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator import compare, show
+from orchestrator.cli import Places, Refused, app, crew_of, opened, prompts_of
+from orchestrator.loop import run
+from orchestrator.recording import Played
+from orchestrator.replay import Diverged, Tape
+from orchestrator.replay import replay as play
+from orchestrator.report.comparison import comparison
+from orchestrator.report.results import results
+from orchestrator.report.table import ledger
+from orchestrator.session import Session, SessionError
+
+NameOrFile = Annotated[str, typer.Argument(help="the session's name, or a session.db that somebody sent")]
+console = Console(highlight=False)
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    name: NameOrFile,
+    until: Annotated[int | None, typer.Option(min=1, help="stop after so many events")] = None,
+    event: Annotated[int | None, typer.Option("--show", min=0, help="only print all about this event")] = None,
+    step: Annotated[bool, typer.Option("--step", help="walk: any key goes on, q ends")] = False,
+    prompts: Annotated[str, typer.Option(help="with this style of today instead of the recorded prompts")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="for machines: one JSON line per event")] = False,
+) -> None:
+    """Run a recorded session again, with no model, no GPU, no git; stop at the first event that differs."""
+    session = opened(context.obj, name)
+    if event is not None:
+        if event >= len(session.records):
+            raise Refused(f"{name} has events 0 to {len(session.records) - 1}")
+        print(session.records[event].model_dump_json() if as_json else show.page(session, session.records, event))
+        return
+    began = time.monotonic()
+    tape = Tape(session.records, session.get, until)
+    try:
+        asyncio.run(_play(tape, prompts, walk=step, as_json=as_json))
+    except Diverged as difference:
+        print(difference)
+        raise SystemExit(1) from None
+    if not as_json:
+        print(f"{len(tape.records)} events, all as recorded, in {time.monotonic() - began:.1f} seconds")
+
+
+async def _play(tape: Tape, style: str, *, walk: bool, as_json: bool) -> None:
+    texts = prompts_of(style, []) if style else None
+    shown = 0
+
+    def follow() -> None:
+        nonlocal shown
+        for record in tape.records[shown:]:
+            print(record.model_dump_json() if as_json else show.line(record))
+            if walk and typer.getchar() in {"q", "\x1b", "\x03"}:
+                raise SystemExit(0)
+        shown = len(tape.records)
+
+    async def live(tape: Tape) -> None:
+        if walk or as_json:
+            tape.watch(follow)
+            follow()
+        await run(tape, crew_of(tape, Played(tape), texts), tape)
+
+    await play(tape, live)
+
+
+@app.command()
+def sessions(context: typer.Context) -> None:
+    """List the sessions."""
+    places: Places = context.obj
+    table = Table("session", "crew", "experiments", "kept", "baseline", "best", "hours", "state", box=None)
+    for path in sorted(places.sessions.glob("*/session.db")):
+        try:
+            session = Session(path, time.time)
+        except SessionError as error:
+            table.add_row(path.parent.name, "", "", "", "", "", "", str(error))
+            continue
+        state = session.state
+        session.close()
+        if state.started is None:
+            continue
+        closed = sum(1 for finding in state.findings if finding.experiment > 0)
+        baseline = next((f.val_bpb for f in state.findings if f.experiment == 0), None)
+        table.add_row(
+            state.session.name,
+            f"{state.session.crew} {state.session.style}".strip(),
+            str(closed),
+            str(len(state.kept)),
+            f"{baseline:.4f}" if baseline else "",
+            f"{state.best.mark:.4f}" if state.best else "",
+            f"{state.hours:.2f}",
+            state.ended or "not ended: resume goes on",
+        )
+    console.print(table if table.row_count else f"There are no sessions in {places.sessions} yet.")
+
+
+@app.command(name="compare")
+def compare_sessions(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="two sessions or more")],
+    chart: Annotated[
+        Path | None, typer.Option(help="where the chart goes (default: compare.html in --sessions)")
+    ] = None,
+) -> None:
+    """Set sessions side by side: gains, keep rates, crashes, repeats, breadth, tokens and dollars."""
+    places: Places = context.obj
+    rows: list[compare.Row] = []
+    for name in names:
+        session = opened(places, name)
+        try:
+            rows.append(compare.row(session.state, session.records))
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        session.close()
+    console.print(_table(rows))
+    for arm, members in compare.arms(rows).items():
+        if len(members) > 1:
+            low, high = compare.interval([row.gain for row in members])
+            rate = compare.interval([row.keep_rate for row in members])
+            print(
+                f"{arm}: gain {low:.4f} to {high:.4f}, kept {rate[0]:.0%} to {rate[1]:.0%} (90 % bootstrap intervals)"
+            )
+    target = chart or places.sessions / "compare.html"
+    target.write_text(comparison(rows), encoding="utf-8")
+    print(f"The chart is in {target}")
+
+
+def _table(rows: list[compare.Row]) -> Table:
+    head = ["session", "arm", "exp", "kept", "crashed", "repeats", "families", "baseline", "best", "gain", "hours"]
+    table = Table(*head, "tokens/exp", "$/exp", box=None)
+    for row in rows:
+        count = max(row.experiments, 1)
+        table.add_row(
+            row.name,
+            row.arm,
+            str(row.experiments),
+            f"{row.kept} ({row.keep_rate:.0%})",
+            str(row.crashes),
+            str(row.repeats),
+            str(row.families),
+            f"{row.baseline:.4f}",
+            f"{row.best:.4f}",
+            f"{row.gain:.4f}",
+            f"{row.hours:.2f}",
+            f"{row.tokens // count:,}",
+            "unknown" if row.usd is None else f"{row.usd / count:.3f}",
+        )
+    return table
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    name: NameOrFile,
+    form: Annotated[Literal["jsonl", "parquet", "tsv"], typer.Option("--format", help="events, ledger or results")],
+    out: Annotated[Path | None, typer.Option(help="the file (default: NAME.FORMAT here)")] = None,
+) -> None:
+    """Write a session out: every event as JSON lines, the ledger as Parquet, the results as TSV."""
+    session = opened(context.obj, name)
+    target = out or Path(f"{session.state.session.name}.{form}")
+    match form:
+        case "jsonl":
+            content = "".join(record.model_dump_json() + "\n" for record in session.records).encode()
+        case "tsv":
+            content = results(session.state).encode()
+        case "parquet":
+            content = ledger(session)
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise Refused(f"{target} cannot be written: {error.strerror}") from error
+    print(target)
