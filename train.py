@@ -46,8 +46,8 @@ UNEMBEDDING_LR = 0.004      # 0.001..0.04 log – Adam, output layer
 MATRIX_LR = 0.04            # 0.01..0.16 log – Muon, all matrices in blocks
 SCALAR_LR = 0.5             # 0.1..1.5 log – Adam, per-layer scalars
 WEIGHT_DECAY = 0.2          # 0.0..0.6 – Muon, falls to 0 over the run
-ADAM_BETA1 = 0.8            # 0.6..0.95
-ADAM_BETA2 = 0.95           # 0.9..0.99
+ADAM_BETA1 = 0.8            # 0.6..0.95 – Adam, memory of gradients
+ADAM_BETA2 = 0.95           # 0.9..0.99 – Adam, memory of their squares
 MUON_MOMENTUM = 0.95        # 0.85..0.98 – after its warm-up from 0.85
 MOMENTUM_WARMUP = 0.3       # 0.0..0.6 – share of the budget
 

@@ -4,11 +4,20 @@
 Never imports torch.
 """
 
+import re
 from dataclasses import dataclass
 
-from prepare import constants
 from prepare.machine import gpu_memory, is_apple_silicon
 from prepare.manifest import BudgetAmount
+
+# NAME = value  # range – words
+_DASH = " – "
+_SPACE = rf"(?:one of .+?|[\d._e+-]+\.\.[\d._e+-]+(?: log)?)(?={_DASH}|$)"
+_CONSTANT = re.compile(
+    r"^(?P<name>[A-Z][A-Z0-9_]*) = (?P<value>[^#\n]*[^#\s])[ \t]*"
+    rf"(?P<hash># *(?P<space>{_SPACE})?(?:{_DASH})?(?P<words>.*))?$",
+    re.MULTILINE,
+)
 
 GIB = 1 << 30
 FIVE_MINUTES = BudgetAmount(kind="time", amount=300, seconds=300)
@@ -87,6 +96,23 @@ def named(name: str) -> Profile:
 
 
 def fit(source: str, profile: str | Profile) -> str:
-    """The training script with its constants, and their ranges, set for the profile; pure, idempotent."""
+    """The script with the profile's values, and ranges, for those of its constants that the profile sets.
+
+    Pure and idempotent; all other bytes stay, the words of the comments among them.
+    """
     chosen = PROFILES[profile] if isinstance(profile, str) else profile
-    return constants.overlay(source, chosen.constants)
+    ours = {line["name"]: line for line in _CONSTANT.finditer(chosen.constants)}
+
+    def fitted(line: re.Match[str]) -> str:
+        """The first line of each name; a later one is not on top of the script."""
+        wanted = ours.pop(line["name"], None)
+        return line[0] if wanted is None else _merged(line, wanted)
+
+    return _CONSTANT.sub(fitted, source)
+
+
+def _merged(line: re.Match[str], wanted: re.Match[str]) -> str:
+    code = f"{line['name']} = {wanted['value']}"
+    comment = _DASH.join(part for part in (wanted["space"] or line["space"], line["words"]) if part)
+    column = max(line.start("hash") - line.start(), len(code) + 2)
+    return f"{code.ljust(column)}# {comment}" if comment else code

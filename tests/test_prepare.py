@@ -1,0 +1,291 @@
+"""The data folder: made once, the same after any death, refused when damaged, and light to read."""
+
+import dataclasses
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prepare import corpus, manifest, profiles
+from prepare.manifest import DataError
+from prepare.shards import open_rows
+from prepare.tokenizer import Tokenizer
+from tests.ground import ROOT, environment, prepare, prepare_command, small_corpus
+
+WORK = ("--flops", "1e10")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="module")
+def data(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "data"
+    assert prepare(folder, text, *WORK).returncode == 0
+    return folder
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    subprocess.run(["cp", "-r", data, tmp_path / "data"], check=True)
+    return tmp_path / "data"
+
+
+def hashes(folder):
+    return {name: stored.sha256 for name, stored in manifest.load(folder, verify=True).files.items()}
+
+
+def one_line(text):
+    return text.count("\n") == 1 and text.startswith("prepare: ")
+
+
+def test_a_second_run_says_it_is_ready_and_touches_nothing(data, text):
+    before = {path: path.stat().st_mtime_ns for path in data.iterdir()}
+
+    again = prepare(data, text, *WORK)
+
+    assert again.returncode == 0
+    assert "is ready" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in data.iterdir()}
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(data, text, tmp_path):
+    luck, folder = random.Random(0), tmp_path / "data"
+    for _ in range(5):
+        running = subprocess.Popen(prepare_command(folder, text, *WORK), env=environment(), stdout=subprocess.DEVNULL)
+        time.sleep(luck.uniform(0.2, 1.2))
+        running.kill()
+        running.wait()
+
+    assert prepare(folder, text, *WORK).returncode == 0
+    assert hashes(data) == hashes(folder)
+    assert {path.name for path in data.iterdir()} == {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kept", range(5))
+def test_it_goes_on_from_whatever_is_there(kept, data, copy, text):
+    """Every state that a kill between two files can leave, with a half-written file beside it."""
+    order = ["plan.json", "tokenizer.json", "train.bin", "val.bin", "confirm.bin", "manifest.json"]
+    for name in order[kept + 1 :]:
+        (copy / name).unlink()
+    (copy / f".{order[kept + 1]}.part").write_text("half")
+
+    assert prepare(copy, text, *WORK).returncode == 0
+    assert hashes(data) == hashes(copy)
+    assert not list(copy.glob(".*.part*"))
+
+
+def test_leftovers_of_another_plan_are_not_used(data, copy, text):
+    (copy / "manifest.json").unlink()
+    (copy / "plan.json").write_text("{}")
+    (copy / "tokenizer.json").write_text("of another corpus")
+
+    assert prepare(copy, text, *WORK).returncode == 0
+    assert hashes(data) == hashes(copy)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path):
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+
+
+@pytest.mark.parametrize("damage", (cut, flip, lambda path: path.unlink()))
+@pytest.mark.parametrize("name", ("tokenizer.json", "train.bin"))
+def test_a_damaged_folder_is_refused_in_one_line(damage, name, copy, text):
+    damage(copy / name)
+
+    run = prepare(copy, text, *WORK)
+
+    assert run.returncode == 2
+    assert one_line(run.stderr)
+    assert f"{name}" in run.stderr
+    assert "delete the folder" in run.stderr
+
+
+@pytest.mark.parametrize("content", ("", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "files": 3}'))
+def test_a_manifest_that_is_none_is_refused(content, copy):
+    (copy / "manifest.json").write_text(content)
+
+    with pytest.raises(DataError, match="delete the folder"):
+        manifest.load(copy)
+
+
+def test_loading_checks_sizes_always_and_bytes_on_request(copy):
+    flip(copy / "train.bin")
+
+    assert manifest.load(copy).profile == "cpu"
+    with pytest.raises(DataError, match=r"train\.bin has changed"):
+        manifest.load(copy, verify=True)
+
+
+def test_a_manifest_survives_its_own_text(data):
+    stored = manifest.load(data)
+
+    assert stored == manifest.Manifest.from_json(stored.to_json())
+    assert stored.digest != dataclasses.replace(stored, corpus_sha256="0").digest
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    (
+        (["--corpus", "nowhere"], "no corpus nowhere"),
+        (["--profile", "toaster"], "no profile toaster"),
+        (["--corpus", "docstrings", "--data", "DATA"], "already holds"),
+        (["--data", "/dev/null/x"], "cannot write"),
+        (["--data", "."], "holds other things"),
+    ),
+)
+def test_bad_input_is_one_line_and_exit_code_2(options, says, data, text, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    options = [str(data) if option == "DATA" else option for option in options]
+
+    command = [*prepare_command(tmp_path / "data", text, *WORK), *options]
+    run = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run.returncode == 2
+    assert one_line(run.stderr)
+    assert says in run.stderr
+
+
+def test_too_little_text_is_said(tmp_path):
+    (tmp_path / "tiny.txt").write_text("once upon a time")
+
+    run = prepare(tmp_path / "data", tmp_path / "tiny.txt", *WORK)
+
+    assert run.returncode == 2
+    assert "too little text" in run.stderr
+
+
+def test_a_script_without_data_is_told_the_command(tmp_path):
+    script = "from prepare import MAX_SEQ_LEN"
+
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert run.returncode == 2
+    assert one_line(run.stderr)
+    assert "`python -m prepare`" in run.stderr
+
+
+def test_profiles_and_manifests_are_read_without_torch(data):
+    script = (
+        "import sys, prepare.profiles, prepare.manifest, pathlib\n"
+        "prepare.manifest.load(pathlib.Path(sys.argv[1]))\n"
+        "prepare.profiles.fit('DEPTH = 8', 'cpu')\n"
+        "assert 'torch' not in sys.modules and 'tiktoken' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, data], env=environment(), check=True)
+
+
+def test_splits_share_no_document(text):
+    texts = corpus.documents(str(text), lambda *_: None)
+    parts = corpus.split(texts)
+
+    assert sorted(texts) == sorted(text for part in parts.values() for text in part)
+    assert all(parts.values())
+    assert parts == corpus.split(reversed(texts)) | {name: part for name, part in parts.items() if part}
+
+
+def test_splits_share_no_row(data):
+    rows = {split: {row.tobytes() for row in open_rows(split, data)} for split in corpus.SPLITS}
+
+    assert not rows["train"] & rows["val"]
+    assert not rows["train"] & rows["confirm"]
+    assert not rows["val"] & rows["confirm"]
+
+
+def test_rows_are_made_of_beginnings_of_documents_and_little_is_lost(data, text):
+    tokenizer = Tokenizer.from_directory(data)
+    rows = open_rows("train", data)
+    texts = corpus.split(corpus.documents(str(text), lambda *_: None))["train"]
+    longest = rows.shape[1] - 1
+    ids = [tokenizer.encode(text) for text in texts]
+    chunks = {tuple(doc[first : first + longest]) for doc in ids for first in range(0, len(doc), longest)}
+    beginnings = {chunk[:end] for chunk in chunks for end in range(len(chunk) + 1)}
+
+    found = [piece for row in rows.tolist() for piece in pieces(row, tokenizer.get_bos_token_id())]
+
+    assert set(found) <= beginnings
+    assert rows.size > 0.9 * sum(len(chunk) + 1 for chunk in chunks)
+
+
+def pieces(row, bos):
+    starts = [i for i, token in enumerate(row) if token == bos]
+    assert starts[0] == 0
+    return [tuple(row[a + 1 : b]) for a, b in zip(starts, [*starts[1:], len(row)], strict=True)]
+
+
+@given(st.text())
+def test_tokens_give_the_text_back(data, text):
+    tokenizer = Tokenizer.from_directory(data)
+    text = text.encode("utf-8", "replace").decode()
+
+    ids = tokenizer.encode(text)
+
+    assert text == tokenizer.decode(ids)
+    assert len(text.encode()) == tokenizer.token_bytes[ids].sum()
+    assert [[7, *ids]] == tokenizer.encode([text], prepend=7)
+
+
+def test_a_tokenizer_survives_its_own_text(data):
+    tokenizer = Tokenizer.from_directory(data)
+
+    assert tokenizer.to_json() == (data / "tokenizer.json").read_text()
+    assert tokenizer.get_vocab_size() == manifest.load(data).vocab_size == len(tokenizer.token_bytes)
+    assert tokenizer.token_bytes[tokenizer.get_bos_token_id()] == 0
+
+
+def test_documentation_is_harvested_without_importing(tmp_path):
+    (tmp_path / "module.py").write_text(
+        '"""Of the module."""\nraise SystemExit\nclass A:\n    """Of A."""\n    def f(self):\n        "of f"\n'
+    )
+    (tmp_path / "broken.py").write_text("def (:")
+
+    assert corpus.module_documentation(tmp_path / "module.py") == ["Of the module.", "Of A.", "of f"]
+    assert corpus.module_documentation(tmp_path / "broken.py") == []
+
+
+def test_sources_come_in_order_and_without_tests(tmp_path):
+    for name in ("b.py", "a.py", "tests/t.py", "sub/c.py", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    assert [path.name for path in corpus.sources(tmp_path)] == ["a.py", "b.py", "c.py"]
+
+
+TRAIN = (ROOT / "train.py").read_text()
+
+
+@pytest.mark.parametrize("profile", profiles.PROFILES)
+def test_fitting_twice_changes_nothing_more(profile):
+    fitted = profiles.fit(TRAIN, profile)
+
+    assert fitted == profiles.fit(fitted, profile)
+    assert len(fitted.splitlines()) == len(TRAIN.splitlines())
+    compile(fitted, "train.py", "exec")
+
+
+def test_fitting_sets_values_and_ranges_and_keeps_words():
+    source = "DEPTH = 8      # 2..16 – blocks\nHEAD_DIM = 128\nOTHER = 1  # stays\nDEPTH = 9\n"
+
+    assert profiles.fit(source, "cpu") == (
+        "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32  # one of 16, 32\nOTHER = 1  # stays\nDEPTH = 9\n"
+    )
+    assert profiles.fit("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", "cpu").startswith("TOTAL_BATCH_SIZE = 2048 ")
+
+
+@given(st.text())
+def test_fitting_leaves_other_scripts_alone(source):
+    names = tuple(line.split(" ")[0] for line in profiles.CPU.constants.split("\n") if line)
+    if not any(line.startswith(names) for line in source.splitlines()):
+        assert source == profiles.fit(source, "cpu")

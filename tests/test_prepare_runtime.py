@@ -1,0 +1,277 @@
+"""What training scripts import: batches, score and budget against plain, slow versions of themselves."""
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from prepare import manifest
+from prepare.budget import Budget
+from prepare.evaluation import evaluate_bpb
+from prepare.loader import make_dataloader
+from prepare.manifest import BudgetAmount
+from prepare.shards import open_rows
+from prepare.tokenizer import Tokenizer
+from tests.ground import environment, prepare, small_corpus, train
+
+T = 256
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runtime")
+    assert prepare(folder / "data", small_corpus(folder / "text"), "--flops", "1e10").returncode == 0
+    saved, os.environ["NIGHTSHIFT_DATA"] = os.environ.get("NIGHTSHIFT_DATA"), str(folder / "data")
+    yield folder / "data"
+    del os.environ["NIGHTSHIFT_DATA"]
+    os.environ |= {} if saved is None else {"NIGHTSHIFT_DATA": saved}
+
+
+@pytest.fixture
+def tokenizer(data):
+    return Tokenizer.from_directory()
+
+
+def batches(tokenizer, rows, length, count, split="train"):
+    loader = make_dataloader(tokenizer, rows, length, split)
+    return [next(loader) for _ in range(count)]
+
+
+def test_batches_are_the_rows_in_order_for_ever(tokenizer):
+    rows = open_rows("val").astype(np.int64)
+    size = 7
+    count = 2 * len(rows) // size + 1
+
+    seen = batches(tokenizer, size, T, count, "val")
+
+    endless = np.concatenate([rows] * 3)[: size * count]
+    assert torch.equal(torch.cat([x for x, _, _ in seen]), torch.from_numpy(endless[:, :-1]))
+    assert torch.equal(torch.cat([y for _, y, _ in seen]), torch.from_numpy(endless[:, 1:]))
+    assert [1 + i * size // len(rows) for i in range(count)] == [epoch for _, _, epoch in seen]
+    assert all(x.is_contiguous() and y.is_contiguous() and x.dtype == torch.int64 for x, y, _ in seen)
+
+
+@pytest.mark.parametrize("length", (1, 64, 100, 1000))
+def test_any_other_length_reads_the_same_stream(length, tokenizer):
+    stream = open_rows("train").reshape(-1).astype(np.int64)
+
+    (x, y, _), (following, _, _) = batches(tokenizer, 3, length, 2)
+
+    assert x.shape == y.shape == (3, length)
+    assert x.reshape(-1).tolist() == stream[: 3 * length].tolist()
+    assert y.reshape(-1).tolist() == stream[1 : 3 * length + 1].tolist()
+    assert following[0, 0] == stream[3 * length]
+
+
+def test_a_batch_may_be_larger_than_the_split(tokenizer):
+    x, _, _ = batches(tokenizer, 3 * len(open_rows("val")), T, 1, "val")[0]
+
+    assert torch.equal(*x.reshape(3, -1, T)[:2])
+
+
+def test_unknown_splits_are_named(tokenizer):
+    with pytest.raises(ValueError, match="no split 'test': one of confirm, train, val"):
+        batches(tokenizer, 1, T, 1, "test")
+
+
+class Bigram(nn.Module):
+    """The smallest model with karpathy's call: logits from the token alone."""
+
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, x, y=None, reduction="mean"):
+        logits = self.table(x)
+        if y is None:
+            return logits
+        return functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
+
+
+@pytest.mark.parametrize("batch_size", (1, 5, 64))
+def test_the_score_is_that_of_a_plain_slow_count(batch_size, tokenizer):
+    torch.manual_seed(0)
+    model = Bigram(tokenizer.get_vocab_size())
+    log_p = functional.log_softmax(model.table.weight.double(), dim=-1).detach().numpy()
+    nats, nbytes = 0.0, 0
+    for row in open_rows("val").tolist():
+        for token, following in pairwise(row):
+            if following < len(tokenizer.merges):
+                nats -= log_p[token, following]
+                nbytes += len(tokenizer.enc.decode_single_token_bytes(following))
+
+    assert evaluate_bpb(model, tokenizer, batch_size) == pytest.approx(nats / math.log(2) / nbytes, abs=1e-6)
+
+
+def test_bytes_are_those_of_the_text(tokenizer):
+    """Bytes beyond ASCII count once each, whether or not a token is a whole character."""
+    ids = np.array(tokenizer.encode("naïve – 你好 ✓"))
+
+    assert len("naïve – 你好 ✓".encode()) == tokenizer.token_bytes[ids].sum()
+    assert tokenizer.token_bytes[tokenizer.get_bos_token_id() :].tolist() == [0] * 4
+
+
+def work(amount):
+    return Budget(BudgetAmount(kind="work", amount=amount, seconds=1.0))
+
+
+@pytest.mark.parametrize("masked", (False, True))
+def test_attention_and_products_are_counted_forward_and_back(masked):
+    heads, length, dim = 6, 64, 32
+    q, k, v = (torch.randn(2, heads // 2, length, dim, requires_grad=True) for _ in range(3))
+    weight = torch.randn(dim, dim, requires_grad=True)
+    mask = torch.ones(length, length, dtype=torch.bool).tril() if masked else None
+    budget = work(1e9)
+
+    with budget.measure():
+        y = functional.scaled_dot_product_attention(q @ weight, k, v, attn_mask=mask, is_causal=not masked)
+        y.sum().backward()
+
+    product, attention = 2 * heads * length * dim * dim, 2 * 2 * heads * length * length * dim
+    assert budget.step_flops == 3 * product + attention + attention * 5 // 2
+
+
+@given(st.floats(0.6, 1e4), st.integers(1, 64))
+def test_steps_end_as_near_to_the_amount_as_they_can(amount, size):
+    budget = work(amount * 2 * size**3)
+    with budget.measure():
+        torch.ones(size, size) @ torch.ones(size, size)
+    progress, steps = [budget.progress], 0
+    while not budget.done and steps < 20_000:
+        budget.step()
+        steps += 1
+        progress.append(budget.progress)
+
+    assert abs(steps - amount) <= 0.5
+    assert progress == sorted(progress)
+    assert progress[0] == 0
+    assert progress[-1] <= 1
+
+
+def test_work_must_be_measured_and_must_be_some():
+    with pytest.raises(RuntimeError, match="measure"):
+        work(1e9).step()
+    with pytest.raises(RuntimeError, match="no countable work"), work(1e9).measure():
+        torch.ones(3) + 1
+
+
+def test_wall_time_counts_from_the_first_real_batch(data, tmp_path):
+    script = """
+import time
+from prepare import Budget, Tokenizer, make_dataloader
+from prepare.manifest import BudgetAmount
+budget = Budget(BudgetAmount(kind="time", amount=0.2, seconds=0.2))
+with budget.measure():
+    time.sleep(0.3)
+assert budget.progress == 0 and not budget.done, "warm-up is free"
+loader = make_dataloader(Tokenizer.from_directory(), 2, 256, "train")
+assert budget.progress == 0, "so is making a loader"
+next(loader)
+while not budget.done:
+    budget.step()
+assert budget.progress == 1 and budget.spent >= 0.2
+"""
+    done, reports = train(script, data, tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert reports == [{"event": "ready"}]
+
+
+def test_an_orchestrator_that_has_gone_stops_nothing(data, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = "from prepare import channel; channel.ready(); channel.score(1.0, 2, 3); print('done')"
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment(NIGHTSHIFT_FD=str(writing)),
+        pass_fds=[writing],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+
+    assert done.stdout == "done\n"
+
+
+KARPATHY_STYLE = '''
+"""In the manner of autoresearch: knows nothing of Budget, prints with carriage returns, and a summary."""
+import gc, sys, time
+t_start = time.time()
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from prepare import MAX_SEQ_LEN, TIME_BUDGET, Tokenizer, make_dataloader, evaluate_bpb
+
+class GPT(nn.Module):
+    def __init__(self, vocab_size, dim=32):
+        super().__init__()
+        self.wte = nn.Embedding(vocab_size, dim)
+        self.lm_head = nn.Linear(dim, vocab_size, bias=False)
+    def forward(self, idx, targets=None, reduction="mean"):
+        logits = self.lm_head(F.rms_norm(self.wte(idx), (32,))).float()
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1, reduction=reduction)
+
+DEVICE_BATCH_SIZE = 4
+torch.manual_seed(42)
+tokenizer = Tokenizer.from_directory()
+vocab_size = tokenizer.get_vocab_size()
+model = GPT(vocab_size)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+train_loader = make_dataloader(tokenizer, DEVICE_BATCH_SIZE, MAX_SEQ_LEN, "train")
+x, y, epoch = next(train_loader)
+total_training_time, step = 0, 0
+while True:
+    t0 = time.time()
+    loss = model(x, y)
+    loss.backward()
+    x, y, epoch = next(train_loader)
+    optimizer.step()
+    model.zero_grad(set_to_none=True)
+    dt = time.time() - t0
+    if step > 10:
+        total_training_time += dt
+    pct_done = 100 * min(total_training_time / TIME_BUDGET, 1.0)
+    print(f"\\rstep {step:05d} ({pct_done:.1f}%) | loss: {loss.item():.6f} | epoch: {epoch}    ", end="", flush=True)
+    step += 1
+    if step > 10 and total_training_time >= TIME_BUDGET:
+        break
+print()
+model.eval()
+val_bpb = evaluate_bpb(model, tokenizer, DEVICE_BATCH_SIZE)
+print("---")
+print(f"val_bpb:          {val_bpb:.6f}")
+print(f"total_seconds:    {time.time() - t_start:.1f}")
+print(f"num_steps:        {step}")
+'''
+
+
+def test_a_script_written_for_autoresearch_runs_as_it_is(data, tmp_path):
+    stored = manifest.load(data)
+    short = dataclasses.replace(stored, budget=dataclasses.replace(stored.budget, seconds=0.3))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in stored.files:
+        (folder / name).symlink_to(data / name)
+    (folder / "manifest.json").write_text(short.to_json())
+
+    done, reports = train(KARPATHY_STYLE, folder, tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert [report["event"] for report in reports] == ["ready", "score"]
+    assert f"val_bpb:          {reports[1]['val_bpb']:.6f}\n" in done.stdout
+    assert reports[1]["tokens"] == stored.eval_tokens
+    assert 0 < reports[1]["val_bpb"] < math.log2(stored.vocab_size)

@@ -1,0 +1,120 @@
+"""train.py from its first line to its summary, on a budget of a few steps."""
+
+import re
+
+import pytest
+
+from prepare import profiles
+from tests.ground import ROOT, prepare, small_corpus, train
+
+TRAIN = profiles.fit((ROOT / "train.py").read_text(), "cpu")
+SUMMARY = [
+    "val_bpb",
+    "training_seconds",
+    "total_seconds",
+    "peak_vram_mb",
+    "mfu_percent",
+    "total_tokens_M",
+    "num_steps",
+    "num_params_M",
+    "depth",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Data with work for about six steps of the baseline."""
+    folder = tmp_path_factory.mktemp("train")
+    assert prepare(folder / "data", small_corpus(folder / "text"), "--flops", "6e10").returncode == 0
+    return folder / "data"
+
+
+def turned(name, value):
+    source, count = re.subn(rf"^{name} = [^#\n]*", f"{name} = {value} ", TRAIN, flags=re.MULTILINE)
+    assert count == 1
+    return source
+
+
+@pytest.fixture(scope="module")
+def first(data, tmp_path_factory):
+    return train(TRAIN, data, tmp_path_factory.mktemp("first"))
+
+
+def test_it_prints_steps_and_karpathys_summary(first):
+    done, _ = first
+    assert done.returncode == 0, done.stderr
+
+    *steps, summary = done.stdout.split("---\n")
+    lines = [line for line in "".join(steps).splitlines() if line.startswith("step ")]
+    form = r"step \d{5} \(\d+\.\d%\) \| loss: \d+\.\d{3} \| lrm: \d\.\d\d \| dt: \d+ms \| tok/sec: [\d,]+"
+
+    assert 1 <= len(lines) <= 100
+    assert all(re.fullmatch(form, line) for line in lines)
+    assert [line.split(":")[0] for line in summary.splitlines()] == SUMMARY
+    assert "\r" not in done.stdout
+
+
+def test_it_reports_its_work_its_start_and_its_score(first):
+    done, reports = first
+
+    assert [report["event"] for report in reports] == ["measured", "ready", "score"]
+    assert f"val_bpb:          {reports[-1]['val_bpb']:.6f}\n" in done.stdout
+    steps = int(re.search(r"num_steps: +(\d+)", done.stdout)[1])
+    assert abs(steps * reports[0]["flops"] - 6e10) <= reports[0]["flops"] / 2
+
+
+def test_it_learns(first):
+    losses = [float(loss) for loss in re.findall(r"loss: ([\d.]+)", first[0].stdout)]
+
+    assert losses[-1] < losses[0]
+
+
+def test_the_same_seed_gives_the_same_score_to_the_bit(first, data, tmp_path):
+    _, again = train(TRAIN, data, tmp_path)
+
+    assert first[1][-1] == again[-1]
+
+
+def test_another_seed_gives_another_score(first, data, tmp_path):
+    _, other = train(TRAIN, data, tmp_path, NIGHTSHIFT_SEED="7")
+
+    assert first[1][-1]["val_bpb"] != other[-1]["val_bpb"]
+
+
+def test_warm_up_leaves_no_trace(first, data, tmp_path):
+    """More of it changes nothing."""
+    source = TRAIN.replace("if fast:\n", "if True:\n")
+    assert source != TRAIN
+
+    assert first[1][-1] == train(source, data, tmp_path)[1][-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    (
+        ("DEPTH", "1"),
+        ("MODEL_DIM", "64"),
+        ("HEAD_DIM", "16"),
+        ("WINDOW_PATTERN", '"SL"'),
+        ("TOTAL_BATCH_SIZE", "4096"),
+        ("WARMUP_RATIO", "0.2"),
+        ("MOMENTUM_WARMUP", "0.0"),
+    ),
+)
+def test_constants_can_be_turned(name, value, first, data, tmp_path):
+    done, reports = train(turned(name, value), data, tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert first[1][-1]["val_bpb"] != reports[-1]["val_bpb"]
+
+
+@pytest.mark.parametrize(("name", "value"), (("MATRIX_LR", "float('nan')"), ("MATRIX_LR", "1e30"), ("SOFTCAP", "1e9")))
+def test_nan_and_explosion_end_it_at_once(name, value, data, tmp_path):
+    source = turned(name, value).replace("UNEMBEDDING_LR = 0.004", "UNEMBEDDING_LR = 1e6")
+
+    done, reports = train(source, data, tmp_path)
+
+    assert done.returncode == 1
+    assert re.search(r"^FAIL: loss is \S+ at step \d+$", done.stdout, re.MULTILINE)
+    assert "score" not in {report["event"] for report in reports}
+    assert "---" not in done.stdout
