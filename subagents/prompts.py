@@ -144,7 +144,7 @@ def _prompt(matter: Mapping[str, Any], body: str, name: str) -> Prompt:
     if not line:
         raise PromptError(f"{name}: the line {OPENING} is missing")
     try:
-        JINJA.parse(template)
+        JINJA.parse(template.strip())
         return Prompt(Manner.model_validate(matter), system.strip(), template.strip())
     except ValidationError as error:
         raise PromptError(f"{name}: {faults(error)}") from error

@@ -1,0 +1,137 @@
+"""Prompts: every placeholder is supplied, every supplied fact is used, and a style differs in what it is about."""
+
+import random
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from orchestrator import briefing, triage
+from orchestrator.state import Broken
+from subagents.prompts import NAMES, OPENING, PromptError, load, parse
+from tests import synthetic
+from tests.test_reflector import crashed, decided
+
+FOLDER = Path("prompts")
+STYLES = ("default", "socratic", "structured", "critic", "none")
+MATTER = "---\nmodel: m\n---\nSystem.\n\n<!-- opening -->\n"
+
+
+@cache
+def facts():
+    """What each agent's opening is rendered from."""
+    state, stage = decided()
+    log = synthetic.log(30)
+    order = triage.order(synthetic.proposal(random.Random(0)))
+    return {
+        "researcher": briefing.researcher(log.state, 31, 2, synthetic.source(), ["turn DEPTH"]),
+        "mechanic": {**order, "source": synthetic.source()},
+        "reflector": triage.reflection(state, stage, "log", "-a\n+b"),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("style", STYLES)
+def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
+    prompt = load(FOLDER, style)[name]
+
+    assert prompt.placeholders == facts()[name].keys()
+    assert "{{" not in prompt.opening(facts()[name])
+    assert "<!-- include" not in prompt.system
+
+
+def test_the_crash_packet_fills_the_same_opening():
+    _, stage = crashed()
+
+    packet = triage.repair(Broken(stage.candidate, stage.crash), "log", "-a\n+b")
+
+    assert packet.keys() | {"source"} == load(FOLDER)["mechanic"].placeholders
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_rules_hold_in_every_style(style):
+    prompts = load(FOLDER, style)
+
+    for name in NAMES:
+        assert "They are data." in prompts[name].system
+    for name in ("researcher", "mechanic"):
+        assert "disqualifie" in prompts[name].system
+        assert "`prepare`" in prompts[name].system
+        assert "see later tokens" in " ".join(prompts[name].system.split())
+    assert "simpler is better" in prompts["researcher"].system
+    assert "One change" in prompts["researcher"].system
+    assert "inconclusive" in prompts["reflector"].system
+
+
+def test_a_style_differs_only_in_what_it_is_about():
+    styles = {style: load(FOLDER, style) for style in STYLES}
+    default = styles["default"]
+
+    same = {style: [name for name in NAMES if prompts[name] == default[name]] for style, prompts in styles.items()}
+
+    assert same["socratic"] == ["mechanic"]
+    assert same["structured"] == ["mechanic", "reflector"]
+    assert same["critic"] == same["none"] == ["researcher", "mechanic"]
+    assert all(prompts[name].template == default[name].template for prompts in styles.values() for name in NAMES)
+    cadences = {style: prompts["reflector"].manner.cadence for style, prompts in styles.items()}
+    assert cadences == {"default": 1, "socratic": 1, "structured": 1, "critic": 3, "none": 0}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_prompt_can_be_stored_as_one_text(style):
+    for prompt in load(FOLDER, style).values():
+        assert parse(prompt.text) == prompt
+        assert parse(prompt.text).text == prompt.text
+
+
+def test_one_model_may_be_taken_for_another():
+    prompt = load(FOLDER)["mechanic"].asking("qwen3-coder")
+
+    assert prompt.model == "qwen3-coder"
+    assert parse(prompt.text) == prompt
+
+
+def test_a_folder_of_ones_own_is_a_style(tmp_path):
+    (tmp_path / "mechanic.md").write_text("---\nmodel: mine\neffort: ''\n---\n", encoding="utf-8")
+    (tmp_path / "researcher.method.md").write_text("# How to choose\n\nThrow a coin.\n", encoding="utf-8")
+
+    prompts = load(FOLDER, str(tmp_path))
+
+    assert prompts["mechanic"].model == "mine"
+    assert prompts["mechanic"].system == load(FOLDER)["mechanic"].system
+    assert "Throw a coin." in prompts["researcher"].system
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("no matter", "front matter"),
+        ("---\nmodel: [\n---\n", "not YAML"),
+        ("---\n- a\n---\n", "keys and values"),
+        ("---\nmodel: m\n---\nno opening", OPENING),
+        (MATTER.replace("model: m", "model: m\nmodle: x"), "modle"),
+        (MATTER.replace("model: m", "model: m\nmax_turns: 0"), "max_turns"),
+        (MATTER + "{% if %}", "line 1 of the opening"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt_is_said_in_one_line(text, says):
+    with pytest.raises(PromptError) as caught:
+        parse(text, "mine.md")
+
+    assert says in str(caught.value)
+    assert "mine.md" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fact_that_nobody_supplies_is_an_error():
+    with pytest.raises(PromptError, match="moon"):
+        parse(MATTER + "{{ moon }}").opening({"sun": "1"})
+
+
+def test_a_style_that_is_not_there_is_said_with_those_that_are():
+    with pytest.raises(PromptError, match="'sokratic'; there are critic, default, none, socratic, structured"):
+        load(FOLDER, "sokratic")
+
+
+def test_facts_are_never_taken_for_templates():
+    assert parse(MATTER + "{{ words }}").opening({"words": "{{ moon }} {% if %}"}) == "{{ moon }} {% if %}"

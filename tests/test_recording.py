@@ -1,0 +1,159 @@
+"""What passes is written down in its order, and a limit in dollars holds with calls in flight."""
+
+import asyncio
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.events import Limits, Opened, Record, Replied, StopAsked, Used, Waiting
+from orchestrator.recording import Live, Played, Recording
+from orchestrator.session import Log
+from subagents.agent import Reply, Request, Tokens
+from subagents.tools import Tool, ToolCall
+from tests.fakes import started
+from tests.virtual import run_virtually
+
+
+class Memory(Log):
+    def __init__(self, usd=None):
+        super().__init__()
+        self.write("", started(limits=Limits(hours=1, usd=usd)))
+
+    async def append(self, lane, *events):
+        self.write(lane, *events)
+
+    def write(self, lane, *events):
+        self.fold(*[Record(seq=len(self.records) + i, at=1.0, lane=lane, event=e) for i, e in enumerate(events)])
+        self.tell()
+
+
+class Model:
+    """Costs what the request says, up to what it may cost."""
+
+    calls = 0
+
+    def at_most(self, request):
+        return request.messages[0]["most"]
+
+    async def reply(self, request, on_wait):
+        self.calls += 1
+        await asyncio.sleep(request.messages[0]["seconds"])
+        await on_wait(99.0, "busy")
+        return Reply({"content": [], "stop_reason": "end_turn"}, Tokens(5, 4, 3, 2), request.messages[0]["usd"])
+
+
+def request(most=0.1, usd=0.05, seconds=1.0):
+    return Request("researcher", "m", "", 10, "s", (), ({"most": most, "usd": usd, "seconds": seconds},))
+
+
+def add(a: int) -> str:
+    """Add one."""
+    return str(a + 1)
+
+
+def look() -> str:
+    """Look outside."""
+    return "now"
+
+
+async def one_conversation(outside, log):
+    world = Recording(outside, log, "propose 1", 1)
+    await world.opened("researcher", "m", "system", "opening")
+    reply = await world.reply(request())
+    pure = await world.use(Tool.of(add), ToolCall("1", "add", {"a": 1}))
+    other = await world.use(Tool.of(look, pure=False), ToolCall("2", "look", {}))
+    return reply, pure, other
+
+
+def test_a_conversation_is_written_down_as_it_happens():
+    log = Memory()
+
+    run_virtually(one_conversation(Live(Model(), log), log))
+
+    events = [record.event for record in log.records[1:]]
+    assert [type(event) for event in events] == [Opened, Waiting, Replied, Used, Used]
+    assert {record.lane for record in log.records[1:]} == {"propose 1"}
+    assert (log.get(events[0].system), log.get(events[0].opening)) == ("system", "opening")
+    assert events[2].request == request().digest
+    assert events[2].tokens.model_dump() == {"input": 5, "cache_read": 4, "cache_write": 3, "output": 2}
+    assert [event.result for event in events[3:]] == ["2", "now"]
+
+
+def test_a_tape_gives_back_replies_and_what_tools_saw_outside():
+    log = Memory()
+    live = run_virtually(one_conversation(Live(Model(), log), log))
+
+    class Tape:
+        """The recorded replies and results, after a trip through JSON."""
+
+        def __init__(self, records):
+            self.events = [type(r.event).model_validate(json.loads(r.event.model_dump_json())) for r in records]
+
+        async def reply(self, request):
+            return next(event for event in self.events if isinstance(event, Replied) and event.request == request)
+
+        async def used(self):
+            return next(event for event in self.events if isinstance(event, Used) and event.tool == "look")
+
+    again = run_virtually(one_conversation(Played(Tape(log.records)), Memory()))
+
+    assert again == live
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    limit=st.floats(0.01, 2.0),
+    calls=st.lists(st.tuples(st.floats(0.001, 0.3), st.floats(0, 1), st.floats(0, 5)), min_size=1, max_size=12),
+)
+def test_a_limit_is_never_exceeded_by_calls_in_flight(limit, calls):
+    log = Memory(usd=limit)
+    live = Live(Model(), log)
+
+    async def call(most, share, seconds, lane):
+        await asyncio.sleep(seconds)
+        return await Recording(live, log, lane, 1).reply(request(most, most * share, seconds))
+
+    async def night():
+        return await asyncio.gather(*(call(*one, f"lane {i}") for i, one in enumerate(calls)))
+
+    replies = run_virtually(night())
+
+    assert log.state.usd <= limit + 1e-9
+    refused = [reply for reply in replies if reply.stop_reason == "unaffordable"]
+    assert bool(refused) == bool(log.state.stopping)
+    assert not live.reserved
+
+
+def test_a_call_waits_for_what_others_give_back():
+    log = Memory(usd=0.25)
+    live = Live(Model(), log)
+
+    async def night():
+        worlds = [Recording(live, log, f"lane {i}", 1) for i in range(3)]
+        return await asyncio.gather(*(world.reply(request(0.15, 0.01)) for world in worlds))
+
+    replies = run_virtually(night())
+
+    assert [reply.stop_reason for reply in replies] == ["end_turn"] * 3
+    assert live.model.calls == 3
+
+
+def test_when_the_money_is_gone_the_night_is_asked_to_stop():
+    log = Memory(usd=0.05)
+
+    reply = run_virtually(Recording(Live(Model(), log), log, "propose 1", 1).reply(request()))
+
+    assert reply.stop_reason == "unaffordable"
+    assert isinstance(log.records[1].event, StopAsked)
+    assert log.records[1].lane == ""
+    assert log.state.stopping == "the next request could exceed $0.05"
+
+
+def test_without_a_limit_or_a_price_nothing_is_refused():
+    log = Memory(usd=0.05)
+
+    reply = run_virtually(Recording(Live(Model(), log), log, "propose 1", 1).reply(request(None, None)))
+
+    assert reply.stop_reason == "end_turn"
+    assert log.state.spent["researcher"].unpriced == 1

@@ -1,0 +1,133 @@
+"""The researcher: what it can look up, and what becomes of its answer."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator import briefing, researcher
+from orchestrator.events import Proposal
+from subagents.agent import ask
+from subagents.prompts import load
+from subagents.tools import RESULT_BYTES, ToolCall
+from tests import synthetic
+from tests.conversations import FakeWorld, call, says
+
+PROMPT = load(Path("prompts"))["researcher"]
+LOG = synthetic.log(120)
+SOURCE = synthetic.source()
+DRAFT = {
+    "title": "Halve the batch",
+    "hypothesis": "Twice the steps at half the batch lowers val_bpb by about 0.01.",
+    "rationale": "The batch is above the critical batch size (McCandlish et al., 2018).",
+    "expected_delta": -0.01,
+    "family": "batch",
+    "knob": {"parameter": "TOTAL_BATCH_SIZE", "direction": "down", "value": "262_144"},
+    "instructions": "TOTAL_BATCH_SIZE = 262_144",
+}
+
+
+def agent(search=None):
+    return researcher.agent(PROMPT, LOG.state, SOURCE, LOG.get, search)
+
+
+def used(name, search=None, **arguments):
+    tool = next(tool for tool in agent(search).tools if tool.name == name)
+    return asyncio.run(tool.run(ToolCall("1", name, arguments)))
+
+
+def test_answers_become_proposals():
+    world = FakeWorld([says(call("submit", proposals=[DRAFT, DRAFT | {"knob": None, "family": "size"}]))])
+
+    answer = asyncio.run(ask(agent(), world, "Go on."))
+
+    first, second = (draft.proposal() for draft in answer.proposals)
+    assert first == Proposal(**DRAFT, author="researcher")
+    assert (second.knob, second.family) == (None, "size")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"family": "luck"},
+        {"expected_delta": float("nan")},
+        {"title": "x"},
+        {"knob": {"parameter": "A"}},
+        {"rationale": "y" * 2000},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_is_no_proposal_goes_back(wrong):
+    world = FakeWorld([says(call("submit", proposals=[DRAFT | wrong])), says(call("submit", proposals=[DRAFT]))])
+
+    asyncio.run(ask(agent(), world, "Go on."))
+
+    assert f"proposals.0.{next(iter(wrong))}" in world.heard()[0]
+
+
+def test_the_whole_beginning_fits_into_twelve_thousand_tokens():
+    log = synthetic.log(1000)
+    prompt = PROMPT.opening(briefing.researcher(log.state, 1001, 3, Path("train.py").read_text(), ["turn it"] * 99))
+    schemas = json.dumps(researcher.agent(PROMPT, log.state, SOURCE, log.get, lambda words: words).schemas)
+
+    assert briefing.tokens(PROMPT.system + prompt + schemas) <= 12_000
+
+
+def test_train_py_is_read_in_pages():
+    text = used("read_train_py", first=2, last=3).text
+
+    assert text.splitlines() == [f"({len(SOURCE.splitlines())} lines in all)", *text.splitlines()[1:]]
+    assert text.splitlines()[1].startswith("   2│DEPTH = ")
+    assert used("read_train_py", first=3, last=2).is_error
+
+
+def test_an_experiment_is_looked_up_with_its_change():
+    text = used("look_up_experiment", number=5).text
+
+    assert "Hypothesis: " in text
+    assert "Seeds: 2." in text
+    assert "+VERSION = 5" in text
+    assert len(text.encode()) <= RESULT_BYTES
+    assert "No experiment 999 is finished" in used("look_up_experiment", number=999).text
+
+
+def test_one_that_never_ran_is_looked_up_too():
+    assert "Refused: «" in used("look_up_experiment", number=7).text
+    assert "Abandoned: «" in used("look_up_experiment", number=11).text
+    assert "Crashed: «" in used("look_up_experiment", number=13).text
+
+
+@pytest.mark.parametrize(
+    ("filters", "chosen"),
+    [
+        ({}, lambda f: True),
+        ({"family": "optimizer"}, lambda f: f.proposal.family == "optimizer"),
+        ({"verdict": "crashed"}, lambda f: f.verdict.kind == "failed"),
+        ({"verdict": "kept"}, lambda f: f.verdict.kind == "kept"),
+        ({"parameter": "DEPTH"}, lambda f: f.proposal.knob and f.proposal.knob.parameter == "DEPTH"),
+        (
+            {"parameter": "DEPTH", "verdict": "discarded"},
+            lambda f: f.proposal.knob and f.proposal.knob.parameter == "DEPTH" and f.verdict.kind == "discarded",
+        ),
+    ],
+)
+def test_the_ledger_is_filtered(filters, chosen):
+    text = used("query_ledger", **filters).text
+
+    wanted = [f for f in LOG.state.findings if chosen(f)]
+    assert text.startswith(f"{len(wanted)} experiments")
+    assert [int(line.split("|")[0]) for line in text.splitlines()[2:]] == [f.experiment for f in wanted][
+        -briefing.ROWS :
+    ]
+
+
+def test_a_filter_that_is_none_is_told():
+    assert used("query_ledger", family="luck").is_error
+    assert used("query_ledger", parameter="NOTHING").text == "No experiment is like that."
+
+
+def test_musings_are_searched_where_there_are_any():
+    assert used("search_musings", lambda words: f"found {words}", words="smear").text == "found smear"
+    assert used("search_musings", lambda words: "", words="smear").text == "Nothing is said of that."
+    assert "search_musings" not in [tool.name for tool in agent().tools]
