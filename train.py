@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 t_start = time.time()
 os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # the same bits in every process, wherever memory happens to lie
 
 import torch
 import torch.nn as nn
@@ -61,8 +62,8 @@ FINAL_LR_FRAC = 0.0         # 0.0..0.2 – where the warm-down ends, over the pe
 # ---------------------------------------------------------------------------
 
 torch.manual_seed(SEED)
-torch.set_float32_matmul_precision("high")
 if torch.cuda.is_available():
+    torch.set_float32_matmul_precision("high")
     device, capability = torch.device("cuda"), torch.cuda.get_device_capability()
     bf16, fast = capability >= (8, 0), capability >= (7, 0)
     synchronize, device_name = torch.cuda.synchronize, torch.cuda.get_device_name()

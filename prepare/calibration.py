@@ -53,6 +53,7 @@ def _step(work: Path, progress: Progress) -> tuple[float, float]:
     env = os.environ | {
         "NIGHTSHIFT_DATA": str(work),
         "NIGHTSHIFT_FD": str(writing),
+        "MKL_CBWR": "AUTO,STRICT",
         "OMP_WAIT_POLICY": "passive",
         "PYTHONPATH": str(HOME),
     }
