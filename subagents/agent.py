@@ -140,7 +140,7 @@ async def ask(agent: Agent[T], world: World, opening: str) -> T:
         for left in reversed(range(prompt.max_turns)):
             reply = await world.reply(talk.request)
             match reply.stop_reason:
-                case "tool_use":
+                case "tool_use" if reply.calls:
                     if answer := await talk.act(reply, world):
                         return answer
                     if left == 1:

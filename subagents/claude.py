@@ -23,6 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from subagents import prices
 from subagents.agent import Json, Reply, Request, Tokens
 
+OFFICIAL = "https://api.anthropic.com"
 STALL = 180.0
 """Seconds without a byte after which a connection is dead; Claude sends a ping far more often."""
 TURN = 1800.0
@@ -76,6 +77,22 @@ def connect(
     if not (client.api_key or client.auth_token or client.credentials):
         return client.copy(api_key="none")  # a server of one's own asks for none, but the SDK does
     return client
+
+
+async def trouble(client: anthropic.AsyncAnthropic, model: str) -> str:
+    """What stands in the way of asking this model, in one line; empty if nothing is known to."""
+    try:
+        await client.models.retrieve(model)
+    except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
+        return f"{client.base_url} refuses the key"
+    except anthropic.NotFoundError:
+        # A server of one's own may list no models at all.
+        return f"there is no model {model!r}" if str(client.base_url).startswith(OFFICIAL) else ""
+    except anthropic.APIConnectionError:
+        return f"no server answers at {client.base_url}"
+    except anthropic.APIStatusError:
+        return ""  # it may pass
+    return ""
 
 
 class Claude:
@@ -170,20 +187,19 @@ async def _whole(stream: AsyncMessageStream[None]) -> Json:
                 arguments[event.index] = arguments.get(event.index, "") + event.delta.partial_json
         for text in arguments.values():
             json.loads(text or "{}")  # the SDK is content with half of it
-        message = stream.current_message_snapshot.to_dict(mode="json", warnings=False)
+        return _sound(stream.current_message_snapshot.to_dict(mode="json", warnings=False))
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        # What the SDK raises over nonsense, depending on where it comes.
+        # What the SDK and we raise over nonsense, depending on where it comes.
         raise Torn(f"the stream made no sense: {type(error).__name__}: {error}") from error
-    return _sound(message)
 
 
 def _sound(message: Mapping[str, Any]) -> Json:
-    """The message, if it is whole. Raises Torn."""
+    """The message, if it is whole. Raises Torn, or KeyError where a part of it is missing."""
     if not message.get("stop_reason"):
         raise Torn("the stream ended early")
     for block in message["content"]:
-        if block["type"] == "tool_use" and not isinstance(block["input"], dict):
-            raise Torn("a tool was called without arguments")
+        if block["type"] == "tool_use" and not (block["id"] and block["name"] and isinstance(block["input"], dict)):
+            raise Torn("a tool was called without a name or arguments")
     # Half of a surrogate pair is legal JSON but no text.
     return json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
 

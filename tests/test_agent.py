@@ -111,7 +111,7 @@ def test_talk_instead_of_an_answer_is_answered_thrice_at_most():
 
 
 def test_an_empty_message_is_never_sent_back():
-    world, _ = asked(says(stop="end_turn"), ANSWER)
+    world, _ = asked(says(stop="end_turn"), says(stop="tool_use"), ANSWER)
 
     assert all(message["content"] for message in world.requests[-1].messages)
     assert len(world.requests[-1].messages) == 1

@@ -11,7 +11,7 @@ import pytest
 from llmock.scenarios import Fail, Reply, StreamFault, ToolCall, ToolFault
 
 from subagents.agent import Request
-from subagents.claude import ATTEMPTS, Claude, connect
+from subagents.claude import ATTEMPTS, Claude, connect, trouble
 from tests.scripted import events, served
 
 KEY = "sk-secret-0123456789"
@@ -193,7 +193,8 @@ def test_trouble_inside_a_stream_is_classified_by_its_type():
 def test_nonsense_is_no_message():
     bad = message({"type": "tool_use", "id": "t1", "name": "look", "input": ["not", "an", "object"]}, stop="tool_use")
     stray = [{"type": "content_block_stop", "index": 7}, {"type": "message_stop"}]
-    for parts in (list(events(bad)), stray, [{"type": "message_stop"}]):
+    nameless = list(events(message({"type": "tool_use", "id": "t1", "name": "", "input": {}}, stop="tool_use")))
+    for parts in (list(events(bad)), nameless, stray, [{"type": "message_stop"}]):
         with server(parts) as (url, got):
             assert Asking(url)().stop_reason == "failed"
             assert len(got) == ATTEMPTS
@@ -298,3 +299,21 @@ def test_what_to_set_is_said_in_one_line(tmp_path):
     assert "\n" not in line
     assert said(ANTHROPIC_API_KEY=KEY) == ""
     assert said(ANTHROPIC_BASE_URL="http://127.0.0.1:11434") == ""
+
+
+def test_what_stands_in_the_way_of_a_model_is_said_beforehand(mock):
+    def said(url, model="claude-opus-4-6"):
+        async def go():
+            async with connect(base_url=url, api_key=KEY) as client:
+                return await trouble(client, model)
+
+        return asyncio.run(go())
+
+    own = mock.base_url("anthropic")
+    assert said(own) == ""
+    assert said(own, "qwen3-coder") == ""
+    assert said("http://127.0.0.1:1") == "no server answers at http://127.0.0.1:1"
+    mock.state.scenarios.add(Fail(401))
+    assert said(own) == f"{own}/ refuses the key"
+    mock.state.scenarios.add(Fail(529))
+    assert said(own) == ""

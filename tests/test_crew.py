@@ -1,0 +1,198 @@
+"""A whole night with three agents over real HTTP: quiet, through chaos, and played back without a network."""
+
+import asyncio
+import random
+import time
+import zlib
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmock.chaos import ChaosSettings, StreamChaos
+from llmock.middleware import LLMockMiddleware
+from llmock.scenarios import Fail
+from llmock.state import LLMockState
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Tracer, TracerProvider
+
+from orchestrator.crew import ClaudeCrew
+from orchestrator.events import Crashed, Fitted, Limits, Measures, Point, Scored
+from orchestrator.loop import run
+from orchestrator.recording import Live, Played, Recording
+from orchestrator.replay import Tape, replay
+from orchestrator.session import Session
+from orchestrator.source import fingerprint
+from subagents.agent import ask
+from subagents.claude import Claude, connect
+from subagents.prompts import load
+from tests.conversations import FakeWorld, call, says
+from tests.fakes import FakeLab, started
+from tests.scripted import Scripted, served
+from tests.test_agent import AGENT
+
+KEY = "sk-secret-0123456789"
+PROMPTS = load(Path("prompts"))
+SOURCE = Path("train.py").read_text()
+LOG_TEXT = """step 1\rstep 2
+Traceback (most recent call last):
+  File "/x/train.py", line 57, in <module>
+    raise
+RuntimeError: scripted crash
+"""
+
+
+class Lab(FakeLab):
+    """Trains our own train.py in no time; one constant matters."""
+
+    async def fit(self):
+        return Fitted(commit="f" * 40, source=self.log.put(SOURCE), fingerprint=fingerprint(SOURCE))
+
+    async def train(self, granted, source):
+        await asyncio.sleep(0.1)
+        known = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put(LOG_TEXT)}
+        known |= {"measures": Measures(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
+        known |= {"curve": (Point(seconds=1, progress=0.05, loss=6.0), Point(seconds=20, progress=1.0, loss=3.0))}
+        if "scripted crash" in source:
+            return Crashed(**known, failure="other", message="RuntimeError: scripted crash")
+        gain = 0.02 * ("MATRIX_LR = 0.08" in source)
+        return Scored(**known, val_bpb=2.25 - gain + random.Random(granted.seed).gauss(0, 0.003))
+
+
+def night(path, url, experiments, stall=5.0):
+    """A session of so many experiments against the server at the address."""
+
+    async def quick(seconds):
+        await asyncio.sleep(min(seconds, 0.001))
+
+    async def go():
+        session.write("", started(limits=Limits(hours=1, experiments=experiments, usd=20)))
+        async with connect(base_url=url, api_key=KEY, stall=stall) as client:
+            live = Live(Claude(client, sleep=quick), session)
+            crew = ClaudeCrew(session, lambda lane, number: Recording(live, session, lane, number), PROMPTS)
+            await run(session, crew, Lab(session))
+
+    session = Session(path / "night" / "session.db", time.time, create=True)
+    asyncio.run(go())
+    return session
+
+
+def played(session):
+    """The session once more, from its tape alone."""
+
+    async def live(tape):
+        crew = ClaudeCrew(tape, lambda lane, number: Recording(Played(tape), tape, lane, number), PROMPTS)
+        return await run(tape, crew, tape)
+
+    async def go():
+        tape = Tape(session.records, session.get)
+        await replay(tape, live)
+        return tape
+
+    return asyncio.run(go())
+
+
+def kinds(session):
+    return Counter(record.event.kind for record in session.records)
+
+
+def assert_no_tool_ran_twice(session):
+    used = [(r.lane, r.event.call) for r in session.records if r.event.kind == "used"]
+    assert len(used) == len(set(used))
+
+
+def test_a_night_of_three_agents(tmp_path):
+    app = Scripted()
+    with served(app) as url:
+        session = night(tmp_path, url, 12)
+
+    assert session.state.ended == "12 experiments are done"
+    happened = kinds(session)
+    assert happened["refused"] == 1
+    assert happened["abandoned"] == 1
+    repaired = next(r.event.experiment for r in session.records if getattr(r.event, "how", "") == "repaired")
+    assert next(f for f in session.state.findings if f.experiment == repaired).scores
+    judged = [f for f in session.state.findings if f.experiment and f.verdict.kind in ("kept", "discarded")]
+    assert all(finding.postmortem for finding in judged)
+    assert len(judged) == 10
+    assert_no_tool_ran_twice(session)
+
+    input_tokens = sum(spent.input for spent in session.state.spent.values()) / 12
+    output_tokens = sum(spent.output for spent in session.state.spent.values()) / 12
+    assert input_tokens <= 40_000
+    assert output_tokens <= 6_000
+
+    assert played(session).records == session.records
+
+
+def test_no_key_is_in_a_session(tmp_path):
+    app = Scripted(script=["crash", "turn"])
+    with served(app) as url:
+        session = night(tmp_path, url, 2)
+
+    assert all(KEY in headers["authorization"] for headers in app.headers)
+    texts = [zlib.decompress(body) for (body,) in session.db.execute("select body from texts")]
+    session.close()
+    stored = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert stored
+    assert not any(KEY.encode() in data for data in [*stored, *texts])
+
+
+@contextmanager
+def hostile(app, seed):
+    """The application behind a third party's chaos: 3 requests in 10 go wrong, in every way there is."""
+    random.seed(seed)
+    chaos = ChaosSettings(error_rates={429: 0.04, 500: 0.03, 503: 0.03, 529: 0.05})
+    streams = (("disconnect", 0.05), ("truncate", 0.05), ("malformed", 0.05), ("stall", 0.02))
+    state = LLMockState(chaos, stream_chaos=StreamChaos(streams, stall_seconds=2.0))
+    too_long = {"code": "invalid_request_error", "message": "prompt is too long: 210000 tokens > 200000 maximum"}
+    state.scenarios.add(Fail(400, times=2, **too_long))
+    with served(LLMockMiddleware(app, state)) as url:
+        yield f"{url}/anthropic", state
+
+
+def test_a_night_through_chaos_loses_nothing(tmp_path):
+    app = Scripted(script=["turn", "turn", "crash", "turn", "abandon"])
+    with hostile(app, seed=3) as (url, state):
+        session = night(tmp_path, url, 5, stall=0.3)
+        requests = state.journal.records(wait=2.0)
+
+    faults = Counter((record.fault or "").split("@")[0] for record in requests)
+    assert session.state.ended == "5 experiments are done"
+    assert {finding.experiment for finding in session.state.findings} == set(range(6))
+    assert len(requests) - faults[""] >= 0.15 * len(requests)
+    assert len(faults) >= 4
+    assert_no_tool_ran_twice(session)
+    assert played(session).records == session.records
+
+
+class Spans(TracerProvider):
+    """A collector: the names and attributes of the spans, as they begin."""
+
+    def __init__(self):
+        self.begun = []
+
+    def get_tracer(self, *args, **how):
+        return _Tracer(self.begun)
+
+
+class _Tracer(Tracer):
+    def __init__(self, begun):
+        self.begun = begun
+
+    def start_span(self, name, context=None, kind=None, attributes=None, *args, **how):
+        self.begun.append((name, dict(attributes or {})))
+        return NonRecordingSpan(SpanContext(1, 1, is_remote=False))
+
+    @contextmanager
+    def start_as_current_span(self, name, *args, **how):
+        yield self.start_span(name, attributes=how.get("attributes"))
+
+
+def test_agents_and_tools_have_spans():
+    spans = Spans()
+    trace.set_tracer_provider(spans)
+
+    asyncio.run(ask(AGENT, FakeWorld([says(call("add", a=1)), says(call("submit", total=1))]), "Add."))
+
+    mine = [(name, attributes["gen_ai.operation.name"]) for name, attributes in spans.begun]
+    assert mine == [("invoke_agent adder", "invoke_agent"), ("execute_tool add", "execute_tool")]
