@@ -25,13 +25,17 @@ from orchestrator.crew import ClaudeCrew
 from orchestrator.events import Forked, Limits, Resumed, Started
 from orchestrator.lab import bench, watch
 from orchestrator.lab.bench import Bench
+from orchestrator.lab.exam import Exam
+from orchestrator.lab.ladder import NoSandboxWorks, choose
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
+from orchestrator.lab.sandbox import NoSandbox, Sandbox
 from orchestrator.lab.slots import slots
 from orchestrator.loop import Crew
 from orchestrator.night import night
 from orchestrator.onlookers import Onlookers
 from orchestrator.optimizer import Optimizer
+from orchestrator.policy import audited_below
 from orchestrator.recording import Live, Outside, Recording
 from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
@@ -64,7 +68,7 @@ class Refused(Exception):  # noqa: N818 - a word to the user
     """What was asked for cannot be done; the message is one line that says what to do instead."""
 
 
-REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError)
+REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoSandboxWorks)
 
 CrewName = Literal["claude", "optuna"]
 PROMPTS = Path(__file__).parent.parent / "prompts"
@@ -78,6 +82,7 @@ Seed = Annotated[int | None, typer.Option(help="draws all other seeds (default: 
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
+Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only where you trust the code")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
 
 
@@ -89,9 +94,15 @@ class Places:
     data: Path
     script: Path
     musings: Path
+    unsafe: bool = False
+    """Training code is trusted."""
 
     def session(self, name: str) -> Path:
         return self.sessions / name / "session.db"
+
+    def sandbox(self) -> Sandbox:
+        """What training code is shut in. Raises NoSandboxWorks."""
+        return NoSandbox() if self.unsafe else choose()
 
     @property
     def guidance(self) -> Path:
@@ -114,9 +125,10 @@ def start(
     data: Data = Path("data"),
     script: Script = Path("train.py"),
     musings: Musings = Path("musings"),
+    unsafe: Unsafe = False,
 ) -> None:
     """Start a night."""
-    places = Places(sessions, data, script, musings)
+    places = Places(sessions, data, script, musings, unsafe)
     context.obj = places
     if context.invoked_subcommand:
         return
@@ -130,6 +142,7 @@ def start(
     repo.baseline()
     profile = bench.profile(load(data))
     _check_disk(sessions)
+    sandbox = places.sandbox()
     with _locked(sessions / name):
         session = Session(places.session(name), time.time, create=True)
         started = Started(
@@ -146,7 +159,7 @@ def start(
             versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         )
         session.write("", started)
-        _run(session, places, repo)
+        _run(session, places, repo, sandbox)
 
 
 def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
@@ -169,9 +182,10 @@ def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the
     _check_key(session.state.session.crew)
     if session.state.session.profile.data_hash != load(places.data).digest:
         raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
+    sandbox = places.sandbox()
     with _locked(places.sessions / name):
         session.write("", Resumed())
-        _run(session, places, Repo(places.script, name))
+        _run(session, places, Repo(places.script, name), sandbox)
 
 
 @app.command()
@@ -197,6 +211,7 @@ def fork(
     known = prompts_of(prompts or was.style or "default", model or []) if chosen != "optuna" else {}
     new_name = fork_name or _new_name(places.sessions)
     repo = Repo(places.script, new_name)
+    sandbox = places.sandbox()
     with _locked(places.sessions / new_name):
         session = old.fork(places.session(new_name), at)
         limits = session.state.session.limits
@@ -215,7 +230,7 @@ def fork(
         session.write("", forked)
         if session.state.fitted:
             repo.begin(session.state.base.commit)
-        _run(session, places, repo)
+        _run(session, places, repo, sandbox)
 
 
 @app.command()
@@ -238,14 +253,15 @@ def trial(
                 continue
             limit = ["--max-experiments", str(max_experiments)] if max_experiments else []
             words = ["--prompts", style, "--seed", str(repeat), "--session", name, "--hours", str(hours), *limit]
-            where = [f"--{key}={value}" for key, value in asdict(places).items()]
+            where = [f"--{key}={value}" for key, value in asdict(places).items() if key != "unsafe"]
+            where += ["--unsafe"] * places.unsafe
             subprocess.run([sys.executable, "-m", "orchestrator", *where, *words], check=True)
     subprocess.run(
         [sys.executable, "-m", "orchestrator", f"--sessions={places.sessions}", "compare", *names], check=True
     )
 
 
-def _run(session: Session, places: Places, repo: Repo) -> None:
+def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox) -> None:
     """One life of a session, from here to its end or its interruption."""
     started, folder = session.state.session, session.path.parent
     onlookers = Onlookers(session, folder, places.musings / started.name)
@@ -257,6 +273,9 @@ def _run(session: Session, places: Places, repo: Repo) -> None:
         slots(started.slots, folder, cores),
         limits,
         session.put,
+        sandbox=sandbox,
+        exam=Exam.of(places.data.resolve()),
+        bar=lambda: audited_below(session.state),
         on_point=onlookers.progress,
     )
     repo.unlock()

@@ -36,7 +36,7 @@ class Bubblewrap:
     def _workplace(self, folder: Path) -> list[str]:
         """The files that were laid out, read-only; its folders are its own to write in."""
         words = [*self.room, str(folder)]
-        for entry in sorted(folder.iterdir()):
+        for entry in sorted(folder.rglob("*")):
             words += ["--dir", str(entry)] if entry.is_dir() else ["--ro-bind", str(entry), str(entry)]
         return words
 

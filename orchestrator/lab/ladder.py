@@ -1,7 +1,7 @@
 """Which sandbox works here? Each is tried by what it keeps from happening, never by what is installed.
 
-Beside a prisoner stand a file with a secret, a process with a secret and two listening sockets. It tries to get at all of
-them, and to do its honest work; a sandbox that lets through a single one, or none of the work, is not used.
+Beside a prisoner stand a file with a secret, a process with a secret and two listening sockets. It tries to get at all
+of them, and to do its honest work; a sandbox that lets a single attempt through, or none of the work, is not used.
 """
 
 import json
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.lab.bubblewrap import Bubblewrap
@@ -36,7 +36,9 @@ def choose(tiers: Sequence[Sandbox] | None = None) -> Sandbox:
             return sandbox
         reasons.append(f"{sandbox.tier}: {reason}")
     found = "; ".join(reasons)
-    raise NoSandboxWorks(f"no sandbox holds on this machine ({found}): install bubblewrap, or trust the code (--unsafe)")
+    raise NoSandboxWorks(
+        f"no sandbox holds here ({found}): install bubblewrap, or trust the training code with --unsafe"
+    )
 
 
 def weakness(sandbox: Sandbox) -> str:
@@ -66,7 +68,7 @@ def weakness(sandbox: Sandbox) -> str:
     return found or "it can write outside" * written or "it can end other processes" * (not survived)
 
 
-def _tried(sandbox: Sandbox, work: Path, target: dict[str, object]) -> str:
+def _tried(sandbox: Sandbox, work: Path, target: Mapping[str, object]) -> str:
     """What the prisoner got at."""
     python = (sys.executable, "-c", _PRISONER, json.dumps(target))
     env = {
@@ -84,7 +86,13 @@ def _tried(sandbox: Sandbox, work: Path, target: dict[str, object]) -> str:
         return f"{command.argv[0]} is not installed"
     try:
         done = subprocess.run(
-            command.argv, env=command.env, cwd=work, pass_fds=command.fds, capture_output=True, timeout=PATIENCE
+            command.argv,
+            env=command.env,
+            cwd=work,
+            pass_fds=command.fds,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"it does not start ({type(error).__name__})"

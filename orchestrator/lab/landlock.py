@@ -13,7 +13,8 @@ from orchestrator.lab import confine, seccomp
 from orchestrator.lab.sandbox import TRUSTED, Command, readable
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
-OF_THE_SYSTEM = tuple(f"/proc/{name}" for name in "cpuinfo devices driver meminfo modules mounts stat sys version".split())
+_NAMES = ("cpuinfo", "devices", "driver", "meminfo", "modules", "mounts", "stat", "sys", "version")
+OF_THE_SYSTEM = tuple(f"/proc/{name}" for name in _NAMES)
 """No other process's folder. Its own is found as /proc/self by the launcher, which becomes the command."""
 
 

@@ -43,7 +43,7 @@ class NoSandbox:
 
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
-_FROM_ETC = "ld.so.cache ld.so.conf ld.so.conf.d alternatives localtime nsswitch.conf passwd group OpenCL".split()
+_FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "nsswitch.conf", "passwd")
 
 
 def readable() -> Iterator[Path]:

@@ -73,11 +73,6 @@ _WITHOUT_EFFECT = {
 """Compilers and `shutil.copy` call these and would stumble over an error, so they are told that all went well."""
 
 
-def known(machine: str = "") -> bool:
-    """Whether there is a table for this kind of machine."""
-    return (machine or platform.machine()) in _MACHINES
-
-
 def program(*, sockets: bool, machine: str = "") -> bytes:
     """The filter as the kernel and bubblewrap take it; `sockets` allows them. Raises KeyError for unknown machines."""
     column = _MACHINES[machine or platform.machine()]

@@ -34,6 +34,10 @@ class Limits:
     output: int = 32 << 20
     free_disk: int = 512 << 20
     """What must be there before a run starts."""
+    file: int = 4 << 30
+    """The largest file."""
+    memory: int | None = None
+    """Of one process; not on a GPU, whose driver reserves more than it uses."""
 
 
 def limits(profile: Profile, threads: int) -> Limits:
@@ -69,6 +73,10 @@ class Watch:
         for step in self.transcript.feed(data):
             self._step(step)
 
+    def seal(self) -> None:
+        """What is printed from now on may quote the validation text: only the summary's numbers are still read."""
+        self.transcript.sealed = True
+
     def close(self) -> None:
         """Nothing more will be printed."""
         for step in self.transcript.close():
@@ -84,10 +92,11 @@ class Watch:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
         if self.transcript.bytes > self.limits.output:
             return Fault("other", f"it printed more than {self.limits.output >> 20} MB")
-        if self.said.ready_at is None or (self.last and self.last.progress >= NEARLY_DONE):
+        silent = self.said.ready_at is None or self.said.scored_at is not None
+        if silent or (self.last and self.last.progress >= NEARLY_DONE):
             return None
         quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
-        if now - max(self.last_at, self.said.ready_at) > quiet:
+        if now - max(self.last_at, self.said.ready_at or 0.0) > quiet:
             return Fault("hang", f"no step for {quiet:.0f} s after step {self.last.number if self.last else 0}")
         return None
 
