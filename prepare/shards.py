@@ -57,9 +57,7 @@ def _pieces(texts: Iterable[str], tokenizer: Tokenizer, longest: int | None) -> 
             yield np.concatenate([bos, ids[first : first + (longest or len(ids))]])
 
 
-def _packed(
-    lengths: np.ndarray, capacity: int, *, shuffle: bool, limit: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _packed(lengths: np.ndarray, capacity: int, *, shuffle: bool, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(0).permutation(len(lengths)) if shuffle else np.arange(len(lengths))
     documents, takes = pack(lengths[order].tolist(), capacity)
     if limit is not None:
