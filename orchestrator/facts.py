@@ -1,6 +1,7 @@
 """What was measured of an experiment, in plain words: the post-mortem of somebody who only states facts."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from orchestrator.events import Crashed, Discarded, Failed, Kept, Measures, Point, Postmortem, Scored
 from orchestrator.figures import loss_at
@@ -9,6 +10,13 @@ from orchestrator.state import Decided, State
 MOMENTS = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
 WORTH_SAYING = 0.03
 """A change of a measure by less than 3 % is not mentioned."""
+FOLLOWS: dict[str, tuple[Literal["supported", "refuted", "inconclusive"], str]] = {
+    "helps": ("supported", "Turn the same constants further the same way; then ask what the new train.py lacks."),
+    "hurts": ("refuted", "Try the other way, unless that has been tried."),
+    "may help, within the noise": ("inconclusive", "Keep it as a near-miss, to be combined with others."),
+    "changes little": ("inconclusive", "Leave it alone; look where the score moves."),
+}
+"""What an outcome says of the hypothesis, and what to do next."""
 FLAT = 0.01
 """Losses closer than this count as equal."""
 
@@ -21,28 +29,18 @@ def postmortem(state: State, decided: Decided) -> Postmortem:
         case Failed(reason=reason):
             return _crashed(decided, title, reason)
         case Kept(gain=gain, error=error, mean=mean):
-            verdict, outcome = "supported", "kept"
-            follow = "Turn the same constants further the same way; then ask again what the new train.py lacks."
+            outcome = "helps"
         case Discarded(gain=gain, error=error, mean=mean):
-            verdict = "refuted" if gain < -error else "inconclusive"
-            outcome = (
-                "worse" if verdict == "refuted" else "better, but within the noise" if gain > error else "no change"
-            )
-            follow = {
-                "worse": "Try the other way, unless that has been tried.",
-                "better, but within the noise": "Keep it as a near-miss, to be combined with others.",
-                "no change": "Leave it alone; look where the score moves.",
-            }[outcome]
+            outcome = "hurts" if gain < -error else "may help, within the noise" if gain > error else "changes little"
     seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
-    happened = [
-        f"val_bpb {mean:.4f} over {seeds}: {signed(-gain)} against the best's {mean + gain:.4f} (± {error:.4f})."
-    ]
-    happened += [*curve_facts(scores[0].curve, base[0].curve if base else ()), *measure_facts(scores, base)]
+    score = f"val_bpb {mean:.4f} over {seeds}: {signed(-gain)} against the best's {mean + gain:.4f} (± {error:.4f})."
+    curves = curve_facts(scores[0].curve, base[0].curve if base else ())
+    verdict, follow = FOLLOWS[outcome]
     return Postmortem(
         verdict=verdict,
-        happened=" ".join(happened),
+        happened=" ".join([score, *curves, *measure_facts(scores, base)]),
         why=_reading(scores, base, gain),
-        lesson=f"{title}: {signed(-gain)} ± {error:.4f}, {outcome}.",
+        lesson=f"{title}: {outcome} ({signed(-gain)} ± {error:.4f}).",
         next=follow,
     )
 

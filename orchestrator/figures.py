@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from orchestrator.events import Aborted, Crashed, Granted, Point, Record, Resumed, Scored
+from orchestrator.events import Aborted, Crashed, Granted, Point, Record, Replied, Resumed, Scored
+from orchestrator.state import Spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,15 @@ def use(records: Sequence[Record], slots: int) -> Use:
     busy = sum(run.end - run.start for run in held)
     trained = sum(run.train_seconds for run in held)
     return Use(seconds, busy / seconds / slots, trained / seconds / slots)
+
+
+def spent_on(records: Iterable[Record]) -> dict[int, Spent]:
+    """What the agents used for each experiment."""
+    found: dict[int, Spent] = {}
+    for record in records:
+        if isinstance(reply := record.event, Replied):
+            found[reply.experiment] = found.get(reply.experiment, Spent()).plus(reply)
+    return found
 
 
 def loss_at(curve: Sequence[Point], progress: float) -> float | None:

@@ -56,7 +56,7 @@ class Entry:
         return max((outcome.measures.memory_mb for outcome in ended), default=0.0)
 
     @property
-    def closed(self) -> bool:
+    def decided(self) -> bool:
         return self.status in ("kept", "discarded", "failed", "refused", "abandoned")
 
 

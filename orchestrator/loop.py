@@ -5,6 +5,7 @@ It is a reconciler. Overlap, several slots, resumption and replay all follow fro
 
 import asyncio
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal, Protocol
 
 from orchestrator import policy
@@ -60,7 +61,12 @@ class Log(Protocol):
     @property
     def state(self) -> State: ...
     def watch(self, watcher: Callable[[], None]) -> None: ...
-    async def append(self, lane: str, *events: Event) -> None: ...
+    @property
+    def finished(self) -> AbstractSet[str]:
+        """Lanes that have appended their last."""
+        ...
+
+    async def append(self, lane: str, *events: Event, last: bool = False) -> None: ...
     def put(self, text: str) -> Digest: ...
     def get(self, name: Digest) -> str: ...
 
@@ -86,16 +92,15 @@ class Lab(Protocol):
 async def run(log: Log, crew: Crew, lab: Lab) -> State:
     """Research until the policy says stop; whatever breaks the machine is raised."""
     tasks: dict[str, asyncio.Task[None]] = {}
-    places: dict[object, asyncio.Task[None]] = {}
-    """One task at a time for each experiment, and one for what concerns none."""
+    places: dict[object, str] = {}
+    """One lane at a time for each experiment, and one for what concerns none."""
 
     def reconcile() -> None:
         for step in policy.due(log.state):
             before = places.get(place := getattr(step, "experiment", type(step)))
-            free = before is None or before.done() or before is asyncio.current_task()
-            if step.lane not in tasks and free:
-                task = group.create_task(perform(step, log.state, log, crew, lab), name=step.lane)
-                tasks[step.lane] = places[place] = task
+            if step.lane not in tasks and (before is None or before in log.finished):
+                places[place] = step.lane
+                tasks[step.lane] = group.create_task(perform(step, log.state, log, crew, lab), name=step.lane)
         if log.state.ended:
             for task in tasks.values():
                 task.cancel()
@@ -116,9 +121,9 @@ async def perform(step: Step, state: State, log: Log, crew: Crew, lab: Lab) -> N
         stage = state.open.get(step.experiment)
         source = stage.made.source if isinstance(stage, Candidate) else state.bases[step.experiment].source
         await log.append(step.lane, granted)
-        await log.append(step.lane, await lab.train(granted, log.get(source)))
+        await log.append(step.lane, await lab.train(granted, log.get(source)), last=True)
     else:
-        await log.append(step.lane, *await _outcome(step, state, log, crew, lab))
+        await log.append(step.lane, *await _outcome(step, state, log, crew, lab), last=True)
 
 
 async def _outcome(step: Step, state: State, log: Log, crew: Crew, lab: Lab) -> Sequence[Event]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 from orchestrator.constants import Choices, Constant, Numbers, Value
 from orchestrator.events import Abandoned, Discarded, Failed, Kept, Knob, Refused
+from orchestrator.facts import signed
 from orchestrator.policy import noise, sigma
 from orchestrator.state import Base, Finding, State, proposal_of
 from orchestrator.theory import ENOUGH_TOKENS, REACH, Theory, theory
@@ -243,7 +244,7 @@ def _again(bench: Bench, constant: Constant, last: Trial) -> _Hope:
         case Trial(gain=float() as gain) if gain > 0:
             expected = FURTHER * gain
             helped = "helped" if last.outcome == "kept" else "helped a little, within the noise"
-            why = f"The last step this way (experiment {last.experiment}) {helped}: {-gain:+.4f}. So: further."
+            why = f"The last step this way (experiment {last.experiment}) {helped}: {signed(-gain)}. So: further."
             return _Hope(expected / bench.sigma, 2 * size, expected, why)
         case Trial(gain=float()) if size > 1:
             why = f"A longer step this way (experiment {last.experiment}) went too far. So: half as far."
@@ -332,7 +333,7 @@ def _combined(bench: Bench) -> Iterator[Move]:
         assert b.gain is not None
         expected = SHRINK * (a.gain + b.gain)
         why = (
-            f"Experiments {a.experiment} ({-a.gain:+.4f}) and {b.experiment} ({-b.gain:+.4f}) were both better, but "
-            "within the noise. If their effects add up, together they stand clear of it."
+            f"Experiments {a.experiment} ({signed(-a.gain)}) and {b.experiment} ({signed(-b.gain)}) were both better, "
+            "but within the noise. If their effects add up, together they stand clear of it."
         )
         yield Move({**a.changes, **b.changes}, expected / bench.sigma, expected, why)

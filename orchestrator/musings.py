@@ -93,7 +93,7 @@ def index(state: State, found: list[Entry]) -> str:
         "session": session.name,
         "started": _time(state.started_at),
         "crew": session.crew,
-        "experiments": len([entry for entry in tried if entry.closed]),
+        "experiments": len([entry for entry in tried if entry.decided]),
         "kept": len(kept),
         "baseline": _rounded(baseline),
         "best": _rounded(best.mark if best else None),

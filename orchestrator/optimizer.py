@@ -229,7 +229,7 @@ def _rationale(at: Bench, move: Move) -> Iterator[str]:
     for trial in told:
         ((name, new),) = trial.changes.items()
         step = f"{name} {written(trial.before[name])} → {written(new)}"
-        yield f"Experiment {trial.experiment}: {step} changed val_bpb by {-(trial.gain or 0.0):+.4f}."
+        yield f"Experiment {trial.experiment}: {step} changed val_bpb by {facts.signed(-(trial.gain or 0.0))}."
 
 
 def _why_sampled(at: Bench, changes: Mapping[str, Value]) -> str:

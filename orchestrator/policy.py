@@ -6,8 +6,20 @@ from dataclasses import asdict, dataclass
 from math import inf, sqrt
 from typing import Literal
 
-from orchestrator.events import Discarded, Failed, Kept, Proposal, Scored, Verdict
-from orchestrator.state import Broken, Candidate, Decided, Idea, Remeasuring, Spread, Stage, State, Training
+from orchestrator.events import Committed, Discarded, Failed, Kept, Knob, Proposal, Scored, Verdict
+from orchestrator.state import (
+    Broken,
+    Candidate,
+    Decided,
+    Finding,
+    Idea,
+    Remeasuring,
+    Spread,
+    Stage,
+    State,
+    Training,
+    proposal_of,
+)
 
 BASELINE_RUNS = 3
 """The fewest that give a spread at all; confirmations of candidates sharpen it later."""
@@ -56,7 +68,7 @@ ABORTED = 3
 FINISH = 1.15
 """Nothing is started with less time left than its expected length times this."""
 REPEAT_EXPIRY = 20
-"""A knob turned the same way from the same base may be tried again after so many other experiments."""
+"""A knob turned the same way from the same base may be turned so again after this many other experiments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,35 +299,58 @@ def _established(number: int, candidate: Candidate, deviation: float) -> Kept:
     return numbers.kept(candidate.mean, f"the baseline, over {runs} seeds")
 
 
-def repeats(state: State, proposal: Proposal) -> str:
-    """Why this was tried already; empty if it was not."""
-    best = state.best.experiment if state.best else 0
+def repeats(state: State, number: int, proposal: Proposal) -> str:
+    """Why this was tried already, or is under way; empty if it is new."""
     knob = proposal.knob
     if knob is None:
         return ""
     if "seed" in knob.parameter.lower():
         return "another seed is not an improvement: the orchestrator assigns the seeds"
-    for finding in state.findings[-REPEAT_EXPIRY:]:
-        if finding.against == best and finding.proposal.knob == knob and isinstance(finding.verdict, Discarded):
-            return f"{knob.parameter} {knob.direction} {knob.value}".strip() + f" was experiment {finding.experiment}"
+    best = state.best.experiment if state.best else 0
+    tried = [(f.experiment, f.proposal) for f in state.findings[-REPEAT_EXPIRY:] if _judged_against(f, best)]
+    under_way = [(n, proposal_of(stage)) for n, stage in state.open.items() if 0 < n < number]
+    for experiment, earlier in (*tried, *under_way):
+        if earlier.knob and _same_turn(earlier.knob, knob, proposal.author):
+            turn = f"{knob.parameter} {knob.direction} {knob.value}".strip()
+            return f"{turn} repeats experiment {experiment}: {earlier.title}"
     return ""
+
+
+def _judged_against(finding: Finding, best: int) -> bool:
+    return isinstance(finding.verdict, Discarded) and finding.against == best
+
+
+def _same_turn(earlier: Knob, now: Knob, author: str) -> bool:
+    """The same value; or, unless it comes from an optimizer, which searches along a knob on purpose, the same way."""
+    same_way = (earlier.parameter, earlier.direction) == (now.parameter, now.direction)
+    return earlier == now or (same_way and now.direction != "set" and author != "optimizer")
 
 
 def duplicate(state: State, number: int, fingerprint: str) -> str:
     """Why this source need not be trained; empty if it must."""
-    if state.fitted and fingerprint == state.fitted.fingerprint and state.best and state.best.experiment == 0:
-        return "it changes nothing but comments or layout"
-    for finding in state.findings:
-        if finding.made and finding.made.fingerprint == fingerprint and finding.experiment != number:
-            return f"it is the same code as experiment {finding.experiment}"
-    return ""
+    made = {f.experiment: f.made for f in state.findings if f.made}
+    made |= {n: m for n, stage in state.open.items() if n < number and (m := _made(stage))}
+    same = [n for n, committed in made.items() if committed.fingerprint == fingerprint and n != number]
+    if state.base.experiment in same:
+        return "it changes nothing but comments, layout or a seed"
+    return f"it is the same code as experiment {same[0]}" if same else ""
+
+
+def _made(stage: Stage) -> Committed | None:
+    match stage:
+        case Candidate(made=made) | Training(Candidate(made=made)) | Broken(Candidate(made=made)):
+            return made
+        case Decided(Candidate(made=made)):
+            return made
+        case Idea() | Remeasuring():
+            return None
 
 
 def _next(state: State, number: int, stage: Stage) -> Iterator[Step]:
     """What an experiment needs next; runs are granted apart, since slots are scarce."""
     match stage:
         case Idea(proposal):
-            reason = repeats(state, proposal)
+            reason = repeats(state, number, proposal)
             yield Refuse(number, reason) if reason else Implement(number)
         case Candidate() if stage.scores and not _stale(state, number, stage):
             if not isinstance(decision := decide(state, number, stage), str):

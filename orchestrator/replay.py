@@ -64,13 +64,14 @@ class Tape(Log):
     def upcoming(self) -> Record | None:
         return self.recorded[len(self.records)] if len(self.records) < len(self.recorded) else None
 
-    async def append(self, lane: str, *events: Event) -> None:
+    async def append(self, lane: str, *events: Event, last: bool = False) -> None:
         """Wait for the lane's turn; compare each event with the recorded one; take it in. Raises Diverged."""
         for event in events:
             record = await self.turn(lane)
             if event != record.event:
                 raise Diverged(record.seq, self._difference(record.event, event))
             self.fold(record)
+        self.finished |= {lane} if last else set()
         self.tell()
         self.outside()
         self.moved.set()
@@ -147,6 +148,7 @@ async def replay(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None:
     """
     while (record := tape.upcoming) is not None:
         tape.watchers.clear()
+        tape.finished.clear()
         tape.life_over.clear()
         tape.fold(record)
         tape.outside()

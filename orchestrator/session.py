@@ -34,6 +34,8 @@ class Log:
         self.state = State()
         self.watchers: list[Callable[[], None]] = []
         self.texts: dict[Digest, str] = {}
+        self.finished: set[str] = set()
+        """Lanes of this life that have appended their last."""
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call the watcher after every append."""
@@ -76,8 +78,9 @@ class Session(Log):
         except ValidationError as error:
             raise SessionError(f"{path} holds an event that cannot be read: {error.errors()[0]['msg']}") from error
 
-    async def append(self, lane: str, *events: Event) -> None:
-        """As write; asynchronous because a tape must wait for its turn here."""
+    async def append(self, lane: str, *events: Event, last: bool = False) -> None:
+        """As write; asynchronous because a tape must wait for its turn here. With its last events a lane is finished."""
+        self.finished |= {lane} if last else set()
         self.write(lane, *events)
 
     def write(self, lane: str, *events: Event) -> None:

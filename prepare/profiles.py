@@ -36,6 +36,7 @@ class Profile:
     constants: str = ""
 
 
+# SCALAR_LR: at 0.5, the noise over seeds is three times as large (docs/benchmarks.md).
 CPU = Profile(
     name="cpu",
     seq_len=256,
@@ -51,6 +52,7 @@ HEAD_DIM = 32             # one of 16, 32
 WINDOW_PATTERN = "L"      # one of "L", "SL"
 TOTAL_BATCH_SIZE = 2048   # one of 1024, 2048, 4096
 DEVICE_BATCH_SIZE = 8
+SCALAR_LR = 0.05          # 0.01..0.5 log
 """,
 )
 

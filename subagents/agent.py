@@ -150,7 +150,7 @@ async def ask(agent: Agent[T], world: World, opening: str) -> T:
                 case "model_context_window_exceeded":
                     talk.shorten()
                 case "failed" | "unaffordable":
-                    raise NoAnswer(reply.message["error"])
+                    raise NoAnswer(str(reply.message.get("error", reply.stop_reason)))
                 case "refusal":
                     raise NoAnswer(f"the {agent.name}'s model refused to answer")
                 case _:

@@ -98,6 +98,16 @@ class Landscape:
         return Scored(**key, val_bpb=score, measures=measures, curve=curve(score, luck))
 
 
+class Fragile(Landscape):
+    """Like it, but a faster Muon does not survive."""
+
+    async def train(self, granted, source):
+        if constants.values(source)["MATRIX_LR"] > 0.04:
+            key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put("boom")}
+            return Crashed(**key, failure="NaN", message="loss is NaN", measures=Measures(), curve=())
+        return await super().train(granted, source)
+
+
 def curve(score: float, luck: random.Random) -> tuple[Point, ...]:
     places = [(i + 1) / 60 for i in range(60)]
     return tuple(

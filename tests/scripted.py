@@ -102,7 +102,8 @@ class Scripted:
     def draft(self, number, known):
         kind = self.kind(number)
         able = [(name, factor) for name, factor in self.turns if name in known]
-        earlier = sum(self.kind(i) == "turn" for i in range(1, number)) - (kind == "repeat")
+        fresh = ("turn", "crash", "abandon")
+        earlier = sum(self.kind(i) in fresh for i in range(1, number)) - (kind == "repeat")
         name, factor = able[max(earlier, 0) % len(able)]
         again = 1 + max(earlier, 0) // len(able)
         value = _times(known[name], factor**again)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from orchestrator import policy
 from orchestrator.constants import Choices, Constant, Numbers, searchable, values
-from orchestrator.events import Crashed, Kept, Knob, Measures
+from orchestrator.events import Kept, Knob
 from orchestrator.moves import Bench, Trial, bench, changed, knob, moves, stepped
 from orchestrator.optimizer import Optimizer
 from orchestrator.policy import Implement, Propose
 from orchestrator.state import Decided, fold
 from subagents.agent import NoAnswer
-from tests.nights import SOURCE, Landscape, night, true_score
+from tests.nights import SOURCE, Fragile, night, true_score
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +110,6 @@ def test_implementing_turns_just_the_constants():
         asyncio.run(crew.repair(None, None, None, SOURCE))
 
 
-class Fragile(Landscape):
-    """Every learning rate above its start crashes."""
-
-    async def train(self, granted, source):
-        if values(source)["MATRIX_LR"] > 0.04:
-            key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put("boom")}
-            return Crashed(**key, failure="NaN", message="loss is NaN", measures=Measures(), curve=())
-        return await super().train(granted, source)
-
-
 def test_a_crash_is_remembered_not_repeated_and_never_a_score(tmp_path):
     session = night(tmp_path / "s" / "session.db", experiments=40, lab=Fragile, repairs=0)
 
@@ -136,7 +126,7 @@ def test_postmortems_state_what_was_measured(long_night):
 
     assert post.verdict == "supported"
     assert f"{kept.verdict.mean:.4f}" in post.happened
-    assert "DEPTH 3 → 2" in post.lesson
+    assert post.lesson.startswith("Shallower: DEPTH 3 → 2: helps (−0.0")
     assert "171 optimizer steps against 140 (+22%)" in post.happened
     assert "training loss stood" in post.happened
     verdicts = {finding.postmortem.verdict for finding in long_night.state.findings[1:]}

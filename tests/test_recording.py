@@ -20,7 +20,7 @@ class Memory(Log):
         super().__init__()
         self.write("", started(limits=Limits(hours=1, usd=usd)))
 
-    async def append(self, lane, *events):
+    async def append(self, lane, *events, last=False):
         self.write(lane, *events)
 
     def write(self, lane, *events):

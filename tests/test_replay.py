@@ -23,7 +23,8 @@ class Notebook(Log):
         self.texts = dict(texts or {})
         self.fold(*records)
 
-    async def append(self, lane, *events):
+    async def append(self, lane, *events, last=False):
+        self.finished |= {lane} if last else set()
         self.write(lane, *events)
 
     def write(self, lane, *events):
@@ -53,6 +54,7 @@ def night(seed, *, kills=(), slots=1, trouble=0.15, hours=0.2, stop_after=None):
 
         async def go(i=i, span=span):
             log.watchers.clear()
+            log.finished.clear()
             log.write("", started(slots=slots, limits=Limits(hours=hours)) if i == 0 else Resumed())
             await life(log, span, last=i == len(kills))
 

@@ -29,9 +29,11 @@ def data(tmp_path_factory):
     return folder / "data"
 
 
-def turned(name, value):
-    source, count = re.subn(rf"^{name} = [^#\n]*", f"{name} = {value} ", TRAIN, flags=re.MULTILINE)
-    assert count == 1
+def turned(**values):
+    source = TRAIN
+    for name, value in values.items():
+        source, count = re.subn(rf"^{name} = [^#\n]*", f"{name} = {value} ", source, flags=re.MULTILINE)
+        assert count == 1
     return source
 
 
@@ -69,15 +71,11 @@ def test_it_learns(first):
     assert losses[-1] < losses[0]
 
 
-def test_the_same_seed_gives_the_same_score_to_the_bit(first, data, tmp_path):
+def test_the_seed_alone_decides_the_score_to_the_bit(first, data, tmp_path):
     _, again = train(TRAIN, data, tmp_path)
-
-    assert first[1][-1] == again[-1]
-
-
-def test_another_seed_gives_another_score(first, data, tmp_path):
     _, other = train(TRAIN, data, tmp_path, NIGHTSHIFT_SEED="7")
 
+    assert first[1][-1] == again[-1]
     assert first[1][-1]["val_bpb"] != other[-1]["val_bpb"]
 
 
@@ -90,29 +88,25 @@ def test_warm_up_leaves_no_trace(first, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "values",
     (
-        ("DEPTH", "1"),
-        ("MODEL_DIM", "64"),
-        ("HEAD_DIM", "16"),
-        ("WINDOW_PATTERN", '"SL"'),
-        ("TOTAL_BATCH_SIZE", "4096"),
-        ("WARMUP_RATIO", "0.2"),
-        ("MOMENTUM_WARMUP", "0.0"),
+        {"DEPTH": "1", "WARMUP_RATIO": "0.2"},
+        {"MODEL_DIM": "64", "HEAD_DIM": "16", "MOMENTUM_WARMUP": "0.0"},
+        {"WINDOW_PATTERN": '"SL"', "TOTAL_BATCH_SIZE": "4096"},
     ),
 )
-def test_constants_can_be_turned(name, value, first, data, tmp_path):
-    done, reports = train(turned(name, value), data, tmp_path)
+def test_constants_can_be_turned(values, first, data, tmp_path):
+    done, reports = train(turned(**values), data, tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert first[1][-1]["val_bpb"] != reports[-1]["val_bpb"]
 
 
-@pytest.mark.parametrize(("name", "value"), (("MATRIX_LR", "float('nan')"), ("MATRIX_LR", "1e30"), ("SOFTCAP", "1e9")))
-def test_nan_and_explosion_end_it_at_once(name, value, data, tmp_path):
-    source = turned(name, value).replace("UNEMBEDDING_LR = 0.004", "UNEMBEDDING_LR = 1e6")
-
-    done, reports = train(source, data, tmp_path)
+@pytest.mark.parametrize(
+    "values", ({"MATRIX_LR": "float('nan')"}, {"SOFTCAP": "1e9", "UNEMBEDDING_LR": "1e6"}), ids=("nan", "explosion")
+)
+def test_nan_and_explosion_end_it_at_once(values, data, tmp_path):
+    done, reports = train(turned(**values), data, tmp_path)
 
     assert done.returncode == 1
     assert re.search(r"^FAIL: loss is \S+ at step \d+$", done.stdout, re.MULTILINE)

@@ -1,0 +1,46 @@
+"""How long a session takes to fold, to replay, and how large its file is; against limits that users would feel."""
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+from orchestrator import policy
+from orchestrator.events import Limits
+from orchestrator.loop import run
+from orchestrator.replay import Tape, replay
+from orchestrator.session import Session
+from tests.fakes import FakeCrew, FakeLab, started
+from tests.virtual import run_virtually, virtual_clock
+
+
+def night(path: Path, experiments: int) -> Session:
+    async def go() -> Session:
+        session = Session(path, virtual_clock, create=True)
+        session.db.execute("pragma synchronous = off")  # it is the reading that is measured
+        session.write("", started(limits=Limits(hours=1e6, experiments=experiments)))
+        await run(session, FakeCrew(1), FakeLab(session, 1))
+        return session
+
+    return run_virtually(go())
+
+
+def main() -> None:
+    print("| experiments | events | file | fold and resume | replay |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for experiments in (100, 1000):
+            path = Path(folder, str(experiments), "session.db")
+            recorded = night(path, experiments)
+            recorded.close()
+            began = time.perf_counter()
+            session = Session(path, time.time)
+            policy.due(session.state)
+            folded = time.perf_counter() - began
+            tape = Tape(session.records, session.get)
+            began = time.perf_counter()
+            asyncio.run(replay(tape, lambda tape: run(tape, FakeCrew(1), tape)))
+            played = time.perf_counter() - began
+            session.close()
+            size = path.stat().st_size / 1e6
+            print(f"| {experiments} | {len(tape.records)} | {size:.1f} MB | {folded:.2f} s | {played:.1f} s |")

@@ -1,0 +1,24 @@
+"""results.tsv: autoresearch's own five columns, so that whatever reads its results reads ours."""
+
+from orchestrator.ledger import Entry, entries
+from orchestrator.state import State
+
+HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
+STATUS = {"kept": "keep", "discarded": "discard", "failed": "crash"}
+
+
+def results(state: State) -> str:
+    """A line for everything that was judged, in the order of the experiments; what never ran is left out."""
+    rows = [HEADER, *(_row(entry) for entry in entries(state) if entry.status in STATUS)]
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def _row(entry: Entry) -> tuple[str, str, str, str, str]:
+    crashed = entry.status == "failed"
+    return (
+        entry.made.commit[:7] if entry.made else "",
+        f"{0.0 if crashed else entry.val_bpb or 0.0:.6f}",
+        f"{0.0 if crashed else entry.memory_mb / 1024:.1f}",
+        STATUS[entry.status],
+        " ".join(entry.proposal.title.split()),
+    )

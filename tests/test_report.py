@@ -1,0 +1,300 @@
+"""What stands beside a session: results.tsv, ledger.parquet, log.jsonl and report.html, the last in a real browser."""
+
+import csv
+import json
+import re
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator import figures
+from orchestrator.events import (
+    Aborted,
+    Committed,
+    Crashed,
+    Discarded,
+    Failed,
+    Fitted,
+    Granted,
+    Kept,
+    Measures,
+    Point,
+    Postmortem,
+    Promoted,
+    Proposal,
+    Proposed,
+    Record,
+    Reflected,
+    Resumed,
+    Scored,
+)
+from orchestrator.figures import loss_at, runs, thinned, use
+from orchestrator.report import files
+from orchestrator.report.page import Page
+from orchestrator.report.results import results
+from orchestrator.session import Session
+from tests import synthetic
+from tests.browser import CHROMIUM, Browser
+from tests.fakes import started
+from tests.nights import SOURCE, Fragile, night
+
+NASTY = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">\t{{ 7 * 7 }}'
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    return night(tmp_path_factory.mktemp("night") / "s" / "session.db", experiments=24, lab=Fragile, repairs=0)
+
+
+@pytest.fixture(scope="module")
+def folder(session, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    files.write(session, folder)
+    return folder
+
+
+# ---------------------------------------------------------------- results.tsv
+
+
+def autoresearch(text: str) -> list[dict]:
+    """A reader to autoresearch's documented format: header, tabs, five columns, keep | discard | crash."""
+    lines = text.splitlines()
+    assert lines[0] == "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
+    rows = list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    for row in rows:
+        assert None not in row
+        assert None not in row.values()
+        assert re.fullmatch(r"[0-9a-f]{7}", row["commit"])
+        assert re.fullmatch(r"\d+\.\d{6}", row["val_bpb"])
+        assert re.fullmatch(r"\d+\.\d", row["memory_gb"])
+        assert row["status"] in ("keep", "discard", "crash")
+        if row["status"] == "crash":
+            assert (row["val_bpb"], row["memory_gb"]) == ("0.000000", "0.0")
+    return rows
+
+
+def test_results_are_autoresearchs_own_format(session, folder):
+    rows = autoresearch((folder / "results.tsv").read_text())
+
+    findings = sorted(session.state.findings, key=lambda finding: finding.experiment)
+    assert len(rows) == len(findings) == 25
+    assert rows[0]["description"] == "baseline"
+    assert rows[0]["status"] == "keep"
+    for row, finding in zip(rows, findings, strict=True):
+        assert row["status"] == {Kept: "keep", Discarded: "discard", Failed: "crash"}[type(finding.verdict)]
+        if finding.scores:
+            assert float(row["val_bpb"]) == pytest.approx(finding.val_bpb, abs=1e-6)
+    assert {row["status"] for row in rows} == {"keep", "discard", "crash"}
+
+
+def test_results_of_a_thousand(tmp_path):
+    assert len(autoresearch(results(synthetic.log(1000).state))) == 883
+
+
+# ---------------------------------------------------------------- ledger.parquet, log.jsonl
+
+
+def test_the_ledger_holds_every_experiment(session, folder):
+    rows = pq.read_table(folder / "ledger.parquet").to_pylist()
+
+    assert [row["experiment"] for row in rows] == list(range(25))
+    by_number = {finding.experiment: finding for finding in session.state.findings}
+    for row in rows:
+        finding = by_number[row["experiment"]]
+        assert row["title"] == finding.proposal.title
+        assert row["val_bpb"] == finding.val_bpb
+        assert len(row["scores"]) == len(finding.scores)
+        assert row["commit"] == finding.made.commit
+    crashed = [row for row in rows if row["status"] == "failed"]
+    assert crashed
+    assert all(row["val_bpb"] is None and row["failure"] == "NaN" for row in crashed)
+
+
+def test_the_ledger_counts_tokens_by_experiment():
+    log = synthetic.log(20, talk=True)
+    found = figures.spent_on(log.records)
+    total = sum(spent.output for spent in log.state.spent.values())
+    assert sum(spent.output for spent in found.values()) == total > 0
+
+
+def test_the_log_is_every_record(session, folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    assert [Record.model_validate_json(line) for line in lines] == session.records
+
+
+def test_bit_by_bit_is_the_same_as_at_once(session, folder, tmp_path):
+    log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
+    log.get = session.get
+    writer = files.Files(log, tmp_path / "files")
+    for start in range(0, len(session.records), 29):
+        log.fold(*session.records[start : start + 29])
+        writer.update()
+    for name in ("results.tsv", "ledger.parquet", "log.jsonl", "report.html"):
+        assert (tmp_path / "files" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+# ---------------------------------------------------------------- figures
+
+
+def record(seq: int, at: float, event) -> Record:
+    return Record(seq=seq, at=at, lane="", event=event)
+
+
+def test_occupancy_and_duty_leave_out_the_time_away():
+    grant = {"slot": 0, "seed": 1}
+    ended = {"curve": (), "log": "x", "measures": Measures(train_seconds=20)}
+    records = [
+        record(0, 0, Granted(experiment=0, run=1, **grant)),
+        record(1, 30, Scored(experiment=0, run=1, val_bpb=2.0, **ended)),
+        record(2, 30, Granted(experiment=0, run=2, **grant)),
+        record(3, 40, Granted(experiment=9, run=1, slot=1, seed=1)),
+        record(4, 1040, Resumed()),
+        record(5, 1040, Granted(experiment=0, run=3, **grant)),
+        record(6, 1070, Crashed(experiment=0, run=3, failure="NaN", message="", **ended)),
+        record(7, 1080, Granted(experiment=1, run=1, **grant)),
+        record(8, 1100, Aborted(experiment=1, run=1, reason="disk")),
+    ]
+    held = runs(records)
+
+    assert [run.outcome for run in held] == ["scored", "cut off", "cut off", "crashed", "aborted"]
+    assert [run.end - run.start for run in held] == [30, 10, 0, 30, 20]
+    assert use(records, 1) == figures.Use(seconds=100, occupancy=0.9, duty=0.4)
+    assert use(records, 2) == figures.Use(seconds=100, occupancy=0.45, duty=0.2)
+    assert use([], 1) == figures.Use()
+
+
+def test_losses_between_points_and_outside():
+    curve = [Point(seconds=p, progress=p, loss=loss) for p, loss in ((0.2, 4.0), (0.4, 3.0), (1.0, 2.4))]
+    assert loss_at(curve, 0.3) == pytest.approx(3.5)
+    assert loss_at(curve, 1.0) == 2.4
+    assert loss_at(curve, 0.2) == 4.0
+    assert loss_at(curve, 0.1) is None
+    assert loss_at(curve, 1.1) is None
+    assert loss_at([], 0.5) is None
+    assert thinned(curve, 2) == [curve[0], curve[2]]
+
+
+# ---------------------------------------------------------------- report.html
+
+browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as .ci/run installs it")
+
+
+def test_the_page_is_small_and_quick_to_read_without_scripts():
+    log = synthetic.log(1000, talk=True)
+    html = Page(log).html()
+
+    assert len(html.encode()) < 5_000_000
+    for finding in log.state.findings[::100]:
+        assert finding.proposal.title in html
+    assert "http://" not in re.sub(r"xmlns='[^']+'", "", html)
+    assert "https://" not in html
+
+
+def hostile(path) -> Session:
+    session = Session(path, lambda: 1.8e9, create=True)
+    source = session.put(SOURCE)
+    session.write("", started(name=NASTY), Fitted(commit="f" * 40, source=source, fingerprint="f" * 16))
+    scored = {"val_bpb": 2.2, "measures": Measures(), "curve": (), "log": source}
+    verdict = {"mean": 2.2, "gain": 0.1, "error": 0.01, "sigma": 0.004, "mark": 2.2, "reason": NASTY}
+    proposal = Proposal(
+        title=NASTY[:110], hypothesis=NASTY, rationale=NASTY, expected_delta=-0.1, family="other", instructions=NASTY
+    )
+    made = {"source": session.put(SOURCE + f"# {NASTY}\n"), "fingerprint": "a" * 16, "added": 1, "removed": 0}
+    post = Postmortem(verdict="supported", happened=NASTY, why=NASTY, lesson=NASTY, next=NASTY)
+    for number in (0, 1):
+        if number:
+            session.write("", Proposed(experiment=1, proposal=proposal))
+            session.write("", Committed(experiment=1, commit="a" * 40, base=0, **made))
+        session.write("", Granted(experiment=number, run=1, slot=0, seed=1), Scored(experiment=number, run=1, **scored))
+        session.write("", Kept(experiment=number, **verdict), Promoted(experiment=number, commit="a" * 40))
+        session.write("", Reflected(experiment=number, postmortem=post))
+    return session
+
+
+@browser
+def test_what_agents_wrote_stays_text(tmp_path):
+    session = hostile(tmp_path / "s" / "session.db")
+    files.write(session, tmp_path)
+
+    with Browser() as page:
+        page.open(tmp_path / "report.html", fragment="#1")
+        assert page.run("document.title").endswith("Nightshift")
+        assert page.run("document.images.length") == 0
+        assert NASTY.split("\t", maxsplit=1)[0] in page.text("#musing")
+        assert page.complaints() == []
+    assert NASTY.replace("\t", " ")[:110] in results(session.state)
+
+
+@browser
+def test_an_experiment_is_clicked_and_read(session, folder):
+    with Browser() as page:
+        page.open(folder / "report.html")
+        kept = session.state.kept[-1]
+        assert f"{session.state.best.mark:.4f}" in page.text("h1")
+        finding = next(f for f in session.state.findings[3:] if isinstance(f.verdict, Discarded))
+        page.click(f"tr[data-number='{finding.experiment}']")
+        musing = page.text("#musing")
+        assert finding.proposal.title in musing
+        assert finding.proposal.rationale in musing
+        assert finding.postmortem.lesson in musing
+        page.wait("document.querySelectorAll('#curve .scatterlayer .trace').length === 2")
+
+        page.click(f".lineage a[data-number='{kept.experiment}']")
+        assert kept.proposal.title in page.text("#musing h2")
+        assert page.run("location.hash") == f"#{kept.experiment}"
+        assert page.complaints() == []
+        assert page.requests() == [(folder / "report.html").as_uri()]
+
+
+@browser
+def test_a_point_of_the_chart_is_clicked(session, folder):
+    """The kept points are the last trace but one; a click on the first of them shows the baseline."""
+    where = """(() => {
+        const traces = document.querySelectorAll('#progress .scatterlayer .trace');
+        const b = traces[5].querySelector('path.point').getBoundingClientRect();
+        return [b.x + b.width / 2, b.y + b.height / 2]; })()"""
+    with Browser() as page:
+        page.open(folder / "report.html", fragment="#3")
+        assert "3." in page.text("#musing h2")
+        page.click_at(*page.run(where))
+        page.wait("document.querySelector('#musing h2').innerText.startsWith('0.')")
+        page.click("[data-axis=hours]")
+        assert "hours" in page.run("document.querySelector('#progress .xtitle').textContent")
+        assert page.complaints() == []
+
+
+@browser
+def test_the_list_can_be_filtered(folder):
+    with Browser() as page:
+        page.open(folder / "report.html")
+        page.run("document.getElementById('filter').value = 'kept size'")
+        page.run("document.getElementById('filter').dispatchEvent(new Event('input'))")
+        seen = page.run(
+            "[...document.querySelectorAll('#experiments tbody tr')].filter(r => !r.hidden).map(r => r.className)"
+        )
+        assert seen
+        assert all("kept" in row for row in seen)
+
+
+@browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+def test_a_thousand_experiments_open_in_any_window(tmp_path, width, dark):
+    log = synthetic.log(1000, talk=True)
+    (tmp_path / "report.html").write_text(Page(log).html())
+
+    with Browser(width, 844, dark=dark) as page:
+        page.open(tmp_path / "report.html")
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert page.run("document.querySelectorAll('#experiments tbody tr').length") == 1001
+        assert page.complaints() == []
+        assert page.requests() == [(tmp_path / "report.html").as_uri()]
+
+
+@pytest.mark.parametrize("stage", range(1, 60, 7))
+def test_there_is_a_page_at_every_stage(session, stage, tmp_path):
+    log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
+    log.get = session.get
+    log.fold(*session.records[:stage])
+    files.write(log, tmp_path)
+    assert session.state.session.name in (tmp_path / "report.html").read_text()
+    json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])

@@ -1,0 +1,176 @@
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from orchestrator.events import Aborted, Crashed, Failed, Measures, Point, Refused, StopAsked, Unanswered, Waiting
+from orchestrator.session import Log
+from orchestrator.terminal import Terminal, farewell, view
+from tests import synthetic
+from tests.fakes import started
+from tests.nights import Fragile, night
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    return night(tmp_path_factory.mktemp("night") / "s" / "session.db", experiments=12, lab=Fragile, repairs=0)
+
+
+def console(width=80, *, terminal=False) -> Console:
+    return Console(file=io.StringIO(), width=width, height=24, force_terminal=terminal, color_system=None)
+
+
+def shown(state, readings=(), now=None, width=80) -> str:
+    to = console(width)
+    to.print(view(state, dict(readings), now or state.now, width))
+    return to.file.getvalue()
+
+
+def played(session, upto=None) -> Log:
+    log = Log()
+    log.get = session.get
+    log.fold(*session.records[:upto])
+    return log
+
+
+def when(session, kind, number) -> int:
+    """How many records there are once this has happened."""
+    found = (r.seq for r in session.records if r.event.kind == kind and r.event.experiment == number)
+    return next(found) + 1
+
+
+def told(session) -> list[str]:
+    """The plain lines of a whole session."""
+    log, to = played(session, 1), console()
+    with Terminal(log, to, lambda: log.state.now) as terminal:
+        for record in session.records[1:]:
+            log.fold(record)
+            terminal.update()
+    return to.file.getvalue().splitlines()
+
+
+def test_plain_lines_tell_the_night_in_order(session):
+    lines = told(session)
+
+    assert all(re.match(r"\d\d:\d\d:\d\d [a-z]+ ", line) for line in lines)
+    kinds = [line.split()[1] for line in lines]
+    assert kinds[:4] == ["started", "fitted", "training", "scored"]
+    assert "baseline" in kinds
+    assert kinds.count("proposed") == 12
+    assert kinds.count("kept") == len(session.state.kept)
+    assert kinds[-1] == "ended"
+    assert any("crashed" in line and "NaN" in line for line in lines)
+    first = lines[kinds.index("proposed")]
+    assert "Shallower: DEPTH 3 → 2" in first
+
+
+def test_what_is_out_of_the_ordinary_is_said_too():
+    log, to = Log(), console()
+    log.fold(*synthetic.records(0)[:1])
+    events = [
+        Unanswered(reason="nothing\nusable"),
+        Waiting(until=2e9, reason="the server is full"),
+        StopAsked(reason="you asked to stop"),
+    ]
+    with Terminal(log, to, lambda: 0.0) as terminal:
+        for i, event in enumerate(events, 1):
+            log.fold(synthetic.Record(seq=i, at=1.9e9, lane="propose 1", event=event))
+            terminal.update()
+    text = to.file.getvalue()
+    assert "nothing usable" in text
+    assert "the server is full" in text
+    assert "you asked to stop" in text
+    assert "waiting" in shown(log.state, now=1.9e9)
+    assert "stopping: you asked to stop" in shown(log.state)
+
+
+def test_a_run_is_told_of_once_a_minute_at_most(session):
+    upto = when(session, "granted", 1)
+    log, to, now = played(session, upto), console(), [0.0]
+    granted = log.records[-1].event
+    terminal = Terminal(log, to, lambda: now[0])
+    for second in range(0, 200, 5):
+        now[0] = float(second)
+        terminal.progress(granted, Point(seconds=second, progress=second / 200, loss=4.0), 15_000.0)
+    lines = [line for line in to.file.getvalue().splitlines() if "loss" in line]
+    assert len(lines) == 3
+    assert "done=30%" in lines[0]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_the_live_view_fits_and_shows_what_counts(session, width):
+    log = played(session, when(session, "granted", 9))
+    granted = log.records[-1].event
+    to = console(width)
+    terminal = Terminal(log, to, lambda: log.state.now + 9)
+    terminal.progress(granted, Point(seconds=8, progress=0.42, loss=4.3123), 15_000.0)
+    text = shown(log.state, terminal.readings, log.state.now + 9, width)
+
+    assert all(len(line) <= width for line in text.splitlines())
+    assert len(text.splitlines()) <= 16
+    for word in ("42%", "loss 4.312", "0:12", f"{log.state.best.mark:.4f}", "σ", "left", "kept", " 9 "):
+        assert word in text
+    assert shown(log.state, now=log.state.now + 1).count("starting") == 1
+
+
+@pytest.mark.parametrize("stage", range(1, 90, 6))
+def test_there_is_a_view_at_every_stage(session, stage):
+    assert "test" in shown(played(session, stage).state)
+
+
+def test_titles_are_text_not_markup():
+    log = synthetic.log(3)
+    proposal = synthetic.proposal(synthetic.random.Random(1), title="[red]x[/red] [link=file:///]y")
+    n = len(log.records)
+    at = log.state.now
+    log.fold(synthetic.Record(seq=n, at=at, lane="", event=synthetic.Proposed(experiment=4, proposal=proposal)))
+    log.fold(synthetic.Record(seq=n + 1, at=at, lane="", event=Refused(experiment=4, reason="[b]again")))
+    assert "[red]x[/red]" in shown(log.state)
+
+
+def test_the_live_view_comes_and_goes(session):
+    log, to = played(session), console(terminal=True)
+    with Terminal(log, to, lambda: log.state.now) as terminal:
+        terminal.update()
+        terminal.say("Stopping: [what] is training is finished first.")
+    text = to.file.getvalue()
+    assert "Stopping: [what] is training" in text
+    assert "nothing trains" in text
+
+
+def test_the_last_words_say_what_came_of_it(session):
+    text = "\n".join(farewell(session, {"report": "sessions/x/report.html", "branch": "research/x"}))
+    assert "12 experiments are done" in text
+    assert f"{session.state.best.mark:.4f}" in text
+    assert "held a run" in text
+    assert "report  sessions/x/report.html" in text
+    assert farewell(played(session, 3), {})
+
+
+def test_every_kind_of_failure_is_one_line():
+    from orchestrator.terminal import said
+
+    log = synthetic.log(1)
+    known = {"experiment": 1, "run": 1}
+    for event in (
+        Crashed(**known, failure="hang", message="a\n" * 500, measures=Measures(), curve=(), log="x"),
+        Aborted(**known, reason="b\n" * 500),
+        Failed(experiment=1, reason="c\n" * 500),
+        Refused(experiment=1, reason="d\n" * 500),
+    ):
+        _, facts = said(synthetic.Record(seq=0, at=0, lane="", event=event), log.state)
+        assert all("\n" not in str(value) and len(str(value)) <= 100 for value in facts.values())
+
+
+def test_a_resumed_session_starts_with_its_resumption(session):
+    log = Log()
+    log.fold(synthetic.Record(seq=0, at=0.0, lane="", event=started()))
+    log.fold(synthetic.Record(seq=1, at=9.0, lane="", event=synthetic.Guided(text="be bold")))
+    from orchestrator.events import Resumed
+
+    log.fold(synthetic.Record(seq=2, at=19.0, lane="", event=Resumed()))
+    to = console()
+    with Terminal(log, to, lambda: 20.0):
+        pass
+    assert [line.split()[1] for line in to.file.getvalue().splitlines()] == ["resumed"]
