@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -182,17 +183,32 @@ async def _ending(process: Process, tag: str) -> Ending:
 async def _attend(process: Process, watch: Watch, reading: "Sequence[asyncio.Task[None]]") -> Fault | None:
     """Wait for the end; ask for it as soon as something is wrong, and return what."""
     assert process.stdin
-    ended = asyncio.ensure_future(process.wait())
+    ended, tasks = asyncio.ensure_future(process.wait()), _tasks()
     while not ended.done():
         for task in reading:
             if task.done():
                 task.result()
-        if fault := watch.fault:
+        if fault := watch.fault or _crowd(process, watch.limits.processes, tasks):
             process.stdin.write(b"t")
             await ended
             return fault
         await asyncio.wait({ended}, timeout=TICK)
     return None
+
+
+def _crowd(process: Process, most: int, before: int) -> Fault | None:
+    """It multiplies. Counting is slow, so it is done only when the whole machine has become crowded."""
+    if _tasks() - before <= most or len(psutil.Process(process.pid).children(recursive=True)) <= most:
+        return None
+    return Fault("other", f"it started more than {most:,} processes")
+
+
+def _tasks() -> int:
+    """Processes and threads of the machine; 0 where it does not say."""
+    try:
+        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
+    except OSError:
+        return 0
 
 
 async def _finish(process: Process) -> None:

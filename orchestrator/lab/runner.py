@@ -79,7 +79,11 @@ class Runner:
     async def _train(self, granted: Granted, source: str, folder: Path, delivery: Delivery, lock: int) -> Outcome:
         (folder / "tmp").mkdir(parents=True)
         (folder / "train.py").write_text(source, encoding="utf-8")
-        watch = Watch(self.limits, on_point=lambda point, rate: self.on_point(granted, point, rate))
+        watch = Watch(
+            self.limits,
+            on_point=lambda point, rate: self.on_point(granted, point, rate),
+            free=lambda: shutil.disk_usage(self.runs).free,
+        )
         environment = {"NIGHTSHIFT_SEED": str(granted.seed)}
         if self.exam:
             data = self.exam.lay_out(folder / "data")
@@ -100,6 +104,8 @@ class Runner:
 
     def _doubt(self, granted: Granted, watch: Watch, delivery: Delivery) -> Fault | None:
         """Why a score is not to be believed before it is even audited."""
+        if delivery.objection:
+            return Fault("disqualified", delivery.objection)
         if not self.exam or not delivery.manner:
             return None
         threads = self.slots[granted.slot].threads or os.cpu_count() or 1
