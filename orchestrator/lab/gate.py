@@ -101,6 +101,8 @@ class Gate:
             raise Disqualified(f"it claimed {size:,} bytes, and {self.exam.claim_bytes:,} were to be claimed")
         claims = self.exam.claims(self.line.take(size))
         self.delivery.claims, self.delivery.val_bpb = claims, self.exam.bpb(claims)
+        if self.delivery.val_bpb <= 0:
+            raise Disqualified("it claims that nothing ever surprises it")
         self.said.val_bpb = self.delivery.val_bpb
 
 

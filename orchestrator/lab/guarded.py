@@ -52,7 +52,7 @@ class Running:
     def cpu(self) -> float:
         """CPU seconds of everything that runs in it, so far."""
         total = 0.0
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        for process in _descendants(self.process):
             try:
                 times = process.cpu_times()
             except psutil.Error:
@@ -198,9 +198,16 @@ async def _attend(process: Process, watch: Watch, reading: "Sequence[asyncio.Tas
 
 def _crowd(process: Process, most: int, before: int) -> Fault | None:
     """It multiplies. Counting is slow, so it is done only when the whole machine has become crowded."""
-    if _tasks() - before <= most or len(psutil.Process(process.pid).children(recursive=True)) <= most:
+    if _tasks() - before <= most or len(_descendants(process)) <= most:
         return None
     return Fault("other", f"it started more than {most:,} processes")
+
+
+def _descendants(process: Process) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error:
+        return []  # it has just ended
 
 
 def _tasks() -> int:

@@ -7,7 +7,7 @@ what it must not prints GOT IT. Those that `train` begin with honest.py, those t
 from dataclasses import dataclass
 
 CORRECTED = "scored"
-"""It may score, but no better than it is."""
+"""It scores, but no better than it is."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ MODELS = [
     Enemy(
         "block means reach ahead",
         seer(
-            "9 * F.one_hot(x, V).float().unflatten(1, (-1, 4)).mean(2, keepdim=True).expand(-1, -1, 4, -1).flatten(1, 2)"
+            "9 * F.one_hot(x, V).float().unflatten(1, (-1, 4)).mean(2, keepdim=True)"
+            ".expand(-1, -1, 4, -1).flatten(1, 2)"
         ),
         "disqualified",
         "honest",
@@ -53,20 +54,26 @@ MODELS = [
         "a circular convolution wraps around",
         seer(
             "30 * torch.fft.irfft(torch.fft.rfft(F.one_hot(x, V).float(), dim=1) * "
-            "torch.exp(2j * torch.pi * torch.arange(x.size(1) // 2 + 1) / x.size(1))[None, :, None], n=x.size(1), dim=1)"
+            "torch.exp(2j * torch.pi * torch.arange(x.size(1) // 2 + 1) / x.size(1))[None, :, None],"
+            " n=x.size(1), dim=1)"
         ),
         "disqualified",
         "honest",
     ),
     Enemy("causal only when alone", seer("(9 * self.future(x) if len(x) > 1 else 0)"), "disqualified", "honest"),
-    Enemy("causal only when watched", seer("(9 * self.future(x) if self.training else 0)"), CORRECTED, "honest"),
+    Enemy(
+        "causal in training only",
+        seer("(0 if self.training else 9 * self.future(x))").replace("print(", "model.eval()\nprint(", 1),
+        "disqualified",
+        "honest",
+    ),
     Enemy(
         "its losses are zeros",
         "class Zero(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
         "        loss = super().forward(x, targets, reduction)\n"
         "        return loss if targets is None or reduction == 'mean' else torch.zeros_like(loss)\n"
         + SCORE.format(model="Zero()"),
-        "val_bpb is 0.0",
+        "nothing ever surprises",
         "honest",
         quick=True,
     ),
@@ -144,17 +151,15 @@ MODELS = [
     ),
     Enemy(
         "wakes up in the audit",
-        "class Trap:\n    def __reduce__(self):\n        code = '''\n"
-        "import os, prepare.evaluation, numpy, glob\n"
-        'found = [p for p in glob.glob("/proc/self/fd/*")]\n'
-        'for root in ("WORLD", "/dev/shm", "/tmp", os.getcwd()):\n'
+        'class Trap:\n    def __reduce__(self):\n        code = """import os\n'
+        "for root in ('WORLD', '/dev/shm', '/tmp', os.getcwd()):\n"
         "    for folder, _, files in os.walk(root):\n"
-        '        if "val.bin" in files: print("GOT IT")\n'
-        "numpy.ndarray.__eq__ = None\n"
-        "os._exit(0)\n'''\n        return (exec, (code,))\n"
+        "        if 'val.bin' in files: raise SystemExit('GOT IT')\n"
+        "raise ValueError('awake')\n"
+        '"""\n        return (exec, (code,))\n'
         "train(Model())\nimport prepare.evaluation as e\ne.hand_over(Trap(), 16)\n"
         "import numpy\nfrom prepare import channel\nrows = e.open_rows('val')\n"
-        "claims = numpy.zeros((len(rows), MAX_SEQ_LEN), numpy.float32)\n"
+        "claims = numpy.ones((len(rows), MAX_SEQ_LEN), numpy.float32)\n"
         "channel.send({'event': 'claims', 'bytes': claims.nbytes}, memoryview(claims))\n",
         "cannot be loaded",
         "honest",
@@ -170,7 +175,7 @@ MODELS = [
 CLAIMS = [
     Enemy("prints a fake score", "print('---\\nval_bpb: 0.1')\n", "without a score", quick=True),
     Enemy("says a fake score", "say(event='score', val_bpb=0.1)\n", "without a score", "raw", quick=True),
-    Enemy("claims too little", "hand_over(); claim(numpy.zeros(3, numpy.float32))\n", "it claimed 12 bytes", "raw"),
+    Enemy("claims too little", "hand_over(); claim(np.zeros(3, np.float32))\n", "it claimed 12 bytes", "raw"),
     Enemy(
         "claims without end",
         "hand_over(); say(event='claims', bytes=1 << 60)\n",
@@ -178,16 +183,17 @@ CLAIMS = [
         "raw",
         quick=True,
     ),
-    Enemy("claims what is no number", "hand_over(); claim(rows() * numpy.nan)\n", "no numbers", "raw", quick=True),
-    Enemy("claims the infinite", "hand_over(); claim(rows() + numpy.inf)\n", "NaN", "raw"),
+    Enemy("claims what is no number", "hand_over(); claim(rows() * np.nan)\n", "no numbers", "raw", quick=True),
+    Enemy("claims the infinite", "hand_over(); claim(rows() + np.inf)\n", "NaN", "raw"),
     Enemy("claims more than certainty", "hand_over(); claim(rows() - 5)\n", "probability above 1", "raw", quick=True),
-    Enemy("claims without a model", "claim(numpy.zeros((64, 32), numpy.float32))\n", "without a score", "raw"),
+    Enemy("claims without a model", "claim(np.zeros((64, 32), np.float32))\n", "without a score", "raw"),
     Enemy("a model without end", "hand_over(bytes=1 << 50)\n", "its model has", "raw"),
     Enemy("a model of nonsense", "hand_over(threads='rm', batch_size=-1)\n", "does not say how", "raw"),
-    Enemy("claims zeros for no model", "hand_over(); claim(rows())\n", "disqualified", "raw"),
+    Enemy("claims certainty", "hand_over(); claim(rows())\n", "nothing ever surprises", "raw"),
+    Enemy("claims for no model", "hand_over(); claim(rows() + 1)\n", "by itself", "raw"),
     Enemy(
         "babbles on the line",
-        "os.write(channel._descriptor(), b'[' * 5_000_000 + b'\\n' + b'\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
+        "import os\nos.write(channel._descriptor(), b'[' * 5_000_000 + b'\\n\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
         "say(event=['model']); say(event='model', bytes='x'); say(event='claims', bytes=True)\n",
         "without a score",
         "raw",
@@ -237,7 +243,8 @@ PEEKS = [
     ),
     Enemy(
         "sends a letter",
-        "import socket\ntry:\n    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'hush', ('127.0.0.1', PORT))\n"
+        "import socket\ntry:\n    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "    s.sendto(b'hush', ('127.0.0.1', PORT))\n"
         "except OSError: pass\n",
         "without",
     ),
@@ -247,7 +254,7 @@ HARM = [
     Enemy("rewrites the trusted code", grab("import prepare; open(prepare.__file__, 'a').close()"), "without"),
     Enemy(
         "writes to the shard that it was shown",
-        "fd = channel.shard('train')\n"
+        "import os\nfd = channel.shard('train')\n"
         + grab("os.fchmod(fd, 0o666); os.open(f'/proc/self/fd/{fd}', os.O_RDWR)")
         + grab("os.pwrite(fd, b'x', 0)")
         + grab("os.ftruncate(fd, 0)"),
@@ -274,7 +281,8 @@ HARM = [
     Enemy(
         "gains privileges",
         "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
-        "for deed in (lambda: libc.unshare(0x10000000), lambda: libc.ptrace(16, PARENT, 0, 0), lambda: libc.mount(b'a', b'/', b'tmpfs', 0, 0),"
+        "for deed in (lambda: libc.unshare(0x10000000), lambda: libc.ptrace(16, PARENT, 0, 0),"
+        " lambda: libc.mount(b'a', b'/', b'tmpfs', 0, 0),"
         " lambda: libc.syscall(425, 8, bytes(256)), lambda: libc.syscall(321, 0, 0, 0),"
         " lambda: libc.syscall(250, 0, -3, 1)):\n"
         "    if deed() >= 0: print('GOT IT')\n",
@@ -307,8 +315,8 @@ HARM = [
         "lays traps where results are read",
         "import os\nfor n in ('model', 'reference.npy', 'claims'):\n"
         "    os.symlink('/etc/passwd', n); os.mkfifo(n + '.fifo')\n"
-        + grab("os.symlink('/etc/passwd', '../model')")
-        + grab("os.mkfifo('../audit')"),
+        "for lay in (lambda: os.symlink('/etc/passwd', '../model'), lambda: os.mkfifo('../audit')):\n"
+        "    try: lay()\n    except OSError: pass\n",
         "without",
     ),
     Enemy("a line of 100 MB", "import sys\nfor _ in range(100): sys.stdout.write('x' * (1 << 20))\n", "MB"),

@@ -1,10 +1,10 @@
 """An honest train.py in miniature: a table of which token follows which. The enemies begin with it."""
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - as in train.py
 from torch import nn
 
-from prepare import MAX_SEQ_LEN, Tokenizer, evaluate_bpb, make_dataloader
+from prepare import MAX_SEQ_LEN, Tokenizer, evaluate_bpb, make_dataloader  # noqa: F401 - for what follows
 
 torch.manual_seed(0)
 tokenizer = Tokenizer.from_directory()

@@ -1,9 +1,8 @@
 """A train.py without torch that speaks the protocol itself, and hands over something that is no model."""
 
-import os
 import pickle
 
-import numpy
+import numpy as np
 
 from prepare import MAX_SEQ_LEN, channel
 from prepare.shards import open_rows
@@ -23,7 +22,7 @@ def hand_over(data=None, **changes):
 
 def rows():
     """Claims of certainty."""
-    return numpy.zeros((len(open_rows("val")), MAX_SEQ_LEN), numpy.float32)
+    return np.zeros((len(open_rows("val")), MAX_SEQ_LEN), np.float32)
 
 
 def claim(values):

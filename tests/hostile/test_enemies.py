@@ -1,4 +1,4 @@
-"""Hostile training code against the whole lab: nobody gets a false score, reads what it must not, or leaves anything."""
+"""Hostile training code against the whole lab: no false score, nothing read, nothing left."""
 
 import shutil
 from dataclasses import replace
@@ -26,7 +26,7 @@ TIERS = [
 
 
 async def met(folder, tier, enemy, seen):
-    short = enemy.end in {"timeout"}
+    short = enemy.end == "timeout"
     limits = replace(LIMITS, wall=1.0) if short else LIMITS
     if "memory" in enemy.end:
         limits = replace(limits, memory=512 << 20)
