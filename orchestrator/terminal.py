@@ -38,7 +38,6 @@ from orchestrator.events import (
     Unanswered,
     Waiting,
 )
-from orchestrator.figures import use
 from orchestrator.ledger import Entry, entries
 from orchestrator.session import Log
 from orchestrator.state import State, Training, proposal_of
@@ -266,23 +265,6 @@ def _notes(state: State, now: float) -> Iterator[RenderableType]:
         yield Text(f" waiting {_span(waiting.until - now)}: {waiting.reason}", style="yellow", overflow="ellipsis")
     if state.stopping and not state.ended:
         yield Text(f" stopping: {state.stopping}", style="yellow")
-
-
-def farewell(log: Log, where: Mapping[str, str]) -> list[str]:
-    """The last words of a session: what came of it, how well the time was used, and where everything is."""
-    state = log.state
-    used = use(log.records, state.session.slots)
-    tried = sum(finding.experiment > 0 for finding in state.findings)
-    lines = [f"Ended: {state.ended or 'interrupted'}. {tried} experiments, {len(state.kept)} kept."]
-    if state.best and state.findings and (baseline := state.findings[0].val_bpb):
-        sigma = policy.sigma(policy.noise(state))
-        fall = baseline - state.best.mark
-        lines.append(f"val_bpb {baseline:.4f} → {state.best.mark:.4f}: {fall:.4f} better, {fall / sigma:.1f} σ.")
-    lines.append(f"Slots held a run {used.occupancy:.1%} of the time; {used.duty:.1%} of it was budgeted training.")
-    if state.usd:
-        lines.append(f"${state.usd:.2f} spent on models.")
-    wide = max(map(len, where), default=0)
-    return [*lines, *(f"  {name.ljust(wide)}  {place}" for name, place in where.items())]
 
 
 def _span(seconds: float) -> str:
