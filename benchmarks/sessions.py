@@ -1,6 +1,5 @@
 """How long a session takes to fold, to replay, and how large its file is; against limits that users would feel."""
 
-import asyncio
 import tempfile
 import time
 from pathlib import Path
@@ -39,7 +38,7 @@ def main() -> None:
             folded = time.perf_counter() - began
             tape = Tape(session.records, session.get)
             began = time.perf_counter()
-            asyncio.run(replay(tape, lambda tape: run(tape, FakeCrew(1), tape)))
+            run_virtually(replay(tape, lambda tape: run(tape, FakeCrew(1), tape)))
             played = time.perf_counter() - began
             session.close()
             size = path.stat().st_size / 1e6

@@ -264,7 +264,7 @@ def trial(
 def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox) -> None:
     """One life of a session, from here to its end or its interruption."""
     started, folder = session.state.session, session.path.parent
-    onlookers = Onlookers(session, folder, places.musings / started.name)
+    onlookers = Onlookers(session, places.musings)
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     limits = watch.limits(started.profile, cores)
     runner = Runner(

@@ -129,9 +129,22 @@ def changed(knob: Knob | None) -> dict[str, Value]:
         value = json.loads(knob.value)
     except ValueError:
         return {}
-    names = knob.parameter.split(JOIN)
-    found = cast("dict[str, Any]", value if isinstance(value, dict) and len(names) > 1 else {names[0]: value})
-    return {name: tuple(cast("list[float]", new)) if isinstance(new, list) else new for name, new in found.items()}
+    found = cast("dict[str, Any]", value if JOIN in knob.parameter else {knob.parameter: value})
+    try:
+        return {name: _value(new) for name, new in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+
+
+def _value(parsed: Any) -> Value:
+    """A constant's value from JSON, which knows no tuples. Raises TypeError."""
+    match parsed:
+        case bool() | int() | float() | str():
+            return parsed
+        case list():
+            return tuple(float(part) for part in cast("list[float]", parsed))
+        case _:
+            raise TypeError(parsed)
 
 
 def direction(constant: Constant, new: Value) -> Direction:
@@ -196,12 +209,17 @@ def _single(bench: Bench, name: str) -> Iterator[Move]:
 
 def _options(constant: Constant, space: Choices, history: Sequence[Trial]) -> Iterator[Move]:
     """Values without an order: each untried one, with less hope after each that failed."""
-    tried = [trial for trial in history if trial.outcome != "kept"]
-    promise = REACH[theory(constant.name).family] * 0.5 ** (1 + len(tried))
-    why = f"Of its values only {len(tried)} others have been tried." if tried else "It has not been turned yet."
+    failed = [trial for trial in history if trial.outcome != "kept"]
+    promise = REACH[theory(constant.name).family] * 0.5 ** (1 + len(failed))
+    why = f"Of its values {len(failed)} have been tried in vain." if failed else "It has not been turned in vain yet."
     for option in space.options:
-        if option != constant.value:
+        if option != constant.value and option not in _came_from(constant, history):
             yield Move({constant.name: option}, promise, 0.0, why)
+
+
+def _came_from(constant: Constant, history: Sequence[Trial]) -> set[Value]:
+    """Values that were left for better ones."""
+    return {trial.before[constant.name] for trial in history if trial.outcome == "kept"}
 
 
 def _step(bench: Bench, constant: Constant, way: Literal["up", "down"], history: Sequence[Trial]) -> Move | None:
@@ -215,8 +233,7 @@ def _step(bench: Bench, constant: Constant, way: Literal["up", "down"], history:
         case None, Trial() as last:
             hope = _back(bench, constant, last)
     new = stepped(constant, way, hope.size)
-    came_from = {trial.before[constant.name] for trial in history if trial.outcome == "kept"}
-    if new is None or new in came_from or hope.promise <= 0:
+    if new is None or new in _came_from(constant, history) or hope.promise <= 0:
         return None
     return Move({constant.name: new}, hope.promise, hope.expected, hope.why)
 

@@ -23,7 +23,7 @@ from orchestrator.state import (
 
 BASELINE_RUNS = 3
 """The fewest that give a spread at all; confirmations of candidates sharpen it later."""
-PRIOR = {"cpu": Spread(4 * 0.0045**2, 4)}
+PRIOR = {"cpu": Spread(4 * 0.0048**2, 4)}
 """What a profile's noise was measured to be (docs/benchmarks.md), worth four degrees of freedom: three baselines
 alone may come out nearly equal by luck. Profiles without a measurement start from nothing."""
 FUTILE = (0.8, 1.4, 1.8, 2.1, 2.4, 2.6, 2.8)

@@ -38,7 +38,6 @@ from orchestrator.events import (
     Unanswered,
     Waiting,
 )
-from orchestrator.figures import use
 from orchestrator.ledger import Entry, entries
 from orchestrator.session import Log
 from orchestrator.state import State, Training, proposal_of
@@ -209,7 +208,7 @@ def _headline(state: State, now: float) -> Text:
 def _slots(state: State, readings: Mapping[int, Reading], now: float, width: int) -> Iterator[RenderableType]:
     """A bar for each slot: what trains there, how far, its loss, the time it will take yet."""
     table = Table.grid(padding=(0, 1), pad_edge=True)
-    table.add_column(no_wrap=True, max_width=max(24, width - 48))
+    table.add_column(no_wrap=True, max_width=max(24, width - 42))
     table.add_column(width=16)
     for _ in range(3):
         table.add_column(justify="right", no_wrap=True)
@@ -240,7 +239,7 @@ def _latest(state: State, width: int) -> Iterator[RenderableType]:
         return
     table = Table.grid(padding=(0, 1), pad_edge=True)
     table.add_column(justify="right")
-    table.add_column(no_wrap=True, max_width=max(24, width - 38), overflow="ellipsis")
+    table.add_column(no_wrap=True, max_width=max(24, width - 34), overflow="ellipsis")
     table.add_column()
     table.add_column(justify="right", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -266,23 +265,6 @@ def _notes(state: State, now: float) -> Iterator[RenderableType]:
         yield Text(f" waiting {_span(waiting.until - now)}: {waiting.reason}", style="yellow", overflow="ellipsis")
     if state.stopping and not state.ended:
         yield Text(f" stopping: {state.stopping}", style="yellow")
-
-
-def farewell(log: Log, where: Mapping[str, str]) -> list[str]:
-    """The last words of a session: what came of it, how well the time was used, and where everything is."""
-    state = log.state
-    used = use(log.records, state.session.slots)
-    tried = sum(finding.experiment > 0 for finding in state.findings)
-    lines = [f"Ended: {state.ended or 'interrupted'}. {tried} experiments, {len(state.kept)} kept."]
-    if state.best and state.findings and (baseline := state.findings[0].val_bpb):
-        sigma = policy.sigma(policy.noise(state))
-        fall = baseline - state.best.mark
-        lines.append(f"val_bpb {baseline:.4f} → {state.best.mark:.4f}: {fall:.4f} better, {fall / sigma:.1f} σ.")
-    lines.append(f"Slots held a run {used.occupancy:.1%} of the time; {used.duty:.1%} of it was budgeted training.")
-    if state.usd:
-        lines.append(f"${state.usd:.2f} spent on models.")
-    wide = max(map(len, where), default=0)
-    return [*lines, *(f"  {name.ljust(wide)}  {place}" for name, place in where.items())]
 
 
 def _span(seconds: float) -> str:

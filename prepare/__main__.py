@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -39,7 +39,7 @@ def main(
 def prepare(data: Path, corpus: str, profile: profiles.Profile, flops: float | None) -> None:
     from prepare.build import build, locked
 
-    budget = flops and BudgetAmount(kind="work", amount=flops, seconds=profile.budget.seconds)
+    budget = BudgetAmount(kind="work", amount=flops, seconds=profile.budget.seconds) if flops else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with locked(data), Bars(*columns, console=console) as bars:
         stages: dict[str, TaskID] = {}
@@ -49,7 +49,7 @@ def prepare(data: Path, corpus: str, profile: profiles.Profile, flops: float | N
                 stages[stage] = bars.add_task(stage, total=1.0)
             bars.update(stages[stage], completed=share)
 
-        build(data, corpus, profile, budget or None, progress)
+        build(data, corpus, profile, budget, progress)
         for task in stages.values():
             bars.update(task, completed=1.0)
 
@@ -73,7 +73,7 @@ def describe(found: Manifest, data: Path) -> str:
     )
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     print(f"prepare: {message}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _begin(folder: Path, plan: dict[str, object]) -> None:
+def _begin(folder: Path, plan: Mapping[str, object]) -> None:
     """Keeps what an interrupted run with the same plan has left, and removes what any other has."""
     for stale in folder.glob(".*.part*"):
         stale.unlink()

@@ -21,8 +21,12 @@ from prepare.manifest import DataError
 from prepare.progress import Progress, tracked
 
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
-SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}
-SKIPPED |= {"encodings", "idlelib", "lib2to3", "pydoc_data"}
+SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"} | {
+    "encodings",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+}
 SPLITS = ("train", "val", "confirm")
 TEXT_FILES = {".txt", ".md", ".rst", ".py"}
 
@@ -89,14 +93,17 @@ def sources(root: Path) -> Iterator[Path]:
 
 def module_documentation(path: Path) -> list[str]:
     """The docstrings of a module and of everything in it, from top to bottom."""
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's code
         try:
             tree = ast.parse(_read(path))
         except (SyntaxError, ValueError, RecursionError):
             return []
-    nodes = [node for node in ast.walk(tree) if isinstance(node, documented) and node.body]
+    nodes = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     nodes.sort(key=lambda node: getattr(node, "lineno", 0))
     return [text for node in nodes if (text := ast.get_docstring(node))]
 

@@ -146,7 +146,7 @@ def test_a_knob_reads_back(changes):
     assert changed(knob(changes, constants)) == changes
 
 
-@pytest.mark.parametrize("value", ["", "x", "{", "0.1 or so"])
+@pytest.mark.parametrize("value", ["", "x", "{", "0.1 or so", "null", '{"A": 1}', "[[1]]", '["x"]'])
 def test_a_knob_of_another_crew_may_say_nothing(value):
     assert changed(Knob(parameter="A", direction="up", value=value)) == {}
 
@@ -216,6 +216,14 @@ def test_near_misses_are_combined():
     assert "add up" in best.why
 
 
+def test_a_knob_with_many_names_needs_as_many_values():
+    assert changed(Knob(parameter="A + B", direction="set", value="3")) == {}
+    assert changed(Knob(parameter="A + B", direction="set", value='{"A": [0.8, 0.9], "B": 2}')) == {
+        "A": (0.8, 0.9),
+        "B": 2,
+    }
+
+
 def test_a_constant_in_flight_is_left_alone():
     found = moves(a_bench(trial(1, "A_LR", 0.5, 0.75, None, "running"), A_LR=0.5))
     assert found == []
@@ -234,7 +242,7 @@ def test_policy_would_not_refuse_what_is_proposed_in_flight(long_night):
     state = None
     for record in long_night.records:
         if record.event.kind == "proposed":
-            assert policy.repeats(state, record.event.proposal) == ""
+            assert policy.repeats(state, record.event.experiment, record.event.proposal) == ""
         state = fold([record], state)
     assert not any(isinstance(stage, Decided) for stage in state.open.values())
     assert json.loads(state.findings[1].proposal.knob.value) == 2

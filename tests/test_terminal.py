@@ -6,7 +6,7 @@ from rich.console import Console
 
 from orchestrator.events import Aborted, Crashed, Failed, Measures, Point, Refused, StopAsked, Unanswered, Waiting
 from orchestrator.session import Log
-from orchestrator.terminal import Terminal, farewell, view
+from orchestrator.terminal import Terminal, view
 from tests import synthetic
 from tests.fakes import started
 from tests.nights import Fragile, night
@@ -137,15 +137,6 @@ def test_the_live_view_comes_and_goes(session):
     text = to.file.getvalue()
     assert "Stopping: [what] is training" in text
     assert "nothing trains" in text
-
-
-def test_the_last_words_say_what_came_of_it(session):
-    text = "\n".join(farewell(session, {"report": "sessions/x/report.html", "branch": "research/x"}))
-    assert "12 experiments are done" in text
-    assert f"{session.state.best.mark:.4f}" in text
-    assert "held a run" in text
-    assert "report  sessions/x/report.html" in text
-    assert farewell(played(session, 3), {})
 
 
 def test_every_kind_of_failure_is_one_line():

@@ -156,6 +156,7 @@ class Runner:
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",  # the order of a set is no part of an experiment
             "OMP_WAIT_POLICY": "passive",
+            "MKL_CBWR": "AUTO,STRICT",  # the same sums in the same order in every process
             # Never shared: a compiler's cache is code.
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp/inductor"),
             "TRITON_CACHE_DIR": str(folder / "tmp/triton"),
