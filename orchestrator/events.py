@@ -247,6 +247,8 @@ class Audit(Fact):
     """Nats by which a claim was better than the blind answer, at most."""
     looks: int
     seconds: float
+    evaluation: float
+    """Seconds that the claims took, before."""
 
 
 class Scored(Fact):

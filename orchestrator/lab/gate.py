@@ -4,7 +4,7 @@ In between runs our own clock. Whatever the run says of time or score is for peo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.lab.exam import Disqualified, Exam, Nats
@@ -39,7 +39,10 @@ class Delivery:
     """What the claims add up to."""
     objection: str = ""
     """Why it is disqualified."""
-    cpu_seconds: float = field(default=0.0)
+    cpu_seconds: float = 0.0
+    """From ready to handed over."""
+    evaluation: float = 0.0
+    """Seconds from the first validation row to the last claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Gate:
         if size != self.exam.claim_bytes:
             raise Disqualified(f"it claimed {size:,} bytes, and {self.exam.claim_bytes:,} were to be claimed")
         claims = self.exam.claims(self.line.take(size))
+        self.delivery.evaluation = self.said.clock() - (self.said.scored_at or 0.0)
         self.delivery.claims, self.delivery.val_bpb = claims, self.exam.bpb(claims)
         if self.delivery.val_bpb <= 0:
             raise Disqualified("it claims that nothing ever surprises it")

@@ -139,7 +139,14 @@ class Runner:
             return Crashed(failure="disqualified", message=str(reason), **facts)
         audit.remember(delivery, self.reference)
         seconds = time.monotonic() - began
-        shown = Audit(claimed=score.val_bpb, error=found.error, worst=found.worst, looks=len(blind), seconds=seconds)
+        shown = Audit(
+            claimed=score.val_bpb,
+            error=found.error,
+            worst=found.worst,
+            looks=len(blind),
+            seconds=seconds,
+            evaluation=delivery.evaluation,
+        )
         return score.model_copy(update={"val_bpb": found.val_bpb, "audit": shown})
 
     def _command(
