@@ -49,10 +49,11 @@ Without a command it starts a night: the baseline is trained three times, then o
 proposed, implemented, trained, judged and reflected upon, until the hours are over. What is really better ends up on
 the branch research/SESSION; why it was tried and what was learned, in musings/SESSION/.
 
-    python -m prepare                               once: text, tokenizer, budget
-    python -m orchestrator --offline --hours 0.15   no key, no network: a classical optimizer
-    python -m orchestrator --hours 8                a night with Claude (set ANTHROPIC_API_KEY)
-    python -m orchestrator resume NAME              after any interruption
+\b
+once: text, tokenizer, budget        python -m prepare
+no key, no network                   python -m orchestrator --offline --hours 0.15
+a night with Claude                  ANTHROPIC_API_KEY=… python -m orchestrator --hours 8
+after any interruption               python -m orchestrator resume NAME
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -168,7 +169,10 @@ def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
 
 @app.command()
 def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the session's name")]) -> None:
-    """Go on with a session after any interruption; nothing is lost or counted twice."""
+    """Go on after any interruption.
+
+    Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood.
+    """
     places: Places = context.obj
     session = opened(places, name)
     started = session.state.session
@@ -191,7 +195,11 @@ def fork(
     prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
     model: Model = None,
 ) -> None:
-    """Go on from any event of a session, live, with other prompts, models or crew; the old session stays as it is."""
+    """Go on from any event, another way.
+
+    A new session shares what came before the event, and goes on live, with other prompts, models or crew if you
+    like. The old one stays as it is.
+    """
     places: Places = context.obj
     old = opened(places, name)
     if at > len(old.records):
@@ -233,7 +241,10 @@ def trial(
     max_experiments: Experiments = None,
     trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
 ) -> None:
-    """Does a style of reflection help? Nights of each style in turn, same seeds and budgets; then they are compared."""
+    """Find out whether a style helps.
+
+    Nights of each style in turn, with the same seeds and budgets; then they are compared.
+    """
     places: Places = context.obj
     names: list[str] = []
     for repeat in range(repeats):

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import compare, show
-from orchestrator.cli import Model, Places, Refused, app, crew_of, opened, prompts_of
+from orchestrator.cli import Model, Places, Refused, app, crew_of, main, opened, prompts_of
 from orchestrator.doctor import examine, examine_models
 from orchestrator.loop import run
 from orchestrator.musings import search
@@ -21,6 +21,8 @@ from orchestrator.replay import replay as play
 from orchestrator.report.results import results
 from orchestrator.report.table import ledger
 from orchestrator.session import Session, SessionError
+
+__all__ = ["main"]  # runs the commands of both modules
 
 NameOrFile = Annotated[str, typer.Argument(help="the session's name, or a session.db that somebody sent")]
 console = Console(highlight=False)
@@ -36,7 +38,10 @@ def replay(
     prompts: Annotated[str, typer.Option(help="with this style of today instead of the recorded prompts")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="for machines: one JSON line per event")] = False,
 ) -> None:
-    """Run a recorded session again, with no model, no GPU, no git; stop at the first event that differs."""
+    """Run a recorded session again, offline.
+
+    The production loop, with no model, GPU or git; it stops at the first event that differs, and shows how.
+    """
     places: Places = context.obj
     session = opened(places, name)
     if event is not None:
@@ -114,7 +119,10 @@ def compare_sessions(
         Path | None, typer.Option(help="where the chart goes (default: compare.html in --sessions)")
     ] = None,
 ) -> None:
-    """Set sessions side by side: gains, keep rates, crashes, repeats, breadth, tokens and dollars."""
+    """Set sessions side by side.
+
+    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far.
+    """
     places: Places = context.obj
     rows: list[compare.Row] = []
     for name in names:
@@ -169,7 +177,10 @@ def export(
     form: Annotated[Literal["jsonl", "parquet", "tsv"], typer.Option("--format", help="events, ledger or results")],
     out: Annotated[Path | None, typer.Option(help="the file (default: NAME.FORMAT here)")] = None,
 ) -> None:
-    """Write a session out: every event as JSON lines, the ledger as Parquet, the results as TSV."""
+    """Write a session out, for others.
+
+    Every event as JSON lines, the ledger of experiments as Parquet, autoresearch's results as TSV.
+    """
     session = opened(context.obj, name)
     target = out or Path(f"{session.state.session.name}.{form}")
     match form:
@@ -195,7 +206,10 @@ def musings(
     session: Annotated[str, typer.Option(help="only of this session")] = "",
     limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 10,
 ) -> None:
-    """Search what was tried and learned, over all sessions: musings search value embeddings."""
+    """Search what was tried and learned.
+
+    Over all sessions: musings search value embeddings
+    """
     places: Places = context.obj
     if words[0] != "search" or len(words) == 1:
         raise Refused(f"musings {' '.join(words)}: say `musings search WORDS`")
@@ -213,7 +227,10 @@ def doctor(
     prompts: Annotated[str, typer.Option(help="with this style's models")] = "default",
     model: Model = None,
 ) -> None:
-    """Look at everything that could spoil a night, and say what to do about it. Exit code 3 if something would."""
+    """Look at what could spoil a night.
+
+    And say what to do about it. Exit code 3 if something would.
+    """
     places: Places = context.obj
     findings = list(examine(places.script, places.data, places.sessions))
     findings += asyncio.run(examine_models(prompts_of(prompts, model or [])))
