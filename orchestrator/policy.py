@@ -59,6 +59,12 @@ SIMPLER_LINES = 3
 """Within the noise, a candidate shorter by this many lines may be kept: less code is a result, too."""
 SIMPLER_RUNS = 3
 """Seeds that such a keep needs: it claims that nothing was lost."""
+STALL = 8
+"""Experiments without a keep after which the researcher is asked for another family."""
+NEAR = 1.0
+"""Standard errors of gain from which a discarded candidate counts as a near-miss, worth combining with another."""
+CENTAUR = 3
+"""In a centaur crew every third proposal is the optimizer's own; a larger share did worse in published trials."""
 AHEAD = 1
 """Candidates ready behind each one that trains: enough that no slot waits, few enough that none goes stale."""
 UNANSWERED = 3
@@ -188,9 +194,14 @@ def due(state: State) -> tuple[Step, ...]:
     reason = stopping(state)
     if not reason:
         return (*steps, *_proposals(state))
-    steps = [step for step in steps if not isinstance(step, Implement | Rebase | Repair)]
+    steps = [step for step in steps if not isinstance(step, Implement | Rebase | Repair) and not _put_off(state, step)]
     busy = any(isinstance(stage, Training | Remeasuring) for stage in state.open.values())
     return tuple(steps) if steps or busy else (Stop(reason),)
+
+
+def _put_off(state: State, step: Step) -> bool:
+    """A post-mortem whose model asked to come back after the night."""
+    return isinstance(step, Reflect) and step.lane in state.waiting and state.waiting[step.lane].until > state.deadline
 
 
 def stopping(state: State) -> str:
@@ -210,7 +221,7 @@ def stopping(state: State) -> str:
         case _ if limits.usd is not None and state.usd >= limits.usd:
             return f"${limits.usd:g} are spent"
         case _ if state.unanswered >= UNANSWERED:
-            return f"the researcher gave no usable answer {UNANSWERED} times in a row"
+            return f"the researcher gave no usable answer {UNANSWERED} times in a row: {state.silence}"
         case _ if state.aborted >= ABORTED:
             return f"the machine failed {ABORTED} times in a row"
         case _:
