@@ -48,7 +48,7 @@ class Interview:
         except OSError:
             pass  # it has gone, which others notice, too
         finally:
-            self.line.hang_up()
+            self.line.close()
 
     def _how(self) -> dict[str, object]:
         autocast = None if self.manner.dtype == "float32" else self.manner.dtype

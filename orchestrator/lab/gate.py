@@ -85,7 +85,7 @@ class Gate:
         except OSError:
             pass  # it has gone, which others notice, too
         finally:
-            self.line.hang_up()
+            self.line.close()
 
     def _receive(self, size: int, header: dict[str, object]) -> None:
         """Store the model; the clock stops with its last byte. Raises Disqualified."""

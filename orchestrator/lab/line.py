@@ -16,7 +16,7 @@ CHUNK = 1 << 20
 
 
 class Line:
-    """Blocks, so it belongs into a thread; closing it from outside ends that."""
+    """Blocks, so it belongs into a thread; hanging up from outside ends that."""
 
     def __init__(self, end: socket.socket) -> None:
         self.end = end
@@ -58,8 +58,14 @@ class Line:
         for part in data:
             self.end.sendall(part)
 
+    def close(self) -> None:
+        """For who listens, when done."""
+        self.hang_up()
+        self.heard.close()
+        self.end.close()
+
     def hang_up(self) -> None:
-        """Both ends notice."""
+        """For anybody: who listens hears the end."""
         with suppress(OSError):
             self.end.shutdown(socket.SHUT_RDWR)
 

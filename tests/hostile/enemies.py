@@ -19,6 +19,8 @@ class Enemy:
     begins: str = ""
     quick: bool = False
     times: int = 1
+    seconds: float = 0.0
+    """Of a time budget; without, the budget is work."""
 
 
 FUTURE = """
@@ -172,6 +174,23 @@ MODELS = [
         "honest",
     ),
 ]
+CLOCKS = [
+    Enemy(
+        "trains after the end, by its own clock",
+        "import time\nfrom prepare import Budget\nreal = time.monotonic\n"
+        "time.monotonic = time.time = lambda: 0.0\nbudget, model, end = Budget(), Model(), real() + 12\n"
+        "while not budget.done and real() < end: train(model, 5)\nevaluate_bpb(model, tokenizer, 16)\n",
+        "it trained for 1",
+        "honest",
+        seconds=0.5,
+    ),
+    Enemy(
+        "trains while it warms up",
+        "import prepare.channel as c\nc.ready = lambda: None\n" + SCORE.format(model="Model()"),
+        "not handed out",
+        "honest",
+    ),
+]
 CLAIMS = [
     Enemy("prints a fake score", "print('---\\nval_bpb: 0.1')\n", "without a score", quick=True),
     Enemy("says a fake score", "say(event='score', val_bpb=0.1)\n", "without a score", "raw", quick=True),
@@ -322,4 +341,4 @@ HARM = [
     Enemy("a line of 100 MB", "import sys\nfor _ in range(100): sys.stdout.write('x' * (1 << 20))\n", "MB"),
     Enemy("never ends", "import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(600)\n", "timeout"),
 ]
-ENEMIES = [*MODELS, *CLAIMS, *PEEKS, *HARM]
+ENEMIES = [*MODELS, *CLOCKS, *CLAIMS, *PEEKS, *HARM]

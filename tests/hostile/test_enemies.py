@@ -32,7 +32,8 @@ async def met(folder, tier, enemy, seen):
         limits = replace(limits, memory=512 << 20)
     if enemy.end == "disk full" and tier == "landlock":
         limits = replace(limits, reserve=shutil.disk_usage(folder).free - (64 << 20))
-    world = World(folder, SANDBOXES[tier](), limits)
+    budget = {"kind": "time", "amount": enemy.seconds} if enemy.seconds else {}
+    world = World(folder, SANDBOXES[tier](), limits, **budget)
     outcome, wrong = await world.meet(enemy.code, enemy.begins, enemy.times)
     why = f"{outcome.val_bpb:.3f}" if isinstance(outcome, Scored) else f"{outcome.failure}: {outcome.message}"
     seen(f"{enemy.name:52} {tier:11} {outcome.kind:9} {why[:110]}")
