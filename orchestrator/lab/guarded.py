@@ -9,6 +9,7 @@ import termios
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,14 +80,12 @@ async def guarded(command: Command, watch: Watch, lock: int, listen: Listen) -> 
     `lock` is inherited by the guardian; `listen` ends when the command does. Raises MachineTrouble.
     """
     output, printed = os.pipe()
-    try:
-        process = await _spawn(command, watch, printed, lock)
-    except BaseException:
-        os.close(output)
-        raise
-    finally:
+    with ExitStack() as unread, ExitStack() as theirs:
+        unread.callback(os.close, output)
         for descriptor in (printed, *command.fds):
-            os.close(descriptor)
+            theirs.callback(os.close, descriptor)
+        process = await _spawn(command, watch, printed, lock)
+        unread.pop_all()
     reading: list[asyncio.Task[None]] = []
     running = Running(process, watch, output, reading)
     reading.append(asyncio.create_task(pump(output, watch.output)))
