@@ -3,7 +3,9 @@
 None of them can spoil a night: what cannot be written is said once, and can be rebuilt from the log.
 """
 
+import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +19,9 @@ from orchestrator.report.files import Files
 from orchestrator.session import Session
 from orchestrator.terminal import Terminal
 
+SOON = 0.5
+"""Seconds until the files follow the log."""
+
 
 class Onlookers:
     """Shows and writes down what happens in a session, as it happens. Use as a context."""
@@ -27,29 +32,42 @@ class Onlookers:
         self.musings = Musings(session, self.trail)
         self.files = Files(session, self.folder)
         self.trouble = ""
+        self.later: asyncio.TimerHandle | None = None
         session.watch(self.update)
 
     def __enter__(self) -> Self:
         self.terminal.__enter__()
-        self.update()
+        self._write(self.musings.update)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.update()
+        self._write(self.musings.update)
+        self._write_files()
         self.terminal.__exit__(kind, error, trace)
 
     def update(self) -> None:
-        """Let each of them look: the musings first, since a rationale stands before anything is edited."""
+        """Let each of them look: the musings at once, since a rationale stands before anything is edited.
+
+        The larger files wait a moment: what is due is started first, and events that come together are one change.
+        """
+        self._write(self.musings.update)
+        self.terminal.update()
+        if self.later is None:
+            self.later = asyncio.get_running_loop().call_later(SOON, self._write_files)
+
+    def _write_files(self) -> None:
+        self.later = None
+        self._write(self.files.update)
+
+    def _write(self, update: Callable[[], None]) -> None:
         try:
-            self.musings.update()
-            self.files.update()
+            update()
         except OSError as error:
             if self.trouble != (trouble := f"{error.filename} cannot be written: {error.strerror}"):
                 self.trouble = trouble
                 self.say(f"{trouble}; the session itself is safe, and this can be rebuilt from it")
-        self.terminal.update()
 
     def progress(self, granted: Granted, point: Point, rate: float) -> None:
         """A run has come so far; `rate` in tokens per second."""
