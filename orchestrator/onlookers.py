@@ -91,8 +91,18 @@ class Onlookers:
             )
             self.say(f"  val_bpb   {baseline:.4f} → {state.best.mark:.4f}   ({better})")
         self.say(f"  tried     {tried} experiments, kept {len(state.kept)}")
+        self.say(f"  trust     {_trust(figures.trust(self.session.records))}")
         self.say(f"  slots     occupied {use.occupancy:.1%} of the time; duty {use.duty:.1%}")
         self.say(f"  report    {self.folder / 'report.html'}")
         self.say(f"  branch    git log {branch}")
         self.say(f"  musings   {self.trail / 'index.md'}")
         self.say(f"  go on     python -m orchestrator resume {name}")
+
+
+def _trust(trust: figures.Trust) -> str:
+    shut = "without a sandbox" if trust.tiers <= {"none"} else f"shut in by {' and '.join(sorted(trust.tiers))}"
+    audits = (
+        f"{trust.audited} scores audited, corrected by {trust.correction:.1g} at most" if trust.audited else "no audit"
+    )
+    names = ", ".join(map(str, trust.disqualified))
+    return f"{shut}; {audits}; {f'disqualified: {names}' if names else 'nobody disqualified'}"

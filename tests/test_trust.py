@@ -1,0 +1,31 @@
+"""What a session says at its end of how far its scores can be believed."""
+
+from orchestrator.events import Audit, Crashed, Measures, Record, Scored
+from orchestrator.figures import Trust, trust
+from orchestrator.onlookers import _trust
+
+KEY = {"run": 1, "measures": Measures(), "curve": (), "log": "x"}
+
+
+def records(*events):
+    return [Record(seq=seq, at=0.0, lane="", event=event) for seq, event in enumerate(events)]
+
+
+def test_audits_and_disqualifications_are_counted():
+    audit = Audit(claimed=2.0, error=0.0, worst=0.1, looks=9, seconds=1.0, evaluation=1.0)
+    lie = {"failure": "disqualified", "message": "it lies", "tier": "bubblewrap"}
+    found = trust(
+        records(
+            Scored(experiment=1, val_bpb=2.01, audit=audit, tier="bubblewrap", **KEY),
+            Scored(experiment=2, val_bpb=3.0, tier="bubblewrap", **KEY),
+            Crashed(experiment=3, **lie, **KEY),
+            Crashed(experiment=3, **lie, **KEY),
+            Crashed(experiment=4, failure="NaN", message="", tier="bubblewrap", **KEY),
+        )
+    )
+    assert (found.audited, found.disqualified, found.tiers) == (1, (3,), {"bubblewrap"})
+    assert _trust(found) == "shut in by bubblewrap; 1 scores audited, corrected by 0.01 at most; disqualified: 3"
+
+
+def test_without_any_of_it_that_is_said():
+    assert _trust(Trust(tiers=frozenset({"none"}))) == "without a sandbox; no audit; nobody disqualified"
