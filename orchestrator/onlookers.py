@@ -100,9 +100,7 @@ class Onlookers:
 
 
 def _trust(trust: figures.Trust) -> str:
-    shut = "without a sandbox" if trust.tiers <= {"none"} else f"shut in by {' and '.join(sorted(trust.tiers))}"
-    audits = (
-        f"{trust.audited} scores audited, corrected by {trust.correction:.1g} at most" if trust.audited else "no audit"
-    )
-    names = ", ".join(map(str, trust.disqualified))
-    return f"{shut}; {audits}; {f'disqualified: {names}' if names else 'nobody disqualified'}"
+    shut = "no sandbox" if trust.tiers <= {"none"} else " and ".join(sorted(trust.tiers))
+    audits = f"{trust.audited} audited, off by {trust.correction:.1g} at most" if trust.audited else "none audited"
+    names = f" (experiment {', '.join(map(str, trust.disqualified))})" if trust.disqualified else ""
+    return f"{shut}; {audits}; {len(trust.disqualified)} disqualified{names}"

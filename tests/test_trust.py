@@ -24,8 +24,8 @@ def test_audits_and_disqualifications_are_counted():
         )
     )
     assert (found.audited, found.disqualified, found.tiers) == (1, (3,), {"bubblewrap"})
-    assert _trust(found) == "shut in by bubblewrap; 1 scores audited, corrected by 0.01 at most; disqualified: 3"
+    assert _trust(found) == "bubblewrap; 1 audited, off by 0.01 at most; 1 disqualified (experiment 3)"
 
 
 def test_without_any_of_it_that_is_said():
-    assert _trust(Trust(tiers=frozenset({"none"}))) == "without a sandbox; no audit; nobody disqualified"
+    assert _trust(Trust(tiers=frozenset({"none"}))) == "no sandbox; none audited; 0 disqualified"
