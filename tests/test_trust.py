@@ -1,8 +1,14 @@
 """What a session says at its end of how far its scores can be believed."""
 
+import re
+
+import pytest
+
 from orchestrator.events import Audit, Crashed, Measures, Record, Scored
 from orchestrator.figures import Trust, trust
+from orchestrator.lab import ladder
 from orchestrator.onlookers import _trust
+from tests.workplace import orchestrate, workplace
 
 KEY = {"run": 1, "measures": Measures(), "curve": (), "log": "x"}
 
@@ -29,3 +35,15 @@ def test_audits_and_disqualifications_are_counted():
 
 def test_without_any_of_it_that_is_said():
     assert _trust(Trust(tiers=frozenset({"none"}))) == "no sandbox; none audited; 0 disqualified"
+
+
+@pytest.mark.parametrize(("words", "tier"), [((), "bubblewrap|landlock"), (("--unsafe",), "no sandbox")])
+def test_a_night_says_what_it_was_shut_in(tmp_path, words, tier):
+    try:
+        ladder.choose()
+    except ladder.NoSandboxWorks as reason:
+        pytest.skip(str(reason))
+    place = workplace(tmp_path / "place")
+    night = orchestrate(place, "--offline", "--max-experiments", "1", "--hours", "1", "--seed", "3", *words)
+    assert night.returncode == 0, night.stderr
+    assert re.search(rf"trust +({tier}); none audited; 0 disqualified", night.stdout), night.stdout
