@@ -31,6 +31,7 @@ from orchestrator.lab.slots import slots
 from orchestrator.loop import Crew
 from orchestrator.musings import search
 from orchestrator.night import night
+from orchestrator.notice import NoticeError, Send, sender
 from orchestrator.onlookers import Onlookers
 from orchestrator.optimizer import Optimizer
 from orchestrator.recording import Live, Outside, Recording
@@ -68,7 +69,7 @@ class Refused(Exception):  # noqa: N818 - a word to the user
     """What was asked for cannot be done; the message is one line that says what to do instead."""
 
 
-REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError)
+REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoticeError)
 
 CrewName = Literal["claude", "optuna", "centaur"]
 SUGGESTIONS = 3
@@ -81,6 +82,7 @@ Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the mode
 Style = Annotated[str, typer.Option(help="the style of prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or AGENT=MODEL; may be repeated")]
 Seed = Annotated[int | None, typer.Option(help="draws all other seeds (default: by chance)")]
+Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send word to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
@@ -116,6 +118,7 @@ def start(
     prompts: Style = "default",
     model: Model = None,
     seed: Seed = None,
+    notify: Notify = "",
     sessions: Sessions = Path("sessions"),
     data: Data = Path("data"),
     script: Script = Path("train.py"),
@@ -131,6 +134,7 @@ def start(
     chosen: CrewName = "optuna" if offline else crew
     texts = {} if chosen == "optuna" else prompts_of(prompts, model or [])
     _check_models(texts, max_usd)
+    send = sender(notify)
     name = name or _new_name(sessions)
     repo = Repo(script, name)
     repo.baseline()
@@ -152,7 +156,7 @@ def start(
             versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         )
         session.write("", started)
-        _run(session, places, repo)
+        _run(session, places, repo, send)
 
 
 def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
@@ -168,7 +172,11 @@ def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
 
 
 @app.command()
-def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the session's name")]) -> None:
+def resume(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="the session's name")],
+    notify: Notify = "",
+) -> None:
     """Go on after any interruption.
 
     Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood.
@@ -179,9 +187,10 @@ def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the
     _check_models({agent: parse(session.get(text), agent) for agent, text in started.prompts.items()}, None)
     if started.profile.data_hash != load(places.data).digest:
         raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
+    send = sender(notify)
     with _locked(places.sessions / name):
         session.write("", Resumed())
-        _run(session, places, Repo(places.script, name))
+        _run(session, places, Repo(places.script, name), send)
 
 
 @app.command()
@@ -194,6 +203,7 @@ def fork(
     crew: Annotated[CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
     model: Model = None,
+    notify: Notify = "",
 ) -> None:
     """Go on from any event, another way.
 
@@ -209,6 +219,7 @@ def fork(
     load(places.data)
     known = prompts_of(prompts or was.style or "default", model or []) if chosen != "optuna" else {}
     _check_models(known, None)
+    send = sender(notify)
     new_name = fork_name or _new_name(places.sessions)
     repo = Repo(places.script, new_name)
     with _locked(places.sessions / new_name):
@@ -229,7 +240,7 @@ def fork(
         session.write("", forked)
         if session.state.fitted:
             repo.begin(session.state.base.commit)
-        _run(session, places, repo)
+        _run(session, places, repo, send)
 
 
 @app.command()
@@ -262,10 +273,10 @@ def trial(
     )
 
 
-def _run(session: Session, places: Places, repo: Repo) -> None:
+def _run(session: Session, places: Places, repo: Repo, send: Send) -> None:
     """One life of a session, from here to its end or its interruption."""
     started, folder = session.state.session, session.path.parent
-    onlookers = Onlookers(session, places.musings)
+    onlookers = Onlookers(session, places.musings, send=send)
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     limits = watch.limits(started.profile, cores)
     runner = Runner(
