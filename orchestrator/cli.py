@@ -34,6 +34,7 @@ from orchestrator.lab.slots import slots
 from orchestrator.loop import Crew
 from orchestrator.musings import search
 from orchestrator.night import night
+from orchestrator.notice import NoticeError, Send, sender
 from orchestrator.onlookers import Onlookers
 from orchestrator.optimizer import Optimizer
 from orchestrator.policy import audited_below
@@ -72,7 +73,7 @@ class Refused(Exception):  # noqa: N818 - a word to the user
     """What was asked for cannot be done; the message is one line that says what to do instead."""
 
 
-REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoSandboxWorks)
+REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoSandboxWorks, NoticeError)
 
 CrewName = Literal["claude", "optuna", "centaur"]
 SUGGESTIONS = 3
@@ -85,6 +86,7 @@ Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the mode
 Style = Annotated[str, typer.Option(help="the style of prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or AGENT=MODEL; may be repeated")]
 Seed = Annotated[int | None, typer.Option(help="draws all other seeds (default: by chance)")]
+Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send word to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
@@ -127,6 +129,7 @@ def start(
     prompts: Style = "default",
     model: Model = None,
     seed: Seed = None,
+    notify: Notify = "",
     sessions: Sessions = Path("sessions"),
     data: Data = Path("data"),
     script: Script = Path("train.py"),
@@ -143,6 +146,7 @@ def start(
     chosen: CrewName = "optuna" if offline else crew
     texts = {} if chosen == "optuna" else prompts_of(prompts, model or [])
     _check_models(texts, max_usd)
+    send = sender(notify)
     name = name or _new_name(sessions)
     repo = Repo(script, name)
     repo.baseline()
@@ -165,7 +169,7 @@ def start(
             versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         )
         session.write("", started)
-        _run(session, places, repo, sandbox)
+        _run(session, places, repo, sandbox, send)
 
 
 def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
@@ -181,7 +185,11 @@ def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
 
 
 @app.command()
-def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the session's name")]) -> None:
+def resume(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="the session's name")],
+    notify: Notify = "",
+) -> None:
     """Go on after any interruption.
 
     Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood.
@@ -192,10 +200,11 @@ def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the
     _check_models({agent: parse(session.get(text), agent) for agent, text in started.prompts.items()}, None)
     if started.profile.data_hash != load(places.data).digest:
         raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
+    send = sender(notify)
     sandbox = places.sandbox()
     with _locked(places.sessions / name):
         session.write("", Resumed())
-        _run(session, places, Repo(places.script, name), sandbox)
+        _run(session, places, Repo(places.script, name), sandbox, send)
 
 
 @app.command()
@@ -208,6 +217,7 @@ def fork(
     crew: Annotated[CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
     model: Model = None,
+    notify: Notify = "",
 ) -> None:
     """Go on from any event, another way.
 
@@ -223,6 +233,7 @@ def fork(
     load(places.data)
     known = prompts_of(prompts or was.style or "default", model or []) if chosen != "optuna" else {}
     _check_models(known, None)
+    send = sender(notify)
     new_name = fork_name or _new_name(places.sessions)
     repo = Repo(places.script, new_name)
     sandbox = places.sandbox()
@@ -244,7 +255,7 @@ def fork(
         session.write("", forked)
         if session.state.fitted:
             repo.begin(session.state.base.commit)
-        _run(session, places, repo, sandbox)
+        _run(session, places, repo, sandbox, send)
 
 
 @app.command()
@@ -278,10 +289,10 @@ def trial(
     )
 
 
-def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox) -> None:
+def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox, send: Send) -> None:
     """One life of a session, from here to its end or its interruption."""
     started, folder = session.state.session, session.path.parent
-    onlookers = Onlookers(session, places.musings)
+    onlookers = Onlookers(session, places.musings, send=send)
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     limits = watch.limits(started.profile, cores)
     runner = Runner(

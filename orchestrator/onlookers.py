@@ -1,4 +1,4 @@
-"""Those who watch a session: the terminal, the musings, the files beside it. All are projections of its log.
+"""Those who watch a session: terminal, musings, the files beside it, notices. All are projections of its log.
 
 None of them can spoil a night: what cannot be written is said once, and can be rebuilt from the log.
 """
@@ -15,6 +15,7 @@ from rich.console import Console
 from orchestrator import figures, policy
 from orchestrator.events import Granted, Point
 from orchestrator.musings import Musings
+from orchestrator.notice import Notice, Send, nobody
 from orchestrator.report.files import Files
 from orchestrator.session import Session
 from orchestrator.terminal import Terminal
@@ -26,11 +27,12 @@ SOON = 0.5
 class Onlookers:
     """Shows and writes down what happens in a session, as it happens. Use as a context."""
 
-    def __init__(self, session: Session, musings: Path, console: Console | None = None) -> None:
+    def __init__(self, session: Session, musings: Path, console: Console | None = None, *, send: Send = nobody) -> None:
         self.session, self.folder, self.trail = session, session.path.parent, musings / session.state.session.name
         self.terminal = Terminal(session, console or Console(highlight=False), time.time)
         self.musings = Musings(session, self.trail)
         self.files = Files(session, self.folder)
+        self.notice = Notice(session, send, self.say)
         self.trouble = ""
         self.later: asyncio.TimerHandle | None = None
         session.watch(self.update)
@@ -46,6 +48,7 @@ class Onlookers:
         self._write(self.musings.update)
         self._write_files()
         self.terminal.__exit__(kind, error, trace)
+        self.notice.close(error)
 
     def update(self) -> None:
         """Let each of them look: the musings at once, since a rationale stands before anything is edited.
@@ -54,6 +57,7 @@ class Onlookers:
         """
         self._write(self.musings.update)
         self.terminal.update()
+        self.notice.update()
         if self.later is None:
             self.later = asyncio.get_running_loop().call_later(SOON, self._write_files)
 
