@@ -30,7 +30,7 @@ class Draft(BaseModel):
         max_length=1800,
         description=(
             "Why it should hold, for a reader who is learning: the mechanism by its name, the theory or paper behind "
-            "it, and the findings of this session (by #number) that speak for and against it. Three to six sentences."
+            "it, and the findings of this session (by #number) that speak for and against it. Three to eight sentences."
         ),
     )
     expected_delta: float = Field(
