@@ -25,8 +25,11 @@ from orchestrator.crew import Centaur, ClaudeCrew
 from orchestrator.events import Forked, Limits, Resumed, Started
 from orchestrator.lab import bench, watch
 from orchestrator.lab.bench import Bench
+from orchestrator.lab.exam import Exam
+from orchestrator.lab.ladder import NoSandboxWorks, choose
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
+from orchestrator.lab.sandbox import NoSandbox, Sandbox
 from orchestrator.lab.slots import slots
 from orchestrator.loop import Crew
 from orchestrator.musings import search
@@ -34,6 +37,7 @@ from orchestrator.night import night
 from orchestrator.notice import NoticeError, Send, sender
 from orchestrator.onlookers import Onlookers
 from orchestrator.optimizer import Optimizer
+from orchestrator.policy import audited_below
 from orchestrator.recording import Live, Outside, Recording
 from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
@@ -69,7 +73,7 @@ class Refused(Exception):  # noqa: N818 - a word to the user
     """What was asked for cannot be done; the message is one line that says what to do instead."""
 
 
-REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoticeError)
+REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoticeError, NoSandboxWorks)
 
 CrewName = Literal["claude", "optuna", "centaur"]
 SUGGESTIONS = 3
@@ -86,6 +90,7 @@ Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send word
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
+Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only where you trust the code")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
 
 
@@ -97,9 +102,15 @@ class Places:
     data: Path
     script: Path
     musings: Path
+    unsafe: bool = False
+    """Training code is trusted."""
 
     def session(self, name: str) -> Path:
         return self.sessions / name / "session.db"
+
+    def sandbox(self) -> Sandbox:
+        """What training code is shut in. Raises NoSandboxWorks."""
+        return NoSandbox() if self.unsafe else choose()
 
     @property
     def guidance(self) -> Path:
@@ -123,9 +134,10 @@ def start(
     data: Data = Path("data"),
     script: Script = Path("train.py"),
     musings: Musings = Path("musings"),
+    unsafe: Unsafe = False,
 ) -> None:
     """Start a night."""
-    places = Places(sessions, data, script, musings)
+    places = Places(sessions, data, script, musings, unsafe)
     context.obj = places
     if context.invoked_subcommand:
         return
@@ -140,6 +152,7 @@ def start(
     repo.baseline()
     profile = bench.profile(load(data))
     _check_disk(sessions)
+    sandbox = places.sandbox()
     with _locked(sessions / name):
         session = Session(places.session(name), time.time, create=True)
         started = Started(
@@ -156,7 +169,7 @@ def start(
             versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         )
         session.write("", started)
-        _run(session, places, repo, send)
+        _run(session, places, repo, sandbox, send)
 
 
 def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
@@ -187,10 +200,10 @@ def resume(
     _check_models({agent: parse(session.get(text), agent) for agent, text in started.prompts.items()}, None)
     if started.profile.data_hash != load(places.data).digest:
         raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
-    send = sender(notify)
+    send, sandbox = sender(notify), places.sandbox()
     with _locked(places.sessions / name):
         session.write("", Resumed())
-        _run(session, places, Repo(places.script, name), send)
+        _run(session, places, Repo(places.script, name), sandbox, send)
 
 
 @app.command()
@@ -224,6 +237,7 @@ def fork(
     send = sender(notify)
     new_name = fork_name or _new_name(places.sessions)
     repo = Repo(places.script, new_name)
+    sandbox = places.sandbox()
     with _locked(places.sessions / new_name):
         session = old.fork(places.session(new_name), at)
         forked = Forked(
@@ -239,14 +253,14 @@ def fork(
         session.write("", forked)
         if session.state.fitted:
             repo.begin(session.state.base.commit)
-        _run(session, places, repo, send)
+        _run(session, places, repo, sandbox, send)
 
 
 def _extended(state: State, **more: float | None) -> Limits:
     """The session's limits, those that are given counted from here on."""
     closed = sum(finding.experiment > 0 for finding in state.findings)
     used = {"hours": state.hours, "experiments": closed, "usd": state.usd}
-    return state.session.limits.model_copy(update={k: used[k] + m for k, m in more.items() if m is not None})
+    return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})
 
 
 @app.command()
@@ -272,14 +286,15 @@ def trial(
                 continue
             limit = ["--max-experiments", str(max_experiments)] if max_experiments else []
             words = ["--prompts", style, "--seed", str(repeat), "--session", name, "--hours", str(hours), *limit]
-            where = [f"--{key}={value}" for key, value in asdict(places).items()]
+            where = [f"--{key}={value}" for key, value in asdict(places).items() if key != "unsafe"]
+            where += ["--unsafe"] * places.unsafe
             subprocess.run([sys.executable, "-m", "orchestrator", *where, *words], check=True)
     subprocess.run(
         [sys.executable, "-m", "orchestrator", f"--sessions={places.sessions}", "compare", *names], check=True
     )
 
 
-def _run(session: Session, places: Places, repo: Repo, send: Send) -> None:
+def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox, send: Send) -> None:
     """One life of a session, from here to its end or its interruption."""
     started, folder = session.state.session, session.path.parent
     onlookers = Onlookers(session, places.musings, send=send)
@@ -291,6 +306,9 @@ def _run(session: Session, places: Places, repo: Repo, send: Send) -> None:
         slots(started.slots, folder, cores),
         limits,
         session.put,
+        sandbox=sandbox,
+        exam=Exam.of(places.data.resolve()),
+        bar=lambda: audited_below(session.state),
         on_point=onlookers.progress,
     )
     repo.unlock()

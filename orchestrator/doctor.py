@@ -14,6 +14,7 @@ from typing import Literal
 import psutil
 import pynvml
 
+from orchestrator.lab.ladder import NoSandboxWorks, choose
 from orchestrator.lab.repo import Repo, RepoError
 from prepare.manifest import DataError, load
 from subagents import prices
@@ -42,6 +43,7 @@ def examine(script: Path, data: Path, sessions: Path) -> Iterator[Finding]:
     yield from _data(data)
     yield from _folders(sessions)
     yield from _machine()
+    yield from _sandbox()
 
 
 async def examine_models(prompts: Mapping[str, Prompt]) -> list[Finding]:
@@ -91,6 +93,15 @@ def _data(data: Path) -> Iterator[Finding]:
         yield Finding(
             "data", "warn", "there is a GPU, but the data are for the cpu: python -m prepare --data elsewhere"
         )
+
+
+def _sandbox() -> Iterator[Finding]:
+    try:
+        tier = choose().tier
+    except NoSandboxWorks as reason:
+        yield Finding("sandbox", "bad", str(reason))
+        return
+    yield Finding("sandbox", "good", f"{tier} holds, tried with a prisoner")
 
 
 def _folders(sessions: Path) -> Iterator[Finding]:

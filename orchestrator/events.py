@@ -239,6 +239,21 @@ class Measures(Fact):
     memory_mb: float = 0.0
 
 
+class Audit(Fact):
+    """What a second, blind process found of a score."""
+
+    claimed: float
+    """val_bpb before it was corrected."""
+    error: float
+    """Standard error of the correction."""
+    worst: float
+    """Nats by which a claim was better than the blind answer, at most."""
+    looks: int
+    seconds: float
+    evaluation: float
+    """Seconds that the claims took, before."""
+
+
 class Scored(Fact):
     kind: Literal["scored"] = "scored"
     experiment: int
@@ -249,11 +264,23 @@ class Scored(Fact):
     log: Digest
     tier: str = "none"
     """The sandbox it ran in."""
+    audit: Audit | None = None
+    """None where the claim was of no consequence."""
 
 
 FailureKind = Literal[
-    "out of device memory", "out of host memory", "NaN", "import", "syntax", "disk full", "timeout", "hang", "other"
+    "out of device memory",
+    "out of host memory",
+    "NaN",
+    "import",
+    "syntax",
+    "disk full",
+    "timeout",
+    "hang",
+    "disqualified",
+    "other",
 ]
+"""Disqualified: it ran to its end, but its score is not to be believed."""
 
 
 class Crashed(Fact):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from orchestrator.events import Aborted, Crashed, Forked, Granted, Point, Record, Replied, Resumed, Scored
+from orchestrator.events import Aborted, Audit, Crashed, Forked, Granted, Point, Record, Replied, Resumed, Scored
 from orchestrator.state import Spent
 
 
@@ -34,6 +34,37 @@ class Use:
     """Share of the time in which a slot held a run, 0 to 1."""
     duty: float = 0.0
     """Budgeted training over that time, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What was done so that the scores can be believed."""
+
+    audited: int = 0
+    """Scores that a second, blind process confirmed or corrected."""
+    correction: float = 0.0
+    """The largest, in bits per byte."""
+    disqualified: tuple[int, ...] = ()
+    """Experiments whose scores were not believed."""
+    tiers: frozenset[str] = frozenset()
+    """The sandboxes that runs were shut in."""
+
+
+def trust(records: Iterable[Record]) -> Trust:
+    """What the audits of a session came to."""
+    found = Trust()
+    for record in records:
+        match record.event:
+            case Scored(audit=Audit() as audit, val_bpb=score):
+                correction = max(found.correction, abs(score - audit.claimed))
+                found = replace(found, audited=found.audited + 1, correction=correction)
+            case Crashed(failure="disqualified", experiment=number) if number not in found.disqualified:
+                found = replace(found, disqualified=(*found.disqualified, number))
+            case _:
+                pass
+        if isinstance(record.event, Scored | Crashed):
+            found = replace(found, tiers=found.tiers | {record.event.tier})
+    return found
 
 
 def runs(records: Iterable[Record]) -> list[Run]:

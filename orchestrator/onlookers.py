@@ -96,6 +96,7 @@ class Onlookers:
             )
             self.say(f"  val_bpb   {baseline:.4f} → {state.best.mark:.4f}   ({better})")
         self.say(f"  tried     {tried} experiments, kept {len(state.kept)}")
+        self.say(f"  trust     {_trust(figures.trust(self.session.records))}")
         self.say(f"  slots     occupied {use.occupancy:.1%} of the time; duty {use.duty:.1%}")
         self.say(f"  report    {self.folder / 'report.html'}")
         self.say(f"  branch    git log {branch}")
@@ -112,3 +113,10 @@ class Onlookers:
         number = f" --max-experiments {limits.experiments}" if limits.experiments else ""
         dollars = f" --max-usd {limits.usd:g}" if limits.usd else ""
         return f"fork {name} --at {last} --hours {limits.hours:g}{number}{dollars}"
+
+
+def _trust(trust: figures.Trust) -> str:
+    shut = "no sandbox" if trust.tiers <= {"none"} else " and ".join(sorted(trust.tiers))
+    audits = f"{trust.audited} audited, off by {trust.correction:.1g} at most" if trust.audited else "none audited"
+    names = f" (experiment {', '.join(map(str, trust.disqualified))})" if trust.disqualified else ""
+    return f"{shut}; {audits}; {len(trust.disqualified)} disqualified{names}"

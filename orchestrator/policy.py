@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Literal
 
 from orchestrator.events import Committed, Discarded, Failed, Kept, Knob, Proposal, Scored, Verdict
@@ -233,6 +233,11 @@ def stopping(state: State) -> str:
             return ""
 
 
+def audited_below(state: State) -> float:
+    """Scores below this are audited: they would help towards a keep. Without an incumbent all are."""
+    return state.best.mark if state.best else inf
+
+
 def expected_seconds(state: State) -> float:
     """Wall seconds that the next run will probably take: the longest of the last few."""
     return max(state.run_seconds, default=state.session.profile.expected_seconds)
@@ -370,9 +375,11 @@ def _next(state: State, number: int, stage: Stage) -> Iterator[Step]:
             assert state.best
             yield Rebase(number, state.best.experiment)
         case Broken(candidate, crash):
-            if number > 0 and candidate.repairs < state.session.repairs:
+            # Who repaired a disqualified candidate would learn from the auditor how to pass.
+            repairs = 0 if number == 0 or crash.failure == "disqualified" else state.session.repairs
+            if candidate.repairs < repairs:
                 yield Repair(number, candidate.repairs + 1)
-            if number == 0 or candidate.repairs >= state.session.repairs or stopping(state):
+            if candidate.repairs >= repairs or stopping(state):
                 yield Judge(number, Failed(experiment=number, reason=f"{crash.failure}: {crash.message}"))
         case Decided(verdict=Kept(), promoted=False):
             yield Promote(number)

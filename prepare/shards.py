@@ -1,12 +1,13 @@
 """Shards: texts, tokenised and packed once into a file of equal rows that every run maps into memory. No torch."""
 
+import os
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from prepare import manifest
+from prepare import channel, manifest
 from prepare.packing import materialise, pack
 from prepare.tokenizer import Tokenizer
 
@@ -16,12 +17,20 @@ def row_dtype(vocab_size: int) -> np.dtype:
 
 
 def open_rows(split: str, folder: Path | None = None) -> np.ndarray:
-    """The packed rows of a split, mapped read-only: [rows, MAX_SEQ_LEN + 1] token ids."""
-    folder = folder or manifest.data_dir()
+    """The packed rows of a split, mapped read-only: [rows, MAX_SEQ_LEN + 1] token ids.
+
+    Under an orchestrator these are what it has handed out, and nothing else. Raises ValueError.
+    """
     stored = manifest.load(folder)
     if split not in stored.rows:
         raise ValueError(f"no split {split!r}: one of {', '.join(sorted(stored.rows))}")
-    flat = np.memmap(folder / f"{split}.bin", dtype=row_dtype(stored.vocab_size), mode="r")
+    if folder is None and channel.answers():
+        if (descriptor := channel.shard(split)) is None:
+            raise ValueError(f"the rows of {split!r} are not handed out now")
+        file = os.fdopen(descriptor, "rb", closefd=False)
+    else:
+        file = (folder or manifest.data_dir()) / f"{split}.bin"
+    flat = np.memmap(file, dtype=row_dtype(stored.vocab_size), mode="r")
     return flat.reshape(-1, stored.seq_len + 1)
 
 

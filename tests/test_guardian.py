@@ -30,7 +30,7 @@ def eventually(condition):
 
 def guarded(*command, grace=5.0, cpu=600, env=None):
     """A guardian with its command."""
-    options = json.dumps({"fds": [], "cpu": cpu, "grace": grace})
+    options = json.dumps({"fds": [], "limits": {"CPU": cpu, "CORE": 0}, "grace": grace})
     return subprocess.Popen(
         [sys.executable, "-I", guardian.PROGRAM, options, *command],
         stdin=subprocess.PIPE,

@@ -6,7 +6,19 @@ from contextlib import suppress
 import pytest
 
 from orchestrator import policy
-from orchestrator.events import Ended, Granted, Kept, Limits, Proposed, Resumed, Scored, StopAsked
+from orchestrator.events import (
+    Committed,
+    Crashed,
+    Ended,
+    Failed,
+    Granted,
+    Kept,
+    Limits,
+    Proposed,
+    Resumed,
+    Scored,
+    StopAsked,
+)
 from orchestrator.loop import run
 from orchestrator.session import Session, SessionError
 from orchestrator.state import Training
@@ -33,6 +45,32 @@ def test_a_night_ends_with_everything_recorded(tmp_path):
     assert state.best and state.best.mark < state.findings[0].val_bpb - 0.01
     assert state.now <= state.deadline + 60
     assert not any(isinstance(stage, Training) for stage in state.open.values())
+
+
+class StrictLab(FakeLab):
+    """Believes no score but the baseline's."""
+
+    async def train(self, granted, source):
+        outcome = await super().train(granted, source)
+        if granted.experiment == 0 or outcome.kind != "scored":
+            return outcome
+        facts = outcome.model_dump(exclude={"kind", "val_bpb", "audit"})
+        return Crashed(failure="disqualified", message="it sees what it is to predict", **facts)
+
+
+def test_who_is_disqualified_is_neither_repaired_nor_kept(tmp_path):
+    async def go():
+        session = Session(tmp_path / "s" / "session.db", virtual_clock, create=True)
+        session.write("", started(limits=Limits(hours=0.3)))
+        await run(session, FakeCrew(0, 0.0), StrictLab(session, 0, 0.0))
+        return session
+
+    session = run_virtually(go())
+    verdicts = [finding.verdict for finding in session.state.findings if finding.experiment and finding.crash]
+    assert len(verdicts) > 10
+    assert all(isinstance(verdict, Failed) for verdict in verdicts)
+    assert verdicts[0].reason == "disqualified: it sees what it is to predict"
+    assert not any(isinstance(r.event, Committed) and r.event.how == "repaired" for r in session.records)
 
 
 def test_the_slot_is_never_idle_between_runs(tmp_path):

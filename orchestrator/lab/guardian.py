@@ -34,8 +34,8 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    _limit(resource.RLIMIT_CPU, options["cpu"])
-    _limit(resource.RLIMIT_CORE, 0)
+    for name, value in options["limits"].items():
+        _limit(getattr(resource, f"RLIMIT_{name}"), value)
     bell = _bell()
     try:
         child = subprocess.Popen(

@@ -15,6 +15,12 @@ RAW = 2 * LONGEST
 """The same while the line is incomplete, since escape sequences take room until then."""
 HEAD, TAIL = 64 << 10, 192 << 10
 """Characters that are kept of a log's beginning, where imports fail, and of its end, where everything else does."""
+SUMMARY = {
+    *("val_bpb", "training_seconds", "total_seconds", "peak_vram_mb", "mfu_percent"),
+    *("total_tokens_M", "num_steps", "num_params_M", "depth"),
+}
+"""The names in a run's summary."""
+UNSEEN = 200
 POINTS = 60
 """Enough of a loss curve to draw it and to compare it with another."""
 
@@ -118,13 +124,17 @@ class Transcript:
         self.shown = ""
         self.bytes = 0
         self.summary: dict[str, float] | None = None
+        self.sealed = False
+        """Only the summary's numbers are still taken in."""
+        self.unseen: deque[str] = deque(maxlen=UNSEEN)
+        """The last lines that were not, to name a failure by."""
 
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[Step]:
         """Take in what was printed; yield the progress lines."""
         self.bytes += len(data)
         for line, complete in self.lines.feed(data, last=last):
             self.shown = line or self.shown
-            if found := step(line):
+            if not self.sealed and (found := step(line)):
                 yield found
             if complete:
                 self._row(self.shown)
@@ -137,10 +147,15 @@ class Transcript:
             self._row(self.shown)
 
     def _row(self, row: str) -> None:
-        self.log.add(row)
+        match = _SUMMARY.fullmatch(row) if self.summary is not None else None
+        if not self.sealed or row == "---" or (match and match[1] in SUMMARY and isfinite(_number(match[2]))):
+            self.log.add(row)
+        else:
+            self.unseen.append(row)
+            return
         if row == "---":
             self.summary = {}
-        elif self.summary is not None and (match := _SUMMARY.fullmatch(row)) and isfinite(value := _number(match[2])):
+        elif self.summary is not None and match and isfinite(value := _number(match[2])):
             self.summary[match[1]] = max(0.0, min(value, 1e15))
 
 

@@ -1,48 +1,32 @@
-"""One run: train.py in a fresh folder with a clean environment, under a guardian, watched until it ends or must end."""
+"""One run: train.py in a fresh folder with a clean environment, shut in and guarded; and what came of it."""
 
 import asyncio
-import json
 import os
 import shutil
 import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
+from math import inf
 from pathlib import Path
 
-import prepare
-from orchestrator.events import Aborted, Crashed, Digest, Granted, Outcome, Point, Scored
-from orchestrator.lab import failures, guardian
+import numpy as np
+
+from orchestrator.events import Aborted, Audit, Crashed, Digest, Granted, Outcome, Point, Scored
+from orchestrator.lab import audit, failures, guardian, line
+from orchestrator.lab.exam import Disqualified, Exam
 from orchestrator.lab.failures import Fault
-from orchestrator.lab.sandbox import Command, NoSandbox, Sandbox
+from orchestrator.lab.gate import Delivery, Gate
+from orchestrator.lab.guarded import Ending, MachineTrouble, Running, from_thread, guarded, in_thread, pump
+from orchestrator.lab.sandbox import TRUSTED, Command, NoSandbox, Sandbox
 from orchestrator.lab.slots import Slot, SlotBusy, held
 from orchestrator.lab.watch import Limits, Watch
 
 OnPoint = Callable[[Granted, Point, float], None]
 """Called with each progress line as it comes: the point, and tokens per second."""
-TRUSTED = Path(prepare.__file__).parent.parent
-"""Holds the `prepare` that training code imports."""
-TICK = 0.1
-"""Seconds between two looks at a run."""
-DRAIN = 5.0
-"""Seconds for what is still in the pipes when everything has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """The guardian's report; all empty if it was killed."""
-
-    status: int | None = None
-    cpu: float = 0.0
-    peak_mb: float = 0.0
-    left: int = 0
-    error: str = ""
-
-
-class MachineTrouble(Exception):  # noqa: N818 - the trouble is the machine's
-    """No fault of the candidate's."""
 
 
 class Runner:
@@ -57,12 +41,19 @@ class Runner:
         put: Callable[[str], Digest],
         *,
         sandbox: Sandbox | None = None,
+        exam: Exam | None = None,
+        bar: Callable[[], float] = lambda: inf,
         on_point: OnPoint = lambda _granted, _point, _rate: None,
     ) -> None:
-        """`folder` is the session's, `put` stores a log."""
+        """`folder` is the session's, `put` stores a log.
+
+        Without an `exam` a run reads `data` itself and its word counts: for data folders without validation rows, which
+        only tests make. Claims below `bar()` are audited.
+        """
         self.runs, self.data, self.slots, self.limits, self.put = folder.resolve() / "runs", data, slots, limits, put
         self.sandbox: Sandbox = sandbox or NoSandbox()
-        self.on_point = on_point
+        self.exam, self.bar, self.on_point = exam, bar, on_point
+        self.reference = folder.resolve() / "reference.npy"
 
     def reap(self) -> int:
         """End what an earlier life of this session left running, and remove its folders; how many processes it was."""
@@ -73,43 +64,101 @@ class Runner:
 
     async def run(self, granted: Granted, source: str) -> Outcome:
         """Train once. Whatever is the machine's fault is an Aborted; cancelling ends every process of the run."""
+        place = self.runs / f"{granted.experiment}-{granted.run}"
         try:
             self._check_disk()
-            place = self.runs / f"{granted.experiment}-{granted.run}"
-            async with held(self.slots[granted.slot]) as lock, _workplace(place, source) as folder:
-                return await self._train(granted, folder, lock)
+            async with held(self.slots[granted.slot]) as lock, _fresh(place) as folder:
+                delivery = Delivery(folder / "model")
+                outcome = await self._train(granted, source, folder / "work", delivery, lock)
+                if isinstance(outcome, Scored) and self.exam and outcome.val_bpb < self.bar():
+                    return await self._audited(granted, outcome, folder / "audit", delivery, lock)
+                return outcome
         except (OSError, SlotBusy, MachineTrouble) as error:
             return Aborted(experiment=granted.experiment, run=granted.run, reason=_reason(error))
 
-    async def _train(self, granted: Granted, folder: Path, lock: int) -> Outcome:
-        watch = Watch(self.limits, on_point=lambda point, rate: self.on_point(granted, point, rate))
-        output, printed = os.pipe()
-        said, line = os.pipe()
-        reading = [asyncio.create_task(_pump(output, watch.output)), asyncio.create_task(_pump(said, watch.said.feed))]
-        try:
-            process = await self._spawn(self._command(granted, folder, line), printed, lock)
-        finally:
-            os.close(printed)
-            os.close(line)
-        try:
-            fault = await _attend(process, watch, reading)
-            ending = await self._ending(process, f"{folder}/")
-            await asyncio.wait(reading, timeout=DRAIN)
-        finally:
-            await _finish(process)
-            for task in reading:
-                task.cancel()
-        watch.close()
-        return self._outcome(granted, watch, fault or watch.broken, ending)
+    async def _train(self, granted: Granted, source: str, folder: Path, delivery: Delivery, lock: int) -> Outcome:
+        (folder / "tmp").mkdir(parents=True)
+        (folder / "train.py").write_text(source, encoding="utf-8")
+        watch = Watch(
+            self.limits,
+            on_point=lambda point, rate: self.on_point(granted, point, rate),
+            free=lambda: shutil.disk_usage(self.runs).free,
+        )
+        environment = {"NIGHTSHIFT_SEED": str(granted.seed)}
+        if self.exam:
+            data = self.exam.lay_out(folder / "data")
+            ours, theirs = line.pair()
+            listen = partial(self._keep_gate, ours, self.exam, delivery)
+        else:
+            data = self.data.resolve()
+            said, theirs = os.pipe()
+            listen = partial(_take_its_word, said)
+        command = self._command(("train.py",), granted, folder, theirs, environment | {"NIGHTSHIFT_DATA": str(data)})
+        fault, ending = await guarded(command, watch, lock, listen)
+        return self._outcome(granted, watch, fault or self._doubt(granted, watch, delivery), ending)
 
-    def _command(self, granted: Granted, folder: Path, line: int) -> Command:
+    async def _keep_gate(self, ours: line.Line, exam: Exam, delivery: Delivery, running: Running) -> None:
+        seal = partial(from_thread, running.seal, asyncio.get_running_loop())
+        gate = Gate(ours, exam, running.watch.said, delivery, running.cpu, seal)
+        await in_thread(gate.keep, ours.hang_up)
+
+    def _doubt(self, granted: Granted, watch: Watch, delivery: Delivery) -> Fault | None:
+        """Why a score is not to be believed before it is even audited."""
+        if delivery.objection:
+            return Fault("disqualified", delivery.objection)
+        if not self.exam or not delivery.manner:
+            return None
+        threads = self.slots[granted.slot].threads or os.cpu_count() or 1
+        late = self.exam.overtime(watch.said.train_seconds, delivery.cpu_seconds, threads)
+        return Fault("disqualified", late) if late else None
+
+    async def _audited(self, granted: Granted, score: Scored, folder: Path, delivery: Delivery, lock: int) -> Outcome:
+        """The score as a second, blind process finds it."""
+        assert self.exam
+        assert delivery.manner
+        assert delivery.claims is not None
+        (folder / "tmp").mkdir(parents=True)
+        began, watch = time.monotonic(), Watch(self.limits)
+        ours, theirs = line.pair()
+        places, rng = await asyncio.to_thread(audit.drawn, self.exam, delivery, self.reference)
+        interview = audit.Interview(ours, self.exam, delivery.manner, delivery.model, places, rng)
+
+        async def listen(running: Running) -> None:
+            interview.seal = partial(from_thread, running.seal, asyncio.get_running_loop())
+            await in_thread(interview.hold, ours.hang_up)
+
+        command = self._command(("-m", audit.MODULE), granted, folder, theirs, {})
+        fault, ending = await guarded(command, watch, lock, listen)
+        facts = score.model_dump(exclude={"kind", "val_bpb", "audit"})
+        if fault := fault or _unheard(interview, watch, ending):
+            return Crashed(failure=fault.kind, message=fault.message, **facts)
+        try:
+            blind = np.concatenate(interview.answers)
+            found = self.exam.corrected(delivery.claims, blind, places, delivery.manner.dtype)
+        except Disqualified as reason:
+            return Crashed(failure="disqualified", message=str(reason), **facts)
+        audit.remember(delivery, self.reference)
+        seconds = time.monotonic() - began
+        shown = Audit(
+            claimed=score.val_bpb,
+            error=found.error,
+            worst=found.worst,
+            looks=len(blind),
+            seconds=seconds,
+            evaluation=delivery.evaluation,
+        )
+        return score.model_copy(update={"val_bpb": found.val_bpb, "audit": shown})
+
+    def _command(
+        self, words: tuple[str, ...], granted: Granted, folder: Path, line: int, more: dict[str, str]
+    ) -> Command:
         slot = self.slots[granted.slot]
         env = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(folder),
             "TMPDIR": str(folder / "tmp"),
             "LANG": "C.UTF-8",
-            "PYTHONPATH": str(TRUSTED),
+            "PYTHONPATH": str(TRUSTED.parent),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",  # the order of a set is no part of an experiment
@@ -119,49 +168,14 @@ class Runner:
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp/inductor"),
             "TRITON_CACHE_DIR": str(folder / "tmp/triton"),
             "CUDA_CACHE_PATH": str(folder / "tmp/cuda"),
-            "NIGHTSHIFT_DATA": str(self.data.resolve()),
-            "NIGHTSHIFT_SEED": str(granted.seed),
             "NIGHTSHIFT_FD": str(line),
-            guardian.TAG: f"{folder}/",
+            guardian.TAG: f"{folder.parent}/",
         }
         if slot.threads:
             env["OMP_NUM_THREADS"] = str(slot.threads)
         if slot.devices:
             env |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot.devices}
-        return self.sandbox.wrap(Command((sys.executable, "train.py"), env, folder, (line,)))
-
-    async def _spawn(self, command: Command, printed: int, lock: int) -> Process:
-        """A guardian with that command. Its environment is the command's, since the command can read it."""
-        options = {"fds": command.fds, "cpu": round(self.limits.cpu), "grace": self.limits.grace}
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            str(guardian.PROGRAM),
-            json.dumps(options),
-            *command.argv,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=printed,
-            cwd=command.folder,
-            env=command.env,
-            pass_fds=(*command.fds, lock),
-            start_new_session=True,
-        )
-
-    async def _ending(self, process: Process, tag: str) -> Ending:
-        """How it ended, once nothing of the run is left. Raises MachineTrouble where something is, or none began."""
-        assert process.stdout
-        report = await process.stdout.read()
-        ending = Ending(**json.loads(report)) if report else Ending()
-        left = ending.left
-        if ending.status is None or sys.platform != "linux":
-            # Its guardian was killed, or could not adopt: they are found by their tag.
-            left = len(await asyncio.to_thread(guardian.end, lambda: guardian.tagged(tag)))
-        if ending.error:
-            raise MachineTrouble(f"the run could not be started: {ending.error}")
-        if left:
-            raise MachineTrouble(f"{left} processes of the run do not end")
-        return ending
+        return self.sandbox.wrap(Command((sys.executable, *words), env | more, folder, (line,), slot.nodes))
 
     def _outcome(self, granted: Granted, watch: Watch, fault: Fault | None, ending: Ending) -> Outcome:
         log = watch.transcript.log.text
@@ -177,7 +191,7 @@ class Runner:
         )
         if fault is None:
             return score
-        facts = score.model_dump(exclude={"kind", "val_bpb"})
+        facts = score.model_dump(exclude={"kind", "val_bpb", "audit"})
         return Crashed(failure=fault.kind, message=fault.message, **facts)
 
     def _check_disk(self) -> None:
@@ -186,10 +200,18 @@ class Runner:
             raise MachineTrouble(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
 
 
+async def _take_its_word(said: int, running: Running) -> None:
+    await pump(said, running.watch.said.feed)
+
+
 def _fault(watch: Watch, status: int | None, log: str) -> Fault | None:
     """What was wrong with a run that has ended by itself."""
     if status is None:
         return Fault("other", "it killed its guardian")
+    if status and watch.transcript.sealed:
+        # What it says now may quote the validation text.
+        kind = failures.fault(status, "\n".join(watch.transcript.unseen)).kind
+        return Fault(kind, f"it failed while it was evaluated, with exit code {status}")
     if status:
         return failures.fault(status, log)
     if watch.said.val_bpb is None:
@@ -199,41 +221,16 @@ def _fault(watch: Watch, status: int | None, log: str) -> Fault | None:
     return None
 
 
-async def _attend(process: Process, watch: Watch, reading: Sequence[asyncio.Task[None]]) -> Fault | None:
-    """Wait for the end; ask for it as soon as something is wrong, and return what."""
-    assert process.stdin
-    ended = asyncio.ensure_future(process.wait())
-    while not ended.done():
-        for task in reading:
-            if task.done():
-                task.result()
-        if fault := watch.fault:
-            process.stdin.write(b"t")
-            await ended
-            return fault
-        await asyncio.wait({ended}, timeout=TICK)
-    return None
-
-
-async def _finish(process: Process) -> None:
-    """The guardian ends everything when its input closes; even a second cancelling does not keep it from that."""
-    assert process.stdin
-    process.stdin.close()
-    await asyncio.shield(process.wait())
-
-
-async def _pump(descriptor: int, feed: Callable[[bytes], None]) -> None:
-    """Read the descriptor to its end, and close it."""
-    reader = asyncio.StreamReader()
-    pipe = os.fdopen(descriptor, "rb", buffering=0)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), pipe
-    )
-    try:
-        while data := await reader.read(1 << 16):
-            feed(data)
-    finally:
-        transport.close()
+def _unheard(interview: audit.Interview, watch: Watch, ending: Ending) -> Fault | None:
+    """Why the blind process gave no answers."""
+    if interview.objection:
+        return Fault("disqualified", interview.objection)
+    if interview.done:
+        return None
+    if watch.transcript.sealed:
+        return Fault("disqualified", "the model that it handed over does not give logits by itself: `model(x)` must")
+    why = failures.fault(ending.status or 0, watch.transcript.log.text)
+    return replace(why, kind="disqualified", message=f"the model that it handed over cannot be loaded: {why.message}")
 
 
 def _reason(error: Exception) -> str:
@@ -241,15 +238,18 @@ def _reason(error: Exception) -> str:
 
 
 @asynccontextmanager
-async def _workplace(folder: Path, source: str) -> AsyncGenerator[Path]:
-    """A fresh folder with nothing but train.py, removed in the end."""
-    await asyncio.to_thread(_remove, folder)
-    (folder / "tmp").mkdir(parents=True)
-    (folder / "train.py").write_text(source, encoding="utf-8")
+async def _fresh(folder: Path) -> AsyncGenerator[Path]:
+    """An empty folder, removed in the end."""
+    await asyncio.to_thread(_empty, folder)
     try:
         yield folder
     finally:
         await asyncio.to_thread(_remove, folder)
+
+
+def _empty(folder: Path) -> None:
+    _remove(folder)
+    folder.mkdir(parents=True)
 
 
 def _remove(folder: Path) -> None:

@@ -1,9 +1,15 @@
 """What the training code may see: a sandbox turns the command of a run into one that shuts it in."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import prepare
+
+TRUSTED = Path(prepare.__file__).parent
+"""The `prepare` that training code imports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +21,16 @@ class Command:
     folder: Path
     """Its working folder: the only place where it may write."""
     fds: tuple[int, ...]
+    nodes: tuple[str, ...] = ()
+    """The devices that it may use."""
 
 
 class Sandbox(Protocol):
     @property
     def tier(self) -> str: ...
-    def wrap(self, command: Command) -> Command: ...
+    def wrap(self, command: Command) -> Command:
+        """The command, shut in. Descriptors that are added are the caller's to close."""
+        ...
 
 
 class NoSandbox:
@@ -30,3 +40,14 @@ class NoSandbox:
 
     def wrap(self, command: Command) -> Command:
         return command
+
+
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
+_FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "nsswitch.conf", "passwd")
+
+
+def readable() -> Iterator[Path]:
+    """What a Python program needs to see of this machine: libraries, the interpreter, `prepare`. No home, no data."""
+    yield from (Path(place) for place in _SYSTEM)
+    yield from (Path("/etc", name) for name in _FROM_ETC)
+    yield from dict.fromkeys((Path(sys.base_prefix), Path(sys.base_prefix).resolve(), Path(sys.prefix), TRUSTED))

@@ -13,6 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+DRIVER = tuple(
+    f"/dev/{name}" for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps", "dxg")
+)
+"""What programs on any NVIDIA GPU share."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -22,6 +27,8 @@ class Slot:
     devices: str = ""
     threads: int = 0
     """For arithmetic on the CPU; 0 leaves it to the libraries."""
+    nodes: tuple[str, ...] = ()
+    """Of the GPU and its driver, in /dev."""
     patience: float = 30.0
     """Seconds to wait for the run before."""
 
@@ -36,7 +43,7 @@ def slots(count: int, folder: Path, cores: int) -> tuple[Slot, ...]:
     if not gpus:
         return tuple(Slot(folder / f"slot-{i}.lock", threads=max(1, cores // count)) for i in range(count))
     shared = Path(tempfile.gettempdir(), f"nightshift-{os.getuid()}")
-    return tuple(Slot(shared / f"{gpu}.lock", devices=gpu) for gpu in gpus)
+    return tuple(Slot(shared / f"{gpu}.lock", devices=gpu, nodes=(f"/dev/nvidia{n}", *DRIVER)) for gpu, n in gpus)
 
 
 @asynccontextmanager
@@ -63,13 +70,13 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _gpus() -> list[str]:
-    """The UUIDs of this machine's NVIDIA GPUs."""
+def _gpus() -> list[tuple[str, int]]:
+    """The UUIDs of this machine's NVIDIA GPUs, and the numbers of their nodes."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        return [(str(pynvml.nvmlDeviceGetUUID(each)), int(pynvml.nvmlDeviceGetMinorNumber(each))) for each in handles]
     except pynvml.NVMLError:
         return []

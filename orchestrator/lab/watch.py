@@ -4,8 +4,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from statistics import median
+
+import psutil
 
 from orchestrator.events import Measures, Point, Profile
 from orchestrator.lab.failures import Fault
@@ -34,6 +36,14 @@ class Limits:
     output: int = 32 << 20
     free_disk: int = 512 << 20
     """What must be there before a run starts."""
+    reserve: int = 256 << 20
+    """What a run must leave of it."""
+    file: int = 4 << 30
+    """The largest file."""
+    processes: int = 2_000
+    """More than this at a time are no data loader."""
+    memory: int | None = None
+    """Of one process; not on a GPU, whose driver reserves more than it uses."""
 
 
 def limits(profile: Profile, threads: int) -> Limits:
@@ -43,7 +53,8 @@ def limits(profile: Profile, threads: int) -> Limits:
     """
     busy = 2 if profile.budget_kind == "work" else 1
     seconds = 60 + 4 * profile.expected_seconds
-    return Limits(wall=busy * seconds, cpu=max(threads, 1) * seconds)
+    memory = int(0.8 * psutil.virtual_memory().total) if profile.name == "cpu" else None
+    return Limits(wall=busy * seconds, cpu=max(threads, 1) * seconds, memory=memory)
 
 
 class Watch:
@@ -54,8 +65,10 @@ class Watch:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         on_point: Callable[[Point, float], None] = lambda _point, _rate: None,
+        free: Callable[[], float] = lambda: inf,
     ) -> None:
-        self.limits, self.clock, self.on_point = limits, clock, on_point
+        """`free`: bytes of disk that are left."""
+        self.limits, self.clock, self.on_point, self.free = limits, clock, on_point, free
         self.transcript, self.curve, self.said = Transcript(), Curve(), Statement(clock)
         self.started = clock()
         self.last: Step | None = None
@@ -68,6 +81,10 @@ class Watch:
         """Something was printed."""
         for step in self.transcript.feed(data):
             self._step(step)
+
+    def seal(self) -> None:
+        """What is printed from now on may quote the validation text: only the summary's numbers are still read."""
+        self.transcript.sealed = True
 
     def close(self) -> None:
         """Nothing more will be printed."""
@@ -84,10 +101,13 @@ class Watch:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
         if self.transcript.bytes > self.limits.output:
             return Fault("other", f"it printed more than {self.limits.output >> 20} MB")
-        if self.said.ready_at is None or (self.last and self.last.progress >= NEARLY_DONE):
+        if self.free() < self.limits.reserve:
+            return Fault("disk full", "it filled the disk")
+        silent = self.said.ready_at is None or self.said.scored_at is not None
+        if silent or (self.last and self.last.progress >= NEARLY_DONE):
             return None
         quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
-        if now - max(self.last_at, self.said.ready_at) > quiet:
+        if now - max(self.last_at, self.said.ready_at or 0.0) > quiet:
             return Fault("hang", f"no step for {quiet:.0f} s after step {self.last.number if self.last else 0}")
         return None
 

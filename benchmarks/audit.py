@@ -1,0 +1,51 @@
+"""What the blind audit costs, and how well an honest model agrees with itself: the baseline, trained for a moment."""
+
+import asyncio
+import dataclasses
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from orchestrator.events import Granted, Scored
+from orchestrator.lab import ladder
+from orchestrator.lab.exam import Exam
+from orchestrator.lab.runner import Runner
+from orchestrator.lab.slots import slots
+from orchestrator.lab.watch import Limits
+from prepare import manifest, profiles
+
+RUNS = 3
+SHARE = 20
+"""The budget is divided by this: the audit does not care how good the model is."""
+
+
+def main() -> None:
+    source = manifest.data_dir()
+    found = manifest.load(source)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(source, folder / "data")
+        budget = dataclasses.replace(found.budget, amount=found.budget.amount / SHARE)
+        shorter = dataclasses.replace(found, budget=budget)
+        (folder / "data" / manifest.FILE_NAME).write_text(shorter.to_json())
+        runner = Runner(
+            folder,
+            folder / "data",
+            slots(1, folder, os.cpu_count() or 1),
+            Limits(wall=600, cpu=6000),
+            lambda _log: "",
+            sandbox=ladder.choose(),
+            exam=Exam.of(folder / "data"),
+        )
+        code = profiles.fit(Path("train.py").read_text(), found.profile)
+        print(
+            "| seed | claimed | audited − claimed | worst token, nats | evaluation, s | audit, s |\n" + "|---" * 6 + "|"
+        )
+        for seed in range(1, RUNS + 1):
+            outcome = asyncio.run(runner.run(Granted(experiment=1, run=seed, slot=0, seed=seed), code))
+            assert isinstance(outcome, Scored), outcome
+            assert outcome.audit, outcome
+            audit = outcome.audit
+            row = f"| {seed} | {audit.claimed:.5f} | {outcome.val_bpb - audit.claimed:+.1e} | {audit.worst:.1e}"
+            print(f"{row} | {audit.evaluation:.1f} | {audit.seconds:.1f} |")

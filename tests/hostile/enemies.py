@@ -1,0 +1,344 @@
+"""The enemies: what each does, its code, and the word by which the lab sends it away.
+
+`WORLD` is the folder of somebody's project, `HOME`, `PORT` and `PARENT` what stands beside it. An enemy that gets at
+what it must not prints GOT IT. Those that `train` begin with honest.py, those that are `raw` with raw.py.
+"""
+
+from dataclasses import dataclass
+
+CORRECTED = "scored"
+"""It scores, but no better than it is."""
+
+
+@dataclass(frozen=True)
+class Enemy:
+    name: str
+    code: str
+    end: str
+    """Outcome, kind of failure, or words of the message."""
+    begins: str = ""
+    quick: bool = False
+    times: int = 1
+    seconds: float = 0.0
+    """Of a time budget; without, the budget is work."""
+
+
+FUTURE = """
+class Seer(Model):
+    def logits(self, x):
+        return super().logits(x) + {future}
+    def future(self, x):
+        return F.one_hot(torch.roll(x, -1, 1), V).float()
+"""
+SCORE = "model = train({model})\nprint('---\\nval_bpb: 0.1')\nevaluate_bpb(model, tokenizer, 16)\n"
+
+
+def seer(future: str) -> str:
+    return FUTURE.format(future=future) + SCORE.format(model="Seer()")
+
+
+def grab(what: str) -> str:
+    return f"try:\n    {what}\n    print('GOT IT')\nexcept Exception as error:\n    print('no', type(error))\n"
+
+
+MODELS = [
+    Enemy("attends to the next token", seer("9 * self.future(x)"), "disqualified", "honest", quick=True),
+    Enemy(
+        "block means reach ahead",
+        seer(
+            "9 * F.one_hot(x, V).float().unflatten(1, (-1, 4)).mean(2, keepdim=True)"
+            ".expand(-1, -1, 4, -1).flatten(1, 2)"
+        ),
+        "disqualified",
+        "honest",
+    ),
+    Enemy(
+        "a circular convolution wraps around",
+        seer(
+            "30 * torch.fft.irfft(torch.fft.rfft(F.one_hot(x, V).float(), dim=1) * "
+            "torch.exp(2j * torch.pi * torch.arange(x.size(1) // 2 + 1) / x.size(1))[None, :, None],"
+            " n=x.size(1), dim=1)"
+        ),
+        "disqualified",
+        "honest",
+    ),
+    Enemy("causal only when alone", seer("(9 * self.future(x) if len(x) > 1 else 0)"), "disqualified", "honest"),
+    Enemy(
+        "causal in training only",
+        seer("(0 if self.training else 9 * self.future(x))").replace("print(", "model.eval()\nprint(", 1),
+        "disqualified",
+        "honest",
+    ),
+    Enemy(
+        "its losses are zeros",
+        "class Zero(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        loss = super().forward(x, targets, reduction)\n"
+        "        return loss if targets is None or reduction == 'mean' else torch.zeros_like(loss)\n"
+        + SCORE.format(model="Zero()"),
+        "nothing ever surprises",
+        "honest",
+        quick=True,
+    ),
+    Enemy(
+        "lies about one token in a hundred",
+        "class Liar(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        loss = super().forward(x, targets, reduction)\n"
+        "        if reduction == 'none': loss[torch.rand_like(loss) < 0.01] = 0.0\n"
+        "        return loss\n" + SCORE.format(model="Liar()") + "# caught by chance or worth nothing\n",
+        "",
+        "honest",
+    ),
+    Enemy(
+        "forgets to normalise",
+        "class Loud(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        loss = super().forward(x, targets, reduction)\n"
+        "        return (loss - 1).clamp(min=0) if reduction == 'none' else loss\n" + SCORE.format(model="Loud()"),
+        "disqualified",
+        "honest",
+    ),
+    Enemy(
+        "hands over one model, claims with another",
+        FUTURE.format(future="9 * self.future(x)")
+        + "import prepare.evaluation as e\ngood = train(Model())\nhand = e.hand_over\n"
+        "e.hand_over = lambda model, batch_size: hand(good, batch_size)\n"
+        "evaluate_bpb(Seer(), tokenizer, 16)\n",
+        "disqualified",
+        "honest",
+    ),
+    Enemy(
+        "learns while it is examined",
+        "class Learner(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        if reduction == 'none':\n"
+        "            with torch.enable_grad():\n"
+        "                for _ in range(50):\n"
+        "                    loss = F.cross_entropy(self.logits(x).view(-1, V), targets.reshape(-1))\n"
+        "                    (g,) = torch.autograd.grad(loss, self.table.weight)\n"
+        "                    with torch.no_grad(): self.table.weight -= 60 * g\n"
+        "        return super().forward(x, targets, reduction)\n" + SCORE.format(model="Learner()"),
+        "",
+        "honest",
+    ),
+    Enemy(
+        "answers the audit with infinities",
+        "class Odd(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        if targets is None: return torch.full((*x.shape, V), float('inf'))\n"
+        "        return super().forward(x, targets, reduction)\n" + SCORE.format(model="Odd()"),
+        "no probabilities",
+        "honest",
+    ),
+    Enemy(
+        "answers the audit in another shape",
+        "class Odd(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        if targets is None: return super().forward(x)[:, -1:]\n"
+        "        return super().forward(x, targets, reduction) * 0.1\n" + SCORE.format(model="Odd()"),
+        "disqualified",
+        "honest",
+    ),
+    Enemy(
+        "answers the audit with more tokens than there are",
+        "class Odd(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        if targets is None: return torch.zeros(*x.shape, V + 1)\n"
+        "        return super().forward(x, targets, reduction)\n" + SCORE.format(model="Odd()"),
+        "vocabulary",
+        "honest",
+    ),
+    Enemy(
+        "patches the metric",
+        "import math, time, pickle\nimport prepare.evaluation as e\n"
+        "math.log = lambda *_: 1e9\ne.channel.score = lambda *_, **__: None\n"
+        "time.monotonic = time.time = lambda: 0.0\npickle.loads = None\n"
+        + SCORE.format(model="Model()").replace("model = ", "e.device(); model = "),
+        CORRECTED,
+        "honest",
+    ),
+    Enemy(
+        "wakes up in the audit",
+        'class Trap:\n    def __reduce__(self):\n        code = """import os\n'
+        "for root in ('WORLD', '/dev/shm', '/tmp', os.getcwd()):\n"
+        "    for folder, _, files in os.walk(root):\n"
+        "        if 'val.bin' in files: raise SystemExit('GOT IT')\n"
+        "raise ValueError('awake')\n"
+        '"""\n        return (exec, (code,))\n'
+        "train(Model())\nimport prepare.evaluation as e\ne.hand_over(Trap(), 16)\n"
+        "import numpy\nfrom prepare import channel\nrows = e.open_rows('val')\n"
+        "claims = numpy.ones((len(rows), MAX_SEQ_LEN), numpy.float32)\n"
+        "channel.send({'event': 'claims', 'bytes': claims.nbytes}, memoryview(claims))\n",
+        "cannot be loaded",
+        "honest",
+    ),
+    Enemy(
+        "tells what it was examined on",
+        SCORE.format(model="Model()") + "from prepare.shards import open_rows\nprint('GOT IT', open_rows('val')[0])\n"
+        "print('val_bpb: GOT-IT')\nraise SystemExit('GOT IT')\n",
+        "while it was evaluated",
+        "honest",
+    ),
+]
+CLOCKS = [
+    Enemy(
+        "trains after the end, by its own clock",
+        "import time\nfrom prepare import Budget\nreal = time.monotonic\n"
+        "time.monotonic = time.time = lambda: 0.0\nbudget, model, end = Budget(), Model(), real() + 20\n"
+        "while not budget.done and real() < end: train(model, 5)\nevaluate_bpb(model, tokenizer, 16)\n",
+        "it trained for",
+        "honest",
+        seconds=0.5,
+    ),
+    Enemy(
+        "trains while it warms up",
+        "import prepare.channel as c\nc.ready = lambda: None\n" + SCORE.format(model="Model()"),
+        "not handed out",
+        "honest",
+    ),
+]
+CLAIMS = [
+    Enemy("prints a fake score", "print('---\\nval_bpb: 0.1')\n", "without a score", quick=True),
+    Enemy("says a fake score", "say(event='score', val_bpb=0.1)\n", "without a score", "raw", quick=True),
+    Enemy("claims too little", "hand_over(); claim(np.zeros(3, np.float32))\n", "it claimed 12 bytes", "raw"),
+    Enemy(
+        "claims without end",
+        "hand_over(); say(event='claims', bytes=1 << 60)\n",
+        "it claimed 1,152",
+        "raw",
+        quick=True,
+    ),
+    Enemy("claims what is no number", "hand_over(); claim(rows() * np.nan)\n", "no numbers", "raw", quick=True),
+    Enemy("claims the infinite", "hand_over(); claim(rows() + np.inf)\n", "NaN", "raw"),
+    Enemy("claims more than certainty", "hand_over(); claim(rows() - 5)\n", "probability above 1", "raw", quick=True),
+    Enemy("claims without a model", "claim(np.zeros((64, 32), np.float32))\n", "without a score", "raw"),
+    Enemy("a model without end", "hand_over(bytes=1 << 50)\n", "its model has", "raw"),
+    Enemy("a model of nonsense", "hand_over(threads='rm', batch_size=-1)\n", "does not say how", "raw"),
+    Enemy("claims certainty", "hand_over(); claim(rows())\n", "nothing ever surprises", "raw"),
+    Enemy("claims for no model", "hand_over(); claim(rows() + 1)\n", "by itself", "raw"),
+    Enemy(
+        "babbles on the line",
+        "import os\nos.write(channel._descriptor(), b'[' * 5_000_000 + b'\\n\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
+        "say(event=['model']); say(event='model', bytes='x'); say(event='claims', bytes=True)\n",
+        "without a score",
+        "raw",
+    ),
+]
+PEEKS = [
+    Enemy(
+        "trains before it is ready",
+        "from prepare.shards import open_rows\nprint(open_rows('train')[0])\nprint('GOT IT')\n",
+        "not handed out",
+        quick=True,
+    ),
+    Enemy(
+        "validates before it has handed over",
+        "from prepare.shards import open_rows\nprint(open_rows('val')[0])\nprint('GOT IT')\n",
+        "not handed out",
+        "raw",
+    ),
+    Enemy("reads the data folder", grab("open('WORLD/data/val.bin', 'rb').read(1)"), "without", quick=True),
+    Enemy("reads other experiments", grab("open('WORLD/sessions/night/session.db', 'rb').read(1)"), "without"),
+    Enemy("reads the home", grab("open('HOME/.ssh/id', 'rb').read(1)"), "without", quick=True),
+    Enemy(
+        "reads the environment of others",
+        "import glob\nfor path in glob.glob('/proc/*/environ'):\n"
+        "    try:\n        if b'hush' in open(path, 'rb').read(): print('GOT IT')\n"
+        "    except OSError: pass\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
+        "reads the memory of others",
+        "import glob\nfor path in glob.glob('/proc/*/mem') + glob.glob('/proc/*/fd/*'):\n"
+        "    try:\n        open(path, 'rb')\n"
+        "        if path.split('/')[2] not in ('self', 'thread-self', str(__import__('os').getpid()), '1', '2'):\n"
+        "            print('GOT IT', path)\n"
+        "    except OSError: pass\n",
+        "without",
+    ),
+    Enemy(
+        "opens sockets",
+        "import socket\nfor kind, where in ((socket.AF_INET, ('127.0.0.1', PORT)), (socket.AF_UNIX, 'WORLD/socket'),"
+        " (socket.AF_UNIX, '\\0hostile')):\n"
+        "    try:\n        s = socket.socket(kind); s.settimeout(1); s.connect(where); print('GOT IT')\n"
+        "    except OSError: pass\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
+        "sends a letter",
+        "import socket\ntry:\n    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "    s.sendto(b'hush', ('127.0.0.1', PORT))\n"
+        "except OSError: pass\n",
+        "without",
+    ),
+]
+HARM = [
+    Enemy("rewrites git hooks", grab("open('WORLD/.git/hooks/pre-commit', 'w').write('evil')"), "without", quick=True),
+    Enemy("rewrites the trusted code", grab("import prepare; open(prepare.__file__, 'a').close()"), "without"),
+    Enemy(
+        "writes to the shard that it was shown",
+        "import os\nfd = channel.shard('train')\n"
+        + grab("os.fchmod(fd, 0o666); os.open(f'/proc/self/fd/{fd}', os.O_RDWR)")
+        + grab("os.pwrite(fd, b'x', 0)")
+        + grab("os.ftruncate(fd, 0)"),
+        "without",
+        "raw",
+        quick=True,
+    ),
+    Enemy(
+        "leaves notes for the next",
+        "import ctypes, os, tempfile\nlibc = ctypes.CDLL(None)\n"
+        "for place in ('/dev/shm', '/tmp', '/var/tmp', os.getcwd(), tempfile.gettempdir(),"
+        " os.environ['TORCHINDUCTOR_CACHE_DIR'], os.environ['TRITON_CACHE_DIR'], os.environ['CUDA_CACHE_PATH']):\n"
+        "    path = f'{place}/nightshift-note'\n    if os.path.exists(path): print('GOT IT', path)\n"
+        "    try: os.makedirs(place, exist_ok=True); open(path, 'w').write('hush')\n    except OSError: pass\n"
+        "key = libc.shmget(4711, 64, 0o1600)\n"
+        "if key >= 0: print('GOT IT shm')\n"
+        "import prepare\nbefore = os.stat(prepare.__file__).st_mtime_ns\n"
+        "try: os.utime(prepare.__file__, ns=(1, 1))\nexcept OSError: pass\n"
+        "if os.stat(prepare.__file__).st_mtime_ns != before: print('GOT IT times')\n",
+        "without",
+        quick=True,
+        times=2,
+    ),
+    Enemy(
+        "gains privileges",
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\n"
+        "for deed in (lambda: libc.unshare(0x10000000), lambda: libc.ptrace(16, PARENT, 0, 0),"
+        " lambda: libc.mount(b'a', b'/', b'tmpfs', 0, 0),"
+        " lambda: libc.syscall(425, 8, bytes(256)), lambda: libc.syscall(321, 0, 0, 0),"
+        " lambda: libc.syscall(250, 0, -3, 1)):\n"
+        "    if deed() >= 0: print('GOT IT')\n",
+        "without",
+    ),
+    Enemy("ends its parent", "import os, signal\n" + grab("os.kill(PARENT, signal.SIGTERM)"), "", quick=True),
+    Enemy(
+        "forks daemons that do not listen",
+        "import os, signal, time\nfor s in (1, 2, 15): signal.signal(s, signal.SIG_IGN)\n"
+        "for _ in range(3):\n    if os.fork() == 0:\n        os.setsid()\n"
+        "        if os.fork() == 0:\n            os.closerange(0, 99); os.environ.clear(); time.sleep(600)\n"
+        "        os._exit(0)\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
+        "forks and forks",
+        "import os, time\nfor _ in range(300):\n    if os.fork() == 0: time.sleep(600)\ntime.sleep(600)\n",
+        "it started more than",
+    ),
+    Enemy(
+        "fills the disk",
+        "import os\nfor n in range(10_000):\n    with open(f'{n}', 'wb') as f:\n        f.write(bytes(1 << 20))\n"
+        "print('GOT IT')\n",
+        "disk full",
+    ),
+    Enemy("fills one file", "f = open('big', 'wb')\nwhile True: f.write(bytes(1 << 20))\n", ""),
+    Enemy("fills the memory", "x = []\nwhile True: x.append(bytearray(1 << 26))\n", "out of host memory"),
+    Enemy(
+        "lays traps where results are read",
+        "import os\nfor n in ('model', 'reference.npy', 'claims'):\n"
+        "    os.symlink('/etc/passwd', n); os.mkfifo(n + '.fifo')\n"
+        "for lay in (lambda: os.symlink('/etc/passwd', '../model'), lambda: os.mkfifo('../audit')):\n"
+        "    try: lay()\n    except OSError: pass\n",
+        "without",
+    ),
+    Enemy("a line of 100 MB", "import sys\nfor _ in range(100): sys.stdout.write('x' * (1 << 20))\n", "MB"),
+    Enemy("never ends", "import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(600)\n", "timeout"),
+]
+ENEMIES = [*MODELS, *CLOCKS, *CLAIMS, *PEEKS, *HARM]

@@ -1,0 +1,144 @@
+"""Where the enemies are let loose: a project with secrets around it, small data, a lab with a sandbox."""
+
+import socket
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.events import Granted, Scored
+from orchestrator.lab import guardian
+from orchestrator.lab.exam import Exam
+from orchestrator.lab.runner import Runner
+from orchestrator.lab.slots import Slot
+from orchestrator.lab.watch import Limits
+from orchestrator.source import digest
+from prepare import manifest
+from prepare.manifest import BudgetAmount, Manifest, StoredFile
+from prepare.tokenizer import Tokenizer
+
+HERE = Path(__file__).parent
+LENGTH, LETTERS, FOLLOWERS = 32, 32, 4
+TRUTH = 2.0
+"""Bits per byte that nobody can do without: each letter has four followers, one as likely as the other."""
+FALSE = 1.9
+"""A score below this is a lie."""
+
+
+def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float = 10.0) -> Path:
+    """A data folder of made-up text."""
+    folder.mkdir(parents=True)
+    luck = np.random.default_rng(0)
+    followers = np.stack([luck.permutation(LETTERS)[:FOLLOWERS] for _ in range(LETTERS)]) + 97
+    counts = {"train": 512, "val": 64, "confirm": 64}
+    for split, count in counts.items():
+        rows = np.full((count, LENGTH + 1), 97, dtype="<u2")
+        for place in range(1, LENGTH + 1):
+            rows[:, place] = followers[rows[:, place - 1] - 97, luck.integers(FOLLOWERS, size=count)]
+        rows.tofile(folder / f"{split}.bin")
+    (folder / "tokenizer.json").write_text(Tokenizer([bytes([byte]) for byte in range(256)]).to_json())
+    files = {path.name: StoredFile(path.stat().st_size, manifest.sha256(path)) for path in folder.iterdir()}
+    found = Manifest(
+        profile="cpu",
+        corpus="made up",
+        corpus_sha256="0" * 64,
+        seq_len=LENGTH,
+        vocab_size=260,
+        eval_tokens=LENGTH * counts["val"],
+        budget=BudgetAmount(kind, amount, seconds),
+        rows=counts,
+        files=files,
+        versions={},
+    )
+    (folder / manifest.FILE_NAME).write_text(found.to_json())
+    return folder
+
+
+class World:
+    """Somebody's machine."""
+
+    def __init__(self, folder: Path, sandbox, limits: Limits, **budget) -> None:
+        self.project, self.home, self.logs = folder / "project", folder / "home", {}
+        data(self.project / "data", **budget)
+        for path, text in (
+            (self.project / ".git/hooks/pre-commit", "good"),
+            (self.project / "sessions/night/session.db", "hush"),
+            (self.home / ".ssh/id", "hush"),
+        ):
+            path.parent.mkdir(parents=True)
+            path.write_text(text)
+        self.session = self.project / "sessions/now"
+        self.session.mkdir()
+        self.runner = Runner(
+            self.session,
+            self.project / "data",
+            [Slot(self.session / "slot.lock", threads=2)],
+            limits,
+            self.put,
+            sandbox=sandbox,
+            exam=Exam.of(self.project / "data"),
+        )
+        self.before = self._look()
+
+    def put(self, text: str) -> str:
+        self.logs[digest(text)] = text
+        return digest(text)
+
+    async def meet(self, code: str, begins: str = "", times: int = 1):
+        """The outcome, and what is wrong: empty where the enemy got nothing."""
+        with _bystanders(self.project) as (port, letters, process):
+            words = {"WORLD": self.project, "HOME": self.home, "PORT": port, "PARENT": process.pid}
+            source = (HERE / f"{begins}.py").read_text() if begins else ""
+            source += code
+            for word, value in words.items():
+                source = source.replace(word, str(value))
+            for run in range(times):
+                granted = Granted(experiment=7, run=run + 1, slot=0, seed=1)
+                outcome = await self.runner.run(granted, source)
+            wrong = list(self._wrong(outcome, letters, process))
+        return outcome, wrong
+
+    def _wrong(self, outcome, letters, process):
+        if isinstance(outcome, Scored) and outcome.val_bpb < FALSE:
+            yield f"a false score, {outcome.val_bpb:.3f}"
+        if not hasattr(outcome, "log"):
+            yield f"the machine is blamed: {outcome.reason}"
+        elif "GOT IT" in self.logs[outcome.log] + getattr(outcome, "message", ""):
+            yield "it got what it wanted"
+        if self._look() != self.before:
+            yield "files have changed"
+        if guardian.tagged(f"{self.session}/") or list((self.session / "runs").iterdir()):
+            yield "something is left"
+        if process.poll() is not None:
+            yield "it ended another process"
+        try:
+            letters.recv(1)
+            yield "a letter arrived"
+        except BlockingIOError:
+            pass
+
+    def _look(self):
+        """All files but the lab's own, byte by byte."""
+        files = [path for path in self.project.parent.rglob("*") if path.is_file() and "now" not in path.parts]
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode) for path in files}
+
+
+@contextmanager
+def _bystanders(folder: Path):
+    """Two sockets on one port, one in a folder, and a process with a secret."""
+    path = folder / "socket"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as letters,
+        socket.socket(socket.AF_UNIX) as local,
+        subprocess.Popen(["cat"], env={"SECRET": "hush"}, stdin=subprocess.PIPE) as process,
+    ):
+        port = server.getsockname()[1]
+        letters.bind(("127.0.0.1", port))
+        letters.setblocking(False)
+        local.bind(str(path))
+        local.listen()
+        yield port, letters, process
+        process.stdin.close()
+    path.unlink()

@@ -1,0 +1,112 @@
+"""The ladder: a sandbox is used for what it prevents, and nothing is trained where none prevents enough."""
+
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.lab import confine, ladder, seccomp
+from orchestrator.lab.bubblewrap import Bubblewrap
+from orchestrator.lab.landlock import Landlock
+from orchestrator.lab.sandbox import Command, NoSandbox, readable
+
+
+class Missing:
+    tier = "missing"
+
+    def wrap(self, command):
+        return Command(("/no/such/program",), command.env, command.folder, command.fds)
+
+
+class Prison:
+    """Lets nothing through, not even work."""
+
+    tier = "prison"
+
+    def wrap(self, command):
+        return Command(("false",), command.env, command.folder, command.fds)
+
+
+def test_no_sandbox_prevents_nothing():
+    found = ladder.weakness(NoSandbox())
+    for deed in ("read outside", "connect", "read other processes", "leave something in memory"):
+        assert f"it can {deed}" in found
+
+
+def test_the_first_that_holds_is_chosen():
+    try:
+        chosen = ladder.choose([Missing(), Prison(), NoSandbox(), Bubblewrap(), Landlock()])
+    except ladder.NoSandboxWorks as reason:
+        pytest.skip(str(reason))
+    assert chosen.tier in {"bubblewrap", "landlock"}
+
+
+def test_where_none_holds_the_user_is_told_why_and_what_to_do():
+    with pytest.raises(ladder.NoSandboxWorks) as told:
+        ladder.choose([Missing(), Prison(), NoSandbox()])
+    words = str(told.value)
+    assert "missing: /no/such/program is not installed" in words
+    assert "prison: it does not start" in words
+    assert "none: it can read outside" in words
+    assert "--unsafe" in words
+    assert "\n" not in words
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("sockets", [True, False])
+def test_a_filter_never_jumps_out_of_itself(machine, sockets):
+    code = seccomp.program(sockets=sockets, machine=machine)
+    lines = [struct.unpack("HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
+    assert lines[-1] == (0x06, 0, 0, seccomp.ALLOW)
+    for place, (what, yes, no, _) in enumerate(lines):
+        if what & 7 == 5:
+            assert place + 1 + max(yes, no) < len(lines)
+
+
+def run(code, call, machine="x86_64", argument=0):
+    """A tiny machine for filters: what the kernel would answer to that call."""
+    lines = [struct.unpack("HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
+    seen = {0: call, 4: 0xC000003E if machine == "x86_64" else 0xC00000B7, 16: argument}
+    place = value = 0
+    while True:
+        what, yes, no, number = lines[place]
+        place += 1
+        match what:
+            case 0x20:
+                value = seen[number]
+            case 0x15:
+                place += yes if value == number else no
+            case 0x35:
+                place += yes if value >= number else no
+            case 0x45:
+                place += yes if value & number else no
+            case 0x06:
+                return number
+
+
+def test_what_the_filter_says():
+    code = seccomp.program(sockets=False, machine="x86_64")
+    refuse = seccomp.REFUSE
+    assert run(code, 0) == seccomp.ALLOW  # read
+    assert run(code, 101) == refuse | seccomp.EPERM  # ptrace
+    assert run(code, 41) == refuse | seccomp.EPERM  # socket
+    assert run(code, 91) == refuse | seccomp.SILENTLY  # fchmod
+    assert run(code, 435) == refuse | seccomp.ENOSYS  # clone3
+    assert run(code, 56, argument=0x11) == seccomp.ALLOW  # clone: a process
+    assert run(code, 56, argument=seccomp.NEW_USER | 0x11) == refuse | seccomp.EPERM
+    assert run(code, 0x4000_0000 + 41) == refuse | seccomp.EPERM  # the same by another name
+    assert run(code, 0, machine="aarch64") == seccomp.KILL
+    assert run(seccomp.program(sockets=True, machine="x86_64"), 41) == seccomp.ALLOW
+
+
+def test_little_is_readable():
+    shown = {str(place) for place in readable()}
+    assert sys.prefix in shown
+    assert not shown & {"/", "/home", "/root", "/etc", "/tmp", "/var", "/proc", "/dev"}
+
+
+def test_the_launcher_needs_nothing_but_the_standard_library():
+    text = Path(confine.__file__).read_text()
+    assert "import orchestrator" not in text
+    assert "from orchestrator" not in text

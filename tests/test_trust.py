@@ -1,0 +1,49 @@
+"""What a session says at its end of how far its scores can be believed."""
+
+import re
+
+import pytest
+
+from orchestrator.events import Audit, Crashed, Measures, Record, Scored
+from orchestrator.figures import Trust, trust
+from orchestrator.lab import ladder
+from orchestrator.onlookers import _trust
+from tests.workplace import orchestrate, workplace
+
+KEY = {"run": 1, "measures": Measures(), "curve": (), "log": "x"}
+
+
+def records(*events):
+    return [Record(seq=seq, at=0.0, lane="", event=event) for seq, event in enumerate(events)]
+
+
+def test_audits_and_disqualifications_are_counted():
+    audit = Audit(claimed=2.0, error=0.0, worst=0.1, looks=9, seconds=1.0, evaluation=1.0)
+    lie = {"failure": "disqualified", "message": "it lies", "tier": "bubblewrap"}
+    found = trust(
+        records(
+            Scored(experiment=1, val_bpb=2.01, audit=audit, tier="bubblewrap", **KEY),
+            Scored(experiment=2, val_bpb=3.0, tier="bubblewrap", **KEY),
+            Crashed(experiment=3, **lie, **KEY),
+            Crashed(experiment=3, **lie, **KEY),
+            Crashed(experiment=4, failure="NaN", message="", tier="bubblewrap", **KEY),
+        )
+    )
+    assert (found.audited, found.disqualified, found.tiers) == (1, (3,), {"bubblewrap"})
+    assert _trust(found) == "bubblewrap; 1 audited, off by 0.01 at most; 1 disqualified (experiment 3)"
+
+
+def test_without_any_of_it_that_is_said():
+    assert _trust(Trust(tiers=frozenset({"none"}))) == "no sandbox; none audited; 0 disqualified"
+
+
+@pytest.mark.parametrize(("words", "tier"), [((), "bubblewrap|landlock"), (("--unsafe",), "no sandbox")])
+def test_a_night_says_what_it_was_shut_in(tmp_path, words, tier):
+    try:
+        ladder.choose()
+    except ladder.NoSandboxWorks as reason:
+        pytest.skip(str(reason))
+    place = workplace(tmp_path / "place")
+    night = orchestrate(place, "--offline", "--max-experiments", "1", "--hours", "1", "--seed", "3", *words)
+    assert night.returncode == 0, night.stderr
+    assert re.search(rf"trust +({tier}); none audited; 0 disqualified", night.stdout), night.stdout
