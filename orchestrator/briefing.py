@@ -24,6 +24,7 @@ from orchestrator.events import (
     Profile,
     Refused,
     Scored,
+    Verdict,
 )
 from orchestrator.state import (
     Broken,
@@ -247,7 +248,7 @@ def _told(finding: Finding, *, long: bool = False) -> str:
     proposal, post = finding.proposal, finding.postmortem
     knob = f", {_turned(proposal.knob)}" if proposal.knob else ""
     parts = [f"#{finding.experiment} {_short(proposal.title, 90)} ({proposal.family}{_short(knob, 60)})."]
-    parts.append(f"{_result(finding)} Expected {_signed(proposal.expected_delta)}.")
+    parts.append(f"{_outcome(finding)} Expected {_signed(proposal.expected_delta)}.")
     if post:
         parts += [post.happened] * long
         parts += [f"Why: {post.why if long else _short(post.why, WHY)} Lesson: {_short(post.lesson, LESSON)}"]
@@ -260,12 +261,16 @@ def _turned(knob: Knob) -> str:
     return f"{knob.parameter} {way} {knob.value}" if knob.value else f"{knob.parameter} {knob.direction}"
 
 
-def _result(finding: Finding) -> str:
-    match finding.verdict:
-        case Kept() | Discarded() as verdict:
-            seeds = f"{len(finding.scores)} seed{'s' * (len(finding.scores) > 1)}"
+def _outcome(finding: Finding) -> str:
+    return _result(finding.verdict, finding.scores, finding.against)
+
+
+def _result(verdict: Verdict | Refused | Abandoned, scores: Sequence[Scored], against: int) -> str:
+    match verdict:
+        case Kept() | Discarded():
+            seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
             word = "Kept" if isinstance(verdict, Kept) else "Discarded"
-            return f"{word}: {_signed(-verdict.gain)} ± {verdict.error:.4f} over {seeds}, against #{finding.against}."
+            return f"{word}: {_signed(-verdict.gain)} ± {verdict.error:.4f} over {seeds}, against #{against}."
         case Failed(reason=reason):
             return f"Crashed: {quoted(reason)}."
         case refused:
@@ -298,7 +303,7 @@ def _near_misses(findings: Sequence[Finding]) -> list[str]:
     ]
     ranked.sort(key=lambda entry: -entry[0])
     return [
-        f"#{finding.experiment} {_short(finding.proposal.title, 80)}: {_result(finding)}" for _, finding in ranked[:6]
+        f"#{finding.experiment} {_short(finding.proposal.title, 80)}: {_outcome(finding)}" for _, finding in ranked[:6]
     ][::-1]
 
 
@@ -315,8 +320,8 @@ def _flying(number: int, stage: Stage) -> str:
             return f"#{number} {title} has crashed, and may be repaired."
         case Remeasuring():
             return f"#{number}, the best, is being measured on one more seed."
-        case Decided():
-            return f"#{number} {title} was just judged."
+        case Decided(candidate, verdict, against=against):
+            return f"#{number} {title} was just judged. {_result(verdict, candidate.scores, against)}"
 
 
 def _lessons(findings: Sequence[Finding]) -> list[str]:

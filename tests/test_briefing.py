@@ -132,6 +132,16 @@ def test_what_is_in_flight_is_named():
     assert text == f"- #{number} Widen the MLP is being implemented."
 
 
+def test_a_verdict_is_told_before_its_post_mortem_is_written():
+    records = synthetic.records(30)
+    cut = max(i for i, r in enumerate(records) if r.event.kind == "discarded")
+    state = fold(records[: cut + 1])
+
+    text = briefing.researcher(state, state.next, 1, SOURCE)["in_flight"]
+
+    assert f"was just judged. Discarded: {-records[cut].event.gain:+.4f}".replace("-", "−") in text.replace("-", "−")
+
+
 def test_guidance_is_passed_on_and_an_empty_night_has_empty_sections():
     started = next(r.event for r in synthetic.records(0) if isinstance(r.event, Started))
     events = [started, Guided(text="try smaller models")]
