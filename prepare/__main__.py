@@ -17,7 +17,8 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main(
     data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder to fill")] = Path("data"),
-    corpus: Annotated[str, typer.Option(help="docstrings, or your own text: a file or folder")] = "docstrings",
+    corpus: Annotated[str, typer.Option(help="docstrings, climbmix, or your own text: a path")] = "docstrings",
+    shards: Annotated[int, typer.Option(min=1, help="of climbmix, to train on (about 90 MB each)")] = 10,
     profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
     flops: Annotated[float | None, typer.Option(min=1, help="work per run, instead of measuring this machine")] = None,
 ) -> None:
@@ -28,7 +29,7 @@ def main(
         fail(f"no profile {profile}: one of auto, {', '.join(profiles.PROFILES)}")
     try:
         if not (data / manifest.FILE_NAME).exists():
-            prepare(data, corpus, chosen, flops)
+            prepare(data, corpus, shards, chosen, flops)
         found = manifest.load(data, verify=True)
         expect(found, data, corpus, None if profile == "auto" else profile)
     except DataError as error:
@@ -36,8 +37,9 @@ def main(
     console.print(describe(found, data))
 
 
-def prepare(data: Path, corpus: str, profile: profiles.Profile, flops: float | None) -> None:
+def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, flops: float | None) -> None:
     from prepare.build import build, locked
+    from prepare.corpus import opened
 
     budget = BudgetAmount(kind="work", amount=flops, seconds=profile.budget.seconds) if flops else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -49,7 +51,7 @@ def prepare(data: Path, corpus: str, profile: profiles.Profile, flops: float | N
                 stages[stage] = bars.add_task(stage, total=1.0)
             bars.update(stages[stage], completed=share)
 
-        build(data, corpus, profile, budget, progress)
+        build(data, opened(source, shards, progress), profile, budget, progress)
         for task in stages.values():
             bars.update(task, completed=1.0)
 

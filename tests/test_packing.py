@@ -32,7 +32,9 @@ def plain_pack(lengths, capacity, buffer, refill):
 
 @given(lengths, st.integers(2, 50), st.integers(1, 20), st.integers(1, 8))
 def test_pack_is_plain_best_fit(lengths, capacity, buffer, refill):
-    documents, takes = pack(lengths, capacity, buffer=buffer, refill=refill)
+    count = len(lengths)
+    refills = [min(refill, count - first) for first in range(0, count, refill)]
+    documents, takes = pack(np.array(lengths, np.int64), capacity, buffer=buffer, refills=refills)
 
     expected = [segment for row in plain_pack(lengths, capacity, buffer, refill) for segment in row]
     assert expected == list(zip(documents.tolist(), takes.tolist(), strict=True))
@@ -40,7 +42,7 @@ def test_pack_is_plain_best_fit(lengths, capacity, buffer, refill):
 
 @given(lengths, st.integers(2, 50))
 def test_rows_are_full_and_begin_with_a_document(lengths, capacity):
-    documents, takes = pack(lengths, capacity, buffer=10, refill=4)
+    documents, takes = pack(np.array(lengths, np.int64), capacity, buffer=10)
 
     ends = np.cumsum(takes)
     assert len(set(documents.tolist())) == len(documents), "no document twice"
@@ -50,7 +52,7 @@ def test_rows_are_full_and_begin_with_a_document(lengths, capacity):
 
 @given(lengths, st.integers(2, 50))
 def test_materialise_copies_what_was_packed(lengths, capacity):
-    documents, takes = pack(lengths, capacity)
+    documents, takes = pack(np.array(lengths, np.int64), capacity)
     tokens = np.repeat(np.arange(len(lengths), dtype=np.uint16), np.array(lengths, np.int64))
     out = np.empty(int(takes.sum()), np.uint16)
 
@@ -64,6 +66,6 @@ def test_little_of_chunked_documents_is_cropped(capacity):
     documents = np.random.default_rng(0).lognormal(6.4, 0.9, 8_000).astype(int) + 2
     chunks = [min(capacity, length - first) for length in documents for first in range(0, length, capacity)]
 
-    _, takes = pack(np.random.default_rng(1).permutation(chunks).tolist(), capacity)
+    _, takes = pack(np.random.default_rng(1).permutation(chunks), capacity)
 
     assert takes.sum() > (0.98 if capacity == 257 else 0.90) * sum(chunks)
