@@ -107,9 +107,7 @@ def _tokenizer(folder: Path, corpus: Corpus, profile: Profile, progress: Progres
     return Tokenizer.from_directory(folder)
 
 
-def _rows(
-    folder: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, profile: Profile, progress: Progress
-) -> int:
+def _rows(folder: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, profile: Profile, progress: Progress) -> int:
     """Packs a split into its shard, unless it is there already; returns how many rows it has."""
     path = folder / f"{split}.bin"
     spool = Spool(folder / f"{SPOOL}{split}", tokenizer, profile.seq_len if profile.chunk else None)

@@ -82,5 +82,3 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8")
     except UnicodeDecodeError:
         return ""
-
-

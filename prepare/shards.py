@@ -19,9 +19,7 @@ def open_rows(split: str, folder: Path | None = None) -> np.ndarray:
     return flat.reshape(-1, stored.seq_len + 1)
 
 
-def write_rows(
-    path: Path, spool: Spool, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 4096
-) -> None:
+def write_rows(path: Path, spool: Spool, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 4096) -> None:
     """Packs at most `limit` rows of seq_len + 1 tokens, `block` rows in memory; no row gives an empty file.
 
     With `shuffle`, the documents are packed in another order, the same one every time.

@@ -1,6 +1,6 @@
 """The tokens of a split between tokenising and packing: one document after another in a file, their lengths in others.
 
-Tokenising takes longest, so it goes on after a kill from the last checkpoint; the bytes are those of an undisturbed run.
+Tokenising takes longest, so it goes on after a kill from the last checkpoint; the bytes are those of an undisturbed one.
 """
 
 import json

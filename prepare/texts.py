@@ -23,7 +23,7 @@ def read(source: str, progress: Progress) -> Iterator[str]:
             yield from _documents(file)
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}") from None
-        except ValueError as error:
+        except ValueError as error:  # pyarrow's errors are, too
             raise DataError(f"cannot read {file}: {error}") from None
 
 
@@ -73,16 +73,16 @@ def _of_jsonl(lines: TextIO) -> Iterator[str]:
             yield text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
 
 
-def _of_text(file: TextIO) -> Iterator[str]:
+def _of_text(file: TextIO, long: int = LONG, longest: int = LONGEST) -> Iterator[str]:
     """The whole file where it is short; else it is cut at empty lines, and always at SEPARATOR."""
     parts: list[str] = []
     length = 0
-    while line := file.readline(LONGEST):
+    while line := file.readline(longest):
         ends = line.strip() == SEPARATOR
         if not ends:
             parts.append(line)
             length += len(line)
-        if ends or length >= LONGEST or (length >= LONG and not line.strip()):
+        if ends or length >= longest or (length >= long and not line.strip()):
             yield "".join(parts)
             parts, length = [], 0
     yield "".join(parts)
