@@ -35,6 +35,7 @@ from orchestrator.optimizer import Optimizer
 from orchestrator.recording import Live, Outside, Recording
 from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
+from prepare import profiles
 from prepare.manifest import DataError, load
 from subagents.claude import Claude, connect, key_missing
 from subagents.prompts import Prompt, PromptError, parse
@@ -261,7 +262,7 @@ def _run(session: Session, places: Places, repo: Repo) -> None:
     )
     repo.unlock()
     runner.reap()
-    lab = Bench(repo, runner, session.put, started.profile.name)
+    lab = Bench(repo, runner, session.put, profiles.of(load(places.data)))
     with onlookers:
         try:
             asyncio.run(night(session, crew_of(session), lab, places.guidance, onlookers.say))

@@ -17,7 +17,7 @@ from itertools import chain
 from math import ceil
 from pathlib import Path
 
-from prepare import calibration, manifest
+from prepare import calibration, manifest, profiles
 from prepare.atomic import replacing
 from prepare.corpus import BATCH, SPLITS, Corpus
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
@@ -33,8 +33,19 @@ LOCK = ".lock"
 SPOOL = ".spool-"
 
 
-def build(folder: Path, corpus: Corpus, profile: Profile, budget: BudgetAmount | None, progress: Progress) -> Manifest:
-    """Prepares `folder`; `budget` None means: measure. Raises DataError where the folder or the corpus is of no use."""
+def build(
+    folder: Path,
+    corpus: Corpus,
+    profile: Profile,
+    budget: BudgetAmount | None,
+    progress: Progress,
+    *,
+    probe: bool = False,
+) -> Manifest:
+    """Prepares `folder`; `budget` None means: measure; `probe`: choose the size of the model, too.
+
+    Raises DataError where the folder or the corpus is of no use.
+    """
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
     plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
@@ -53,8 +64,11 @@ def build(folder: Path, corpus: Corpus, profile: Profile, budget: BudgetAmount |
         rows=rows,
         files=files,
         versions=versions,
+        constants=profiles.changed(profile),
     )
-    if budget is None and made.budget.kind == "work":
+    if probe:
+        made = calibration.probed(folder, made, profile, progress)
+    elif budget is None and made.budget.kind == "work":
         made = calibration.calibrated(folder, made, profile, progress)
     with replacing(folder / manifest.FILE_NAME) as part:
         part.write_text(made.to_json())

@@ -1,6 +1,6 @@
 """The tokens of a split between tokenising and packing: one document after another in a file, their lengths in others.
 
-Tokenising takes longest, so it goes on after a kill from the last checkpoint; the bytes are those of an undisturbed one.
+Tokenising takes longest, so it goes on after a kill from the last checkpoint, and ends with the same bytes.
 """
 
 import json
