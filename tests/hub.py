@@ -23,7 +23,8 @@ def shard_bytes(texts, column="text", group=256):
 class Hub(ThreadingHTTPServer):
     """`files` by name; `faults` by name are taken one by one by the GETs of that file, then all is well.
 
-    A fault is a status, "truncate", "corrupt" or "stall"; `heads` are statuses for the HEADs of any file. , as (method, name, range, authorization).
+    A fault is a status, "truncate", "corrupt" or "stall"; `heads` are statuses for the HEADs of any file. `asked` is
+    what was asked, as (method, name, range, authorization).
     """
 
     daemon_threads = True
