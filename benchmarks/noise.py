@@ -85,7 +85,11 @@ def noise_floor(luck: random.Random, gain: float) -> tuple[float, float]:
 
 def rows(nights: int = 60) -> dict[str, list[tuple[float, float]]]:
     """For each rule and each true gain: the share kept, and runs per experiment."""
-    rules: dict[str, Judge] = {"upstream: lower is better": upstream, "1.5 × noise floor": noise_floor, "nightshift": ours}
+    rules: dict[str, Judge] = {
+        "upstream: lower is better": upstream,
+        "1.5 × noise floor": noise_floor,
+        "nightshift": ours,
+    }
     table = {}
     for name, rule in rules.items():
         luck = random.Random(1)

@@ -1,6 +1,5 @@
 """`python -m orchestrator`."""
 
-from orchestrator import reading  # noqa: F401 - its commands
-from orchestrator.cli import main
+from orchestrator.reading import main
 
 main()

@@ -29,10 +29,6 @@ CHARACTERS = 3.5
 """Of one token, roughly."""
 RECENT = 15
 """Experiments told in full sentences. Full sentences for the last ones help most of all that was tried elsewhere."""
-STALL = 8
-"""Experiments without a keep after which another family is asked for."""
-NEAR = 1.0
-"""Standard errors of gain from which a discarded change is a near-miss."""
 ROWS = 40
 """Of an answer from the ledger."""
 DIFF = 1_200
@@ -221,7 +217,9 @@ def _near_misses(findings: Sequence[Finding]) -> list[str]:
     ranked = [
         (verdict.gain / verdict.error, finding)
         for finding in findings
-        if isinstance(verdict := finding.verdict, Discarded) and verdict.error and verdict.gain > NEAR * verdict.error
+        if isinstance(verdict := finding.verdict, Discarded)
+        and verdict.error
+        and verdict.gain > policy.NEAR * verdict.error
     ]
     ranked.sort(key=lambda entry: -entry[0])
     return [
@@ -260,9 +258,9 @@ def _stall(findings: Sequence[Finding]) -> str:
         if isinstance(finding.verdict, Kept):
             break
         since += 1
-    if since < STALL:
+    if since < policy.STALL:
         return ""
-    tired = sorted({finding.proposal.family for finding in findings[-STALL:]})
+    tired = sorted({finding.proposal.family for finding in findings[-policy.STALL :]})
     return f"Nothing was kept in the last {since} experiments, which were of the families {', '.join(tired)}."
 
 

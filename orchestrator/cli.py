@@ -21,7 +21,7 @@ import psutil
 import typer
 from typer.exceptions import TyperException
 
-from orchestrator.crew import ClaudeCrew
+from orchestrator.crew import Centaur, ClaudeCrew
 from orchestrator.events import Forked, Limits, Resumed, Started
 from orchestrator.lab import bench, watch
 from orchestrator.lab.bench import Bench
@@ -29,15 +29,19 @@ from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.slots import slots
 from orchestrator.loop import Crew
+from orchestrator.musings import search
 from orchestrator.night import night
+from orchestrator.notice import NoticeError, Send, sender
 from orchestrator.onlookers import Onlookers
 from orchestrator.optimizer import Optimizer
 from orchestrator.recording import Live, Outside, Recording
 from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
+from orchestrator.state import State
 from prepare import profiles
 from prepare.manifest import DataError, load
-from subagents.claude import Claude, connect, key_missing
+from subagents import prices
+from subagents.claude import Claude, connect, key_missing, trouble
 from subagents.prompts import Prompt, PromptError, parse
 from subagents.prompts import load as load_prompts
 
@@ -47,10 +51,11 @@ Without a command it starts a night: the baseline is trained three times, then o
 proposed, implemented, trained, judged and reflected upon, until the hours are over. What is really better ends up on
 the branch research/SESSION; why it was tried and what was learned, in musings/SESSION/.
 
-    python -m prepare                               once: text, tokenizer, budget
-    python -m orchestrator --offline --hours 0.15   no key, no network: a classical optimizer
-    python -m orchestrator --hours 8                a night with Claude (set ANTHROPIC_API_KEY)
-    python -m orchestrator resume NAME              after any interruption
+\b
+once: text, tokenizer, budget        python -m prepare
+no key, no network                   python -m orchestrator --offline --hours 0.15
+a night with Claude                  ANTHROPIC_API_KEY=… python -m orchestrator --hours 8
+after any interruption               python -m orchestrator resume NAME
 """
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -65,9 +70,11 @@ class Refused(Exception):  # noqa: N818 - a word to the user
     """What was asked for cannot be done; the message is one line that says what to do instead."""
 
 
-REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError)
+REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoticeError)
 
-CrewName = Literal["claude", "optuna"]
+CrewName = Literal["claude", "optuna", "centaur"]
+SUGGESTIONS = 3
+"""Of the optimizer, in the briefing of a centaur's researcher."""
 PROMPTS = Path(__file__).parent.parent / "prompts"
 Hours = Annotated[float, typer.Option(min=0, help="how long the night is, in hours")]
 Name = Annotated[str, typer.Option("--session", help="the session's name (default: the date and a word)")]
@@ -76,6 +83,7 @@ Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the mode
 Style = Annotated[str, typer.Option(help="the style of prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or AGENT=MODEL; may be repeated")]
 Seed = Annotated[int | None, typer.Option(help="draws all other seeds (default: by chance)")]
+Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send word to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
@@ -111,6 +119,7 @@ def start(
     prompts: Style = "default",
     model: Model = None,
     seed: Seed = None,
+    notify: Notify = "",
     sessions: Sessions = Path("sessions"),
     data: Data = Path("data"),
     script: Script = Path("train.py"),
@@ -124,8 +133,9 @@ def start(
     if hours <= 0:
         raise Refused(f"--hours {hours:g}: a night needs more than no time")
     chosen: CrewName = "optuna" if offline else crew
-    _check_key(chosen)
     texts = {} if chosen == "optuna" else prompts_of(prompts, model or [])
+    _check_models(texts, max_usd)
+    send = sender(notify)
     name = name or _new_name(sessions)
     repo = Repo(script, name)
     repo.baseline()
@@ -147,7 +157,7 @@ def start(
             versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
         )
         session.write("", started)
-        _run(session, places, repo)
+        _run(session, places, repo, send)
 
 
 def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
@@ -163,16 +173,25 @@ def prompts_of(style: str, models: list[str]) -> dict[str, Prompt]:
 
 
 @app.command()
-def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="the session's name")]) -> None:
-    """Go on with a session after any interruption; nothing is lost or counted twice."""
+def resume(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="the session's name")],
+    notify: Notify = "",
+) -> None:
+    """Go on after any interruption.
+
+    Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood.
+    """
     places: Places = context.obj
     session = opened(places, name)
-    _check_key(session.state.session.crew)
-    if session.state.session.profile.data_hash != load(places.data).digest:
+    started = session.state.session
+    _check_models({agent: parse(session.get(text), agent) for agent, text in started.prompts.items()}, None)
+    if started.profile.data_hash != load(places.data).digest:
         raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
+    send = sender(notify)
     with _locked(places.sessions / name):
         session.write("", Resumed())
-        _run(session, places, Repo(places.script, name))
+        _run(session, places, Repo(places.script, name), send)
 
 
 @app.command()
@@ -185,17 +204,23 @@ def fork(
     crew: Annotated[CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
     model: Model = None,
+    notify: Notify = "",
 ) -> None:
-    """Go on from any event of a session, live, with other prompts, models or crew; the old session stays as it is."""
+    """Go on from any event, another way.
+
+    A new session shares what came before the event, and goes on live, with other prompts, models or crew if you
+    like. The old one stays as it is.
+    """
     places: Places = context.obj
     old = opened(places, name)
     if at > len(old.records):
         raise Refused(f"{name} has only {len(old.records)} events")
     was = old.state.session
     chosen = crew or was.crew
-    _check_key(chosen)
     load(places.data)
     known = prompts_of(prompts or was.style or "default", model or []) if chosen != "optuna" else {}
+    _check_models(known, None)
+    send = sender(notify)
     new_name = fork_name or _new_name(places.sessions)
     repo = Repo(places.script, new_name)
     with _locked(places.sessions / new_name):
@@ -216,7 +241,7 @@ def fork(
         session.write("", forked)
         if session.state.fitted:
             repo.begin(session.state.base.commit)
-        _run(session, places, repo)
+        _run(session, places, repo, send)
 
 
 @app.command()
@@ -228,7 +253,10 @@ def trial(
     max_experiments: Experiments = None,
     trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
 ) -> None:
-    """Does a style of reflection help? Nights of each style in turn, same seeds and budgets; then they are compared."""
+    """Find out whether a style helps.
+
+    Nights of each style in turn, with the same seeds and budgets; then they are compared.
+    """
     places: Places = context.obj
     names: list[str] = []
     for repeat in range(repeats):
@@ -246,10 +274,10 @@ def trial(
     )
 
 
-def _run(session: Session, places: Places, repo: Repo) -> None:
+def _run(session: Session, places: Places, repo: Repo, send: Send) -> None:
     """One life of a session, from here to its end or its interruption."""
     started, folder = session.state.session, session.path.parent
-    onlookers = Onlookers(session, places.musings)
+    onlookers = Onlookers(session, places.musings, send=send)
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     limits = watch.limits(started.profile, cores)
     runner = Runner(
@@ -265,21 +293,37 @@ def _run(session: Session, places: Places, repo: Repo) -> None:
     lab = Bench(repo, runner, session.put, profiles.of(load(places.data)))
     with onlookers:
         try:
-            asyncio.run(night(session, crew_of(session), lab, places.guidance, onlookers.say))
+            asyncio.run(night(session, crew_of(session, places.musings), lab, places.guidance, onlookers.say))
         except KeyboardInterrupt:
             onlookers.say(f"Stopped at once. Nothing is lost: python -m orchestrator resume {started.name}")
             raise SystemExit(130) from None
     onlookers.farewell(repo.branch)
 
 
-def crew_of(log: Session | Tape, outside: Outside | None = None, texts: Mapping[str, Prompt] | None = None) -> Crew:
+def crew_of(
+    log: Session | Tape,
+    musings: Path,
+    outside: Outside | None = None,
+    texts: Mapping[str, Prompt] | None = None,
+) -> Crew:
     """Who thinks, in the flesh; `outside` is what models and tools are to it, if not the real ones."""
-    started = log.state.session
+    started, optimizer = log.state.session, Optimizer(log.get)
     if started.crew == "optuna":
-        return Optimizer(log.get)
-    outside = Live(Claude(connect()), log) if outside is None else outside
-    prompts = texts or {agent: parse(log.get(text), agent) for agent, text in started.prompts.items()}
-    return ClaudeCrew(log, lambda lane, experiment: Recording(outside, log, lane, experiment), prompts)
+        return optimizer
+    beyond = Live(Claude(connect()), log) if outside is None else outside
+
+    def suggest(state: State) -> list[str]:
+        advice = optimizer.suggestions(state, SUGGESTIONS) if started.crew == "centaur" else []
+        return [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
+
+    models = ClaudeCrew(
+        log,
+        lambda lane, experiment: Recording(beyond, log, lane, experiment),
+        texts or {agent: parse(log.get(text), agent) for agent, text in started.prompts.items()},
+        search=lambda words: "\n".join(f"{hit.title} ({hit.path}): {hit.snippet}" for hit in search(musings, words)),
+        suggest=suggest,
+    )
+    return Centaur(models, optimizer) if started.crew == "centaur" else models
 
 
 def opened(places: Places, name: str) -> Session:
@@ -299,10 +343,17 @@ def _new_name(sessions: Path) -> str:
     return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"
 
 
-def _check_key(crew: str) -> None:
-    """A crew of models needs one. Raises Refused."""
-    if crew != "optuna" and (missing := key_missing()):
+def _check_models(prompts: Mapping[str, Prompt], usd: float | None) -> None:
+    """There is a key, a server that takes it, and each model; prices, where they matter. Raises Refused."""
+    if not prompts:
+        return
+    if missing := key_missing():
         raise Refused(missing)
+    for model in sorted({prompt.model for prompt in prompts.values()}):
+        if found := asyncio.run(trouble(connect(), model)):
+            raise Refused(f"{found} (--offline needs no model)")
+        if usd is not None and not prices.known(model):
+            print(f"The price of {model} is not known: --max-usd cannot hold it back.", file=sys.stderr)
 
 
 def _check_disk(sessions: Path) -> None:

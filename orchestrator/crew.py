@@ -1,16 +1,18 @@
 """Three agents on Claude, or on any server that speaks its API: who thinks, as the loop wants it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
-from orchestrator import briefing, researcher, triage
+from orchestrator import briefing, policy, researcher, triage
 from orchestrator.events import Postmortem, Proposal
-from orchestrator.loop import Log
+from orchestrator.loop import Crew, Log
 from orchestrator.policy import Implement, Propose, Rebase, Reflect, Repair
 from orchestrator.researcher import Search
 from orchestrator.source import diff
 from orchestrator.state import Broken, Decided, State
 from subagents import mechanic, reflector
-from subagents.agent import World, ask
+from subagents.agent import NoAnswer, World, ask
 from subagents.files import Smoke, installed
 from subagents.prompts import Prompt
 
@@ -72,3 +74,26 @@ class ClaudeCrew:
         world = self.world(step.lane, step.experiment)
         prompt = self.prompts["mechanic"]
         return await mechanic.edit(world, prompt, source, facts, packages=self.packages, smoke=self.smoke)
+
+
+class Centaur:
+    """Models do the research; an optimizer advises them, and a share of the trials is its own (a loop.Crew)."""
+
+    def __init__(self, models: ClaudeCrew, optimizer: Crew) -> None:
+        self.models, self.optimizer = models, optimizer
+
+    async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
+        if step.first % policy.CENTAUR == 0:
+            with suppress(NoAnswer):
+                return await self.optimizer.propose(state, replace(step, count=1))
+        return await self.models.propose(state, step)
+
+    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:
+        crew = self.optimizer if proposal.author == "optimizer" else self.models
+        return await crew.implement(state, step, proposal, source)
+
+    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> str:
+        return await self.models.repair(state, step, broken, source)
+
+    async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
+        return await self.models.reflect(state, step, decided)

@@ -8,6 +8,8 @@ from orchestrator.figures import loss_at
 from orchestrator.state import Decided, State
 
 MOMENTS = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
+NEARLY = 0.9
+"""A curve that comes so far has come to the end."""
 WORTH_SAYING = 0.03
 """A change of a measure by less than 3 % is not mentioned."""
 FOLLOWS: dict[str, tuple[Literal["supported", "refuted", "inconclusive"], str]] = {
@@ -128,7 +130,11 @@ def _reading(scores: Sequence[Scored], base: Sequence[Scored], gain: float) -> s
 
 def gaps_at(ours: Sequence[Point], base: Sequence[Point]) -> dict[float, float]:
     """Our loss minus the base's at the moments that both curves reach."""
-    pairs = {moment: (loss_at(ours, moment), loss_at(base, moment)) for moment in MOMENTS}
+    if not ours or not base:
+        return {}
+    last = min(ours[-1].progress, base[-1].progress)
+    moments = {moment: last if moment == 1.0 and last > NEARLY else moment for moment in MOMENTS}
+    pairs = {moment: (loss_at(ours, at), loss_at(base, at)) for moment, at in moments.items()}
     return {moment: a - b for moment, (a, b) in pairs.items() if a is not None and b is not None}
 
 

@@ -5,7 +5,6 @@ It is a reconciler. Overlap, several slots, resumption and replay all follow fro
 
 import asyncio
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Literal, Protocol
 
 from orchestrator import policy
@@ -62,7 +61,7 @@ class Log(Protocol):
     def state(self) -> State: ...
     def watch(self, watcher: Callable[[], None]) -> None: ...
     @property
-    def finished(self) -> AbstractSet[str]:
+    def finished(self) -> set[str]:
         """Lanes that have appended their last."""
         ...
 
@@ -92,14 +91,14 @@ class Lab(Protocol):
 async def run(log: Log, crew: Crew, lab: Lab) -> State:
     """Research until the policy says stop; whatever breaks the machine is raised."""
     tasks: dict[str, asyncio.Task[None]] = {}
-    places: dict[object, str] = {}
-    """One lane at a time for each experiment, and one for what concerns none."""
+    places: dict[str, str] = {}
+    """Who is where: one lane at a time for each experiment and for each slot."""
 
     def reconcile() -> None:
         for step in policy.due(log.state):
-            before = places.get(place := getattr(step, "experiment", type(step)))
-            if step.lane not in tasks and (before is None or before in log.finished):
-                places[place] = step.lane
+            before = [places[place] for place in step.places if place in places]
+            if step.lane not in tasks and log.finished.issuperset(before):
+                places.update(dict.fromkeys(step.places, step.lane))
                 tasks[step.lane] = group.create_task(perform(step, log.state, log, crew, lab), name=step.lane)
         if log.state.ended:
             for task in tasks.values():

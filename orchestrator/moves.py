@@ -21,8 +21,9 @@ from orchestrator.theory import ENOUGH_TOKENS, REACH, Theory, theory
 Assignment = Mapping[str, Value]
 Direction = Literal["up", "down", "set"]
 
-NOTCH = 0.25
-"""A first step, as a share of the constant's space: bold, because small effects drown in the noise."""
+NOTCH = 0.375
+"""A first step, as a share of the constant's space, or of a count: bold, because a small effect drowns in the noise, or
+costs many runs to tell from it."""
 AGAINST = 0.4
 """A step against what theory expects, as a share of one along it."""
 FURTHER = 0.5
@@ -233,7 +234,9 @@ def _step(bench: Bench, constant: Constant, way: Literal["up", "down"], history:
         case None, Trial() as last:
             hope = _back(bench, constant, last)
     new = stepped(constant, way, hope.size)
-    if new is None or new in _came_from(constant, history) or hope.promise <= 0:
+    if new is None or hope.promise <= 0:
+        return None
+    if any(old == new or _is_between(old, constant.value, new) for old in _came_from(constant, history)):
         return None
     return Move({constant.name: new}, hope.promise, hope.expected, hope.why)
 

@@ -1,9 +1,11 @@
-"""Those who watch a session: the terminal, the musings, the files beside it. All are projections of its log.
+"""Those who watch a session: terminal, musings, the files beside it, notices. All are projections of its log.
 
 None of them can spoil a night: what cannot be written is said once, and can be rebuilt from the log.
 """
 
+import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,43 +15,63 @@ from rich.console import Console
 from orchestrator import figures, policy
 from orchestrator.events import Granted, Point
 from orchestrator.musings import Musings
+from orchestrator.notice import Notice, Send, nobody
 from orchestrator.report.files import Files
 from orchestrator.session import Session
 from orchestrator.terminal import Terminal
+
+SOON = 0.5
+"""Seconds until the files follow the log."""
 
 
 class Onlookers:
     """Shows and writes down what happens in a session, as it happens. Use as a context."""
 
-    def __init__(self, session: Session, musings: Path, console: Console | None = None) -> None:
+    def __init__(self, session: Session, musings: Path, console: Console | None = None, *, send: Send = nobody) -> None:
         self.session, self.folder, self.trail = session, session.path.parent, musings / session.state.session.name
         self.terminal = Terminal(session, console or Console(highlight=False), time.time)
         self.musings = Musings(session, self.trail)
         self.files = Files(session, self.folder)
+        self.notice = Notice(session, send, self.say)
         self.trouble = ""
+        self.later: asyncio.TimerHandle | None = None
         session.watch(self.update)
 
     def __enter__(self) -> Self:
         self.terminal.__enter__()
-        self.update()
+        self._write(self.musings.update)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.update()
+        self._write(self.musings.update)
+        self._write_files()
         self.terminal.__exit__(kind, error, trace)
+        self.notice.close(error)
 
     def update(self) -> None:
-        """Let each of them look: the musings first, since a rationale stands before anything is edited."""
+        """Let each of them look: the musings at once, since a rationale stands before anything is edited.
+
+        The larger files wait a moment: what is due is started first, and events that come together are one change.
+        """
+        self._write(self.musings.update)
+        self.terminal.update()
+        self.notice.update()
+        if self.later is None:
+            self.later = asyncio.get_running_loop().call_later(SOON, self._write_files)
+
+    def _write_files(self) -> None:
+        self.later = None
+        self._write(self.files.update)
+
+    def _write(self, update: Callable[[], None]) -> None:
         try:
-            self.musings.update()
-            self.files.update()
+            update()
         except OSError as error:
             if self.trouble != (trouble := f"{error.filename} cannot be written: {error.strerror}"):
                 self.trouble = trouble
                 self.say(f"{trouble}; the session itself is safe, and this can be rebuilt from it")
-        self.terminal.update()
 
     def progress(self, granted: Granted, point: Point, rate: float) -> None:
         """A run has come so far; `rate` in tokens per second."""

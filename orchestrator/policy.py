@@ -23,9 +23,9 @@ from orchestrator.state import (
 
 BASELINE_RUNS = 3
 """The fewest that give a spread at all; confirmations of candidates sharpen it later."""
-PRIOR = {"cpu": Spread(4 * 0.0048**2, 4)}
-"""What a profile's noise was measured to be (docs/benchmarks.md), worth four degrees of freedom: three baselines
-alone may come out nearly equal by luck. Profiles without a measurement start from nothing."""
+PRIOR = {"cpu": Spread(8 * 0.0048**2, 8)}
+"""What a profile's noise was measured to be (docs/benchmarks.md), and half of the degrees of freedom that it was
+measured with, since machines differ. Profiles without a measurement start from nothing."""
 FUTILE = (0.8, 1.4, 1.8, 2.1, 2.4, 2.6, 2.8)
 """A candidate is given up when its gain is below this many standard errors after its 1st, 2nd, … seed. Tuned by
 simulation: a change that does nothing costs 1.2 runs, and a true gain of 3σ is given up in 3 of 100."""
@@ -33,25 +33,16 @@ MAX_RUNS = len(FUTILE) + 1
 MIN_RUNS = 2
 """Nothing is kept on one seed: the first run is the one that luck has chosen."""
 SURE = {
-    1: 637.0,
-    2: 31.6,
-    3: 12.92,
-    4: 8.61,
-    5: 6.87,
-    6: 5.96,
-    7: 5.41,
-    8: 5.04,
-    9: 4.78,
-    10: 4.59,
-    12: 4.32,
-    15: 4.07,
-    20: 3.85,
-    30: 3.65,
-    60: 3.46,
-    120: 3.37,
-    1000: 3.3,
+    **dict(enumerate((1592.0, 49.98, 17.6, 10.92, 8.36, 7.07, 6.31, 5.81, 5.46, 5.2), 1)),
+    12: 4.85,
+    15: 4.53,
+    20: 4.24,
+    30: 3.98,
+    60: 3.75,
+    120: 3.64,
+    1000: 3.55,
 }
-"""Standard errors of gain that a keep needs, by the degrees of freedom of σ: Student's t at 1 in 2,000, one-sided.
+"""Standard errors of gain that a keep needs, by the degrees of freedom of σ: Student's t at 1 in 5,000, one-sided.
 The less is known of the noise, the more is asked; a night of 200 no-ops then keeps none."""
 SIGMA_FLOOR = 1e-4
 """The H100's own jitter is a few of these; a smaller σ means that seeds were ignored."""
@@ -59,6 +50,12 @@ SIMPLER_LINES = 3
 """Within the noise, a candidate shorter by this many lines may be kept: less code is a result, too."""
 SIMPLER_RUNS = 3
 """Seeds that such a keep needs: it claims that nothing was lost."""
+STALL = 8
+"""Experiments without a keep after which the researcher is asked for another family."""
+NEAR = 1.0
+"""Standard errors of gain from which a discarded candidate counts as a near-miss, worth combining with another."""
+CENTAUR = 3
+"""In a centaur crew every third proposal is the optimizer's own; a larger share did worse in published trials."""
 AHEAD = 1
 """Candidates ready behind each one that trains: enough that no slot waits, few enough that none goes stale."""
 UNANSWERED = 3
@@ -76,6 +73,9 @@ class Fit:
     """Commit the baseline: train.py with its constants fitted to the profile."""
 
     lane: str = "fit"
+    """A name that is used once in a life."""
+    places: tuple[str, ...] = ("fit",)
+    """Where only one step can be at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class Propose:
     first: int
     count: int
     attempt: int
+    places: tuple[str, ...] = ("propose",)
 
     @property
     def lane(self) -> str:
@@ -98,6 +99,10 @@ class _OnExperiment:
     @property
     def lane(self) -> str:
         return f"{type(self).__name__.lower()} {self.experiment}"
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        return (f"experiment {self.experiment}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,10 @@ class Train(_OnExperiment):
     def lane(self) -> str:
         return f"train {self.experiment}.{self.run}"
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        return (f"experiment {self.experiment}", f"slot {self.slot}")
+
 
 @dataclass(frozen=True, slots=True)
 class Repair(_OnExperiment):
@@ -168,6 +177,7 @@ class Close(_OnExperiment):
 class Stop:
     reason: str
     lane: str = "stop"
+    places: tuple[str, ...] = ("stop",)
 
 
 Step = Fit | Propose | Refuse | Implement | Rebase | Train | Repair | Judge | Promote | Reflect | Close | Stop
@@ -183,14 +193,20 @@ def due(state: State) -> tuple[Step, ...]:
     if any(isinstance(step, Promote) for step in steps):
         # The best is about to change: what depends on it waits for the moment that this takes.
         steps = [step for step in steps if isinstance(step, Promote | Reflect | Close)]
-    else:
+    elif not any(isinstance(step, Judge) for step in steps):
+        # A verdict may change the best, too: no slot is given to what would be stale a moment later.
         steps += _grants(state)
     reason = stopping(state)
     if not reason:
         return (*steps, *_proposals(state))
-    steps = [step for step in steps if not isinstance(step, Implement | Rebase | Repair)]
+    steps = [step for step in steps if not isinstance(step, Implement | Rebase | Repair) and not _put_off(state, step)]
     busy = any(isinstance(stage, Training | Remeasuring) for stage in state.open.values())
     return tuple(steps) if steps or busy else (Stop(reason),)
+
+
+def _put_off(state: State, step: Step) -> bool:
+    """A post-mortem whose model asked to come back after the night."""
+    return isinstance(step, Reflect) and step.lane in state.waiting and state.waiting[step.lane].until > state.deadline
 
 
 def stopping(state: State) -> str:
@@ -210,7 +226,7 @@ def stopping(state: State) -> str:
         case _ if limits.usd is not None and state.usd >= limits.usd:
             return f"${limits.usd:g} are spent"
         case _ if state.unanswered >= UNANSWERED:
-            return f"the researcher gave no usable answer {UNANSWERED} times in a row"
+            return f"the researcher gave no usable answer {UNANSWERED} times in a row: {state.silence}"
         case _ if state.aborted >= ABORTED:
             return f"the machine failed {ABORTED} times in a row"
         case _:
@@ -268,7 +284,7 @@ def decide(state: State, number: int, candidate: Candidate) -> Verdict | Literal
     if stopping(state):
         return numbers.discarded(f"promising, but the night ended before it could be confirmed: {ratio}")
     known = best.runs if best.runs - len(best.scores) > 1 else len(best.scores)
-    return "remeasure" if runs >= MIN_RUNS and known < runs + 1 else "again"
+    return "remeasure" if runs >= MIN_RUNS and known < runs else "again"
 
 
 @dataclass(frozen=True, slots=True)

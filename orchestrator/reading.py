@@ -1,4 +1,4 @@
-"""The commands that read sessions and start nothing: replay, compare, list, export."""
+"""The commands that look and start nothing: replay, compare, sessions, export, musings, doctor."""
 
 import asyncio
 import time
@@ -7,18 +7,22 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import compare, show
-from orchestrator.cli import Places, Refused, app, crew_of, opened, prompts_of
+from orchestrator.cli import Model, Places, Refused, app, crew_of, main, opened, prompts_of
+from orchestrator.doctor import examine, examine_models
 from orchestrator.loop import run
+from orchestrator.musings import search
 from orchestrator.recording import Played
 from orchestrator.replay import Diverged, Tape
 from orchestrator.replay import replay as play
-from orchestrator.report.comparison import comparison
 from orchestrator.report.results import results
 from orchestrator.report.table import ledger
 from orchestrator.session import Session, SessionError
+
+__all__ = ["main"]  # runs the commands of both modules
 
 NameOrFile = Annotated[str, typer.Argument(help="the session's name, or a session.db that somebody sent")]
 console = Console(highlight=False)
@@ -34,8 +38,12 @@ def replay(
     prompts: Annotated[str, typer.Option(help="with this style of today instead of the recorded prompts")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="for machines: one JSON line per event")] = False,
 ) -> None:
-    """Run a recorded session again, with no model, no GPU, no git; stop at the first event that differs."""
-    session = opened(context.obj, name)
+    """Run a recorded session again, offline.
+
+    The production loop, with no model, GPU or git; it stops at the first event that differs, and shows how.
+    """
+    places: Places = context.obj
+    session = opened(places, name)
     if event is not None:
         if event >= len(session.records):
             raise Refused(f"{name} has events 0 to {len(session.records) - 1}")
@@ -44,7 +52,7 @@ def replay(
     began = time.monotonic()
     tape = Tape(session.records, session.get, until)
     try:
-        asyncio.run(_play(tape, prompts, walk=step, as_json=as_json))
+        asyncio.run(_play(tape, places.musings, prompts, walk=step, as_json=as_json))
     except Diverged as difference:
         print(difference)
         raise SystemExit(1) from None
@@ -52,7 +60,7 @@ def replay(
         print(f"{len(tape.records)} events, all as recorded, in {time.monotonic() - began:.1f} seconds")
 
 
-async def _play(tape: Tape, style: str, *, walk: bool, as_json: bool) -> None:
+async def _play(tape: Tape, musings: Path, style: str, *, walk: bool, as_json: bool) -> None:
     texts = prompts_of(style, []) if style else None
     shown = 0
 
@@ -68,7 +76,7 @@ async def _play(tape: Tape, style: str, *, walk: bool, as_json: bool) -> None:
         if walk or as_json:
             tape.watch(follow)
             follow()
-        await run(tape, crew_of(tape, Played(tape), texts), tape)
+        await run(tape, crew_of(tape, musings, Played(tape), texts), tape)
 
     await play(tape, live)
 
@@ -111,7 +119,10 @@ def compare_sessions(
         Path | None, typer.Option(help="where the chart goes (default: compare.html in --sessions)")
     ] = None,
 ) -> None:
-    """Set sessions side by side: gains, keep rates, crashes, repeats, breadth, tokens and dollars."""
+    """Set sessions side by side.
+
+    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far.
+    """
     places: Places = context.obj
     rows: list[compare.Row] = []
     for name in names:
@@ -129,6 +140,8 @@ def compare_sessions(
             print(
                 f"{arm}: gain {low:.4f} to {high:.4f}, kept {rate[0]:.0%} to {rate[1]:.0%} (90 % bootstrap intervals)"
             )
+    from orchestrator.report.comparison import comparison  # its charts take a while to import
+
     target = chart or places.sessions / "compare.html"
     target.write_text(comparison(rows), encoding="utf-8")
     print(f"The chart is in {target}")
@@ -164,7 +177,10 @@ def export(
     form: Annotated[Literal["jsonl", "parquet", "tsv"], typer.Option("--format", help="events, ledger or results")],
     out: Annotated[Path | None, typer.Option(help="the file (default: NAME.FORMAT here)")] = None,
 ) -> None:
-    """Write a session out: every event as JSON lines, the ledger as Parquet, the results as TSV."""
+    """Write a session out, for others.
+
+    Every event as JSON lines, the ledger of experiments as Parquet, autoresearch's results as TSV.
+    """
     session = opened(context.obj, name)
     target = out or Path(f"{session.state.session.name}.{form}")
     match form:
@@ -179,3 +195,47 @@ def export(
     except OSError as error:
         raise Refused(f"{target} cannot be written: {error.strerror}") from error
     print(target)
+
+
+@app.command()
+def musings(
+    context: typer.Context,
+    words: Annotated[list[str], typer.Argument(metavar="search WORDS", help="the word search, and what to look for")],
+    family: Annotated[str, typer.Option(help="only of this family")] = "",
+    verdict: Annotated[str, typer.Option(help="only with this verdict: kept, discarded, supported, refuted, …")] = "",
+    session: Annotated[str, typer.Option(help="only of this session")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 10,
+) -> None:
+    """Search what was tried and learned.
+
+    Over all sessions: musings search value embeddings
+    """
+    places: Places = context.obj
+    if words[0] != "search" or len(words) == 1:
+        raise Refused(f"musings {' '.join(words)}: say `musings search WORDS`")
+    hits = search(places.musings, " ".join(words[1:]), family=family, verdict=verdict, session=session, limit=limit)
+    for hit in hits:
+        console.print(f"[bold]{escape(hit.title)}[/bold]  [dim]{escape(str(hit.path))}[/dim]")
+        console.print(f"  {escape(hit.snippet)}\n")
+    if not hits:
+        print(f"Nothing is said of that in {places.musings}.")
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    prompts: Annotated[str, typer.Option(help="with this style's models")] = "default",
+    model: Model = None,
+) -> None:
+    """Look at what could spoil a night.
+
+    And say what to do about it. Exit code 3 if something would.
+    """
+    places: Places = context.obj
+    findings = list(examine(places.script, places.data, places.sessions))
+    findings += asyncio.run(examine_models(prompts_of(prompts, model or [])))
+    marks = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
+    for finding in findings:
+        console.print(f"{marks[finding.state]} {finding.what:8} {escape(finding.words)}")
+    if any(finding.state == "bad" for finding in findings):
+        raise SystemExit(3)

@@ -79,7 +79,7 @@ class Session(Log):
             raise SessionError(f"{path} holds an event that cannot be read: {error.errors()[0]['msg']}") from error
 
     async def append(self, lane: str, *events: Event, last: bool = False) -> None:
-        """As write; asynchronous because a tape must wait for its turn here. With its last events a lane is finished."""
+        """As write; asynchronous because a tape must wait for its turn here. With its last, a lane is finished."""
         self.finished |= {lane} if last else set()
         self.write(lane, *events)
 

@@ -224,6 +224,8 @@ class State:
     """The number of the next experiment; 0 is the baseline."""
     unanswered: int = 0
     """Rounds without an answer from the researcher, in a row."""
+    silence: str = ""
+    """Why there was none."""
     aborted: int = 0
     """Runs lost to the machine, in a row."""
     unreflected: int = 0
@@ -298,8 +300,8 @@ def apply(state: State, record: Record) -> State:
             return replace(state, stopping=reason)
         case Ended(reason=reason):
             return replace(state, ended=reason)
-        case Unanswered():
-            return replace(state, unanswered=state.unanswered + 1)
+        case Unanswered(reason=reason):
+            return replace(state, unanswered=state.unanswered + 1, silence=reason)
         case Waiting() as event:
             return replace(state, waiting={**state.waiting, record.lane: event})
         case Replied(agent=agent) as event:

@@ -208,7 +208,7 @@ def _headline(state: State, now: float) -> Text:
 def _slots(state: State, readings: Mapping[int, Reading], now: float, width: int) -> Iterator[RenderableType]:
     """A bar for each slot: what trains there, how far, its loss, the time it will take yet."""
     table = Table.grid(padding=(0, 1), pad_edge=True)
-    table.add_column(no_wrap=True, max_width=max(24, width - 48))
+    table.add_column(no_wrap=True, max_width=max(24, width - 42))
     table.add_column(width=16)
     for _ in range(3):
         table.add_column(justify="right", no_wrap=True)
@@ -239,7 +239,7 @@ def _latest(state: State, width: int) -> Iterator[RenderableType]:
         return
     table = Table.grid(padding=(0, 1), pad_edge=True)
     table.add_column(justify="right")
-    table.add_column(no_wrap=True, max_width=max(24, width - 38), overflow="ellipsis")
+    table.add_column(no_wrap=True, max_width=max(24, width - 34), overflow="ellipsis")
     table.add_column()
     table.add_column(justify="right", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)

@@ -24,7 +24,7 @@ from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.progress import Progress, tracked
 from prepare.shards import write_rows
-from prepare.spool import Spool, token_dtype
+from prepare.spool import Spool, row_dtype
 from prepare.tokenizer import FILE_NAME as TOKENIZER
 from prepare.tokenizer import Tokenizer
 
@@ -132,7 +132,7 @@ def _rows(folder: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, profil
         with replacing(path) as part:
             write_rows(part, spool, profile.seq_len, shuffle=profile.chunk or not corpus.mixed, limit=limit)
     spool.remove()
-    row_bytes = (profile.seq_len + 1) * token_dtype(tokenizer.get_vocab_size()).itemsize
+    row_bytes = (profile.seq_len + 1) * row_dtype(tokenizer.get_vocab_size()).itemsize
     if not (rows := path.stat().st_size // row_bytes):
         raise DataError(f"too little text: no row of {profile.seq_len} tokens for {split}")
     return rows

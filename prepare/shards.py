@@ -6,7 +6,7 @@ import numpy as np
 
 from prepare import manifest
 from prepare.packing import materialise, pack
-from prepare.spool import Spool, token_dtype
+from prepare.spool import Spool, row_dtype
 
 
 def open_rows(split: str, folder: Path | None = None) -> np.ndarray:
@@ -15,7 +15,7 @@ def open_rows(split: str, folder: Path | None = None) -> np.ndarray:
     stored = manifest.load(folder)
     if split not in stored.rows:
         raise ValueError(f"no split {split!r}: one of {', '.join(sorted(stored.rows))}")
-    flat = np.memmap(folder / f"{split}.bin", dtype=token_dtype(stored.vocab_size), mode="r")
+    flat = np.memmap(folder / f"{split}.bin", dtype=row_dtype(stored.vocab_size), mode="r")
     return flat.reshape(-1, stored.seq_len + 1)
 
 

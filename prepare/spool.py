@@ -21,7 +21,7 @@ CHECKPOINT = 1 << 24
 """Tokens, after which what is there counts."""
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
+def row_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
@@ -31,7 +31,7 @@ class Spool:
     def __init__(self, path: Path, tokenizer: Tokenizer, longest: int | None) -> None:
         """With `longest`, a document becomes several pieces of so many tokens, each with its own BOS in front."""
         self._tokenizer, self._longest = tokenizer, longest
-        self.dtype = token_dtype(tokenizer.get_vocab_size())
+        self.dtype = row_dtype(tokenizer.get_vocab_size())
         self._tokens, self._lengths, self._batches, self._checkpoint = (
             path.with_name(f"{path.name}.{name}") for name in ("tokens", "lengths", "batches", "done")
         )

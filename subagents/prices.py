@@ -18,6 +18,11 @@ def usd(message: Mapping[str, Any]) -> float | None:
         return None
 
 
+def known(model: str) -> bool:
+    """Whether the table has the model's price."""
+    return at_most(model, 0, 0) is not None
+
+
 def at_most(model: str, characters: int, max_tokens: int) -> float | None:
     """Dollars that a request may come to: nothing of it cached, and an answer of full length."""
     sent = int(characters / CHARACTERS)

@@ -74,7 +74,9 @@ class Browser:
             self.events.append(answer)
 
     def open(self, path: Path, *, fragment="") -> None:
-        """Show a file, until its charts are drawn."""
+        """Show a file, and forget what was before; its charts are drawn when this returns."""
+        self.ask("Page.navigate", url="about:blank")
+        self.events.clear()
         self.ask("Page.navigate", url=path.resolve().as_uri() + fragment)
         self.wait("document.readyState === 'complete' && document.body.dataset.drawn === 'yes'")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import briefing
+from orchestrator import briefing, policy
 from orchestrator.events import Guided, Proposed, Record, Started
 from orchestrator.state import fold
 from subagents.prompts import load
@@ -117,7 +117,7 @@ def test_a_stall_asks_for_another_family(night):
 
     text = briefing.researcher(night, night.next, 1, SOURCE)["stall"]
 
-    assert bool(text) == (len(judged_since) >= briefing.STALL)
+    assert bool(text) == (len(judged_since) >= policy.STALL)
     assert not text or f"last {len(judged_since)} experiments" in text
 
 

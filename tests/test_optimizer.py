@@ -190,14 +190,14 @@ def trial(number, name, old, new, gain, outcome="discarded", before=None):
 
 
 def test_what_helped_is_turned_further_in_longer_steps():
-    best = moves(a_bench(trial(1, "SOME_LR", 0.2, 0.45, 0.03, "kept"), SOME_LR=0.45))[0]
-    assert best.changes == {"SOME_LR": 0.95}
+    best = moves(a_bench(trial(1, "SOME_LR", 0.1, 0.3, 0.03, "kept"), SOME_LR=0.3))[0]
+    assert best.changes == {"SOME_LR": 1.0}
     assert best.expected == pytest.approx(0.015)
 
 
 def test_what_hurt_is_turned_back():
     best = moves(a_bench(trial(1, "SOME_LR", 0.5, 0.75, -0.03), SOME_LR=0.5))
-    assert [move.changes for move in best] == [{"SOME_LR": 0.25}]
+    assert [move.changes for move in best] == [{"SOME_LR": 0.12}]
 
 
 def test_nothing_goes_back_to_where_it_came_from():

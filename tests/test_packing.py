@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prepare.corpus import batched
 from prepare.packing import materialise, pack
 from prepare.shards import write_rows
-from prepare.spool import Spool, token_dtype
+from prepare.spool import Spool, row_dtype
 from prepare.tokenizer import Tokenizer
 
 lengths = st.lists(st.integers(1, 40), max_size=120)
@@ -141,7 +141,7 @@ def test_a_limit_leaves_out_the_last_rows(groups, tokenizer, tmp_path):
 
 
 def test_large_vocabularies_take_four_bytes():
-    assert (token_dtype(65_535).itemsize, token_dtype(65_536).itemsize, token_dtype(65_537).itemsize) == (2, 2, 4)
+    assert (row_dtype(65_535).itemsize, row_dtype(65_536).itemsize, row_dtype(65_537).itemsize) == (2, 2, 4)
 
 
 @pytest.mark.parametrize("longest", (None, 16))

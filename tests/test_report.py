@@ -53,6 +53,14 @@ def folder(session, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory):
+    """A session of a thousand experiments, and its page."""
+    log, path = synthetic.log(1000, talk=True), tmp_path_factory.mktemp("thousand") / "report.html"
+    path.write_text(Page(log).html())
+    return log, path
+
+
 # ---------------------------------------------------------------- results.tsv
 
 
@@ -87,8 +95,8 @@ def test_results_are_autoresearchs_own_format(session, folder):
     assert {row["status"] for row in rows} == {"keep", "discard", "crash"}
 
 
-def test_results_of_a_thousand(tmp_path):
-    assert len(autoresearch(results(synthetic.log(1000).state))) == 883
+def test_results_of_a_thousand(thousand):
+    assert len(autoresearch(results(thousand[0].state))) == 883
 
 
 # ---------------------------------------------------------------- ledger.parquet, log.jsonl
@@ -179,11 +187,17 @@ def test_losses_between_points_and_outside():
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as .ci/run installs it")
 
 
-def test_the_page_is_small_and_quick_to_read_without_scripts():
-    log = synthetic.log(1000, talk=True)
-    html = Page(log).html()
+@pytest.fixture(scope="module")
+def page():
+    with Browser() as page:
+        yield page
 
-    assert len(html.encode()) < 5_000_000
+
+def test_the_page_is_small_and_quick_to_read_without_scripts(thousand):
+    log, path = thousand
+    html = path.read_text()
+
+    assert path.stat().st_size < 5_000_000
     for finding in log.state.findings[::100]:
         assert finding.proposal.title in html
     assert "http://" not in re.sub(r"xmlns='[^']+'", "", html)
@@ -212,82 +226,75 @@ def hostile(path) -> Session:
 
 
 @browser
-def test_what_agents_wrote_stays_text(tmp_path):
+def test_what_agents_wrote_stays_text(page, tmp_path):
     session = hostile(tmp_path / "s" / "session.db")
     files.write(session, tmp_path)
 
-    with Browser() as page:
-        page.open(tmp_path / "report.html", fragment="#1")
-        assert page.run("document.title").endswith("Nightshift")
-        assert page.run("document.images.length") == 0
-        assert NASTY.split("\t", maxsplit=1)[0] in page.text("#musing")
-        assert page.complaints() == []
+    page.open(tmp_path / "report.html", fragment="#1")
+    assert page.run("document.title").endswith("Nightshift")
+    assert page.run("document.images.length") == 0
+    assert NASTY.split("\t", maxsplit=1)[0] in page.text("#musing")
+    assert page.complaints() == []
     assert NASTY.replace("\t", " ")[:110] in results(session.state)
 
 
 @browser
-def test_an_experiment_is_clicked_and_read(session, folder):
-    with Browser() as page:
-        page.open(folder / "report.html")
-        kept = session.state.kept[-1]
-        assert f"{session.state.best.mark:.4f}" in page.text("h1")
-        finding = next(f for f in session.state.findings[3:] if isinstance(f.verdict, Discarded))
-        page.click(f"tr[data-number='{finding.experiment}']")
-        musing = page.text("#musing")
-        assert finding.proposal.title in musing
-        assert finding.proposal.rationale in musing
-        assert finding.postmortem.lesson in musing
-        page.wait("document.querySelectorAll('#curve .scatterlayer .trace').length === 2")
+def test_an_experiment_is_clicked_and_read(page, session, folder):
+    page.open(folder / "report.html")
+    kept = session.state.kept[-1]
+    assert f"{session.state.best.mark:.4f}" in page.text("h1")
+    finding = next(f for f in session.state.findings[3:] if isinstance(f.verdict, Discarded))
+    page.click(f"tr[data-number='{finding.experiment}']")
+    musing = page.text("#musing")
+    assert finding.proposal.title in musing
+    assert finding.proposal.rationale in musing
+    assert finding.postmortem.lesson in musing
+    page.wait("document.querySelectorAll('#curve .scatterlayer .trace').length === 2")
 
-        page.click(f".lineage a[data-number='{kept.experiment}']")
-        assert kept.proposal.title in page.text("#musing h2")
-        assert page.run("location.hash") == f"#{kept.experiment}"
-        assert page.complaints() == []
-        assert page.requests() == [(folder / "report.html").as_uri()]
+    page.click(f".lineage a[data-number='{kept.experiment}']")
+    assert kept.proposal.title in page.text("#musing h2")
+    assert page.run("location.hash") == f"#{kept.experiment}"
+    assert page.complaints() == []
+    assert page.requests() == [(folder / "report.html").as_uri()]
 
 
 @browser
-def test_a_point_of_the_chart_is_clicked(session, folder):
+def test_a_point_of_the_chart_is_clicked(page, folder):
     """The kept points are the last trace but one; a click on the first of them shows the baseline."""
     where = """(() => {
         const traces = document.querySelectorAll('#progress .scatterlayer .trace');
         const b = traces[5].querySelector('path.point').getBoundingClientRect();
         return [b.x + b.width / 2, b.y + b.height / 2]; })()"""
-    with Browser() as page:
-        page.open(folder / "report.html", fragment="#3")
-        assert "3." in page.text("#musing h2")
-        page.click_at(*page.run(where))
-        page.wait("document.querySelector('#musing h2').innerText.startsWith('0.')")
-        page.click("[data-axis=hours]")
-        assert "hours" in page.run("document.querySelector('#progress .xtitle').textContent")
-        assert page.complaints() == []
+    page.open(folder / "report.html", fragment="#3")
+    assert "3." in page.text("#musing h2")
+    page.click_at(*page.run(where))
+    page.wait("document.querySelector('#musing h2').innerText.startsWith('0.')")
+    page.click("[data-axis=hours]")
+    assert "hours" in page.run("document.querySelector('#progress .xtitle').textContent")
+    assert page.complaints() == []
 
 
 @browser
-def test_the_list_can_be_filtered(folder):
-    with Browser() as page:
-        page.open(folder / "report.html")
-        page.run("document.getElementById('filter').value = 'kept size'")
-        page.run("document.getElementById('filter').dispatchEvent(new Event('input'))")
-        seen = page.run(
-            "[...document.querySelectorAll('#experiments tbody tr')].filter(r => !r.hidden).map(r => r.className)"
-        )
-        assert seen
-        assert all("kept" in row for row in seen)
+def test_the_list_can_be_filtered(page, folder):
+    page.open(folder / "report.html")
+    page.run("document.getElementById('filter').value = 'kept size'")
+    page.run("document.getElementById('filter').dispatchEvent(new Event('input'))")
+    seen = page.run(
+        "[...document.querySelectorAll('#experiments tbody tr')].filter(r => !r.hidden).map(r => r.className)"
+    )
+    assert seen
+    assert all("kept" in row for row in seen)
 
 
 @browser
 @pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
-def test_a_thousand_experiments_open_in_any_window(tmp_path, width, dark):
-    log = synthetic.log(1000, talk=True)
-    (tmp_path / "report.html").write_text(Page(log).html())
-
+def test_a_thousand_experiments_open_in_any_window(thousand, width, dark):
     with Browser(width, 844, dark=dark) as page:
-        page.open(tmp_path / "report.html")
+        page.open(thousand[1])
         assert page.run("document.documentElement.scrollWidth") <= width
         assert page.run("document.querySelectorAll('#experiments tbody tr').length") == 1001
         assert page.complaints() == []
-        assert page.requests() == [(tmp_path / "report.html").as_uri()]
+        assert page.requests() == [thousand[1].as_uri()]
 
 
 @pytest.mark.parametrize("stage", range(1, 60, 7))

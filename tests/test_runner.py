@@ -185,8 +185,17 @@ def test_nothing_of_ours_is_seen(bench):
     )
     names, descriptors, folder, secrets, seed, line, *_, kind = done.stdout.splitlines()
     assert names.split() == [
-        *["CUDA_CACHE_PATH", "HOME", "LANG", "NIGHTSHIFT_DATA", "NIGHTSHIFT_FD", "NIGHTSHIFT_RUN", "NIGHTSHIFT_SEED"],
-        *["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_CBWR", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONPATH"],
+        *[
+            "CUDA_CACHE_PATH",
+            "HOME",
+            "LANG",
+            "MKL_CBWR",
+            "NIGHTSHIFT_DATA",
+            "NIGHTSHIFT_FD",
+            "NIGHTSHIFT_RUN",
+            "NIGHTSHIFT_SEED",
+        ],
+        *["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONPATH"],
         *["PYTHONUNBUFFERED", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"],
     ]
     assert descriptors.split()[1:] == line.split()[1:]

@@ -8,7 +8,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from tests.workplace import ROOT, environment, git, orchestrate, workplace
+from tests.workplace import environment, git, orchestrate, workplace
 
 NIGHT = ("--offline", "--hours", "1", "--max-experiments", "5", "--session", "night", "--seed", "3")
 
@@ -33,7 +33,7 @@ def test_a_file_from_somebody_else_replays_with_nothing_else_there(place, tmp_pa
     shutil.copy(place / "sessions/night/session.db", tmp_path / "mailed.db")
     code = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['orchestrator', 'replay', 'mailed.db'];"
-        "from orchestrator import reading; from orchestrator.cli import main; main()"
+        "from orchestrator.reading import main; main()"
     )
 
     done = subprocess.run(
@@ -93,4 +93,3 @@ def test_exports_can_be_read_by_others(place):
     assert (place / "out.tsv").read_text().startswith("commit\tval_bpb")
     assert pq.read_table(place / "out.parquet").num_rows == 6
     assert json.loads((place / "out.jsonl").read_text().splitlines()[0])["event"]["kind"] == "started"
-    assert ROOT

@@ -118,9 +118,7 @@ function front(rows, value) {
 
 function drawFront(id, value, title) {
   const rows = data.experiments.filter((e) => e.score !== null && value(e));
-  const varied = new Set(rows.map(value)).size > 1;
-  element(id).closest("section").hidden = !varied;
-  if (!varied) return;
+  if (element(id).closest("section").hidden) return;
   const edge = front(rows, value);
   const trace = (list, more) => ({
     type: "scatter", mode: "markers", x: list.map(value), y: list.map((e) => e.score), customdata: list.map((e) => e.number),
@@ -212,10 +210,19 @@ function choose(number, scroll) {
 
 // ---------------------------------------------------------------- from here on
 
+function drawFronts() {
+  // What is the same everywhere is not worth a chart; hidden first, since the charts share a row.
+  const fronts = [["memory", (e) => e.memory, "MB"], ["lines", (e) => e.lines, "lines"]];
+  for (const [id, value] of fronts) {
+    const values = data.experiments.filter((e) => e.score !== null && value(e)).map(value);
+    element(id).closest("section").hidden = new Set(values).size < 2;
+  }
+  for (const front of fronts) drawFront(...front);
+}
+
 function drawAll() {
   drawProgress();
-  drawFront("memory", (e) => e.memory, "MB");
-  drawFront("lines", (e) => e.lines, "lines");
+  drawFronts();
   drawSlots();
   const e = data.experiments.find((other) => other.number === chosen);
   if (e && element("curve")) drawCurve(e);

@@ -122,7 +122,6 @@ def headline(log: Log, found: Sequence[Entry], held: Sequence[Run]) -> dict[str,
     return {
         "baseline": baseline,
         "best": best.mark if best else None,
-        "best_number": best.experiment if best else 0,
         "fall": fall,
         "percent": 100 * fall / baseline if baseline else 0.0,
         "sigma": deviation,

@@ -7,9 +7,11 @@ import sys
 import time
 
 # fmt: off
-DEPTH = 4            # 1..8 – the true optimum is 2
-MATRIX_LR = 0.04     # 0.005..0.4 log – best at 0.08
-WARMDOWN = 0.5       # 0.0..1.0 – best at 0.5
+DEPTH = 4                # 1..8 – the true optimum is 2
+MATRIX_LR = 0.04         # 0.005..0.4 log – best at 0.08
+UNEMBEDDING_LR = 0.004   # 0.001..0.1 log – best at 0.016
+EMBEDDING_LR = 0.2       # 0.05..1.0 log – best where it is
+WARMDOWN_RATIO = 0.5     # 0.0..1.0 – best at 0.5
 STEPS = 40
 # fmt: on
 
@@ -27,6 +29,7 @@ for step in range(STEPS):
     loss = 6.0 * 0.97**step + 2.0
     print(f"step {step:05d} ({100 * step / STEPS:.1f}%) | loss: {loss:.6f} | lrm: 1.00 | dt: 4ms | tok/sec: 1,000")
     sys.stdout.flush()
-score = 2.0 + 0.02 * abs(DEPTH - 2) + abs(MATRIX_LR - 0.08) / 4 + 0.1 * abs(WARMDOWN - 0.5) + luck.gauss(0, 0.003)
+score = 2.0 + 0.02 * abs(DEPTH - 2) + 0.25 * abs(MATRIX_LR - 0.08) + 2 * abs(UNEMBEDDING_LR - 0.016)
+score += 0.1 * abs(EMBEDDING_LR - 0.2) + 0.1 * abs(WARMDOWN_RATIO - 0.5) + luck.gauss(0, 0.003)
 say(event="score", val_bpb=score, tokens=1000, bytes=3000)
 print(f"---\nval_bpb:          {score:.6f}\nnum_steps:        {STEPS}\ntotal_tokens_M:   0.1\nnum_params_M:     0.1")
