@@ -201,6 +201,8 @@ def fork(
     at: Annotated[int, typer.Option(min=1, help="the first event that is not shared (see: replay NAME --step)")],
     fork_name: Name = "",
     hours: Annotated[float | None, typer.Option(min=0, help="hours from here on (default: what was left)")] = None,
+    max_experiments: Annotated[int | None, typer.Option(min=1, help="so many from here on")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="so many dollars from here on")] = None,
     crew: Annotated[CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
     model: Model = None,
@@ -225,13 +227,10 @@ def fork(
     repo = Repo(places.script, new_name)
     with _locked(places.sessions / new_name):
         session = old.fork(places.session(new_name), at)
-        limits = session.state.session.limits
-        if hours is not None:
-            limits = limits.model_copy(update={"hours": session.state.hours + hours})
         forked = Forked(
             parent=f"{was.name}@{at}",
             name=new_name,
-            limits=limits,
+            limits=_extended(session.state, hours=hours, experiments=max_experiments, usd=max_usd),
             crew=chosen,
             style=(prompts or was.style) if known else "",
             repairs=2 if known else 0,
@@ -242,6 +241,13 @@ def fork(
         if session.state.fitted:
             repo.begin(session.state.base.commit)
         _run(session, places, repo, send)
+
+
+def _extended(state: State, **more: float | None) -> Limits:
+    """The session's limits, those that are given counted from here on."""
+    closed = sum(finding.experiment > 0 for finding in state.findings)
+    used = {"hours": state.hours, "experiments": closed, "usd": state.usd}
+    return state.session.limits.model_copy(update={k: used[k] + m for k, m in more.items() if m is not None})
 
 
 @app.command()

@@ -14,8 +14,10 @@ from prepare.machine import gpu
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 console = Console(highlight=False, soft_wrap=True)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+@app.command()
 def main(
     data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder to fill")] = Path("data"),
     corpus: Annotated[str, typer.Option(help="docstrings, climbmix, or your own text: a path")] = "docstrings",
@@ -94,4 +96,4 @@ def fail(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

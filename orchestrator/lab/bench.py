@@ -24,6 +24,8 @@ def profile(manifest: Manifest) -> Profile:
         budget=budget.amount,
         expected_seconds=STARTUP + 1.25 * budget.seconds,
         data_hash=manifest.digest,
+        seq_len=manifest.seq_len,
+        vocab_size=manifest.vocab_size,
     )
 
 
