@@ -44,6 +44,8 @@ def main(
         expect(found, data, corpus, None if profile == "auto" else profile, settings or [])
     except DataError as error:
         fail(str(error))
+    except OSError as error:  # a full disk, most often
+        fail(f"cannot work in {error.filename or data}: {error.strerror or error}")
     console.print(describe(found, data))
 
 

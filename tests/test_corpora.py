@@ -195,6 +195,14 @@ def test_without_a_hub_there_is_one_clear_line(variables, says, tmp_path):
     assert "--corpus docstrings" in done.stderr
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    done = run(tmp_path / "data", "/dev/null")
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot work in /dev/null" in done.stderr
+
+
 def documents(path):
     return list(texts.read(str(path), silent))
 
