@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo test check bench gpu-check soak clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ check: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
+
+gpu-check: .venv/ready
+	$(BIN)/python -m benchmarks.gpu_check
 
 soak: .venv/ready
 	$(BIN)/python -m pytest -m soak

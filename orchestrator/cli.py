@@ -42,6 +42,7 @@ from orchestrator.recording import Live, Outside, Recording
 from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
 from orchestrator.state import State
+from prepare import profiles
 from prepare.manifest import DataError, load
 from subagents import prices
 from subagents.claude import Claude, connect, key_missing, trouble
@@ -313,7 +314,7 @@ def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox, send: S
     )
     repo.unlock()
     runner.reap()
-    lab = Bench(repo, runner, session.put, started.profile.name)
+    lab = Bench(repo, runner, session.put, profiles.of(load(places.data)))
     with onlookers:
         try:
             asyncio.run(night(session, crew_of(session, places.musings), lab, places.guidance, onlookers.say))
