@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo test check bench gpu-check soak clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/python -m orchestrator --offline --hours 0.15
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak' -n 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -23,6 +23,9 @@ check: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
+
+gpu-check: .venv/ready
+	$(BIN)/python -m benchmarks.gpu_check
 
 soak: .venv/ready
 	$(BIN)/python -m pytest -m soak

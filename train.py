@@ -77,6 +77,22 @@ else:
 autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 maybe_compile = torch.compile(dynamic=False) if fast else (lambda function: function)
 
+class FlashAttention3:
+    """The kernel for Hopper, where the package `kernels` is installed and has it or can fetch it."""
+
+    def __init__(self):
+        from kernels import get_kernel
+        self.run = get_kernel("varunneal/flash-attention-3").flash_attn_interface.flash_attn_func
+
+    def __reduce__(self):  # loaded again wherever the model goes
+        return FlashAttention3, ()
+
+
+try:
+    flash3 = FlashAttention3() if device.type == "cuda" and capability == (9, 0) else None
+except (ImportError, OSError, ValueError):  # not installed, not reachable, not built for this torch
+    flash3 = None
+
 try:  # flash attention with a window, in torch itself since 2.11; needs bf16 on sm80 or later
     from torch.nn.attention.varlen import varlen_attn
     windowed = bf16 and "window_size" in inspect.signature(varlen_attn).parameters
@@ -112,6 +128,8 @@ def rotate(x, cos, sin):
 def attention(q, k, v, window):
     """Causal attention of (B, T, heads, head_dim) over the last `window` positions."""
     B, T, H, D = q.shape
+    if flash3:
+        return flash3.run(*(t.to(torch.bfloat16) for t in (q, k, v)), causal=True, window_size=(window, 0))
     if windowed:
         ends = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
         q, k, v = (t.reshape(B * T, H, D).to(torch.bfloat16) for t in (q, k, v))
@@ -374,10 +392,21 @@ def random_batches():
 
 
 initial = copy.deepcopy(raw_model.state_dict())
-if fast:
-    train_step(random_batches(), 0.5)
-with budget.measure():
-    train_step(random_batches(), 0.5)
+while True:
+    try:
+        if fast:
+            train_step(random_batches(), 0.5)
+        with budget.measure():
+            train_step(random_batches(), 0.5)
+        break
+    except torch.OutOfMemoryError:
+        if micro_rows == 1:
+            raise
+    raw_model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    micro_rows = max(fewer for fewer in range(1, micro_rows // 2 + 1) if rows % fewer == 0)
+    accumulation = rows // micro_rows
+    print(f"out of memory: {micro_rows} rows at a time", flush=True)
 raw_model.load_state_dict(initial)
 optimizer.reset()
 del initial
@@ -428,8 +457,11 @@ if not math.isfinite(val_bpb):
     print(f"FAIL: val_bpb is {val_bpb}", flush=True)
     sys.exit(1)
 
-PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165, "3090": 71}  # dense bf16
-peak = next((tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if name in device_name), math.inf)
+PEAK_TFLOPS = {  # dense bf16 with fp32 sums; the first name that fits
+    "B300": 2250, "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
+    "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "5090": 210, "4090": 165, "3090": 71,
+}
+peak = next((tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if name in device_name), math.inf) if bf16 else math.inf
 total_tokens = step * TOTAL_BATCH_SIZE
 peak_memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print("---")

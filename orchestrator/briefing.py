@@ -4,13 +4,28 @@ So the briefing at experiment 1,000 is as long as at experiment 20. Tokens are e
 Claude's tokenizer is not public.
 """
 
+import ast
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from math import sqrt
+from typing import get_args
 
 from orchestrator import policy
 from orchestrator.constants import read
-from orchestrator.events import Abandoned, Discarded, Failed, Kept, Limits, Profile, Refused
+from orchestrator.events import (
+    Abandoned,
+    Discarded,
+    Failed,
+    Family,
+    Kept,
+    Knob,
+    Limits,
+    Measures,
+    Profile,
+    Refused,
+    Scored,
+    Verdict,
+)
 from orchestrator.state import (
     Broken,
     Candidate,
@@ -31,6 +46,10 @@ RECENT = 15
 """Experiments told in full sentences. Full sentences for the last ones help most of all that was tried elsewhere."""
 ROWS = 40
 """Of an answer from the ledger."""
+WISHES = 3
+"""Post-mortems whose next experiment is passed on; older wishes are stale."""
+WHY, LESSON = 230, 260
+"""Characters of an explanation and of a lesson; a lesson that lost its end would mislead."""
 DIFF = 1_200
 """Tokens of a diff that is looked up."""
 
@@ -38,6 +57,7 @@ BUDGET = {
     "clock": 150,
     "standing": 250,
     "constants": 1300,
+    "outline": 450,
     "branch": 500,
     "recent": 3300,
     "families": 450,
@@ -45,6 +65,7 @@ BUDGET = {
     "refused": 400,
     "in_flight": 350,
     "lessons": 1100,
+    "wishes": 400,
     "guidance": 900,
     "suggestions": 450,
 }
@@ -74,6 +95,7 @@ def researcher(state: State, first: int, count: int, source: str, suggestions: S
         "budget": budget(state.session.profile),
         "standing": standing(state),
         "constants": _fit(_constants(source), "constants"),
+        "outline": _fit(_outline(source), "outline"),
         "branch": _fit(map(_kept, state.kept), "branch"),
         "recent": _fit((_told(finding) for finding in judged[-RECENT:]), "recent"),
         "families": _fit(_families(judged), "families"),
@@ -81,6 +103,8 @@ def researcher(state: State, first: int, count: int, source: str, suggestions: S
         "refused": _fit(map(_told, unrun), "refused"),
         "in_flight": _fit((_flying(n, stage) for n, stage in state.open.items() if n > 0), "in_flight"),
         "lessons": _fit(_lessons(judged[:-RECENT]), "lessons"),
+        "wishes": _fit(_wishes(judged), "wishes"),
+        "silence": quoted(state.silence, 300) if state.unanswered else "",
         "stall": _stall(judged),
         "guidance": clipped(state.guidance.strip(), BUDGET["guidance"]),
         "suggestions": _fit(suggestions, "suggestions"),
@@ -91,36 +115,53 @@ def clock(state: State) -> str:
     """Time and money left."""
     limits, left = state.session.limits, max(0.0, state.deadline - state.now)
     runs = int(left / max(1.0, policy.expected_seconds(state))) * state.session.slots
-    parts = [f"{left / 3600:.1f} of {limits.hours:g} hours are left, enough for about {runs} runs"]
+    parts = [f"{left / 3600:.1f} of {limits.hours:g} hours, enough for about {runs} runs"]
     if limits.experiments is not None:
         parts.append(f"{max(0, limits.experiments - state.next + 1)} of {limits.experiments} experiments")
     parts += _money(state, limits)
-    return "; ".join(parts) + "."
+    return f"Left are {'; '.join(parts)}."
 
 
 def budget(profile: Profile) -> str:
-    """What every run gets."""
+    """What every run gets, and where it runs."""
+    shape = f" in rows of {profile.seq_len:,}, from a vocabulary of {profile.vocab_size:,}" if profile.seq_len else ""
+    place = f"The machine's profile is {profile.name}; text comes as tokens{shape}."
     if profile.budget_kind == "time":
-        return f"{profile.budget:g} seconds of training on this machine. What makes a step slower costs steps."
+        return f"{profile.budget:g} seconds of training on this machine. What makes a step slower costs steps. {place}"
     return (
-        f"{profile.budget:.3g} FLOPs of training (about {profile.expected_seconds:.0f} s here). What makes a step "
-        "costlier costs steps, in proportion to its FLOPs; wall-clock speed does not matter."
+        f"{profile.budget:.3g} FLOPs of training (about {profile.expected_seconds:.0f} s here). Counted are the matrix "
+        "products, convolutions and attention of a whole step, the optimizer's included: what adds to them costs "
+        f"steps in proportion; speed does not matter. {place}"
     )
 
 
 def standing(state: State) -> str:
-    """Where the search stands: the mark to beat and the noise."""
+    """Where the search stands: the mark to beat, what a run of it looks like, and the noise."""
     spread = policy.noise(state)
     sigma = policy.sigma(spread)
-    start = next((finding.val_bpb for finding in state.findings if finding.experiment == 0), None)
     if state.best is None:
-        return "The baseline is still being measured; its first runs are under way."
-    needed = policy.sure(spread.freedom) * sigma * sqrt(1 / policy.MIN_RUNS + 1 / len(state.best.scores))
+        return f"The baseline is still being measured.{_first_runs(state)}"
+    start = next((finding.val_bpb for finding in state.findings if finding.experiment == 0), None)
     base = f"; the baseline had {start:.4f}" if start is not None and state.best.experiment else ""
+    known, most = len(state.best.scores), policy.MAX_RUNS
+    few = policy.sure(spread.freedom) * sigma * sqrt(1 / policy.MIN_RUNS + 1 / known)
+    many = policy.sure(spread.freedom + 2 * most - known - 1) * sigma * sqrt(2 / most)
     return (
-        f"The best is experiment {state.best.experiment} with val_bpb {state.best.mark:.4f}{base}. One run's σ over "
-        f"seeds is {sigma:.4f}: a keep needs a gain of about {needed:.4f} over {policy.MIN_RUNS} seeds."
+        f"The best is experiment {state.best.experiment} with val_bpb {state.best.mark:.4f}{base}. "
+        f"A run of it: {measured(state.best.scores[-1].measures)}. One run's σ over seeds is {sigma:.4f}. A gain of "
+        f"{few:.4f} is kept after {policy.MIN_RUNS} seeds; a smaller one gets up to {most} seeds, and must then reach "
+        f"about {many:.4f}. At no loss, {policy.SIMPLER_LINES} lines less are kept, too."
     )
+
+
+def measured(measures: Measures) -> str:
+    """A run in numbers, as far as they are known."""
+    counts = (
+        f"{measures.steps:,} optimizer steps" if measures.steps else "",
+        f"{measures.parameters / 1e6:.1f}M parameters" if measures.parameters else "",
+        f"{measures.memory_mb:,.0f} MB at the peak" if measures.memory_mb else "",
+    )
+    return ", ".join(count for count in counts if count) or "nothing was measured"
 
 
 def experiment(finding: Finding, change: str) -> str:
@@ -131,7 +172,7 @@ def experiment(finding: Finding, change: str) -> str:
         f"Hypothesis: {proposal.hypothesis}",
         f"Rationale: {proposal.rationale}",
         f"Instructions: {proposal.instructions}",
-        "Seeds: " + ", ".join(f"{score.val_bpb:.4f}" for score in finding.scores) if finding.scores else "",
+        _seeds(finding.scores),
         f"Next, it was said: {post.next}" if post else "",
         f"The change:\n{clipped(change, DIFF)}" if change else "",
     ]
@@ -166,6 +207,36 @@ def _constants(source: str) -> Iterator[str]:
             yield " ".join(line.split())
 
 
+def _outline(source: str) -> Iterator[str]:
+    """Where its functions and classes stand."""
+    for node in ast.parse(source).body:
+        match node:
+            case ast.ClassDef(body=body):
+                methods = [f"{part.name} {part.lineno}" for part in body if isinstance(part, ast.FunctionDef)]
+                yield f"{node.lineno}–{node.end_lineno} {node.name}" + (f": {', '.join(methods)}" if methods else "")
+            case ast.FunctionDef():
+                yield f"{node.lineno}–{node.end_lineno} {node.name}()"
+            case _:
+                pass
+
+
+def _first_runs(state: State) -> str:
+    """The baseline's runs so far: while they go on, a first proposal can already be made."""
+    match state.open.get(0):
+        case (Candidate() as baseline) | Training(baseline) if baseline.scores:
+            return f" {_seeds(baseline.scores)}"
+        case _:
+            return ""
+
+
+def _seeds(scores: Sequence[Scored]) -> str:
+    """The scores by seed, and what a run looked like."""
+    if not scores:
+        return ""
+    values = ", ".join(f"{score.val_bpb:.4f}" for score in scores)
+    return f"Seeds: {values}; a run of it: {measured(scores[-1].measures)}."
+
+
 def _kept(finding: Finding) -> str:
     verdict = finding.verdict
     assert isinstance(verdict, Kept)
@@ -175,24 +246,31 @@ def _kept(finding: Finding) -> str:
 def _told(finding: Finding, *, long: bool = False) -> str:
     """A finding in full sentences."""
     proposal, post = finding.proposal, finding.postmortem
-    knob = f", {proposal.knob.parameter} {proposal.knob.direction} {proposal.knob.value}" if proposal.knob else ""
-    parts = [f"#{finding.experiment} {_short(proposal.title, 90)} ({proposal.family}{_short(knob.rstrip(), 60)})."]
-    parts.append(f"{_result(finding)} Expected {_signed(proposal.expected_delta)}.")
+    knob = f", {_turned(proposal.knob)}" if proposal.knob else ""
+    parts = [f"#{finding.experiment} {_short(proposal.title, 90)} ({proposal.family}{_short(knob, 60)})."]
+    parts.append(f"{_outcome(finding)} Expected {_signed(proposal.expected_delta)}.")
     if post:
-        limits = (700, 900, 300) if long else (130, 160, 150)
-        texts = [
-            _short(text, limit) for text, limit in zip((post.happened, post.why, post.lesson), limits, strict=True)
-        ]
-        parts.append(f"{texts[0]} Why: {texts[1]} Lesson: {texts[2]}")
+        parts += [post.happened] * long
+        parts += [f"Why: {post.why if long else _short(post.why, WHY)} Lesson: {_short(post.lesson, LESSON)}"]
     return " ".join(parts)
 
 
-def _result(finding: Finding) -> str:
-    match finding.verdict:
-        case Kept() | Discarded() as verdict:
-            seeds = f"{len(finding.scores)} seed{'s' * (len(finding.scores) > 1)}"
+def _turned(knob: Knob) -> str:
+    """What was turned which way: `MATRIX_LR up to 0.06`."""
+    way = {"up": "up to", "down": "down to", "set": "="}[knob.direction]
+    return f"{knob.parameter} {way} {knob.value}" if knob.value else f"{knob.parameter} {knob.direction}"
+
+
+def _outcome(finding: Finding) -> str:
+    return _result(finding.verdict, finding.scores, finding.against)
+
+
+def _result(verdict: Verdict | Refused | Abandoned, scores: Sequence[Scored], against: int) -> str:
+    match verdict:
+        case Kept() | Discarded():
+            seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
             word = "Kept" if isinstance(verdict, Kept) else "Discarded"
-            return f"{word}: {_signed(-verdict.gain)} ± {verdict.error:.4f} over {seeds}, against #{finding.against}."
+            return f"{word}: {_signed(-verdict.gain)} ± {verdict.error:.4f} over {seeds}, against #{against}."
         case Failed(reason=reason):
             return f"Crashed: {quoted(reason)}."
         case refused:
@@ -210,6 +288,8 @@ def _families(findings: Sequence[Finding]) -> Iterator[str]:
         crashed = sum(isinstance(f.verdict, Failed) for f in group)
         best = _signed(-max(gains)) if gains else "–"
         yield f"{family}: tried {len(group)}, kept {kept}, crashed {crashed}, best {best}, last #{group[-1].experiment}"
+    if groups and (untried := [family for family in get_args(Family) if family not in groups]):
+        yield f"never: {', '.join(untried)}"
 
 
 def _near_misses(findings: Sequence[Finding]) -> list[str]:
@@ -223,7 +303,7 @@ def _near_misses(findings: Sequence[Finding]) -> list[str]:
     ]
     ranked.sort(key=lambda entry: -entry[0])
     return [
-        f"#{finding.experiment} {_short(finding.proposal.title, 80)}: {_result(finding)}" for _, finding in ranked[:6]
+        f"#{finding.experiment} {_short(finding.proposal.title, 80)}: {_outcome(finding)}" for _, finding in ranked[:6]
     ][::-1]
 
 
@@ -240,15 +320,21 @@ def _flying(number: int, stage: Stage) -> str:
             return f"#{number} {title} has crashed, and may be repaired."
         case Remeasuring():
             return f"#{number}, the best, is being measured on one more seed."
-        case Decided():
-            return f"#{number} {title} was just judged."
+        case Decided(candidate, verdict, against=against):
+            return f"#{number} {title} was just judged. {_result(verdict, candidate.scores, against)}"
 
 
 def _lessons(findings: Sequence[Finding]) -> list[str]:
     """Lessons older than what is told in full: those of keeps and clear refutations are worth most."""
     told = [(finding, finding.postmortem) for finding in findings if finding.postmortem]
     worth = [(f, post) for f, post in told if post.verdict != "inconclusive"] or told
-    return [f"#{finding.experiment}: {_short(post.lesson, 180)}" for finding, post in worth]
+    return [f"#{finding.experiment}: {_short(post.lesson, LESSON)}" for finding, post in worth]
+
+
+def _wishes(findings: Sequence[Finding]) -> list[str]:
+    """What the last post-mortems would do next."""
+    asked = [(finding, finding.postmortem) for finding in findings if finding.postmortem]
+    return [f"after #{finding.experiment}: {post.next}" for finding, post in asked[-WISHES:]]
 
 
 def _stall(findings: Sequence[Finding]) -> str:
@@ -276,7 +362,7 @@ def _row(finding: Finding) -> str:
 
 def _signed(delta: float) -> str:
     """A change of val_bpb; negative is better."""
-    return f"{delta:+.4f}".replace("-", "−")
+    return f"{delta + 0.0:+.4f}".replace("-", "−")
 
 
 def _short(text: str, limit: int) -> str:

@@ -42,6 +42,7 @@ from orchestrator.recording import Live, Outside, Recording
 from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
 from orchestrator.state import State
+from prepare import profiles
 from prepare.manifest import DataError, load
 from subagents import prices
 from subagents.claude import Claude, connect, key_missing, trouble
@@ -73,7 +74,11 @@ class Refused(Exception):  # noqa: N818 - a word to the user
     """What was asked for cannot be done; the message is one line that says what to do instead."""
 
 
+<<<<<<< HEAD
 REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoSandboxWorks, NoticeError)
+=======
+REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoticeError, NoSandboxWorks)
+>>>>>>> main
 
 CrewName = Literal["claude", "optuna", "centaur"]
 SUGGESTIONS = 3
@@ -200,8 +205,12 @@ def resume(
     _check_models({agent: parse(session.get(text), agent) for agent, text in started.prompts.items()}, None)
     if started.profile.data_hash != load(places.data).digest:
         raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
+<<<<<<< HEAD
     send = sender(notify)
     sandbox = places.sandbox()
+=======
+    send, sandbox = sender(notify), places.sandbox()
+>>>>>>> main
     with _locked(places.sessions / name):
         session.write("", Resumed())
         _run(session, places, Repo(places.script, name), sandbox, send)
@@ -214,6 +223,8 @@ def fork(
     at: Annotated[int, typer.Option(min=1, help="the first event that is not shared (see: replay NAME --step)")],
     fork_name: Name = "",
     hours: Annotated[float | None, typer.Option(min=0, help="hours from here on (default: what was left)")] = None,
+    max_experiments: Annotated[int | None, typer.Option(min=1, help="so many from here on")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="so many dollars from here on")] = None,
     crew: Annotated[CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
     model: Model = None,
@@ -239,13 +250,10 @@ def fork(
     sandbox = places.sandbox()
     with _locked(places.sessions / new_name):
         session = old.fork(places.session(new_name), at)
-        limits = session.state.session.limits
-        if hours is not None:
-            limits = limits.model_copy(update={"hours": session.state.hours + hours})
         forked = Forked(
             parent=f"{was.name}@{at}",
             name=new_name,
-            limits=limits,
+            limits=_extended(session.state, hours=hours, experiments=max_experiments, usd=max_usd),
             crew=chosen,
             style=(prompts or was.style) if known else "",
             repairs=2 if known else 0,
@@ -256,6 +264,16 @@ def fork(
         if session.state.fitted:
             repo.begin(session.state.base.commit)
         _run(session, places, repo, sandbox, send)
+<<<<<<< HEAD
+=======
+
+
+def _extended(state: State, **more: float | None) -> Limits:
+    """The session's limits, those that are given counted from here on."""
+    closed = sum(finding.experiment > 0 for finding in state.findings)
+    used = {"hours": state.hours, "experiments": closed, "usd": state.usd}
+    return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})
+>>>>>>> main
 
 
 @app.command()
@@ -308,7 +326,7 @@ def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox, send: S
     )
     repo.unlock()
     runner.reap()
-    lab = Bench(repo, runner, session.put, started.profile.name)
+    lab = Bench(repo, runner, session.put, profiles.of(load(places.data)))
     with onlookers:
         try:
             asyncio.run(night(session, crew_of(session, places.musings), lab, places.guidance, onlookers.say))

@@ -88,6 +88,9 @@ class Profile(Fact):
     expected_seconds: float
     """How long one whole run is expected to take on this machine."""
     data_hash: str
+    seq_len: int = 0
+    """Tokens of a row; 0 in sessions of before this was told."""
+    vocab_size: int = 0
 
 
 class Started(Fact):

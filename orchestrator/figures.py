@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from orchestrator.events import Aborted, Audit, Crashed, Granted, Point, Record, Replied, Resumed, Scored
+from orchestrator.events import Aborted, Audit, Crashed, Forked, Granted, Point, Record, Replied, Resumed, Scored
 from orchestrator.state import Spent
 
 
@@ -81,7 +81,7 @@ def runs(records: Iterable[Record]) -> list[Run]:
             case (Scored() | Crashed() | Aborted()) as event if (event.experiment, event.run) in open_:
                 at = open_.pop((event.experiment, event.run))
                 found[at] = _ended(found[at], event, now)
-            case Resumed():
+            case Resumed() | Forked():
                 for at in open_.values():
                     found[at] = replace(found[at], end=before, outcome="cut off")
                 open_ = {}
@@ -145,5 +145,5 @@ def _ended(run: Run, event: Scored | Crashed | Aborted, now: float) -> Run:
 
 def _away(records: Sequence[Record], first: float, last: float) -> float:
     """Seconds within an interval in which no orchestrator was alive."""
-    gaps = [(before.at, after.at) for before, after in pairwise(records) if isinstance(after.event, Resumed)]
+    gaps = [(before.at, after.at) for before, after in pairwise(records) if isinstance(after.event, Resumed | Forked)]
     return sum(max(0.0, min(end, last) - max(start, first)) for start, end in gaps)

@@ -1,6 +1,6 @@
 """One entry per experiment: all that is known of it, closed or under way. Files and views are written from it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -73,6 +73,11 @@ def entry(state: State, experiment: int) -> Entry | None:
         if finding.experiment == experiment:
             return _closed(finding)
     return next((found for found in _under_way(state) if found.experiment == experiment), None)
+
+
+def hopefuls(found: Iterable[Entry]) -> list[Entry]:
+    """Those that were worth a second seed: kept once confirmed, or refused after all."""
+    return [e for e in found if e.experiment and len(e.scores) > 1 and isinstance(e.verdict, Kept | Discarded)]
 
 
 def _under_way(state: State) -> Iterator[Entry]:

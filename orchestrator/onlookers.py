@@ -13,11 +13,12 @@ from typing import Self
 from rich.console import Console
 
 from orchestrator import figures, policy
-from orchestrator.events import Granted, Point
+from orchestrator.events import Granted, Point, Record, Resumed
 from orchestrator.musings import Musings
 from orchestrator.notice import Notice, Send, nobody
 from orchestrator.report.files import Files
 from orchestrator.session import Session
+from orchestrator.state import apply
 from orchestrator.terminal import Terminal
 
 SOON = 0.5
@@ -83,7 +84,7 @@ class Onlookers:
 
     def farewell(self, branch: str) -> None:
         """What came of it, and where everything is."""
-        state, name = self.session.state, self.session.state.session.name
+        state = self.session.state
         use = figures.use(self.session.records, state.session.slots)
         baseline = next((f.val_bpb for f in state.findings if f.experiment == 0), None)
         tried = sum(finding.experiment > 0 for finding in state.findings)
@@ -100,7 +101,18 @@ class Onlookers:
         self.say(f"  report    {self.folder / 'report.html'}")
         self.say(f"  branch    git log {branch}")
         self.say(f"  musings   {self.trail / 'index.md'}")
-        self.say(f"  go on     python -m orchestrator resume {name}")
+        self.say(f"  go on     python -m orchestrator {self._how_on()}")
+
+    def _how_on(self) -> str:
+        """The command that goes on: where the limits are spent, a resumed session would end at once."""
+        state, last = self.session.state, len(self.session.records) - 1
+        name, limits = state.session.name, state.session.limits
+        back = apply(state, Record(seq=last + 1, at=state.now, lane="", event=Resumed()))
+        if not policy.stopping(back):
+            return f"resume {name}"
+        number = f" --max-experiments {limits.experiments}" if limits.experiments else ""
+        dollars = f" --max-usd {limits.usd:g}" if limits.usd else ""
+        return f"fork {name} --at {last} --hours {limits.hours:g}{number}{dollars}"
 
 
 def _trust(trust: figures.Trust) -> str:

@@ -1,14 +1,16 @@
 """The commands that look and start nothing: replay, compare, sessions, export, musings, doctor."""
 
 import asyncio
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from orchestrator import compare, show
 from orchestrator.cli import Model, Places, Refused, app, crew_of, main, opened, prompts_of
@@ -26,6 +28,20 @@ __all__ = ["main"]  # runs the commands of both modules
 
 NameOrFile = Annotated[str, typer.Argument(help="the session's name, or a session.db that somebody sent")]
 console = Console(highlight=False)
+FIGURES: dict[str, Callable[[compare.Row], str]] = {
+    "crew and style": lambda row: row.arm,
+    "experiments": lambda row: str(row.experiments),
+    "kept": lambda row: f"{row.kept} ({row.keep_rate:.0%})",
+    "crashed": lambda row: str(row.crashes),
+    "repeats refused": lambda row: str(row.repeats),
+    "families tried": lambda row: str(row.families),
+    "baseline": lambda row: f"{row.baseline:.4f}",
+    "best": lambda row: f"{row.best:.4f}",
+    "gain": lambda row: f"{row.gain:.4f}",
+    "hours": lambda row: f"{row.hours:.2f}",
+    "tokens/experiment": lambda row: f"{row.tokens // max(row.experiments, 1):,}",
+    "$/experiment": lambda row: "unknown" if row.usd is None else f"{row.usd / max(row.experiments, 1):.3f}",
+}
 
 
 @app.command()
@@ -49,6 +65,8 @@ def replay(
             raise Refused(f"{name} has events 0 to {len(session.records) - 1}")
         print(session.records[event].model_dump_json() if as_json else show.page(session, session.records, event))
         return
+    if step and not sys.stdin.isatty():
+        raise Refused("--step waits for keys, and this is no terminal: --json says all at once")
     began = time.monotonic()
     tape = Tape(session.records, session.get, until)
     try:
@@ -148,25 +166,10 @@ def compare_sessions(
 
 
 def _table(rows: list[compare.Row]) -> Table:
-    head = ["session", "arm", "exp", "kept", "crashed", "repeats", "families", "baseline", "best", "gain", "hours"]
-    table = Table(*head, "tokens/exp", "$/exp", box=None)
-    for row in rows:
-        count = max(row.experiments, 1)
-        table.add_row(
-            row.name,
-            row.arm,
-            str(row.experiments),
-            f"{row.kept} ({row.keep_rate:.0%})",
-            str(row.crashes),
-            str(row.repeats),
-            str(row.families),
-            f"{row.baseline:.4f}",
-            f"{row.best:.4f}",
-            f"{row.gain:.4f}",
-            f"{row.hours:.2f}",
-            f"{row.tokens // count:,}",
-            "unknown" if row.usd is None else f"{row.usd / count:.3f}",
-        )
+    """A line for each figure, a column for each session: two or three fit on any terminal."""
+    table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
+    for name, figure in FIGURES.items():
+        table.add_row(name, *map(figure, rows))
     return table
 
 
@@ -235,7 +238,9 @@ def doctor(
     findings = list(examine(places.script, places.data, places.sessions))
     findings += asyncio.run(examine_models(prompts_of(prompts, model or [])))
     marks = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
+    table = Table.grid(padding=(0, 1))
     for finding in findings:
-        console.print(f"{marks[finding.state]} {finding.what:8} {escape(finding.words)}")
+        table.add_row(marks[finding.state], escape(finding.what), escape(finding.words))
+    console.print(table)
     if any(finding.state == "bad" for finding in findings):
         raise SystemExit(3)

@@ -1,9 +1,9 @@
 """The main agent: reads the state of the research, looks things up, and proposes what to try next, and why."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from orchestrator import briefing
 from orchestrator.events import Digest, Family, Knob, Proposal
@@ -11,7 +11,7 @@ from orchestrator.source import diff
 from orchestrator.state import Finding, State
 from subagents.agent import Agent
 from subagents.prompts import Prompt
-from subagents.tools import Tool, ToolError
+from subagents.tools import Tool, ToolError, unquoted
 
 PAGE = 200
 """Lines of train.py at a time."""
@@ -30,15 +30,19 @@ class Draft(BaseModel):
         max_length=1800,
         description=(
             "Why it should hold, for a reader who is learning: the mechanism by its name, the theory or paper behind "
-            "it, and the findings of this session (by #number) that speak for and against it. Three to six sentences."
+            "it, and the findings of this session (by #number) that speak for and against it. Three to eight sentences."
         ),
     )
     expected_delta: float = Field(
         allow_inf_nan=False, description="Your honest median guess of the change of val_bpb; negative is better."
     )
     family: Family
-    knob: Knob | None = Field(
-        default=None, description="Where the change turns one single constant: which, which way, and its new value."
+    knob: Annotated[Knob | None, BeforeValidator(unquoted)] = Field(
+        default=None,
+        description=(
+            "Only where the change turns one single constant: its name, up or down (set, where its values have no "
+            "order), and the new value as it will stand in train.py."
+        ),
     )
     instructions: str = Field(
         max_length=2500,
@@ -49,10 +53,16 @@ class Draft(BaseModel):
         return Proposal(**dict(self), author="researcher")
 
 
+def _listed(given: object) -> object:
+    """What smaller models hand in for a list: the list as a string, or its only item."""
+    found = unquoted(given)
+    return [cast("object", found)] if isinstance(found, dict) else found
+
+
 class Proposals(BaseModel):
     """The researcher's answer."""
 
-    proposals: list[Draft] = Field(min_length=1, max_length=8)
+    proposals: Annotated[list[Draft], BeforeValidator(_listed)] = Field(min_length=1, max_length=8)
 
 
 def agent(
@@ -73,7 +83,7 @@ def _reader(source: str) -> Tool:
     lines = source.splitlines()
 
     def read_train_py(first: int = 1, last: int = PAGE) -> str:
-        """Read the best train.py so far, from line `first` to line `last`; the first lines hold its constants."""
+        """Read the best train.py so far, from line `first` to line `last`; the outline says what stands where."""
         if not 1 <= first <= last:
             raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
         page = lines[first - 1 : min(last, first - 1 + PAGE)]

@@ -108,7 +108,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A word to the user, above the live view."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, at: float, told: Said | None) -> None:
         if told:

@@ -5,6 +5,7 @@ Never a raw log. What the candidate printed is quoted in « » or fenced, so tha
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
+from statistics import fmean, stdev
 
 from orchestrator.briefing import budget, clipped
 from orchestrator.events import Crashed, Discarded, Failed, Kept, Measures, Point, Proposal, Scored
@@ -13,6 +14,7 @@ from orchestrator.figures import loss_at
 from orchestrator.state import Broken, Decided, State
 from subagents.logs import fenced, lines, own_frames, quoted
 
+Curve = Sequence[Point]
 POINTS = tuple(i / 10 for i in range(1, 11))
 """Of the curve in a packet, as shares of the budget."""
 EXCERPT = 1_800
@@ -43,23 +45,27 @@ def reflection(state: State, decided: Decided, log: str, change: str) -> dict[st
         "budget": budget(state.session.profile),
         "diff": clipped(change, DIFF),
         "outcome": _outcome(decided, base),
-        "packet": "\n".join(_packet(decided, base, log)),
+        "packet": "\n".join(_packet(decided, base, log, timed=state.session.profile.budget_kind == "time")),
     }
 
 
 def curves(state: State, decided: Decided) -> Callable[[Sequence[float]], str]:
     """The table of the run's losses and its base's, at shares of the budget yet to be chosen."""
-    own, other = _curve(decided), _last_curve(scores_of(state, decided.against))
+    own, other = _curves(decided), _all_curves(scores_of(state, decided.against))
     return lambda shares: table(own, other, shares)
 
 
-def table(own: Sequence[Point], other: Sequence[Point], shares: Iterable[float]) -> str:
-    """A row for each share of the budget: both losses and their difference; a dash where a run had ended."""
-    rows = ["share   this    base   difference"]
+def table(own: Sequence[Curve], other: Sequence[Curve], shares: Iterable[float]) -> str:
+    """A row for each share of the budget: both mean losses over seeds, their difference, the base's spread over seeds.
+
+    A dash stands where a run had ended, and where fewer than two seeds give no spread.
+    """
+    rows = ["share   this    base   difference  σ over the base's seeds"]
     for share in shares:
-        ours, theirs = _at(own, share), _at(other, share)
-        difference = f"{ours - theirs:+.4f}" if ours is not None and theirs is not None else "–"
-        rows.append(f"{share:5.2f} {_loss(ours)} {_loss(theirs)}   {difference}")
+        ours, theirs = _at_all(own, share), _at_all(other, share)
+        difference = f"{fmean(ours) - fmean(theirs):+.4f}" if ours and theirs else "–".rjust(7)
+        spread = f"{stdev(theirs):.4f}" if len(theirs) > 1 else "–"
+        rows.append(f"{share:5.2f} {_loss(ours)} {_loss(theirs)}    {difference}     {spread}")
     return "\n".join(rows)
 
 
@@ -77,21 +83,21 @@ def _outcome(decided: Decided, base: Sequence[Scored]) -> str:
             return f"No score. The run ended with {quoted(reason)}."
 
 
-def _packet(decided: Decided, base: Sequence[Scored], log: str) -> Iterator[str]:
-    if own := _curve(decided):
-        yield "Training loss by share of the budget:"
-        yield table(own, _last_curve(base), POINTS)
+def _packet(decided: Decided, base: Sequence[Scored], log: str, *, timed: bool) -> Iterator[str]:
+    if own := _curves(decided):
+        yield "Training loss by share of the budget, each a mean over the last few batches and over seeds:"
+        yield table(own, _all_curves(base), POINTS)
     measures = decided.crash.measures if decided.crash else decided.candidate.scores[-1].measures
-    yield from _measures(measures, base[-1].measures if base else Measures())
+    yield from _measures(measures, base[-1].measures if base else Measures(), timed)
     if decided.crash:
         yield from _crash(decided.crash, log)
 
 
-def _measures(own: Measures, base: Measures) -> Iterator[str]:
-    """Throughput, memory and size, each beside the base's."""
+def _measures(own: Measures, base: Measures, timed: bool) -> Iterator[str]:
+    """Throughput where time is the budget, steps, memory and size, each beside the base's."""
     yield "Measured, with the base's in brackets:"
     for name, mine, theirs in (
-        ("tokens per second", _speed(own), _speed(base)),
+        *([("tokens per second", _speed(own), _speed(base))] * timed),
         ("optimizer steps", own.steps, base.steps),
         ("peak memory, MB", own.memory_mb, base.memory_mb),
         ("parameters", own.parameters, base.parameters),
@@ -102,7 +108,9 @@ def _measures(own: Measures, base: Measures) -> Iterator[str]:
 
 def _crash(crash: Crashed, log: str) -> Iterator[str]:
     """What failed, and where in train.py; where that is not known, the end of the log."""
-    yield f"It failed after {crash.measures.train_seconds:.0f} s of training: {crash.failure}, {quoted(crash.message)}."
+    seconds, kind = crash.measures.train_seconds, f"{crash.failure}, " * (crash.failure != "other")
+    when = f"after {seconds:.0f} s of training" if seconds else "before its training began"
+    yield f"It failed {when}: {kind}{quoted(crash.message)}."
     shown = lines(log)
     if frames := own_frames(shown):
         yield f"The frames of train.py in its last traceback:\n{fenced(frames, EXCERPT)}"
@@ -110,12 +118,17 @@ def _crash(crash: Crashed, log: str) -> Iterator[str]:
         yield f"The end of its log:\n{fenced(shown[-LAST_LINES:], EXCERPT)}"
 
 
-def _curve(decided: Decided) -> Sequence[Point]:
-    return decided.crash.curve if decided.crash else _last_curve(decided.candidate.scores)
+def _curves(decided: Decided) -> list[Curve]:
+    return [decided.crash.curve] * bool(decided.crash.curve) if decided.crash else _all_curves(decided.candidate.scores)
 
 
-def _last_curve(scores: Sequence[Scored]) -> Sequence[Point]:
-    return scores[-1].curve if scores else ()
+def _all_curves(scores: Sequence[Scored]) -> list[Curve]:
+    return [score.curve for score in scores if score.curve]
+
+
+def _at_all(curves: Sequence[Curve], share: float) -> list[float]:
+    """The losses of those runs that had come so far."""
+    return [loss for curve in curves if (loss := _at(curve, share)) is not None and isfinite(loss)]
 
 
 def _at(curve: Sequence[Point], share: float) -> float | None:
@@ -125,8 +138,8 @@ def _at(curve: Sequence[Point], share: float) -> float | None:
     return loss_at(curve, min(max(share, curve[0].progress), curve[-1].progress))
 
 
-def _loss(loss: float | None) -> str:
-    return f"{loss:7.4f}" if loss is not None and isfinite(loss) else "–".rjust(7)
+def _loss(losses: Sequence[float]) -> str:
+    return f"{fmean(losses):7.4f}" if losses else "–".rjust(7)
 
 
 def _speed(measures: Measures) -> float:

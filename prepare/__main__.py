@@ -10,6 +10,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
+from prepare.machine import gpu
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 console = Console(highlight=False, soft_wrap=True)
@@ -19,27 +20,40 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder to fill")] = Path("data"),
-    corpus: Annotated[str, typer.Option(help="docstrings, or your own text: a file or folder")] = "docstrings",
+    corpus: Annotated[str, typer.Option(help="docstrings, climbmix, or your own text: a path")] = "docstrings",
+    shards: Annotated[int, typer.Option(min=1, help="of climbmix, to train on (about 90 MB each)")] = 10,
     profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
     flops: Annotated[float | None, typer.Option(min=1, help="work per run, instead of measuring this machine")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="other than the profile's: DEPTH=6, seq_len=512, seconds=60")
+    ] = None,
 ) -> None:
     """Prepare the data that every experiment trains on."""
     try:
         chosen = profiles.named(profile)
+        chosen = profiles.overridden(chosen, settings or [])
     except KeyError:
         fail(f"no profile {profile}: one of auto, {', '.join(profiles.PROFILES)}")
+    except ValueError as error:
+        fail(str(error))
     try:
         if not (data / manifest.FILE_NAME).exists():
-            prepare(data, corpus, chosen, flops)
+            probe = chosen.budget.kind == "time" and chosen is not profiles.H100 and not settings and gpu() is not None
+            prepare(data, corpus, shards, chosen, flops, probe=probe)
         found = manifest.load(data, verify=True)
-        expect(found, data, corpus, None if profile == "auto" else profile)
+        expect(found, data, corpus, None if profile == "auto" else profile, settings or [])
     except DataError as error:
         fail(str(error))
+    except OSError as error:  # a full disk, most often
+        fail(f"cannot work in {error.filename or data}: {error.strerror or error}")
     console.print(describe(found, data))
 
 
-def prepare(data: Path, corpus: str, profile: profiles.Profile, flops: float | None) -> None:
+def prepare(
+    data: Path, source: str, shards: int, profile: profiles.Profile, flops: float | None, *, probe: bool
+) -> None:
     from prepare.build import build, locked
+    from prepare.corpus import opened
 
     budget = BudgetAmount(kind="work", amount=flops, seconds=profile.budget.seconds) if flops else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -51,18 +65,21 @@ def prepare(data: Path, corpus: str, profile: profiles.Profile, flops: float | N
                 stages[stage] = bars.add_task(stage, total=1.0)
             bars.update(stages[stage], completed=share)
 
-        build(data, corpus, profile, budget, progress)
+        build(data, opened(source, shards, progress), profile, budget, progress, probe=probe)
         for task in stages.values():
             bars.update(task, completed=1.0)
 
 
-def expect(found: Manifest, data: Path, corpus: str, profile: str | None) -> None:
+def expect(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
     from prepare.corpus import canonical
 
     if found.corpus != canonical(corpus) or profile not in {None, found.profile}:
         raise DataError(
             f"{data} already holds {found.corpus} for profile {found.profile}: give another folder with --data"
         )
+    held = profiles.of(found)
+    if profiles.overridden(held, settings) != held:
+        raise DataError(f"{data} was prepared with other settings: give another folder with --data")
 
 
 def describe(found: Manifest, data: Path) -> str:

@@ -12,39 +12,51 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import chain
+from math import ceil
 from pathlib import Path
 
-from prepare import calibration, corpus, manifest
+from prepare import calibration, manifest, profiles
 from prepare.atomic import replacing
+from prepare.corpus import BATCH, SPLITS, Corpus
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.progress import Progress, tracked
-from prepare.shards import row_dtype, write_rows
+from prepare.shards import write_rows
+from prepare.spool import Spool, row_dtype
 from prepare.tokenizer import FILE_NAME as TOKENIZER
 from prepare.tokenizer import Tokenizer
 
 PLAN = "plan.json"
 LOCK = ".lock"
+SPOOL = ".spool-"
 
 
-def build(folder: Path, source: str, profile: Profile, budget: BudgetAmount | None, progress: Progress) -> Manifest:
-    """Prepares `folder`; `budget` None means: measure. Raises DataError where the folder or the source is of no use."""
-    texts, origin = corpus.documents(source, progress), corpus.canonical(source)
-    fingerprint = corpus.digest("".join(map(corpus.digest, texts)))
+def build(
+    folder: Path,
+    corpus: Corpus,
+    profile: Profile,
+    budget: BudgetAmount | None,
+    progress: Progress,
+    *,
+    probe: bool = False,
+) -> Manifest:
+    """Prepares `folder`; `budget` None means: measure; `probe`: choose the size of the model, too.
+
+    Raises DataError where the folder or the corpus is of no use.
+    """
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
-    plan = {"profile": profile.name, "corpus": origin, "corpus_sha256": fingerprint, "versions": versions}
+    plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
     _begin(folder, plan)
-    splits = corpus.split(texts)
-    if missing := [name for name, part in splits.items() if not part]:
-        raise DataError(f"too little text in {source}: {len(texts)} documents leave none for {', '.join(missing)}")
-    tokenizer = _tokenizer(folder, splits["train"], profile, progress)
-    rows = {name: _rows(folder, name, part, tokenizer, profile, progress) for name, part in splits.items()}
-    files = {name: _stored(folder / name) for name in (TOKENIZER, *(f"{split}.bin" for split in splits))}
+    tokenizer = _tokenizer(folder, corpus, profile, progress)
+    rows = {split: _rows(folder, split, corpus, tokenizer, profile, progress) for split in SPLITS}
+    files = {name: _stored(folder / name) for name in (TOKENIZER, *(f"{split}.bin" for split in SPLITS))}
     made = Manifest(
         profile=profile.name,
-        corpus=origin,
-        corpus_sha256=fingerprint,
+        corpus=corpus.name,
+        corpus_sha256=corpus.fingerprint,
         seq_len=profile.seq_len,
         vocab_size=tokenizer.get_vocab_size(),
         eval_tokens=rows["val"] * profile.seq_len,
@@ -52,8 +64,11 @@ def build(folder: Path, source: str, profile: Profile, budget: BudgetAmount | No
         rows=rows,
         files=files,
         versions=versions,
+        constants=profiles.changed(profile),
     )
-    if budget is None and made.budget.kind == "work":
+    if probe:
+        made = calibration.probed(folder, made, profile, progress)
+    elif budget is None and made.budget.kind == "work":
         made = calibration.calibrated(folder, made, profile, progress)
     with replacing(folder / manifest.FILE_NAME) as part:
         part.write_text(made.to_json())
@@ -80,41 +95,43 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _begin(folder: Path, plan: Mapping[str, object]) -> None:
     """Keeps what an interrupted run with the same plan has left, and removes what any other has."""
-    for stale in folder.glob(".*.part*"):
+    for stale in folder.glob(".*.part"):
         stale.unlink()
     for stale in folder.glob(f"{calibration.PREFIX}*"):
         shutil.rmtree(stale)
     path = folder / PLAN
-    ours = {LOCK, PLAN, TOKENIZER, *(f"{split}.bin" for split in corpus.SPLITS)}
+    ours = {PLAN, TOKENIZER, *(f"{split}.bin" for split in SPLITS)}
     if path.exists() and json.loads(path.read_text()) == plan:
         return
     if foreign := {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - ours:
         raise DataError(f"{folder} holds other things ({min(foreign)}): give an empty folder with --data")
-    for name in ours - {LOCK}:
-        (folder / name).unlink(missing_ok=True)
+    for stale in (*(folder / name for name in ours), *folder.glob(f"{SPOOL}*")):
+        stale.unlink(missing_ok=True)
     with replacing(path) as part:
         part.write_text(json.dumps(plan))
 
 
-def _tokenizer(folder: Path, texts: list[str], profile: Profile, progress: Progress) -> Tokenizer:
+def _tokenizer(folder: Path, corpus: Corpus, profile: Profile, progress: Progress) -> Tokenizer:
     if not (folder / TOKENIZER).exists():
         stage = f"learning {profile.vocab_size:,} tokens"
-        learned = Tokenizer.train(tracked(texts, len(texts), stage, progress), profile.vocab_size)
+        texts = chain.from_iterable(corpus.batches("train"))
+        learned = Tokenizer.train(tracked(texts, corpus.count("train"), stage, progress), profile.vocab_size)
         with replacing(folder / TOKENIZER) as part:
             part.write_text(learned.to_json())
     return Tokenizer.from_directory(folder)
 
 
-def _rows(
-    folder: Path, split: str, texts: list[str], tokenizer: Tokenizer, profile: Profile, progress: Progress
-) -> int:
+def _rows(folder: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, profile: Profile, progress: Progress) -> int:
     """Packs a split into its shard, unless it is there already; returns how many rows it has."""
     path = folder / f"{split}.bin"
+    spool = Spool(folder / f"{SPOOL}{split}", tokenizer, profile.seq_len if profile.chunk else None)
     if not path.exists():
-        passing = tracked(texts, len(texts), f"packing {split}", progress)
+        batches = tracked(corpus.batches(split), ceil(corpus.count(split) / BATCH), f"packing {split}", progress)
+        spool.fill(batches)
         limit = None if split == "train" else profile.eval_tokens // profile.seq_len
         with replacing(path) as part:
-            write_rows(part, passing, tokenizer, profile.seq_len, chunk=profile.chunk, limit=limit)
+            write_rows(part, spool, profile.seq_len, shuffle=profile.chunk or not corpus.mixed, limit=limit)
+    spool.remove()
     row_bytes = (profile.seq_len + 1) * row_dtype(tokenizer.get_vocab_size()).itemsize
     if not (rows := path.stat().st_size // row_bytes):
         raise DataError(f"too little text: no row of {profile.seq_len} tokens for {split}")

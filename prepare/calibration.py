@@ -1,4 +1,4 @@
-"""How much work is 20 seconds here? The baseline trains for a moment, and its quiet steps tell.
+"""How much work is 20 seconds here, how fast is this GPU? The baseline trains for a moment, and its steps tell.
 
 Prepared data then carries a budget in FLOPs, and every run on it does the same work, however busy the machine.
 """
@@ -10,13 +10,16 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, STDOUT
+from typing import Any
 
 import numpy as np
 
 from prepare import manifest, profiles
-from prepare.manifest import DataError, Manifest
+from prepare.manifest import BudgetAmount, DataError, Manifest
 from prepare.profiles import Profile
 from prepare.progress import Progress, tracked
 
@@ -24,20 +27,40 @@ HOME = Path(__file__).resolve().parent.parent
 SCRIPT = "train.py"
 PREFIX = ".calibration-"
 EXPECTED_LINES = 54  # about 43 steps and the summary
+PROBED_STEPS, PROBE_SECONDS = 16, 16.0
+_RATE = re.compile(r"\btok/sec: ([\d,]+)")
 _STEP = re.compile(r"\bdt: (\d+)ms")
 
 
 def calibrated(folder: Path, made: Manifest, profile: Profile, progress: Progress) -> Manifest:
     """The manifest with the FLOPs that the baseline does in the profile's seconds. Raises DataError."""
+    with _workplace(folder, made, profile) as work:
+        flops, seconds = _step(work, progress)
+    amount = float(f"{flops / seconds * profile.budget.seconds:.3g}")
+    return dataclasses.replace(made, budget=dataclasses.replace(profile.budget, amount=amount))
+
+
+def probed(folder: Path, made: Manifest, profile: Profile, progress: Progress) -> Manifest:
+    """The manifest with depth, width and batch that suit how fast the profile's own model trains here."""
+    short = BudgetAmount(kind="time", amount=PROBE_SECONDS, seconds=PROBE_SECONDS)
+    with _workplace(folder, dataclasses.replace(made, budget=short), profile) as work:
+        printed, _ = _training(work, PROBED_STEPS, progress)
+    rates = [float(rate.replace(",", "")) for rate in _RATE.findall("".join(printed))][-PROBED_STEPS // 2 :]
+    if not rates:
+        raise _useless(printed)
+    return dataclasses.replace(made, constants=profiles.changed(profiles.suited(profile, float(np.median(rates)))))
+
+
+@contextmanager
+def _workplace(folder: Path, made: Manifest, profile: Profile) -> Iterator[Path]:
+    """A folder with the data so far, as the script expects it."""
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
         work = Path(name).resolve()
         for stored in made.files:
             (work / stored).symlink_to(folder.resolve() / stored)
         (work / manifest.FILE_NAME).write_text(made.to_json())
         (work / SCRIPT).write_text(profiles.fit(_baseline().read_text(), profile))
-        flops, seconds = _step(work, progress)
-    amount = float(f"{flops / seconds * profile.budget.seconds:.3g}")
-    return dataclasses.replace(made, budget=dataclasses.replace(profile.budget, amount=amount))
+        yield work
 
 
 def _baseline() -> Path:
@@ -49,6 +72,16 @@ def _baseline() -> Path:
 
 def _step(work: Path, progress: Progress) -> tuple[float, float]:
     """FLOPs and seconds of one quiet training step, from the script's own reports."""
+    printed, events = _training(work, None, progress)
+    steps = [int(milliseconds) / 1000 for milliseconds in _STEP.findall("".join(printed))]
+    flops = [event["flops"] for event in events if event["event"] == "measured"]
+    if not steps or not flops:
+        raise _useless(printed)
+    return flops[-1], float(np.quantile(steps, 0.25))
+
+
+def _training(work: Path, steps: int | None, progress: Progress) -> tuple[list[str], list[dict[str, Any]]]:
+    """What the script prints and reports, until its end or so many lines on steps. Raises DataError if it fails."""
     reading, writing = os.pipe()
     env = os.environ | {
         "NIGHTSHIFT_DATA": str(work),
@@ -62,12 +95,25 @@ def _step(work: Path, progress: Progress) -> tuple[float, float]:
     ) as training:
         os.close(writing)
         assert training.stdout is not None
-        printed = list(tracked(training.stdout, EXPECTED_LINES, "measuring this machine", progress))
+        lines = tracked(training.stdout, steps or EXPECTED_LINES, "measuring this machine", progress)
+        printed = list(_until(steps, lines))
+        if enough := steps is not None and len(_RATE.findall("".join(printed))) >= steps:
+            training.kill()
     with os.fdopen(reading) as reports:
         events = [json.loads(line) for line in reports]
-    steps = [int(milliseconds) / 1000 for milliseconds in _STEP.findall("".join(printed))]
-    flops = [event["flops"] for event in events if event["event"] == "measured"]
-    if training.returncode or not steps or not flops:
-        last = printed[-1].strip() if printed else "no output"
-        raise DataError(f"{SCRIPT} fails on the prepared data ({last}): repair it, or give the work with --flops")
-    return flops[-1], float(np.quantile(steps, 0.25))
+    if training.returncode and not enough:
+        raise _useless(printed)
+    return printed, events
+
+
+def _until(steps: int | None, lines: Iterable[str]) -> Iterator[str]:
+    left = steps
+    for line in lines:
+        yield line
+        if left is not None and _RATE.search(line) and not (left := left - 1):
+            return
+
+
+def _useless(printed: list[str]) -> DataError:
+    last = printed[-1].strip() if printed else "no output"
+    return DataError(f"{SCRIPT} fails on the prepared data ({last}): repair it, or give the work with --flops")

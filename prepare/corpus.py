@@ -1,140 +1,111 @@
-"""Where text comes from. A corpus is a list of documents in an order that depends on nothing but their content.
+"""A corpus is text in documents, split for training, validation and confirmation, and always read in the same order.
 
-`docstrings` is always there: the documentation inside the Python packages that are installed anyway.
+Reading is streaming: a corpus may be far larger than memory.
 """
 
-import ast
 import hashlib
-import importlib.util
-import json
-import os
-import sysconfig
-import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from threading import Thread
+from typing import Protocol
 
-from prepare.machine import physical_cores
+import numpy as np
+
 from prepare.manifest import DataError
-from prepare.progress import Progress, tracked
+from prepare.progress import Progress
 
-PACKAGES = ("torch", "numpy", "sympy", "networkx")
-SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"} | {
-    "encodings",
-    "idlelib",
-    "lib2to3",
-    "pydoc_data",
-}
 SPLITS = ("train", "val", "confirm")
-TEXT_FILES = {".txt", ".md", ".rst", ".py"}
+BATCH = 128
+"""Documents at a time, as upstream reads them."""
+_AGAIN = 255
 
 
-def canonical(corpus: str) -> str:
+class Corpus(Protocol):
+    name: str
+    """By which a manifest knows it."""
+    fingerprint: str
+    """Hex; another one when any of the text changes."""
+    mixed: bool
+    """Whether the order of the documents is already random, so that they may be packed as they come."""
+
+    def count(self, split: str) -> int:
+        """How many documents a split has."""
+        ...
+
+    def batches(self, split: str) -> Iterator[list[str]]:
+        """The documents of a split, a few at a time; no document is in two splits."""
+        ...
+
+
+def opened(source: str, shards: int, progress: Progress) -> Corpus:
+    """The corpus called "docstrings" or "climbmix" (so many shards of it), or the text in a path. Raises DataError."""
+    if source == "climbmix":
+        from prepare.climbmix import Climbmix
+
+        return Climbmix(shards, progress)
+    if source == "docstrings":
+        from prepare.docstrings import harvest
+
+        texts = harvest(progress)
+        return Documents(source, lambda: iter(texts))
+    from prepare.texts import read
+
+    return Documents(canonical(source), lambda: read(source, progress))
+
+
+def canonical(source: str) -> str:
     """The name by which a manifest knows a corpus."""
-    return corpus if corpus == "docstrings" else str(Path(corpus).resolve())
+    return source if source in {"docstrings", "climbmix"} else str(Path(source).resolve())
 
 
-def documents(corpus: str, progress: Progress) -> list[str]:
-    """All documents of a corpus: "docstrings", or the path of a file or folder. Raises DataError where it has none."""
-    texts = docstrings(progress) if corpus == "docstrings" else from_path(Path(corpus), progress)
-    ordered = sorted({digest(text): text for text in texts if text}.items())
-    if not ordered:
-        raise DataError(f"no text in {corpus}: give a folder or file of .txt, .md, .py, .jsonl or .parquet")
-    return [text for _, text in ordered]  # by hash: shuffled, the same everywhere, each document once
+class Documents:
+    """Documents that nobody has split yet: the content alone decides where one belongs, and each counts once.
+
+    They are read once to look, and once more each time that they are wanted.
+    """
+
+    mixed = False
+
+    def __init__(self, name: str, read: Callable[[], Iterator[str]]) -> None:
+        """Raises DataError where there are too few for three splits."""
+        self.name, self._read = name, lambda: filter(None, read())
+        whole = hashlib.sha256()
+        lots = np.fromiter((_lot(text, whole) for text in self._read()), dtype=np.uint64)
+        self.fingerprint = whole.hexdigest()
+        _, first = np.unique(lots, return_index=True)
+        self._parts = np.full(len(lots), _AGAIN, dtype=np.uint8)
+        self._parts[first] = _part(lots[first])
+        if missing := [split for split in SPLITS if not self.count(split)]:
+            raise DataError(f"too little text in {name}: {len(first)} documents leave none for {', '.join(missing)}")
+
+    def count(self, split: str) -> int:
+        return int((self._parts == SPLITS.index(split)).sum())
+
+    def batches(self, split: str) -> Iterator[list[str]]:
+        wanted, places = SPLITS.index(split), self._parts.tobytes()
+        return batched(text for text, part in zip(self._read(), places, strict=False) if part == wanted)
 
 
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def split(texts: Iterable[str]) -> dict[str, list[str]]:
-    """About 2 in 64 documents for validation, 2 for confirmation, the rest for training, by the content alone."""
-    parts: dict[str, list[str]] = {name: [] for name in SPLITS}
+def batched(texts: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
+    batch: list[str] = []
     for text in texts:
-        lot = int(digest(text)[-8:], 16) % 64  # the end: the beginning has set the order
-        parts["val" if lot < 2 else "confirm" if lot < 4 else "train"].append(text)
-    return parts
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def docstrings(progress: Progress) -> list[str]:
-    """One document per module of the standard library and PACKAGES; where a package is missing, the source instead."""
-    roots = [Path(sysconfig.get_path("stdlib")), *filter(None, map(_package, PACKAGES))]
-    files = [path for root in roots for path in sources(root)]
-    with ProcessPoolExecutor(physical_cores(), get_context("spawn"), _end_with_parent) as pool:
-        harvest = pool.map(module_documentation, files, chunksize=64)
-        modules = list(tracked(harvest, len(files), "reading docstrings", progress))
-    texts = ["\n\n".join(parts) for parts in modules if parts]
-    if len(roots) <= len(PACKAGES):
-        texts += [text for path in sources(roots[0]) if (text := _read(path))]
-    return texts
+def digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _end_with_parent() -> None:
-    """Workers of a killed process would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+def _lot(text: str, whole: "hashlib._Hash") -> int:
+    drawn = digest(text)
+    whole.update(drawn)
+    return int.from_bytes(drawn[-8:], "big")
 
 
-def _package(name: str) -> Path | None:
-    """The folder of an installed package, which is not imported."""
-    spec = importlib.util.find_spec(name)
-    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
-
-
-def sources(root: Path) -> Iterator[Path]:
-    """Python files below a folder in the order of their names, without tests and tables."""
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(set(below) - SKIPPED)
-        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
-
-
-def module_documentation(path: Path) -> list[str]:
-    """The docstrings of a module and of everything in it, from top to bottom."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's code
-        try:
-            tree = ast.parse(_read(path))
-        except (SyntaxError, ValueError, RecursionError):
-            return []
-    nodes = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    nodes.sort(key=lambda node: getattr(node, "lineno", 0))
-    return [text for node in nodes if (text := ast.get_docstring(node))]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        return ""
-
-
-def from_path(path: Path, progress: Progress) -> Iterator[str]:
-    """Documents of a file, or of every text file below a folder."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-    elif path.exists():
-        files = [path]
-    else:
-        raise DataError(f"no corpus {path}: give `docstrings`, or a file or folder that exists")
-    for file in tracked(files, len(files), f"reading {path}", progress):
-        yield from _from_file(file)
-
-
-def _from_file(path: Path) -> Iterator[str]:
-    if path.suffix in TEXT_FILES:
-        yield _read(path)
-    elif path.suffix == ".jsonl":
-        with path.open() as lines:
-            yield from (json.loads(line)["text"] for line in lines if line.strip())
-    elif path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        for batch in parquet.ParquetFile(path).iter_batches(columns=["text"]):
-            yield from batch.column(0).to_pylist()
+def _part(lots: np.ndarray) -> np.ndarray:
+    """About 2 in 64 documents for validation, 2 for confirmation, the rest for training: the index of the split."""
+    return np.select([lots % 64 < 2, lots % 64 < 4], [1, 2], 0).astype(np.uint8)

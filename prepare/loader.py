@@ -26,7 +26,7 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
     Rows begin with a document where T is MAX_SEQ_LEN; for any other T the same rows are read as one long stream.
     """
     channel.ready()
-    rows = open_rows(split)
+    rows = np.asarray(open_rows(split))  # slices of a memmap itself cost more than the copies
     windows = rows if rows.shape[1] == T + 1 else _windows(rows, T)
     move = _pinned_mover(B, T) if device().type == "cuda" else _plain_mover
     taken = 0
@@ -46,8 +46,8 @@ def _windows(rows: np.ndarray, T: int) -> np.ndarray:
 
 
 def _plain_mover(block: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    x, y = (torch.from_numpy(half.astype(np.int64)) for half in (block[:, :-1], block[:, 1:]))
-    return x.to(device()), y.to(device())
+    x, y = torch.from_numpy(block[:, :-1].astype(np.int64)), torch.from_numpy(block[:, 1:].astype(np.int64))
+    return (x, y) if device().type == "cpu" else (x.to(device()), y.to(device()))
 
 
 def _pinned_mover(B: int, T: int):

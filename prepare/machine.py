@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import dataclass
 
 import psutil
 
@@ -12,13 +13,23 @@ def physical_cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
-def gpu_memory() -> int | None:
-    """Bytes on the first NVIDIA GPU, or None where there is none."""
+@dataclass(frozen=True)
+class Gpu:
+    """`memory` in bytes; `capability` is CUDA's, (8, 0) for Ampere."""
+
+    memory: int
+    capability: tuple[int, int]
+
+
+def gpu() -> Gpu | None:
+    """The first NVIDIA GPU, or None where there is none."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total)
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return Gpu(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total), (major, minor))
     except pynvml.NVMLError:
         return None
 

@@ -16,6 +16,9 @@ FILE_NAME = "manifest.json"
 COMMAND = "python -m prepare"
 
 
+Constant = int | float | str
+
+
 class DataError(Exception):
     """The data folder cannot be used; the message is one line that says what to do."""
 
@@ -50,6 +53,8 @@ class Manifest:
     rows: dict[str, int]
     files: dict[str, StoredFile]
     versions: dict[str, str]
+    constants: dict[str, Constant] = field(default_factory=dict)
+    """Of the training script, where this machine wants others than its profile."""
     format: int = field(default=FORMAT)
 
     @property
@@ -58,7 +63,10 @@ class Manifest:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        raw = dataclasses.asdict(self)
+        if not self.constants:
+            del raw["constants"]
+        return json.dumps(raw, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":

@@ -4,35 +4,36 @@ Row for row what upstream's loader does on the fly (a buffer of waiting document
 the shortest is cropped), but the buffer is kept sorted, so that a document costs O(log n) and not a scan.
 """
 
+from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 BUFFER = 1000
 REFILL = 128
-_SHIFT = 40  # a waiting document is one integer, length << _SHIFT | index: sorted by length, the earliest first
+_SHIFT = 36  # a waiting document is one int64, length << _SHIFT | index: sorted by length, the earliest first
 _INDEX = (1 << _SHIFT) - 1
 
 
 def pack(
-    lengths: Sequence[int], capacity: int, *, buffer: int = BUFFER, refill: int = REFILL
+    lengths: np.ndarray, capacity: int, *, buffer: int = BUFFER, refills: Iterable[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Documents of `lengths` tokens into rows of `capacity`, as (documents, takes), two int64 arrays of equal length.
 
     Row after row, `takes[i]` tokens from the start of `documents[i]`; the sum is a multiple of `capacity`, what would
-    be left of a last incomplete row is dropped.
+    be left of a last incomplete row is dropped. `refills` says by how many documents the buffer grows each time.
     """
-    documents: list[int] = []
-    takes: list[int] = []
+    documents, takes = array("q"), array("q")
     waiting: list[int] = []
+    batches = iter(_refills(len(lengths)) if refills is None else refills)
+    keys = np.asarray(lengths, dtype=np.int64) << _SHIFT | np.arange(len(lengths))
     seen, room, whole = 0, capacity, 0
     while True:
-        while len(waiting) < buffer and seen < len(lengths):
-            fresh = min(seen + refill, len(lengths))
-            waiting.extend(lengths[i] << _SHIFT | i for i in range(seen, fresh))
+        while len(waiting) < buffer and (fresh := next(batches, 0)):
+            waiting.extend(keys[seen : seen + fresh].tolist())
             waiting.sort()  # nearly sorted already, which timsort likes
-            seen = fresh
+            seen += fresh
         if not waiting:
             break
         place = bisect_left(waiting, room + 1 << _SHIFT)
@@ -45,6 +46,10 @@ def pack(
         if room == 0:
             room, whole = capacity, len(takes)
     return np.array(documents[:whole], dtype=np.int64), np.array(takes[:whole], dtype=np.int64)
+
+
+def _refills(count: int) -> Iterator[int]:
+    return (min(REFILL, count - first) for first in range(0, count, REFILL))
 
 
 def materialise(

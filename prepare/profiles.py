@@ -4,11 +4,15 @@
 Never imports torch.
 """
 
+import json
 import re
-from dataclasses import dataclass
+from ast import literal_eval
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from prepare.machine import gpu_memory, is_apple_silicon
-from prepare.manifest import BudgetAmount
+from prepare.machine import Gpu, gpu, is_apple_silicon
+from prepare.manifest import BudgetAmount, Constant, Manifest
 
 # NAME = value  # range – words
 _DASH = " – "
@@ -19,7 +23,6 @@ _CONSTANT = re.compile(
     re.MULTILINE,
 )
 
-GIB = 1 << 30
 FIVE_MINUTES = BudgetAmount(kind="time", amount=300, seconds=300)
 
 
@@ -74,6 +77,29 @@ DEVICE_BATCH_SIZE = 16
 """,
 )
 
+
+def _gpu(
+    name: str, depth: int, dim: int, seq_len: int, rows: int, batch: int, eval_tokens: int, pattern: str = "SSSL"
+) -> Profile:
+    """What is trained for five minutes on a GPU; whole documents in long rows, as upstream packs them."""
+    return Profile(
+        name=name,
+        seq_len=seq_len,
+        vocab_size=8192,
+        eval_tokens=eval_tokens,
+        budget=FIVE_MINUTES,
+        chunk=seq_len < 2048,
+        constants=f"""
+DEPTH = {depth}  # 2..12
+MODEL_DIM = {dim}  # one of 256, 384, 512, 640
+HEAD_DIM = 128  # one of 64, 128
+WINDOW_PATTERN = "{pattern}"  # one of "L", "SL", "SSSL"
+TOTAL_BATCH_SIZE = {batch}  # one of {batch // 2}, {batch}, {2 * batch}
+DEVICE_BATCH_SIZE = {rows}
+""",
+    )
+
+
 H100 = Profile(
     name="h100",
     seq_len=2048,
@@ -82,20 +108,154 @@ H100 = Profile(
     budget=FIVE_MINUTES,
     chunk=False,
 )
+# GB of memory at least, in decimal: a card of "6 GB" has 6.2 or 6.4, one of "80 GB" 85.
+GPUS = (
+    (70.0, H100),
+    (38.0, _gpu("gpu40", 8, 512, 2048, rows=64, batch=1 << 18, eval_tokens=1 << 22)),
+    (19.0, _gpu("gpu24", 6, 384, 2048, rows=32, batch=1 << 16, eval_tokens=1 << 21)),
+    (15.0, _gpu("gpu16", 6, 384, 2048, rows=16, batch=1 << 16, eval_tokens=1 << 21)),
+    (9.5, _gpu("gpu12", 6, 384, 2048, rows=16, batch=1 << 15, eval_tokens=1 << 20)),
+    (7.5, _gpu("gpu8", 4, 256, 1024, rows=32, batch=1 << 15, eval_tokens=1 << 20)),
+    (5.5, _gpu("gpu6", 4, 256, 512, rows=32, batch=1 << 14, eval_tokens=1 << 19, pattern="L")),
+    (3.5, _gpu("gpu4", 4, 256, 256, rows=32, batch=1 << 14, eval_tokens=1 << 18, pattern="L")),
+)
 
-PROFILES = {profile.name: profile for profile in (CPU, MPS, H100)}
+PROFILES = {profile.name: profile for profile in (CPU, MPS, *(profile for _, profile in GPUS))}
 
 
 def detect() -> Profile:
     """The profile for this machine."""
-    if (memory := gpu_memory()) is not None and memory >= 70 * GIB:
-        return H100
+    if (card := gpu()) and (found := for_gpu(card)):
+        return found
     return MPS if is_apple_silicon() else CPU
 
 
 def named(name: str) -> Profile:
     """Raises KeyError for a name that is neither a profile's nor "auto"."""
     return detect() if name == "auto" else PROFILES[name]
+
+
+def for_gpu(card: Gpu) -> Profile | None:
+    """The profile for a card, with as many rows at a time as fit in it; None where it is too small."""
+    chosen = next((profile for least, profile in GPUS if card.memory >= least * 1e9), None)
+    if chosen is None or chosen is H100:
+        return chosen
+    if card.capability < (8, 0):  # its attention has no window
+        chosen = turned(chosen, {"WINDOW_PATTERN": "L"})
+    return turned(chosen, {"DEVICE_BATCH_SIZE": rows_that_fit(chosen, card)})
+
+
+def rows_that_fit(profile: Profile, card: Gpu) -> int:
+    """A power of two, never more than the profile has: memory per token and parameter as measured on real cards."""
+    size = values(profile)
+    depth, dim, vocab = size["DEPTH"], size["MODEL_DIM"], profile.vocab_size
+    compiled = card.capability >= (7, 0)
+    per_token = 26 * depth * dim + 8 * vocab if compiled else 60 * depth * dim + 18 * vocab
+    usable = 0.9 * (card.memory - 1e9) - 16 * parameters(depth, dim, vocab)
+    fitting = max(1, int(usable / (per_token * profile.seq_len)))
+    return min(1 << fitting.bit_length() - 1, size["DEVICE_BATCH_SIZE"])
+
+
+def parameters(depth: int, dim: int, vocab: int) -> int:
+    """Of the baseline: blocks, two embeddings, and a value embedding in every other block."""
+    return 12 * depth * dim**2 + (2 + (depth + 1) // 2) * vocab * dim
+
+
+def suited(profile: Profile, tokens_per_second: float) -> Profile:
+    """The profile with depth, width and batch for a machine that trains the profile's own model so fast.
+
+    At most as deep as sees about 10 tokens per parameter in the budget, in at least 800 steps: on small cards the
+    throughput decides what can be learned, not the memory.
+    """
+    size, vocab = values(profile), profile.vocab_size
+    work = tokens_per_second * profile.budget.seconds * _flops(size["DEPTH"], size["MODEL_DIM"], vocab)
+    depth, dim = 2, _width(2)
+    for deeper in range(2, size["DEPTH"] + 1):
+        if work / _flops(deeper, _width(deeper), vocab) >= 9 * parameters(deeper, _width(deeper), vocab):
+            depth, dim = deeper, _width(deeper)
+    per_step = int(work / _flops(depth, dim, vocab) / 800)
+    batch = min(max(1 << per_step.bit_length() - 1, 4 * profile.seq_len), size["TOTAL_BATCH_SIZE"])
+    return turned(profile, {"DEPTH": depth, "MODEL_DIM": dim, "TOTAL_BATCH_SIZE": batch})
+
+
+def _width(depth: int) -> int:
+    return -(-64 * depth // 128) * 128
+
+
+def _flops(depth: int, dim: int, vocab: int) -> int:
+    """Of a token, but for attention, up to a constant."""
+    return 12 * depth * dim**2 + vocab * dim
+
+
+def values(profile: Profile) -> dict[str, Any]:
+    """What the profile sets the constants of a script to."""
+    return {line["name"]: literal_eval(line["value"]) for line in _CONSTANT.finditer(profile.constants)}
+
+
+def turned(profile: Profile, wanted: Mapping[str, Constant]) -> Profile:
+    """The profile with other values; its ranges grow where a value lies outside."""
+    left = dict(wanted)
+
+    def line(found: re.Match[str]) -> str:
+        if found["name"] not in left:
+            return found[0]
+        value = left.pop(found["name"])
+        space = _grown(found["space"], value) if found["space"] else ""
+        return f"{found['name']} = {_written(value)}" + (f"  # {space}" if space else "")
+
+    constants = _CONSTANT.sub(line, profile.constants)
+    added = "".join(f"{name} = {_written(value)}\n" for name, value in left.items())
+    return replace(profile, constants=constants + added)
+
+
+def changed(profile: Profile) -> dict[str, Constant]:
+    """The constants that are not those of the profile's name."""
+    usual = values(PROFILES[profile.name])
+    return {name: value for name, value in values(profile).items() if usual.get(name) != value}
+
+
+def of(manifest: Manifest) -> Profile:
+    """The profile that some data was prepared with."""
+    prepared = replace(
+        PROFILES[manifest.profile],
+        seq_len=manifest.seq_len,
+        vocab_size=manifest.vocab_size,
+        eval_tokens=manifest.eval_tokens,
+        budget=manifest.budget,
+    )
+    return turned(prepared, manifest.constants)
+
+
+def overridden(profile: Profile, settings: Iterable[str]) -> Profile:
+    """With settings such as "DEPTH=6", a constant of the script, or "seq_len=512". Raises ValueError."""
+    for setting in settings:
+        name, _, written = setting.partition("=")
+        try:
+            value = literal_eval(written)
+        except (ValueError, SyntaxError):
+            value = written
+        if name.isupper() and name.isidentifier() and isinstance(value, Constant) and written:
+            profile = turned(profile, {name: value})
+        elif name in {"seq_len", "vocab_size", "eval_tokens"} and isinstance(value, int) and value > 0:
+            profile = replace(profile, **{name: value})
+        elif name == "seconds" and isinstance(value, int | float) and value > 0 and profile.budget.kind == "time":
+            profile = replace(profile, budget=BudgetAmount(kind="time", amount=value, seconds=value))
+        else:
+            raise ValueError(f"{setting!r} sets nothing: give a constant, seq_len, vocab_size, eval_tokens or seconds")
+    return profile
+
+
+def _grown(space: str, value: Constant) -> str:
+    if space.startswith("one of "):
+        choices = [literal_eval(choice) for choice in space.removeprefix("one of ").split(", ")]
+        return "one of " + ", ".join(map(_written, choices if value in choices else sorted([*choices, value])))
+    bounds, *log = space.split(" ")
+    low, high = map(literal_eval, bounds.split(".."))
+    return " ".join([f"{min(low, value)}..{max(high, value)}", *log])
+
+
+def _written(value: Constant) -> str:
+    return json.dumps(value)
 
 
 def fit(source: str, profile: str | Profile) -> str:

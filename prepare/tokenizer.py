@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -74,12 +75,17 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self.enc.decode(ids)
 
-    def arrays(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """Ids of each text, uint32, on all cores and without lists in between; holds a few texts at a time."""
-        left = iter(texts)
-        with ThreadPoolExecutor(physical_cores()) as pool:
-            while some := list(islice(left, 256)):
-                yield from pool.map(lambda text: self.enc.encode_to_numpy(text, disallowed_special=()), some)
+    def arrays(self, batches: Iterable[list[str]]) -> Iterator[list[np.ndarray]]:
+        """Ids of each text of each batch, uint32, on all cores and without lists in between; holds a few batches."""
+        left = iter(batches)
+        with ThreadPoolExecutor(cores := physical_cores()) as pool:
+            ahead = deque(pool.submit(self._batch, batch) for batch in islice(left, 2 * cores))
+            while ahead:
+                yield ahead.popleft().result()
+                ahead.extend(pool.submit(self._batch, batch) for batch in islice(left, 1))
+
+    def _batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [self.enc.encode_to_numpy(text, disallowed_special=()) for text in texts]
 
     @cached_property
     def token_bytes(self) -> np.ndarray:

@@ -238,7 +238,7 @@ class _Talk(Generic[T]):
         if reply.content:
             unrun = ToolResult("Not run: the message had already ended.", is_error=True)
             self.messages += [_assistant(reply), _user([_block(call, unrun) for call in reply.calls])]
-        self.tell(f"Go on with your tools, and hand in your answer by calling `{SUBMIT}`.")
+        self.tell(f"Text is not read. Call a tool, or hand in your answer as the arguments of a call of `{SUBMIT}`.")
 
     def cut_off(self) -> None:
         """The message is dropped: whatever its last call says may be half of what was meant."""

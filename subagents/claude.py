@@ -80,9 +80,10 @@ def connect(
 
 
 async def trouble(client: anthropic.AsyncAnthropic, model: str) -> str:
-    """What stands in the way of asking this model, in one line; empty if nothing is known to."""
+    """What stands in the way of asking this model, in one line; empty if nothing is known to. Closes the client."""
     try:
-        await client.models.retrieve(model)
+        async with client:  # left open, it would be closed by chance, in an event loop that is over
+            await client.models.retrieve(model)
     except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
         return f"{client.base_url} refuses the key"
     except anthropic.NotFoundError:

@@ -61,7 +61,7 @@ def checker(file: OneFile, packages: frozenset[str], smoke: Smoke | None) -> Too
     """The tool that says whether a candidate would run; it may try one step, so a replay takes its word."""
 
     async def check() -> str:
-        """Check train.py as it stands: syntax, imports, and, where the machine can, one training step."""
+        """Check train.py as it stands: syntax and imports, and on some machines one training step; it says which."""
         if problem := file.problem():
             raise ToolError(f"{problem}.")
         if unknown := missing_packages(file.text, packages):
@@ -69,7 +69,8 @@ def checker(file: OneFile, packages: frozenset[str], smoke: Smoke | None) -> Too
         if smoke and (problem := await smoke(file.text)):
             raise ToolError(problem)
         gone = sorted(constants(file.before) - constants(file.text))
-        return "It is in order." + (f" Constants that are gone: {', '.join(gone)}." if gone else "")
+        said = "One step of it runs." if smoke else "Syntax and imports are in order. It was not run: mind the shapes."
+        return said + (f" Constants that are gone: {', '.join(gone)}." if gone else "")
 
     return Tool.of(check, pure=False)
 

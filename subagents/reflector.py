@@ -28,7 +28,10 @@ class Lesson(BaseModel):
     )
     happened: str = Field(max_length=700, description="What happened, in numbers: two or three sentences.")
     why: str = Field(max_length=900, description="The likeliest mechanism, and what in the curves speaks for it.")
-    lesson: str = Field(max_length=300, description="One sentence that will help the next proposal, with its limits.")
+    lesson: str = Field(
+        max_length=250,
+        description="One sentence that will help the next proposal, with its limits. It is quoted without the rest.",
+    )
     next: str = Field(max_length=400, description="The one experiment that would teach most now.")
 
 
@@ -66,7 +69,7 @@ def curve_tool(compare: Compare) -> Tool:
     """A tool that sets two loss curves side by side."""
 
     def compare_curves(start: float = 0.0, end: float = 1.0, points: int = 20) -> str:
-        """Show the training loss of this run and of the one it was measured against, at equal shares of the budget.
+        """Show the training loss of this change and of its base, means over seeds, at equal shares of the budget.
 
         `start` and `end` are shares, 0 to 1; `points` is at most 40.
         """

@@ -1,7 +1,9 @@
 """A tool is a plain function with a docstring; its schema, its checks and the cap on what it returns come from here."""
 
 import inspect
+import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -66,6 +68,14 @@ def capped(text: str, limit: int = RESULT_BYTES) -> str:
         return data.decode()
     note = f"\n… ({len(data):,} bytes in all; ask for less at a time)"
     return data[: limit - len(note.encode())].decode("utf-8", "ignore") + note
+
+
+def unquoted(value: object) -> object:
+    """The value that smaller models have put into a string of JSON where an object or a list was wanted."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def faults(error: ValidationError) -> str:

@@ -208,7 +208,7 @@ def _crashed(number, luck):
 
 def _postmortem(luck):
     verdict = luck.choice(["supported", "refuted", "inconclusive"])
-    texts = {"happened": 690, "why": 890, "lesson": 290, "next": 390}
+    texts = {"happened": 690, "why": 890, "lesson": 240, "next": 390}
     return Postmortem(verdict=verdict, **{name: sentence(luck, length) for name, length in texts.items()})
 
 

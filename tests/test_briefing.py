@@ -3,11 +3,12 @@
 import random
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from orchestrator import briefing, policy
-from orchestrator.events import Guided, Proposed, Record, Started
+from orchestrator.events import Family, Guided, Proposed, Record, Started, Unanswered
 from orchestrator.state import fold
 from subagents.prompts import load
 from tests import synthetic
@@ -57,10 +58,43 @@ def test_the_last_fifteen_are_told_in_full_sentences(night):
 def test_older_experiments_are_folded_by_family(night):
     text = briefing.researcher(night, night.next, 1, SOURCE)["families"]
 
-    tried = sum(int(line.split("tried ")[1].split(",")[0]) for line in text.splitlines())
+    tried = sum(int(line.split("tried ")[1].split(",")[0]) for line in text.splitlines() if ": tried " in line)
 
     judged = [f for f in night.findings if f.experiment > 0 and f.verdict.kind in ("kept", "discarded", "failed")]
     assert tried == len(judged)
+
+
+def test_families_without_an_experiment_are_named():
+    state = synthetic.log(5).state
+
+    *tried, never = briefing.researcher(state, 6, 1, SOURCE)["families"].splitlines()
+
+    named = {line.removeprefix("- ").split(":")[0] for line in tried} | set(never.split(": ")[1].split(", "))
+    assert never.startswith("- never: ")
+    assert named == set(get_args(Family))
+
+
+def test_a_lesson_is_passed_on_whole_and_the_last_wishes_with_it(night):
+    facts = briefing.researcher(night, night.next, 1, SOURCE)
+
+    told = [finding for finding in night.findings if finding.postmortem]
+    assert " ".join(told[-1].postmortem.lesson.split()) in facts["recent"]
+    assert all(finding.postmortem.next in facts["wishes"] for finding in told[-briefing.WISHES :])
+
+
+def test_the_outline_says_in_which_lines_things_stand():
+    outline = briefing.researcher(synthetic.log(5).state, 6, 1, SOURCE)["outline"]
+
+    first = SOURCE.splitlines().index("class MLP(nn.Module):") + 1
+    assert f"- {first}–{first + 7} MLP: __init__ {first + 1}, forward {first + 6}" in outline
+
+
+def test_an_answer_that_could_not_be_used_is_told_to_the_next_attempt():
+    state = synthetic.log(5).state
+    mute = fold([Record(seq=10**6, at=2e9, lane="propose", event=Unanswered(reason="proposals: » missing"))], state)
+
+    assert briefing.researcher(state, 6, 1, SOURCE)["silence"] == ""
+    assert briefing.researcher(mute, 6, 1, SOURCE)["silence"] == "«proposals: > missing»"
 
 
 def test_near_misses_are_discarded_gains_the_best_last(night):
@@ -81,7 +115,7 @@ def test_refusals_are_told_with_their_reason(night):
 
 
 def test_time_money_noise_and_mark_are_stated(night):
-    assert "hours are left" in briefing.clock(night)
+    assert "8760 hours" in briefing.clock(night)
     assert "of $1000" in briefing.clock(night)
     assert f"{night.best.mark:.4f}" in briefing.standing(night)
     assert "σ" in briefing.standing(night)
@@ -96,6 +130,16 @@ def test_what_is_in_flight_is_named():
     text = briefing.researcher(state, state.next, 1, SOURCE)["in_flight"]
 
     assert text == f"- #{number} Widen the MLP is being implemented."
+
+
+def test_a_verdict_is_told_before_its_post_mortem_is_written():
+    records = synthetic.records(30)
+    cut = max(i for i, r in enumerate(records) if r.event.kind == "discarded")
+    state = fold(records[: cut + 1])
+
+    text = briefing.researcher(state, state.next, 1, SOURCE)["in_flight"]
+
+    assert f"was just judged. Discarded: {-records[cut].event.gain:+.4f}".replace("-", "−") in text.replace("-", "−")
 
 
 def test_guidance_is_passed_on_and_an_empty_night_has_empty_sections():

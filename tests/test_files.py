@@ -90,7 +90,7 @@ def test_a_check_finds_what_would_not_run():
     assert "outside function" in checked(SOURCE + "return 1\n").text
     assert "Not installed here, and nothing can be installed: numpy2" in checked("import numpy2.linalg\n" + SOURCE).text
     assert "null bytes" in syntax_problem("\0")
-    assert checked(SOURCE.replace("8", "9")).text == "It is in order."
+    assert checked(SOURCE.replace("8", "9")).text == "Syntax and imports are in order. It was not run: mind the shapes."
     assert "Constants that are gone: LR" in checked(SOURCE.replace("LR = 0.1\n", "")).text
 
 

@@ -13,6 +13,7 @@ from orchestrator.lab.runner import Runner
 from orchestrator.lab.slots import slots
 from orchestrator.lab.watch import Limits
 from orchestrator.source import digest, fingerprint
+from prepare import profiles
 from prepare.manifest import BudgetAmount, Manifest
 from tests.test_repo import git, project
 from tests.test_runner import HONEST
@@ -33,7 +34,7 @@ def bench(tmp_path):
         return digest(text)
 
     runner = Runner(session, tmp_path, slots(1, session, cores=2), Limits(wall=60, cpu=60, free_disk=1), put)
-    return Bench(Repo(folder / "train.py", "may"), runner, put, "cpu"), texts, folder
+    return Bench(Repo(folder / "train.py", "may"), runner, put, profiles.CPU), texts, folder
 
 
 async def test_a_small_night(bench):

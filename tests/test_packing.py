@@ -1,11 +1,17 @@
 """Packing equals a plain, slow best fit: row for row, crops included."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prepare.corpus import batched
 from prepare.packing import materialise, pack
+from prepare.shards import write_rows
+from prepare.spool import Spool, row_dtype
+from prepare.tokenizer import Tokenizer
 
 lengths = st.lists(st.integers(1, 40), max_size=120)
 
@@ -32,7 +38,9 @@ def plain_pack(lengths, capacity, buffer, refill):
 
 @given(lengths, st.integers(2, 50), st.integers(1, 20), st.integers(1, 8))
 def test_pack_is_plain_best_fit(lengths, capacity, buffer, refill):
-    documents, takes = pack(lengths, capacity, buffer=buffer, refill=refill)
+    count = len(lengths)
+    refills = [min(refill, count - first) for first in range(0, count, refill)]
+    documents, takes = pack(np.array(lengths, np.int64), capacity, buffer=buffer, refills=refills)
 
     expected = [segment for row in plain_pack(lengths, capacity, buffer, refill) for segment in row]
     assert expected == list(zip(documents.tolist(), takes.tolist(), strict=True))
@@ -40,7 +48,7 @@ def test_pack_is_plain_best_fit(lengths, capacity, buffer, refill):
 
 @given(lengths, st.integers(2, 50))
 def test_rows_are_full_and_begin_with_a_document(lengths, capacity):
-    documents, takes = pack(lengths, capacity, buffer=10, refill=4)
+    documents, takes = pack(np.array(lengths, np.int64), capacity, buffer=10)
 
     ends = np.cumsum(takes)
     assert len(set(documents.tolist())) == len(documents), "no document twice"
@@ -50,7 +58,7 @@ def test_rows_are_full_and_begin_with_a_document(lengths, capacity):
 
 @given(lengths, st.integers(2, 50))
 def test_materialise_copies_what_was_packed(lengths, capacity):
-    documents, takes = pack(lengths, capacity)
+    documents, takes = pack(np.array(lengths, np.int64), capacity)
     tokens = np.repeat(np.arange(len(lengths), dtype=np.uint16), np.array(lengths, np.int64))
     out = np.empty(int(takes.sum()), np.uint16)
 
@@ -64,6 +72,92 @@ def test_little_of_chunked_documents_is_cropped(capacity):
     documents = np.random.default_rng(0).lognormal(6.4, 0.9, 8_000).astype(int) + 2
     chunks = [min(capacity, length - first) for length in documents for first in range(0, length, capacity)]
 
-    _, takes = pack(np.random.default_rng(1).permutation(chunks).tolist(), capacity)
+    _, takes = pack(np.random.default_rng(1).permutation(chunks), capacity)
 
     assert takes.sum() > (0.98 if capacity == 257 else 0.90) * sum(chunks)
+
+
+def upstream(texts_by_group, tokenizer, length):
+    """Rows as upstream's loader makes them on the fly, in its own words, until its documents run out."""
+    fresh = (group[i : i + 128] for group in texts_by_group for i in range(0, len(group), 128))
+    waiting, row = [], []
+    while True:
+        while len(waiting) < 1000 and (batch := next(fresh, None)):
+            waiting += tokenizer.encode(batch, prepend=tokenizer.get_bos_token_id())
+        if not waiting:
+            return
+        room = length + 1 - len(row)
+        best = max((d for d in waiting if len(d) <= room), key=len, default=None)
+        chosen = waiting.pop(next(i for i, d in enumerate(waiting) if d is best)) if best else None
+        if chosen is None:
+            shortest = min(range(len(waiting)), key=lambda i: len(waiting[i]))
+            chosen = waiting.pop(shortest)[:room]
+        row += chosen
+        if len(row) == length + 1:
+            yield row
+            row = []
+
+
+GROUPS = [300, 1000, 129, 777, 500]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    """Texts in row groups of odd sizes, so that refills are odd, too."""
+    luck = random.Random(0)
+    return [["".join(luck.choices("abc de", k=luck.randint(0, 400))) for _ in range(size)] for size in GROUPS]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(groups):
+    return Tokenizer.train((text for group in groups for text in group), 300)
+
+
+def spooled(path, batches, tokenizer, longest=None):
+    spool = Spool(path, tokenizer, longest)
+    spool.fill(batches)
+    return spool
+
+
+@pytest.mark.parametrize("length", (64, 256))
+def test_rows_are_upstreams_row_for_row(length, groups, tokenizer, tmp_path):
+    spool = spooled(tmp_path / "spool", (batch for group in groups for batch in batched(group)), tokenizer)
+
+    write_rows(tmp_path / "rows", spool, length, shuffle=False, limit=None, block=7)
+
+    ours = np.fromfile(tmp_path / "rows", np.uint16).reshape(-1, length + 1)
+    assert list(upstream(groups, tokenizer, length)) == ours.tolist()
+    assert len(ours) > 100
+
+
+def test_a_limit_leaves_out_the_last_rows(groups, tokenizer, tmp_path):
+    spool = spooled(tmp_path / "spool", groups, tokenizer)
+    for name, limit in (("all", None), ("some", 50), ("more", 10**6)):
+        write_rows(tmp_path / name, spool, 64, shuffle=True, limit=limit)
+
+    everything = (tmp_path / "all").read_bytes()
+    assert everything[: 50 * 65 * 2] == (tmp_path / "some").read_bytes()
+    assert everything == (tmp_path / "more").read_bytes()
+
+
+def test_large_vocabularies_take_four_bytes():
+    assert (row_dtype(65_535).itemsize, row_dtype(65_536).itemsize, row_dtype(65_537).itemsize) == (2, 2, 4)
+
+
+@pytest.mark.parametrize("longest", (None, 16))
+def test_a_spool_goes_on_after_a_death_with_the_same_bytes(longest, groups, tokenizer, tmp_path):
+    whole = spooled(tmp_path / "whole", groups, tokenizer, longest)
+
+    def dying():
+        yield from groups[:3]
+        raise KeyboardInterrupt
+
+    broken = Spool(tmp_path / "broken", tokenizer, longest)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fill(dying(), checkpoint=1)
+    (tmp_path / "broken.tokens").open("ab").write(b"half a batch")
+    Spool(tmp_path / "broken", tokenizer, longest).fill(groups)
+
+    assert whole.tokens().tolist() == broken.tokens().tolist()
+    assert whole.lengths().tolist() == broken.lengths().tolist()
+    assert list(whole.batches()) == list(broken.batches())

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prepare import corpus, manifest, profiles
+from prepare import corpus, docstrings, manifest, profiles
 from prepare.manifest import DataError
 from prepare.shards import open_rows
+from prepare.texts import read
 from prepare.tokenizer import Tokenizer
 from tests.ground import ROOT, environment, prepare, prepare_command, small_corpus
 
@@ -39,6 +40,15 @@ def copy(data, tmp_path):
 
 def hashes(folder):
     return {name: stored.sha256 for name, stored in manifest.load(folder, verify=True).files.items()}
+
+
+def silent(*_):
+    pass
+
+
+def splits(texts):
+    whole = corpus.Documents("some", lambda: iter(texts))
+    return {split: [text for batch in whole.batches(split) for text in batch] for split in corpus.SPLITS}
 
 
 def one_line(text):
@@ -188,12 +198,18 @@ def test_profiles_and_manifests_are_read_without_torch(data):
 
 
 def test_splits_share_no_document(text):
-    texts = corpus.documents(str(text), lambda *_: None)
-    parts = corpus.split(texts)
+    texts = list(read(str(text), silent))
+    parts, turned = splits(texts), splits(texts[::-1])
 
     assert sorted(texts) == sorted(text for part in parts.values() for text in part)
     assert all(parts.values())
-    assert parts == corpus.split(reversed(texts)) | {name: part for name, part in parts.items() if part}
+    assert parts == {name: part[::-1] for name, part in turned.items()}
+
+
+def test_a_document_counts_once(text):
+    texts = list(read(str(text), silent))
+
+    assert splits(texts) == splits([*texts, "", texts[7], *texts])
 
 
 def test_splits_share_no_row(data):
@@ -207,7 +223,7 @@ def test_splits_share_no_row(data):
 def test_rows_are_made_of_beginnings_of_documents_and_little_is_lost(data, text):
     tokenizer = Tokenizer.from_directory(data)
     rows = open_rows("train", data)
-    texts = corpus.split(corpus.documents(str(text), lambda *_: None))["train"]
+    texts = splits(list(read(str(text), silent)))["train"]
     longest = rows.shape[1] - 1
     ids = [tokenizer.encode(text) for text in texts]
     chunks = {tuple(doc[first : first + longest]) for doc in ids for first in range(0, len(doc), longest)}
@@ -251,8 +267,8 @@ def test_documentation_is_harvested_without_importing(tmp_path):
     )
     (tmp_path / "broken.py").write_text("def (:")
 
-    assert corpus.module_documentation(tmp_path / "module.py") == ["Of the module.", "Of A.", "of f"]
-    assert corpus.module_documentation(tmp_path / "broken.py") == []
+    assert docstrings.module_documentation(tmp_path / "module.py") == ["Of the module.", "Of A.", "of f"]
+    assert docstrings.module_documentation(tmp_path / "broken.py") == []
 
 
 def test_sources_come_in_order_and_without_tests(tmp_path):
@@ -260,7 +276,7 @@ def test_sources_come_in_order_and_without_tests(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
 
-    assert [path.name for path in corpus.sources(tmp_path)] == ["a.py", "b.py", "c.py"]
+    assert [path.name for path in docstrings.sources(tmp_path)] == ["a.py", "b.py", "c.py"]
 
 
 TRAIN = (ROOT / "train.py").read_text()

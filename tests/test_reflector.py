@@ -175,14 +175,15 @@ def test_the_packet_has_ten_points_beside_the_bases():
     rows = [line.split() for line in packet.splitlines() if line[:4].strip().startswith(("0.", "1."))]
     assert [row[0] for row in rows] == [f"{i / 10:.2f}" for i in range(1, 11)]
     assert all(float(row[1]) - float(row[2]) == pytest.approx(float(row[3]), abs=2e-4) for row in rows)
-    assert "tokens per second" in packet
+    assert "optimizer steps: " in packet
+    assert "tokens per second" not in packet, "a budget in FLOPs knows no speed"
     assert "peak memory, MB: 900 (900)" in packet
 
 
 def test_a_run_that_ended_early_has_dashes():
     curve = [Point(seconds=i, progress=i / 10, loss=5 - i / 10) for i in range(1, 4)]
 
-    rows = triage.table(curve, curve, (0.0, 0.25, 0.34, 0.5, 1.0)).splitlines()[1:]
+    rows = triage.table([curve], [curve], (0.0, 0.25, 0.34, 0.5, 1.0)).splitlines()[1:]
 
     assert [row.split()[1] for row in rows] == ["4.9000", "4.7500", "4.7000", "–", "–"]
 

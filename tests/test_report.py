@@ -6,10 +6,12 @@ import re
 
 import pyarrow.parquet as pq
 import pytest
+from markupsafe import escape
 
 from orchestrator import figures
 from orchestrator.events import (
     Aborted,
+    Audit,
     Committed,
     Crashed,
     Discarded,
@@ -183,6 +185,47 @@ def test_losses_between_points_and_outside():
 
 
 # ---------------------------------------------------------------- report.html
+
+
+def belief(log) -> str:
+    return Page(log).html().split('<section id="belief">')[1].split("</section>")[0]
+
+
+def test_the_page_ends_with_what_was_confirmed_and_what_was_refused_and_why(tmp_path):
+    """With this seed, the luck of the first run raises hopes that a second one does not fulfil."""
+    log = night(tmp_path / "s" / "session.db", experiments=24, lab=Fragile, repairs=0, seed=5)
+    told = belief(log)
+    again = [f for f in log.state.findings if f.experiment and len(f.scores) > 1]
+    refused = [f for f in again if isinstance(f.verdict, Discarded)]
+
+    assert told.count(">confirmed<") == len(log.state.kept) > 0
+    assert told.count(">refused<") == len(refused) > 0
+    assert f"{len(log.state.kept)} kept, each confirmed" in told
+    for finding in again:
+        assert escape(finding.proposal.title) in told
+        assert escape(finding.verdict.reason) in told
+
+
+AUDIT = Audit(claimed=2.0, error=0.0, worst=0.0, looks=9, seconds=1.0, evaluation=1.0)
+
+
+def test_audits_and_the_disqualified_are_told(session, tmp_path):
+    log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
+    log.get = session.get
+    log.fold(*session.records)
+    last = next(record for record in session.records if isinstance(record.event, Scored))
+    crash = {"failure": "disqualified", "message": "", "measures": Measures(), "curve": (), "log": last.event.log}
+    for event in (
+        last.event.model_copy(update={"audit": AUDIT.model_copy(update={"claimed": last.event.val_bpb + 0.01})}),
+        Crashed(experiment=3, run=9, tier="bubblewrap", **crash),
+    ):
+        log.records.append(record(len(log.records), last.at, event))
+
+    told = belief(log)
+    assert "1 score was audited blind and corrected by 0.01 at most" in told
+    assert 'Disqualified: <a href="#3"' in told
+    assert "bubblewrap" in told
+
 
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as .ci/run installs it")
 

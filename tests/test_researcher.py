@@ -47,6 +47,15 @@ def test_answers_become_proposals():
     assert (second.knob, second.family) == (None, "size")
 
 
+@pytest.mark.parametrize("given", [DRAFT, json.dumps([DRAFT]), [DRAFT | {"knob": json.dumps(DRAFT["knob"])}]])
+def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
+    world = FakeWorld([says(call("submit", proposals=given))])
+
+    answer = asyncio.run(ask(agent(), world, "Go on."))
+
+    assert [draft.proposal() for draft in answer.proposals] == [Proposal(**DRAFT, author="researcher")]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

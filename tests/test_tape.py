@@ -78,12 +78,31 @@ def test_a_fork_shares_the_past_and_goes_its_own_way(place):
     assert orchestrate(place, "replay", "other").returncode == 0
 
 
+def test_a_night_that_is_over_can_be_made_longer(place):
+    """The command is the one that the night itself names at its end."""
+    end = orchestrate(place, "resume", "night").stdout.split("python -m orchestrator ")[1].split()
+    assert end[:2] == ["fork", "night"]
+
+    done = orchestrate(place, *end, "--session", "longer")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 experiments are done" in done.stdout
+
+
+def test_walking_needs_a_terminal(place):
+    done = orchestrate(place, "replay", "night", "--step")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_sessions_are_listed_and_compared(place):
     listed = orchestrate(place, "sessions").stdout
     assert "night" in listed
 
     done = orchestrate(place, "compare", "night", "night")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "night    night" in done.stdout
+    assert all(figure in done.stdout for figure in ("baseline", "gain", "tokens/experiment"))
+    assert "…" not in done.stdout
     assert "plotly" in (place / "sessions/compare.html").read_text().lower()
 
 

@@ -87,6 +87,19 @@ def test_warm_up_leaves_no_trace(first, data, tmp_path):
     assert first[1][-1] == train(source, data, tmp_path)[1][-1]
 
 
+def test_out_of_memory_means_fewer_rows_and_the_same_batch(first, data, tmp_path):
+    """As if the device held three rows."""
+    taken = "        x, y, _ = next(batches)\n"
+    source = TRAIN.replace(taken, f"{taken}        if len(x) > 3:\n            raise torch.OutOfMemoryError\n")
+    assert source != TRAIN
+
+    done, reports = train(source, data, tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:2] == ["out of memory: 4 rows at a time", "out of memory: 2 rows at a time"]
+    assert first[1][-1]["val_bpb"] == pytest.approx(reports[-1]["val_bpb"], abs=0.01)
+
+
 @pytest.mark.parametrize(
     "values",
     (

@@ -24,6 +24,8 @@ def profile(manifest: Manifest) -> Profile:
         budget=budget.amount,
         expected_seconds=STARTUP + 1.25 * budget.seconds,
         data_hash=manifest.digest,
+        seq_len=manifest.seq_len,
+        vocab_size=manifest.vocab_size,
     )
 
 
@@ -34,8 +36,7 @@ class Bench:
     repo: Repo
     runner: Runner
     put: Callable[[str], Digest]
-    profile: str
-    """The profile's name."""
+    profile: profiles.Profile
 
     async def fit(self) -> Fitted:
         """Commit the baseline and begin the branch. Raises RepoError."""
@@ -54,7 +55,7 @@ class Bench:
     def _fit(self) -> tuple[str, str]:
         head, found = self.repo.head(), self.repo.baseline()
         source = profiles.fit(found, self.profile)
-        note = f"fit the baseline to the {self.profile} profile\n\nExperiment: 0\n"
+        note = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
         commit = self.repo.commit(0, head, source, note)
         self.repo.begin(commit)
         return commit, source

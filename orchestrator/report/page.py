@@ -16,8 +16,8 @@ import plotly.offline
 from markupsafe import Markup
 
 from orchestrator import facts
-from orchestrator.figures import Run, runs, thinned, use
-from orchestrator.ledger import Entry, entries
+from orchestrator.figures import Run, runs, thinned, trust, use
+from orchestrator.ledger import Entry, entries, hopefuls
 from orchestrator.policy import noise, sigma
 from orchestrator.session import Log
 from orchestrator.source import diff
@@ -58,6 +58,8 @@ class Page:
             experiments=experiments,
             lineage=[e for e in experiments if e["status"] == "kept" and e["number"] > 0],
             families=families(found),
+            hopefuls=[confirmation(entry) for entry in hopefuls(found)],
+            trust=trust(self.log.records),
             spent=spending(state),
             lessons=[e for e in reversed(experiments) if e["lesson"] and e["status"] in ("kept", "discarded")][:40],
             live=not state.ended,
@@ -164,6 +166,21 @@ def families(found: Sequence[Entry]) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: (-row["gain"], -row["tried"]))
+
+
+def confirmation(entry: Entry) -> dict[str, Any]:
+    """What more seeds made of a change that looked good on its first; changes of val_bpb, negative is better."""
+    mean, gain = entry.val_bpb or 0.0, entry.gain or 0.0
+    return {
+        "number": entry.experiment,
+        "title": entry.proposal.title,
+        "status": entry.status,
+        "first": entry.scores[0].val_bpb - (mean + gain),
+        "change": -gain,
+        "error": entry.error,
+        "seeds": len(entry.scores),
+        "reason": getattr(entry.verdict, "reason", ""),
+    }
 
 
 def spending(state: State) -> list[dict[str, Any]]:

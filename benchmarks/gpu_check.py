@@ -1,0 +1,292 @@
+"""Everything that needs a GPU, in less than 8 minutes, as a table for docs/benchmarks.md. `make gpu-check` runs it.
+
+Without a GPU it says so and ends with exit code 2; when something is wrong, with 1.
+"""
+
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from prepare import calibration, manifest, profiles
+from prepare.machine import gpu
+from prepare.manifest import BudgetAmount, Manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+MINUTES = 8.0
+SHORT, LONG = 10.0, 30.0
+"""Seconds of training."""
+REPEATS = 5
+Rows = Iterator[tuple[str, str]]
+
+
+class Wrong(Exception):
+    """A check has found something; the message is what."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the checks work: `data` is prepared by the first of them."""
+
+    folder: Path
+    began: float
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def left(self) -> float:
+        """Seconds."""
+        return 60 * MINUTES - (time.monotonic() - self.began)
+
+    def run(self, *command: str, where: Path | None = None, **variables: str) -> str:
+        """What a Python program prints. Raises Wrong with its last words."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTSHIFT_")}
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=where or self.folder,
+            env=env | {"PYTHONPATH": str(ROOT)} | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=max(1.0, self.left()),
+        )
+        if done.returncode:
+            words = (done.stderr.strip() or done.stdout.strip() or "no words").splitlines()
+            raise Wrong(f"exit code {done.returncode}: {words[-1]}")
+        return done.stdout
+
+    def train(self, seconds: float, seed: int = 42) -> dict[str, float]:
+        """The summary of the baseline after so many seconds."""
+        work = Path(tempfile.mkdtemp(dir=self.folder))
+        stored = manifest.load(self.data)
+        for name in stored.files:
+            (work / name).symlink_to(self.data / name)
+        short = replace(stored, budget=BudgetAmount(kind="time", amount=seconds, seconds=seconds))
+        (work / manifest.FILE_NAME).write_text(short.to_json())
+        (work / "train.py").write_text(fitted(stored))
+        out = self.run("train.py", where=work, NIGHTSHIFT_DATA=str(work), NIGHTSHIFT_SEED=str(seed))
+        _, _, summary = out.rpartition("---\n")
+        return {name: float(value) for name, value in re.findall(r"^(\w+): +(\S+)$", summary, re.MULTILINE)}
+
+
+def fitted(stored: Manifest) -> str:
+    return profiles.fit((ROOT / "train.py").read_text(), profiles.of(stored))
+
+
+def machine(_: Place) -> Rows:
+    import torch
+
+    card = torch.cuda.get_device_properties(0)
+    yield "card", f"{card.name}, {card.total_memory / 1e9:.1f} GB, sm{card.major}{card.minor}"
+    yield "software", f"Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+
+
+def prepared(place: Place) -> Rows:
+    """The data of all that follows, for the profile that fits this card."""
+    began = time.monotonic()
+    place.run("-m", "prepare", "--data", str(place.data), "--set", "seconds=300")
+    yield "prepare docstrings", f"{time.monotonic() - began:.0f} s"
+    yield "profile", manifest.load(place.data).profile
+
+
+def probed(place: Place) -> Rows:
+    """What the throughput probe would choose."""
+    stored = manifest.load(place.data)
+    began = time.monotonic()
+    found = calibration.probed(place.data, stored, profiles.of(stored), lambda *_: None)
+    size = profiles.values(profiles.of(found))
+    chosen = ", ".join(f"{name} {size[name]}" for name in sorted(found.constants)) or "the profile's own numbers"
+    yield f"probe ({time.monotonic() - began:.0f} s)", chosen
+
+
+def loader(place: Place) -> Rows:
+    """Batches under load are the rows themselves: no buffer is written while it is still being copied."""
+    import torch
+
+    from prepare.loader import make_dataloader
+    from prepare.shards import open_rows
+    from prepare.tokenizer import Tokenizer
+
+    os.environ["NIGHTSHIFT_DATA"] = str(place.data)
+    rows, tokenizer = np.asarray(open_rows("train")), Tokenizer.from_directory()
+    length, size = rows.shape[1] - 1, min(128, len(rows))
+    batches = make_dataloader(tokenizer, size, length, "train")
+    busy = torch.randn(8192, 8192, device="cuda")
+    seen = []
+    for _ in range(12):
+        seen.append(next(batches)[0])
+        for _ in range(8):
+            busy = torch.tanh(busy @ busy)
+    endless = np.concatenate([rows] * (1 + 12 * size // len(rows)))[: 12 * size, :-1].astype(np.int64)
+    if not np.array_equal(torch.cat(seen).cpu().numpy(), endless):
+        raise Wrong("batches on a busy GPU are not the rows")
+    torch.cuda.synchronize()
+    began, count = time.monotonic(), 200
+    for _ in range(count):
+        next(batches)
+    torch.cuda.synchronize()
+    rate = count * size * length / (time.monotonic() - began)
+    yield f"loader, {size} × {length}", f"{rate / 1e6:.0f} M tokens/s; batches on a busy GPU are right"
+
+
+def evaluation(place: Place) -> Rows:
+    """The score on the GPU against a plain, slow count."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    from prepare.evaluation import evaluate_bpb
+    from prepare.shards import open_rows
+    from prepare.tokenizer import Tokenizer
+
+    class Bigram(nn.Module):
+        def __init__(self, vocab_size: int) -> None:
+            super().__init__()
+            self.table = nn.Embedding(vocab_size, vocab_size)
+
+        def forward(self, x, y=None, reduction="mean"):
+            logits = self.table(x)
+            if y is None:
+                return logits
+            return functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
+
+    os.environ["NIGHTSHIFT_DATA"] = str(place.data)
+    tokenizer = Tokenizer.from_directory()
+    torch.manual_seed(0)
+    model = Bigram(tokenizer.get_vocab_size())
+    log_p = functional.log_softmax(model.table.weight.double(), dim=-1).detach().numpy()
+    nats, nbytes = 0.0, 0
+    for row in open_rows("val").tolist():
+        for token, following in pairwise(row):
+            if following < len(tokenizer.merges):
+                nats -= log_p[token, following]
+                nbytes += len(tokenizer.enc.decode_single_token_bytes(following))
+    began = time.monotonic()
+    gap = abs(evaluate_bpb(model.cuda(), tokenizer, 16) - nats / math.log(2) / nbytes)
+    if not gap < 1e-6:
+        raise Wrong(f"evaluation is {gap:.1e} bits per byte away from a plain count")
+    yield "evaluation against a plain count", f"{gap:.1e} bpb apart, {time.monotonic() - began:.1f} s"
+
+
+def attention(_: Place) -> Rows:
+    """Windowed attention inside torch against a mask, forward and backward."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        yield "varlen attention", "not in this torch: causal attention with the full window"
+        return
+    if torch.cuda.get_device_capability() < (8, 0):
+        yield "varlen attention", "needs sm80"
+        return
+    B, T, H, D, window = 2, 512, 4, 128, 200
+    q, k, v = (torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    ends = torch.arange(0, B * T + 1, T, dtype=torch.int32, device="cuda")
+    ours = varlen_attn(*(t.reshape(B * T, H, D) for t in (q, k, v)), ends, ends, T, T, window_size=(window, 0))
+    position = torch.arange(T, device="cuda")
+    distance = position[:, None] - position[None, :]
+    mask = (distance >= 0) & (distance <= window)
+    plain = scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=mask).transpose(1, 2)
+    weight = torch.randn_like(plain)
+    gradients = [torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (ours.view(B, T, H, D), plain)]
+    pairs = [(ours.view(B, T, H, D), plain), *zip(*gradients, strict=True)]
+    gap = max((a - b).abs().max().item() for a, b in pairs)
+    if not gap < 0.1:
+        raise Wrong(f"windowed attention is {gap:.2g} away from a mask")
+    yield "varlen attention against a mask", f"{gap:.1g} apart, gradients included"
+
+
+def training(place: Place) -> Rows:
+    for seconds in (SHORT, LONG):
+        done = place.train(seconds)
+        overhead = done["total_seconds"] - done["training_seconds"]
+        rate = done["total_tokens_M"] / done["training_seconds"]
+        speed = f"{done['num_steps']:.0f} steps, {rate:.2f} M tokens/s, MFU {done['mfu_percent']:.1f} %"
+        cost = f"{done['peak_vram_mb'] / 1e3:.1f} GB, {overhead:.0f} s around it"
+        yield f"train.py, {seconds:.0f} s", f"val_bpb {done['val_bpb']:.4f}, {speed}, {cost}"
+
+
+def noise(place: Place) -> Rows:
+    """Identical runs, and runs that differ in the seed only."""
+    for what, seeds in (("identical runs", [42] * REPEATS), ("runs with other seeds", range(REPEATS))):
+        scores = []
+        for seed in seeds:
+            if place.left() < 180:
+                break
+            scores.append(place.train(SHORT, seed)["val_bpb"])
+        if len(scores) > 1:
+            yield f"σ over {len(scores)} {what} of {SHORT:.0f} s", f"{statistics.stdev(scores):.5f}"
+
+
+def session(place: Place) -> Rows:
+    """A short night without a model: sandbox, scoring and audit as they are in use."""
+    project = place.folder / "project"
+    project.mkdir()
+    stored = manifest.load(place.data)
+    short = replace(stored, budget=BudgetAmount(kind="time", amount=SHORT, seconds=SHORT))
+    (place.data / manifest.FILE_NAME).write_text(short.to_json())
+    (project / "train.py").write_text((ROOT / "train.py").read_text())
+    who = ("-c", "user.name=gpu-check", "-c", "user.email=gpu-check@localhost")
+    for words in (("init", "-q"), ("add", "train.py"), (*who, "commit", "-qm", "baseline")):
+        subprocess.run(["git", *words], cwd=project, check=True, capture_output=True)
+    began = time.monotonic()
+    options = ("--offline", "--hours", "0.05", "--max-experiments", "1", "--session", "gpu-check")
+    place.run("-m", "orchestrator", *options, "--data", str(place.data), where=project)
+    table = (project / "sessions/gpu-check/results.tsv").read_text().splitlines()[1:]
+    yield f"offline session ({time.monotonic() - began:.0f} s)", f"{len(table)} experiments in results.tsv"
+    for row in table[:3]:
+        yield "", row.replace("\t", " ").replace("|", "/")
+
+
+CHECKS: tuple[Callable[[Place], Rows], ...] = (
+    machine,
+    prepared,
+    attention,
+    loader,
+    evaluation,
+    training,
+    probed,
+    session,
+    noise,
+)
+NEED = 60.0
+"""Seconds that a check should have left; the last ones are skipped on a slow machine."""
+
+
+def main() -> int:
+    if gpu() is None:
+        print("gpu-check: no NVIDIA GPU here, so there is nothing to check", file=sys.stderr)
+        return 2
+    wrong = 0
+    print("| check | result |\n|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder), time.monotonic())
+        for check in CHECKS:
+            if place.left() < NEED:
+                print(f"| {check.__name__} | skipped: out of time |")
+                continue
+            try:
+                for what, result in check(place):
+                    print(f"| {what} | {result} |", flush=True)
+            except (Wrong, subprocess.TimeoutExpired, subprocess.CalledProcessError, manifest.DataError) as error:
+                wrong += 1
+                print(f"| {check.__name__} | WRONG: {error} |", flush=True)
+        print(f"\nin {(time.monotonic() - place.began) / 60:.1f} minutes")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Our loader against upstream's design, which tokenises and packs on the fly; packing alone; crop fractions.
+
+The text is synthetic: documents of made-up words whose lengths are those of a web corpus (median 626 tokens).
+"""
+
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+
+from prepare import profiles
+from prepare.build import build
+from prepare.corpus import SPLITS, batched
+from prepare.loader import make_dataloader
+from prepare.manifest import BudgetAmount
+from prepare.packing import pack
+from prepare.shards import open_rows
+from prepare.tokenizer import Tokenizer
+
+SHAPES = ((128, 2048), (8, 256))
+DOCUMENTS = 12_000
+Batch = tuple[torch.Tensor, torch.Tensor, int]
+
+
+def write_corpus(path: Path, documents: int, seed: int = 0) -> None:
+    """Words with a Zipf-like frequency; row groups of 1,024 documents, as in climbmix."""
+    luck, lengths = random.Random(seed), np.random.default_rng(seed).lognormal(6.4, 0.9, documents)
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    words = [f" {''.join(luck.choices(letters, range(26, 0, -1), k=luck.randint(2, 10)))}" for _ in range(20_000)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    texts = ["".join(luck.choices(words, weights, k=max(1, int(0.7 * length)))) for length in lengths]
+    parquet.write_table(pa.table({"text": texts}), path, row_group_size=1024)
+
+
+class Shards:
+    """One Parquet file for each split."""
+
+    name, fingerprint, mixed = "synthetic", "", True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def count(self, split: str) -> int:
+        return parquet.read_metadata(self.folder / f"{split}.parquet").num_rows
+
+    def batches(self, split: str) -> Iterator[list[str]]:
+        file = parquet.ParquetFile(self.folder / f"{split}.parquet")
+        for group in range(file.num_row_groups):
+            yield from batched(file.read_row_group(group).column("text").to_pylist())
+
+
+def upstream_batches(corpus: Shards, tokenizer: Tokenizer, B: int, T: int) -> Iterator[Batch]:
+    """Tokenises batches of 128 documents when the buffer falls below 1,000, and scans it for the best fit."""
+    texts = (batch for _ in iter(int, 1) for batch in corpus.batches("train"))
+    waiting: list[list[int]] = []
+    rows = torch.empty((B, T + 1), dtype=torch.long)
+    while True:
+        for row in rows:
+            end = 0
+            while end < T + 1:
+                while len(waiting) < 1000:
+                    waiting.extend(tokenizer.encode(next(texts), prepend=tokenizer.get_bos_token_id()))
+                room = T + 1 - end
+                best, length = -1, 0
+                for i, document in enumerate(waiting):
+                    if length < len(document) <= room:
+                        best, length = i, len(document)
+                if best < 0:
+                    best = min(range(len(waiting)), key=lambda i: len(waiting[i]))
+                piece = waiting.pop(best)[:room]
+                row[end : end + len(piece)] = torch.tensor(piece, dtype=torch.long)
+                end += len(piece)
+        yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), 1
+
+
+def rate(batches: Iterator[Batch], tokens: int, seconds: float, repeats: int = 5) -> float:
+    """Tokens per second, the median of some stretches of about so many seconds together."""
+    next(batches)
+    rates = []
+    for _ in range(repeats):
+        began, count = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < seconds / repeats or not count:
+            next(batches)
+            count += 1
+        rates.append(count * tokens / spent)
+    return float(np.median(rates))
+
+
+def packed_data(folder: Path, corpus: Shards, T: int, *, chunk: bool) -> Path:
+    data = folder / f"data-{T}-{chunk}"
+    data.mkdir()
+    profile = replace(profiles.H100, seq_len=T, chunk=chunk, eval_tokens=T * 64)
+    build(data, corpus, profile, BudgetAmount(kind="time", amount=300, seconds=300), lambda *_: None)
+    return data
+
+
+def cropped(lengths: np.ndarray, T: int, *, chunk: bool) -> float:
+    if chunk:
+        whole, rest = np.divmod(lengths - 1, T)
+        lengths = np.concatenate([np.full(int(whole.sum()), T + 1), rest[rest > 0] + 1])
+        lengths = np.random.default_rng(0).permutation(lengths)
+    used = int(pack(lengths, T + 1)[1].sum())
+    return 1 - used / int(lengths.sum())
+
+
+def loaders(folder: Path) -> None:
+    corpus = Shards(folder)
+    for split in SPLITS:
+        write_corpus(folder / f"{split}.parquet", DOCUMENTS if split == "train" else 1024, SPLITS.index(split))
+    print("| B × T | upstream's design, tokens/s | ours | ratio |")
+    print("|---|---|---|---|")
+    for B, T in SHAPES:
+        os.environ["NIGHTSHIFT_DATA"] = str(packed_data(folder, corpus, T, chunk=T < 2048))
+        tokenizer = Tokenizer.from_directory()
+        plain = rate(upstream_batches(corpus, tokenizer, B, T), B * T, seconds=8)
+        ours = rate(make_dataloader(tokenizer, B, T, "train"), B * T, seconds=3)
+        print(f"| {B} × {T} | {plain / 1e6:.2f} M | {ours / 1e6:.0f} M | {ours / plain:,.0f} |")
+
+
+def packing() -> None:
+    lengths = np.random.default_rng(0).lognormal(6.4, 0.9, 300_000).astype(np.int64) + 2
+    print("\n| T | documents | packing, tokens/s | cropped |")
+    print("|---|---|---|---|")
+    for T, chunk in ((2048, False), (2048, True), (256, False), (256, True)):
+        began = time.perf_counter()
+        share = cropped(lengths, T, chunk=chunk)
+        speed = lengths.sum() / (time.perf_counter() - began)
+        kind = "cut to rows" if chunk else "whole, as upstream"
+        print(f"| {T} | {kind} | {speed / 1e6:.0f} M | {100 * share:.1f} % |")
+
+
+def same_rows(folder: Path) -> None:
+    """Says whether our rows are upstream's, over some batches."""
+    os.environ["NIGHTSHIFT_DATA"] = str(folder / "data-2048-False")
+    tokenizer, corpus = Tokenizer.from_directory(), Shards(folder)
+    theirs = torch.cat([x for x, _, _ in islice(upstream_batches(corpus, tokenizer, 16, 2048), 8)]).numpy()
+    same = np.array_equal(theirs, open_rows("train")[: len(theirs), :-1])
+    print(f"\nFirst {len(theirs)} rows at T = 2048 identical to upstream's: {'yes' if same else 'NO'}")
+
+
+def main() -> None:
+    saved = os.environ.get("NIGHTSHIFT_DATA")
+    with tempfile.TemporaryDirectory() as folder:
+        loaders(Path(folder))
+        same_rows(Path(folder))
+    packing()
+    os.environ.pop("NIGHTSHIFT_DATA") if saved is None else os.environ.update(NIGHTSHIFT_DATA=saved)

@@ -1,0 +1,273 @@
+"""Shards from an unreliable hub arrive whole or not at all, and text of the user's own is read whatever its form."""
+
+import io
+import json
+import random
+import subprocess
+from collections import deque
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+from tenacity import wait_none
+
+from prepare import climbmix, manifest, texts
+from prepare.corpus import Documents
+from prepare.hub import Dataset
+from prepare.manifest import DataError
+from tests.ground import environment, prepare_command
+from tests.hub import serving, shard_bytes
+
+NAMES = ["shard_00000.parquet", "shard_00001.parquet", "shard_06541.parquet", "shard_06542.parquet"]
+
+
+def silent(*_):
+    pass
+
+
+def words(seed, count):
+    luck = random.Random(seed)
+    return [
+        " ".join(luck.choices(["tide", "moor", "lamp", "quay", "fern", "Öl"], k=luck.randint(5, 400)))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def files():
+    return {name: shard_bytes(words(name, 600)) for name in NAMES}
+
+
+@pytest.fixture
+def hub(files):
+    with serving(files) as hub:
+        yield hub
+
+
+@pytest.fixture
+def dataset(hub, tmp_path):
+    return Dataset(climbmix.REPO, tmp_path / "shards", climbmix.look, endpoint=hub.url, patience=wait_none())
+
+
+def whole(dataset, files, names=NAMES):
+    return all((dataset.folder / name).read_bytes() == files[name] for name in names)
+
+
+def test_shards_arrive_once_and_are_vouched_for(dataset, files, hub):
+    shares = []
+    dataset.fetch(NAMES, lambda _, share: shares.append(share))
+    asked = len(hub.asked)
+
+    again = dataset.fetch(NAMES, silent)
+
+    assert whole(dataset, files)
+    assert [len(files[name]) for name in NAMES] == [stored.bytes for stored in again]
+    assert asked == len(hub.asked), "nothing is asked for twice"
+    assert max(shares) == 1
+    assert not list(dataset.folder.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    ([500], [503, 502], [429, 429], ["truncate"], ["truncate", "truncate", 500], ["corrupt"], ["corrupt", "truncate"]),
+    ids=str,
+)
+def test_faults_are_outlived(faults, dataset, files, hub):
+    hub.faults = {NAMES[1]: deque(faults)}
+
+    dataset.fetch(NAMES, silent)
+
+    assert whole(dataset, files)
+
+
+def test_a_busy_hub_is_asked_again_for_its_description(dataset, files, hub):
+    hub.heads = deque([429, 500, 504])
+
+    dataset.fetch(NAMES[:1], silent)
+
+    assert whole(dataset, files, NAMES[:1])
+
+
+def test_what_was_cut_off_goes_on_where_it_stopped(dataset, files, hub):
+    name, half = NAMES[0], len(files[NAMES[0]]) // 2
+    dataset.folder.mkdir()
+    (dataset.folder / f".{name}.part").write_bytes(files[name][:half])
+
+    dataset.fetch([name], silent)
+
+    assert whole(dataset, files, [name])
+    assert [f"bytes={half}-"] == [asked[2] for asked in hub.gets(name)]
+
+
+@pytest.mark.parametrize("damage", ("flip", "cut", "delete"))
+def test_a_damaged_shard_is_found_and_fetched_again(damage, dataset, files, hub):
+    dataset.fetch(NAMES, silent)
+    path = dataset.folder / NAMES[2]
+    match damage:
+        case "flip":
+            path.write_bytes(path.read_bytes()[:-5] + b"wrong")
+        case "cut":
+            path.write_bytes(path.read_bytes()[:100])
+        case _:
+            path.unlink()
+    hub.asked.clear()
+
+    dataset.fetch(NAMES, silent)
+
+    assert whole(dataset, files)
+    assert {NAMES[2]} == {name for _, name, _, _ in hub.asked}
+
+
+def test_a_shard_that_somebody_else_brought_is_checked_not_fetched(dataset, files, hub):
+    dataset.folder.mkdir()
+    (dataset.folder / NAMES[0]).write_bytes(files[NAMES[0]])
+
+    dataset.fetch(NAMES[:1], silent)
+
+    assert whole(dataset, files, NAMES[:1])
+    assert hub.gets(NAMES[0]) == []
+
+
+def test_a_hub_that_never_sends_the_right_bytes_is_named(dataset, hub):
+    hub.faults = {NAMES[0]: deque(["corrupt"] * 50)}
+
+    with pytest.raises(DataError, match="keeps sending a damaged shard"):
+        dataset.fetch(NAMES, silent)
+
+    assert not (dataset.folder / NAMES[0]).exists()
+
+
+@pytest.mark.parametrize("data", (b"not parquet at all", shard_bytes(["x"], column="words"), shard_bytes([])))
+def test_a_shard_must_be_parquet_with_text(data, dataset, hub):
+    hub.files = hub.files | {NAMES[0]: data}
+
+    with pytest.raises(DataError, match=r"damaged shard .*(Parquet|no text)"):
+        dataset.fetch(NAMES[:1], silent)
+
+
+@pytest.mark.parametrize(("status", "says"), ((401, "HF_TOKEN"), (404, "404"), (500, "again later")))
+def test_refusals_are_one_line(status, says, dataset, hub):
+    hub.heads = deque([status] * 50)
+
+    with pytest.raises(DataError, match=says) as caught:
+        dataset.fetch(NAMES, silent)
+
+    assert "\n" not in str(caught.value)
+    assert "--corpus docstrings" in str(caught.value)
+
+
+def run(data, cache, *more, **variables):
+    command = [*prepare_command(data, "climbmix", "--flops", "1e9", "--shards", "2"), *more]
+    env = environment(XDG_CACHE_HOME=str(cache), HF_HUB_DISABLE_TELEMETRY="1", **variables)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_prepare_outlives_a_stalling_hub_and_then_needs_none(hub, tmp_path):
+    hub.faults = {NAMES[0]: deque(["stall"])}
+    first = run(tmp_path / "a", tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret", HF_HUB_DOWNLOAD_TIMEOUT="1")
+    offline = run(tmp_path / "b", tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+
+    assert first.returncode == 0, first.stderr
+    assert offline.returncode == 0, offline.stderr
+    assert {"Bearer hf_secret"} == {authorization for *_, authorization in hub.asked}
+    assert "hf_secret" not in first.stdout + first.stderr
+    assert manifest.load(tmp_path / "a").digest == manifest.load(tmp_path / "b").digest
+    assert manifest.load(tmp_path / "a", verify=True).corpus == "climbmix"
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    (
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
+    ),
+    ids=("unreachable", "offline"),
+)
+def test_without_a_hub_there_is_one_clear_line(variables, says, tmp_path):
+    done = run(tmp_path / "data", tmp_path, **variables)
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("prepare: ")
+    assert says in done.stderr
+    assert "--corpus docstrings" in done.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    done = run(tmp_path / "data", "/dev/null")
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "cannot work in /dev/null" in done.stderr
+
+
+def documents(path):
+    return list(texts.read(str(path), silent))
+
+
+def test_own_text_in_every_form_is_the_same_text(tmp_path):
+    written = words(0, 50)
+    for form in ("txt", "jsonl", "parquet"):
+        (tmp_path / form).mkdir()
+    for number, text in enumerate(written):
+        (tmp_path / "txt" / f"{number:02}.txt").write_text(text)
+    (tmp_path / "jsonl/a.jsonl").write_text("\n".join(json.dumps({"id": 7, "text": text}) for text in written))
+    parquet.write_table(pa.table({"text": written, "id": range(50)}), tmp_path / "parquet/a.parquet")
+
+    assert written == documents(tmp_path / "txt") == documents(tmp_path / "txt/*.txt")
+    assert written == documents(tmp_path / "jsonl/a.jsonl") == documents(tmp_path / "parquet")
+
+
+@given(st.lists(st.text("ab \n", max_size=60), max_size=8), st.integers(1, 30))
+def test_a_long_file_is_cut_into_documents_that_lose_nothing(parts, length):
+    text = "\n".join(parts)
+
+    cut = list(texts._of_text(io.StringIO(text), long=length, longest=40))
+
+    assert text == "".join(cut)
+    assert all(len(document) <= 80 for document in cut)
+
+
+def test_a_marked_file_is_cut_at_its_marks(tmp_path):
+    (tmp_path / "stories.txt").write_text("one\n\nday\n<|endoftext|>\ntwo\n<|endoftext|>\n")
+
+    assert documents(tmp_path / "stories.txt") == ["one\n\nday\n", "two\n", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    (
+        ("a.jsonl", '{"text": "fine"}\n{"txt": "not"}\n', "line 2 is not an object with a text"),
+        ("a.jsonl", '{"text": \n', "line 1 "),
+        ("a.parquet", "PAR0", "cannot read"),
+        ("a.tex", "text", "no text in"),
+    ),
+)
+def test_text_that_cannot_be_read_is_named(name, content, says, tmp_path):
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(DataError, match=says):
+        documents(tmp_path / name)
+
+
+def test_half_a_surrogate_pair_is_no_stumbling_block(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "caf\\ud83d"}')
+
+    assert documents(tmp_path) == ["caf?"]
+
+
+@given(st.lists(st.text(min_size=1, max_size=3), min_size=200, unique=True))
+def test_no_document_is_in_two_splits_and_order_is_kept(written):
+    try:
+        corpus = Documents("some", lambda: iter(written))
+    except DataError:
+        return
+    parts = {
+        split: [text for batch in corpus.batches(split) for text in batch] for split in ("train", "val", "confirm")
+    }
+
+    assert sorted(written) == sorted(text for part in parts.values() for text in part)
+    assert all(part == [text for text in written if text in set(part)] for part in parts.values())
+    assert {split: len(part) for split, part in parts.items()} == {split: corpus.count(split) for split in parts}

@@ -1,0 +1,189 @@
+"""What a card gets: rows that fit in its memory, a model and a batch that suit its speed, and what the user says."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prepare import calibration, corpus, manifest, profiles
+from prepare.build import build
+from prepare.machine import Gpu
+from prepare.texts import read
+from tests.ground import ROOT, prepare, small_corpus
+
+TRAIN = (ROOT / "train.py").read_text()
+AMPERE, PASCAL = (8, 6), (6, 1)
+
+
+def card(gigabytes, capability=AMPERE):
+    return Gpu(int(gigabytes * 1e9), capability)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "name"),
+    (
+        (3.0, None),
+        (4.2, "gpu4"),
+        (6.2, "gpu6"),
+        (6.44, "gpu6"),
+        (8.59, "gpu8"),
+        (10.7, "gpu12"),
+        (15.8, "gpu16"),
+        (25.7, "gpu24"),
+        (42.4, "gpu40"),
+        (85.0, "h100"),
+        (150.0, "h100"),
+    ),
+)
+def test_memory_as_cards_report_it_names_the_profile(gigabytes, name):
+    found = profiles.for_gpu(card(gigabytes))
+
+    assert name == (found and found.name)
+
+
+def test_a_big_card_is_upstreams():
+    sizes = profiles.values(profiles.H100) | profiles.values(
+        dataclasses.replace(profiles.H100, constants=TRAIN.split("# Device\n")[0])
+    )
+
+    assert (
+        profiles.H100.seq_len,
+        profiles.H100.vocab_size,
+        profiles.H100.eval_tokens,
+        profiles.H100.budget.amount,
+    ) == (2048, 8192, 40 * 524_288, 300)
+    assert tuple(sizes[name] for name in ("DEPTH", "MODEL_DIM", "TOTAL_BATCH_SIZE", "DEVICE_BATCH_SIZE")) == (
+        8,
+        512,
+        2**19,
+        128,
+    )
+    assert pytest.approx(profiles.parameters(8, 512, 8192) / 1e6, abs=0.05) == 50.3
+
+
+@given(st.floats(3.5, 69.9), st.sampled_from((AMPERE, PASCAL)))
+def test_the_rows_fit_and_the_script_is_sound(gigabytes, capability):
+    found = profiles.for_gpu(card(gigabytes, capability))
+    size = profiles.values(found)
+
+    per_token = 26 * size["DEPTH"] * size["MODEL_DIM"] + 8 * 8192
+    if capability == PASCAL:
+        per_token = 60 * size["DEPTH"] * size["MODEL_DIM"] + 18 * 8192
+        assert size["WINDOW_PATTERN"] == "L"
+    used = size["DEVICE_BATCH_SIZE"] * found.seq_len * per_token
+    assert used <= 0.9 * (gigabytes - 1) * 1e9
+    assert size["TOTAL_BATCH_SIZE"] % (size["DEVICE_BATCH_SIZE"] * found.seq_len) == 0
+    assert size["MODEL_DIM"] % size["HEAD_DIM"] == 0
+    assert found.eval_tokens % found.seq_len == 0
+    compile(profiles.fit(TRAIN, found), "train.py", "exec")
+
+
+def test_a_slow_card_gets_fewer_rows():
+    assert profiles.values(profiles.for_gpu(card(25.7, AMPERE)))["DEVICE_BATCH_SIZE"] == 32
+    assert profiles.values(profiles.for_gpu(card(19.1, PASCAL)))["DEVICE_BATCH_SIZE"] == 16
+
+
+GPUS = [profile for _, profile in profiles.GPUS if profile is not profiles.H100]
+
+
+@given(st.sampled_from(GPUS), st.floats(1e3, 1e7))
+def test_speed_sets_depth_and_batch(profile, rate):
+    usual, size = profiles.values(profile), profiles.values(profiles.suited(profile, rate))
+    faster = profiles.values(profiles.suited(profile, 2 * rate))
+
+    assert 2 <= size["DEPTH"] <= usual["DEPTH"]
+    assert size["DEPTH"] <= faster["DEPTH"]
+    assert size["TOTAL_BATCH_SIZE"] <= usual["TOTAL_BATCH_SIZE"]
+    assert size["TOTAL_BATCH_SIZE"] % profile.seq_len == 0
+    assert size["TOTAL_BATCH_SIZE"].bit_count() == 1
+    assert size["MODEL_DIM"] % size["HEAD_DIM"] == 0
+
+
+def test_at_least_800_steps_and_10_tokens_per_parameter():
+    profile = profiles.PROFILES["gpu40"]
+    for rate in (3e4, 1e5, 3e5, 1e6):
+        size = profiles.values(profiles.suited(profile, rate))
+        model = 12 * size["DEPTH"] * size["MODEL_DIM"] ** 2 + 8192 * size["MODEL_DIM"]
+        tokens = 300 * rate * (12 * 8 * 512**2 + 8192 * 512) / model
+
+        assert tokens / size["TOTAL_BATCH_SIZE"] >= 800
+        assert tokens / profiles.parameters(size["DEPTH"], size["MODEL_DIM"], 8192) >= 9
+
+
+def test_the_h100_itself_would_get_upstreams_numbers():
+    whole = profiles.turned(profiles.PROFILES["gpu40"], {"TOTAL_BATCH_SIZE": 2**19})
+    size = profiles.values(profiles.suited(whole, 499.6e6 / 300))
+
+    assert (size["DEPTH"], size["MODEL_DIM"], size["TOTAL_BATCH_SIZE"]) == (8, 512, 2**19)
+
+
+def test_turning_a_constant_widens_its_range():
+    turned = profiles.turned(profiles.CPU, {"DEPTH": 9, "TOTAL_BATCH_SIZE": 512, "SCALAR_LR": 0.001, "MATRIX_LR": 0.1})
+    fitted = profiles.fit(TRAIN, turned)
+
+    assert "\nDEPTH = 9                   # 1..9 – transformer blocks\n" in fitted
+    assert "\nTOTAL_BATCH_SIZE = 512      # one of 512, 1024, 2048, 4096 – " in fitted
+    assert "\nSCALAR_LR = 0.001           # 0.001..0.5 log – " in fitted
+    assert "\nMATRIX_LR = 0.1             # 0.01..0.16 log – " in fitted
+    assert profiles.changed(turned) == {"DEPTH": 9, "TOTAL_BATCH_SIZE": 512, "SCALAR_LR": 0.001, "MATRIX_LR": 0.1}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("profiles") / "text")
+
+
+def test_what_the_user_sets_is_recorded_and_held(text, tmp_path):
+    data = tmp_path / "data"
+    made = prepare(data, text, "--flops", "1e9", "--set", "DEPTH=2", "--set", "seq_len=128")
+    stored = manifest.load(data)
+    other = prepare(data, text, "--set", "DEPTH=4")
+
+    assert made.returncode == 0, made.stderr
+    assert (stored.seq_len, stored.constants) == (128, {"DEPTH": 2})
+    assert profiles.values(profiles.of(stored))["DEPTH"] == 2
+    assert prepare(data, text, "--set", "DEPTH=2").returncode == 0
+    assert other.returncode == 2
+    assert "other settings" in other.stderr
+
+
+@pytest.mark.parametrize("setting", ("DEPTH", "depth=3", "seq_len=0", "seq_len=long", "seconds=60", "DEPTH=[1]", "=3"))
+def test_settings_that_set_nothing_are_refused(setting):
+    with pytest.raises(ValueError, match="sets nothing"):
+        profiles.overridden(profiles.CPU, [setting])
+
+
+def test_a_budget_of_time_can_be_set():
+    assert profiles.overridden(profiles.H100, ["seconds=60"]).budget.amount == 60
+
+
+def test_data_without_constants_reads_as_before():
+    plain = {"profile": "cpu", "corpus": "", "corpus_sha256": "", "seq_len": 1, "vocab_size": 2, "eval_tokens": 3}
+    plain |= {
+        "budget": {"kind": "time", "amount": 1, "seconds": 1},
+        "rows": {},
+        "files": {},
+        "versions": {},
+        "format": 1,
+    }
+
+    stored = manifest.Manifest.from_json(json.dumps(plain))
+
+    assert plain == json.loads(stored.to_json())
+
+
+def test_the_probe_measures_the_script_itself(text, tmp_path):
+    """Here on a CPU, where nobody wants it, because it is the same code."""
+    small = profiles.turned(profiles.CPU, {"DEPTH": 2, "MODEL_DIM": 64})
+    small = dataclasses.replace(small, budget=profiles.FIVE_MINUTES)
+    silent = lambda *_: None  # noqa: E731
+    documents = corpus.Documents("text", lambda: read(str(text), silent))
+
+    (tmp_path / "data").mkdir()
+    made = build(tmp_path / "data", documents, small, None, silent, probe=True)
+
+    assert made.constants["DEPTH"] == 2
+    assert made.constants["TOTAL_BATCH_SIZE"] in {1024, 2048}
+    assert not list((tmp_path / "data").glob(f"{calibration.PREFIX}*"))
