@@ -74,11 +74,7 @@ class Refused(Exception):  # noqa: N818 - a word to the user
     """What was asked for cannot be done; the message is one line that says what to do instead."""
 
 
-<<<<<<< HEAD
-REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoSandboxWorks, NoticeError)
-=======
 REFUSALS = (Refused, SessionError, RepoError, DataError, PromptError, NoticeError, NoSandboxWorks)
->>>>>>> main
 
 CrewName = Literal["claude", "optuna", "centaur"]
 SUGGESTIONS = 3
@@ -205,12 +201,7 @@ def resume(
     _check_models({agent: parse(session.get(text), agent) for agent, text in started.prompts.items()}, None)
     if started.profile.data_hash != load(places.data).digest:
         raise Refused(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
-<<<<<<< HEAD
-    send = sender(notify)
-    sandbox = places.sandbox()
-=======
     send, sandbox = sender(notify), places.sandbox()
->>>>>>> main
     with _locked(places.sessions / name):
         session.write("", Resumed())
         _run(session, places, Repo(places.script, name), sandbox, send)
@@ -264,8 +255,6 @@ def fork(
         if session.state.fitted:
             repo.begin(session.state.base.commit)
         _run(session, places, repo, sandbox, send)
-<<<<<<< HEAD
-=======
 
 
 def _extended(state: State, **more: float | None) -> Limits:
@@ -273,7 +262,6 @@ def _extended(state: State, **more: float | None) -> Limits:
     closed = sum(finding.experiment > 0 for finding in state.findings)
     used = {"hours": state.hours, "experiments": closed, "usd": state.usd}
     return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})
->>>>>>> main
 
 
 @app.command()

@@ -112,13 +112,9 @@ def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
     ],
 )
 def test_a_model_that_makes_no_sense(visit, header, words):
-<<<<<<< HEAD
-    visit.say(f'{{"event": "model", {header}}}', "x")  # in one piece: it may hang up at the first word
-=======
     visit.say(f'{{"event": "model", {header}}}')
     with suppress(BrokenPipeError):  # the keeper may have left already
         visit.run.sendall(b"x")
->>>>>>> main
     visit.keeper.join(timeout=30)
     assert words in visit.delivery.objection
     assert not visit.sealed
