@@ -20,6 +20,7 @@ from orchestrator.musings import search
 from orchestrator.recording import Played
 from orchestrator.replay import Diverged, Tape
 from orchestrator.replay import replay as play
+from orchestrator.report import board
 from orchestrator.report.results import results
 from orchestrator.report.table import ledger
 from orchestrator.session import Session, SessionError
@@ -177,24 +178,29 @@ def _table(rows: list[compare.Row]) -> Table:
 def export(
     context: typer.Context,
     name: NameOrFile,
-    form: Annotated[Literal["jsonl", "parquet", "tsv"], typer.Option("--format", help="events, ledger or results")],
-    out: Annotated[Path | None, typer.Option(help="the file (default: NAME.FORMAT here)")] = None,
+    form: Annotated[Literal["jsonl", "parquet", "tsv", "tensorboard"], typer.Option("--format", help="as what")],
+    out: Annotated[Path | None, typer.Option(help="the file or folder (default: NAME.FORMAT here)")] = None,
 ) -> None:
     """Write a session out, for others.
 
-    Every event as JSON lines, the ledger of experiments as Parquet, autoresearch's results as TSV.
+    Every event as JSON lines, the ledger of experiments as Parquet, autoresearch's results as TSV, or scores and
+    loss curves in a folder for TensorBoard.
     """
     session = opened(context.obj, name)
     target = out or Path(f"{session.state.session.name}.{form}")
-    match form:
-        case "jsonl":
-            content = "".join(record.model_dump_json() + "\n" for record in session.records).encode()
-        case "tsv":
-            content = results(session.state).encode()
-        case "parquet":
-            content = ledger(session)
     try:
-        target.write_bytes(content)
+        match form:
+            case "jsonl":
+                lines = (record.model_dump_json() + "\n" for record in session.records)
+                target.write_text("".join(lines), encoding="utf-8")
+            case "tsv":
+                target.write_text(results(session.state), encoding="utf-8")
+            case "parquet":
+                target.write_bytes(ledger(session))
+            case "tensorboard":
+                board.write(session, target)
+    except board.NoTensorBoard as error:
+        raise Refused(str(error)) from error
     except OSError as error:
         raise Refused(f"{target} cannot be written: {error.strerror}") from error
     print(target)

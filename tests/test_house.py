@@ -16,6 +16,7 @@ IMPURE = {
 ONE_FILE = {
     "anthropic": "subagents/claude.py",
     "apprise": "orchestrator/notice.py",
+    "tensorboardX": "orchestrator/report/board.py",
     "optuna": "orchestrator/optimizer.py",
     "merge3": "orchestrator/source.py",
     "tenacity": "subagents/claude.py",
