@@ -309,7 +309,7 @@ def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox, send: S
         session.put,
         sandbox=sandbox,
         exam=Exam.of(places.data.resolve()),
-        bar=lambda: audited_below(session.state),
+        bar=lambda granted: audited_below(session.state, granted),
         on_point=onlookers.progress,
     )
     repo.unlock()

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from math import inf, sqrt
 from typing import Literal
 
-from orchestrator.events import Committed, Discarded, Failed, Kept, Knob, Proposal, Scored, Verdict
+from orchestrator.events import Committed, Discarded, Failed, Granted, Kept, Knob, Proposal, Scored, Verdict
 from orchestrator.state import (
     Broken,
     Candidate,
@@ -233,9 +233,17 @@ def stopping(state: State) -> str:
             return ""
 
 
-def audited_below(state: State) -> float:
-    """Scores below this are audited: they would help towards a keep. Without an incumbent all are."""
-    return state.best.mark if state.best else inf
+def audited_below(state: State, granted: Granted) -> float:
+    """Scores below this are audited: they would help towards a keep.
+
+    Of the baseline the first run is, as the reference for what follows. An incumbent that runs again is not: it was
+    audited before it was kept, and a false score would only raise its own mark.
+    """
+    if granted.experiment == 0 and granted.run == 1:
+        return inf
+    if state.best is None or granted.experiment == state.best.experiment:
+        return -inf
+    return state.best.mark
 
 
 def expected_seconds(state: State) -> float:

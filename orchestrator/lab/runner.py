@@ -42,13 +42,13 @@ class Runner:
         *,
         sandbox: Sandbox | None = None,
         exam: Exam | None = None,
-        bar: Callable[[], float] = lambda: inf,
+        bar: Callable[[Granted], float] = lambda _granted: inf,
         on_point: OnPoint = lambda _granted, _point, _rate: None,
     ) -> None:
         """`folder` is the session's, `put` stores a log.
 
         Without an `exam` a run reads `data` itself and its word counts: for data folders without validation rows, which
-        only tests make. Claims below `bar()` are audited.
+        only tests make. Claims below `bar(granted)` are audited.
         """
         self.runs, self.data, self.slots, self.limits, self.put = folder.resolve() / "runs", data, slots, limits, put
         self.sandbox: Sandbox = sandbox or NoSandbox()
@@ -70,7 +70,7 @@ class Runner:
             async with held(self.slots[granted.slot]) as lock, _fresh(place) as folder:
                 delivery = Delivery(folder / "model")
                 outcome = await self._train(granted, source, folder / "work", delivery, lock)
-                if isinstance(outcome, Scored) and self.exam and outcome.val_bpb < self.bar():
+                if isinstance(outcome, Scored) and self.exam and outcome.val_bpb < self.bar(granted):
                     return await self._audited(granted, outcome, folder / "audit", delivery, lock)
                 return outcome
         except (OSError, SlotBusy, MachineTrouble) as error:
