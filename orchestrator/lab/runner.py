@@ -178,7 +178,7 @@ class Runner:
         return self.sandbox.wrap(Command((sys.executable, *words), env | more, folder, (line,), slot.nodes))
 
     def _outcome(self, granted: Granted, watch: Watch, fault: Fault | None, ending: Ending) -> Outcome:
-        log = watch.transcript.log.text
+        log = self._without_places(watch.transcript.log.text, granted)
         fault = fault or _fault(watch, ending.status, log)
         score = Scored(
             experiment=granted.experiment,
@@ -193,6 +193,14 @@ class Runner:
             return score
         facts = score.model_dump(exclude={"kind", "val_bpb", "audit"})
         return Crashed(failure=fault.kind, message=fault.message, **facts)
+
+    def _without_places(self, text: str, granted: Granted) -> str:
+        """A traceback need not say where this machine keeps its folders: sessions are mailed."""
+        work = f"{self.runs}/{granted.experiment}-{granted.run}/work/"
+        places = {work: "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}
+        for place, name in places.items():
+            text = text.replace(place, name)
+        return text
 
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self.runs.parent).free
