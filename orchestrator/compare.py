@@ -85,7 +85,8 @@ def _course(records: Sequence[Record]) -> tuple[Moment, ...]:
         state = apply(state, record)
         if state.best and isinstance(record.event, Promoted | Proposed | Replied | Kept):
             best = min(state.best.mark, moments[-1].best) if moments else state.best.mark
-            moment = Moment(sum(f.experiment > 0 for f in state.findings), state.hours, state.usd, best)
+            tried = {*(f.experiment for f in state.findings), state.best.experiment} - {0}
+            moment = Moment(len(tried), state.hours, state.usd, best)
             if not moments or moment.best < moments[-1].best:
                 moments.append(moment)
     if moments:

@@ -45,6 +45,10 @@ FIGURES: dict[str, Callable[[compare.Row], str]] = {
 }
 
 
+class _Enough(Exception):  # noqa: N818 - a wish
+    """Whoever walks through a replay has seen enough."""
+
+
 @app.command()
 def replay(
     context: typer.Context,
@@ -72,6 +76,8 @@ def replay(
     tape = Tape(session.records, session.get, until)
     try:
         asyncio.run(_play(tape, places.musings, prompts, walk=step, as_json=as_json))
+    except _Enough:
+        return
     except Diverged as difference:
         print(difference)
         raise SystemExit(1) from None
@@ -88,7 +94,7 @@ async def _play(tape: Tape, musings: Path, style: str, *, walk: bool, as_json: b
         for record in tape.records[shown:]:
             print(record.model_dump_json() if as_json else show.line(record))
             if walk and typer.getchar() in {"q", "\x1b", "\x03"}:
-                raise SystemExit(0)
+                raise _Enough
         shown = len(tape.records)
 
     async def live(tape: Tape) -> None:
