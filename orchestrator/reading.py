@@ -87,15 +87,17 @@ def replay(
 
 async def _play(tape: Tape, musings: Path, style: str, *, walk: bool, as_json: bool) -> None:
     texts = prompts_of(style, []) if style else None
-    shown = 0
+    shown, enough = 0, False
 
     def follow() -> None:
-        nonlocal shown
+        nonlocal shown, enough
         for record in tape.records[shown:]:
-            print(record.model_dump_json() if as_json else show.line(record))
-            if walk and typer.getchar() in {"q", "\x1b", "\x03"}:
-                raise _Enough
-        shown = len(tape.records)
+            if not enough:
+                print(record.model_dump_json() if as_json else show.line(record))
+                enough = walk and typer.getchar() in {"q", "\x1b", "\x03"}
+            shown += 1
+        if enough:
+            raise _Enough
 
     async def live(tape: Tape) -> None:
         if walk or as_json:
