@@ -5,6 +5,7 @@ Usage: python train.py
 
 import copy
 import gc
+import importlib
 import inspect
 import math
 import os
@@ -81,8 +82,8 @@ class FlashAttention3:
     """The kernel for Hopper, where the package `kernels` is installed and has it or can fetch it."""
 
     def __init__(self):
-        from kernels import get_kernel
-        self.run = get_kernel("varunneal/flash-attention-3").flash_attn_interface.flash_attn_func
+        kernels = importlib.import_module("kernels")
+        self.run = kernels.get_kernel("varunneal/flash-attention-3").flash_attn_interface.flash_attn_func
 
     def __reduce__(self):  # loaded again wherever the model goes
         return FlashAttention3, ()
