@@ -3,6 +3,7 @@
 import ast
 import difflib
 import hashlib
+from typing import cast
 
 from merge3 import Merge3
 
@@ -20,9 +21,17 @@ def fingerprint(source: str) -> Digest:
     Of the text itself where it does not parse.
     """
     try:
-        return digest(ast.dump(_Unseeded().visit(ast.parse(source))))
+        return digest(repr(_plain(_Unseeded().visit(ast.parse(source)))))
     except (SyntaxError, ValueError):
         return digest(source)
+
+
+def _plain(node: object) -> object:
+    """A syntax tree without what is empty, so that all versions of Python agree on it."""
+    if isinstance(node, ast.AST):
+        fields = [(name, _plain(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return type(node).__name__, fields
+    return [_plain(item) for item in cast("list[object]", node)] if isinstance(node, list) else node
 
 
 class _Unseeded(ast.NodeTransformer):
