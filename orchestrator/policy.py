@@ -234,15 +234,12 @@ def stopping(state: State) -> str:
 
 
 def audited_below(state: State, granted: Granted) -> float:
-    """Scores below this are audited: they would help towards a keep.
+    """Scores below this are audited: they would help towards a keep, or make one look better than it is.
 
-    Of the baseline the first run is, as the reference for what follows. An incumbent that runs again is not: it was
-    audited before it was kept, and a false score would only raise its own mark.
+    Of the baseline, which is the user's own code, the first run is: as the reference for what follows.
     """
-    if granted.experiment == 0 and granted.run == 1:
-        return inf
-    if state.best is None or granted.experiment == state.best.experiment:
-        return -inf
+    if state.best is None or granted.experiment == 0:
+        return inf if granted.run == 1 else -inf
     return state.best.mark
 
 
@@ -296,6 +293,7 @@ def decide(state: State, number: int, candidate: Candidate) -> Verdict | Literal
         return numbers.discarded(f"not beyond the noise: {ratio}, and a keep needs {needed:.1f}")
     if stopping(state):
         return numbers.discarded(f"promising, but the night ended before it could be confirmed: {ratio}")
+    # An incumbent that failed twice to run again is known as well as it will ever be.
     known = best.runs if best.runs - len(best.scores) > 1 else len(best.scores)
     return "remeasure" if runs >= MIN_RUNS and known < runs else "again"
 

@@ -21,6 +21,14 @@ def place(tmp_path_factory):
     return place
 
 
+def researched(place, *words):
+    """A command with a model that only ever turns knobs."""
+    with served(Scripted(script=("turn",))) as url:
+        done = orchestrate(place, *words, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY=KEY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 def events(place, name="night"):
     done = orchestrate(place, "replay", name, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -81,30 +89,18 @@ def test_the_branch_reads_like_lab_notes(place):
 
 
 def test_a_centaur_takes_a_share_of_the_trials(place):
-    with served(Scripted(script=("turn",))) as url:
-        done = orchestrate(
-            place,
-            *("--crew", "centaur", "--hours", "1", "--max-experiments", "4", "--session", "centaur"),
-            ANTHROPIC_BASE_URL=url,
-            ANTHROPIC_API_KEY=KEY,
-        )
+    researched(place, "--crew", "centaur", "--hours", "1", "--max-experiments", "4", "--session", "centaur")
 
-    assert done.returncode == 0, done.stdout + done.stderr
     authors = [event["proposal"]["author"] for event in events(place, "centaur") if event["kind"] == "proposed"]
     assert authors == ["researcher", "researcher", "optimizer", "researcher"]
     assert orchestrate(place, "replay", "centaur").returncode == 0
 
 
 def test_two_styles_are_tried_against_each_other(place):
-    with served(Scripted(script=("turn",))) as url:
-        done = orchestrate(
-            place,
-            *("trial", "--prompts", "default", "--prompts", "none", "--repeats", "2", "--max-experiments", "2"),
-            ANTHROPIC_BASE_URL=url,
-            ANTHROPIC_API_KEY=KEY,
-        )
+    done = researched(
+        place, "trial", "--prompts", "default", "--prompts", "none", "--repeats", "2", "--max-experiments", "2"
+    )
 
-    assert done.returncode == 0, done.stdout + done.stderr
     assert "trial-none-2" in done.stdout
     assert "bootstrap" in done.stdout
     assert (place / "sessions/compare.html").stat().st_size > 100_000
