@@ -94,11 +94,13 @@ try:
 except (ImportError, OSError, ValueError):  # not installed, not reachable, not built for this torch
     flash3 = None
 
-try:  # flash attention with a window, in torch itself since 2.11; needs bf16 on sm80 or later
-    from torch.nn.attention.varlen import varlen_attn
-    windowed = bf16 and "window_size" in inspect.signature(varlen_attn).parameters
-except ImportError:
-    windowed = False
+windowed = False
+if bf16:  # flash attention with a window, in torch itself since 2.11; the import takes a second
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+        windowed = "window_size" in inspect.signature(varlen_attn).parameters
+    except ImportError:
+        pass
 
 # ---------------------------------------------------------------------------
 # Model
