@@ -187,8 +187,12 @@ def ledger(findings: Sequence[Finding]) -> str:
 
 
 def verdict_name(finding: Finding) -> str:
-    """kept, discarded, crashed, refused or abandoned."""
-    return "crashed" if isinstance(finding.verdict, Failed) else finding.verdict.kind
+    """kept, discarded, hopeless, crashed, refused or abandoned."""
+    match finding.verdict:
+        case Failed(failure=failure):
+            return "hopeless" if failure == "hopeless" else "crashed"
+        case verdict:
+            return verdict.kind
 
 
 # Sections
@@ -271,6 +275,8 @@ def _result(verdict: Verdict | Refused | Abandoned, scores: Sequence[Scored], ag
             seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
             word = "Kept" if isinstance(verdict, Kept) else "Discarded"
             return f"{word}: {_signed(-verdict.gain)} ± {verdict.error:.4f} over {seeds}, against #{against}."
+        case Failed(reason=reason, failure="hopeless"):
+            return f"Ended early: {quoted(reason)}."
         case Failed(reason=reason):
             return f"Crashed: {quoted(reason)}."
         case refused:
@@ -285,7 +291,7 @@ def _families(findings: Sequence[Finding]) -> Iterator[str]:
     for family, group in sorted(groups.items(), key=lambda item: -len(item[1])):
         gains = [f.verdict.gain for f in group if isinstance(f.verdict, Kept | Discarded)]
         kept = sum(isinstance(f.verdict, Kept) for f in group)
-        crashed = sum(isinstance(f.verdict, Failed) for f in group)
+        crashed = sum(verdict_name(f) == "crashed" for f in group)
         best = _signed(-max(gains)) if gains else "–"
         yield f"{family}: tried {len(group)}, kept {kept}, crashed {crashed}, best {best}, last #{group[-1].experiment}"
     if groups and (untried := [family for family in get_args(Family) if family not in groups]):

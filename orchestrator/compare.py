@@ -66,7 +66,7 @@ def row(state: State, records: Sequence[Record]) -> Row:
         arm=" ".join(filter(None, (started.crew, started.style))),
         experiments=len(judged),
         kept=verdicts[Kept],
-        crashes=verdicts[Failed],
+        crashes=sum(isinstance(f.verdict, Failed) and f.verdict.failure != "hopeless" for f in judged),
         repeats=verdicts[Refused],
         families=len({f.proposal.family for f in judged}),
         baseline=course[0].best,

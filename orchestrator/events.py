@@ -365,6 +365,7 @@ class Failed(Fact):
     kind: Literal["failed"] = "failed"
     experiment: int
     reason: str
+    failure: FailureKind = "other"
 
 
 class Promoted(Fact):

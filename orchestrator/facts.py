@@ -28,6 +28,8 @@ def postmortem(state: State, decided: Decided) -> Postmortem:
     scores, title = decided.candidate.scores, decided.candidate.proposal.title
     base = scores_of(state, decided.against)
     match decided.verdict:
+        case Failed(reason=reason, failure="hopeless"):
+            return _hopeless(decided, title, reason, base)
         case Failed(reason=reason):
             return _crashed(decided, title, reason)
         case Kept(gain=gain, error=error, mean=mean):
@@ -80,6 +82,18 @@ def measures(scores: Sequence[Scored], base: Sequence[Scored]) -> list[tuple[str
         ("parameters", ours.parameters, theirs.parameters),
         ("MB of memory at the peak", ours.memory_mb, theirs.memory_mb),
     ]
+
+
+def _hopeless(decided: Decided, title: str, reason: str, base: Sequence[Scored]) -> Postmortem:
+    verdict, follow = FOLLOWS["hurts"]
+    curve = decided.crash.curve if decided.crash else ()
+    return Postmortem(
+        verdict=verdict,
+        happened=" ".join([f"It was ended early: {reason}.", *curve_facts(curve, base[0].curve if base else ())]),
+        why="It learned too slowly to come back in the budget that was left.",
+        lesson=f"{title}: hurts (it was ended early, far behind).",
+        next=follow,
+    )
 
 
 def _crashed(decided: Decided, title: str, reason: str) -> Postmortem:

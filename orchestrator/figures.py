@@ -48,11 +48,19 @@ class Trust:
     """Experiments whose scores were not believed."""
     tiers: frozenset[str] = frozenset()
     """The sandboxes that runs were shut in."""
+    confirmed: int = 0
+    """Runs that were examined on text that no decision had used."""
+    hopeless: int = 0
+    """Runs that were ended early."""
+    reprieved: int = 0
+    """Runs that would have been, but were let finish."""
+    wrong: int = 0
+    """Of these, those that ended as good as the best."""
 
 
-def trust(records: Iterable[Record]) -> Trust:
-    """What the audits of a session came to."""
-    found = Trust()
+def trust(records: Iterable[Record], alarms: tuple[int, int] = (0, 0)) -> Trust:
+    """What the audits of a session came to; `alarms` as the policy counts them."""
+    found = Trust(reprieved=alarms[0], wrong=alarms[1])
     for record in records:
         match record.event:
             case Scored(audit=Audit() as audit, val_bpb=score):
@@ -60,10 +68,14 @@ def trust(records: Iterable[Record]) -> Trust:
                 found = replace(found, audited=found.audited + 1, correction=correction)
             case Crashed(failure="disqualified", experiment=number) if number not in found.disqualified:
                 found = replace(found, disqualified=(*found.disqualified, number))
+            case Crashed(failure="hopeless"):
+                found = replace(found, hopeless=found.hopeless + 1)
             case _:
                 pass
         if isinstance(record.event, Scored | Crashed):
             found = replace(found, tiers=found.tiers | {record.event.tier})
+        if isinstance(record.event, Scored) and record.event.confirmed is not None:
+            found = replace(found, confirmed=found.confirmed + 1)
     return found
 
 

@@ -26,15 +26,15 @@ class Line:
         return (errors * self.error - self.offset) / self.slope if self.slope > 0 else None
 
 
-def loss_at(curve: Sequence[Point], progress: float) -> float | None:
+def level(curve: Sequence[Point], progress: float) -> float | None:
     """The mean loss just before that share of the budget; None where the curve has no point there."""
     losses = [point.loss for point in curve if progress - WINDOW < point.progress <= progress]
     return fmean(losses) if losses else None
 
 
-def loss_of(scores: Sequence[Scored], progress: float) -> float | None:
+def level_of(scores: Sequence[Scored], progress: float) -> float | None:
     """The same, averaged over runs."""
-    losses = [loss for score in scores if (loss := loss_at(score.curve, progress)) is not None]
+    losses = [loss for score in scores if (loss := level(score.curve, progress)) is not None]
     return fmean(losses) if losses else None
 
 

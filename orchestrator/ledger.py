@@ -20,7 +20,9 @@ from orchestrator.events import (
 )
 from orchestrator.state import BASELINE, Broken, Candidate, Decided, Finding, Idea, Remeasuring, Stage, State, Training
 
-Status = Literal["proposed", "ready", "training", "broken", "kept", "discarded", "failed", "refused", "abandoned"]
+Status = Literal[
+    "proposed", "ready", "training", "broken", "kept", "discarded", "hopeless", "failed", "refused", "abandoned"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Entry:
 
     @property
     def decided(self) -> bool:
-        return self.status in ("kept", "discarded", "failed", "refused", "abandoned")
+        return self.status in ("kept", "discarded", "hopeless", "failed", "refused", "abandoned")
 
 
 def entries(state: State) -> list[Entry]:
@@ -123,8 +125,8 @@ def _status(verdict: Verdict | Refused | Abandoned) -> Status:
             return "kept"
         case Discarded():
             return "discarded"
-        case Failed():
-            return "failed"
+        case Failed(failure=failure):
+            return "hopeless" if failure == "hopeless" else "failed"
         case Refused():
             return "refused"
         case Abandoned():

@@ -281,7 +281,7 @@ def _back(bench: Bench, constant: Constant, last: Trial) -> _Hope:
             why = f"The step the other way (experiment {last.experiment}) cost {-gain:.4f}. So: back, and beyond."
             return _Hope(MIRROR * min(-gain / bench.sigma, reach), why=why)
         case Trial(outcome="failed"):
-            return _Hope(AGAINST * reach, why=f"The step the other way (experiment {last.experiment}) crashed.")
+            return _Hope(AGAINST * reach, why=f"The step the other way (experiment {last.experiment}) failed.")
         case _:
             return _Hope()
 

@@ -96,7 +96,7 @@ class Onlookers:
             )
             self.say(f"  val_bpb   {baseline:.4f} → {state.best.mark:.4f}   ({better})")
         self.say(f"  tried     {tried} experiments, kept {len(state.kept)}")
-        self.say(f"  trust     {_trust(figures.trust(self.session.records))}")
+        self.say(f"  trust     {_trust(figures.trust(self.session.records, policy.alarms(state)))}")
         self.say(f"  slots     occupied {use.occupancy:.1%} of the time; duty {use.duty:.1%}")
         self.say(f"  report    {self.folder / 'report.html'}")
         self.say(f"  branch    git log {branch}")
@@ -119,4 +119,7 @@ def _trust(trust: figures.Trust) -> str:
     shut = "no sandbox" if trust.tiers <= {"none"} else " and ".join(sorted(trust.tiers))
     audits = f"{trust.audited} audited, off by {trust.correction:.1g} at most" if trust.audited else "none audited"
     names = f" (experiment {', '.join(map(str, trust.disqualified))})" if trust.disqualified else ""
-    return f"{shut}; {audits}; {len(trust.disqualified)} disqualified{names}"
+    fresh = f", {trust.confirmed} examined on fresh text" * (trust.confirmed > 0)
+    early = f"; {trust.hopeless} ended early" * (trust.hopeless > 0)
+    spared = f"; of {trust.reprieved} spared, {trust.wrong} proved good" * (trust.reprieved > 0)
+    return f"{shut}; {audits}{fresh}; {len(trust.disqualified)} disqualified{names}{early}{spared}"

@@ -285,7 +285,7 @@ def _bound(state: State, best: Best, progress: float) -> float | None:
     near = BORDER * sigma(noise(state))
     pairs = [(gap, final) for gap, final in _gaps(state, best, progress) if abs(final) <= near]
     line = forecast.fit(pairs) if len(pairs) >= CALIBRATION else None
-    usual = forecast.loss_of(best.scores, progress)
+    usual = forecast.level_of(best.scores, progress)
     if line is None or usual is None or (border := line.border(sure(line.freedom))) is None:
         return None
     return usual + max([border, *(gap for gap, final in pairs if final <= 0)])
@@ -297,8 +297,8 @@ def _gaps(state: State, best: Best, progress: float) -> Iterator[tuple[float, fl
     for finding in state.findings:
         if finding.experiment == 0 or not finding.made or (final := _behind(finding)) is None:
             continue
-        base = forecast.loss_of(runs.get(finding.made.base, ()), progress)
-        loss = forecast.loss_at(finding.scores[0].curve, progress)
+        base = forecast.level_of(runs.get(finding.made.base, ()), progress)
+        loss = forecast.level(finding.scores[0].curve, progress)
         if base is not None and loss is not None:
             yield loss - base, final
 
@@ -493,7 +493,8 @@ def _next(state: State, number: int, stage: Stage) -> Iterator[Step]:
             if candidate.repairs < repairs:
                 yield Repair(number, candidate.repairs + 1)
             if candidate.repairs >= repairs or stopping(state):
-                yield Judge(number, Failed(experiment=number, reason=f"{crash.failure}: {crash.message}"))
+                reason = f"{crash.failure}: {crash.message}"
+                yield Judge(number, Failed(experiment=number, reason=reason, failure=crash.failure))
         case Decided(verdict=Kept(), promoted=False):
             yield Promote(number)
         case Decided() if _reflects(state, number, stage):

@@ -110,6 +110,9 @@ def _crash(crash: Crashed, log: str) -> Iterator[str]:
     """What failed, and where in train.py; where that is not known, the end of the log."""
     seconds, kind = crash.measures.train_seconds, f"{crash.failure}, " * (crash.failure != "other")
     when = f"after {seconds:.0f} s of training" if seconds else "before its training began"
+    if crash.failure == "hopeless":
+        yield f"It was ended {when}, being too far behind: {quoted(crash.message)}."
+        return
     yield f"It failed {when}: {kind}{quoted(crash.message)}."
     shown = lines(log)
     if frames := own_frames(shown):

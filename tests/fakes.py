@@ -18,7 +18,7 @@ from orchestrator.events import (
     Scored,
     Started,
 )
-from orchestrator.forecast import loss_at
+from orchestrator.forecast import level
 from orchestrator.session import Log
 from orchestrator.source import digest, fingerprint
 from subagents.agent import NoAnswer
@@ -141,7 +141,7 @@ class FakeLab:
         if luck.random() < self.trouble and granted.experiment:
             return Crashed(**key, failure="other", message="ValueError: it broke")
         terms = granted.terms
-        condemned = next((b.progress for b in terms.bounds if loss_at(key["curve"], b.progress) > b.loss), None)
+        condemned = next((b.progress for b in terms.bounds if level(key["curve"], b.progress) > b.loss), None)
         if condemned and not terms.reprieved:
             return Crashed(**key, failure="hopeless", message=f"far behind after {condemned:.0%}")
         tempting = terms.audited_below is None or score < terms.audited_below

@@ -166,7 +166,7 @@ def test_the_hopeless_are_found_and_no_other():
 
 def _condemned(bounds: tuple[Bound, ...], behind: float, luck: random.Random) -> bool:
     curve = _curve(behind, luck)
-    return any(policy.forecast.loss_at(curve, bound.progress) > bound.loss for bound in bounds)
+    return any(policy.forecast.level(curve, bound.progress) > bound.loss for bound in bounds)
 
 
 def test_where_curves_say_nothing_none_is_hopeless():

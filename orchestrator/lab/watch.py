@@ -10,7 +10,7 @@ from statistics import median
 import psutil
 
 from orchestrator.events import Bound, Measures, Point, Profile, Terms
-from orchestrator.forecast import loss_at
+from orchestrator.forecast import level
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.output import Curve, Step, Transcript
 from orchestrator.lab.scoring import Statement
@@ -131,7 +131,7 @@ class Watch:
 
     def _compare(self, bound: Bound) -> None:
         """End it where it is hopeless, unless it is reprieved."""
-        loss = loss_at(self.curve.points, bound.progress)
+        loss = level(self.curve.points, bound.progress)
         if self.condemned is not None or loss is None or loss <= bound.loss:
             return
         self.condemned = bound.progress

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from orchestrator import facts
 from orchestrator.figures import Run, runs, thinned, trust, use
 from orchestrator.ledger import Entry, entries, hopefuls
-from orchestrator.policy import noise, sigma
+from orchestrator.policy import alarms, noise, sigma
 from orchestrator.session import Log
 from orchestrator.source import diff
 from orchestrator.state import State
@@ -28,7 +28,7 @@ CURVE_POINTS = 48
 DIFF_LINES = 80
 REFRESH_SECONDS = 30
 """How often an open page looks for a newer one while the session lives."""
-JUDGED = ("kept", "discarded", "failed")
+JUDGED = ("kept", "discarded", "hopeless", "failed")
 
 
 class Page:
@@ -59,7 +59,7 @@ class Page:
             lineage=[e for e in experiments if e["status"] == "kept" and e["number"] > 0],
             families=families(found),
             hopefuls=[confirmation(entry) for entry in hopefuls(found)],
-            trust=trust(self.log.records),
+            trust=trust(self.log.records, alarms(self.log.state)),
             spent=spending(state),
             lessons=[e for e in reversed(experiments) if e["lesson"] and e["status"] in ("kept", "discarded")][:40],
             live=not state.ended,
@@ -132,6 +132,7 @@ def headline(log: Log, found: Sequence[Entry], held: Sequence[Run]) -> dict[str,
         "kept": sum(entry.status == "kept" for entry in judged),
         "seeds": min((len(entry.scores) for entry in judged if entry.status == "kept"), default=0),
         "crashed": sum(entry.status == "failed" for entry in judged),
+        "hopeless": sum(entry.status == "hopeless" for entry in judged),
         "unrun": sum(entry.status in ("refused", "abandoned") for entry in found),
         "runs": len(held),
         "hours": (state.now - state.started_at - state.away) / 3600,

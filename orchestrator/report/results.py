@@ -4,7 +4,7 @@ from orchestrator.ledger import Entry, entries
 from orchestrator.state import State
 
 HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
-STATUS = {"kept": "keep", "discarded": "discard", "failed": "crash"}
+STATUS = {"kept": "keep", "discarded": "discard", "hopeless": "discard", "failed": "crash"}
 
 
 def results(state: State) -> str:
