@@ -5,6 +5,7 @@ Reading is streaming: a corpus may be far larger than memory.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ SPLITS = ("train", "val", "confirm")
 BATCH = 128
 """Documents at a time, as upstream reads them."""
 _AGAIN = 255
+Read = Callable[[], Iterator[str]]
 
 
 class Corpus(Protocol):
@@ -45,8 +47,8 @@ def opened(source: str, shards: int, progress: Progress) -> Corpus:
     if source == "docstrings":
         from prepare.docstrings import harvest
 
-        texts = harvest(progress)
-        return Documents(source, lambda: iter(texts))
+        known, held_out = harvest(progress)
+        return Documents(source, lambda: iter(known), lambda: iter(held_out))
     from prepare.texts import read
 
     return Documents(canonical(source), lambda: read(source, progress))
@@ -60,20 +62,22 @@ def canonical(source: str) -> str:
 class Documents:
     """Documents that nobody has split yet: the content alone decides where one belongs, and each counts once.
 
-    They are read once to look, and once more each time that they are wanted.
+    With some that are held out, training gets all others, and none of these. They are read once to look, and once more
+    each time that they are wanted.
     """
 
     mixed = False
 
-    def __init__(self, name: str, read: Callable[[], Iterator[str]]) -> None:
+    def __init__(self, name: str, read: Read, held_out: Read | None = None) -> None:
         """Raises DataError where there are too few for three splits."""
-        self.name, self._read = name, lambda: filter(None, read())
+        self.name, self._reads = name, [read, held_out] if held_out else [read]
         whole = hashlib.sha256()
-        lots = np.fromiter((_lot(text, whole) for text in self._read()), dtype=np.uint64)
+        drawn = [np.fromiter((_lot(text, whole) for text in filter(None, read())), np.uint64) for read in self._reads]
         self.fingerprint = whole.hexdigest()
-        _, first = np.unique(lots, return_index=True)
+        parts = [np.zeros_like(drawn[0]), 1 + drawn[1] % 2] if held_out else [_part(drawn[0])]
+        _, first = np.unique(lots := np.concatenate(drawn), return_index=True)
         self._parts = np.full(len(lots), _AGAIN, dtype=np.uint8)
-        self._parts[first] = _part(lots[first])
+        self._parts[first] = np.concatenate(parts)[first]
         if missing := [split for split in SPLITS if not self.count(split)]:
             raise DataError(f"too little text in {name}: {len(first)} documents leave none for {', '.join(missing)}")
 
@@ -82,7 +86,8 @@ class Documents:
 
     def batches(self, split: str) -> Iterator[list[str]]:
         wanted, places = SPLITS.index(split), self._parts.tobytes()
-        return batched(text for text, part in zip(self._read(), places, strict=False) if part == wanted)
+        texts = filter(None, chain.from_iterable(read() for read in self._reads))
+        return batched(text for text, part in zip(texts, places, strict=False) if part == wanted)
 
 
 def batched(texts: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:

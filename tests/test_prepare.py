@@ -212,6 +212,17 @@ def test_a_document_counts_once(text):
     assert splits(texts) == splits([*texts, "", texts[7], *texts])
 
 
+def test_what_is_held_out_is_all_there_is_to_validate_on(text):
+    texts = list(read(str(text), silent))
+    known, secret = texts[:200], texts[150:]
+    whole = corpus.Documents("some", lambda: iter(known), lambda: iter(secret))
+    parts = {split: {text for batch in whole.batches(split) for text in batch} for split in corpus.SPLITS}
+
+    assert parts["train"] == set(known)
+    assert parts["val"] | parts["confirm"] == set(secret) - set(known)
+    assert not parts["val"] & parts["confirm"]
+
+
 def test_splits_share_no_row(data):
     rows = {split: {row.tobytes() for row in open_rows(split, data)} for split in corpus.SPLITS}
 
@@ -269,6 +280,11 @@ def test_documentation_is_harvested_without_importing(tmp_path):
 
     assert docstrings.module_documentation(tmp_path / "module.py") == ["Of the module.", "Of A.", "of f"]
     assert docstrings.module_documentation(tmp_path / "broken.py") == []
+
+
+def test_without_a_package_to_validate_on_there_is_no_corpus():
+    with pytest.raises(DataError, match="nothing to validate on"):
+        docstrings.harvest(silent, ["no_such_package"])
 
 
 def test_sources_come_in_order_and_without_tests(tmp_path):

@@ -1,6 +1,9 @@
 """The ladder: a sandbox is used for what it prevents, and nothing is trained where none prevents enough."""
 
+import json
+import os
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import pytest
 from orchestrator.lab import confine, ladder, seccomp
 from orchestrator.lab.bubblewrap import Bubblewrap
 from orchestrator.lab.landlock import Landlock
-from orchestrator.lab.sandbox import Command, NoSandbox, readable
+from orchestrator.lab.sandbox import TRUSTED, Command, NoSandbox, hidden, readable
+from prepare import docstrings
 
 
 class Missing:
@@ -30,7 +34,13 @@ class Prison:
 
 def test_no_sandbox_prevents_nothing():
     found = ladder.weakness(NoSandbox())
-    for deed in ("read outside", "connect", "read other processes", "leave something in memory"):
+    for deed in (
+        "read outside",
+        "read what it is examined on",
+        "connect",
+        "read other processes",
+        "leave something in memory",
+    ):
         assert f"it can {deed}" in found
 
 
@@ -104,6 +114,66 @@ def test_little_is_readable():
     shown = {str(place) for place in readable()}
     assert sys.prefix in shown
     assert not shown & {"/", "/home", "/root", "/etc", "/tmp", "/var", "/proc", "/dev"}
+
+
+def test_no_source_of_what_scores_are_measured_on_is_shown():
+    folders = [folder for name in docstrings.HELD_OUT if (folder := docstrings.package(name))]
+    assert folders
+    assert {folder.resolve() for folder in folders} <= hidden()
+
+
+SEARCH = """
+import json, os, sys
+from pathlib import Path
+from prepare.docstrings import digest, module_documentation
+secrets, found = set(json.loads(Path("secrets.json").read_text())), []
+read = 0
+for folder, _, files in os.walk(sys.prefix):
+    for name in files:
+        if name.endswith(".py"):
+            try:
+                text = "\\n\\n".join(module_documentation(Path(folder, name)))
+            except OSError:
+                continue
+            read += 1
+            if digest(text).hex() in secrets:
+                found.append(f"{folder}/{name}")
+print(json.dumps([read, found]))
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("sandbox", [Bubblewrap(), Landlock()], ids=lambda sandbox: sandbox.tier)
+def test_no_document_of_an_exam_is_in_a_file_that_training_code_can_read(sandbox, tmp_path):
+    if weakness := ladder.weakness(sandbox):
+        pytest.skip(weakness)
+    files = [path for name in docstrings.HELD_OUT for path in docstrings.sources(docstrings.package(name))]
+    texts = ["\n\n".join(docstrings.module_documentation(path)) for path in files]
+    texts = [text for text in texts if len(text) > 99]  # "Generated protocol buffer code." is everywhere
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "secrets.json").write_text(json.dumps([docstrings.digest(text).hex() for text in texts]))
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TRUSTED.parent)}
+    command = sandbox.wrap(Command((sys.executable, "-c", SEARCH), env, tmp_path, ()))
+    done = subprocess.run(
+        command.argv, env=command.env, cwd=tmp_path, pass_fds=command.fds, capture_output=True, check=True
+    )
+    read, found = json.loads(done.stdout)
+    assert read > 5000
+    assert found == []
+
+
+def test_landlock_shows_everything_beside_what_is_hidden(tmp_path):
+    for name in ("lib/site-packages/hush/a", "lib/site-packages/torch/b", "lib/c", "bin/d"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "lib64").symlink_to("lib")
+    rules = dict(confine._around([f"{tmp_path}/lib/site-packages/hush"], str(tmp_path)))
+
+    whole = {path.removeprefix(f"{tmp_path}/") for path, rights in rules.items() if rights & confine.READ_FILE}
+    names = {path for path, rights in rules.items() if rights == confine.READ_DIR}
+    assert whole == {"lib/site-packages/torch", "lib/c", "bin"}
+    assert names == {str(tmp_path), f"{tmp_path}/lib", f"{tmp_path}/lib/site-packages"}
 
 
 def test_the_launcher_needs_nothing_but_the_standard_library():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab import seccomp
-from orchestrator.lab.sandbox import Command, readable
+from orchestrator.lab.sandbox import Command, hidden, readable
 
 PROGRAM = "bwrap"
 
@@ -44,7 +44,14 @@ class Bubblewrap:
 def _shown(place: Path) -> list[str]:
     if place.is_symlink():
         return ["--symlink", str(place.readlink()), str(place)]
-    return ["--ro-bind", str(place), str(place)] if place.exists() else []
+    if not place.exists():
+        return []
+    words, real = ["--ro-bind", str(place), str(place)], place.resolve()
+    for path in hidden():
+        if path.is_relative_to(real):
+            empty = str(place / path.relative_to(real))
+            words += ["--tmpfs", empty, "--remount-ro", empty]
+    return words
 
 
 def _readable(data: bytes) -> int:

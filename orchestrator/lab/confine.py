@@ -1,7 +1,8 @@
 """Shuts itself in, by Landlock and seccomp, and becomes the command: a launcher without daemon, binary or privilege.
 
-Executed by path: `python -I -S confine.py OPTIONS COMMAND…`. OPTIONS is JSON: the places to `read`, to `write`, the
-devices to `use`, and the seccomp `filter` in base64. Any step that fails ends it before the command begins.
+Executed by path: `python -I -S confine.py OPTIONS COMMAND…`. OPTIONS is JSON: the places to `read`, those below them
+to `hide`, the places to `write`, the devices to `use`, and the seccomp `filter` in base64. Any step that fails ends it
+before the command begins.
 """
 
 import base64
@@ -11,6 +12,7 @@ import os
 import signal
 import struct
 import sys
+from collections.abc import Iterator
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 22, 24, 38, 47
@@ -33,7 +35,7 @@ def main() -> None:
     _call(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "die with the guardian")
     _drop_capabilities()
     _call(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
-    _landlock(options["read"], options["write"], options["use"])
+    _landlock(options["read"], options["hide"], options["write"], options["use"])
     _seccomp(base64.b64decode(options["filter"]))
     os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - becoming the command is the point
 
@@ -52,20 +54,35 @@ def _drop_capabilities() -> None:
     _call(LIBC.syscall(CAPSET[os.uname().machine], ctypes.c_char_p(header), ctypes.c_char_p(none)), "drop capabilities")
 
 
-def _landlock(read: list[str], write: list[str], use: list[str]) -> None:
+def _landlock(read: list[str], hide: list[str], write: list[str], use: list[str]) -> None:
     if abi() < NEEDED:
         sys.exit(f"confine: Landlock {NEEDED} is needed, this kernel has {max(abi(), 0)}")
     attributes = struct.pack("QQQ", EVERYTHING, TCP, ABSTRACT_SOCKETS_AND_SIGNALS)
     rules = _call(LIBC.syscall(CREATE_RULESET, ctypes.c_char_p(attributes), len(attributes), 0), "make rules")
-    for places, rights in (
-        (read, EXECUTE | READ_FILE | READ_DIR),
-        (write, EVERYTHING & ~IOCTL),
-        (use, READ_FILE | WRITE_FILE | IOCTL),
-    ):
-        for place in places:
-            _allow(rules, place, rights)
+    for place in read:
+        for beside, rights in _around(hide, place):
+            _allow(rules, beside, rights)
+    for place in write:
+        _allow(rules, place, EVERYTHING & ~IOCTL)
+    for place in use:
+        _allow(rules, place, READ_FILE | WRITE_FILE | IOCTL)
     _call(LIBC.syscall(RESTRICT_SELF, rules, 0), "obey the rules")
     os.close(rules)
+
+
+def _around(hide: list[str], place: str) -> Iterator[tuple[str, int]]:
+    """Rules for a place without what it hides: none takes a right away, so only names are shown on the way there.
+
+    Symbolic links need no rule: what they lead to has its own.
+    """
+    if not any(path.startswith(f"{place}/") for path in hide):
+        yield place, EXECUTE | READ_FILE | READ_DIR
+        return
+    yield place, READ_DIR
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if entry.path not in hide and not entry.is_symlink():
+                yield from _around(hide, entry.path)
 
 
 def _allow(rules: int, place: str, rights: int) -> None:

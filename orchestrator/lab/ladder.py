@@ -1,7 +1,8 @@
 """Which sandbox works here? Each is tried by what it keeps from happening, never by what is installed.
 
-Beside a prisoner stand a file with a secret, a process with a secret and two listening sockets. It tries to get at all
-of them, and to do its honest work; a sandbox that lets a single attempt through, or none of the work, is not used.
+Beside a prisoner stand a file with a secret, a process with a secret, two listening sockets and the packages that an
+exam is made of. It tries to get at all of them, and to do its honest work; a sandbox that lets a single attempt
+through, or none of the work, is not used.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from orchestrator.lab.bubblewrap import Bubblewrap
 from orchestrator.lab.landlock import Landlock
-from orchestrator.lab.sandbox import TRUSTED, Command, Sandbox
+from orchestrator.lab.sandbox import TRUSTED, Command, Sandbox, hidden
 
 PATIENCE = 30.0
 """Seconds that the test of one sandbox may take."""
@@ -58,7 +59,13 @@ def weakness(sandbox: Sandbox) -> str:
         ):
             local.bind(str(outside / "socket"))
             local.listen()
-            target = {"outside": str(outside), "port": tcp.getsockname()[1], "process": bystander.pid, "secret": secret}
+            target = {
+                "outside": str(outside),
+                "port": tcp.getsockname()[1],
+                "process": bystander.pid,
+                "secret": secret,
+                "hidden": [*map(str, hidden())],
+            }
             with canary.open("rb") as shown:
                 found = _tried(sandbox, work, target | {"shown": shown.fileno()})
             survived = bystander.poll() is None
@@ -116,6 +123,11 @@ pathlib.Path("tmp/note").write_text("mine")
 assert os.read(target["shown"], 999).decode() == secret
 
 def read(): assert outside.joinpath("canary").read_text() == secret
+def cheat():
+    for folder in target["hidden"]:
+        try: return open(f"{folder}/__init__.py").close()
+        except OSError: pass
+    raise PermissionError
 def write_again():
     os.fchmod(target["shown"], 0o600)
     os.open(f"/proc/self/fd/{target['shown']}", os.O_RDWR)
@@ -138,7 +150,7 @@ def keep():
     libc.shmctl(key, 0, None)
 
 deeds = {
-    "read outside": read, "write to what it was given to read": write_again,
+    "read outside": read, "read what it is examined on": cheat, "write to what it was given to read": write_again,
     "change `prepare`": spoil, "connect": connect, "reach other programs' sockets": talk,
     "read other processes": peek, "leave something in memory": keep,
 }

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab import confine, seccomp
-from orchestrator.lab.sandbox import TRUSTED, Command, readable
+from orchestrator.lab.sandbox import TRUSTED, Command, hidden, readable
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _NAMES = ("cpuinfo", "devices", "driver", "meminfo", "modules", "mounts", "stat", "sys", "version")
@@ -24,9 +24,10 @@ class Landlock:
     tier = "landlock"
 
     def wrap(self, command: Command) -> Command:
-        read = [*map(str, readable()), *OF_THE_SYSTEM, "/sys"]
+        shown = sorted({str(place.resolve()) for place in readable()})
         options = {
-            "read": read,
+            "read": [*shown, *OF_THE_SYSTEM, "/sys"],
+            "hide": sorted(map(str, hidden())),
             # CUDA names its threads there.
             "write": [str(command.folder), "/proc/self"],
             "use": [*DEVICES, *command.nodes],

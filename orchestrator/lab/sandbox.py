@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 import prepare
+from prepare.docstrings import HELD_OUT
 
 TRUSTED = Path(prepare.__file__).parent
 """The `prepare` that training code imports."""
@@ -51,3 +53,15 @@ def readable() -> Iterator[Path]:
     yield from (Path(place) for place in _SYSTEM)
     yield from (Path("/etc", name) for name in _FROM_ETC)
     yield from dict.fromkeys((Path(sys.base_prefix), Path(sys.base_prefix).resolve(), Path(sys.prefix), TRUSTED))
+
+
+_LIBRARIES = ("lib*/*/*-packages", "*/lib*/*/*-packages", "*/*/lib*/*/*-packages", "*/*/*-packages")
+"""Of an interpreter, of those beside it, and of a conda's environments and stored packages."""
+
+
+@cache
+def hidden() -> frozenset[Path]:
+    """Folders, in or beside what is readable, that must not be: the packages whose text a score is measured on."""
+    libraries = [folder for place in {*map(Path.resolve, readable())} for at in _LIBRARIES for folder in place.glob(at)]
+    found = (Path(folder, name) for folder in (*sys.path, *libraries) for name in HELD_OUT)
+    return frozenset(path.resolve() for path in found if path.is_dir())

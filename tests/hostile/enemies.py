@@ -232,6 +232,21 @@ PEEKS = [
         "raw",
     ),
     Enemy("reads the data folder", grab("open('WORLD/data/val.bin', 'rb').read(1)"), "without", quick=True),
+    Enemy(
+        "reads what it is examined on",
+        "import importlib, os, sys\nfrom prepare.docstrings import HELD_OUT\n"
+        "inside = tuple(f'-packages/{name}/' for name in HELD_OUT)\n"
+        "own = sys.prefix\nfor root in (own, own + '/lib64/', '/proc/self/root' + own, sys.base_prefix, '/usr/lib'):\n"
+        "    for folder, _, files in os.walk(root):\n"
+        "        for name in files if any(part in f'{folder}/' for part in inside) else ():\n"
+        "            try: print('GOT IT', open(f'{folder}/{name}', 'rb').read(1), folder)\n"
+        "            except OSError: pass\n"
+        "for name in HELD_OUT:\n"
+        "    try: print('GOT IT' if importlib.import_module(name).__file__ else 'nothing')\n"
+        "    except (ImportError, OSError): pass\n",
+        "without",
+        quick=True,
+    ),
     Enemy("reads other experiments", grab("open('WORLD/sessions/night/session.db', 'rb').read(1)"), "without"),
     Enemy("reads the home", grab("open('HOME/.ssh/id', 'rb').read(1)"), "without", quick=True),
     Enemy(
