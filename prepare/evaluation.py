@@ -28,10 +28,13 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
         hand_over(model, batch_size)
     rows = open_rows("val")
     claims = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
-    for first in range(0, len(rows), batch_size):
-        block = rows[first : first + batch_size].astype(np.int64)
+    size = min(batch_size, len(rows))
+    for first in range(0, len(rows), size):
+        # The last batch is filled up from the first: for another shape the model would be compiled again.
+        block = rows.take(np.arange(first, first + size), axis=0, mode="wrap").astype(np.int64)
         x, y = (torch.from_numpy(half.copy()).to(device()) for half in (block[:, :-1], block[:, 1:]))
-        claims[first : first + batch_size] = model(x, y, reduction="none").float().cpu().numpy().reshape(x.shape)
+        losses = model(x, y, reduction="none").float().cpu().numpy().reshape(x.shape)
+        claims[first : first + size] = losses[: len(rows) - first]
     lengths = tokenizer.token_bytes[rows[:, 1:]]
     nbytes = int(lengths.sum())
     bpb = float(claims[lengths > 0].sum(dtype=np.float64)) / (math.log(2) * nbytes)
