@@ -37,7 +37,6 @@ from orchestrator.night import night
 from orchestrator.notice import NoticeError, Send, sender
 from orchestrator.onlookers import Onlookers
 from orchestrator.optimizer import Optimizer
-from orchestrator.policy import audited_below
 from orchestrator.recording import Live, Outside, Recording
 from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
@@ -310,7 +309,7 @@ def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox, send: S
         session.put,
         sandbox=sandbox,
         exam=Exam.of(places.data.resolve()),
-        bar=lambda granted: audited_below(session.state, granted),
+        second=Exam.of(places.data.resolve(), "confirm"),
         on_point=onlookers.progress,
     )
     repo.unlock()

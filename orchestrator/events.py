@@ -208,6 +208,27 @@ class Committed(Fact):
     how: Literal["implemented", "repaired", "rebased"] = "implemented"
 
 
+class Bound(Fact):
+    """A run with more loss than this at this share of its budget is hopeless."""
+
+    progress: float
+    loss: float
+
+
+class Terms(Fact):
+    """How a run is examined, as the policy decided when it was granted."""
+
+    audited_below: float | None
+    """Claims below it are audited; None audits every claim."""
+    confirmed: bool
+    """Whether what is audited is then examined on text that no decision has used."""
+    against: int
+    """The incumbent: where a candidate's claims beat its claims, lies would pay."""
+    bounds: tuple[Bound, ...] = ()
+    reprieved: bool = False
+    """Let it finish even if it is hopeless: that is how often this is wrong."""
+
+
 class Granted(Fact):
     """A run: one training of one candidate with one seed in one slot."""
 
@@ -217,6 +238,8 @@ class Granted(Fact):
     """Counts the grants of this experiment from 1; it fences off what an earlier life left behind."""
     slot: int
     seed: int
+    terms: Terms | None = None
+    """None in sessions of before there were any."""
 
 
 class Point(Fact):
@@ -266,6 +289,10 @@ class Scored(Fact):
     """The sandbox it ran in."""
     audit: Audit | None = None
     """None where the claim was of no consequence."""
+    confirmed: float | None = None
+    """val_bpb on text that no decision has used; None where it was not examined so."""
+    condemned: float | None = None
+    """The share of the budget at which it would have been ended as hopeless, had it not been reprieved."""
 
 
 FailureKind = Literal[
@@ -278,9 +305,10 @@ FailureKind = Literal[
     "timeout",
     "hang",
     "disqualified",
+    "hopeless",
     "other",
 ]
-"""Disqualified: it ran to its end, but its score is not to be believed."""
+"""Disqualified: it ran to its end, but its score is not to be believed. Hopeless: it was ended, being far behind."""
 
 
 class Crashed(Fact):

@@ -116,7 +116,13 @@ async def run(log: Log, crew: Crew, lab: Lab) -> State:
 async def perform(step: Step, state: State, log: Log, crew: Crew, lab: Lab) -> None:
     """Do one step, as the state stood when it fell due, and append what came of it."""
     if isinstance(step, Train):
-        granted = Granted(experiment=step.experiment, run=step.run, slot=step.slot, seed=step.seed)
+        granted = Granted(
+            experiment=step.experiment,
+            run=step.run,
+            slot=step.slot,
+            seed=step.seed,
+            terms=policy.terms(state, step.experiment, step.run),
+        )
         stage = state.open.get(step.experiment)
         source = stage.made.source if isinstance(stage, Candidate) else state.bases[step.experiment].source
         await log.append(step.lane, granted)

@@ -3,11 +3,14 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from math import inf, sqrt
+from math import log2, sqrt
+from statistics import fmean
 from typing import Literal
 
-from orchestrator.events import Committed, Discarded, Failed, Granted, Kept, Knob, Proposal, Scored, Verdict
+from orchestrator import forecast
+from orchestrator.events import Bound, Committed, Discarded, Failed, Kept, Knob, Proposal, Scored, Terms, Verdict
 from orchestrator.state import (
+    Best,
     Broken,
     Candidate,
     Decided,
@@ -50,6 +53,20 @@ SIMPLER_LINES = 3
 """Within the noise, a candidate shorter by this many lines may be kept: less code is a result, too."""
 SIMPLER_RUNS = 3
 """Seeds that such a keep needs: it claims that nothing was lost."""
+MEMORY_SLACK = 1.1
+"""Times the incumbent's memory that are free: less is within what allocators do."""
+MEMORY_PRICE = 1.0
+"""σ of gain that each doubling of memory must pay for before the rest counts: a soft limit, as upstream asks for."""
+CHECKPOINTS = (0.4, 0.6, 0.8)
+"""Shares of the budget at which a curve is compared: before that, warm-up and schedules say more than the idea."""
+CALIBRATION = 10
+"""Finished candidates of this session from which its curves foretell anything; until then no run is ended early."""
+BORDER = 10.0
+"""σ within which a candidate must have ended to take part: who is far off says nothing about where the border is."""
+REPRIEVE = 5
+"""Every so many-th candidate runs to its end even if it is hopeless, to show how often that is wrong."""
+FALSE_ALARMS = 0.05
+"""Share of reprieved runs that may prove as good as the best before early ends are given up for the night."""
 STALL = 8
 """Experiments without a keep after which the researcher is asked for another family."""
 NEAR = 1.0
@@ -233,14 +250,72 @@ def stopping(state: State) -> str:
             return ""
 
 
-def audited_below(state: State, granted: Granted) -> float:
-    """Scores below this are audited: they would help towards a keep, or make one look better than it is.
+def terms(state: State, experiment: int, run: int) -> Terms:
+    """How a run is to be examined.
 
-    Of the baseline, which is the user's own code, the first run is: as the reference for what follows.
+    Scores below the mark are audited: they would help towards a keep, or make one look better than it is. The run that
+    can decide on a keep, never the first, is examined on the confirmation text, too. Of the baseline, which is the
+    user's own code, the first run is: as the reference for what follows.
     """
-    if state.best is None or granted.experiment == 0:
-        return inf if granted.run == 1 else -inf
-    return state.best.mark
+    best = state.best
+    if best is None or experiment == 0:
+        return Terms(audited_below=None if run == 1 else 0.0, confirmed=run == 1, against=0)
+    stage = state.open.get(experiment)
+    fresh = isinstance(stage, Candidate) and not stage.scores
+    return Terms(
+        audited_below=best.mark,
+        confirmed=not fresh,
+        against=best.experiment,
+        bounds=_bounds(state, best) if fresh else (),
+        reprieved=fresh and seed(state, experiment, run) % REPRIEVE == 0,
+    )
+
+
+def _bounds(state: State, best: Best) -> tuple[Bound, ...]:
+    """Where a first run is hopeless: from there on, none of this session's would have come back to the best."""
+    reprieved, wrong = alarms(state)
+    if wrong > FALSE_ALARMS * reprieved:
+        return ()
+    bounds = ((at, _bound(state, best, at)) for at in CHECKPOINTS)
+    return tuple(Bound(progress=at, loss=loss) for at, loss in bounds if loss is not None)
+
+
+def _bound(state: State, best: Best, progress: float) -> float | None:
+    """The loss from which a run is hopeless at that share of its budget; None while that is not known."""
+    near = BORDER * sigma(noise(state))
+    pairs = [(gap, final) for gap, final in _gaps(state, best, progress) if abs(final) <= near]
+    line = forecast.fit(pairs) if len(pairs) >= CALIBRATION else None
+    usual = forecast.loss_of(best.scores, progress)
+    if line is None or usual is None or (border := line.border(sure(line.freedom))) is None:
+        return None
+    return usual + max([border, *(gap for gap, final in pairs if final <= 0)])
+
+
+def _gaps(state: State, best: Best, progress: float) -> Iterator[tuple[float, float]]:
+    """Of each finished candidate: how far its first run was behind its base on the way, and how far in the end."""
+    runs = {f.experiment: f.scores for f in state.findings} | {best.experiment: best.scores}
+    for finding in state.findings:
+        if finding.experiment == 0 or not finding.made or (final := _behind(finding)) is None:
+            continue
+        base = forecast.loss_of(runs.get(finding.made.base, ()), progress)
+        loss = forecast.loss_at(finding.scores[0].curve, progress)
+        if base is not None and loss is not None:
+            yield loss - base, final
+
+
+def _behind(finding: Finding) -> float | None:
+    """How far the first run ended behind the best of its time."""
+    match finding.verdict:
+        case Kept() | Discarded() as verdict if finding.scores:
+            return finding.scores[0].val_bpb - (verdict.mean + verdict.gain)
+        case _:
+            return None
+
+
+def alarms(state: State) -> tuple[int, int]:
+    """Runs that were hopeless but reprieved, and how many of them ended as good as the best."""
+    ends = [_behind(f) for f in state.findings if f.scores and f.scores[0].condemned is not None]
+    return len(ends), sum(end is not None and end <= 0 for end in ends)
 
 
 def expected_seconds(state: State) -> float:
@@ -280,22 +355,53 @@ def decide(state: State, number: int, candidate: Candidate) -> Verdict | Literal
     error = deviation * sqrt(1 / runs + 1 / len(best.scores))
     gain = best.mark - candidate.mean
     numbers = _Numbers(number, candidate.mean, gain, error, deviation)
-    ratio = f"{gain / error:+.1f} standard errors over {runs} seed{'s' * (runs > 1)}"
-    simpler = candidate.made.removed - candidate.made.added >= SIMPLER_LINES and gain > -error / 2
-    if runs < MAX_RUNS and gain < FUTILE[runs - 1] * error and not simpler:
-        word = "worse than" if gain < -2 * error else "no better than" if gain < error else "too little better than"
+    growth = _growth(best, candidate)
+    worth = gain - MEMORY_PRICE * deviation * log2(growth)
+    ratio = f"{worth / error:+.1f} standard errors over {runs} seed{'s' * (runs > 1)}"
+    if growth > 1:
+        ratio += f" ({gain / error:+.1f}, less the price of {growth:.2g} times the memory)"
+    simpler = candidate.made.removed - candidate.made.added >= SIMPLER_LINES and worth > -error / 2
+    if runs < MAX_RUNS and worth < FUTILE[runs - 1] * error and not simpler:
+        word = "worse than" if worth < -2 * error else "no better than" if worth < error else "too little better than"
         return numbers.discarded(f"{word} the best: {ratio}")
-    if runs >= MIN_RUNS and gain >= needed * error:
+    transfers = _transfers(best, candidate, gain, error)
+    if runs >= MIN_RUNS and worth >= needed * error and transfers:
         return numbers.kept(best.mark, f"better beyond the noise: {ratio}, and a keep needs {needed:.1f}")
-    if runs >= SIMPLER_RUNS and simpler:
+    if runs >= SIMPLER_RUNS and simpler and transfers:
         return numbers.kept(best.mark, f"as good as the best with fewer lines: {ratio}")
+    if transfers is False:
+        return numbers.discarded(f"better only on text that decisions have used, not on fresh text: {ratio}")
     if runs >= MAX_RUNS:
-        return numbers.discarded(f"not beyond the noise: {ratio}, and a keep needs {needed:.1f}")
+        why = "not examined on fresh text" if worth >= needed * error else "not beyond the noise"
+        return numbers.discarded(f"{why}: {ratio}, and a keep needs {needed:.1f}")
     if stopping(state):
         return numbers.discarded(f"promising, but the night ended before it could be confirmed: {ratio}")
     # An incumbent that failed twice to run again is known as well as it will ever be.
     known = best.runs if best.runs - len(best.scores) > 1 else len(best.scores)
     return "remeasure" if runs >= MIN_RUNS and known < runs else "again"
+
+
+def _growth(best: Best, candidate: Candidate) -> float:
+    """Times the incumbent's memory; 1 where it is not more, or not known."""
+    before, now = (fmean(score.measures.memory_mb for score in runs) for runs in (best.scores, candidate.scores))
+    return now / before if before > 0 and now > MEMORY_SLACK * before else 1.0
+
+
+def _transfers(best: Best, candidate: Candidate, gain: float, error: float) -> bool | None:
+    """Whether at least half of the gain, but for noise, is there on the confirmation text; None while that is open.
+
+    A model's two scores share its seed's luck, so one run of each side shows well how much is lost from text to text.
+    """
+    before, now = _shift(best.scores), _shift(candidate.scores)
+    if before is None:
+        return True  # there is no such text, or was none
+    return None if now is None else gain - (now - before) >= (gain - error) / 2
+
+
+def _shift(scores: tuple[Scored, ...]) -> float | None:
+    """How much higher val_bpb is on the confirmation text."""
+    shifts = [score.confirmed - score.val_bpb for score in scores if score.confirmed is not None]
+    return fmean(shifts) if shifts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +488,8 @@ def _next(state: State, number: int, stage: Stage) -> Iterator[Step]:
             yield Rebase(number, state.best.experiment)
         case Broken(candidate, crash):
             # Who repaired a disqualified candidate would learn from the auditor how to pass.
-            repairs = 0 if number == 0 or crash.failure == "disqualified" else state.session.repairs
+            final = number == 0 or crash.failure in {"disqualified", "hopeless"}
+            repairs = 0 if final else state.session.repairs
             if candidate.repairs < repairs:
                 yield Repair(number, candidate.repairs + 1)
             if candidate.repairs >= repairs or stopping(state):

@@ -9,6 +9,7 @@ import math
 import cloudpickle
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from prepare import channel
 from prepare.loader import device
@@ -26,7 +27,23 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
     sealed = channel.answers() and channel.shard("val") is None
     if sealed:
         hand_over(model, batch_size)
-    rows = open_rows("val")
+    claims = _claims(model, "val", batch_size)
+    lengths = tokenizer.token_bytes[open_rows("val")[:, 1:]]
+    nbytes = int(lengths.sum())
+    bpb = float(claims[lengths > 0].sum(dtype=np.float64)) / (math.log(2) * nbytes)
+    if sealed:
+        channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
+        while (answer := channel.receive())["event"] == "rows":
+            claims = _claims(model, answer["split"], batch_size)
+            channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
+    elif not channel.answers():
+        channel.score(bpb, tokens=claims.size, nbytes=nbytes)
+    return bpb
+
+
+def _claims(model: torch.nn.Module, split: str, batch_size: int) -> NDArray[np.float32]:
+    """−log p of every token of a split, [rows, tokens], in nats."""
+    rows = open_rows(split)
     claims = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
     size = min(batch_size, len(rows))
     for first in range(0, len(rows), size):
@@ -35,14 +52,7 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
         x, y = (torch.from_numpy(half.copy()).to(device()) for half in (block[:, :-1], block[:, 1:]))
         losses = model(x, y, reduction="none").float().cpu().numpy().reshape(x.shape)
         claims[first : first + size] = losses[: len(rows) - first]
-    lengths = tokenizer.token_bytes[rows[:, 1:]]
-    nbytes = int(lengths.sum())
-    bpb = float(claims[lengths > 0].sum(dtype=np.float64)) / (math.log(2) * nbytes)
-    if sealed:
-        channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
-    elif not channel.answers():
-        channel.score(bpb, tokens=claims.size, nbytes=nbytes)
-    return bpb
+    return claims
 
 
 def hand_over(model: torch.nn.Module, batch_size: int) -> None:

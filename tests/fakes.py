@@ -18,6 +18,7 @@ from orchestrator.events import (
     Scored,
     Started,
 )
+from orchestrator.forecast import loss_at
 from orchestrator.session import Log
 from orchestrator.source import digest, fingerprint
 from subagents.agent import NoAnswer
@@ -135,10 +136,23 @@ class FakeLab:
         if luck.random() < self.trouble / 3 and granted.experiment:
             return Aborted(experiment=granted.experiment, run=granted.run, reason="the disk hiccuped")
         key |= {"measures": Measures(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
-        key |= {"curve": (Point(seconds=1, progress=0.05, loss=6.0), Point(seconds=20, progress=1.0, loss=3.0))}
+        score = _true_score(source) + random.Random(granted.seed).gauss(0, self.noise)
+        key |= {"curve": _curve(score, luck)}
         if luck.random() < self.trouble and granted.experiment:
             return Crashed(**key, failure="other", message="ValueError: it broke")
-        return Scored(**key, val_bpb=_true_score(source) + random.Random(granted.seed).gauss(0, self.noise))
+        terms = granted.terms
+        condemned = next((b.progress for b in terms.bounds if loss_at(key["curve"], b.progress) > b.loss), None)
+        if condemned and not terms.reprieved:
+            return Crashed(**key, failure="hopeless", message=f"far behind after {condemned:.0%}")
+        tempting = terms.audited_below is None or score < terms.audited_below
+        confirmed = score + 0.1 + luck.gauss(0, 0.0005) if terms.confirmed and tempting else None
+        return Scored(**key, val_bpb=score, confirmed=confirmed, condemned=condemned)
+
+
+def _curve(score: float, luck: random.Random) -> tuple[Point, ...]:
+    """It falls towards a loss of three times the score."""
+    shares = [n / 25 for n in range(1, 26)]
+    return tuple(Point(seconds=20 * p, progress=p, loss=3 * score + 2 * (1 - p) + luck.gauss(0, 0.01)) for p in shares)
 
 
 def _true_score(source: str) -> float:

@@ -36,13 +36,25 @@ class Visit:
 
     def __init__(self, folder):
         self.exam = Exam.of(data(folder / "data"))
+        self.second = Exam.of(folder / "data", "confirm")
         line, descriptor = pair()
         self.run = socket.socket(fileno=descriptor)
         self.said, self.sealed = Statement(Ticks()), []
         self.delivery = Delivery(folder / "model")
-        gate = Gate(line, self.exam, self.said, self.delivery, lambda: 7.0, lambda: self.sealed.append(True))
+        gate = Gate(
+            line, self.exam, self.said, self.delivery, lambda: 7.0, lambda: self.sealed.append(True), self.again
+        )
         self.keeper = threading.Thread(target=gate.keep)
         self.keeper.start()
+
+    def again(self, val_bpb):
+        """Whoever claims less than one bit per byte is asked again."""
+        return self.second if val_bpb < 1 else None
+
+    def claim(self, nats):
+        claims = np.full(self.exam.shape, nats, dtype=np.float32)
+        self.say(f'{{"event": "claims", "bytes": {claims.nbytes}}}')
+        self.run.sendall(claims.tobytes())
 
     def say(self, *words):
         self.run.sendall("".join(f"{word}\n" for word in words).encode())
@@ -74,21 +86,51 @@ def test_shards_are_shown_when_they_are_due(visit):
     visit.say('{"event": "ready"}')
     message, found = visit.shown()
     assert b'"train"' in message
-    assert found == [visit.exam.shard("train").read_bytes()]
+    assert found == [visit.exam.training.read_bytes()]
     assert not visit.sealed
     visit.say(f'{{"event": "model", "bytes": 5, {MANNER}}}')
     visit.run.sendall(b"abcde")
     message, found = visit.shown()
     assert b'"val"' in message
-    assert found == [visit.exam.shard("val").read_bytes()]
+    assert found == [visit.exam.shard.read_bytes()]
     assert visit.sealed == [True]
     assert visit.delivery.model.read_bytes() == b"abcde"
-    claims = np.full(visit.exam.shape, np.log(2), dtype=np.float32)
-    visit.say(f'{{"event": "claims", "bytes": {claims.nbytes}}}')
-    visit.run.sendall(claims.tobytes())
+    visit.claim(np.log(2))
+    assert b'"thanks"' in visit.shown()[0]
     visit.keeper.join(timeout=30)
     assert visit.said.score == pytest.approx(1.0)
+    assert visit.delivery.confirmed is None
     assert (visit.delivery.objection, visit.said.train_seconds > 0) == ("", True)
+
+
+def evaluated(visit):
+    """A model was handed over, and a tempting score is claimed."""
+    visit.say('{"event": "ready"}')
+    visit.shown()
+    visit.say(f'{{"event": "model", "bytes": 1, {MANNER}}}')
+    visit.run.sendall(b"m")
+    visit.shown()
+    visit.claim(np.log(2) / 2)
+    return visit.shown()
+
+
+def test_who_claims_something_that_counts_is_examined_on_fresh_text(visit):
+    message, found = evaluated(visit)
+    assert b'"confirm"' in message
+    assert found == [visit.second.shard.read_bytes()]
+    visit.claim(np.log(2) / 4)
+    assert b'"thanks"' in visit.shown()[0]
+    assert visit.said.score == pytest.approx(0.5)
+    assert visit.delivery.confirmed == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("nats", "objection"), [(0.0, "nothing ever surprises"), (-1.0, "above 1"), (None, "")])
+def test_the_fresh_text_is_no_place_for_lies_either(visit, nats, objection):
+    evaluated(visit)
+    visit.say('{"event": "no"}') if nats is None else visit.claim(nats)
+    visit.keeper.join(timeout=30)
+    assert objection in visit.delivery.objection
+    assert visit.delivery.confirmed is None
 
 
 def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):

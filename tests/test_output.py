@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.events import Point, Profile
+from orchestrator.events import Bound, Point, Profile, Terms
 from orchestrator.lab import failures
 from orchestrator.lab.output import HEAD, LONGEST, POINTS, TAIL, Curve, Lines, Log, Transcript, step
 from orchestrator.lab.scoring import Statement
@@ -238,6 +238,27 @@ def test_progress_is_told_as_it_comes():
     clock.now += 2
     watch.output(line(1, 50.0, 3.5))
     assert told == [(Point(seconds=2.0, progress=0.5, loss=3.5), 1000.0)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "reprieved", "condemned", "fault"),
+    [
+        ([5.0, 4.0, 3.0, 2.5], False, None, None),
+        ([5.0, 4.6, 4.4, 4.2], False, 0.5, "hopeless"),
+        ([5.0, 4.6, 4.4, 4.2], True, 0.5, None),
+        ([5.0, 4.0, 4.4, 4.2], False, 0.75, "hopeless"),
+    ],
+)
+def test_a_run_that_is_far_behind_is_hopeless(losses, reprieved, condemned, fault):
+    bounds = (Bound(progress=0.5, loss=4.5), Bound(progress=0.75, loss=4.0))
+    terms = Terms(audited_below=2.0, confirmed=False, against=0, bounds=bounds, reprieved=reprieved)
+    watch = Watch(Limits(wall=9.0, cpu=9.0), Clock(), terms=terms)
+    watch.said.feed(b'{"event": "ready"}\n')
+    for number, loss in enumerate(losses, 1):
+        watch.output(line(number, 25 * number, loss))
+    assert watch.condemned == condemned
+    assert (watch.fault and watch.fault.kind) == fault
+    assert fault is None or f"after {condemned:.0%} of its budget" in watch.fault.message
 
 
 def test_limits_leave_room_for_a_slow_candidate():

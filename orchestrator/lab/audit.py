@@ -1,24 +1,64 @@
 """Our side of the blind audit: a fresh process with the handed-over model is shown the past and asked what follows."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.lab.exam import Disqualified, Exam, Places
+from orchestrator.lab.failures import Fault
 from orchestrator.lab.gate import Delivery, Manner
+from orchestrator.lab.guarded import Ending, MachineTrouble, Running, from_thread, guarded, in_thread
 from orchestrator.lab.line import Line
+from orchestrator.lab.sandbox import Command
+from orchestrator.lab.watch import Watch
 
 MODULE = "prepare.audit"
+
+
+class Auditor:
+    """The blind process, started beside the training so that its imports are done when it is wanted; it serves once.
+
+    Until it is heard it has seen nothing but `prepare`.
+    """
+
+    def __init__(self, command: Command, ours: Line, watch: Watch, lock: int) -> None:
+        """Starts it; `lock` as for guarded."""
+        self.line, self.watch = ours, watch
+        self.interview: asyncio.Future[Interview] = asyncio.get_running_loop().create_future()
+        self.process = asyncio.create_task(guarded(command, watch, lock, self._listen))
+
+    async def hear(self, interview: "Interview") -> tuple[Fault | None, Ending]:
+        """Hold the interview to its end. Raises MachineTrouble."""
+        if self.process.done():
+            await self.process
+            raise MachineTrouble("the process that was to audit ended before it was asked anything")
+        self.watch.started = self.watch.clock()
+        self.interview.set_result(interview)
+        return await self.process
+
+    async def dismiss(self) -> None:
+        """End it, wanted or not."""
+        self.process.cancel()
+        with suppress(asyncio.CancelledError, MachineTrouble, OSError):
+            await self.process
+        self.line.close()
+
+    async def _listen(self, running: Running) -> None:
+        interview = await self.interview
+        interview.seal = partial(from_thread, running.seal, asyncio.get_running_loop())
+        await in_thread(partial(interview.hold, self.line), self.line.hang_up)
 
 
 @dataclass
 class Interview:
     """One audit; `answers` is complete when `done`."""
 
-    line: Line
     exam: Exam
     manner: Manner
     model: Path
@@ -30,39 +70,39 @@ class Interview:
     objection: str = ""
     done: bool = False
 
-    def hold(self) -> None:
+    def hold(self, line: Line) -> None:
         """Ask about every row, a batch at a time."""
         try:
             with self.model.open("rb") as file:
-                self.line.say({"event": "model", "split": "model", **self._how()}, show=[file])
-            if self.line.hear() != {"event": "loaded"}:
+                line.say({"event": "model", "split": "model", **self._how()}, show=[file])
+            if line.hear() != {"event": "loaded"}:
                 return
             self.seal()
             count, batch = self.exam.shape[0], self.manner.batch_size
             for first in range(0, count, batch):
-                self.answers.append(self._ask(first, min(first + batch, count)))
+                self.answers.append(self._ask(line, first, min(first + batch, count)))
             self.done = True
-            self.line.say({"event": "thanks"})
+            line.say({"event": "thanks"})
         except Disqualified as reason:
             self.objection = str(reason)
         except OSError:
             pass  # it has gone, which others notice, too
         finally:
-            self.line.close()
+            line.close()
 
     def _how(self) -> dict[str, object]:
         autocast = None if self.manner.dtype == "float32" else self.manner.dtype
         return {"autocast": autocast, "precision": self.manner.precision, "threads": self.manner.threads}
 
-    def _ask(self, first: int, last: int) -> NDArray[np.float64]:
+    def _ask(self, line: Line, first: int, last: int) -> NDArray[np.float64]:
         """What the model expects in each of these rows. Raises Disqualified, OSError."""
         x, at = self.exam.masked(first, last, self.places, self.rng), self.places.at[first:last]
         shape = {"rows": last - first, "length": x.shape[1]}
-        self.line.say({"event": "rows", **shape}, data=[x.tobytes(), at.tobytes()])
+        line.say({"event": "rows", **shape}, data=[x.tobytes(), at.tobytes()])
         size = 4 * (last - first) * len(self.exam.lengths)
-        match self.line.hear():
+        match line.hear():
             case {"event": "logits", "bytes": int(given)} if given == size:
-                data = self.line.take(size)
+                data = line.take(size)
             case {"event": "logits"}:
                 raise Disqualified("its logits are not for the vocabulary")
             case _:
@@ -79,10 +119,19 @@ def drawn(exam: Exam, delivery: Delivery, reference: Path) -> tuple[Places, np.r
     return exam.places(delivery.claims, _reference(reference, exam.shape), rng), rng
 
 
-def remember(delivery: Delivery, reference: Path) -> None:
-    """The first claims that proved true are what later ones are compared with."""
-    if not reference.exists() and delivery.claims is not None:
-        np.save(reference, delivery.claims)
+def reference(folder: Path, experiment: int) -> Path:
+    """Where the claims of an experiment are that proved true."""
+    return folder / f"claims-{experiment}.npy"
+
+
+def remember(delivery: Delivery, folder: Path, experiment: int, against: int) -> None:
+    """Keep claims that proved true, since later ones may have to be compared with them; drop those of the overcome."""
+    assert delivery.claims is not None
+    folder.mkdir(exist_ok=True)
+    np.save(reference(folder, experiment), delivery.claims)
+    for path in folder.glob("claims-*.npy"):
+        if int(path.stem.removeprefix("claims-")) < against:
+            path.unlink()
 
 
 def _reference(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:

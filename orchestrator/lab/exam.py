@@ -63,25 +63,26 @@ class Exam:
 
     folder: Path
     rows: NDArray[np.unsignedinteger]
-    """[rows, length + 1] validation tokens."""
+    """[rows, length + 1] tokens of the split."""
     decoys: NDArray[np.unsignedinteger]
     """The same of training text: what hides the future in the audit."""
     lengths: NDArray[np.int32]
     """Bytes of each token of the vocabulary; 0 does not count."""
     manifest: Manifest
+    split: str = "val"
 
     @classmethod
-    def of(cls, folder: Path) -> "Exam | None":
-        """None for a folder without validation rows. Raises DataError."""
+    def of(cls, folder: Path, split: str = "val") -> "Exam | None":
+        """On one split's rows; None for a folder without them. Raises DataError."""
         found = manifest.load(folder)
-        if not {"train", "val"} <= found.rows.keys():
+        if not {"train", split} <= found.rows.keys():
             return None
-        for split in ("train", "val"):
+        for name in ("train", split):
             # Who is shown a file may open it anew for writing, unless it is nobody's to write.
             with suppress(PermissionError):  # somebody else's
-                (folder / f"{split}.bin").chmod(0o444)
+                (folder / f"{name}.bin").chmod(0o444)
         lengths = Tokenizer.from_directory(folder).token_bytes
-        return cls(folder, open_rows("val", folder), open_rows("train", folder), lengths, found)
+        return cls(folder, open_rows(split, folder), open_rows("train", folder), lengths, found, split)
 
     def lay_out(self, folder: Path) -> Path:
         """A data folder for a run: what it may know from the beginning. The shards are shown when they are due."""
@@ -91,8 +92,13 @@ class Exam:
         shutil.copyfile(self.folder / TOKENIZER, folder / TOKENIZER)
         return folder
 
-    def shard(self, split: str) -> Path:
-        return self.folder / f"{split}.bin"
+    @property
+    def training(self) -> Path:
+        return self.folder / "train.bin"
+
+    @property
+    def shard(self) -> Path:
+        return self.folder / f"{self.split}.bin"
 
     @property
     def shape(self) -> tuple[int, int]:

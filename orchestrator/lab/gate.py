@@ -43,6 +43,8 @@ class Delivery:
     """From ready to handed over."""
     evaluation: float = 0.0
     """Seconds from the first validation row to the last claim."""
+    confirmed: float | None = None
+    """val_bpb on the confirmation text, if it was asked for it: not audited, since it can only lose by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Gate:
     """CPU seconds of the run so far."""
     seal: Callable[[], None]
     """Called before validation text is shown: what is printed from then on may have it."""
+    again: Callable[[float], Exam | None] = lambda _val_bpb: None
+    """What else a model with that score is to be examined on."""
 
     def keep(self) -> None:
         """Listen until the other end falls silent."""
@@ -65,7 +69,7 @@ class Gate:
             while (event := self.line.hear()) is not None:
                 match event:
                     case {"event": "ready"} if self.said.ready_at is None:
-                        with self.exam.shard("train").open("rb") as file:
+                        with self.exam.training.open("rb") as file:
                             began = self.cpu()
                             self.said.ready_at = self.said.clock()
                             self.line.say({"event": "rows", "split": "train"}, show=[file])
@@ -73,10 +77,12 @@ class Gate:
                         self._receive(size, event)
                         self.delivery.cpu_seconds = self.cpu() - began
                         self.seal()
-                        with self.exam.shard("val").open("rb") as file:
-                            self.line.say({"event": "rows", "split": "val"}, show=[file])
+                        self._show(self.exam)
                     case {"event": "claims", "bytes": int(size)} if self.delivery.manner:
                         self._believe(size)
+                        if more := self.again(self.delivery.val_bpb):
+                            self._confirm(more)
+                        self.line.say({"event": "thanks"})
                         return
                     case _:
                         pass
@@ -98,16 +104,33 @@ class Gate:
         self.said.scored_at = self.said.clock()
         self.delivery.manner = _manner(header)
 
+    def _show(self, exam: Exam) -> None:
+        with exam.shard.open("rb") as file:
+            self.line.say({"event": "rows", "split": exam.split}, show=[file])
+
     def _believe(self, size: int) -> None:
         """Take the claims, for now. Raises Disqualified."""
-        if size != self.exam.claim_bytes:
-            raise Disqualified(f"it claimed {size:,} bytes, and {self.exam.claim_bytes:,} were to be claimed")
-        claims = self.exam.claims(self.line.take(size))
+        self.delivery.claims, self.delivery.val_bpb = self._claims(self.exam, size)
         self.delivery.evaluation = self.said.clock() - (self.said.scored_at or 0.0)
-        self.delivery.claims, self.delivery.val_bpb = claims, self.exam.bpb(claims)
-        if self.delivery.val_bpb <= 0:
-            raise Disqualified("it claims that nothing ever surprises it")
         self.said.val_bpb = self.delivery.val_bpb
+
+    def _confirm(self, exam: Exam) -> None:
+        """Ask for claims on other text. Raises Disqualified."""
+        self._show(exam)
+        match self.line.hear():
+            case {"event": "claims", "bytes": int(size)}:
+                _, self.delivery.confirmed = self._claims(exam, size)
+            case _:
+                pass  # it was not confirmed
+
+    def _claims(self, exam: Exam, size: int) -> tuple[Nats, float]:
+        """The claims, and the bits per byte that they add up to. Raises Disqualified."""
+        if size != exam.claim_bytes:
+            raise Disqualified(f"it claimed {size:,} bytes, and {exam.claim_bytes:,} were to be claimed")
+        claims = exam.claims(self.line.take(size))
+        if (bpb := exam.bpb(claims)) <= 0:
+            raise Disqualified("it claims that nothing ever surprises it")
+        return claims, bpb
 
 
 def _manner(header: dict[str, object]) -> Manner:

@@ -10,12 +10,12 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from math import inf
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from orchestrator.events import Aborted, Audit, Crashed, Digest, Granted, Outcome, Point, Scored
+from orchestrator.events import Aborted, Audit, Crashed, Digest, Granted, Outcome, Point, Scored, Terms
 from orchestrator.lab import audit, failures, guardian, line
 from orchestrator.lab.exam import Disqualified, Exam
 from orchestrator.lab.failures import Fault
@@ -27,6 +27,8 @@ from orchestrator.lab.watch import Limits, Watch
 
 OnPoint = Callable[[Granted, Point, float], None]
 """Called with each progress line as it comes: the point, and tokens per second."""
+STRICT = Terms(audited_below=None, confirmed=False, against=0)
+"""Where nobody has said on what terms a run is made."""
 
 
 class Runner:
@@ -42,18 +44,18 @@ class Runner:
         *,
         sandbox: Sandbox | None = None,
         exam: Exam | None = None,
-        bar: Callable[[Granted], float] = lambda _granted: inf,
+        second: Exam | None = None,
         on_point: OnPoint = lambda _granted, _point, _rate: None,
     ) -> None:
         """`folder` is the session's, `put` stores a log.
 
         Without an `exam` a run reads `data` itself and its word counts: for data folders without validation rows, which
-        only tests make. Claims below `bar(granted)` are audited.
+        only tests make. `second` is an exam on text that no decision has used.
         """
         self.runs, self.data, self.slots, self.limits, self.put = folder.resolve() / "runs", data, slots, limits, put
         self.sandbox: Sandbox = sandbox or NoSandbox()
-        self.exam, self.bar, self.on_point = exam, bar, on_point
-        self.reference = folder.resolve() / "reference.npy"
+        self.exam, self.second, self.on_point = exam, second, on_point
+        self.claims = folder.resolve() / "claims"
 
     def reap(self) -> int:
         """End what an earlier life of this session left running, and remove its folders; how many processes it was."""
@@ -69,10 +71,11 @@ class Runner:
             self._check_disk()
             async with held(self.slots[granted.slot]) as lock, _fresh(place) as folder:
                 delivery = Delivery(folder / "model")
-                outcome = await self._train(granted, source, folder / "work", delivery, lock)
-                if isinstance(outcome, Scored) and self.exam and outcome.val_bpb < self.bar(granted):
-                    return await self._audited(granted, outcome, folder / "audit", delivery, lock)
-                return outcome
+                async with self._auditor(granted, folder / "audit", lock) as auditor:
+                    outcome = await self._train(granted, source, folder / "work", delivery, lock)
+                    if isinstance(outcome, Scored) and auditor and _tempting(granted, outcome.val_bpb):
+                        return await self._audited(granted, outcome, delivery, auditor)
+                    return outcome
         except (OSError, SlotBusy, MachineTrouble) as error:
             return Aborted(experiment=granted.experiment, run=granted.run, reason=_reason(error))
 
@@ -83,24 +86,55 @@ class Runner:
             self.limits,
             on_point=lambda point, rate: self.on_point(granted, point, rate),
             free=lambda: shutil.disk_usage(self.runs).free,
+            terms=granted.terms,
         )
         environment = {"NIGHTSHIFT_SEED": str(granted.seed)}
         if self.exam:
             data = self.exam.lay_out(folder / "data")
             ours, theirs = line.pair()
-            listen = partial(self._keep_gate, ours, self.exam, delivery)
+            again = partial(self._more, granted)
+            listen = partial(self._keep_gate, ours, self.exam, delivery, again)
         else:
             data = self.data.resolve()
             said, theirs = os.pipe()
             listen = partial(_take_its_word, said)
         command = self._command(("train.py",), granted, folder, theirs, environment | {"NIGHTSHIFT_DATA": str(data)})
         fault, ending = await guarded(command, watch, lock, listen)
-        return self._outcome(granted, watch, fault or self._doubt(granted, watch, delivery), ending)
+        outcome = self._outcome(granted, watch, fault or self._doubt(granted, watch, delivery), ending)
+        return outcome.model_copy(update={"confirmed": delivery.confirmed}) if isinstance(outcome, Scored) else outcome
 
-    async def _keep_gate(self, ours: line.Line, exam: Exam, delivery: Delivery, running: Running) -> None:
+    async def _keep_gate(
+        self,
+        ours: line.Line,
+        exam: Exam,
+        delivery: Delivery,
+        again: Callable[[float], Exam | None],
+        running: Running,
+    ) -> None:
         seal = partial(from_thread, running.seal, asyncio.get_running_loop())
-        gate = Gate(ours, exam, running.watch.said, delivery, running.cpu, seal)
+        gate = Gate(ours, exam, running.watch.said, delivery, running.cpu, seal, again)
         await in_thread(gate.keep, ours.hang_up)
+
+    def _more(self, granted: Granted, val_bpb: float) -> Exam | None:
+        """The second exam, where it is due."""
+        confirmed = granted.terms is not None and granted.terms.confirmed
+        return self.second if confirmed and _tempting(granted, val_bpb) else None
+
+    @asynccontextmanager
+    async def _auditor(self, granted: Granted, folder: Path, lock: int) -> AsyncGenerator[audit.Auditor | None]:
+        """The blind process, if one may be wanted."""
+        if not self.exam or not _tempting(granted, 0.0):
+            yield None
+            return
+        (folder / "tmp").mkdir(parents=True)
+        ours, theirs = line.pair()
+        command = self._command(("-m", audit.MODULE), granted, folder, theirs, {})
+        auditor = audit.Auditor(command, ours, Watch(self.limits), lock)
+        try:
+            await asyncio.sleep(0)  # from now on the descriptors are its own
+            yield auditor
+        finally:
+            await auditor.dismiss()
 
     def _doubt(self, granted: Granted, watch: Watch, delivery: Delivery) -> Fault | None:
         """Why a score is not to be believed before it is even audited."""
@@ -112,32 +146,25 @@ class Runner:
         late = self.exam.overtime(watch.said.train_seconds, delivery.cpu_seconds, threads)
         return Fault("disqualified", late) if late else None
 
-    async def _audited(self, granted: Granted, score: Scored, folder: Path, delivery: Delivery, lock: int) -> Outcome:
+    async def _audited(self, granted: Granted, score: Scored, delivery: Delivery, auditor: audit.Auditor) -> Outcome:
         """The score as a second, blind process finds it."""
         assert self.exam
         assert delivery.manner
         assert delivery.claims is not None
-        (folder / "tmp").mkdir(parents=True)
-        began, watch = time.monotonic(), Watch(self.limits)
-        ours, theirs = line.pair()
-        places, rng = await asyncio.to_thread(audit.drawn, self.exam, delivery, self.reference)
-        interview = audit.Interview(ours, self.exam, delivery.manner, delivery.model, places, rng)
-
-        async def listen(running: Running) -> None:
-            interview.seal = partial(from_thread, running.seal, asyncio.get_running_loop())
-            await in_thread(interview.hold, ours.hang_up)
-
-        command = self._command(("-m", audit.MODULE), granted, folder, theirs, {})
-        fault, ending = await guarded(command, watch, lock, listen)
-        facts = score.model_dump(exclude={"kind", "val_bpb", "audit"})
-        if fault := fault or _unheard(interview, watch, ending):
+        began, against = time.monotonic(), (granted.terms or STRICT).against
+        reference = audit.reference(self.claims, against)
+        places, rng = await asyncio.to_thread(audit.drawn, self.exam, delivery, reference)
+        interview = audit.Interview(self.exam, delivery.manner, delivery.model, places, rng)
+        fault, ending = await auditor.hear(interview)
+        facts = _facts(score)
+        if fault := fault or _unheard(interview, auditor.watch, ending):
             return Crashed(failure=fault.kind, message=fault.message, **facts)
         try:
             blind = np.concatenate(interview.answers)
             found = self.exam.corrected(delivery.claims, blind, places, delivery.manner.dtype)
         except Disqualified as reason:
             return Crashed(failure="disqualified", message=str(reason), **facts)
-        audit.remember(delivery, self.reference)
+        audit.remember(delivery, self.claims, granted.experiment, against)
         seconds = time.monotonic() - began
         shown = Audit(
             claimed=score.val_bpb,
@@ -170,7 +197,7 @@ class Runner:
             "CUDA_CACHE_PATH": str(folder / "tmp/cuda"),
             "CUDA_VISIBLE_DEVICES": slot.devices,
             "NIGHTSHIFT_FD": str(line),
-            guardian.TAG: f"{folder.parent}/",
+            guardian.TAG: f"{folder}/",
         }
         if slot.threads:
             env["OMP_NUM_THREADS"] = str(slot.threads)
@@ -189,11 +216,9 @@ class Runner:
             curve=watch.curve.points,
             log=self.put(log),
             tier=self.sandbox.tier,
+            condemned=watch.condemned,
         )
-        if fault is None:
-            return score
-        facts = score.model_dump(exclude={"kind", "val_bpb", "audit"})
-        return Crashed(failure=fault.kind, message=fault.message, **facts)
+        return score if fault is None else Crashed(failure=fault.kind, message=fault.message, **_facts(score))
 
     def _without_places(self, text: str, granted: Granted) -> str:
         """A traceback need not say where this machine keeps its folders: sessions are mailed."""
@@ -207,6 +232,17 @@ class Runner:
         free = shutil.disk_usage(self.runs.parent).free
         if free < self.limits.free_disk:
             raise MachineTrouble(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
+
+
+def _tempting(granted: Granted, val_bpb: float) -> bool:
+    """Whether a score as low as that is to be audited."""
+    below = (granted.terms or STRICT).audited_below
+    return below is None or val_bpb < below
+
+
+def _facts(score: Scored) -> dict[str, Any]:
+    """What a run that was scored and one that failed have in common."""
+    return {name: value for name, value in score if name in Crashed.model_fields and name != "kind"}
 
 
 async def _take_its_word(said: int, running: Running) -> None:

@@ -9,7 +9,8 @@ from statistics import median
 
 import psutil
 
-from orchestrator.events import Measures, Point, Profile
+from orchestrator.events import Bound, Measures, Point, Profile, Terms
+from orchestrator.forecast import loss_at
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.output import Curve, Step, Transcript
 from orchestrator.lab.scoring import Statement
@@ -67,9 +68,14 @@ class Watch:
         clock: Callable[[], float] = time.monotonic,
         on_point: Callable[[Point, float], None] = lambda _point, _rate: None,
         free: Callable[[], float] = lambda: inf,
+        terms: Terms | None = None,
     ) -> None:
         """`free`: bytes of disk that are left."""
         self.limits, self.clock, self.on_point, self.free = limits, clock, on_point, free
+        self.bounds = list(terms.bounds) if terms else []
+        self.reprieved = terms is not None and terms.reprieved
+        self.condemned: float | None = None
+        """The share of the budget at which it was found hopeless."""
         self.transcript, self.curve, self.said = Transcript(), Curve(), Statement(clock)
         self.started = clock()
         self.last: Step | None = None
@@ -124,6 +130,17 @@ class Watch:
             memory_mb=summary.get("peak_vram_mb", 0.0) if peak_mb is None else peak_mb,
         )
 
+    def _compare(self, bound: Bound) -> None:
+        """End it where it is hopeless, unless it is reprieved."""
+        loss = loss_at(self.curve.points, bound.progress)
+        if self.condemned is not None or loss is None or loss <= bound.loss:
+            return
+        self.condemned = bound.progress
+        if not self.reprieved:
+            where = f"after {bound.progress:.0%} of its budget its loss was {loss:.3f}"
+            why = f"{where}; from {bound.loss:.3f} on no run of this session came back to the best"
+            self.broken = self.broken or Fault("hopeless", why)
+
     def _step(self, step: Step) -> None:
         now = self.clock()
         if self.last:
@@ -136,5 +153,7 @@ class Watch:
         point = Point(seconds=self.said.train_seconds, progress=step.progress, loss=step.loss)
         self.curve.add(point)
         self.on_point(point, step.tokens_per_second)
+        while self.bounds and point.progress >= self.bounds[0].progress:
+            self._compare(self.bounds.pop(0))
         if step.loss > EXPLODED * abs(self.first_loss) + 1:
             self.broken = self.broken or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")

@@ -332,7 +332,7 @@ HARM = [
     Enemy("fills the memory", "x = []\nwhile True: x.append(bytearray(1 << 26))\n", "out of host memory"),
     Enemy(
         "lays traps where results are read",
-        "import os\nfor n in ('model', 'reference.npy', 'claims'):\n"
+        "import os\nfor n in ('model', 'claims', 'claims-0.npy'):\n"
         "    os.symlink('/etc/passwd', n); os.mkfifo(n + '.fifo')\n"
         "for lay in (lambda: os.symlink('/etc/passwd', '../model'), lambda: os.mkfifo('../audit')):\n"
         "    try: lay()\n    except OSError: pass\n",

@@ -77,6 +77,8 @@ async def test_honest_code_scores_what_it_claims(tmp_path, tier):
     assert TRUTH < outcome.val_bpb < TRUTH + 0.6
     assert abs(outcome.val_bpb - outcome.audit.claimed) < 1e-4
     assert outcome.audit.error < 1e-4
+    assert outcome.confirmed == pytest.approx(outcome.val_bpb, abs=0.3)
+    assert outcome.confirmed != outcome.val_bpb
     assert (outcome.tier, outcome.audit.looks, outcome.measures.train_seconds > 0) == (tier, 64, True)
 
 

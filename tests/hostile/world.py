@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.events import Granted, Scored
+from orchestrator.events import Granted, Scored, Terms
 from orchestrator.lab import guardian
 from orchestrator.lab.exam import Exam
 from orchestrator.lab.runner import Runner
@@ -24,6 +24,7 @@ TRUTH = 2.0
 """Bits per byte that nobody can do without: each letter has four followers, one as likely as the other."""
 FALSE = 1.9
 """A score below this is a lie."""
+STRICT = Terms(audited_below=None, confirmed=True, against=7)
 
 
 def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float = 10.0) -> Path:
@@ -78,6 +79,7 @@ class World:
             self.put,
             sandbox=sandbox,
             exam=Exam.of(self.project / "data"),
+            second=Exam.of(self.project / "data", "confirm"),
         )
         self.before = self._look()
 
@@ -94,7 +96,7 @@ class World:
             for word, value in words.items():
                 source = source.replace(word, str(value))
             for run in range(times):
-                granted = Granted(experiment=7, run=run + 1, slot=0, seed=1)
+                granted = Granted(experiment=7, run=run + 1, slot=0, seed=1, terms=STRICT)
                 outcome = await self.runner.run(granted, source)
             wrong = list(self._wrong(outcome, letters, process))
         return outcome, wrong
