@@ -5,7 +5,6 @@ Usage: python train.py
 
 import copy
 import gc
-import importlib
 import inspect
 import math
 import os
@@ -78,22 +77,6 @@ else:
 autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 maybe_compile = torch.compile(dynamic=False) if fast else (lambda function: function)
 
-class FlashAttention3:
-    """The kernel for Hopper, where the package `kernels` is installed and has it or can fetch it."""
-
-    def __init__(self):
-        kernels = importlib.import_module("kernels")
-        self.run = kernels.get_kernel("varunneal/flash-attention-3").flash_attn_interface.flash_attn_func
-
-    def __reduce__(self):  # loaded again wherever the model goes
-        return FlashAttention3, ()
-
-
-try:
-    flash3 = FlashAttention3() if device.type == "cuda" and capability == (9, 0) else None
-except (ImportError, OSError, ValueError):  # not installed, not reachable, not built for this torch
-    flash3 = None
-
 windowed = False
 if bf16:  # flash attention with a window, in torch itself since 2.11; the import takes a second
     try:
@@ -131,14 +114,12 @@ def rotate(x, cos, sin):
 def attention(q, k, v, window):
     """Causal attention of (B, T, heads, head_dim) over the last `window` positions."""
     B, T, H, D = q.shape
-    if flash3:
-        return flash3.run(*(t.to(torch.bfloat16) for t in (q, k, v)), causal=True, window_size=(window, 0))
-    if windowed:
+    if windowed and window < T:
         ends = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
         q, k, v = (t.reshape(B * T, H, D).to(torch.bfloat16) for t in (q, k, v))
         return varlen_attn(q, k, v, ends, ends, T, T, window_size=(window, 0)).view(B, T, H, D)
     q, k, v = (t.to(v.dtype).transpose(1, 2) for t in (q, k, v))
-    if window >= T:
+    if window >= T:  # torch takes the fastest kernel that it has for the card
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     position = torch.arange(T, device=q.device)
     distance = position[:, None] - position[None, :]

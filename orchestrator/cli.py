@@ -42,6 +42,7 @@ from orchestrator.replay import Tape
 from orchestrator.session import Session, SessionError
 from orchestrator.state import State
 from prepare import profiles
+from prepare.machine import gpus
 from prepare.manifest import DataError, load
 from subagents import prices
 from subagents.claude import Claude, connect, key_missing, trouble
@@ -303,7 +304,7 @@ def _run(session: Session, places: Places, repo: Repo, sandbox: Sandbox, send: S
     runner = Runner(
         folder,
         places.data.resolve(),
-        slots(started.slots, folder, cores),
+        slots(started.slots, folder, cores, gpus() if started.profile.name != "cpu" else []),
         limits,
         session.put,
         sandbox=sandbox,

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -134,6 +135,18 @@ def _machine() -> Iterator[Finding]:
     for name, used, total in gpus:
         state = "warn" if used > total // 4 else "good"
         yield Finding("gpu", state, f"{name}, {used >> 20} of {total >> 20} MiB in use")
+    if gpus:
+        yield compiler(Path(sysconfig.get_path("include")), os.environ.get("PATH", os.defpath))
+
+
+def compiler(headers: Path, path: str) -> Finding:
+    """What torch needs to compile for a GPU: a C compiler on the path, and Python's headers."""
+    found = shutil.which("gcc", path=path) or shutil.which("clang", path=path)
+    lacking = ["C compiler"] * (not found) + [str(headers / "Python.h")] * (not (headers / "Python.h").exists())
+    if lacking:
+        words = f"no {' and no '.join(lacking)}: every run would fail (on Debian: apt install gcc python3-dev)"
+        return Finding("compiler", "bad", words)
+    return Finding("compiler", "good", f"{found}, as torch needs it for a GPU")
 
 
 def _gpus() -> list[tuple[str, int, int]]:

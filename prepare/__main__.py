@@ -10,7 +10,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
-from prepare.machine import gpu
+from prepare.machine import gpus
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 console = Console(highlight=False, soft_wrap=True)
@@ -38,7 +38,7 @@ def main(
         fail(str(error))
     try:
         if not (data / manifest.FILE_NAME).exists():
-            probe = chosen.budget.kind == "time" and chosen is not profiles.H100 and not settings and gpu() is not None
+            probe = chosen.budget.kind == "time" and chosen is not profiles.H100 and not settings and gpus() != []
             prepare(data, corpus, shards, chosen, flops, probe=probe)
         found = manifest.load(data, verify=True)
         expect(found, data, corpus, None if profile == "auto" else profile, settings or [])

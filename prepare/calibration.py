@@ -33,7 +33,7 @@ _STEP = re.compile(r"\bdt: (\d+)ms")
 
 
 def calibrated(folder: Path, made: Manifest, profile: Profile, progress: Progress) -> Manifest:
-    """The manifest with the FLOPs that the baseline does in the profile's seconds. Raises DataError."""
+    """The manifest with the FLOPs that the baseline does in the profile's seconds, on the CPU. Raises DataError."""
     with _workplace(folder, made, profile) as work:
         flops, seconds = _step(work, progress)
     amount = float(f"{flops / seconds * profile.budget.seconds:.3g}")
@@ -72,7 +72,7 @@ def _baseline() -> Path:
 
 def _step(work: Path, progress: Progress) -> tuple[float, float]:
     """FLOPs and seconds of one quiet training step, from the script's own reports."""
-    printed, events = _training(work, None, progress)
+    printed, events = _training(work, None, progress, CUDA_VISIBLE_DEVICES="")
     steps = [int(milliseconds) / 1000 for milliseconds in _STEP.findall("".join(printed))]
     flops = [event["flops"] for event in events if event["event"] == "measured"]
     if not steps or not flops:
@@ -80,7 +80,9 @@ def _step(work: Path, progress: Progress) -> tuple[float, float]:
     return flops[-1], float(np.quantile(steps, 0.25))
 
 
-def _training(work: Path, steps: int | None, progress: Progress) -> tuple[list[str], list[dict[str, Any]]]:
+def _training(
+    work: Path, steps: int | None, progress: Progress, **variables: str
+) -> tuple[list[str], list[dict[str, Any]]]:
     """What the script prints and reports, until its end or so many lines on steps. Raises DataError if it fails."""
     reading, writing = os.pipe()
     env = os.environ | {
@@ -89,6 +91,7 @@ def _training(work: Path, steps: int | None, progress: Progress) -> tuple[list[s
         "MKL_CBWR": "AUTO,STRICT",
         "OMP_WAIT_POLICY": "passive",
         "PYTHONPATH": str(HOME),
+        **variables,
     }
     with subprocess.Popen(
         [sys.executable, SCRIPT], cwd=work, env=env, pass_fds=[writing], stdout=PIPE, stderr=STDOUT, text=True

@@ -45,10 +45,13 @@ def _claims(model: torch.nn.Module, split: str, batch_size: int) -> NDArray[np.f
     """−log p of every token of a split, [rows, tokens], in nats."""
     rows = open_rows(split)
     claims = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
-    for first in range(0, len(rows), batch_size):
-        block = rows[first : first + batch_size].astype(np.int64)
+    size = min(batch_size, len(rows))
+    for first in range(0, len(rows), size):
+        # The last batch is filled up from the first: for another shape the model would be compiled again.
+        block = rows.take(np.arange(first, first + size), axis=0, mode="wrap").astype(np.int64)
         x, y = (torch.from_numpy(half.copy()).to(device()) for half in (block[:, :-1], block[:, 1:]))
-        claims[first : first + batch_size] = model(x, y, reduction="none").float().cpu().numpy().reshape(x.shape)
+        losses = model(x, y, reduction="none").float().cpu().numpy().reshape(x.shape)
+        claims[first : first + size] = losses[: len(rows) - first]
     return claims
 
 

@@ -1,7 +1,9 @@
 """Batches from packed rows: the loader moves memory, never Python objects, and gives every run the same order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import cycle
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,6 +13,13 @@ from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor, int]
+
+
+class Event(Protocol):
+    """Of CUDA: recorded behind the orders so far, and waited for until they are done."""
+
+    def record(self) -> None: ...
+    def synchronize(self) -> None: ...
 
 
 @cache
@@ -51,18 +60,27 @@ def _plain_mover(block: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _pinned_mover(B: int, T: int):
-    """Two pinned buffers in turn: a buffer is written again only after the copy out of it has happened."""
     buffers = [torch.empty(B, T + 1, dtype=torch.int32, pin_memory=True) for _ in range(2)]
-    copied = [torch.cuda.Event() for _ in range(2)]
-    turn = 0
+    events = [torch.cuda.Event() for _ in range(2)]
+    sent = in_turn(buffers, events, lambda buffer: buffer.to("cuda", non_blocking=True))
 
     def move(block: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal turn
-        turn ^= 1
-        copied[turn].synchronize()
-        np.copyto(buffers[turn].numpy(), block, casting="unsafe")
-        moved = buffers[turn].to("cuda", non_blocking=True)
-        copied[turn].record()
+        moved = sent(block)
         return moved[:, :-1].long(), moved[:, 1:].long()
 
     return move
+
+
+def in_turn(buffers: Sequence[torch.Tensor], copied: Sequence[Event], send: Callable[[torch.Tensor], torch.Tensor]):
+    """Sends blocks through buffers: one is written again only after the copy that `send` ordered of it has happened."""
+    turns = cycle(zip(buffers, copied, strict=True))
+
+    def sent(block: np.ndarray) -> torch.Tensor:
+        buffer, event = next(turns)
+        event.synchronize()
+        np.copyto(buffer.numpy(), block, casting="unsafe")
+        moved = send(buffer)
+        event.record()
+        return moved
+
+    return sent

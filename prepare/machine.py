@@ -2,7 +2,9 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -15,23 +17,51 @@ def physical_cores() -> int:
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory` in bytes; `capability` is CUDA's, (8, 0) for Ampere."""
+    """`memory` in bytes; `capability` is CUDA's, (8, 0) for Ampere; `node` numbers its file in /dev."""
 
     memory: int
     capability: tuple[int, int]
+    uuid: str = ""
+    node: int = 0
 
 
-def gpu() -> Gpu | None:
-    """The first NVIDIA GPU, or None where there is none."""
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that are for us: all, or those that CUDA_VISIBLE_DEVICES names."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return Gpu(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total), (major, minor))
+        found = [_gpu(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError:
-        return None
+        return []
+    return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(found: list[Gpu], names: str | None) -> list[Gpu]:
+    """Those named, by number or by the beginning of a UUID, up to the first name that is nobody's, as CUDA does it."""
+    if names is None:
+        return found
+    chosen: list[Gpu] = []
+    for name in map(str.strip, names.split(",")):
+        meant = [gpu for i, gpu in enumerate(found) if name == str(i) or (name and gpu.uuid.startswith(name))]
+        if len(meant) != 1 or meant[0] in chosen:
+            break
+        chosen += meant
+    return chosen
+
+
+def _gpu(handle: Any) -> Gpu:
+    """Raises NVMLError."""
+    import pynvml
+
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    uuid, node = str(pynvml.nvmlDeviceGetUUID(handle)), 0
+    memory = psutil.virtual_memory().total  # of a card that has none of its own
+    with suppress(pynvml.NVMLError_NotSupported):
+        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    with suppress(pynvml.NVMLError_NotSupported):  # a virtual machine's single node
+        node = int(pynvml.nvmlDeviceGetMinorNumber(handle))
+    return Gpu(memory, (major, minor), uuid, node)
 
 
 def is_apple_silicon() -> bool:

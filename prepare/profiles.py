@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prepare.machine import Gpu, gpu, is_apple_silicon
+from prepare.machine import Gpu, gpus, is_apple_silicon
 from prepare.manifest import BudgetAmount, Constant, Manifest
 
 # NAME = value  # range – words
@@ -125,7 +125,7 @@ PROFILES = {profile.name: profile for profile in (CPU, MPS, *(profile for _, pro
 
 def detect() -> Profile:
     """The profile for this machine."""
-    if (card := gpu()) and (found := for_gpu(card)):
+    if (cards := gpus()) and (found := for_gpu(cards[0])):
         return found
     return MPS if is_apple_silicon() else CPU
 

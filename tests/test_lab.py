@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.lab.slots import slots
 from orchestrator.lab.watch import Limits
 from orchestrator.source import digest, fingerprint
 from prepare import profiles
+from prepare.machine import Gpu
 from prepare.manifest import BudgetAmount, Manifest
 from tests.test_repo import git, project
 from tests.test_runner import HONEST
@@ -73,7 +75,22 @@ def test_the_profile_says_what_the_data_was_prepared_for():
     found = profile(manifest)
     assert (found.name, found.budget_kind, found.budget) == ("cpu", "work", 3e12)
     assert found.expected_seconds > 20
+    timed = replace(manifest, budget=BudgetAmount("time", 20.0, 20.0))
+    assert profile(timed).expected_seconds > found.expected_seconds  # a GPU's code is compiled first
     assert found.data_hash == manifest.digest
+
+
+def test_a_slot_is_a_card_with_its_node_or_a_share_of_the_cores(tmp_path):
+    cards = [Gpu(1 << 33, (8, 0), f"GPU-{node}", node) for node in (3, 1, 2)]
+
+    first, second = slots(2, tmp_path, 8, cards)
+    assert (first.devices, second.devices) == ("GPU-3", "GPU-1")
+    assert first.nodes[0] == "/dev/nvidia3"
+    assert "/dev/nvidiactl" in first.nodes
+    assert not any("nvidia1" in node for node in first.nodes)
+    assert first.lock.parent == second.lock.parent != tmp_path
+
+    assert [(slot.devices, slot.threads) for slot in slots(2, tmp_path, 8)] == [("", 4)] * 2
 
 
 def test_the_lab_needs_no_torch():

@@ -266,6 +266,8 @@ def test_limits_leave_room_for_a_slow_candidate():
     found = limits(profile, threads=2)
     assert found.wall > 4 * 40.0
     assert found.cpu > 4 * 40.0
+    day = profile.model_copy(update={"expected_seconds": 86_400.0})
+    assert limits(day, threads=2).quiet > 2 * 864.0  # a progress line comes with every hundredth
 
 
 TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\n    model(x)\n'

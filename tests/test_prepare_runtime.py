@@ -18,7 +18,7 @@ from torch.nn import functional
 from prepare import manifest
 from prepare.budget import Budget
 from prepare.evaluation import evaluate_bpb
-from prepare.loader import make_dataloader
+from prepare.loader import in_turn, make_dataloader
 from prepare.manifest import BudgetAmount
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
@@ -84,6 +84,46 @@ def test_unknown_splits_are_named(tokenizer):
         batches(tokenizer, 1, T, 1, "test")
 
 
+class Device:
+    """Copies when it pleases, in order; events wait for it as CUDA's do."""
+
+    def __init__(self):
+        self.orders, self.done = [], 0
+
+    def send(self, buffer):
+        self.orders.append((buffer, torch.zeros_like(buffer)))
+        return self.orders[-1][1]
+
+    def work(self, upto):
+        for buffer, out in self.orders[self.done : upto]:
+            out.copy_(buffer)
+        self.done = max(self.done, min(upto, len(self.orders)))
+
+
+class Mark:
+    def __init__(self, device):
+        self.device, self.behind = device, 0
+
+    def record(self):
+        self.behind = len(self.device.orders)
+
+    def synchronize(self):
+        self.device.work(self.behind)
+
+
+@given(st.lists(st.integers(0, 3), max_size=12))
+def test_no_buffer_is_written_while_it_is_being_copied(paces):
+    device = Device()
+    sent = in_turn([torch.empty(2, 3, dtype=torch.int32) for _ in range(2)], [Mark(device), Mark(device)], device.send)
+    blocks = [np.full((2, 3), i, dtype=np.uint16) for i in range(len(paces))]
+    moved = []
+    for block, pace in zip(blocks, paces, strict=True):
+        moved.append(sent(block))
+        device.work(device.done + pace)
+    device.work(len(blocks))
+    assert [out.tolist() for out in moved] == [block.tolist() for block in blocks]
+
+
 class Bigram(nn.Module):
     """The smallest model with karpathy's call: logits from the token alone."""
 
@@ -111,6 +151,16 @@ def test_the_score_is_that_of_a_plain_slow_count(batch_size, tokenizer):
                 nbytes += len(tokenizer.enc.decode_single_token_bytes(following))
 
     assert evaluate_bpb(model, tokenizer, batch_size) == pytest.approx(nats / math.log(2) / nbytes, abs=1e-6)
+
+
+def test_every_batch_of_the_evaluation_has_one_shape(tokenizer):
+    """A compiled model is not compiled again for the last of them."""
+    model, shapes = Bigram(tokenizer.get_vocab_size()), set()
+    model.register_forward_pre_hook(lambda _, given: shapes.add(given[0].shape))
+    assert len(open_rows("val")) % 4
+
+    evaluate_bpb(model, tokenizer, 4)
+    assert shapes == {(4, T)}
 
 
 def test_bytes_are_those_of_the_text(tokenizer):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prepare import calibration, corpus, manifest, profiles
 from prepare.build import build
-from prepare.machine import Gpu
+from prepare.machine import Gpu, visible
 from prepare.texts import read
 from tests.ground import ROOT, prepare, small_corpus
 
@@ -41,6 +41,27 @@ def test_memory_as_cards_report_it_names_the_profile(gigabytes, name):
     found = profiles.for_gpu(card(gigabytes))
 
     assert name == (found and found.name)
+
+
+CARDS = [Gpu(8 << 30, AMPERE, f"GPU-{name}", node) for name, node in (("aa11", 1), ("aa22", 0), ("bb33", 2))]
+
+
+@pytest.mark.parametrize(
+    ("names", "nodes"),
+    (
+        (None, [1, 0, 2]),
+        ("", []),
+        ("-1", []),
+        ("2, 0", [2, 1]),
+        ("GPU-bb", [2]),
+        ("GPU-aa22,1,2", [0]),
+        ("0,7,1", [1]),
+        ("GPU-aa", []),
+    ),
+)
+def test_the_user_says_which_cards_are_ours(names, nodes):
+    """As CUDA reads it: whatever follows a name that is nobody's, ambiguous or there already is not used."""
+    assert [card.node for card in visible(CARDS, names)] == nodes
 
 
 def test_a_big_card_is_upstreams():

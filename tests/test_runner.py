@@ -187,6 +187,7 @@ def test_nothing_of_ours_is_seen(bench):
     assert names.split() == [
         *[
             "CUDA_CACHE_PATH",
+            "CUDA_VISIBLE_DEVICES",
             "HOME",
             "LANG",
             "MKL_CBWR",

@@ -63,6 +63,11 @@ def test_where_none_holds_the_user_is_told_why_and_what_to_do():
     assert "\n" not in words
 
 
+def test_without_shared_memory_nothing_is_compiled_by_a_pool(tmp_path):
+    (tmp_path / "tmp").mkdir()
+    assert Landlock().wrap(Command((), {}, tmp_path, ())).env["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
+
+
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("sockets", [True, False])
 def test_a_filter_never_jumps_out_of_itself(machine, sockets):

@@ -1,8 +1,12 @@
 """train.py from its first line to its summary, on a budget of a few steps."""
 
+import ast
+import inspect
 import re
 
 import pytest
+import torch
+from torch.nn.attention.varlen import varlen_attn
 
 from prepare import profiles
 from tests.ground import ROOT, prepare, small_corpus, train
@@ -125,3 +129,34 @@ def test_nan_and_explosion_end_it_at_once(values, data, tmp_path):
     assert re.search(r"^FAIL: loss is \S+ at step \d+$", done.stdout, re.MULTILINE)
     assert "score" not in {report["event"] for report in reports}
     assert "---" not in done.stdout
+
+
+def flash(q, k, v, q_ends, k_ends, q_most, k_most, *, window_size):
+    """What torch documents of varlen_attn, slowly: (W, 0) is the token itself and the W before it, in its own row."""
+    inspect.signature(varlen_attn).bind(q, k, v, q_ends, k_ends, q_most, k_most, window_size=window_size)
+    assert (q_ends.dtype, q.dtype, q.is_contiguous()) == (torch.int32, torch.bfloat16, True)
+    assert torch.equal(q_ends, k_ends)
+    assert q_most == k_most == int(q_ends.diff().max())
+    left, right = window_size
+    position = torch.arange(len(q))
+    row = torch.bucketize(position, q_ends, right=True)
+    far = position[:, None] - position
+    seen = (row[:, None] == row) & (far <= left) & (far >= -right)
+    scores = torch.einsum("qhd,khd->hqk", q.float(), k.float()) * q.size(-1) ** -0.5
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v.float()).to(q.dtype)
+
+
+@pytest.mark.parametrize("window", (0, 1, 5, 8, 16))
+def test_every_kernel_sees_the_same_window(window):
+    """Causal attention, its mask and flash attention are exchangeable."""
+    tree = ast.parse(TRAIN)
+    found = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "attention")
+    names = {"torch": torch, "F": torch.nn.functional, "varlen_attn": flash}
+    exec(compile(ast.Module([found], []), "train.py", "exec"), names)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 8, 3, 4, dtype=torch.bfloat16)
+    plain, fused = (names["attention"](q, k, v, window) for names["windowed"] in (False, True))
+
+    assert plain.shape == fused.shape == q.shape
+    assert torch.allclose(plain.float(), fused.float(), atol=0.02)
+    assert torch.equal(plain[:, :1], v[:, :1])

@@ -38,4 +38,6 @@ class Landlock:
         # A folder on the import path must be listed, and around `prepare` there is more than is to be known.
         (trusted / TRUSTED.name).symlink_to(TRUSTED)
         launcher = (sys.executable, "-I", "-S", str(Path(confine.__file__)), json.dumps(options))
-        return replace(command, argv=(*launcher, *command.argv), env={**command.env, "PYTHONPATH": str(trusted)})
+        # torch's compilers are a pool of processes otherwise, whose locks lie in shared memory.
+        env = {**command.env, "PYTHONPATH": str(trusted), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        return replace(command, argv=(*launcher, *command.argv), env=env)

@@ -195,13 +195,14 @@ class Runner:
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp/inductor"),
             "TRITON_CACHE_DIR": str(folder / "tmp/triton"),
             "CUDA_CACHE_PATH": str(folder / "tmp/cuda"),
+            "CUDA_VISIBLE_DEVICES": slot.devices,
             "NIGHTSHIFT_FD": str(line),
             guardian.TAG: f"{folder}/",
         }
         if slot.threads:
             env["OMP_NUM_THREADS"] = str(slot.threads)
-        if slot.devices:
-            env |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": slot.devices}
+        if slot.devices and (libraries := os.environ.get("LD_LIBRARY_PATH")):
+            env["LD_LIBRARY_PATH"] = libraries  # where containers keep the driver
         return self.sandbox.wrap(Command((sys.executable, *words), env | more, folder, (line,), slot.nodes))
 
     def _outcome(self, granted: Granted, watch: Watch, fault: Fault | None, ending: Ending) -> Outcome:

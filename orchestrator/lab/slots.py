@@ -8,10 +8,12 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from prepare.machine import Gpu
 
 DRIVER = tuple(
     f"/dev/{name}" for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps", "dxg")
@@ -21,7 +23,7 @@ DRIVER = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """`devices` is what CUDA_VISIBLE_DEVICES will say; empty on a machine without GPUs."""
+    """`devices` is what CUDA_VISIBLE_DEVICES will say; empty where runs are to use the CPU."""
 
     lock: Path
     devices: str = ""
@@ -37,13 +39,15 @@ class SlotBusy(Exception):  # noqa: N818 - it is no error of anybody's
     """Somebody else, another session perhaps, is using the slot."""
 
 
-def slots(count: int, folder: Path, cores: int) -> tuple[Slot, ...]:
-    """The machine's first GPUs, at most `count`, locked for all of this user's sessions; else shares of its cores."""
-    gpus = _gpus()[:count]
-    if not gpus:
+def slots(count: int, folder: Path, cores: int, cards: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
+    """The first of the GPUs, at most `count`, locked for all of this user's sessions; else shares of the cores."""
+    if not cards:
         return tuple(Slot(folder / f"slot-{i}.lock", threads=max(1, cores // count)) for i in range(count))
     shared = Path(tempfile.gettempdir(), f"nightshift-{os.getuid()}")
-    return tuple(Slot(shared / f"{gpu}.lock", devices=gpu, nodes=(f"/dev/nvidia{n}", *DRIVER)) for gpu, n in gpus)
+    return tuple(
+        Slot(shared / f"{gpu.uuid}.lock", devices=gpu.uuid, nodes=(f"/dev/nvidia{gpu.node}", *DRIVER))
+        for gpu in cards[:count]
+    )
 
 
 @asynccontextmanager
@@ -68,15 +72,3 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _gpus() -> list[tuple[str, int]]:
-    """The UUIDs of this machine's NVIDIA GPUs, and the numbers of their nodes."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [(str(pynvml.nvmlDeviceGetUUID(each)), int(pynvml.nvmlDeviceGetMinorNumber(each))) for each in handles]
-    except pynvml.NVMLError:
-        return []

@@ -55,7 +55,8 @@ def limits(profile: Profile, threads: int) -> Limits:
     busy = 2 if profile.budget_kind == "work" else 1
     seconds = 60 + 4 * profile.expected_seconds
     memory = int(0.8 * psutil.virtual_memory().total) if profile.name == "cpu" else None
-    return Limits(wall=busy * seconds, cpu=max(threads, 1) * seconds, memory=memory)
+    quiet = max(60.0, 0.05 * profile.expected_seconds)  # a line comes with every hundredth
+    return Limits(wall=busy * seconds, cpu=max(threads, 1) * seconds, quiet=quiet, memory=memory)
 
 
 class Watch:
