@@ -77,6 +77,25 @@ else:
 autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 maybe_compile = torch.compile(dynamic=False) if fast else (lambda function: function)
 
+class FlashAttention3:
+    """The kernel for Hopper, from the folder of fetched kernels that $KERNELS_CACHE names."""
+
+    def __init__(self):
+        from kernels import get_kernel
+        found = get_kernel("kernels-community/flash-attn3", revision="main")
+        self.run = found.flash_attn_interface.flash_attn_func
+
+    def __reduce__(self):  # loaded again wherever the model goes
+        return FlashAttention3, ()
+
+
+flash3 = None
+if device.type == "cuda" and capability == (9, 0) and os.environ.get("KERNELS_CACHE"):
+    try:
+        flash3 = FlashAttention3()
+    except Exception as error:  # whatever that package raises: torch has kernels, too
+        print(f"no FlashAttention 3: {error}")
+
 windowed = False
 if bf16:  # flash attention with a window, in torch itself since 2.11; the import takes a second
     try:
@@ -114,6 +133,8 @@ def rotate(x, cos, sin):
 def attention(q, k, v, window):
     """Causal attention of (B, T, heads, head_dim) over the last `window` positions."""
     B, T, H, D = q.shape
+    if flash3:
+        return flash3.run(*(t.to(torch.bfloat16) for t in (q, k, v)), causal=True, window_size=(window, 0))
     if windowed and window < T:
         ends = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
         q, k, v = (t.reshape(B * T, H, D).to(torch.bfloat16) for t in (q, k, v))

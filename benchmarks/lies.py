@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.lab.exam import TOLERANCE, Exam
 from prepare.manifest import BudgetAmount, Manifest
 
-SIGMA, BYTES_PER_TOKEN = 0.0045, 3
+SIGMA, BYTES_PER_TOKEN = 0.008, 3
 ROWS, LENGTH, TRIALS = 256, 256, 200
 
 

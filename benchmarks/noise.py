@@ -11,7 +11,7 @@ from orchestrator import policy
 from orchestrator.events import Committed, Kept, Limits, Measures, Profile, Scored, Started
 from orchestrator.state import BASELINE, Best, Candidate, Spread, State
 
-SIGMA = 0.0045
+SIGMA = 0.008
 NIGHT = 200
 EFFECTS = (0.0, 1.0, 2.0, 3.0, 4.0)
 Judge = Callable[[random.Random, float], tuple[float, float]]

@@ -26,7 +26,7 @@ from orchestrator.state import (
 
 BASELINE_RUNS = 3
 """The fewest that give a spread at all; confirmations of candidates sharpen it later."""
-PRIOR = {"cpu": Spread(8 * 0.0048**2, 8)}
+PRIOR = {"cpu": Spread(8 * 0.008**2, 8)}
 """What a profile's noise was measured to be (docs/benchmarks.md), and half of the degrees of freedom that it was
 measured with, since machines differ. Profiles without a measurement start from nothing."""
 FUTILE = (0.8, 1.4, 1.8, 2.1, 2.4, 2.6, 2.8)

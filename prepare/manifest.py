@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-FORMAT = 1
+FORMAT = 2
+"""1 was of before the embedded corpus validated on text that a sandbox can hide."""
 FILE_NAME = "manifest.json"
 COMMAND = "python -m prepare"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CORE = {"events", "forecast", "state", "policy", "source", "forecast", "notes", "briefing", "figures", "constants"}
+CORE = {"events", "forecast", "state", "policy", "source", "notes", "briefing", "figures", "constants"}
 IMPURE = {
     *{"time", "datetime", "random", "secrets", "os", "pathlib", "subprocess", "socket", "sqlite3", "asyncio"},
     *{"threading", "torch", "anthropic", "requests", "httpx", "optuna"},

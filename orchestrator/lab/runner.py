@@ -21,7 +21,7 @@ from orchestrator.lab.exam import Disqualified, Exam
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.gate import Delivery, Gate
 from orchestrator.lab.guarded import Ending, MachineTrouble, Running, from_thread, guarded, in_thread, pump
-from orchestrator.lab.sandbox import TRUSTED, Command, NoSandbox, Sandbox
+from orchestrator.lab.sandbox import KERNELS, TRUSTED, Command, NoSandbox, Sandbox
 from orchestrator.lab.slots import Slot, SlotBusy, held
 from orchestrator.lab.watch import Limits, Watch
 
@@ -201,8 +201,10 @@ class Runner:
         }
         if slot.threads:
             env["OMP_NUM_THREADS"] = str(slot.threads)
-        if slot.devices and (libraries := os.environ.get("LD_LIBRARY_PATH")):
-            env["LD_LIBRARY_PATH"] = libraries  # where containers keep the driver
+        if slot.devices:
+            # Where containers keep the driver, and where fetched kernels are; nothing is fetched in a sandbox.
+            env |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", KERNELS) if name in os.environ}
+            env["HF_HUB_OFFLINE"] = "1"
         return self.sandbox.wrap(Command((sys.executable, *words), env | more, folder, (line,), slot.nodes))
 
     def _outcome(self, granted: Granted, watch: Watch, fault: Fault | None, ending: Ending) -> Outcome:

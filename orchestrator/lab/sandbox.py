@@ -1,5 +1,6 @@
 """What the training code may see: a sandbox turns the command of a run into one that shuts it in."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from prepare.docstrings import HELD_OUT
 
 TRUSTED = Path(prepare.__file__).parent
 """The `prepare` that training code imports."""
+KERNELS = "KERNELS_CACHE"
+"""Names the folder with kernels for GPUs that the user has fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ def readable() -> Iterator[Path]:
     yield from (Path(place) for place in _SYSTEM)
     yield from (Path("/etc", name) for name in _FROM_ETC)
     yield from dict.fromkeys((Path(sys.base_prefix), Path(sys.base_prefix).resolve(), Path(sys.prefix), TRUSTED))
+    if fetched := os.environ.get(KERNELS):
+        yield Path(fetched).resolve()
 
 
 _LIBRARIES = ("lib*/*/*-packages", "*/lib*/*/*-packages", "*/*/lib*/*/*-packages", "*/*/*-packages")
