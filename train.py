@@ -5,6 +5,7 @@ Usage: python train.py
 
 import copy
 import gc
+import importlib
 import inspect
 import math
 import os
@@ -81,8 +82,8 @@ class FlashAttention3:
     """The kernel for Hopper, from the folder of fetched kernels that $KERNELS_CACHE names."""
 
     def __init__(self):
-        from kernels import get_kernel
-        found = get_kernel("kernels-community/flash-attn3", revision="main")
+        kernels = importlib.import_module("kernels")  # which need not be installed
+        found = kernels.get_kernel("kernels-community/flash-attn3", revision="main")
         self.run = found.flash_attn_interface.flash_attn_func
 
     def __reduce__(self):  # loaded again wherever the model goes

@@ -6,7 +6,7 @@ prompts, conversations' openings) stand beside them in the session's store and a
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 VERSION = 1
 """Of the events' format. A session written by a newer version is refused; older ones always load."""
@@ -91,6 +91,14 @@ class Profile(Fact):
     seq_len: int = 0
     """Tokens of a row; 0 in sessions of before this was told."""
     vocab_size: int = 0
+    sigma: float = 0.0
+    """What the spread of val_bpb over seeds was measured to be, before this session; 0 where it was not."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_before(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Sessions of before this was recorded had one value for the cpu profile."""
+        return {"sigma": 0.0048 if fields.get("name") == "cpu" else 0.0, **fields}
 
 
 class Started(Fact):

@@ -26,9 +26,9 @@ from orchestrator.state import (
 
 BASELINE_RUNS = 3
 """The fewest that give a spread at all; confirmations of candidates sharpen it later."""
-PRIOR = {"cpu": Spread(8 * 0.008**2, 8)}
-"""What a profile's noise was measured to be (docs/benchmarks.md), and half of the degrees of freedom that it was
-measured with, since machines differ. Profiles without a measurement start from nothing."""
+PRIOR_FREEDOM = 8
+"""What a profile's measured σ (docs/benchmarks.md) counts for: half of the runs that went into it, since machines
+differ. Profiles without a measurement start from nothing."""
 FUTILE = (0.8, 1.4, 1.8, 2.1, 2.4, 2.6, 2.8)
 """A candidate is given up when its gain is below this many standard errors after its 1st, 2nd, … seed. Tuned by
 simulation: a change that does nothing costs 1.2 runs, and a true gain of 3σ is given up in 3 of 100."""
@@ -331,8 +331,9 @@ def seed(state: State, experiment: int, run: int) -> int:
 
 def noise(state: State, scores: tuple[Scored, ...] = ()) -> Spread:
     """All that is known of the spread of val_bpb over seeds, with these further runs of one candidate."""
-    spread, prior = state.spread.plus(scores), PRIOR.get(state.session.profile.name, Spread())
-    return Spread(spread.squares + prior.squares, spread.freedom + prior.freedom)
+    spread, prior = state.spread.plus(scores), state.session.profile.sigma
+    freedom = PRIOR_FREEDOM if prior else 0
+    return Spread(spread.squares + freedom * prior**2, spread.freedom + freedom)
 
 
 def sigma(spread: Spread) -> float:

@@ -37,6 +37,8 @@ class Profile:
     budget: BudgetAmount
     chunk: bool
     constants: str = ""
+    sigma: float = 0.0
+    """The spread of val_bpb over seeds, where it was measured (docs/benchmarks.md)."""
 
 
 # SCALAR_LR: over seeds, val_bpb varies three times as much at the 0.5 of large batches as at 0.05.
@@ -48,6 +50,7 @@ CPU = Profile(
     # The amount is measured on the machine at hand; with start-up, evaluation and audit a run takes about 20 s.
     budget=BudgetAmount(kind="work", amount=4e11, seconds=10.0),
     chunk=True,
+    sigma=0.008,
     constants="""
 DEPTH = 3                 # 1..5
 MODEL_DIM = 96            # one of 64, 96, 128, 160

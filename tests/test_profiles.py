@@ -187,7 +187,7 @@ def test_data_without_constants_reads_as_before():
         "rows": {},
         "files": {},
         "versions": {},
-        "format": 1,
+        "format": 2,
     }
 
     stored = manifest.Manifest.from_json(json.dumps(plain))

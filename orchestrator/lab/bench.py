@@ -26,6 +26,7 @@ def profile(manifest: Manifest) -> Profile:
         data_hash=manifest.digest,
         seq_len=manifest.seq_len,
         vocab_size=manifest.vocab_size,
+        sigma=profiles.PROFILES[manifest.profile].sigma,
     )
 
 
