@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.scripted import SCRIPT, Scripted, served
+from tests.scripted import Scripted, served
 from tests.workplace import ROOT, git, orchestrate, workplace
 
 KEY = "sk-ant-never-to-be-seen-0123456789"
@@ -15,7 +15,7 @@ NIGHT = ("--hours", "1", "--max-experiments", "10", "--session", "night", "--see
 def place(tmp_path_factory):
     place = workplace(tmp_path_factory.mktemp("agents") / "place")
     (place / "guidance.md").write_text("Try learning rates first.\n")
-    with served(Scripted(("abandon", *SCRIPT))) as url:  # abandoned first: later it may be a repeat
+    with served(Scripted(("turn", "abandon", "crash", "turn", "repeat", "turn", "turn", "turn", "turn"))) as url:
         done = orchestrate(place, *NIGHT, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY=KEY)
     assert done.returncode == 0, done.stdout + done.stderr
     return place
