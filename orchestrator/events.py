@@ -232,6 +232,8 @@ class Terms(Fact):
     """Whether what is audited is then examined on text that no decision has used."""
     against: int
     """The incumbent: where a candidate's claims beat its claims, lies would pay."""
+    honest: float | None = 0.0
+    """Nats by which the baseline's claims were off, at most; None for the baseline itself, which is to show that."""
     bounds: tuple[Bound, ...] = ()
     reprieved: bool = False
     """Let it finish even if it is hopeless: that is how often this is wrong."""

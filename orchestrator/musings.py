@@ -269,6 +269,8 @@ def _outcome(state: State, entry: Entry) -> Iterator[str]:
             said = f"**Kept**: {reason}."
         case Discarded(reason=reason):
             said = f"**Discarded**: {reason}."
+        case Failed(reason=reason, failure="hopeless"):
+            said = f"**Ended early**: {_line(reason)}."
         case Failed(reason=reason):
             said = f"**Crashed**: {_line(reason)}."
         case Refused(reason=reason):

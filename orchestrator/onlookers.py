@@ -5,7 +5,8 @@ None of them can spoil a night: what cannot be written is said once, and can be 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,12 +14,12 @@ from typing import Self
 from rich.console import Console
 
 from orchestrator import figures, policy
-from orchestrator.events import Granted, Point, Record, Resumed
+from orchestrator.events import Discarded, Granted, Point, Record, Resumed
 from orchestrator.musings import Musings
 from orchestrator.notice import Notice, Send, nobody
 from orchestrator.report.files import Files
 from orchestrator.session import Session
-from orchestrator.state import apply
+from orchestrator.state import Finding, apply
 from orchestrator.terminal import Terminal
 
 SOON = 0.5
@@ -95,7 +96,12 @@ class Onlookers:
                 f"{gain:.4f} better: {gain / sigma:.1f} times σ = {sigma:.4f}" if state.kept else "nothing was kept"
             )
             self.say(f"  val_bpb   {baseline:.4f} → {state.best.mark:.4f}   ({better})")
-        self.say(f"  tried     {tried} experiments, kept {len(state.kept)}")
+        seeds = min((len(finding.scores) for finding in state.kept), default=0)
+        self.say(
+            f"  tried     {tried} experiments, kept {len(state.kept)}" + f", on {seeds} seeds or more" * bool(seeds)
+        )
+        if refused := _refused(state.findings):
+            self.say(f"  refused   {refused}")
         self.say(f"  trust     {_trust(figures.trust(self.session.records, policy.alarms(state)))}")
         self.say(f"  slots     occupied {use.occupancy:.1%} of the time; duty {use.duty:.1%}")
         self.say(f"  report    {self.folder / 'report.html'}")
@@ -113,6 +119,14 @@ class Onlookers:
         number = f" --max-experiments {limits.experiments}" if limits.experiments else ""
         dollars = f" --max-usd {limits.usd:g}" if limits.usd else ""
         return f"fork {name} --at {last} --hours {limits.hours:g}{number}{dollars}"
+
+
+def _refused(findings: Sequence[Finding]) -> str:
+    """What looked good on its first seed, and why it was not kept after all."""
+    late = [f.verdict for f in findings if isinstance(f.verdict, Discarded) and len(f.scores) > 1]
+    reasons = Counter(verdict.reason.partition(":")[0] for verdict in late)
+    words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return f"{len(late)} that looked good on the first seed: {words}" if late else ""
 
 
 def _trust(trust: figures.Trust) -> str:

@@ -49,6 +49,10 @@ SURE = {
 The less is known of the noise, the more is asked; a night of 200 no-ops then keeps none."""
 SIGMA_FLOOR = 1e-4
 """The H100's own jitter is a few of these; a smaller σ means that seeds were ignored."""
+IMPLAUSIBLE = 0.1
+"""Share of val_bpb that no honest change gains at once: most that seemed to saw what they were to predict."""
+IMPLAUSIBLE_RUNS = 3
+"""Seeds that such a jump needs; each is audited at other places. The verdict then asks the user to have a look."""
 SIMPLER_LINES = 3
 """Within the noise, a candidate shorter by this many lines may be kept: less code is a result, too."""
 SIMPLER_RUNS = 3
@@ -259,16 +263,23 @@ def terms(state: State, experiment: int, run: int) -> Terms:
     """
     best = state.best
     if best is None or experiment == 0:
-        return Terms(audited_below=None if run == 1 else 0.0, confirmed=run == 1, against=0)
+        return Terms(audited_below=None if run == 1 else 0.0, confirmed=run == 1, against=0, honest=None)
     stage = state.open.get(experiment)
     fresh = isinstance(stage, Candidate) and not stage.scores
     return Terms(
         audited_below=best.mark,
         confirmed=not fresh,
         against=best.experiment,
+        honest=_honest(state),
         bounds=_bounds(state, best) if fresh else (),
         reprieved=fresh and seed(state, experiment, run) % REPRIEVE == 0,
     )
+
+
+def _honest(state: State) -> float:
+    """Nats by which honest claims are off at most, as the audit of the user's own code has shown."""
+    audits = [score.audit for finding in state.findings if finding.experiment == 0 for score in finding.scores]
+    return max((abs(audit.worst) for audit in audits if audit), default=0.0)
 
 
 def _bounds(state: State, best: Best) -> tuple[Bound, ...]:
@@ -366,8 +377,10 @@ def decide(state: State, number: int, candidate: Candidate) -> Verdict | Literal
         word = "worse than" if worth < -2 * error else "no better than" if worth < error else "too little better than"
         return numbers.discarded(f"{word} the best: {ratio}")
     transfers = _transfers(best, candidate, gain, error)
-    if runs >= MIN_RUNS and worth >= needed * error and transfers:
-        return numbers.kept(best.mark, f"better beyond the noise: {ratio}, and a keep needs {needed:.1f}")
+    jump = gain > IMPLAUSIBLE * best.mark
+    if runs >= (IMPLAUSIBLE_RUNS if jump else MIN_RUNS) and worth >= needed * error and transfers:
+        look = f"; a jump of {gain / best.mark:.0%} is hard to believe, so have a look at it" * jump
+        return numbers.kept(best.mark, f"better beyond the noise: {ratio}, and a keep needs {needed:.1f}{look}")
     if runs >= SIMPLER_RUNS and simpler and transfers:
         return numbers.kept(best.mark, f"as good as the best with fewer lines: {ratio}")
     if transfers is False:
@@ -494,8 +507,8 @@ def _next(state: State, number: int, stage: Stage) -> Iterator[Step]:
             if candidate.repairs < repairs:
                 yield Repair(number, candidate.repairs + 1)
             if candidate.repairs >= repairs or stopping(state):
-                reason = f"{crash.failure}: {crash.message}"
-                yield Judge(number, Failed(experiment=number, reason=reason, failure=crash.failure))
+                kind = "" if crash.failure == "hopeless" else f"{crash.failure}: "
+                yield Judge(number, Failed(experiment=number, reason=kind + crash.message, failure=crash.failure))
         case Decided(verdict=Kept(), promoted=False):
             yield Promote(number)
         case Decided() if _reflects(state, number, stage):

@@ -44,7 +44,9 @@ from orchestrator.state import State, Training, proposal_of
 
 LATEST = 8
 """Experiments in the live view."""
-STYLES = {"kept": "bold green", "discarded": "dim", "failed": "red", "refused": "dim", "abandoned": "dim"}
+STYLES = {"kept": "bold green", "failed": "red"} | dict.fromkeys(
+    ("discarded", "hopeless", "refused", "abandoned"), "dim"
+)
 PLAIN_SECONDS = 60.0
 """How often a run's progress is worth a line in a log file."""
 Said = tuple[str, Mapping[str, object]]
@@ -149,6 +151,8 @@ def said(record: Record, state: State) -> Said | None:
         case Scored(experiment=number, run=run, val_bpb=score, measures=measures):
             seconds = f"{measures.total_seconds:.0f}"
             return "scored", {"experiment": number, "run": run, "val_bpb": f"{score:.4f}", "seconds": seconds}
+        case Crashed(experiment=number, failure="hopeless", message=message):
+            return "ended early", {"experiment": number, "why": _short(message, 100)}
         case Crashed(experiment=number, failure=failure, message=message):
             return "crashed", {"experiment": number, "failure": failure, "message": _short(message, 80)}
         case _:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.lab.exam import BLOCK, Disqualified, Exam, Places
+from orchestrator.lab.exam import BLOCK, TIMES, TOLERANCE, USERS_OWN, Disqualified, Exam, Places, tolerance
 from prepare.manifest import BudgetAmount, Manifest
 
 VOCAB, LENGTH, ROWS = 7, 5, 6
@@ -117,19 +117,19 @@ def test_a_small_difference_is_corrected_and_a_large_one_disqualifies():
     this = exam()
     claims = np.full(this.shape, 2.0, dtype=np.float32)
     places = this.places(claims, None, np.random.default_rng(0))
-    found = this.corrected(claims, np.full(ROWS, 2.01), places, "float32")
+    found = this.corrected(claims, np.full(ROWS, 2.01), places, 0.05)
     assert found.val_bpb == pytest.approx(this.bpb(claims + np.float32(0.01)), abs=1e-3)
     assert found.worst == pytest.approx(0.01, abs=1e-6)
     with pytest.raises(Disqualified, match=r"6 of 6 places, by up to 1\.00 nats"):
-        this.corrected(claims, np.full(ROWS, 3.0), places, "float32")
-    assert this.corrected(claims, np.full(ROWS, 2.3), places, "bfloat16").worst == pytest.approx(0.3)
+        this.corrected(claims, np.full(ROWS, 3.0), places, 0.05)
+    assert this.corrected(claims, np.full(ROWS, 2.3), places, 0.5).worst == pytest.approx(0.3)
 
 
 def test_claims_worse_than_the_truth_hurt_nobody_but_their_author():
     this = exam()
     claims = np.full(this.shape, 2.0, dtype=np.float32)
     places = this.places(claims, None, np.random.default_rng(0))
-    assert this.corrected(claims, np.full(ROWS, 1.0), places, "float32").worst < 0
+    assert this.corrected(claims, np.full(ROWS, 1.0), places, 0.05).worst < 0
 
 
 @pytest.mark.parametrize(
@@ -157,3 +157,15 @@ def test_training_has_an_end():
 def test_without_validation_rows_there_is_no_exam(tmp_path):
     (tmp_path / "manifest.json").write_text(exam().manifest.to_json())
     assert Exam.of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "honest", "allowed"),
+    [
+        ("float32", 1e-6, TOLERANCE["float32"]),
+        ("bfloat16", 0.4, 0.4 * TIMES),
+        ("float32", None, USERS_OWN),
+    ],
+)
+def test_what_honest_code_is_off_sets_the_tolerance(dtype, honest, allowed):
+    assert tolerance(dtype, honest) == pytest.approx(allowed)

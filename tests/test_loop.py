@@ -20,8 +20,10 @@ from orchestrator.events import (
     StopAsked,
 )
 from orchestrator.loop import run
+from orchestrator.musings import write as write_musings
+from orchestrator.report.files import write as write_files
 from orchestrator.session import Session, SessionError
-from orchestrator.state import Training
+from orchestrator.state import Training, fold
 from tests.fakes import FakeCrew, FakeLab, started
 from tests.virtual import run_virtually, virtual_clock
 
@@ -71,6 +73,30 @@ def test_who_is_disqualified_is_neither_repaired_nor_kept(tmp_path):
     assert all(isinstance(verdict, Failed) for verdict in verdicts)
     assert verdicts[0].reason == "disqualified: it sees what it is to predict"
     assert not any(isinstance(r.event, Committed) and r.event.how == "repaired" for r in session.records)
+
+
+def test_the_hopeless_end_early_and_some_run_on_to_check_that(tmp_path):
+    session = night(tmp_path / "s" / "session.db", trouble=0.0, limits=Limits(hours=2.0))
+    records, findings = session.records, session.state.findings
+
+    early = [finding for finding in findings if finding.crash]
+    spared = [f for f in findings if f.scores and f.scores[0].condemned]
+    assert len(early) > 5
+    assert all((f.verdict.failure, f.scores) == ("hopeless", ()) for f in early)
+    assert policy.alarms(session.state) == (len(spared), 0)
+    assert len(spared) > 0
+    first = next(r.seq for r in records if isinstance(r.event, Granted) and r.event.terms.bounds)
+    known = fold(records[:first]).findings
+    assert sum(f.experiment > 0 for f in known) >= policy.CALIBRATION
+    kept = [finding for finding in session.state.kept if finding.experiment]
+    assert all(any(score.confirmed for score in finding.scores) for finding in kept)
+
+    write_files(session, tmp_path / "files")
+    write_musings(session, tmp_path / "musings" / "night")
+    page = (tmp_path / "files/report.html").read_text()
+    assert f"{len(early)} before its end" in page
+    musing = next((tmp_path / "musings/night").glob(f"{early[0].experiment:03}-*.md")).read_text()
+    assert "**Ended early**: far behind after" in musing
 
 
 def test_the_slot_is_never_idle_between_runs(tmp_path):

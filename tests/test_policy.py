@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.noise import fresh_state, score
 from orchestrator import policy
-from orchestrator.events import Bound, Committed, Discarded, Kept, Measures, Point
+from orchestrator.events import Audit, Bound, Committed, Discarded, Kept, Measures, Point
 from orchestrator.state import BASELINE, Candidate, Finding, State
 
 STATE = fresh_state(random.Random(0), "cpu")
@@ -32,8 +32,8 @@ def decision(*gains: float, **how) -> object:
 
 
 def test_one_seed_is_never_enough():
-    assert decision(50.0) == "again"
-    assert isinstance(decision(50.0, 50.0), Kept)
+    assert decision(15.0) == "again"
+    assert isinstance(decision(15.0, 15.0), Kept)
 
 
 def test_what_is_no_better_costs_one_run():
@@ -66,6 +66,22 @@ def test_the_less_is_known_of_the_noise_the_more_is_asked():
 def test_everything_that_helps_towards_a_keep_is_audited(experiment, run, below):
     terms = policy.terms(STATE, experiment, run)
     assert terms.audited_below == (STATE.best.mark if below == "mark" else below)
+
+
+def test_the_baseline_shows_how_far_honest_claims_are_off():
+    assert policy.terms(STATE, 0, 1).honest is None
+    assert policy.terms(STATE, 5, 1).honest == 0.0
+    audit = Audit(claimed=2.0, error=0.0, worst=0.3, looks=9, seconds=1.0, evaluation=1.0)
+    shown = replace(_finding(0, 0.0, random.Random(0), audit=audit), experiment=0)
+    assert policy.terms(replace(STATE, findings=(shown,)), 5, 1).honest == 0.3
+
+
+def test_a_jump_that_is_hard_to_believe_takes_another_seed_and_a_look():
+    jump = 100 * STATE.best.mark * policy.IMPLAUSIBLE + 1
+    assert decision(jump, jump) == "again"
+    kept = decision(*[jump] * policy.IMPLAUSIBLE_RUNS)
+    assert isinstance(kept, Kept)
+    assert "have a look" in kept.reason
 
 
 @pytest.mark.parametrize(("scores", "confirmed"), [(0, False), (1, True), (3, True)])

@@ -26,9 +26,13 @@ Nats = NDArray[np.float32]
 SUSPICION = 0.5
 """Share of the looks that go where a claim beats the reference's; the others go anywhere. Lies that pay are there."""
 TOLERANCE = {"float32": 0.05, "bfloat16": 0.5, "float16": 0.5}
-"""Nats that an honest claim may be better than the blind answer at one place. The same code on the same machine agrees
-within 1e-4 in float32; compiled and plain bfloat16 differ by some tenths at worst. Smaller lies are not caught, but do
-not pay: the score corrects them."""
+"""Nats that an honest claim may be better than the blind answer at one place, at least. The same code on the same
+machine agrees within 1e-4 in float32; compiled and plain bfloat16 differ by some tenths at worst. Smaller lies are not
+caught, but do not pay: the score corrects them."""
+TIMES = 3.0
+"""Times what the baseline was off on this machine, if that is more."""
+USERS_OWN = 2.0
+"""Nats for the baseline itself: its audit measures what honest is, but a leak is a leak."""
 MOST = 20.0
 """Nats of a gain at one place that count: the reference may have been infinitely wrong there."""
 BLOCK = 256
@@ -55,6 +59,11 @@ class Corrected:
     """Its standard error: 0 where claims are exact."""
     worst: float
     """The most that a claim was better than the blind answer."""
+
+
+def tolerance(dtype: str, honest: float | None) -> float:
+    """Nats; `honest` is what the baseline was off, None for the baseline itself."""
+    return USERS_OWN if honest is None else max(TOLERANCE[dtype], TIMES * honest)
 
 
 @dataclass(frozen=True)
@@ -164,15 +173,15 @@ class Exam:
         wide -= wide.max(1, keepdims=True)
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
 
-    def corrected(self, claims: Nats, blind: NDArray[np.float64], places: "Places", dtype: str) -> Corrected:
-        """The corrected score. Raises Disqualified where claims were too good at some place."""
+    def corrected(self, claims: Nats, blind: NDArray[np.float64], places: "Places", allowed: float) -> Corrected:
+        """The corrected score. Raises Disqualified where claims were better at some place by more than `allowed`."""
         rows = np.arange(len(blind))
         gaps = np.where(places.weight > 0, blind - claims[rows, places.at], 0.0)
         terms = places.weight * gaps
         score, claimed = self.bpb(claims, float(terms.sum())), self.bpb(claims)
         worst = float(gaps.max())
-        if not worst <= TOLERANCE[dtype]:
-            caught = int((gaps > TOLERANCE[dtype]).sum())
+        if not worst <= allowed:
+            caught = int((gaps > allowed).sum())
             raise Disqualified(
                 f"it claimed {claimed:.4f}, but shown only the past it does worse at {caught} of {len(gaps)} places,"
                 f" by up to {worst:.2f} nats: the model sees what it is to predict, or the claims are not its own"

@@ -17,7 +17,7 @@ import numpy as np
 
 from orchestrator.events import Aborted, Audit, Crashed, Digest, Granted, Outcome, Point, Scored, Terms
 from orchestrator.lab import audit, failures, guardian, line
-from orchestrator.lab.exam import Disqualified, Exam
+from orchestrator.lab.exam import Disqualified, Exam, tolerance
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.gate import Delivery, Gate
 from orchestrator.lab.guarded import Ending, MachineTrouble, Running, from_thread, guarded, in_thread, pump
@@ -151,8 +151,8 @@ class Runner:
         assert self.exam
         assert delivery.manner
         assert delivery.claims is not None
-        began, against = time.monotonic(), (granted.terms or STRICT).against
-        reference = audit.reference(self.claims, against)
+        began, terms = time.monotonic(), granted.terms or STRICT
+        reference = audit.reference(self.claims, terms.against)
         places, rng = await asyncio.to_thread(audit.drawn, self.exam, delivery, reference)
         interview = audit.Interview(self.exam, delivery.manner, delivery.model, places, rng)
         fault, ending = await auditor.hear(interview)
@@ -161,10 +161,11 @@ class Runner:
             return Crashed(failure=fault.kind, message=fault.message, **facts)
         try:
             blind = np.concatenate(interview.answers)
-            found = self.exam.corrected(delivery.claims, blind, places, delivery.manner.dtype)
+            allowed = tolerance(delivery.manner.dtype, terms.honest)
+            found = self.exam.corrected(delivery.claims, blind, places, allowed)
         except Disqualified as reason:
             return Crashed(failure="disqualified", message=str(reason), **facts)
-        audit.remember(delivery, self.claims, granted.experiment, against)
+        audit.remember(delivery, self.claims, granted.experiment, terms.against)
         seconds = time.monotonic() - began
         shown = Audit(
             claimed=score.val_bpb,

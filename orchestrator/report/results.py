@@ -4,7 +4,7 @@ from orchestrator.ledger import Entry, entries
 from orchestrator.state import State
 
 HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
-STATUS = {"kept": "keep", "discarded": "discard", "hopeless": "discard", "failed": "crash"}
+STATUS = {"kept": "keep", "discarded": "discard", "hopeless": "crash", "failed": "crash"}
 
 
 def results(state: State) -> str:
@@ -14,7 +14,7 @@ def results(state: State) -> str:
 
 
 def _row(entry: Entry) -> tuple[str, str, str, str, str]:
-    crashed = entry.status == "failed"
+    crashed = STATUS[entry.status] == "crash"  # without a score, as upstream has it
     return (
         entry.made.commit[:7] if entry.made else "",
         f"{0.0 if crashed else entry.val_bpb or 0.0:.6f}",
