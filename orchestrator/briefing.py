@@ -129,9 +129,9 @@ def budget(profile: Profile) -> str:
     if profile.budget_kind == "time":
         return f"{profile.budget:g} seconds of training on this machine. What makes a step slower costs steps. {place}"
     return (
-        f"{profile.budget:.3g} FLOPs of training (about {profile.expected_seconds:.0f} s here). Counted are the matrix "
-        "products, convolutions and attention of a whole step, the optimizer's included: what adds to them costs "
-        f"steps in proportion; speed does not matter. {place}"
+        f"{profile.budget:.3g} units of work (about {profile.expected_seconds:.0f} s here). Counted are the FLOPs of a "
+        "whole step, the optimizer's included, 16 for each byte that an operation reads or writes and 10 million for "
+        f"calling it: about what it costs this CPU, however busy that is. What adds to it costs steps. {place}"
     )
 
 

@@ -84,7 +84,7 @@ class Profile(Fact):
     name: str
     budget_kind: Literal["time", "work"]
     budget: float
-    """Seconds of training, or FLOPs of training."""
+    """Seconds of training, or FLOPs' worth of training."""
     expected_seconds: float
     """How long one whole run is expected to take on this machine."""
     data_hash: str

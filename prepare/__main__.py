@@ -23,7 +23,7 @@ def main(
     corpus: Annotated[str, typer.Option(help="docstrings, climbmix, or your own text: a path")] = "docstrings",
     shards: Annotated[int, typer.Option(min=1, help="of climbmix, to train on (about 90 MB each)")] = 10,
     profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
-    flops: Annotated[float | None, typer.Option(min=1, help="work per run, instead of measuring this machine")] = None,
+    work: Annotated[float | None, typer.Option(min=1, help="work per run, instead of measuring this machine")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="other than the profile's: DEPTH=6, seq_len=512, seconds=60")
     ] = None,
@@ -39,7 +39,7 @@ def main(
     try:
         if not (data / manifest.FILE_NAME).exists():
             probe = chosen.budget.kind == "time" and chosen is not profiles.H100 and not settings and gpus() != []
-            prepare(data, corpus, shards, chosen, flops, probe=probe)
+            prepare(data, corpus, shards, chosen, work, probe=probe)
         found = manifest.load(data, verify=True)
         expect(found, data, corpus, None if profile == "auto" else profile, settings or [])
     except DataError as error:
@@ -50,12 +50,12 @@ def main(
 
 
 def prepare(
-    data: Path, source: str, shards: int, profile: profiles.Profile, flops: float | None, *, probe: bool
+    data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None, *, probe: bool
 ) -> None:
     from prepare.build import build, locked
     from prepare.corpus import opened
 
-    budget = BudgetAmount(kind="work", amount=flops, seconds=profile.budget.seconds) if flops else None
+    budget = BudgetAmount(kind="work", amount=work, seconds=profile.budget.seconds) if work else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with locked(data), Bars(*columns, console=console) as bars:
         stages: dict[str, TaskID] = {}
@@ -84,7 +84,7 @@ def expect(found: Manifest, data: Path, corpus: str, profile: str | None, settin
 
 def describe(found: Manifest, data: Path) -> str:
     tokens = {split: rows * found.seq_len for split, rows in found.rows.items()}
-    work = f"{found.budget.amount:.3g} FLOPs, " if found.budget.kind == "work" else ""
+    work = f"{found.budget.amount:.3g} units of work, " if found.budget.kind == "work" else ""
     return (
         f"{data} is ready: {found.corpus} for profile {found.profile}, {tokens['train']:,} tokens to train on, "
         f"{tokens['val']:,} to validate, {tokens['confirm']:,} to confirm; "

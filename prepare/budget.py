@@ -1,12 +1,15 @@
-"""What one run may spend: on a GPU wall time from the first real batch, on a CPU work, counted in FLOPs.
+"""What one run may spend: on a GPU wall time from the first real batch, on a CPU work, counted in FLOPs' worth.
 
 A busy laptop changes how long a step takes, but never how much it computes.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from prepare import channel
@@ -28,13 +31,35 @@ _ON_CPU = {
 }
 
 
+BYTE, CALL = 16, 10_000_000
+"""FLOPs that a CPU does while a byte of a tensor is read or written, and while an operation is called. With them work
+predicts the time of a step within 15 %, over twelve variants of the baseline; without, by a factor of three between
+extremes (`python -m benchmarks work`)."""
+
+
+class _Traffic(TorchDispatchMode):
+    """Counts what FLOPs leave out: the operations, and the bytes of the tensors that they read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.worth = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+            self.worth += CALL + BYTE * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return out
+
+
 class Budget:
     """Measure one step, then call `step` after each: `progress` runs from 0 to 1, and `done` says when to stop."""
 
     def __init__(self, amount: BudgetAmount | None = None) -> None:
         self.kind, self.amount = (given := amount or load().budget).kind, given.amount
-        self.step_flops = 0
-        self._flops = 0.0
+        self.step_work = 0
+        self._work = 0.0
 
     @contextmanager
     def measure(self) -> Iterator[None]:
@@ -42,22 +67,22 @@ class Budget:
         if self.kind == "time":
             yield
             return
-        with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter, _Traffic() as traffic:
             yield
-        self.step_flops = counter.get_total_flops()
-        if not self.step_flops:
-            raise RuntimeError("the measured step did no countable work (matrix products, convolutions, attention)")
-        channel.send({"event": "measured", "flops": self.step_flops})
+        self.step_work = counter.get_total_flops() + traffic.worth
+        if not self.step_work:
+            raise RuntimeError("the measured step did nothing")
+        channel.send({"event": "measured", "work": self.step_work})
 
     def step(self) -> None:
-        if self.kind == "work" and not self.step_flops:
+        if self.kind == "work" and not self.step_work:
             raise RuntimeError("measure a step first: `with budget.measure(): ...`")
-        self._flops += self.step_flops
+        self._work += self.step_work
 
     @property
     def spent(self) -> float:
-        """FLOPs or seconds so far."""
-        return self._flops if self.kind == "work" else channel.elapsed()
+        """FLOPs' worth or seconds so far."""
+        return self._work if self.kind == "work" else channel.elapsed()
 
     @property
     def progress(self) -> float:
@@ -66,4 +91,4 @@ class Budget:
     @property
     def done(self) -> bool:
         """True when one more step would end further from the amount than stopping now: large steps gain nothing."""
-        return self.spent + self.step_flops / 2 >= self.amount
+        return self.spent + self.step_work / 2 >= self.amount

@@ -1,6 +1,6 @@
 """How much work is 20 seconds here, how fast is this GPU? The baseline trains for a moment, and its steps tell.
 
-Prepared data then carries a budget in FLOPs, and every run on it does the same work, however busy the machine.
+Prepared data then carries a budget of work, and every run on it does the same work, however busy the machine.
 """
 
 import dataclasses
@@ -33,10 +33,9 @@ _STEP = re.compile(r"\bdt: (\d+)ms")
 
 
 def calibrated(folder: Path, made: Manifest, profile: Profile, progress: Progress) -> Manifest:
-    """The manifest with the FLOPs that the baseline does in the profile's seconds, on the CPU. Raises DataError."""
-    with _workplace(folder, made, profile) as work:
-        flops, seconds = _step(work, progress)
-    amount = float(f"{flops / seconds * profile.budget.seconds:.3g}")
+    """The manifest with the work that the baseline does in the profile's seconds, on the CPU. Raises DataError."""
+    done, seconds = step(folder, made, profile, progress)
+    amount = float(f"{done / seconds * profile.budget.seconds:.3g}")
     return dataclasses.replace(made, budget=dataclasses.replace(profile.budget, amount=amount))
 
 
@@ -67,17 +66,18 @@ def _baseline() -> Path:
     for path in (HOME / SCRIPT, Path(SCRIPT)):
         if path.is_file():
             return path
-    raise DataError(f"no {SCRIPT} to measure this machine with: go to its folder, or give the work with --flops")
+    raise DataError(f"no {SCRIPT} to measure this machine with: go to its folder, or give the work with --work")
 
 
-def _step(work: Path, progress: Progress) -> tuple[float, float]:
-    """FLOPs and seconds of one quiet training step, from the script's own reports."""
-    printed, events = _training(work, None, progress, CUDA_VISIBLE_DEVICES="")
+def step(folder: Path, made: Manifest, profile: Profile, progress: Progress) -> tuple[float, float]:
+    """Work and seconds of one quiet step on the CPU, from the script's own reports. Raises DataError."""
+    with _workplace(folder, made, profile) as work:
+        printed, events = _training(work, None, progress, CUDA_VISIBLE_DEVICES="")
     steps = [int(milliseconds) / 1000 for milliseconds in _STEP.findall("".join(printed))]
-    flops = [event["flops"] for event in events if event["event"] == "measured"]
-    if not steps or not flops:
+    done = [event["work"] for event in events if event["event"] == "measured"]
+    if not steps or not done:
         raise _useless(printed)
-    return flops[-1], float(np.quantile(steps, 0.25))
+    return done[-1], float(np.quantile(steps, 0.25))
 
 
 def _training(
@@ -119,4 +119,4 @@ def _until(steps: int | None, lines: Iterable[str]) -> Iterator[str]:
 
 def _useless(printed: list[str]) -> DataError:
     last = printed[-1].strip() if printed else "no output"
-    return DataError(f"{SCRIPT} fails on the prepared data ({last}): repair it, or give the work with --flops")
+    return DataError(f"{SCRIPT} fails on the prepared data ({last}): repair it, or give the work with --work")

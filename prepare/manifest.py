@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 FORMAT = 2
-"""1 was of before the embedded corpus validated on text that a sandbox can hide."""
+"""1 was of before the embedded corpus validated on text that a sandbox can hide, and work was FLOPs alone."""
 FILE_NAME = "manifest.json"
 COMMAND = "python -m prepare"
 
@@ -26,7 +26,7 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class BudgetAmount:
-    """What one run may spend: FLOPs where `kind` is "work", else seconds of wall time.
+    """What one run may spend: FLOPs' worth where `kind` is "work", else seconds of wall time.
 
     `seconds` is the time that the amount takes the baseline on the machine that prepared the data.
     """

@@ -48,7 +48,7 @@ CPU = Profile(
     vocab_size=2048,
     eval_tokens=1 << 16,
     # The amount is measured on the machine at hand; with start-up, evaluation and audit a run takes about 20 s.
-    budget=BudgetAmount(kind="work", amount=4e11, seconds=10.0),
+    budget=BudgetAmount(kind="work", amount=1.8e12, seconds=10.0),
     chunk=True,
     sigma=0.008,
     constants="""

@@ -159,7 +159,7 @@ def test_refusals_are_one_line(status, says, dataset, hub):
 
 
 def run(data, cache, *more, **variables):
-    command = [*prepare_command(data, "climbmix", "--flops", "1e9", "--shards", "2"), *more]
+    command = [*prepare_command(data, "climbmix", "--work", "1e9", "--shards", "2"), *more]
     env = environment(XDG_CACHE_HOME=str(cache), HF_HUB_DISABLE_TELEMETRY="1", **variables)
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
 

@@ -150,7 +150,7 @@ def test_training_has_an_end():
     assert timed.overtime(310.0, 1e9, 1) == ""
     assert "400 s of 300" in timed.overtime(400.0, 0.0, 1)
     worked = exam(kind="work", amount=1e12, seconds=20.0)
-    assert worked.overtime(1e9, 100.0, 2) == ""
+    assert worked.overtime(1e9, 80.0, 2) == ""
     assert "CPU time" in worked.overtime(1.0, 200.0, 2)
 
 

@@ -17,7 +17,7 @@ from prepare.texts import read
 from prepare.tokenizer import Tokenizer
 from tests.ground import ROOT, environment, prepare, prepare_command, small_corpus
 
-WORK = ("--flops", "1e10")
+WORK = ("--work", "1e10")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from prepare import manifest
-from prepare.budget import Budget
+from prepare.budget import BYTE, CALL, Budget, _Traffic
 from prepare.evaluation import evaluate_bpb
 from prepare.loader import in_turn, make_dataloader
 from prepare.manifest import BudgetAmount
@@ -30,7 +30,7 @@ T = 256
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
-    assert prepare(folder / "data", small_corpus(folder / "text"), "--flops", "1e10").returncode == 0
+    assert prepare(folder / "data", small_corpus(folder / "text"), "--work", "1e10").returncode == 0
     saved, os.environ["NIGHTSHIFT_DATA"] = os.environ.get("NIGHTSHIFT_DATA"), str(folder / "data")
     yield folder / "data"
     del os.environ["NIGHTSHIFT_DATA"]
@@ -183,19 +183,33 @@ def test_attention_and_products_are_counted_forward_and_back(masked):
     mask = torch.ones(length, length, dtype=torch.bool).tril() if masked else None
     budget = work(1e9)
 
-    with budget.measure():
+    def step():
         y = functional.scaled_dot_product_attention(q @ weight, k, v, attn_mask=mask, is_causal=not masked)
         y.sum().backward()
 
+    step()  # the first backward makes the gradients, the others add to them
+    with budget.measure():
+        step()
+    with _Traffic() as traffic:
+        step()
     product, attention = 2 * heads * length * dim * dim, 2 * 2 * heads * length * length * dim
-    assert budget.step_flops == 3 * product + attention + attention * 5 // 2
+    assert budget.step_work == 3 * product + attention + attention * 5 // 2 + traffic.worth
+
+
+@given(st.integers(1, 64))
+def test_bytes_and_calls_are_counted_and_views_are_not(size):
+    budget, x = work(1e9), torch.ones(size, size)
+    with budget.measure():
+        x.unsqueeze(0)[0].t() @ x
+    assert budget.step_work == 2 * size**3 + CALL + BYTE * 3 * 4 * size**2
 
 
 @given(st.floats(0.6, 1e4), st.integers(1, 64))
 def test_steps_end_as_near_to_the_amount_as_they_can(amount, size):
-    budget = work(amount * 2 * size**3)
+    x = torch.ones(size, size)
+    budget = work(amount * (2 * size**3 + CALL + BYTE * 3 * 4 * size**2))
     with budget.measure():
-        torch.ones(size, size) @ torch.ones(size, size)
+        x @ x
     progress, steps = [budget.progress], 0
     while not budget.done and steps < 20_000:
         budget.step()
@@ -211,8 +225,8 @@ def test_steps_end_as_near_to_the_amount_as_they_can(amount, size):
 def test_work_must_be_measured_and_must_be_some():
     with pytest.raises(RuntimeError, match="measure"):
         work(1e9).step()
-    with pytest.raises(RuntimeError, match="no countable work"), work(1e9).measure():
-        torch.ones(3) + 1
+    with pytest.raises(RuntimeError, match="did nothing"), work(1e9).measure():
+        pass
 
 
 def test_wall_time_counts_from_the_first_real_batch(data, tmp_path):

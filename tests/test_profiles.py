@@ -158,7 +158,7 @@ def text(tmp_path_factory):
 
 def test_what_the_user_sets_is_recorded_and_held(text, tmp_path):
     data = tmp_path / "data"
-    made = prepare(data, text, "--flops", "1e9", "--set", "DEPTH=2", "--set", "seq_len=128")
+    made = prepare(data, text, "--work", "1e9", "--set", "DEPTH=2", "--set", "seq_len=128")
     stored = manifest.load(data)
     other = prepare(data, text, "--set", "DEPTH=4")
 

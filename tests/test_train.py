@@ -29,7 +29,7 @@ SUMMARY = [
 def data(tmp_path_factory):
     """Data with work for about six steps of the baseline."""
     folder = tmp_path_factory.mktemp("train")
-    assert prepare(folder / "data", small_corpus(folder / "text"), "--flops", "6e10").returncode == 0
+    assert prepare(folder / "data", small_corpus(folder / "text"), "--work", "2.8e11").returncode == 0
     return folder / "data"
 
 
@@ -66,7 +66,7 @@ def test_it_reports_its_work_its_start_and_its_score(first):
     assert [report["event"] for report in reports] == ["measured", "ready", "score"]
     assert f"val_bpb:          {reports[-1]['val_bpb']:.6f}\n" in done.stdout
     steps = int(re.search(r"num_steps: +(\d+)", done.stdout)[1])
-    assert abs(steps * reports[0]["flops"] - 6e10) <= reports[0]["flops"] / 2
+    assert abs(steps * reports[0]["work"] - 2.8e11) <= reports[0]["work"] / 2
 
 
 def test_it_learns(first):
@@ -85,7 +85,7 @@ def test_the_seed_alone_decides_the_score_to_the_bit(first, data, tmp_path):
 
 def test_warm_up_leaves_no_trace(first, data, tmp_path):
     """More of it changes nothing."""
-    source = TRAIN.replace("if fast:\n", "if True:\n")
+    source = re.sub(r" +with budget\.measure\(\):\n", f"{8 * ' '}train_step(random_batches(), 0.5)\n\\g<0>", TRAIN)
     assert source != TRAIN
 
     assert first[1][-1] == train(source, data, tmp_path)[1][-1]
@@ -101,7 +101,15 @@ def test_out_of_memory_means_fewer_rows_and_the_same_batch(first, data, tmp_path
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:2] == ["out of memory: 4 rows at a time", "out of memory: 2 rows at a time"]
-    assert first[1][-1]["val_bpb"] == pytest.approx(reports[-1]["val_bpb"], abs=0.01)
+    assert reports[0]["work"] > first[1][0]["work"], "more calls are more work"
+    assert batch(done) == batch(first[0])
+    assert first[1][-1]["val_bpb"] == pytest.approx(reports[-1]["val_bpb"], abs=0.1)
+
+
+def batch(done):
+    """Tokens of a step."""
+    steps, tokens = (float(re.search(rf"{name}: +(\S+)", done.stdout)[1]) for name in ("num_steps", "total_tokens_M"))
+    return round(1e6 * tokens / steps, -2)
 
 
 @pytest.mark.parametrize(

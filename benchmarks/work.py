@@ -1,0 +1,49 @@
+"""How well counted work predicts the time of a step: variants of the cpu profile's baseline, each for a moment."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from prepare import calibration, manifest, profiles
+
+VARIANTS: tuple[dict[str, int], ...] = (
+    {},
+    {"TOTAL_BATCH_SIZE": 1024},
+    {"TOTAL_BATCH_SIZE": 4096},
+    {"DEVICE_BATCH_SIZE": 4},
+    {"DEPTH": 1},
+    {"DEPTH": 5},
+    {"MODEL_DIM": 64},
+    {"MODEL_DIM": 160},
+    {"MLP_RATIO": 1},
+    {"HEAD_DIM": 16},
+    {"MODEL_DIM": 64, "MLP_RATIO": 2, "TOTAL_BATCH_SIZE": 1024},
+    {"DEPTH": 2, "MLP_RATIO": 2, "TOTAL_BATCH_SIZE": 1024},
+)
+SHARE = 4
+"""The budget is divided by this."""
+
+
+def main() -> None:
+    found = manifest.load()
+    shorter = dataclasses.replace(found.budget, amount=found.budget.amount / SHARE)
+    paces: list[float] = []
+    print("| variant | work of a step | ms | work per second, over the baseline's |\n|---|---|---|---|")
+    made = dataclasses.replace(found, budget=shorter)
+    for variant in VARIANTS:
+        work, seconds = calibration.step(manifest.data_dir(), made, turned(variant), lambda _stage, _share: None)
+        paces.append(work / seconds)
+        words = ", ".join(f"{constant} {value}" for constant, value in variant.items()) or "baseline"
+        print(f"| {words} | {work:.3g} | {1000 * seconds:.0f} | {paces[-1] / paces[0]:.2f} |", flush=True)
+    print(f"\nσ of the last column: {np.std(np.array(paces) / np.mean(paces)):.1%}")
+
+
+def turned(variant: dict[str, int]) -> profiles.Profile:
+    """The cpu profile with other constants."""
+    constants = profiles.CPU.constants
+    for name, value in variant.items():
+        constants = re.sub(rf"^{name} = \S+", f"{name} = {value}", constants, flags=re.MULTILINE)
+        if f"{name} = " not in constants:
+            constants += f"{name} = {value}\n"
+    return dataclasses.replace(profiles.CPU, constants=constants)
