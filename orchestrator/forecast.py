@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import fsum, sqrt
 from statistics import fmean
 
 from orchestrator.events import Point, Scored
@@ -44,10 +44,10 @@ def fit(pairs: Sequence[tuple[float, float]]) -> Line | None:
     if count < 3:
         return None
     x, y = fmean(gap for gap, _ in pairs), fmean(final for _, final in pairs)
-    width = sum((gap - x) ** 2 for gap, _ in pairs)
+    width = fsum((gap - x) ** 2 for gap, _ in pairs)
     if width == 0:
         return None
-    slope = sum((gap - x) * (final - y) for gap, final in pairs) / width
+    slope = fsum((gap - x) * (final - y) for gap, final in pairs) / width
     offset = y - slope * x
-    squares = sum((final - offset - slope * gap) ** 2 for gap, final in pairs)
+    squares = fsum((final - offset - slope * gap) ** 2 for gap, final in pairs)
     return Line(offset, slope, sqrt(squares / (count - 2) * (1 + 1 / count)), count - 2)

@@ -61,6 +61,8 @@ MEMORY_SLACK = 1.1
 """Times the incumbent's memory that are free: less is within what allocators do."""
 MEMORY_PRICE = 1.0
 """σ of gain that each doubling of memory must pay for before the rest counts: a soft limit, as upstream asks for."""
+MOST_GROWTH = 16.0
+"""Times the memory that are believed: on a GPU it is what a script printed."""
 CHECKPOINTS = (0.4, 0.6, 0.8)
 """Shares of the budget at which a curve is compared: before that, warm-up and schedules say more than the idea."""
 CALIBRATION = 10
@@ -261,25 +263,25 @@ def terms(state: State, experiment: int, run: int) -> Terms:
     can decide on a keep, never the first, is examined on the confirmation text, too. Of the baseline, which is the
     user's own code, the first run is: as the reference for what follows.
     """
-    best = state.best
-    if best is None or experiment == 0:
-        return Terms(audited_below=None if run == 1 else 0.0, confirmed=run == 1, against=0, honest=None)
-    stage = state.open.get(experiment)
+    best, stage = state.best, state.open.get(experiment)
     fresh = isinstance(stage, Candidate) and not stage.scores
+    if best is None or experiment == 0:
+        return Terms(audited_below=None if fresh else 0.0, confirmed=fresh, against=0, honest=None)
     return Terms(
         audited_below=best.mark,
         confirmed=not fresh,
         against=best.experiment,
-        honest=_honest(state),
+        honest=_honest(state, best),
         bounds=_bounds(state, best) if fresh else (),
         reprieved=fresh and seed(state, experiment, run) % REPRIEVE == 0,
     )
 
 
-def _honest(state: State) -> float:
+def _honest(state: State, best: Best) -> float:
     """Nats by which honest claims are off at most, as the audit of the user's own code has shown."""
-    audits = [score.audit for finding in state.findings if finding.experiment == 0 for score in finding.scores]
-    return max((abs(audit.worst) for audit in audits if audit), default=0.0)
+    closed = [score for finding in state.findings if finding.experiment == 0 for score in finding.scores]
+    runs = best.scores if best.experiment == 0 else closed
+    return max((abs(score.audit.worst) for score in runs if score.audit), default=0.0)
 
 
 def _bounds(state: State, best: Best) -> tuple[Bound, ...]:
@@ -299,7 +301,7 @@ def _bound(state: State, best: Best, progress: float) -> float | None:
     usual = forecast.level_of(best.scores, progress)
     if line is None or usual is None or (border := line.border(sure(line.freedom))) is None:
         return None
-    return usual + max([border, *(gap for gap, final in pairs if final <= 0)])
+    return usual + max([0.0, border, *(gap for gap, final in pairs if final <= 0)])
 
 
 def _gaps(state: State, best: Best, progress: float) -> Iterator[tuple[float, float]]:
@@ -325,8 +327,9 @@ def _behind(finding: Finding) -> float | None:
 
 def alarms(state: State) -> tuple[int, int]:
     """Runs that were hopeless but reprieved, and how many of them ended as good as the best."""
-    ends = [_behind(f) for f in state.findings if f.scores and f.scores[0].condemned is not None]
-    return len(ends), sum(end is not None and end <= 0 for end in ends)
+    spared = [_behind(f) for f in state.findings if f.scores and f.scores[0].condemned is not None]
+    ends = [end for end in spared if end is not None]
+    return len(ends), sum(end <= 0 for end in ends)
 
 
 def expected_seconds(state: State) -> float:
@@ -398,7 +401,7 @@ def decide(state: State, number: int, candidate: Candidate) -> Verdict | Literal
 def _growth(best: Best, candidate: Candidate) -> float:
     """Times the incumbent's memory; 1 where it is not more, or not known."""
     before, now = (fmean(score.measures.memory_mb for score in runs) for runs in (best.scores, candidate.scores))
-    return now / before if before > 0 and now > MEMORY_SLACK * before else 1.0
+    return min(now / before, MOST_GROWTH) if before > 0 and now > MEMORY_SLACK * before else 1.0
 
 
 def _transfers(best: Best, candidate: Candidate, gain: float, error: float) -> bool | None:

@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from orchestrator.events import (
     Aborted,
@@ -168,9 +168,17 @@ async def replay(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None:
 
 def _same(recorded: Event, now: Event) -> bool:
     """Whether they agree in everything that the version which recorded it knew of."""
-    return type(recorded) is type(now) and all(
-        getattr(recorded, name) == getattr(now, name) for name in recorded.model_fields_set
-    )
+    return type(recorded) is type(now) and _within(recorded.model_dump(exclude_unset=True), now.model_dump())
+
+
+def _within(old: Any, new: Any) -> bool:
+    if isinstance(old, dict) and isinstance(new, dict):
+        fields, others = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
+        return all(name in others and _within(value, others[name]) for name, value in fields.items())
+    if isinstance(old, tuple | list) and isinstance(new, tuple | list):
+        items, those = cast("list[Any]", old), cast("list[Any]", new)
+        return len(items) == len(those) and all(map(_within, items, those))
+    return old == new
 
 
 def _lane() -> str:

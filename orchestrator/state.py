@@ -6,6 +6,7 @@ An experiment is always in one stage, and each stage is a type that holds what i
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from math import fsum
 from statistics import fmean
 
 from orchestrator.events import (
@@ -177,7 +178,7 @@ def _deviations(scores: tuple[Scored, ...]) -> Spread:
     if len(scores) < 2:
         return Spread()
     mean = fmean(score.val_bpb for score in scores)
-    return Spread(sum((score.val_bpb - mean) ** 2 for score in scores), len(scores) - 1)
+    return Spread(fsum((score.val_bpb - mean) ** 2 for score in scores), len(scores) - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from prepare.loader import device
 
 @torch.no_grad()
 def main() -> None:
+    channel.send({"event": "ready"})  # what is imported is done with
     how = channel.receive()
     torch.set_float32_matmul_precision(how["precision"])
     torch.set_num_threads(how["threads"])

@@ -64,16 +64,20 @@ def test_the_less_is_known_of_the_noise_the_more_is_asked():
 
 @pytest.mark.parametrize(("experiment", "run", "below"), [(0, 1, None), (0, 2, 0.0), (5, 1, "mark"), (5, 7, "mark")])
 def test_everything_that_helps_towards_a_keep_is_audited(experiment, run, below):
-    terms = policy.terms(STATE, experiment, run)
+    state = replace(STATE, open={0: candidate(*[1.0] * (run - 1))})
+    terms = policy.terms(state, experiment, run)
     assert terms.audited_below == (STATE.best.mark if below == "mark" else below)
 
 
 def test_the_baseline_shows_how_far_honest_claims_are_off():
-    assert policy.terms(STATE, 0, 1).honest is None
+    again = policy.terms(replace(STATE, open={0: candidate()}), 0, 2)
+    assert (again.honest, again.audited_below, again.confirmed) == (None, None, True), "the first run was lost"
     assert policy.terms(STATE, 5, 1).honest == 0.0
     audit = Audit(claimed=2.0, error=0.0, worst=0.3, looks=9, seconds=1.0, evaluation=1.0)
+    assert policy.terms(incumbent(audit=audit), 5, 1).honest == 0.3
+    later = replace(STATE, best=replace(STATE.best, experiment=3))
     shown = replace(_finding(0, 0.0, random.Random(0), audit=audit), experiment=0)
-    assert policy.terms(replace(STATE, findings=(shown,)), 5, 1).honest == 0.3
+    assert policy.terms(replace(later, findings=(shown,)), 5, 1).honest == 0.3
 
 
 def test_a_jump_that_is_hard_to_believe_takes_another_seed_and_a_look():
@@ -183,6 +187,13 @@ def test_the_hopeless_are_found_and_no_other():
 def _condemned(bounds: tuple[Bound, ...], behind: float, luck: random.Random) -> bool:
     curve = _curve(behind, luck)
     return any(policy.forecast.level(curve, bound.progress) > bound.loss for bound in bounds)
+
+
+def test_who_is_ahead_of_the_best_is_never_hopeless():
+    luck = random.Random(5)
+    findings = [_finding(n, 0.01 + n / 1000, luck, curve=_curve(-0.05 + n / 1000, luck)) for n in range(1, 30)]
+    state = replace(_night(0, luck), findings=tuple(findings))
+    assert not any(_condemned(policy.terms(state, 99, 1).bounds, -0.01, luck) for _ in range(200))
 
 
 def test_where_curves_say_nothing_none_is_hopeless():

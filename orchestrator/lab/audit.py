@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from orchestrator.lab.guarded import Ending, MachineTrouble, Running, from_threa
 from orchestrator.lab.line import Line
 from orchestrator.lab.sandbox import Command
 from orchestrator.lab.watch import Watch
+from prepare.atomic import replacing
 
 MODULE = "prepare.audit"
 
@@ -35,19 +35,24 @@ class Auditor:
 
     async def hear(self, interview: "Interview") -> tuple[Fault | None, Ending]:
         """Hold the interview to its end. Raises MachineTrouble."""
-        if self.process.done():
-            await self.process
-            raise MachineTrouble("the process that was to audit ended before it was asked anything")
         self.watch.started = self.watch.clock()
-        self.interview.set_result(interview)
-        return await self.process
+        if not self.interview.done():
+            self.interview.set_result(interview)
+        found = await self.process
+        if not interview.began:
+            words = self.watch.transcript.log.text.rpartition("\n")[2]
+            raise MachineTrouble(f"the process that was to audit did not begin: {words or 'it said nothing'}")
+        return found
 
     async def dismiss(self) -> None:
         """End it, wanted or not."""
         self.process.cancel()
-        with suppress(asyncio.CancelledError, MachineTrouble, OSError):
-            await self.process
-        self.line.close()
+        try:
+            await asyncio.wait({self.process})
+        finally:
+            self.line.close()
+        if not self.process.cancelled():
+            self.process.exception()  # it was told already, or nobody wanted to know
 
     async def _listen(self, running: Running) -> None:
         interview = await self.interview
@@ -68,11 +73,16 @@ class Interview:
     """Called before validation text is shown."""
     answers: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
     objection: str = ""
+    began: bool = False
+    """The process is there; from then on, what goes wrong is the model's fault."""
     done: bool = False
 
     def hold(self, line: Line) -> None:
         """Ask about every row, a batch at a time."""
         try:
+            self.began = line.hear() == {"event": "ready"}
+            if not self.began:
+                return
             with self.model.open("rb") as file:
                 line.say({"event": "model", "split": "model", **self._how()}, show=[file])
             if line.hear() != {"event": "loaded"}:
@@ -112,30 +122,31 @@ class Interview:
         return self.exam.blind(np.frombuffer(data, dtype=np.float32).reshape(last - first, -1), first, self.places)
 
 
-def drawn(exam: Exam, delivery: Delivery, reference: Path) -> tuple[Places, np.random.Generator]:
-    """Secret places, drawn anew for each audit. `reference` is a file with earlier claims, if there is one."""
+def drawn(exam: Exam, delivery: Delivery, folder: Path, against: int) -> tuple[Places, np.random.Generator]:
+    """Secret places, drawn anew for each audit; in `folder` are earlier claims, of that experiment perhaps."""
     rng = np.random.default_rng()
     assert delivery.claims is not None
-    return exam.places(delivery.claims, _reference(reference, exam.shape), rng), rng
-
-
-def reference(folder: Path, experiment: int) -> Path:
-    """Where the claims of an experiment are that proved true."""
-    return folder / f"claims-{experiment}.npy"
+    return exam.places(delivery.claims, _remembered(folder, against, exam.shape), rng), rng
 
 
 def remember(delivery: Delivery, folder: Path, experiment: int, against: int) -> None:
     """Keep claims that proved true, since later ones may have to be compared with them; drop those of the overcome."""
     assert delivery.claims is not None
     folder.mkdir(exist_ok=True)
-    np.save(reference(folder, experiment), delivery.claims)
+    with replacing(_place(folder, experiment)) as part, part.open("wb") as file:
+        np.save(file, delivery.claims)
     for path in folder.glob("claims-*.npy"):
-        if int(path.stem.removeprefix("claims-")) < against:
-            path.unlink()
+        if int(path.stem.removeprefix("claims-")) < min(against, experiment):
+            path.unlink(missing_ok=True)
 
 
-def _reference(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    if not path.exists():
-        return None
-    claims: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+def _remembered(folder: Path, experiment: int, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    try:
+        claims: NDArray[np.float32] = np.load(_place(folder, experiment), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None  # it never was, or is damaged: places are drawn evenly then
     return claims if claims.shape == shape else None
+
+
+def _place(folder: Path, experiment: int) -> Path:
+    return folder / f"claims-{experiment}.npy"

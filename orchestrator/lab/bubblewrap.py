@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab import seccomp
-from orchestrator.lab.sandbox import Command, hidden, readable
+from orchestrator.lab.sandbox import Command, fetched, hidden, readable
 
 PROGRAM = "bwrap"
 
@@ -24,7 +24,7 @@ class Bubblewrap:
         code = _readable(seccomp.program(sockets=True))
         argv = [PROGRAM, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
         argv += [*self.room, "/tmp"]  # noqa: S108 - before the places that may lie below it
-        for place in readable():
+        for place in (*readable(), *fetched(command)):
             argv += _shown(place)
         argv += ["--proc", "/proc", "--dev", "/dev", *self.room, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
         for node in command.nodes:

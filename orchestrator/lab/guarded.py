@@ -24,6 +24,8 @@ TICK = 0.1
 """Seconds between two looks at a run."""
 DRAIN = 5.0
 """Seconds for what is still in the pipes when everything has ended."""
+PATIENCE = 60.0
+"""Seconds that a thread waits for the loop, which may be writing a large file to a slow disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,11 @@ async def guarded(command: Command, watch: Watch, lock: int, listen: Listen) -> 
         ending = await _ending(process, command.env[guardian.TAG])
         await asyncio.wait(reading, timeout=DRAIN)
     finally:
-        await _finish(process)
-        for task in reading:
-            task.cancel()
+        try:
+            await _finish(process)
+        finally:
+            for task in reading:
+                task.cancel()
     watch.close()
     return fault or watch.broken, ending
 
@@ -129,7 +133,7 @@ async def in_thread(work: Callable[[], None], stop: Callable[[], None]) -> None:
 def from_thread(work: Callable[[], Awaitable[None]], loop: asyncio.AbstractEventLoop) -> None:
     """Do it in the loop and wait for it. Raises ConnectionError where the loop has other worries."""
     try:
-        asyncio.run_coroutine_threadsafe(_awaited(work), loop).result(DRAIN)
+        asyncio.run_coroutine_threadsafe(_awaited(work), loop).result(PATIENCE)
     except (RuntimeError, asyncio.CancelledError, TimeoutError) as error:
         raise ConnectionError("nobody listens any more") from error
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab import confine, seccomp
-from orchestrator.lab.sandbox import TRUSTED, Command, hidden, readable
+from orchestrator.lab.sandbox import TRUSTED, Command, fetched, hidden, readable
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _NAMES = ("cpuinfo", "devices", "driver", "meminfo", "modules", "mounts", "stat", "sys", "version")
@@ -24,7 +24,7 @@ class Landlock:
     tier = "landlock"
 
     def wrap(self, command: Command) -> Command:
-        shown = sorted({str(place.resolve()) for place in readable()})
+        shown = sorted({str(place.resolve()) for place in (*readable(), *fetched(command))})
         options = {
             "read": [*shown, *OF_THE_SYSTEM, "/sys"],
             "hide": sorted(map(str, hidden())),

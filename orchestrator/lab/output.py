@@ -126,6 +126,8 @@ class Transcript:
         self.summary: dict[str, float] | None = None
         self.sealed = False
         """Only the summary's numbers are still taken in."""
+        self.told: set[str] = set()
+        """Of the summary, since it was sealed."""
         self.unseen: deque[str] = deque(maxlen=UNSEEN)
         """The last lines that were not, to name a failure by."""
 
@@ -148,6 +150,10 @@ class Transcript:
 
     def _row(self, row: str) -> None:
         match = _SUMMARY.fullmatch(row) if self.summary is not None else None
+        if self.sealed and (row in self.told or (match and match[1] in self.told)):
+            return  # once each: more of it could spell the validation text
+        if self.sealed:
+            self.told.add(match[1] if match else row)
         if not self.sealed or row == "---" or (match and match[1] in SUMMARY and isfinite(_number(match[2]))):
             self.log.add(row)
         else:

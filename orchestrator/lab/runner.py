@@ -152,8 +152,7 @@ class Runner:
         assert delivery.manner
         assert delivery.claims is not None
         began, terms = time.monotonic(), granted.terms or STRICT
-        reference = audit.reference(self.claims, terms.against)
-        places, rng = await asyncio.to_thread(audit.drawn, self.exam, delivery, reference)
+        places, rng = await asyncio.to_thread(audit.drawn, self.exam, delivery, self.claims, terms.against)
         interview = audit.Interview(self.exam, delivery.manner, delivery.model, places, rng)
         fault, ending = await auditor.hear(interview)
         facts = _facts(score)
@@ -204,8 +203,9 @@ class Runner:
             env["OMP_NUM_THREADS"] = str(slot.threads)
         if slot.devices:
             # Where containers keep the driver, and where fetched kernels are; nothing is fetched in a sandbox.
-            env |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH", KERNELS) if name in os.environ}
-            env["HF_HUB_OFFLINE"] = "1"
+            places = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+            env["LD_LIBRARY_PATH"] = os.pathsep.join(place for place in places if place.startswith("/"))
+            env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
         return self.sandbox.wrap(Command((sys.executable, *words), env | more, folder, (line,), slot.nodes))
 
     def _outcome(self, granted: Granted, watch: Watch, fault: Fault | None, ending: Ending) -> Outcome:

@@ -56,8 +56,12 @@ def readable() -> Iterator[Path]:
     yield from (Path(place) for place in _SYSTEM)
     yield from (Path("/etc", name) for name in _FROM_ETC)
     yield from dict.fromkeys((Path(sys.base_prefix), Path(sys.base_prefix).resolve(), Path(sys.prefix), TRUSTED))
-    if fetched := os.environ.get(KERNELS):
-        yield Path(fetched).resolve()
+
+
+def fetched(command: Command) -> Iterator[Path]:
+    """The one kernel that train.py knows, for a run on a GPU; beside it may lie tokens and data."""
+    if command.nodes and (folder := os.environ.get(KERNELS)):
+        yield from Path(folder).resolve().glob("*--kernels-community--flash-attn3")
 
 
 _LIBRARIES = ("lib*/*/*-packages", "*/lib*/*/*-packages", "*/*/lib*/*/*-packages", "*/*/*-packages")
