@@ -34,7 +34,14 @@ def fresh_state(luck: random.Random, profile: str) -> State:
         repairs=0,
         reflect_every=0,
         commit="",
-        profile=Profile(name=profile, budget_kind="work", budget=1, expected_seconds=1, data_hash=""),
+        profile=Profile(
+            name=profile,
+            budget_kind="work",
+            budget=1,
+            expected_seconds=1,
+            data_hash="",
+            sigma=SIGMA if profile == "cpu" else 0.0,
+        ),
         prompts={},
         versions={},
     )
