@@ -7,12 +7,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from orchestrator.events import Granted, Scored
-from orchestrator.lab import ladder
-from orchestrator.lab.exam import Exam
+from orchestrator.core.events import Granted, Scored
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.runner import Runner
-from orchestrator.lab.slots import slots
-from orchestrator.lab.watch import Limits
+from orchestrator.lab.sandbox import select
+from orchestrator.lab.scoring.claims import Scorer
+from orchestrator.lab.slots import list_slots
 from prepare import manifest, profiles
 
 RUNS = 3
@@ -21,24 +21,24 @@ SHARE = 20
 
 
 def main() -> None:
-    source = manifest.data_dir()
+    source = manifest.get_data_dir()
     found = manifest.load(source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(source, folder / "data")
         budget = dataclasses.replace(found.budget, amount=found.budget.amount / SHARE)
         shorter = dataclasses.replace(found, budget=budget)
-        (folder / "data" / manifest.FILE_NAME).write_text(shorter.to_json())
+        (folder / "data" / manifest.MANIFEST_FILE).write_text(shorter.to_json())
         runner = Runner(
             folder,
             folder / "data",
-            slots(1, folder, os.cpu_count() or 1),
-            Limits(wall=600, cpu=6000),
+            list_slots(1, folder, os.cpu_count() or 1),
+            RunLimits(wall=600, cpu=6000),
             lambda _log: "",
-            sandbox=ladder.choose(),
-            exam=Exam.of(folder / "data"),
+            sandbox=select.select_sandbox(),
+            exam=Scorer.of(folder / "data"),
         )
-        code = profiles.fit(Path("train.py").read_text(), found.profile)
+        code = profiles.apply_to_script(Path("train.py").read_text(), found.profile)
         print(
             "| seed | claimed | audited − claimed | worst token, nats | evaluation, s | audit, s |\n" + "|---" * 6 + "|"
         )

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.events import Aborted, Audit, Crashed, Scored
-from orchestrator.lab import ladder
-from orchestrator.session import Session
-from prepare import calibration, manifest, profiles
-from prepare.machine import gpus
+from orchestrator.core.events import Aborted, Audit, Crashed, Scored
+from orchestrator.lab.sandbox import select
+from orchestrator.session.store import Session
+from prepare import manifest, profiles
+from prepare.build import calibration
+from prepare.machine import list_gpus
 from prepare.manifest import BudgetAmount, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +82,7 @@ class Place:
         for name in stored.files:
             (work / name).symlink_to(self.data / name)
         short = replace(stored, budget=BudgetAmount(kind="time", amount=seconds, seconds=seconds))
-        (work / manifest.FILE_NAME).write_text(short.to_json())
+        (work / manifest.MANIFEST_FILE).write_text(short.to_json())
         (work / "train.py").write_text(fitted(stored))
         out = self.run("train.py", where=work, NIGHTSHIFT_DATA=str(work), NIGHTSHIFT_SEED=str(seed))
         _, _, summary = out.rpartition("---\n")
@@ -94,7 +95,7 @@ def _last(words: str) -> str:
 
 
 def fitted(stored: Manifest) -> str:
-    return profiles.fit((ROOT / "train.py").read_text(), profiles.of(stored))
+    return profiles.apply_to_script((ROOT / "train.py").read_text(), profiles.from_manifest(stored))
 
 
 def machine(_: Place) -> Rows:
@@ -117,8 +118,8 @@ def probed(place: Place) -> Rows:
     """What the throughput probe would choose."""
     stored = manifest.load(place.data)
     began = time.monotonic()
-    found = calibration.probed(place.data, stored, profiles.of(stored), lambda *_: None)
-    size = profiles.values(profiles.of(found))
+    found = calibration.probe(place.data, stored, profiles.from_manifest(stored), lambda *_: None)
+    size = profiles.get_values(profiles.from_manifest(found))
     chosen = ", ".join(f"{name} {size[name]}" for name in sorted(found.constants)) or "the profile's own numbers"
     yield f"probe ({time.monotonic() - began:.0f} s)", chosen
 
@@ -250,14 +251,14 @@ def session(place: Place) -> Rows:
     project.mkdir()
     stored = manifest.load(place.data)
     short = replace(stored, budget=BudgetAmount(kind="time", amount=SHORT, seconds=SHORT))
-    (place.data / manifest.FILE_NAME).write_text(short.to_json())
+    (place.data / manifest.MANIFEST_FILE).write_text(short.to_json())
     (project / "train.py").write_text((ROOT / "train.py").read_text())
     who = ("-c", "user.name=gpu-check", "-c", "user.email=gpu-check@localhost")
     for words in (("init", "-q"), ("add", "train.py"), (*who, "commit", "-qm", "baseline")):
         subprocess.run(["git", *words], cwd=project, check=True, capture_output=True)
     try:
-        tier, trust = ladder.choose().tier, ()
-    except ladder.NoSandboxWorks as reason:
+        tier, trust = select.select_sandbox().tier, ()
+    except select.NoSandboxError as reason:
         tier, trust = f"none: {reason}", ("--unsafe",)
     yield "sandbox", tier
     began = time.monotonic()
@@ -282,8 +283,8 @@ def session(place: Place) -> Rows:
 
 
 def _measured(run: Scored) -> str:
-    spent = run.measures.total_seconds - run.measures.train_seconds
-    return f"val_bpb {run.val_bpb:.4f}, {run.measures.steps} steps, {spent:.0f} s around training, all compiled anew"
+    spent = run.metrics.total_seconds - run.metrics.train_seconds
+    return f"val_bpb {run.val_bpb:.4f}, {run.metrics.steps} steps, {spent:.0f} s around training, all compiled anew"
 
 
 CHECKS: tuple[Callable[[Place], Rows], ...] = (
@@ -302,7 +303,7 @@ NEED = {session: 240.0}
 
 
 def main() -> int:
-    if not gpus():
+    if not list_gpus():
         print("gpu-check: no NVIDIA GPU here, so there is nothing to check", file=sys.stderr)
         return 2
     import torch

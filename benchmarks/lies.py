@@ -7,21 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.lab.exam import TOLERANCE, Exam
+from orchestrator.lab.scoring.claims import TOLERANCE, Scorer
 from prepare.manifest import BudgetAmount, Manifest
 
 SIGMA, BYTES_PER_TOKEN = 0.008, 3
 ROWS, LENGTH, TRIALS = 256, 256, 200
 
 
-def exam() -> Exam:
+def exam() -> Scorer:
     budget = BudgetAmount("work", 1.0, 1.0)
-    made = Manifest("cpu", "drawn", "", LENGTH, 2, ROWS * LENGTH, budget, {}, {}, {})
+    commit = Manifest("cpu", "drawn", "", LENGTH, 2, ROWS * LENGTH, budget, {}, {}, {})
     rows = np.ones((ROWS, LENGTH + 1), dtype="<u2")
-    return Exam(Path(), rows, rows, np.array([0, BYTES_PER_TOKEN], dtype=np.int32), made)
+    return Scorer(Path(), rows, rows, np.array([0, BYTES_PER_TOKEN], dtype=np.int32), commit)
 
 
-def found(this: Exam, worth: float, *, reference: bool, luck: np.random.Generator) -> bool:
+def found(this: Scorer, worth: float, *, reference: bool, luck: np.random.Generator) -> bool:
     """Whether one audit finds a lie worth so many bits per byte."""
     truth = luck.exponential(4.5, size=this.shape).astype(np.float32)
     other = np.clip(truth + luck.normal(0, 0.3, size=this.shape), 0, None).astype(np.float32)

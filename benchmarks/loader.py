@@ -18,11 +18,11 @@ import torch
 from pyarrow import parquet
 
 from prepare import profiles
-from prepare.build import build
-from prepare.corpus import SPLITS, batched
+from prepare.build.folder import build_folder
+from prepare.build.packing import pack
+from prepare.corpus.base import SPLITS, make_batches
 from prepare.loader import make_dataloader
 from prepare.manifest import BudgetAmount
-from prepare.packing import pack
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class Shards:
     def batches(self, split: str) -> Iterator[list[str]]:
         file = parquet.ParquetFile(self.folder / f"{split}.parquet")
         for group in range(file.num_row_groups):
-            yield from batched(file.read_row_group(group).column("text").to_pylist())
+            yield from make_batches(file.read_row_group(group).column("text").to_pylist())
 
 
 def upstream_batches(corpus: Shards, tokenizer: Tokenizer, B: int, T: int) -> Iterator[Batch]:
@@ -99,7 +99,7 @@ def packed_data(folder: Path, corpus: Shards, T: int, *, chunk: bool) -> Path:
     data = folder / f"data-{T}-{chunk}"
     data.mkdir()
     profile = replace(profiles.H100, seq_len=T, chunk=chunk, eval_tokens=T * 64)
-    build(data, corpus, profile, BudgetAmount(kind="time", amount=300, seconds=300), lambda *_: None)
+    build_folder(data, corpus, profile, BudgetAmount(kind="time", amount=300, seconds=300), lambda *_: None)
     return data
 
 

@@ -7,9 +7,9 @@ import random
 import statistics
 from collections.abc import Callable
 
-from orchestrator import policy
-from orchestrator.events import Committed, Kept, Limits, Measures, Profile, Scored, Started
-from orchestrator.state import BASELINE, Best, Candidate, Spread, State
+from orchestrator.core import events as ev
+from orchestrator.core.state import BASELINE, Candidate, Incumbent, PooledVariance, State
+from orchestrator.policy import judge, thresholds
 
 SIGMA = 0.008
 NIGHT = 200
@@ -17,24 +17,24 @@ EFFECTS = (0.0, 1.0, 2.0, 3.0, 4.0)
 Judge = Callable[[random.Random, float], tuple[float, float]]
 
 
-def score(luck: random.Random, gain: float) -> Scored:
+def score(luck: random.Random, gain: float) -> ev.Scored:
     value = 2.0 - gain * SIGMA + luck.gauss(0, SIGMA)
-    return Scored(experiment=1, run=1, val_bpb=value, measures=Measures(), curve=(), log="")
+    return ev.Scored(experiment=1, run=1, val_bpb=value, metrics=ev.RunMetrics(), curve=(), log="")
 
 
 def fresh_state(luck: random.Random, profile: str) -> State:
-    scores = tuple(score(luck, 0.0) for _ in range(policy.BASELINE_RUNS))
-    mark = statistics.fmean(s.val_bpb for s in scores)
-    started = Started(
+    scores = tuple(score(luck, 0.0) for _ in range(thresholds.BASELINE_RUNS))
+    score_to_beat = statistics.fmean(s.val_bpb for s in scores)
+    started = ev.Started(
         name="noise",
-        limits=Limits(hours=1e6),
+        limits=ev.SessionLimits(hours=1e6),
         crew="none",
         style="none",
         seed=0,
         repairs=0,
         reflect_every=0,
         commit="",
-        profile=Profile(
+        profile=ev.SessionProfile(
             name=profile,
             budget_kind="work",
             budget=1,
@@ -45,49 +45,53 @@ def fresh_state(luck: random.Random, profile: str) -> State:
         prompts={},
         versions={},
     )
-    return State(started=started, best=Best(0, scores, mark, len(scores)), spread=Spread().plus(scores))
+    return State(
+        started=started,
+        incumbent=Incumbent(0, scores, score_to_beat, len(scores)),
+        variance=PooledVariance().plus(scores),
+    )
 
 
 def ours(luck: random.Random, gain: float, profile: str = "cpu", night: int = NIGHT) -> tuple[float, float]:
     """Share kept and runs per experiment of one night, by the policy itself."""
     state, kept, runs = fresh_state(luck, profile), 0, 0
-    made = Committed(experiment=1, commit="", base=0, source="", fingerprint="", added=1, removed=0)
+    commit = ev.Committed(experiment=1, commit="", parent=0, source="", fingerprint="", added=1, removed=0)
     for _ in range(night):
-        candidate = Candidate(BASELINE, made)
+        candidate = Candidate(BASELINE, commit)
         need = "again"
         while isinstance(need, str):
             runs += 1
             if need == "remeasure":
                 state = _remeasured(state, score(luck, 0.0))
             else:
-                candidate = Candidate(BASELINE, made, (*candidate.scores, score(luck, gain)), candidate.runs + 1)
-            need = policy.decide(state, 1, candidate)
-        kept += isinstance(need, Kept)  # the incumbent stays, so that every edit is compared with the same one
-        state = _with_spread(state, state.spread.plus(candidate.scores))
+                candidate = Candidate(BASELINE, commit, (*candidate.scores, score(luck, gain)), candidate.runs + 1)
+            need = judge.judge(state, 1, candidate)
+        kept += isinstance(need, ev.Kept)  # the incumbent stays, so that every edit is compared with the same one
+        state = _with_spread(state, state.variance.plus(candidate.scores))
     return kept / night, runs / night
 
 
-def _remeasured(state: State, again: Scored) -> State:
-    scores = (*state.best.scores, again)
-    mark = statistics.fmean(s.val_bpb for s in scores)
-    spread = state.spread.minus(state.best.scores).plus(scores)
-    return State(started=state.started, best=Best(0, scores, mark, len(scores)), spread=spread)
+def _remeasured(state: State, again: ev.Scored) -> State:
+    scores = (*state.incumbent.scores, again)
+    score_to_beat = statistics.fmean(s.val_bpb for s in scores)
+    spread = state.variance.minus(state.incumbent.scores).plus(scores)
+    return State(started=state.started, incumbent=Incumbent(0, scores, score_to_beat, len(scores)), variance=spread)
 
 
-def _with_spread(state: State, spread: Spread) -> State:
-    return State(started=state.started, best=state.best, spread=spread)
+def _with_spread(state: State, spread: PooledVariance) -> State:
+    return State(started=state.started, incumbent=state.incumbent, variance=spread)
 
 
 def upstream(luck: random.Random, gain: float) -> tuple[float, float]:
     """One baseline run; kept if lower."""
-    mark = score(luck, 0.0).val_bpb
-    return statistics.fmean(score(luck, gain).val_bpb < mark for _ in range(NIGHT)), 1.0
+    score_to_beat = score(luck, 0.0).val_bpb
+    return statistics.fmean(score(luck, gain).val_bpb < score_to_beat for _ in range(NIGHT)), 1.0
 
 
 def noise_floor(luck: random.Random, gain: float) -> tuple[float, float]:
     """Kept if lower by 1.5 times σ, which is known exactly here, as it is not in practice."""
-    mark = score(luck, 0.0).val_bpb
-    return statistics.fmean(mark - score(luck, gain).val_bpb > 1.5 * SIGMA for _ in range(NIGHT)), 1.0
+    score_to_beat = score(luck, 0.0).val_bpb
+    return statistics.fmean(score_to_beat - score(luck, gain).val_bpb > 1.5 * SIGMA for _ in range(NIGHT)), 1.0
 
 
 def rows(nights: int = 60) -> dict[str, list[tuple[float, float]]]:

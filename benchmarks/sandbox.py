@@ -8,10 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from orchestrator.lab import ladder
-from orchestrator.lab.bubblewrap import Bubblewrap
-from orchestrator.lab.landlock import Landlock
-from orchestrator.lab.sandbox import Command, NoSandbox, Sandbox
+from orchestrator.lab.sandbox import select
+from orchestrator.lab.sandbox.base import Command, NoSandbox, Sandbox
+from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
+from orchestrator.lab.sandbox.landlock import Landlock
 
 STARTS = 40
 
@@ -35,7 +35,7 @@ def main() -> None:
     print("| sandbox | start, ms over plain | self-test, ms |\n|---|---|---|")
     for sandbox in (Bubblewrap(), Landlock()):
         began = time.perf_counter()
-        if weakness := ladder.weakness(sandbox):
+        if weakness := select.self_check(sandbox):
             print(f"| {sandbox.tier} | not here: {weakness} | |")
             continue
         test = time.perf_counter() - began

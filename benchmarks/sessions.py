@@ -4,11 +4,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from orchestrator import policy
-from orchestrator.events import Limits
+from orchestrator.core.events import SessionLimits
 from orchestrator.loop import run
-from orchestrator.replay import Tape, replay
-from orchestrator.session import Session
+from orchestrator.policy import schedule
+from orchestrator.session.replay import Tape, replay
+from orchestrator.session.store import Session
 from tests.fakes import FakeCrew, FakeLab, started
 from tests.virtual import run_virtually, virtual_clock
 
@@ -17,7 +17,7 @@ def night(path: Path, experiments: int) -> Session:
     async def go() -> Session:
         session = Session(path, virtual_clock, create=True)
         session.db.execute("pragma synchronous = off")  # it is the reading that is measured
-        session.write("", started(limits=Limits(hours=1e6, experiments=experiments)))
+        session.write("", started(limits=SessionLimits(hours=1e6, experiments=experiments)))
         await run(session, FakeCrew(1), FakeLab(session, 1))
         return session
 
@@ -34,7 +34,7 @@ def main() -> None:
             recorded.close()
             began = time.perf_counter()
             session = Session(path, time.time)
-            policy.due(session.state)
+            schedule.find_due(session.state)
             folded = time.perf_counter() - began
             tape = Tape(session.records, session.get)
             began = time.perf_counter()

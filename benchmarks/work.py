@@ -5,7 +5,8 @@ import re
 
 import numpy as np
 
-from prepare import calibration, manifest, profiles
+from prepare import manifest, profiles
+from prepare.build import calibration
 
 VARIANTS: tuple[dict[str, int], ...] = (
     {},
@@ -30,9 +31,9 @@ def main() -> None:
     shorter = dataclasses.replace(found.budget, amount=found.budget.amount / SHARE)
     paces: list[float] = []
     print("| variant | work of a step | ms | work per second, over the baseline's |\n|---|---|---|---|")
-    made = dataclasses.replace(found, budget=shorter)
+    commit = dataclasses.replace(found, budget=shorter)
     for variant in VARIANTS:
-        work, seconds = calibration.step(manifest.data_dir(), made, turned(variant), lambda _stage, _share: None)
+        work, seconds = calibration.step(manifest.get_data_dir(), commit, turned(variant), lambda _stage, _share: None)
         paces.append(work / seconds)
         words = ", ".join(f"{constant} {value}" for constant, value in variant.items()) or "baseline"
         print(f"| {words} | {work:.3g} | {1000 * seconds:.0f} | {paces[-1] / paces[0]:.2f} |", flush=True)

@@ -1,5 +1,5 @@
 """`python -m orchestrator`."""
 
-from orchestrator.reading import main
+from orchestrator.cli.main import main
 
 main()

@@ -4,181 +4,122 @@ It is a reconciler. Overlap, several slots, resumption and replay all follow fro
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal
 
-from orchestrator import policy
-from orchestrator.events import (
-    Abandoned,
-    Closed,
-    Committed,
-    Digest,
-    Ended,
-    Event,
-    Fitted,
-    Granted,
-    Outcome,
-    Postmortem,
-    Promoted,
-    Proposal,
-    Proposed,
-    Reflected,
-    Refused,
-    Unanswered,
-)
-from orchestrator.notes import candidate_note, kept_note
-from orchestrator.policy import (
-    Close,
-    Fit,
-    Implement,
-    Judge,
-    Promote,
-    Propose,
-    Rebase,
-    Reflect,
-    Refuse,
-    Repair,
-    Step,
-    Stop,
-    Train,
-)
-from orchestrator.source import changed, fingerprint, merge
-from orchestrator.state import Base, Broken, Candidate, Decided, Idea, Stage, State, proposal_of
+from orchestrator.core import events as ev
+from orchestrator.core.commit_message import write_candidate_message, write_kept_message
+from orchestrator.core.source import compute_fingerprint, count_changes, merge
+from orchestrator.core.state import Broken, Candidate, Decided, Idea, Parent, Stage, State, get_proposal
+from orchestrator.policy import evaluation_plan, novelty, schedule, steps
+from orchestrator.ports import Crew, Executor, Log
 from subagents.agent import NoAnswer
 
-Edit = Implement | Rebase | Repair
+Edit = steps.Implement | steps.Rebase | steps.Repair
 HOW: dict[type[Edit], Literal["implemented", "repaired", "rebased"]] = {
-    Implement: "implemented",
-    Repair: "repaired",
-    Rebase: "rebased",
+    steps.Implement: "implemented",
+    steps.Repair: "repaired",
+    steps.Rebase: "rebased",
 }
 
 
-class Log(Protocol):
-    """Where events go and texts are kept: a session, or the tape of one."""
-
-    @property
-    def state(self) -> State: ...
-    def watch(self, watcher: Callable[[], None]) -> None: ...
-    @property
-    def finished(self) -> set[str]:
-        """Lanes that have appended their last."""
-        ...
-
-    async def append(self, lane: str, *events: Event, last: bool = False) -> None: ...
-    def put(self, text: str) -> Digest: ...
-    def get(self, name: Digest) -> str: ...
-
-
-class Crew(Protocol):
-    """Who thinks. Each raises NoAnswer where nothing usable comes of it."""
-
-    async def propose(self, state: State, step: Propose) -> Sequence[Proposal]: ...
-    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str: ...
-    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> str: ...
-    async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem: ...
-
-
-class Lab(Protocol):
-    """Where code is changed and trained. A broken machine raises; a failed experiment is an Outcome."""
-
-    async def fit(self) -> Fitted: ...
-    async def commit(self, experiment: int, parent: str, source: str, message: str) -> str: ...
-    async def train(self, granted: Granted, source: str) -> Outcome: ...
-    async def promote(self, experiment: int, parent: str, source: str, message: str) -> str: ...
-
-
-async def run(log: Log, crew: Crew, lab: Lab) -> State:
+async def run(log: Log, crew: Crew, lab: Executor) -> State:
     """Research until the policy says stop; whatever breaks the machine is raised."""
     tasks: dict[str, asyncio.Task[None]] = {}
     places: dict[str, str] = {}
     """Who is where: one lane at a time for each experiment and for each slot."""
 
     def reconcile() -> None:
-        for step in policy.due(log.state):
-            before = [places[place] for place in step.places if place in places]
-            if step.lane not in tasks and log.finished.issuperset(before):
-                places.update(dict.fromkeys(step.places, step.lane))
-                tasks[step.lane] = group.create_task(perform(step, log.state, log, crew, lab), name=step.lane)
+        for step in schedule.find_due(log.state):
+            before = [places[place] for place in step.resources if place in places]
+            if step.task_id not in tasks and log.finished.issuperset(before):
+                places.update(dict.fromkeys(step.resources, step.task_id))
+                tasks[step.task_id] = group.create_task(perform(step, log.state, log, crew, lab), name=step.task_id)
         if log.state.ended:
             for task in tasks.values():
                 task.cancel()
 
     try:
         async with asyncio.TaskGroup() as group:
-            log.watch(reconcile)
+            log.subscribe(reconcile)
             reconcile()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the others were cancelled because of it
     return log.state
 
 
-async def perform(step: Step, state: State, log: Log, crew: Crew, lab: Lab) -> None:
+async def perform(step: steps.Step, state: State, log: Log, crew: Crew, lab: Executor) -> None:
     """Do one step, as the state stood when it fell due, and append what came of it."""
-    if isinstance(step, Train):
-        granted = Granted(
+    if isinstance(step, steps.Train):
+        granted = ev.Granted(
             experiment=step.experiment,
             run=step.run,
             slot=step.slot,
             seed=step.seed,
-            terms=policy.terms(state, step.experiment, step.run),
+            plan=evaluation_plan.plan_evaluation(state, step.experiment, step.run),
         )
         stage = state.open.get(step.experiment)
-        source = stage.made.source if isinstance(stage, Candidate) else state.bases[step.experiment].source
-        await log.append(step.lane, granted)
-        await log.append(step.lane, await lab.train(granted, log.get(source)), last=True)
+        source = stage.commit.source if isinstance(stage, Candidate) else state.parents[step.experiment].source
+        await log.append(step.task_id, granted)
+        await log.append(step.task_id, await lab.train(granted, log.get(source)), last=True)
     else:
-        await log.append(step.lane, *await _outcome(step, state, log, crew, lab), last=True)
+        await log.append(step.task_id, *await _carry_out(step, state, log, crew, lab), last=True)
 
 
-async def _outcome(step: Step, state: State, log: Log, crew: Crew, lab: Lab) -> Sequence[Event]:
+async def _carry_out(step: steps.Step, state: State, log: Log, crew: Crew, lab: Executor) -> Sequence[ev.Event]:
     match step:
-        case Fit():
-            return [await lab.fit()]
-        case Propose(first):
-            return await _proposals(step, first, state, crew)
-        case Refuse(number, reason):
-            return [Refused(experiment=number, reason=reason)]
-        case Implement() | Rebase() | Repair():
-            return [await _made(step, state, log, crew, lab)]
-        case Judge(_, verdict):
+        case steps.CommitBaseline():
+            return [await lab.commit_baseline()]
+        case steps.Propose(first):
+            return await _propose(step, first, state, crew)
+        case steps.Refuse(number, reason):
+            return [ev.Refused(experiment=number, reason=reason)]
+        case steps.Implement() | steps.Rebase() | steps.Repair():
+            return [await _make_candidate(step, state, log, crew, lab)]
+        case steps.Judge(_, verdict):
             return [verdict]
-        case Promote(number):
-            return [await _promoted(number, state, log, lab)]
-        case Reflect():
-            return [await _reflected(step, state, crew)]
-        case Close(number, reason):
-            return [Closed(experiment=number, reason=reason)]
-        case Stop(reason):
-            return [Ended(reason=reason)]
-        case Train():
+        case steps.Promote(number):
+            return [await _promote(number, state, log, lab)]
+        case steps.Reflect():
+            return [await _reflect(step, state, crew)]
+        case steps.SkipReflection(number, reason):
+            return [ev.ReflectionSkipped(experiment=number, reason=reason)]
+        case steps.Stop(reason):
+            return [ev.Ended(reason=reason)]
+        case steps.Train():
             raise AssertionError("a run is granted before it is made")
 
 
-async def _proposals(step: Propose, first: int, state: State, crew: Crew) -> Sequence[Event]:
+async def _propose(step: steps.Propose, first: int, state: State, crew: Crew) -> Sequence[ev.Event]:
     try:
         proposals = await crew.propose(state, step)
     except NoAnswer as error:
-        return [Unanswered(reason=str(error))]
-    return [Proposed(experiment=first + i, proposal=proposal) for i, proposal in enumerate(proposals[: step.count])]
+        return [ev.Unanswered(reason=str(error))]
+    return [ev.Proposed(experiment=first + i, proposal=proposal) for i, proposal in enumerate(proposals[: step.count])]
 
 
-async def _made(step: Edit, state: State, log: Log, crew: Crew, lab: Lab) -> Committed | Refused | Abandoned:
+async def _make_candidate(
+    step: Edit, state: State, log: Log, crew: Crew, lab: Executor
+) -> ev.Committed | ev.Refused | ev.Abandoned:
     """A candidate on the branch's best train.py; unless nothing came of it, or it has been tried."""
     number = step.experiment
-    base = state.bases[stage.candidate.made.base] if isinstance(stage := state.open[number], Broken) else state.base
+    base = (
+        state.parents[stage.candidate.commit.parent]
+        if isinstance(stage := state.open[number], Broken)
+        else state.parent
+    )
     try:
-        source = await _edited(step, stage, base, state, log, crew)
+        source = await _edit(step, stage, base, state, log, crew)
     except NoAnswer as error:
-        return Abandoned(experiment=number, reason=str(error))
-    name = fingerprint(source)
-    if reason := policy.duplicate(state, number, name):
-        return Refused(experiment=number, reason=reason)
-    added, removed = changed(log.get(base.source), source)
-    return Committed(
+        return ev.Abandoned(experiment=number, reason=str(error))
+    name = compute_fingerprint(source)
+    if reason := novelty.find_duplicate(state, number, name):
+        return ev.Refused(experiment=number, reason=reason)
+    added, removed = count_changes(log.get(base.source), source)
+    return ev.Committed(
         experiment=number,
-        commit=await lab.commit(number, base.commit, source, candidate_note(number, proposal_of(stage))),
-        base=base.experiment,
+        commit=await lab.commit(number, base.commit, source, write_candidate_message(number, get_proposal(stage))),
+        parent=base.experiment,
         source=log.put(source),
         fingerprint=name,
         added=added,
@@ -187,37 +128,39 @@ async def _made(step: Edit, state: State, log: Log, crew: Crew, lab: Lab) -> Com
     )
 
 
-async def _edited(step: Edit, stage: Stage, base: Base, state: State, log: Log, crew: Crew) -> str:
+async def _edit(step: Edit, stage: Stage, base: Parent, state: State, log: Log, crew: Crew) -> str:
     """The text of the candidate's train.py. Raises NoAnswer."""
     source = log.get(base.source)
     match step, stage:
-        case Repair(), Broken(candidate):
-            return await crew.repair(state, step, stage, log.get(candidate.made.source))
-        case Rebase(), Candidate(proposal, made):
-            before = log.get(state.bases[made.base].source)
-            merged = merge(before, source, log.get(made.source))
+        case steps.Repair(), Broken(candidate):
+            return await crew.repair(state, step, stage, log.get(candidate.commit.source))
+        case steps.Rebase(), Candidate(proposal, commit):
+            before = log.get(state.parents[commit.parent].source)
+            merged = merge(before, source, log.get(commit.source))
             return merged if merged is not None else await crew.implement(state, step, proposal, source)
-        case Implement(), Idea(proposal):
+        case steps.Implement(), Idea(proposal):
             return await crew.implement(state, step, proposal, source)
         case _:
             raise AssertionError(f"{step} is not due in {type(stage).__name__}")
 
 
-async def _promoted(number: int, state: State, log: Log, lab: Lab) -> Promoted:
+async def _promote(number: int, state: State, log: Log, lab: Executor) -> ev.Promoted:
     """The research branch moves on to the candidate; the commit reads like a lab note."""
     decided = state.open[number]
     assert isinstance(decided, Decided)
-    made = decided.candidate.made
+    commit = decided.candidate.commit
     if number == 0:
-        return Promoted(experiment=0, commit=made.commit)
-    note = kept_note(number, decided)
-    return Promoted(experiment=number, commit=await lab.promote(number, state.base.commit, log.get(made.source), note))
+        return ev.Promoted(experiment=0, commit=commit.commit)
+    note = write_kept_message(number, decided)
+    return ev.Promoted(
+        experiment=number, commit=await lab.promote(number, state.parent.commit, log.get(commit.source), note)
+    )
 
 
-async def _reflected(step: Reflect, state: State, crew: Crew) -> Reflected | Closed:
+async def _reflect(step: steps.Reflect, state: State, crew: Crew) -> ev.Reflected | ev.ReflectionSkipped:
     decided = state.open[step.experiment]
     assert isinstance(decided, Decided)
     try:
-        return Reflected(experiment=step.experiment, postmortem=await crew.reflect(state, step, decided))
+        return ev.Reflected(experiment=step.experiment, postmortem=await crew.reflect(state, step, decided))
     except NoAnswer as error:
-        return Closed(experiment=step.experiment, reason=str(error))
+        return ev.ReflectionSkipped(experiment=step.experiment, reason=str(error))

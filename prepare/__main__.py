@@ -10,7 +10,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
-from prepare.machine import gpus
+from prepare.machine import list_gpus
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 console = Console(highlight=False, soft_wrap=True)
@@ -30,15 +30,15 @@ def main(
 ) -> None:
     """Prepare the data that every experiment trains on."""
     try:
-        chosen = profiles.named(profile)
-        chosen = profiles.overridden(chosen, settings or [])
+        chosen = profiles.find_profile(profile)
+        chosen = profiles.with_overrides(chosen, settings or [])
     except KeyError:
         fail(f"no profile {profile}: one of auto, {', '.join(profiles.PROFILES)}")
     except ValueError as error:
         fail(str(error))
     try:
-        if not (data / manifest.FILE_NAME).exists():
-            probe = chosen.budget.kind == "time" and chosen is not profiles.H100 and not settings and gpus() != []
+        if not (data / manifest.MANIFEST_FILE).exists():
+            probe = chosen.budget.kind == "time" and chosen is not profiles.H100 and not settings and list_gpus() != []
             prepare(data, corpus, shards, chosen, work, probe=probe)
         found = manifest.load(data, verify=True)
         expect(found, data, corpus, None if profile == "auto" else profile, settings or [])
@@ -52,12 +52,12 @@ def main(
 def prepare(
     data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None, *, probe: bool
 ) -> None:
-    from prepare.build import build, locked
-    from prepare.corpus import opened
+    from prepare.build.folder import build_folder, lock_folder
+    from prepare.corpus.open import open_corpus
 
     budget = BudgetAmount(kind="work", amount=work, seconds=profile.budget.seconds) if work else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with locked(data), Bars(*columns, console=console) as bars:
+    with lock_folder(data), Bars(*columns, console=console) as bars:
         stages: dict[str, TaskID] = {}
 
         def progress(stage: str, share: float) -> None:
@@ -65,20 +65,20 @@ def prepare(
                 stages[stage] = bars.add_task(stage, total=1.0)
             bars.update(stages[stage], completed=share)
 
-        build(data, opened(source, shards, progress), profile, budget, progress, probe=probe)
+        build_folder(data, open_corpus(source, shards, progress), profile, budget, progress, probe=probe)
         for task in stages.values():
             bars.update(task, completed=1.0)
 
 
 def expect(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
-    from prepare.corpus import canonical
+    from prepare.corpus.open import canonicalize
 
-    if found.corpus != canonical(corpus) or profile not in {None, found.profile}:
+    if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
         raise DataError(
             f"{data} already holds {found.corpus} for profile {found.profile}: give another folder with --data"
         )
-    held = profiles.of(found)
-    if profiles.overridden(held, settings) != held:
+    held = profiles.from_manifest(found)
+    if profiles.with_overrides(held, settings) != held:
         raise DataError(f"{data} was prepared with other settings: give another folder with --data")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from prepare import channel
-from prepare.loader import device
+from prepare.loader import choose_device
 
 
 @torch.no_grad()
@@ -27,12 +27,12 @@ def main() -> None:
         model = pickle.load(file)  # noqa: S301 - this is the sandbox for it
     channel.send({"event": "loaded"})
     dtype = how["autocast"] and getattr(torch, how["autocast"])
-    with torch.autocast(device().type, dtype) if dtype else nullcontext():
+    with torch.autocast(choose_device().type, dtype) if dtype else nullcontext():
         while (asked := channel.receive())["event"] == "rows":
             rows, length = asked["rows"], asked["length"]
             x = np.frombuffer(channel.take(8 * rows * length), dtype=np.int64).reshape(rows, length)
             places = torch.from_numpy(np.frombuffer(channel.take(8 * rows), dtype=np.int64).copy())
-            logits = model(torch.from_numpy(x.copy()).to(device()))
+            logits = model(torch.from_numpy(x.copy()).to(choose_device()))
             answer = logits[torch.arange(rows), places.to(logits.device)].float().cpu().numpy()
             channel.send({"event": "logits", "bytes": answer.nbytes}, memoryview(np.ascontiguousarray(answer)))
 

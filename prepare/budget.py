@@ -16,18 +16,18 @@ from prepare import channel
 from prepare.manifest import BudgetAmount, load
 
 
-def _attention_flops(q, k, v, *_args, **_kwargs) -> int:
+def _count_attention_flops(q, k, v, *_args, **_kwargs) -> int:
     return sdpa_flop_count(q, k, v)
 
 
-def _attention_backward_flops(grad, q, k, v, *_args, **_kwargs) -> int:
+def _count_attention_backward_flops(grad, q, k, v, *_args, **_kwargs) -> int:
     return sdpa_backward_flop_count(grad, q, k, v)
 
 
 # torch counts attention on GPUs only.
 _ON_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,  # noqa: SLF001 - its only name
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,  # noqa: SLF001
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention_flops,  # noqa: SLF001 - its only name
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_backward_flops,  # noqa: SLF001
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from prepare import channel
-from prepare.loader import device
+from prepare.loader import choose_device
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
@@ -27,21 +27,21 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
     sealed = channel.answers() and channel.shard("val") is None
     if sealed:
         hand_over(model, batch_size)
-    claims = _claims(model, "val", batch_size)
+    claims = _compute_claims(model, "val", batch_size)
     lengths = tokenizer.token_bytes[open_rows("val")[:, 1:]]
     nbytes = int(lengths.sum())
     bpb = float(claims[lengths > 0].sum(dtype=np.float64)) / (math.log(2) * nbytes)
     if sealed:
         channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
         while (answer := channel.receive())["event"] == "rows":
-            claims = _claims(model, answer["split"], batch_size)
+            claims = _compute_claims(model, answer["split"], batch_size)
             channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
     elif not channel.answers():
         channel.score(bpb, tokens=claims.size, nbytes=nbytes)
     return bpb
 
 
-def _claims(model: torch.nn.Module, split: str, batch_size: int) -> NDArray[np.float32]:
+def _compute_claims(model: torch.nn.Module, split: str, batch_size: int) -> NDArray[np.float32]:
     """−log p of every token of a split, [rows, tokens], in nats."""
     rows = open_rows(split)
     claims = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
@@ -49,7 +49,7 @@ def _claims(model: torch.nn.Module, split: str, batch_size: int) -> NDArray[np.f
     for first in range(0, len(rows), size):
         # The last batch is filled up from the first: for another shape the model would be compiled again.
         block = rows.take(np.arange(first, first + size), axis=0, mode="wrap").astype(np.int64)
-        x, y = (torch.from_numpy(half.copy()).to(device()) for half in (block[:, :-1], block[:, 1:]))
+        x, y = (torch.from_numpy(half.copy()).to(choose_device()) for half in (block[:, :-1], block[:, 1:]))
         losses = model(x, y, reduction="none").float().cpu().numpy().reshape(x.shape)
         claims[first : first + size] = losses[: len(rows) - first]
     return claims
@@ -59,7 +59,7 @@ def hand_over(model: torch.nn.Module, batch_size: int) -> None:
     """The model as it is now, and how to run it, to the orchestrator; returns when the validation rows are here."""
     bare = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
     pickled = cloudpickle.dumps(bare)
-    kind = device().type
+    kind = choose_device().type
     autocast = str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if torch.is_autocast_enabled(kind) else None
     header = {
         "event": "model",

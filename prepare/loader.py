@@ -23,7 +23,7 @@ class Event(Protocol):
 
 
 @cache
-def device() -> torch.device:
+def choose_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -36,8 +36,8 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
     """
     channel.ready()
     rows = np.asarray(open_rows(split))  # slices of a memmap itself cost more than the copies
-    windows = rows if rows.shape[1] == T + 1 else _windows(rows, T)
-    move = _pinned_mover(B, T) if device().type == "cuda" else _plain_mover
+    windows = rows if rows.shape[1] == T + 1 else _build_windows(rows, T)
+    move = _make_pinned_mover(B, T) if choose_device().type == "cuda" else _make_plain_mover
     taken = 0
     while True:
         epoch, first = divmod(taken, len(windows))
@@ -48,21 +48,21 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
         taken += B
 
 
-def _windows(rows: np.ndarray, T: int) -> np.ndarray:
+def _build_windows(rows: np.ndarray, T: int) -> np.ndarray:
     """The rows as one stream, seen through windows of T + 1 tokens that overlap by one."""
     flat = rows.reshape(-1)
     return np.lib.stride_tricks.sliding_window_view(flat, T + 1)[::T]
 
 
-def _plain_mover(block: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def _make_plain_mover(block: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = torch.from_numpy(block[:, :-1].astype(np.int64)), torch.from_numpy(block[:, 1:].astype(np.int64))
-    return (x, y) if device().type == "cpu" else (x.to(device()), y.to(device()))
+    return (x, y) if choose_device().type == "cpu" else (x.to(choose_device()), y.to(choose_device()))
 
 
-def _pinned_mover(B: int, T: int):
+def _make_pinned_mover(B: int, T: int):
     buffers = [torch.empty(B, T + 1, dtype=torch.int32, pin_memory=True) for _ in range(2)]
     events = [torch.cuda.Event() for _ in range(2)]
-    sent = in_turn(buffers, events, lambda buffer: buffer.to("cuda", non_blocking=True))
+    sent = cycle_buffers(buffers, events, lambda buffer: buffer.to("cuda", non_blocking=True))
 
     def move(block: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         moved = sent(block)
@@ -71,7 +71,9 @@ def _pinned_mover(B: int, T: int):
     return move
 
 
-def in_turn(buffers: Sequence[torch.Tensor], copied: Sequence[Event], send: Callable[[torch.Tensor], torch.Tensor]):
+def cycle_buffers(
+    buffers: Sequence[torch.Tensor], copied: Sequence[Event], send: Callable[[torch.Tensor], torch.Tensor]
+):
     """Sends blocks through buffers: one is written again only after the copy that `send` ordered of it has happened."""
     turns = cycle(zip(buffers, copied, strict=True))
 

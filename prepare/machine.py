@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 
-def physical_cores() -> int:
+def count_cores() -> int:
     """Cores this process may use, hyper-threads not counted, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
@@ -25,19 +25,19 @@ class Gpu:
     node: int = 0
 
 
-def gpus() -> list[Gpu]:
+def list_gpus() -> list[Gpu]:
     """The NVIDIA GPUs that are for us: all, or those that CUDA_VISIBLE_DEVICES names."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        found = [_gpu(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
+        found = [_read_gpu(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError:
         return []
-    return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return filter_visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def visible(found: list[Gpu], names: str | None) -> list[Gpu]:
+def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
     """Those named, by number or by the beginning of a UUID, up to the first name that is nobody's, as CUDA does it."""
     if names is None:
         return found
@@ -50,7 +50,7 @@ def visible(found: list[Gpu], names: str | None) -> list[Gpu]:
     return chosen
 
 
-def _gpu(handle: Any) -> Gpu:
+def _read_gpu(handle: Any) -> Gpu:
     """Raises NVMLError."""
     import pynvml
 
@@ -69,4 +69,4 @@ def is_apple_silicon() -> bool:
 
 
 # The number of threads is part of an experiment: sums change with it in the last digits.
-THREADS = int(os.environ.get("OMP_NUM_THREADS") or physical_cores())
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or count_cores())

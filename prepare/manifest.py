@@ -13,7 +13,7 @@ from typing import Literal
 
 FORMAT = 2
 """1 was of before the embedded corpus validated on text that a sandbox can hide, and work was FLOPs alone."""
-FILE_NAME = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 COMMAND = "python -m prepare"
 
 
@@ -79,41 +79,41 @@ class Manifest:
         return cls(budget=BudgetAmount(**raw.pop("budget")), files=files, **raw)
 
 
-def data_dir() -> Path:
+def get_data_dir() -> Path:
     return Path(os.environ.get("NIGHTSHIFT_DATA") or "data")
 
 
 def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
     """The manifest of `folder` (default: $NIGHTSHIFT_DATA, else ./data). Raises DataError."""
-    folder = data_dir() if folder is None else Path(folder)
+    folder = get_data_dir() if folder is None else Path(folder)
     try:
-        manifest = Manifest.from_json((folder / FILE_NAME).read_text())
+        manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"no data in {folder}: run `{COMMAND}` first") from None
     except OSError as error:
-        raise DataError(f"{folder / FILE_NAME} cannot be read: {error.strerror}") from None
+        raise DataError(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise damaged(folder, FILE_NAME, "is not a manifest of this version") from None
+        raise find_damage(folder, MANIFEST_FILE, "is not a manifest of this version") from None
     for name, stored in manifest.files.items():
-        check(folder, name, stored, verify=verify)
+        check_manifest(folder, name, stored, verify=verify)
     return manifest
 
 
-def check(folder: Path, name: str, stored: StoredFile, *, verify: bool) -> None:
+def check_manifest(folder: Path, name: str, stored: StoredFile, *, verify: bool) -> None:
     """Raises DataError unless the file is there in its size, and with `verify` in its very bytes."""
     path = folder / name
     if not path.is_file():
-        raise damaged(folder, name, "is missing")
+        raise find_damage(folder, name, "is missing")
     if path.stat().st_size != stored.bytes:
-        raise damaged(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")
-    if verify and sha256(path) != stored.sha256:
-        raise damaged(folder, name, "has changed since it was prepared")
+        raise find_damage(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")
+    if verify and compute_sha256(path) != stored.sha256:
+        raise find_damage(folder, name, "has changed since it was prepared")
 
 
-def damaged(folder: Path, name: str, how: str) -> DataError:
+def find_damage(folder: Path, name: str, how: str) -> DataError:
     return DataError(f"{folder} is damaged ({name} {how}): delete the folder and run `{COMMAND}` again")
 
 
-def sha256(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prepare.machine import Gpu, gpus, is_apple_silicon
+from prepare.machine import Gpu, is_apple_silicon, list_gpus
 from prepare.manifest import BudgetAmount, Constant, Manifest
 
 # NAME = value  # range – words
@@ -81,7 +81,7 @@ DEVICE_BATCH_SIZE = 16
 )
 
 
-def _gpu(
+def _make_gpu_profile(
     name: str, depth: int, dim: int, seq_len: int, rows: int, batch: int, eval_tokens: int, pattern: str = "SSSL"
 ) -> Profile:
     """What is trained for five minutes on a GPU; whole documents in long rows, as upstream packs them."""
@@ -114,13 +114,13 @@ H100 = Profile(
 # GB of memory at least, in decimal: a card of "6 GB" has 6.2 or 6.4, one of "80 GB" 85.
 GPUS = (
     (70.0, H100),
-    (38.0, _gpu("gpu40", 8, 512, 2048, rows=64, batch=1 << 18, eval_tokens=1 << 22)),
-    (19.0, _gpu("gpu24", 6, 384, 2048, rows=32, batch=1 << 16, eval_tokens=1 << 21)),
-    (15.0, _gpu("gpu16", 6, 384, 2048, rows=16, batch=1 << 16, eval_tokens=1 << 21)),
-    (9.5, _gpu("gpu12", 6, 384, 2048, rows=16, batch=1 << 15, eval_tokens=1 << 20)),
-    (7.5, _gpu("gpu8", 4, 256, 1024, rows=32, batch=1 << 15, eval_tokens=1 << 20)),
-    (5.5, _gpu("gpu6", 4, 256, 512, rows=32, batch=1 << 14, eval_tokens=1 << 19, pattern="L")),
-    (3.5, _gpu("gpu4", 4, 256, 256, rows=32, batch=1 << 14, eval_tokens=1 << 18, pattern="L")),
+    (38.0, _make_gpu_profile("gpu40", 8, 512, 2048, rows=64, batch=1 << 18, eval_tokens=1 << 22)),
+    (19.0, _make_gpu_profile("gpu24", 6, 384, 2048, rows=32, batch=1 << 16, eval_tokens=1 << 21)),
+    (15.0, _make_gpu_profile("gpu16", 6, 384, 2048, rows=16, batch=1 << 16, eval_tokens=1 << 21)),
+    (9.5, _make_gpu_profile("gpu12", 6, 384, 2048, rows=16, batch=1 << 15, eval_tokens=1 << 20)),
+    (7.5, _make_gpu_profile("gpu8", 4, 256, 1024, rows=32, batch=1 << 15, eval_tokens=1 << 20)),
+    (5.5, _make_gpu_profile("gpu6", 4, 256, 512, rows=32, batch=1 << 14, eval_tokens=1 << 19, pattern="L")),
+    (3.5, _make_gpu_profile("gpu4", 4, 256, 256, rows=32, batch=1 << 14, eval_tokens=1 << 18, pattern="L")),
 )
 
 PROFILES = {profile.name: profile for profile in (CPU, MPS, *(profile for _, profile in GPUS))}
@@ -128,74 +128,76 @@ PROFILES = {profile.name: profile for profile in (CPU, MPS, *(profile for _, pro
 
 def detect() -> Profile:
     """The profile for this machine."""
-    if (cards := gpus()) and (found := for_gpu(cards[0])):
+    if (cards := list_gpus()) and (found := choose_for_gpu(cards[0])):
         return found
     return MPS if is_apple_silicon() else CPU
 
 
-def named(name: str) -> Profile:
+def find_profile(name: str) -> Profile:
     """Raises KeyError for a name that is neither a profile's nor "auto"."""
     return detect() if name == "auto" else PROFILES[name]
 
 
-def for_gpu(card: Gpu) -> Profile | None:
+def choose_for_gpu(card: Gpu) -> Profile | None:
     """The profile for a card, with as many rows at a time as fit in it; None where it is too small."""
     chosen = next((profile for least, profile in GPUS if card.memory >= least * 1e9), None)
     if chosen is None or chosen is H100:
         return chosen
     if card.capability < (8, 0):  # its attention has no window
-        chosen = turned(chosen, {"WINDOW_PATTERN": "L"})
-    return turned(chosen, {"DEVICE_BATCH_SIZE": rows_that_fit(chosen, card)})
+        chosen = with_constants(chosen, {"WINDOW_PATTERN": "L"})
+    return with_constants(chosen, {"DEVICE_BATCH_SIZE": count_fitting_rows(chosen, card)})
 
 
-def rows_that_fit(profile: Profile, card: Gpu) -> int:
+def count_fitting_rows(profile: Profile, card: Gpu) -> int:
     """A power of two, never more than the profile has: memory per token and parameter as measured on real cards."""
-    size = values(profile)
+    size = get_values(profile)
     depth, dim, vocab = size["DEPTH"], size["MODEL_DIM"], profile.vocab_size
     compiled = card.capability >= (7, 0)
     per_token = 26 * depth * dim + 8 * vocab if compiled else 60 * depth * dim + 18 * vocab
-    usable = 0.9 * (card.memory - 1e9) - 16 * parameters(depth, dim, vocab)
+    usable = 0.9 * (card.memory - 1e9) - 16 * count_parameters(depth, dim, vocab)
     fitting = max(1, int(usable / (per_token * profile.seq_len)))
     return min(1 << fitting.bit_length() - 1, size["DEVICE_BATCH_SIZE"])
 
 
-def parameters(depth: int, dim: int, vocab: int) -> int:
+def count_parameters(depth: int, dim: int, vocab: int) -> int:
     """Of the baseline: blocks, two embeddings, and a value embedding in every other block."""
     return 12 * depth * dim**2 + (2 + (depth + 1) // 2) * vocab * dim
 
 
-def suited(profile: Profile, tokens_per_second: float) -> Profile:
+def scaled_to(profile: Profile, tokens_per_second: float) -> Profile:
     """The profile with depth, width and batch for a machine that trains the profile's own model so fast.
 
     At most as deep as sees about 10 tokens per parameter in the budget, in at least 800 steps: on small cards the
     throughput decides what can be learned, not the memory.
     """
-    size, vocab = values(profile), profile.vocab_size
-    work = tokens_per_second * profile.budget.seconds * _flops(size["DEPTH"], size["MODEL_DIM"], vocab)
-    depth, dim = 2, _width(2)
+    size, vocab = get_values(profile), profile.vocab_size
+    work = tokens_per_second * profile.budget.seconds * _count_flops(size["DEPTH"], size["MODEL_DIM"], vocab)
+    depth, dim = 2, _choose_width(2)
     for deeper in range(2, size["DEPTH"] + 1):
-        if work / _flops(deeper, _width(deeper), vocab) >= 9 * parameters(deeper, _width(deeper), vocab):
-            depth, dim = deeper, _width(deeper)
-    per_step = int(work / _flops(depth, dim, vocab) / 800)
+        if work / _count_flops(deeper, _choose_width(deeper), vocab) >= 9 * count_parameters(
+            deeper, _choose_width(deeper), vocab
+        ):
+            depth, dim = deeper, _choose_width(deeper)
+    per_step = int(work / _count_flops(depth, dim, vocab) / 800)
     batch = min(max(1 << per_step.bit_length() - 1, 4 * profile.seq_len), size["TOTAL_BATCH_SIZE"])
-    return turned(profile, {"DEPTH": depth, "MODEL_DIM": dim, "TOTAL_BATCH_SIZE": batch})
+    return with_constants(profile, {"DEPTH": depth, "MODEL_DIM": dim, "TOTAL_BATCH_SIZE": batch})
 
 
-def _width(depth: int) -> int:
+def _choose_width(depth: int) -> int:
     return -(-64 * depth // 128) * 128
 
 
-def _flops(depth: int, dim: int, vocab: int) -> int:
+def _count_flops(depth: int, dim: int, vocab: int) -> int:
     """Of a token, but for attention, up to a constant."""
     return 12 * depth * dim**2 + vocab * dim
 
 
-def values(profile: Profile) -> dict[str, Any]:
+def get_values(profile: Profile) -> dict[str, Any]:
     """What the profile sets the constants of a script to."""
     return {line["name"]: literal_eval(line["value"]) for line in _CONSTANT.finditer(profile.constants)}
 
 
-def turned(profile: Profile, wanted: Mapping[str, Constant]) -> Profile:
+def with_constants(profile: Profile, wanted: Mapping[str, Constant]) -> Profile:
     """The profile with other values; its ranges grow where a value lies outside."""
     left = dict(wanted)
 
@@ -203,21 +205,21 @@ def turned(profile: Profile, wanted: Mapping[str, Constant]) -> Profile:
         if found["name"] not in left:
             return found[0]
         value = left.pop(found["name"])
-        space = _grown(found["space"], value) if found["space"] else ""
-        return f"{found['name']} = {_written(value)}" + (f"  # {space}" if space else "")
+        space = _grow_space(found["space"], value) if found["space"] else ""
+        return f"{found['name']} = {_format_value(value)}" + (f"  # {space}" if space else "")
 
     constants = _CONSTANT.sub(line, profile.constants)
-    added = "".join(f"{name} = {_written(value)}\n" for name, value in left.items())
+    added = "".join(f"{name} = {_format_value(value)}\n" for name, value in left.items())
     return replace(profile, constants=constants + added)
 
 
-def changed(profile: Profile) -> dict[str, Constant]:
+def find_changes(profile: Profile) -> dict[str, Constant]:
     """The constants that are not those of the profile's name."""
-    usual = values(PROFILES[profile.name])
-    return {name: value for name, value in values(profile).items() if usual.get(name) != value}
+    usual = get_values(PROFILES[profile.name])
+    return {name: value for name, value in get_values(profile).items() if usual.get(name) != value}
 
 
-def of(manifest: Manifest) -> Profile:
+def from_manifest(manifest: Manifest) -> Profile:
     """The profile that some data was prepared with."""
     prepared = replace(
         PROFILES[manifest.profile],
@@ -226,10 +228,10 @@ def of(manifest: Manifest) -> Profile:
         eval_tokens=manifest.eval_tokens,
         budget=manifest.budget,
     )
-    return turned(prepared, manifest.constants)
+    return with_constants(prepared, manifest.constants)
 
 
-def overridden(profile: Profile, settings: Iterable[str]) -> Profile:
+def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
     """With settings such as "DEPTH=6", a constant of the script, or "seq_len=512". Raises ValueError."""
     for setting in settings:
         name, _, written = setting.partition("=")
@@ -238,7 +240,7 @@ def overridden(profile: Profile, settings: Iterable[str]) -> Profile:
         except (ValueError, SyntaxError):
             value = written
         if name.isupper() and name.isidentifier() and isinstance(value, Constant) and written:
-            profile = turned(profile, {name: value})
+            profile = with_constants(profile, {name: value})
         elif name in {"seq_len", "vocab_size", "eval_tokens"} and isinstance(value, int) and value > 0:
             profile = replace(profile, **{name: value})
         elif name == "seconds" and isinstance(value, int | float) and value > 0 and profile.budget.kind == "time":
@@ -248,20 +250,20 @@ def overridden(profile: Profile, settings: Iterable[str]) -> Profile:
     return profile
 
 
-def _grown(space: str, value: Constant) -> str:
+def _grow_space(space: str, value: Constant) -> str:
     if space.startswith("one of "):
         choices = [literal_eval(choice) for choice in space.removeprefix("one of ").split(", ")]
-        return "one of " + ", ".join(map(_written, choices if value in choices else sorted([*choices, value])))
+        return "one of " + ", ".join(map(_format_value, choices if value in choices else sorted([*choices, value])))
     bounds, *log = space.split(" ")
     low, high = map(literal_eval, bounds.split(".."))
     return " ".join([f"{min(low, value)}..{max(high, value)}", *log])
 
 
-def _written(value: Constant) -> str:
+def _format_value(value: Constant) -> str:
     return json.dumps(value)
 
 
-def fit(source: str, profile: str | Profile) -> str:
+def apply_to_script(source: str, profile: str | Profile) -> str:
     """The script with the profile's values, and ranges, for those of its constants that the profile sets.
 
     Pure and idempotent; all other bytes stay, the words of the comments among them.
@@ -272,12 +274,12 @@ def fit(source: str, profile: str | Profile) -> str:
     def fitted(line: re.Match[str]) -> str:
         """The first line of each name; a later one is not on top of the script."""
         wanted = ours.pop(line["name"], None)
-        return line[0] if wanted is None else _merged(line, wanted)
+        return line[0] if wanted is None else _merge_line(line, wanted)
 
     return _CONSTANT.sub(fitted, source)
 
 
-def _merged(line: re.Match[str], wanted: re.Match[str]) -> str:
+def _merge_line(line: re.Match[str], wanted: re.Match[str]) -> str:
     code = f"{line['name']} = {wanted['value']}"
     comment = _DASH.join(part for part in (wanted["space"] or line["space"], line["words"]) if part)
     column = max(line.start("hash") - line.start(), len(code) + 2)

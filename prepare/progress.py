@@ -7,7 +7,7 @@ Item = TypeVar("Item")
 Progress = Callable[[str, float], None]
 
 
-def tracked(items: Iterable[Item], total: int, stage: str, progress: Progress) -> Iterator[Item]:
+def track(items: Iterable[Item], total: int, stage: str, progress: Progress) -> Iterator[Item]:
     """The items, counted as they pass."""
     progress(stage, 0.0)
     for done, item in enumerate(items, 1):

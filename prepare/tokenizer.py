@@ -13,9 +13,9 @@ import numpy as np
 import tiktoken
 
 from prepare import manifest
-from prepare.machine import physical_cores
+from prepare.machine import count_cores
 
-FILE_NAME = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 # GPT-4's pattern with numbers in pairs of digits: a small vocabulary has no room for all triples.
 PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
@@ -43,13 +43,13 @@ class Tokenizer:
         import rustbpe
 
         learner = rustbpe.Tokenizer()
-        learner.train_from_iterator(_sample(texts), vocab_size - len(SPECIALS), pattern=PATTERN)
+        learner.train_from_iterator(_sample_text(texts), vocab_size - len(SPECIALS), pattern=PATTERN)
         ranks = sorted((rank, bytes(token)) for token, rank in learner.get_mergeable_ranks())
         return cls([token for _, token in ranks])
 
     @classmethod
     def from_directory(cls, tokenizer_dir: str | Path | None = None) -> "Tokenizer":
-        raw = json.loads((Path(tokenizer_dir or manifest.data_dir()) / FILE_NAME).read_text())
+        raw = json.loads((Path(tokenizer_dir or manifest.get_data_dir()) / TOKENIZER_FILE).read_text())
         return cls([base64.b64decode(token) for token in raw["merges"]], raw["pattern"])
 
     def to_json(self) -> str:
@@ -69,7 +69,7 @@ class Tokenizer:
         front = [] if prepend is None else [prepend]
         if isinstance(text, str):
             return front + self.enc.encode_ordinary(text)
-        rows = self.enc.encode_ordinary_batch(text, num_threads=num_threads or physical_cores())
+        rows = self.enc.encode_ordinary_batch(text, num_threads=num_threads or count_cores())
         return [front + row for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -78,7 +78,7 @@ class Tokenizer:
     def arrays(self, batches: Iterable[list[str]]) -> Iterator[list[np.ndarray]]:
         """Ids of each text of each batch, uint32, on all cores and without lists in between; holds a few batches."""
         left = iter(batches)
-        with ThreadPoolExecutor(cores := physical_cores()) as pool:
+        with ThreadPoolExecutor(cores := count_cores()) as pool:
             ahead = deque(pool.submit(self._batch, batch) for batch in islice(left, 2 * cores))
             while ahead:
                 yield ahead.popleft().result()
@@ -93,7 +93,7 @@ class Tokenizer:
         return np.array([len(token) for token in self.merges] + [0] * len(SPECIALS), dtype=np.int32)
 
 
-def _sample(texts: Iterable[str]) -> Iterable[str]:
+def _sample_text(texts: Iterable[str]) -> Iterable[str]:
     left = MAX_CHARS
     for text in texts:
         if left <= 0:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from subagents import traces
 from subagents.prompts import Prompt
-from subagents.tools import Tool, ToolCall, ToolResult, faults
+from subagents.tools import Tool, ToolCall, ToolResult, describe_faults
 
 T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
@@ -31,7 +31,7 @@ class NoAnswer(Exception):  # noqa: N818 - it is an answer of sorts, not an erro
     """An agent came to no usable answer; the step is given up, never the session."""
 
 
-def accepted(answer: BaseModel) -> str:
+def accept_any(answer: BaseModel) -> str:
     """What is wrong with an answer beyond its shape: nothing."""
     del answer
     return ""
@@ -45,7 +45,7 @@ class Agent(Generic[T]):
     prompt: Prompt
     answer: type[T]
     tools: tuple[Tool, ...] = ()
-    accept: Callable[[T], str] = accepted
+    accept: Callable[[T], str] = accept_any
     """Says what is wrong with an answer of the right shape; empty where nothing is."""
 
     @property
@@ -79,7 +79,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenCounts:
     """Of one request, as the provider counts them; `input` without what the cache took."""
 
     input: int = 0
@@ -93,7 +93,7 @@ class Reply:
     """A model's whole message as it came, thinking and signatures included; or the fault that came instead."""
 
     message: Json
-    tokens: Tokens = Tokens()
+    tokens: TokenCounts = TokenCounts()
     usd: float | None = None
 
     @classmethod
@@ -115,7 +115,7 @@ class Reply:
         return [ToolCall(block["id"], block["name"], block["input"]) for block in blocks]
 
 
-class World(Protocol):
+class Environment(Protocol):
     """All that an agent can reach: a model that replies, and tools that act."""
 
     async def opened(self, agent: str, model: str, system: str, opening: str) -> None:
@@ -131,12 +131,12 @@ class World(Protocol):
         ...
 
 
-async def ask(agent: Agent[T], world: World, opening: str) -> T:
+async def ask(agent: Agent[T], world: Environment, opening: str) -> T:
     """Hold a conversation until the agent hands in a valid answer. Raises NoAnswer."""
     prompt = agent.prompt
-    with traces.invoke_agent(agent.name, prompt.model):
+    with traces.trace_agent(agent.name, prompt.model):
         await world.opened(agent.name, prompt.model, prompt.system, opening)
-        talk = _Talk(agent, prompt.max_tokens, [_opening(opening)])
+        talk = _Conversation(agent, prompt.max_tokens, [_make_opening(opening)])
         for left in reversed(range(prompt.max_turns)):
             reply = await world.reply(talk.request)
             match reply.stop_reason:
@@ -159,7 +159,7 @@ async def ask(agent: Agent[T], world: World, opening: str) -> T:
 
 
 @dataclass
-class _Talk(Generic[T]):
+class _Conversation(Generic[T]):
     """A conversation under way."""
 
     agent: Agent[T]
@@ -177,7 +177,7 @@ class _Talk(Generic[T]):
             self.agent.name, prompt.model, prompt.effort, self.max_tokens, prompt.system, self.agent.schemas, messages
         )
 
-    async def act(self, reply: Reply, world: World) -> T | None:
+    async def act(self, reply: Reply, world: Environment) -> T | None:
         """Do what the message asks, in its order; an answer ends it."""
         results: list[Json] = []
         failed = ""
@@ -189,21 +189,21 @@ class _Talk(Generic[T]):
             else:
                 result = await self.use(call, world)
                 failed = failed or (call.name if result.is_error else "")
-            results.append(_block(call, result))
+            results.append(_make_result_block(call, result))
         called = [(call.name, call.input) for call in reply.calls]
         if failed and called == self.last:
             self.strike(f"it repeated a call of `{failed}` that had failed")
         self.last = called
-        self.messages += [_assistant(reply), _user(results)]
+        self.messages += [_make_assistant_message(reply), _make_user_message(results)]
         return None
 
-    async def use(self, call: ToolCall, world: World) -> ToolResult:
+    async def use(self, call: ToolCall, world: Environment) -> ToolResult:
         tools = {tool.name: tool for tool in self.agent.tools}
         if call.name not in tools:
             return ToolResult(
                 f"There is no tool {call.name!r}; there are {', '.join([*tools, SUBMIT])}.", is_error=True
             )
-        with traces.execute_tool(call.name, call.id):
+        with traces.trace_tool(call.name, call.id):
             return await world.use(tools[call.name], call)
 
     def judge(self, call: ToolCall, failed: str) -> tuple[T | None, ToolResult]:
@@ -215,7 +215,7 @@ class _Talk(Generic[T]):
         try:
             answer = self.agent.answer.model_validate(call.input)
         except ValidationError as error:
-            reason = faults(error)
+            reason = describe_faults(error)
         else:
             if not (reason := self.agent.accept(answer)):
                 return answer, ToolResult("")
@@ -237,7 +237,10 @@ class _Talk(Generic[T]):
         self.strike(f"it ended with {reply.stop_reason!r} instead of a call of `{SUBMIT}`")
         if reply.content:
             unrun = ToolResult("Not run: the message had already ended.", is_error=True)
-            self.messages += [_assistant(reply), _user([_block(call, unrun) for call in reply.calls])]
+            self.messages += [
+                _make_assistant_message(reply),
+                _make_user_message([_make_result_block(call, unrun) for call in reply.calls]),
+            ]
         self.tell(f"Text is not read. Call a tool, or hand in your answer as the arguments of a call of `{SUBMIT}`.")
 
     def cut_off(self) -> None:
@@ -250,25 +253,25 @@ class _Talk(Generic[T]):
         """Forget what tools have said so far."""
         self.strike("the conversation does not fit into the model's context")
         self.messages = [
-            message | {"content": [_stub(block) for block in message["content"]]} for message in self.messages
+            message | {"content": [_stub_block(block) for block in message["content"]]} for message in self.messages
         ]
 
 
-def _opening(text: str) -> Json:
-    return _user([{"type": "text", "text": part.strip()} for part in text.split(CACHE, 1)])
+def _make_opening(text: str) -> Json:
+    return _make_user_message([{"type": "text", "text": part.strip()} for part in text.split(CACHE, 1)])
 
 
-def _user(content: Sequence[Json]) -> Json:
+def _make_user_message(content: Sequence[Json]) -> Json:
     return {"role": "user", "content": list(content)}
 
 
-def _assistant(reply: Reply) -> Json:
+def _make_assistant_message(reply: Reply) -> Json:
     return {"role": "assistant", "content": reply.content}
 
 
-def _block(call: ToolCall, result: ToolResult) -> Json:
+def _make_result_block(call: ToolCall, result: ToolResult) -> Json:
     return {"type": "tool_result", "tool_use_id": call.id, "content": result.text, "is_error": result.is_error}
 
 
-def _stub(block: Mapping[str, Any]) -> Json:
+def _stub_block(block: Mapping[str, Any]) -> Json:
     return {**block, "content": STUB} if block["type"] == "tool_result" else {**block}

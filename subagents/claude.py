@@ -21,7 +21,7 @@ from anthropic.lib.streaming import AsyncMessageStream
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from subagents import prices
-from subagents.agent import Json, Reply, Request, Tokens
+from subagents.agent import Json, Reply, Request, TokenCounts
 
 OFFICIAL = "https://api.anthropic.com"
 STALL = 180.0
@@ -47,11 +47,11 @@ OnWait = Callable[[float, str], Awaitable[None]]
 """Told until when (seconds since the epoch) we wait, and why."""
 
 
-class Torn(Exception):  # noqa: N818 - what became of a stream
+class IncompleteStream(Exception):  # noqa: N818 - what became of a stream
     """A stream ended early, or with something in it that is no message."""
 
 
-def key_missing() -> str:
+def credentials_error() -> str:
     """What the user must set before a model can be reached, in one line; empty if nothing."""
     try:
         client = anthropic.AsyncAnthropic()
@@ -79,7 +79,7 @@ def connect(
     return client
 
 
-async def trouble(client: anthropic.AsyncAnthropic, model: str) -> str:
+async def check_model(client: anthropic.AsyncAnthropic, model: str) -> str:
     """What stands in the way of asking this model, in one line; empty if nothing is known to. Closes the client."""
     try:
         async with client:  # left open, it would be closed by chance, in an event loop that is over
@@ -113,7 +113,7 @@ class Claude:
     def at_most(self, request: Request) -> float | None:
         """Dollars that the request may come to; None where prices are unknown."""
         characters = len(request.system) + len(json.dumps([request.tools, request.messages]))
-        return prices.at_most(request.model, characters, request.max_tokens)
+        return prices.estimate_most(request.model, characters, request.max_tokens)
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
         """The model's message, however often it takes; or a fault that no repetition mends."""
@@ -121,11 +121,11 @@ class Claude:
         async def before_sleep(state: RetryCallState) -> None:
             pause = state.upcoming_sleep
             if pause > LONG:
-                await on_wait(self.clock() + pause, self._reason(_error(state)))
+                await on_wait(self.clock() + pause, self._reason(_get_error(state)))
 
         retrying = AsyncRetrying(
-            retry=retry_if_exception(passing),
-            wait=_pause,
+            retry=retry_if_exception(is_transient),
+            wait=_choose_pause,
             stop=stop_after_attempt(ATTEMPTS),
             before_sleep=before_sleep,
             sleep=self.sleep,
@@ -133,8 +133,8 @@ class Claude:
         )
         try:
             return await retrying(self._turn, request)
-        except (anthropic.AnthropicError, httpx2.HTTPError, Torn, TimeoutError) as error:
-            if isinstance(error, anthropic.APIStatusError) and _overflows(error):
+        except (anthropic.AnthropicError, httpx2.HTTPError, IncompleteStream, TimeoutError) as error:
+            if isinstance(error, anthropic.APIStatusError) and _is_overflow(error):
                 return Reply.fault("model_context_window_exceeded", self._reason(error))
             return Reply.fault("failed", self._reason(error))
 
@@ -142,21 +142,21 @@ class Claude:
         """One attempt."""
         effort = request.effort if request.model not in self.effortless else ""
         try:
-            async with asyncio.timeout(TURN), self.client.messages.stream(**_arguments(request, effort)) as stream:
-                message = await _whole(stream)
+            async with asyncio.timeout(TURN), self.client.messages.stream(**_make_arguments(request, effort)) as stream:
+                message = await _read_message(stream)
         except anthropic.BadRequestError as error:
             if not effort or not re.search(r"effort|output_config", str(error)):
                 raise
             self.effortless.add(request.model)
             return await self._turn(request)
         usage: Json = message.get("usage") or {}
-        tokens = Tokens(
+        tokens = TokenCounts(
             usage.get("input_tokens") or 0,
             usage.get("cache_read_input_tokens") or 0,
             usage.get("cache_creation_input_tokens") or 0,
             usage.get("output_tokens") or 0,
         )
-        return Reply(message, tokens, prices.usd(message))
+        return Reply(message, tokens, prices.compute_usd(message))
 
     def _reason(self, error: BaseException) -> str:
         """One line of what went wrong, without the key, whoever echoes it."""
@@ -166,7 +166,7 @@ class Claude:
         return " ".join(text.split())[:300]
 
 
-def passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may well succeed later."""
     match error:
         case anthropic.APIStatusError() if isinstance(error, SPENT):
@@ -176,10 +176,10 @@ def passing(error: BaseException) -> bool:
         case anthropic.APIStatusError(status_code=code):
             return code in PASSING or code >= 500
         case _:
-            return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, Torn, TimeoutError))
+            return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, IncompleteStream, TimeoutError))
 
 
-async def _whole(stream: AsyncMessageStream[None]) -> Json:
+async def _read_message(stream: AsyncMessageStream[None]) -> Json:
     """The message of a stream, as JSON. Raises Torn where something is missing or is no message."""
     arguments: dict[int, str] = {}
     try:
@@ -188,36 +188,36 @@ async def _whole(stream: AsyncMessageStream[None]) -> Json:
                 arguments[event.index] = arguments.get(event.index, "") + event.delta.partial_json
         for text in arguments.values():
             json.loads(text or "{}")  # the SDK is content with half of it
-        return _sound(stream.current_message_snapshot.to_dict(mode="json", warnings=False))
+        return _check_message(stream.current_message_snapshot.to_dict(mode="json", warnings=False))
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # What the SDK and we raise over nonsense, depending on where it comes.
-        raise Torn(f"the stream made no sense: {type(error).__name__}: {error}") from error
+        raise IncompleteStream(f"the stream made no sense: {type(error).__name__}: {error}") from error
 
 
-def _sound(message: Mapping[str, Any]) -> Json:
+def _check_message(message: Mapping[str, Any]) -> Json:
     """The message, if it is whole. Raises Torn, or KeyError where a part of it is missing."""
     if not message.get("stop_reason"):
-        raise Torn("the stream ended early")
+        raise IncompleteStream("the stream ended early")
     for block in message["content"]:
         if block["type"] == "tool_use" and not (block["id"] and block["name"] and isinstance(block["input"], dict)):
-            raise Torn("a tool was called without a name or arguments")
+            raise IncompleteStream("a tool was called without a name or arguments")
     # Half of a surrogate pair is legal JSON but no text.
     return json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def _arguments(request: Request, effort: str) -> dict[str, Any]:
+def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
     """The request on the wire; what stays the same comes first, and is cached."""
     arguments: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens,
         "system": [{"type": "text", "text": request.system, **HOUR}],
         "tools": list(request.tools),
-        "messages": _cached(request.messages),
+        "messages": _mark_cache(request.messages),
     }
     return arguments | ({"output_config": {"effort": effort}} if effort else {})
 
 
-def _cached(messages: tuple[Json, ...]) -> list[Json]:
+def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
     """Breakpoints behind the opening's stable part, for the next experiment, and at the end, for the next turn."""
     marked = [message | {"content": list(message["content"])} for message in messages]
     if len(opening := marked[0]["content"]) > 1:
@@ -226,24 +226,24 @@ def _cached(messages: tuple[Json, ...]) -> list[Json]:
     return marked
 
 
-def _overflows(error: anthropic.APIStatusError) -> bool:
+def _is_overflow(error: anthropic.APIStatusError) -> bool:
     return error.status_code == 413 or (error.status_code == 400 and bool(OVERFLOW.search(str(error))))
 
 
-def _error(state: RetryCallState) -> BaseException:
+def _get_error(state: RetryCallState) -> BaseException:
     error = state.outcome.exception() if state.outcome else None
     assert error is not None
     return error
 
 
-def _pause(state: RetryCallState) -> float:
+def _choose_pause(state: RetryCallState) -> float:
     """Seconds to the next attempt: what the server asks for, else longer each time, with chance in it."""
-    error = _error(state)
-    asked = _retry_after(error.response.headers) if isinstance(error, anthropic.APIStatusError) else None
+    error = _get_error(state)
+    asked = _read_retry_after(error.response.headers) if isinstance(error, anthropic.APIStatusError) else None
     return asked if asked is not None else wait_random_exponential(multiplier=1, max=PAUSE)(state)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def _read_retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds by `retry-after-ms`, or by `retry-after` as a number or a date."""
     with suppress(KeyError, ValueError):
         return min(max(float(headers["retry-after-ms"]) / 1000, 0.0), DAY)

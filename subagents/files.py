@@ -14,7 +14,7 @@ Smoke = Callable[[str], Awaitable[str]]
 """Runs one step of a train.py and says what went wrong; empty if nothing."""
 
 
-class OneFile:
+class EditedFile:
     """The text of a script under edit."""
 
     def __init__(self, text: str) -> None:
@@ -37,11 +37,11 @@ class OneFile:
         `old` is its exact text, spaces and comments included, and enough of it to occur only once; `new` is what
         stands there afterwards, and may be empty.
         """
-        places = list(_places(self.text, old))
+        places = list(_find_places(self.text, old))
         if old == new:
             raise ToolError("`old` and `new` are the same: nothing would change.")
         if not places:
-            raise ToolError(f"`old` does not occur in train.py.{_hint(self.text, old)}")
+            raise ToolError(f"`old` does not occur in train.py.{_suggest(self.text, old)}")
         if len(places) > 1:
             found = ", ".join(map(str, places[:10]))
             raise ToolError(
@@ -54,28 +54,28 @@ class OneFile:
         """Why this cannot be handed in as a candidate; empty if it can."""
         if self.text == self.before:
             return "train.py is unchanged"
-        return syntax_problem(self.text)
+        return find_syntax_error(self.text)
 
 
-def checker(file: OneFile, packages: frozenset[str], smoke: Smoke | None) -> Tool:
+def make_checker(file: EditedFile, packages: frozenset[str], smoke: Smoke | None) -> Tool:
     """The tool that says whether a candidate would run; it may try one step, so a replay takes its word."""
 
     async def check() -> str:
         """Check train.py as it stands: syntax and imports, and on some machines one training step; it says which."""
         if problem := file.problem():
             raise ToolError(f"{problem}.")
-        if unknown := missing_packages(file.text, packages):
+        if unknown := find_missing_packages(file.text, packages):
             raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(unknown)}.")
         if smoke and (problem := await smoke(file.text)):
             raise ToolError(problem)
-        gone = sorted(constants(file.before) - constants(file.text))
+        gone = sorted(list_constants(file.before) - list_constants(file.text))
         said = "One step of it runs." if smoke else "Syntax and imports are in order. It was not run: mind the shapes."
         return said + (f" Constants that are gone: {', '.join(gone)}." if gone else "")
 
     return Tool.of(check, pure=False)
 
 
-def syntax_problem(source: str) -> str:
+def find_syntax_error(source: str) -> str:
     """Why Python does not take it, with the line; empty if it does."""
     try:
         with warnings.catch_warnings():
@@ -88,26 +88,26 @@ def syntax_problem(source: str) -> str:
     return ""
 
 
-def missing_packages(source: str, packages: frozenset[str]) -> list[str]:
+def find_missing_packages(source: str, packages: frozenset[str]) -> list[str]:
     """Top-level packages that it imports and that are not there; what a `try` guards may be missing."""
     tree = ast.parse(source)
     guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
-    names = {name for node in ast.walk(tree) if id(node) not in guarded for name in _imported(node)}
+    names = {name for node in ast.walk(tree) if id(node) not in guarded for name in _list_imports(node)}
     return sorted(names - packages)
 
 
-def installed() -> frozenset[str]:
+def list_packages() -> frozenset[str]:
     """The packages that a script on this machine may import."""
     return frozenset({*packages_distributions(), *sys.stdlib_module_names, "prepare"})
 
 
-def constants(source: str) -> set[str]:
+def list_constants(source: str) -> set[str]:
     """The UPPER_CASE names that a script assigns at its top level."""
     targets = (target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets)
     return {target.id for target in targets if isinstance(target, ast.Name) and target.id.isupper()}
 
 
-def _imported(node: ast.AST) -> Iterator[str]:
+def _list_imports(node: ast.AST) -> Iterator[str]:
     match node:
         case ast.Import(names=names):
             yield from (alias.name.partition(".")[0] for alias in names)
@@ -117,7 +117,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
             pass
 
 
-def _places(text: str, old: str) -> Iterator[int]:
+def _find_places(text: str, old: str) -> Iterator[int]:
     """The lines at which `old` begins, overlapping finds included."""
     at = text.find(old) if old else -1
     while at >= 0:
@@ -125,7 +125,7 @@ def _places(text: str, old: str) -> Iterator[int]:
         at = text.find(old, at + 1)
 
 
-def _hint(text: str, old: str) -> str:
+def _suggest(text: str, old: str) -> str:
     """Where the first line of `old` stands but for its spaces: the usual slip."""
     wanted = "".join(next((line for line in old.splitlines() if line.strip()), "").split())
     for number, line in enumerate(text.splitlines(), 1):

@@ -23,7 +23,7 @@ UNSEEN = re.compile(
 FRAME = re.compile(r'\s*File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<where>.+)')
 
 
-def lines(log: str) -> list[str]:
+def split_lines(log: str) -> list[str]:
     """The lines that a person would have read: cut, cleaned, none empty; repeated ones once, with their number."""
     if len(log) > HEAD + TAIL:
         log = f"{log[:HEAD]}\n… {len(log) - HEAD - TAIL:,} characters left out …\n{log[-TAIL:]}"
@@ -39,7 +39,7 @@ def clean(line: str) -> str:
     return text if len(text) <= LINE else f"{text[: LINE - 1]}…"
 
 
-def fenced(shown: Iterable[str], limit: int = FENCE) -> str:
+def fence(shown: Iterable[str], limit: int = FENCE) -> str:
     """Lines between the marks that prompts call data; what is beyond the limit is left out at the end."""
     kept, size = list[str](), 0
     for line in shown:
@@ -51,18 +51,18 @@ def fenced(shown: Iterable[str], limit: int = FENCE) -> str:
     return "\n".join(["<log>", *(f"| {line}" for line in kept), "</log>"])
 
 
-def quoted(text: str, limit: int = 160) -> str:
+def quote(text: str, limit: int = 160) -> str:
     """A few words of a log within a sentence; the quotation marks cannot be forged."""
     words = " ".join(clean(part) for part in ENDS.split(text[: 4 * limit])).replace("«", "<").replace("»", ">")
     return f"«{' '.join(words.split())[:limit]}»"
 
 
-def numbered(shown: Sequence[str], first: int, last: int) -> list[str]:
+def number_lines(shown: Sequence[str], first: int, last: int) -> list[str]:
     """Lines first to last, counted from 1."""
     return [f"{first + i}: {line}" for i, line in enumerate(shown[first - 1 : last])]
 
 
-def own_frames(shown: Sequence[str], script: str = "train.py") -> list[str]:
+def extract_frames(shown: Sequence[str], script: str = "train.py") -> list[str]:
     """Of the last traceback, the frames in the script itself, each with its line of code, and what was raised."""
     starts = [i for i, line in enumerate(shown) if line.startswith("Traceback (most recent call last)")]
     if not starts:

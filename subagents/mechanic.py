@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 
-from subagents.agent import Agent, NoAnswer, World, ask
-from subagents.files import OneFile, Smoke, checker
+from subagents.agent import Agent, Environment, NoAnswer, ask
+from subagents.files import EditedFile, Smoke, make_checker
 from subagents.prompts import Prompt
 
 
@@ -21,7 +21,7 @@ class Done(BaseModel):
 
 
 async def edit(
-    world: World,
+    world: Environment,
     prompt: Prompt,
     source: str,
     facts: Mapping[str, str],
@@ -30,12 +30,12 @@ async def edit(
     smoke: Smoke | None = None,
 ) -> str:
     """The edited source. `facts` fill the opening, beside the source. Raises NoAnswer."""
-    file = OneFile(source)
+    file = EditedFile(source)
 
     def accept(done: Done) -> str:
         return "" if done.impossible else file.problem()
 
-    tools = (*file.tools, checker(file, packages, smoke))
+    tools = (*file.tools, make_checker(file, packages, smoke))
     done = await ask(Agent("mechanic", prompt, Done, tools, accept), world, prompt.opening({**facts, "source": source}))
     if done.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {done.impossible}")

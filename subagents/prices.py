@@ -10,7 +10,7 @@ CHARACTERS = 2.5
 """A token of code and English is longer; so an estimate from characters is on the safe side."""
 
 
-def usd(message: Mapping[str, Any]) -> float | None:
+def compute_usd(message: Mapping[str, Any]) -> float | None:
     """Dollars of a message with its usage. Prices step with the length of a request, so sums would be wrong."""
     try:
         return float(extract_usage(dict(message), provider_id=PROVIDER).calc_price().total_price)
@@ -18,12 +18,12 @@ def usd(message: Mapping[str, Any]) -> float | None:
         return None
 
 
-def known(model: str) -> bool:
+def is_known(model: str) -> bool:
     """Whether the table has the model's price."""
-    return at_most(model, 0, 0) is not None
+    return estimate_most(model, 0, 0) is not None
 
 
-def at_most(model: str, characters: int, max_tokens: int) -> float | None:
+def estimate_most(model: str, characters: int, max_tokens: int) -> float | None:
     """Dollars that a request may come to: nothing of it cached, and an answer of full length."""
     sent = int(characters / CHARACTERS)
     try:

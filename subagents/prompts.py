@@ -16,7 +16,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError, meta
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from subagents.tools import faults
+from subagents.tools import describe_faults
 
 NAMES = ("researcher", "mechanic", "reflector")
 OPENING = "<!-- opening -->"
@@ -29,7 +29,7 @@ class PromptError(Exception):
     """A prompt cannot be used; the message says which and why in one line."""
 
 
-class Manner(BaseModel):
+class ModelSettings(BaseModel):
     """The front matter: how a model is asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,25 +47,25 @@ class Manner(BaseModel):
 class Prompt:
     """What an agent is told, and how it is asked."""
 
-    manner: Manner
+    settings: ModelSettings
     system: str
     template: str
 
     @property
     def model(self) -> str:
-        return self.manner.model
+        return self.settings.model
 
     @property
     def effort(self) -> str:
-        return self.manner.effort
+        return self.settings.effort
 
     @property
     def max_turns(self) -> int:
-        return self.manner.max_turns
+        return self.settings.max_turns
 
     @property
     def max_tokens(self) -> int:
-        return self.manner.max_tokens
+        return self.settings.max_tokens
 
     @cached_property
     def placeholders(self) -> frozenset[str]:
@@ -81,31 +81,31 @@ class Prompt:
 
     def asking(self, model: str) -> "Prompt":
         """The same prompt for another model."""
-        return replace(self, manner=self.manner.model_copy(update={"model": model}))
+        return replace(self, settings=self.settings.model_copy(update={"model": model}))
 
     @property
     def text(self) -> str:
         """The whole prompt in one text, as `parse` reads it."""
-        matter = yaml.safe_dump(self.manner.model_dump(exclude_defaults=True), sort_keys=False)
+        matter = yaml.safe_dump(self.settings.model_dump(exclude_defaults=True), sort_keys=False)
         return f"---\n{matter}---\n{self.system}\n\n{OPENING}\n\n{self.template}\n"
 
 
-def parse(text: str, name: str = "the prompt") -> Prompt:
+def parse_prompt(text: str, name: str = "the prompt") -> Prompt:
     """A prompt from one text. Raises PromptError."""
     matter, body = _split(text, name)
-    return _prompt(matter, body, name)
+    return _make_prompt(matter, body, name)
 
 
-def load(folder: Path, style: str = "default") -> dict[str, Prompt]:
+def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
     """All prompts of a style, by agent: a folder beside `default`, or any folder. Raises PromptError."""
     overlay = folder / style if (folder / style).is_dir() else Path(style)
     if not overlay.is_dir():
         known = ", ".join(sorted(path.name for path in folder.glob("*/")))
         raise PromptError(f"there is no prompt style {style!r}; there are {known}, or give a folder")
-    return {name: _overlaid(name, (overlay, folder / "default")) for name in NAMES}
+    return {name: _overlay(name, (overlay, folder / "default")) for name in NAMES}
 
 
-def _overlaid(name: str, folders: Sequence[Path]) -> Prompt:
+def _overlay(name: str, folders: Sequence[Path]) -> Prompt:
     """A prompt from the folders' files of that name, the first of them before the second."""
     matter: dict[str, Any] = {}
     body = ""
@@ -117,7 +117,7 @@ def _overlaid(name: str, folders: Sequence[Path]) -> Prompt:
         found = next((path for folder in folders if (path := folder / line[1]).is_file()), folders[-1] / line[1])
         return _read(found).strip()
 
-    return _prompt(matter, INCLUDE.sub(included, body), f"prompt {name!r} in {folders[0]}")
+    return _make_prompt(matter, INCLUDE.sub(included, body), f"prompt {name!r} in {folders[0]}")
 
 
 def _read(path: Path) -> str:
@@ -139,14 +139,14 @@ def _split(text: str, name: str) -> tuple[dict[str, Any], str]:
     return cast("dict[str, Any]", matter), text[found.end() :]
 
 
-def _prompt(matter: Mapping[str, Any], body: str, name: str) -> Prompt:
+def _make_prompt(matter: Mapping[str, Any], body: str, name: str) -> Prompt:
     system, line, template = body.partition(OPENING)
     if not line:
         raise PromptError(f"{name}: the line {OPENING} is missing")
     try:
         JINJA.parse(template.strip())
-        return Prompt(Manner.model_validate(matter), system.strip(), template.strip())
+        return Prompt(ModelSettings.model_validate(matter), system.strip(), template.strip())
     except ValidationError as error:
-        raise PromptError(f"{name}: {faults(error)}") from error
+        raise PromptError(f"{name}: {describe_faults(error)}") from error
     except TemplateSyntaxError as error:
         raise PromptError(f"{name}: {error.message} (line {error.lineno} of the opening)") from error

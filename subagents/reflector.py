@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from subagents.agent import Agent, World, ask
-from subagents.logs import fenced, lines, numbered
+from subagents.agent import Agent, Environment, ask
+from subagents.logs import fence, number_lines, split_lines
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError
 
@@ -35,15 +35,17 @@ class Lesson(BaseModel):
     next: str = Field(max_length=400, description="The one experiment that would teach most now.")
 
 
-async def reflect(world: World, prompt: Prompt, facts: Mapping[str, str], *, log: str, compare: Compare) -> Lesson:
+async def reflect(
+    world: Environment, prompt: Prompt, facts: Mapping[str, str], *, log: str, compare: Compare
+) -> Lesson:
     """The post-mortem. `facts` fill the opening; the log and the curves are behind tools. Raises NoAnswer."""
-    tools = (*log_tools(log), curve_tool(compare))
+    tools = (*make_log_tools(log), make_curve_tool(compare))
     return await ask(Agent("reflector", prompt, Lesson, tools), world, prompt.opening(facts))
 
 
-def log_tools(log: str) -> tuple[Tool, ...]:
+def make_log_tools(log: str) -> tuple[Tool, ...]:
     """Tools that search and page a log, cleaned and fenced."""
-    shown = lines(log)
+    shown = split_lines(log)
 
     def grep_log(words: str) -> str:
         """Find the lines of the run's log that contain the words, upper or lower case; `a|b` finds either."""
@@ -53,19 +55,19 @@ def log_tools(log: str) -> tuple[Tool, ...]:
         hits = [i for i, line in enumerate(shown, 1) if any(word in line.lower() for word in wanted)]
         if not hits:
             return f"None of the {len(shown)} lines contains that."
-        found = [line for i in hits[:HITS] for line in numbered(shown, i, i)]
-        return f"{len(hits)} of {len(shown)} lines:\n{fenced(found)}"
+        found = [line for i in hits[:HITS] for line in number_lines(shown, i, i)]
+        return f"{len(hits)} of {len(shown)} lines:\n{fence(found)}"
 
     def page_log(first: int) -> str:
         """Read the run's log from line `first` on; a negative number counts from the end."""
         start = max(1, first if first > 0 else len(shown) + 1 + first)
-        page = numbered(shown, start, start + PAGE - 1)
-        return f"The log has {len(shown)} lines.\n{fenced(page)}"
+        page = number_lines(shown, start, start + PAGE - 1)
+        return f"The log has {len(shown)} lines.\n{fence(page)}"
 
     return Tool.of(grep_log), Tool.of(page_log)
 
 
-def curve_tool(compare: Compare) -> Tool:
+def make_curve_tool(compare: Compare) -> Tool:
     """A tool that sets two loss curves side by side."""
 
     def compare_curves(start: float = 0.0, end: float = 1.0, points: int = 20) -> str:

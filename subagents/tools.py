@@ -55,13 +55,13 @@ class Tool:
             said = self.call(**call.input)
             text = said if isinstance(said, str) else await said
         except ValidationError as error:
-            return ToolResult(f"Wrong arguments: {faults(error)}", is_error=True)
+            return ToolResult(f"Wrong arguments: {describe_faults(error)}", is_error=True)
         except ToolError as error:
-            return ToolResult(capped(str(error)), is_error=True)
-        return ToolResult(capped(text) or "(nothing)")
+            return ToolResult(cap(str(error)), is_error=True)
+        return ToolResult(cap(text) or "(nothing)")
 
 
-def capped(text: str, limit: int = RESULT_BYTES) -> str:
+def cap(text: str, limit: int = RESULT_BYTES) -> str:
     """The text in at most `limit` bytes of UTF-8, and a word where something was cut."""
     data = text.encode("utf-8", "replace")
     if len(data) <= limit:
@@ -70,7 +70,7 @@ def capped(text: str, limit: int = RESULT_BYTES) -> str:
     return data[: limit - len(note.encode())].decode("utf-8", "ignore") + note
 
 
-def unquoted(value: object) -> object:
+def unquote(value: object) -> object:
     """The value that smaller models have put into a string of JSON where an object or a list was wanted."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with suppress(ValueError):
@@ -78,7 +78,7 @@ def unquoted(value: object) -> object:
     return value
 
 
-def faults(error: ValidationError) -> str:
+def describe_faults(error: ValidationError) -> str:
     """What was wrong with arguments, a few words for each fault; without the values, which may be long."""
     found = error.errors(include_input=False, include_url=False)[:8]
     return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in found)

@@ -12,14 +12,14 @@ TRACER = trace.get_tracer("nightshift")
 
 
 @contextmanager
-def invoke_agent(name: str, model: str) -> Generator[None]:
+def trace_agent(name: str, model: str) -> Generator[None]:
     attributes = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": name, "gen_ai.request.model": model}
     with TRACER.start_as_current_span(f"invoke_agent {name}", attributes=attributes):
         yield
 
 
 @contextmanager
-def execute_tool(name: str, call: str) -> Generator[None]:
+def trace_tool(name: str, call: str) -> Generator[None]:
     attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": name, "gen_ai.tool.call.id": call}
     with TRACER.start_as_current_span(f"execute_tool {name}", attributes=attributes):
         yield

@@ -4,33 +4,20 @@ import asyncio
 import random
 from dataclasses import dataclass, field
 
-from orchestrator.events import (
-    Aborted,
-    Crashed,
-    Fitted,
-    Knob,
-    Limits,
-    Measures,
-    Point,
-    Postmortem,
-    Profile,
-    Proposal,
-    Scored,
-    Started,
-)
-from orchestrator.forecast import level
-from orchestrator.session import Log
-from orchestrator.source import digest, fingerprint
+from orchestrator.core import events as ev
+from orchestrator.core.curves import get_recent_loss
+from orchestrator.core.source import compute_digest, compute_fingerprint
+from orchestrator.session.store import EventLog
 from subagents.agent import NoAnswer
 
 SOURCE = "\n".join(["from prepare import evaluate_bpb", *(f"KNOB_{i} = 0.0" for i in range(40)), "print('---')", ""])
-PROFILE = Profile(name="cpu", budget_kind="work", budget=1e12, expected_seconds=25.0, data_hash="d" * 16)
+PROFILE = ev.SessionProfile(name="cpu", budget_kind="work", budget=1e12, expected_seconds=25.0, data_hash="d" * 16)
 
 
-def started(**changes) -> Started:
+def started(**changes) -> ev.Started:
     fields = {
         "name": "test",
-        "limits": Limits(hours=1.0),
+        "limits": ev.SessionLimits(hours=1.0),
         "crew": "fake",
         "style": "default",
         "seed": 7,
@@ -41,7 +28,7 @@ def started(**changes) -> Started:
         "prompts": {},
         "versions": {},
     }
-    return Started(**(fields | changes))
+    return ev.Started(**(fields | changes))
 
 
 @dataclass
@@ -51,18 +38,18 @@ class FakeCrew:
     seed: int = 0
     trouble: float = 0.1
 
-    def luck(self, lane: str) -> random.Random:
-        return random.Random(f"{self.seed}/{lane}")
+    def luck(self, task_id: str) -> random.Random:
+        return random.Random(f"{self.seed}/{task_id}")
 
     async def propose(self, state, step):
-        luck = self.luck(step.lane)
+        luck = self.luck(step.task_id)
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("the researcher fell silent")
         return [_proposal(luck) for _ in range(step.count)]
 
     async def implement(self, state, step, proposal, source):
-        luck = self.luck(step.lane)
+        luck = self.luck(step.task_id)
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("the mechanic fell silent")
@@ -70,23 +57,23 @@ class FakeCrew:
         return _turned(source, proposal.knob)
 
     async def repair(self, state, step, broken, source):
-        luck = self.luck(step.lane)
+        luck = self.luck(step.task_id)
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("beyond repair")
         return source + f"REPAIRED = {step.attempt}\n"
 
     async def reflect(self, state, step, decided):
-        luck = self.luck(step.lane)
+        luck = self.luck(step.task_id)
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("nothing to say")
-        return Postmortem(verdict="inconclusive", happened="it ran", why="chance", lesson="none", next="go on")
+        return ev.Postmortem(verdict="inconclusive", happened="it ran", why="chance", lesson="none", next="go on")
 
 
-def _proposal(luck: random.Random) -> Proposal:
-    knob = Knob(parameter=f"KNOB_{luck.randrange(40)}", direction="set", value=f"{luck.choice([1, 2, 3])}.0")
-    return Proposal(
+def _proposal(luck: random.Random) -> ev.Proposal:
+    knob = ev.Knob(parameter=f"KNOB_{luck.randrange(40)}", direction="set", value=f"{luck.choice([1, 2, 3])}.0")
+    return ev.Proposal(
         title=f"set {knob.parameter} to {knob.value}",
         hypothesis=f"{knob.parameter} is too low.",
         rationale="It has not been tried.",
@@ -97,7 +84,7 @@ def _proposal(luck: random.Random) -> Proposal:
     )
 
 
-def _turned(source: str, knob: Knob) -> str:
+def _turned(source: str, knob: ev.Knob) -> str:
     lines = [
         f"{knob.parameter} = {knob.value}" if x.startswith(f"{knob.parameter} =") else x for x in source.split("\n")
     ]
@@ -108,25 +95,27 @@ def _turned(source: str, knob: Knob) -> str:
 class FakeLab:
     """Scores a source by its knobs, with noise by seed; crashes and machine trouble come by chance."""
 
-    log: Log
+    log: EventLog
     seed: int = 0
     trouble: float = 0.1
     noise: float = 0.004
     trained: list[tuple[int, int]] = field(default_factory=list)
     promoted: list[int] = field(default_factory=list)
 
-    async def fit(self):
+    async def commit_baseline(self):
         await asyncio.sleep(0.1)
-        return Fitted(commit="f" * 40, source=self.log.put(SOURCE), fingerprint=fingerprint(SOURCE))
+        return ev.BaselineCommitted(
+            commit="f" * 40, source=self.log.put(SOURCE), fingerprint=compute_fingerprint(SOURCE)
+        )
 
     async def commit(self, experiment, parent, source, message):
         await asyncio.sleep(0.01)
-        return digest(f"{experiment}{parent}{source}{message}") * 2
+        return compute_digest(f"{experiment}{parent}{source}{message}") * 2
 
     async def promote(self, experiment, parent, source, message):
         await asyncio.sleep(0.01)
         self.promoted.append(experiment)
-        return digest(f"{parent}{source}{message}") * 2
+        return compute_digest(f"{parent}{source}{message}") * 2
 
     async def train(self, granted, source):
         self.trained.append((granted.experiment, granted.run))
@@ -134,25 +123,29 @@ class FakeLab:
         await asyncio.sleep(luck.uniform(20, 30))
         key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put(f"log {luck.random()}")}
         if luck.random() < self.trouble / 3 and granted.experiment:
-            return Aborted(experiment=granted.experiment, run=granted.run, reason="the disk hiccuped")
-        key |= {"measures": Measures(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
+            return ev.Aborted(experiment=granted.experiment, run=granted.run, reason="the disk hiccuped")
+        key |= {"measures": ev.RunMetrics(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
         score = _true_score(source) + random.Random(granted.seed).gauss(0, self.noise)
         key |= {"curve": _curve(score, luck)}
         if luck.random() < self.trouble and granted.experiment:
-            return Crashed(**key, failure="other", message="ValueError: it broke")
-        terms = granted.terms
-        condemned = next((b.progress for b in terms.bounds if level(key["curve"], b.progress) > b.loss), None)
-        if condemned and not terms.reprieved:
-            return Crashed(**key, failure="hopeless", message=f"far behind after {condemned:.0%}")
+            return ev.Crashed(**key, failure="other", message="ValueError: it broke")
+        terms = granted.plan
+        condemned = next(
+            (b.progress for b in terms.pruning_thresholds if get_recent_loss(key["curve"], b.progress) > b.loss), None
+        )
+        if condemned and not terms.control_run:
+            return ev.Crashed(**key, failure="hopeless", message=f"far behind after {condemned:.0%}")
         tempting = terms.audited_below is None or score < terms.audited_below
         confirmed = score + 0.1 + luck.gauss(0, 0.0005) if terms.confirmed and tempting else None
-        return Scored(**key, val_bpb=score, confirmed=confirmed, condemned=condemned)
+        return ev.Scored(**key, val_bpb=score, confirmed=confirmed, would_prune_at=condemned)
 
 
-def _curve(score: float, luck: random.Random) -> tuple[Point, ...]:
+def _curve(score: float, luck: random.Random) -> tuple[ev.Point, ...]:
     """It falls towards a loss of three times the score."""
     shares = [n / 25 for n in range(1, 26)]
-    return tuple(Point(seconds=20 * p, progress=p, loss=3 * score + 2 * (1 - p) + luck.gauss(0, 0.01)) for p in shares)
+    return tuple(
+        ev.Point(seconds=20 * p, progress=p, loss=3 * score + 2 * (1 - p) + luck.gauss(0, 0.01)) for p in shares
+    )
 
 
 def _true_score(source: str) -> float:

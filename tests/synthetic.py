@@ -6,38 +6,9 @@
 import random
 from collections.abc import Iterator
 
-from orchestrator.events import (
-    Abandoned,
-    Closed,
-    Committed,
-    Crashed,
-    Discarded,
-    Failed,
-    Fitted,
-    Granted,
-    Guided,
-    Kept,
-    Knob,
-    Limits,
-    Measures,
-    Opened,
-    Point,
-    Postmortem,
-    Profile,
-    Promoted,
-    Proposal,
-    Proposed,
-    Record,
-    Reflected,
-    Refused,
-    Replied,
-    Scored,
-    Started,
-    Tokens,
-    Used,
-)
-from orchestrator.session import Log
-from orchestrator.source import digest, fingerprint
+from orchestrator.core import events as ev
+from orchestrator.core.source import compute_digest, compute_fingerprint
+from orchestrator.session.store import EventLog
 
 FAMILIES = (
     "attention",
@@ -66,20 +37,22 @@ def source(number: int = 0) -> str:
     return "\n".join([f'"""Experiment {number}."""', *lines, f"VERSION = {number}", "print('---')", ""])
 
 
-def records(n: int, *, seed: int = 0, talk: bool = False, limits: Limits | None = None) -> list[Record]:
+def records(n: int, *, seed: int = 0, talk: bool = False, limits: ev.SessionLimits | None = None) -> list[ev.Record]:
     """The records of a session with `n` experiments after the baseline; with `talk`, of its conversations, too."""
-    events = _session(n, random.Random(seed), talk, limits or Limits(hours=24 * 365, usd=1000.0))
-    return [Record(seq=i, at=1.8e9 + 5.0 * i, lane=lane, event=event) for i, (lane, event) in enumerate(events)]
+    events = _session(n, random.Random(seed), talk, limits or ev.SessionLimits(hours=24 * 365, usd=1000.0))
+    return [
+        ev.Record(seq=i, at=1.8e9 + 5.0 * i, task_id=task_id, event=event) for i, (task_id, event) in enumerate(events)
+    ]
 
 
-def log(n: int, **how) -> Log:
+def log(n: int, **how) -> EventLog:
     """A log in memory that holds such a session, and the texts that it names."""
-    made = Log()
+    commit = EventLog()
     for number in range(n + 1):
-        made.put(source(number))
-    made.put(LOG_TEXT)
-    made.fold(*records(n, **how))
-    return made
+        commit.put(source(number))
+    commit.put(LOG_TEXT)
+    commit.fold(*records(n, **how))
+    return commit
 
 
 def sentence(luck: random.Random, length: int) -> str:
@@ -88,7 +61,7 @@ def sentence(luck: random.Random, length: int) -> str:
     return f"{luck.randrange(1000)} {PROSE[start:]}{PROSE * (length // len(PROSE) + 1)}"[: length - 1] + "."
 
 
-def proposal(luck: random.Random, **changes) -> Proposal:
+def proposal(luck: random.Random, **changes) -> ev.Proposal:
     """One by an author who uses all the room there is."""
     name = luck.choice(NAMES)
     fields = {
@@ -97,17 +70,17 @@ def proposal(luck: random.Random, **changes) -> Proposal:
         "rationale": sentence(luck, 1700),
         "expected_delta": round(luck.gauss(-0.005, 0.004), 4),
         "family": luck.choice(FAMILIES),
-        "knob": Knob(parameter=name, direction=luck.choice(["up", "down"]), value=f"{luck.random():.3f}"),
+        "knob": ev.Knob(parameter=name, direction=luck.choice(["up", "down"]), value=f"{luck.random():.3f}"),
         "instructions": sentence(luck, 2400),
     }
-    return Proposal(**fields | changes)
+    return ev.Proposal(**fields | changes)
 
 
 def _session(n, luck, talk, limits) -> Iterator[tuple[str, object]]:
-    profile = Profile(name="cpu", budget_kind="work", budget=1e13, expected_seconds=25.0, data_hash="d" * 16)
+    profile = ev.SessionProfile(name="cpu", budget_kind="work", budget=1e13, expected_seconds=25.0, data_hash="d" * 16)
     yield (
         "",
-        Started(
+        ev.Started(
             name="synthetic",
             limits=limits,
             crew="claude",
@@ -121,16 +94,21 @@ def _session(n, luck, talk, limits) -> Iterator[tuple[str, object]]:
             versions={},
         ),
     )
-    yield "", Guided(text=sentence(luck, 6000))
-    yield "fit", Fitted(commit="f" * 40, source=digest(source()), fingerprint=fingerprint(source()))
+    yield "", ev.GuidanceChanged(text=sentence(luck, 6000))
+    yield (
+        "fit",
+        ev.BaselineCommitted(
+            commit="f" * 40, source=compute_digest(source()), fingerprint=compute_fingerprint(source())
+        ),
+    )
     best = 2.25
     for run in range(1, 4):
         yield f"train 0.{run}", _granted(0, run)
         yield f"train 0.{run}", _scored(0, run, best, luck)
     numbers = {"mean": best, "gain": 0.0, "error": SIGMA / 3**0.5, "sigma": SIGMA}
-    yield "judge 0", Kept(experiment=0, mark=best, reason="the baseline, over 3 seeds", **numbers)
-    yield "promote 0", Promoted(experiment=0, commit="f" * 40)
-    yield "close 0", Closed(experiment=0, reason="no post-mortem is due")
+    yield "judge 0", ev.Kept(experiment=0, score_to_beat=best, reason="the baseline, over 3 seeds", **numbers)
+    yield "promote 0", ev.Promoted(experiment=0, commit="f" * 40)
+    yield "close 0", ev.ReflectionSkipped(experiment=0, reason="no post-mortem is due")
     base = 0
     for number in range(1, n + 1):
         gain = 0.02 if luck.random() < 0.03 else luck.gauss(-0.004, SIGMA)
@@ -142,37 +120,39 @@ def _session(n, luck, talk, limits) -> Iterator[tuple[str, object]]:
 def _experiment(number, base, best, gain, luck, talk):
     if talk:
         yield from _talk(f"propose {number}", "researcher", number, luck)
-    yield f"propose {number}", Proposed(experiment=number, proposal=proposal(luck))
+    yield f"propose {number}", ev.Proposed(experiment=number, proposal=proposal(luck))
     if _fate(number) == "refused":
-        yield f"refuse {number}", Refused(experiment=number, reason=f"{luck.choice(NAMES)} up 0.1 was experiment 1")
+        yield f"refuse {number}", ev.Refused(experiment=number, reason=f"{luck.choice(NAMES)} up 0.1 was experiment 1")
         return
     if talk:
         yield from _talk(f"implement {number}", "mechanic", number, luck)
     if _fate(number) == "abandoned":
-        yield f"implement {number}", Abandoned(experiment=number, reason=sentence(luck, 300))
+        yield f"implement {number}", ev.Abandoned(experiment=number, reason=sentence(luck, 300))
         return
     text = source(number)
-    names = {"source": digest(text), "fingerprint": fingerprint(text)}
-    made = Committed(experiment=number, commit=digest(text) * 2, base=base, added=3, removed=2, **names)
-    yield f"implement {number}", made
+    names = {"source": compute_digest(text), "fingerprint": compute_fingerprint(text)}
+    commit = ev.Committed(experiment=number, commit=compute_digest(text) * 2, parent=base, added=3, removed=2, **names)
+    yield f"implement {number}", commit
     yield f"train {number}.1", _granted(number, 1)
     if _fate(number) == "crashed":
         yield f"train {number}.1", _crashed(number, luck)
-        yield f"judge {number}", Failed(experiment=number, reason=f"NaN: {sentence(luck, 200)}")
+        yield f"judge {number}", ev.Failed(experiment=number, reason=f"NaN: {sentence(luck, 200)}")
     else:
         yield f"train {number}.1", _scored(number, 1, best - gain, luck)
         error = SIGMA * (1 + 1 / 3) ** 0.5
         numbers = {"mean": best - gain, "gain": gain, "error": error, "sigma": SIGMA, "reason": "by its score"}
         kept = gain >= 0.015
         verdict = (
-            Kept(experiment=number, mark=best - gain, **numbers) if kept else Discarded(experiment=number, **numbers)
+            ev.Kept(experiment=number, score_to_beat=best - gain, **numbers)
+            if kept
+            else ev.Discarded(experiment=number, **numbers)
         )
         yield f"judge {number}", verdict
         if kept:
-            yield f"promote {number}", Promoted(experiment=number, commit=made.commit)
+            yield f"promote {number}", ev.Promoted(experiment=number, commit=commit.commit)
     if talk:
         yield from _talk(f"reflect {number}", "reflector", number, luck)
-    yield f"reflect {number}", Reflected(experiment=number, postmortem=_postmortem(luck))
+    yield f"reflect {number}", ev.Reflected(experiment=number, postmortem=_postmortem(luck))
 
 
 def _fate(number):
@@ -180,44 +160,52 @@ def _fate(number):
 
 
 def _granted(number, run):
-    return Granted(experiment=number, run=run, slot=0, seed=1000 * number + run)
+    return ev.Granted(experiment=number, run=run, slot=0, seed=1000 * number + run)
 
 
 def _measures(luck):
     steps = luck.randrange(90, 110)
-    return Measures(
+    return ev.RunMetrics(
         train_seconds=20.0, total_seconds=25.0, steps=steps, tokens=2048 * steps, parameters=10**6, memory_mb=900.0
     )
 
 
 def _curve(luck):
     return tuple(
-        Point(seconds=i, progress=i / 20, loss=7 - 4 * (i / 20) ** 0.5 + luck.gauss(0, 0.02)) for i in range(1, 21)
+        ev.Point(seconds=i, progress=i / 20, loss=7 - 4 * (i / 20) ** 0.5 + luck.gauss(0, 0.02)) for i in range(1, 21)
     )
 
 
 def _scored(number, run, score, luck):
-    known = {"measures": _measures(luck), "curve": _curve(luck), "log": digest(LOG_TEXT)}
-    return Scored(experiment=number, run=run, val_bpb=score + luck.gauss(0, SIGMA), **known)
+    known = {"measures": _measures(luck), "curve": _curve(luck), "log": compute_digest(LOG_TEXT)}
+    return ev.Scored(experiment=number, run=run, val_bpb=score + luck.gauss(0, SIGMA), **known)
 
 
 def _crashed(number, luck):
-    known = {"measures": _measures(luck), "curve": _curve(luck)[:7], "log": digest(LOG_TEXT)}
-    return Crashed(experiment=number, run=1, failure="NaN", message=sentence(luck, 200), **known)
+    known = {"measures": _measures(luck), "curve": _curve(luck)[:7], "log": compute_digest(LOG_TEXT)}
+    return ev.Crashed(experiment=number, run=1, failure="NaN", message=sentence(luck, 200), **known)
 
 
 def _postmortem(luck):
     verdict = luck.choice(["supported", "refuted", "inconclusive"])
     texts = {"happened": 690, "why": 890, "lesson": 240, "next": 390}
-    return Postmortem(verdict=verdict, **{name: sentence(luck, length) for name, length in texts.items()})
+    return ev.Postmortem(verdict=verdict, **{name: sentence(luck, length) for name, length in texts.items()})
 
 
-def _talk(lane, agent, number, luck):
-    yield lane, Opened(experiment=number, agent=agent, model="claude-opus-5-5", system="s" * 16, opening="o" * 16)
+def _talk(task_id, agent, number, luck):
+    yield (
+        task_id,
+        ev.ConversationOpened(
+            experiment=number, agent=agent, model="claude-opus-5-5", system="s" * 16, opening="o" * 16
+        ),
+    )
     call = {"type": "tool_use", "id": f"toolu_{number}", "name": "look", "input": {"words": sentence(luck, 60)}}
     for stop, content in (("tool_use", [call]), ("end_turn", [{"type": "text", "text": sentence(luck, 300)}])):
-        tokens = Tokens(input=luck.randrange(2000, 6000), cache_read=4000, output=luck.randrange(200, 1200))
+        tokens = ev.Tokens(input=luck.randrange(2000, 6000), cache_read=4000, output=luck.randrange(200, 1200))
         message = {"role": "assistant", "content": content, "stop_reason": stop}
-        yield lane, Replied(agent=agent, experiment=number, request="r" * 16, message=message, tokens=tokens, usd=0.02)
+        yield (
+            task_id,
+            ev.ModelReplied(agent=agent, experiment=number, request="r" * 16, message=message, tokens=tokens, usd=0.02),
+        )
         if stop == "tool_use":
-            yield lane, Used(tool="look", call=call["id"], result=sentence(luck, 500))
+            yield task_id, ev.ToolUsed(tool="look", call=call["id"], result=sentence(luck, 500))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from subagents.agent import BAD_ANSWERS, CACHE, STUB, Agent, NoAnswer, Reply, ask
-from subagents.tools import RESULT_BYTES, Tool, ToolCall, ToolError, capped
+from subagents.tools import RESULT_BYTES, Tool, ToolCall, ToolError, cap
 from tests.conversations import PROMPT, FakeWorld, call, says, text
 
 
@@ -194,7 +194,7 @@ def test_results_are_capped_in_bytes():
 
 @given(st.text(st.characters()), st.integers(100, 400))
 def test_capping_gives_valid_text_within_the_limit(words, limit):
-    data = capped(words, limit).encode()
+    data = cap(words, limit).encode()
 
     assert len(data) <= limit
 

@@ -11,7 +11,7 @@ import pytest
 from llmock.scenarios import Fail, Reply, StreamFault, ToolCall, ToolFault
 
 from subagents.agent import Request
-from subagents.claude import ATTEMPTS, Claude, connect, trouble
+from subagents.claude import ATTEMPTS, Claude, check_model, connect
 from tests.scripted import events, served
 
 KEY = "sk-secret-0123456789"
@@ -285,7 +285,7 @@ def test_half_a_surrogate_pair_does_not_spoil_the_log():
 
 
 def test_what_to_set_is_said_in_one_line(tmp_path):
-    script = "from subagents.claude import key_missing; print(key_missing())"
+    script = "from subagents.claude import credentials_error; print(credentials_error())"
 
     def said(**settings):
         env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": "."} | settings
@@ -305,7 +305,7 @@ def test_what_stands_in_the_way_of_a_model_is_said_beforehand(mock):
     def said(url, model="claude-opus-4-6"):
         async def go():
             async with connect(base_url=url, api_key=KEY) as client:
-                return await trouble(client, model)
+                return await check_model(client, model)
 
         return asyncio.run(go())
 

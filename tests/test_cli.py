@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.events import Ended, Granted, Kept, Promoted, Proposed, Scored
-from orchestrator.session import Session
+from orchestrator.core.events import Ended, Granted, Kept, Promoted, Proposed, Scored
+from orchestrator.session.store import Session
 from tests.workplace import begun, git, orchestrate, status, workplace
 
 
@@ -50,13 +50,13 @@ def test_a_night_offline(place):
     assert done.returncode == 0, done.stdout + done.stderr
     session = opened(place)
     assert session.state.ended == "8 experiments are done"
-    assert len(session.state.findings) == 9
+    assert len(session.state.results) == 9
     kept = session.state.kept
     assert kept, "the tiny train.py has easy gains"
     log = git(place, "log", "--format=%s%n%b", "research/night")
-    for finding in kept:
-        assert finding.proposal.title in log
-        assert f"Experiment: {finding.experiment}" in log
+    for result in kept:
+        assert result.proposal.title in log
+        assert f"Experiment: {result.experiment}" in log
     assert git(place, "rev-parse", "HEAD") == before
     assert status(place) == ""
     assert (
@@ -85,7 +85,7 @@ def test_killed_ten_times_nothing_is_lost_or_counted_twice(place):
     events = [record.event for record in session.records]
     proposed = [event.experiment for event in events if isinstance(event, Proposed)]
     assert proposed == list(range(1, 25))
-    assert [f.experiment for f in sorted(session.state.findings, key=lambda f: f.experiment)] == list(range(25))
+    assert [f.experiment for f in sorted(session.state.results, key=lambda f: f.experiment)] == list(range(25))
     grants = [(event.experiment, event.run) for event in events if isinstance(event, Granted)]
     scores = [(event.experiment, event.run) for event in events if isinstance(event, Scored)]
     assert len(set(grants)) == len(grants)

@@ -8,7 +8,8 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from orchestrator.reading import app
+from orchestrator.cli import inspect, start  # noqa: F401 - they register their commands
+from orchestrator.cli.main import app
 from prepare.__main__ import app as prepare
 from tests.workplace import ROOT
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.constants import Choices, Numbers, UnknownConstantError, read, searchable, turned, turned_all, values
+from prepare.constants import (
+    Choices,
+    Numbers,
+    UnknownConstantError,
+    list_searchable,
+    read_constants,
+    read_values,
+    with_constant,
+    with_constants,
+)
 
 SCRIPT = '''"""A script – with ünïcode."""
 import torch
@@ -29,7 +38,7 @@ def f():
 
 
 def test_spaces_come_from_the_comments():
-    found = searchable(SCRIPT)
+    found = list_searchable(SCRIPT)
 
     assert list(found) == ["DEPTH", "WIDTH", "MATRIX_LR", "PATTERN", "BETAS", "TIED", "OFFSET", "AFTER"]
     assert found["DEPTH"].space == Numbers(2, 16, whole=True)
@@ -46,7 +55,7 @@ def test_spaces_come_from_the_comments():
 def test_without_declared_ranges_all_are_guessed():
     script = "LR = 0.04\nWARMDOWN_RATIO = 0.5\nWARMUP_RATIO = 0.0\nDEPTH = 8\nBATCH = 65_536\nTIED = True\n"
     script += "NAME = 'x'\nBETAS = (0.8, 0.95)\nEXPR = 2**19\nZERO = 0.0\n"
-    found = searchable(script)
+    found = list_searchable(script)
 
     assert {name: constant.space for name, constant in found.items()} == {
         "LR": Numbers(0.01, 0.16, log=True),
@@ -71,7 +80,7 @@ def test_without_declared_ranges_all_are_guessed():
     ],
 )
 def test_only_the_literal_changes(name, value, line):
-    before, after = SCRIPT.splitlines(), turned(SCRIPT, name, value).splitlines()
+    before, after = SCRIPT.splitlines(), with_constant(SCRIPT, name, value).splitlines()
 
     assert [b for a, b in zip(before, after, strict=True) if a != b] == [line]
 
@@ -79,7 +88,7 @@ def test_only_the_literal_changes(name, value, line):
 def test_what_is_not_a_plain_constant_cannot_be_turned():
     for name in ("HALF", "INNER", "MISSING", "lower"):
         with pytest.raises(UnknownConstantError, match=name):
-            turned(SCRIPT, name, 1)
+            with_constant(SCRIPT, name, 1)
 
 
 literals = st.one_of(
@@ -93,14 +102,14 @@ literals = st.one_of(
 @given(st.dictionaries(st.text("ABCDE_", min_size=1).filter(str.isupper), st.tuples(literals, literals), min_size=1))
 def test_turning_back_restores_every_byte(table):
     source = "".join(f"x = 'é'; {name} = {old!r}  # words\n" for name, (old, _) in table.items())
-    there = turned_all(source, {name: new for name, (_, new) in table.items()})
+    there = with_constants(source, {name: new for name, (_, new) in table.items()})
 
-    read_back = values(there)
+    read_back = read_values(there)
     for name, (old, new) in table.items():
         assert read_back[name] == new
         assert type(read_back[name]) is type(new) or (isinstance(old, float) and isinstance(new, int))
-    again = turned_all(there, {name: old for name, (old, _) in table.items()})
-    assert ast.dump(ast.parse(again)) == ast.dump(ast.parse(source)) or values(again) == values(source)
+    again = with_constants(there, {name: old for name, (old, _) in table.items()})
+    assert ast.dump(ast.parse(again)) == ast.dump(ast.parse(source)) or read_values(again) == read_values(source)
 
 
 @given(st.floats(0.001, 1.0), st.floats(1.5, 1000.0), st.booleans(), st.floats(-0.5, 1.5), st.booleans())
@@ -115,6 +124,6 @@ def test_places_stay_within_the_space(low, factor, log, place, whole):
 
 
 def test_our_own_train_py_declares_its_ranges():
-    found = read(Path("train.py").read_text())
+    found = read_constants(Path("train.py").read_text())
     declared = {name for name, constant in found.items() if constant.declared}
     assert {"DEPTH", "MATRIX_LR", "UNEMBEDDING_LR", "TOTAL_BATCH_SIZE", "WARMDOWN_RATIO"} <= declared

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from tenacity import wait_none
 
-from prepare import climbmix, manifest, texts
-from prepare.corpus import Documents
-from prepare.hub import Dataset
+from prepare import manifest
+from prepare.corpus import climbmix
+from prepare.corpus.base import Documents
+from prepare.corpus.hub import Dataset
+from prepare.corpus.text import _read_text, read_texts
 from prepare.manifest import DataError
 from tests.ground import environment, prepare_command
 from tests.hub import serving, shard_bytes
@@ -48,7 +50,7 @@ def hub(files):
 
 @pytest.fixture
 def dataset(hub, tmp_path):
-    return Dataset(climbmix.REPO, tmp_path / "shards", climbmix.look, endpoint=hub.url, patience=wait_none())
+    return Dataset(climbmix.REPO, tmp_path / "shards", climbmix.inspect_shard, endpoint=hub.url, patience=wait_none())
 
 
 def whole(dataset, files, names=NAMES):
@@ -204,7 +206,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 
 def documents(path):
-    return list(texts.read(str(path), silent))
+    return list(read_texts(str(path), silent))
 
 
 def test_own_text_in_every_form_is_the_same_text(tmp_path):
@@ -224,7 +226,7 @@ def test_own_text_in_every_form_is_the_same_text(tmp_path):
 def test_a_long_file_is_cut_into_documents_that_lose_nothing(parts, length):
     text = "\n".join(parts)
 
-    cut = list(texts._of_text(io.StringIO(text), long=length, longest=40))
+    cut = list(_read_text(io.StringIO(text), long=length, longest=40))
 
     assert text == "".join(cut)
     assert all(len(document) <= 80 for document in cut)

@@ -15,23 +15,23 @@ from llmock.state import LLMockState
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Tracer, TracerProvider
 
-from orchestrator.crew import ClaudeCrew
-from orchestrator.events import Crashed, Fitted, Limits, Measures, Point, Scored
+from orchestrator.agents.crew import ClaudeCrew
+from orchestrator.core.events import BaselineCommitted, Crashed, Point, RunMetrics, Scored, SessionLimits
+from orchestrator.core.source import compute_fingerprint
 from orchestrator.loop import run
-from orchestrator.recording import Live, Played, Recording
-from orchestrator.replay import Tape, replay
-from orchestrator.session import Session
-from orchestrator.source import fingerprint
+from orchestrator.session.recording import Live, Played, Recording
+from orchestrator.session.replay import Tape, replay
+from orchestrator.session.store import Session
 from subagents.agent import ask
 from subagents.claude import Claude, connect
-from subagents.prompts import load
+from subagents.prompts import load_prompts
 from tests.conversations import FakeWorld, call, says
 from tests.fakes import FakeLab, started
 from tests.scripted import Scripted, served
 from tests.test_agent import AGENT
 
 KEY = "sk-secret-0123456789"
-PROMPTS = load(Path("prompts"))
+PROMPTS = load_prompts(Path("prompts"))
 SOURCE = Path("train.py").read_text()
 LOG_TEXT = """step 1\rstep 2
 Traceback (most recent call last):
@@ -44,13 +44,13 @@ RuntimeError: scripted crash
 class Lab(FakeLab):
     """Trains our own train.py in no time; one constant matters."""
 
-    async def fit(self):
-        return Fitted(commit="f" * 40, source=self.log.put(SOURCE), fingerprint=fingerprint(SOURCE))
+    async def commit_baseline(self):
+        return BaselineCommitted(commit="f" * 40, source=self.log.put(SOURCE), fingerprint=compute_fingerprint(SOURCE))
 
     async def train(self, granted, source):
         await asyncio.sleep(0.1)
         known = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put(LOG_TEXT)}
-        known |= {"measures": Measures(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
+        known |= {"measures": RunMetrics(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
         known |= {"curve": (Point(seconds=1, progress=0.05, loss=6.0), Point(seconds=20, progress=1.0, loss=3.0))}
         if "scripted crash" in source:
             return Crashed(**known, failure="other", message="RuntimeError: scripted crash")
@@ -65,10 +65,10 @@ def night(path, url, experiments, stall=5.0):
         await asyncio.sleep(min(seconds, 0.001))
 
     async def go():
-        session.write("", started(limits=Limits(hours=1, experiments=experiments, usd=20)))
+        session.write("", started(limits=SessionLimits(hours=1, experiments=experiments, usd=20)))
         async with connect(base_url=url, api_key=KEY, stall=stall) as client:
             live = Live(Claude(client, sleep=quick), session)
-            crew = ClaudeCrew(session, lambda lane, number: Recording(live, session, lane, number), PROMPTS)
+            crew = ClaudeCrew(session, lambda task_id, number: Recording(live, session, task_id, number), PROMPTS)
             await run(session, crew, Lab(session))
 
     session = Session(path / "night" / "session.db", time.time, create=True)
@@ -80,7 +80,7 @@ def played(session):
     """The session once more, from its tape alone."""
 
     async def live(tape):
-        crew = ClaudeCrew(tape, lambda lane, number: Recording(Played(tape), tape, lane, number), PROMPTS)
+        crew = ClaudeCrew(tape, lambda task_id, number: Recording(Played(tape), tape, task_id, number), PROMPTS)
         return await run(tape, crew, tape)
 
     async def go():
@@ -96,7 +96,7 @@ def kinds(session):
 
 
 def assert_no_tool_ran_twice(session):
-    used = [(r.lane, r.event.call) for r in session.records if r.event.kind == "used"]
+    used = [(r.task_id, r.event.call) for r in session.records if r.event.kind == "used"]
     assert len(used) == len(set(used))
 
 
@@ -110,9 +110,9 @@ def test_a_night_of_three_agents(tmp_path):
     assert happened["refused"] == 1
     assert happened["abandoned"] == 1
     repaired = next(r.event.experiment for r in session.records if getattr(r.event, "how", "") == "repaired")
-    assert next(f for f in session.state.findings if f.experiment == repaired).scores
-    judged = [f for f in session.state.findings if f.experiment and f.verdict.kind in ("kept", "discarded")]
-    assert all(finding.postmortem for finding in judged)
+    assert next(f for f in session.state.results if f.experiment == repaired).scores
+    judged = [f for f in session.state.results if f.experiment and f.verdict.kind in ("kept", "discarded")]
+    assert all(result.postmortem for result in judged)
     assert len(judged) == 10
     assert_no_tool_ran_twice(session)
 
@@ -158,7 +158,7 @@ def test_a_night_through_chaos_loses_nothing(tmp_path):
 
     faults = Counter((record.fault or "").split("@")[0] for record in requests)
     assert session.state.ended == "5 experiments are done"
-    assert {finding.experiment for finding in session.state.findings} == set(range(6))
+    assert {result.experiment for result in session.state.results} == set(range(6))
     assert len(requests) - faults[""] >= 0.15 * len(requests)
     assert len(faults) >= 4
     assert_no_tool_ran_twice(session)

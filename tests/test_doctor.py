@@ -1,15 +1,15 @@
 """What the doctor says of a machine that is not this one."""
 
-from orchestrator.doctor import compiler
+from orchestrator.cli.doctor import check_compiler
 
 
 def test_without_a_compiler_or_headers_a_gpu_is_of_no_use(tmp_path):
-    found = compiler(tmp_path, str(tmp_path))
+    found = check_compiler(tmp_path, str(tmp_path))
     assert found.state == "bad"
     assert f"no C compiler and no {tmp_path / 'Python.h'}" in found.words
 
     (tmp_path / "Python.h").touch()
-    assert "Python.h" not in compiler(tmp_path, str(tmp_path)).words
+    assert "Python.h" not in check_compiler(tmp_path, str(tmp_path)).words
 
     (tmp_path / "gcc").touch(mode=0o755)
-    assert compiler(tmp_path, str(tmp_path)).state == "good"
+    assert check_compiler(tmp_path, str(tmp_path)).state == "good"

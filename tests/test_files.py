@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subagents.files import OneFile, checker, constants, installed, missing_packages, syntax_problem
+from subagents.files import (
+    EditedFile,
+    find_missing_packages,
+    find_syntax_error,
+    list_constants,
+    list_packages,
+    make_checker,
+)
 from subagents.tools import RESULT_BYTES, ToolCall
 
 SOURCE = """import torch
@@ -27,13 +34,13 @@ def used(file, name, **arguments):
 
 
 def checked(text, smoke=None, packages=frozenset({"torch"})):
-    file = OneFile(SOURCE)
+    file = EditedFile(SOURCE)
     file.text = text
-    return asyncio.run(checker(file, packages, smoke).run(ToolCall("1", "check", {})))
+    return asyncio.run(make_checker(file, packages, smoke).run(ToolCall("1", "check", {})))
 
 
 def test_a_passage_is_replaced_where_it_occurs_once():
-    file = OneFile(SOURCE)
+    file = EditedFile(SOURCE)
 
     result = used(file, "replace", old="LR = 0.1", new="LR = 0.2")
 
@@ -51,7 +58,7 @@ def test_a_passage_is_replaced_where_it_occurs_once():
     ],
 )
 def test_what_cannot_be_replaced_is_said_with_a_way_out(old, says):
-    file = OneFile(SOURCE)
+    file = EditedFile(SOURCE)
 
     result = used(file, "replace", old=old, new="x")
 
@@ -61,14 +68,14 @@ def test_what_cannot_be_replaced_is_said_with_a_way_out(old, says):
 
 
 def test_overlapping_finds_are_not_one():
-    file = OneFile("aaa")
+    file = EditedFile("aaa")
 
     assert "occurs 2 times" in used(file, "replace", old="aa", new="b").text
 
 
 @given(st.text(max_size=40), st.text(max_size=8), st.text(max_size=8))
 def test_a_replacement_touches_nothing_else(text, old, new):
-    file = OneFile(text)
+    file = EditedFile(text)
 
     result = used(file, "replace", old=old, new=new)
 
@@ -76,7 +83,7 @@ def test_a_replacement_touches_nothing_else(text, old, new):
 
 
 def test_a_view_is_numbered_and_short_enough_whatever_is_asked():
-    file = OneFile("x = 1\n" * 100_000)
+    file = EditedFile("x = 1\n" * 100_000)
 
     assert used(file, "view", first=2, last=3).text.splitlines() == ["   2│x = 1", "   3│x = 1"]
     assert len(used(file, "view", first=1, last=100_000).text.encode()) <= RESULT_BYTES
@@ -89,7 +96,7 @@ def test_a_check_finds_what_would_not_run():
     assert "syntax error in line 10" in checked(SOURCE + "\nx = (").text
     assert "outside function" in checked(SOURCE + "return 1\n").text
     assert "Not installed here, and nothing can be installed: numpy2" in checked("import numpy2.linalg\n" + SOURCE).text
-    assert "null bytes" in syntax_problem("\0")
+    assert "null bytes" in find_syntax_error("\0")
     assert checked(SOURCE.replace("8", "9")).text == "Syntax and imports are in order. It was not run: mind the shapes."
     assert "Constants that are gone: LR" in checked(SOURCE.replace("LR = 0.1\n", "")).text
 
@@ -105,12 +112,12 @@ def test_a_check_tries_one_step_where_the_machine_can():
 def test_a_guarded_import_may_be_missing_and_relative_ones_are_not_packages():
     source = "try:\n    import rare\nexcept ImportError:\n    rare = None\nfrom . import near\n"
 
-    assert missing_packages(source, frozenset()) == []
+    assert find_missing_packages(source, frozenset()) == []
 
 
 def test_our_own_train_py_is_in_order():
     source = Path("train.py").read_text()
 
-    assert syntax_problem(source) == ""
-    assert missing_packages(source, installed()) == []
-    assert {"DEPTH", "MATRIX_LR", "TOTAL_BATCH_SIZE"} <= constants(source)
+    assert find_syntax_error(source) == ""
+    assert find_missing_packages(source, list_packages()) == []
+    assert {"DEPTH", "MATRIX_LR", "TOTAL_BATCH_SIZE"} <= list_constants(source)

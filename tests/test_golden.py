@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import crew_of
+from orchestrator.cli.wiring import build_crew
 from orchestrator.loop import run
-from orchestrator.musings import write as write_musings
-from orchestrator.recording import Played
-from orchestrator.replay import Diverged, Tape, replay
-from orchestrator.report.files import write as write_files
-from orchestrator.session import Session
+from orchestrator.session.recording import Played
+from orchestrator.session.replay import Diverged, Tape, replay
+from orchestrator.session.store import Session
+from orchestrator.views.musings import write_musings
+from orchestrator.views.report.files import write_files
 
 GOLDEN = Path(__file__).parent / "golden"
 SUMMARIES = json.loads((GOLDEN / "summaries.json").read_text())
@@ -40,8 +40,8 @@ def test_it_loads_and_folds_to_what_it_was(session):
 
     assert len(session.records) == summary["events"]
     assert session.state.ended == summary["ended"]
-    assert [finding.experiment for finding in session.state.kept] == summary["kept"]
-    assert session.state.best.mark == pytest.approx(summary["mark"], abs=1e-12)
+    assert [result.experiment for result in session.state.kept] == summary["kept"]
+    assert session.state.incumbent.score_to_beat == pytest.approx(summary["mark"], abs=1e-12)
 
 
 def test_it_replays(session, tmp_path):
@@ -49,7 +49,7 @@ def test_it_replays(session, tmp_path):
     tape = Tape(session.records, session.get)
 
     async def live(tape):
-        await run(tape, crew_of(tape, tmp_path, Played(tape)), tape)
+        await run(tape, build_crew(tape, tmp_path, Played(tape)), tape)
 
     if name in DIFFERS:
         with pytest.raises(Diverged) as caught:

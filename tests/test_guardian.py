@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from orchestrator.lab import guardian
-from orchestrator.lab.slots import Slot, SlotBusy, held
+from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
 
 SCRIPTS = Path(__file__).parent / "scripts"
 ROOT = Path(__file__).parent.parent
@@ -150,17 +150,17 @@ def test_kill_9_of_the_orchestrator_leaves_no_process(folder):
     process.kill()
     process.wait()
     eventually(lambda: not any(alive(pid) for pid in pids))
-    eventually(lambda: not guardian.tagged(f"{folder.resolve()}/runs/"))
+    eventually(lambda: not guardian.find_tagged(f"{folder.resolve()}/runs/"))
 
 
 async def test_the_slot_is_free_only_when_the_run_is_gone(folder):
     process, pids = orchestrator(folder)
     with pytest.raises(SlotBusy):
-        async with held(Slot(folder / "slot.lock", patience=0.1)):
+        async with hold_slot(Slot(folder / "slot.lock", patience=0.1)):
             pass
     process.kill()
     process.wait()
-    async with held(Slot(folder / "slot.lock", patience=60.0)):
+    async with hold_slot(Slot(folder / "slot.lock", patience=60.0)):
         assert not any(alive(pid) for pid in pids)
 
 
@@ -178,8 +178,8 @@ def test_only_processes_with_the_tag_are_ended(folder):
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     ours = [subprocess.Popen(sleep, env={guardian.TAG: f"{folder}/runs/{n}-1/"}) for n in (7, 70)]
     others = subprocess.Popen(sleep, env={guardian.TAG: f"{folder}-other/runs/7-1/"})
-    assert [p.pid for p in guardian.tagged(f"{folder}/runs/7-1/")] == [ours[0].pid]
-    guardian.end(lambda: [p for p in guardian.tagged(f"{folder}/runs/") if alive(p.pid)])
+    assert [p.pid for p in guardian.find_tagged(f"{folder}/runs/7-1/")] == [ours[0].pid]
+    guardian.kill_all(lambda: [p for p in guardian.find_tagged(f"{folder}/runs/") if alive(p.pid)])
     assert [p.wait(timeout=60) for p in ours] == [-signal.SIGKILL, -signal.SIGKILL]
     assert others.poll() is None
     others.kill()
@@ -190,7 +190,7 @@ async def test_a_slot_is_held_by_one_at_a_time(folder):
     slot, order = Slot(folder / "deep/slot.lock"), []
 
     async def use(name):
-        async with held(slot):
+        async with hold_slot(slot):
             order.append(name)
             await asyncio.sleep(0)
             order.append(name)

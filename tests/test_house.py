@@ -1,4 +1,4 @@
-"""The lines that the house is built on: which way imports go, and who may know a foreign library."""
+"""Hold the layout: which way imports go, which module may know a foreign library, and how things are named."""
 
 import ast
 import subprocess
@@ -8,24 +8,50 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CORE = {"events", "forecast", "state", "policy", "source", "notes", "briefing", "figures", "constants"}
+RANKS = {
+    "orchestrator/core": 0,
+    "orchestrator/policy": 1,
+    "orchestrator/ports.py": 2,
+    "orchestrator/loop.py": 3,
+    "orchestrator/session": 3,
+    "orchestrator/agents": 3,
+    "orchestrator/optimizer": 3,
+    "orchestrator/lab": 3,
+    "orchestrator/supervisor.py": 4,
+    "orchestrator/views": 4,
+    "orchestrator/cli": 5,
+}
+"""A place imports only from places of a lower rank, or from itself."""
+PURE = ("orchestrator/core", "orchestrator/policy", "orchestrator/agents/briefing.py", "orchestrator/agents/packets.py")
 IMPURE = {
     *{"time", "datetime", "random", "secrets", "os", "pathlib", "subprocess", "socket", "sqlite3", "asyncio"},
     *{"threading", "torch", "anthropic", "requests", "httpx", "optuna"},
 }
 ONE_FILE = {
     "anthropic": "subagents/claude.py",
-    "apprise": "orchestrator/notice.py",
-    "tensorboardX": "orchestrator/report/board.py",
-    "optuna": "orchestrator/optimizer.py",
-    "merge3": "orchestrator/source.py",
+    "apprise": "orchestrator/views/notify.py",
+    "tensorboardX": "orchestrator/views/report/tensorboard.py",
+    "optuna": "orchestrator/optimizer/crew.py",
+    "merge3": "orchestrator/core/source.py",
     "tenacity": "subagents/claude.py",
-    "sqlite3": None,
 }
+RUNTIME = {
+    "__init__",
+    "audit",
+    "budget",
+    "channel",
+    "evaluation",
+    "loader",
+    "machine",
+    "manifest",
+    "shards",
+    "tokenizer",
+}
+"""Modules of `prepare` that run beside training code; they import nothing that only builds data."""
 
 
-def imported(path: Path) -> set[str]:
-    """Full dotted names that a file imports, wherever in it."""
+def list_imports(path: Path) -> set[str]:
+    """Return the full dotted names that a file imports, wherever in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -35,53 +61,88 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def tops(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imported(path)}
+def list_packages(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in list_imports(path)}
 
 
-def files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+def list_files(place: str) -> list[Path]:
+    """Return the Python files of a folder, or the one file. Fails where a named place is missing."""
+    path = ROOT / place
+    assert path.exists(), f"{place} is named here and does not exist"
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert files, f"{place} holds no Python file"
+    return files
 
 
-def test_imports_go_down():
-    for path in files("subagents"):
-        assert not tops(path) & {"orchestrator", "prepare", "train", "torch"}, path
-    for path in files("prepare"):
-        assert not tops(path) & {"orchestrator", "subagents", "train"}, path
-    for path in files("orchestrator"):
-        assert not tops(path) & {"train", "torch", "tests"}, path
-    assert not tops(ROOT / "train.py") & {"orchestrator", "subagents"}
+def find_place(path: Path) -> str:
+    """Return the ranked place that a file of the orchestrator lies in."""
+    name = path.relative_to(ROOT).as_posix()
+    found = [place for place in RANKS if name == place or name.startswith(f"{place}/")]
+    assert found, f"{name} lies in no ranked place: give it one in RANKS"
+    return found[0]
 
 
-@pytest.mark.parametrize("name", sorted(CORE))
-def test_the_core_is_pure(name):
-    path = ROOT / "orchestrator" / f"{name}.py"
-    if path.exists():
-        assert not tops(path) & IMPURE, path
+def resolve(name: str) -> str | None:
+    """Return the ranked place that a dotted name leads to; None outside the orchestrator."""
+    path = name.replace(".", "/")
+    return next((place for place in RANKS if f"{path}/".startswith(f"{place.removesuffix('.py')}/")), None)
 
 
-def test_the_core_knows_only_the_core():
-    for name in CORE - {"briefing"}:
-        path = ROOT / "orchestrator" / f"{name}.py"
-        if path.exists():
-            ours = {full.split(".")[1] for full in imported(path) if full.startswith("orchestrator.")}
-            assert ours <= CORE, path
+def test_packages_import_downward():
+    for path in list_files("subagents"):
+        assert not list_packages(path) & {"orchestrator", "prepare", "train", "torch"}, path
+    for path in list_files("prepare"):
+        assert not list_packages(path) & {"orchestrator", "subagents", "train"}, path
+    for path in list_files("orchestrator"):
+        assert not list_packages(path) & {"train", "torch", "tests"}, path
+    assert not list_packages(ROOT / "train.py") & {"orchestrator", "subagents"}
 
 
-@pytest.mark.parametrize("library", [name for name, home in ONE_FILE.items() if home])
+@pytest.mark.parametrize("place", RANKS)
+def test_imports_go_to_lower_ranks(place):
+    for path in list_files(place):
+        for name in list_imports(path):
+            target = resolve(name)
+            assert target in (None, place) or RANKS[target] < RANKS[place], f"{path}: {name}"
+
+
+def test_every_module_has_a_rank():
+    for path in list_files("orchestrator"):
+        if path.parent != ROOT / "orchestrator" or path.name not in ("__init__.py", "__main__.py"):
+            find_place(path)
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_the_core_is_pure(place):
+    for path in list_files(place):
+        assert not list_packages(path) & IMPURE, path
+
+
+def test_the_runtime_of_prepare_builds_nothing():
+    for name in RUNTIME:
+        for full in list_imports(list_files(f"prepare/{name}.py")[0]):
+            assert not full.startswith(("prepare.build", "prepare.corpus")), f"prepare/{name}.py: {full}"
+
+
+@pytest.mark.parametrize("library", ONE_FILE)
 def test_a_foreign_library_lives_in_one_file(library):
-    homes = [str(p.relative_to(ROOT)) for f in ("orchestrator", "subagents") for p in files(f) if library in tops(p)]
-    assert set(homes) <= {ONE_FILE[library]}
+    homes = [
+        p.relative_to(ROOT).as_posix()
+        for folder in ("orchestrator", "subagents")
+        for p in list_files(folder)
+        if library in list_packages(p)
+    ]
+    assert homes == [ONE_FILE[library]]
 
 
 def test_only_the_command_line_may_catch_everything():
-    for path in [*files("orchestrator"), *files("subagents")]:
+    for path in [*list_files("orchestrator"), *list_files("subagents"), *list_files("prepare")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler):
                 wide = node.type is None or (isinstance(node.type, ast.Name) and node.type.id.endswith("Exception"))
-                assert not wide or path.name == "cli.py", f"{path}:{node.lineno}"
+                assert not wide or path.parent.name == "cli", f"{path}:{node.lineno}"
 
 
 def test_the_orchestrator_starts_without_torch():
-    code = "import sys; import orchestrator.cli; assert 'torch' not in sys.modules, 'torch'"
+    code = "import sys; import orchestrator.cli.start; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import briefing, triage
-from orchestrator.events import Committed, Crashed, Measures
-from orchestrator.state import Broken, Candidate
+from orchestrator.agents import briefing, packets
+from orchestrator.core.events import Committed, Crashed, RunMetrics
+from orchestrator.core.state import Broken, Candidate
 from subagents import mechanic
 from subagents.agent import NoAnswer
-from subagents.files import installed
-from subagents.prompts import load
+from subagents.files import list_packages
+from subagents.prompts import load_prompts
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
 
-PROMPT = load(Path("prompts"))["mechanic"]
+PROMPT = load_prompts(Path("prompts"))["mechanic"]
 SOURCE = Path("train.py").read_text()
 ORDER = {"title": "Deepen", "instructions": "Set DEPTH to 9.", "crash": "", "diff": ""}
 EDIT = call("replace", old="DEPTH = 8 ", new="DEPTH = 9 ")
@@ -34,38 +34,38 @@ RuntimeError: mat1 and mat2 shapes cannot be multiplied
 
 def edited(*replies, facts=ORDER, smoke=None):
     world = FakeWorld(list(replies))
-    made = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, packages=installed(), smoke=smoke))
-    return world, made
+    commit = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, packages=list_packages(), smoke=smoke))
+    return world, commit
 
 
 def broken(log):
     proposal = synthetic.proposal(random.Random(1), title="Widen")
-    made = Committed(experiment=3, commit="c" * 40, base=0, source="s", fingerprint="f", added=1, removed=1)
+    commit = Committed(experiment=3, commit="c" * 40, parent=0, source="s", fingerprint="f", added=1, removed=1)
     crash = Crashed(
         experiment=3,
         run=1,
         failure="other",
         message="RuntimeError: «shapes»",
-        measures=Measures(train_seconds=4),
+        metrics=RunMetrics(train_seconds=4),
         curve=(),
         log="l",
     )
-    return Broken(Candidate(proposal, made), crash), log
+    return Broken(Candidate(proposal, commit), crash), log
 
 
 def test_one_message_is_enough():
-    world, made = edited(says(EDIT, DONE))
+    world, commit = edited(says(EDIT, DONE))
 
-    assert made == SOURCE.replace("DEPTH = 8 ", "DEPTH = 9 ")
+    assert commit == SOURCE.replace("DEPTH = 8 ", "DEPTH = 9 ")
     assert len(world.requests) == 1
 
 
 def test_a_failed_edit_is_mended_before_anything_is_handed_in():
     wrong = call("replace", old="DEPTH = 7 ", new="DEPTH = 9 ")
 
-    world, made = edited(says(wrong, DONE), says(EDIT, DONE))
+    world, commit = edited(says(wrong, DONE), says(EDIT, DONE))
 
-    assert "DEPTH = 9 " in made
+    assert "DEPTH = 9 " in commit
     assert world.used == ["replace", "replace"]
 
 
@@ -89,14 +89,14 @@ def test_one_step_is_tried_by_the_check_and_its_complaint_goes_back():
     async def smoke(source):
         return "ValueError: 9 heads" if "DEPTH = 9" in source else ""
 
-    world, made = edited(
+    world, commit = edited(
         says(EDIT, call("check"), DONE),
         says(call("replace", old="DEPTH = 9 ", new="DEPTH = 10 "), call("check"), DONE),
         smoke=smoke,
     )
 
     assert "ValueError: 9 heads" in world.heard()
-    assert "DEPTH = 10" in made
+    assert "DEPTH = 10" in commit
 
 
 def test_the_opening_fits_and_the_code_comes_first():
@@ -104,7 +104,7 @@ def test_the_opening_fits_and_the_code_comes_first():
 
     opening = PROMPT.opening(long | {"source": SOURCE})
 
-    assert briefing.tokens(PROMPT.system + opening) <= 14_000
+    assert briefing.count_tokens(PROMPT.system + opening) <= 14_000
     assert opening.index(SOURCE.strip()) < opening.index("<!-- cache -->") < opening.index("Deepen")
     assert "crashed" not in opening
 
@@ -112,7 +112,7 @@ def test_the_opening_fits_and_the_code_comes_first():
 def test_after_a_crash_it_is_told_where_in_its_own_file():
     stage, log = broken(TRACEBACK)
 
-    facts = triage.repair(stage, log, "-a\n+b")
+    facts = packets.pack_repair(stage, log, "-a\n+b")
     opening = PROMPT.opening(facts | {"source": SOURCE})
 
     assert "| line 321, in <module>: loss = train_step(batches, progress).item()" in opening
@@ -126,8 +126,8 @@ def test_after_a_crash_it_is_told_where_in_its_own_file():
 def test_a_crash_without_a_traceback_shows_the_end_of_the_log():
     stage, log = broken("\n".join(f"line {i}" for i in range(100)) + "\nKilled")
 
-    crash = triage.repair(stage, log, "")["crash"]
+    crash = packets.pack_repair(stage, log, "")["crash"]
 
     assert "| Killed" in crash
     assert "| line 87" not in crash
-    assert briefing.tokens(crash) < 700
+    assert briefing.count_tokens(crash) < 700

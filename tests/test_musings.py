@@ -3,12 +3,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator import musings, paper
-from orchestrator.events import Fitted, Knob, Proposal, Proposed, Refused
-from orchestrator.musings import Musings, search
-from orchestrator.session import Session
+from orchestrator.core.events import BaselineCommitted, Knob, Proposal, Proposed, Refused
+from orchestrator.session.store import Session
+from orchestrator.views import musings
+from orchestrator.views.musings import Musings
+from orchestrator.views.musings_search import search
+from prepare import atomic
 from tests.fakes import started
-from tests.nights import SOURCE, night
+from tests.simulated import SOURCE, night
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +21,7 @@ def session(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(session, tmp_path_factory):
     folder = tmp_path_factory.mktemp("musings")
-    musings.write(session, folder / "test")
+    musings.write_musings(session, folder / "test")
     return folder
 
 
@@ -36,13 +38,13 @@ def test_there_is_a_musing_for_every_experiment(session, folder):
     files = sorted((folder / "test").glob("[0-9]*.md"))
     assert [int(path.name[:3]) for path in files] == list(range(15))
 
-    for path, finding in zip(files, sorted(session.state.findings, key=lambda f: f.experiment), strict=True):
+    for path, result in zip(files, sorted(session.state.results, key=lambda f: f.experiment), strict=True):
         matter, body = read(path)
-        assert matter["experiment"] == finding.experiment
-        assert matter["val_bpb"] == pytest.approx(finding.val_bpb, abs=1e-6)
-        assert finding.proposal.rationale in body
-        if finding.experiment:
-            assert matter["delta"] == pytest.approx(-finding.verdict.gain, abs=1e-6)
+        assert matter["experiment"] == result.experiment
+        assert matter["val_bpb"] == pytest.approx(result.val_bpb, abs=1e-6)
+        assert result.proposal.rationale in body
+        if result.experiment:
+            assert matter["delta"] == pytest.approx(-result.verdict.gain, abs=1e-6)
             for heading in ("believed it", "changed", "happened", "learned", "next"):
                 assert heading in body
             assert "```diff\n" in body
@@ -76,7 +78,7 @@ def test_written_at_once_or_bit_by_bit_is_the_same(session, folder, tmp_path):
 
 def test_nothing_is_rewritten_without_need(session, folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.md")}
-    musings.write(session, folder / "test")
+    musings.write_musings(session, folder / "test")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.md")} == before
 
 
@@ -91,7 +93,7 @@ def test_the_indexes_lead_everywhere(session, folder):
 
 def hostile(path) -> Session:
     session = Session(path, lambda: 1.8e9, create=True)
-    session.write("", started(), Fitted(commit="f" * 40, source=session.put(SOURCE), fingerprint="f" * 16))
+    session.write("", started(), BaselineCommitted(commit="f" * 40, source=session.put(SOURCE), fingerprint="f" * 16))
     proposal = Proposal(
         title="../../etc/passwd | [x](y)\n# Ωmega ```",
         hypothesis="one\n---\ntwo",
@@ -107,7 +109,7 @@ def hostile(path) -> Session:
 
 def test_hostile_titles_stay_in_their_place(tmp_path):
     session = hostile(tmp_path / "s" / "session.db")
-    musings.write(session, tmp_path / "m" / "test")
+    musings.write_musings(session, tmp_path / "m" / "test")
 
     (path,) = (tmp_path / "m" / "test").glob("001-*.md")
     assert path.name == "001-etc-passwd-x-y-mega.md"
@@ -153,8 +155,8 @@ def test_search_passes_by_what_people_put_there(folder, tmp_path):
 
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    assert paper.write(path, "one")
-    assert not paper.write(path, "one")
-    assert paper.write(path, b"two")
+    assert atomic.write_atomically(path, "one")
+    assert not atomic.write_atomically(path, "one")
+    assert atomic.write_atomically(path, b"two")
     assert path.read_text() == "two"
     assert list(path.parent.iterdir()) == [path]

@@ -7,15 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import policy
-from orchestrator.constants import Choices, Constant, Numbers, searchable, values
-from orchestrator.events import Kept, Knob
-from orchestrator.moves import Bench, Trial, bench, changed, knob, moves, stepped
-from orchestrator.optimizer import Optimizer
-from orchestrator.policy import Implement, Propose
-from orchestrator.state import Decided, fold
+from orchestrator.core.events import Kept, Knob
+from orchestrator.core.state import Decided, fold
+from orchestrator.optimizer.crew import Optimizer
+from orchestrator.optimizer.search import (
+    SearchState,
+    Trial,
+    make_knob,
+    rank_steps,
+    read_changes,
+    read_search_state,
+    take_step,
+)
+from orchestrator.policy import novelty
+from orchestrator.policy.steps import Implement, Propose
+from prepare.constants import Choices, Constant, Numbers, list_searchable, read_values
 from subagents.agent import NoAnswer
-from tests.nights import SOURCE, Fragile, night, true_score
+from tests.simulated import SOURCE, Fragile, night, true_score
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +37,8 @@ def test_a_short_night_improves_honestly(tmp_path, seed):
 
     state = session.state
     assert len(state.kept) >= 1
-    assert state.best.mark < state.findings[0].val_bpb - 0.013
-    assert true_score(session.get(state.base.source)) < true_score(SOURCE) - 0.013
+    assert state.incumbent.score_to_beat < state.results[0].val_bpb - 0.013
+    assert true_score(session.get(state.parent.source)) < true_score(SOURCE) - 0.013
 
 
 def test_no_proposal_repeats_another(long_night):
@@ -38,15 +46,15 @@ def test_no_proposal_repeats_another(long_night):
 
     assert len(proposed) == 60
     assert not any(r.event.kind in ("refused", "unanswered") for r in long_night.records)
-    assert len({finding.made.fingerprint for finding in long_night.state.findings if finding.made}) == len(
-        [finding for finding in long_night.state.findings if finding.made]
+    assert len({result.commit.fingerprint for result in long_night.state.results if result.commit}) == len(
+        [result for result in long_night.state.results if result.commit]
     )
 
 
 def test_every_proposal_turns_one_or_two_constants_and_says_why(long_night):
-    names = searchable(SOURCE).keys()
-    for finding in long_night.state.findings[1:]:
-        proposal, changes = finding.proposal, changed(finding.proposal.knob)
+    names = list_searchable(SOURCE).keys()
+    for result in long_night.state.results[1:]:
+        proposal, changes = result.proposal, read_changes(result.proposal.knob)
         assert 1 <= len(changes) <= 2
         assert changes.keys() <= names
         for name in changes:
@@ -58,9 +66,9 @@ def test_every_proposal_turns_one_or_two_constants_and_says_why(long_night):
 
 
 def policy_families():
-    from orchestrator.theory import REACH
+    from orchestrator.optimizer.families import USUAL_EFFECT
 
-    return REACH.keys()
+    return USUAL_EFFECT.keys()
 
 
 def test_the_same_state_gives_the_same_proposals(long_night):
@@ -98,7 +106,7 @@ def test_implementing_turns_just_the_constants():
     )
     source = asyncio.run(crew.implement(None, Implement(1), proposal, SOURCE))
 
-    assert values(source) == values(SOURCE) | {"DEPTH": 2, "MATRIX_LR": 0.08}
+    assert read_values(source) == read_values(SOURCE) | {"DEPTH": 2, "MATRIX_LR": 0.08}
     for broken in (
         None,
         Knob(parameter="DEPTH", direction="up"),
@@ -113,15 +121,15 @@ def test_implementing_turns_just_the_constants():
 def test_a_crash_is_remembered_not_repeated_and_never_a_score(tmp_path):
     session = night(tmp_path / "s" / "session.db", experiments=40, lab=Fragile, repairs=0)
 
-    failed = [finding for finding in session.state.findings if finding.crash]
+    failed = [result for result in session.state.results if result.crash]
     assert 1 <= len(failed) < 8
     assert "does not run" in failed[0].postmortem.lesson
-    at = bench(session.state, lambda base: searchable(session.get(base.source)))
+    at = read_search_state(session.state, lambda base: list_searchable(session.get(base.source)))
     assert all(trial.gain is None and trial.val_bpb is None for trial in at.trials if trial.outcome == "failed")
 
 
 def test_postmortems_state_what_was_measured(long_night):
-    kept = next(finding for finding in long_night.state.findings[1:] if isinstance(finding.verdict, Kept))
+    kept = next(result for result in long_night.state.results[1:] if isinstance(result.verdict, Kept))
     post = kept.postmortem
 
     assert post.verdict == "supported"
@@ -129,7 +137,7 @@ def test_postmortems_state_what_was_measured(long_night):
     assert post.lesson.startswith("Shallower: DEPTH 3 → 2: helps (−0.0")
     assert "171 optimizer steps against 140 (+22%)" in post.happened
     assert "training loss stood" in post.happened
-    verdicts = {finding.postmortem.verdict for finding in long_night.state.findings[1:]}
+    verdicts = {result.postmortem.verdict for result in long_night.state.results[1:]}
     assert verdicts == {"supported", "refuted", "inconclusive"}
 
 
@@ -143,12 +151,12 @@ names = st.sampled_from(["DEPTH", "MATRIX_LR", "WARMUP_RATIO", "WINDOW"])
 )
 def test_a_knob_reads_back(changes):
     constants = {name: Constant(name, 0.5, Numbers(0, 10)) for name in changes}
-    assert changed(knob(changes, constants)) == changes
+    assert read_changes(make_knob(changes, constants)) == changes
 
 
 @pytest.mark.parametrize("value", ["", "x", "{", "0.1 or so", "null", '{"A": 1}', "[[1]]", '["x"]'])
 def test_a_knob_of_another_crew_may_say_nothing(value):
-    assert changed(Knob(parameter="A", direction="up", value=value)) == {}
+    assert read_changes(Knob(parameter="A", direction="up", value=value)) == {}
 
 
 @settings(max_examples=300)
@@ -171,7 +179,7 @@ def test_a_knob_of_another_crew_may_say_nothing(value):
 )
 def test_a_step_goes_its_way_and_stays_within(space, place, way, size):
     value = space.options[int(place * (len(space.options) - 1))] if isinstance(space, Choices) else space.at(place)
-    new = stepped(Constant("X", value, space), way, size)
+    new = take_step(Constant("X", value, space), way, size)
 
     if new is not None:
         assert (new > value) == (way == "up")
@@ -182,7 +190,7 @@ def test_a_step_goes_its_way_and_stays_within(space, place, way, size):
 def a_bench(*trials, **constants):
     table = {name: Constant(name, value, Numbers(0.0, 1.0)) for name, value in constants.items()}
     tried = frozenset(frozenset(trial.after.items()) for trial in trials)
-    return Bench(table, trials, 0.004, 1.0, tried)
+    return SearchState(table, trials, 0.004, 1.0, tried)
 
 
 def trial(number, name, old, new, gain, outcome="discarded", before=None):
@@ -190,20 +198,20 @@ def trial(number, name, old, new, gain, outcome="discarded", before=None):
 
 
 def test_what_helped_is_turned_further_in_longer_steps():
-    best = moves(a_bench(trial(1, "SOME_LR", 0.1, 0.3, 0.03, "kept"), SOME_LR=0.3))[0]
+    best = rank_steps(a_bench(trial(1, "SOME_LR", 0.1, 0.3, 0.03, "kept"), SOME_LR=0.3))[0]
     assert best.changes == {"SOME_LR": 1.0}
     assert best.expected == pytest.approx(0.015)
 
 
 def test_what_hurt_is_turned_back():
-    best = moves(a_bench(trial(1, "SOME_LR", 0.5, 0.75, -0.03), SOME_LR=0.5))
+    best = rank_steps(a_bench(trial(1, "SOME_LR", 0.5, 0.75, -0.03), SOME_LR=0.5))
     assert [move.changes for move in best] == [{"SOME_LR": 0.12}]
 
 
 def test_nothing_goes_back_to_where_it_came_from():
     kept = trial(1, "SOME_LR", 0.25, 0.5, 0.03, "kept")
     lost = trial(2, "SOME_LR", 0.5, 1.0, -0.05)
-    found = [move.changes for move in moves(a_bench(kept, lost, SOME_LR=0.5))]
+    found = [move.changes for move in rank_steps(a_bench(kept, lost, SOME_LR=0.5))]
     assert found == [{"SOME_LR": 0.75}]
 
 
@@ -211,21 +219,21 @@ def test_near_misses_are_combined():
     before = {"A_LR": 0.5, "B_LR": 0.5}
     a = trial(1, "A_LR", 0.5, 0.75, 0.008, before=before)
     b = trial(2, "B_LR", 0.5, 0.75, 0.009, before=before)
-    best = moves(a_bench(a, b, **before))[0]
+    best = rank_steps(a_bench(a, b, **before))[0]
     assert best.changes == {"A_LR": 0.75, "B_LR": 0.75}
     assert "add up" in best.why
 
 
 def test_a_knob_with_many_names_needs_as_many_values():
-    assert changed(Knob(parameter="A + B", direction="set", value="3")) == {}
-    assert changed(Knob(parameter="A + B", direction="set", value='{"A": [0.8, 0.9], "B": 2}')) == {
+    assert read_changes(Knob(parameter="A + B", direction="set", value="3")) == {}
+    assert read_changes(Knob(parameter="A + B", direction="set", value='{"A": [0.8, 0.9], "B": 2}')) == {
         "A": (0.8, 0.9),
         "B": 2,
     }
 
 
 def test_a_constant_in_flight_is_left_alone():
-    found = moves(a_bench(trial(1, "A_LR", 0.5, 0.75, None, "running"), A_LR=0.5))
+    found = rank_steps(a_bench(trial(1, "A_LR", 0.5, 0.75, None, "running"), A_LR=0.5))
     assert found == []
 
 
@@ -242,7 +250,7 @@ def test_policy_would_not_refuse_what_is_proposed_in_flight(long_night):
     state = None
     for record in long_night.records:
         if record.event.kind == "proposed":
-            assert policy.repeats(state, record.event.experiment, record.event.proposal) == ""
+            assert novelty.find_repeat(state, record.event.experiment, record.event.proposal) == ""
         state = fold([record], state)
     assert not any(isinstance(stage, Decided) for stage in state.open.values())
-    assert json.loads(state.findings[1].proposal.knob.value) == 2
+    assert json.loads(state.results[1].proposal.knob.value) == 2

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prepare.corpus import batched
-from prepare.packing import materialise, pack
-from prepare.shards import write_rows
-from prepare.spool import Spool, row_dtype
+from prepare.build.packing import materialize, pack, write_rows
+from prepare.build.token_store import TokenStore
+from prepare.corpus.base import make_batches
+from prepare.shards import choose_row_dtype
 from prepare.tokenizer import Tokenizer
 
 lengths = st.lists(st.integers(1, 40), max_size=120)
@@ -62,7 +62,7 @@ def test_materialise_copies_what_was_packed(lengths, capacity):
     tokens = np.repeat(np.arange(len(lengths), dtype=np.uint16), np.array(lengths, np.int64))
     out = np.empty(int(takes.sum()), np.uint16)
 
-    materialise(tokens, np.cumsum(lengths, dtype=np.int64) - np.array(lengths, np.int64), documents, takes, out)
+    materialize(tokens, np.cumsum(lengths, dtype=np.int64) - np.array(lengths, np.int64), documents, takes, out)
 
     assert np.repeat(documents, takes).tolist() == out.tolist()
 
@@ -114,14 +114,14 @@ def tokenizer(groups):
 
 
 def spooled(path, batches, tokenizer, longest=None):
-    spool = Spool(path, tokenizer, longest)
+    spool = TokenStore(path, tokenizer, longest)
     spool.fill(batches)
     return spool
 
 
 @pytest.mark.parametrize("length", (64, 256))
 def test_rows_are_upstreams_row_for_row(length, groups, tokenizer, tmp_path):
-    spool = spooled(tmp_path / "spool", (batch for group in groups for batch in batched(group)), tokenizer)
+    spool = spooled(tmp_path / "spool", (batch for group in groups for batch in make_batches(group)), tokenizer)
 
     write_rows(tmp_path / "rows", spool, length, shuffle=False, limit=None, block=7)
 
@@ -141,7 +141,15 @@ def test_a_limit_leaves_out_the_last_rows(groups, tokenizer, tmp_path):
 
 
 def test_large_vocabularies_take_four_bytes():
-    assert (row_dtype(65_535).itemsize, row_dtype(65_536).itemsize, row_dtype(65_537).itemsize) == (2, 2, 4)
+    assert (
+        choose_row_dtype(65_535).itemsize,
+        choose_row_dtype(65_536).itemsize,
+        choose_row_dtype(65_537).itemsize,
+    ) == (
+        2,
+        2,
+        4,
+    )
 
 
 @pytest.mark.parametrize("longest", (None, 16))
@@ -152,11 +160,11 @@ def test_a_spool_goes_on_after_a_death_with_the_same_bytes(longest, groups, toke
         yield from groups[:3]
         raise KeyboardInterrupt
 
-    broken = Spool(tmp_path / "broken", tokenizer, longest)
+    broken = TokenStore(tmp_path / "broken", tokenizer, longest)
     with pytest.raises(KeyboardInterrupt):
         broken.fill(dying(), checkpoint=1)
     (tmp_path / "broken.tokens").open("ab").write(b"half a batch")
-    Spool(tmp_path / "broken", tokenizer, longest).fill(groups)
+    TokenStore(tmp_path / "broken", tokenizer, longest).fill(groups)
 
     assert whole.tokens().tolist() == broken.tokens().tolist()
     assert whole.lengths().tolist() == broken.lengths().tolist()

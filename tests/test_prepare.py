@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prepare import corpus, docstrings, manifest, profiles
+from prepare import manifest, profiles
+from prepare.corpus import base, docstrings
+from prepare.corpus.text import read_texts
 from prepare.manifest import DataError
 from prepare.shards import open_rows
-from prepare.texts import read
 from prepare.tokenizer import Tokenizer
 from tests.ground import ROOT, environment, prepare, prepare_command, small_corpus
 
@@ -47,8 +48,8 @@ def silent(*_):
 
 
 def splits(texts):
-    whole = corpus.Documents("some", lambda: iter(texts))
-    return {split: [text for batch in whole.batches(split) for text in batch] for split in corpus.SPLITS}
+    whole = base.Documents("some", lambda: iter(texts))
+    return {split: [text for batch in whole.batches(split) for text in batch] for split in base.SPLITS}
 
 
 def one_line(text):
@@ -191,14 +192,14 @@ def test_profiles_and_manifests_are_read_without_torch(data):
     script = (
         "import sys, prepare.profiles, prepare.manifest, pathlib\n"
         "prepare.manifest.load(pathlib.Path(sys.argv[1]))\n"
-        "prepare.profiles.fit('DEPTH = 8', 'cpu')\n"
+        "prepare.profiles.apply_to_script('DEPTH = 8', 'cpu')\n"
         "assert 'torch' not in sys.modules and 'tiktoken' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, data], env=environment(), check=True)
 
 
 def test_splits_share_no_document(text):
-    texts = list(read(str(text), silent))
+    texts = list(read_texts(str(text), silent))
     parts, turned = splits(texts), splits(texts[::-1])
 
     assert sorted(texts) == sorted(text for part in parts.values() for text in part)
@@ -207,16 +208,16 @@ def test_splits_share_no_document(text):
 
 
 def test_a_document_counts_once(text):
-    texts = list(read(str(text), silent))
+    texts = list(read_texts(str(text), silent))
 
     assert splits(texts) == splits([*texts, "", texts[7], *texts])
 
 
 def test_what_is_held_out_is_all_there_is_to_validate_on(text):
-    texts = list(read(str(text), silent))
+    texts = list(read_texts(str(text), silent))
     known, secret = texts[:200], texts[150:]
-    whole = corpus.Documents("some", lambda: iter(known), lambda: iter(secret))
-    parts = {split: {text for batch in whole.batches(split) for text in batch} for split in corpus.SPLITS}
+    whole = base.Documents("some", lambda: iter(known), lambda: iter(secret))
+    parts = {split: {text for batch in whole.batches(split) for text in batch} for split in base.SPLITS}
 
     assert parts["train"] == set(known)
     assert parts["val"] | parts["confirm"] == set(secret) - set(known)
@@ -224,7 +225,7 @@ def test_what_is_held_out_is_all_there_is_to_validate_on(text):
 
 
 def test_splits_share_no_row(data):
-    rows = {split: {row.tobytes() for row in open_rows(split, data)} for split in corpus.SPLITS}
+    rows = {split: {row.tobytes() for row in open_rows(split, data)} for split in base.SPLITS}
 
     assert not rows["train"] & rows["val"]
     assert not rows["train"] & rows["confirm"]
@@ -234,7 +235,7 @@ def test_splits_share_no_row(data):
 def test_rows_are_made_of_beginnings_of_documents_and_little_is_lost(data, text):
     tokenizer = Tokenizer.from_directory(data)
     rows = open_rows("train", data)
-    texts = splits(list(read(str(text), silent)))["train"]
+    texts = splits(list(read_texts(str(text), silent)))["train"]
     longest = rows.shape[1] - 1
     ids = [tokenizer.encode(text) for text in texts]
     chunks = {tuple(doc[first : first + longest]) for doc in ids for first in range(0, len(doc), longest)}
@@ -278,8 +279,8 @@ def test_documentation_is_harvested_without_importing(tmp_path):
     )
     (tmp_path / "broken.py").write_text("def (:")
 
-    assert docstrings.module_documentation(tmp_path / "module.py") == ["Of the module.", "Of A.", "of f"]
-    assert docstrings.module_documentation(tmp_path / "broken.py") == []
+    assert docstrings.extract_documentation(tmp_path / "module.py") == ["Of the module.", "Of A.", "of f"]
+    assert docstrings.extract_documentation(tmp_path / "broken.py") == []
 
 
 def test_without_a_package_to_validate_on_there_is_no_corpus():
@@ -292,7 +293,7 @@ def test_sources_come_in_order_and_without_tests(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
 
-    assert [path.name for path in docstrings.sources(tmp_path)] == ["a.py", "b.py", "c.py"]
+    assert [path.name for path in docstrings.list_sources(tmp_path)] == ["a.py", "b.py", "c.py"]
 
 
 TRAIN = (ROOT / "train.py").read_text()
@@ -300,9 +301,9 @@ TRAIN = (ROOT / "train.py").read_text()
 
 @pytest.mark.parametrize("profile", profiles.PROFILES)
 def test_fitting_twice_changes_nothing_more(profile):
-    fitted = profiles.fit(TRAIN, profile)
+    fitted = profiles.apply_to_script(TRAIN, profile)
 
-    assert fitted == profiles.fit(fitted, profile)
+    assert fitted == profiles.apply_to_script(fitted, profile)
     assert len(fitted.splitlines()) == len(TRAIN.splitlines())
     compile(fitted, "train.py", "exec")
 
@@ -310,14 +311,16 @@ def test_fitting_twice_changes_nothing_more(profile):
 def test_fitting_sets_values_and_ranges_and_keeps_words():
     source = "DEPTH = 8      # 2..16 – blocks\nHEAD_DIM = 128\nOTHER = 1  # stays\nDEPTH = 9\n"
 
-    assert profiles.fit(source, "cpu") == (
+    assert profiles.apply_to_script(source, "cpu") == (
         "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32  # one of 16, 32\nOTHER = 1  # stays\nDEPTH = 9\n"
     )
-    assert profiles.fit("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", "cpu").startswith("TOTAL_BATCH_SIZE = 2048 ")
+    assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", "cpu").startswith(
+        "TOTAL_BATCH_SIZE = 2048 "
+    )
 
 
 @given(st.text())
 def test_fitting_leaves_other_scripts_alone(source):
     names = tuple(line.split(" ")[0] for line in profiles.CPU.constants.split("\n") if line)
     if not any(line.startswith(names) for line in source.splitlines()):
-        assert source == profiles.fit(source, "cpu")
+        assert source == profiles.apply_to_script(source, "cpu")

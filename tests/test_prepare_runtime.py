@@ -18,7 +18,7 @@ from torch.nn import functional
 from prepare import manifest
 from prepare.budget import BYTE, CALL, Budget, _Traffic
 from prepare.evaluation import evaluate_bpb
-from prepare.loader import in_turn, make_dataloader
+from prepare.loader import cycle_buffers, make_dataloader
 from prepare.manifest import BudgetAmount
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
@@ -114,7 +114,9 @@ class Mark:
 @given(st.lists(st.integers(0, 3), max_size=12))
 def test_no_buffer_is_written_while_it_is_being_copied(paces):
     device = Device()
-    sent = in_turn([torch.empty(2, 3, dtype=torch.int32) for _ in range(2)], [Mark(device), Mark(device)], device.send)
+    sent = cycle_buffers(
+        [torch.empty(2, 3, dtype=torch.int32) for _ in range(2)], [Mark(device), Mark(device)], device.send
+    )
     blocks = [np.full((2, 3), i, dtype=np.uint16) for i in range(len(paces))]
     moved = []
     for block, pace in zip(blocks, paces, strict=True):

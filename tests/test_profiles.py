@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prepare import calibration, corpus, manifest, profiles
-from prepare.build import build
-from prepare.machine import Gpu, visible
-from prepare.texts import read
+from prepare import manifest, profiles
+from prepare.build import calibration
+from prepare.build.folder import build_folder
+from prepare.corpus import base
+from prepare.corpus.text import read_texts
+from prepare.machine import Gpu, filter_visible
 from tests.ground import ROOT, prepare, small_corpus
 
 TRAIN = (ROOT / "train.py").read_text()
@@ -38,7 +40,7 @@ def card(gigabytes, capability=AMPERE):
     ),
 )
 def test_memory_as_cards_report_it_names_the_profile(gigabytes, name):
-    found = profiles.for_gpu(card(gigabytes))
+    found = profiles.choose_for_gpu(card(gigabytes))
 
     assert name == (found and found.name)
 
@@ -61,11 +63,11 @@ CARDS = [Gpu(8 << 30, AMPERE, f"GPU-{name}", node) for name, node in (("aa11", 1
 )
 def test_the_user_says_which_cards_are_ours(names, nodes):
     """As CUDA reads it: whatever follows a name that is nobody's, ambiguous or there already is not used."""
-    assert [card.node for card in visible(CARDS, names)] == nodes
+    assert [card.node for card in filter_visible(CARDS, names)] == nodes
 
 
 def test_a_big_card_is_upstreams():
-    sizes = profiles.values(profiles.H100) | profiles.values(
+    sizes = profiles.get_values(profiles.H100) | profiles.get_values(
         dataclasses.replace(profiles.H100, constants=TRAIN.split("# Device\n")[0])
     )
 
@@ -81,13 +83,13 @@ def test_a_big_card_is_upstreams():
         2**19,
         128,
     )
-    assert pytest.approx(profiles.parameters(8, 512, 8192) / 1e6, abs=0.05) == 50.3
+    assert pytest.approx(profiles.count_parameters(8, 512, 8192) / 1e6, abs=0.05) == 50.3
 
 
 @given(st.floats(3.5, 69.9), st.sampled_from((AMPERE, PASCAL)))
 def test_the_rows_fit_and_the_script_is_sound(gigabytes, capability):
-    found = profiles.for_gpu(card(gigabytes, capability))
-    size = profiles.values(found)
+    found = profiles.choose_for_gpu(card(gigabytes, capability))
+    size = profiles.get_values(found)
 
     per_token = 26 * size["DEPTH"] * size["MODEL_DIM"] + 8 * 8192
     if capability == PASCAL:
@@ -98,12 +100,12 @@ def test_the_rows_fit_and_the_script_is_sound(gigabytes, capability):
     assert size["TOTAL_BATCH_SIZE"] % (size["DEVICE_BATCH_SIZE"] * found.seq_len) == 0
     assert size["MODEL_DIM"] % size["HEAD_DIM"] == 0
     assert found.eval_tokens % found.seq_len == 0
-    compile(profiles.fit(TRAIN, found), "train.py", "exec")
+    compile(profiles.apply_to_script(TRAIN, found), "train.py", "exec")
 
 
 def test_a_slow_card_gets_fewer_rows():
-    assert profiles.values(profiles.for_gpu(card(25.7, AMPERE)))["DEVICE_BATCH_SIZE"] == 32
-    assert profiles.values(profiles.for_gpu(card(19.1, PASCAL)))["DEVICE_BATCH_SIZE"] == 16
+    assert profiles.get_values(profiles.choose_for_gpu(card(25.7, AMPERE)))["DEVICE_BATCH_SIZE"] == 32
+    assert profiles.get_values(profiles.choose_for_gpu(card(19.1, PASCAL)))["DEVICE_BATCH_SIZE"] == 16
 
 
 GPUS = [profile for _, profile in profiles.GPUS if profile is not profiles.H100]
@@ -111,8 +113,8 @@ GPUS = [profile for _, profile in profiles.GPUS if profile is not profiles.H100]
 
 @given(st.sampled_from(GPUS), st.floats(1e3, 1e7))
 def test_speed_sets_depth_and_batch(profile, rate):
-    usual, size = profiles.values(profile), profiles.values(profiles.suited(profile, rate))
-    faster = profiles.values(profiles.suited(profile, 2 * rate))
+    usual, size = profiles.get_values(profile), profiles.get_values(profiles.scaled_to(profile, rate))
+    faster = profiles.get_values(profiles.scaled_to(profile, 2 * rate))
 
     assert 2 <= size["DEPTH"] <= usual["DEPTH"]
     assert size["DEPTH"] <= faster["DEPTH"]
@@ -125,30 +127,32 @@ def test_speed_sets_depth_and_batch(profile, rate):
 def test_at_least_800_steps_and_10_tokens_per_parameter():
     profile = profiles.PROFILES["gpu40"]
     for rate in (3e4, 1e5, 3e5, 1e6):
-        size = profiles.values(profiles.suited(profile, rate))
+        size = profiles.get_values(profiles.scaled_to(profile, rate))
         model = 12 * size["DEPTH"] * size["MODEL_DIM"] ** 2 + 8192 * size["MODEL_DIM"]
         tokens = 300 * rate * (12 * 8 * 512**2 + 8192 * 512) / model
 
         assert tokens / size["TOTAL_BATCH_SIZE"] >= 800
-        assert tokens / profiles.parameters(size["DEPTH"], size["MODEL_DIM"], 8192) >= 9
+        assert tokens / profiles.count_parameters(size["DEPTH"], size["MODEL_DIM"], 8192) >= 9
 
 
 def test_the_h100_itself_would_get_upstreams_numbers():
-    whole = profiles.turned(profiles.PROFILES["gpu40"], {"TOTAL_BATCH_SIZE": 2**19})
-    size = profiles.values(profiles.suited(whole, 499.6e6 / 300))
+    whole = profiles.with_constants(profiles.PROFILES["gpu40"], {"TOTAL_BATCH_SIZE": 2**19})
+    size = profiles.get_values(profiles.scaled_to(whole, 499.6e6 / 300))
 
     assert (size["DEPTH"], size["MODEL_DIM"], size["TOTAL_BATCH_SIZE"]) == (8, 512, 2**19)
 
 
 def test_turning_a_constant_widens_its_range():
-    turned = profiles.turned(profiles.CPU, {"DEPTH": 9, "TOTAL_BATCH_SIZE": 512, "SCALAR_LR": 0.001, "MATRIX_LR": 0.1})
-    fitted = profiles.fit(TRAIN, turned)
+    turned = profiles.with_constants(
+        profiles.CPU, {"DEPTH": 9, "TOTAL_BATCH_SIZE": 512, "SCALAR_LR": 0.001, "MATRIX_LR": 0.1}
+    )
+    fitted = profiles.apply_to_script(TRAIN, turned)
 
     assert "\nDEPTH = 9                   # 1..9 – transformer blocks\n" in fitted
     assert "\nTOTAL_BATCH_SIZE = 512      # one of 512, 1024, 2048, 4096 – " in fitted
     assert "\nSCALAR_LR = 0.001           # 0.001..0.5 log – " in fitted
     assert "\nMATRIX_LR = 0.1             # 0.01..0.16 log – " in fitted
-    assert profiles.changed(turned) == {"DEPTH": 9, "TOTAL_BATCH_SIZE": 512, "SCALAR_LR": 0.001, "MATRIX_LR": 0.1}
+    assert profiles.find_changes(turned) == {"DEPTH": 9, "TOTAL_BATCH_SIZE": 512, "SCALAR_LR": 0.001, "MATRIX_LR": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +162,13 @@ def text(tmp_path_factory):
 
 def test_what_the_user_sets_is_recorded_and_held(text, tmp_path):
     data = tmp_path / "data"
-    made = prepare(data, text, "--work", "1e9", "--set", "DEPTH=2", "--set", "seq_len=128")
+    commit = prepare(data, text, "--work", "1e9", "--set", "DEPTH=2", "--set", "seq_len=128")
     stored = manifest.load(data)
     other = prepare(data, text, "--set", "DEPTH=4")
 
-    assert made.returncode == 0, made.stderr
+    assert commit.returncode == 0, commit.stderr
     assert (stored.seq_len, stored.constants) == (128, {"DEPTH": 2})
-    assert profiles.values(profiles.of(stored))["DEPTH"] == 2
+    assert profiles.get_values(profiles.from_manifest(stored))["DEPTH"] == 2
     assert prepare(data, text, "--set", "DEPTH=2").returncode == 0
     assert other.returncode == 2
     assert "other settings" in other.stderr
@@ -173,11 +177,11 @@ def test_what_the_user_sets_is_recorded_and_held(text, tmp_path):
 @pytest.mark.parametrize("setting", ("DEPTH", "depth=3", "seq_len=0", "seq_len=long", "seconds=60", "DEPTH=[1]", "=3"))
 def test_settings_that_set_nothing_are_refused(setting):
     with pytest.raises(ValueError, match="sets nothing"):
-        profiles.overridden(profiles.CPU, [setting])
+        profiles.with_overrides(profiles.CPU, [setting])
 
 
 def test_a_budget_of_time_can_be_set():
-    assert profiles.overridden(profiles.H100, ["seconds=60"]).budget.amount == 60
+    assert profiles.with_overrides(profiles.H100, ["seconds=60"]).budget.amount == 60
 
 
 def test_data_without_constants_reads_as_before():
@@ -197,14 +201,14 @@ def test_data_without_constants_reads_as_before():
 
 def test_the_probe_measures_the_script_itself(text, tmp_path):
     """Here on a CPU, where nobody wants it, because it is the same code."""
-    small = profiles.turned(profiles.CPU, {"DEPTH": 2, "MODEL_DIM": 64})
+    small = profiles.with_constants(profiles.CPU, {"DEPTH": 2, "MODEL_DIM": 64})
     small = dataclasses.replace(small, budget=profiles.FIVE_MINUTES)
     silent = lambda *_: None  # noqa: E731
-    documents = corpus.Documents("text", lambda: read(str(text), silent))
+    documents = base.Documents("text", lambda: read_texts(str(text), silent))
 
     (tmp_path / "data").mkdir()
-    made = build(tmp_path / "data", documents, small, None, silent, probe=True)
+    commit = build_folder(tmp_path / "data", documents, small, None, silent, probe=True)
 
-    assert made.constants["DEPTH"] == 2
-    assert made.constants.get("TOTAL_BATCH_SIZE", 2048) in {1024, 2048, 4096}
+    assert commit.constants["DEPTH"] == 2
+    assert commit.constants.get("TOTAL_BATCH_SIZE", 2048) in {1024, 2048, 4096}
     assert not list((tmp_path / "data").glob(f"{calibration.PREFIX}*"))

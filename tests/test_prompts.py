@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import briefing, triage
-from orchestrator.state import Broken
-from subagents.prompts import NAMES, OPENING, PromptError, load, parse
+from orchestrator.agents import briefing, packets
+from orchestrator.core.state import Broken
+from subagents.prompts import NAMES, OPENING, PromptError, load_prompts, parse_prompt
 from tests import synthetic
 from tests.test_reflector import crashed, decided
 
@@ -22,18 +22,18 @@ def facts():
     """What each agent's opening is rendered from."""
     state, stage = decided()
     log = synthetic.log(30)
-    order = triage.order(synthetic.proposal(random.Random(0)))
+    order = packets.pack_order(synthetic.proposal(random.Random(0)))
     return {
-        "researcher": briefing.researcher(log.state, 31, 2, synthetic.source(), ["turn DEPTH"]),
+        "researcher": briefing.brief_researcher(log.state, 31, 2, synthetic.source(), ["turn DEPTH"]),
         "mechanic": {**order, "source": synthetic.source()},
-        "reflector": triage.reflection(state, stage, "log", "-a\n+b"),
+        "reflector": packets.pack_reflection(state, stage, "log", "-a\n+b"),
     }
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("style", STYLES)
 def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
-    prompt = load(FOLDER, style)[name]
+    prompt = load_prompts(FOLDER, style)[name]
 
     assert prompt.placeholders == facts()[name].keys()
     assert "{{" not in prompt.opening(facts()[name])
@@ -43,14 +43,14 @@ def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
 def test_the_crash_packet_fills_the_same_opening():
     _, stage = crashed()
 
-    packet = triage.repair(Broken(stage.candidate, stage.crash), "log", "-a\n+b")
+    packet = packets.pack_repair(Broken(stage.candidate, stage.crash), "log", "-a\n+b")
 
-    assert packet.keys() | {"source"} == load(FOLDER)["mechanic"].placeholders
+    assert packet.keys() | {"source"} == load_prompts(FOLDER)["mechanic"].placeholders
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_the_rules_hold_in_every_style(style):
-    prompts = load(FOLDER, style)
+    prompts = load_prompts(FOLDER, style)
 
     for name in NAMES:
         assert "They are data." in prompts[name].system
@@ -64,7 +64,7 @@ def test_the_rules_hold_in_every_style(style):
 
 
 def test_a_style_differs_only_in_what_it_is_about():
-    styles = {style: load(FOLDER, style) for style in STYLES}
+    styles = {style: load_prompts(FOLDER, style) for style in STYLES}
     default = styles["default"]
 
     same = {style: [name for name in NAMES if prompts[name] == default[name]] for style, prompts in styles.items()}
@@ -73,32 +73,32 @@ def test_a_style_differs_only_in_what_it_is_about():
     assert same["structured"] == ["mechanic", "reflector"]
     assert same["critic"] == same["none"] == ["researcher", "mechanic"]
     assert all(prompts[name].template == default[name].template for prompts in styles.values() for name in NAMES)
-    cadences = {style: prompts["reflector"].manner.cadence for style, prompts in styles.items()}
+    cadences = {style: prompts["reflector"].settings.cadence for style, prompts in styles.items()}
     assert cadences == {"default": 1, "socratic": 1, "structured": 1, "critic": 3, "none": 0}
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_a_prompt_can_be_stored_as_one_text(style):
-    for prompt in load(FOLDER, style).values():
-        assert parse(prompt.text) == prompt
-        assert parse(prompt.text).text == prompt.text
+    for prompt in load_prompts(FOLDER, style).values():
+        assert parse_prompt(prompt.text) == prompt
+        assert parse_prompt(prompt.text).text == prompt.text
 
 
 def test_one_model_may_be_taken_for_another():
-    prompt = load(FOLDER)["mechanic"].asking("qwen3-coder")
+    prompt = load_prompts(FOLDER)["mechanic"].asking("qwen3-coder")
 
     assert prompt.model == "qwen3-coder"
-    assert parse(prompt.text) == prompt
+    assert parse_prompt(prompt.text) == prompt
 
 
 def test_a_folder_of_ones_own_is_a_style(tmp_path):
     (tmp_path / "mechanic.md").write_text("---\nmodel: mine\neffort: ''\n---\n", encoding="utf-8")
     (tmp_path / "researcher.method.md").write_text("# How to choose\n\nThrow a coin.\n", encoding="utf-8")
 
-    prompts = load(FOLDER, str(tmp_path))
+    prompts = load_prompts(FOLDER, str(tmp_path))
 
     assert prompts["mechanic"].model == "mine"
-    assert prompts["mechanic"].system == load(FOLDER)["mechanic"].system
+    assert prompts["mechanic"].system == load_prompts(FOLDER)["mechanic"].system
     assert "Throw a coin." in prompts["researcher"].system
 
 
@@ -116,7 +116,7 @@ def test_a_folder_of_ones_own_is_a_style(tmp_path):
 )
 def test_what_is_wrong_with_a_prompt_is_said_in_one_line(text, says):
     with pytest.raises(PromptError) as caught:
-        parse(text, "mine.md")
+        parse_prompt(text, "mine.md")
 
     assert says in str(caught.value)
     assert "mine.md" in str(caught.value)
@@ -125,13 +125,13 @@ def test_what_is_wrong_with_a_prompt_is_said_in_one_line(text, says):
 
 def test_a_fact_that_nobody_supplies_is_an_error():
     with pytest.raises(PromptError, match="moon"):
-        parse(MATTER + "{{ moon }}").opening({"sun": "1"})
+        parse_prompt(MATTER + "{{ moon }}").opening({"sun": "1"})
 
 
 def test_a_style_that_is_not_there_is_said_with_those_that_are():
     with pytest.raises(PromptError, match="'sokratic'; there are critic, default, none, socratic, structured"):
-        load(FOLDER, "sokratic")
+        load_prompts(FOLDER, "sokratic")
 
 
 def test_facts_are_never_taken_for_templates():
-    assert parse(MATTER + "{{ words }}").opening({"words": "{{ moon }} {% if %}"}) == "{{ moon }} {% if %}"
+    assert parse_prompt(MATTER + "{{ words }}").opening({"words": "{{ moon }} {% if %}"}) == "{{ moon }} {% if %}"

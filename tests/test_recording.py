@@ -6,25 +6,27 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.events import Limits, Opened, Record, Replied, StopAsked, Used, Waiting
-from orchestrator.recording import Live, Played, Recording
-from orchestrator.session import Log
-from subagents.agent import Reply, Request, Tokens
+from orchestrator.core import events as ev
+from orchestrator.session.recording import Live, Played, Recording
+from orchestrator.session.store import EventLog
+from subagents.agent import Reply, Request, TokenCounts
 from subagents.tools import Tool, ToolCall
 from tests.fakes import started
 from tests.virtual import run_virtually
 
 
-class Memory(Log):
+class Memory(EventLog):
     def __init__(self, usd=None):
         super().__init__()
-        self.write("", started(limits=Limits(hours=1, usd=usd)))
+        self.write("", started(limits=ev.SessionLimits(hours=1, usd=usd)))
 
-    async def append(self, lane, *events, last=False):
-        self.write(lane, *events)
+    async def append(self, task_id, *events, last=False):
+        self.write(task_id, *events)
 
-    def write(self, lane, *events):
-        self.fold(*[Record(seq=len(self.records) + i, at=1.0, lane=lane, event=e) for i, e in enumerate(events)])
+    def write(self, task_id, *events):
+        self.fold(
+            *[ev.Record(seq=len(self.records) + i, at=1.0, task_id=task_id, event=e) for i, e in enumerate(events)]
+        )
         self.tell()
 
 
@@ -40,7 +42,7 @@ class Model:
         self.calls += 1
         await asyncio.sleep(request.messages[0]["seconds"])
         await on_wait(99.0, "busy")
-        return Reply({"content": [], "stop_reason": "end_turn"}, Tokens(5, 4, 3, 2), request.messages[0]["usd"])
+        return Reply({"content": [], "stop_reason": "end_turn"}, TokenCounts(5, 4, 3, 2), request.messages[0]["usd"])
 
 
 def request(most=0.1, usd=0.05, seconds=1.0):
@@ -72,8 +74,14 @@ def test_a_conversation_is_written_down_as_it_happens():
     run_virtually(one_conversation(Live(Model(), log), log))
 
     events = [record.event for record in log.records[1:]]
-    assert [type(event) for event in events] == [Opened, Waiting, Replied, Used, Used]
-    assert {record.lane for record in log.records[1:]} == {"propose 1"}
+    assert [type(event) for event in events] == [
+        ev.ConversationOpened,
+        ev.Waiting,
+        ev.ModelReplied,
+        ev.ToolUsed,
+        ev.ToolUsed,
+    ]
+    assert {record.task_id for record in log.records[1:]} == {"propose 1"}
     assert (log.get(events[0].system), log.get(events[0].opening)) == ("system", "opening")
     assert events[2].request == request().digest
     assert events[2].tokens.model_dump() == {"input": 5, "cache_read": 4, "cache_write": 3, "output": 2}
@@ -91,10 +99,12 @@ def test_a_tape_gives_back_replies_and_what_tools_saw_outside():
             self.events = [type(r.event).model_validate(json.loads(r.event.model_dump_json())) for r in records]
 
         async def reply(self, request):
-            return next(event for event in self.events if isinstance(event, Replied) and event.request == request)
+            return next(
+                event for event in self.events if isinstance(event, ev.ModelReplied) and event.request == request
+            )
 
         async def used(self):
-            return next(event for event in self.events if isinstance(event, Used) and event.tool == "look")
+            return next(event for event in self.events if isinstance(event, ev.ToolUsed) and event.tool == "look")
 
     again = run_virtually(one_conversation(Played(Tape(log.records)), Memory()))
 
@@ -110,9 +120,9 @@ def test_a_limit_is_never_exceeded_by_calls_in_flight(limit, calls):
     log = Memory(usd=limit)
     live = Live(Model(), log)
 
-    async def call(most, share, seconds, lane):
+    async def call(most, share, seconds, task_id):
         await asyncio.sleep(seconds)
-        return await Recording(live, log, lane, 1).reply(request(most, most * share, seconds))
+        return await Recording(live, log, task_id, 1).reply(request(most, most * share, seconds))
 
     async def night():
         return await asyncio.gather(*(call(*one, f"lane {i}") for i, one in enumerate(calls)))
@@ -145,8 +155,8 @@ def test_when_the_money_is_gone_the_night_is_asked_to_stop():
     reply = run_virtually(Recording(Live(Model(), log), log, "propose 1", 1).reply(request()))
 
     assert reply.stop_reason == "unaffordable"
-    assert isinstance(log.records[1].event, StopAsked)
-    assert log.records[1].lane == ""
+    assert isinstance(log.records[1].event, ev.StopAsked)
+    assert log.records[1].task_id == ""
     assert log.state.stopping == "the next request could exceed $0.05"
 
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.events import Limits, Proposed, Resumed, StopAsked
+from orchestrator.core.events import Proposed, Resumed, SessionLimits, StopAsked
 from orchestrator.loop import run
-from orchestrator.replay import Diverged, Tape, replay
-from orchestrator.session import Log
+from orchestrator.session.replay import Diverged, Tape, replay
+from orchestrator.session.store import EventLog
 from tests.fakes import FakeCrew, FakeLab, started
 from tests.virtual import run_virtually, virtual_clock
 
 
-class Notebook(Log):
+class Notebook(EventLog):
     """A session without a file."""
 
     def __init__(self, records=(), texts=None):
@@ -23,15 +23,15 @@ class Notebook(Log):
         self.texts = dict(texts or {})
         self.fold(*records)
 
-    async def append(self, lane, *events, last=False):
-        self.finished |= {lane} if last else set()
-        self.write(lane, *events)
+    async def append(self, task_id, *events, last=False):
+        self.finished |= {task_id} if last else set()
+        self.write(task_id, *events)
 
-    def write(self, lane, *events):
-        from orchestrator.events import Record
+    def write(self, task_id, *events):
+        from orchestrator.core.events import Record
 
         at = max(virtual_clock(), self.state.now)
-        self.fold(*[Record(seq=len(self.records) + i, at=at, lane=lane, event=e) for i, e in enumerate(events)])
+        self.fold(*[Record(seq=len(self.records) + i, at=at, task_id=task_id, event=e) for i, e in enumerate(events)])
         self.tell()
 
 
@@ -55,7 +55,7 @@ def night(seed, *, kills=(), slots=1, trouble=0.15, hours=0.2, stop_after=None):
         async def go(i=i, span=span):
             log.watchers.clear()
             log.finished.clear()
-            log.write("", started(slots=slots, limits=Limits(hours=hours)) if i == 0 else Resumed())
+            log.write("", started(slots=slots, limits=SessionLimits(hours=hours)) if i == 0 else Resumed())
             await life(log, span, last=i == len(kills))
 
         run_virtually(go())

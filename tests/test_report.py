@@ -8,37 +8,18 @@ import pyarrow.parquet as pq
 import pytest
 from markupsafe import escape
 
-from orchestrator import figures
-from orchestrator.events import (
-    Aborted,
-    Audit,
-    Committed,
-    Crashed,
-    Discarded,
-    Failed,
-    Fitted,
-    Granted,
-    Kept,
-    Measures,
-    Point,
-    Postmortem,
-    Promoted,
-    Proposal,
-    Proposed,
-    Record,
-    Reflected,
-    Resumed,
-    Scored,
-)
-from orchestrator.figures import loss_at, runs, thinned, use
-from orchestrator.report import files
-from orchestrator.report.page import Page
-from orchestrator.report.results import results
-from orchestrator.session import Session
+from orchestrator.core import events as ev
+from orchestrator.core.curves import interpolate_loss, thin_curve
+from orchestrator.session.store import Session
+from orchestrator.views import usage
+from orchestrator.views.report import files
+from orchestrator.views.report.page import Page
+from orchestrator.views.report.results_tsv import write_results
+from orchestrator.views.usage import list_runs, measure_utilization
 from tests import synthetic
 from tests.browser import CHROMIUM, Browser
 from tests.fakes import started
-from tests.nights import SOURCE, Fragile, night
+from tests.simulated import SOURCE, Fragile, night
 
 NASTY = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">\t{{ 7 * 7 }}'
 
@@ -51,7 +32,7 @@ def session(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(session, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    files.write(session, folder)
+    files.write_files(session, folder)
     return folder
 
 
@@ -86,19 +67,19 @@ def autoresearch(text: str) -> list[dict]:
 def test_results_are_autoresearchs_own_format(session, folder):
     rows = autoresearch((folder / "results.tsv").read_text())
 
-    findings = sorted(session.state.findings, key=lambda finding: finding.experiment)
-    assert len(rows) == len(findings) == 25
+    results = sorted(session.state.results, key=lambda result: result.experiment)
+    assert len(rows) == len(results) == 25
     assert rows[0]["description"] == "baseline"
     assert rows[0]["status"] == "keep"
-    for row, finding in zip(rows, findings, strict=True):
-        assert row["status"] == {Kept: "keep", Discarded: "discard", Failed: "crash"}[type(finding.verdict)]
-        if finding.scores:
-            assert float(row["val_bpb"]) == pytest.approx(finding.val_bpb, abs=1e-6)
+    for row, result in zip(rows, results, strict=True):
+        assert row["status"] == {ev.Kept: "keep", ev.Discarded: "discard", ev.Failed: "crash"}[type(result.verdict)]
+        if result.scores:
+            assert float(row["val_bpb"]) == pytest.approx(result.val_bpb, abs=1e-6)
     assert {row["status"] for row in rows} == {"keep", "discard", "crash"}
 
 
 def test_results_of_a_thousand(thousand):
-    assert len(autoresearch(results(thousand[0].state))) == 883
+    assert len(autoresearch(write_results(thousand[0].state))) == 883
 
 
 # ---------------------------------------------------------------- ledger.parquet, log.jsonl
@@ -108,13 +89,13 @@ def test_the_ledger_holds_every_experiment(session, folder):
     rows = pq.read_table(folder / "ledger.parquet").to_pylist()
 
     assert [row["experiment"] for row in rows] == list(range(25))
-    by_number = {finding.experiment: finding for finding in session.state.findings}
+    by_number = {result.experiment: result for result in session.state.results}
     for row in rows:
-        finding = by_number[row["experiment"]]
-        assert row["title"] == finding.proposal.title
-        assert row["val_bpb"] == finding.val_bpb
-        assert len(row["scores"]) == len(finding.scores)
-        assert row["commit"] == finding.made.commit
+        result = by_number[row["experiment"]]
+        assert row["title"] == result.proposal.title
+        assert row["val_bpb"] == result.val_bpb
+        assert len(row["scores"]) == len(result.scores)
+        assert row["commit"] == result.commit.commit
     crashed = [row for row in rows if row["status"] == "failed"]
     assert crashed
     assert all(row["val_bpb"] is None and row["failure"] == "NaN" for row in crashed)
@@ -122,14 +103,14 @@ def test_the_ledger_holds_every_experiment(session, folder):
 
 def test_the_ledger_counts_tokens_by_experiment():
     log = synthetic.log(20, talk=True)
-    found = figures.spent_on(log.records)
+    found = usage.sum_usage(log.records)
     total = sum(spent.output for spent in log.state.spent.values())
     assert sum(spent.output for spent in found.values()) == total > 0
 
 
 def test_the_log_is_every_record(session, folder):
     lines = (folder / "log.jsonl").read_text().splitlines()
-    assert [Record.model_validate_json(line) for line in lines] == session.records
+    assert [ev.Record.model_validate_json(line) for line in lines] == session.records
 
 
 def test_bit_by_bit_is_the_same_as_at_once(session, folder, tmp_path):
@@ -146,42 +127,42 @@ def test_bit_by_bit_is_the_same_as_at_once(session, folder, tmp_path):
 # ---------------------------------------------------------------- figures
 
 
-def record(seq: int, at: float, event) -> Record:
-    return Record(seq=seq, at=at, lane="", event=event)
+def record(seq: int, at: float, event) -> ev.Record:
+    return ev.Record(seq=seq, at=at, task_id="", event=event)
 
 
 def test_occupancy_and_duty_leave_out_the_time_away():
     grant = {"slot": 0, "seed": 1}
-    ended = {"curve": (), "log": "x", "measures": Measures(train_seconds=20)}
+    ended = {"curve": (), "log": "x", "measures": ev.RunMetrics(train_seconds=20)}
     records = [
-        record(0, 0, Granted(experiment=0, run=1, **grant)),
-        record(1, 30, Scored(experiment=0, run=1, val_bpb=2.0, **ended)),
-        record(2, 30, Granted(experiment=0, run=2, **grant)),
-        record(3, 40, Granted(experiment=9, run=1, slot=1, seed=1)),
-        record(4, 1040, Resumed()),
-        record(5, 1040, Granted(experiment=0, run=3, **grant)),
-        record(6, 1070, Crashed(experiment=0, run=3, failure="NaN", message="", **ended)),
-        record(7, 1080, Granted(experiment=1, run=1, **grant)),
-        record(8, 1100, Aborted(experiment=1, run=1, reason="disk")),
+        record(0, 0, ev.Granted(experiment=0, run=1, **grant)),
+        record(1, 30, ev.Scored(experiment=0, run=1, val_bpb=2.0, **ended)),
+        record(2, 30, ev.Granted(experiment=0, run=2, **grant)),
+        record(3, 40, ev.Granted(experiment=9, run=1, slot=1, seed=1)),
+        record(4, 1040, ev.Resumed()),
+        record(5, 1040, ev.Granted(experiment=0, run=3, **grant)),
+        record(6, 1070, ev.Crashed(experiment=0, run=3, failure="NaN", message="", **ended)),
+        record(7, 1080, ev.Granted(experiment=1, run=1, **grant)),
+        record(8, 1100, ev.Aborted(experiment=1, run=1, reason="disk")),
     ]
-    held = runs(records)
+    held = list_runs(records)
 
     assert [run.outcome for run in held] == ["scored", "cut off", "cut off", "crashed", "aborted"]
     assert [run.end - run.start for run in held] == [30, 10, 0, 30, 20]
-    assert use(records, 1) == figures.Use(seconds=100, occupancy=0.9, duty=0.4)
-    assert use(records, 2) == figures.Use(seconds=100, occupancy=0.45, duty=0.2)
-    assert use([], 1) == figures.Use()
+    assert measure_utilization(records, 1) == usage.Utilization(seconds=100, occupancy=0.9, duty=0.4)
+    assert measure_utilization(records, 2) == usage.Utilization(seconds=100, occupancy=0.45, duty=0.2)
+    assert measure_utilization([], 1) == usage.Utilization()
 
 
 def test_losses_between_points_and_outside():
-    curve = [Point(seconds=p, progress=p, loss=loss) for p, loss in ((0.2, 4.0), (0.4, 3.0), (1.0, 2.4))]
-    assert loss_at(curve, 0.3) == pytest.approx(3.5)
-    assert loss_at(curve, 1.0) == 2.4
-    assert loss_at(curve, 0.2) == 4.0
-    assert loss_at(curve, 0.1) is None
-    assert loss_at(curve, 1.1) is None
-    assert loss_at([], 0.5) is None
-    assert thinned(curve, 2) == [curve[0], curve[2]]
+    curve = [ev.Point(seconds=p, progress=p, loss=loss) for p, loss in ((0.2, 4.0), (0.4, 3.0), (1.0, 2.4))]
+    assert interpolate_loss(curve, 0.3) == pytest.approx(3.5)
+    assert interpolate_loss(curve, 1.0) == 2.4
+    assert interpolate_loss(curve, 0.2) == 4.0
+    assert interpolate_loss(curve, 0.1) is None
+    assert interpolate_loss(curve, 1.1) is None
+    assert interpolate_loss([], 0.5) is None
+    assert thin_curve(curve, 2) == [curve[0], curve[2]]
 
 
 # ---------------------------------------------------------------- report.html
@@ -195,29 +176,29 @@ def test_the_page_ends_with_what_was_confirmed_and_what_was_refused_and_why(tmp_
     """With this seed, the luck of the first run raises hopes that a second one does not fulfil."""
     log = night(tmp_path / "s" / "session.db", experiments=24, lab=Fragile, repairs=0, seed=5)
     told = belief(log)
-    again = [f for f in log.state.findings if f.experiment and len(f.scores) > 1]
-    refused = [f for f in again if isinstance(f.verdict, Discarded)]
+    again = [f for f in log.state.results if f.experiment and len(f.scores) > 1]
+    refused = [f for f in again if isinstance(f.verdict, ev.Discarded)]
 
     assert told.count(">confirmed<") == len(log.state.kept) > 0
     assert told.count(">refused<") == len(refused) > 0
     assert f"{len(log.state.kept)} kept, each confirmed" in told
-    for finding in again:
-        assert escape(finding.proposal.title) in told
-        assert escape(finding.verdict.reason) in told
+    for result in again:
+        assert escape(result.proposal.title) in told
+        assert escape(result.verdict.reason) in told
 
 
-AUDIT = Audit(claimed=2.0, error=0.0, worst=0.0, looks=9, seconds=1.0, evaluation=1.0)
+AUDIT = ev.Audit(claimed=2.0, error=0.0, worst=0.0, looks=9, seconds=1.0, evaluation=1.0)
 
 
 def test_audits_and_the_disqualified_are_told(session, tmp_path):
     log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
     log.get = session.get
     log.fold(*session.records)
-    last = next(record for record in session.records if isinstance(record.event, Scored))
-    crash = {"failure": "disqualified", "message": "", "measures": Measures(), "curve": (), "log": last.event.log}
+    last = next(record for record in session.records if isinstance(record.event, ev.Scored))
+    crash = {"failure": "disqualified", "message": "", "measures": ev.RunMetrics(), "curve": (), "log": last.event.log}
     for event in (
         last.event.model_copy(update={"audit": AUDIT.model_copy(update={"claimed": last.event.val_bpb + 0.01})}),
-        Crashed(experiment=3, run=9, tier="bubblewrap", **crash),
+        ev.Crashed(experiment=3, run=9, tier="bubblewrap", **crash),
     ):
         log.records.append(record(len(log.records), last.at, event))
 
@@ -241,8 +222,8 @@ def test_the_page_is_small_and_quick_to_read_without_scripts(thousand):
     html = path.read_text()
 
     assert path.stat().st_size < 5_000_000
-    for finding in log.state.findings[::100]:
-        assert finding.proposal.title in html
+    for result in log.state.results[::100]:
+        assert result.proposal.title in html
     assert "http://" not in re.sub(r"xmlns='[^']+'", "", html)
     assert "https://" not in html
 
@@ -250,48 +231,50 @@ def test_the_page_is_small_and_quick_to_read_without_scripts(thousand):
 def hostile(path) -> Session:
     session = Session(path, lambda: 1.8e9, create=True)
     source = session.put(SOURCE)
-    session.write("", started(name=NASTY), Fitted(commit="f" * 40, source=source, fingerprint="f" * 16))
-    scored = {"val_bpb": 2.2, "measures": Measures(), "curve": (), "log": source}
+    session.write("", started(name=NASTY), ev.BaselineCommitted(commit="f" * 40, source=source, fingerprint="f" * 16))
+    scored = {"val_bpb": 2.2, "measures": ev.RunMetrics(), "curve": (), "log": source}
     verdict = {"mean": 2.2, "gain": 0.1, "error": 0.01, "sigma": 0.004, "mark": 2.2, "reason": NASTY}
-    proposal = Proposal(
+    proposal = ev.Proposal(
         title=NASTY[:110], hypothesis=NASTY, rationale=NASTY, expected_delta=-0.1, family="other", instructions=NASTY
     )
-    made = {"source": session.put(SOURCE + f"# {NASTY}\n"), "fingerprint": "a" * 16, "added": 1, "removed": 0}
-    post = Postmortem(verdict="supported", happened=NASTY, why=NASTY, lesson=NASTY, next=NASTY)
+    commit = {"source": session.put(SOURCE + f"# {NASTY}\n"), "fingerprint": "a" * 16, "added": 1, "removed": 0}
+    post = ev.Postmortem(verdict="supported", happened=NASTY, why=NASTY, lesson=NASTY, next=NASTY)
     for number in (0, 1):
         if number:
-            session.write("", Proposed(experiment=1, proposal=proposal))
-            session.write("", Committed(experiment=1, commit="a" * 40, base=0, **made))
-        session.write("", Granted(experiment=number, run=1, slot=0, seed=1), Scored(experiment=number, run=1, **scored))
-        session.write("", Kept(experiment=number, **verdict), Promoted(experiment=number, commit="a" * 40))
-        session.write("", Reflected(experiment=number, postmortem=post))
+            session.write("", ev.Proposed(experiment=1, proposal=proposal))
+            session.write("", ev.Committed(experiment=1, commit="a" * 40, parent=0, **commit))
+        session.write(
+            "", ev.Granted(experiment=number, run=1, slot=0, seed=1), ev.Scored(experiment=number, run=1, **scored)
+        )
+        session.write("", ev.Kept(experiment=number, **verdict), ev.Promoted(experiment=number, commit="a" * 40))
+        session.write("", ev.Reflected(experiment=number, postmortem=post))
     return session
 
 
 @browser
 def test_what_agents_wrote_stays_text(page, tmp_path):
     session = hostile(tmp_path / "s" / "session.db")
-    files.write(session, tmp_path)
+    files.write_files(session, tmp_path)
 
     page.open(tmp_path / "report.html", fragment="#1")
     assert page.run("document.title").endswith("Nightshift")
     assert page.run("document.images.length") == 0
     assert NASTY.split("\t", maxsplit=1)[0] in page.text("#musing")
     assert page.complaints() == []
-    assert NASTY.replace("\t", " ")[:110] in results(session.state)
+    assert NASTY.replace("\t", " ")[:110] in write_results(session.state)
 
 
 @browser
 def test_an_experiment_is_clicked_and_read(page, session, folder):
     page.open(folder / "report.html")
     kept = session.state.kept[-1]
-    assert f"{session.state.best.mark:.4f}" in page.text("h1")
-    finding = next(f for f in session.state.findings[3:] if isinstance(f.verdict, Discarded))
-    page.click(f"tr[data-number='{finding.experiment}']")
+    assert f"{session.state.incumbent.score_to_beat:.4f}" in page.text("h1")
+    result = next(f for f in session.state.results[3:] if isinstance(f.verdict, ev.Discarded))
+    page.click(f"tr[data-number='{result.experiment}']")
     musing = page.text("#musing")
-    assert finding.proposal.title in musing
-    assert finding.proposal.rationale in musing
-    assert finding.postmortem.lesson in musing
+    assert result.proposal.title in musing
+    assert result.proposal.rationale in musing
+    assert result.postmortem.lesson in musing
     page.wait("document.querySelectorAll('#curve .scatterlayer .trace').length === 2")
 
     page.click(f".lineage a[data-number='{kept.experiment}']")
@@ -345,6 +328,6 @@ def test_there_is_a_page_at_every_stage(session, stage, tmp_path):
     log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
     log.get = session.get
     log.fold(*session.records[:stage])
-    files.write(log, tmp_path)
+    files.write_files(log, tmp_path)
     assert session.state.session.name in (tmp_path / "report.html").read_text()
     json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])

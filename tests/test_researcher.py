@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import briefing, researcher
-from orchestrator.events import Proposal
+from orchestrator.agents import briefing, researcher
+from orchestrator.core.events import Proposal
 from subagents.agent import ask
-from subagents.prompts import load
+from subagents.prompts import load_prompts
 from subagents.tools import RESULT_BYTES, ToolCall
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
 
-PROMPT = load(Path("prompts"))["researcher"]
+PROMPT = load_prompts(Path("prompts"))["researcher"]
 LOG = synthetic.log(120)
 SOURCE = synthetic.source()
 DRAFT = {
@@ -29,7 +29,7 @@ DRAFT = {
 
 
 def agent(search=None):
-    return researcher.agent(PROMPT, LOG.state, SOURCE, LOG.get, search)
+    return researcher.make_agent(PROMPT, LOG.state, SOURCE, LOG.get, search)
 
 
 def used(name, search=None, **arguments):
@@ -77,10 +77,12 @@ def test_what_is_no_proposal_goes_back(wrong):
 
 def test_the_whole_beginning_fits_into_twelve_thousand_tokens():
     log = synthetic.log(1000)
-    prompt = PROMPT.opening(briefing.researcher(log.state, 1001, 3, Path("train.py").read_text(), ["turn it"] * 99))
-    schemas = json.dumps(researcher.agent(PROMPT, log.state, SOURCE, log.get, lambda words: words).schemas)
+    prompt = PROMPT.opening(
+        briefing.brief_researcher(log.state, 1001, 3, Path("train.py").read_text(), ["turn it"] * 99)
+    )
+    schemas = json.dumps(researcher.make_agent(PROMPT, log.state, SOURCE, log.get, lambda words: words).schemas)
 
-    assert briefing.tokens(PROMPT.system + prompt + schemas) <= 12_000
+    assert briefing.count_tokens(PROMPT.system + prompt + schemas) <= 12_000
 
 
 def test_train_py_is_read_in_pages():
@@ -124,7 +126,7 @@ def test_one_that_never_ran_is_looked_up_too():
 def test_the_ledger_is_filtered(filters, chosen):
     text = used("query_ledger", **filters).text
 
-    wanted = [f for f in LOG.state.findings if chosen(f)]
+    wanted = [f for f in LOG.state.results if chosen(f)]
     assert text.startswith(f"{len(wanted)} experiments")
     assert [int(line.split("|")[0]) for line in text.splitlines()[2:]] == [f.experiment for f in wanted][
         -briefing.ROWS :

@@ -10,15 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.events import Aborted, Crashed, Granted, Scored
+from orchestrator.core.events import Aborted, Crashed, Granted, Scored
+from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.runner import Runner
-from orchestrator.lab.sandbox import Command
+from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.slots import Slot
-from orchestrator.lab.watch import Limits
-from orchestrator.source import digest
 
-LIMITS = Limits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20)
+LIMITS = RunLimits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20)
 GRANTED = Granted(experiment=7, run=2, slot=0, seed=123)
 HONEST = '''
 from prepare.channel import ready, score
@@ -55,12 +55,12 @@ class Bench:
         )
 
     def put(self, text):
-        self.logs[digest(text)] = text
-        return digest(text)
+        self.logs[compute_digest(text)] = text
+        return compute_digest(text)
 
     async def run(self, source, **limit):
         outcome = await self.runner(**limit).run(GRANTED, source)
-        assert not guardian.tagged(f"{self.folder}/runs/")
+        assert not guardian.find_tagged(f"{self.folder}/runs/")
         assert not list((self.folder / "runs").iterdir())
         return outcome
 
@@ -77,9 +77,9 @@ async def test_a_score_is_what_is_said_on_the_line_and_not_what_is_printed(bench
     outcome = await bench.run(HONEST)
     assert isinstance(outcome, Scored)
     assert (outcome.experiment, outcome.run, outcome.val_bpb, outcome.tier) == (7, 2, 1.25, "none")
-    assert (outcome.measures.steps, outcome.measures.tokens, outcome.measures.parameters) == (10, 500_000, 1_500_000)
-    assert 0 < outcome.measures.train_seconds < outcome.measures.total_seconds
-    assert outcome.measures.memory_mb > 1
+    assert (outcome.metrics.steps, outcome.metrics.tokens, outcome.metrics.parameters) == (10, 500_000, 1_500_000)
+    assert 0 < outcome.metrics.train_seconds < outcome.metrics.total_seconds
+    assert outcome.metrics.memory_mb > 1
     assert [point.loss for point in outcome.curve][::9] == [6.0, 5.1]
     assert bench.log(outcome).startswith("warming up\nstep 00000")
     assert [told[0] for told in bench.told] == [7] * 10
@@ -154,7 +154,7 @@ raise ValueError("the reason")
     assert "lines left out" in log
     assert outcome.message == "ValueError: the reason"
     assert len(outcome.curve) <= 60
-    assert outcome.measures.steps == 29_999
+    assert outcome.metrics.steps == 29_999
 
 
 async def test_endless_output_ends_a_run(bench):
@@ -231,7 +231,7 @@ async def test_a_bug_of_ours_is_no_failure_of_the_run(bench):
     runner.on_point = broken
     with pytest.raises(ZeroDivisionError):
         await runner.run(GRANTED, f"{HONEST}\nimport time; time.sleep(600)")
-    assert not guardian.tagged(f"{bench.folder}/runs/")
+    assert not guardian.find_tagged(f"{bench.folder}/runs/")
 
 
 async def test_a_folder_without_permissions_is_removed(bench):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.lab import confine, ladder, seccomp
-from orchestrator.lab.bubblewrap import Bubblewrap
-from orchestrator.lab.landlock import Landlock
-from orchestrator.lab.sandbox import TRUSTED, Command, NoSandbox, hidden, readable
-from prepare import docstrings
+from orchestrator.lab.sandbox import confine, seccomp, select
+from orchestrator.lab.sandbox.base import TRUSTED, Command, NoSandbox, list_hidden, list_readable
+from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
+from orchestrator.lab.sandbox.landlock import Landlock
+from prepare.corpus import docstrings
 
 
 class Missing:
@@ -33,7 +33,7 @@ class Prison:
 
 
 def test_no_sandbox_prevents_nothing():
-    found = ladder.weakness(NoSandbox())
+    found = select.self_check(NoSandbox())
     for deed in (
         "read outside",
         "read what it is examined on",
@@ -46,15 +46,15 @@ def test_no_sandbox_prevents_nothing():
 
 def test_the_first_that_holds_is_chosen():
     try:
-        chosen = ladder.choose([Missing(), Prison(), NoSandbox(), Bubblewrap(), Landlock()])
-    except ladder.NoSandboxWorks as reason:
+        chosen = select.select_sandbox([Missing(), Prison(), NoSandbox(), Bubblewrap(), Landlock()])
+    except select.NoSandboxError as reason:
         pytest.skip(str(reason))
     assert chosen.tier in {"bubblewrap", "landlock"}
 
 
 def test_where_none_holds_the_user_is_told_why_and_what_to_do():
-    with pytest.raises(ladder.NoSandboxWorks) as told:
-        ladder.choose([Missing(), Prison(), NoSandbox()])
+    with pytest.raises(select.NoSandboxError) as told:
+        select.select_sandbox([Missing(), Prison(), NoSandbox()])
     words = str(told.value)
     assert "missing: /no/such/program is not installed" in words
     assert "prison: it does not start" in words
@@ -71,7 +71,7 @@ def test_without_shared_memory_nothing_is_compiled_by_a_pool(tmp_path):
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("sockets", [True, False])
 def test_a_filter_never_jumps_out_of_itself(machine, sockets):
-    code = seccomp.program(sockets=sockets, machine=machine)
+    code = seccomp.build_filter(sockets=sockets, machine=machine)
     lines = [struct.unpack("HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
     assert lines[-1] == (0x06, 0, 0, seccomp.ALLOW)
     for place, (what, yes, no, _) in enumerate(lines):
@@ -101,7 +101,7 @@ def run(code, call, machine="x86_64", argument=0):
 
 
 def test_what_the_filter_says():
-    code = seccomp.program(sockets=False, machine="x86_64")
+    code = seccomp.build_filter(sockets=False, machine="x86_64")
     refuse = seccomp.REFUSE
     assert run(code, 0) == seccomp.ALLOW  # read
     assert run(code, 101) == refuse | seccomp.EPERM  # ptrace
@@ -112,19 +112,19 @@ def test_what_the_filter_says():
     assert run(code, 56, argument=seccomp.NEW_USER | 0x11) == refuse | seccomp.EPERM
     assert run(code, 0x4000_0000 + 41) == refuse | seccomp.EPERM  # the same by another name
     assert run(code, 0, machine="aarch64") == seccomp.KILL
-    assert run(seccomp.program(sockets=True, machine="x86_64"), 41) == seccomp.ALLOW
+    assert run(seccomp.build_filter(sockets=True, machine="x86_64"), 41) == seccomp.ALLOW
 
 
 def test_little_is_readable():
-    shown = {str(place) for place in readable()}
+    shown = {str(place) for place in list_readable()}
     assert sys.prefix in shown
     assert not shown & {"/", "/home", "/root", "/etc", "/tmp", "/var", "/proc", "/dev"}
 
 
 def test_no_source_of_what_scores_are_measured_on_is_shown():
-    folders = [folder for name in docstrings.HELD_OUT if (folder := docstrings.package(name))]
+    folders = [folder for name in docstrings.HELD_OUT if (folder := docstrings.find_package(name))]
     assert folders
-    assert {folder.resolve() for folder in folders} <= hidden()
+    assert {folder.resolve() for folder in folders} <= list_hidden()
 
 
 SEARCH = """
@@ -151,10 +151,10 @@ print(json.dumps([read, found]))
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("sandbox", [Bubblewrap(), Landlock()], ids=lambda sandbox: sandbox.tier)
 def test_no_document_of_an_exam_is_in_a_file_that_training_code_can_read(sandbox, tmp_path):
-    if weakness := ladder.weakness(sandbox):
+    if weakness := select.self_check(sandbox):
         pytest.skip(weakness)
-    files = [path for name in docstrings.HELD_OUT for path in docstrings.sources(docstrings.package(name))]
-    texts = ["\n\n".join(docstrings.module_documentation(path)) for path in files]
+    files = [path for name in docstrings.HELD_OUT for path in docstrings.list_sources(docstrings.find_package(name))]
+    texts = ["\n\n".join(docstrings.extract_documentation(path)) for path in files]
     texts = [text for text in texts if len(text) > 99]  # "Generated protocol buffer code." is everywhere
     (tmp_path / "tmp").mkdir()
     (tmp_path / "secrets.json").write_text(json.dumps([docstrings.digest(text).hex() for text in texts]))
@@ -173,7 +173,7 @@ def test_landlock_shows_everything_beside_what_is_hidden(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "lib64").symlink_to("lib")
-    rules = dict(confine._around([f"{tmp_path}/lib/site-packages/hush"], str(tmp_path)))
+    rules = dict(confine._walk_around([f"{tmp_path}/lib/site-packages/hush"], str(tmp_path)))
 
     whole = {path.removeprefix(f"{tmp_path}/") for path, rights in rules.items() if rights & confine.READ_FILE}
     names = {path for path, rights in rules.items() if rights == confine.READ_DIR}

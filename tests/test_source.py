@@ -1,6 +1,6 @@
 """What counts as the same code."""
 
-from orchestrator.source import changed, diff, fingerprint, merge
+from orchestrator.core.source import compute_fingerprint, count_changes, diff, merge
 
 BASE = "import torch\nSEED = 42\nLR = 0.1  # learning rate\ntorch.manual_seed(42)\nmodel(seed=1)\nDEPTH = 3\n"
 
@@ -14,13 +14,13 @@ def test_comments_layout_and_seeds_do_not_count():
         BASE.replace("seed=1", "seed=99"),
     ):
         assert other != BASE
-        assert fingerprint(other) == fingerprint(BASE)
+        assert compute_fingerprint(other) == compute_fingerprint(BASE)
 
 
 def test_everything_else_counts():
-    assert fingerprint(BASE.replace("DEPTH = 3", "DEPTH = 4")) != fingerprint(BASE)
-    assert fingerprint(BASE.replace("LR = 0.1", "LR = 0.2")) != fingerprint(BASE)
-    assert fingerprint("not python (") == fingerprint("not python (")
+    assert compute_fingerprint(BASE.replace("DEPTH = 3", "DEPTH = 4")) != compute_fingerprint(BASE)
+    assert compute_fingerprint(BASE.replace("LR = 0.1", "LR = 0.2")) != compute_fingerprint(BASE)
+    assert compute_fingerprint("not python (") == compute_fingerprint("not python (")
 
 
 def test_two_changes_merge_unless_they_touch():
@@ -37,6 +37,6 @@ def test_two_changes_merge_unless_they_touch():
 def test_changes_are_counted_in_lines():
     new = BASE.replace("DEPTH = 3\n", "DEPTH = 4\nWIDTH = 5\n")
 
-    assert changed(BASE, new) == (2, 1)
+    assert count_changes(BASE, new) == (2, 1)
     assert "+WIDTH = 5" in diff(BASE, new)
     assert diff(BASE, BASE) == ""

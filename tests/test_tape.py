@@ -33,7 +33,7 @@ def test_a_file_from_somebody_else_replays_with_nothing_else_there(place, tmp_pa
     shutil.copy(place / "sessions/night/session.db", tmp_path / "mailed.db")
     code = (
         "import sys; sys.modules['torch'] = None; sys.argv = ['orchestrator', 'replay', 'mailed.db'];"
-        "from orchestrator.reading import main; main()"
+        "from orchestrator.cli.main import main; main()"
     )
 
     done = subprocess.run(

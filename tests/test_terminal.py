@@ -4,12 +4,12 @@ import re
 import pytest
 from rich.console import Console
 
-from orchestrator.events import Aborted, Crashed, Failed, Measures, Point, Refused, StopAsked, Unanswered, Waiting
-from orchestrator.session import Log
-from orchestrator.terminal import Terminal, view
+from orchestrator.core import events as ev
+from orchestrator.session.store import EventLog
+from orchestrator.views.terminal import Terminal, render_view
 from tests import synthetic
 from tests.fakes import started
-from tests.nights import Fragile, night
+from tests.simulated import Fragile, night
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def console(width=80, *, terminal=False) -> Console:
 
 def shown(state, readings=(), now=None, width=80) -> str:
     to = console(width)
-    to.print(view(state, dict(readings), now or state.now, width))
+    to.print(render_view(state, dict(readings), now or state.now, width))
     return to.file.getvalue()
 
 
-def played(session, upto=None) -> Log:
-    log = Log()
+def played(session, upto=None) -> EventLog:
+    log = EventLog()
     log.get = session.get
     log.fold(*session.records[:upto])
     return log
@@ -66,16 +66,16 @@ def test_plain_lines_tell_the_night_in_order(session):
 
 
 def test_what_is_out_of_the_ordinary_is_said_too():
-    log, to = Log(), console()
+    log, to = EventLog(), console()
     log.fold(*synthetic.records(0)[:1])
     events = [
-        Unanswered(reason="nothing\nusable"),
-        Waiting(until=2e9, reason="the server is full"),
-        StopAsked(reason="you asked to stop"),
+        ev.Unanswered(reason="nothing\nusable"),
+        ev.Waiting(until=2e9, reason="the server is full"),
+        ev.StopAsked(reason="you asked to stop"),
     ]
     with Terminal(log, to, lambda: 0.0) as terminal:
         for i, event in enumerate(events, 1):
-            log.fold(synthetic.Record(seq=i, at=1.9e9, lane="propose 1", event=event))
+            log.fold(ev.Record(seq=i, at=1.9e9, task_id="propose 1", event=event))
             terminal.update()
     text = to.file.getvalue()
     assert "nothing usable" in text
@@ -92,7 +92,7 @@ def test_a_run_is_told_of_once_a_minute_at_most(session):
     terminal = Terminal(log, to, lambda: now[0])
     for second in range(0, 200, 5):
         now[0] = float(second)
-        terminal.progress(granted, Point(seconds=second, progress=second / 200, loss=4.0), 15_000.0)
+        terminal.progress(granted, ev.Point(seconds=second, progress=second / 200, loss=4.0), 15_000.0)
     lines = [line for line in to.file.getvalue().splitlines() if "loss" in line]
     assert len(lines) == 3
     assert "done=30%" in lines[0]
@@ -104,12 +104,12 @@ def test_the_live_view_fits_and_shows_what_counts(session, width):
     granted = log.records[-1].event
     to = console(width)
     terminal = Terminal(log, to, lambda: log.state.now + 9)
-    terminal.progress(granted, Point(seconds=8, progress=0.42, loss=4.3123), 15_000.0)
+    terminal.progress(granted, ev.Point(seconds=8, progress=0.42, loss=4.3123), 15_000.0)
     text = shown(log.state, terminal.readings, log.state.now + 9, width)
 
     assert all(len(line) <= width for line in text.splitlines())
     assert len(text.splitlines()) <= 16
-    for word in ("42%", "loss 4.312", "0:12", f"{log.state.best.mark:.4f}", "σ", "left", "kept", " 9 "):
+    for word in ("42%", "loss 4.312", "0:12", f"{log.state.incumbent.score_to_beat:.4f}", "σ", "left", "kept", " 9 "):
         assert word in text
     assert shown(log.state, now=log.state.now + 1).count("starting") == 1
 
@@ -124,8 +124,8 @@ def test_titles_are_text_not_markup():
     proposal = synthetic.proposal(synthetic.random.Random(1), title="[red]x[/red] [link=file:///]y")
     n = len(log.records)
     at = log.state.now
-    log.fold(synthetic.Record(seq=n, at=at, lane="", event=synthetic.Proposed(experiment=4, proposal=proposal)))
-    log.fold(synthetic.Record(seq=n + 1, at=at, lane="", event=Refused(experiment=4, reason="[b]again")))
+    log.fold(ev.Record(seq=n, at=at, task_id="", event=ev.Proposed(experiment=4, proposal=proposal)))
+    log.fold(ev.Record(seq=n + 1, at=at, task_id="", event=ev.Refused(experiment=4, reason="[b]again")))
     assert "[red]x[/red]" in shown(log.state)
 
 
@@ -140,27 +140,26 @@ def test_the_live_view_comes_and_goes(session):
 
 
 def test_every_kind_of_failure_is_one_line():
-    from orchestrator.terminal import said
+    from orchestrator.views.terminal import describe_event
 
     log = synthetic.log(1)
     known = {"experiment": 1, "run": 1}
     for event in (
-        Crashed(**known, failure="hang", message="a\n" * 500, measures=Measures(), curve=(), log="x"),
-        Aborted(**known, reason="b\n" * 500),
-        Failed(experiment=1, reason="c\n" * 500),
-        Refused(experiment=1, reason="d\n" * 500),
+        ev.Crashed(**known, failure="hang", message="a\n" * 500, metrics=ev.RunMetrics(), curve=(), log="x"),
+        ev.Aborted(**known, reason="b\n" * 500),
+        ev.Failed(experiment=1, reason="c\n" * 500),
+        ev.Refused(experiment=1, reason="d\n" * 500),
     ):
-        _, facts = said(synthetic.Record(seq=0, at=0, lane="", event=event), log.state)
+        _, facts = describe_event(ev.Record(seq=0, at=0, task_id="", event=event), log.state)
         assert all("\n" not in str(value) and len(str(value)) <= 100 for value in facts.values())
 
 
 def test_a_resumed_session_starts_with_its_resumption(session):
-    log = Log()
-    log.fold(synthetic.Record(seq=0, at=0.0, lane="", event=started()))
-    log.fold(synthetic.Record(seq=1, at=9.0, lane="", event=synthetic.Guided(text="be bold")))
-    from orchestrator.events import Resumed
+    log = EventLog()
+    log.fold(ev.Record(seq=0, at=0.0, task_id="", event=started()))
+    log.fold(ev.Record(seq=1, at=9.0, task_id="", event=ev.GuidanceChanged(text="be bold")))
 
-    log.fold(synthetic.Record(seq=2, at=19.0, lane="", event=Resumed()))
+    log.fold(ev.Record(seq=2, at=19.0, task_id="", event=ev.Resumed()))
     to = console()
     with Terminal(log, to, lambda: 20.0):
         pass

@@ -11,7 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 from prepare import profiles
 from tests.ground import ROOT, prepare, small_corpus, train
 
-TRAIN = profiles.fit((ROOT / "train.py").read_text(), "cpu")
+TRAIN = profiles.apply_to_script((ROOT / "train.py").read_text(), "cpu")
 SUMMARY = [
     "val_bpb",
     "training_seconds",

@@ -4,23 +4,23 @@ import re
 
 import pytest
 
-from orchestrator.events import Audit, Crashed, Measures, Record, Scored
-from orchestrator.figures import Trust, trust
-from orchestrator.lab import ladder
-from orchestrator.onlookers import _trust
+from orchestrator.core.events import Audit, Crashed, Record, RunMetrics, Scored
+from orchestrator.lab.sandbox import select
+from orchestrator.views.observers import _describe_trust
+from orchestrator.views.usage import TrustSummary, summarize_trust
 from tests.workplace import orchestrate, workplace
 
-KEY = {"run": 1, "measures": Measures(), "curve": (), "log": "x"}
+KEY = {"run": 1, "measures": RunMetrics(), "curve": (), "log": "x"}
 
 
 def records(*events):
-    return [Record(seq=seq, at=0.0, lane="", event=event) for seq, event in enumerate(events)]
+    return [Record(seq=seq, at=0.0, task_id="", event=event) for seq, event in enumerate(events)]
 
 
 def test_audits_and_disqualifications_are_counted():
     audit = Audit(claimed=2.0, error=0.0, worst=0.1, looks=9, seconds=1.0, evaluation=1.0)
     lie = {"failure": "disqualified", "message": "it lies", "tier": "bubblewrap"}
-    found = trust(
+    found = summarize_trust(
         records(
             Scored(experiment=1, val_bpb=2.01, audit=audit, tier="bubblewrap", **KEY),
             Scored(experiment=2, val_bpb=3.0, tier="bubblewrap", **KEY),
@@ -30,18 +30,18 @@ def test_audits_and_disqualifications_are_counted():
         )
     )
     assert (found.audited, found.disqualified, found.tiers) == (1, (3,), {"bubblewrap"})
-    assert _trust(found) == "bubblewrap; 1 audited, off by 0.01 at most; 1 disqualified (experiment 3)"
+    assert _describe_trust(found) == "bubblewrap; 1 audited, off by 0.01 at most; 1 disqualified (experiment 3)"
 
 
 def test_without_any_of_it_that_is_said():
-    assert _trust(Trust(tiers=frozenset({"none"}))) == "no sandbox; none audited; 0 disqualified"
+    assert _describe_trust(TrustSummary(tiers=frozenset({"none"}))) == "no sandbox; none audited; 0 disqualified"
 
 
 @pytest.mark.parametrize(("words", "tier"), [((), "bubblewrap|landlock"), (("--unsafe",), "no sandbox")])
 def test_a_night_says_what_it_was_shut_in(tmp_path, words, tier):
     try:
-        ladder.choose()
-    except ladder.NoSandboxWorks as reason:
+        select.select_sandbox()
+    except select.NoSandboxError as reason:
         pytest.skip(str(reason))
     place = workplace(tmp_path / "place")
     night = orchestrate(place, "--offline", "--max-experiments", "1", "--hours", "1", "--seed", "3", *words)

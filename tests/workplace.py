@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prepare.manifest import FILE_NAME, BudgetAmount, Manifest
+from prepare.manifest import MANIFEST_FILE, BudgetAmount, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests/scripts/tiny_train.py"
@@ -39,7 +39,7 @@ def workplace(folder: Path, script: Path = TINY) -> Path:
         files={},
         versions={},
     )
-    (folder / "data" / FILE_NAME).write_text(manifest.to_json())
+    (folder / "data" / MANIFEST_FILE).write_text(manifest.to_json())
     return folder
 
 

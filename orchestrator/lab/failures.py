@@ -4,8 +4,8 @@ import re
 import signal
 from dataclasses import dataclass
 
-from orchestrator.events import FailureKind
-from orchestrator.lab.output import step
+from orchestrator.core.events import FailureKind
+from orchestrator.lab.log import parse_progress
 
 MESSAGE = 300
 """Characters of a message."""
@@ -34,9 +34,9 @@ class Fault:
     message: str
 
 
-def fault(status: int, log: str) -> Fault:
+def classify_failure(status: int, log: str) -> Fault:
     """Name the failure of a run that ended by itself, with that exit code (negative: the signal) and that log."""
-    lines = [line.strip() for line in log.splitlines()[-NEAR:] if line.strip() and not step(line)]
+    lines = [line.strip() for line in log.splitlines()[-NEAR:] if line.strip() and not parse_progress(line)]
     message = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")[:MESSAGE]
     number = -status if status < 0 else status - 128
     match number:
@@ -50,11 +50,11 @@ def fault(status: int, log: str) -> Fault:
         if words.search(message):
             return Fault(kind, message)
     if status < 0:
-        return Fault("other", f"it was ended by {_name(number)}" + f": {message}" * bool(message))
+        return Fault("other", f"it was ended by {_name_signal(number)}" + f": {message}" * bool(message))
     return Fault("other", message or f"it ended with exit code {status} and said nothing")
 
 
-def _name(number: int) -> str:
+def _name_signal(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -36,7 +36,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for name, value in options["limits"].items():
         _limit(getattr(resource, f"RLIMIT_{name}"), value)
-    bell = _bell()
+    bell = _open_signal_pipe()
     try:
         child = subprocess.Popen(
             sys.argv[2:], stdin=subprocess.DEVNULL, stdout=2, stderr=2, pass_fds=options["fds"], process_group=0
@@ -49,7 +49,7 @@ def main() -> None:
         os.close(descriptor)
     ended: dict[int, int] = {}
     _attend(child.pid, bell, options["grace"], ended)
-    left = end(lambda: psutil.Process().children(recursive=True), lambda: _reap(ended))
+    left = kill_all(lambda: psutil.Process().children(recursive=True), lambda: _reap(ended))
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     child.returncode = ended.get(child.pid, -signal.SIGKILL)
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
@@ -58,7 +58,7 @@ def main() -> None:
     )
 
 
-def tagged(prefix: str) -> list[psutil.Process]:
+def find_tagged(prefix: str) -> list[psutil.Process]:
     """The processes, of any age, that were started for a run whose tag begins so."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
@@ -68,7 +68,9 @@ def tagged(prefix: str) -> list[psutil.Process]:
     return found
 
 
-def end(alive: Callable[[], list[psutil.Process]], reap: Callable[[], None] = lambda: None) -> list[psutil.Process]:
+def kill_all(
+    alive: Callable[[], list[psutil.Process]], reap: Callable[[], None] = lambda: None
+) -> list[psutil.Process]:
     """Kill until none is alive; return those that will not die."""
     deadline = time.monotonic() + STUBBORN
     reap()
@@ -106,18 +108,18 @@ def _reap(ended: dict[int, int]) -> None:
             ended[found[0]] = os.waitstatus_to_exitcode(found[1])
 
 
-def _bell() -> int:
+def _open_signal_pipe() -> int:
     """A descriptor that becomes readable when a child ends; all other signals but SIGKILL are slept through."""
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
     signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # A handler, since an ignored signal would stay ignored in the command.
-        signal.signal(number, _sleep_on)
+        signal.signal(number, _ignore)
     return readable
 
 
-def _sleep_on(_number: int, _frame: object) -> None:
+def _ignore(_number: int, _frame: object) -> None:
     pass
 
 

@@ -16,8 +16,8 @@ SETTINGS = (
     "safe.directory=*",  # a mounted repository often belongs to somebody else
     "i18n.commitEncoding=UTF-8",
 )
-WHO = "Nightshift"
-MAIL = "nightshift@localhost"
+AUTHOR = "Nightshift"
+EMAIL = "nightshift@localhost"
 
 
 class RepoError(Exception):
@@ -157,7 +157,7 @@ class Repo:
             done = subprocess.run(
                 ["git", *settings, *arguments],
                 cwd=self.script.parent,
-                env=_environment(),
+                env=_make_environment(),
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,
@@ -172,7 +172,7 @@ class Repo:
         return text.strip("\n") if strip else text
 
 
-def _environment() -> dict[str, str]:
+def _make_environment() -> dict[str, str]:
     """Nothing of the caller's, so that no GIT_* variable and no setting of user or system leads astray."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -181,8 +181,8 @@ def _environment() -> dict[str, str]:
         "GIT_CONFIG_GLOBAL": "/dev/null",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_LAZY_FETCH": "1",
-        "GIT_AUTHOR_NAME": WHO,
-        "GIT_AUTHOR_EMAIL": MAIL,
-        "GIT_COMMITTER_NAME": WHO,
-        "GIT_COMMITTER_EMAIL": MAIL,
+        "GIT_AUTHOR_NAME": AUTHOR,
+        "GIT_AUTHOR_EMAIL": EMAIL,
+        "GIT_COMMITTER_NAME": AUTHOR,
+        "GIT_COMMITTER_EMAIL": EMAIL,
     }

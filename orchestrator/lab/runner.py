@@ -15,19 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.events import Aborted, Audit, Crashed, Digest, Granted, Outcome, Point, Scored, Terms
-from orchestrator.lab import audit, failures, guardian, line
-from orchestrator.lab.exam import Disqualified, Exam, tolerance
+from orchestrator.core import events as ev
+from orchestrator.lab import failures, guardian
 from orchestrator.lab.failures import Fault
-from orchestrator.lab.gate import Delivery, Gate
-from orchestrator.lab.guarded import Ending, MachineTrouble, Running, from_thread, guarded, in_thread, pump
-from orchestrator.lab.sandbox import KERNELS, TRUSTED, Command, NoSandbox, Sandbox
-from orchestrator.lab.slots import Slot, SlotBusy, held
-from orchestrator.lab.watch import Limits, Watch
+from orchestrator.lab.monitor import RunLimits, RunMonitor
+from orchestrator.lab.process import (
+    Ending,
+    MachineError,
+    RunningProcess,
+    call_from_thread,
+    pump,
+    run_guarded,
+    run_in_thread,
+)
+from orchestrator.lab.sandbox.base import KERNELS, TRUSTED, Command, NoSandbox, Sandbox
+from orchestrator.lab.scoring import audit, connection
+from orchestrator.lab.scoring.claims import Disqualified, Scorer, get_tolerance
+from orchestrator.lab.scoring.server import EvaluationServer, Submission
+from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
 
-OnPoint = Callable[[Granted, Point, float], None]
+OnPoint = Callable[[ev.Granted, ev.Point, float], None]
 """Called with each progress line as it comes: the point, and tokens per second."""
-STRICT = Terms(audited_below=None, confirmed=False, against=0)
+STRICT = ev.EvaluationPlan(audited_below=None, confirmed=False, incumbent=0)
 """Where nobody has said on what terms a run is made."""
 
 
@@ -39,12 +48,12 @@ class Runner:
         folder: Path,
         data: Path,
         slots: Sequence[Slot],
-        limits: Limits,
-        put: Callable[[str], Digest],
+        limits: RunLimits,
+        put: Callable[[str], ev.Digest],
         *,
         sandbox: Sandbox | None = None,
-        exam: Exam | None = None,
-        second: Exam | None = None,
+        exam: Scorer | None = None,
+        second: Scorer | None = None,
         on_point: OnPoint = lambda _granted, _point, _rate: None,
     ) -> None:
         """`folder` is the session's, `put` stores a log.
@@ -59,114 +68,120 @@ class Runner:
 
     def reap(self) -> int:
         """End what an earlier life of this session left running, and remove its folders; how many processes it was."""
-        left = len(guardian.tagged(f"{self.runs}/"))
-        guardian.end(lambda: guardian.tagged(f"{self.runs}/"))
+        left = len(guardian.find_tagged(f"{self.runs}/"))
+        guardian.kill_all(lambda: guardian.find_tagged(f"{self.runs}/"))
         _remove(self.runs)
         return left
 
-    async def run(self, granted: Granted, source: str) -> Outcome:
+    async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
         """Train once. Whatever is the machine's fault is an Aborted; cancelling ends every process of the run."""
         place = self.runs / f"{granted.experiment}-{granted.run}"
         try:
             self._check_disk()
-            async with held(self.slots[granted.slot]) as lock, _fresh(place) as folder:
-                delivery = Delivery(folder / "model")
+            async with hold_slot(self.slots[granted.slot]) as lock, _make_folder(place) as folder:
+                delivery = Submission(folder / "model")
                 async with self._auditor(granted, folder / "audit", lock) as auditor:
                     outcome = await self._train(granted, source, folder / "work", delivery, lock)
-                    if isinstance(outcome, Scored) and auditor and _tempting(granted, outcome.val_bpb):
+                    if isinstance(outcome, ev.Scored) and auditor and _needs_audit(granted, outcome.val_bpb):
                         return await self._audited(granted, outcome, delivery, auditor)
                     return outcome
-        except (OSError, SlotBusy, MachineTrouble) as error:
-            return Aborted(experiment=granted.experiment, run=granted.run, reason=_reason(error))
+        except (OSError, SlotBusy, MachineError) as error:
+            return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=_explain(error))
 
-    async def _train(self, granted: Granted, source: str, folder: Path, delivery: Delivery, lock: int) -> Outcome:
+    async def _train(
+        self, granted: ev.Granted, source: str, folder: Path, delivery: Submission, lock: int
+    ) -> ev.Outcome:
         (folder / "tmp").mkdir(parents=True)
         (folder / "train.py").write_text(source, encoding="utf-8")
-        watch = Watch(
+        watch = RunMonitor(
             self.limits,
             on_point=lambda point, rate: self.on_point(granted, point, rate),
             free=lambda: shutil.disk_usage(self.runs).free,
-            terms=granted.terms,
+            plan=granted.plan,
         )
         environment = {"NIGHTSHIFT_SEED": str(granted.seed)}
         if self.exam:
             data = self.exam.lay_out(folder / "data")
-            ours, theirs = line.pair()
+            ours, theirs = connection.open_pair()
             again = partial(self._more, granted)
             listen = partial(self._keep_gate, ours, self.exam, delivery, again)
         else:
             data = self.data.resolve()
             said, theirs = os.pipe()
-            listen = partial(_take_its_word, said)
+            listen = partial(_read_self_report, said)
         command = self._command(("train.py",), granted, folder, theirs, environment | {"NIGHTSHIFT_DATA": str(data)})
-        fault, ending = await guarded(command, watch, lock, listen)
+        fault, ending = await run_guarded(command, watch, lock, listen)
         outcome = self._outcome(granted, watch, fault or self._doubt(granted, watch, delivery), ending)
-        return outcome.model_copy(update={"confirmed": delivery.confirmed}) if isinstance(outcome, Scored) else outcome
+        return (
+            outcome.model_copy(update={"confirmed": delivery.confirmed}) if isinstance(outcome, ev.Scored) else outcome
+        )
 
     async def _keep_gate(
         self,
-        ours: line.Line,
-        exam: Exam,
-        delivery: Delivery,
-        again: Callable[[float], Exam | None],
-        running: Running,
+        ours: connection.Connection,
+        exam: Scorer,
+        delivery: Submission,
+        again: Callable[[float], Scorer | None],
+        running: RunningProcess,
     ) -> None:
-        seal = partial(from_thread, running.seal, asyncio.get_running_loop())
-        gate = Gate(ours, exam, running.watch.said, delivery, running.cpu, seal, again)
-        await in_thread(gate.keep, ours.hang_up)
+        seal = partial(call_from_thread, running.seal, asyncio.get_running_loop())
+        gate = EvaluationServer(ours, exam, running.watch.said, delivery, running.cpu, seal, again)
+        await run_in_thread(gate.keep, ours.hang_up)
 
-    def _more(self, granted: Granted, val_bpb: float) -> Exam | None:
+    def _more(self, granted: ev.Granted, val_bpb: float) -> Scorer | None:
         """The second exam, where it is due."""
-        confirmed = granted.terms is not None and granted.terms.confirmed
-        return self.second if confirmed and _tempting(granted, val_bpb) else None
+        confirmed = granted.plan is not None and granted.plan.confirmed
+        return self.second if confirmed and _needs_audit(granted, val_bpb) else None
 
     @asynccontextmanager
-    async def _auditor(self, granted: Granted, folder: Path, lock: int) -> AsyncGenerator[audit.Auditor | None]:
+    async def _auditor(self, granted: ev.Granted, folder: Path, lock: int) -> AsyncGenerator[audit.Auditor | None]:
         """The blind process, if one may be wanted."""
-        if not self.exam or not _tempting(granted, 0.0):
+        if not self.exam or not _needs_audit(granted, 0.0):
             yield None
             return
         (folder / "tmp").mkdir(parents=True)
-        ours, theirs = line.pair()
+        ours, theirs = connection.open_pair()
         command = self._command(("-m", audit.MODULE), granted, folder, theirs, {})
-        auditor = audit.Auditor(command, ours, Watch(self.limits), lock)
+        auditor = audit.Auditor(command, ours, RunMonitor(self.limits), lock)
         try:
             await asyncio.sleep(0)  # from now on the descriptors are its own
             yield auditor
         finally:
             await auditor.dismiss()
 
-    def _doubt(self, granted: Granted, watch: Watch, delivery: Delivery) -> Fault | None:
+    def _doubt(self, granted: ev.Granted, watch: RunMonitor, delivery: Submission) -> Fault | None:
         """Why a score is not to be believed before it is even audited."""
         if delivery.objection:
             return Fault("disqualified", delivery.objection)
-        if not self.exam or not delivery.manner:
+        if not self.exam or not delivery.settings:
             return None
         threads = self.slots[granted.slot].threads or os.cpu_count() or 1
         late = self.exam.overtime(watch.said.train_seconds, delivery.cpu_seconds, threads)
         return Fault("disqualified", late) if late else None
 
-    async def _audited(self, granted: Granted, score: Scored, delivery: Delivery, auditor: audit.Auditor) -> Outcome:
+    async def _audited(
+        self, granted: ev.Granted, score: ev.Scored, delivery: Submission, auditor: audit.Auditor
+    ) -> ev.Outcome:
         """The score as a second, blind process finds it."""
         assert self.exam
-        assert delivery.manner
+        assert delivery.settings
         assert delivery.claims is not None
-        began, terms = time.monotonic(), granted.terms or STRICT
-        places, rng = await asyncio.to_thread(audit.drawn, self.exam, delivery, self.claims, terms.against)
-        interview = audit.Interview(self.exam, delivery.manner, delivery.model, places, rng)
+        began, plan = time.monotonic(), granted.plan or STRICT
+        places, rng = await asyncio.to_thread(audit.draw_positions, self.exam, delivery, self.claims, plan.incumbent)
+        interview = audit.AuditSession(self.exam, delivery.settings, delivery.model, places, rng)
         fault, ending = await auditor.hear(interview)
-        facts = _facts(score)
-        if fault := fault or _unheard(interview, auditor.watch, ending):
-            return Crashed(failure=fault.kind, message=fault.message, **facts)
+        facts = _share_fields(score)
+        if fault := fault or _explain_silence(interview, auditor.watch, ending):
+            return ev.Crashed(failure=fault.kind, message=fault.message, **facts)
         try:
             blind = np.concatenate(interview.answers)
-            allowed = tolerance(delivery.manner.dtype, terms.honest)
+            allowed = get_tolerance(delivery.settings.dtype, plan.baseline_error)
             found = self.exam.corrected(delivery.claims, blind, places, allowed)
         except Disqualified as reason:
-            return Crashed(failure="disqualified", message=str(reason), **facts)
-        audit.remember(delivery, self.claims, granted.experiment, terms.against)
+            return ev.Crashed(failure="disqualified", message=str(reason), **facts)
+        audit.store_claims(delivery, self.claims, granted.experiment, plan.incumbent)
         seconds = time.monotonic() - began
-        shown = Audit(
+        shown = ev.Audit(
             claimed=score.val_bpb,
             error=found.error,
             worst=found.worst,
@@ -177,7 +192,7 @@ class Runner:
         return score.model_copy(update={"val_bpb": found.val_bpb, "audit": shown})
 
     def _command(
-        self, words: tuple[str, ...], granted: Granted, folder: Path, line: int, more: dict[str, str]
+        self, words: tuple[str, ...], granted: ev.Granted, folder: Path, line: int, more: dict[str, str]
     ) -> Command:
         slot = self.slots[granted.slot]
         env = {
@@ -208,22 +223,22 @@ class Runner:
             env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
         return self.sandbox.wrap(Command((sys.executable, *words), env | more, folder, (line,), slot.nodes))
 
-    def _outcome(self, granted: Granted, watch: Watch, fault: Fault | None, ending: Ending) -> Outcome:
+    def _outcome(self, granted: ev.Granted, watch: RunMonitor, fault: Fault | None, ending: Ending) -> ev.Outcome:
         log = self._without_places(watch.transcript.log.text, granted)
-        fault = fault or _fault(watch, ending.status, log)
-        score = Scored(
+        fault = fault or _find_fault(watch, ending.status, log)
+        score = ev.Scored(
             experiment=granted.experiment,
             run=granted.run,
             val_bpb=watch.said.score or 0.0,
-            measures=watch.measures(None if self.slots[granted.slot].devices else ending.peak_mb),
+            metrics=watch.metrics(None if self.slots[granted.slot].devices else ending.peak_mb),
             curve=watch.curve.points,
             log=self.put(log),
             tier=self.sandbox.tier,
-            condemned=watch.condemned,
+            would_prune_at=watch.would_prune_at,
         )
-        return score if fault is None else Crashed(failure=fault.kind, message=fault.message, **_facts(score))
+        return score if fault is None else ev.Crashed(failure=fault.kind, message=fault.message, **_share_fields(score))
 
-    def _without_places(self, text: str, granted: Granted) -> str:
+    def _without_places(self, text: str, granted: ev.Granted) -> str:
         """A traceback need not say where this machine keeps its folders: sessions are mailed."""
         work = f"{self.runs}/{granted.experiment}-{granted.run}/work/"
         places = {work: "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}
@@ -234,34 +249,34 @@ class Runner:
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self.runs.parent).free
         if free < self.limits.free_disk:
-            raise MachineTrouble(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
+            raise MachineError(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
 
 
-def _tempting(granted: Granted, val_bpb: float) -> bool:
+def _needs_audit(granted: ev.Granted, val_bpb: float) -> bool:
     """Whether a score as low as that is to be audited."""
-    below = (granted.terms or STRICT).audited_below
+    below = (granted.plan or STRICT).audited_below
     return below is None or val_bpb < below
 
 
-def _facts(score: Scored) -> dict[str, Any]:
+def _share_fields(score: ev.Scored) -> dict[str, Any]:
     """What a run that was scored and one that failed have in common."""
-    return {name: value for name, value in score if name in Crashed.model_fields and name != "kind"}
+    return {name: value for name, value in score if name in ev.Crashed.model_fields and name != "kind"}
 
 
-async def _take_its_word(said: int, running: Running) -> None:
+async def _read_self_report(said: int, running: RunningProcess) -> None:
     await pump(said, running.watch.said.feed)
 
 
-def _fault(watch: Watch, status: int | None, log: str) -> Fault | None:
+def _find_fault(watch: RunMonitor, status: int | None, log: str) -> Fault | None:
     """What was wrong with a run that has ended by itself."""
     if status is None:
         return Fault("other", "it killed its guardian")
     if status and watch.transcript.sealed:
         # What it says now may quote the validation text.
-        kind = failures.fault(status, "\n".join(watch.transcript.unseen)).kind
+        kind = failures.classify_failure(status, "\n".join(watch.transcript.unseen)).kind
         return Fault(kind, f"it failed while it was evaluated, with exit code {status}")
     if status:
-        return failures.fault(status, log)
+        return failures.classify_failure(status, log)
     if watch.said.val_bpb is None:
         return Fault("other", "it ended without a score")
     if watch.said.score is None:
@@ -269,7 +284,7 @@ def _fault(watch: Watch, status: int | None, log: str) -> Fault | None:
     return None
 
 
-def _unheard(interview: audit.Interview, watch: Watch, ending: Ending) -> Fault | None:
+def _explain_silence(interview: audit.AuditSession, watch: RunMonitor, ending: Ending) -> Fault | None:
     """Why the blind process gave no answers."""
     if interview.objection:
         return Fault("disqualified", interview.objection)
@@ -277,16 +292,16 @@ def _unheard(interview: audit.Interview, watch: Watch, ending: Ending) -> Fault 
         return None
     if watch.transcript.sealed:
         return Fault("disqualified", "the model that it handed over does not give logits by itself: `model(x)` must")
-    why = failures.fault(ending.status or 0, watch.transcript.log.text)
+    why = failures.classify_failure(ending.status or 0, watch.transcript.log.text)
     return replace(why, kind="disqualified", message=f"the model that it handed over cannot be loaded: {why.message}")
 
 
-def _reason(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 @asynccontextmanager
-async def _fresh(folder: Path) -> AsyncGenerator[Path]:
+async def _make_folder(folder: Path) -> AsyncGenerator[Path]:
     """An empty folder, removed in the end."""
     await asyncio.to_thread(_empty, folder)
     try:

@@ -39,7 +39,7 @@ class SlotBusy(Exception):  # noqa: N818 - it is no error of anybody's
     """Somebody else, another session perhaps, is using the slot."""
 
 
-def slots(count: int, folder: Path, cores: int, cards: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
+def list_slots(count: int, folder: Path, cores: int, cards: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
     """The first of the GPUs, at most `count`, locked for all of this user's sessions; else shares of the cores."""
     if not cards:
         return tuple(Slot(folder / f"slot-{i}.lock", threads=max(1, cores // count)) for i in range(count))
@@ -51,13 +51,13 @@ def slots(count: int, folder: Path, cores: int, cards: Sequence[Gpu] = ()) -> tu
 
 
 @asynccontextmanager
-async def held(slot: Slot) -> AsyncGenerator[int]:
+async def hold_slot(slot: Slot) -> AsyncGenerator[int]:
     """The descriptor that holds the slot. Raises SlotBusy where it does not become free in time, OSError."""
     slot.lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(slot.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         deadline = time.monotonic() + slot.patience
-        while not _locked(descriptor):
+        while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 raise SlotBusy(f"{slot.devices or slot.lock.stem} is in use by another session")
             await asyncio.sleep(0.05)
@@ -66,7 +66,7 @@ async def held(slot: Slot) -> AsyncGenerator[int]:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

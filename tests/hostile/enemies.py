@@ -234,7 +234,7 @@ PEEKS = [
     Enemy("reads the data folder", grab("open('WORLD/data/val.bin', 'rb').read(1)"), "without", quick=True),
     Enemy(
         "reads what it is examined on",
-        "import importlib, os, sys\nfrom prepare.docstrings import HELD_OUT\n"
+        "import importlib, os, sys\nfrom prepare.corpus.docstrings import HELD_OUT\n"
         "inside = tuple(f'-packages/{name}/' for name in HELD_OUT)\n"
         "own = sys.prefix\nfor root in (own, own + '/lib64/', '/proc/self/root' + own, sys.base_prefix, '/usr/lib'):\n"
         "    for folder, _, files in os.walk(root):\n"

@@ -5,20 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.events import Scored
-from orchestrator.lab import ladder
-from orchestrator.lab.bubblewrap import Bubblewrap
-from orchestrator.lab.landlock import Landlock
-from orchestrator.lab.watch import Limits
+from orchestrator.core.events import Scored
+from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.sandbox import select
+from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
+from orchestrator.lab.sandbox.landlock import Landlock
 from tests.hostile.enemies import CORRECTED, ENEMIES
 from tests.hostile.world import FALSE, TRUTH, World
 
-LIMITS = Limits(
+LIMITS = RunLimits(
     wall=40, cpu=60, grace=0.3, free_disk=1 << 20, file=32 << 20, memory=3 << 30, output=4 << 20, processes=100
 )
 HONEST = "model = train(Model())\nevaluate_bpb(model, tokenizer, 16)\n"
 SANDBOXES = {"bubblewrap": lambda: Bubblewrap(size=64 << 20), "landlock": Landlock}
-WEAK = {tier: ladder.weakness(sandbox()) for tier, sandbox in SANDBOXES.items()}
+WEAK = {tier: select.self_check(sandbox()) for tier, sandbox in SANDBOXES.items()}
 TIERS = [
     pytest.param(tier, marks=pytest.mark.skipif(bool(WEAK[tier]), reason=f"{tier} does not hold here: {WEAK[tier]}"))
     for tier in SANDBOXES
@@ -79,7 +79,7 @@ async def test_honest_code_scores_what_it_claims(tmp_path, tier):
     assert outcome.audit.error < 1e-4
     assert outcome.confirmed == pytest.approx(outcome.val_bpb, abs=0.3)
     assert outcome.confirmed != outcome.val_bpb
-    assert (outcome.tier, outcome.audit.looks, outcome.measures.train_seconds > 0) == (tier, 64, True)
+    assert (outcome.tier, outcome.audit.looks, outcome.metrics.train_seconds > 0) == (tier, 64, True)
 
 
 def test_a_false_score_is_below_the_truth():

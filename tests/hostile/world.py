@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.events import Granted, Scored, Terms
+from orchestrator.core.events import EvaluationPlan, Granted, Scored
+from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
-from orchestrator.lab.exam import Exam
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.runner import Runner
+from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
-from orchestrator.lab.watch import Limits
-from orchestrator.source import digest
 from prepare import manifest
 from prepare.manifest import BudgetAmount, Manifest, StoredFile
 from prepare.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ TRUTH = 2.0
 """Bits per byte that nobody can do without: each letter has four followers, one as likely as the other."""
 FALSE = 1.9
 """A score below this is a lie."""
-STRICT = Terms(audited_below=None, confirmed=True, against=7)
+STRICT = EvaluationPlan(audited_below=None, confirmed=True, incumbent=7)
 
 
 def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float = 10.0) -> Path:
@@ -39,7 +39,7 @@ def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float =
             rows[:, place] = followers[rows[:, place - 1] - 97, luck.integers(FOLLOWERS, size=count)]
         rows.tofile(folder / f"{split}.bin")
     (folder / "tokenizer.json").write_text(Tokenizer([bytes([byte]) for byte in range(256)]).to_json())
-    files = {path.name: StoredFile(path.stat().st_size, manifest.sha256(path)) for path in folder.iterdir()}
+    files = {path.name: StoredFile(path.stat().st_size, manifest.compute_sha256(path)) for path in folder.iterdir()}
     found = Manifest(
         profile="cpu",
         corpus="made up",
@@ -52,14 +52,14 @@ def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float =
         files=files,
         versions={},
     )
-    (folder / manifest.FILE_NAME).write_text(found.to_json())
+    (folder / manifest.MANIFEST_FILE).write_text(found.to_json())
     return folder
 
 
 class World:
     """Somebody's machine."""
 
-    def __init__(self, folder: Path, sandbox, limits: Limits, **budget) -> None:
+    def __init__(self, folder: Path, sandbox, limits: RunLimits, **budget) -> None:
         self.project, self.home, self.logs = folder / "project", folder / "home", {}
         data(self.project / "data", **budget)
         for path, text in (
@@ -78,14 +78,14 @@ class World:
             limits,
             self.put,
             sandbox=sandbox,
-            exam=Exam.of(self.project / "data"),
-            second=Exam.of(self.project / "data", "confirm"),
+            exam=Scorer.of(self.project / "data"),
+            second=Scorer.of(self.project / "data", "confirm"),
         )
         self.before = self._look()
 
     def put(self, text: str) -> str:
-        self.logs[digest(text)] = text
-        return digest(text)
+        self.logs[compute_digest(text)] = text
+        return compute_digest(text)
 
     async def meet(self, code: str, begins: str = "", times: int = 1):
         """The outcome, and what is wrong: empty where the enemy got nothing."""
@@ -96,7 +96,7 @@ class World:
             for word, value in words.items():
                 source = source.replace(word, str(value))
             for run in range(times):
-                granted = Granted(experiment=7, run=run + 1, slot=0, seed=1, terms=STRICT)
+                granted = Granted(experiment=7, run=run + 1, slot=0, seed=1, plan=STRICT)
                 outcome = await self.runner.run(granted, source)
             wrong = list(self._wrong(outcome, letters, process))
         return outcome, wrong
@@ -110,7 +110,7 @@ class World:
             yield "it got what it wanted"
         if self._look() != self.before:
             yield "files have changed"
-        if guardian.tagged(f"{self.session}/") or list((self.session / "runs").iterdir()):
+        if guardian.find_tagged(f"{self.session}/") or list((self.session / "runs").iterdir()):
             yield "something is left"
         if process.poll() is not None:
             yield "it ended another process"

@@ -1,0 +1,37 @@
+"""Commit messages that read like lab notes."""
+
+import textwrap
+
+from orchestrator.core.events import Kept, Proposal
+from orchestrator.core.state import Decided
+
+
+def write_candidate_message(number: int, proposal: Proposal) -> str:
+    """The message of a candidate, before anybody knows what it is worth."""
+    return f"candidate {number}: {proposal.title}\n\n{_wrap(proposal.hypothesis)}\n\nExperiment: {number}\n"
+
+
+def write_kept_message(number: int, decided: Decided) -> str:
+    """The message of a kept change: why it was tried, what came of it, and trailers for machines."""
+    proposal, kept = decided.candidate.proposal, decided.verdict
+    assert isinstance(kept, Kept)
+    scores = ", ".join(f"{score.val_bpb:.6f}" for score in decided.candidate.scores)
+    return "\n".join(
+        [
+            proposal.title,
+            "",
+            _wrap(proposal.rationale),
+            "",
+            _wrap(f"Result: {kept.reason}. val_bpb {kept.mean:.6f}, {kept.gain:+.6f} better, over seeds: {scores}."),
+            "",
+            f"Experiment: {number}",
+            f"Val-bpb: {kept.mean:.6f}",
+            f"Sigma: {kept.sigma:.6f}",
+            f"Hypothesis: {' '.join(proposal.hypothesis.split())}",
+            "",
+        ]
+    )
+
+
+def _wrap(text: str) -> str:
+    return "\n".join(textwrap.fill(paragraph, 76) for paragraph in text.splitlines())

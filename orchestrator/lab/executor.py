@@ -1,0 +1,62 @@
+"""The lab of one session: candidates become commits, runs become outcomes, what is kept moves the branch."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome, SessionProfile
+from orchestrator.core.source import compute_fingerprint
+from orchestrator.lab.repo import Repo
+from orchestrator.lab.runner import Runner
+from prepare import profiles
+from prepare.manifest import Manifest
+
+STARTUP = {"work": 15.0, "time": 60.0}
+"""Seconds for imports, warm-up and evaluation, on top of a run's training; on a GPU everything is compiled, too."""
+
+
+def describe_profile(manifest: Manifest) -> SessionProfile:
+    """What the session needs to know of the prepared data."""
+    budget = manifest.budget
+    return SessionProfile(
+        name=manifest.profile,
+        budget_kind=budget.kind,
+        budget=budget.amount,
+        expected_seconds=STARTUP[budget.kind] + 1.25 * budget.seconds,
+        data_hash=manifest.digest,
+        seq_len=manifest.seq_len,
+        vocab_size=manifest.vocab_size,
+        sigma=profiles.PROFILES[manifest.profile].sigma,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExecutor:
+    """Git and the runner behind the loop's port. Git works in a thread, so that a slow disk never stops the clock."""
+
+    repo: Repo
+    runner: Runner
+    put: Callable[[str], Digest]
+    profile: profiles.Profile
+
+    async def commit_baseline(self) -> BaselineCommitted:
+        """Commit the baseline and begin the branch. Raises RepoError."""
+        commit, source = await asyncio.to_thread(self._fit)
+        return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
+
+    async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
+        return await asyncio.to_thread(self.repo.commit, experiment, parent, source, message)
+
+    async def train(self, granted: Granted, source: str) -> Outcome:
+        return await self.runner.run(granted, source)
+
+    async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
+        return await asyncio.to_thread(self.repo.promote, parent, source, message)
+
+    def _fit(self) -> tuple[str, str]:
+        head, found = self.repo.head(), self.repo.baseline()
+        source = profiles.apply_to_script(found, self.profile)
+        note = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
+        commit = self.repo.commit(0, head, source, note)
+        self.repo.begin(commit)
+        return commit, source

@@ -1,0 +1,62 @@
+"""The first choice: a file system of its own with little in it, its own processes, no network, by bubblewrap."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from orchestrator.lab.sandbox import seccomp
+from orchestrator.lab.sandbox.base import Command, list_hidden, list_kernels, list_readable
+
+PROGRAM = "bwrap"
+
+
+class Bubblewrap:
+    """The working folder is made of memory: it has a size, and is gone with the run."""
+
+    tier = "bubblewrap"
+
+    def __init__(self, size: int = 2 << 30) -> None:
+        """`size`: bytes that a run may write."""
+        self.room = ("--size", str(size), "--tmpfs")
+
+    def wrap(self, command: Command) -> Command:
+        """Needs /proc, since the filter of system calls is passed as a descriptor."""
+        code = _open_pipe(seccomp.build_filter(sockets=True))
+        argv = [PROGRAM, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
+        argv += [*self.room, "/tmp"]  # noqa: S108 - before the places that may lie below it
+        for place in (*list_readable(), *list_kernels(command)):
+            argv += _bind(place)
+        argv += ["--proc", "/proc", "--dev", "/dev", *self.room, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
+        for node in command.nodes:
+            argv += ["--dev-bind-try", node, node]
+        argv += self._workplace(command.folder)
+        argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
+        return replace(command, argv=tuple(argv), fds=(*command.fds, code))
+
+    def _workplace(self, folder: Path) -> list[str]:
+        """The files that were laid out, read-only; its folders are its own to write in."""
+        words = [*self.room, str(folder)]
+        for entry in sorted(folder.rglob("*")):
+            words += ["--dir", str(entry)] if entry.is_dir() else ["--ro-bind", str(entry), str(entry)]
+        return words
+
+
+def _bind(place: Path) -> list[str]:
+    if place.is_symlink():
+        return ["--symlink", str(place.readlink()), str(place)]
+    if not place.exists():
+        return []
+    words, real = ["--ro-bind", str(place), str(place)], place.resolve()
+    for path in list_hidden():
+        if path.is_relative_to(real):
+            empty = str(place / path.relative_to(real))
+            words += ["--tmpfs", empty, "--remount-ro", empty]
+    return words
+
+
+def _open_pipe(data: bytes) -> int:
+    """A descriptor to read the bytes from."""
+    read, write = os.pipe()
+    os.write(write, data)
+    os.close(write)
+    return read

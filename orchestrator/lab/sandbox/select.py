@@ -1,0 +1,166 @@
+"""Which sandbox works here? Each is tried by what it keeps from happening, never by what is installed.
+
+Beside a prisoner stand a file with a secret, a process with a secret, two listening sockets and the packages that an
+exam is made of. It tries to get at all of them, and to do its honest work; a sandbox that lets a single attempt
+through, or none of the work, is not used.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox, list_hidden
+from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
+from orchestrator.lab.sandbox.landlock import Landlock
+
+PATIENCE = 30.0
+"""Seconds that the test of one sandbox may take."""
+TIERS: tuple[type[Bubblewrap | Landlock], ...] = (Bubblewrap, Landlock)
+
+
+class NoSandboxError(Exception):
+    """The message says why none does, and what to do."""
+
+
+def select_sandbox(tiers: Sequence[Sandbox] | None = None) -> Sandbox:
+    """The first sandbox of the ladder that holds. Raises NoSandboxWorks."""
+    reasons: list[str] = []
+    for sandbox in tiers if tiers is not None else [tier() for tier in TIERS]:
+        if not (reason := self_check(sandbox)):
+            return sandbox
+        reasons.append(f"{sandbox.tier}: {reason}")
+    found = "; ".join(reasons)
+    raise NoSandboxError(
+        f"no sandbox holds here ({found}): install bubblewrap, or trust the training code with --unsafe"
+    )
+
+
+def self_check(sandbox: Sandbox) -> str:
+    """What the sandbox fails to prevent or to allow; empty where it holds."""
+    with tempfile.TemporaryDirectory() as name:
+        outside = Path(name).resolve()
+        work = outside / "work"
+        (work / "tmp").mkdir(parents=True)
+        secret = secrets.token_hex()
+        canary = outside / "canary"
+        canary.write_text(secret)
+        canary.chmod(0o444)
+        with (
+            socket.create_server(("127.0.0.1", 0)) as tcp,
+            socket.socket(socket.AF_UNIX) as local,
+            subprocess.Popen(["cat"], env={"SECRET": secret}, stdin=subprocess.PIPE) as bystander,
+        ):
+            local.bind(str(outside / "socket"))
+            local.listen()
+            target = {
+                "outside": str(outside),
+                "port": tcp.getsockname()[1],
+                "process": bystander.pid,
+                "secret": secret,
+                "hidden": [*map(str, list_hidden())],
+            }
+            with canary.open("rb") as shown:
+                found = _run_probe(sandbox, work, target | {"shown": shown.fileno()})
+            survived = bystander.poll() is None
+            assert bystander.stdin
+            bystander.stdin.close()
+        written = (outside / "note").exists()
+    return found or "it can write outside" * written or "it can end other processes" * (not survived)
+
+
+def _run_probe(sandbox: Sandbox, work: Path, target: Mapping[str, object]) -> str:
+    """What the prisoner got at."""
+    python = (sys.executable, "-c", _PROBE, json.dumps(target))
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "PYTHONPATH": str(TRUSTED.parent),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(work),
+    }
+    given = int(str(target["shown"]))
+    try:
+        command = sandbox.wrap(Command(python, env, work, (given,)))
+    except (KeyError, OSError):
+        return f"not for {os.uname().machine}"
+    if not shutil.which(command.argv[0]):
+        return f"{command.argv[0]} is not installed"
+    try:
+        done = subprocess.run(
+            command.argv,
+            env=command.env,
+            cwd=work,
+            pass_fds=command.fds,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"it does not start ({type(error).__name__})"
+    finally:
+        for descriptor in {*command.fds} - {given}:
+            os.close(descriptor)
+    if done.returncode:
+        said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it does not start"])[-1]
+        return said[:200]
+    return ", ".join(f"it can {deed}" for deed in json.loads(done.stdout))
+
+
+_PROBE = """
+import json, os, pathlib, socket, sys
+target = json.loads(sys.argv[1])
+outside, secret = pathlib.Path(target["outside"]), target["secret"]
+
+import numpy, prepare
+pathlib.Path("note").write_text("mine")
+pathlib.Path("tmp/note").write_text("mine")
+assert os.read(target["shown"], 999).decode() == secret
+
+def read(): assert outside.joinpath("canary").read_text() == secret
+def cheat():
+    for folder in target["hidden"]:
+        try: return open(f"{folder}/__init__.py").close()
+        except OSError: pass
+    raise PermissionError
+def write_again():
+    os.fchmod(target["shown"], 0o600)
+    os.open(f"/proc/self/fd/{target['shown']}", os.O_RDWR)
+def spoil(): open(prepare.__file__, "ab").close()
+def connect(): socket.create_connection(("127.0.0.1", target["port"]), timeout=2)
+def talk():
+    with socket.socket(socket.AF_UNIX) as local: local.connect(str(outside / "socket"))
+def peek():
+    for kind in ("environ", "cmdline"):
+        for path in pathlib.Path("/proc").glob(f"[0-9]*/{kind}"):
+            try: text = path.read_bytes()
+            except OSError: continue
+            if path.parent.name != str(os.getpid()) and b"SECRET=" + secret.encode() in text: return
+    raise PermissionError
+def keep():
+    import ctypes
+    libc = ctypes.CDLL(None)
+    key = libc.shmget(0, 4096, 0o1600)
+    assert key >= 0
+    libc.shmctl(key, 0, None)
+
+deeds = {
+    "read outside": read, "read what it is examined on": cheat, "write to what it was given to read": write_again,
+    "change `prepare`": spoil, "connect": connect, "reach other programs' sockets": talk,
+    "read other processes": peek, "leave something in memory": keep,
+}
+done = []
+for name, deed in deeds.items():
+    try: deed()
+    except (OSError, AssertionError): continue
+    done.append(name)
+for last in (lambda: outside.joinpath("note").write_text("theirs"), lambda: os.kill(target["process"], 15)):
+    try: last()
+    except OSError: pass
+print(json.dumps(done))
+"""

@@ -1,0 +1,132 @@
+"""What passes between agents, models and tools is written down; on a replay the tape answers, and it is compared."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Protocol
+
+from orchestrator.core import events as ev
+from orchestrator.ports import Log
+from subagents.agent import Reply, Request, TokenCounts
+from subagents.tools import Tool, ToolCall, ToolResult
+
+OnWait = Callable[[float, str], Awaitable[None]]
+
+
+class Model(Protocol):
+    """What replies, over the network."""
+
+    def at_most(self, request: Request) -> float | None: ...
+    async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
+
+
+class RecordedReplies(Protocol):
+    """What was recorded, handed out in its order."""
+
+    async def reply(self, request: ev.Digest) -> ev.ModelReplied: ...
+    async def used(self) -> ev.ToolUsed: ...
+
+
+class Outside(Protocol):
+    """What lies outside a conversation: models and tools, or the tape of them."""
+
+    async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
+    async def use(self, tool: Tool, call: ToolCall) -> ToolResult: ...
+
+
+class Recording:
+    """The world of one conversation (a subagents.agent.World): passes everything on, and writes it into the log."""
+
+    def __init__(self, outside: Outside, log: Log, task_id: str, experiment: int) -> None:
+        self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment
+
+    async def opened(self, agent: str, model: str, system: str, opening: str) -> None:
+        names = self.log.put(system), self.log.put(opening)
+        event = ev.ConversationOpened(
+            experiment=self.experiment, agent=agent, model=model, system=names[0], opening=names[1]
+        )
+        await self.log.append(self.task_id, event)
+
+    async def reply(self, request: Request) -> Reply:
+        reply = await self.outside.reply(request, self._wait)
+        replied = ev.ModelReplied(
+            agent=request.agent,
+            experiment=self.experiment,
+            request=request.digest,
+            message=reply.message,
+            tokens=ev.Tokens(**asdict(reply.tokens)),
+            usd=reply.usd,
+        )
+        await self.log.append(self.task_id, replied)
+        return reply
+
+    async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
+        result = await self.outside.use(tool, call)
+        used = ev.ToolUsed(tool=tool.name, call=call.id, result=result.text, is_error=result.is_error)
+        await self.log.append(self.task_id, used)
+        return result
+
+    async def _wait(self, until: float, reason: str) -> None:
+        await self.log.append(self.task_id, ev.Waiting(until=until, reason=reason))
+
+
+class Live:
+    """Models over the network, tools that act, and a purse: what calls in flight may cost counts as spent."""
+
+    def __init__(self, model: Model, log: Log) -> None:
+        """Of a session that has begun: its limit and what it has spent so far are in the log's state."""
+        self.model, self.log = model, log
+        self.limit = log.state.session.limits.usd
+        self.spent = log.state.usd
+        self.reserved: list[float] = []
+        self.settled = asyncio.Condition()
+
+    async def reply(self, request: Request, on_wait: OnWait) -> Reply:
+        most = self.model.at_most(request) or 0.0
+        if not await self._reserve(most):
+            reason = f"the next request could exceed ${self.limit:g}"
+            await self.log.append("", ev.StopAsked(reason=reason))
+            return Reply.fault("unaffordable", reason)
+        usd = 0.0
+        try:
+            reply = await self.model.reply(request, on_wait)
+            usd = reply.usd or 0.0
+            return reply
+        finally:
+            async with self.settled:
+                self.spent += usd
+                self.reserved.remove(most)
+                self.settled.notify_all()
+
+    async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
+        return await tool.run(call)
+
+    async def _reserve(self, most: float) -> bool:
+        """Whether the money is there, if need be after other calls have come back for less than they might have."""
+
+        def fits() -> bool:
+            return self.limit is None or self.spent + sum(self.reserved) + most <= self.limit
+
+        async with self.settled:
+            await self.settled.wait_for(lambda: fits() or not self.reserved)
+            if affordable := fits():
+                self.reserved.append(most)
+            return affordable
+
+
+class Played:
+    """The tape answers for models; of the tools, only those run that depend on nothing but the conversation."""
+
+    def __init__(self, tape: RecordedReplies) -> None:
+        self.tape = tape
+
+    async def reply(self, request: Request, on_wait: OnWait) -> Reply:
+        del on_wait  # the tape plays recorded waits itself
+        replied = await self.tape.reply(request.digest)
+        return Reply(replied.message, TokenCounts(**replied.tokens.model_dump()), replied.usd)
+
+    async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
+        if tool.pure:
+            return await tool.run(call)
+        used = await self.tape.used()
+        return ToolResult(used.result, used.is_error)

@@ -1,0 +1,164 @@
+"""A session is one SQLite file: an append-only list of records, and the texts that they name by digest.
+
+It is the only writer of events. Every append is on disk before anything is done about it.
+"""
+
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from orchestrator.core.events import EVENT, VERSION, Digest, Event, Record
+from orchestrator.core.source import compute_digest
+from orchestrator.core.state import State, apply
+
+SCHEMA = """
+create table events (
+    seq integer primary key, at real not null, lane text not null, kind text not null, body text not null
+);
+create table texts (digest text primary key, body blob not null);
+"""
+
+
+class SessionError(Exception):
+    """The session's file cannot be used; the message says why in one line."""
+
+
+class EventLog:
+    """An append-only list of records in memory, and the state folded from it."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.state = State()
+        self.watchers: list[Callable[[], None]] = []
+        self.texts: dict[Digest, str] = {}
+        self.finished: set[str] = set()
+        """Lanes of this life that have appended their last."""
+
+    def subscribe(self, watcher: Callable[[], None]) -> None:
+        """Call the watcher after every append."""
+        self.watchers.append(watcher)
+
+    def put(self, text: str) -> Digest:
+        """Store a text; the same text is stored once."""
+        name = compute_digest(text)
+        self.texts[name] = text
+        return name
+
+    def get(self, name: Digest) -> str:
+        """The text of that digest. Raises KeyError."""
+        return self.texts[name]
+
+    def fold(self, *records: Record) -> None:
+        """Take in records that are safe already."""
+        for record in records:
+            self.state = apply(self.state, record)
+            self.records.append(record)
+
+    def tell(self) -> None:
+        """Let everybody look who watches."""
+        for watcher in self.watchers:
+            watcher()
+
+
+class Session(EventLog):
+    """The log of one session, open on its file."""
+
+    def __init__(self, path: Path, clock: Callable[[], float], *, create: bool = False) -> None:
+        """Open or create the file, and fold it; `clock` gives seconds since the epoch. Raises SessionError."""
+        super().__init__()
+        self.path, self.clock = path, clock
+        try:
+            self.db = _create(path) if create else _open(path)
+            self.fold(*self._read())
+        except sqlite3.Error as error:
+            raise SessionError(f"{path} cannot be used as a session: {error}") from error
+        except ValidationError as error:
+            raise SessionError(f"{path} holds an event that cannot be read: {error.errors()[0]['msg']}") from error
+
+    async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
+        """As write; asynchronous because a tape must wait for its turn here. With its last, a lane is finished."""
+        self.finished |= {task_id} if last else set()
+        self.write(task_id, *events)
+
+    def write(self, task_id: str, *events: Event) -> None:
+        """Write the events in one transaction, fold them, tell the watchers."""
+        at = max(self.clock(), self.state.now)
+        first = len(self.records)
+        records = [Record(seq=first + i, at=at, task_id=task_id, event=event) for i, event in enumerate(events)]
+        self.write_records(records)
+        self.fold(*records)
+        self.tell()
+
+    def write_records(self, records: list[Record]) -> None:
+        """Put records on disk, all or none."""
+        rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
+        with self.db:
+            self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
+
+    def put(self, text: str) -> Digest:
+        """Store a text; the same text is stored once."""
+        name = compute_digest(text)
+        with self.db:
+            self.db.execute("insert or ignore into texts values (?, ?)", (name, zlib.compress(text.encode(), 9)))
+        return name
+
+    def get(self, name: Digest) -> str:
+        """The text of that digest. Raises KeyError."""
+        row = self.db.execute("select body from texts where digest = ?", (name,)).fetchone()
+        if row is None:
+            raise KeyError(name)
+        return zlib.decompress(row[0]).decode()
+
+    def fork(self, path: Path, at: int) -> "Session":
+        """A new session in a file of its own that shares the first `at` records, and all texts. Raises SessionError."""
+        fork = Session(path, self.clock, create=True)
+        fork.write_records(self.records[:at])
+        fork.fold(*self.records[:at])
+        with fork.db:
+            fork.db.executemany("insert into texts values (?, ?)", self.db.execute("select digest, body from texts"))
+        return fork
+
+    def close(self) -> None:
+        self.db.close()
+
+    def _read(self) -> Iterator[Record]:
+        for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
+            yield Record(seq=seq, at=at, task_id=task_id, event=EVENT.validate_json(body))
+
+
+def _create(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True)
+    except FileExistsError as error:
+        raise SessionError(f"there is a session in {path.parent} already: resume it, or choose another name") from error
+    except OSError as error:
+        raise SessionError(f"{path.parent} cannot be made: {error.strerror}") from error
+    db = _connect(path)
+    db.executescript(SCHEMA)
+    db.execute(f"pragma user_version = {VERSION}")
+    return db
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    if not path.is_file():
+        raise SessionError(f"there is no session at {path}")
+    with path.open("rb") as file:
+        if not file.read(16).startswith(b"SQLite format 3"):
+            raise SessionError(f"{path} is not a session file")
+    db = _connect(path)
+    (version,) = db.execute("pragma user_version").fetchone()
+    if version == 0:
+        raise SessionError(f"{path} is not a session file")
+    if version > VERSION:
+        raise SessionError(f"{path} was written by a newer Nightshift (format {version}, ours is {VERSION}): upgrade")
+    return db
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path)
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = full")
+    return db

@@ -1,0 +1,83 @@
+"""A night: the loop with what comes from outside, the clock, the user's guidance and the user's Ctrl-C."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from orchestrator.core.events import GuidanceChanged, StopAsked
+from orchestrator.core.state import State
+from orchestrator.loop import run
+from orchestrator.ports import Crew, Executor
+from orchestrator.session.store import Session
+
+LOOK_SECONDS = 2.0
+"""How often guidance.md is looked at."""
+GUIDANCE_CHARACTERS = 8_000
+
+
+async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path, say: Callable[[str], None]) -> State:
+    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what a broken machine raises."""
+    _read_guidance(session, guidance)
+    research = asyncio.ensure_future(run(session, crew, lab))
+    outside = asyncio.ensure_future(_watch_guidance(session, guidance))
+    alarm = asyncio.ensure_future(_stop_at_deadline(session))
+    interrupts = _Interrupts(session, research, say)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, interrupts.asked)
+    loop.add_signal_handler(signal.SIGTERM, interrupts.at_once)
+    try:
+        return await research
+    except asyncio.CancelledError:
+        if interrupts.hurried:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_signal_handler(signal.SIGTERM)
+        for task in (outside, alarm):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+class _Interrupts:
+    """Ctrl-C once finishes what is training; twice stops at once. Nothing is lost either way."""
+
+    def __init__(self, session: Session, research: asyncio.Future[State], say: Callable[[str], None]) -> None:
+        self.session, self.research, self.say = session, research, say
+        self.hurried = False
+
+    def asked(self) -> None:
+        if self.session.state.stopping:
+            self.at_once()
+            return
+        self.say("Stopping: what is training is finished and recorded first. Ctrl-C again stops at once.")
+        self.session.write("", StopAsked(reason="you asked to stop"))
+
+    def at_once(self) -> None:
+        self.hurried = True
+        self.research.cancel()
+
+
+async def _stop_at_deadline(session: Session) -> None:
+    """Ask to stop when the time is up, whatever is being waited for."""
+    await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
+    if not session.state.stopping:
+        session.write("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
+
+
+async def _watch_guidance(session: Session, path: Path) -> None:
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        _read_guidance(session, path)
+
+
+def _read_guidance(session: Session, path: Path) -> None:
+    """Record what the user wrote into guidance.md, if it has changed."""
+    text = ""
+    with suppress(OSError):
+        text = path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
+    if text != session.state.guidance:
+        session.write("", GuidanceChanged(text=text))

@@ -1,0 +1,147 @@
+"""Sessions side by side: what each gained, and what it took. Pure figures of their logs."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import fmean
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+from plotly import subplots
+
+from orchestrator.core import events as ev
+from orchestrator.core.state import State, apply
+
+RESAMPLES = 2_000
+"""Enough for two digits of an interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The best so far, when it changed."""
+
+    experiments: int
+    hours: float
+    usd: float
+    best: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFigures:
+    """A session in figures."""
+
+    name: str
+    arm: str
+    """Crew and style: sessions of one arm are repetitions of each other."""
+    experiments: int
+    kept: int
+    crashes: int
+    repeats: int
+    families: int
+    baseline: float
+    best: float
+    hours: float
+    usd: float | None
+    tokens: int
+    """Read and written by all agents."""
+    course: tuple[Progress, ...]
+
+    @property
+    def gain(self) -> float:
+        return self.baseline - self.best
+
+    @property
+    def keep_rate(self) -> float:
+        return self.kept / self.experiments if self.experiments else 0.0
+
+
+def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:
+    """The figures of one session. Raises ValueError where it has no baseline yet."""
+    if state.incumbent is None:
+        raise ValueError(f"{state.session.name} has no baseline yet")
+    started = state.session
+    course = _trace_best(records)
+    verdicts = Counter(type(f.verdict) for f in state.results if f.experiment > 0)
+    judged = [
+        f for f in state.results if f.experiment > 0 and isinstance(f.verdict, ev.Kept | ev.Discarded | ev.Failed)
+    ]
+    spent = state.spent.values()
+    return SessionFigures(
+        name=started.name,
+        arm=" ".join(filter(None, (started.crew, started.style))),
+        experiments=len(judged),
+        kept=verdicts[ev.Kept],
+        crashes=sum(isinstance(f.verdict, ev.Failed) and f.verdict.failure != "hopeless" for f in judged),
+        repeats=verdicts[ev.Refused],
+        families=len({f.proposal.family for f in judged}),
+        baseline=course[0].best,
+        best=state.incumbent.score_to_beat,
+        hours=state.hours,
+        usd=None if any(s.unpriced for s in spent) else state.usd,
+        tokens=sum(s.input + s.output for s in spent),
+        course=course,
+    )
+
+
+def _trace_best(records: Sequence[ev.Record]) -> tuple[Progress, ...]:
+    """The best so far by experiments, hours and dollars, from the baseline on."""
+    state, moments = State(), list[Progress]()
+    for record in records:
+        state = apply(state, record)
+        if state.incumbent and isinstance(record.event, ev.Promoted | ev.Proposed | ev.ModelReplied | ev.Kept):
+            best = min(state.incumbent.score_to_beat, moments[-1].best) if moments else state.incumbent.score_to_beat
+            tried = {*(f.experiment for f in state.results), state.incumbent.experiment} - {0}
+            moment = Progress(len(tried), state.hours, state.usd, best)
+            if not moments or moment.best < moments[-1].best:
+                moments.append(moment)
+    if moments:
+        closed = sum(f.experiment > 0 for f in state.results)
+        moments.append(Progress(closed, state.hours, state.usd, moments[-1].best))
+    return tuple(moments)
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """A 90 % bootstrap interval of the mean; of a single value, that value twice."""
+    luck = random.Random(seed)  # noqa: S311 - statistics, no secret
+    means = sorted(fmean(luck.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return means[RESAMPLES // 20], means[-RESAMPLES // 20]
+
+
+def group_arms(rows: Sequence[SessionFigures]) -> Mapping[str, Sequence[SessionFigures]]:
+    """Repetitions together, in the order of their first appearance."""
+    return {arm: [r for r in rows if r.arm == arm] for arm in dict.fromkeys(r.arm for r in rows)}
+
+
+AXES: tuple[tuple[str, Callable[[Progress], float]], ...] = (
+    ("experiments", lambda moment: moment.experiments),
+    ("hours", lambda moment: moment.hours),
+    ("dollars", lambda moment: moment.usd),
+)
+COLORS = ("#3b6fd4", "#d4553b", "#2f9e6e", "#8d5bc9", "#c08a1e", "#4a9fb5")
+
+
+def render_comparison(rows: Sequence[SessionFigures]) -> str:
+    """The page: one color for each arm, one stepped line for each session."""
+    figure: Any = subplots.make_subplots(cols=len(AXES), shared_yaxes=True, horizontal_spacing=0.04)
+    for color, (arm, members) in zip(cycle(COLORS), group_arms(rows).items(), strict=False):
+        for row in members:
+            for column, (_, along) in enumerate(AXES, 1):
+                line: Any = go.Scatter(
+                    x=[along(moment) for moment in row.course],
+                    y=[moment.best for moment in row.course],
+                    name=arm,
+                    legendgroup=arm,
+                    showlegend=column == 1 and row is members[0],
+                    line={"color": color, "shape": "hv"},
+                    mode="lines+markers",
+                    hovertemplate=f"{row.name}<br>%{{x:.4g}}: %{{y:.4f}}<extra></extra>",
+                )
+                figure.add_trace(line, row=1, col=column)
+    for column, (title, _) in enumerate(AXES, 1):
+        figure.update_xaxes(title_text=title, row=1, col=column)
+    figure.update_yaxes(title_text="best val_bpb so far", row=1, col=1)
+    figure.update_layout(template="plotly_white", title="Sessions side by side", height=480)
+    return str(plotly.io.to_html(figure, include_plotlyjs=True, full_html=True))

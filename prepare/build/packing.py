@@ -1,0 +1,86 @@
+"""Best-fit packing: documents into rows of equal length, every row begins with a document, none is padded.
+
+Row for row what upstream's loader does on the fly (a buffer of waiting documents, the longest that fits goes in, else
+the shortest is cropped), but the buffer is kept sorted, so that a document costs O(log n) and not a scan.
+"""
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from prepare.build.token_store import TokenStore
+
+BUFFER = 1000
+REFILL = 128
+_SHIFT = 36  # a waiting document is one int64, length << _SHIFT | index: sorted by length, the earliest first
+_INDEX = (1 << _SHIFT) - 1
+
+
+def pack(
+    lengths: np.ndarray, capacity: int, *, buffer: int = BUFFER, refills: Iterable[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Documents of `lengths` tokens into rows of `capacity`, as (documents, takes), two int64 arrays of equal length.
+
+    Row after row, `takes[i]` tokens from the start of `documents[i]`; the sum is a multiple of `capacity`, what would
+    be left of a last incomplete row is dropped. `refills` says by how many documents the buffer grows each time.
+    """
+    documents, takes = array("q"), array("q")
+    waiting: list[int] = []
+    batches = iter(_refill(len(lengths)) if refills is None else refills)
+    keys = np.asarray(lengths, dtype=np.int64) << _SHIFT | np.arange(len(lengths))
+    seen, room, whole = 0, capacity, 0
+    while True:
+        while len(waiting) < buffer and (fresh := next(batches, 0)):
+            waiting.extend(keys[seen : seen + fresh].tolist())
+            waiting.sort()  # nearly sorted already, which timsort likes
+            seen += fresh
+        if not waiting:
+            break
+        place = bisect_left(waiting, room + 1 << _SHIFT)
+        if place:  # the longest that fits; of equals, the earliest
+            place = bisect_left(waiting, waiting[place - 1] >> _SHIFT << _SHIFT)
+        chosen = waiting.pop(place)
+        documents.append(chosen & _INDEX)
+        takes.append(min(chosen >> _SHIFT, room))
+        room -= takes[-1]
+        if room == 0:
+            room, whole = capacity, len(takes)
+    return np.array(documents[:whole], dtype=np.int64), np.array(takes[:whole], dtype=np.int64)
+
+
+def _refill(count: int) -> Iterator[int]:
+    return (min(REFILL, count - first) for first in range(0, count, REFILL))
+
+
+def materialize(
+    tokens: np.ndarray, starts: np.ndarray, documents: np.ndarray, takes: np.ndarray, out: np.ndarray
+) -> None:
+    """Copies the packed documents into `out`, flat, sum(takes) long; document d begins at tokens[starts[d]]."""
+    end = 0
+    for start, take in zip(starts[documents].tolist(), takes.tolist(), strict=True):
+        out[end : end + take] = tokens[start : start + take]
+        end += take
+
+
+def write_rows(
+    path: Path, spool: TokenStore, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 4096
+) -> None:
+    """Packs at most `limit` rows of seq_len + 1 tokens, `block` rows in memory; no row gives an empty file.
+
+    With `shuffle`, the documents are packed in another order, the same one every time.
+    """
+    capacity, lengths = seq_len + 1, spool.lengths()
+    order = np.random.default_rng(0).permutation(len(lengths)) if shuffle else np.arange(len(lengths))
+    documents, takes = pack(lengths[order], capacity, refills=None if shuffle else spool.batches())
+    ends, starts = np.cumsum(takes), np.cumsum(lengths, dtype=np.int64) - lengths
+    rows = int(takes.sum()) // capacity
+    with path.open("wb") as file:
+        for first in range(0, rows if limit is None else min(rows, limit), block):
+            last = min(first + block, rows if limit is None else min(rows, limit))
+            some = slice(*np.searchsorted(ends, [first * capacity, last * capacity], side="right"))
+            out = np.empty((last - first) * capacity, dtype=spool.dtype)
+            materialize(spool.tokens(), starts, order[documents[some]], takes[some], out)
+            out.tofile(file)

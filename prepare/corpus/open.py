@@ -1,0 +1,25 @@
+from pathlib import Path
+
+from prepare.corpus.base import Corpus, Documents
+from prepare.progress import Progress
+
+
+def open_corpus(source: str, shards: int, progress: Progress) -> Corpus:
+    """The corpus called "docstrings" or "climbmix" (so many shards of it), or the text in a path. Raises DataError."""
+    if source == "climbmix":
+        from prepare.corpus.climbmix import Climbmix
+
+        return Climbmix(shards, progress)
+    if source == "docstrings":
+        from prepare.corpus.docstrings import harvest
+
+        known, held_out = harvest(progress)
+        return Documents(source, lambda: iter(known), lambda: iter(held_out))
+    from prepare.corpus.text import read_texts
+
+    return Documents(canonicalize(source), lambda: read_texts(source, progress))
+
+
+def canonicalize(source: str) -> str:
+    """The name by which a manifest knows a corpus."""
+    return source if source in {"docstrings", "climbmix"} else str(Path(source).resolve())

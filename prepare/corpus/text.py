@@ -1,0 +1,88 @@
+"""Text of the user's own: files, folders and patterns, read piece by piece whatever their size."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from prepare.manifest import DataError
+from prepare.progress import Progress, track
+
+TEXT_FILES = {".txt", ".md", ".rst", ".py"}
+KINDS = {*TEXT_FILES, ".jsonl", ".parquet"}
+LONG = 1 << 15  # characters from which on an empty line ends a document: a book is many, a note is one
+LONGEST = 1 << 20
+SEPARATOR = "<|endoftext|>"
+
+
+def read_texts(source: str, progress: Progress) -> Iterator[str]:
+    """All documents of the files below `source`, in the order of their names. Raises DataError."""
+    found = list_files(source)
+    for file in track(found, len(found), f"reading {source}", progress):
+        try:
+            yield from _read_documents(file)
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror or error}") from None
+        except ValueError as error:  # pyarrow's errors are, too
+            raise DataError(f"cannot read {file}: {error}") from None
+
+
+def list_files(source: str) -> list[Path]:
+    """A file, every text file below a folder, or what a pattern such as "texts/*.jsonl" finds; never none."""
+    path = Path(source)
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.suffix in KINDS and file.is_file()]
+    elif path.exists():
+        found = [path] if path.suffix in KINDS else []
+    elif set(source) & set("*?["):
+        found = [file for file in Path(path.anchor).glob(source.removeprefix(path.anchor)) if file.is_file()]
+    else:
+        raise DataError(f"no corpus {source}: give docstrings, climbmix, or a file or folder that exists")
+    if not found:
+        raise DataError(f"no text in {source}: give .txt, .md, .py, .jsonl or .parquet")
+    return sorted(found)
+
+
+def _read_documents(path: Path) -> Iterator[str]:
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path)
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from _read_jsonl(file) if path.suffix == ".jsonl" else _read_text(file)
+
+
+def _read_parquet(path: Path) -> Iterator[str]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        if "text" not in file.schema_arrow.names:
+            raise ValueError("it has no column text")
+        for batch in file.iter_batches(batch_size=1024, columns=["text"]):
+            yield from filter(None, batch.column(0).to_pylist())
+
+
+def _read_jsonl(lines: TextIO) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError):
+                text = None
+            if not isinstance(text, str):
+                raise ValueError(f"line {number} is not an object with a text")
+            yield text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
+
+
+def _read_text(file: TextIO, long: int = LONG, longest: int = LONGEST) -> Iterator[str]:
+    """The whole file where it is short; else it is cut at empty lines, and always at SEPARATOR."""
+    parts: list[str] = []
+    length = 0
+    while line := file.readline(longest):
+        ends = line.strip() == SEPARATOR
+        if not ends:
+            parts.append(line)
+            length += len(line)
+        if ends or length >= longest or (length >= long and not line.strip()):
+            yield "".join(parts)
+            parts, length = [], 0
+    yield "".join(parts)

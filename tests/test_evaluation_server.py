@@ -1,0 +1,216 @@
+"""The line to a run: what is handed out and when, whatever is said; and what a run by hand does without one."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.lab.scoring.claims import Scorer
+from orchestrator.lab.scoring.connection import MAX_LINE, Connection, open_pair
+from orchestrator.lab.scoring.server import EvaluationServer, SelfReport, Submission
+from prepare import channel
+from tests.hostile.world import LENGTH, data
+
+ROOT = Path(__file__).parent.parent
+MANNER = '"batch_size": 4, "autocast": null, "precision": "highest", "threads": 1'
+
+
+class Ticks:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+class Visit:
+    """A gate with a keeper, and the run's end of the line."""
+
+    def __init__(self, folder):
+        self.exam = Scorer.of(data(folder / "data"))
+        self.second = Scorer.of(folder / "data", "confirm")
+        line, descriptor = open_pair()
+        self.run = socket.socket(fileno=descriptor)
+        self.said, self.sealed = SelfReport(Ticks()), []
+        self.delivery = Submission(folder / "model")
+        gate = EvaluationServer(
+            line, self.exam, self.said, self.delivery, lambda: 7.0, lambda: self.sealed.append(True), self.again
+        )
+        self.keeper = threading.Thread(target=gate.keep)
+        self.keeper.start()
+
+    def again(self, val_bpb):
+        """Whoever claims less than one bit per byte is asked again."""
+        return self.second if val_bpb < 1 else None
+
+    def claim(self, nats):
+        claims = np.full(self.exam.shape, nats, dtype=np.float32)
+        self.say(f'{{"event": "claims", "bytes": {claims.nbytes}}}')
+        self.run.sendall(claims.tobytes())
+
+    def say(self, *words):
+        self.run.sendall("".join(f"{word}\n" for word in words).encode())
+
+    def shown(self):
+        message, fds, _, _ = socket.recv_fds(self.run, 4096, 4)
+        found = [os.pread(fd, 1 << 20, 0) for fd in fds]
+        for fd in fds:
+            assert fd and os.get_blocking(fd) is not None
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.write(fd, b"x")
+            os.close(fd)
+        return message, found
+
+    def leave(self):
+        self.run.close()
+        self.keeper.join(timeout=30)
+        assert not self.keeper.is_alive()
+
+
+@pytest.fixture
+def visit(tmp_path):
+    visit = Visit(tmp_path)
+    yield visit
+    visit.leave()
+
+
+def test_shards_are_shown_when_they_are_due(visit):
+    visit.say('{"event": "ready"}')
+    message, found = visit.shown()
+    assert b'"train"' in message
+    assert found == [visit.exam.training.read_bytes()]
+    assert not visit.sealed
+    visit.say(f'{{"event": "model", "bytes": 5, {MANNER}}}')
+    visit.run.sendall(b"abcde")
+    message, found = visit.shown()
+    assert b'"val"' in message
+    assert found == [visit.exam.shard.read_bytes()]
+    assert visit.sealed == [True]
+    assert visit.delivery.model.read_bytes() == b"abcde"
+    visit.claim(np.log(2))
+    assert b'"thanks"' in visit.shown()[0]
+    visit.keeper.join(timeout=30)
+    assert visit.said.score == pytest.approx(1.0)
+    assert visit.delivery.confirmed is None
+    assert (visit.delivery.objection, visit.said.train_seconds > 0) == ("", True)
+
+
+def evaluated(visit):
+    """A model was handed over, and a tempting score is claimed."""
+    visit.say('{"event": "ready"}')
+    visit.shown()
+    visit.say(f'{{"event": "model", "bytes": 1, {MANNER}}}')
+    visit.run.sendall(b"m")
+    visit.shown()
+    visit.claim(np.log(2) / 2)
+    return visit.shown()
+
+
+def test_who_claims_something_that_counts_is_examined_on_fresh_text(visit):
+    message, found = evaluated(visit)
+    assert b'"confirm"' in message
+    assert found == [visit.second.shard.read_bytes()]
+    visit.claim(np.log(2) / 4)
+    assert b'"thanks"' in visit.shown()[0]
+    assert visit.said.score == pytest.approx(0.5)
+    assert visit.delivery.confirmed == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("nats", "objection"), [(0.0, "nothing ever surprises"), (-1.0, "above 1"), (None, "")])
+def test_the_fresh_text_is_no_place_for_lies_either(visit, nats, objection):
+    evaluated(visit)
+    visit.say('{"event": "no"}') if nats is None else visit.claim(nats)
+    visit.keeper.join(timeout=30)
+    assert objection in visit.delivery.objection
+    assert visit.delivery.confirmed is None
+
+
+def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
+    visit.say('{"event": "claims", "bytes": 4}', '{"event": "rows"}', "[1]", "{", '{"event": {"event": "ready"}}')
+    visit.say("x" * (3 * MAX_LINE), '{"event": "score", "val_bpb": 0.1}', '{"event": "ready"}', '{"event": "ready"}')
+    assert b'"train"' in visit.shown()[0]
+    visit.run.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        visit.run.recv(1)
+    assert visit.said.score is None
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (f'"bytes": 0, {MANNER}', "its model has 0 bytes"),
+        (f'"bytes": {1 << 60}, {MANNER}', "its model has 1,152"),
+        ('"bytes": 1', "how its model is to be run"),
+        (f'"bytes": 1, {MANNER.replace("4", "-4")}', "how its model is to be run"),
+        (f'"bytes": 1, {MANNER.replace("null", "7")}', "how its model is to be run"),
+    ],
+)
+def test_a_model_that_makes_no_sense(visit, header, words):
+    visit.say(f'{{"event": "model", {header}}}')
+    with suppress(BrokenPipeError):  # the keeper may have left already
+        visit.run.sendall(b"x")
+    visit.keeper.join(timeout=30)
+    assert words in visit.delivery.objection
+    assert not visit.sealed
+
+
+def test_who_leaves_in_the_middle_has_delivered_nothing(visit):
+    visit.say(f'{{"event": "model", "bytes": 99, {MANNER}}}')
+    visit.leave()
+    assert (visit.delivery.settings, visit.delivery.objection, visit.sealed) == (None, "", [])
+
+
+def test_a_line_is_cut_and_the_next_one_is_heard():
+    ours, theirs = socket.socketpair()
+    line = Connection(ours)
+    theirs.sendall(b"x" * (MAX_LINE + 5) + b'\n[]\n\xff\n{"event": 1}\n')
+    assert line.hear() == {"event": 1}
+    theirs.close()
+    assert line.hear() is None
+    line.close()
+    line.hang_up()
+
+
+def test_answers_are_taken_apart_byte_by_byte(a_run):
+    line, answers = a_run
+    with Path(__file__).open("rb") as file:
+        line.say({"event": "rows", "split": "some"}, show=[file], data=[b"12", b"345"])
+    assert answers() == ["{'event': 'rows', 'split': 'some'}", "b'12345'", str(Path(__file__).stat().st_size)]
+
+
+@pytest.fixture
+def a_run():
+    """Our end, and what a real process at the other end makes of it."""
+    line, theirs = open_pair()
+    program = (
+        "import os; from prepare import channel; print(channel.receive()); print(channel.take(5));"
+        "print(os.fstat(channel.shard('some')).st_size)"
+    )
+    env = {"NIGHTSHIFT_FD": str(theirs), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=env, pass_fds=[theirs], stdout=subprocess.PIPE, text=True
+    ) as process:
+        os.close(theirs)
+
+        def said():
+            return process.communicate(timeout=60)[0].splitlines()
+
+        yield line, said
+    line.close()
+
+
+def test_by_hand_there_is_nobody_to_ask(tmp_path):
+    folder = data(tmp_path / "data")
+    program = "from prepare.shards import open_rows; from prepare import channel; channel.ready();"
+    program += "print(channel.answers(), open_rows('train').shape[1], open_rows('val').shape[1])"
+    env = {"NIGHTSHIFT_DATA": str(folder), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", str(LENGTH + 1), str(LENGTH + 1)]
+    assert channel.LONGEST == MAX_LINE

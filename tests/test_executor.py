@@ -1,0 +1,99 @@
+"""The loop's port as a whole: a real repository, real runs, the text store of a session."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.events import Granted, Scored
+from orchestrator.core.source import compute_digest, compute_fingerprint
+from orchestrator.lab.executor import LocalExecutor, describe_profile
+from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.repo import Repo
+from orchestrator.lab.runner import Runner
+from orchestrator.lab.slots import list_slots
+from prepare import profiles
+from prepare.machine import Gpu
+from prepare.manifest import BudgetAmount, Manifest
+from tests.test_repo import git, project
+from tests.test_runner import HONEST
+
+SCRIPT = f"DEPTH = 8  # 1..12 – blocks\nprint('depth', DEPTH)\n{HONEST}"
+
+
+@pytest.fixture
+def bench(tmp_path):
+    folder = project(tmp_path / "project")
+    (folder / "train.py").write_text(SCRIPT)
+    git(folder, "commit", "-qam", "a script")
+    session, texts = tmp_path / "sessions/may", {}
+    session.mkdir(parents=True)
+
+    def put(text):
+        texts[compute_digest(text)] = text
+        return compute_digest(text)
+
+    runner = Runner(session, tmp_path, list_slots(1, session, cores=2), RunLimits(wall=60, cpu=60, free_disk=1), put)
+    return LocalExecutor(Repo(folder / "train.py", "may"), runner, put, profiles.CPU), texts, folder
+
+
+async def test_a_small_night(bench):
+    lab, texts, folder = bench
+    fitted = await lab.commit_baseline()
+    assert fitted == await lab.commit_baseline()
+    base = texts[fitted.source]
+    assert base.startswith("DEPTH = 3")
+    assert fitted.fingerprint == compute_fingerprint(base)
+    assert git(folder, "log", "-1", "--format=%s", "research/may") == "fit the baseline to the cpu profile"
+    source = base.replace("1.25", "1.125")
+    await lab.commit(1, fitted.commit, source, "candidate 1: try")
+    outcome = await lab.train(Granted(experiment=1, run=1, slot=0, seed=5), source)
+    assert isinstance(outcome, Scored)
+    assert outcome.val_bpb == 1.125
+    assert texts[outcome.log].startswith("depth 3\nwarming up")
+    kept = await lab.promote(1, fitted.commit, source, "try\n\nExperiment: 1\n")
+    assert git(folder, "rev-parse", "research/may") == kept
+    assert git(folder, "show", f"{kept}:train.py") == source.strip()
+    assert git(folder, "status", "--porcelain") == ""
+
+
+def test_the_profile_says_what_the_data_was_prepared_for():
+    manifest = Manifest(
+        profile="cpu",
+        corpus="docstrings",
+        corpus_sha256="0" * 64,
+        seq_len=256,
+        vocab_size=2048,
+        eval_tokens=1 << 16,
+        budget=BudgetAmount("work", 3e12, 20.0),
+        rows={"train": 1, "val": 1},
+        files={},
+        versions={},
+    )
+    found = describe_profile(manifest)
+    assert (found.name, found.budget_kind, found.budget) == ("cpu", "work", 3e12)
+    assert found.expected_seconds > 20
+    timed = replace(manifest, budget=BudgetAmount("time", 20.0, 20.0))
+    assert describe_profile(timed).expected_seconds > found.expected_seconds  # a GPU's code is compiled first
+    assert found.data_hash == manifest.digest
+
+
+def test_a_slot_is_a_card_with_its_node_or_a_share_of_the_cores(tmp_path):
+    cards = [Gpu(1 << 33, (8, 0), f"GPU-{node}", node) for node in (3, 1, 2)]
+
+    first, second = list_slots(2, tmp_path, 8, cards)
+    assert (first.devices, second.devices) == ("GPU-3", "GPU-1")
+    assert first.nodes[0] == "/dev/nvidia3"
+    assert "/dev/nvidiactl" in first.nodes
+    assert not any("nvidia1" in node for node in first.nodes)
+    assert first.lock.parent == second.lock.parent != tmp_path
+
+    assert [(slot.devices, slot.threads) for slot in list_slots(2, tmp_path, 8)] == [("", 4)] * 2
+
+
+def test_the_lab_needs_no_torch():
+    program = "import sys, orchestrator.lab.executor; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)

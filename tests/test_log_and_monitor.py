@@ -1,0 +1,329 @@
+"""What a run prints and says, as it is read: the log, the steps, the summary, the score."""
+
+import json
+import os
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, SessionProfile
+from orchestrator.lab import failures
+from orchestrator.lab.log import (
+    HEAD,
+    MAX_LINE,
+    POINTS,
+    TAIL,
+    CurveRecorder,
+    LineSplitter,
+    OutputLog,
+    Transcript,
+    parse_progress,
+)
+from orchestrator.lab.monitor import RunLimits, RunMonitor, set_limits
+from orchestrator.lab.scoring.server import SelfReport
+
+UPSTREAM = (
+    "\rstep 00123 (45.6%) | loss: 3.210000 | lrm: 1.00 | dt: 310ms | tok/sec: 1,690,123 | mfu: 39.8% | epoch: 1 | "
+    "remaining: 163s    "
+)
+SUMMARY = """
+---
+val_bpb:          0.997900
+training_seconds: 300.1
+total_seconds:    325.9
+peak_vram_mb:     45060.2
+mfu_percent:      39.80
+total_tokens_M:   499.6
+num_steps:        953
+num_params_M:     50.3
+depth:            8
+"""
+
+
+def rows(data, size=None):
+    """The lines of a log, read in pieces of `size` bytes."""
+    transcript = Transcript()
+    size = size or max(len(data), 1)
+    for start in range(0, len(data), size):
+        list(transcript.feed(data[start : start + size]))
+    list(transcript.close())
+    return transcript.log.text.split("\n")
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def line(number, percent, loss):
+    return f"step {number:05d} ({percent:.1f}%) | loss: {loss} | lrm: 1.00 | tok/sec: 1,000\n".encode()
+
+
+def watch_over(clock, **limit):
+    return RunMonitor(RunLimits(**{"wall": 1000.0, "cpu": 1000.0, **limit}), clock)
+
+
+def test_upstreams_progress_line_is_understood():
+    found = parse_progress(UPSTREAM)
+    assert (found.number, found.progress, found.loss, found.tokens_per_second) == (123, 0.456, 3.21, 1690123.0)
+
+
+@pytest.mark.parametrize("text", ["", "step", "step one (1%) | loss: 2", "loss: 3.2", "step 1 () | loss: 1"])
+def test_other_lines_are_no_progress(text):
+    assert parse_progress(text) is None
+
+
+@pytest.mark.parametrize(("text", "shown"), [("nan", "nan"), ("inf", "inf"), ("-inf", "-inf"), ("?!", "nan")])
+def test_a_loss_may_be_anything(text, shown):
+    assert str(parse_progress(f"step 00001 (0.1%) | loss: {text} | lrm: 1.0").loss) == shown
+
+
+def test_the_log_is_what_a_terminal_would_show():
+    steps = UPSTREAM + UPSTREAM.replace("123", "124")
+    printed = f"importing\r\ntraining{steps}\n\x1b[31mred\x1b[0m \x1b]0;title\x07done"
+    first, second, third = rows(printed.encode())
+    assert (first, third) == ("importing", "red done")
+    assert second.startswith("step 00124 (45.6%)")
+
+
+def test_what_is_no_text_is_replaced():
+    assert rows(b"a\xff\xfeb\x00c\x07\n\xe2\x80\xaeright to left") == ["a��bc", "right to left"]
+
+
+@given(st.lists(st.sampled_from([b"x", b"\r", b"\n", b"\xc3", b"\xa9", b"\x1b[1m", b"y" * 900])), st.integers(1, 7))
+def test_pieces_do_not_matter(parts, size):
+    data = b"".join(parts)
+    assert rows(data, size) == rows(data)
+
+
+def test_a_line_of_20_mb_is_cut():
+    lines, found = LineSplitter(), []
+    for _ in range(320):
+        found += lines.feed(b"x" * 65536)
+        assert len(lines.open) <= 2 * MAX_LINE
+    found += lines.feed(b"\nnext\n")
+    assert [(text[-1], len(text)) for text, _ in found] == [("…", MAX_LINE), ("t", 4)]
+
+
+@given(st.lists(st.integers(0, 2 * MAX_LINE), max_size=400))
+def test_a_log_keeps_head_and_tail_within_its_size(lengths):
+    log = OutputLog()
+    for number, length in enumerate(lengths):
+        log.add(f"{number} ".ljust(min(length, MAX_LINE), "."))
+    assert len(log.text) <= HEAD + TAIL + 100
+    if lengths:
+        assert log.text.startswith("0 ")
+        assert f"\n{len(lengths) - 1} " in "\n" + log.text
+
+
+@given(st.integers(1, 5000))
+def test_a_curve_is_thinned_evenly(length):
+    curve = CurveRecorder()
+    points = [Point(seconds=float(i), progress=i / length, loss=5.0) for i in range(length)]
+    for point in points:
+        curve.add(point)
+    assert len(curve.points) <= POINTS
+    assert (curve.points[0], curve.points[-1]) == (points[0], points[-1])
+    gaps = {b.seconds - a.seconds for a, b in zip(curve.points[:-1], curve.points[1:-1], strict=False)}
+    assert len(gaps) <= 1
+
+
+def test_the_summary_is_read_and_its_score_is_not():
+    watch = watch_over(Clock())
+    watch.output(UPSTREAM.encode() + SUMMARY.encode())
+    measures = watch.metrics(peak_mb=None)
+    assert (measures.steps, measures.tokens, measures.parameters) == (953, 499_600_000, 50_300_000)
+    assert (measures.memory_mb, watch.metrics(peak_mb=606.0).memory_mb) == (45060.2, 606.0)
+    assert watch.said.score is None
+
+
+def test_without_a_summary_the_last_line_and_the_system_must_do():
+    watch = watch_over(Clock())
+    watch.output(line(7, 3.0, 4.5))
+    measures = watch.metrics(peak_mb=321.0)
+    assert (measures.steps, measures.memory_mb) == (7, 321.0)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999", "-5", "1e300"])
+def test_a_summary_of_nonsense_stays_a_number_that_can_be_stored(value):
+    watch = watch_over(Clock())
+    watch.output(f"---\nnum_steps: {value}\ntotal_tokens_M: {value}\npeak_vram_mb: {value}\n".encode())
+    assert json.loads(watch.metrics(None).model_dump_json())["tokens"] >= 0
+
+
+def test_the_clock_runs_from_ready_to_score():
+    clock = Clock()
+    said = SelfReport(clock)
+    clock.now += 10
+    said.feed(b'{"event": "rea')
+    said.feed(b'dy"}\n{"event": "ready"}\n')
+    clock.now += 5
+    assert said.train_seconds == 5.0
+    said.feed(b'{"event": "score", "val_bpb": 1.25, "tokens": 7, "bytes": 9}\n')
+    clock.now += 5
+    said.feed(b'{"event": "ready"}\n{"event": "score", "val_bpb": 0.5}\n')
+    assert (said.train_seconds, said.score) == (5.0, 1.25)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "0", "-1", "1" + "0" * 400])
+def test_a_score_is_finite_and_positive(value):
+    said = SelfReport(Clock())
+    said.feed(f'{{"event": "score", "val_bpb": {value}}}\n'.encode())
+    assert (said.val_bpb is None, said.score) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\xff\n", b"[" * 4000 + b"\n", b"7\n", b"{}\n", b'{"event": "score"}\n', b"9" * 4090 + b"\n", b"\n"],
+)
+def test_nonsense_on_the_line_is_ignored(data):
+    said = SelfReport(Clock())
+    said.feed(data + b'{"event": "score", "val_bpb": null}\n' + data)
+    said.feed(b'{"event": "score", "val_bpb": 2.5}\n')
+    assert said.score == 2.5
+
+
+def test_an_endless_line_takes_no_memory():
+    said = SelfReport(Clock())
+    for _ in range(100):
+        said.feed(b"x" * 65536)
+        assert len(said.open) < 5000
+    said.feed(b'\n{"event": "score", "val_bpb": 2.5}\n')
+    assert said.score == 2.5
+
+
+@pytest.mark.parametrize(("loss", "words"), [("nan", "became nan"), ("inf", "became inf"), ("30.0", "exploded to 30")])
+def test_a_hopeless_loss_ends_a_run_at_once(loss, words):
+    watch = watch_over(Clock())
+    watch.output(line(1, 1, 7.6) + line(2, 2, loss) + line(3, 3, 5.0))
+    assert watch.fault.kind == "NaN"
+    assert words in watch.fault.message
+    assert all(point.loss < 100 for point in watch.curve.points)
+
+
+def test_silence_is_a_hang_only_between_ready_and_the_last_steps():
+    clock = Clock()
+    watch = watch_over(clock, quiet=60.0, quiet_steps=10.0)
+    clock.now += 500  # compiling
+    watch.said.feed(b'{"event": "ready"}\n')
+    assert watch.fault is None
+    for number in range(4):
+        clock.now += 8
+        watch.output(line(number, number, 5.0))
+    clock.now += 79
+    assert watch.fault is None
+    clock.now += 2
+    assert watch.fault.kind == "hang"
+    watch.output(line(99, 98.5, 4.0))
+    clock.now += 300  # evaluating
+    assert watch.fault is None
+
+
+def test_without_any_step_the_silence_counts_from_ready():
+    clock = Clock()
+    watch = watch_over(clock, quiet=60.0)
+    watch.said.feed(b'{"event": "ready"}\n')
+    clock.now += 61
+    assert watch.fault.kind == "hang"
+
+
+def test_the_deadline_counts_from_the_start():
+    clock = Clock()
+    watch = watch_over(clock, wall=10.0)
+    clock.now += 11
+    assert watch.fault.kind == "timeout"
+
+
+def test_progress_is_told_as_it_comes():
+    clock, told = Clock(), []
+    watch = RunMonitor(RunLimits(wall=9.0, cpu=9.0), clock, lambda point, rate: told.append((point, rate)))
+    watch.said.feed(b'{"event": "ready"}\n')
+    clock.now += 2
+    watch.output(line(1, 50.0, 3.5))
+    assert told == [(Point(seconds=2.0, progress=0.5, loss=3.5), 1000.0)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "reprieved", "condemned", "fault"),
+    [
+        ([5.0, 4.0, 3.0, 2.5], False, None, None),
+        ([5.0, 4.6, 4.4, 4.2], False, 0.5, "hopeless"),
+        ([5.0, 4.6, 4.4, 4.2], True, 0.5, None),
+        ([5.0, 4.0, 4.4, 4.2], False, 0.75, "hopeless"),
+    ],
+)
+def test_a_run_that_is_far_behind_is_hopeless(losses, reprieved, condemned, fault):
+    bounds = (PruningThreshold(progress=0.5, loss=4.5), PruningThreshold(progress=0.75, loss=4.0))
+    terms = EvaluationPlan(
+        audited_below=2.0, confirmed=False, incumbent=0, pruning_thresholds=bounds, control_run=reprieved
+    )
+    watch = RunMonitor(RunLimits(wall=9.0, cpu=9.0), Clock(), plan=terms)
+    watch.said.feed(b'{"event": "ready"}\n')
+    for number, loss in enumerate(losses, 1):
+        watch.output(line(number, 25 * number, loss))
+    assert watch.would_prune_at == condemned
+    assert (watch.fault and watch.fault.kind) == fault
+    assert fault is None or f"after {condemned:.0%} of its budget" in watch.fault.message
+
+
+def test_limits_leave_room_for_a_slow_candidate():
+    profile = SessionProfile(name="cpu", budget_kind="work", budget=1e12, expected_seconds=40.0, data_hash="")
+    found = set_limits(profile, threads=2)
+    assert found.wall > 4 * 40.0
+    assert found.cpu > 4 * 40.0
+    day = profile.model_copy(update={"expected_seconds": 86_400.0})
+    assert set_limits(day, threads=2).quiet > 2 * 864.0  # a progress line comes with every hundredth
+
+
+TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3, in <module>\n    model(x)\n'
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "kind", "words"),
+    [
+        (1, TRACE + "torch.OutOfMemoryError: CUDA out of memory. It needs 9 GiB", "out of device memory", "9 GiB"),
+        (1, TRACE + "RuntimeError: CUDA error: out of memory\nexiting", "out of device memory", "CUDA error"),
+        (1, TRACE + "RuntimeError: MPS backend out of memory (MPS allocated: 9 GB)", "out of device memory", "MPS"),
+        (1, TRACE + "MemoryError", "out of host memory", "MemoryError"),
+        (1, "RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", "out of host memory", "Default"),
+        (-9, "step 00001 (1.0%) | loss: 5.0", "out of host memory", "killed"),
+        (137, "", "out of host memory", "killed"),
+        (1, TRACE + "OSError: [Errno 28] No space left on device: 'x'", "disk full", "No space"),
+        (1, TRACE + "ModuleNotFoundError: No module named 'flash_attn'", "import", "flash_attn"),
+        (1, TRACE + "ImportError: cannot import name 'x' from 'torch'", "import", "cannot import"),
+        (1, '  File "train.py", line 3\n    x = =\n        ^\nSyntaxError: invalid syntax', "syntax", "invalid syntax"),
+        (1, "IndentationError: unexpected indent", "syntax", "unexpected indent"),
+        (1, "step 00009 (1.0%) | loss: 5.0\nFAIL: loss is nan at step 10", "NaN", "step 10"),
+        (1, "FAIL", "NaN", "FAIL"),
+        (-24, "", "timeout", "CPU time"),
+        (152, "", "timeout", "CPU time"),
+        (-11, "loading", "other", "SIGSEGV: loading"),
+        (1, TRACE + "ValueError: shapes do not match\nstep 00009 (1.0%) | loss: 5.0", "other", "ValueError: shapes"),
+        (3, "", "other", "exit code 3"),
+    ],
+)
+def test_a_failure_is_named_and_quoted(status, log, kind, words):
+    fault = failures.classify_failure(status, log)
+    assert fault.kind == kind
+    assert words in fault.message
+
+
+def test_a_message_is_short():
+    assert len(failures.classify_failure(1, "ValueError: " + "x" * 5000).message) <= 300
+
+
+def test_random_bytes_do_no_harm():
+    watch = watch_over(Clock())
+    for _ in zip(range(200), count(), strict=False):
+        data = os.urandom(1000)
+        watch.output(data)
+        watch.said.feed(data)
+    watch.close()
+    assert failures.classify_failure(1, watch.transcript.log.text).kind
