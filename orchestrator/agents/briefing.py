@@ -141,8 +141,8 @@ def describe_standing(state: State) -> str:
     return (
         f"The best is experiment {best.experiment} with val_bpb {best.score_to_beat:.4f}{base}. "
         f"A run of it: {describe_metrics(best.scores[-1].metrics)}. One run's σ over seeds is {sigma:.4f}. A gain of "
-        f"{few:.4f} is kept after {thresholds.MIN_RUNS} seeds; a smaller one gets up to {most}, and must then reach "
-        f"about {many:.4f}. At no loss, {thresholds.SIMPLER_LINES} lines less are kept, too."
+        f"{few:.4f} is kept after {thresholds.MIN_RUNS} seeds; a smaller one gets up to {most} seeds, and must then "
+        f"reach about {many:.4f}. At no loss, {thresholds.SIMPLER_LINES} lines less are kept, too."
     )
 
 
