@@ -1,4 +1,4 @@
-"""A night: the loop with what comes from outside, the clock, the user's guidance and the user's Ctrl-C."""
+"""Run the loop under what comes from outside: the clock, the user's guidance.md and Ctrl-C."""
 
 import asyncio
 import signal
@@ -13,8 +13,9 @@ from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session
 
 LOOK_SECONDS = 2.0
-"""How often guidance.md is looked at."""
+"""Seconds between two looks at guidance.md."""
 GUIDANCE_CHARACTERS = 8_000
+"""Characters of guidance.md that are read."""
 
 
 async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path, say: Callable[[str], None]) -> State:
@@ -25,8 +26,8 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
     alarm = asyncio.ensure_future(_stop_at_deadline(session))
     interrupts = _Interrupts(session, research, say)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, interrupts.asked)
-    loop.add_signal_handler(signal.SIGTERM, interrupts.at_once)
+    loop.add_signal_handler(signal.SIGINT, interrupts.request_stop)
+    loop.add_signal_handler(signal.SIGTERM, interrupts.stop_now)
     try:
         return await research
     except asyncio.CancelledError:
@@ -49,14 +50,14 @@ class _Interrupts:
         self.session, self.research, self.say = session, research, say
         self.hurried = False
 
-    def asked(self) -> None:
+    def request_stop(self) -> None:
         if self.session.state.stopping:
-            self.at_once()
+            self.stop_now()
             return
         self.say("Stopping: what is training is finished and recorded first. Ctrl-C again stops at once.")
         self.session.write("", StopAsked(reason="you asked to stop"))
 
-    def at_once(self) -> None:
+    def stop_now(self) -> None:
         self.hurried = True
         self.research.cancel()
 
@@ -78,6 +79,7 @@ def _read_guidance(session: Session, path: Path) -> None:
     """Record what the user wrote into guidance.md, if it has changed."""
     text = ""
     with suppress(OSError):
-        text = path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
+        if path.is_file():  # reading a named pipe would wait for a writer
+            text = path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
     if text != session.state.guidance:
         session.write("", GuidanceChanged(text=text))
