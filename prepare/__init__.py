@@ -1,7 +1,7 @@
 """The fixed ground of every experiment: text, tokenizer, batches, budget and score, under karpathy's own names.
 
 `from prepare import MAX_SEQ_LEN, TIME_BUDGET, Tokenizer, make_dataloader, evaluate_bpb` is what a training script
-writes. Names are looked up when asked for, so that `prepare.profiles` and `prepare.manifest` load without torch.
+writes. Names are looked up on first use, so that `prepare.profiles` and `prepare.manifest` load without torch.
 """
 
 import importlib
@@ -28,7 +28,7 @@ __all__ = ["SEED", *sorted(_FROM_MANIFEST), *sorted(_FROM_MODULE)]  # noqa: PLE0
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, or one line and exit code 2 where no data is prepared: scripts want no traceback for that."""
+    """Return a public name; print one line and exit with code 2 where no data is prepared."""
     if name in _FROM_MODULE:
         return getattr(importlib.import_module(f"prepare.{_FROM_MODULE[name]}"), name)
     if name in _FROM_MANIFEST:
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
 
         try:
             return _FROM_MANIFEST[name](load())
-        except DataError as error:
+        except DataError as error:  # a training script should end without a traceback
             print(f"prepare: {error}", file=sys.stderr)
             raise SystemExit(2) from None
     raise AttributeError(f"module 'prepare' has no attribute {name!r}")

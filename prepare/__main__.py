@@ -1,4 +1,4 @@
-"""`python -m prepare`: text, tokenizer, packed rows and budget into a data folder, once. Run again, it says so."""
+"""`python -m prepare`: text, tokenizer, packed rows and budget into a data folder, once."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,6 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
-from prepare.machine import list_gpus
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 console = Console(highlight=False, soft_wrap=True)
@@ -28,20 +27,27 @@ def main(
         list[str] | None, typer.Option("--set", help="other than the profile's: DEPTH=6, seq_len=512, seconds=60")
     ] = None,
 ) -> None:
-    """Prepare the data that every experiment trains on."""
+    """Prepare the data that every experiment trains on: text, tokenizer, packed rows, and the budget of a run.
+
+    It takes about a minute, once; run again, it checks the folder. After an interruption, run it again.
+
+    \b
+    the built-in text, for this machine  python -m prepare
+    your own text (.txt .md .py .jsonl .parquet)
+                                         python -m prepare --corpus notes/ --data data-notes
+    a smaller model on a slow GPU        python -m prepare --set DEPTH=4 --set TOTAL_BATCH_SIZE=16384
+    """  # noqa: D301 - typer takes the \b for "keep these lines"
     try:
-        chosen = profiles.find_profile(profile)
-        chosen = profiles.with_overrides(chosen, settings or [])
+        chosen = profiles.with_overrides(profiles.find_profile(profile), settings or [])
     except KeyError:
         fail(f"no profile {profile}: one of auto, {', '.join(profiles.PROFILES)}")
     except ValueError as error:
         fail(str(error))
     try:
         if not (data / manifest.MANIFEST_FILE).exists():
-            probe = chosen.budget.kind == "time" and chosen is not profiles.H100 and not settings and list_gpus() != []
-            prepare(data, corpus, shards, chosen, work, probe=probe)
+            prepare(data, corpus, shards, chosen, work)
         found = manifest.load(data, verify=True)
-        expect(found, data, corpus, None if profile == "auto" else profile, settings or [])
+        check_request(found, data, corpus, None if profile == "auto" else profile, settings or [])
     except DataError as error:
         fail(str(error))
     except OSError as error:  # a full disk, most often
@@ -49,9 +55,8 @@ def main(
     console.print(describe(found, data))
 
 
-def prepare(
-    data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None, *, probe: bool
-) -> None:
+def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
+    """Fill the folder, and show a bar for each stage. Raises DataError."""
     from prepare.build.folder import build_folder, lock_folder
     from prepare.corpus.open import open_corpus
 
@@ -60,17 +65,18 @@ def prepare(
     with lock_folder(data), Bars(*columns, console=console) as bars:
         stages: dict[str, TaskID] = {}
 
-        def progress(stage: str, share: float) -> None:
+        def report(stage: str, share: float) -> None:
             if stage not in stages:
                 stages[stage] = bars.add_task(stage, total=1.0)
             bars.update(stages[stage], completed=share)
 
-        build_folder(data, open_corpus(source, shards, progress), profile, budget, progress, probe=probe)
+        build_folder(data, open_corpus(source, shards, report), profile, budget, report)
         for task in stages.values():
             bars.update(task, completed=1.0)
 
 
-def expect(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
+def check_request(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
+    """Raise DataError unless the folder was prepared as it is asked for now."""
     from prepare.corpus.open import canonicalize
 
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
@@ -83,6 +89,7 @@ def expect(found: Manifest, data: Path, corpus: str, profile: str | None, settin
 
 
 def describe(found: Manifest, data: Path) -> str:
+    """Return the sentence that says what the folder holds."""
     tokens = {split: rows * found.seq_len for split, rows in found.rows.items()}
     work = f"{found.budget.amount:.3g} units of work, " if found.budget.kind == "work" else ""
     return (
@@ -93,6 +100,7 @@ def describe(found: Manifest, data: Path) -> str:
 
 
 def fail(message: str) -> NoReturn:
+    """Print one line and exit with code 2."""
     print(f"prepare: {message}", file=sys.stderr)
     raise SystemExit(2)
 

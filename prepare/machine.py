@@ -1,4 +1,4 @@
-"""What this machine has: cores for threads, memory of its accelerator. Never imports torch."""
+"""What this machine has: cores for threads, memory of its accelerators. Never imports torch."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import psutil
 
 
 def count_cores() -> int:
-    """Cores this process may use, hyper-threads not counted, at least 1."""
+    """Return the cores this process may use, hyper-threads not counted, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
@@ -26,7 +26,7 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that are for us: all, or those that CUDA_VISIBLE_DEVICES names."""
+    """Return the NVIDIA GPUs that may be used: all, or those that CUDA_VISIBLE_DEVICES names."""
     import pynvml
 
     try:
@@ -38,7 +38,7 @@ def list_gpus() -> list[Gpu]:
 
 
 def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
-    """Those named, by number or by the beginning of a UUID, up to the first name that is nobody's, as CUDA does it."""
+    """Return the GPUs named by number or by the beginning of a UUID, up to the first name that fits none, like CUDA."""
     if names is None:
         return found
     chosen: list[Gpu] = []
@@ -51,7 +51,7 @@ def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
 
 
 def _read_gpu(handle: Any) -> Gpu:
-    """Raises NVMLError."""
+    """Return what NVML knows of a GPU. Raises NVMLError."""
     import pynvml
 
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
@@ -65,6 +65,7 @@ def _read_gpu(handle: Any) -> Gpu:
 
 
 def is_apple_silicon() -> bool:
+    """Return True on a Mac whose GPU torch can use."""
     return sys.platform == "darwin" and os.uname().machine == "arm64"
 
 

@@ -13,7 +13,6 @@ from prepare.constants import (
     list_searchable,
     read_constants,
     read_values,
-    with_constant,
     with_constants,
 )
 
@@ -80,7 +79,7 @@ def test_without_declared_ranges_all_are_guessed():
     ],
 )
 def test_only_the_literal_changes(name, value, line):
-    before, after = SCRIPT.splitlines(), with_constant(SCRIPT, name, value).splitlines()
+    before, after = SCRIPT.splitlines(), with_constants(SCRIPT, {name: value}).splitlines()
 
     assert [b for a, b in zip(before, after, strict=True) if a != b] == [line]
 
@@ -88,7 +87,7 @@ def test_only_the_literal_changes(name, value, line):
 def test_what_is_not_a_plain_constant_cannot_be_turned():
     for name in ("HALF", "INNER", "MISSING", "lower"):
         with pytest.raises(UnknownConstantError, match=name):
-            with_constant(SCRIPT, name, 1)
+            with_constants(SCRIPT, {name: 1})
 
 
 literals = st.one_of(
@@ -115,12 +114,12 @@ def test_turning_back_restores_every_byte(table):
 @given(st.floats(0.001, 1.0), st.floats(1.5, 1000.0), st.booleans(), st.floats(-0.5, 1.5), st.booleans())
 def test_places_stay_within_the_space(low, factor, log, place, whole):
     space = Numbers(low, low * factor, log=log, whole=False)
-    assert space.low <= space.at(place) <= space.high
-    assert abs(space.place(space.at(place)) - min(max(place, 0), 1)) < 0.15
+    assert space.low <= space.from_unit(place) <= space.high
+    assert abs(space.to_unit(space.from_unit(place)) - min(max(place, 0), 1)) < 0.15
     if whole:
         counts = Numbers(1, 1 + round(factor), whole=True)
-        assert isinstance(counts.at(place), int)
-        assert all(counts.at(counts.place(n)) == n for n in range(1, 2 + round(factor)))
+        assert isinstance(counts.from_unit(place), int)
+        assert all(counts.from_unit(counts.to_unit(n)) == n for n in range(1, 2 + round(factor)))
 
 
 def test_our_own_train_py_declares_its_ranges():
