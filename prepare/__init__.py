@@ -7,13 +7,14 @@ writes. Names are looked up on first use, so that `prepare.profiles` and `prepar
 import importlib
 import os
 import sys
+from operator import attrgetter
 from typing import Any
 
 _FROM_MANIFEST = {
-    "MAX_SEQ_LEN": lambda manifest: manifest.seq_len,
-    "TIME_BUDGET": lambda manifest: manifest.budget.seconds,
-    "EVAL_TOKENS": lambda manifest: manifest.eval_tokens,
-    "VOCAB_SIZE": lambda manifest: manifest.vocab_size,
+    "MAX_SEQ_LEN": attrgetter("seq_len"),
+    "TIME_BUDGET": attrgetter("budget.seconds"),
+    "EVAL_TOKENS": attrgetter("eval_tokens"),
+    "VOCAB_SIZE": attrgetter("vocab_size"),
 }
 _FROM_MODULE = {
     "Budget": "budget",
@@ -23,8 +24,6 @@ _FROM_MODULE = {
     "make_dataloader": "loader",
 }
 SEED = int(os.environ.get("NIGHTSHIFT_SEED", "42"))
-
-__all__ = ["SEED", *sorted(_FROM_MANIFEST), *sorted(_FROM_MODULE)]  # noqa: PLE0604 - all of them are strings
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,13 @@
 """Write files atomically: a reader finds the old content or the new, never a part."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def open_replacement(path: Path) -> Iterator[Path]:
+def open_replacement(path: Path) -> Generator[Path]:
     """Yield a path to write to, and put that file in the place of `path` if the body succeeds. Raises OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -35,7 +35,7 @@ def main() -> None:
             positions = torch.from_numpy(np.frombuffer(channel.take(8 * rows), dtype=np.int64).copy())
             logits = model(torch.from_numpy(x.copy()).to(choose_device()))
             answer = logits[torch.arange(rows), positions.to(logits.device)].float().cpu().numpy()
-            channel.send({"event": "logits", "bytes": answer.nbytes}, memoryview(np.ascontiguousarray(answer)))
+            channel.send({"event": "logits", "bytes": answer.nbytes}, np.ascontiguousarray(answer).data)
 
 
 if __name__ == "__main__":

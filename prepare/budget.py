@@ -3,25 +3,26 @@
 A busy laptop changes how long a step takes, but never how much it computes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from prepare import channel
 from prepare.manifest import BudgetAmount, load
 
 
 def _count_attention_flops(q: Any, k: Any, v: Any, *_args: Any, **_kwargs: Any) -> int:
-    return sdpa_flop_count(q, k, v)
+    return flop_counter.sdpa_flop_count(q, k, v)
 
 
 def _count_attention_backward_flops(grad: Any, q: Any, k: Any, v: Any, *_args: Any, **_kwargs: Any) -> int:
-    return sdpa_backward_flop_count(grad, q, k, v)
+    return flop_counter.sdpa_backward_flop_count(grad, q, k, v)
 
 
 # torch counts attention on GPUs only.
@@ -63,7 +64,7 @@ class Budget:
         self._work = 0.0
 
     @contextmanager
-    def measure(self) -> Iterator[None]:
+    def measure(self) -> Generator[None]:
         """Count the work of one whole step, the body; measure again when steps change. Raises RuntimeError if none."""
         if self.kind == "time":
             yield

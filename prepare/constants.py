@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import exp, log
+from typing import NamedTuple
 
 Value = bool | int | float | str | tuple[float, ...]
 
@@ -30,7 +31,7 @@ class UnknownConstantError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """All numbers from `low` to `high`, both included; searched by equal factors where `log`, by integers if `whole`."""
+    """All numbers from `low` to `high`, inclusive; in equal factors if `log`, integers if `whole`."""
 
     low: float
     high: float
@@ -55,9 +56,11 @@ class Numbers:
 
     def include(self, value: Value) -> "Numbers":
         """Return the range, widened to hold a value. Raises ValueError if it is not a number."""
-        if not isinstance(value, int | float):
-            raise ValueError(f"{value!r} is not a number")
-        return replace(self, low=min(self.low, value), high=max(self.high, value))
+        match value:
+            case int() | float():
+                return replace(self, low=min(self.low, value), high=max(self.high, value))
+            case _:
+                raise ValueError(f"{value!r} is not a number")
 
     def __str__(self) -> str:
         return f"{self.low}..{self.high}{' log' if self.log else ''}"
@@ -83,6 +86,8 @@ class Choices:
 
 
 Space = Numbers | Choices
+_Edit = tuple[int, int, str]
+"""Replace the bytes from one offset to another with a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,36 +111,16 @@ class Constant:
     """The script declares the space; otherwise it is guessed from the value."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Assignment:
-    """Where a script assigns a constant; offsets count bytes of the script."""
+class _Assignment(NamedTuple):
+    """The expression that a script assigns to a constant; offsets count bytes of the script."""
 
     expression: ast.expr
-    line: int
-    """Offset of the line on which the expression starts."""
     start: int
     end: int
     close: int
-    """Offset of the end of the statement, after any closing parenthesis."""
-    tail: str
-    """The rest of the line: blanks and a comment, or more code."""
-    column: int
-    """Characters before the comment on its line."""
-
-    @property
-    def stop(self) -> int:
-        """Offset of the end of the line, without its line break."""
-        return self.close + len(self.tail.encode())
-
-    @property
-    def has_code_behind(self) -> bool:
-        """True if another statement follows on the same line."""
-        return bool(self.tail.partition("#")[0].strip())
-
-    @property
-    def comment(self) -> str:
-        """The comment without its sign; empty if there is none."""
-        return "" if self.has_code_behind else self.tail.partition("#")[2]
+    """End of the statement, after any closing parenthesis."""
+    stop: int
+    """End of the line, without its line break."""
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
@@ -150,19 +135,20 @@ def list_searchable(source: str) -> dict[str, Constant]:
 
 def list_declarations(source: str) -> list[str]:
     """Return the line of every constant that has a space, as the script states it, with single blanks."""
-    script, known = source.encode(), read_constants(source)
-    places = (place for name, place in _find_assignments(source).items() if name in known)
-    return [" ".join(script[place.line : place.stop].decode().split()) for place in places]
+    script, places = source.encode(), _find_assignments(source)
+    lines = (
+        _read_line(script, places[name].start) + script[places[name].start : places[name].stop].decode()
+        for name in read_constants(source)
+    )
+    return [" ".join(line.split()) for line in lines]
 
 
 def read_constants(source: str) -> dict[str, Constant]:
     """Return every constant for which there is a space, in the script's order. Raises SyntaxError."""
-    found: dict[str, Constant] = {}
-    for name, place in _find_assignments(source).items():
-        if not _is_plain(place.expression):
-            continue
+    script, found = source.encode(), dict[str, Constant]()
+    for name, place in _find_literals(source).items():
         value = ast.literal_eval(place.expression)
-        space, words = _split_comment(place.comment)
+        space, words = _split_comment(_split_tail(script, place)[1])
         declared = _parse_space(space, value)
         guess = declared or _guess_space(name, value)
         if guess is not None:
@@ -172,17 +158,14 @@ def read_constants(source: str) -> dict[str, Constant]:
 
 def read_values(source: str) -> dict[str, Value]:
     """Return the value of every constant that is a plain literal. Raises SyntaxError."""
-    found = _find_assignments(source)
-    return {name: ast.literal_eval(place.expression) for name, place in found.items() if _is_plain(place.expression)}
+    return {name: ast.literal_eval(place.expression) for name, place in _find_literals(source).items()}
 
 
 def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     """Return the script with other values for some constants; every other byte stays. Raises UnknownConstantError."""
-    found = _find_assignments(source)
-    edits: list[tuple[int, int, str]] = []
+    found, edits = _find_literals(source), list[_Edit]()
     for name, value in changes.items():
-        place = found.get(name)
-        if place is None or not _is_plain(place.expression):
+        if (place := found.get(name)) is None:
             raise UnknownConstantError(f"train.py has no plain constant {name}")
         edits.append((place.start, place.end, format_literal(value, like=ast.literal_eval(place.expression))))
     return _splice(source.encode(), edits)
@@ -209,17 +192,30 @@ def _format_setting(value: Value) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _rewrite(script: bytes, place: _Assignment, setting: Setting) -> tuple[int, int, str]:
+def _rewrite(script: bytes, place: _Assignment, setting: Setting) -> _Edit:
     """Return the edit that gives an assignment another value and, if there is one, another space in its comment."""
     literal = _format_setting(setting.value)
-    if place.has_code_behind:
+    blanks, comment = _split_tail(script, place)
+    if blanks.strip():  # more code on this line
         return place.start, place.end, literal
     code = literal + script[place.end : place.close].decode()
-    width = len(script[place.line : place.start].decode()) + len(code)
-    comment = _replace_space(place.comment, setting.space)
+    column = len(_read_line(script, place.close) + blanks)
+    comment = _replace_space(comment, setting.space)
     if comment.strip():
-        code += f"{' ' * max(place.column - width, 2)}#{comment}"
+        width = len(_read_line(script, place.start) + code)
+        code += f"{' ' * max(column - width, 2)}#{comment}"
     return place.start, place.stop, code
+
+
+def _read_line(script: bytes, offset: int) -> str:
+    """Return the beginning of a line, up to an offset."""
+    return script[:offset].decode().rpartition("\n")[2]
+
+
+def _split_tail(script: bytes, place: _Assignment) -> tuple[str, str]:
+    """Return what follows an assignment on its line: blanks, or more code, and the comment without its sign."""
+    blanks, _, comment = script[place.close : place.stop].decode().partition("#")
+    return (blanks, "") if blanks.strip() else (blanks, comment)
 
 
 def _replace_space(comment: str, space: Space | None) -> str:
@@ -231,10 +227,14 @@ def _replace_space(comment: str, space: Space | None) -> str:
     return f" {space} – {words}" if words else f" {space}"
 
 
-def _splice(script: bytes, edits: Iterable[tuple[int, int, str]]) -> str:
+def _splice(script: bytes, edits: Iterable[_Edit]) -> str:
     for start, end, new in sorted(edits, reverse=True):
         script = script[:start] + new.encode() + script[end:]
     return script.decode()
+
+
+def _find_literals(source: str) -> dict[str, _Assignment]:
+    return {name: place for name, place in _find_assignments(source).items() if _is_plain(place.expression)}
 
 
 def _find_assignments(source: str) -> dict[str, _Assignment]:
@@ -244,29 +244,24 @@ def _find_assignments(source: str) -> dict[str, _Assignment]:
     found: dict[str, _Assignment] = {}
     for node in ast.parse(source).body:
         match node:
-            case (
-                ast.Assign(targets=[ast.Name(id=name)], value=ast.expr() as value)
-                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
-            ) if name.isupper() and name not in found:
-                found[name] = _locate(node, value, lines, offsets)
-            case _:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
                 pass
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if name.isupper():
+                pass
+            case _:
+                continue
+        last = offsets[(node.end_lineno or node.lineno) - 1]
+        found.setdefault(
+            name,
+            _Assignment(
+                expression=value,
+                start=offsets[value.lineno - 1] + value.col_offset,
+                end=offsets[(value.end_lineno or value.lineno) - 1] + (value.end_col_offset or 0),
+                close=last + (node.end_col_offset or 0),
+                stop=last + len(lines[(node.end_lineno or node.lineno) - 1].rstrip(b"\r\n")),
+            ),
+        )
     return found
-
-
-def _locate(statement: ast.stmt, value: ast.expr, lines: list[bytes], offsets: list[int]) -> _Assignment:
-    last = (statement.end_lineno or statement.lineno) - 1
-    column = statement.end_col_offset or 0
-    tail = lines[last][column:].rstrip(b"\r\n").decode()
-    return _Assignment(
-        expression=value,
-        line=offsets[value.lineno - 1],
-        start=offsets[value.lineno - 1] + value.col_offset,
-        end=offsets[(value.end_lineno or value.lineno) - 1] + (value.end_col_offset or 0),
-        close=offsets[last] + column,
-        tail=tail,
-        column=len(lines[last][:column].decode() + tail.partition("#")[0]),
-    )
 
 
 def _is_plain(node: ast.expr) -> bool:

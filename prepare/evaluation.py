@@ -32,10 +32,10 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
     nbytes = int(lengths.sum())
     bpb = float(claims[lengths > 0].sum(dtype=np.float64)) / (math.log(2) * nbytes)
     if sealed:
-        channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
+        channel.send({"event": "claims", "bytes": claims.nbytes}, claims.data)
         while (answer := channel.receive())["event"] == "rows":
             claims = _compute_claims(model, answer["split"], batch_size)
-            channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
+            channel.send({"event": "claims", "bytes": claims.nbytes}, claims.data)
     elif not channel.answers():
         channel.score(bpb, tokens=claims.size, nbytes=nbytes)
     return bpb
@@ -61,7 +61,7 @@ def hand_over(model: torch.nn.Module, batch_size: int) -> None:
     pickled = cloudpickle.dumps(bare)
     kind = choose_device().type
     autocast = str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if torch.is_autocast_enabled(kind) else None
-    header = {
+    header: dict[str, object] = {
         "event": "model",
         "bytes": len(pickled),
         "batch_size": batch_size,

@@ -57,9 +57,10 @@ def _read_gpu(handle: Any) -> Gpu:
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     uuid, node = str(pynvml.nvmlDeviceGetUUID(handle)), 0
     memory = psutil.virtual_memory().total  # of a card that has none of its own
-    with suppress(pynvml.NVMLError_NotSupported):
+    unsupported: type[Exception] = pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    with suppress(unsupported):
         memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    with suppress(pynvml.NVMLError_NotSupported):  # a virtual machine's single node
+    with suppress(unsupported):  # a virtual machine's single node
         node = int(pynvml.nvmlDeviceGetMinorNumber(handle))
     return Gpu(memory, (major, minor), uuid, node)
 

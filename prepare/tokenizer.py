@@ -1,6 +1,7 @@
 """Byte-pair encoding: rustbpe learns the merges, tiktoken applies them, tokenizer.json keeps them (never a pickle)."""
 
 import base64
+import importlib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,8 +43,7 @@ class Tokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Learn `vocab_size` tokens, specials included, from the beginnings of the texts."""
-        import rustbpe
-
+        rustbpe = importlib.import_module("rustbpe")  # has no types
         learner = rustbpe.Tokenizer()
         learner.train_from_iterator(_sample_text(texts), vocab_size - len(SPECIALS), pattern=PATTERN)
         ranks = sorted((rank, bytes(token)) for token, rank in learner.get_mergeable_ranks())

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -65,7 +65,7 @@ def build_folder(
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Generator[None]:
     """Hold a folder's lock. Raises DataError at once if another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The tokens of a split between tokenizing and packing: one document after another in a file, their lengths in memory."""
+"""The tokens of a split between tokenizing and packing: in a file, with the lengths of the documents in memory."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ class TokenStore:
     def __init__(
         self, file: BinaryIO, batches: Iterable[list[str]], tokenizer: Tokenizer, max_length: int | None = None
     ) -> None:
-        """Tokenize the batches into `file`; longer documents than `max_length` tokens become several, each with a BOS."""
+        """Tokenize the batches into `file`; documents longer than `max_length` become several, each with a BOS."""
         self.dtype = choose_row_dtype(tokenizer.get_vocab_size())
         self._file, lengths, self.batch_sizes = file, array("q"), array("q")
         for documents in tokenizer.encode_batches(batches):

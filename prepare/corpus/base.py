@@ -53,7 +53,7 @@ class Documents:
         self.name, self._reads = name, [read, held_out] if held_out else [read]
         whole = hashlib.sha256()
         hashes = [
-            np.fromiter((_hash_document(text, whole) for text in filter(None, read())), np.uint64)
+            np.fromiter((_hash_document(text, whole.update) for text in filter(None, read())), np.uint64)
             for read in self._reads
         ]
         self.fingerprint = whole.hexdigest()
@@ -92,9 +92,10 @@ def compute_digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _hash_document(text: str, whole: "hashlib._Hash") -> int:
+def _hash_document(text: str, update: Callable[[bytes], None]) -> int:
+    """Return 64 bits of a text's digest, and update the corpus's with it."""
     digest = compute_digest(text)
-    whole.update(digest)
+    update(digest)
     return int.from_bytes(digest[-8:], "big")
 
 

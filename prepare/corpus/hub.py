@@ -5,14 +5,19 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count, as huggingface_hub read
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+import huggingface_hub as hub
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx, in one of its versions
+    OfflineModeIsEnabled,
+)
 from huggingface_hub.utils import disable_progress_bars
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tenacity.wait import wait_base
@@ -61,28 +66,32 @@ class HubDataset:
 
     def _load_file(self, name: str) -> HubFile:
         """Return a file that passes all checks. Removes one that does not, and raises DamagedFileError."""
-        cached = try_to_load_from_cache(self.repo, name, cache_dir=self.cache, repo_type="dataset")
+        cached = hub.try_to_load_from_cache(self.repo, name, cache_dir=self.cache, repo_type="dataset")
         path = Path(cached if isinstance(cached, str) else self._download(name)).resolve()
         found = HubFile(path, compute_sha256(path))
         try:
-            if _SHA256.fullmatch(path.name) and path.name != found.sha256:  # the cache names large files by their hash
-                raise ValueError("its checksum is wrong")
-            self.inspect(path)
+            self._check(found)
         except ValueError as error:
             path.unlink()
             raise DamagedFileError(str(error)) from error
         return found
 
+    def _check(self, found: HubFile) -> None:
+        """Raise ValueError if the content is wrong; the cache names large files by their SHA-256."""
+        if _SHA256.fullmatch(found.path.name) and found.path.name != found.sha256:
+            raise ValueError("its checksum is wrong")
+        self.inspect(found.path)
+
     def _download(self, name: str) -> str:
-        url = hf_hub_url(self.repo, name, repo_type="dataset", endpoint=self.endpoint)
+        url = hub.hf_hub_url(self.repo, name, repo_type="dataset", endpoint=self.endpoint)
         # Asked for first, because hf_hub_download hides why it cannot reach the hub.
-        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=self.endpoint)
-        return hf_hub_download(self.repo, name, repo_type="dataset", cache_dir=self.cache, endpoint=self.endpoint)
+        hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=self.endpoint)
+        return hub.hf_hub_download(self.repo, name, repo_type="dataset", cache_dir=self.cache, endpoint=self.endpoint)
 
     @contextmanager
-    def _translate_errors(self) -> Iterator[None]:
+    def _translate_errors(self) -> Generator[None]:
         """Raise DataError, one line that says what to do, for everything that can go wrong with the hub."""
-        hub, instead = self.endpoint or constants.ENDPOINT, "`--corpus docstrings` needs no network"
+        host, instead = self.endpoint or constants.ENDPOINT, "`--corpus docstrings` needs no network"
         try:
             yield
         except OfflineModeIsEnabled:
@@ -91,17 +100,17 @@ class HubDataset:
                 f"unset it; {instead}"
             ) from None
         except HfHubHTTPError as error:
-            said = f"{hub} answers {error.response.status_code} for {self.repo}"
+            said = f"{host} answers {error.response.status_code} for {self.repo}"
             what = "set HF_TOKEN" if error.response.status_code in {401, 403} else "try again later"
             raise DataError(f"{said}: {what}, or set HF_ENDPOINT to a mirror; {instead}") from None
         except HTTPError as error:
-            said = f"{hub} cannot be reached ({type(error).__name__})"
+            said = f"{host} cannot be reached ({type(error).__name__})"
             raise DataError(f"{said}: check the network, or set HF_ENDPOINT to a mirror; {instead}") from None
         except OSError as error:
             if error.errno is not None:  # of this machine
                 raise
             first, *_ = str(error).splitlines()
-            raise DataError(f"{hub} keeps sending a damaged shard ({first}): try again later; {instead}") from None
+            raise DataError(f"{host} keeps sending a damaged shard ({first}): try again later; {instead}") from None
 
 
 def _is_transient(error: BaseException) -> bool:

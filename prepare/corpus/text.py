@@ -1,3 +1,4 @@
+# pyright: basic - pyarrow has no types
 """Text of the user's own: files, folders and patterns of any size, read piece by piece."""
 
 import json
