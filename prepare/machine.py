@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
@@ -57,7 +57,7 @@ def _read_gpu(handle: Any) -> Gpu:
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     uuid, node = str(pynvml.nvmlDeviceGetUUID(handle)), 0
     memory = psutil.virtual_memory().total  # of a card that has none of its own
-    unsupported: type[Exception] = pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    unsupported = cast("type[Exception]", pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_NOT_SUPPORTED))
     with suppress(unsupported):
         memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
     with suppress(unsupported):  # a virtual machine's single node

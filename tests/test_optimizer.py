@@ -178,7 +178,9 @@ def test_a_knob_of_another_crew_may_say_nothing(value):
     st.floats(0.5, 9),
 )
 def test_a_step_goes_its_way_and_stays_within(space, place, way, size):
-    value = space.options[int(place * (len(space.options) - 1))] if isinstance(space, Choices) else space.from_unit(place)
+    value = (
+        space.options[int(place * (len(space.options) - 1))] if isinstance(space, Choices) else space.from_unit(place)
+    )
     new = take_step(Constant("X", value, space), way, size)
 
     if new is not None:

@@ -1,4 +1,5 @@
-# pyright: basic - pyarrow has no types
+# pyright: basic
+# (pyarrow has no types)
 """The corpus of the big GPUs: shards of climbmix as upstream takes them, the pinned validation shard among them."""
 
 import hashlib

@@ -1,4 +1,5 @@
-# pyright: basic - pyarrow has no types
+# pyright: basic
+# (pyarrow has no types)
 """Text of the user's own: files, folders and patterns of any size, read piece by piece."""
 
 import json
