@@ -18,25 +18,26 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder to fill")] = Path("data"),
-    corpus: Annotated[str, typer.Option(help="docstrings, climbmix, or your own text: a path")] = "docstrings",
-    shards: Annotated[int, typer.Option(min=1, help="of climbmix, to train on (about 90 MB each)")] = 10,
+    data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="folder to fill")] = Path("data"),
+    corpus: Annotated[
+        str, typer.Option(help="docstrings, climbmix, or a path: .txt, .md, .rst, .py, .jsonl, .parquet")
+    ] = "docstrings",
+    shards: Annotated[int, typer.Option(min=1, help="shards of climbmix to train on, about 90 MB each")] = 10,
     profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
     work: Annotated[float | None, typer.Option(min=1, help="work per run, instead of measuring this machine")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="other than the profile's: DEPTH=6, seq_len=512, seconds=60")
+        list[str] | None, typer.Option("--set", help="change the profile: DEPTH=6, seq_len=512, seconds=60")
     ] = None,
 ) -> None:
     """Prepare the data that every experiment trains on: text, tokenizer, packed rows, and the budget of a run.
 
-    It takes about a minute, once; run again, it checks the folder. After an interruption, run it again.
+    This is done once and takes about a minute. Run it again after an interruption, or to check the folder.
 
     \b
-    the built-in text, for this machine  python -m prepare
-    your own text (.txt .md .py .jsonl .parquet)
-                                         python -m prepare --corpus notes/ --data data-notes
-    a smaller model on a slow GPU        python -m prepare --set DEPTH=4 --set TOTAL_BATCH_SIZE=16384
-    """  # noqa: D301 - typer takes the \b for "keep these lines"
+    the built-in text             python -m prepare
+    your own text                 python -m prepare --corpus notes/ --data mine
+    a smaller model, a slow GPU   python -m prepare --set DEPTH=4
+    """  # noqa: D301 - for typer, \b keeps the lines of a paragraph
     try:
         chosen = profiles.with_overrides(profiles.find_profile(profile), settings or [])
     except KeyError:

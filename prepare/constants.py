@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import exp, log
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 Value = bool | int | float | str | tuple[float, ...]
 
@@ -105,8 +105,6 @@ class Constant:
     name: str
     value: Value
     space: Space
-    words: str = ""
-    """The description in its comment."""
     declared: bool = False
     """The script declares the space; otherwise it is guessed from the value."""
 
@@ -148,11 +146,10 @@ def read_constants(source: str) -> dict[str, Constant]:
     script, found = source.encode(), dict[str, Constant]()
     for name, place in _find_literals(source).items():
         value = ast.literal_eval(place.expression)
-        space, words = _split_comment(_split_tail(script, place)[1])
-        declared = _parse_space(space, value)
-        guess = declared or _guess_space(name, value)
-        if guess is not None:
-            found[name] = Constant(name, value, guess, words, declared is not None)
+        declared = _parse_space(_split_comment(_split_tail(script, place)[1])[0], value)
+        space = declared or _guess_space(name, value)
+        if space is not None:
+            found[name] = Constant(name, value, space, declared is not None)
     return found
 
 
@@ -301,7 +298,7 @@ def _parse_space(text: str, value: Value) -> Space | None:
 
 def _make_choices(options: Iterable[Value]) -> Choices:
     choices = Choices(tuple(options))
-    return Choices(tuple(sorted(choices.options, key=_as_number))) if choices.ordered else choices
+    return Choices(tuple(sorted(cast("tuple[float, ...]", choices.options)))) if choices.ordered else choices
 
 
 def _guess_space(name: str, value: Value) -> Space | None:
@@ -320,8 +317,3 @@ def _guess_space(name: str, value: Value) -> Space | None:
             return Numbers(0.0, 0.4)
         case _:
             return None
-
-
-def _as_number(value: Value) -> float:
-    assert isinstance(value, int | float)
-    return value

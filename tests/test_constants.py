@@ -47,11 +47,10 @@ def test_spaces_come_from_the_comments():
     assert found["DEPTH"].value == 8
     assert found["WIDTH"].space == Choices((256, 384, 512))
     assert found["MATRIX_LR"].space == Numbers(0.005, 0.2, log=True)
-    assert found["MATRIX_LR"].words == "Muon's – learning rate"
     assert found["PATTERN"].space == Choices(("L", "SSSL"))
     assert found["BETAS"].space == Choices(((0.8, 0.95), (0.9, 0.99)))
     assert found["OFFSET"].space == Numbers(-2, 2)
-    assert found["AFTER"].words == "after a wide letter"
+    assert found["AFTER"].space == Numbers(1, 5, whole=True)
 
 
 def test_without_declared_ranges_all_are_guessed():

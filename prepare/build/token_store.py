@@ -1,7 +1,7 @@
 """The tokens of a split between tokenizing and packing: in a file, with the lengths of the documents in memory."""
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,11 +21,12 @@ class TokenStore:
         self.dtype = choose_row_dtype(tokenizer.get_vocab_size())
         self._file, lengths, self.batch_sizes = file, array("q"), array("q")
         for documents in tokenizer.encode_batches(batches):
-            count = len(lengths)
+            count, pieces = len(lengths), list[NDArray[np.uint32]]()
             for ids in documents:
-                for piece in _split(ids, max_length):
-                    lengths.append(1 + len(piece))
-                    np.insert(piece, 0, tokenizer.get_bos_token_id()).astype(self.dtype).tofile(file)
+                starts = np.arange(0, len(ids) or 1, max_length or len(ids) or 1)
+                pieces.append(np.insert(ids, starts, tokenizer.get_bos_token_id()))
+                lengths.extend((1 + np.diff(starts, append=len(ids))).tolist())
+            np.concatenate(pieces).astype(self.dtype).tofile(file)
             self.batch_sizes.append(len(lengths) - count)
         file.flush()
         self.lengths: NDArray[np.int64] = np.array(lengths, dtype=np.int64)
@@ -33,10 +34,3 @@ class TokenStore:
     def map_tokens(self) -> NDArray[Any]:
         """Return all tokens, mapped read-only."""
         return np.memmap(self._file, dtype=self.dtype, mode="r")
-
-
-def _split(ids: NDArray[np.uint32], max_length: int | None) -> Iterator[NDArray[np.uint32]]:
-    """Yield the pieces of a document; an empty one is a piece, too."""
-    step = max_length or len(ids) or 1
-    for start in range(0, len(ids) or 1, step):
-        yield ids[start : start + step]

@@ -20,12 +20,9 @@ PACKAGES = ("torch", "numpy", "sympy", "networkx")
 HELD_OUT = ("sqlalchemy", "optuna", "alembic")
 """Packages to measure scores on: no training needs them, so a sandbox can hide them. Their prose is written by hand;
 generated text, as in anthropic and plotly, says the same a thousand times."""
-SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"} | {
-    "encodings",
-    "idlelib",
-    "lib2to3",
-    "pydoc_data",
-}
+SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}.union(
+    ("encodings", "idlelib", "lib2to3", "pydoc_data")
+)
 
 
 def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[list[str], list[str]]:
