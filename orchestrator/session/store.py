@@ -113,7 +113,7 @@ class Session(EventLog):
         return zlib.decompress(row[0]).decode()
 
     def fork(self, path: Path, at: int) -> "Session":
-        """Return a new session in its own file that shares the first `at` records, and all texts. Raises SessionError."""
+        """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
         fork.write_records(self.records[:at])
         fork.fold(*self.records[:at])
