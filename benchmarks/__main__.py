@@ -9,7 +9,9 @@ import benchmarks
 
 def main() -> None:
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name[0] != "_")
-    chosen = sys.argv[1:] or [name for name in names if name != "gpu_check"]  # that is `make gpu-check`
+    chosen = [word for word in sys.argv[1:] if not word.startswith("-")] or [
+        name for name in names if name != "gpu_check"
+    ]  # that is `make gpu-check`
     if unknown := set(chosen) - set(names):
         sys.exit(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(names)}")
     for name in chosen:
