@@ -1,8 +1,8 @@
 """A tournament of keep rules on simulated nights: what each finds, and how much of what it keeps is not better.
 
-A night is a stream of ideas with hidden effects and a number of runs. A score is the hidden level plus the luck of its seed, part of which
-all experiments share at one seed (common random numbers), plus luck of its own. Effects are drawn as in published nights. A rule sees
-scores only. With --check, exits 1 where the posterior rule falls below the lines of LINES.
+A night is a stream of ideas with hidden effects and a number of runs. A score is the hidden level plus the luck of its
+seed, part of which all experiments share at one seed (common random numbers), plus luck of its own. Effects are drawn
+as in published nights. A rule sees scores only. With --check, exits 1 where the posterior rule falls short of upstream.
 """
 
 import math
@@ -22,8 +22,8 @@ SEEDS = 1_000
 class Landscape:
     """How the k-th idea of a night turns out; scores are in bits per byte.
 
-    It helps with probability `helps`, by an exponential of mean first·exp(−k/decay) + later; otherwise it hurts, by an exponential of mean
-    `slight` (a share of `slightly`) or `harm`.
+    It helps with probability `helps`, by an exponential of mean first·exp(−k/decay) + later; otherwise it hurts, by an
+    exponential of mean `slight` (a share of `slightly`) or `harm`.
     """
 
     name: str
@@ -278,10 +278,10 @@ class _PairedTest:
 
 
 class _Posterior:
-    """The prior over effects is a histogram: published nights weigh as much as ten ideas, then the night's own count.
+    """The prior over effects is a histogram: published nights weigh as much as ten ideas, the night's own add to it.
 
-    An idea is kept when it is better with probability 0.7 at least and one keep in ten, in expectation, is not; it is dropped when a run of
-    it promises less than half of what a new idea's run does.
+    An idea is kept when it is better with a probability of 0.7 at least, while at most one keep in ten is expected not
+    to be; it is dropped when one more run of it promises less than half of what a new idea's run does.
     """
 
     RATE, LEAST, RATIO, STRENGTH, MOST = 0.1, 0.7, 0.5, 10, 8
@@ -376,7 +376,7 @@ def main() -> None:
 
 
 def find_shortfalls(land: Landscape, found: dict[Rule, Outcome]) -> list[str]:
-    """Return where the posterior rule finds less than upstream's, beyond the error, or keeps too much that is no better."""
+    """Return where the posterior rule finds less than upstream's does, or keeps too much that is not better."""
     ours, theirs = found[posterior], found[upstream]
     most = 0.10 if land.weak else 0.05
     less = ours.gain < theirs.gain - math.hypot(ours.error, theirs.error)
