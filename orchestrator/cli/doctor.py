@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.options import Crew, ExitCode, Model, Offline, Paths, Style
+from orchestrator.cli.options import Crew, ExitCode, Model, Notify, Offline, Paths, Style
 from orchestrator.cli.preflight import CheckResult, Preflight, load_style
 from orchestrator.cli.start import invent_name
 from prepare.machine import list_gpus
@@ -29,6 +29,7 @@ def doctor(
     crew: Crew = "claude",
     prompts: Style = "default",
     model: Model = None,
+    notify: Notify = "",
 ) -> None:
     """Check everything that a night needs.
 
@@ -42,7 +43,7 @@ def doctor(
             texts = load_style(prompts, model or [])
         except PromptError as error:
             results.append(CheckResult("prompts", "bad", str(error)))
-    results += Preflight(paths, invent_name(paths.sessions), texts, verify=True).check()
+    results += Preflight(paths, invent_name(paths.sessions), texts, notify=notify, verify=True).check()
     results += check_machine()
     table = Table.grid(padding=(0, 1))
     for result in results:

@@ -116,11 +116,11 @@ def start(
     paths = context.obj = Paths(sessions, data, script, musings, unsafe)
     if context.invoked_subcommand:
         return
-    from orchestrator.cli.start import NightOptions, check_night, exit_for, start_night
+    from orchestrator.cli.start import NightOptions, exit_for, plan_night, start_night
 
     chosen: CrewName = "optuna" if offline else crew
     options = NightOptions(hours, max_experiments, max_usd, chosen, prompts, tuple(model or ()), seed, notify)
-    exit_for(start_night(check_night(paths, name, options), options))
+    exit_for(start_night(plan_night(paths, name, options), options))
 
 
 def main() -> None:
@@ -141,13 +141,11 @@ def _import_user_errors() -> tuple[type[Exception], ...]:
     from orchestrator.lab.repo import RepoError
     from orchestrator.lab.sandbox.select import NoSandboxError
     from orchestrator.session.store import SessionError
-    from orchestrator.views.notify import NotifyError
     from orchestrator.views.report.tensorboard import TensorBoardMissingError
     from prepare.manifest import DataError
     from subagents.prompts import PromptError
 
-    tensorboard = TensorBoardMissingError
-    return UsageError, SessionError, RepoError, DataError, PromptError, NotifyError, NoSandboxError, tensorboard
+    return UsageError, SessionError, RepoError, DataError, PromptError, NoSandboxError, TensorBoardMissingError
 
 
 def _complain(message: str) -> None:

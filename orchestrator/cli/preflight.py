@@ -10,7 +10,7 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.core.state import State
@@ -20,6 +20,9 @@ from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from prepare.machine import list_gpus
 from prepare.manifest import DataError, Manifest, load
 from subagents.prompts import Prompt, load_prompts
+
+if TYPE_CHECKING:
+    from orchestrator.views.notify import Send
 
 PROMPTS = Path(__file__).parent.parent.parent / "prompts"
 NEEDED_BYTES = 1 << 30
@@ -48,6 +51,8 @@ class Preflight:
     """By agent; empty where no model is asked."""
     state: State | None = None
     """The state that the session goes on from; None for one that begins."""
+    notify: str = ""
+    """The Apprise URL; empty to send no word."""
     is_new: bool = True
     """The name must still be free."""
     verify: bool = False
@@ -64,6 +69,10 @@ class Preflight:
     @cached_property
     def sandbox(self) -> Sandbox:
         return NoSandbox() if self.paths.unsafe else select_sandbox()
+
+    @property
+    def send(self) -> "Send":
+        return _make_sender(self.notify)
 
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
@@ -86,6 +95,8 @@ class Preflight:
             yield CheckResult("data", "warn", remedy)
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
+        if self.notify:
+            yield _attempt("notify", self._describe_notify)
         if self.prompts:
             yield from _check_models(self.prompts)
 
@@ -124,6 +135,10 @@ class Preflight:
             return "none, as --unsafe says"
         return f"{self.sandbox.tier} passes its self-check"
 
+    def _describe_notify(self) -> str:
+        _make_sender(self.notify)
+        return "Apprise can send to the URL"
+
 
 def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
     """Load the style's prompts, each for its model. Raises PromptError, UsageError."""
@@ -143,6 +158,16 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
         return CheckResult(subject, "good", describe())
     except (UsageError, RepoError, DataError, NoSandboxError) as error:
         return CheckResult(subject, "bad", str(error))
+
+
+def _make_sender(url: str) -> "Send":
+    """Make what sends to the URL; its module is slow to import. Raises UsageError."""
+    from orchestrator.views.notify import NotifyError, make_sender
+
+    try:
+        return make_sender(url)
+    except NotifyError as error:
+        raise UsageError(str(error)) from error
 
 
 def _describe_python() -> str:

@@ -30,7 +30,6 @@ from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
 from orchestrator.core.state import State, fold
 from orchestrator.lab.executor import describe_profile
 from orchestrator.session.store import Session
-from orchestrator.views.notify import make_sender
 from subagents.prompts import parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
@@ -53,19 +52,17 @@ class NightOptions:
     notify: str
 
 
-def check_night(paths: Paths, name: str, options: NightOptions) -> Preflight:
-    """Check everything that the night needs. Raises UsageError, PromptError, NotifyError."""
+def plan_night(paths: Paths, name: str, options: NightOptions) -> Preflight:
+    """Load the prompts and say what is to run; nothing is checked yet. Raises UsageError, PromptError."""
     if options.hours <= 0:
         raise UsageError(f"--hours {options.hours:g}: a night needs more than no time")
-    make_sender(options.notify)
     prompts = {} if options.crew == "optuna" else load_style(options.style, options.models)
-    night = Preflight(paths, name or invent_name(paths.sessions), prompts)
-    night.require()
-    return night
+    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=options.notify)
 
 
 def start_night(night: Preflight, options: NightOptions) -> State:
-    """Create the session of a night that was checked, and run it."""
+    """Check everything that the night needs, create its session and run it. Raises UsageError."""
+    night.require()
     paths, name, prompts = night.paths, night.name, night.prompts
     with lock_session(paths.sessions / name):
         with _draft_session(paths.sessions / name) as path:
@@ -85,7 +82,7 @@ def start_night(night: Preflight, options: NightOptions) -> State:
             )
             session.write("", started)
             session.close()
-        return run_session(open_session(paths, name), night, make_sender(options.notify))
+        return run_session(open_session(paths, name), night)
 
 
 def resume(
@@ -101,17 +98,17 @@ def resume(
 
 
 def resume_night(paths: Paths, name: str, notify: str) -> State:
-    """Check everything that the rest of the night needs, and run it. Raises UsageError, NotifyError."""
+    """Check everything that the rest of the night needs, and run it. Raises UsageError."""
     session = open_session(paths, name)
-    send, started, folder = make_sender(notify), session.state.session, session.path.parent
+    started, folder = session.state.session, session.path.parent
     prompts = {agent: parse_prompt(session.get(text), agent) for agent, text in started.prompts.items()}
-    night = Preflight(paths, started.name, prompts, state=session.state, is_new=False)
+    night = Preflight(paths, started.name, prompts, state=session.state, notify=notify, is_new=False)
     night.require()
     session.close()
     with lock_session(folder):
         session = open_session(paths, name)  # another process may have gone on until now
         session.write("", Resumed())
-        return run_session(session, night, send)
+        return run_session(session, night)
 
 
 def fork(
@@ -138,9 +135,8 @@ def fork(
         raise UsageError(f"{name} has only {len(old.records)} events")
     state = fold(old.records[:at])
     chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
-    send = make_sender(notify)
     known = load_style(style, model or []) if chosen != "optuna" else {}
-    night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state)
+    night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
     night.require()
     with lock_session(paths.sessions / night.name):
         with _draft_session(paths.sessions / night.name) as path:
@@ -157,7 +153,7 @@ def fork(
             )
             session.write("", forked)
             session.close()
-        exit_for(run_session(open_session(paths, night.name), night, send))
+        exit_for(run_session(open_session(paths, night.name), night))
 
 
 def exit_for(state: State) -> None:

@@ -17,7 +17,7 @@ from orchestrator.cli.options import (
     UsageError,
     open_session,
 )
-from orchestrator.cli.start import NightOptions, check_night, exit_for, resume_night, start_night
+from orchestrator.cli.start import NightOptions, exit_for, plan_night, resume_night, start_night
 from orchestrator.core.events import Record, Resumed
 from orchestrator.core.state import State, apply
 from orchestrator.policy.limits import explain_stop
@@ -52,7 +52,9 @@ def trial(
         for repeat in range(repeats)
         for style, folder in styles.items()
     }
-    fresh = {n: check_night(paths, n, options) for n, options in nights.items() if not paths.session(n).exists()}
+    fresh = {n: plan_night(paths, n, options) for n, options in nights.items() if not paths.session(n).exists()}
+    for night in fresh.values():
+        night.require()
     for name, options in nights.items():
         state = start_night(fresh[name], options) if name in fresh else _finish_night(paths, name, notify)
         exit_for(state)

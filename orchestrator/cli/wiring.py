@@ -23,7 +23,6 @@ from orchestrator.session.recording import Live, Outside, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
-from orchestrator.views.notify import Send
 from prepare import profiles
 from prepare.machine import list_gpus
 from subagents.prompts import Prompt, parse_prompt
@@ -36,12 +35,12 @@ SUGGESTIONS = 3
 """Of the optimizer, in the briefing of a centaur's researcher."""
 
 
-def run_session(session: Session, night: Preflight, send: Send) -> State:
+def run_session(session: Session, night: Preflight) -> State:
     """Run a session from here to its end, and return its state. Raises SystemExit when interrupted."""
     from orchestrator.views.observers import Observers
 
     paths, repo, name = night.paths, night.repo, session.state.session.name
-    observers = Observers(session, paths.musings, send=send)
+    observers = Observers(session, paths.musings, send=night.send)
     runner = _build_runner(session, night, observers)
     repo.unlock()
     if session.state.baseline_commit and not repo.find_branch():  # a fork, or an interrupted one
