@@ -12,26 +12,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from orchestrator.cli.options import (
-    Crew,
-    CrewName,
-    Data,
-    Dollars,
-    ExitCode,
-    Experiments,
-    Hours,
-    Model,
-    Musings,
-    Name,
-    Notify,
-    Offline,
-    Paths,
-    Script,
-    Seed,
-    Sessions,
-    Style,
-    Unsafe,
-)
+from orchestrator.cli import options as opt
 
 COMMANDS = {
     "resume": ("orchestrator.cli.start:resume", "Go on after any interruption."),
@@ -96,29 +77,29 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True, help=HELP)
 def start(
     context: typer.Context,
-    hours: Hours = 8.0,
-    offline: Offline = False,
-    crew: Crew = "claude",
-    name: Name = "",
-    max_experiments: Experiments = None,
-    max_usd: Dollars = None,
-    prompts: Style = "default",
-    model: Model = None,
-    seed: Seed = None,
-    notify: Notify = "",
-    sessions: Sessions = Path("sessions"),
-    data: Data = Path("data"),
-    script: Script = Path("train.py"),
-    musings: Musings = Path("musings"),
-    unsafe: Unsafe = False,
+    hours: opt.Hours = 8.0,
+    offline: opt.Offline = False,
+    crew: opt.Crew = "claude",
+    name: opt.Name = "",
+    max_experiments: opt.Experiments = None,
+    max_usd: opt.Dollars = None,
+    prompts: opt.Style = "default",
+    model: opt.Model = None,
+    seed: opt.Seed = None,
+    notify: opt.Notify = "",
+    sessions: opt.Sessions = Path("sessions"),
+    data: opt.Data = Path("data"),
+    script: opt.Script = Path("train.py"),
+    musings: opt.Musings = Path("musings"),
+    unsafe: opt.Unsafe = False,
 ) -> None:
     """Start a night, unless a command follows."""
-    paths = context.obj = Paths(sessions, data, script, musings, unsafe)
+    paths = context.obj = opt.Paths(sessions, data, script, musings, unsafe)
     if context.invoked_subcommand:
         return
     from orchestrator.cli.start import NightOptions, exit_for, plan_night, start_night
 
-    chosen: CrewName = "optuna" if offline else crew
+    chosen: opt.CrewName = "optuna" if offline else crew
     options = NightOptions(hours, max_experiments, max_usd, chosen, prompts, tuple(model or ()), seed, notify)
     exit_for(start_night(plan_night(paths, name, options), options))
 
@@ -130,7 +111,7 @@ def main() -> None:
     except TyperException as error:
         _complain(error.format_message())
     except typer.Abort:
-        raise SystemExit(ExitCode.INTERRUPTED) from None
+        raise SystemExit(opt.ExitCode.INTERRUPTED) from None
     except _import_user_errors() as error:
         _complain(str(error))
 
@@ -150,4 +131,4 @@ def _import_user_errors() -> tuple[type[Exception], ...]:
 
 def _complain(message: str) -> None:
     print(f"nightshift: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(ExitCode.USAGE)
+    raise SystemExit(opt.ExitCode.USAGE)

@@ -14,16 +14,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import (
-    CrewName,
-    ExitCode,
-    Model,
-    Name,
-    Notify,
-    Paths,
-    UsageError,
-    open_session,
-)
+from orchestrator.cli import options as opt
 from orchestrator.cli.preflight import Preflight, load_style
 from orchestrator.cli.wiring import lock_session, run_session
 from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
@@ -45,17 +36,17 @@ class NightOptions:
     hours: float
     experiments: int | None
     usd: float | None
-    crew: CrewName
+    crew: opt.CrewName
     style: str
     models: tuple[str, ...]
     seed: int | None
     notify: str
 
 
-def plan_night(paths: Paths, name: str, options: NightOptions) -> Preflight:
+def plan_night(paths: opt.Paths, name: str, options: NightOptions) -> Preflight:
     """Load the prompts and say what is to run; nothing is checked yet. Raises UsageError, PromptError."""
     if options.hours <= 0:
-        raise UsageError(f"--hours {options.hours:g}: a night needs more than no time")
+        raise opt.UsageError(f"--hours {options.hours:g}: a night needs more than no time")
     prompts = {} if options.crew == "optuna" else load_style(options.style, options.models)
     return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=options.notify)
 
@@ -82,13 +73,13 @@ def start_night(night: Preflight, options: NightOptions) -> State:
             )
             session.write("", started)
             session.close()
-        return run_session(open_session(paths, name), night)
+        return run_session(opt.open_session(paths, name), night)
 
 
 def resume(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="the session's name")],
-    notify: Notify = "",
+    notify: opt.Notify = "",
 ) -> None:
     """Go on after any interruption.
 
@@ -97,16 +88,16 @@ def resume(
     exit_for(resume_night(context.obj, name, notify))
 
 
-def resume_night(paths: Paths, name: str, notify: str) -> State:
+def resume_night(paths: opt.Paths, name: str, notify: str) -> State:
     """Check everything that the rest of the night needs, and run it. Raises UsageError."""
-    session = open_session(paths, name)
+    session = opt.open_session(paths, name)
     started, folder = session.state.session, session.path.parent
     prompts = {agent: parse_prompt(session.get(text), agent) for agent, text in started.prompts.items()}
     night = Preflight(paths, started.name, prompts, state=session.state, notify=notify, is_new=False)
     night.require()
     session.close()
     with lock_session(folder):
-        session = open_session(paths, name)  # another process may have gone on until now
+        session = opt.open_session(paths, name)  # another process may have gone on until now
         session.write("", Resumed())
         return run_session(session, night)
 
@@ -115,24 +106,24 @@ def fork(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="the session to start from")],
     at: Annotated[int, typer.Option(min=1, help="the first event that is not shared (see: replay NAME)")],
-    fork_name: Name = "",
+    fork_name: opt.Name = "",
     hours: Annotated[float | None, typer.Option(min=0, help="hours from here on (default: what was left)")] = None,
     max_experiments: Annotated[int | None, typer.Option(min=1, help="this many from here on")] = None,
     max_usd: Annotated[float | None, typer.Option(min=0, help="this many dollars from here on")] = None,
-    crew: Annotated[CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
+    crew: Annotated[opt.CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
-    model: Model = None,
-    notify: Notify = "",
+    model: opt.Model = None,
+    notify: opt.Notify = "",
 ) -> None:
     """Go on from any event, another way.
 
     A new session shares what came before the event, and goes on live, with other prompts, models or crew if you
     like. The old one stays as it is.
     """
-    paths: Paths = context.obj
-    old = open_session(paths, name)
+    paths: opt.Paths = context.obj
+    old = opt.open_session(paths, name)
     if at > len(old.records):
-        raise UsageError(f"{name} has only {len(old.records)} events")
+        raise opt.UsageError(f"{name} has only {len(old.records)} events")
     state = fold(old.records[:at])
     chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
     known = load_style(style, model or []) if chosen != "optuna" else {}
@@ -153,13 +144,13 @@ def fork(
             )
             session.write("", forked)
             session.close()
-        exit_for(run_session(open_session(paths, night.name), night))
+        exit_for(run_session(opt.open_session(paths, night.name), night))
 
 
 def exit_for(state: State) -> None:
     """Exit with a code of its own where not even the baseline was measured."""
     if state.incumbent is None:
-        raise SystemExit(ExitCode.UNMEASURED)
+        raise SystemExit(opt.ExitCode.UNMEASURED)
 
 
 def invent_name(sessions: Path) -> str:

@@ -5,18 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from orchestrator.cli import options as opt
 from orchestrator.cli.compare import compare_sessions
-from orchestrator.cli.options import (
-    Dollars,
-    ExitCode,
-    Experiments,
-    Hours,
-    Model,
-    Notify,
-    Paths,
-    UsageError,
-    open_session,
-)
 from orchestrator.cli.start import NightOptions, exit_for, plan_night, resume_night, start_night
 from orchestrator.core.events import Record, Resumed
 from orchestrator.core.state import State, apply
@@ -27,13 +17,13 @@ def trial(
     context: typer.Context,
     prompts: Annotated[list[str], typer.Option(help="a style; give two or more")],
     repeats: Annotated[int, typer.Option(min=1, help="nights of each style")] = 3,
-    hours: Hours = 1.0,
-    max_experiments: Experiments = None,
-    max_usd: Dollars = None,
+    hours: opt.Hours = 1.0,
+    max_experiments: opt.Experiments = None,
+    max_usd: opt.Dollars = None,
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
-    model: Model = None,
+    model: opt.Model = None,
     seed: Annotated[int, typer.Option(help="of the first repetition; the next has the next one")] = 0,
-    notify: Notify = "",
+    notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
 ) -> None:
     """Find out whether a style helps.
@@ -41,10 +31,10 @@ def trial(
     Nights of each style in turn, with the same seeds and limits; then they are compared. Given again, the command
     goes on where it was interrupted.
     """
-    paths: Paths = context.obj
+    paths: opt.Paths = context.obj
     styles = {Path(style).name: style for style in prompts}
     if len(styles) < len(prompts):
-        raise UsageError("--prompts: each style once, please, in folders of different names")
+        raise opt.UsageError("--prompts: each style once, please, in folders of different names")
     nights = {
         f"{trial_name}-{style}-{repeat + 1}": NightOptions(
             hours, max_experiments, max_usd, crew, folder, tuple(model or ()), seed + repeat, notify
@@ -60,13 +50,13 @@ def trial(
         exit_for(state)
         if not _is_over(state):
             print(f"{name} was stopped: give the same command again to go on with the trial")
-            raise SystemExit(ExitCode.INTERRUPTED)
+            raise SystemExit(opt.ExitCode.INTERRUPTED)
     compare_sessions(paths, list(nights))
 
 
-def _finish_night(paths: Paths, name: str, notify: str) -> State:
+def _finish_night(paths: opt.Paths, name: str, notify: str) -> State:
     """Run the rest of a night that was begun before, if there is any."""
-    session = open_session(paths, name)
+    session = opt.open_session(paths, name)
     session.close()
     if not _is_over(session.state):
         return resume_night(paths, name, notify)
