@@ -118,7 +118,6 @@ def main() -> None:
 
 def _import_user_errors() -> tuple[type[Exception], ...]:
     """Import the errors that a user can mend. Python evaluates this only once something was raised."""
-    from orchestrator.cli.options import UsageError
     from orchestrator.lab.repo import RepoError
     from orchestrator.lab.sandbox.select import NoSandboxError
     from orchestrator.session.store import SessionError
@@ -126,7 +125,7 @@ def _import_user_errors() -> tuple[type[Exception], ...]:
     from prepare.manifest import DataError
     from subagents.prompts import PromptError
 
-    return UsageError, SessionError, RepoError, DataError, PromptError, NoSandboxError, TensorBoardMissingError
+    return opt.UsageError, SessionError, RepoError, DataError, PromptError, NoSandboxError, TensorBoardMissingError
 
 
 def _complain(message: str) -> None:

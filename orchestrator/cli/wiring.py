@@ -89,7 +89,11 @@ def build_crew(
     from orchestrator.views.musings_search import search
 
     optimizer = _build_optimizer(log) if started.crew == "centaur" else None
-    beyond = outside or _connect_models(log)
+    if outside is None:
+        from subagents.claude import Claude, connect
+
+        outside = Live(Claude(connect()), log)
+    answers = outside
 
     def suggest(state: State) -> list[str]:
         advice = optimizer.suggestions(state, SUGGESTIONS) if optimizer else []
@@ -97,7 +101,7 @@ def build_crew(
 
     models = ClaudeCrew(
         log,
-        lambda task_id, experiment: Recording(beyond, log, task_id, experiment),
+        lambda task_id, experiment: Recording(answers, log, task_id, experiment),
         prompts or {agent: parse_prompt(log.get(text), agent) for agent, text in started.prompts.items()},
         search=lambda words: "\n".join(f"{hit.title} ({hit.path}): {hit.snippet}" for hit in search(musings, words)),
         suggest=suggest,
@@ -109,12 +113,6 @@ def _build_optimizer(log: Session | Tape) -> "Optimizer":
     from orchestrator.optimizer.crew import Optimizer
 
     return Optimizer(log.get)
-
-
-def _connect_models(log: Session | Tape) -> Live:
-    from subagents.claude import Claude, connect
-
-    return Live(Claude(connect()), log)
 
 
 @contextlib.contextmanager
