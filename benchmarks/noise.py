@@ -48,7 +48,7 @@ def fresh_state(luck: random.Random, profile: str) -> State:
     return State(
         started=started,
         incumbent=Incumbent(0, scores, score_to_beat, len(scores)),
-        variance=PooledVariance().plus(scores),
+        variance=PooledVariance().add(scores),
     )
 
 
@@ -67,14 +67,14 @@ def ours(luck: random.Random, gain: float, profile: str = "cpu", night: int = NI
                 candidate = Candidate(BASELINE, commit, (*candidate.scores, score(luck, gain)), candidate.runs + 1)
             need = judge.judge(state, 1, candidate)
         kept += isinstance(need, ev.Kept)  # the incumbent stays, so that every edit is compared with the same one
-        state = _with_spread(state, state.variance.plus(candidate.scores))
+        state = _with_spread(state, state.variance.add(candidate.scores))
     return kept / night, runs / night
 
 
 def _remeasured(state: State, again: ev.Scored) -> State:
     scores = (*state.incumbent.scores, again)
     score_to_beat = statistics.fmean(s.val_bpb for s in scores)
-    spread = state.variance.minus(state.incumbent.scores).plus(scores)
+    spread = state.variance.remove(state.incumbent.scores).add(scores)
     return State(started=state.started, incumbent=Incumbent(0, scores, score_to_beat, len(scores)), variance=spread)
 
 

@@ -1,3 +1,5 @@
+"""The three ports that the loop works through: a log, a crew that thinks, an executor that trains."""
+
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -7,36 +9,69 @@ from orchestrator.policy import steps
 
 
 class Log(Protocol):
-    """Where events go and texts are kept: a session, or the tape of one."""
+    """Stores events and texts: a session's file, or the recording of one."""
 
     @property
     def state(self) -> State: ...
-    def subscribe(self, watcher: Callable[[], None]) -> None: ...
     @property
     def finished(self) -> set[str]:
-        """Lanes that have appended their last."""
+        """Tasks of this life that have appended their last event."""
         ...
 
-    async def append(self, task_id: str, *events: ev.Event, last: bool = False) -> None: ...
-    def put(self, text: str) -> ev.Digest: ...
-    def get(self, name: ev.Digest) -> str: ...
+    def subscribe(self, watcher: Callable[[], None]) -> None:
+        """Call the watcher after every append."""
+        ...
+
+    async def append(self, task_id: str, *events: ev.Event, last: bool = False) -> None:
+        """Store events; `last` marks the task as finished."""
+        ...
+
+    def put(self, text: str) -> ev.Digest:
+        """Store a text and return its name."""
+        ...
+
+    def get(self, name: ev.Digest) -> str:
+        """Return the text of that name. Raises KeyError."""
+        ...
 
 
 class Crew(Protocol):
-    """Who thinks. Each raises NoAnswer where nothing usable comes of it."""
+    """Thinks: three agents, an optimizer, or both. Each method raises NoAnswer where nothing usable comes back."""
 
-    async def propose(self, state: State, step: steps.Propose) -> Sequence[ev.Proposal]: ...
+    async def propose(self, state: State, step: steps.Propose) -> Sequence[ev.Proposal]:
+        """Return up to `step.count` proposals."""
+        ...
+
     async def implement(
         self, state: State, step: steps.Implement | steps.Rebase, proposal: ev.Proposal, source: str
-    ) -> str: ...
-    async def repair(self, state: State, step: steps.Repair, broken: Broken, source: str) -> str: ...
-    async def reflect(self, state: State, step: steps.Reflect, decided: Decided) -> ev.Postmortem: ...
+    ) -> str:
+        """Return the source with the proposal carried out."""
+        ...
+
+    async def repair(self, state: State, step: steps.Repair, broken: Broken, source: str) -> str:
+        """Return the source of a crashed candidate, repaired."""
+        ...
+
+    async def reflect(self, state: State, step: steps.Reflect, decided: Decided) -> ev.Postmortem:
+        """Return the post-mortem of a judged experiment."""
+        ...
 
 
 class Executor(Protocol):
-    """Where code is changed and trained. A broken machine raises; a failed experiment is an Outcome."""
+    """Changes and trains code. A broken machine raises; a failed experiment is an Outcome."""
 
-    async def commit_baseline(self) -> ev.BaselineCommitted: ...
-    async def commit(self, experiment: int, parent: str, source: str, message: str) -> str: ...
-    async def train(self, granted: ev.Granted, source: str) -> ev.Outcome: ...
-    async def promote(self, experiment: int, parent: str, source: str, message: str) -> str: ...
+    async def commit_baseline(self) -> ev.BaselineCommitted:
+        """Commit the user's script, fitted to the profile, and begin the research branch."""
+        ...
+
+    async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
+        """Commit a candidate under a ref of its own and return the commit."""
+        ...
+
+    async def train(self, granted: ev.Granted, source: str) -> ev.Outcome:
+        """Run the source once; cancelling ends every process of the run."""
+        ...
+
+    async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:
+        """Move the research branch from the parent to a new commit and return it."""
+        ...

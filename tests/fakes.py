@@ -53,8 +53,7 @@ class FakeCrew:
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("the mechanic fell silent")
-        assert proposal.knob
-        return _turned(source, proposal.knob)
+        return _turned(source, proposal.settings)
 
     async def repair(self, state, step, broken, source):
         luck = self.luck(step.task_id)
@@ -72,22 +71,23 @@ class FakeCrew:
 
 
 def _proposal(luck: random.Random) -> ev.Proposal:
-    knob = ev.Knob(parameter=f"KNOB_{luck.randrange(40)}", direction="set", value=f"{luck.choice([1, 2, 3])}.0")
+    name, value = f"KNOB_{luck.randrange(40)}", float(luck.choice([1, 2, 3]))
     return ev.Proposal(
-        title=f"set {knob.parameter} to {knob.value}",
-        hypothesis=f"{knob.parameter} is too low.",
+        title=f"set {name} to {value}",
+        hypothesis=f"{name} is too low.",
         rationale="It has not been tried.",
         expected_delta=-0.01,
         family="other",
-        knob=knob,
-        instructions=f"{knob.parameter} = {knob.value}",
+        settings={name: value},
+        direction="set",
+        instructions=f"{name} = {value}",
     )
 
 
-def _turned(source: str, knob: ev.Knob) -> str:
-    lines = [
-        f"{knob.parameter} = {knob.value}" if x.startswith(f"{knob.parameter} =") else x for x in source.split("\n")
-    ]
+def _turned(source: str, settings) -> str:
+    lines = source.split("\n")
+    for name, value in settings.items():
+        lines = [f"{name} = {value}" if line.startswith(f"{name} =") else line for line in lines]
     return "\n".join(lines)
 
 
@@ -124,20 +124,19 @@ class FakeLab:
         key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put(f"log {luck.random()}")}
         if luck.random() < self.trouble / 3 and granted.experiment:
             return ev.Aborted(experiment=granted.experiment, run=granted.run, reason="the disk hiccuped")
-        key |= {"measures": ev.RunMetrics(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
+        key |= {"metrics": ev.RunMetrics(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
         score = _true_score(source) + random.Random(granted.seed).gauss(0, self.noise)
         key |= {"curve": _curve(score, luck)}
         if luck.random() < self.trouble and granted.experiment:
             return ev.Crashed(**key, failure="other", message="ValueError: it broke")
-        terms = granted.plan
-        condemned = next(
-            (b.progress for b in terms.pruning_thresholds if get_recent_loss(key["curve"], b.progress) > b.loss), None
+        plan = granted.plan
+        pruned_at = next(
+            (t.progress for t in plan.pruning_thresholds if get_recent_loss(key["curve"], t.progress) > t.loss), None
         )
-        if condemned and not terms.control_run:
-            return ev.Crashed(**key, failure="hopeless", message=f"far behind after {condemned:.0%}")
-        tempting = terms.audited_below is None or score < terms.audited_below
-        confirmed = score + 0.1 + luck.gauss(0, 0.0005) if terms.confirmed and tempting else None
-        return ev.Scored(**key, val_bpb=score, confirmed=confirmed, would_prune_at=condemned)
+        if pruned_at and not plan.control_run:
+            return ev.Pruned(**key, reason=f"far behind after {pruned_at:.0%}")
+        confirmed = score + 0.1 + luck.gauss(0, 0.0005) if plan.confirmed and plan.needs_audit(score) else None
+        return ev.Scored(**key, val_bpb=score, confirmed=confirmed, would_prune_at=pruned_at)
 
 
 def _curve(score: float, luck: random.Random) -> tuple[ev.Point, ...]:

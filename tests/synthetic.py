@@ -70,7 +70,8 @@ def proposal(luck: random.Random, **changes) -> ev.Proposal:
         "rationale": sentence(luck, 1700),
         "expected_delta": round(luck.gauss(-0.005, 0.004), 4),
         "family": luck.choice(FAMILIES),
-        "knob": ev.Knob(parameter=name, direction=luck.choice(["up", "down"]), value=f"{luck.random():.3f}"),
+        "direction": luck.choice(["up", "down"]),
+        "settings": {name: round(luck.random(), 3)},
         "instructions": sentence(luck, 2400),
     }
     return ev.Proposal(**fields | changes)
@@ -177,12 +178,12 @@ def _curve(luck):
 
 
 def _scored(number, run, score, luck):
-    known = {"measures": _measures(luck), "curve": _curve(luck), "log": compute_digest(LOG_TEXT)}
+    known = {"metrics": _measures(luck), "curve": _curve(luck), "log": compute_digest(LOG_TEXT)}
     return ev.Scored(experiment=number, run=run, val_bpb=score + luck.gauss(0, SIGMA), **known)
 
 
 def _crashed(number, luck):
-    known = {"measures": _measures(luck), "curve": _curve(luck)[:7], "log": compute_digest(LOG_TEXT)}
+    known = {"metrics": _measures(luck), "curve": _curve(luck)[:7], "log": compute_digest(LOG_TEXT)}
     return ev.Crashed(experiment=number, run=1, failure="NaN", message=sentence(luck, 200), **known)
 
 

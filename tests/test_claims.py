@@ -173,7 +173,7 @@ def test_without_validation_rows_there_is_no_exam(tmp_path):
     [
         ("float32", 1e-6, TOLERANCE["float32"]),
         ("bfloat16", 0.4, 0.4 * BASELINE_FACTOR),
-        ("float32", None, BASELINE_TOLERANCE),
+        ("float32", "unmeasured", BASELINE_TOLERANCE),
     ],
 )
 def test_what_honest_code_is_off_sets_the_tolerance(dtype, honest, allowed):

@@ -50,7 +50,7 @@ class Lab(FakeLab):
     async def train(self, granted, source):
         await asyncio.sleep(0.1)
         known = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put(LOG_TEXT)}
-        known |= {"measures": RunMetrics(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
+        known |= {"metrics": RunMetrics(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
         known |= {"curve": (Point(seconds=1, progress=0.05, loss=6.0), Point(seconds=20, progress=1.0, loss=3.0))}
         if "scripted crash" in source:
             return Crashed(**known, failure="other", message="RuntimeError: scripted crash")
@@ -116,8 +116,8 @@ def test_a_night_of_three_agents(tmp_path):
     assert len(judged) == 10
     assert_no_tool_ran_twice(session)
 
-    input_tokens = sum(spent.input for spent in session.state.spent.values()) / 12
-    output_tokens = sum(spent.output for spent in session.state.spent.values()) / 12
+    input_tokens = sum(spent.input for spent in session.state.usage.values()) / 12
+    output_tokens = sum(spent.output for spent in session.state.usage.values()) / 12
     assert input_tokens <= 40_000
     assert output_tokens <= 6_000
 

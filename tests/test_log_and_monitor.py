@@ -251,26 +251,26 @@ def test_progress_is_told_as_it_comes():
 
 
 @pytest.mark.parametrize(
-    ("losses", "reprieved", "condemned", "fault"),
+    ("losses", "control_run", "prune_at", "pruned"),
     [
-        ([5.0, 4.0, 3.0, 2.5], False, None, None),
-        ([5.0, 4.6, 4.4, 4.2], False, 0.5, "hopeless"),
-        ([5.0, 4.6, 4.4, 4.2], True, 0.5, None),
-        ([5.0, 4.0, 4.4, 4.2], False, 0.75, "hopeless"),
+        ([5.0, 4.0, 3.0, 2.5], False, None, False),
+        ([5.0, 4.6, 4.4, 4.2], False, 0.5, True),
+        ([5.0, 4.6, 4.4, 4.2], True, 0.5, False),
+        ([5.0, 4.0, 4.4, 4.2], False, 0.75, True),
     ],
 )
-def test_a_run_that_is_far_behind_is_hopeless(losses, reprieved, condemned, fault):
-    bounds = (PruningThreshold(progress=0.5, loss=4.5), PruningThreshold(progress=0.75, loss=4.0))
-    terms = EvaluationPlan(
-        audited_below=2.0, confirmed=False, incumbent=0, pruning_thresholds=bounds, control_run=reprieved
+def test_a_run_that_is_far_behind_is_pruned(losses, control_run, prune_at, pruned):
+    thresholds = (PruningThreshold(progress=0.5, loss=4.5), PruningThreshold(progress=0.75, loss=4.0))
+    plan = EvaluationPlan(
+        audit=2.0, confirmed=False, incumbent=0, pruning_thresholds=thresholds, control_run=control_run
     )
-    watch = RunMonitor(RunLimits(wall=9.0, cpu=9.0), Clock(), plan=terms)
+    watch = RunMonitor(RunLimits(wall=9.0, cpu=9.0), Clock(), plan=plan)
     watch.said.feed(b'{"event": "ready"}\n')
     for number, loss in enumerate(losses, 1):
         watch.output(line(number, 25 * number, loss))
-    assert watch.would_prune_at == condemned
-    assert (watch.fault and watch.fault.kind) == fault
-    assert fault is None or f"after {condemned:.0%} of its budget" in watch.fault.message
+    assert watch.would_prune_at == prune_at
+    assert bool(watch.pruned) == pruned
+    assert not pruned or f"after {prune_at:.0%} of its budget" in watch.pruned
 
 
 def test_limits_leave_room_for_a_slow_candidate():

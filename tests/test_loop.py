@@ -1,12 +1,17 @@
 """The loop against stand-ins: whole nights, deaths, resumptions."""
 
 import asyncio
+import tempfile
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Training, fold
+from orchestrator.core.state import Training, apply, fold
 from orchestrator.loop import run
 from orchestrator.policy import pruning, thresholds
 from orchestrator.session.store import Session, SessionError
@@ -16,11 +21,11 @@ from tests.fakes import FakeCrew, FakeLab, started
 from tests.virtual import run_virtually, virtual_clock
 
 
-def night(path, *, trouble=0.1, seed=0, **changes) -> Session:
+def night(path, *, trouble=0.1, seed=0, lab=FakeLab, **changes) -> Session:
     async def go():
         session = Session(path, virtual_clock, create=True)
         session.write("", started(**changes))
-        await run(session, FakeCrew(seed, trouble), FakeLab(session, seed, trouble))
+        await run(session, FakeCrew(seed, trouble), lab(session, seed, trouble))
         return session
 
     return run_virtually(go())
@@ -67,10 +72,10 @@ def test_the_hopeless_end_early_and_some_run_on_to_check_that(tmp_path):
     session = night(tmp_path / "s" / "session.db", trouble=0.0, limits=ev.SessionLimits(hours=2.0))
     records, results = session.records, session.state.results
 
-    early = [result for result in results if result.crash]
+    early = [result for result in results if result.status == "pruned"]
     spared = [f for f in results if f.scores and f.scores[0].would_prune_at]
     assert len(early) > 5
-    assert all((f.verdict.failure, f.scores) == ("hopeless", ()) for f in early)
+    assert all(result.scores == () for result in early)
     assert pruning.count_false_prunes(session.state) == (len(spared), 0)
     assert len(spared) > 0
     first = next(r.seq for r in records if isinstance(r.event, ev.Granted) and r.event.plan.pruning_thresholds)
@@ -94,7 +99,7 @@ def test_the_slot_is_never_idle_between_runs(tmp_path):
     for record in session.records:
         if isinstance(record.event, ev.Granted):
             since, first = record.at, first or record.at
-        if isinstance(record.event, ev.Scored | ev.Crashed):
+        if isinstance(record.event, ev.Scored | ev.Crashed | ev.Pruned):
             busy, last = busy + record.at - since, record.at
     assert busy / (last - first) > 0.97
 
@@ -107,7 +112,7 @@ def test_several_slots_need_no_other_loop(tmp_path):
         match record.event:
             case ev.Granted(experiment=n):
                 under_way.add(n)
-            case event if event.kind in {"scored", "crashed", "aborted"}:
+            case event if event.kind in {"scored", "crashed", "pruned", "aborted"}:
                 under_way.discard(event.experiment)
         most = max(most, len(under_way))
     assert most == 4
@@ -189,3 +194,43 @@ def test_a_newer_format_is_refused(tmp_path):
 
     with pytest.raises(SessionError, match="newer"):
         Session(path, virtual_clock)
+
+
+class EqualLengths(FakeLab):
+    """Every run takes the same time, so that several candidates are judged in one pass."""
+
+    async def train(self, granted, source):
+        self.trained.append((granted.experiment, granted.run))
+        await asyncio.sleep(25)
+        key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put("log"), "curve": ()}
+        value = 2.25 - 0.05 * source.count("KNOB_") + 0.05 * source.count("= 0.0") + granted.seed % 7 * 1e-4
+        return ev.Scored(**key, metrics=ev.RunMetrics(train_seconds=20), val_bpb=value, confirmed=value + 0.1)
+
+
+@settings(max_examples=12, deadline=None)
+@given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000))
+def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        session = night(Path(folder) / "s" / "session.db", slots=slots, seed=seed, trouble=0.0, lab=EqualLengths)
+        head, kept = 0, []
+        for record in session.records:
+            match record.event:
+                case ev.Promoted(experiment=number) if number:
+                    parent = next(r.commit.parent for r in session.state.kept if r.experiment == number)
+                    assert parent == head
+                    head = number
+                    kept.append(number)
+                case _:
+                    pass
+        session.close()
+    assert kept, "the test says something only where something is kept"
+
+
+def test_a_promotion_from_another_parent_is_refused(tmp_path):
+    session = night(tmp_path / "s" / "session.db", trouble=0.0, lab=EqualLengths)
+    promoted = [record for record in session.records if isinstance(record.event, ev.Promoted)]
+    assert len(promoted) > 2
+    before = fold(session.records[: promoted[-1].seq])
+    elsewhere = replace(before, incumbent=replace(before.incumbent, experiment=0))
+    with pytest.raises(ValueError, match="while the branch stands at 0"):
+        apply(elsewhere, promoted[-1])

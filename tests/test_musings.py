@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.core.events import BaselineCommitted, Knob, Proposal, Proposed, Refused
+from orchestrator.core.events import BaselineCommitted, Proposal, Proposed, Refused
 from orchestrator.session.store import Session
 from orchestrator.views import musings
 from orchestrator.views.musings import Musings
@@ -100,7 +100,8 @@ def hostile(path) -> Session:
         rationale="because",
         expected_delta=-0.1,
         family="other",
-        knob=Knob(parameter="X", direction="up"),
+        settings={"X": ""},
+        direction="up",
         instructions="none",
     )
     session.write("", Proposed(experiment=1, proposal=proposal), Refused(experiment=1, reason="again"))

@@ -1,21 +1,18 @@
 """The classical crew, on a landscape with the shape of a small GPT's."""
 
 import asyncio
-import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.events import Kept, Knob
-from orchestrator.core.state import Decided, fold
+from orchestrator.core.events import Kept
+from orchestrator.core.state import BASELINE, Decided, fold
 from orchestrator.optimizer.crew import Optimizer
 from orchestrator.optimizer.search import (
     SearchState,
     Trial,
-    make_knob,
     rank_steps,
-    read_changes,
     read_search_state,
     take_step,
 )
@@ -54,7 +51,7 @@ def test_no_proposal_repeats_another(long_night):
 def test_every_proposal_turns_one_or_two_constants_and_says_why(long_night):
     names = list_searchable(SOURCE).keys()
     for result in long_night.state.results[1:]:
-        proposal, changes = result.proposal, read_changes(result.proposal.knob)
+        proposal, changes = result.proposal, result.proposal.settings
         assert 1 <= len(changes) <= 2
         assert changes.keys() <= names
         for name in changes:
@@ -90,7 +87,7 @@ def test_several_slots_get_different_proposals(long_night):
     state = long_night.state
     proposals = asyncio.run(Optimizer(long_night.get).propose(state, Propose(state.next, 5, 0)))
 
-    assert len({proposal.knob for proposal in proposals}) == len(proposals) == 5
+    assert len({str(proposal.settings) for proposal in proposals}) == len(proposals) == 5
 
 
 def test_suggestions_are_the_most_promising_first(long_night):
@@ -101,19 +98,19 @@ def test_suggestions_are_the_most_promising_first(long_night):
 
 def test_implementing_turns_just_the_constants():
     crew = Optimizer({}.__getitem__)
-    proposal = type(
-        "P", (), {"knob": Knob(parameter="DEPTH + MATRIX_LR", direction="set", value='{"DEPTH": 2, "MATRIX_LR": 0.08}')}
-    )
-    source = asyncio.run(crew.implement(None, Implement(1), proposal, SOURCE))
 
-    assert read_values(source) == read_values(SOURCE) | {"DEPTH": 2, "MATRIX_LR": 0.08}
-    for broken in (
-        None,
-        Knob(parameter="DEPTH", direction="up"),
-        Knob(parameter="MISSING", direction="set", value="1"),
-    ):
+    def implement(settings):
+        return asyncio.run(
+            crew.implement(None, Implement(1), BASELINE.model_copy(update={"settings": settings}), SOURCE)
+        )
+
+    assert read_values(implement({"DEPTH": 2, "MATRIX_LR": 0.08})) == read_values(SOURCE) | {
+        "DEPTH": 2,
+        "MATRIX_LR": 0.08,
+    }
+    for broken in ({}, {"MISSING": 1}):
         with pytest.raises(NoAnswer):
-            asyncio.run(crew.implement(None, Implement(1), type("P", (), {"knob": broken}), SOURCE))
+            implement(broken)
     with pytest.raises(NoAnswer):
         asyncio.run(crew.repair(None, None, None, SOURCE))
 
@@ -142,21 +139,6 @@ def test_postmortems_state_what_was_measured(long_night):
 
 
 names = st.sampled_from(["DEPTH", "MATRIX_LR", "WARMUP_RATIO", "WINDOW"])
-
-
-@given(
-    st.dictionaries(
-        names, st.one_of(st.booleans(), st.integers(1, 9), st.floats(0.001, 9), st.text(max_size=3)), min_size=1
-    )
-)
-def test_a_knob_reads_back(changes):
-    constants = {name: Constant(name, 0.5, Numbers(0, 10)) for name in changes}
-    assert read_changes(make_knob(changes, constants)) == changes
-
-
-@pytest.mark.parametrize("value", ["", "x", "{", "0.1 or so", "null", '{"A": 1}', "[[1]]", '["x"]'])
-def test_a_knob_of_another_crew_may_say_nothing(value):
-    assert read_changes(Knob(parameter="A", direction="up", value=value)) == {}
 
 
 @settings(max_examples=300)
@@ -224,14 +206,6 @@ def test_near_misses_are_combined():
     assert "add up" in best.why
 
 
-def test_a_knob_with_many_names_needs_as_many_values():
-    assert read_changes(Knob(parameter="A + B", direction="set", value="3")) == {}
-    assert read_changes(Knob(parameter="A + B", direction="set", value='{"A": [0.8, 0.9], "B": 2}')) == {
-        "A": (0.8, 0.9),
-        "B": 2,
-    }
-
-
 def test_a_constant_in_flight_is_left_alone():
     found = rank_steps(a_bench(trial(1, "A_LR", 0.5, 0.75, None, "running"), A_LR=0.5))
     assert found == []
@@ -253,4 +227,3 @@ def test_policy_would_not_refuse_what_is_proposed_in_flight(long_night):
             assert novelty.find_repeat(state, record.event.experiment, record.event.proposal) == ""
         state = fold([record], state)
     assert not any(isinstance(stage, Decided) for stage in state.open.values())
-    assert json.loads(state.results[1].proposal.knob.value) == 2

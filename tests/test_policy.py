@@ -63,16 +63,20 @@ def test_the_less_is_known_of_the_noise_the_more_is_asked():
     assert needed == sorted(needed, reverse=True)
 
 
-@pytest.mark.parametrize(("experiment", "run", "below"), [(0, 1, None), (0, 2, 0.0), (5, 1, "mark"), (5, 7, "mark")])
+@pytest.mark.parametrize(
+    ("experiment", "run", "below"), [(0, 1, "always"), (0, 2, "never"), (5, 1, "mark"), (5, 7, "mark")]
+)
 def test_everything_that_helps_towards_a_keep_is_audited(experiment, run, below):
     state = replace(STATE, open={0: candidate(*[1.0] * (run - 1))})
     terms = evaluation_plan.plan_evaluation(state, experiment, run)
-    assert terms.audited_below == (STATE.incumbent.score_to_beat if below == "mark" else below)
+    assert terms.audit == (STATE.incumbent.score_to_beat if below == "mark" else below)
 
 
 def test_the_baseline_shows_how_far_honest_claims_are_off():
     again = evaluation_plan.plan_evaluation(replace(STATE, open={0: candidate()}), 0, 2)
-    assert (again.baseline_error, again.audited_below, again.confirmed) == (None, None, True), "the first run was lost"
+    assert (again.baseline_error, again.audit, again.confirmed) == ("unmeasured", "always", True), (
+        "the first run was lost"
+    )
     assert evaluation_plan.plan_evaluation(STATE, 5, 1).baseline_error == 0.0
     audit = ev.Audit(claimed=2.0, error=0.0, worst=0.3, looks=9, seconds=1.0, evaluation=1.0)
     assert evaluation_plan.plan_evaluation(incumbent(audit=audit), 5, 1).baseline_error == 0.3

@@ -164,4 +164,4 @@ def test_without_a_limit_or_a_price_nothing_is_refused():
     reply = run_virtually(Recording(Live(Model(), log), log, "propose 1", 1).reply(request(None, None)))
 
     assert reply.stop_reason == "end_turn"
-    assert log.state.spent["researcher"].unpriced == 1
+    assert log.state.usage["researcher"].unpriced == 1

@@ -96,7 +96,7 @@ def test_the_ledger_holds_every_experiment(session, folder):
         assert row["val_bpb"] == result.val_bpb
         assert len(row["scores"]) == len(result.scores)
         assert row["commit"] == result.commit.commit
-    crashed = [row for row in rows if row["status"] == "failed"]
+    crashed = [row for row in rows if row["status"] == "crashed"]
     assert crashed
     assert all(row["val_bpb"] is None and row["failure"] == "NaN" for row in crashed)
 
@@ -104,7 +104,7 @@ def test_the_ledger_holds_every_experiment(session, folder):
 def test_the_ledger_counts_tokens_by_experiment():
     log = synthetic.log(20, talk=True)
     found = usage.sum_usage(log.records)
-    total = sum(spent.output for spent in log.state.spent.values())
+    total = sum(spent.output for spent in log.state.usage.values())
     assert sum(spent.output for spent in found.values()) == total > 0
 
 
@@ -133,7 +133,7 @@ def record(seq: int, at: float, event) -> ev.Record:
 
 def test_occupancy_and_duty_leave_out_the_time_away():
     grant = {"slot": 0, "seed": 1}
-    ended = {"curve": (), "log": "x", "measures": ev.RunMetrics(train_seconds=20)}
+    ended = {"curve": (), "log": "x", "metrics": ev.RunMetrics(train_seconds=20)}
     records = [
         record(0, 0, ev.Granted(experiment=0, run=1, **grant)),
         record(1, 30, ev.Scored(experiment=0, run=1, val_bpb=2.0, **ended)),
@@ -195,7 +195,7 @@ def test_audits_and_the_disqualified_are_told(session, tmp_path):
     log.get = session.get
     log.fold(*session.records)
     last = next(record for record in session.records if isinstance(record.event, ev.Scored))
-    crash = {"failure": "disqualified", "message": "", "measures": ev.RunMetrics(), "curve": (), "log": last.event.log}
+    crash = {"failure": "disqualified", "message": "", "metrics": ev.RunMetrics(), "curve": (), "log": last.event.log}
     for event in (
         last.event.model_copy(update={"audit": AUDIT.model_copy(update={"claimed": last.event.val_bpb + 0.01})}),
         ev.Crashed(experiment=3, run=9, tier="bubblewrap", **crash),
@@ -232,8 +232,8 @@ def hostile(path) -> Session:
     session = Session(path, lambda: 1.8e9, create=True)
     source = session.put(SOURCE)
     session.write("", started(name=NASTY), ev.BaselineCommitted(commit="f" * 40, source=source, fingerprint="f" * 16))
-    scored = {"val_bpb": 2.2, "measures": ev.RunMetrics(), "curve": (), "log": source}
-    verdict = {"mean": 2.2, "gain": 0.1, "error": 0.01, "sigma": 0.004, "mark": 2.2, "reason": NASTY}
+    scored = {"val_bpb": 2.2, "metrics": ev.RunMetrics(), "curve": (), "log": source}
+    verdict = {"mean": 2.2, "gain": 0.1, "error": 0.01, "sigma": 0.004, "score_to_beat": 2.2, "reason": NASTY}
     proposal = ev.Proposal(
         title=NASTY[:110], hypothesis=NASTY, rationale=NASTY, expected_delta=-0.1, family="other", instructions=NASTY
     )

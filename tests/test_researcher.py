@@ -43,8 +43,9 @@ def test_answers_become_proposals():
     answer = asyncio.run(ask(agent(), world, "Go on."))
 
     first, second = (draft.proposal() for draft in answer.proposals)
-    assert first == Proposal(**DRAFT, author="researcher")
-    assert (second.knob, second.family) == (None, "size")
+    assert first == Proposal(**DRAFT, author="researcher"), "a knob is read as sessions of format 1 stored it"
+    assert (first.settings, first.direction) == ({"TOTAL_BATCH_SIZE": 262_144}, "down")
+    assert (second.settings, second.family) == ({}, "size")
 
 
 @pytest.mark.parametrize("given", [DRAFT, json.dumps([DRAFT]), [DRAFT | {"knob": json.dumps(DRAFT["knob"])}]])
@@ -116,10 +117,10 @@ def test_one_that_never_ran_is_looked_up_too():
         ({"family": "optimizer"}, lambda f: f.proposal.family == "optimizer"),
         ({"verdict": "crashed"}, lambda f: f.verdict.kind == "failed"),
         ({"verdict": "kept"}, lambda f: f.verdict.kind == "kept"),
-        ({"parameter": "DEPTH"}, lambda f: f.proposal.knob and f.proposal.knob.parameter == "DEPTH"),
+        ({"parameter": "DEPTH"}, lambda f: "DEPTH" in f.proposal.settings),
         (
             {"parameter": "DEPTH", "verdict": "discarded"},
-            lambda f: f.proposal.knob and f.proposal.knob.parameter == "DEPTH" and f.verdict.kind == "discarded",
+            lambda f: "DEPTH" in f.proposal.settings and f.verdict.kind == "discarded",
         ),
     ],
 )

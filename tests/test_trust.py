@@ -10,7 +10,7 @@ from orchestrator.views.observers import _describe_trust
 from orchestrator.views.usage import TrustSummary, summarize_trust
 from tests.workplace import orchestrate, workplace
 
-KEY = {"run": 1, "measures": RunMetrics(), "curve": (), "log": "x"}
+KEY = {"run": 1, "metrics": RunMetrics(), "curve": (), "log": "x"}
 
 
 def records(*events):

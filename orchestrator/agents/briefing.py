@@ -76,7 +76,7 @@ def brief_researcher(
 ) -> dict[str, str]:
     """The facts of the researcher's opening; `source` is the train.py that proposals start from."""
     done = [result for result in state.results if result.experiment > 0]
-    judged = [result for result in done if isinstance(result.verdict, ev.Kept | ev.Discarded | ev.Failed)]
+    judged = [result for result in done if isinstance(result.verdict, ev.Kept | ev.Discarded | ev.Failed | ev.Pruned)]
     unrun = [result for result in done if isinstance(result.verdict, ev.Refused | ev.Abandoned)]
     return {
         "first": str(first),
@@ -178,15 +178,6 @@ def list_experiments(results: Sequence[ExperimentResult]) -> str:
     return "\n".join([*head, "  # | family | change | verdict | Δval_bpb ± error", *rows])
 
 
-def name_verdict(result: ExperimentResult) -> str:
-    """kept, discarded, hopeless, crashed, refused or abandoned."""
-    match result.verdict:
-        case ev.Failed(failure=failure):
-            return "hopeless" if failure == "hopeless" else "crashed"
-        case verdict:
-            return verdict.kind
-
-
 # Sections
 
 
@@ -243,7 +234,7 @@ def _describe_kept(result: ExperimentResult) -> str:
 def _describe_result(result: ExperimentResult, *, long: bool = False) -> str:
     """A finding in full sentences."""
     proposal, post = result.proposal, result.postmortem
-    knob = f", {_describe_knob(proposal.knob)}" if proposal.knob else ""
+    knob = f", {_describe_settings(proposal)}" if proposal.settings else ""
     parts = [f"#{result.experiment} {_shorten(proposal.title, 90)} ({proposal.family}{_shorten(knob, 60)})."]
     parts.append(f"{_describe_outcome(result)} Expected {_format_delta(proposal.expected_delta)}.")
     if post:
@@ -252,10 +243,10 @@ def _describe_result(result: ExperimentResult, *, long: bool = False) -> str:
     return " ".join(parts)
 
 
-def _describe_knob(knob: ev.Knob) -> str:
-    """What was turned which way: `MATRIX_LR up to 0.06`."""
-    way = {"up": "up to", "down": "down to", "set": "="}[knob.direction]
-    return f"{knob.parameter} {way} {knob.value}" if knob.value else f"{knob.parameter} {knob.direction}"
+def _describe_settings(proposal: ev.Proposal) -> str:
+    """Return which constants it sets: `MATRIX_LR up to 0.06`."""
+    way = {"up": "up to", "down": "down to"}.get(proposal.direction or "", "=")
+    return ", ".join(f"{name} {way} {value}" for name, value in proposal.settings.items())
 
 
 def _describe_outcome(result: ExperimentResult) -> str:
@@ -270,7 +261,7 @@ def _describe_verdict(
             seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
             word = "Kept" if isinstance(verdict, ev.Kept) else "Discarded"
             return f"{word}: {_format_delta(-verdict.gain)} ± {verdict.error:.4f} over {seeds}, against #{incumbent}."
-        case ev.Failed(reason=reason, failure="hopeless"):
+        case ev.Pruned(reason=reason):
             return f"Ended early: {quote(reason)}."
         case ev.Failed(reason=reason):
             return f"Crashed: {quote(reason)}."
@@ -286,7 +277,7 @@ def _summarize_families(results: Sequence[ExperimentResult]) -> Iterator[str]:
     for family, group in sorted(groups.items(), key=lambda item: -len(item[1])):
         gains = [f.verdict.gain for f in group if isinstance(f.verdict, ev.Kept | ev.Discarded)]
         kept = sum(isinstance(f.verdict, ev.Kept) for f in group)
-        crashed = sum(name_verdict(f) == "crashed" for f in group)
+        crashed = sum(f.status == "crashed" for f in group)
         best = _format_delta(-max(gains)) if gains else "–"
         yield f"{family}: tried {len(group)}, kept {kept}, crashed {crashed}, best {best}, last #{group[-1].experiment}"
     if groups and (untried := [family for family in get_args(ev.Family) if family not in groups]):
@@ -361,7 +352,7 @@ def _write_row(result: ExperimentResult) -> str:
         f"{_format_delta(-verdict.gain)} ± {verdict.error:.4f}" if isinstance(verdict, ev.Kept | ev.Discarded) else "–"
     )
     title = _shorten(result.proposal.title, 70)
-    return f"{result.experiment:3} | {result.proposal.family} | {title} | {name_verdict(result)} | {gain}"
+    return f"{result.experiment:3} | {result.proposal.family} | {title} | {result.status} | {gain}"
 
 
 def _format_delta(delta: float) -> str:

@@ -78,7 +78,7 @@ def _describe_outcome(decided: Decided, base: Sequence[ev.Scored]) -> str:
                 f"Gain (positive is better): {verdict.gain:+.4f} ± {verdict.error:.4f}. "
                 f"One run's σ over seeds: {verdict.sigma:.4f}."
             )
-        case ev.Failed(reason=reason):
+        case ev.Failed(reason=reason) | ev.Pruned(reason=reason):
             return f"No score. The run ended with {quote(reason)}."
 
 
@@ -86,10 +86,14 @@ def _write_packet(decided: Decided, base: Sequence[ev.Scored], log: str, *, time
     if own := _get_curves(decided):
         yield "Training loss by share of the budget, each a mean over the last few batches and over seeds:"
         yield write_curve_table(own, _collect_curves(base), POINTS)
-    measures = decided.crash.metrics if decided.crash else decided.candidate.scores[-1].metrics
-    yield from _list_metrics(measures, base[-1].metrics if base else ev.RunMetrics(), timed)
-    if decided.crash:
-        yield from _describe_crash(decided.crash, log)
+    yield from _list_metrics(decided.last_run.metrics, base[-1].metrics if base else ev.RunMetrics(), timed)
+    match decided.last_run:
+        case ev.Pruned(reason=reason, metrics=metrics):
+            yield f"It was ended {_tell_when(metrics)}, being too far behind: {quote(reason)}."
+        case ev.Crashed() as crash:
+            yield from _describe_crash(crash, log)
+        case ev.Scored():
+            pass
 
 
 def _list_metrics(own: ev.RunMetrics, base: ev.RunMetrics, timed: bool) -> Iterator[str]:
@@ -107,12 +111,8 @@ def _list_metrics(own: ev.RunMetrics, base: ev.RunMetrics, timed: bool) -> Itera
 
 def _describe_crash(crash: ev.Crashed, log: str) -> Iterator[str]:
     """What failed, and where in train.py; where that is not known, the end of the log."""
-    seconds, kind = crash.metrics.train_seconds, f"{crash.failure}, " * (crash.failure != "other")
-    when = f"after {seconds:.0f} s of training" if seconds else "before its training began"
-    if crash.failure == "hopeless":
-        yield f"It was ended {when}, being too far behind: {quote(crash.message)}."
-        return
-    yield f"It failed {when}: {kind}{quote(crash.message)}."
+    kind = f"{crash.failure}, " * (crash.failure != "other")
+    yield f"It failed {_tell_when(crash.metrics)}: {kind}{quote(crash.message)}."
     shown = split_lines(log)
     if frames := extract_frames(shown):
         yield f"The frames of train.py in its last traceback:\n{fence(frames, EXCERPT)}"
@@ -120,12 +120,14 @@ def _describe_crash(crash: ev.Crashed, log: str) -> Iterator[str]:
         yield f"The end of its log:\n{fence(shown[-LAST_LINES:], EXCERPT)}"
 
 
+def _tell_when(metrics: ev.RunMetrics) -> str:
+    seconds = metrics.train_seconds
+    return f"after {seconds:.0f} s of training" if seconds else "before its training began"
+
+
 def _get_curves(decided: Decided) -> list[Curve]:
-    return (
-        [decided.crash.curve] * bool(decided.crash.curve)
-        if decided.crash
-        else _collect_curves(decided.candidate.scores)
-    )
+    run = decided.last_run
+    return _collect_curves(decided.candidate.scores) if isinstance(run, ev.Scored) else [run.curve] * bool(run.curve)
 
 
 def _collect_curves(scores: Sequence[ev.Scored]) -> list[Curve]:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Digest, Family, Knob, Proposal
+from orchestrator.core.events import Digest, Direction, Family, Proposal, parse_value
 from orchestrator.core.source import diff
 from orchestrator.core.state import ExperimentResult, State
 from subagents.agent import Agent
@@ -17,6 +17,16 @@ PAGE = 200
 """Lines of train.py at a time."""
 Search = Callable[[str], str]
 """Searches the musings of all sessions; gives snippets."""
+
+
+class Knob(BaseModel):
+    """The constant that a proposal turns, where it turns just one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    parameter: str
+    direction: Direction
+    value: str = ""
 
 
 class Draft(BaseModel):
@@ -50,7 +60,10 @@ class Draft(BaseModel):
     )
 
     def proposal(self) -> Proposal:
-        return Proposal(**dict(self), author="researcher")
+        fields = {name: value for name, value in self if name != "knob"}
+        if knob := self.knob:
+            fields |= {"settings": {knob.parameter: parse_value(knob.value)}, "direction": knob.direction}
+        return Proposal(**fields, author="researcher")
 
 
 def _as_list(given: object) -> object:
@@ -114,8 +127,8 @@ def _make_query(state: State) -> Tool:
             result
             for result in state.results
             if family in (None, result.proposal.family)
-            and verdict in (None, briefing.name_verdict(result))
-            and (not parameter or (result.proposal.knob and result.proposal.knob.parameter == parameter.strip()))
+            and verdict in (None, result.status)
+            and (not parameter or parameter.strip() in result.proposal.settings)
         ]
         return briefing.list_experiments(found) if found else "No experiment is like that."
 

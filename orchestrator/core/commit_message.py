@@ -4,15 +4,16 @@ import textwrap
 
 from orchestrator.core.events import Kept, Proposal
 from orchestrator.core.state import Decided
+from orchestrator.core.text import flatten
 
 
 def write_candidate_message(number: int, proposal: Proposal) -> str:
-    """The message of a candidate, before anybody knows what it is worth."""
+    """Return the message of a candidate, written before it is measured."""
     return f"candidate {number}: {proposal.title}\n\n{_wrap(proposal.hypothesis)}\n\nExperiment: {number}\n"
 
 
 def write_kept_message(number: int, decided: Decided) -> str:
-    """The message of a kept change: why it was tried, what came of it, and trailers for machines."""
+    """Return the message of a kept change: why it was tried, the result, and trailers for machines."""
     proposal, kept = decided.candidate.proposal, decided.verdict
     assert isinstance(kept, Kept)
     scores = ", ".join(f"{score.val_bpb:.6f}" for score in decided.candidate.scores)
@@ -27,7 +28,7 @@ def write_kept_message(number: int, decided: Decided) -> str:
             f"Experiment: {number}",
             f"Val-bpb: {kept.mean:.6f}",
             f"Sigma: {kept.sigma:.6f}",
-            f"Hypothesis: {' '.join(proposal.hypothesis.split())}",
+            f"Hypothesis: {flatten(proposal.hypothesis)}",
             "",
         ]
     )

@@ -1,4 +1,4 @@
-"""What can be said of a train.py by reading it: its fingerprint, its difference from another."""
+"""Read a train.py without running it: its fingerprint, its difference from another, a three-way merge."""
 
 import ast
 import difflib
@@ -11,14 +11,14 @@ from orchestrator.core.events import Digest
 
 
 def compute_digest(text: str) -> Digest:
-    """The name of a text: 16 hexadecimal digits of its SHA-256."""
+    """Return the name of a text: 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def compute_fingerprint(source: str) -> Digest:
-    """Names what the code does: comments, layout and the numbers of seeds do not count.
+    """Return the digest of what the code does: comments, layout and the numbers of seeds do not count.
 
-    Of the text itself where it does not parse.
+    Where the source does not parse, it is the digest of the text.
     """
     try:
         return compute_digest(repr(_strip_empty(_SeedEraser().visit(ast.parse(source)))))
@@ -27,7 +27,7 @@ def compute_fingerprint(source: str) -> Digest:
 
 
 def _strip_empty(node: object) -> object:
-    """A syntax tree without what is empty, so that all versions of Python agree on it."""
+    """Return a syntax tree without empty fields, so that all versions of Python agree on it."""
     if isinstance(node, ast.AST):
         fields = [(name, _strip_empty(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
         return type(node).__name__, fields
@@ -35,7 +35,7 @@ def _strip_empty(node: object) -> object:
 
 
 class _SeedEraser(ast.NodeTransformer):
-    """Replaces the numbers that are given to a seed, so that two sources that differ only there are the same."""
+    """Replaces the numbers given to a seed, so that sources that differ only there are the same."""
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         if any(isinstance(target, ast.Name) and _is_seed(target.id) for target in node.targets):
@@ -62,19 +62,19 @@ def _erase_number(value: ast.expr) -> ast.expr:
 
 
 def diff(old: str, new: str, context: int = 3) -> str:
-    """A unified diff without file headers; empty where the two are equal."""
+    """Return a unified diff without file headers; empty where the two are equal."""
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=context)
     return "\n".join(list(lines)[2:])
 
 
 def count_changes(old: str, new: str) -> tuple[int, int]:
-    """Lines added and lines removed."""
+    """Return the number of lines added and of lines removed."""
     lines = diff(old, new, context=0).splitlines()
     return sum(line.startswith("+") for line in lines), sum(line.startswith("-") for line in lines)
 
 
 def merge(base: str, ours: str, theirs: str) -> str | None:
-    """Both changes to the base in one text; None where they touch the same lines."""
+    """Return the base with both changes; None where they touch the same lines."""
     merger = Merge3(base.splitlines(keepends=True), ours.splitlines(keepends=True), theirs.splitlines(keepends=True))
     groups = list(merger.merge_groups())
     if any(group[0] == "conflict" for group in groups):

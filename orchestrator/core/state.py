@@ -1,15 +1,17 @@
-"""The state of a session is a fold over its records.
+"""The state of a session: a fold over its records.
 
 An experiment is always in one stage, and each stage is a type that holds what is known by then.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import fsum
 from statistics import fmean
+from typing import Literal
 
 from orchestrator.core import events as ev
+from orchestrator.core.source import diff
 
 BASELINE = ev.Proposal(
     title="baseline",
@@ -31,13 +33,13 @@ class Idea:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An edited train.py that waits for a run, or for the judge."""
+    """An edited train.py that waits for a run, or for its verdict."""
 
     proposal: ev.Proposal
     commit: ev.Committed
     scores: tuple[ev.Scored, ...] = ()
     runs: int = 0
-    """Grants so far, aborted ones included."""
+    """Runs granted so far, aborted ones included."""
     repairs: int = 0
 
     @property
@@ -64,7 +66,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Remeasuring:
-    """The incumbent runs once more, since a close comparison needs both sides known equally well."""
+    """The incumbent runs once more: a close comparison needs both sides known equally well."""
 
     granted: ev.Granted
     since: float
@@ -72,21 +74,31 @@ class Remeasuring:
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """Judged; to be promoted if it was kept, and reflected upon."""
+    """Judged; still to be promoted if it was kept, and to be reflected upon."""
 
     candidate: Candidate
     verdict: ev.Verdict
     crash: ev.Crashed | None
     incumbent: int
+    """The experiment that it was judged against."""
     promoted: bool = False
+
+    @property
+    def last_run(self) -> ev.Scored | ev.Crashed | ev.Pruned:
+        """The run that decided: pruned, crashed or scored."""
+        return self.verdict if isinstance(self.verdict, ev.Pruned) else self.crash or self.candidate.scores[-1]
 
 
 Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
+Status = Literal[
+    "proposed", "ready", "training", "broken", "kept", "discarded", "pruned", "crashed", "refused", "abandoned"
+]
+"""Where an experiment stands, in one word; the last six are final."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentResult:
-    """A closed experiment, as everybody later sees it."""
+    """A closed experiment."""
 
     experiment: int
     proposal: ev.Proposal
@@ -102,6 +114,10 @@ class ExperimentResult:
     def val_bpb(self) -> float | None:
         return _average(self.scores) if self.scores else None
 
+    @property
+    def status(self) -> Status:
+        return name_status(self.verdict)
+
 
 @dataclass(frozen=True, slots=True)
 class Parent:
@@ -114,30 +130,30 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Incumbent:
-    """The incumbent: what must be beaten."""
+    """The best candidate so far: what must be beaten."""
 
     experiment: int
     scores: tuple[ev.Scored, ...]
     score_to_beat: float
-    """The mean val_bpb to beat."""
+    """Mean val_bpb to beat."""
     runs: int
-    """Grants so far."""
+    """Runs granted so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class PooledVariance:
-    """Squares of deviations from their own mean, pooled over everything that ran more than once."""
+    """Squared deviations from each candidate's own mean, pooled over every candidate that ran more than once."""
 
     squares: float = 0.0
     dof: int = 0
 
-    def plus(self, scores: tuple[ev.Scored, ...]) -> "PooledVariance":
-        """With the deviations of these runs of one candidate."""
+    def add(self, scores: tuple[ev.Scored, ...]) -> "PooledVariance":
+        """Include the deviations of these runs of one candidate."""
         more = _sum_deviations(scores)
         return PooledVariance(self.squares + more.squares, self.dof + more.dof)
 
-    def minus(self, scores: tuple[ev.Scored, ...]) -> "PooledVariance":
-        """Without them."""
+    def remove(self, scores: tuple[ev.Scored, ...]) -> "PooledVariance":
+        """Leave the deviations of these runs of one candidate out again."""
         less = _sum_deviations(scores)
         return PooledVariance(self.squares - less.squares, self.dof - less.dof)
 
@@ -151,7 +167,7 @@ def _sum_deviations(scores: tuple[ev.Scored, ...]) -> PooledVariance:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens and dollars of one agent."""
+    """Tokens and dollars spent by one agent."""
 
     input: int = 0
     cached: int = 0
@@ -160,7 +176,8 @@ class Usage:
     unpriced: int = 0
     """Requests whose price is not known."""
 
-    def plus(self, reply: ev.ModelReplied) -> "Usage":
+    def add(self, reply: ev.ModelReplied) -> "Usage":
+        """Include one reply."""
         tokens = reply.tokens
         return Usage(
             self.input + tokens.input + tokens.cache_write + tokens.cache_read,
@@ -186,11 +203,11 @@ class State:
     open: Mapping[int, Stage] = field(default_factory=dict[int, Stage])
     results: tuple[ExperimentResult, ...] = ()
     parents: Mapping[int, Parent] = field(default_factory=dict[int, Parent])
-    """The baseline and everything kept, by experiment."""
+    """The baseline and every kept train.py, by experiment."""
     incumbent: Incumbent | None = None
     variance: PooledVariance = PooledVariance()
     next: int = 1
-    """The number of the next experiment; 0 is the baseline."""
+    """Number of the next experiment; 0 is the baseline."""
     unanswered: int = 0
     """Rounds without an answer from the researcher, in a row."""
     silence: str = ""
@@ -201,7 +218,7 @@ class State:
     """Experiments since the last post-mortem."""
     run_seconds: tuple[float, ...] = ()
     """Wall seconds of the latest runs."""
-    spent: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
+    usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     guidance: str = ""
     stopping: str = ""
@@ -214,29 +231,62 @@ class State:
 
     @property
     def deadline(self) -> float:
+        """Seconds since the epoch."""
         return self.started_at + self.away + 3600 * self.session.limits.hours
 
     @property
     def hours(self) -> float:
-        """That have been spent."""
+        """Hours spent so far."""
         return (self.now - self.started_at - self.away) / 3600
 
     @property
     def parent(self) -> Parent:
-        """What a new candidate starts from."""
-        return self.parents[self.incumbent.experiment if self.incumbent else 0]
+        """The train.py that a new candidate starts from."""
+        return self.parents[self.best]
+
+    @property
+    def best(self) -> int:
+        """Number of the best experiment so far; 0, the baseline, until it is measured."""
+        return self.incumbent.experiment if self.incumbent else 0
 
     @property
     def usd(self) -> float:
-        return sum(spent.usd for spent in self.spent.values())
+        return sum(usage.usd for usage in self.usage.values())
+
+    @property
+    def tried(self) -> tuple[ExperimentResult, ...]:
+        """Every closed experiment but the baseline."""
+        return tuple(result for result in self.results if result.experiment > 0)
 
     @property
     def kept(self) -> tuple[ExperimentResult, ...]:
-        return tuple(f for f in self.results if isinstance(f.verdict, ev.Kept) and f.experiment > 0)
+        return tuple(result for result in self.tried if isinstance(result.verdict, ev.Kept))
+
+    @property
+    def baseline_bpb(self) -> float | None:
+        """Mean val_bpb of the baseline; None until it is closed."""
+        return next((result.val_bpb for result in self.results if result.experiment == 0), None)
+
+
+def name_status(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> Status:
+    """Return the word that every view uses for a verdict."""
+    match verdict:
+        case ev.Kept():
+            return "kept"
+        case ev.Discarded():
+            return "discarded"
+        case ev.Pruned():
+            return "pruned"
+        case ev.Failed():
+            return "crashed"
+        case ev.Refused():
+            return "refused"
+        case ev.Abandoned():
+            return "abandoned"
 
 
 def get_proposal(stage: Stage) -> ev.Proposal:
-    """What a stage came from."""
+    """Return the proposal that a stage came from."""
     match stage:
         case Idea(proposal) | Candidate(proposal):
             return proposal
@@ -246,13 +296,36 @@ def get_proposal(stage: Stage) -> ev.Proposal:
             return BASELINE
 
 
+def get_commit(stage: Stage) -> ev.Committed | None:
+    """Return the commit of a stage; None where there is none yet."""
+    match stage:
+        case (Candidate() as candidate) | Training(candidate) | Broken(candidate) | Decided(candidate):
+            return candidate.commit
+        case Idea() | Remeasuring():
+            return None
+
+
+def get_scores(state: State, experiment: int) -> tuple[ev.Scored, ...]:
+    """Return the scored runs of an experiment that is closed or just judged; empty where there are none."""
+    for result in reversed(state.results):
+        if result.experiment == experiment:
+            return result.scores
+    stage = state.open.get(experiment)
+    return stage.candidate.scores if isinstance(stage, Decided) else ()
+
+
+def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
+    """Return what a commit changed in its parent's train.py, as a unified diff; `read` gives stored texts."""
+    return diff(read(state.parents[commit.parent].source), read(commit.source), context)
+
+
 def fold(records: Iterable[ev.Record], state: State | None = None) -> State:
-    """The state after all of them. Raises ValueError where an event cannot follow what came before."""
+    """Return the state after all of the records. Raises ValueError where an event cannot follow what came before."""
     return reduce(apply, records, state or State())
 
 
 def apply(state: State, record: ev.Record) -> State:
-    """The state after one more record."""
+    """Return the state after one more record. Raises ValueError."""
     before, state = state.now, replace(state, now=record.at)
     match record.event:
         case ev.Started() as event:
@@ -262,9 +335,8 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Forked() as event:
             changes = event.model_dump(exclude={"kind", "parent", "limits"})
             started = state.session.model_copy(update={**changes, "limits": event.limits})
-            return _restart(
-                replace(state, started=started, forked_from=event.parent, away=state.away + record.at - before)
-            )
+            away = state.away + record.at - before
+            return _restart(replace(state, started=started, forked_from=event.parent, away=away))
         case ev.GuidanceChanged(text=text):
             return replace(state, guidance=text)
         case ev.StopAsked(reason=reason):
@@ -276,14 +348,14 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Waiting() as event:
             return replace(state, waiting={**state.waiting, record.task_id: event})
         case ev.ModelReplied(agent=agent) as event:
-            spent = {**state.spent, agent: state.spent.get(agent, Usage()).plus(event)}
-            waiting = {task_id: value for task_id, value in state.waiting.items() if task_id != record.task_id}
-            return replace(state, spent=spent, waiting=waiting)
+            usage = {**state.usage, agent: state.usage.get(agent, Usage()).add(event)}
+            waiting = {task: value for task, value in state.waiting.items() if task != record.task_id}
+            return replace(state, usage=usage, waiting=waiting)
         case ev.ConversationOpened() | ev.ToolUsed():
             return state
         case ev.BaselineCommitted() as event:
-            bases = {0: Parent(0, event.commit, event.source)}
-            return replace(_set_stage(state, 0, _make_baseline(event)), baseline_commit=event, parents=bases)
+            parents = {0: Parent(0, event.commit, event.source)}
+            return replace(_set_stage(state, 0, _make_baseline(event)), baseline_commit=event, parents=parents)
         case ev.Proposed(experiment=number, proposal=proposal):
             return replace(_set_stage(state, number, Idea(proposal)), next=number + 1, unanswered=0)
         case event:
@@ -291,51 +363,70 @@ def apply(state: State, record: ev.Record) -> State:
 
 
 def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) -> State:
-    """One experiment goes from one stage to the next."""
-    incumbent = state.incumbent.experiment if state.incumbent else 0
+    """Move one experiment from its stage to the next."""
     match record.event, stage:
-        case (ev.Refused() | ev.Abandoned()) as verdict, Idea(proposal):
-            return _close(state, ExperimentResult(number, proposal, verdict, (), None, None, None, incumbent))
-        case (ev.Refused() | ev.Abandoned()) as verdict, Candidate(proposal, made) | Broken(Candidate(proposal, made)):
-            return _close(state, ExperimentResult(number, proposal, verdict, (), made, None, None, incumbent))
-        case ev.Committed() as made, Idea(proposal):
-            return _set_stage(state, number, Candidate(proposal, made))
-        case ev.Committed() as made, Candidate() as old:
-            return _set_stage(state, number, replace(old, commit=made, scores=()))
-        case ev.Committed() as made, Broken(old):
-            return _set_stage(state, number, replace(old, commit=made, scores=(), repairs=old.repairs + 1))
+        case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
+            return _close(state, _reject(state, number, stage, verdict))
+        case ev.Committed() as commit, Idea(proposal):
+            return _set_stage(state, number, Candidate(proposal, commit))
+        case ev.Committed() as commit, Candidate() as old:
+            return _set_stage(state, number, replace(old, commit=commit, scores=()))
+        case ev.Committed() as commit, Broken(old):
+            return _set_stage(state, number, replace(old, commit=commit, scores=(), repairs=old.repairs + 1))
         case ev.Granted() as granted, Candidate() as candidate:
             return _set_stage(state, number, Training(replace(candidate, runs=granted.run), granted, record.at))
-        case ev.Aborted(), Training(candidate):
-            return replace(_set_stage(state, number, candidate), aborted=state.aborted + 1)
-        case ev.Scored() as score, Training(candidate, _, since):
-            seconds = (*state.run_seconds[-4:], record.at - since)
-            candidate = replace(candidate, scores=(*candidate.scores, score))
-            return replace(_set_stage(state, number, candidate), run_seconds=seconds, aborted=0)
-        case ev.Crashed() as crash, Training(candidate):
-            return replace(_set_stage(state, number, Broken(candidate, crash)), aborted=0)
         case ev.Granted() as granted, None:
             assert state.incumbent is not None, "only the incumbent runs again after it was judged"
-            best = replace(state.incumbent, runs=granted.run)
-            return replace(_set_stage(state, number, Remeasuring(granted, record.at)), incumbent=best)
+            incumbent = replace(state.incumbent, runs=granted.run)
+            return replace(_set_stage(state, number, Remeasuring(granted, record.at)), incumbent=incumbent)
+        case (ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted()) as outcome, Training() as training:
+            return _end_run(state, record.at, number, training, outcome)
         case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring():
             return _update_incumbent(_drop_stage(state, number), outcome)
         case ev.Failed() as verdict, Broken(candidate, crash):
-            return _set_stage(state, number, Decided(candidate, verdict, crash, incumbent))
+            return _set_stage(state, number, Decided(candidate, verdict, crash, state.best))
+        case ev.Failed(), Decided(verdict=ev.Pruned()):
+            return state  # sessions of format 1 judged a pruned run once more
         case (ev.Kept() | ev.Discarded()) as verdict, Candidate() as candidate:
-            spread = state.variance.plus(candidate.scores)
-            return replace(_set_stage(state, number, Decided(candidate, verdict, None, incumbent)), variance=spread)
-        case ev.Promoted(commit=commit), Decided(candidate) as decided:
-            score_to_beat = decided.verdict.score_to_beat if isinstance(decided.verdict, ev.Kept) else candidate.mean
-            best = Incumbent(number, candidate.scores, score_to_beat, candidate.runs)
-            bases = {**state.parents, number: Parent(number, commit, candidate.commit.source)}
-            return replace(_set_stage(state, number, replace(decided, promoted=True)), incumbent=best, parents=bases)
+            _check_parent(state, record, candidate)
+            decided = Decided(candidate, verdict, None, state.best)
+            return replace(_set_stage(state, number, decided), variance=state.variance.add(candidate.scores))
+        case ev.Promoted(commit=commit), Decided(candidate, ev.Kept() as kept) as decided:
+            _check_parent(state, record, candidate)
+            incumbent = Incumbent(number, candidate.scores, kept.score_to_beat, candidate.runs)
+            parents = {**state.parents, number: Parent(number, commit, candidate.commit.source)}
+            state = _set_stage(state, number, replace(decided, promoted=True))
+            return replace(state, incumbent=incumbent, parents=parents)
         case ev.Reflected(postmortem=postmortem), Decided() as decided:
             return replace(_close(state, _make_result(number, decided, postmortem)), unreflected=0)
         case ev.ReflectionSkipped(), Decided() as decided:
             return replace(_close(state, _make_result(number, decided, None)), unreflected=state.unreflected + 1)
         case _:
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
+
+
+def _check_parent(state: State, record: ev.Record, candidate: Candidate) -> None:
+    """Raise ValueError where a candidate is judged or promoted that did not start from the branch's head."""
+    if candidate.commit.parent != state.best:
+        raise ValueError(
+            f"record {record.seq}: {record.event.kind} of a candidate that started from experiment "
+            f"{candidate.commit.parent}, while the branch stands at {state.best}"
+        )
+
+
+def _end_run(state: State, at: float, number: int, training: Training, outcome: ev.Outcome) -> State:
+    candidate = training.candidate
+    match outcome:
+        case ev.Scored():
+            candidate = replace(candidate, scores=(*candidate.scores, outcome))
+            seconds = (*state.run_seconds[-4:], at - training.since)
+            return replace(_set_stage(state, number, candidate), run_seconds=seconds, aborted=0)
+        case ev.Crashed():
+            return replace(_set_stage(state, number, Broken(candidate, outcome)), aborted=0)
+        case ev.Pruned():
+            return replace(_set_stage(state, number, Decided(candidate, outcome, None, state.best)), aborted=0)
+        case ev.Aborted():
+            return replace(_set_stage(state, number, candidate), aborted=state.aborted + 1)
 
 
 def _make_baseline(event: ev.BaselineCommitted) -> Candidate:
@@ -349,6 +440,12 @@ def _make_baseline(event: ev.BaselineCommitted) -> Candidate:
         removed=0,
     )
     return Candidate(BASELINE, commit)
+
+
+def _reject(
+    state: State, number: int, stage: Idea | Candidate | Broken, verdict: ev.Refused | ev.Abandoned
+) -> ExperimentResult:
+    return ExperimentResult(number, get_proposal(stage), verdict, (), get_commit(stage), None, None, state.best)
 
 
 def _make_result(number: int, decided: Decided, postmortem: ev.Postmortem | None) -> ExperimentResult:
@@ -379,20 +476,19 @@ def _close(state: State, result: ExperimentResult) -> State:
 
 
 def _update_incumbent(state: State, outcome: ev.Outcome) -> State:
-    """The incumbent is known better now, unless the run came to nothing."""
-    best = state.incumbent
-    assert best is not None
+    """Count one more run of the incumbent, unless the run failed or the incumbent has changed since."""
+    incumbent = state.incumbent
+    assert incumbent is not None
     if not isinstance(outcome, ev.Scored):
         return replace(state, aborted=state.aborted + isinstance(outcome, ev.Aborted))
-    if outcome.experiment != best.experiment:
+    if outcome.experiment != incumbent.experiment:
         return state
-    scores = (*best.scores, outcome)
-    old, new = _average(best.scores), _average(scores)
-    score_to_beat = new if best.score_to_beat == old else best.score_to_beat
-    spread = state.variance.minus(best.scores).plus(scores)
-    return replace(
-        state, incumbent=replace(best, scores=scores, score_to_beat=score_to_beat), variance=spread, aborted=0
-    )
+    scores = (*incumbent.scores, outcome)
+    old, new = _average(incumbent.scores), _average(scores)
+    score_to_beat = new if incumbent.score_to_beat == old else incumbent.score_to_beat
+    variance = state.variance.remove(incumbent.scores).add(scores)
+    incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat)
+    return replace(state, incumbent=incumbent, variance=variance, aborted=0)
 
 
 def _average(scores: tuple[ev.Scored, ...]) -> float:
@@ -400,19 +496,10 @@ def _average(scores: tuple[ev.Scored, ...]) -> float:
 
 
 def _restart(state: State) -> State:
-    """After a death: a run that was under way is to be granted again, and a request to stop is forgotten."""
+    """Go on after a death: runs that were under way are granted again, a request to stop is forgotten."""
     stages = {
         number: stage.candidate if isinstance(stage, Training) else stage
         for number, stage in state.open.items()
         if not isinstance(stage, Remeasuring)
     }
     return replace(state, open=stages, waiting={}, stopping="", ended="", unanswered=0, aborted=0)
-
-
-def get_scores(state: State, experiment: int) -> tuple[ev.Scored, ...]:
-    """The scored runs of an experiment, closed or just judged; empty where there are none."""
-    for result in reversed(state.results):
-        if result.experiment == experiment:
-            return result.scores
-    stage = state.open.get(experiment)
-    return stage.candidate.scores if isinstance(stage, Decided) else ()

@@ -1,8 +1,22 @@
+"""Write numbers and sentences the way every view does."""
+
+
 def format_count(number: float) -> str:
-    """A number as people say it: three digits, k, M."""
+    """Return a number in three digits, with k or M."""
     return f"{number:.3g}" if number < 1000 else f"{number / 1000:.3g}k" if number < 1e6 else f"{number / 1e6:.3g}M"
 
 
 def format_signed(number: float) -> str:
-    """Four decimals, with a real minus."""
-    return f"{number:+.4f}".replace("-", "−")
+    """Return a change in four decimals, with its sign and a real minus; 0 is +0.0000."""
+    return f"{number + 0.0:+.4f}".replace("-", "−")
+
+
+def flatten(text: str) -> str:
+    """Return the text on one line, with single spaces."""
+    return " ".join(text.split())
+
+
+def shorten(text: str, limit: int) -> str:
+    """Return the text on one line, cut to that many characters."""
+    line = flatten(text)
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

@@ -83,6 +83,8 @@ class RunMonitor:
         self.first_loss: float | None = None
         self.paces: deque[float] = deque(maxlen=101)
         self.broken: Fault | None = None
+        self.pruned = ""
+        """Why the run is pruned; empty while it is not."""
 
     def output(self, data: bytes) -> None:
         """Something was printed."""
@@ -104,6 +106,8 @@ class RunMonitor:
         now = self.clock()
         if self.broken:
             return self.broken
+        if self.pruned:
+            return Fault("other", self.pruned)
         if now - self.started > self.limits.wall:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
         if self.transcript.bytes > self.limits.output:
@@ -139,7 +143,7 @@ class RunMonitor:
         if not self.control_run:
             where = f"after {bound.progress:.0%} of its budget its loss was {loss:.3f}"
             why = f"{where}; from {bound.loss:.3f} on no run of this session came back to the best"
-            self.broken = self.broken or Fault("hopeless", why)
+            self.pruned = self.pruned or why
 
     def _step(self, step: ProgressLine) -> None:
         now = self.clock()

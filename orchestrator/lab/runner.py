@@ -36,7 +36,7 @@ from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
 
 OnPoint = Callable[[ev.Granted, ev.Point, float], None]
 """Called with each progress line as it comes: the point, and tokens per second."""
-STRICT = ev.EvaluationPlan(audited_below=None, confirmed=False, incumbent=0)
+STRICT = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """Where nobody has said on what terms a run is made."""
 
 
@@ -236,6 +236,8 @@ class Runner:
             tier=self.sandbox.tier,
             would_prune_at=watch.would_prune_at,
         )
+        if watch.pruned:
+            return ev.Pruned(reason=watch.pruned, **_share_fields(score))
         return score if fault is None else ev.Crashed(failure=fault.kind, message=fault.message, **_share_fields(score))
 
     def _without_places(self, text: str, granted: ev.Granted) -> str:
@@ -254,8 +256,7 @@ class Runner:
 
 def _needs_audit(granted: ev.Granted, val_bpb: float) -> bool:
     """Whether a score as low as that is to be audited."""
-    below = (granted.plan or STRICT).audited_below
-    return below is None or val_bpb < below
+    return (granted.plan or STRICT).needs_audit(val_bpb)
 
 
 def _share_fields(score: ev.Scored) -> dict[str, Any]:

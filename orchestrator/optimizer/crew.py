@@ -23,9 +23,7 @@ from orchestrator.optimizer.search import (
     Trial,
     estimate_sensitivity,
     get_direction,
-    make_knob,
     rank_steps,
-    read_changes,
     read_search_state,
 )
 from orchestrator.policy.steps import Implement, Propose, Rebase, Reflect, Repair
@@ -82,7 +80,7 @@ class Optimizer:
 
     async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:  # noqa: ARG002
         """The source with the proposal's constants turned. Raises NoAnswer."""
-        changes = read_changes(proposal.knob)
+        changes = proposal.settings
         if not changes:
             raise NoAnswer("the proposal turns no constant, and more than that needs a mechanic")
         try:
@@ -215,7 +213,8 @@ def _write_proposal(at: SearchState, move: SearchStep) -> Proposal:
         rationale=" ".join(_explain(at, move)),
         expected_delta=0.0 - move.expected,
         family=find_family(first).family,
-        knob=make_knob(move.changes, at.constants),
+        settings=dict(move.changes),
+        direction=get_direction(at.constants[first], move.changes[first]) if len(move.changes) == 1 else None,
         instructions=f"In train.py set {' and '.join(settings)}. Change nothing else.",
         author="optimizer",
     )

@@ -26,8 +26,8 @@ def write_postmortem(state: State, decided: Decided) -> ev.Postmortem:
     scores, title = decided.candidate.scores, decided.candidate.proposal.title
     base = get_scores(state, decided.incumbent)
     match decided.verdict:
-        case ev.Failed(reason=reason, failure="hopeless"):
-            return _explain_pruned(decided, title, reason, base)
+        case ev.Pruned() as pruned:
+            return _explain_pruned(pruned, title, base)
         case ev.Failed(reason=reason):
             return _explain_crash(decided, title, reason)
         case ev.Kept(gain=gain, error=error, mean=mean):
@@ -64,12 +64,13 @@ def describe_metrics(scores: Sequence[ev.Scored], base: Sequence[ev.Scored]) -> 
             yield f"{format_count(mine)} {name} against {format_count(other)} ({mine / other - 1:+.0%})."
 
 
-def _explain_pruned(decided: Decided, title: str, reason: str, base: Sequence[ev.Scored]) -> ev.Postmortem:
+def _explain_pruned(pruned: ev.Pruned, title: str, base: Sequence[ev.Scored]) -> ev.Postmortem:
     verdict, follow = FOLLOWS["hurts"]
-    curve = decided.crash.curve if decided.crash else ()
     return ev.Postmortem(
         verdict=verdict,
-        happened=" ".join([f"It was ended early: {reason}.", *describe_curve(curve, base[0].curve if base else ())]),
+        happened=" ".join(
+            [f"It was ended early: {pruned.reason}.", *describe_curve(pruned.curve, base[0].curve if base else ())]
+        ),
         why="It learned too slowly to come back in the budget that was left.",
         lesson=f"{title}: hurts (it was ended early, far behind).",
         next=follow,

@@ -4,14 +4,13 @@ First every constant is turned once, those first that usually matter; what helpe
 steps; what hurt is turned the other way; what helped too little to be sure is combined. Pure functions of the trials.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import isclose
-from typing import Any, Literal, cast
+from typing import Literal
 
-from orchestrator.core.events import Abandoned, Discarded, Failed, Kept, Knob, Refused
+from orchestrator.core.events import Abandoned, Discarded, Failed, Kept, Pruned, Refused
 from orchestrator.core.state import ExperimentResult, Parent, State, get_proposal
 from orchestrator.core.text import format_signed
 from orchestrator.optimizer.families import ENOUGH_TOKENS, USUAL_EFFECT, ConstantFamily, find_family
@@ -32,7 +31,6 @@ MIRROR = 0.5
 """What hurt by so much may help by half as much the other way; it does not if the incumbent sits at the bottom."""
 SHRINK = 0.7
 """Gains of near-misses are partly luck: that is why they were noticed."""
-JOIN = " + "
 OPPOSITE: dict[str, Literal["up", "down"]] = {"up": "down", "down": "up"}
 
 
@@ -113,43 +111,6 @@ def read_search_state(state: State, read: Callable[[Parent], Mapping[str, Consta
     return SearchState(read(state.parent), trials, compute_sigma(pool_variance(state)), tokens, tried)
 
 
-def make_knob(changes: Assignment, constants: Mapping[str, Constant]) -> Knob:
-    """How a proposal names its changes; `changed` reads it back."""
-    if len(changes) > 1:
-        value = json.dumps(dict(changes), ensure_ascii=False)
-        return Knob(parameter=JOIN.join(changes), direction="set", value=value)
-    ((name, new),) = changes.items()
-    return Knob(
-        parameter=name, direction=get_direction(constants[name], new), value=json.dumps(new, ensure_ascii=False)
-    )
-
-
-def read_changes(knob: Knob | None) -> dict[str, Value]:
-    """The values that a knob gives; empty where it gives none that can be read."""
-    if knob is None:
-        return {}
-    try:
-        value = json.loads(knob.value)
-    except ValueError:
-        return {}
-    found = cast("dict[str, Any]", value if JOIN in knob.parameter else {knob.parameter: value})
-    try:
-        return {name: _parse_value(new) for name, new in found.items()}
-    except (AttributeError, TypeError, ValueError):
-        return {}
-
-
-def _parse_value(parsed: Any) -> Value:
-    """A constant's value from JSON, which knows no tuples. Raises TypeError."""
-    match parsed:
-        case bool() | int() | float() | str():
-            return parsed
-        case list():
-            return tuple(float(part) for part in cast("list[float]", parsed))
-        case _:
-            raise TypeError(parsed)
-
-
 def get_direction(constant: Constant, new: Value) -> Direction:
     old, ordered = constant.value, not isinstance(constant.space, Choices) or constant.space.ordered
     if ordered and isinstance(old, int | float) and isinstance(new, int | float):
@@ -175,12 +136,12 @@ def _list_trials(state: State, read: Callable[[Parent], Mapping[str, Constant]])
     for result in state.results:
         base = result.commit.parent if result.commit else result.incumbent
         before = {name: constant.value for name, constant in read(state.parents[base]).items()}
-        changes = read_changes(result.proposal.knob)
+        changes = result.proposal.settings
         if result.experiment == 0 or (changes and changes.keys() <= before.keys()):
             yield _make_trial(result, changes, before)
     before = {name: constant.value for name, constant in read(state.parent).items()}
     for number, stage in sorted(state.open.items()):
-        changes = read_changes(get_proposal(stage).knob)
+        changes = get_proposal(stage).settings
         if changes and changes.keys() <= before.keys():
             yield Trial(number, changes, before, "running")
 
@@ -191,7 +152,7 @@ def _make_trial(result: ExperimentResult, changes: Assignment, before: Assignmen
             return Trial(result.experiment, changes, before, "kept", gain, error, mean)
         case Discarded(gain=gain, error=error, mean=mean):
             return Trial(result.experiment, changes, before, "discarded", gain, error, mean)
-        case Failed():
+        case Failed() | Pruned():
             return Trial(result.experiment, changes, before, "failed")
         case Refused() | Abandoned():
             return Trial(result.experiment, changes, before, "refused")

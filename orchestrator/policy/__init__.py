@@ -1,0 +1,5 @@
+"""Decisions as pure functions of the state: what is due, what is kept, how a run is examined.
+
+Imports only `core`. Read `schedule.py` (what is due), then `judge.py` (what is kept); every number is in
+`thresholds.py`, with its reason.
+"""

@@ -1,42 +1,43 @@
+"""Decide how a run is evaluated: what is audited, what is scored on held-out text, where it is pruned."""
+
 import hashlib
 
-from orchestrator.core import events as ev
+from orchestrator.core.events import EvaluationPlan
 from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.policy.pruning import compute_thresholds
 from orchestrator.policy.thresholds import CONTROL_RUN_EVERY
 
 
-def plan_evaluation(state: State, experiment: int, run: int) -> ev.EvaluationPlan:
-    """How a run is to be examined.
+def plan_evaluation(state: State, experiment: int, run: int) -> EvaluationPlan:
+    """Return how a run is to be evaluated.
 
-    Scores below the mark are audited: they would help towards a keep, or make one look better than it is. The run that
-    can decide on a keep, never the first, is examined on the confirmation text, too. Of the baseline, which is the
+    Scores below the score to beat are audited: they would help towards a keep, or make one look better than it is. A
+    run that can decide on a keep, never the first, is scored on the held-out text, too. Of the baseline, which is the
     user's own code, the first run is: as the reference for what follows.
     """
     best, stage = state.incumbent, state.open.get(experiment)
-    fresh = isinstance(stage, Candidate) and not stage.scores
+    first = isinstance(stage, Candidate) and not stage.scores
     if best is None or experiment == 0:
-        return ev.EvaluationPlan(
-            audited_below=None if fresh else 0.0, confirmed=fresh, incumbent=0, baseline_error=None
-        )
-    return ev.EvaluationPlan(
-        audited_below=best.score_to_beat,
-        confirmed=not fresh,
+        audit = "always" if first else "never"
+        return EvaluationPlan(audit=audit, confirmed=first, incumbent=0, baseline_error="unmeasured")
+    return EvaluationPlan(
+        audit=best.score_to_beat,
+        confirmed=not first,
         incumbent=best.experiment,
         baseline_error=_get_baseline_error(state, best),
-        pruning_thresholds=compute_thresholds(state, best) if fresh else (),
-        control_run=fresh and draw_seed(state, experiment, run) % CONTROL_RUN_EVERY == 0,
+        pruning_thresholds=compute_thresholds(state, best) if first else (),
+        control_run=first and draw_seed(state, experiment, run) % CONTROL_RUN_EVERY == 0,
     )
 
 
+def draw_seed(state: State, experiment: int, run: int) -> int:
+    """Return a seed drawn from the session's seed, the experiment's number and the run's."""
+    digest = hashlib.sha256(f"{state.session.seed}/{experiment}/{run}".encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
+
+
 def _get_baseline_error(state: State, best: Incumbent) -> float:
-    """Nats by which honest claims are off at most, as the audit of the user's own code has shown."""
+    """Return the nats by which honest claims are off at most, as the audit of the user's own code has shown."""
     closed = [score for result in state.results if result.experiment == 0 for score in result.scores]
     runs = best.scores if best.experiment == 0 else closed
     return max((abs(score.audit.worst) for score in runs if score.audit), default=0.0)
-
-
-def draw_seed(state: State, experiment: int, run: int) -> int:
-    """A seed that nobody has chosen: drawn from the session's, the experiment's number and the run's."""
-    digest = hashlib.sha256(f"{state.session.seed}/{experiment}/{run}".encode()).digest()
-    return int.from_bytes(digest[:4]) >> 1

@@ -1,3 +1,5 @@
+"""Judge a candidate: kept, discarded, or what must run first."""
+
 from dataclasses import asdict, dataclass
 from math import log2, sqrt
 from statistics import fmean
@@ -23,7 +25,7 @@ from orchestrator.policy.thresholds import (
 
 
 def judge(state: State, number: int, candidate: Candidate) -> ev.Verdict | Literal["again", "remeasure"]:
-    """A verdict; or what must run first: the candidate with another seed, or the incumbent."""
+    """Return the verdict on a candidate, or what must run first: the candidate once more, or the incumbent."""
     best, runs = state.incumbent, len(candidate.scores)
     spread = pool_variance(state, candidate.scores)
     deviation, needed = compute_sigma(spread), t_critical(spread.dof)
@@ -40,54 +42,54 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Verdict | Liter
     simpler = candidate.commit.removed - candidate.commit.added >= SIMPLER_LINES and worth > -error / 2
     if runs < MAX_RUNS and worth < FUTILITY_BOUNDS[runs - 1] * error and not simpler:
         word = "worse than" if worth < -2 * error else "no better than" if worth < error else "too little better than"
-        return numbers.discarded(f"{word} the best: {ratio}")
+        return numbers.discard(f"{word} the best: {ratio}")
     transfers = _holds_on_heldout(best, candidate, gain, error)
     jump = gain > IMPLAUSIBLE_GAIN * best.score_to_beat
     if runs >= (IMPLAUSIBLE_RUNS if jump else MIN_RUNS) and worth >= needed * error and transfers:
         look = f"; a jump of {gain / best.score_to_beat:.0%} is hard to believe, so have a look at it" * jump
-        return numbers.kept(
+        return numbers.keep(
             best.score_to_beat, f"better beyond the noise: {ratio}, and a keep needs {needed:.1f}{look}"
         )
     if runs >= SIMPLER_RUNS and simpler and transfers:
-        return numbers.kept(best.score_to_beat, f"as good as the best with fewer lines: {ratio}")
+        return numbers.keep(best.score_to_beat, f"as good as the best with fewer lines: {ratio}")
     if transfers is False:
-        return numbers.discarded(f"better only on text that decisions have used, not on fresh text: {ratio}")
+        return numbers.discard(f"better only on text that decisions have used, not on fresh text: {ratio}")
     if runs >= MAX_RUNS:
         why = "not examined on fresh text" if worth >= needed * error else "not beyond the noise"
-        return numbers.discarded(f"{why}: {ratio}, and a keep needs {needed:.1f}")
+        return numbers.discard(f"{why}: {ratio}, and a keep needs {needed:.1f}")
     if explain_stop(state):
-        return numbers.discarded(f"promising, but the night ended before it could be confirmed: {ratio}")
+        return numbers.discard(f"promising, but the night ended before it could be confirmed: {ratio}")
     # An incumbent that failed twice to run again is known as well as it will ever be.
     known = best.runs if best.runs - len(best.scores) > 1 else len(best.scores)
     return "remeasure" if runs >= MIN_RUNS and known < runs else "again"
 
 
 def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
-    """Times the incumbent's memory; 1 where it is not more, or not known."""
+    """Return the multiple of the incumbent's memory that it takes; 1 where that is not more, or not known."""
     before, now = (fmean(score.metrics.memory_mb for score in runs) for runs in (best.scores, candidate.scores))
     return min(now / before, MAX_MEMORY_GROWTH) if before > 0 and now > MEMORY_SLACK * before else 1.0
 
 
 def _holds_on_heldout(best: Incumbent, candidate: Candidate, gain: float, error: float) -> bool | None:
-    """Whether at least half of the gain, but for noise, is there on the confirmation text; None while that is open.
+    """Return whether at least half of the gain shows on the held-out text, within the noise; None while unknown.
 
     A model's two scores share its seed's luck, so one run of each side shows well how much is lost from text to text.
     """
     before, now = _measure_shift(best.scores), _measure_shift(candidate.scores)
     if before is None:
-        return True  # there is no such text, or was none
+        return True  # there is no held-out text
     return None if now is None else gain - (now - before) >= (gain - error) / 2
 
 
 def _measure_shift(scores: tuple[ev.Scored, ...]) -> float | None:
-    """How much higher val_bpb is on the confirmation text."""
+    """Return how much higher val_bpb is on the held-out text."""
     shifts = [score.confirmed - score.val_bpb for score in scores if score.confirmed is not None]
     return fmean(shifts) if shifts else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """What every verdict on a scored candidate states."""
+    """The numbers that every verdict on a scored candidate states."""
 
     experiment: int
     mean: float
@@ -95,14 +97,14 @@ class _Numbers:
     error: float
     sigma: float
 
-    def kept(self, score_to_beat: float, reason: str) -> ev.Kept:
+    def keep(self, score_to_beat: float, reason: str) -> ev.Kept:
         return ev.Kept(**asdict(self), score_to_beat=min(score_to_beat, self.mean), reason=reason)
 
-    def discarded(self, reason: str) -> ev.Discarded:
+    def discard(self, reason: str) -> ev.Discarded:
         return ev.Discarded(**asdict(self), reason=reason)
 
 
 def _establish_baseline(number: int, candidate: Candidate, deviation: float) -> ev.Kept:
     runs = len(candidate.scores)
     numbers = _Numbers(number, candidate.mean, 0.0, deviation / sqrt(runs), deviation)
-    return numbers.kept(candidate.mean, f"the baseline, over {runs} seeds")
+    return numbers.keep(candidate.mean, f"the baseline, over {runs} seeds")

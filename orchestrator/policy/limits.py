@@ -1,12 +1,13 @@
+"""Say when a session stops, and how long its next run will take."""
+
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
 from orchestrator.policy.thresholds import FINISH_MARGIN, MAX_ABORTED, MAX_UNANSWERED
 
 
 def explain_stop(state: State) -> str:
-    """Why nothing new is started any more; empty while the night goes on."""
-    limits = state.session.limits
-    closed = sum(1 for result in state.results if result.experiment > 0)
+    """Return why nothing new is started any more; empty while the session goes on."""
+    limits, closed = state.session.limits, len(state.tried)
     baseline = state.results[0].verdict if state.results else None
     match state:
         case _ if state.stopping:
@@ -28,5 +29,5 @@ def explain_stop(state: State) -> str:
 
 
 def estimate_run_seconds(state: State) -> float:
-    """Wall seconds that the next run will probably take: the longest of the last few."""
+    """Return the wall seconds that the next run will probably take: the longest of the last few."""
     return max(state.run_seconds, default=state.session.profile.expected_seconds)

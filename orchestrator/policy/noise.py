@@ -1,3 +1,5 @@
+"""What is known of the noise: the variance of val_bpb over seeds, and how sure a gain has to be."""
+
 from math import sqrt
 
 from orchestrator.core import events as ev
@@ -6,17 +8,25 @@ from orchestrator.policy.thresholds import PRIOR_DOF, SIGMA_FLOOR, T_CRITICAL
 
 
 def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVariance:
-    """All that is known of the spread of val_bpb over seeds, with these further runs of one candidate."""
-    spread, prior = state.variance.plus(scores), state.session.profile.sigma
+    """Return the pooled variance over seeds, the profile's prior and these further runs of one candidate included."""
+    variance, prior = state.variance.add(scores), state.session.profile.sigma
     dof = PRIOR_DOF if prior else 0
-    return PooledVariance(spread.squares + dof * prior**2, spread.dof + dof)
+    return PooledVariance(variance.squares + dof * prior**2, variance.dof + dof)
 
 
-def compute_sigma(spread: PooledVariance) -> float:
-    """Standard deviation of one run's val_bpb. Never 0: runs that agree to the bit did not differ by their seeds."""
-    return max(sqrt(spread.squares / max(spread.dof, 1)), SIGMA_FLOOR)
+def compute_sigma(variance: PooledVariance) -> float:
+    """Return the standard deviation of one run's val_bpb, in bits per byte.
+
+    It is never 0: runs that agree to the last bit did not differ by their seeds.
+    """
+    return max(sqrt(variance.squares / max(variance.dof, 1)), SIGMA_FLOOR)
+
+
+def estimate_sigma(state: State) -> float:
+    """Return the standard deviation of one run's val_bpb as the session knows it now."""
+    return compute_sigma(pool_variance(state))
 
 
 def t_critical(dof: int) -> float:
-    """The standard errors that a keep needs when σ has so many degrees of freedom."""
+    """Return the standard errors that a keep needs when σ has this many degrees of freedom."""
     return T_CRITICAL[max((known for known in T_CRITICAL if known <= dof), default=1)]

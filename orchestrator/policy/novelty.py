@@ -1,61 +1,49 @@
+"""Find proposals and sources that were tried already, before they cost a run."""
+
 from orchestrator.core import events as ev
-from orchestrator.core.state import (
-    Broken,
-    Candidate,
-    Decided,
-    ExperimentResult,
-    Idea,
-    Remeasuring,
-    Stage,
-    State,
-    Training,
-    get_proposal,
-)
+from orchestrator.core.state import ExperimentResult, State, get_commit, get_proposal
 from orchestrator.policy.thresholds import REPEAT_EXPIRY
 
 
 def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
-    """Why this was tried already, or is under way; empty if it is new."""
-    knob = proposal.knob
-    if knob is None:
-        return ""
-    if "seed" in knob.parameter.lower():
+    """Return why a proposal was tried already or is under way; empty if it is new."""
+    if any("seed" in name.lower() for name in proposal.settings):
         return "another seed is not an improvement: the orchestrator assigns the seeds"
-    best = state.incumbent.experiment if state.incumbent else 0
-    tried = [(f.experiment, f.proposal) for f in state.results[-REPEAT_EXPIRY:] if _was_discarded_against(f, best)]
+    recent = state.results[-REPEAT_EXPIRY:]
+    tried = [(result.experiment, result.proposal) for result in recent if _was_discarded_against(result, state.best)]
     under_way = [(n, get_proposal(stage)) for n, stage in state.open.items() if 0 < n < number]
     for experiment, earlier in (*tried, *under_way):
-        if earlier.knob and _is_same_change(earlier.knob, knob, proposal.author):
-            turn = f"{knob.parameter} {knob.direction} {knob.value}".strip()
-            return f"{turn} repeats experiment {experiment}: {earlier.title}"
+        if _is_same_change(earlier, proposal):
+            return f"{describe_settings(proposal)} repeats experiment {experiment}: {earlier.title}"
     return ""
+
+
+def find_duplicate(state: State, number: int, fingerprint: str) -> str:
+    """Return why a source need not be trained; empty if it must."""
+    commits = {result.experiment: result.commit for result in state.results if result.commit}
+    commits |= {n: commit for n, stage in state.open.items() if n < number and (commit := get_commit(stage))}
+    same = [n for n, commit in commits.items() if commit.fingerprint == fingerprint and n != number]
+    if state.best in same:
+        return "it changes nothing but comments, layout or a seed"
+    return f"it is the same code as experiment {same[0]}" if same else ""
+
+
+def describe_settings(proposal: ev.Proposal) -> str:
+    """Return the constants that a proposal sets: `MATRIX_LR up 0.06`, or `A = 1, B = 2` for several."""
+    match list(proposal.settings.items()), proposal.direction:
+        case [(name, value)], str(direction):
+            return f"{name} {direction} {value}".strip()
+        case settings, _:
+            return ", ".join(f"{name} = {value}" for name, value in settings)
 
 
 def _was_discarded_against(result: ExperimentResult, best: int) -> bool:
     return isinstance(result.verdict, ev.Discarded) and result.incumbent == best
 
 
-def _is_same_change(earlier: ev.Knob, now: ev.Knob, author: str) -> bool:
-    """The same value; or, unless it comes from an optimizer, which searches along a knob on purpose, the same way."""
-    same_way = (earlier.parameter, earlier.direction) == (now.parameter, now.direction)
-    return earlier == now or (same_way and now.direction != "set" and author != "optimizer")
-
-
-def find_duplicate(state: State, number: int, fingerprint: str) -> str:
-    """Why this source need not be trained; empty if it must."""
-    commit = {f.experiment: f.commit for f in state.results if f.commit}
-    commit |= {n: m for n, stage in state.open.items() if n < number and (m := _get_commit(stage))}
-    same = [n for n, committed in commit.items() if committed.fingerprint == fingerprint and n != number]
-    if state.parent.experiment in same:
-        return "it changes nothing but comments, layout or a seed"
-    return f"it is the same code as experiment {same[0]}" if same else ""
-
-
-def _get_commit(stage: Stage) -> ev.Committed | None:
-    match stage:
-        case Candidate(commit=made) | Training(Candidate(commit=made)) | Broken(Candidate(commit=made)):
-            return made
-        case Decided(Candidate(commit=made)):
-            return made
-        case Idea() | Remeasuring():
-            return None
+def _is_same_change(earlier: ev.Proposal, now: ev.Proposal) -> bool:
+    """Return whether both set the same values, or turn one constant the same way without being an optimizer."""
+    if not now.settings or earlier.settings.keys() != now.settings.keys() or earlier.direction != now.direction:
+        return False
+    same_way = now.direction in ("up", "down") and now.author != "optimizer"
+    return same_way or earlier.settings == now.settings

@@ -1,3 +1,5 @@
+"""What can be due: one small frozen type per step."""
+
 from dataclasses import dataclass
 
 from orchestrator.core import events as ev
@@ -8,9 +10,9 @@ class CommitBaseline:
     """Commit the baseline: train.py with its constants fitted to the profile."""
 
     task_id: str = "fit"
-    """A name that is used once in a life."""
+    """Name of the step's task, used once in a life of the session."""
     resources: tuple[str, ...] = ("fit",)
-    """Where only one step can be at a time."""
+    """Exclusive resources: one step at a time holds each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +44,35 @@ class _OnExperiment:
 
 @dataclass(frozen=True, slots=True)
 class Refuse(_OnExperiment):
+    """Close a repeat before it costs a run."""
+
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Implement(_OnExperiment):
-    pass
+    """Have a proposal turned into a candidate."""
 
 
 @dataclass(frozen=True, slots=True)
-class _OnParent(_OnExperiment):
+class Rebase(_OnExperiment):
+    """Carry a waiting candidate over to the new incumbent."""
+
     parent: int
 
     @property
     def task_id(self) -> str:
-        return f"{type(self).__name__.lower()} {self.experiment} on {self.parent}"
-
-
-@dataclass(frozen=True, slots=True)
-class Rebase(_OnParent):
-    """Carry a waiting candidate over to the new best."""
+        return f"rebase {self.experiment} on {self.parent}"
 
 
 @dataclass(frozen=True, slots=True)
 class Train(_OnExperiment):
+    """Run a candidate, or the incumbent once more."""
+
     run: int
     slot: int
     seed: int
+    plan: ev.EvaluationPlan
 
     @property
     def task_id(self) -> str:
@@ -81,6 +85,8 @@ class Train(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Repair(_OnExperiment):
+    """Have a crashed candidate repaired."""
+
     attempt: int
 
     @property
@@ -90,21 +96,30 @@ class Repair(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Judge(_OnExperiment):
+    """Record a verdict."""
+
     verdict: ev.Verdict
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        # One at a time: a keep changes what the next candidate is judged against.
+        return (f"experiment {self.experiment}", "verdict")
 
 
 @dataclass(frozen=True, slots=True)
 class Promote(_OnExperiment):
-    pass
+    """Move the research branch on to a kept candidate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reflect(_OnExperiment):
-    pass
+    """Have a post-mortem written."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkipReflection(_OnExperiment):
+    """Close an experiment without a post-mortem."""
+
     reason: str
 
     @property
@@ -114,22 +129,12 @@ class SkipReflection(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Stop:
+    """End the session."""
+
     reason: str
     task_id: str = "stop"
     resources: tuple[str, ...] = ("stop",)
 
 
-Step = (
-    CommitBaseline
-    | Propose
-    | Refuse
-    | Implement
-    | Rebase
-    | Train
-    | Repair
-    | Judge
-    | Promote
-    | Reflect
-    | SkipReflection
-    | Stop
-)
+Edit = Implement | Rebase | Repair
+Step = CommitBaseline | Propose | Refuse | Edit | Train | Judge | Promote | Reflect | SkipReflection | Stop

@@ -1,14 +1,17 @@
+"""Every threshold of the policy, each with its reason."""
+
 BASELINE_RUNS = 3
-"""The fewest that give a spread at all; confirmations of candidates sharpen it later."""
+"""Runs of the baseline: the fewest that give a variance at all; later runs of candidates sharpen it."""
 PRIOR_DOF = 8
-"""What a profile's measured σ (docs/benchmarks.md) counts for: half of the runs that went into it, since machines
-differ. Profiles without a measurement start from nothing."""
+"""Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of the runs behind it, since
+machines differ. Profiles without a measurement start from nothing."""
 FUTILITY_BOUNDS = (0.8, 1.4, 1.8, 2.1, 2.4, 2.6, 2.8)
-"""A candidate is given up when its gain is below this many standard errors after its 1st, 2nd, … seed. Tuned by
-simulation: a change that does nothing costs 1.2 runs, and a true gain of 3σ is given up in 3 of 100."""
+"""Standard errors of gain below which a candidate is given up after its 1st, 2nd, … seed. Tuned by simulation: a change
+that does nothing costs 1.2 runs, and a true gain of 3σ is given up in 3 of 100."""
 MAX_RUNS = len(FUTILITY_BOUNDS) + 1
+"""Runs that a candidate gets at most."""
 MIN_RUNS = 2
-"""Nothing is kept on one seed: the first run is the one that luck has chosen."""
+"""Runs that a keep needs at least: the first run is the one that luck has chosen."""
 T_CRITICAL = {
     **dict(enumerate((1592.0, 49.98, 17.6, 10.92, 8.36, 7.07, 6.31, 5.81, 5.46, 5.2), 1)),
     12: 4.85,
@@ -22,44 +25,46 @@ T_CRITICAL = {
 """Standard errors of gain that a keep needs, by the degrees of freedom of σ: Student's t at 1 in 5,000, one-sided.
 The less is known of the noise, the more is asked; a night of 200 no-ops then keeps none."""
 SIGMA_FLOOR = 1e-4
-"""The H100's own jitter is a few of these; a smaller σ means that seeds were ignored."""
+"""Smallest σ in bits per byte: the H100's own jitter is a few of these, and less means that seeds were ignored."""
 IMPLAUSIBLE_GAIN = 0.1
-"""Share of val_bpb that no honest change gains at once: most that seemed to saw what they were to predict."""
+"""Share of val_bpb that is hard to gain at once: most candidates that seemed to saw what they were to predict."""
 IMPLAUSIBLE_RUNS = 3
-"""Seeds that such a jump needs; each is audited at other places. The verdict then asks the user to have a look."""
+"""Runs that such a jump needs, each audited at other positions. The verdict then asks the user to have a look."""
 SIMPLER_LINES = 3
-"""Within the noise, a candidate shorter by this many lines may be kept: less code is a result, too."""
+"""Lines by which a candidate must be shorter to be kept within the noise: less code is a result, too."""
 SIMPLER_RUNS = 3
-"""Seeds that such a keep needs: it claims that nothing was lost."""
+"""Runs that such a keep needs: it claims that nothing was lost."""
 MEMORY_SLACK = 1.1
-"""Times the incumbent's memory that are free: less is within what allocators do."""
+"""Multiple of the incumbent's memory that is free of charge: allocators vary by as much."""
 MEMORY_PRICE = 1.0
-"""σ of gain that each doubling of memory must pay for before the rest counts: a soft limit, as upstream asks for."""
+"""σ of gain that each doubling of memory costs: a soft limit, as upstream asks for."""
 MAX_MEMORY_GROWTH = 16.0
-"""Times the memory that are believed: on a GPU it is what a script printed."""
+"""Largest multiple of memory that is believed: on a GPU it is what a script printed."""
 CHECKPOINTS = (0.4, 0.6, 0.8)
-"""Shares of the budget at which a curve is compared: before that, warm-up and schedules say more than the idea."""
+"""Shares of the budget at which a curve is compared: earlier, warm-up and schedules say more than the idea."""
 CALIBRATION_RUNS = 10
-"""Finished candidates of this session from which its curves foretell anything; until then no run is ended early."""
+"""Finished candidates of this session that calibrate pruning; with fewer, no run is pruned."""
 CALIBRATION_RANGE = 10.0
-"""σ within which a candidate must have ended to take part: who is far off says nothing about where the border is."""
+"""Only runs that finished within this many σ of the incumbent calibrate the pruning threshold."""
 CONTROL_RUN_EVERY = 5
-"""Every so many-th candidate runs to its end even if it is hopeless, to show how often that is wrong."""
+"""One candidate in this many is a control run: it finishes even where it would be pruned, to measure false prunes."""
 MAX_FALSE_PRUNES = 0.05
-"""Share of reprieved runs that may prove as good as the best before early ends are given up for the night."""
+"""Share of pruned control runs that may end as good as the incumbent before pruning is given up for the session."""
 STALL = 8
 """Experiments without a keep after which the researcher is asked for another family."""
+MAX_REPAIRS = 2
+"""Repairs of a crashed candidate, in crews that can repair."""
 NEAR_MISS = 1.0
 """Standard errors of gain from which a discarded candidate counts as a near-miss, worth combining with another."""
 CENTAUR_SHARE = 3
-"""In a centaur crew every third proposal is the optimizer's own; a larger share did worse in published trials."""
+"""In a centaur crew one proposal in this many is the optimizer's; a larger share did worse in published trials."""
 LOOKAHEAD = 1
 """Candidates ready behind each one that trains: enough that no slot waits, few enough that none goes stale."""
 MAX_UNANSWERED = 3
 """Rounds in a row without an answer from the researcher after which the night ends."""
 MAX_ABORTED = 3
-"""Runs in a row lost to the machine after which it is the machine that needs attention."""
+"""Runs in a row lost to the machine after which the session ends: the machine needs attention."""
 FINISH_MARGIN = 1.15
-"""Nothing is started with less time left than its expected length times this."""
+"""A run is started only if its expected length times this is left."""
 REPEAT_EXPIRY = 20
-"""A knob turned the same way from the same base may be turned so again after this many other experiments."""
+"""Experiments after which a constant may be turned the same way from the same parent again."""

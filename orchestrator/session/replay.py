@@ -115,7 +115,7 @@ class Tape(EventLog):
 
     async def train(self, granted: ev.Granted, source: str) -> ev.Outcome:
         del granted, source
-        return await self.expect(ev.Scored, ev.Crashed, ev.Aborted)
+        return await self.expect(ev.Scored, ev.Crashed, ev.Pruned, ev.Aborted)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:
         del experiment, parent, source, message

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from orchestrator.core.events import EVENT, VERSION, Digest, Event, Record
+from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State, apply
 
@@ -126,7 +126,7 @@ class Session(EventLog):
 
     def _read(self) -> Iterator[Record]:
         for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
-            yield Record(seq=seq, at=at, task_id=task_id, event=EVENT.validate_json(body))
+            yield Record(seq=seq, at=at, task_id=task_id, event=parse_event(body))
 
 
 def _create(path: Path) -> sqlite3.Connection:

@@ -68,13 +68,13 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     judged = [
         f for f in state.results if f.experiment > 0 and isinstance(f.verdict, ev.Kept | ev.Discarded | ev.Failed)
     ]
-    spent = state.spent.values()
+    spent = state.usage.values()
     return SessionFigures(
         name=started.name,
         arm=" ".join(filter(None, (started.crew, started.style))),
         experiments=len(judged),
         kept=verdicts[ev.Kept],
-        crashes=sum(isinstance(f.verdict, ev.Failed) and f.verdict.failure != "hopeless" for f in judged),
+        crashes=sum(isinstance(f.verdict, ev.Failed) for f in judged),
         repeats=verdicts[ev.Refused],
         families=len({f.proposal.family for f in judged}),
         baseline=course[0].best,

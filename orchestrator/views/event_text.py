@@ -46,7 +46,11 @@ def summarize(event: ev.Event) -> str:
         case ev.GuidanceChanged(text=text):
             return _shorten(text)
         case (
-            ev.Kept(reason=reason) | ev.Discarded(reason=reason) | ev.Failed(reason=reason) | ev.Refused(reason=reason)
+            ev.Kept(reason=reason)
+            | ev.Discarded(reason=reason)
+            | ev.Failed(reason=reason)
+            | ev.Pruned(reason=reason)
+            | ev.Refused(reason=reason)
         ):
             return reason
         case (

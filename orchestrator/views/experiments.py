@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import (
@@ -16,12 +15,10 @@ from orchestrator.core.state import (
     Remeasuring,
     Stage,
     State,
+    Status,
     Training,
+    name_status,
 )
-
-Status = Literal[
-    "proposed", "ready", "training", "broken", "kept", "discarded", "hopeless", "failed", "refused", "abandoned"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class ExperimentRow:
 
     @property
     def decided(self) -> bool:
-        return self.status in ("kept", "discarded", "hopeless", "failed", "refused", "abandoned")
+        return self.status in ("kept", "discarded", "pruned", "crashed", "refused", "abandoned")
 
 
 def list_rows(state: State) -> list[ExperimentRow]:
@@ -91,7 +88,7 @@ def _list_open(state: State) -> Iterator[ExperimentRow]:
 def _make_closed_row(result: ExperimentResult) -> ExperimentRow:
     return ExperimentRow(
         result.experiment,
-        _name_status(result.verdict),
+        name_status(result.verdict),
         result.proposal,
         result.incumbent,
         result.commit,
@@ -113,20 +110,6 @@ def _make_open_row(number: int, stage: Stage, best: int) -> ExperimentRow:
         case Broken(Candidate(proposal, commit, scores), crash):
             return ExperimentRow(number, "broken", proposal, commit.parent, commit, scores, crash)
         case Decided(Candidate(proposal, commit, scores), verdict, crash, incumbent):
-            return ExperimentRow(number, _name_status(verdict), proposal, incumbent, commit, scores, crash, verdict)
+            return ExperimentRow(number, name_status(verdict), proposal, incumbent, commit, scores, crash, verdict)
         case Remeasuring():
             return ExperimentRow(number, "training", BASELINE, best)
-
-
-def _name_status(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> Status:
-    match verdict:
-        case ev.Kept():
-            return "kept"
-        case ev.Discarded():
-            return "discarded"
-        case ev.Failed(failure=failure):
-            return "hopeless" if failure == "hopeless" else "failed"
-        case ev.Refused():
-            return "refused"
-        case ev.Abandoned():
-            return "abandoned"

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from orchestrator.core import curves
-from orchestrator.core.events import Abandoned, Discarded, Failed, Kept, Proposed, Refused
+from orchestrator.core.events import Abandoned, Discarded, Failed, Kept, Proposed, Pruned, Refused
 from orchestrator.core.source import diff
 from orchestrator.core.state import State, get_scores
 from orchestrator.core.text import format_count, format_signed
@@ -187,7 +187,7 @@ def _write_outcome(state: State, entry: ExperimentRow) -> Iterator[str]:
             said = f"**Kept**: {reason}."
         case Discarded(reason=reason):
             said = f"**Discarded**: {reason}."
-        case Failed(reason=reason, failure="hopeless"):
+        case Pruned(reason=reason):
             said = f"**Ended early**: {_flatten(reason)}."
         case Failed(reason=reason):
             said = f"**Crashed**: {_flatten(reason)}."

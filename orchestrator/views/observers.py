@@ -139,6 +139,6 @@ def _describe_trust(trust: usage.TrustSummary) -> str:
     audits = f"{trust.audited} audited, off by {trust.correction:.1g} at most" if trust.audited else "none audited"
     names = f" (experiment {', '.join(map(str, trust.disqualified))})" if trust.disqualified else ""
     fresh = f", {trust.confirmed} examined on fresh text" * (trust.confirmed > 0)
-    early = f"; {trust.hopeless} ended early" * (trust.hopeless > 0)
+    early = f"; {trust.pruned} ended early" * (trust.pruned > 0)
     spared = f"; of {trust.control_run} spared, {trust.wrong} proved good" * (trust.control_run > 0)
     return f"{shut}; {audits}{fresh}; {len(trust.disqualified)} disqualified{names}{early}{spared}"

@@ -23,8 +23,8 @@ from orchestrator.views.experiments import ExperimentRow, list_rows
 
 LATEST = 8
 """Experiments in the live view."""
-STYLES = {"kept": "bold green", "failed": "red"} | dict.fromkeys(
-    ("discarded", "hopeless", "refused", "abandoned"), "dim"
+STYLES = {"kept": "bold green", "crashed": "red"} | dict.fromkeys(
+    ("discarded", "pruned", "refused", "abandoned"), "dim"
 )
 PLAIN_SECONDS = 60.0
 """How often a run's progress is worth a line in a log file."""
@@ -70,7 +70,7 @@ class Terminal:
         """Say what has happened since the last time."""
         fresh, self.seen = self.log.records[self.seen :], len(self.log.records)
         for record in fresh:
-            if isinstance(record.event, ev.Scored | ev.Crashed | ev.Aborted):
+            if isinstance(record.event, ev.Scored | ev.Crashed | ev.Pruned | ev.Aborted):
                 self.readings = {
                     s: r for s, r in self.readings.items() if r.granted.experiment != record.event.experiment
                 }
@@ -130,7 +130,7 @@ def describe_event(record: ev.Record, state: State) -> Description | None:
         case ev.Scored(experiment=number, run=run, val_bpb=score, metrics=measures):
             seconds = f"{measures.total_seconds:.0f}"
             return "scored", {"experiment": number, "run": run, "val_bpb": f"{score:.4f}", "seconds": seconds}
-        case ev.Crashed(experiment=number, failure="hopeless", message=message):
+        case ev.Pruned(experiment=number, reason=message):
             return "ended early", {"experiment": number, "why": _shorten(message, 100)}
         case ev.Crashed(experiment=number, failure=failure, message=message):
             return "crashed", {"experiment": number, "failure": failure, "message": _shorten(message, 80)}
@@ -242,7 +242,7 @@ def _make_cells(entry: ExperimentRow) -> tuple[RenderableType, ...]:
     return (
         str(entry.experiment),
         Text(entry.proposal.title),
-        {"failed": "crashed"}.get(entry.status, entry.status),
+        entry.status,
         f"{entry.val_bpb:.4f}" if entry.val_bpb is not None else "",
         format_signed(-entry.gain) if entry.gain is not None else "",
     )

@@ -49,7 +49,7 @@ class TrustSummary:
     """The sandboxes that runs were shut in."""
     confirmed: int = 0
     """Runs that were examined on text that no decision had used."""
-    hopeless: int = 0
+    pruned: int = 0
     """Runs that were ended early."""
     control_run: int = 0
     """Runs that would have been, but were let finish."""
@@ -67,11 +67,11 @@ def summarize_trust(records: Iterable[ev.Record], alarms: tuple[int, int] = (0, 
                 found = replace(found, audited=found.audited + 1, correction=correction)
             case ev.Crashed(failure="disqualified", experiment=number) if number not in found.disqualified:
                 found = replace(found, disqualified=(*found.disqualified, number))
-            case ev.Crashed(failure="hopeless"):
-                found = replace(found, hopeless=found.hopeless + 1)
+            case ev.Pruned():
+                found = replace(found, pruned=found.pruned + 1)
             case _:
                 pass
-        if isinstance(record.event, ev.Scored | ev.Crashed):
+        if isinstance(record.event, ev.Scored | ev.Crashed | ev.Pruned):
             found = replace(found, tiers=found.tiers | {record.event.tier})
         if isinstance(record.event, ev.Scored) and record.event.confirmed is not None:
             found = replace(found, confirmed=found.confirmed + 1)
@@ -89,7 +89,10 @@ def list_runs(records: Iterable[ev.Record]) -> list[Run]:
             case ev.Granted(experiment=number, run=run, slot=slot, seed=seed):
                 open_[number, run] = len(found)
                 found.append(Run(number, run, slot, seed, now, now, "training"))
-            case (ev.Scored() | ev.Crashed() | ev.Aborted()) as event if (event.experiment, event.run) in open_:
+            case (ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted()) as event if (
+                event.experiment,
+                event.run,
+            ) in open_:
                 at = open_.pop((event.experiment, event.run))
                 found[at] = _end_run(found[at], event, now)
             case ev.Resumed() | ev.Forked():
@@ -122,11 +125,11 @@ def sum_usage(records: Iterable[ev.Record]) -> dict[int, Usage]:
     found: dict[int, Usage] = {}
     for record in records:
         if isinstance(reply := record.event, ev.ModelReplied):
-            found[reply.experiment] = found.get(reply.experiment, Usage()).plus(reply)
+            found[reply.experiment] = found.get(reply.experiment, Usage()).add(reply)
     return found
 
 
-def _end_run(run: Run, event: ev.Scored | ev.Crashed | ev.Aborted, now: float) -> Run:
+def _end_run(run: Run, event: ev.Scored | ev.Crashed | ev.Pruned | ev.Aborted, now: float) -> Run:
     if isinstance(event, ev.Aborted):
         return replace(run, end=now, outcome="aborted")
     score = event.val_bpb if isinstance(event, ev.Scored) else None

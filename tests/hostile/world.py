@@ -24,7 +24,7 @@ TRUTH = 2.0
 """Bits per byte that nobody can do without: each letter has four followers, one as likely as the other."""
 FALSE = 1.9
 """A score below this is a lie."""
-STRICT = EvaluationPlan(audited_below=None, confirmed=True, incumbent=7)
+STRICT = EvaluationPlan(audit="always", confirmed=True, incumbent=7)
 
 
 def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float = 10.0) -> Path:

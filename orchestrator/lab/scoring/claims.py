@@ -10,6 +10,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +60,11 @@ class CorrectedScore:
     """The most that a claim was better than the blind answer."""
 
 
-def get_tolerance(dtype: str, honest: float | None) -> float:
-    """Nats; `honest` is what the baseline was off, None for the baseline itself."""
-    return BASELINE_TOLERANCE if honest is None else max(TOLERANCE[dtype], BASELINE_FACTOR * honest)
+def get_tolerance(dtype: str, baseline_error: float | Literal["unmeasured"]) -> float:
+    """Return the nats by which a claim may be better than the blind answer, given what the baseline was off."""
+    if baseline_error == "unmeasured":
+        return BASELINE_TOLERANCE
+    return max(TOLERANCE[dtype], BASELINE_FACTOR * baseline_error)
 
 
 @dataclass(frozen=True)

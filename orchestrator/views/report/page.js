@@ -88,7 +88,7 @@ function drawProgress() {
     type: "scatter", mode: "markers", x: rows.map(at), y: rows.map((e) => clamp(e.score)), customdata: rows.map((e) => e.number),
     text: rows.map(hover), hovertemplate: "%{text}<extra></extra>", marker,
   });
-  const crashed = data.experiments.filter((e) => ["failed", "hopeless"].includes(e.status) && at(e) !== null);
+  const crashed = data.experiments.filter((e) => ["crashed", "pruned"].includes(e.status) && at(e) !== null);
   const others = group("other");
   const size = scored.length > 300 ? 5 : 8;
   const stairs = { type: "scatter", mode: "lines", x: steps.map((s) => s[0]), line: { shape: "hv", width: 0 }, hoverinfo: "skip" };

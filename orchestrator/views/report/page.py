@@ -31,7 +31,7 @@ CURVE_POINTS = 48
 DIFF_LINES = 80
 REFRESH_SECONDS = 30
 """How often an open page looks for a newer one while the session lives."""
-JUDGED = ("kept", "discarded", "hopeless", "failed")
+JUDGED = ("kept", "discarded", "pruned", "crashed")
 
 
 class Page:
@@ -134,15 +134,15 @@ def describe_headline(log: EventLog, found: Sequence[ExperimentRow], held: Seque
         "judged": len(judged),
         "kept": sum(entry.status == "kept" for entry in judged),
         "seeds": min((len(entry.scores) for entry in judged if entry.status == "kept"), default=0),
-        "crashed": sum(entry.status == "failed" for entry in judged),
-        "hopeless": sum(entry.status == "hopeless" for entry in judged),
+        "crashed": sum(entry.status == "crashed" for entry in judged),
+        "pruned": sum(entry.status == "pruned" for entry in judged),
         "unrun": sum(entry.status in ("refused", "abandoned") for entry in found),
         "runs": len(held),
         "hours": (state.now - state.started_at - state.away) / 3600,
         "occupancy": used.occupancy,
         "duty": used.duty,
         "usd": state.usd,
-        "unpriced": sum(spent.unpriced for spent in state.spent.values()),
+        "unpriced": sum(spent.unpriced for spent in state.usage.values()),
         "ended": state.ended,
         "stopping": state.stopping,
         "waiting": [waiting.reason for waiting in state.waiting.values()],
@@ -164,7 +164,7 @@ def summarize_families(found: Sequence[ExperimentRow]) -> list[dict[str, Any]]:
                 "name": name,
                 "tried": len(tried),
                 "kept": len(kept),
-                "crashed": sum(entry.status == "failed" for entry in tried),
+                "crashed": sum(entry.status == "crashed" for entry in tried),
                 "gain": sum(kept),
                 "best": max(gains, default=None),
             }
@@ -191,7 +191,7 @@ def list_spending(state: State) -> list[dict[str, Any]]:
     """Tokens and dollars by agent."""
     rows = [
         {"agent": agent, "input": s.input, "cached": s.cached, "output": s.output, "usd": s.usd, "unpriced": s.unpriced}
-        for agent, s in state.spent.items()
+        for agent, s in state.usage.items()
     ]
     return sorted(rows, key=lambda row: -row["usd"])
 

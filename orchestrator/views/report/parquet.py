@@ -1,6 +1,7 @@
 """ledger.parquet: everything that is known of every experiment, for pandas, DuckDB and their like."""
 
 import io
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -78,15 +79,17 @@ def write_parquet(log: EventLog) -> bytes:
 
 
 def _make_row(session: str, entry: ExperimentRow, spent: Usage) -> Mapping[str, Any]:
-    proposal, knob, judged = entry.proposal, entry.proposal.knob, entry.verdict
+    proposal, judged = entry.proposal, entry.verdict
     outcome = entry.scores[0] if entry.scores else entry.crash
     row = {"session": session, "experiment": entry.experiment, "status": entry.status, "against": entry.incumbent}
-    row |= proposal.model_dump(exclude={"knob"})
+    row |= proposal.model_dump(exclude={"settings"})
     row |= {"scores": [score.val_bpb for score in entry.scores], "val_bpb": entry.val_bpb, "gain": entry.gain}
     row |= {"input_tokens": spent.input, "cached_tokens": spent.cached, "output_tokens": spent.output}
     row |= {"usd": None if spent.unpriced else spent.usd, "reason": judged.reason if judged else None}
-    if knob:
-        row |= knob.model_dump()
+    if proposal.settings:
+        values = list(proposal.settings.values())
+        value = json.dumps(values[0] if len(values) == 1 else proposal.settings, ensure_ascii=False)
+        row |= {"parameter": " + ".join(proposal.settings), "value": value}
     if entry.commit:
         row |= entry.commit.model_dump(include={"commit", "fingerprint", "added", "removed", "how"})
         row["base"] = entry.commit.parent

@@ -4,7 +4,7 @@ from orchestrator.core.state import State
 from orchestrator.views.experiments import ExperimentRow, list_rows
 
 HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
-STATUS = {"kept": "keep", "discarded": "discard", "hopeless": "crash", "failed": "crash"}
+STATUS = {"kept": "keep", "discarded": "discard", "pruned": "crash", "crashed": "crash"}
 
 
 def write_results(state: State) -> str:
