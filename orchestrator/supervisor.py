@@ -1,4 +1,4 @@
-"""A night: the loop with what comes from outside, the clock, the user's guidance and the user's Ctrl-C."""
+"""Run the loop together with what comes from outside: the clock, the user's guidance, the user's Ctrl-C."""
 
 import asyncio
 import signal
@@ -12,21 +12,24 @@ from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session
 
-LOOK_SECONDS = 2.0
-"""How often guidance.md is looked at."""
+POLL_SECONDS = 2.0
+"""Seconds between two looks at guidance.md."""
 GUIDANCE_CHARACTERS = 8_000
+"""Characters of guidance.md that are read."""
 
 
 async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path, say: Callable[[str], None]) -> State:
-    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what a broken machine raises."""
+    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and any fault of the machine."""
     _read_guidance(session, guidance)
     research = asyncio.ensure_future(run(session, crew, lab))
-    outside = asyncio.ensure_future(_watch_guidance(session, guidance))
-    alarm = asyncio.ensure_future(_stop_at_deadline(session))
+    watchers = [
+        asyncio.ensure_future(_watch_guidance(session, guidance)),
+        asyncio.ensure_future(_stop_at_deadline(session)),
+    ]
     interrupts = _Interrupts(session, research, say)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, interrupts.asked)
-    loop.add_signal_handler(signal.SIGTERM, interrupts.at_once)
+    loop.add_signal_handler(signal.SIGINT, interrupts.stop)
+    loop.add_signal_handler(signal.SIGTERM, interrupts.stop_now)
     try:
         return await research
     except asyncio.CancelledError:
@@ -36,33 +39,33 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
-        for task in (outside, alarm):
+        for task in watchers:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
 
 
 class _Interrupts:
-    """Ctrl-C once finishes what is training; twice stops at once. Nothing is lost either way."""
+    """Ctrl-C: once lets running training finish, twice stops at once. Nothing is lost either way."""
 
     def __init__(self, session: Session, research: asyncio.Future[State], say: Callable[[str], None]) -> None:
         self.session, self.research, self.say = session, research, say
         self.hurried = False
 
-    def asked(self) -> None:
+    def stop(self) -> None:
         if self.session.state.stopping:
-            self.at_once()
+            self.stop_now()
             return
         self.say("Stopping: what is training is finished and recorded first. Ctrl-C again stops at once.")
         self.session.write("", StopAsked(reason="you asked to stop"))
 
-    def at_once(self) -> None:
+    def stop_now(self) -> None:
         self.hurried = True
         self.research.cancel()
 
 
 async def _stop_at_deadline(session: Session) -> None:
-    """Ask to stop when the time is up, whatever is being waited for."""
+    """Ask to stop when the time is up, even while a step is waiting."""
     await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
     if not session.state.stopping:
         session.write("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
@@ -70,12 +73,12 @@ async def _stop_at_deadline(session: Session) -> None:
 
 async def _watch_guidance(session: Session, path: Path) -> None:
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
         _read_guidance(session, path)
 
 
 def _read_guidance(session: Session, path: Path) -> None:
-    """Record what the user wrote into guidance.md, if it has changed."""
+    """Record the text of guidance.md if it has changed."""
     text = ""
     with suppress(OSError):
         text = path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
