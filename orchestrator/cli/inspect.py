@@ -41,12 +41,11 @@ def _describe_session(path: Path) -> list[str]:
     session.close()
     if state.started is None:
         return [*[""] * 6, "never began"]
-    baseline = next((result.val_bpb for result in state.results if result.experiment == 0), None)
     return [
         f"{state.session.crew} {state.session.style}".strip(),
-        str(sum(result.experiment > 0 for result in state.results)),
+        str(len(state.tried)),
         str(len(state.kept)),
-        f"{baseline:.4f}" if baseline else "",
+        f"{state.baseline_bpb:.4f}" if state.baseline_bpb else "",
         f"{state.incumbent.score_to_beat:.4f}" if state.incumbent else "",
         f"{state.hours:.2f}",
         state.ended or "not ended: resume goes on",
@@ -74,7 +73,7 @@ def replay(
     if verify and (step or as_json or event is not None):
         raise UsageError("--show, --step and --json walk through the record: leave --verify out")
     if step and not sys.stdin.isatty():
-        raise UsageError("--step waits for keys, and this is no terminal: leave it out")
+        raise UsageError("--step waits for keys, and this is not a terminal: leave it out")
     session = open_session(paths, name)
     if verify:
         _verify(session, until, paths.musings, prompts)

@@ -49,7 +49,7 @@ class LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return the command; None where there is no such command."""
+        """Import and return the command; None for an unknown name."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -97,11 +97,11 @@ def start(
     paths = context.obj = opt.Paths(sessions, data, script, musings, unsafe)
     if context.invoked_subcommand:
         return
-    from orchestrator.cli.start import NightOptions, exit_for, plan_night, start_night
+    from orchestrator.cli.start import NightOptions, exit_if_unmeasured, plan_night, start_night
 
     chosen: opt.CrewName = "optuna" if offline else crew
     options = NightOptions(hours, max_experiments, max_usd, chosen, prompts, tuple(model or ()), seed, notify)
-    exit_for(start_night(plan_night(paths, name, options), options))
+    exit_if_unmeasured(start_night(plan_night(paths, name, options), options))
 
 
 def main() -> None:

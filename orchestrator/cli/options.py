@@ -72,7 +72,7 @@ def open_session(paths: Paths, name: str) -> "Session":
     if not path.parent.is_dir():
         known = sorted(p.parent.name for p in paths.sessions.glob("[!.]*/session.db"))
         hint = f"there are {', '.join(known[-5:])}" if known else f"there are none in {paths.sessions}"
-        raise UsageError(f"there is no session {name!r}: {hint}")
+        raise UsageError(f"no session is called {name!r}: {hint}")
     session = Session(path, time.time)
     if session.state.started is None:
         raise UsageError(f"{path} holds no events: it never began, delete {path.parent}")

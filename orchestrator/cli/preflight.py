@@ -33,7 +33,7 @@ AMPLE_BYTES = 5 << 30
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """`bad` would spoil a night, `warn` might."""
+    """`bad` means that it would spoil a night, `warn` that it might."""
 
     subject: str
     state: Literal["good", "warn", "bad"]
@@ -146,7 +146,7 @@ def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
     for entry in models:
         agent, _, model = entry.rpartition("=")
         if agent and agent not in prompts:
-            raise UsageError(f"--model {entry}: there is no agent {agent!r}, there are {', '.join(prompts)}")
+            raise UsageError(f"--model {entry}: no agent is called {agent!r}: there are {', '.join(prompts)}")
         chosen = [agent] if agent else list(prompts)
         prompts |= {name: prompts[name].asking(model) for name in chosen}
     return prompts

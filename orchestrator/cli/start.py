@@ -85,7 +85,7 @@ def resume(
 
     Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood.
     """
-    exit_for(resume_night(context.obj, name, notify))
+    exit_if_unmeasured(resume_night(context.obj, name, notify))
 
 
 def resume_night(paths: opt.Paths, name: str, notify: str) -> State:
@@ -144,11 +144,11 @@ def fork(
             )
             session.write("", forked)
             session.close()
-        exit_for(run_session(opt.open_session(paths, night.name), night))
+        exit_if_unmeasured(run_session(opt.open_session(paths, night.name), night))
 
 
-def exit_for(state: State) -> None:
-    """Exit with a code of its own where not even the baseline was measured."""
+def exit_if_unmeasured(state: State) -> None:
+    """Exit with ExitCode.UNMEASURED where not even the baseline was measured."""
     if state.incumbent is None:
         raise SystemExit(opt.ExitCode.UNMEASURED)
 
@@ -162,8 +162,7 @@ def invent_name(sessions: Path) -> str:
 
 def _extend_limits(state: State, **more: float | None) -> SessionLimits:
     """Return the session's limits, those that are given counted from here on."""
-    closed = sum(result.experiment > 0 for result in state.results)
-    used = {"hours": state.hours, "experiments": closed, "usd": state.usd}
+    used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
     return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})
 
 

@@ -7,7 +7,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.compare import compare_sessions
-from orchestrator.cli.start import NightOptions, exit_for, plan_night, resume_night, start_night
+from orchestrator.cli.start import NightOptions, exit_if_unmeasured, plan_night, resume_night, start_night
 from orchestrator.core.events import Record, Resumed
 from orchestrator.core.state import State, apply
 from orchestrator.policy.limits import explain_stop
@@ -47,7 +47,7 @@ def trial(
         night.require()
     for name, options in nights.items():
         state = start_night(fresh[name], options) if name in fresh else _finish_night(paths, name, notify)
-        exit_for(state)
+        exit_if_unmeasured(state)
         if not _is_over(state):
             print(f"{name} was stopped: give the same command again to go on with the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)
