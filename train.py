@@ -1,5 +1,5 @@
 """
-Trains a small GPT on one device, within a fixed budget, and prints its score. This is the one file to edit.
+Train a small GPT on one device, within a fixed budget, and print its score. This is the one file to edit.
 Usage: python train.py
 """
 
@@ -79,10 +79,10 @@ autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext(
 maybe_compile = torch.compile(dynamic=False) if fast else (lambda function: function)
 
 class FlashAttention3:
-    """The kernel for Hopper, from the folder of fetched kernels that $KERNELS_CACHE names."""
+    """The kernel for Hopper, from $KERNELS_CACHE, a folder of fetched kernels."""
 
     def __init__(self):
-        kernels = importlib.import_module("kernels")  # which need not be installed
+        kernels = importlib.import_module("kernels")  # optional
         found = kernels.get_kernel("kernels-community/flash-attn3", revision="main")
         self.run = found.flash_attn_interface.flash_attn_func
 
@@ -94,7 +94,7 @@ flash3 = None
 if device.type == "cuda" and capability == (9, 0) and os.environ.get("KERNELS_CACHE"):
     try:
         flash3 = FlashAttention3()
-    except Exception as error:  # whatever that package raises: torch has kernels, too
+    except Exception as error:  # that package may raise anything, and torch has kernels, too
         print(f"no FlashAttention 3: {error}")
 
 windowed = False
@@ -132,7 +132,7 @@ def rotate(x, cos, sin):
 
 
 def attention(q, k, v, window):
-    """Causal attention of (B, T, heads, head_dim) over the last `window` positions."""
+    """Return causal attention of (B, T, heads, head_dim) over the last `window` positions."""
     B, T, H, D = q.shape
     if flash3:
         return flash3.run(*(t.to(torch.bfloat16) for t in (q, k, v)), causal=True, window_size=(window, 0))
@@ -273,7 +273,7 @@ def adamw_step(p, grad, mean, square, step, lr, beta1, beta2, eps):
 
 @maybe_compile
 def muon_step(p, grad, velocity, variance, lr, momentum, weight_decay):
-    """One step for matrices of one shape, stacked (K, rows, cols)."""
+    """Take one step for matrices of one shape, stacked (K, rows, cols)."""
     velocity.mul_(momentum).add_(grad * (1 - momentum))
     g = grad * (1 - momentum) + velocity * momentum
     x = g.bfloat16() if bf16 else g
@@ -284,7 +284,7 @@ def muon_step(p, grad, velocity, variance, lr, momentum, weight_decay):
         s = x @ x.mT
         x = a * x + (b * s + c * (s @ s)) @ x
     g = (x.mT if tall else x).to(p.dtype)
-    # NorMuon (arXiv 2510.05491): evens out the size of the update over neurons, keeps its norm
+    # NorMuon (arXiv 2510.05491): evens out the size of the update over neurons and keeps its norm
     mean_square = g.square().mean(dim=-1 if tall else -2, keepdim=True)
     variance.lerp_(mean_square, 0.05)
     scaled = g * variance.clamp_min(1e-10).rsqrt()
@@ -315,7 +315,7 @@ class MuonAdamW:
     @torch.no_grad()
     def step(self, lrm, momentum, weight_decay):
         self.steps += 1
-        number = torch.tensor if fast else (lambda value: value)  # a tensor, so that compiled code is not specialised
+        number = torch.tensor if fast else (lambda value: value)  # as a tensor, so that compiled code is not specialized to it
         for params, lr, (beta1, beta2) in self.adam:
             for p in params:
                 if p not in self.state:
@@ -355,7 +355,7 @@ def weight_decay(progress):
     return WEIGHT_DECAY * (1 - progress)
 
 # ---------------------------------------------------------------------------
-# Set-up and warm-up (on random tokens: compiles, counts the work of a step, and leaves no trace in the weights)
+# Set-up and warm-up (on random tokens: compile, count the work of a step, and leave no trace in the weights)
 # ---------------------------------------------------------------------------
 
 tokenizer = Tokenizer.from_directory()
@@ -377,7 +377,7 @@ flops_per_token = 6 * (num_params - embedding_params) + attention_flops
 
 
 def train_step(batches, progress):
-    """One optimizer step; returns the mean loss over its micro-batches, still on the device."""
+    """Take one optimizer step and return the mean loss over its micro-batches, still on the device."""
     total = 0.0
     for _ in range(accumulation):
         x, y, _ = next(batches)
@@ -435,7 +435,7 @@ while not budget.done:
     loss = train_step(batches, progress).item()
     synchronize()
     dt = time.time() - t0
-    if not loss <= 100:  # NaN is not either
+    if not loss <= 100:  # also true for NaN
         print(f"\nFAIL: loss is {loss} at step {step}", flush=True)
         sys.exit(1)
     budget.step()

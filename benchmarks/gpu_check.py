@@ -22,7 +22,6 @@ from orchestrator.core.events import Aborted, Audit, Crashed, Scored
 from orchestrator.lab.sandbox import select
 from orchestrator.session.store import Session
 from prepare import manifest, profiles
-from prepare.build import calibration
 from prepare.machine import list_gpus
 from prepare.manifest import BudgetAmount, Manifest
 
@@ -112,16 +111,6 @@ def prepared(place: Place) -> Rows:
     place.run("-m", "prepare", "--data", str(place.data), "--set", "seconds=300")
     yield "prepare docstrings", f"{time.monotonic() - began:.0f} s"
     yield "profile", manifest.load(place.data).profile
-
-
-def probed(place: Place) -> Rows:
-    """What the throughput probe would choose."""
-    stored = manifest.load(place.data)
-    began = time.monotonic()
-    found = calibration.probe(place.data, stored, profiles.from_manifest(stored), lambda *_: None)
-    size = profiles.get_values(profiles.from_manifest(found))
-    chosen = ", ".join(f"{name} {size[name]}" for name in sorted(found.constants)) or "the profile's own numbers"
-    yield f"probe ({time.monotonic() - began:.0f} s)", chosen
 
 
 def loader(place: Place) -> Rows:
@@ -294,7 +283,6 @@ CHECKS: tuple[Callable[[Place], Rows], ...] = (
     loader,
     evaluation,
     training,
-    probed,
     session,
     noise,
 )

@@ -44,7 +44,7 @@ def write_corpus(path: Path, documents: int, seed: int = 0) -> None:
 class Shards:
     """One Parquet file for each split."""
 
-    name, fingerprint, mixed = "synthetic", "", True
+    name, fingerprint, shuffled = "synthetic", "", True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,7 +52,7 @@ class Shards:
     def count(self, split: str) -> int:
         return parquet.read_metadata(self.folder / f"{split}.parquet").num_rows
 
-    def batches(self, split: str) -> Iterator[list[str]]:
+    def read_batches(self, split: str) -> Iterator[list[str]]:
         file = parquet.ParquetFile(self.folder / f"{split}.parquet")
         for group in range(file.num_row_groups):
             yield from make_batches(file.read_row_group(group).column("text").to_pylist())
@@ -60,7 +60,7 @@ class Shards:
 
 def upstream_batches(corpus: Shards, tokenizer: Tokenizer, B: int, T: int) -> Iterator[Batch]:
     """Tokenises batches of 128 documents when the buffer falls below 1,000, and scans it for the best fit."""
-    texts = (batch for _ in iter(int, 1) for batch in corpus.batches("train"))
+    texts = (batch for _ in iter(int, 1) for batch in corpus.read_batches("train"))
     waiting: list[list[int]] = []
     rows = torch.empty((B, T + 1), dtype=torch.long)
     while True:

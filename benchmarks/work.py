@@ -1,14 +1,14 @@
 """How well counted work predicts the time of a step: variants of the cpu profile's baseline, each for a moment."""
 
 import dataclasses
-import re
 
 import numpy as np
 
 from prepare import manifest, profiles
 from prepare.build import calibration
+from prepare.constants import Value
 
-VARIANTS: tuple[dict[str, int], ...] = (
+VARIANTS: tuple[dict[str, Value], ...] = (
     {},
     {"TOTAL_BATCH_SIZE": 1024},
     {"TOTAL_BATCH_SIZE": 4096},
@@ -33,18 +33,10 @@ def main() -> None:
     print("| variant | work of a step | ms | work per second, over the baseline's |\n|---|---|---|---|")
     commit = dataclasses.replace(found, budget=shorter)
     for variant in VARIANTS:
-        work, seconds = calibration.step(manifest.get_data_dir(), commit, turned(variant), lambda _stage, _share: None)
+        work, seconds = calibration.measure_step(
+            manifest.get_data_dir(), commit, profiles.with_constants(profiles.CPU, variant), lambda _stage, _share: None
+        )
         paces.append(work / seconds)
         words = ", ".join(f"{constant} {value}" for constant, value in variant.items()) or "baseline"
         print(f"| {words} | {work:.3g} | {1000 * seconds:.0f} | {paces[-1] / paces[0]:.2f} |", flush=True)
     print(f"\nσ of the last column: {np.std(np.array(paces) / np.mean(paces)):.1%}")
-
-
-def turned(variant: dict[str, int]) -> profiles.Profile:
-    """The cpu profile with other constants."""
-    constants = profiles.CPU.constants
-    for name, value in variant.items():
-        constants = re.sub(rf"^{name} = \S+", f"{name} = {value}", constants, flags=re.MULTILINE)
-        if f"{name} = " not in constants:
-            constants += f"{name} = {value}\n"
-    return dataclasses.replace(profiles.CPU, constants=constants)

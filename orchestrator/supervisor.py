@@ -1,4 +1,4 @@
-"""Run the loop together with what comes from outside: the clock, the user's guidance, the user's Ctrl-C."""
+"""Run the loop under what comes from outside: the clock, the user's guidance.md and Ctrl-C."""
 
 import asyncio
 import signal
@@ -12,23 +12,21 @@ from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session
 
-POLL_SECONDS = 2.0
+LOOK_SECONDS = 2.0
 """Seconds between two looks at guidance.md."""
 GUIDANCE_CHARACTERS = 8_000
 """Characters of guidance.md that are read."""
 
 
 async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path, say: Callable[[str], None]) -> State:
-    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and any fault of the machine."""
+    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what a broken machine raises."""
     _read_guidance(session, guidance)
     research = asyncio.ensure_future(run(session, crew, lab))
-    watchers = [
-        asyncio.ensure_future(_watch_guidance(session, guidance)),
-        asyncio.ensure_future(_stop_at_deadline(session)),
-    ]
+    outside = asyncio.ensure_future(_watch_guidance(session, guidance))
+    alarm = asyncio.ensure_future(_stop_at_deadline(session))
     interrupts = _Interrupts(session, research, say)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, interrupts.stop)
+    loop.add_signal_handler(signal.SIGINT, interrupts.request_stop)
     loop.add_signal_handler(signal.SIGTERM, interrupts.stop_now)
     try:
         return await research
@@ -39,20 +37,20 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
-        for task in watchers:
+        for task in (outside, alarm):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
 
 
 class _Interrupts:
-    """Ctrl-C: once lets running training finish, twice stops at once. Nothing is lost either way."""
+    """Ctrl-C once finishes what is training; twice stops at once. Nothing is lost either way."""
 
     def __init__(self, session: Session, research: asyncio.Future[State], say: Callable[[str], None]) -> None:
         self.session, self.research, self.say = session, research, say
         self.hurried = False
 
-    def stop(self) -> None:
+    def request_stop(self) -> None:
         if self.session.state.stopping:
             self.stop_now()
             return
@@ -65,7 +63,7 @@ class _Interrupts:
 
 
 async def _stop_at_deadline(session: Session) -> None:
-    """Ask to stop when the time is up, even while a step is waiting."""
+    """Ask to stop when the time is up, whatever is being waited for."""
     await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
     if not session.state.stopping:
         session.write("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
@@ -73,14 +71,15 @@ async def _stop_at_deadline(session: Session) -> None:
 
 async def _watch_guidance(session: Session, path: Path) -> None:
     while True:
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS)
         _read_guidance(session, path)
 
 
 def _read_guidance(session: Session, path: Path) -> None:
-    """Record the text of guidance.md if it has changed."""
+    """Record what the user wrote into guidance.md, if it has changed."""
     text = ""
     with suppress(OSError):
-        text = path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
+        if path.is_file():  # reading a named pipe would wait for a writer
+            text = path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
     if text != session.state.guidance:
         session.write("", GuidanceChanged(text=text))

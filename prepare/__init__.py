@@ -1,19 +1,20 @@
 """The fixed ground of every experiment: text, tokenizer, batches, budget and score, under karpathy's own names.
 
 `from prepare import MAX_SEQ_LEN, TIME_BUDGET, Tokenizer, make_dataloader, evaluate_bpb` is what a training script
-writes. Names are looked up when asked for, so that `prepare.profiles` and `prepare.manifest` load without torch.
+writes. Names are looked up on first use, so that `prepare.profiles` and `prepare.manifest` load without torch.
 """
 
 import importlib
 import os
 import sys
+from operator import attrgetter
 from typing import Any
 
 _FROM_MANIFEST = {
-    "MAX_SEQ_LEN": lambda manifest: manifest.seq_len,
-    "TIME_BUDGET": lambda manifest: manifest.budget.seconds,
-    "EVAL_TOKENS": lambda manifest: manifest.eval_tokens,
-    "VOCAB_SIZE": lambda manifest: manifest.vocab_size,
+    "MAX_SEQ_LEN": attrgetter("seq_len"),
+    "TIME_BUDGET": attrgetter("budget.seconds"),
+    "EVAL_TOKENS": attrgetter("eval_tokens"),
+    "VOCAB_SIZE": attrgetter("vocab_size"),
 }
 _FROM_MODULE = {
     "Budget": "budget",
@@ -24,11 +25,9 @@ _FROM_MODULE = {
 }
 SEED = int(os.environ.get("NIGHTSHIFT_SEED", "42"))
 
-__all__ = ["SEED", *sorted(_FROM_MANIFEST), *sorted(_FROM_MODULE)]  # noqa: PLE0604 - all of them are strings
-
 
 def __getattr__(name: str) -> Any:
-    """A public name, or one line and exit code 2 where no data is prepared: scripts want no traceback for that."""
+    """Return a public name; print one line and exit with code 2 where no data is prepared."""
     if name in _FROM_MODULE:
         return getattr(importlib.import_module(f"prepare.{_FROM_MODULE[name]}"), name)
     if name in _FROM_MANIFEST:
@@ -36,7 +35,7 @@ def __getattr__(name: str) -> Any:
 
         try:
             return _FROM_MANIFEST[name](load())
-        except DataError as error:
+        except DataError as error:  # a training script should end without a traceback
             print(f"prepare: {error}", file=sys.stderr)
             raise SystemExit(2) from None
     raise AttributeError(f"module 'prepare' has no attribute {name!r}")

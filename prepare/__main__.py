@@ -1,4 +1,4 @@
-"""`python -m prepare`: text, tokenizer, packed rows and budget into a data folder, once. Run again, it says so."""
+"""`python -m prepare`: text, tokenizer, packed rows and budget into a data folder, once."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,6 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
-from prepare.machine import list_gpus
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 console = Console(highlight=False, soft_wrap=True)
@@ -19,29 +18,37 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder to fill")] = Path("data"),
-    corpus: Annotated[str, typer.Option(help="docstrings, climbmix, or your own text: a path")] = "docstrings",
-    shards: Annotated[int, typer.Option(min=1, help="of climbmix, to train on (about 90 MB each)")] = 10,
+    data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="folder to fill")] = Path("data"),
+    corpus: Annotated[
+        str, typer.Option(help="docstrings, climbmix, or a path: .txt, .md, .rst, .py, .jsonl, .parquet")
+    ] = "docstrings",
+    shards: Annotated[int, typer.Option(min=1, help="shards of climbmix to train on, about 90 MB each")] = 10,
     profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
     work: Annotated[float | None, typer.Option(min=1, help="work per run, instead of measuring this machine")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="other than the profile's: DEPTH=6, seq_len=512, seconds=60")
+        list[str] | None, typer.Option("--set", help="change the profile: DEPTH=6, seq_len=512, seconds=60")
     ] = None,
 ) -> None:
-    """Prepare the data that every experiment trains on."""
+    """Prepare the data that every experiment trains on: text, tokenizer, packed rows, and the budget of a run.
+
+    This is done once and takes about a minute. Run it again after an interruption, or to check the folder.
+
+    \b
+    the built-in text             python -m prepare
+    your own text                 python -m prepare --corpus notes/ --data mine
+    a smaller model, a slow GPU   python -m prepare --set DEPTH=4
+    """  # noqa: D301 - for typer, \b keeps the lines of a paragraph
     try:
-        chosen = profiles.find_profile(profile)
-        chosen = profiles.with_overrides(chosen, settings or [])
+        chosen = profiles.with_overrides(profiles.find_profile(profile), settings or [])
     except KeyError:
         fail(f"no profile {profile}: one of auto, {', '.join(profiles.PROFILES)}")
     except ValueError as error:
         fail(str(error))
     try:
         if not (data / manifest.MANIFEST_FILE).exists():
-            probe = chosen.budget.kind == "time" and chosen is not profiles.H100 and not settings and list_gpus() != []
-            prepare(data, corpus, shards, chosen, work, probe=probe)
+            prepare(data, corpus, shards, chosen, work)
         found = manifest.load(data, verify=True)
-        expect(found, data, corpus, None if profile == "auto" else profile, settings or [])
+        check_request(found, data, corpus, None if profile == "auto" else profile, settings or [])
     except DataError as error:
         fail(str(error))
     except OSError as error:  # a full disk, most often
@@ -49,9 +56,8 @@ def main(
     console.print(describe(found, data))
 
 
-def prepare(
-    data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None, *, probe: bool
-) -> None:
+def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
+    """Fill the folder, and show a bar for each stage. Raises DataError."""
     from prepare.build.folder import build_folder, lock_folder
     from prepare.corpus.open import open_corpus
 
@@ -60,17 +66,18 @@ def prepare(
     with lock_folder(data), Bars(*columns, console=console) as bars:
         stages: dict[str, TaskID] = {}
 
-        def progress(stage: str, share: float) -> None:
+        def report(stage: str, share: float) -> None:
             if stage not in stages:
                 stages[stage] = bars.add_task(stage, total=1.0)
             bars.update(stages[stage], completed=share)
 
-        build_folder(data, open_corpus(source, shards, progress), profile, budget, progress, probe=probe)
+        build_folder(data, open_corpus(source, shards, report), profile, budget, report)
         for task in stages.values():
             bars.update(task, completed=1.0)
 
 
-def expect(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
+def check_request(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
+    """Raise DataError unless the folder was prepared as it is asked for now."""
     from prepare.corpus.open import canonicalize
 
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
@@ -83,6 +90,7 @@ def expect(found: Manifest, data: Path, corpus: str, profile: str | None, settin
 
 
 def describe(found: Manifest, data: Path) -> str:
+    """Return the sentence that says what the folder holds."""
     tokens = {split: rows * found.seq_len for split, rows in found.rows.items()}
     work = f"{found.budget.amount:.3g} units of work, " if found.budget.kind == "work" else ""
     return (
@@ -93,6 +101,7 @@ def describe(found: Manifest, data: Path) -> str:
 
 
 def fail(message: str) -> NoReturn:
+    """Print one line and exit with code 2."""
     print(f"prepare: {message}", file=sys.stderr)
     raise SystemExit(2)
 

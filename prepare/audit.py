@@ -1,7 +1,7 @@
-"""The blind half of the audit: `python -m prepare.audit` loads a handed-over model and says what it expects.
+"""The blind half of the audit: `python -m prepare.audit` loads a submitted model and answers with logits.
 
-It runs in a sandbox of its own, with nothing of the training left. Each row that it is shown is genuine up to one
-position only; the logits there are its answer.
+It runs in a sandbox of its own, with nothing of the training left. Each row that it receives is genuine up to one
+position only; the logits at that position are its answer.
 """
 
 import os
@@ -17,26 +17,27 @@ from prepare.loader import choose_device
 
 @torch.no_grad()
 def main() -> None:
-    channel.send({"event": "ready"})  # what is imported is done with
-    how = channel.receive()
-    torch.set_float32_matmul_precision(how["precision"])
-    torch.set_num_threads(how["threads"])
+    """Load the model and answer every request for logits, until the orchestrator ends the audit."""
+    channel.send({"event": "ready"})  # the imports are done
+    request = channel.receive()
+    torch.set_float32_matmul_precision(request["precision"])
+    torch.set_num_threads(request["threads"])
     descriptor = channel.shard("model")
     assert descriptor is not None
     with os.fdopen(descriptor, "rb") as file:
         model = pickle.load(file)  # noqa: S301 - this is the sandbox for it
     channel.send({"event": "loaded"})
-    dtype = how["autocast"] and getattr(torch, how["autocast"])
+    dtype = request["autocast"] and getattr(torch, request["autocast"])
     with torch.autocast(choose_device().type, dtype) if dtype else nullcontext():
-        while (asked := channel.receive())["event"] == "rows":
-            rows, length = asked["rows"], asked["length"]
+        while (request := channel.receive())["event"] == "rows":
+            rows, length = request["rows"], request["length"]
             x = np.frombuffer(channel.take(8 * rows * length), dtype=np.int64).reshape(rows, length)
-            places = torch.from_numpy(np.frombuffer(channel.take(8 * rows), dtype=np.int64).copy())
+            positions = torch.from_numpy(np.frombuffer(channel.take(8 * rows), dtype=np.int64).copy())
             logits = model(torch.from_numpy(x.copy()).to(choose_device()))
-            answer = logits[torch.arange(rows), places.to(logits.device)].float().cpu().numpy()
-            channel.send({"event": "logits", "bytes": answer.nbytes}, memoryview(np.ascontiguousarray(answer)))
+            answer = logits[torch.arange(rows), positions.to(logits.device)].float().cpu().numpy()
+            channel.send({"event": "logits", "bytes": answer.nbytes}, np.ascontiguousarray(answer).data)
 
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # there is nothing to tidy up, and torch would take its time over it
+    os._exit(0)  # nothing is left to tidy up, and torch would take its time over it

@@ -1,10 +1,9 @@
-"""The line to the orchestrator, the descriptor $NIGHTSHIFT_FD: JSON lines, some with bytes behind them.
+"""The connection to the orchestrator, the descriptor $NIGHTSHIFT_FD: JSON lines, some followed by bytes.
 
-A pipe only listens. A socket answers: with the shards, as read-only descriptors, each when it is due. Where there is no
-line at all, a script run by hand, the shards are files. Also the one place that knows when training began.
+A pipe only listens. A socket answers, and hands out the shards as read-only descriptors, each when it is due. Without
+either, in a script run by hand, the shards are files. This module alone knows when training began.
 """
 
-import array
 import json
 import os
 import socket
@@ -14,15 +13,15 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-LONGEST = 4_096
-"""Bytes of an answer's line."""
+MAX_LINE = 4_096
+"""Bytes of an answer's line, at most."""
 
 _began: float | None = None
 _shards: dict[str, int] = {}
 
 
 def ready() -> None:
-    """Warm-up is over: the first real batch is asked for and the clock starts. Later calls do nothing."""
+    """Start the clock at the first real batch, after warm-up; later calls do nothing."""
     global _began  # noqa: PLW0603 - a process trains once
     if _began is None:
         send({"event": "ready"})
@@ -32,60 +31,60 @@ def ready() -> None:
 
 
 def elapsed() -> float:
-    """Seconds of wall time since the first real batch, 0 before it."""
+    """Return the seconds of wall time since the first real batch, 0 before it."""
     return 0.0 if _began is None else time.monotonic() - _began
 
 
 def score(val_bpb: float, tokens: int, nbytes: int) -> None:
+    """Report the score of this run."""
     send({"event": "score", "val_bpb": val_bpb, "tokens": tokens, "bytes": nbytes})
 
 
 def answers() -> bool:
-    """Whether there is somebody at the other end who hands out the shards."""
+    """Return True if the orchestrator answers, and so hands out the shards."""
     descriptor = _descriptor()
     return descriptor is not None and stat.S_ISSOCK(os.fstat(descriptor).st_mode)
 
 
 def shard(split: str) -> int | None:
-    """The descriptor of a shard that was handed out."""
+    """Return the descriptor of a shard that was handed out."""
     return _shards.get(split)
 
 
 def send(event: dict[str, object], data: bytes | memoryview = b"") -> None:
-    """One line, and what belongs to it. An orchestrator that has gone is no reason to stop."""
+    """Send one line and the bytes that belong to it; do nothing if the orchestrator has gone."""
     if (descriptor := _descriptor()) is None:
         return
     with suppress(BrokenPipeError, ConnectionResetError):
-        left = memoryview(json.dumps(event).encode() + b"\n")
-        for part in (left, memoryview(data).cast("B") if len(data) else memoryview(b"")):
-            while len(part):
-                part = part[os.write(descriptor, part) :]  # noqa: PLW2901 - what is left of it
+        for part in (json.dumps(event).encode() + b"\n", data):
+            rest = memoryview(part).cast("B") if len(part) else b""
+            while len(rest):
+                rest = rest[os.write(descriptor, rest) :]
 
 
 def receive() -> dict[str, Any]:
-    """The next answer; the descriptors that come with it are kept. Raises EOFError when there is no more."""
-    line, given = b"", array.array("i")
+    """Return the next answer and keep the descriptor that comes with it. Raises EOFError at the end."""
+    line = b""
+    descriptors: list[int] = []
     while not line.endswith(b"\n"):
-        # Byte by byte: what follows the line is not ours to take.
-        data, ancillary, _, _ = _line().recvmsg(1, socket.CMSG_LEN(given.itemsize))
-        if not data or len(line) > LONGEST:
+        # Byte by byte: what follows the line belongs to `take`.
+        data, given, _, _ = socket.recv_fds(_get_socket(), 1, 1)
+        if not data or len(line) > MAX_LINE:
             raise EOFError("the orchestrator has gone")
         line += data
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                given.frombytes(content[: len(content) // given.itemsize * given.itemsize])
+        descriptors += given
     answer = json.loads(line)
-    if given:
-        _shards[answer["split"]] = given[0]
+    if descriptors:
+        _shards[answer["split"]] = descriptors[0]
     return answer
 
 
 def take(size: int) -> bytes:
-    """So many bytes that follow an answer. Raises EOFError."""
+    """Return the `size` bytes that follow an answer. Raises EOFError."""
     data = bytearray(size)
     left = memoryview(data)
     while left:
-        if not (count := _line().recv_into(left)):
+        if not (count := _get_socket().recv_into(left)):
             raise EOFError("the orchestrator has gone")
         left = left[count:]
     return bytes(data)
@@ -97,7 +96,7 @@ def _descriptor() -> int | None:
 
 
 @cache
-def _line() -> socket.socket:
+def _get_socket() -> socket.socket:
     descriptor = _descriptor()
     assert descriptor is not None
     return socket.socket(fileno=os.dup(descriptor))

@@ -1,18 +1,17 @@
-"""The UPPER_CASE constants of a train.py: reads them with the room that their comments give, and turns one at a time.
+"""Read and write the UPPER_CASE constants of a train.py, with the search spaces that their comments declare.
 
-    MATRIX_LR = 0.04  # 0.005..0.2 log – Muon's learning rate
-    DEPTH = 8         # one of 2, 3, 4, 8 – blocks
-
-It reads and writes text; the script is never run.
+MATRIX_LR = 0.04  # 0.005..0.2 log – Muon's learning rate
+DEPTH = 8         # one of 2, 3, 4, 8 – blocks
 """
 
 import ast
-import io
+import json
 import re
-import tokenize
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import exp, log
+from typing import NamedTuple, cast
 
 Value = bool | int | float | str | tuple[float, ...]
 
@@ -21,9 +20,9 @@ _RANGE = re.compile(rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?"
 _CHOICE = re.compile(r"one of\s+(?P<options>.+)", re.IGNORECASE)
 _DASH = re.compile(r"\s+[–—-]\s+")
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")
-"""Names of what is a share by its nature, and so never more than 1."""
+"""Names of constants that are shares, and so never more than 1."""
 GUESS = 4.0
-"""A constant without a range is looked for within this multiple of its value."""
+"""A constant without a declared range is searched between its value divided by this and multiplied by it."""
 
 
 class UnknownConstantError(ValueError):
@@ -32,27 +31,39 @@ class UnknownConstantError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """All numbers from low to high, both included; equal steps are equal factors where `log`."""
+    """All numbers from `low` to `high`, inclusive; in equal factors if `log`, integers if `whole`."""
 
     low: float
     high: float
     log: bool = False
     whole: bool = False
 
-    def place(self, value: float) -> float:
-        """Where a value stands between low (0) and high (1)."""
+    def to_unit(self, value: float) -> float:
+        """Return the position of a value between low (0.0) and high (1.0)."""
         low, high, at = (log(x) if self.log else x for x in (self.low, self.high, self.clip(value)))
         return (at - low) / (high - low) if high > low else 0.0
 
-    def at(self, place: float) -> int | float:
-        """The value at a place, rounded to what a person would write: two significant digits, or whole."""
+    def from_unit(self, position: float) -> int | float:
+        """Return the value at a position from 0 to 1, rounded to two significant digits, or to an integer."""
         low, high = (log(x) if self.log else x for x in (self.low, self.high))
-        value = low + min(max(place, 0.0), 1.0) * (high - low)
+        value = low + min(max(position, 0.0), 1.0) * (high - low)
         value = self.clip(exp(value) if self.log else value)
         return round(value) if self.whole else self.clip(float(f"{value:.2g}"))
 
     def clip(self, value: float) -> float:
+        """Return the nearest value within the range."""
         return min(max(value, self.low), self.high)
+
+    def include(self, value: Value) -> "Numbers":
+        """Return the range, widened to hold a value. Raises ValueError if it is not a number."""
+        match value:
+            case int() | float():
+                return replace(self, low=min(self.low, value), high=max(self.high, value))
+            case _:
+                raise ValueError(f"{value!r} is not a number")
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}{' log' if self.log else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,78 +74,171 @@ class Choices:
 
     @property
     def ordered(self) -> bool:
+        """True if all options are numbers."""
         return all(isinstance(option, int | float) and not isinstance(option, bool) for option in self.options)
+
+    def include(self, value: Value) -> "Choices":
+        """Return the choices with one more option, unless they have it already."""
+        return self if value in self.options else _make_choices((*self.options, value))
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(map(_format_setting, self.options))}"
+
+
+Space = Numbers | Choices
+_Edit = tuple[int, int, str]
+"""Replace the bytes from one offset to another with a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value for a constant and, if given, the space to declare for it."""
+
+    value: Value
+    space: Space | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
+    """A constant of a script, with the space to search."""
+
     name: str
     value: Value
-    space: Numbers | Choices
-    words: str = ""
-    """What its comment says of it."""
+    space: Space
     declared: bool = False
-    """The script itself gives the space; otherwise it was guessed from the value."""
+    """The script declares the space; otherwise it is guessed from the value."""
+
+
+class _Assignment(NamedTuple):
+    """The expression that a script assigns to a constant; offsets count bytes of the script."""
+
+    expression: ast.expr
+    start: int
+    end: int
+    close: int
+    """End of the statement, after any closing parenthesis."""
+    stop: int
+    """End of the line, without its line break."""
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
-    """The constants worth turning: those with a declared space; in a script that declares none, all with a guess.
+    """Return the constants with a declared space or, if the script declares none, all with a guessed one.
 
-    A script that gives ranges means what it leaves out. Raises SyntaxError where it does not parse.
+    A script that declares spaces leaves the others out on purpose. Raises SyntaxError if it does not parse.
     """
     found = read_constants(source)
     declared = {name: constant for name, constant in found.items() if constant.declared}
     return declared or found
 
 
+def list_declarations(source: str) -> list[str]:
+    """Return the line of every constant that has a space, as the script states it, with single blanks."""
+    script, places = source.encode(), _find_assignments(source)
+    lines = (
+        _read_line(script, places[name].start) + script[places[name].start : places[name].stop].decode()
+        for name in read_constants(source)
+    )
+    return [" ".join(line.split()) for line in lines]
+
+
 def read_constants(source: str) -> dict[str, Constant]:
-    """Every constant for which there is a space, in the script's order, the first of each name."""
-    comments = _find_comments(source)
-    found: dict[str, Constant] = {}
-    for name, node in _find_literals(source).items():
-        value = ast.literal_eval(node)
-        space, words = _split_comment(comments.get(node.end_lineno or 0, ""))
-        declared = _parse_space(space, value)
-        guess = declared or _guess_space(name, value)
-        if guess is not None:
-            found[name] = Constant(name, value, guess, words, declared is not None)
+    """Return every constant for which there is a space, in the script's order. Raises SyntaxError."""
+    script, found = source.encode(), dict[str, Constant]()
+    for name, place in _find_literals(source).items():
+        value = ast.literal_eval(place.expression)
+        declared = _parse_space(_split_comment(_split_tail(script, place)[1])[0], value)
+        space = declared or _guess_space(name, value)
+        if space is not None:
+            found[name] = Constant(name, value, space, declared is not None)
     return found
 
 
 def read_values(source: str) -> dict[str, Value]:
-    """The value of every constant that is a plain literal."""
-    return {name: ast.literal_eval(node) for name, node in _find_literals(source).items()}
-
-
-def with_constant(source: str, name: str, value: Value) -> str:
-    """The script with another value for one constant; every other byte stays. Raises UnknownConstantError."""
-    node = _find_literals(source).get(name)
-    if node is None:
-        raise UnknownConstantError(f"train.py has no plain constant {name}")
-    lines = source.encode().splitlines(keepends=True)
-    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-    head, tail = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
-    lines[first : last + 1] = [head + format_literal(value, like=ast.literal_eval(node)).encode() + tail]
-    return b"".join(lines).decode()
+    """Return the value of every constant that is a plain literal. Raises SyntaxError."""
+    return {name: ast.literal_eval(place.expression) for name, place in _find_literals(source).items()}
 
 
 def with_constants(source: str, changes: Mapping[str, Value]) -> str:
-    """As turned, for several constants. Raises UnknownConstantError."""
+    """Return the script with other values for some constants; every other byte stays. Raises UnknownConstantError."""
+    found, edits = _find_literals(source), list[_Edit]()
     for name, value in changes.items():
-        source = with_constant(source, name, value)
-    return source
+        if (place := found.get(name)) is None:
+            raise UnknownConstantError(f"train.py has no plain constant {name}")
+        edits.append((place.start, place.end, format_literal(value, like=ast.literal_eval(place.expression))))
+    return _splice(source.encode(), edits)
+
+
+def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
+    """Return the script with other values and spaces for those of its constants that `settings` names.
+
+    The words of the comments stay, in their column where possible. Raises SyntaxError.
+    """
+    script = source.encode()
+    found = _find_assignments(source).items()
+    return _splice(script, [_rewrite(script, place, settings[name]) for name, place in found if name in settings])
 
 
 def format_literal(value: Value, like: Value | None = None) -> str:
-    """A literal for the value; a float where the old value was one, large numbers in groups of three."""
+    """Return a literal for the value: a float if the old value was one, digits in groups of three."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return repr(value)
     return f"{float(value) if isinstance(like, float) else value:_}"
 
 
-def _find_literals(source: str) -> dict[str, ast.expr]:
-    """The literals that are assigned to UPPER_CASE names at the top level, the first of each name."""
-    found: dict[str, ast.expr] = {}
+def _format_setting(value: Value) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def _rewrite(script: bytes, place: _Assignment, setting: Setting) -> _Edit:
+    """Return the edit that gives an assignment another value and, if there is one, another space in its comment."""
+    literal = _format_setting(setting.value)
+    blanks, comment = _split_tail(script, place)
+    if blanks.strip():  # more code on this line
+        return place.start, place.end, literal
+    code = literal + script[place.end : place.close].decode()
+    column = len(_read_line(script, place.close) + blanks)
+    comment = _replace_space(comment, setting.space)
+    if comment.strip():
+        width = len(_read_line(script, place.start) + code)
+        code += f"{' ' * max(column - width, 2)}#{comment}"
+    return place.start, place.stop, code
+
+
+def _read_line(script: bytes, offset: int) -> str:
+    """Return the beginning of a line, up to an offset."""
+    return script[:offset].decode().rpartition("\n")[2]
+
+
+def _split_tail(script: bytes, place: _Assignment) -> tuple[str, str]:
+    """Return what follows an assignment on its line: blanks, or more code, and the comment without its sign."""
+    blanks, _, comment = script[place.close : place.stop].decode().partition("#")
+    return (blanks, "") if blanks.strip() else (blanks, comment)
+
+
+def _replace_space(comment: str, space: Space | None) -> str:
+    if space is None:
+        return comment
+    old, words = _split_comment(comment)
+    if old:
+        return comment.replace(old, str(space), 1)
+    return f" {space} – {words}" if words else f" {space}"
+
+
+def _splice(script: bytes, edits: Iterable[_Edit]) -> str:
+    for start, end, new in sorted(edits, reverse=True):
+        script = script[:start] + new.encode() + script[end:]
+    return script.decode()
+
+
+def _find_literals(source: str) -> dict[str, _Assignment]:
+    return {name: place for name, place in _find_assignments(source).items() if _is_plain(place.expression)}
+
+
+def _find_assignments(source: str) -> dict[str, _Assignment]:
+    """Return the first assignment of each UPPER_CASE name at the top level. Raises SyntaxError."""
+    lines = source.encode().splitlines(keepends=True)
+    offsets = [0, *accumulate(map(len, lines))]
+    found: dict[str, _Assignment] = {}
     for node in ast.parse(source).body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
@@ -143,8 +247,17 @@ def _find_literals(source: str) -> dict[str, ast.expr]:
                 pass
             case _:
                 continue
-        if _is_plain(value):
-            found.setdefault(name, value)
+        last = offsets[(node.end_lineno or node.lineno) - 1]
+        found.setdefault(
+            name,
+            _Assignment(
+                expression=value,
+                start=offsets[value.lineno - 1] + value.col_offset,
+                end=offsets[(value.end_lineno or value.lineno) - 1] + (value.end_col_offset or 0),
+                close=last + (node.end_col_offset or 0),
+                stop=last + len(lines[(node.end_lineno or node.lineno) - 1].rstrip(b"\r\n")),
+            ),
+        )
     return found
 
 
@@ -160,21 +273,16 @@ def _is_plain(node: ast.expr) -> bool:
             return False
 
 
-def _find_comments(source: str) -> dict[int, str]:
-    """The text of the comments, by line."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("#").strip() for t in tokens if t.type == tokenize.COMMENT}
-
-
 def _split_comment(comment: str) -> tuple[str, str]:
-    """The part of a comment that may give a space, and the words."""
+    """Return the part of a comment that may declare a space, and the words."""
+    comment = comment.lstrip("#").strip()
     space, *rest = _DASH.split(comment, maxsplit=1)
     if _RANGE.fullmatch(space) or _CHOICE.fullmatch(space):
         return space, "".join(rest)
     return "", comment
 
 
-def _parse_space(text: str, value: Value) -> Numbers | Choices | None:
+def _parse_space(text: str, value: Value) -> Space | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and (match := _RANGE.fullmatch(text)):
         low, high = float(match["low"]), float(match["high"])
@@ -182,15 +290,19 @@ def _parse_space(text: str, value: Value) -> Numbers | Choices | None:
         return Numbers(low, high, logarithmic, whole=isinstance(value, int)) if low < high else None
     if match := _CHOICE.fullmatch(text):
         try:
-            choices = Choices(tuple(ast.literal_eval(f"[{match['options']}]")))
+            return _make_choices(ast.literal_eval(f"[{match['options']}]"))
         except (ValueError, SyntaxError):
             return None
-        return Choices(tuple(sorted(choices.options, key=_as_number))) if choices.ordered else choices
     return None
 
 
-def _guess_space(name: str, value: Value) -> Numbers | Choices | None:
-    """Sensible multiples: half and double of a power of two, neighbours of a count, a few times a positive float."""
+def _make_choices(options: Iterable[Value]) -> Choices:
+    choices = Choices(tuple(options))
+    return Choices(tuple(sorted(cast("tuple[float, ...]", choices.options)))) if choices.ordered else choices
+
+
+def _guess_space(name: str, value: Value) -> Space | None:
+    """Return half and double of a power of two, neighbours of a count, or a range of factors around a float."""
     match value:
         case bool():
             return Choices((False, True))
@@ -205,8 +317,3 @@ def _guess_space(name: str, value: Value) -> Numbers | Choices | None:
             return Numbers(0.0, 0.4)
         case _:
             return None
-
-
-def _as_number(value: Value) -> float:
-    assert isinstance(value, int | float)
-    return value

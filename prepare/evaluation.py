@@ -1,6 +1,6 @@
 """The metric: bits per byte of held-out text, independent of the vocabulary. Lower is better.
 
-Under an orchestrator the model is handed over first, and only then are there validation rows; what goes back are
+Under an orchestrator the model is submitted first, and only then are there validation rows; what goes back are
 claims, one per token, which the orchestrator adds up itself and audits.
 """
 
@@ -19,10 +19,10 @@ from prepare.tokenizer import Tokenizer
 
 @torch.no_grad()
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
-    """Bits per byte over all validation rows; `model(x, y, reduction="none")` gives one loss in nats per token.
+    """Return the bits per byte over all validation rows; `model(x, y, reduction="none")` gives nats per token.
 
     A token counts with the length of its own bytes; special tokens count neither as loss nor as bytes. Every row is
-    scored once whatever the batch size. `model(x)` must give the logits [rows, tokens, vocabulary], for the audit.
+    scored once for any batch size. `model(x)` must give the logits [rows, tokens, vocabulary], for the audit.
     """
     sealed = channel.answers() and channel.shard("val") is None
     if sealed:
@@ -32,17 +32,17 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
     nbytes = int(lengths.sum())
     bpb = float(claims[lengths > 0].sum(dtype=np.float64)) / (math.log(2) * nbytes)
     if sealed:
-        channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
+        channel.send({"event": "claims", "bytes": claims.nbytes}, claims.data)
         while (answer := channel.receive())["event"] == "rows":
             claims = _compute_claims(model, answer["split"], batch_size)
-            channel.send({"event": "claims", "bytes": claims.nbytes}, memoryview(claims))
+            channel.send({"event": "claims", "bytes": claims.nbytes}, claims.data)
     elif not channel.answers():
         channel.score(bpb, tokens=claims.size, nbytes=nbytes)
     return bpb
 
 
 def _compute_claims(model: torch.nn.Module, split: str, batch_size: int) -> NDArray[np.float32]:
-    """−log p of every token of a split, [rows, tokens], in nats."""
+    """Return −log p of every token of a split, [rows, tokens], in nats."""
     rows = open_rows(split)
     claims = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
     size = min(batch_size, len(rows))
@@ -56,12 +56,12 @@ def _compute_claims(model: torch.nn.Module, split: str, batch_size: int) -> NDAr
 
 
 def hand_over(model: torch.nn.Module, batch_size: int) -> None:
-    """The model as it is now, and how to run it, to the orchestrator; returns when the validation rows are here."""
-    bare = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
+    """Submit the model as it is now and how to run it, and return once the validation rows are here."""
+    bare = getattr(model, "_orig_mod", model)  # inside what torch.compile returned
     pickled = cloudpickle.dumps(bare)
     kind = choose_device().type
     autocast = str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if torch.is_autocast_enabled(kind) else None
-    header = {
+    header: dict[str, object] = {
         "event": "model",
         "bytes": len(pickled),
         "batch_size": batch_size,

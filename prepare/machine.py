@@ -1,16 +1,16 @@
-"""What this machine has: cores for threads, memory of its accelerator. Never imports torch."""
+"""What this machine has: cores for threads, memory of its accelerators. Never imports torch."""
 
 import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
 
 def count_cores() -> int:
-    """Cores this process may use, hyper-threads not counted, at least 1."""
+    """Return the cores this process may use, hyper-threads not counted, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
@@ -28,7 +28,7 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that are for us: all, or those that CUDA_VISIBLE_DEVICES names."""
+    """Return the NVIDIA GPUs that may be used: all, or those that CUDA_VISIBLE_DEVICES names."""
     import pynvml
 
     try:
@@ -40,7 +40,7 @@ def list_gpus() -> list[Gpu]:
 
 
 def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
-    """Those named, by number or by the beginning of a UUID, up to the first name that is nobody's, as CUDA does it."""
+    """Return the GPUs named by number or by the beginning of a UUID, up to the first name that fits none, like CUDA."""
     if names is None:
         return found
     chosen: list[Gpu] = []
@@ -53,21 +53,23 @@ def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
 
 
 def _read_gpu(handle: Any) -> Gpu:
-    """Raises NVMLError."""
+    """Return what NVML knows of a GPU. Raises NVMLError."""
     import pynvml
 
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     uuid, node, used = str(pynvml.nvmlDeviceGetUUID(handle)), 0, 0
     memory = psutil.virtual_memory().total  # of a card that has none of its own
-    with suppress(pynvml.NVMLError_NotSupported):
+    unsupported = cast("type[Exception]", pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_NOT_SUPPORTED))
+    with suppress(unsupported):
         info = pynvml.nvmlDeviceGetMemoryInfo(handle)
         memory, used = int(info.total), int(info.used)
-    with suppress(pynvml.NVMLError_NotSupported):  # a virtual machine's single node
+    with suppress(unsupported):  # a virtual machine's single node
         node = int(pynvml.nvmlDeviceGetMinorNumber(handle))
     return Gpu(memory, (major, minor), uuid, node, str(pynvml.nvmlDeviceGetName(handle)), used)
 
 
 def is_apple_silicon() -> bool:
+    """Return True on a Mac whose GPU torch can use."""
     return sys.platform == "darwin" and os.uname().machine == "arm64"
 
 

@@ -1,4 +1,4 @@
-"""manifest.json says what a data folder holds. It is written last, so a folder with a manifest is whole.
+"""manifest.json describes a data folder. It is written last, so a folder with a manifest is whole.
 
 Reading it checks sizes, which is cheap; `verify=True` checks every hash. Never imports torch.
 """
@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from prepare.constants import Value
+
 FORMAT = 2
-"""1 was of before the embedded corpus validated on text that a sandbox can hide, and work was FLOPs alone."""
+"""In format 1, work was FLOPs alone, and the embedded corpus validated on text that a sandbox cannot hide."""
 MANIFEST_FILE = "manifest.json"
 COMMAND = "python -m prepare"
-
-
-Constant = int | float | str
 
 
 class DataError(Exception):
@@ -26,24 +25,26 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class BudgetAmount:
-    """What one run may spend: FLOPs' worth where `kind` is "work", else seconds of wall time.
-
-    `seconds` is the time that the amount takes the baseline on the machine that prepared the data.
-    """
+    """What one run may spend: equivalents of FLOPs where `kind` is "work", else seconds of wall time."""
 
     kind: Literal["work", "time"]
     amount: float
     seconds: float
+    """Seconds that the amount takes the baseline on the machine that prepared the data."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
+    """Size and SHA-256 of a file."""
+
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
 class Manifest:
+    """The description of a data folder."""
+
     profile: str
     corpus: str
     corpus_sha256: str
@@ -54,16 +55,17 @@ class Manifest:
     rows: dict[str, int]
     files: dict[str, StoredFile]
     versions: dict[str, str]
-    constants: dict[str, Constant] = field(default_factory=dict)
-    """Of the training script, where this machine wants others than its profile."""
+    constants: dict[str, Value] = field(default_factory=dict[str, Value])
+    """Constants of the training script that differ from the profile's."""
     format: int = field(default=FORMAT)
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of all of it: two runs may be compared only where this is the same."""
+        """Hex SHA-256 of the whole manifest: runs may be compared only where it is the same."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
+        """Return the content of manifest.json."""
         raw = dataclasses.asdict(self)
         if not self.constants:
             del raw["constants"]
@@ -71,7 +73,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Raises ValueError (KeyError, TypeError) where the text is not a manifest of this format."""
+        """Parse manifest.json. Raises ValueError, KeyError or TypeError if it is not of this format."""
         raw = json.loads(text)
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}, not {FORMAT}")
@@ -80,11 +82,12 @@ class Manifest:
 
 
 def get_data_dir() -> Path:
+    """Return the data folder: $NIGHTSHIFT_DATA, else ./data."""
     return Path(os.environ.get("NIGHTSHIFT_DATA") or "data")
 
 
 def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
-    """The manifest of `folder` (default: $NIGHTSHIFT_DATA, else ./data). Raises DataError."""
+    """Return the manifest of a folder (default: `get_data_dir`) after checking its files. Raises DataError."""
     folder = get_data_dir() if folder is None else Path(folder)
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
@@ -93,27 +96,28 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
     except OSError as error:
         raise DataError(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise find_damage(folder, MANIFEST_FILE, "is not a manifest of this version") from None
+        raise _make_damage_error(folder, MANIFEST_FILE, "is not a manifest of this version") from None
     for name, stored in manifest.files.items():
-        check_manifest(folder, name, stored, verify=verify)
+        _check_file(folder, name, stored, verify=verify)
     return manifest
 
 
-def check_manifest(folder: Path, name: str, stored: StoredFile, *, verify: bool) -> None:
-    """Raises DataError unless the file is there in its size, and with `verify` in its very bytes."""
+def _check_file(folder: Path, name: str, stored: StoredFile, *, verify: bool) -> None:
+    """Raise DataError unless the file has its size and, with `verify`, its hash."""
     path = folder / name
     if not path.is_file():
-        raise find_damage(folder, name, "is missing")
+        raise _make_damage_error(folder, name, "is missing")
     if path.stat().st_size != stored.bytes:
-        raise find_damage(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")
+        raise _make_damage_error(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")
     if verify and compute_sha256(path) != stored.sha256:
-        raise find_damage(folder, name, "has changed since it was prepared")
+        raise _make_damage_error(folder, name, "has changed since it was prepared")
 
 
-def find_damage(folder: Path, name: str, how: str) -> DataError:
+def _make_damage_error(folder: Path, name: str, how: str) -> DataError:
     return DataError(f"{folder} is damaged ({name} {how}): delete the folder and run `{COMMAND}` again")
 
 
 def compute_sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,21 +2,23 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prepare import channel, manifest
 
 
-def choose_row_dtype(vocab_size: int) -> np.dtype:
+def choose_row_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the smallest unsigned type that holds every token."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def open_rows(split: str, folder: Path | None = None) -> np.ndarray:
-    """The packed rows of a split, mapped read-only: [rows, MAX_SEQ_LEN + 1] token ids.
+def open_rows(split: str, folder: Path | None = None) -> NDArray[Any]:
+    """Return the packed rows of a split, mapped read-only: [rows, MAX_SEQ_LEN + 1] token ids.
 
-    Under an orchestrator these are what it has handed out, and nothing else. Raises ValueError.
+    Under an orchestrator only the shards that it has handed out can be opened. Raises ValueError.
     """
     stored = manifest.load(folder)
     if split not in stored.rows:

@@ -1,6 +1,7 @@
 """Byte-pair encoding: rustbpe learns the merges, tiktoken applies them, tokenizer.json keeps them (never a pickle)."""
 
 import base64
+import importlib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import tiktoken
+from numpy.typing import NDArray
 
 from prepare import manifest
 from prepare.machine import count_cores
@@ -22,7 +24,8 @@ PATTERN = (
 )
 SPECIALS = [f"<|reserved_{i}|>" for i in range(4)]
 BOS = SPECIALS[0]
-MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000  # what is looked at of a corpus, and of one document, to learn merges
+MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000
+"""Characters that merges are learned from: of a corpus, and of one document, at most."""
 
 
 class Tokenizer:
@@ -39,9 +42,8 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learns `vocab_size` tokens, specials included, from (the beginning of) the texts."""
-        import rustbpe
-
+        """Learn `vocab_size` tokens, specials included, from the beginnings of the texts."""
+        rustbpe = importlib.import_module("rustbpe")  # has no types
         learner = rustbpe.Tokenizer()
         learner.train_from_iterator(_sample_text(texts), vocab_size - len(SPECIALS), pattern=PATTERN)
         ranks = sorted((rank, bytes(token)) for token, rank in learner.get_mergeable_ranks())
@@ -49,23 +51,27 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, tokenizer_dir: str | Path | None = None) -> "Tokenizer":
+        """Load the tokenizer of a data folder (default: `get_data_dir`)."""
         raw = json.loads((Path(tokenizer_dir or manifest.get_data_dir()) / TOKENIZER_FILE).read_text())
         return cls([base64.b64decode(token) for token in raw["merges"]], raw["pattern"])
 
     def to_json(self) -> str:
+        """Return the content of tokenizer.json."""
         merges = [base64.b64encode(token).decode() for token in self.merges]
         return json.dumps({"pattern": self.pattern, "specials": SPECIALS, "merges": merges}, indent=0)
 
     def get_vocab_size(self) -> int:
+        """Return the number of tokens, specials included."""
         return self.enc.n_vocab
 
     def get_bos_token_id(self) -> int:
+        """Return the id that begins every document."""
         return len(self.merges)
 
     def encode(
         self, text: str | list[str], prepend: int | None = None, num_threads: int | None = None
     ) -> list[int] | list[list[int]]:
-        """Ids of a text, or of each text of a list, with the id `prepend` in front."""
+        """Return the ids of a text, or of each text of a list, with the id `prepend` in front."""
         front = [] if prepend is None else [prepend]
         if isinstance(text, str):
             return front + self.enc.encode_ordinary(text)
@@ -73,27 +79,28 @@ class Tokenizer:
         return [front + row for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids."""
         return self.enc.decode(ids)
 
-    def arrays(self, batches: Iterable[list[str]]) -> Iterator[list[np.ndarray]]:
-        """Ids of each text of each batch, uint32, on all cores and without lists in between; holds a few batches."""
+    def encode_batches(self, batches: Iterable[list[str]]) -> Iterator[list[NDArray[np.uint32]]]:
+        """Yield the ids of each text, batch by batch; encodes a few batches ahead, on all cores."""
         left = iter(batches)
         with ThreadPoolExecutor(cores := count_cores()) as pool:
-            ahead = deque(pool.submit(self._batch, batch) for batch in islice(left, 2 * cores))
+            ahead = deque(pool.submit(self._encode_batch, batch) for batch in islice(left, 2 * cores))
             while ahead:
                 yield ahead.popleft().result()
-                ahead.extend(pool.submit(self._batch, batch) for batch in islice(left, 1))
+                ahead.extend(pool.submit(self._encode_batch, batch) for batch in islice(left, 1))
 
-    def _batch(self, texts: list[str]) -> list[np.ndarray]:
+    def _encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]:
         return [self.enc.encode_to_numpy(text, disallowed_special=()) for text in texts]
 
     @cached_property
-    def token_bytes(self) -> np.ndarray:
-        """Byte length of each token, int32 [vocab]; 0 for the specials, which no score counts."""
+    def token_bytes(self) -> NDArray[np.int32]:
+        """Byte length of each token, [vocab]; 0 for the specials, which no score counts."""
         return np.array([len(token) for token in self.merges] + [0] * len(SPECIALS), dtype=np.int32)
 
 
-def _sample_text(texts: Iterable[str]) -> Iterable[str]:
+def _sample_text(texts: Iterable[str]) -> Iterator[str]:
     left = MAX_CHARS
     for text in texts:
         if left <= 0:

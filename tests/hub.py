@@ -37,9 +37,6 @@ class Hub(ThreadingHTTPServer):
     def handle_error(self, *_):
         """Clients that hang up are the point."""
 
-    def gets(self, name):
-        return [asked for asked in self.asked if asked[:2] == ("GET", name)]
-
 
 class Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

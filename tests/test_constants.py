@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from prepare.constants import (
     Choices,
     Numbers,
+    Setting,
     UnknownConstantError,
+    list_declarations,
     list_searchable,
     read_constants,
     read_values,
-    with_constant,
     with_constants,
+    with_settings,
 )
 
 SCRIPT = '''"""A script – with ünïcode."""
@@ -45,11 +47,10 @@ def test_spaces_come_from_the_comments():
     assert found["DEPTH"].value == 8
     assert found["WIDTH"].space == Choices((256, 384, 512))
     assert found["MATRIX_LR"].space == Numbers(0.005, 0.2, log=True)
-    assert found["MATRIX_LR"].words == "Muon's – learning rate"
     assert found["PATTERN"].space == Choices(("L", "SSSL"))
     assert found["BETAS"].space == Choices(((0.8, 0.95), (0.9, 0.99)))
     assert found["OFFSET"].space == Numbers(-2, 2)
-    assert found["AFTER"].words == "after a wide letter"
+    assert found["AFTER"].space == Numbers(1, 5, whole=True)
 
 
 def test_without_declared_ranges_all_are_guessed():
@@ -80,7 +81,7 @@ def test_without_declared_ranges_all_are_guessed():
     ],
 )
 def test_only_the_literal_changes(name, value, line):
-    before, after = SCRIPT.splitlines(), with_constant(SCRIPT, name, value).splitlines()
+    before, after = SCRIPT.splitlines(), with_constants(SCRIPT, {name: value}).splitlines()
 
     assert [b for a, b in zip(before, after, strict=True) if a != b] == [line]
 
@@ -88,7 +89,34 @@ def test_only_the_literal_changes(name, value, line):
 def test_what_is_not_a_plain_constant_cannot_be_turned():
     for name in ("HALF", "INNER", "MISSING", "lower"):
         with pytest.raises(UnknownConstantError, match=name):
-            with_constant(SCRIPT, name, 1)
+            with_constants(SCRIPT, {name: 1})
+
+
+@pytest.mark.parametrize(
+    ("line", "setting", "changed"),
+    [
+        ("A = 1  # 1..5 – words", Setting(2, Numbers(1, 3)), "A = 2  # 1..3 – words"),
+        ("A = 1    #1..5 - words", Setting(2, Numbers(1, 3)), "A = 2    #1..3 - words"),
+        ("A = 1  # words – more", Setting(2, Choices((1, 2))), "A = 2  # one of 1, 2 – words – more"),
+        ("A = 1  # 1..5 – words", Setting(2), "A = 2  # 1..5 – words"),
+        ("A = 1", Setting(2, Numbers(0.01, 3, log=True)), "A = 2  # 0.01..3 log"),
+        ("A = 1  ", Setting(2), "A = 2"),
+        ("A = (1)  # words", Setting("é"), 'A = ("é")  # words'),
+        ("A: int = 1  # words", Setting(True), "A: int = True  # words"),
+        ("A = 1; B = 2  # 1..5", Setting(33, Numbers(1, 40)), "A = 33; B = 2  # 1..5"),
+        ("A = (1,\n    2)  # words", Setting(3), "A = 3   # words"),
+        ("A = 1 # words\r\nB = 2\r\n", Setting(3), "A = 3  # words\r\nB = 2\r\n"),
+    ],
+)
+def test_a_setting_replaces_value_and_space_alone(line, setting, changed):
+    assert with_settings(line, {"A": setting, "MISSING": setting}) == changed
+    assert with_settings(changed, {"A": setting}) == changed
+
+
+def test_declarations_are_listed_as_the_script_states_them():
+    assert list_declarations(SCRIPT)[:2] == ["DEPTH = 8 # 2..16 – blocks", "WIDTH = 512 # one of 512, 256, 384 – width"]
+    assert "ROWS = 8" in list_declarations(SCRIPT)
+    assert not any(line.startswith(("HALF", "lower", "DEPTH = 9")) for line in list_declarations(SCRIPT))
 
 
 literals = st.one_of(
@@ -115,12 +143,12 @@ def test_turning_back_restores_every_byte(table):
 @given(st.floats(0.001, 1.0), st.floats(1.5, 1000.0), st.booleans(), st.floats(-0.5, 1.5), st.booleans())
 def test_places_stay_within_the_space(low, factor, log, place, whole):
     space = Numbers(low, low * factor, log=log, whole=False)
-    assert space.low <= space.at(place) <= space.high
-    assert abs(space.place(space.at(place)) - min(max(place, 0), 1)) < 0.15
+    assert space.low <= space.from_unit(place) <= space.high
+    assert abs(space.to_unit(space.from_unit(place)) - min(max(place, 0), 1)) < 0.15
     if whole:
         counts = Numbers(1, 1 + round(factor), whole=True)
-        assert isinstance(counts.at(place), int)
-        assert all(counts.at(counts.place(n)) == n for n in range(1, 2 + round(factor)))
+        assert isinstance(counts.from_unit(place), int)
+        assert all(counts.from_unit(counts.to_unit(n)) == n for n in range(1, 2 + round(factor)))
 
 
 def test_our_own_train_py_declares_its_ranges():

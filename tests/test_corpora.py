@@ -1,5 +1,6 @@
 """Shards from an unreliable hub arrive whole or not at all, and text of the user's own is read whatever its form."""
 
+import hashlib
 import io
 import json
 import random
@@ -8,6 +9,7 @@ from collections import deque
 
 import pyarrow as pa
 import pytest
+from huggingface_hub import hf_hub_download
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -16,7 +18,7 @@ from tenacity import wait_none
 from prepare import manifest
 from prepare.corpus import climbmix
 from prepare.corpus.base import Documents
-from prepare.corpus.hub import Dataset
+from prepare.corpus.hub import HubDataset
 from prepare.corpus.text import _read_text, read_texts
 from prepare.manifest import DataError
 from tests.ground import environment, prepare_command
@@ -50,25 +52,26 @@ def hub(files):
 
 @pytest.fixture
 def dataset(hub, tmp_path):
-    return Dataset(climbmix.REPO, tmp_path / "shards", climbmix.inspect_shard, endpoint=hub.url, patience=wait_none())
+    return HubDataset(climbmix.REPO, climbmix.inspect_shard, tmp_path / "cache", endpoint=hub.url, wait=wait_none())
 
 
-def whole(dataset, files, names=NAMES):
-    return all((dataset.folder / name).read_bytes() == files[name] for name in names)
+def whole(found, files, names=NAMES):
+    return [file.path.read_bytes() for file in found] == [files[name] for name in names]
 
 
 def test_shards_arrive_once_and_are_vouched_for(dataset, files, hub):
     shares = []
-    dataset.fetch(NAMES, lambda _, share: shares.append(share))
+    first = dataset.fetch(NAMES, lambda _, share: shares.append(share))
     asked = len(hub.asked)
 
     again = dataset.fetch(NAMES, silent)
 
-    assert whole(dataset, files)
-    assert [len(files[name]) for name in NAMES] == [stored.bytes for stored in again]
+    assert whole(first, files)
+    assert first == again
+    assert [hashlib.sha256(files[name]).hexdigest() for name in NAMES] == [file.sha256 for file in first]
     assert asked == len(hub.asked), "nothing is asked for twice"
     assert max(shares) == 1
-    assert not list(dataset.folder.glob(".*"))
+    assert not list(dataset.cache.rglob("*.incomplete"))
 
 
 @pytest.mark.parametrize(
@@ -79,34 +82,18 @@ def test_shards_arrive_once_and_are_vouched_for(dataset, files, hub):
 def test_faults_are_outlived(faults, dataset, files, hub):
     hub.faults = {NAMES[1]: deque(faults)}
 
-    dataset.fetch(NAMES, silent)
-
-    assert whole(dataset, files)
+    assert whole(dataset.fetch(NAMES, silent), files)
 
 
 def test_a_busy_hub_is_asked_again_for_its_description(dataset, files, hub):
     hub.heads = deque([429, 500, 504])
 
-    dataset.fetch(NAMES[:1], silent)
-
-    assert whole(dataset, files, NAMES[:1])
-
-
-def test_what_was_cut_off_goes_on_where_it_stopped(dataset, files, hub):
-    name, half = NAMES[0], len(files[NAMES[0]]) // 2
-    dataset.folder.mkdir()
-    (dataset.folder / f".{name}.part").write_bytes(files[name][:half])
-
-    dataset.fetch([name], silent)
-
-    assert whole(dataset, files, [name])
-    assert [f"bytes={half}-"] == [asked[2] for asked in hub.gets(name)]
+    assert whole(dataset.fetch(NAMES[:1], silent), files, NAMES[:1])
 
 
 @pytest.mark.parametrize("damage", ("flip", "cut", "delete"))
 def test_a_damaged_shard_is_found_and_fetched_again(damage, dataset, files, hub):
-    dataset.fetch(NAMES, silent)
-    path = dataset.folder / NAMES[2]
+    path = dataset.fetch(NAMES, silent)[2].path
     match damage:
         case "flip":
             path.write_bytes(path.read_bytes()[:-5] + b"wrong")
@@ -116,29 +103,25 @@ def test_a_damaged_shard_is_found_and_fetched_again(damage, dataset, files, hub)
             path.unlink()
     hub.asked.clear()
 
-    dataset.fetch(NAMES, silent)
-
-    assert whole(dataset, files)
+    assert whole(dataset.fetch(NAMES, silent), files)
     assert {NAMES[2]} == {name for _, name, _, _ in hub.asked}
 
 
-def test_a_shard_that_somebody_else_brought_is_checked_not_fetched(dataset, files, hub):
-    dataset.folder.mkdir()
-    (dataset.folder / NAMES[0]).write_bytes(files[NAMES[0]])
+def test_a_shard_that_another_program_fetched_is_not_fetched_again(dataset, files, hub):
+    hf_hub_download(climbmix.REPO, NAMES[0], repo_type="dataset", cache_dir=dataset.cache, endpoint=hub.url)
+    hub.asked.clear()
 
-    dataset.fetch(NAMES[:1], silent)
-
-    assert whole(dataset, files, NAMES[:1])
-    assert hub.gets(NAMES[0]) == []
+    assert whole(dataset.fetch(NAMES[:1], silent), files, NAMES[:1])
+    assert hub.asked == []
 
 
-def test_a_hub_that_never_sends_the_right_bytes_is_named(dataset, hub):
+def test_a_hub_that_never_sends_the_right_bytes_is_named(dataset, files, hub):
     hub.faults = {NAMES[0]: deque(["corrupt"] * 50)}
 
     with pytest.raises(DataError, match="keeps sending a damaged shard"):
         dataset.fetch(NAMES, silent)
 
-    assert not (dataset.folder / NAMES[0]).exists()
+    assert not list(dataset.cache.rglob(hashlib.sha256(files[NAMES[0]]).hexdigest()))
 
 
 @pytest.mark.parametrize("data", (b"not parquet at all", shard_bytes(["x"], column="words"), shard_bytes([])))
@@ -197,8 +180,8 @@ def test_without_a_hub_there_is_one_clear_line(variables, says, tmp_path):
     assert "--corpus docstrings" in done.stderr
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path):
-    done = run(tmp_path / "data", "/dev/null")
+def test_a_cache_that_cannot_be_written_is_named(hub, tmp_path):
+    done = run(tmp_path / "data", "/dev/null", HF_ENDPOINT=hub.url)
 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -226,7 +209,7 @@ def test_own_text_in_every_form_is_the_same_text(tmp_path):
 def test_a_long_file_is_cut_into_documents_that_lose_nothing(parts, length):
     text = "\n".join(parts)
 
-    cut = list(_read_text(io.StringIO(text), long=length, longest=40))
+    cut = list(_read_text(io.StringIO(text), split_after=length, max_length=40))
 
     assert text == "".join(cut)
     assert all(len(document) <= 80 for document in cut)
@@ -267,7 +250,7 @@ def test_no_document_is_in_two_splits_and_order_is_kept(written):
     except DataError:
         return
     parts = {
-        split: [text for batch in corpus.batches(split) for text in batch] for split in ("train", "val", "confirm")
+        split: [text for batch in corpus.read_batches(split) for text in batch] for split in ("train", "val", "confirm")
     }
 
     assert sorted(written) == sorted(text for part in parts.values() for text in part)

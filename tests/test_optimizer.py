@@ -160,7 +160,9 @@ names = st.sampled_from(["DEPTH", "MATRIX_LR", "WARMUP_RATIO", "WINDOW"])
     st.floats(0.5, 9),
 )
 def test_a_step_goes_its_way_and_stays_within(space, place, way, size):
-    value = space.options[int(place * (len(space.options) - 1))] if isinstance(space, Choices) else space.at(place)
+    value = (
+        space.options[int(place * (len(space.options) - 1))] if isinstance(space, Choices) else space.from_unit(place)
+    )
     new = take_step(Constant("X", value, space), way, size)
 
     if new is not None:

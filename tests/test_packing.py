@@ -113,17 +113,15 @@ def tokenizer(groups):
     return Tokenizer.train((text for group in groups for text in group), 300)
 
 
-def spooled(path, batches, tokenizer, longest=None):
-    spool = TokenStore(path, tokenizer, longest)
-    spool.fill(batches)
-    return spool
+def stored(path, batches, tokenizer, max_length=None):
+    return TokenStore(path.open("wb+"), batches, tokenizer, max_length)
 
 
 @pytest.mark.parametrize("length", (64, 256))
 def test_rows_are_upstreams_row_for_row(length, groups, tokenizer, tmp_path):
-    spool = spooled(tmp_path / "spool", (batch for group in groups for batch in make_batches(group)), tokenizer)
+    store = stored(tmp_path / "tokens", (batch for group in groups for batch in make_batches(group)), tokenizer)
 
-    write_rows(tmp_path / "rows", spool, length, shuffle=False, limit=None, block=7)
+    write_rows(tmp_path / "rows", store, length, shuffle=False, limit=None, block=7)
 
     ours = np.fromfile(tmp_path / "rows", np.uint16).reshape(-1, length + 1)
     assert list(upstream(groups, tokenizer, length)) == ours.tolist()
@@ -131,9 +129,9 @@ def test_rows_are_upstreams_row_for_row(length, groups, tokenizer, tmp_path):
 
 
 def test_a_limit_leaves_out_the_last_rows(groups, tokenizer, tmp_path):
-    spool = spooled(tmp_path / "spool", groups, tokenizer)
+    store = stored(tmp_path / "tokens", groups, tokenizer)
     for name, limit in (("all", None), ("some", 50), ("more", 10**6)):
-        write_rows(tmp_path / name, spool, 64, shuffle=True, limit=limit)
+        write_rows(tmp_path / name, store, 64, shuffle=True, limit=limit)
 
     everything = (tmp_path / "all").read_bytes()
     assert everything[: 50 * 65 * 2] == (tmp_path / "some").read_bytes()
@@ -152,20 +150,15 @@ def test_large_vocabularies_take_four_bytes():
     )
 
 
-@pytest.mark.parametrize("longest", (None, 16))
-def test_a_spool_goes_on_after_a_death_with_the_same_bytes(longest, groups, tokenizer, tmp_path):
-    whole = spooled(tmp_path / "whole", groups, tokenizer, longest)
+def test_long_documents_become_pieces_with_a_bos_each(groups, tokenizer, tmp_path):
+    whole, cut = (stored(tmp_path / name, groups, tokenizer, n) for name, n in (("whole", None), ("cut", 16)))
+    ids = [tokenizer.encode(text) for group in groups for text in group]
+    bos = tokenizer.get_bos_token_id()
 
-    def dying():
-        yield from groups[:3]
-        raise KeyboardInterrupt
-
-    broken = TokenStore(tmp_path / "broken", tokenizer, longest)
-    with pytest.raises(KeyboardInterrupt):
-        broken.fill(dying(), checkpoint=1)
-    (tmp_path / "broken.tokens").open("ab").write(b"half a batch")
-    TokenStore(tmp_path / "broken", tokenizer, longest).fill(groups)
-
-    assert whole.tokens().tolist() == broken.tokens().tolist()
-    assert whole.lengths().tolist() == broken.lengths().tolist()
-    assert list(whole.batches()) == list(broken.batches())
+    assert whole.map_tokens().tolist() == [token for doc in ids for token in (bos, *doc)]
+    assert whole.lengths.tolist() == [1 + len(doc) for doc in ids]
+    assert list(whole.batch_sizes) == GROUPS
+    pieces = [doc[first : first + 16] for doc in ids for first in range(0, len(doc) or 1, 16)]
+    assert cut.map_tokens().tolist() == [token for piece in pieces for token in (bos, *piece)]
+    assert cut.lengths.tolist() == [1 + len(piece) for piece in pieces]
+    assert sum(cut.batch_sizes) == len(pieces)

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional
 
 from prepare import manifest
-from prepare.budget import BYTE, CALL, Budget, _Traffic
+from prepare.budget import FLOPS_PER_BYTE, FLOPS_PER_CALL, Budget, TrafficCounter
 from prepare.evaluation import evaluate_bpb
-from prepare.loader import cycle_buffers, make_dataloader
+from prepare.loader import make_dataloader
 from prepare.manifest import BudgetAmount
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
@@ -82,48 +82,6 @@ def test_a_batch_may_be_larger_than_the_split(tokenizer):
 def test_unknown_splits_are_named(tokenizer):
     with pytest.raises(ValueError, match="no split 'test': one of confirm, train, val"):
         batches(tokenizer, 1, T, 1, "test")
-
-
-class Device:
-    """Copies when it pleases, in order; events wait for it as CUDA's do."""
-
-    def __init__(self):
-        self.orders, self.done = [], 0
-
-    def send(self, buffer):
-        self.orders.append((buffer, torch.zeros_like(buffer)))
-        return self.orders[-1][1]
-
-    def work(self, upto):
-        for buffer, out in self.orders[self.done : upto]:
-            out.copy_(buffer)
-        self.done = max(self.done, min(upto, len(self.orders)))
-
-
-class Mark:
-    def __init__(self, device):
-        self.device, self.behind = device, 0
-
-    def record(self):
-        self.behind = len(self.device.orders)
-
-    def synchronize(self):
-        self.device.work(self.behind)
-
-
-@given(st.lists(st.integers(0, 3), max_size=12))
-def test_no_buffer_is_written_while_it_is_being_copied(paces):
-    device = Device()
-    sent = cycle_buffers(
-        [torch.empty(2, 3, dtype=torch.int32) for _ in range(2)], [Mark(device), Mark(device)], device.send
-    )
-    blocks = [np.full((2, 3), i, dtype=np.uint16) for i in range(len(paces))]
-    moved = []
-    for block, pace in zip(blocks, paces, strict=True):
-        moved.append(sent(block))
-        device.work(device.done + pace)
-    device.work(len(blocks))
-    assert [out.tolist() for out in moved] == [block.tolist() for block in blocks]
 
 
 class Bigram(nn.Module):
@@ -192,10 +150,10 @@ def test_attention_and_products_are_counted_forward_and_back(masked):
     step()  # the first backward makes the gradients, the others add to them
     with budget.measure():
         step()
-    with _Traffic() as traffic:
+    with TrafficCounter() as traffic:
         step()
     product, attention = 2 * heads * length * dim * dim, 2 * 2 * heads * length * length * dim
-    assert budget.step_work == 3 * product + attention + attention * 5 // 2 + traffic.worth
+    assert budget.step_work == 3 * product + attention + attention * 5 // 2 + traffic.work
 
 
 @given(st.integers(1, 64))
@@ -203,13 +161,13 @@ def test_bytes_and_calls_are_counted_and_views_are_not(size):
     budget, x = work(1e9), torch.ones(size, size)
     with budget.measure():
         x.unsqueeze(0)[0].t() @ x
-    assert budget.step_work == 2 * size**3 + CALL + BYTE * 3 * 4 * size**2
+    assert budget.step_work == 2 * size**3 + FLOPS_PER_CALL + FLOPS_PER_BYTE * 3 * 4 * size**2
 
 
 @given(st.floats(0.6, 1e4), st.integers(1, 64))
 def test_steps_end_as_near_to_the_amount_as_they_can(amount, size):
     x = torch.ones(size, size)
-    budget = work(amount * (2 * size**3 + CALL + BYTE * 3 * 4 * size**2))
+    budget = work(amount * (2 * size**3 + FLOPS_PER_CALL + FLOPS_PER_BYTE * 3 * 4 * size**2))
     with budget.measure():
         x @ x
     progress, steps = [budget.progress], 0

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from prepare import profiles
+from prepare import manifest, profiles
+from prepare.build import calibration
 from tests.ground import ROOT, prepare, small_corpus, train
 
 TRAIN = profiles.apply_to_script((ROOT / "train.py").read_text(), "cpu")
@@ -67,6 +68,14 @@ def test_it_reports_its_work_its_start_and_its_score(first):
     assert f"val_bpb:          {reports[-1]['val_bpb']:.6f}\n" in done.stdout
     steps = int(re.search(r"num_steps: +(\d+)", done.stdout)[1])
     assert abs(steps * reports[0]["work"] - 2.8e11) <= reports[0]["work"] / 2
+
+
+def test_a_machine_is_measured_by_the_steps_of_the_baseline(first, data):
+    work, seconds = calibration.measure_step(data, manifest.load(data), profiles.CPU, lambda *_: None)
+
+    assert work == first[1][0]["work"]
+    assert 0 < seconds < 10
+    assert not list(data.glob(f"{calibration.PREFIX}*"))
 
 
 def test_it_learns(first):

@@ -196,7 +196,7 @@ def _decode(constant: Constant, drawn: float) -> Value:
         case Choices(options=options):
             return options[int(drawn)]
         case Numbers() as space:
-            return space.at(space.place(drawn))
+            return space.from_unit(space.to_unit(drawn))
 
 
 def _write_proposal(at: SearchState, move: SearchStep) -> Proposal:

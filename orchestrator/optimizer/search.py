@@ -275,7 +275,7 @@ def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Va
         case Numbers(whole=True, log=False) as space, int() as old:
             new = round(space.clip(old + sign * max(1, round(old * STEP_SIZE)) * round(size)))
         case Numbers() as space, (int() | float()) as old:
-            new = space.at(space.place(old) + sign * STEP_SIZE * size)
+            new = space.from_unit(space.to_unit(old) + sign * STEP_SIZE * size)
         case _, old:
             new = old
     return new if get_direction(constant, new) == way and not _is_same(new, constant.value) else None
@@ -296,7 +296,7 @@ def _count_step_sizes(constant: Constant, trial: Trial) -> float:
     if isinstance(constant.space, Numbers) and isinstance(old, int | float) and isinstance(new, int | float):
         if constant.space.whole and not constant.space.log:
             return max(1.0, abs(new - old) / max(1, round(old * STEP_SIZE)))
-        return max(1.0, abs(constant.space.place(new) - constant.space.place(old)) / STEP_SIZE)
+        return max(1.0, abs(constant.space.to_unit(new) - constant.space.to_unit(old)) / STEP_SIZE)
     return 1.0
 
 

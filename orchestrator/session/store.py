@@ -1,6 +1,6 @@
-"""A session is one SQLite file: an append-only list of records, and the texts that they name by digest.
+"""Keep a session in one SQLite file: an append-only list of records, and the texts that they name by digest.
 
-It is the only writer of events. Every append is on disk before anything is done about it.
+This is the only writer of events. Every append is on disk before anything acts on it.
 """
 
 import sqlite3
@@ -23,7 +23,7 @@ create table texts (digest text primary key, body blob not null);
 
 
 class SessionError(Exception):
-    """The session's file cannot be used; the message says why in one line."""
+    """A session file cannot be used; the message says why in one line."""
 
 
 class EventLog:
@@ -35,30 +35,30 @@ class EventLog:
         self.watchers: list[Callable[[], None]] = []
         self.texts: dict[Digest, str] = {}
         self.finished: set[str] = set()
-        """Lanes of this life that have appended their last."""
+        """Tasks of this life that have appended their last event."""
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Call the watcher after every append."""
         self.watchers.append(watcher)
 
     def put(self, text: str) -> Digest:
-        """Store a text; the same text is stored once."""
+        """Store a text, once, and return its name."""
         name = compute_digest(text)
         self.texts[name] = text
         return name
 
     def get(self, name: Digest) -> str:
-        """The text of that digest. Raises KeyError."""
+        """Return the text of that digest. Raises KeyError."""
         return self.texts[name]
 
     def fold(self, *records: Record) -> None:
-        """Take in records that are safe already."""
+        """Take in records that are stored already. Raises ValueError where one cannot follow."""
         for record in records:
             self.state = apply(self.state, record)
             self.records.append(record)
 
     def tell(self) -> None:
-        """Let everybody look who watches."""
+        """Call the watchers."""
         for watcher in self.watchers:
             watcher()
 
@@ -79,12 +79,12 @@ class Session(EventLog):
             raise SessionError(f"{path} holds an event that cannot be read: {error.errors()[0]['msg']}") from error
 
     async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
-        """As write; asynchronous because a tape must wait for its turn here. With its last, a lane is finished."""
+        """Write the events, as `write` does; asynchronous because a replay waits for its turn here."""
         self.finished |= {task_id} if last else set()
         self.write(task_id, *events)
 
     def write(self, task_id: str, *events: Event) -> None:
-        """Write the events in one transaction, fold them, tell the watchers."""
+        """Write the events in one transaction, fold them, call the watchers."""
         at = max(self.clock(), self.state.now)
         first = len(self.records)
         records = [Record(seq=first + i, at=at, task_id=task_id, event=event) for i, event in enumerate(events)]
@@ -99,21 +99,21 @@ class Session(EventLog):
             self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
 
     def put(self, text: str) -> Digest:
-        """Store a text; the same text is stored once."""
+        """Store a text, once, and return its name."""
         name = compute_digest(text)
         with self.db:
             self.db.execute("insert or ignore into texts values (?, ?)", (name, zlib.compress(text.encode(), 9)))
         return name
 
     def get(self, name: Digest) -> str:
-        """The text of that digest. Raises KeyError."""
+        """Return the text of that digest. Raises KeyError."""
         row = self.db.execute("select body from texts where digest = ?", (name,)).fetchone()
         if row is None:
             raise KeyError(name)
         return zlib.decompress(row[0]).decode()
 
     def fork(self, path: Path, at: int) -> "Session":
-        """A new session in a file of its own that shares the first `at` records, and all texts. Raises SessionError."""
+        """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
         fork.write_records(self.records[:at])
         fork.fold(*self.records[:at])

@@ -8,11 +8,14 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prepare.build.token_store import TokenStore
 
+Ints = NDArray[np.int64]
 BUFFER = 1000
 REFILL = 128
 _SHIFT = 36  # a waiting document is one int64, length << _SHIFT | index: sorted by length, the earliest first
@@ -20,16 +23,16 @@ _INDEX = (1 << _SHIFT) - 1
 
 
 def pack(
-    lengths: np.ndarray, capacity: int, *, buffer: int = BUFFER, refills: Iterable[int] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Documents of `lengths` tokens into rows of `capacity`, as (documents, takes), two int64 arrays of equal length.
+    lengths: Ints, capacity: int, *, buffer: int = BUFFER, refills: Iterable[int] | None = None
+) -> tuple[Ints, Ints]:
+    """Pack documents of `lengths` tokens into rows of `capacity`; return (documents, takes), equally long.
 
-    Row after row, `takes[i]` tokens from the start of `documents[i]`; the sum is a multiple of `capacity`, what would
-    be left of a last incomplete row is dropped. `refills` says by how many documents the buffer grows each time.
+    Row after row, `takes[i]` tokens from the start of `documents[i]`; the sum is a multiple of `capacity`, because a
+    last incomplete row is dropped. `refills` gives how many documents the buffer grows by each time.
     """
     documents, takes = array("q"), array("q")
     waiting: list[int] = []
-    batches = iter(_refill(len(lengths)) if refills is None else refills)
+    batches = iter(_list_refills(len(lengths)) if refills is None else refills)
     keys = np.asarray(lengths, dtype=np.int64) << _SHIFT | np.arange(len(lengths))
     seen, room, whole = 0, capacity, 0
     while True:
@@ -51,14 +54,12 @@ def pack(
     return np.array(documents[:whole], dtype=np.int64), np.array(takes[:whole], dtype=np.int64)
 
 
-def _refill(count: int) -> Iterator[int]:
+def _list_refills(count: int) -> Iterator[int]:
     return (min(REFILL, count - first) for first in range(0, count, REFILL))
 
 
-def materialize(
-    tokens: np.ndarray, starts: np.ndarray, documents: np.ndarray, takes: np.ndarray, out: np.ndarray
-) -> None:
-    """Copies the packed documents into `out`, flat, sum(takes) long; document d begins at tokens[starts[d]]."""
+def materialize(tokens: NDArray[Any], starts: Ints, documents: Ints, takes: Ints, out: NDArray[Any]) -> None:
+    """Copy the packed documents into `out`, flat, sum(takes) long; document d begins at tokens[starts[d]]."""
     end = 0
     for start, take in zip(starts[documents].tolist(), takes.tolist(), strict=True):
         out[end : end + take] = tokens[start : start + take]
@@ -66,21 +67,22 @@ def materialize(
 
 
 def write_rows(
-    path: Path, spool: TokenStore, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 4096
+    path: Path, store: TokenStore, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 4096
 ) -> None:
-    """Packs at most `limit` rows of seq_len + 1 tokens, `block` rows in memory; no row gives an empty file.
+    """Pack at most `limit` rows of seq_len + 1 tokens into a file, `block` rows in memory; it may stay empty.
 
     With `shuffle`, the documents are packed in another order, the same one every time.
     """
-    capacity, lengths = seq_len + 1, spool.lengths()
+    capacity, lengths = seq_len + 1, store.lengths
     order = np.random.default_rng(0).permutation(len(lengths)) if shuffle else np.arange(len(lengths))
-    documents, takes = pack(lengths[order], capacity, refills=None if shuffle else spool.batches())
+    documents, takes = pack(lengths[order], capacity, refills=None if shuffle else store.batch_sizes)
     ends, starts = np.cumsum(takes), np.cumsum(lengths, dtype=np.int64) - lengths
     rows = int(takes.sum()) // capacity
+    rows = rows if limit is None else min(rows, limit)
     with path.open("wb") as file:
-        for first in range(0, rows if limit is None else min(rows, limit), block):
-            last = min(first + block, rows if limit is None else min(rows, limit))
+        for first in range(0, rows, block):
+            last = min(first + block, rows)
             some = slice(*np.searchsorted(ends, [first * capacity, last * capacity], side="right"))
-            out = np.empty((last - first) * capacity, dtype=spool.dtype)
-            materialize(spool.tokens(), starts, order[documents[some]], takes[some], out)
+            out = np.empty((last - first) * capacity, dtype=store.dtype)
+            materialize(store.map_tokens(), starts, order[documents[some]], takes[some], out)
             out.tofile(file)

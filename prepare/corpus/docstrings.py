@@ -18,20 +18,18 @@ from prepare.progress import Progress, track
 
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
 HELD_OUT = ("sqlalchemy", "optuna", "alembic")
-"""What a score is measured on: packages that no training needs, so that a sandbox can hide them. Their prose is written
-by hand; what is generated, as in anthropic and plotly, says the same a thousand times."""
-SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"} | {
-    "encodings",
-    "idlelib",
-    "lib2to3",
-    "pydoc_data",
-}
+"""Packages to measure scores on: no training needs them, so a sandbox can hide them. Their prose is written by hand;
+generated text, as in anthropic and plotly, says the same a thousand times."""
+SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}.union(
+    ("encodings", "idlelib", "lib2to3", "pydoc_data")
+)
 
 
 def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[list[str], list[str]]:
-    """What to train on, of the standard library and PACKAGES, and what is held out: one document per module.
+    """Return the documents to train on and those held out, one per module, in the order of their hashes.
 
-    Where one of PACKAGES is missing, the source instead. By hash: shuffled, but the same everywhere. Raises DataError.
+    They come from the standard library and PACKAGES, and from `held_out`. Where one of PACKAGES is missing, the source
+    of the standard library is added. Raises DataError.
     """
     roots = [Path(sysconfig.get_path("stdlib")), *filter(None, map(find_package, PACKAGES))]
     known = [path for root in roots for path in list_sources(root)]
@@ -43,36 +41,36 @@ def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[lis
         texts = ["\n\n".join(parts) for parts in track(found, len(known + unknown), "reading docstrings", progress)]
     train, rest = texts[: len(known)], texts[len(known) :]
     if len(roots) <= len(PACKAGES):
-        train += [_read(path) for path in list_sources(roots[0])]
+        train += [_read_source(path) for path in list_sources(roots[0])]
     return sorted(filter(None, train), key=compute_digest), sorted(filter(None, rest), key=compute_digest)
 
 
 def _end_with_parent() -> None:
-    """Workers of a killed process would wait for work for ever."""
+    """End this worker when its parent is killed; otherwise it would wait for work forever."""
     parent = parent_process()
     assert parent is not None
     Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def find_package(name: str) -> Path | None:
-    """The folder of an installed package, which is not imported."""
+    """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(name)
     return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def list_sources(root: Path) -> Iterator[Path]:
-    """Python files below a folder in the order of their names, without tests and tables."""
+    """Yield the Python files below a folder in the order of their names, without tests and tables."""
     for folder, below, files in os.walk(root):
         below[:] = sorted(set(below) - SKIPPED)
         yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
 
 
 def extract_documentation(path: Path) -> list[str]:
-    """The docstrings of a module and of everything in it, from top to bottom."""
+    """Return the docstrings of a module and of everything in it, from top to bottom."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's code
         try:
-            tree = ast.parse(_read(path))
+            tree = ast.parse(_read_source(path))
         except (SyntaxError, ValueError, RecursionError):
             return []
     nodes = [
@@ -84,7 +82,7 @@ def extract_documentation(path: Path) -> list[str]:
     return [text for node in nodes if (text := ast.get_docstring(node))]
 
 
-def _read(path: Path) -> str:
+def _read_source(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError:

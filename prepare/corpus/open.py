@@ -1,3 +1,5 @@
+"""Find the corpus that a name or a path stands for."""
+
 from pathlib import Path
 
 from prepare.corpus.base import Corpus, Documents
@@ -5,7 +7,7 @@ from prepare.progress import Progress
 
 
 def open_corpus(source: str, shards: int, progress: Progress) -> Corpus:
-    """The corpus called "docstrings" or "climbmix" (so many shards of it), or the text in a path. Raises DataError."""
+    """Return the corpus "docstrings", "climbmix" (`shards` of it), or the text in a path. Raises DataError."""
     if source == "climbmix":
         from prepare.corpus.climbmix import Climbmix
 
@@ -21,5 +23,5 @@ def open_corpus(source: str, shards: int, progress: Progress) -> Corpus:
 
 
 def canonicalize(source: str) -> str:
-    """The name by which a manifest knows a corpus."""
+    """Return the name of a corpus in a manifest."""
     return source if source in {"docstrings", "climbmix"} else str(Path(source).resolve())

@@ -1,4 +1,6 @@
-"""Text of the user's own: files, folders and patterns, read piece by piece whatever their size."""
+# pyright: basic
+# (pyarrow has no types)
+"""Text of the user's own: files, folders and patterns of any size, read piece by piece."""
 
 import json
 from collections.abc import Iterator
@@ -9,31 +11,33 @@ from prepare.manifest import DataError
 from prepare.progress import Progress, track
 
 TEXT_FILES = {".txt", ".md", ".rst", ".py"}
-KINDS = {*TEXT_FILES, ".jsonl", ".parquet"}
-LONG = 1 << 15  # characters from which on an empty line ends a document: a book is many, a note is one
-LONGEST = 1 << 20
+SUFFIXES = {*TEXT_FILES, ".jsonl", ".parquet"}
+SPLIT_AFTER = 1 << 15
+"""Characters after which an empty line ends a document: a book becomes many, a note is one."""
+MAX_LENGTH = 1 << 20
+"""Characters of a document, at most, except for the rest of a line."""
 SEPARATOR = "<|endoftext|>"
 
 
 def read_texts(source: str, progress: Progress) -> Iterator[str]:
-    """All documents of the files below `source`, in the order of their names. Raises DataError."""
+    """Yield all documents of the files below `source`, in the order of their names. Raises DataError."""
     found = list_files(source)
     for file in track(found, len(found), f"reading {source}", progress):
         try:
             yield from _read_documents(file)
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}") from None
-        except ValueError as error:  # pyarrow's errors are, too
+        except ValueError as error:  # pyarrow's errors are ValueErrors, too
             raise DataError(f"cannot read {file}: {error}") from None
 
 
 def list_files(source: str) -> list[Path]:
-    """A file, every text file below a folder, or what a pattern such as "texts/*.jsonl" finds; never none."""
+    """Return a file, every text file below a folder, or the matches of a pattern. Raises DataError if none."""
     path = Path(source)
     if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix in KINDS and file.is_file()]
+        found = [file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file()]
     elif path.exists():
-        found = [path] if path.suffix in KINDS else []
+        found = [path] if path.suffix in SUFFIXES else []
     elif set(source) & set("*?["):
         found = [file for file in Path(path.anchor).glob(source.removeprefix(path.anchor)) if file.is_file()]
     else:
@@ -70,19 +74,19 @@ def _read_jsonl(lines: TextIO) -> Iterator[str]:
                 text = None
             if not isinstance(text, str):
                 raise ValueError(f"line {number} is not an object with a text")
-            yield text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
+            yield text.encode("utf-8", "replace").decode()  # half a surrogate pair is not a character
 
 
-def _read_text(file: TextIO, long: int = LONG, longest: int = LONGEST) -> Iterator[str]:
-    """The whole file where it is short; else it is cut at empty lines, and always at SEPARATOR."""
+def _read_text(file: TextIO, split_after: int = SPLIT_AFTER, max_length: int = MAX_LENGTH) -> Iterator[str]:
+    """Yield the whole file if it is short, else documents that end at empty lines; SEPARATOR always ends one."""
     parts: list[str] = []
     length = 0
-    while line := file.readline(longest):
+    while line := file.readline(max_length):
         ends = line.strip() == SEPARATOR
         if not ends:
             parts.append(line)
             length += len(line)
-        if ends or length >= longest or (length >= long and not line.strip()):
+        if ends or length >= max_length or (length >= split_after and not line.strip()):
             yield "".join(parts)
             parts, length = [], 0
     yield "".join(parts)
