@@ -1,4 +1,4 @@
-"""`python -m orchestrator`."""
+"""Run a command: `python -m orchestrator`."""
 
 from orchestrator.cli.main import main
 

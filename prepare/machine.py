@@ -17,12 +17,14 @@ def count_cores() -> int:
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory` in bytes; `capability` is CUDA's, (8, 0) for Ampere; `node` numbers its file in /dev."""
+    """`memory` and `used` in bytes; `capability` is CUDA's, (8, 0) for Ampere; `node` numbers its file in /dev."""
 
     memory: int
     capability: tuple[int, int]
     uuid: str = ""
     node: int = 0
+    name: str = ""
+    used: int = 0
 
 
 def list_gpus() -> list[Gpu]:
@@ -55,14 +57,15 @@ def _read_gpu(handle: Any) -> Gpu:
     import pynvml
 
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    uuid, node = str(pynvml.nvmlDeviceGetUUID(handle)), 0
+    uuid, node, used = str(pynvml.nvmlDeviceGetUUID(handle)), 0, 0
     memory = psutil.virtual_memory().total  # of a card that has none of its own
     unsupported = cast("type[Exception]", pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_NOT_SUPPORTED))
     with suppress(unsupported):
-        memory = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        info = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        memory, used = int(info.total), int(info.used)
     with suppress(unsupported):  # a virtual machine's single node
         node = int(pynvml.nvmlDeviceGetMinorNumber(handle))
-    return Gpu(memory, (major, minor), uuid, node)
+    return Gpu(memory, (major, minor), uuid, node, str(pynvml.nvmlDeviceGetName(handle)), used)
 
 
 def is_apple_silicon() -> bool:

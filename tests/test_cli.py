@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_killed_ten_times_nothing_is_lost_or_counted_twice(place):
 def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
     life = begun(place, "--offline", "--hours", "1", "--session", "night")
     wait_until((place / "sessions/night/session.db").exists)
-    time.sleep(2.0)
+    wait_until(lambda: opened(place).state.incumbent is not None)
 
     os.kill(life.pid, signal.SIGINT)
     printed, _ = life.communicate(timeout=60)
@@ -138,6 +139,7 @@ def test_ctrl_c_twice_stops_at_once(place):
         (["--offline", "--script", "none.py"], "none.py"),
         (["resume", "nothing"], "no session"),
         (["--offline", "--session", "no good~name"], "name"),
+        (["--offline", "--session", "a/b"], "name"),
         (["--nonsense"], "--nonsense"),
         (["dance"], "dance"),
     ],
@@ -148,6 +150,7 @@ def test_bad_input_is_one_line_and_exit_code_2(place, words, answer):
     assert done.returncode == 2, done.stdout + done.stderr
     assert answer in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert not (place / "sessions").exists(), "a refused start leaves nothing behind"
 
 
 def test_a_place_that_is_no_repository(tmp_path, place):
@@ -158,6 +161,68 @@ def test_a_place_that_is_no_repository(tmp_path, place):
 
     assert done.returncode == 2
     assert "git init" in done.stderr
+    assert not (tmp_path / "bare/sessions").exists()
+
+
+def test_a_repository_without_a_commit(place):
+    shutil.rmtree(place / ".git")
+    git(place, "init", "-q")
+
+    done = orchestrate(place, "--offline", "--session", "x")
+
+    assert done.returncode == 2
+    assert "no commit yet" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (place / "sessions").exists()
+
+
+def test_a_session_that_never_began_is_one_line(place):
+    Session(place / "sessions/night/session.db", time.time, create=True).close()
+
+    for words in (["resume", "night"], ["fork", "night", "--at", "1"], ["replay", "night"]):
+        done = orchestrate(place, *words)
+        assert done.returncode == 2
+        assert "never began" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert "never began" in orchestrate(place, "sessions").stdout
+
+
+def test_a_name_that_is_taken(place):
+    git(place, "branch", "research/branch")
+    (place / "sessions/folder").mkdir(parents=True)
+
+    for name in ("branch", "folder"):
+        done = orchestrate(place, "--offline", "--session", name)
+        assert done.returncode == 2
+        assert "another name" in done.stderr
+    assert [path.name for path in (place / "sessions").iterdir()] == ["folder"]
+
+
+def test_a_baseline_that_fails_is_said_first_and_is_exit_code_4(place):
+    (place / "train.py").write_text("raise ValueError('the baseline is broken')\n")
+
+    done = orchestrate(place, "--offline", "--session", "night")
+
+    assert done.returncode == 4, done.stdout + done.stderr
+    told = done.stdout.split("\n\n")[1].splitlines()[0]
+    assert told.startswith("Nothing was measured: the baseline does not train: ")
+    assert "the baseline is broken" in told
+
+
+def test_the_doctor_checks_what_would_run(place, tmp_path):
+    fine = orchestrate(place, "doctor", "--offline")
+    assert fine.returncode == 0, fine.stdout
+
+    for words, answer in [
+        (["doctor"], "ANTHROPIC_API_KEY"),
+        (["doctor", "--prompts", "unheard-of"], "unheard-of"),
+        (["--script", "none.py", "doctor", "--offline"], "none.py"),
+        (["--data", str(tmp_path), "doctor", "--offline"], "python -m prepare"),
+    ]:
+        done = orchestrate(place, *words)
+        assert done.returncode == 3
+        assert answer in done.stdout
+    assert not (place / "sessions").exists()
 
 
 def test_no_data_names_the_command_that_prepares_it(place):

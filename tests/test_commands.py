@@ -1,5 +1,6 @@
-"""docs/commands.md says what every command says of itself. `python -m tests.test_commands` writes it anew."""
+"""Hold docs/commands.md to the commands' own help. `python -m tests.test_commands` writes it anew."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,23 +9,43 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from orchestrator.cli import inspect, start  # noqa: F401 - they register their commands
-from orchestrator.cli.main import app
+from orchestrator.cli.main import COMMANDS, app
+from orchestrator.cli.options import ExitCode
 from prepare.__main__ import app as prepare
-from tests.workplace import ROOT
+from tests.workplace import ROOT, environment
 
 PAGE = ROOT / "docs/commands.md"
 OPENING = """# The commands
 
-What `--help` says of each. `docs/first-night.md` shows them at work. Options that say where things are (`--sessions`,
-`--data`, `--script`, `--musings`) stand before the command: `python -m orchestrator --sessions elsewhere resume NAME`.
+The help of each. `docs/first-night.md` shows them at work. `--sessions`, `--data`, `--script`, `--musings` and
+`--unsafe` stand before the command: `python -m orchestrator --sessions elsewhere resume NAME`.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | `replay --verify` found an event that this version would write otherwise |
+| 2 | wrong usage, or something that you can mend: one line says what |
+| 3 | `doctor` found something that would spoil a night |
+| 4 | the night measured nothing: the baseline fails, or the night was over before it was measured |
+| 130 | interrupted: `resume` goes on |
+
+| environment variable | meaning |
+|---|---|
+| `ANTHROPIC_API_KEY` | the key for Claude; others that Anthropic's SDK reads work, too |
+| `ANTHROPIC_BASE_URL` | a server of your own that speaks the Messages API; it needs no key |
+| `NIGHTSHIFT_DATA`, `NIGHTSHIFT_NOTIFY` | defaults of `--data` and `--notify` |
+| `CUDA_VISIBLE_DEVICES` | the GPUs to use, as for any CUDA program |
+| `KERNELS_CACHE` | the folder of fetched attention kernels, on Hopper |
+| `OMP_NUM_THREADS` | threads of a run on a CPU; part of the experiment, since sums change with it |
+| `XDG_CACHE_HOME` | the folder under which `prepare` keeps the shards of climbmix that it has fetched |
 """
+HEAVY = {"anthropic", "apprise", "genai_prices", "optuna", "plotly", "pyarrow", "tensorboardX", "torch"}
 WIDTH = 78
 """Columns of help on any terminal of 80 or more."""
 
 
 def help_of(command: Typer, *words: str) -> str:
-    """A section of the page."""
+    """Return a section of the page."""
     calm = CliRunner(env={"NIGHTSHIFT_DATA": None, "NIGHTSHIFT_NOTIFY": None})
     done = calm.invoke(command, [*words[3:], "--help"], prog_name=" ".join(words[:3]), terminal_width=WIDTH)
     assert done.exit_code == 0, done.output
@@ -38,8 +59,8 @@ def section(title: str, text: str) -> str:
 
 def page() -> str:
     ours = ("python", "-m", "orchestrator")
-    names = [command.name or command.callback.__name__ for command in app.registered_commands]
-    parts = [help_of(prepare, "python", "-m", "prepare"), help_of(app, *ours), *(help_of(app, *ours, n) for n in names)]
+    parts = [help_of(prepare, "python", "-m", "prepare"), help_of(app, *ours)]
+    parts += [help_of(app, *ours, name) for name in COMMANDS]
     return OPENING + "".join(parts)
 
 
@@ -54,6 +75,41 @@ def test_a_process_says_the_same(words):
         [sys.executable, *words, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert section(" ".join(["python", *words]), done.stdout) in PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_table_says_what_the_command_says(name):
+    place, text = COMMANDS[name]
+    module, _, function = place.partition(":")
+    assert getattr(importlib.import_module(module), function).__doc__.splitlines()[0] == text
+
+
+@pytest.mark.parametrize("code", ExitCode)
+def test_every_exit_code_is_documented(code):
+    assert f"\n| {code} | " in PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["sessions"],
+        ["musings", "search", "depth"],
+        ["replay", str(ROOT / "tests/golden/agents-1.db"), "--show", "5"],
+        ["doctor", "--help"],
+        ["resume", "--help"],
+    ],
+)
+def test_a_command_imports_only_what_it_needs(words, tmp_path):
+    code = (
+        f"import sys; sys.argv = ['orchestrator', *{words!r}]\n"
+        "from orchestrator.cli.main import main\n"
+        f"try: main()\nfinally: assert not {HEAVY!r} & set(sys.modules), {HEAVY!r} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def played(session):
 
     async def go():
         tape = Tape(session.records, session.get)
-        await replay(tape, live)
+        assert not await replay(tape, live)
         return tape
 
     return asyncio.run(go())

@@ -1,4 +1,4 @@
-"""What passes is written down in its order, and a limit in dollars holds with calls in flight."""
+"""Recording: everything in its order, and a limit in dollars that holds with calls in flight."""
 
 import asyncio
 import json
@@ -98,12 +98,10 @@ def test_a_tape_gives_back_replies_and_what_tools_saw_outside():
         def __init__(self, records):
             self.events = [type(r.event).model_validate(json.loads(r.event.model_dump_json())) for r in records]
 
-        async def reply(self, request):
-            return next(
-                event for event in self.events if isinstance(event, ev.ModelReplied) and event.request == request
-            )
+        async def read_reply(self):
+            return next(event for event in self.events if isinstance(event, ev.ModelReplied))
 
-        async def used(self):
+        async def read_tool_use(self):
             return next(event for event in self.events if isinstance(event, ev.ToolUsed) and event.tool == "look")
 
     again = run_virtually(one_conversation(Played(Tape(log.records)), Memory()))

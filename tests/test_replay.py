@@ -1,4 +1,4 @@
-"""Replay: every event again, from every prefix, through deaths and overlap."""
+"""Replay: every event again, from every prefix, through interruptions and overlap."""
 
 import asyncio
 from contextlib import suppress
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.events import Proposed, Resumed, SessionLimits, StopAsked
+from orchestrator.core.events import Granted, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
 from orchestrator.loop import run
-from orchestrator.session.replay import Diverged, Tape, replay
+from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import EventLog
 from tests.fakes import FakeCrew, FakeLab, started
 from tests.virtual import run_virtually, virtual_clock
@@ -62,13 +62,22 @@ def night(seed, *, kills=(), slots=1, trouble=0.15, hours=0.2, stop_after=None):
     return log
 
 
-def replayed(log, seed, trouble=0.15):
+def verify(log, seed, trouble=0.15):
+    """The tape after a replay, with the divergences found."""
+
     async def go():
         tape = Tape(log.records, log.get)
-        await replay(tape, lambda tape: run(tape, FakeCrew(seed, trouble), tape))
+        assert await replay(tape, lambda tape: run(tape, FakeCrew(seed, trouble), tape)) is tape.divergences
         return tape
 
     return run_virtually(go())
+
+
+def reproduce(log, seed, trouble=0.15):
+    """The tape after a replay without divergences."""
+    tape = verify(log, seed, trouble)
+    assert not tape.divergences, tape.divergences[0]
+    return tape
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -81,7 +90,7 @@ def replayed(log, seed, trouble=0.15):
 def test_replay_reproduces_every_event(seed, slots, kills, stop_after):
     log = night(seed, slots=slots, kills=kills, stop_after=stop_after)
 
-    tape = replayed(log, seed)
+    tape = reproduce(log, seed)
 
     assert log.records == tape.records
     assert log.state == tape.state
@@ -99,11 +108,11 @@ def test_every_prefix_resumes_and_replays():
 
         run_virtually(go())
         assert log.state.ended
-        assert log.records == replayed(log, 3, 0.3).records
+        assert log.records == reproduce(log, 3, 0.3).records
 
 
 @pytest.mark.parametrize("place", [0, 4])
-def test_a_changed_proposal_is_the_first_difference(place):
+def test_a_changed_proposal_is_the_only_divergence(place):
     log = night(5)
     proposals = [i for i, record in enumerate(log.records) if isinstance(record.event, Proposed)]
     i = proposals[place]
@@ -112,15 +121,30 @@ def test_a_changed_proposal_is_the_first_difference(place):
     record = log.records[i].model_copy(update={"event": event.model_copy(update={"proposal": changed})})
     log.records[i] = record
 
-    with pytest.raises(Diverged) as caught:
-        replayed(log, 5)
+    tape = verify(log, 5)
 
-    assert caught.value.seq == i
-    assert "another title" in caught.value.difference
+    assert [divergence.seq for divergence in tape.divergences] == [i]
+    assert "another title" in tape.divergences[0].difference
+    assert tape.records == log.records, "the recorded event is taken in, and the verification goes on"
 
 
 def test_another_crew_diverges_where_it_first_acts_otherwise():
     log = night(5)
+    first = next(i for i, record in enumerate(log.records) if isinstance(record.event, Proposed | Unanswered))
 
-    with pytest.raises(Diverged):
-        replayed(log, 6)
+    tape = verify(log, 6)
+
+    assert tape.divergences[0].seq == first
+    assert len(tape.divergences) > 1
+
+
+def test_verification_stops_at_an_event_that_is_never_due():
+    log = night(5)
+    i = next(i for i, record in enumerate(log.records) if isinstance(record.event, Granted))
+    log.records[i] = log.records[i].model_copy(update={"task_id": "train 77"})
+
+    tape = verify(log, 5)
+
+    assert [divergence.seq for divergence in tape.divergences] == [i]
+    assert "not due" in str(tape.divergences[0])
+    assert tape.upcoming == log.records[i]

@@ -1,14 +1,17 @@
-"""Replay, fork, compare and export as a user types them, on sessions made by the real command."""
+"""Replay, fork, compare and report as a user types them, on sessions made by the real command."""
 
 import json
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.workplace import environment, git, orchestrate, workplace
+from orchestrator.session.store import Session
+from tests.workplace import ROOT, environment, git, orchestrate, workplace
 
 NIGHT = ("--offline", "--hours", "1", "--max-experiments", "5", "--session", "night", "--seed", "3")
 
@@ -21,18 +24,22 @@ def place(tmp_path_factory):
     return place
 
 
-def test_a_replay_says_that_everything_was_as_recorded(place):
-    done = orchestrate(place, "replay", "night")
+def test_a_verification_says_that_everything_was_as_recorded(place):
+    done = orchestrate(place, "replay", "night", "--verify")
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all as recorded" in done.stdout
 
 
-def test_a_file_from_somebody_else_replays_with_nothing_else_there(place, tmp_path):
-    """No git, no data, no torch, no Optuna data: only the file."""
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [(["replay"], "ended"), (["replay", "--verify"], "all as recorded"), (["report"], "report.html")],
+)
+def test_a_file_from_somebody_else_needs_nothing_else(place, tmp_path, words, answer):
+    """No git, no data, no torch: only the file."""
     shutil.copy(place / "sessions/night/session.db", tmp_path / "mailed.db")
     code = (
-        "import sys; sys.modules['torch'] = None; sys.argv = ['orchestrator', 'replay', 'mailed.db'];"
+        f"import sys; sys.modules['torch'] = None; sys.argv = ['orchestrator', *{words!r}, 'mailed.db'];"
         "from orchestrator.cli.main import main; main()"
     )
 
@@ -46,7 +53,28 @@ def test_a_file_from_somebody_else_replays_with_nothing_else_there(place, tmp_pa
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "all as recorded" in done.stdout
+    assert answer in done.stdout
+
+
+def test_a_session_of_an_older_version_is_walked_to_its_end_and_verified_past_its_first_divergence(tmp_path):
+    golden = str(ROOT / "tests/golden/agents-1.db")
+    walked = orchestrate(tmp_path, "replay", golden)
+    verified = orchestrate(tmp_path, "replay", golden, "--verify")
+
+    events = len(Session(Path(golden), time.time).records)
+    assert walked.returncode == 0
+    assert walked.stdout.splitlines()[-1] == f"{events} events"
+    assert verified.returncode == 1
+    assert verified.stdout.startswith("event 5 differs\n")
+    assert verified.stdout.splitlines()[-1].startswith(f"{events} events, ")
+    assert verified.stdout.count(" differs\n") > 1
+
+
+def test_looking_and_verifying_are_two_things(place):
+    for words in (["--prompts", "socratic"], ["--verify", "--json"], ["--verify", "--show", "3"]):
+        done = orchestrate(place, "replay", "night", *words)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_json_has_a_line_for_every_event(place):
@@ -75,7 +103,7 @@ def test_a_fork_shares_the_past_and_goes_its_own_way(place):
     assert new.startswith(old)
     assert json.loads(new.splitlines()[25])["event"]["parent"] == "night@25"
     assert git(place, "rev-parse", "research/other")
-    assert orchestrate(place, "replay", "other").returncode == 0
+    assert orchestrate(place, "replay", "other", "--verify").returncode == 0
 
 
 def test_a_night_that_is_over_can_be_made_longer(place):
@@ -88,7 +116,7 @@ def test_a_night_that_is_over_can_be_made_longer(place):
     assert "10 experiments are done" in done.stdout
 
 
-def test_walking_needs_a_terminal(place):
+def test_a_walk_step_by_step_needs_a_terminal(place):
     done = orchestrate(place, "replay", "night", "--step")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -106,9 +134,45 @@ def test_sessions_are_listed_and_compared(place):
     assert "plotly" in (place / "sessions/compare.html").read_text().lower()
 
 
-def test_exports_can_be_read_by_others(place):
-    for form in ("jsonl", "tsv", "parquet"):
-        assert orchestrate(place, "export", "night", "--format", form, "--out", f"out.{form}").returncode == 0
-    assert (place / "out.tsv").read_text().startswith("commit\tval_bpb")
-    assert pq.read_table(place / "out.parquet").num_rows == 6
-    assert json.loads((place / "out.jsonl").read_text().splitlines()[0])["event"]["kind"] == "started"
+def test_a_report_is_rebuilt_from_the_session_file_alone(place):
+    done = orchestrate(place, "report", "night", "--out", "out", "--tensorboard")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pq.read_table(place / "out/ledger.parquet").num_rows == 6
+    assert json.loads((place / "out/log.jsonl").read_text().splitlines()[0])["event"]["kind"] == "started"
+    for name in ("results.tsv", "log.jsonl", "ledger.parquet"):
+        assert (place / "out" / name).read_bytes() == (place / "sessions/night" / name).read_bytes()
+    musings = sorted(path.name for path in (place / "musings/night").iterdir())
+    assert sorted(path.name for path in (place / "out/musings").iterdir()) == musings
+    assert list((place / "out/tensorboard/session").iterdir())
+
+
+def test_a_report_of_a_session_stands_beside_it(place):
+    (place / "sessions/night/report.html").unlink()
+    shutil.rmtree(place / "musings/night")
+
+    done = orchestrate(place, "report", "night")
+
+    assert done.stdout.strip() == "sessions/night/report.html"
+    assert (place / "sessions/night/report.html").exists()
+    assert (place / "musings/night/index.md").exists()
+
+
+def test_a_fork_needs_the_data_and_the_commits_that_it_goes_on_from(place, tmp_path):
+    elsewhere = workplace(tmp_path / "elsewhere")
+    shutil.copytree(place / "data", tmp_path / "other")
+    manifest = tmp_path / "other/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"none"', '"another"'))
+    file = str(place / "sessions/night/session.db")
+
+    for folder, words, answer in [
+        (place, ["--data", str(tmp_path / "other"), "fork", "night", "--at", "25"], "other data"),
+        (elsewhere, ["fork", file, "--at", "25"], "train.py"),
+        (place, ["fork", "night", "--at", "9999"], "events"),
+    ]:
+        done = orchestrate(folder, *words, "--session", "refused")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert answer in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not list(folder.glob("sessions/*refused*"))
+        assert "refused" not in git(folder, "branch", "--list", "--all")

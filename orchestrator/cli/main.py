@@ -1,16 +1,31 @@
+"""The table of commands, the options that stand before them, and the errors that become one line.
+
+A command's module is imported when the command runs, so that `--help` and listings start at once.
+"""
+
 import importlib
 import sys
+from pathlib import Path
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from orchestrator.cli.options import UsageError
-from orchestrator.lab.repo import RepoError
-from orchestrator.lab.sandbox.select import NoSandboxError
-from orchestrator.session.store import SessionError
-from orchestrator.views.notify import NotifyError
-from prepare.manifest import DataError
-from subagents.prompts import PromptError
+from orchestrator.cli import options as opt
+
+COMMANDS = {
+    "resume": ("orchestrator.cli.start:resume", "Go on after any interruption."),
+    "fork": ("orchestrator.cli.start:fork", "Go on from any event, another way."),
+    "trial": ("orchestrator.cli.trial:trial", "Find out whether a style helps."),
+    "sessions": ("orchestrator.cli.inspect:sessions", "List the sessions."),
+    "replay": ("orchestrator.cli.inspect:replay", "Walk through a recorded session, or verify it."),
+    "report": ("orchestrator.cli.inspect:report", "Rebuild a session's files from its log."),
+    "compare": ("orchestrator.cli.compare:compare", "Set sessions side by side."),
+    "musings": ("orchestrator.cli.inspect:musings", "Search what was tried and learned."),
+    "doctor": ("orchestrator.cli.doctor:doctor", "Check everything that a night needs."),
+}
+"""Module and function of each command, and the first line of its help."""
 
 HELP = """Machine-learning research while you sleep.
 
@@ -25,24 +40,94 @@ a night with Claude                  ANTHROPIC_API_KEY=… python -m orchestrato
 after any interruption               python -m orchestrator resume NAME
 """
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+class LazyGroup(TyperGroup):
+    """The commands of the table, each imported when it is needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import and return the command; None for an unknown name."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(cmd_name)(getattr(importlib.import_module(module), function))
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the table without importing a command."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-USER_ERRORS = (UsageError, SessionError, RepoError, DataError, PromptError, NotifyError, NoSandboxError)
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True, help=HELP)
+def start(
+    context: typer.Context,
+    hours: opt.Hours = 8.0,
+    offline: opt.Offline = False,
+    crew: opt.Crew = "claude",
+    name: opt.Name = "",
+    max_experiments: opt.Experiments = None,
+    max_usd: opt.Dollars = None,
+    prompts: opt.Style = "default",
+    model: opt.Model = None,
+    seed: opt.Seed = None,
+    notify: opt.Notify = "",
+    sessions: opt.Sessions = Path("sessions"),
+    data: opt.Data = Path("data"),
+    script: opt.Script = Path("train.py"),
+    musings: opt.Musings = Path("musings"),
+    unsafe: opt.Unsafe = False,
+) -> None:
+    """Start a night, unless a command follows."""
+    paths = context.obj = opt.Paths(sessions, data, script, musings, unsafe)
+    if context.invoked_subcommand:
+        return
+    from orchestrator.cli.start import NightOptions, exit_if_unmeasured, plan_night, start_night
+
+    chosen: opt.CrewName = "optuna" if offline else crew
+    options = NightOptions(hours, max_experiments, max_usd, chosen, prompts, tuple(model or ()), seed, notify)
+    exit_if_unmeasured(start_night(plan_night(paths, name, options), options))
 
 
 def main() -> None:
-    """Run a command. Whatever the user can mend is one line and exit code 2."""
-    for name in ("start", "inspect"):  # they register their commands
-        importlib.import_module(f"orchestrator.cli.{name}")
+    """Run a command. An error that the user can mend is one line and exit code 2."""
     try:
         app(standalone_mode=False)
     except TyperException as error:
-        _complain(error.format_message() if hasattr(error, "format_message") else str(error))
-    except USER_ERRORS as error:
+        _complain(error.format_message())
+    except typer.Abort:
+        raise SystemExit(opt.ExitCode.INTERRUPTED) from None
+    except _import_user_errors() as error:
         _complain(str(error))
+
+
+def _import_user_errors() -> tuple[type[Exception], ...]:
+    """Import the errors that a user can mend. Python evaluates this only once something was raised."""
+    from orchestrator.lab.repo import RepoError
+    from orchestrator.lab.sandbox.select import NoSandboxError
+    from orchestrator.session.store import SessionError
+    from orchestrator.views.report.tensorboard import TensorBoardMissingError
+    from prepare.manifest import DataError
+    from subagents.prompts import PromptError
+
+    return opt.UsageError, SessionError, RepoError, DataError, PromptError, NoSandboxError, TensorBoardMissingError
 
 
 def _complain(message: str) -> None:
     print(f"nightshift: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(opt.ExitCode.USAGE)

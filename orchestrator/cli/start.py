@@ -1,221 +1,178 @@
-"""The commands. The only place that builds concrete things, and the only one that turns errors into a line."""
+"""The commands that run a night: a new one, the rest of an interrupted one, or one that forks off."""
 
-import platform
 import random
-import subprocess
-import sys
+import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli.doctor import require_disk, require_models
-from orchestrator.cli.main import HELP, app
-from orchestrator.cli.options import (
-    CrewName,
-    Data,
-    Dollars,
-    Experiments,
-    Hours,
-    Model,
-    Musings,
-    Name,
-    Notify,
-    Paths,
-    Script,
-    Seed,
-    Sessions,
-    Style,
-    Unsafe,
-    UsageError,
-    load_style,
-    open_session,
-)
+from orchestrator.cli import options as opt
+from orchestrator.cli.preflight import Preflight, load_style
 from orchestrator.cli.wiring import lock_session, run_session
 from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
-from orchestrator.core.state import State
-from orchestrator.lab import executor
-from orchestrator.lab.repo import Repo
+from orchestrator.core.state import State, fold
+from orchestrator.lab.executor import describe_profile
 from orchestrator.session.store import Session
-from orchestrator.views.notify import make_sender
-from prepare.manifest import load
 from subagents.prompts import parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
+REPAIRS = 2
+"""Attempts to repair a crashed candidate, where there is a mechanic."""
 
 
-@app.callback(invoke_without_command=True, help=HELP)
-def start(
-    context: typer.Context,
-    hours: Hours = 8.0,
-    offline: Annotated[bool, typer.Option("--offline", help="no key, no network: the same as --crew optuna")] = False,
-    crew: Annotated[CrewName, typer.Option(help="who does the research")] = "claude",
-    name: Name = "",
-    max_experiments: Experiments = None,
-    max_usd: Dollars = None,
-    prompts: Style = "default",
-    model: Model = None,
-    seed: Seed = None,
-    notify: Notify = "",
-    sessions: Sessions = Path("sessions"),
-    data: Data = Path("data"),
-    script: Script = Path("train.py"),
-    musings: Musings = Path("musings"),
-    unsafe: Unsafe = False,
-) -> None:
-    """Start a night."""
-    places = Paths(sessions, data, script, musings, unsafe)
-    context.obj = places
-    if context.invoked_subcommand:
-        return
-    if hours <= 0:
-        raise UsageError(f"--hours {hours:g}: a night needs more than no time")
-    chosen: CrewName = "optuna" if offline else crew
-    texts = {} if chosen == "optuna" else load_style(prompts, model or [])
-    require_models(texts, max_usd)
-    send = make_sender(notify)
-    name = name or _invent_name(sessions)
-    repo = Repo(script, name)
-    repo.baseline()
-    profile = executor.describe_profile(load(data))
-    require_disk(sessions)
-    sandbox = places.sandbox()
-    with lock_session(sessions / name):
-        session = Session(places.session(name), time.time, create=True)
-        started = Started(
-            name=name,
-            limits=SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd),
-            crew=chosen,
-            style=prompts if texts else "",
-            seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
-            repairs=2 if texts else 0,
-            reflect_every=texts["reflector"].settings.cadence if texts else 1,
-            commit=repo.head(),
-            profile=profile,
-            prompts={agent: session.put(prompt.text) for agent, prompt in texts.items()},
-            versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
-        )
-        session.write("", started)
-        run_session(session, places, repo, sandbox, send)
+@dataclass(frozen=True, slots=True)
+class NightOptions:
+    """A new night, as the user asks for it."""
+
+    hours: float
+    experiments: int | None
+    usd: float | None
+    crew: opt.CrewName
+    style: str
+    models: tuple[str, ...]
+    seed: int | None
+    notify: str
 
 
-@app.command()
+def plan_night(paths: opt.Paths, name: str, options: NightOptions) -> Preflight:
+    """Load the prompts and say what is to run; nothing is checked yet. Raises UsageError, PromptError."""
+    if options.hours <= 0:
+        raise opt.UsageError(f"--hours {options.hours:g}: a night needs more than no time")
+    prompts = {} if options.crew == "optuna" else load_style(options.style, options.models)
+    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=options.notify)
+
+
+def start_night(night: Preflight, options: NightOptions) -> State:
+    """Check everything that the night needs, create its session and run it. Raises UsageError."""
+    night.require()
+    paths, name, prompts = night.paths, night.name, night.prompts
+    with lock_session(paths.sessions / name):
+        with _draft_session(paths.sessions / name) as path:
+            session = Session(path, time.time, create=True)
+            started = Started(
+                name=name,
+                limits=SessionLimits(hours=options.hours, experiments=options.experiments, usd=options.usd),
+                crew=options.crew,
+                style=options.style if prompts else "",
+                seed=random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed,
+                repairs=REPAIRS if prompts else 0,
+                reflect_every=prompts["reflector"].settings.cadence if prompts else 1,
+                commit=night.repo.head(),
+                profile=describe_profile(night.manifest),
+                prompts={agent: session.put(prompt.text) for agent, prompt in prompts.items()},
+                versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
+            )
+            session.write("", started)
+            session.close()
+        return run_session(opt.open_session(paths, name), night)
+
+
 def resume(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="the session's name")],
-    notify: Notify = "",
+    notify: opt.Notify = "",
 ) -> None:
     """Go on after any interruption.
 
     Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood.
     """
-    places: Paths = context.obj
-    session = open_session(places, name)
-    started = session.state.session
-    require_models({agent: parse_prompt(session.get(text), agent) for agent, text in started.prompts.items()}, None)
-    if started.profile.data_hash != load(places.data).digest:
-        raise UsageError(f"{places.data} holds other data than {name} was measured on: give its folder with --data")
-    send, sandbox = make_sender(notify), places.sandbox()
-    with lock_session(places.sessions / name):
+    exit_if_unmeasured(resume_night(context.obj, name, notify))
+
+
+def resume_night(paths: opt.Paths, name: str, notify: str) -> State:
+    """Check everything that the rest of the night needs, and run it. Raises UsageError."""
+    session = opt.open_session(paths, name)
+    started, folder = session.state.session, session.path.parent
+    prompts = {agent: parse_prompt(session.get(text), agent) for agent, text in started.prompts.items()}
+    night = Preflight(paths, started.name, prompts, state=session.state, notify=notify, is_new=False)
+    night.require()
+    session.close()
+    with lock_session(folder):
+        session = opt.open_session(paths, name)  # another process may have gone on until now
         session.write("", Resumed())
-        run_session(session, places, Repo(places.script, name), sandbox, send)
+        return run_session(session, night)
 
 
-@app.command()
 def fork(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="the session to start from")],
-    at: Annotated[int, typer.Option(min=1, help="the first event that is not shared (see: replay NAME --step)")],
-    fork_name: Name = "",
+    at: Annotated[int, typer.Option(min=1, help="the first event that is not shared (see: replay NAME)")],
+    fork_name: opt.Name = "",
     hours: Annotated[float | None, typer.Option(min=0, help="hours from here on (default: what was left)")] = None,
-    max_experiments: Annotated[int | None, typer.Option(min=1, help="so many from here on")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="so many dollars from here on")] = None,
-    crew: Annotated[CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
+    max_experiments: Annotated[int | None, typer.Option(min=1, help="this many from here on")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="this many dollars from here on")] = None,
+    crew: Annotated[opt.CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
-    model: Model = None,
-    notify: Notify = "",
+    model: opt.Model = None,
+    notify: opt.Notify = "",
 ) -> None:
     """Go on from any event, another way.
 
     A new session shares what came before the event, and goes on live, with other prompts, models or crew if you
     like. The old one stays as it is.
     """
-    places: Paths = context.obj
-    old = open_session(places, name)
+    paths: opt.Paths = context.obj
+    old = opt.open_session(paths, name)
     if at > len(old.records):
-        raise UsageError(f"{name} has only {len(old.records)} events")
-    was = old.state.session
-    chosen = crew or was.crew
-    load(places.data)
-    known = load_style(prompts or was.style or "default", model or []) if chosen != "optuna" else {}
-    require_models(known, None)
-    send = make_sender(notify)
-    new_name = fork_name or _invent_name(places.sessions)
-    repo = Repo(places.script, new_name)
-    sandbox = places.sandbox()
-    with lock_session(places.sessions / new_name):
-        session = old.fork(places.session(new_name), at)
-        forked = Forked(
-            parent=f"{was.name}@{at}",
-            name=new_name,
-            limits=_extend_limits(session.state, hours=hours, experiments=max_experiments, usd=max_usd),
-            crew=chosen,
-            style=(prompts or was.style) if known else "",
-            repairs=2 if known else 0,
-            reflect_every=known["reflector"].settings.cadence if known else 1,
-            prompts={agent: session.put(prompt.text) for agent, prompt in known.items()},
-        )
-        session.write("", forked)
-        if session.state.baseline_commit:
-            repo.begin(session.state.parent.commit)
-        run_session(session, places, repo, sandbox, send)
+        raise opt.UsageError(f"{name} has only {len(old.records)} events")
+    state = fold(old.records[:at])
+    chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
+    known = load_style(style, model or []) if chosen != "optuna" else {}
+    night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
+    night.require()
+    with lock_session(paths.sessions / night.name):
+        with _draft_session(paths.sessions / night.name) as path:
+            session = old.fork(path, at)
+            forked = Forked(
+                parent=f"{old.state.session.name}@{at}",
+                name=night.name,
+                limits=_extend_limits(state, hours=hours, experiments=max_experiments, usd=max_usd),
+                crew=chosen,
+                style=style if known else "",
+                repairs=REPAIRS if known else 0,
+                reflect_every=known["reflector"].settings.cadence if known else 1,
+                prompts={agent: session.put(prompt.text) for agent, prompt in known.items()},
+            )
+            session.write("", forked)
+            session.close()
+        exit_if_unmeasured(run_session(opt.open_session(paths, night.name), night))
 
 
-def _extend_limits(state: State, **more: float | None) -> SessionLimits:
-    """The session's limits, those that are given counted from here on."""
-    closed = sum(result.experiment > 0 for result in state.results)
-    used = {"hours": state.hours, "experiments": closed, "usd": state.usd}
-    return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})
+def exit_if_unmeasured(state: State) -> None:
+    """Exit with ExitCode.UNMEASURED where not even the baseline was measured."""
+    if state.incumbent is None:
+        raise SystemExit(opt.ExitCode.UNMEASURED)
 
 
-@app.command()
-def trial(
-    context: typer.Context,
-    prompts: Annotated[list[str], typer.Option(help="a style; give two or more")],
-    repeats: Annotated[int, typer.Option(min=1, help="nights of each style")] = 3,
-    hours: Hours = 1.0,
-    max_experiments: Experiments = None,
-    trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
-) -> None:
-    """Find out whether a style helps.
-
-    Nights of each style in turn, with the same seeds and budgets; then they are compared.
-    """
-    places: Paths = context.obj
-    names: list[str] = []
-    for repeat in range(repeats):
-        for style in prompts:
-            names.append(name := f"{trial_name}-{Path(style).name}-{repeat + 1}")
-            if places.session(name).exists():
-                print(f"{name} is there already")
-                continue
-            limit = ["--max-experiments", str(max_experiments)] if max_experiments else []
-            words = ["--prompts", style, "--seed", str(repeat), "--session", name, "--hours", str(hours), *limit]
-            where = [f"--{key}={value}" for key, value in asdict(places).items() if key != "unsafe"]
-            where += ["--unsafe"] * places.unsafe
-            subprocess.run([sys.executable, "-m", "orchestrator", *where, *words], check=True)
-    subprocess.run(
-        [sys.executable, "-m", "orchestrator", f"--sessions={places.sessions}", "compare", *names], check=True
-    )
-
-
-def _invent_name(sessions: Path) -> str:
-    """The date and a word that is still free."""
+def invent_name(sessions: Path) -> str:
+    """Return the date and a word that is still free."""
     today = f"{datetime.now().astimezone():%Y-%m-%d}"
     free = [word for word in WORDS.split() if not (sessions / f"{today}-{word}").exists()]
     return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"
+
+
+def _extend_limits(state: State, **more: float | None) -> SessionLimits:
+    """Return the session's limits, those that are given counted from here on."""
+    used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
+    return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})
+
+
+@contextmanager
+def _draft_session(folder: Path) -> Generator[Path]:
+    """Yield the path of a new session's file; move it into the folder once it is whole, or leave nothing."""
+    draft = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        yield draft / "session.db"
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

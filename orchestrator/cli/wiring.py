@@ -1,99 +1,123 @@
+"""Build what a night runs on, and run it. Models, optimizer and charts are imported only where a night needs them."""
+
 import asyncio
 import contextlib
 import fcntl
 import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from orchestrator.agents.crew import Centaur, ClaudeCrew
-from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.options import ExitCode, UsageError
+from orchestrator.cli.preflight import Preflight
 from orchestrator.core.state import State
 from orchestrator.lab import monitor
 from orchestrator.lab.executor import LocalExecutor
-from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
-from orchestrator.lab.sandbox.base import Sandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
-from orchestrator.optimizer.crew import Optimizer
 from orchestrator.ports import Crew
 from orchestrator.session.recording import Live, Outside, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
-from orchestrator.views.musings_search import search
-from orchestrator.views.notify import Send
-from orchestrator.views.observers import Observers
 from prepare import profiles
 from prepare.machine import list_gpus
-from prepare.manifest import load
-from subagents.claude import Claude, connect
 from subagents.prompts import Prompt, parse_prompt
+
+if TYPE_CHECKING:
+    from orchestrator.optimizer.crew import Optimizer
+    from orchestrator.views.observers import Observers
 
 SUGGESTIONS = 3
 """Of the optimizer, in the briefing of a centaur's researcher."""
 
 
-def run_session(session: Session, places: Paths, repo: Repo, sandbox: Sandbox, send: Send) -> None:
-    """One life of a session, from here to its end or its interruption."""
-    started, folder = session.state.session, session.path.parent
-    onlookers = Observers(session, places.musings, send=send)
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    limits = monitor.set_limits(started.profile, cores)
-    runner = Runner(
-        folder,
-        places.data.resolve(),
-        list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else []),
-        limits,
-        session.put,
-        sandbox=sandbox,
-        exam=Scorer.of(places.data.resolve()),
-        second=Scorer.of(places.data.resolve(), "confirm"),
-        on_point=onlookers.progress,
-    )
+def run_session(session: Session, night: Preflight) -> State:
+    """Run a session from here to its end, and return its state. Raises SystemExit when interrupted."""
+    from orchestrator.views.observers import Observers
+
+    paths, repo, name = night.paths, night.repo, session.state.session.name
+    observers = Observers(session, paths.musings, send=night.send)
+    runner = _build_runner(session, night, observers)
     repo.unlock()
+    if session.state.baseline_commit and not repo.find_branch():  # a fork, or an interrupted one
+        repo.begin(session.state.parent.commit)
     runner.reap()
-    lab = LocalExecutor(repo, runner, session.put, profiles.from_manifest(load(places.data)))
-    with onlookers:
+    lab = LocalExecutor(repo, runner, session.put, profiles.from_manifest(night.manifest))
+    with observers:
         try:
-            asyncio.run(supervise(session, build_crew(session, places.musings), lab, places.guidance, onlookers.say))
+            asyncio.run(supervise(session, build_crew(session, paths.musings), lab, paths.guidance, observers.say))
         except KeyboardInterrupt:
-            onlookers.say(f"Stopped at once. Nothing is lost: python -m orchestrator resume {started.name}")
-            raise SystemExit(130) from None
-    onlookers.print_summary(repo.branch)
+            observers.say(f"Stopped at once. Nothing is lost: python -m orchestrator resume {name}")
+            raise SystemExit(ExitCode.INTERRUPTED) from None
+    if session.state.incumbent is None:
+        observers.say(f"\nNothing was measured: {session.state.ended}.")
+    observers.print_summary(repo.branch)
+    return session.state
+
+
+def _build_runner(session: Session, night: Preflight, observers: "Observers") -> Runner:
+    started, folder, data = session.state.session, session.path.parent, night.paths.data.resolve()
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return Runner(
+        folder,
+        data,
+        list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else []),
+        monitor.set_limits(started.profile, cores),
+        session.put,
+        sandbox=night.sandbox,
+        exam=Scorer.of(data),
+        second=Scorer.of(data, "confirm"),
+        on_point=observers.progress,
+    )
 
 
 def build_crew(
     log: Session | Tape,
     musings: Path,
     outside: Outside | None = None,
-    texts: Mapping[str, Prompt] | None = None,
+    prompts: Mapping[str, Prompt] | None = None,
 ) -> Crew:
-    """Who thinks, in the flesh; `outside` is what models and tools are to it, if not the real ones."""
-    started, optimizer = log.state.session, Optimizer(log.get)
+    """Build the session's crew; `outside` answers instead of real models and tools, `prompts` replace the recorded."""
+    started = log.state.session
     if started.crew == "optuna":
-        return optimizer
-    beyond = Live(Claude(connect()), log) if outside is None else outside
+        return _build_optimizer(log)
+    from orchestrator.agents.crew import Centaur, ClaudeCrew
+    from orchestrator.views.musings_search import search
+
+    optimizer = _build_optimizer(log) if started.crew == "centaur" else None
+    if outside is None:
+        from subagents.claude import Claude, connect
+
+        outside = Live(Claude(connect()), log)
+    answers = outside
 
     def suggest(state: State) -> list[str]:
-        advice = optimizer.suggestions(state, SUGGESTIONS) if started.crew == "centaur" else []
+        advice = optimizer.suggestions(state, SUGGESTIONS) if optimizer else []
         return [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
 
     models = ClaudeCrew(
         log,
-        lambda task_id, experiment: Recording(beyond, log, task_id, experiment),
-        texts or {agent: parse_prompt(log.get(text), agent) for agent, text in started.prompts.items()},
+        lambda task_id, experiment: Recording(answers, log, task_id, experiment),
+        prompts or {agent: parse_prompt(log.get(text), agent) for agent, text in started.prompts.items()},
         search=lambda words: "\n".join(f"{hit.title} ({hit.path}): {hit.snippet}" for hit in search(musings, words)),
         suggest=suggest,
     )
-    return Centaur(models, optimizer) if started.crew == "centaur" else models
+    return Centaur(models, optimizer) if optimizer else models
+
+
+def _build_optimizer(log: Session | Tape) -> "Optimizer":
+    from orchestrator.optimizer.crew import Optimizer
+
+    return Optimizer(log.get)
 
 
 @contextlib.contextmanager
 def lock_session(folder: Path) -> Generator[None]:
-    """Hold the session, so that nobody else runs it. Raises Refused."""
+    """Hold the session, so that no other process runs it. Raises UsageError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = (folder.parent / f".{folder.name}.lock").open("w")

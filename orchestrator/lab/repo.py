@@ -72,6 +72,10 @@ class Repo:
             raise RepoError(f"{self.script} does not exist, neither as a file nor in {commit[:10]}")
         return self._git("cat-file", "blob", blob, strip=False)
 
+    def find_branch(self) -> str | None:
+        """Return the commit that the session's branch is at; None where there is no branch."""
+        return self._resolve(f"refs/heads/{self.branch}")
+
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Keep a candidate under a ref of its own; the same one twice is one commit."""
         tree = self._with(parent, source)

@@ -1,4 +1,4 @@
-"""What passes between agents, models and tools is written down; on a replay the tape answers, and it is compared."""
+"""Record what passes between agents, models and tools. On a replay the tape answers instead, and is compared."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,28 +14,28 @@ OnWait = Callable[[float, str], Awaitable[None]]
 
 
 class Model(Protocol):
-    """What replies, over the network."""
+    """Replies over the network."""
 
     def at_most(self, request: Request) -> float | None: ...
     async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
 
 
 class RecordedReplies(Protocol):
-    """What was recorded, handed out in its order."""
+    """Recorded replies and tool results, in their order."""
 
-    async def reply(self, request: ev.Digest) -> ev.ModelReplied: ...
-    async def used(self) -> ev.ToolUsed: ...
+    async def read_reply(self) -> ev.ModelReplied: ...
+    async def read_tool_use(self) -> ev.ToolUsed: ...
 
 
 class Outside(Protocol):
-    """What lies outside a conversation: models and tools, or the tape of them."""
+    """The outside of a conversation: models and tools, or the tape of them."""
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult: ...
 
 
 class Recording:
-    """The world of one conversation (a subagents.agent.World): passes everything on, and writes it into the log."""
+    """The environment of one conversation (a subagents.agent.Environment): passes everything on and logs it."""
 
     def __init__(self, outside: Outside, log: Log, task_id: str, experiment: int) -> None:
         self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment
@@ -71,10 +71,10 @@ class Recording:
 
 
 class Live:
-    """Models over the network, tools that act, and a purse: what calls in flight may cost counts as spent."""
+    """Models over the network and tools that act. The highest cost of calls in flight counts as spent."""
 
     def __init__(self, model: Model, log: Log) -> None:
-        """Of a session that has begun: its limit and what it has spent so far are in the log's state."""
+        """Take the limit and the dollars spent so far from the log's state, which must have begun."""
         self.model, self.log = model, log
         self.limit = log.state.session.limits.usd
         self.spent = log.state.usd
@@ -102,7 +102,7 @@ class Live:
         return await tool.run(call)
 
     async def _reserve(self, most: float) -> bool:
-        """Whether the money is there, if need be after other calls have come back for less than they might have."""
+        """Return whether the money is there, waiting for calls that may cost less than was reserved for them."""
 
         def fits() -> bool:
             return self.limit is None or self.spent + sum(self.reserved) + most <= self.limit
@@ -115,18 +115,18 @@ class Live:
 
 
 class Played:
-    """The tape answers for models; of the tools, only those run that depend on nothing but the conversation."""
+    """Models answered by the tape. Only tools that depend on nothing but the conversation are run."""
 
     def __init__(self, tape: RecordedReplies) -> None:
         self.tape = tape
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
-        del on_wait  # the tape plays recorded waits itself
-        replied = await self.tape.reply(request.digest)
+        del request, on_wait  # the request is compared when the reply is appended; the tape plays recorded waits
+        replied = await self.tape.read_reply()
         return Reply(replied.message, TokenCounts(**replied.tokens.model_dump()), replied.usd)
 
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
         if tool.pure:
             return await tool.run(call)
-        used = await self.tape.used()
+        used = await self.tape.read_tool_use()
         return ToolResult(used.result, used.is_error)

@@ -1,7 +1,7 @@
-"""A tape is a recorded session that answers for models and machines, and compares every event with what was recorded.
+"""Run the production loop over a recorded session, and report every event that it would write otherwise today.
 
-The production loop runs over it. Each lane waits until the next record is its own, so a night that overlapped
-steps is replayed in exactly the order in which it happened.
+The tape answers for models and machines. Each task waits until the next record is its own, so overlapping steps
+are replayed in exactly the recorded order.
 """
 
 import asyncio
@@ -9,7 +9,8 @@ import difflib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar, cast
 
 from orchestrator.core import events as ev
 from orchestrator.session.store import EventLog
@@ -19,27 +20,39 @@ T = TypeVar("T")
 Reader = Callable[[ev.Digest], str]
 
 
-class Diverged(Exception):  # noqa: N818 - it is a finding, not a fault
-    """The session went another way than the recording; the message names the first event that differs, and how."""
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """A recorded event (-) that the loop would write otherwise (+)."""
 
-    def __init__(self, seq: int, difference: str) -> None:
-        super().__init__(f"event {seq} differs\n{difference}")
-        self.seq, self.difference = seq, difference
+    seq: int
+    difference: str
+
+    def __str__(self) -> str:
+        return f"event {self.seq} differs\n{self.difference}"
+
+
+class _Stuck(Exception):  # noqa: N818 - a finding, not a fault
+    """The loop cannot follow the recording any further."""
 
 
 class Tape(EventLog):
-    """A recorded session played back: a log that knows what comes next, and a lab that has it ready."""
+    """A recorded session played back: a log that knows what comes next, and a lab that has it ready.
+
+    Where the loop would write another event than the recorded one, the recorded one is taken in, so that the
+    verification goes on.
+    """
 
     def __init__(self, recorded: Sequence[ev.Record], read: Reader, until: int | None = None) -> None:
         """`read` gives the recorded texts; the tape ends after `until` records (default: all)."""
         super().__init__()
         self.recorded = recorded[:until]
         self.read = read
+        self.divergences: list[Divergence] = []
         self.moved = asyncio.Event()
         self.life_over = asyncio.Event()
 
     def get(self, name: ev.Digest) -> str:
-        """A text of this replay, or of the recording. Raises KeyError."""
+        """Return a text of this replay, or of the recording. Raises KeyError."""
         return self.texts[name] if name in self.texts else self.read(name)
 
     @property
@@ -47,19 +60,19 @@ class Tape(EventLog):
         return self.recorded[len(self.records)] if len(self.records) < len(self.recorded) else None
 
     async def append(self, task_id: str, *events: ev.Event, last: bool = False) -> None:
-        """Wait for the lane's turn; compare each event with the recorded one; take it in. Raises Diverged."""
+        """Wait for the task's turn, compare each event with the recorded one, take the recorded one in."""
         for event in events:
-            record = await self.turn(task_id)
+            record = await self._wait_for_turn(task_id)
             if not _is_same(record.event, event):
-                raise Diverged(record.seq, self._difference(record.event, event))
+                self.divergences.append(Divergence(record.seq, self._diff(record.event, event)))
             self.fold(record)
         self.finished |= {task_id} if last else set()
         self.tell()
-        self.outside()
+        self.take_outside()
         self.moved.set()
         self.moved = asyncio.Event()
 
-    def outside(self) -> None:
+    def take_outside(self) -> None:
         """Take in what came from outside: the user, the clock. A restart ends this life instead."""
         while (record := self.upcoming) and not record.task_id and not isinstance(record.event, ev.Resumed | ev.Forked):
             self.fold(record)
@@ -67,33 +80,37 @@ class Tape(EventLog):
         if record is None or not record.task_id:
             self.life_over.set()
 
-    async def turn(self, task_id: str) -> ev.Record:
-        """The next record, once it is this lane's. Raises Diverged when it is nobody's who is at work."""
+    async def _wait_for_turn(self, task_id: str) -> ev.Record:
+        """Return the next record once it is this task's. Raises _Stuck where it belongs to no running task."""
         while True:
             record = self.upcoming
             if record and record.task_id == task_id:
                 return record
             if record and record.task_id and not any(_is_running(task, record.task_id) for task in asyncio.all_tasks()):
-                raise Diverged(
-                    record.seq, f"- {record.task_id}: {record.event.kind}\n+ {task_id} is next; the other is not due"
-                )
+                self.stop(record, f"{task_id} is next; the other is not due")
             await self.moved.wait()
 
+    def stop(self, record: ev.Record, instead: str) -> NoReturn:
+        """End the verification at this record. Raises _Stuck."""
+        if not self.divergences or self.divergences[-1].seq != record.seq:  # several tasks may find it at once
+            difference = f"- {record.task_id}: {record.event.kind}\n+ {instead}"
+            self.divergences.append(Divergence(record.seq, difference))
+        raise _Stuck
+
     async def expect(self, *kinds: type[E]) -> E:
-        """The next event of the current lane, which must be of these kinds. Raises Diverged."""
-        record = await self.turn(_get_task_id())
+        """Return the next event of the current task, which must be of these kinds. Raises _Stuck."""
+        record = await self._wait_for_turn(_get_task_id())
         if not isinstance(record.event, kinds):
-            due = " or ".join(kind.__name__ for kind in kinds)
-            raise Diverged(record.seq, f"- {record.task_id}: {record.event.kind}\n+ {record.task_id}: {due} is due")
+            self.stop(record, f"{record.task_id}: {' or '.join(kind.__name__ for kind in kinds)} is due")
         return record.event
 
-    # What the lab did.
+    # The lab.
 
     async def commit_baseline(self) -> ev.BaselineCommitted:
         return await self.expect(ev.BaselineCommitted)
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        del experiment, parent, source, message  # told by the event that is compared next
+        del experiment, parent, source, message  # compared with the event that follows
         return (await self.expect(ev.Committed)).commit
 
     async def train(self, granted: ev.Granted, source: str) -> ev.Outcome:
@@ -104,52 +121,59 @@ class Tape(EventLog):
         del experiment, parent, source, message
         return (await self.expect(ev.Promoted)).commit
 
-    # What models and tools said.
+    # Models and tools.
 
-    async def reply(self, request: ev.Digest) -> ev.ModelReplied:
-        """The recorded reply; the request must be the recorded one to the letter."""
-        while isinstance(waiting := await self.expect(ev.ModelReplied, ev.Waiting), ev.Waiting):
-            await self.append(_get_task_id(), waiting)
-        if waiting.request != request:
-            raise Diverged(len(self.records), f"- request {waiting.request}\n+ request {request}")
-        return waiting
+    async def read_reply(self) -> ev.ModelReplied:
+        """Return the recorded reply. Its request is compared when the reply is appended."""
+        while isinstance(event := await self.expect(ev.ModelReplied, ev.Waiting), ev.Waiting):
+            await self.append(_get_task_id(), event)
+        return event
 
-    async def used(self) -> ev.ToolUsed:
+    async def read_tool_use(self) -> ev.ToolUsed:
         return await self.expect(ev.ToolUsed)
 
-    def _difference(self, old: ev.Event, new: ev.Event) -> str:
-        """A line-by-line diff of two events, with the texts that they name written out where those differ."""
+    def _diff(self, old: ev.Event, new: ev.Event) -> str:
+        """Return a line-by-line diff of two events, with the texts that they name written out."""
         before, after = _write_lines(old, self.get), _write_lines(new, self.get)
-        return "\n".join(list(difflib.unified_diff(before, after, "recorded", "now", lineterm="", n=1)))
+        return "\n".join(difflib.unified_diff(before, after, "recorded", "now", lineterm="", n=1))
 
 
-async def replay(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None:
-    """Live every life of the recorded session again. Raises Diverged.
+async def replay(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> Sequence[Divergence]:
+    """Run every life of the recorded session again, and return all divergences.
 
-    `live` runs the production loop over the tape; it is called once for each life.
+    `live` runs the production loop over the tape; it is called once for each life. Where the loop cannot follow
+    the recording, the last divergence says why, and `tape.upcoming` is the first event that was not verified.
     """
-    while (record := tape.upcoming) is not None:
-        tape.watchers.clear()
-        tape.finished.clear()
-        tape.life_over.clear()
-        tape.fold(record)
-        tape.outside()
-        life = asyncio.ensure_future(live(tape))
-        over = asyncio.ensure_future(tape.life_over.wait())
-        await asyncio.wait({life, over}, return_when=asyncio.FIRST_COMPLETED)
-        over.cancel()
-        if not life.done() and tape.state.ended:
-            await asyncio.wait({life})
-        if not life.done():
-            life.cancel()
-        with suppress(asyncio.CancelledError):
-            await life
-        if (rest := tape.upcoming) and rest.task_id:
-            raise Diverged(rest.seq, f"- {rest.task_id}: {rest.event.kind}\n+ nothing more is due")
+    with suppress(_Stuck):
+        while tape.upcoming is not None:
+            await _replay_life(tape, live)
+    return tape.divergences
+
+
+async def _replay_life(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None:
+    """Run the loop from a start or restart to the next one, or to the end. Raises _Stuck."""
+    assert tape.upcoming is not None
+    tape.watchers.clear()
+    tape.finished.clear()
+    tape.life_over.clear()
+    tape.fold(tape.upcoming)
+    tape.take_outside()
+    life = asyncio.ensure_future(live(tape))
+    over = asyncio.ensure_future(tape.life_over.wait())
+    await asyncio.wait({life, over}, return_when=asyncio.FIRST_COMPLETED)
+    over.cancel()
+    if not life.done() and tape.state.ended:
+        await asyncio.wait({life})
+    if not life.done():
+        life.cancel()
+    with suppress(asyncio.CancelledError):
+        await life
+    if (rest := tape.upcoming) and rest.task_id:
+        tape.stop(rest, "nothing more is due")
 
 
 def _is_same(recorded: ev.Event, now: ev.Event) -> bool:
-    """Whether they agree in everything that the version which recorded it knew of."""
+    """Return whether they agree in everything that the version which recorded it knew of."""
     return type(recorded) is type(now) and _is_within(recorded.model_dump(exclude_unset=True), now.model_dump())
 
 
@@ -164,7 +188,7 @@ def _is_within(old: Any, new: Any) -> bool:
 
 
 def _get_task_id() -> str:
-    """The lane of the running task: the loop names its tasks by it."""
+    """Return the id of the running task: the loop names its asyncio tasks by it."""
     task = asyncio.current_task()
     assert task is not None
     return task.get_name()

@@ -1,0 +1,72 @@
+"""The command that sets sessions side by side."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from orchestrator.cli.options import Paths, UsageError, open_session
+from orchestrator.views import comparison
+
+FIGURES: dict[str, Callable[[comparison.SessionFigures], str]] = {
+    "crew and style": lambda row: row.arm,
+    "experiments": lambda row: str(row.experiments),
+    "kept": lambda row: f"{row.kept} ({row.keep_rate:.0%})",
+    "crashed": lambda row: str(row.crashes),
+    "repeats refused": lambda row: str(row.repeats),
+    "families tried": lambda row: str(row.families),
+    "baseline": lambda row: f"{row.baseline:.4f}",
+    "best": lambda row: f"{row.best:.4f}",
+    "gain": lambda row: f"{row.gain:.4f}",
+    "hours": lambda row: f"{row.hours:.2f}",
+    "tokens/experiment": lambda row: f"{row.tokens // max(row.experiments, 1):,}",
+    "$/experiment": lambda row: "unknown" if row.usd is None else f"{row.usd / max(row.experiments, 1):.3f}",
+}
+
+
+def compare(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="two sessions or more")],
+    chart: Annotated[Path | None, typer.Option(help="the chart's file (default: compare.html in --sessions)")] = None,
+) -> None:
+    """Set sessions side by side.
+
+    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far.
+    """
+    compare_sessions(context.obj, names, chart)
+
+
+def compare_sessions(paths: Paths, names: Sequence[str], chart: Path | None = None) -> None:
+    """Print the sessions' figures and their arms' intervals, and write the chart. Raises UsageError."""
+    rows = [_summarize(paths, name) for name in names]
+    Console(highlight=False).print(_make_table(rows))
+    for arm, members in comparison.group_arms(rows).items():
+        if len(members) > 1:
+            low, high = comparison.bootstrap_interval([row.gain for row in members])
+            rate = comparison.bootstrap_interval([row.keep_rate for row in members])
+            print(
+                f"{arm}: gain {low:.4f} to {high:.4f}, kept {rate[0]:.0%} to {rate[1]:.0%} (90 % bootstrap intervals)"
+            )
+    target = chart or paths.sessions / "compare.html"
+    target.write_text(comparison.render_comparison(rows), encoding="utf-8")
+    print(f"The chart is in {target}")
+
+
+def _summarize(paths: Paths, name: str) -> comparison.SessionFigures:
+    session = open_session(paths, name)
+    session.close()
+    try:
+        return comparison.summarize_session(session.state, session.records)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _make_table(rows: Sequence[comparison.SessionFigures]) -> Table:
+    """Make a line for each figure and a column for each session: two or three fit on any terminal."""
+    table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
+    for name, figure in FIGURES.items():
+        table.add_row(name, *map(figure, rows))
+    return table

@@ -1,0 +1,69 @@
+"""The command that finds out whether a style helps: nights of each style in turn, then the comparison."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from orchestrator.cli import options as opt
+from orchestrator.cli.compare import compare_sessions
+from orchestrator.cli.start import NightOptions, exit_if_unmeasured, plan_night, resume_night, start_night
+from orchestrator.core.events import Record, Resumed
+from orchestrator.core.state import State, apply
+from orchestrator.policy.limits import explain_stop
+
+
+def trial(
+    context: typer.Context,
+    prompts: Annotated[list[str], typer.Option(help="a style; give two or more")],
+    repeats: Annotated[int, typer.Option(min=1, help="nights of each style")] = 3,
+    hours: opt.Hours = 1.0,
+    max_experiments: opt.Experiments = None,
+    max_usd: opt.Dollars = None,
+    crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
+    model: opt.Model = None,
+    seed: Annotated[int, typer.Option(help="of the first repetition; the next has the next one")] = 0,
+    notify: opt.Notify = "",
+    trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
+) -> None:
+    """Find out whether a style helps.
+
+    Nights of each style in turn, with the same seeds and limits; then they are compared. Given again, the command
+    goes on where it was interrupted.
+    """
+    paths: opt.Paths = context.obj
+    styles = {Path(style).name: style for style in prompts}
+    if len(styles) < len(prompts):
+        raise opt.UsageError("--prompts: each style once, please, in folders of different names")
+    nights = {
+        f"{trial_name}-{style}-{repeat + 1}": NightOptions(
+            hours, max_experiments, max_usd, crew, folder, tuple(model or ()), seed + repeat, notify
+        )
+        for repeat in range(repeats)
+        for style, folder in styles.items()
+    }
+    fresh = {n: plan_night(paths, n, options) for n, options in nights.items() if not paths.session(n).exists()}
+    for night in fresh.values():
+        night.require()
+    for name, options in nights.items():
+        state = start_night(fresh[name], options) if name in fresh else _finish_night(paths, name, notify)
+        exit_if_unmeasured(state)
+        if not _is_over(state):
+            print(f"{name} was stopped: give the same command again to go on with the trial")
+            raise SystemExit(opt.ExitCode.INTERRUPTED)
+    compare_sessions(paths, list(nights))
+
+
+def _finish_night(paths: opt.Paths, name: str, notify: str) -> State:
+    """Run the rest of a night that was begun before, if there is any."""
+    session = opt.open_session(paths, name)
+    session.close()
+    if not _is_over(session.state):
+        return resume_night(paths, name, notify)
+    print(f"{name} is done already")
+    return session.state
+
+
+def _is_over(state: State) -> bool:
+    """Return whether the night would end at once if it were resumed."""
+    return bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
