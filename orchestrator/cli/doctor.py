@@ -107,8 +107,8 @@ def _check_python() -> Iterator[CheckResult]:
 def _check_repository(script: Path) -> Iterator[CheckResult]:
     try:
         repo = Repo(script, "doctor")
-        repo.baseline()
-        yield CheckResult("git", "good", f"{script} in its repository, at {repo.head()[:10]}")
+        repo.read_baseline()
+        yield CheckResult("git", "good", f"{script} in its repository, at {repo.get_head()[:10]}")
     except RepoError as error:
         yield CheckResult("git", "bad", str(error))
 

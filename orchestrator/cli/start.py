@@ -81,7 +81,7 @@ def start(
     send = make_sender(notify)
     name = name or _invent_name(sessions)
     repo = Repo(script, name)
-    repo.baseline()
+    repo.read_baseline()
     profile = executor.describe_profile(load(data))
     require_disk(sessions)
     sandbox = places.sandbox()
@@ -95,7 +95,7 @@ def start(
             seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
             repairs=2 if texts else 0,
             reflect_every=texts["reflector"].settings.cadence if texts else 1,
-            commit=repo.head(),
+            commit=repo.get_head(),
             profile=profile,
             prompts={agent: session.put(prompt.text) for agent, prompt in texts.items()},
             versions={"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
@@ -172,7 +172,7 @@ def fork(
         )
         session.write("", forked)
         if session.state.baseline_commit:
-            repo.begin(session.state.parent.commit)
+            repo.create_branch(session.state.parent.commit)
         run_session(session, places, repo, sandbox, send)
 
 

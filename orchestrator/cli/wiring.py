@@ -10,8 +10,8 @@ import psutil
 from orchestrator.agents.crew import Centaur, ClaudeCrew
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.core.state import State
-from orchestrator.lab import monitor
 from orchestrator.lab.executor import LocalExecutor
+from orchestrator.lab.limits import set_limits
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import Sandbox
@@ -41,17 +41,14 @@ def run_session(session: Session, places: Paths, repo: Repo, sandbox: Sandbox, s
     started, folder = session.state.session, session.path.parent
     onlookers = Observers(session, places.musings, send=send)
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    limits = monitor.set_limits(started.profile, cores)
     runner = Runner(
         folder,
-        places.data.resolve(),
         list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else []),
-        limits,
+        set_limits(started.profile, cores),
+        Scorer.load(places.data.resolve()),
+        sandbox,
         session.put,
-        sandbox=sandbox,
-        exam=Scorer.of(places.data.resolve()),
-        second=Scorer.of(places.data.resolve(), "confirm"),
-        on_point=onlookers.progress,
+        onlookers.progress,
     )
     repo.unlock()
     runner.reap()
