@@ -1,4 +1,4 @@
-"""The ladder: a sandbox is used for what it prevents, and nothing is trained where none prevents enough."""
+"""A sandbox is used for what it prevents, and nothing is trained where none prevents enough."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from orchestrator.lab.sandbox.base import TRUSTED, Command, NoSandbox, list_hidd
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock
 from prepare.corpus import docstrings
+from prepare.corpus.base import compute_digest
 
 
 class Missing:
@@ -36,7 +37,7 @@ def test_no_sandbox_prevents_nothing():
     found = select.self_check(NoSandbox())
     for deed in (
         "read outside",
-        "read what it is examined on",
+        "read held-out text",
         "connect",
         "read other processes",
         "leave something in memory",
@@ -130,18 +131,19 @@ def test_no_source_of_what_scores_are_measured_on_is_shown():
 SEARCH = """
 import json, os, sys
 from pathlib import Path
-from prepare.docstrings import digest, module_documentation
+from prepare.corpus.base import compute_digest
+from prepare.corpus.docstrings import extract_documentation
 secrets, found = set(json.loads(Path("secrets.json").read_text())), []
 read = 0
 for folder, _, files in os.walk(sys.prefix):
     for name in files:
         if name.endswith(".py"):
             try:
-                text = "\\n\\n".join(module_documentation(Path(folder, name)))
+                text = "\\n\\n".join(extract_documentation(Path(folder, name)))
             except OSError:
                 continue
             read += 1
-            if digest(text).hex() in secrets:
+            if compute_digest(text).hex() in secrets:
                 found.append(f"{folder}/{name}")
 print(json.dumps([read, found]))
 """
@@ -157,7 +159,7 @@ def test_no_document_of_an_exam_is_in_a_file_that_training_code_can_read(sandbox
     texts = ["\n\n".join(docstrings.extract_documentation(path)) for path in files]
     texts = [text for text in texts if len(text) > 99]  # "Generated protocol buffer code." is everywhere
     (tmp_path / "tmp").mkdir()
-    (tmp_path / "secrets.json").write_text(json.dumps([docstrings.digest(text).hex() for text in texts]))
+    (tmp_path / "secrets.json").write_text(json.dumps([compute_digest(text).hex() for text in texts]))
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TRUSTED.parent)}
     command = sandbox.wrap(Command((sys.executable, "-c", SEARCH), env, tmp_path, ()))
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""The system calls that training code does not need: a filter in classic BPF, the same for every sandbox.
+"""A filter of the system calls that training code does not need, in classic BPF, the same for every sandbox.
 
-What would outlive a run (keys, shared memory, times and modes of files) could carry one run's validation data to the
-next, so these are refused, too. Numbers are those of the kernel's tables, x86-64 and arm64.
+Calls whose effects outlive a run (keys, shared memory, times and modes of files) could carry validation data to the
+next run, so they are refused, too. Numbers are from the kernel's tables for x86-64 and arm64.
 """
 
 import platform
@@ -10,7 +10,7 @@ import struct
 ALLOW, REFUSE, KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
 EPERM, ENOSYS, SILENTLY = 1, 38, 0
 NEW_USER = 0x1000_0000
-"""clone's flag for a user namespace: the way to new capabilities."""
+"""Flag of clone for a user namespace, which would bring new capabilities."""
 
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000_003E, 0xC000_00B7)
@@ -70,11 +70,11 @@ _WITHOUT_EFFECT = {
     "futimesat": (261, None),
     "utimensat": (280, 88),
 }
-"""Compilers and `shutil.copy` call these and would stumble over an error, so they are told that all went well."""
+"""Compilers and `shutil.copy` call these and fail on errors, so success is reported."""
 
 
 def build_filter(*, sockets: bool, machine: str = "") -> bytes:
-    """The filter as the kernel and bubblewrap take it; `sockets` allows them. Raises KeyError for unknown machines."""
+    """Return the filter for kernel and bubblewrap; `sockets` allows them. Raises KeyError for unknown machines."""
     column = _MACHINES[machine or platform.machine()]
     lines = [
         _emit_load(_ARCHITECTURE),
@@ -83,7 +83,7 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
         _emit_load(_NUMBER),
         _emit_jump(_AT_LEAST, _X32, no=1),
         _emit_return(REFUSE | EPERM),
-        *_emit_rule(_CLONE3[column], ENOSYS),  # its flags cannot be looked at; libraries then take clone
+        *_emit_rule(_CLONE3[column], ENOSYS),  # its flags cannot be read; libraries fall back to clone
         _emit_jump(_EQUAL, _CLONE[column], no=4),
         _emit_load(_FIRST_ARGUMENT),
         _emit_jump(_ANY_BIT, NEW_USER, no=1),
@@ -101,7 +101,7 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
 
 
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
-"""Offsets in the kernel's description of a call."""
+"""Offsets in the kernel's `struct seccomp_data`."""
 _EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
 
 
@@ -114,7 +114,7 @@ def _emit_load(offset: int) -> bytes:
 
 
 def _emit_jump(test: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
-    """Skip so many lines after the test."""
+    """Skip `yes` or `no` instructions after the test."""
     return struct.pack("HBBI", test, yes, no, value)
 
 
