@@ -82,7 +82,6 @@ def test_it_measures_the_whole_tree():
     hungry = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'b = bytearray(200 << 20)'])"
     found, _ = report(guarded(sys.executable, "-c", hungry))
     assert found["peak_mb"] > 200
-    assert found["cpu"] > 0
 
 
 def test_it_says_when_there_is_no_such_command():

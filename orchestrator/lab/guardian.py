@@ -49,11 +49,10 @@ def main() -> None:
     ended: dict[int, int] = {}
     _attend(child.pid, bell, options["grace"], ended)
     left = kill_all(lambda: psutil.Process().children(recursive=True), lambda: _reap(ended))
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     child.returncode = ended.get(child.pid, -signal.SIGKILL)
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
     _report(
-        status=child.returncode, cpu=usage.ru_utime + usage.ru_stime, peak_mb=usage.ru_maxrss / scale, left=len(left)
+        status=child.returncode, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=len(left)
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +13,14 @@ from orchestrator.lab.slots import Slot
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """What all programs of one run have in common."""
+    """The slot and the sandbox of one run."""
 
     slot: Slot
     sandbox: Sandbox
 
     def build_command(self, words: Sequence[str], folder: Path, connection: int, more: Mapping[str, str]) -> Command:
         """Return a command of Python; `connection` is a descriptor, `more` is added to the environment."""
-        env = {**self._build_environment(folder), "NIGHTSHIFT_FD": str(connection), **more}
-        return self.sandbox.wrap(Command((sys.executable, *words), env, folder, (connection,), self.slot.nodes))
-
-    def _build_environment(self, folder: Path) -> dict[str, str]:
-        return {
+        env = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(folder),
             "TMPDIR": str(folder / "tmp"),
@@ -40,16 +36,16 @@ class Launcher:
             "TRITON_CACHE_DIR": str(folder / "tmp/triton"),
             "CUDA_CACHE_PATH": str(folder / "tmp/cuda"),
             "CUDA_VISIBLE_DEVICES": self.slot.devices,
+            "NIGHTSHIFT_FD": str(connection),
             guardian.TAG: f"{folder}/",
-            **dict(self._list_device_settings()),
         }
-
-    def _list_device_settings(self) -> Iterator[tuple[str, str]]:
         if self.slot.threads:
-            yield "OMP_NUM_THREADS", str(self.slot.threads)
+            env["OMP_NUM_THREADS"] = str(self.slot.threads)
         if self.slot.devices:
-            # Where containers keep the driver, and where fetched kernels are; nothing is fetched in a sandbox.
+            # Where containers keep the driver, and where downloaded kernels are; nothing is downloaded in a sandbox.
             folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-            yield "LD_LIBRARY_PATH", os.pathsep.join(folder for folder in folders if folder.startswith("/"))
-            yield KERNELS, str(Path(os.environ.get(KERNELS, "/nowhere")).resolve())
-            yield "HF_HUB_OFFLINE", "1"
+            env["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in folders if path.startswith("/"))
+            env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
+        return self.sandbox.wrap(
+            Command((sys.executable, *words), {**env, **more}, folder, (connection,), self.slot.nodes)
+        )

@@ -110,7 +110,7 @@ class RunMonitor:
         )
 
     def _find_hang(self) -> Fault | None:
-        """Silence is a hang only during training: compilation and evaluation print nothing."""
+        """Return a hang where training has been silent; compilation and evaluation print nothing."""
         if not self.clock.is_running or (self.last and self.last.progress >= NEARLY_DONE):
             return None
         quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))

@@ -34,7 +34,6 @@ class Ending:
 
     status: int | None = None
     """Exit code; negative: a signal."""
-    cpu: float = 0.0
     peak_mb: float = 0.0
     left: int = 0
     """Processes that could not be killed."""

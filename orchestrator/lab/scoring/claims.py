@@ -95,7 +95,7 @@ class Scorer:
         if missing := {"train", "val", "confirm"} - manifest.rows.keys():
             raise DataError(f"{folder} has no {min(missing)} rows: prepare it again, in an empty folder")
         for split in manifest.rows:
-            # A run that is given a file to read may open it again for writing, unless nobody may write it.
+            # A run that is given a file to read could open it again for writing, unless the file is read-only.
             with suppress(PermissionError):  # another user's
                 (folder / f"{split}.bin").chmod(0o444)
         lengths, decoys = Tokenizer.from_directory(folder).token_bytes, open_rows("train", folder)

@@ -6,6 +6,9 @@ Only what happens here starts and stops the clock and makes a score; what a run 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.lab.monitor import TrainingClock
 from orchestrator.lab.scoring.claims import Disqualified, Nats, Scorer
@@ -15,18 +18,20 @@ MAX_MODEL = 8 << 30
 """Bytes of a model."""
 MAX_BATCH = 4096
 """Rows of a batch, and threads."""
-PRECISIONS = ("highest", "high", "medium")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceSettings:
+class InferenceSettings(BaseModel):
     """How a model was run: hints for the audit, of no other consequence."""
 
-    batch_size: int
-    dtype: str
-    precision: str
-    threads: int
+    model_config = ConfigDict(frozen=True, strict=True)
+    batch_size: int = Field(gt=0, le=MAX_BATCH)
+    autocast: Literal["float32", "bfloat16", "float16"] | None
+    precision: Literal["highest", "high", "medium"]
+    threads: int = Field(gt=0, le=MAX_BATCH)
+
+    @property
+    def dtype(self) -> str:
+        return self.autocast or "float32"
 
 
 @dataclass
@@ -108,7 +113,10 @@ class EvaluationServer:
         with self.submission.model.open("xb") as file:
             self.connection.copy_to(file, size)
         self.clock.stop()
-        self.submission.settings = _read_settings(header)
+        try:
+            self.submission.settings = InferenceSettings.model_validate(header)
+        except ValidationError:
+            raise Disqualified("it does not say how its model is to be run") from None
 
     def _send_rows(self, scorer: Scorer) -> None:
         with scorer.rows_file.open("rb") as file:
@@ -139,22 +147,3 @@ class EvaluationServer:
         if (bpb := scorer.compute_bpb(claims)) <= 0:
             raise Disqualified("it claims that nothing ever surprises it")
         return claims, bpb
-
-
-def _read_settings(header: dict[str, object]) -> InferenceSettings:
-    """Return the settings that came with a model. Raises Disqualified where they make no sense."""
-    match header:
-        case {
-            "batch_size": int(batch_size),
-            "autocast": str() | None as autocast,
-            "precision": str(precision),
-            "threads": int(threads),
-        } if (
-            0 < batch_size <= MAX_BATCH
-            and 0 < threads <= MAX_BATCH
-            and precision in PRECISIONS
-            and (autocast is None or autocast in DTYPES)
-        ):
-            return InferenceSettings(batch_size, autocast or "float32", precision, threads)
-        case _:
-            raise Disqualified("it does not say how its model is to be run")
