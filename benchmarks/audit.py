@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.core.events import Granted, Scored
-from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox import select
 from orchestrator.lab.scoring.claims import Scorer
@@ -31,12 +31,11 @@ def main() -> None:
         (folder / "data" / manifest.MANIFEST_FILE).write_text(shorter.to_json())
         runner = Runner(
             folder,
-            folder / "data",
             list_slots(1, folder, os.cpu_count() or 1),
             RunLimits(wall=600, cpu=6000),
+            Scorer.load(folder / "data"),
+            select.select_sandbox(),
             lambda _log: "",
-            sandbox=select.select_sandbox(),
-            exam=Scorer.of(folder / "data"),
         )
         code = profiles.apply_to_script(Path("train.py").read_text(), found.profile)
         print(

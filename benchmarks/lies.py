@@ -14,33 +14,33 @@ SIGMA, BYTES_PER_TOKEN = 0.008, 3
 ROWS, LENGTH, TRIALS = 256, 256, 200
 
 
-def exam() -> Scorer:
+def make_scorer() -> Scorer:
     budget = BudgetAmount("work", 1.0, 1.0)
     commit = Manifest("cpu", "drawn", "", LENGTH, 2, ROWS * LENGTH, budget, {}, {}, {})
     rows = np.ones((ROWS, LENGTH + 1), dtype="<u2")
     return Scorer(Path(), rows, rows, np.array([0, BYTES_PER_TOKEN], dtype=np.int32), commit)
 
 
-def found(this: Scorer, worth: float, *, reference: bool, luck: np.random.Generator) -> bool:
+def found(scorer: Scorer, worth: float, *, reference: bool, luck: np.random.Generator) -> bool:
     """Whether one audit finds a lie worth so many bits per byte."""
-    truth = luck.exponential(4.5, size=this.shape).astype(np.float32)
-    other = np.clip(truth + luck.normal(0, 0.3, size=this.shape), 0, None).astype(np.float32)
+    truth = luck.exponential(4.5, size=scorer.shape).astype(np.float32)
+    other = np.clip(truth + luck.normal(0, 0.3, size=scorer.shape), 0, None).astype(np.float32)
     order = luck.permutation(truth.size)
     nats = worth * np.log(2) * BYTES_PER_TOKEN * truth.size
     lies = order[: 1 + int(np.searchsorted(np.cumsum(truth.ravel()[order]), nats))]
     claims = truth.copy()
     claims.ravel()[lies] = 0.0
-    places = this.places(claims, other if reference else None, luck)
+    positions = scorer.draw_positions(claims, other if reference else None, luck)
     rows = np.arange(ROWS)
-    return bool((truth[rows, places.at] - claims[rows, places.at] > TOLERANCE["float32"]).any())
+    return bool((truth[rows, positions.at] - claims[rows, positions.at] > TOLERANCE["float32"]).any())
 
 
 def main() -> None:
-    this, luck = exam(), np.random.default_rng(0)
+    scorer, luck = make_scorer(), np.random.default_rng(0)
     print("| the lie is worth | places drawn evenly | with a reference |\n|---|---|---|")
     for sigmas in (0.5, 1, 2, 3):
         shares = [
-            np.mean([found(this, sigmas * SIGMA, reference=reference, luck=luck) for _ in range(TRIALS)])
+            np.mean([found(scorer, sigmas * SIGMA, reference=reference, luck=luck) for _ in range(TRIALS)])
             for reference in (False, True)
         ]
         print(f"| {sigmas:g}σ | {shares[0]:.0%} found | {shares[1]:.0%} found |")

@@ -32,11 +32,11 @@ def split_lines(log: str) -> list[str]:
     return [line if count == 1 else f"{line}  (× {count})" for line, count in counted]
 
 
-def clean(line: str) -> str:
-    """One line without escapes and invisible characters, of at most LINE characters."""
-    text = UNSEEN.sub("", ANSI.sub("", line[: 4 * LINE])).replace("\t", "    ").rstrip()
+def clean(line: str, limit: int = LINE) -> str:
+    """Return one line without escapes and invisible characters, cut to `limit` characters."""
+    text = UNSEEN.sub("", ANSI.sub("", line[: 4 * limit])).replace("\t", "    ").rstrip()
     text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= LINE else f"{text[: LINE - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def fence(shown: Iterable[str], limit: int = FENCE) -> str:

@@ -1,5 +1,6 @@
 """The arithmetic of trust: claims, secret places, and a score that no claim can bias."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,15 @@ from orchestrator.lab.scoring.claims import (
     Scorer,
     get_tolerance,
 )
-from prepare.manifest import BudgetAmount, Manifest
+from prepare import manifest
+from prepare.manifest import BudgetAmount, DataError, Manifest
+from tests.small import COUNTS, small_data
 
 VOCAB, LENGTH, ROWS = 7, 5, 6
 LENGTHS = np.array([1, 1, 2, 3, 1, 0, 0], dtype=np.int32)
 
 
-def exam(rows=ROWS, kind="work", amount=1.0, seconds=20.0, seed=0):
+def make_scorer(rows=ROWS, kind="work", amount=1.0, seconds=20.0, seed=0):
     luck = np.random.default_rng(seed)
     shards = [luck.integers(VOCAB, size=(count, LENGTH + 1)).astype("<u2") for count in (rows, 50)]
     shards[0][:, 1] = 0  # something counts in every row
@@ -60,49 +63,49 @@ nats = st.lists(st.floats(0, 9, width=32), min_size=ROWS * LENGTH, max_size=ROWS
 @settings(max_examples=25, deadline=None)
 @given(claims=nats, blind=nats, reference=st.none() | nats)
 def test_the_expected_score_is_the_blind_one_whatever_is_claimed(claims, blind, reference):
-    this = exam()
+    this = make_scorer()
     steps, total = 2000, 0.0
     for i in range(steps):
-        places = this.places(claims, reference, Fixed((i + 0.5) / steps))
+        places = this.draw_positions(claims, reference, Fixed((i + 0.5) / steps))
         gaps = blind[np.arange(ROWS), places.at].astype(float) - claims[np.arange(ROWS), places.at]
-        total += this.bpb(claims, float((places.weight * gaps).sum())) / steps
-    assert total == pytest.approx(this.bpb(blind), abs=0.03)
+        total += this.compute_bpb(claims, float((places.weight * gaps).sum())) / steps
+    assert total == pytest.approx(this.compute_bpb(blind), abs=0.03)
 
 
 def test_only_tokens_that_count_are_looked_at():
-    this = exam(rows=2 * BLOCK + 3)
+    this = make_scorer(rows=2 * BLOCK + 3)
     claims = np.ones(this.shape, dtype=np.float32)
-    places = this.places(claims, None, np.random.default_rng(1))
+    places = this.draw_positions(claims, None, np.random.default_rng(1))
     targets = this.rows[np.arange(len(places.at)), places.at + 1]
     assert (LENGTHS[targets] > 0).all()
     assert places.weight.sum() == pytest.approx((LENGTHS[this.rows[:, 1:]] > 0).sum())
 
 
 def test_a_look_goes_where_the_gain_is():
-    this = exam()
+    this = make_scorer()
     reference = np.full(this.shape, 3.0, dtype=np.float32)
     claims = reference.copy()
     claims[:, 0] = 0.0
-    found = [this.places(claims, reference, np.random.default_rng(i)).at for i in range(200)]
+    found = [this.draw_positions(claims, reference, np.random.default_rng(i)).at for i in range(200)]
     assert (np.array(found) == 0).mean() > 0.5
 
 
 @given(first=st.integers(0, ROWS - 1), places=st.lists(st.integers(0, LENGTH - 1), min_size=ROWS, max_size=ROWS))
 def test_what_follows_a_place_is_never_validation_text(first, places):
-    this = exam()
+    this = make_scorer()
     this.decoys[:] = 99
     at = AuditPositions(np.array(places), np.ones(ROWS))
-    shown = this.masked(first, ROWS, at, np.random.default_rng(0))
+    shown = this.mask(first, ROWS, at, np.random.default_rng(0))
     for row, place, genuine in zip(shown, places[first:], this.rows[first:], strict=True):
         assert (row[: place + 1] == genuine[: place + 1]).all()
         assert (row[place + 1 :] == 99).all()
 
 
 def test_the_blind_answer_is_normalised_here():
-    this = exam()
+    this = make_scorer()
     places = AuditPositions(np.zeros(ROWS, dtype=np.int64), np.ones(ROWS))
     logits = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
-    shifted = this.blind(logits + 100, 0, places)
+    shifted = this.score_blind(logits + 100, 0, places)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert shifted == pytest.approx(-np.log(chances[np.arange(ROWS), this.rows[:, 1]]), abs=1e-4)
 
@@ -119,53 +122,62 @@ def test_the_blind_answer_is_normalised_here():
 def test_what_is_no_distribution_is_no_answer(spoil, words):
     logits = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
     with pytest.raises(Disqualified, match=words):
-        exam().blind(spoil(logits), 0, AuditPositions(np.zeros(ROWS, dtype=np.int64), np.ones(ROWS)))
+        make_scorer().score_blind(spoil(logits), 0, AuditPositions(np.zeros(ROWS, dtype=np.int64), np.ones(ROWS)))
 
 
 def test_a_small_difference_is_corrected_and_a_large_one_disqualifies():
-    this = exam()
+    this = make_scorer()
     claims = np.full(this.shape, 2.0, dtype=np.float32)
-    places = this.places(claims, None, np.random.default_rng(0))
-    found = this.corrected(claims, np.full(ROWS, 2.01), places, 0.05)
-    assert found.val_bpb == pytest.approx(this.bpb(claims + np.float32(0.01)), abs=1e-3)
+    places = this.draw_positions(claims, None, np.random.default_rng(0))
+    found = this.correct(claims, np.full(ROWS, 2.01), places, 0.05)
+    assert found.val_bpb == pytest.approx(this.compute_bpb(claims + np.float32(0.01)), abs=1e-3)
     assert found.worst == pytest.approx(0.01, abs=1e-6)
     with pytest.raises(Disqualified, match=r"6 of 6 places, by up to 1\.00 nats"):
-        this.corrected(claims, np.full(ROWS, 3.0), places, 0.05)
-    assert this.corrected(claims, np.full(ROWS, 2.3), places, 0.5).worst == pytest.approx(0.3)
+        this.correct(claims, np.full(ROWS, 3.0), places, 0.05)
+    assert this.correct(claims, np.full(ROWS, 2.3), places, 0.5).worst == pytest.approx(0.3)
 
 
 def test_claims_worse_than_the_truth_hurt_nobody_but_their_author():
-    this = exam()
+    this = make_scorer()
     claims = np.full(this.shape, 2.0, dtype=np.float32)
-    places = this.places(claims, None, np.random.default_rng(0))
-    assert this.corrected(claims, np.full(ROWS, 1.0), places, 0.05).worst < 0
+    places = this.draw_positions(claims, None, np.random.default_rng(0))
+    assert this.correct(claims, np.full(ROWS, 1.0), places, 0.05).worst < 0
 
 
 @pytest.mark.parametrize(
     ("value", "words"), [(np.nan, "no numbers"), (-np.inf, "no numbers"), (-0.5, "probability above 1")]
 )
 def test_impossible_claims(value, words):
-    this = exam()
+    this = make_scorer()
     claims = np.ones(this.shape, dtype=np.float32)
     claims[2, 3] = value
     with pytest.raises(Disqualified, match=words):
-        this.claims(claims.tobytes())
-    with pytest.raises(Disqualified, match="bytes"):
-        this.claims(b"")
+        this.parse_claims(claims.tobytes())
 
 
 def test_training_has_an_end():
-    timed = exam(kind="time", amount=300.0, seconds=300.0)
-    assert timed.overtime(310.0, 1e9, 1) == ""
-    assert "400 s of 300" in timed.overtime(400.0, 0.0, 1)
-    worked = exam(kind="work", amount=1e12, seconds=20.0)
-    assert worked.overtime(1e9, 80.0, 2) == ""
-    assert "CPU time" in worked.overtime(1.0, 200.0, 2)
+    timed = make_scorer(kind="time", amount=300.0, seconds=300.0)
+    assert timed.explain_overtime(310.0, 1e9, 1) == ""
+    assert "400 s of 300" in timed.explain_overtime(400.0, 0.0, 1)
+    worked = make_scorer(kind="work", amount=1e12, seconds=20.0)
+    assert worked.explain_overtime(1e9, 80.0, 2) == ""
+    assert "CPU time" in worked.explain_overtime(1.0, 200.0, 2)
 
 
-def test_without_validation_rows_there_is_no_exam(tmp_path):
-    (tmp_path / "manifest.json").write_text(exam().manifest.to_json())
-    assert Scorer.of(tmp_path) is None
+@pytest.mark.parametrize("split", COUNTS)
+def test_data_that_cannot_score_is_refused(tmp_path, split):
+    folder = small_data(tmp_path / "data")
+    found = manifest.load(folder)
+    rows = {name: count for name, count in found.rows.items() if name != split}
+    (folder / "manifest.json").write_text(replace(found, rows=rows).to_json())
+    with pytest.raises(DataError, match=f"has no {split} rows"):
+        Scorer.load(folder)
+
+
+def test_shards_can_be_read_and_not_written(tmp_path):
+    scorer = Scorer.load(small_data(tmp_path / "data"))
+    assert {path.stat().st_mode & 0o777 for path in scorer.folder.glob("*.bin")} == {0o444}
+    assert scorer.heldout.rows_file.name == "confirm.bin"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The line to a run: what is handed out and when, whatever is said; and what a run by hand does without one."""
+"""The connection to a run: what is handed out and when, whatever it sends; and what a run by hand does without one."""
 
 import os
 import socket
@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.lab.monitor import TrainingClock
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, Connection, open_pair
-from orchestrator.lab.scoring.server import EvaluationServer, SelfReport, Submission
+from orchestrator.lab.scoring.server import EvaluationServer, Submission
 from prepare import channel
-from tests.hostile.world import LENGTH, data
+from tests.small import LENGTH, small_data
 
 ROOT = Path(__file__).parent.parent
 MANNER = '"batch_size": 4, "autocast": null, "precision": "highest", "threads": 1'
@@ -31,27 +32,28 @@ class Ticks:
 
 
 class Visit:
-    """A gate with a keeper, and the run's end of the line."""
+    """A server in its thread, and the run's end of the connection."""
 
     def __init__(self, folder):
-        self.exam = Scorer.of(data(folder / "data"))
-        self.second = Scorer.of(folder / "data", "confirm")
-        line, descriptor = open_pair()
+        self.scorer = Scorer.load(small_data(folder / "data"))
+        connection, descriptor = open_pair()
         self.run = socket.socket(fileno=descriptor)
-        self.said, self.sealed = SelfReport(Ticks()), []
-        self.delivery = Submission(folder / "model")
-        gate = EvaluationServer(
-            line, self.exam, self.said, self.delivery, lambda: 7.0, lambda: self.sealed.append(True), self.again
+        self.clock, self.sealed = TrainingClock(Ticks()), []
+        self.submission = Submission(folder / "model")
+        server = EvaluationServer(
+            connection,
+            self.scorer,
+            self.clock,
+            self.submission,
+            count_cpu_seconds=lambda: 7.0,
+            seal=lambda: self.sealed.append(True),
+            is_heldout_due=lambda val_bpb: val_bpb < 1,
         )
-        self.keeper = threading.Thread(target=gate.keep)
-        self.keeper.start()
-
-    def again(self, val_bpb):
-        """Whoever claims less than one bit per byte is asked again."""
-        return self.second if val_bpb < 1 else None
+        self.server = threading.Thread(target=server.serve)
+        self.server.start()
 
     def claim(self, nats):
-        claims = np.full(self.exam.shape, nats, dtype=np.float32)
+        claims = np.full(self.scorer.shape, nats, dtype=np.float32)
         self.say(f'{{"event": "claims", "bytes": {claims.nbytes}}}')
         self.run.sendall(claims.tobytes())
 
@@ -70,8 +72,8 @@ class Visit:
 
     def leave(self):
         self.run.close()
-        self.keeper.join(timeout=30)
-        assert not self.keeper.is_alive()
+        self.server.join(timeout=30)
+        assert not self.server.is_alive()
 
 
 @pytest.fixture
@@ -85,21 +87,21 @@ def test_shards_are_shown_when_they_are_due(visit):
     visit.say('{"event": "ready"}')
     message, found = visit.shown()
     assert b'"train"' in message
-    assert found == [visit.exam.training.read_bytes()]
+    assert found == [visit.scorer.train_file.read_bytes()]
     assert not visit.sealed
     visit.say(f'{{"event": "model", "bytes": 5, {MANNER}}}')
     visit.run.sendall(b"abcde")
     message, found = visit.shown()
     assert b'"val"' in message
-    assert found == [visit.exam.shard.read_bytes()]
+    assert found == [visit.scorer.rows_file.read_bytes()]
     assert visit.sealed == [True]
-    assert visit.delivery.model.read_bytes() == b"abcde"
+    assert visit.submission.model.read_bytes() == b"abcde"
     visit.claim(np.log(2))
     assert b'"thanks"' in visit.shown()[0]
-    visit.keeper.join(timeout=30)
-    assert visit.said.score == pytest.approx(1.0)
-    assert visit.delivery.confirmed is None
-    assert (visit.delivery.objection, visit.said.train_seconds > 0) == ("", True)
+    visit.server.join(timeout=30)
+    assert visit.submission.val_bpb == pytest.approx(1.0)
+    assert visit.submission.confirmed is None
+    assert (visit.submission.objection, visit.clock.seconds > 0) == ("", True)
 
 
 def evaluated(visit):
@@ -116,20 +118,20 @@ def evaluated(visit):
 def test_who_claims_something_that_counts_is_examined_on_fresh_text(visit):
     message, found = evaluated(visit)
     assert b'"confirm"' in message
-    assert found == [visit.second.shard.read_bytes()]
+    assert found == [visit.scorer.heldout.rows_file.read_bytes()]
     visit.claim(np.log(2) / 4)
     assert b'"thanks"' in visit.shown()[0]
-    assert visit.said.score == pytest.approx(0.5)
-    assert visit.delivery.confirmed == pytest.approx(0.25)
+    assert visit.submission.val_bpb == pytest.approx(0.5)
+    assert visit.submission.confirmed == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(("nats", "objection"), [(0.0, "nothing ever surprises"), (-1.0, "above 1"), (None, "")])
 def test_the_fresh_text_is_no_place_for_lies_either(visit, nats, objection):
     evaluated(visit)
     visit.say('{"event": "no"}') if nats is None else visit.claim(nats)
-    visit.keeper.join(timeout=30)
-    assert objection in visit.delivery.objection
-    assert visit.delivery.confirmed is None
+    visit.server.join(timeout=30)
+    assert objection in visit.submission.objection
+    assert visit.submission.confirmed is None
 
 
 def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
@@ -139,7 +141,7 @@ def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
     visit.run.settimeout(0.2)
     with pytest.raises(TimeoutError):
         visit.run.recv(1)
-    assert visit.said.score is None
+    assert visit.submission.val_bpb is None
 
 
 @pytest.mark.parametrize(
@@ -154,41 +156,44 @@ def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
 )
 def test_a_model_that_makes_no_sense(visit, header, words):
     visit.say(f'{{"event": "model", {header}}}')
-    with suppress(BrokenPipeError):  # the keeper may have left already
+    with suppress(BrokenPipeError):  # the server may have left already
         visit.run.sendall(b"x")
-    visit.keeper.join(timeout=30)
-    assert words in visit.delivery.objection
+    visit.server.join(timeout=30)
+    assert words in visit.submission.objection
     assert not visit.sealed
 
 
 def test_who_leaves_in_the_middle_has_delivered_nothing(visit):
     visit.say(f'{{"event": "model", "bytes": 99, {MANNER}}}')
     visit.leave()
-    assert (visit.delivery.settings, visit.delivery.objection, visit.sealed) == (None, "", [])
+    assert (visit.submission.settings, visit.submission.objection, visit.sealed) == (None, "", [])
 
 
-def test_a_line_is_cut_and_the_next_one_is_heard():
+def test_a_long_line_is_ignored_and_the_next_one_is_read():
     ours, theirs = socket.socketpair()
-    line = Connection(ours)
+    connection = Connection(ours)
     theirs.sendall(b"x" * (MAX_LINE + 5) + b'\n[]\n\xff\n{"event": 1}\n')
-    assert line.hear() == {"event": 1}
+    assert connection.receive() == {"event": 1}
+    theirs.sendall(b"12")
     theirs.close()
-    assert line.hear() is None
-    line.close()
-    line.hang_up()
+    with pytest.raises(ConnectionError):
+        connection.read_exactly(3)
+    assert connection.receive() is None
+    connection.close()
+    connection.shutdown()
 
 
 def test_answers_are_taken_apart_byte_by_byte(a_run):
-    line, answers = a_run
+    connection, answers = a_run
     with Path(__file__).open("rb") as file:
-        line.say({"event": "rows", "split": "some"}, show=[file], data=[b"12", b"345"])
+        connection.send({"event": "rows", "split": "some"}, files=[file], data=[b"12", b"345"])
     assert answers() == ["{'event': 'rows', 'split': 'some'}", "b'12345'", str(Path(__file__).stat().st_size)]
 
 
 @pytest.fixture
 def a_run():
     """Our end, and what a real process at the other end makes of it."""
-    line, theirs = open_pair()
+    connection, theirs = open_pair()
     program = (
         "import os; from prepare import channel; print(channel.receive()); print(channel.take(5));"
         "print(os.fstat(channel.shard('some')).st_size)"
@@ -202,12 +207,12 @@ def a_run():
         def said():
             return process.communicate(timeout=60)[0].splitlines()
 
-        yield line, said
-    line.close()
+        yield connection, said
+    connection.close()
 
 
 def test_by_hand_there_is_nobody_to_ask(tmp_path):
-    folder = data(tmp_path / "data")
+    folder = small_data(tmp_path / "data")
     program = "from prepare.shards import open_rows; from prepare import channel; channel.ready();"
     program += "print(channel.answers(), open_rows('train').shape[1], open_rows('val').shape[1])"
     env = {"NIGHTSHIFT_DATA": str(folder), "PYTHONPATH": str(ROOT)}

@@ -10,15 +10,18 @@ import pytest
 from orchestrator.core.events import Granted, Scored
 from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.lab.executor import LocalExecutor, describe_profile
-from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
+from orchestrator.lab.sandbox.base import NoSandbox
+from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
 from prepare import profiles
 from prepare.machine import Gpu
 from prepare.manifest import BudgetAmount, Manifest
+from tests.small import small_data
 from tests.test_repo import git, project
-from tests.test_runner import HONEST
+from tests.test_runner import HONEST, UNAUDITED
 
 SCRIPT = f"DEPTH = 8  # 1..12 – blocks\nprint('depth', DEPTH)\n{HONEST}"
 
@@ -35,7 +38,8 @@ def bench(tmp_path):
         texts[compute_digest(text)] = text
         return compute_digest(text)
 
-    runner = Runner(session, tmp_path, list_slots(1, session, cores=2), RunLimits(wall=60, cpu=60, free_disk=1), put)
+    limits, scorer = RunLimits(wall=60, cpu=60, free_disk=1), Scorer.load(small_data(tmp_path / "data"))
+    runner = Runner(session, list_slots(1, session, cores=2), limits, scorer, NoSandbox(), put)
     return LocalExecutor(Repo(folder / "train.py", "may"), runner, put, profiles.CPU), texts, folder
 
 
@@ -49,9 +53,9 @@ async def test_a_small_night(bench):
     assert git(folder, "log", "-1", "--format=%s", "research/may") == "fit the baseline to the cpu profile"
     source = base.replace("1.25", "1.125")
     await lab.commit(1, fitted.commit, source, "candidate 1: try")
-    outcome = await lab.train(Granted(experiment=1, run=1, slot=0, seed=5), source)
+    outcome = await lab.train(Granted(experiment=1, run=1, slot=0, seed=5, plan=UNAUDITED), source)
     assert isinstance(outcome, Scored)
-    assert outcome.val_bpb == 1.125
+    assert outcome.val_bpb == pytest.approx(1.125, abs=1e-6)
     assert texts[outcome.log].startswith("depth 3\nwarming up")
     kept = await lab.promote(1, fitted.commit, source, "try\n\nExperiment: 1\n")
     assert git(folder, "rev-parse", "research/may") == kept

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.lab import guardian
 from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
+from tests.small import small_data
 
 SCRIPTS = Path(__file__).parent / "scripts"
 ROOT = Path(__file__).parent.parent
@@ -50,15 +51,15 @@ def alive(pid):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "data").mkdir()
+    small_data(tmp_path / "data")
     return tmp_path
 
 
 def noted(folder):
     """The process ids that the hostile script and its daemons have noted, once all three are there."""
     names = ("trainer", "tagged", "nameless")
-    eventually(lambda: all((folder / "data" / name).exists() for name in names))
-    return [int((folder / "data" / name).read_text()) for name in names]
+    eventually(lambda: all((folder / name).exists() for name in names))
+    return [int((folder / name).read_text()) for name in names]
 
 
 def report(process):
@@ -81,7 +82,6 @@ def test_it_measures_the_whole_tree():
     hungry = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'b = bytearray(200 << 20)'])"
     found, _ = report(guarded(sys.executable, "-c", hungry))
     assert found["peak_mb"] > 200
-    assert found["cpu"] > 0
 
 
 def test_it_says_when_there_is_no_such_command():
@@ -129,7 +129,7 @@ def test_signals_do_not_make_it_leave_its_post():
 
 def test_daemons_end_with_the_command(folder):
     process = guarded(sys.executable, SCRIPTS / "daemons.py", env={"NIGHTSHIFT_DATA": str(folder / "data")})
-    pids = noted(folder)
+    pids = noted(folder / "data")
     os.kill(pids[0], signal.SIGKILL)
     found, _ = report(process)
     assert (found["status"], found["left"]) == (-signal.SIGKILL, 0)
@@ -140,7 +140,7 @@ def orchestrator(folder):
     """A process that runs the hostile script, and the ids of what it started."""
     command = [sys.executable, SCRIPTS / "one_run.py", folder, SCRIPTS / "daemons.py"]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
-    pids = noted(folder)
+    pids = noted(folder / "runs/7-2/work/data")
     assert all(alive(pid) for pid in pids)
     return process, pids
 

@@ -1,4 +1,4 @@
-"""What a run prints and says, as it is read: the log, the steps, the summary, the score."""
+"""What a run prints, as it is read: the log, the steps, the summary, and reasons to stop it."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, SessionProfile
 from orchestrator.lab import failures
+from orchestrator.lab.failures import Prune
+from orchestrator.lab.limits import RunLimits, set_limits
 from orchestrator.lab.log import (
     HEAD,
     MAX_LINE,
@@ -21,8 +23,7 @@ from orchestrator.lab.log import (
     Transcript,
     parse_progress,
 )
-from orchestrator.lab.monitor import RunLimits, RunMonitor, set_limits
-from orchestrator.lab.scoring.server import SelfReport
+from orchestrator.lab.monitor import RunMonitor, TrainingClock
 
 UPSTREAM = (
     "\rstep 00123 (45.6%) | loss: 3.210000 | lrm: 1.00 | dt: 310ms | tok/sec: 1,690,123 | mfu: 39.8% | epoch: 1 | "
@@ -66,7 +67,7 @@ def line(number, percent, loss):
     return f"step {number:05d} ({percent:.1f}%) | loss: {loss} | lrm: 1.00 | tok/sec: 1,000\n".encode()
 
 
-def watch_over(clock, **limit):
+def monitor_run(clock, **limit):
     return RunMonitor(RunLimits(**{"wall": 1000.0, "cpu": 1000.0, **limit}), clock)
 
 
@@ -135,123 +136,94 @@ def test_a_curve_is_thinned_evenly(length):
     assert len(gaps) <= 1
 
 
-def test_the_summary_is_read_and_its_score_is_not():
-    watch = watch_over(Clock())
-    watch.output(UPSTREAM.encode() + SUMMARY.encode())
-    measures = watch.metrics(peak_mb=None)
+def test_the_summary_is_read():
+    monitor = monitor_run(Clock())
+    monitor.feed(UPSTREAM.encode() + SUMMARY.encode())
+    measures = monitor.summarize(peak_mb=None)
     assert (measures.steps, measures.tokens, measures.parameters) == (953, 499_600_000, 50_300_000)
-    assert (measures.memory_mb, watch.metrics(peak_mb=606.0).memory_mb) == (45060.2, 606.0)
-    assert watch.said.score is None
+    assert (measures.memory_mb, monitor.summarize(peak_mb=606.0).memory_mb) == (45060.2, 606.0)
 
 
 def test_without_a_summary_the_last_line_and_the_system_must_do():
-    watch = watch_over(Clock())
-    watch.output(line(7, 3.0, 4.5))
-    measures = watch.metrics(peak_mb=321.0)
+    monitor = monitor_run(Clock())
+    monitor.feed(line(7, 3.0, 4.5))
+    measures = monitor.summarize(peak_mb=321.0)
     assert (measures.steps, measures.memory_mb) == (7, 321.0)
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "1e999", "-5", "1e300"])
 def test_a_summary_of_nonsense_stays_a_number_that_can_be_stored(value):
-    watch = watch_over(Clock())
-    watch.output(f"---\nnum_steps: {value}\ntotal_tokens_M: {value}\npeak_vram_mb: {value}\n".encode())
-    assert json.loads(watch.metrics(None).model_dump_json())["tokens"] >= 0
+    monitor = monitor_run(Clock())
+    monitor.feed(f"---\nnum_steps: {value}\ntotal_tokens_M: {value}\npeak_vram_mb: {value}\n".encode())
+    assert json.loads(monitor.summarize(None).model_dump_json())["tokens"] >= 0
 
 
-def test_the_clock_runs_from_ready_to_score():
-    clock = Clock()
-    said = SelfReport(clock)
-    clock.now += 10
-    said.feed(b'{"event": "rea')
-    said.feed(b'dy"}\n{"event": "ready"}\n')
-    clock.now += 5
-    assert said.train_seconds == 5.0
-    said.feed(b'{"event": "score", "val_bpb": 1.25, "tokens": 7, "bytes": 9}\n')
-    clock.now += 5
-    said.feed(b'{"event": "ready"}\n{"event": "score", "val_bpb": 0.5}\n')
-    assert (said.train_seconds, said.score) == (5.0, 1.25)
-
-
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "0", "-1", "1" + "0" * 400])
-def test_a_score_is_finite_and_positive(value):
-    said = SelfReport(Clock())
-    said.feed(f'{{"event": "score", "val_bpb": {value}}}\n'.encode())
-    assert (said.val_bpb is None, said.score) == (False, None)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"\xff\n", b"[" * 4000 + b"\n", b"7\n", b"{}\n", b'{"event": "score"}\n', b"9" * 4090 + b"\n", b"\n"],
-)
-def test_nonsense_on_the_line_is_ignored(data):
-    said = SelfReport(Clock())
-    said.feed(data + b'{"event": "score", "val_bpb": null}\n' + data)
-    said.feed(b'{"event": "score", "val_bpb": 2.5}\n')
-    assert said.score == 2.5
-
-
-def test_an_endless_line_takes_no_memory():
-    said = SelfReport(Clock())
-    for _ in range(100):
-        said.feed(b"x" * 65536)
-        assert len(said.open) < 5000
-    said.feed(b'\n{"event": "score", "val_bpb": 2.5}\n')
-    assert said.score == 2.5
+def test_the_clock_runs_from_start_to_stop():
+    time = Clock()
+    clock = TrainingClock(time)
+    time.now += 10
+    assert (clock.seconds, clock.is_running) == (0.0, False)
+    clock.start()
+    time.now += 5
+    assert (clock.seconds, clock.is_running) == (5.0, True)
+    clock.stop()
+    time.now += 5
+    assert (clock.seconds, clock.is_running) == (5.0, False)
 
 
 @pytest.mark.parametrize(("loss", "words"), [("nan", "became nan"), ("inf", "became inf"), ("30.0", "exploded to 30")])
-def test_a_hopeless_loss_ends_a_run_at_once(loss, words):
-    watch = watch_over(Clock())
-    watch.output(line(1, 1, 7.6) + line(2, 2, loss) + line(3, 3, 5.0))
-    assert watch.fault.kind == "NaN"
-    assert words in watch.fault.message
-    assert all(point.loss < 100 for point in watch.curve.points)
+def test_an_impossible_loss_ends_a_run_at_once(loss, words):
+    monitor = monitor_run(Clock())
+    monitor.feed(line(1, 1, 7.6) + line(2, 2, loss) + line(3, 3, 5.0))
+    assert monitor.stop_reason.kind == "NaN"
+    assert words in monitor.stop_reason.message
+    assert all(point.loss < 100 for point in monitor.curve.points)
 
 
 def test_silence_is_a_hang_only_between_ready_and_the_last_steps():
     clock = Clock()
-    watch = watch_over(clock, quiet=60.0, quiet_steps=10.0)
+    monitor = monitor_run(clock, quiet=60.0, quiet_steps=10.0)
     clock.now += 500  # compiling
-    watch.said.feed(b'{"event": "ready"}\n')
-    assert watch.fault is None
+    monitor.clock.start()
+    assert monitor.stop_reason is None
     for number in range(4):
         clock.now += 8
-        watch.output(line(number, number, 5.0))
+        monitor.feed(line(number, number, 5.0))
     clock.now += 79
-    assert watch.fault is None
+    assert monitor.stop_reason is None
     clock.now += 2
-    assert watch.fault.kind == "hang"
-    watch.output(line(99, 98.5, 4.0))
+    assert monitor.stop_reason.kind == "hang"
+    monitor.feed(line(99, 98.5, 4.0))
     clock.now += 300  # evaluating
-    assert watch.fault is None
+    assert monitor.stop_reason is None
 
 
 def test_without_any_step_the_silence_counts_from_ready():
     clock = Clock()
-    watch = watch_over(clock, quiet=60.0)
-    watch.said.feed(b'{"event": "ready"}\n')
+    monitor = monitor_run(clock, quiet=60.0)
+    monitor.clock.start()
     clock.now += 61
-    assert watch.fault.kind == "hang"
+    assert monitor.stop_reason.kind == "hang"
 
 
 def test_the_deadline_counts_from_the_start():
     clock = Clock()
-    watch = watch_over(clock, wall=10.0)
+    monitor = monitor_run(clock, wall=10.0)
     clock.now += 11
-    assert watch.fault.kind == "timeout"
+    assert monitor.stop_reason.kind == "timeout"
 
 
 def test_progress_is_told_as_it_comes():
     clock, told = Clock(), []
-    watch = RunMonitor(RunLimits(wall=9.0, cpu=9.0), clock, lambda point, rate: told.append((point, rate)))
-    watch.said.feed(b'{"event": "ready"}\n')
+    monitor = RunMonitor(RunLimits(wall=9.0, cpu=9.0), clock, lambda point, rate: told.append((point, rate)))
+    monitor.clock.start()
     clock.now += 2
-    watch.output(line(1, 50.0, 3.5))
+    monitor.feed(line(1, 50.0, 3.5))
     assert told == [(Point(seconds=2.0, progress=0.5, loss=3.5), 1000.0)]
 
 
 @pytest.mark.parametrize(
-    ("losses", "control_run", "prune_at", "pruned"),
+    ("losses", "control_run", "would_prune_at", "pruned"),
     [
         ([5.0, 4.0, 3.0, 2.5], False, None, False),
         ([5.0, 4.6, 4.4, 4.2], False, 0.5, True),
@@ -259,18 +231,16 @@ def test_progress_is_told_as_it_comes():
         ([5.0, 4.0, 4.4, 4.2], False, 0.75, True),
     ],
 )
-def test_a_run_that_is_far_behind_is_pruned(losses, control_run, prune_at, pruned):
-    thresholds = (PruningThreshold(progress=0.5, loss=4.5), PruningThreshold(progress=0.75, loss=4.0))
-    plan = EvaluationPlan(
-        audit=2.0, confirmed=False, incumbent=0, pruning_thresholds=thresholds, control_run=control_run
-    )
-    watch = RunMonitor(RunLimits(wall=9.0, cpu=9.0), Clock(), plan=plan)
-    watch.said.feed(b'{"event": "ready"}\n')
+def test_a_run_that_is_far_behind_is_pruned(losses, control_run, would_prune_at, pruned):
+    bounds = (PruningThreshold(progress=0.5, loss=4.5), PruningThreshold(progress=0.75, loss=4.0))
+    terms = EvaluationPlan(audit=2.0, confirmed=False, incumbent=0, pruning_thresholds=bounds, control_run=control_run)
+    monitor = RunMonitor(RunLimits(wall=9.0, cpu=9.0), Clock(), plan=terms)
+    monitor.clock.start()
     for number, loss in enumerate(losses, 1):
-        watch.output(line(number, 25 * number, loss))
-    assert watch.would_prune_at == prune_at
-    assert bool(watch.pruned) == pruned
-    assert not pruned or f"after {prune_at:.0%} of its budget" in watch.pruned
+        monitor.feed(line(number, 25 * number, loss))
+    assert monitor.would_prune_at == would_prune_at
+    assert isinstance(monitor.stop_reason, Prune) == pruned
+    assert not pruned or f"after {would_prune_at:.0%} of its budget" in monitor.stop_reason.message
 
 
 def test_limits_leave_room_for_a_slow_candidate():
@@ -320,10 +290,9 @@ def test_a_message_is_short():
 
 
 def test_random_bytes_do_no_harm():
-    watch = watch_over(Clock())
+    monitor = monitor_run(Clock())
     for _ in zip(range(200), count(), strict=False):
         data = os.urandom(1000)
-        watch.output(data)
-        watch.said.feed(data)
-    watch.close()
-    assert failures.classify_failure(1, watch.transcript.log.text).kind
+        monitor.feed(data)
+    monitor.close()
+    assert failures.classify_failure(1, monitor.transcript.log.text).kind

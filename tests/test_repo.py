@@ -68,8 +68,8 @@ def dirty(folder):
 
 def night(repo):
     """The refs of a little night: a baseline, a candidate, a keep."""
-    base = repo.commit(0, repo.head(), "LR = 2\n", "fit")
-    repo.begin(base)
+    base = repo.commit(0, repo.get_head(), "LR = 2\n", "fit")
+    repo.create_branch(base)
     candidate = repo.commit(1, base, "LR = 3\n", "candidate 1")
     return base, candidate, repo.promote(base, "LR = 3\n", "better")
 
@@ -87,11 +87,11 @@ def test_a_night_leaves_work_tree_and_index_as_they_were(folder, repo):
 
 def test_only_the_script_changes(folder, repo):
     base, _, kept = night(repo)
-    assert git(folder, "diff", "--raw", "--name-only", repo.head(), kept) == "train.py"
+    assert git(folder, "diff", "--raw", "--name-only", repo.get_head(), kept) == "train.py"
     assert git(folder, "ls-tree", "-r", "-z", kept).split("\0")[0].startswith("100644")
     assert "100755" in git(folder, "ls-tree", kept, "run.sh")
-    assert repo.source(kept) == "LR = 3\n"
-    assert repo.source(base) == "LR = 2\n"
+    assert repo.read_source(kept) == "LR = 3\n"
+    assert repo.read_source(base) == "LR = 2\n"
 
 
 def test_on_a_detached_head_without_an_identity(folder):
@@ -99,7 +99,7 @@ def test_on_a_detached_head_without_an_identity(folder):
     repo = Repo(folder / "train.py", "may")
     _, _, kept = night(repo)
     assert git(folder, "log", "-1", "--format=%an %cn", kept) == "Nightshift Nightshift"
-    assert git(folder, "rev-parse", "HEAD") == repo.head()
+    assert git(folder, "rev-parse", "HEAD") == repo.get_head()
 
 
 def test_doing_it_again_after_a_crash_changes_nothing(folder, repo):
@@ -107,14 +107,14 @@ def test_doing_it_again_after_a_crash_changes_nothing(folder, repo):
     refs = git(folder, "for-each-ref")
     again = Repo(folder / "train.py", "may")
     again.unlock()
-    base = again.commit(0, again.head(), "LR = 2\n", "fit")
+    base = again.commit(0, again.get_head(), "LR = 2\n", "fit")
     assert (base, again.commit(1, base, "LR = 3\n", "candidate 1")) == first[:2]
     assert again.promote(base, "LR = 3\n", "better") == first[2]
     assert git(folder, "for-each-ref") == refs
 
 
 def test_another_candidate_of_the_same_experiment_gets_its_own_ref(folder, repo):
-    head = repo.head()
+    head = repo.get_head()
     commits = [repo.commit(7, head, source, "candidate") for source in ("a\n", "b\n", "c\n", "b\n")]
     assert commits[3] == commits[1]
     refs = git(folder, "for-each-ref", "--format=%(refname) %(objectname)", "refs/nightshift/may").splitlines()
@@ -125,37 +125,37 @@ def test_another_candidate_of_the_same_experiment_gets_its_own_ref(folder, repo)
 
 def test_a_branch_that_somebody_moved_is_not_touched(folder, repo):
     base, _, kept = night(repo)
-    with pytest.raises(RepoError, match="moved by somebody else"):
+    with pytest.raises(RepoError, match="moved by another program"):
         repo.promote(base, "LR = 4\n", "late")
     assert git(folder, "rev-parse", "research/may") == kept
     with pytest.raises(RepoError, match="exists already"):
-        repo.begin(base)
+        repo.create_branch(base)
 
 
 def test_text_survives_byte_for_byte(repo):
     text = 'NAME = "Δ→é"\r\n\n\n# no newline at the end'
-    assert repo.source(repo.commit(1, repo.head(), text, "Δ\n\nσ = 1")) == text
+    assert repo.read_source(repo.commit(1, repo.get_head(), text, "Δ\n\nσ = 1")) == text
 
 
 def test_edits_that_are_not_committed_are_part_of_the_baseline(folder, repo):
     dirty(folder)
-    assert repo.baseline() == "LR = 1  # edited\n"
+    assert repo.read_baseline() == "LR = 1  # edited\n"
     (folder / "train.py").unlink()
-    assert repo.baseline() == "LR = 1\n"
+    assert repo.read_baseline() == "LR = 1\n"
 
 
 def test_a_script_in_a_subfolder(tmp_path):
     folder = project(tmp_path, "deep/down/train.py")
     repo = Repo(folder / "deep/down/train.py", "may")
-    assert repo.source(night(repo)[2]) == "LR = 3\n"
-    assert git(folder, "diff", "--name-only", repo.head(), "research/may") == "deep/down/train.py"
+    assert repo.read_source(night(repo)[2]) == "LR = 3\n"
+    assert git(folder, "diff", "--name-only", repo.get_head(), "research/may") == "deep/down/train.py"
 
 
 def test_a_script_that_was_never_committed(folder):
     repo = Repo(folder / "mine.py", "may")
     (folder / "mine.py").write_text("LR = 9\n")
-    commit = repo.commit(0, repo.head(), repo.baseline(), "fit")
-    assert repo.source(commit) == "LR = 9\n"
+    commit = repo.commit(0, repo.get_head(), repo.read_baseline(), "fit")
+    assert repo.read_source(commit) == "LR = 9\n"
 
 
 def test_no_setting_of_the_repository_starts_a_program(folder, repo):
@@ -179,7 +179,7 @@ def test_git_variables_of_the_caller_do_not_lead_astray(folder, tmp_path_factory
     other = project(tmp_path_factory.mktemp("other"))
     program = (
         "import sys; from pathlib import Path; from orchestrator.lab.repo import Repo;"
-        "repo = Repo(Path(sys.argv[1]), 'may'); print(repo.commit(1, repo.head(), 'x = 1', 'note'))"
+        "repo = Repo(Path(sys.argv[1]), 'may'); print(repo.commit(1, repo.get_head(), 'x = 1', 'note'))"
     )
     strays = {"GIT_DIR": f"{other}/.git", "GIT_INDEX_FILE": f"{other}/.git/index", "GIT_WORK_TREE": str(other)}
     stray = os.environ | strays
@@ -221,8 +221,8 @@ def test_bad_repositories_are_told_in_one_line(tmp_path, folder):
     cases = {
         "is not a folder": lambda: Repo(folder / "no/train.py", "may"),
         "not in a git repository": lambda: Repo(alone, "may"),
-        "no commit yet": lambda: Repo(empty / "train.py", "may").head(),
-        "does not exist": lambda: Repo(folder / "typo.py", "may").baseline(),
+        "no commit yet": lambda: Repo(empty / "train.py", "may").get_head(),
+        "does not exist": lambda: Repo(folder / "typo.py", "may").read_baseline(),
         "another session name": lambda: Repo(folder / "train.py", "a..b"),
     }
     for words, broken in cases.items():

@@ -10,23 +10,29 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.core.events import Aborted, Crashed, Granted, Scored
+from orchestrator.core.events import Aborted, Crashed, EvaluationPlan, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
-from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.runner import Runner
-from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.sandbox.base import Command, NoSandbox
+from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
+from tests.small import small_data
 
 LIMITS = RunLimits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20)
-GRANTED = Granted(experiment=7, run=2, slot=0, seed=123)
-HONEST = '''
-from prepare.channel import ready, score
+UNAUDITED = EvaluationPlan(audited_below=0.0, confirmed=False, incumbent=0)
+GRANTED = Granted(experiment=7, run=2, slot=0, seed=123, plan=UNAUDITED)
+SCRIPTS = Path(__file__).parent / "scripts"
+PROTOCOL = (SCRIPTS / "protocol.py").read_text()
+HONEST = (
+    PROTOCOL
+    + '''
 print("warming up")
-ready()
+channel.ready()
 for i in range(10):
     print(f"step {i:05d} ({10 * i:.1f}%) | loss: {6 - 0.1 * i:.6f} | lrm: 1.00 | dt: 3ms | tok/sec: 12,345 | mfu: 1.0%")
-score(1.25, tokens=100, nbytes=300)
+finish(1.25)
 print("""---
 val_bpb:          0.5
 peak_vram_mb:     0.0
@@ -34,23 +40,24 @@ total_tokens_M:   0.5
 num_steps:        10
 num_params_M:     1.5""")
 '''
+)
 
 
 class Bench:
     """A runner in a folder of its own, and the logs it stored."""
 
     def __init__(self, folder):
-        (folder / "data").mkdir()
+        self.scorer = Scorer.load(small_data(folder / "data"))
         self.folder, self.logs, self.told = folder, {}, []
 
     def runner(self, sandbox=None, slot=None, **limit):
         return Runner(
             self.folder,
-            self.folder / "data",
             [slot or Slot(self.folder / "slot.lock", threads=2)],
             replace(LIMITS, **limit),
+            self.scorer,
+            sandbox or NoSandbox(),
             self.put,
-            sandbox=sandbox,
             on_point=lambda granted, point, rate: self.told.append((granted.experiment, point, rate)),
         )
 
@@ -73,10 +80,11 @@ def bench(tmp_path):
     return Bench(tmp_path.resolve())
 
 
-async def test_a_score_is_what_is_said_on_the_line_and_not_what_is_printed(bench):
+async def test_a_score_is_what_is_claimed_and_not_what_is_printed(bench):
     outcome = await bench.run(HONEST)
     assert isinstance(outcome, Scored)
-    assert (outcome.experiment, outcome.run, outcome.val_bpb, outcome.tier) == (7, 2, 1.25, "none")
+    assert (outcome.experiment, outcome.run, outcome.tier) == (7, 2, "none")
+    assert outcome.val_bpb == pytest.approx(1.25, abs=1e-6)
     assert (outcome.metrics.steps, outcome.metrics.tokens, outcome.metrics.parameters) == (10, 500_000, 1_500_000)
     assert 0 < outcome.metrics.train_seconds < outcome.metrics.total_seconds
     assert outcome.metrics.memory_mb > 1
@@ -100,9 +108,11 @@ async def test_a_score_is_what_is_said_on_the_line_and_not_what_is_printed(bench
         ("print('FAIL: loss is nan at step 3'); exit(1)", "NaN", "step 3"),
         ("print('step 00003 (1.0%) | loss: nan | lrm: 1.0'); import time; time.sleep(600)", "NaN", "became nan"),
         ("print('val_bpb: 0.9')", "other", "without a score"),
-        ("from prepare.channel import score; score(float('nan'), 1, 1)", "NaN", "val_bpb is nan"),
-        ("from prepare.channel import score; score(-1.0, 1, 1)", "NaN", "val_bpb is -1.0"),
-        ("from prepare.channel import score; score(1.0, 1, 1); exit(4)", "other", "exit code 4"),
+        ("from prepare.channel import score; score(1.0, tokens=1, nbytes=1)", "other", "without a score"),
+        (f"{PROTOCOL}\nchannel.ready(); finish(float('nan'))", "disqualified", "no numbers"),
+        (f"{PROTOCOL}\nchannel.ready(); finish(float('inf'))", "NaN", "val_bpb is inf"),
+        (f"{PROTOCOL}\nchannel.ready(); finish(-1.0)", "disqualified", "above 1"),
+        (f"{PROTOCOL}\nchannel.ready(); finish(1.0); exit(4)", "other", "exit code 4"),
     ],
 )
 async def test_a_failure_is_a_value(bench, source, kind, words):
@@ -174,7 +184,7 @@ print("line", os.environ["NIGHTSHIFT_FD"])
 
 
 def test_nothing_of_ours_is_seen(bench):
-    program = Path(__file__).parent / "scripts/one_run.py"
+    program = SCRIPTS / "one_run.py"
     (bench.folder / "spy.py").write_text(SPY + HONEST)
     done = subprocess.run(
         [sys.executable, program, bench.folder, bench.folder / "spy.py"],
@@ -200,7 +210,7 @@ def test_nothing_of_ours_is_seen(bench):
         *["PYTHONUNBUFFERED", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"],
     ]
     assert descriptors.split()[1:] == line.split()[1:]
-    assert folder == "folder tmp train.py True ''"
+    assert folder == "folder data tmp train.py True ''"
     assert (secrets, seed, kind) == ("secrets False False", "seed 123 2", "scored")
 
 
@@ -211,15 +221,15 @@ async def test_a_gpu_is_seen_where_the_slot_has_one(bench):
 
 
 async def test_cancelling_ends_every_process(bench):
-    daemons = (Path(__file__).parent / "scripts/daemons.py").read_text()
-    task = asyncio.create_task(bench.run(daemons))
-    noted = [bench.folder / "data" / name for name in ("trainer", "tagged", "nameless")]
+    task = asyncio.create_task(bench.run((SCRIPTS / "daemons.py").read_text()))
+    noted = [bench.folder / "runs/7-2/work/data" / name for name in ("trainer", "tagged", "nameless")]
     while not all(path.exists() for path in noted):
         await asyncio.sleep(0.02)
+    pids = [int(path.read_text()) for path in noted]
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not any(psutil.pid_exists(int(path.read_text())) for path in noted)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
     assert not list((bench.folder / "runs").iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The ladder: a sandbox is used for what it prevents, and nothing is trained where none prevents enough."""
+"""A sandbox is used for what it prevents, and nothing is trained where none prevents enough."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_no_sandbox_prevents_nothing():
     found = select.self_check(NoSandbox())
     for deed in (
         "read outside",
-        "read what it is examined on",
+        "read held-out text",
         "connect",
         "read other processes",
         "leave something in memory",

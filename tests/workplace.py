@@ -1,15 +1,15 @@
-"""A user's folder: a git repository with a tiny train.py, and prepared data that nobody reads."""
+"""A user's folder: a git repository with a tiny train.py, and small data."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from prepare.manifest import MANIFEST_FILE, BudgetAmount, Manifest
+from tests.small import small_data
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ROOT / "tests/scripts/tiny_train.py"
+SCRIPTS = ROOT / "tests/scripts"
+TINY = "".join((SCRIPTS / name).read_text() for name in ("protocol.py", "tiny_train.py"))
 
 
 def git(folder: Path, *words: str) -> str:
@@ -18,28 +18,15 @@ def git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def workplace(folder: Path, script: Path = TINY) -> Path:
+def workplace(folder: Path) -> Path:
     """The folder, made: train.py committed, data/ and sessions/ ignored."""
     folder.mkdir()
-    shutil.copy(script, folder / "train.py")
+    (folder / "train.py").write_text(TINY)
     (folder / ".gitignore").write_text("/data/\n/sessions/\n/musings/\n")
     git(folder, "init", "-q", "-b", "main")
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "begin")
-    (folder / "data").mkdir()
-    manifest = Manifest(
-        profile="cpu",
-        corpus="none",
-        corpus_sha256="0" * 64,
-        seq_len=8,
-        vocab_size=16,
-        eval_tokens=8,
-        budget=BudgetAmount(kind="work", amount=1.0, seconds=0.2),
-        rows={},
-        files={},
-        versions={},
-    )
-    (folder / "data" / MANIFEST_FILE).write_text(manifest.to_json())
+    small_data(folder / "data")
     return folder
 
 

@@ -104,10 +104,10 @@ class Preflight:
         script = self.paths.script
         if self.state and self.state.baseline_commit:
             commit = self.state.parent.commit
-            self.repo.source(commit)
+            self.repo.read_source(commit)
             return f"{script} in its repository, at {commit[:10]}"
-        self.repo.baseline()
-        return f"{script} in its repository, at {self.repo.head()[:10]}"
+        self.repo.read_baseline()
+        return f"{script} in its repository, at {self.repo.get_head()[:10]}"
 
     def _describe_session(self) -> str:
         if not self.is_new:

@@ -66,7 +66,7 @@ def start_night(night: Preflight, options: NightOptions) -> State:
                 seed=random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed,
                 repairs=REPAIRS if prompts else 0,
                 reflect_every=prompts["reflector"].settings.cadence if prompts else 1,
-                commit=night.repo.head(),
+                commit=night.repo.get_head(),
                 profile=describe_profile(night.manifest),
                 prompts={agent: session.put(prompt.text) for agent, prompt in prompts.items()},
                 versions={"python": python_version()} | {package: version(package) for package in PACKAGES},

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -13,8 +12,8 @@ import psutil
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.core.state import State
-from orchestrator.lab import monitor
 from orchestrator.lab.executor import LocalExecutor
+from orchestrator.lab.limits import set_limits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
@@ -24,6 +23,7 @@ from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
 from prepare import profiles
+from prepare.locks import LockedError, hold_lock
 from prepare.machine import list_gpus
 from subagents.prompts import Prompt, parse_prompt
 
@@ -44,7 +44,7 @@ def run_session(session: Session, night: Preflight) -> State:
     runner = _build_runner(session, night, observers)
     repo.unlock()
     if session.state.baseline_commit and not repo.find_branch():  # a fork, or an interrupted one
-        repo.begin(session.state.parent.commit)
+        repo.create_branch(session.state.parent.commit)
     runner.reap()
     lab = LocalExecutor(repo, runner, session.put, profiles.from_manifest(night.manifest))
     with observers:
@@ -64,14 +64,12 @@ def _build_runner(session: Session, night: Preflight, observers: "Observers") ->
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return Runner(
         folder,
-        data,
         list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else []),
-        monitor.set_limits(started.profile, cores),
+        set_limits(started.profile, cores),
+        Scorer.load(data),
+        night.sandbox,
         session.put,
-        sandbox=night.sandbox,
-        exam=Scorer.of(data),
-        second=Scorer.of(data, "confirm"),
-        on_point=observers.progress,
+        observers.progress,
     )
 
 
@@ -118,14 +116,11 @@ def _build_optimizer(log: Session | Tape) -> "Optimizer":
 @contextlib.contextmanager
 def lock_session(folder: Path) -> Generator[None]:
     """Hold the session, so that no other process runs it. Raises UsageError."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f".{folder.name}.lock").open("w")
-    except OSError as error:
-        raise UsageError(f"{folder.parent} cannot be written: {error.strerror}") from error
-    with lock as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(hold_lock(folder.parent / f".{folder.name}.lock"))
+        except LockedError:
             raise UsageError(f"{folder.name} is running already, in another process") from None
+        except OSError as error:
+            raise UsageError(f"{folder.parent} cannot be written: {error.strerror}") from error
         yield

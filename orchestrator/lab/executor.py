@@ -1,4 +1,4 @@
-"""The lab of one session: candidates become commits, runs become outcomes, what is kept moves the branch."""
+"""Executes a session on this machine: candidates become commits, runs become outcomes, keeps move the branch."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from prepare import profiles
 from prepare.manifest import Manifest
 
 STARTUP = {"work": 15.0, "time": 60.0}
-"""Seconds for imports, warm-up and evaluation, on top of a run's training; on a GPU everything is compiled, too."""
+"""Seconds for imports, warm-up and evaluation beside the training; on GPUs, whose budget is time, for compilation."""
 
 
 def describe_profile(manifest: Manifest) -> SessionProfile:
-    """What the session needs to know of the prepared data."""
+    """Return what a session records of the prepared data."""
     budget = manifest.budget
     return SessionProfile(
         name=manifest.profile,
@@ -40,8 +40,8 @@ class LocalExecutor:
     profile: profiles.Profile
 
     async def commit_baseline(self) -> BaselineCommitted:
-        """Commit the baseline and begin the branch. Raises RepoError."""
-        commit, source = await asyncio.to_thread(self._fit)
+        """Commit the baseline and create the branch. Raises RepoError."""
+        commit, source = await asyncio.to_thread(self._commit_baseline)
         return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
@@ -53,10 +53,10 @@ class LocalExecutor:
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
         return await asyncio.to_thread(self.repo.promote, parent, source, message)
 
-    def _fit(self) -> tuple[str, str]:
-        head, found = self.repo.head(), self.repo.baseline()
-        source = profiles.apply_to_script(found, self.profile)
-        note = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
-        commit = self.repo.commit(0, head, source, note)
-        self.repo.begin(commit)
+    def _commit_baseline(self) -> tuple[str, str]:
+        head = self.repo.get_head()
+        source = profiles.apply_to_script(self.repo.read_baseline(), self.profile)
+        message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
+        commit = self.repo.commit(0, head, source, message)
+        self.repo.create_branch(commit)
         return commit, source

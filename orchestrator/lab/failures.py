@@ -1,4 +1,4 @@
-"""Why a run failed, in one of a few words, and the line of its log that says so."""
+"""Why a run did not count: a failure of one of a few kinds, or an early end by pruning."""
 
 import re
 import signal
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from orchestrator.core.events import FailureKind
 from orchestrator.lab.log import parse_progress
 
-MESSAGE = 300
+MAX_MESSAGE = 300
 """Characters of a message."""
-NEAR = 200
-"""How many of the log's last lines are searched for a reason."""
+SEARCHED = 200
+"""Last lines of a log that are searched for a reason."""
 
 _ERROR = re.compile(r"[A-Za-z_]?[\w.]*(?:Error|Exception|Interrupt|Iteration|Exit)(?::|$)|Fatal Python error|error: ")
-_WORDS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
+_PATTERNS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
     (
         "out of device memory",
         re.compile(r"OutOfMemoryError|(?:CUDA|HIP|MPS)\b.*out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
@@ -28,16 +28,23 @@ _WORDS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What went wrong with a run."""
+    """A failure that is the candidate's own."""
 
     kind: FailureKind
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """An early end: the run was too far behind the incumbent to catch up."""
+
+    message: str
+
+
 def classify_failure(status: int, log: str) -> Fault:
-    """Name the failure of a run that ended by itself, with that exit code (negative: the signal) and that log."""
-    lines = [line.strip() for line in log.splitlines()[-NEAR:] if line.strip() and not parse_progress(line)]
-    message = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")[:MESSAGE]
+    """Name the failure of a run that ended by itself, from its exit code (negative: a signal) and its log."""
+    lines = [line.strip() for line in log.splitlines()[-SEARCHED:] if line.strip() and not parse_progress(line)]
+    message = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")[:MAX_MESSAGE]
     number = -status if status < 0 else status - 128
     match number:
         case signal.SIGXCPU:
@@ -46,12 +53,12 @@ def classify_failure(status: int, log: str) -> Fault:
             return Fault("out of host memory", "it was killed from outside, as the system does when memory runs out")
         case _:
             pass
-    for kind, words in _WORDS:
-        if words.search(message):
+    for kind, pattern in _PATTERNS:
+        if pattern.search(message):
             return Fault(kind, message)
     if status < 0:
         return Fault("other", f"it was ended by {_name_signal(number)}" + f": {message}" * bool(message))
-    return Fault("other", message or f"it ended with exit code {status} and said nothing")
+    return Fault("other", message or f"it ended with exit code {status} and printed nothing")
 
 
 def _name_signal(number: int) -> str:

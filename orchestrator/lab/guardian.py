@@ -1,9 +1,8 @@
-"""Nothing of a run outlives it: a small process between the orchestrator and the training code.
+"""A small process between the orchestrator and a command, which sees to it that no process of a run outlives it.
 
-Executed by path: `python -I guardian.py OPTIONS COMMAND…`. It adopts every process that the command leaves behind.
-When the command ends, or the standard input closes because the orchestrator is gone, it kills all of them. One byte
-on the standard input asks the command to end. The standard error is the command's output; the report, one line of
-JSON, goes to the standard output.
+Executed by path: `python -I guardian.py OPTIONS COMMAND…`. It adopts the processes that the command leaves behind, and
+kills them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
+error is the command's output; standard output is the report, one line of JSON.
 """
 
 import ctypes
@@ -23,14 +22,14 @@ import psutil
 
 PROGRAM = Path(__file__)
 TAG = "NIGHTSHIFT_RUN"
-"""The environment variable by which a run's processes are known, should even the guardian die."""
+"""Environment variable by which a run's processes are found if even the guardian dies."""
 PR_SET_CHILD_SUBREAPER = 36
-STUBBORN = 20.0
-"""Seconds after which a killed process that is still there will not go: the kernel holds it."""
+KILL_PATIENCE = 20.0
+"""Seconds after which a killed process that is still there will stay: the kernel holds it."""
 
 
 def main() -> None:
-    """Run the command; report how it ended once nothing of it is left."""
+    """Run the command, and report how it ended once nothing of it is left."""
     options = json.loads(sys.argv[1])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -50,16 +49,15 @@ def main() -> None:
     ended: dict[int, int] = {}
     _attend(child.pid, bell, options["grace"], ended)
     left = kill_all(lambda: psutil.Process().children(recursive=True), lambda: _reap(ended))
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     child.returncode = ended.get(child.pid, -signal.SIGKILL)
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
     _report(
-        status=child.returncode, cpu=usage.ru_utime + usage.ru_stime, peak_mb=usage.ru_maxrss / scale, left=len(left)
+        status=child.returncode, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=len(left)
     )
 
 
 def find_tagged(prefix: str) -> list[psutil.Process]:
-    """The processes, of any age, that were started for a run whose tag begins so."""
+    """Return the processes whose tag begins with `prefix`."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -71,8 +69,8 @@ def find_tagged(prefix: str) -> list[psutil.Process]:
 def kill_all(
     alive: Callable[[], list[psutil.Process]], reap: Callable[[], None] = lambda: None
 ) -> list[psutil.Process]:
-    """Kill until none is alive; return those that will not die."""
-    deadline = time.monotonic() + STUBBORN
+    """Kill until none is alive; return those that do not die."""
+    deadline = time.monotonic() + KILL_PATIENCE
     reap()
     while (processes := alive()) and time.monotonic() < deadline:
         for process in processes:
@@ -84,7 +82,7 @@ def kill_all(
 
 
 def _attend(child: int, bell: int, grace: float, ended: dict[int, int]) -> None:
-    """Return when the child has ended, or must be ended: the orchestrator is gone, or the grace is over."""
+    """Wait until the child has ended, or must be killed: the orchestrator is gone, or the grace is over."""
     deadline = None
     _reap(ended)
     while child not in ended:
@@ -102,14 +100,14 @@ def _attend(child: int, bell: int, grace: float, ended: dict[int, int]) -> None:
 
 
 def _reap(ended: dict[int, int]) -> None:
-    """Note the exit codes of all children, adopted ones too, that have ended."""
+    """Record the exit codes of all children that have ended, adopted ones included."""
     with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             ended[found[0]] = os.waitstatus_to_exitcode(found[1])
 
 
 def _open_signal_pipe() -> int:
-    """A descriptor that becomes readable when a child ends; all other signals but SIGKILL are slept through."""
+    """Return a descriptor that becomes readable when a child ends; other signals that can be ignored are."""
     readable, writable = os.pipe()
     os.set_blocking(writable, False)
     signal.set_wakeup_fd(writable, warn_on_full_buffer=False)

@@ -1,4 +1,4 @@
-"""A command under a guardian: started shut in, watched until it ends or must end, and nothing of it left afterwards."""
+"""Runs a sandboxed command under a guardian: monitored until it ends or must end, and then nothing of it is left."""
 
 import asyncio
 import fcntl
@@ -10,50 +10,52 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from orchestrator.lab import guardian
-from orchestrator.lab.failures import Fault
+from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.sandbox.base import Command
 
 TICK = 0.1
-"""Seconds between two looks at a run."""
+"""Seconds between two checks of a run."""
 DRAIN = 5.0
-"""Seconds for what is still in the pipes when everything has ended."""
+"""Seconds for the pipes to drain when every process has ended."""
 PATIENCE = 60.0
-"""Seconds that a thread waits for the loop, which may be writing a large file to a slow disk."""
+"""Seconds that a thread waits for the event loop, which may be writing a large file to a slow disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The guardian's report; all empty if it was killed."""
+    """The guardian's report; empty if it was killed."""
 
     status: int | None = None
-    cpu: float = 0.0
+    """Exit code; negative: a signal."""
     peak_mb: float = 0.0
     left: int = 0
+    """Processes that could not be killed."""
     error: str = ""
 
 
 class MachineError(Exception):
-    """No fault of the candidate's."""
+    """A failure that is not the candidate's fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """A command that was started, for those who listen to it."""
+    """A started command, for the task that talks to it."""
 
     process: Process
-    watch: RunMonitor
+    monitor: RunMonitor
     output: int
-    reading: "list[asyncio.Task[None]]"
+    reader: "asyncio.Task[None]"
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
-    def cpu(self) -> float:
-        """CPU seconds of everything that runs in it, so far."""
+    def count_cpu_seconds(self) -> float:
+        """Return the CPU seconds that its whole process tree has used so far."""
         total = 0.0
         for process in _list_descendants(self.process):
             try:
@@ -63,51 +65,67 @@ class RunningProcess:
             total += times.user + times.system + times.children_user + times.children_system
         return total
 
-    async def seal(self) -> None:
-        """What was printed until now is taken in; what comes later is not to be shown."""
+    def seal(self) -> None:
+        """Seal the log after the output up to now; called from a thread. Raises ConnectionError if the loop is gone."""
+        try:
+            asyncio.run_coroutine_threadsafe(self._seal(), self.loop).result(PATIENCE)
+        except (RuntimeError, asyncio.CancelledError, TimeoutError) as error:
+            raise ConnectionError("the event loop does not answer") from error
+
+    async def _seal(self) -> None:
         for _ in range(100):
-            if self.reading[0].done() or not _has_input(self.output):
+            if self.reader.done() or not _has_input(self.output):
                 break
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.01)  # what was read is on its way
-        self.watch.seal()
+        await asyncio.sleep(0.01)  # what was read is on its way to the monitor
+        self.monitor.seal()
 
 
 Listen = Callable[[RunningProcess], Awaitable[None]]
 
 
-async def run_guarded(command: Command, watch: RunMonitor, lock: int, listen: Listen) -> tuple[Fault | None, Ending]:
-    """Run the command to its end; why it had to be ended, and how it did. The command's descriptors are closed.
+async def run_guarded(
+    command: Command, monitor: RunMonitor, lock: int, listen: Listen
+) -> tuple[Fault | Prune | None, Ending]:
+    """Run the command to its end; return the reason it was stopped for, if any, and its ending. Closes its descriptors.
 
-    `lock` is inherited by the guardian; `listen` ends when the command does. Raises MachineTrouble.
+    The guardian inherits `lock`; `listen` ends when the command does. Raises MachineError.
     """
     output, printed = os.pipe()
     with ExitStack() as unread, ExitStack() as theirs:
         unread.callback(os.close, output)
         for descriptor in (printed, *command.fds):
             theirs.callback(os.close, descriptor)
-        process = await _spawn(command, watch, printed, lock)
+        process = await _spawn(command, monitor, printed, lock)
         unread.pop_all()
-    reading: list[asyncio.Task[None]] = []
-    running = RunningProcess(process, watch, output, reading)
-    reading.append(asyncio.create_task(pump(output, watch.output)))
-    reading.append(asyncio.ensure_future(_listen(listen, running)))
+    reader = asyncio.create_task(_pump(output, monitor.feed))
+    tasks = (reader, asyncio.ensure_future(listen(RunningProcess(process, monitor, output, reader))))
     try:
-        fault = await _attend(process, watch, reading)
+        reason = await _attend(process, monitor, tasks)
         ending = await _read_report(process, command.env[guardian.TAG])
-        await asyncio.wait(reading, timeout=DRAIN)
+        await asyncio.wait(tasks, timeout=DRAIN)
     finally:
         try:
             await _finish(process)
         finally:
-            for task in reading:
+            for task in tasks:
                 task.cancel()
-    watch.close()
-    return fault or watch.broken, ending
+    monitor.close()
+    return reason or monitor.found, ending
 
 
-async def pump(descriptor: int, feed: Callable[[bytes], None]) -> None:
-    """Read the descriptor to its end, and close it."""
+async def run_in_thread(work: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run blocking work in a thread of its own; `stop` makes it end, however this is left."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        await asyncio.get_running_loop().run_in_executor(pool, work)
+    finally:
+        stop()
+        pool.shutdown(wait=False)
+
+
+async def _pump(descriptor: int, feed: Callable[[bytes], None]) -> None:
+    """Read the descriptor to its end, then close it."""
     reader = asyncio.StreamReader()
     pipe = os.fdopen(descriptor, "rb", buffering=0)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -120,35 +138,9 @@ async def pump(descriptor: int, feed: Callable[[bytes], None]) -> None:
         transport.close()
 
 
-async def run_in_thread(work: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Blocking work in a thread of its own; `stop` makes it end, however this is left."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        await asyncio.get_running_loop().run_in_executor(pool, work)
-    finally:
-        stop()
-        pool.shutdown(wait=False)
-
-
-def call_from_thread(work: Callable[[], Awaitable[None]], loop: asyncio.AbstractEventLoop) -> None:
-    """Do it in the loop and wait for it. Raises ConnectionError where the loop has other worries."""
-    try:
-        asyncio.run_coroutine_threadsafe(_await(work), loop).result(PATIENCE)
-    except (RuntimeError, asyncio.CancelledError, TimeoutError) as error:
-        raise ConnectionError("nobody listens any more") from error
-
-
-async def _await(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
-
-
-async def _listen(listen: Listen, running: RunningProcess) -> None:
-    await listen(running)
-
-
-async def _spawn(command: Command, watch: RunMonitor, printed: int, lock: int) -> Process:
-    """A guardian with that command. Its environment is the command's, since the command can read it."""
-    limits = watch.limits
+async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int) -> Process:
+    """Start a guardian with the command; its environment is the command's, which could read it anyway."""
+    limits = monitor.limits
     caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file, "DATA": limits.memory}
     options = {"fds": command.fds, "grace": limits.grace, "limits": {k: v for k, v in caps.items() if v is not None}}
     return await asyncio.create_subprocess_exec(
@@ -168,13 +160,13 @@ async def _spawn(command: Command, watch: RunMonitor, printed: int, lock: int) -
 
 
 async def _read_report(process: Process, tag: str) -> Ending:
-    """How it ended, once nothing of the run is left. Raises MachineTrouble where something is, or none began."""
+    """Return the ending, once nothing of the run is left. Raises MachineError where something is, or none started."""
     assert process.stdout
     report = await process.stdout.read()
     ending = Ending(**json.loads(report)) if report else Ending()
     left = ending.left
     if ending.status is None or sys.platform != "linux":
-        # Its guardian was killed, or could not adopt: they are found by their tag.
+        # The guardian was killed, or could not adopt: the processes are found by their tag.
         left = len(await asyncio.to_thread(guardian.kill_all, lambda: guardian.find_tagged(tag)))
     if ending.error:
         raise MachineError(f"the run could not be started: {ending.error}")
@@ -183,24 +175,26 @@ async def _read_report(process: Process, tag: str) -> Ending:
     return ending
 
 
-async def _attend(process: Process, watch: RunMonitor, reading: "Sequence[asyncio.Task[None]]") -> Fault | None:
-    """Wait for the end; ask for it as soon as something is wrong, and return what."""
+async def _attend(
+    process: Process, monitor: RunMonitor, tasks: "Sequence[asyncio.Future[None]]"
+) -> Fault | Prune | None:
+    """Wait for the end; ask for it as soon as there is a reason to stop, and return the reason."""
     assert process.stdin
-    ended, tasks = asyncio.ensure_future(process.wait()), _count_tasks()
+    ended, before = asyncio.ensure_future(process.wait()), _count_tasks()
     while not ended.done():
-        for task in reading:
+        for task in tasks:
             if task.done():
                 task.result()
-        if fault := watch.fault or _check_processes(process, watch.limits.processes, tasks):
+        if reason := monitor.stop_reason or _check_processes(process, monitor.limits.processes, before):
             process.stdin.write(b"t")
             await ended
-            return fault
+            return reason
         await asyncio.wait({ended}, timeout=TICK)
     return None
 
 
 def _check_processes(process: Process, most: int, before: int) -> Fault | None:
-    """It multiplies. Counting is slow, so it is done only when the whole machine has become crowded."""
+    """Count its processes, which is slow, only when the whole machine has become crowded."""
     if _count_tasks() - before <= most or len(_list_descendants(process)) <= most:
         return None
     return Fault("other", f"it started more than {most:,} processes")
@@ -214,7 +208,7 @@ def _list_descendants(process: Process) -> list[psutil.Process]:
 
 
 def _count_tasks() -> int:
-    """Processes and threads of the machine; 0 where it does not say."""
+    """Count the processes and threads of the machine; 0 where it does not say."""
     try:
         return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
     except OSError:
@@ -222,14 +216,13 @@ def _count_tasks() -> int:
 
 
 async def _finish(process: Process) -> None:
-    """The guardian ends everything when its input closes; even a second cancelling does not keep it from that."""
+    """Close the guardian's input, at which it ends everything; a second cancellation does not interrupt that."""
     assert process.stdin
     process.stdin.close()
     await asyncio.shield(process.wait())
 
 
 def _has_input(pipe: int) -> bool:
-    """Whether there is something to be read."""
     try:
         return any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
     except OSError:

@@ -1,6 +1,6 @@
-"""Git by plumbing, in the user's own repository: objects and refs, never its work tree or its index.
+"""Git plumbing in the user's own repository: writes objects and refs, never the work tree or the index.
 
-Every candidate stays under `refs/nightshift/<session>/`; what is kept moves the branch `research/<session>` forward.
+Every candidate stays under `refs/nightshift/<session>/`; each keep moves the branch `research/<session>` forward.
 """
 
 import os
@@ -13,7 +13,7 @@ SETTINGS = (
     "core.hooksPath=/dev/null",  # the user's hooks are for the user's commits,
     "core.fsmonitor=false",  # and no setting of the repository may start a program
     "core.fsync=all",  # git's default leaves empty objects behind when the power fails
-    "safe.directory=*",  # a mounted repository often belongs to somebody else
+    "safe.directory=*",  # a mounted repository often belongs to another user
     "i18n.commitEncoding=UTF-8",
 )
 AUTHOR = "Nightshift"
@@ -44,20 +44,17 @@ class Repo:
         except RepoError as error:
             raise RepoError(f"{session!r} cannot be part of a branch's name: choose another session name") from error
 
-    def head(self) -> str:
-        """The user's commit, on a branch or not. Raises RepoError where there is none."""
+    def get_head(self) -> str:
+        """Return the user's commit, on a branch or not. Raises RepoError where there is none."""
         commit = self._resolve("HEAD")
         if commit is None:
             raise RepoError(f"{self.script.parent.resolve()} has no commit yet: commit {self.script.name} first")
         return commit
 
-    def baseline(self) -> str:
-        """The script as the user sees it: the file, edits that are not committed included, or else the head's.
-
-        Raises RepoError.
-        """
+    def read_baseline(self) -> str:
+        """Return the script's file, uncommitted edits included, or else its text at the head. Raises RepoError."""
         if not self.script.is_file():
-            return self.source(self.head())
+            return self.read_source(self.get_head())
         try:
             return self.script.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -65,8 +62,8 @@ class Repo:
         except OSError as error:
             raise RepoError(f"{self.script} cannot be read: {error.strerror}") from error
 
-    def source(self, commit: str) -> str:
-        """The script's text in a commit. Raises RepoError."""
+    def read_source(self, commit: str) -> str:
+        """Return the script's text in a commit. Raises RepoError."""
         blob = self._resolve(f"{commit}:{self.path}")
         if blob is None:
             raise RepoError(f"{self.script} does not exist, neither as a file nor in {commit[:10]}")
@@ -77,73 +74,74 @@ class Repo:
         return self._resolve(f"refs/heads/{self.branch}")
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        """Keep a candidate under a ref of its own; the same one twice is one commit."""
-        tree = self._with(parent, source)
+        """Commit a candidate under a ref of its own; the same one twice is one commit. Raises RepoError."""
+        tree = self._write_tree(parent, source)
         for attempt in count(1):
             ref = f"refs/nightshift/{self.session}/{experiment}" + f"-{attempt}" * (attempt > 1)
-            there = self._resolve(ref)
-            if there is None:
-                commit = self._new(tree, parent, message)
+            existing = self._resolve(ref)
+            if existing is None:
+                commit = self._write_commit(tree, parent, message)
                 self._git("update-ref", ref, commit, "")
                 return commit
-            if self._same(there, tree, parent, message):
-                return there
+            if self._is_commit(existing, tree, parent, message):
+                return existing
         raise AssertionError("integers are endless")
 
-    def begin(self, commit: str) -> None:
-        """Let the session's branch start at the commit, unless it does. Raises RepoError where it is somewhere else."""
-        there = self._resolve(f"refs/heads/{self.branch}")
-        if there is None:
+    def create_branch(self, commit: str) -> None:
+        """Create the session's branch at the commit, unless it is there. Raises RepoError where it is elsewhere."""
+        existing = self._resolve(f"refs/heads/{self.branch}")
+        if existing is None:
             self._git("update-ref", "-m", "nightshift: begin", f"refs/heads/{self.branch}", commit, "")
-        elif there != commit:
+        elif existing != commit:
             raise RepoError(f"the branch {self.branch} exists already: choose another session name, or delete it")
 
     def promote(self, parent: str, source: str, message: str) -> str:
-        """Move the branch from `parent` to a new commit; doing it twice is doing it once.
+        """Move the branch from `parent` to a new commit; the same one twice is one commit.
 
-        Raises RepoError where somebody else has moved the branch.
+        Raises RepoError where the branch is not at `parent`.
         """
         ref = f"refs/heads/{self.branch}"
-        tree, there = self._with(parent, source), self._resolve(ref)
-        if there and self._same(there, tree, parent, message):
-            return there
-        if there != parent:
+        tree, existing = self._write_tree(parent, source), self._resolve(ref)
+        if existing and self._is_commit(existing, tree, parent, message):
+            return existing
+        if existing != parent:
             remedy = f"`git branch -f {self.branch} {parent[:10]}`, then resume"
-            raise RepoError(f"{self.branch} was moved by somebody else: {remedy}")
-        commit = self._new(tree, parent, message)
+            raise RepoError(f"{self.branch} was moved by another program: {remedy}")
+        commit = self._write_commit(tree, parent, message)
         self._git("update-ref", "-m", "nightshift: keep", ref, commit, parent)
         return commit
 
     def unlock(self) -> None:
-        """Remove the locks that an earlier life, killed in the middle of a write, left on this session's refs."""
+        """Remove the locks that an earlier process, killed in the middle of a write, left on this session's refs."""
         folder = self.script.parent / self._git("rev-parse", "--git-common-dir")
         branch = folder / "refs/heads" / f"{self.branch}.lock"
         for lock in [branch, *(folder / "refs/nightshift" / self.session).glob("*.lock")]:
             with suppress(FileNotFoundError):
                 lock.unlink()
 
-    def _with(self, commit: str, source: str) -> str:
-        """The commit's tree with another text of the script."""
+    def _write_tree(self, commit: str, source: str) -> str:
+        """Write the commit's tree with another text of the script."""
         blob = self._git("hash-object", "-w", "--stdin", stdin=source)
-        return self._graft(f"{commit}^{{tree}}", self.path.parts, blob)
+        return self._replace_blob(f"{commit}^{{tree}}", self.path.parts, blob)
 
-    def _graft(self, tree: str | None, parts: tuple[str, ...], blob: str) -> str:
+    def _replace_blob(self, tree: str | None, parts: tuple[str, ...], blob: str) -> str:
+        """Write the tree with another blob at the path `parts`."""
         name, *rest = parts
         listing = self._git("ls-tree", "--full-tree", "-z", tree).split("\0") if tree else []
         entries = {entry.partition("\t")[2]: entry.partition("\t")[0] for entry in listing if entry}
         mode, kind, old = entries.get(name, "100644 blob ").split(" ")
         if rest:
-            entries[name] = f"040000 tree {self._graft(old if kind == 'tree' else None, tuple(rest), blob)}"
+            entries[name] = f"040000 tree {self._replace_blob(old if kind == 'tree' else None, tuple(rest), blob)}"
         else:
             entries[name] = f"{mode if kind == 'blob' and mode != '120000' else '100644'} blob {blob}"
         # --missing: in a partial clone the other files need not be here.
         return self._git("mktree", "-z", "--missing", stdin="".join(f"{e}\t{n}\0" for n, e in entries.items()))
 
-    def _new(self, tree: str, parent: str, message: str) -> str:
+    def _write_commit(self, tree: str, parent: str, message: str) -> str:
         return self._git("commit-tree", tree, "-p", parent, "-F", "-", stdin=message)
 
-    def _same(self, commit: str, tree: str, parent: str, message: str) -> bool:
-        """Whether the commit is the one that would be made, but for its date."""
+    def _is_commit(self, commit: str, tree: str, parent: str, message: str) -> bool:
+        """Tell whether a commit has this tree, parent and message; its date does not matter."""
         header, _, body = self._git("cat-file", "commit", commit, strip=False).partition("\n\n")
         fields = [line.split(" ", 1) for line in header.splitlines()]
         return [["tree", tree], ["parent", parent]] == fields[:2] and body.rstrip("\n") == message.rstrip("\n")
@@ -155,7 +153,7 @@ class Repo:
             return None
 
     def _git(self, *arguments: str, stdin: str = "", strip: bool = True) -> str:
-        """What git prints. Raises RepoError with git's own reason."""
+        """Run git and return its output. Raises RepoError with git's own reason."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         try:
             done = subprocess.run(
@@ -177,7 +175,7 @@ class Repo:
 
 
 def _make_environment() -> dict[str, str]:
-    """Nothing of the caller's, so that no GIT_* variable and no setting of user or system leads astray."""
+    """Return an environment without GIT_* variables and without the settings of user and system."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C",

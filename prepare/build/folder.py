@@ -4,15 +4,13 @@ Every file is put in place by a rename and depends on the plan alone, so after a
 files, starts the interrupted stage again, and ends with the same bytes.
 """
 
-import fcntl
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import chain
 from math import ceil
@@ -24,6 +22,7 @@ from prepare.build import calibration
 from prepare.build.packing import write_rows
 from prepare.build.token_store import TokenStore
 from prepare.corpus.base import BATCH, SPLITS, Corpus
+from prepare.locks import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.progress import Progress, track
@@ -67,19 +66,14 @@ def build_folder(
 @contextmanager
 def lock_folder(folder: Path) -> Generator[None]:
     """Hold a folder's lock. Raises DataError at once if another process holds it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror}") from None
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(hold_lock(folder / LOCK))
+        except LockedError:
             raise DataError(f"another `{manifest.COMMAND}` is at work in {folder}: wait for it") from None
+        except OSError as error:
+            raise DataError(f"cannot write to {folder}: {error.strerror}") from None
         yield
-    finally:
-        os.close(lock)
 
 
 def _begin(folder: Path, plan: Mapping[str, object]) -> None:

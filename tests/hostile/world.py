@@ -10,16 +10,15 @@ import numpy as np
 from orchestrator.core.events import EvaluationPlan, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
-from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
-from prepare import manifest
-from prepare.manifest import BudgetAmount, Manifest, StoredFile
-from prepare.tokenizer import Tokenizer
+from prepare.manifest import BudgetAmount
+from tests.small import LENGTH, small_data
 
 HERE = Path(__file__).parent
-LENGTH, LETTERS, FOLLOWERS = 32, 32, 4
+LETTERS, FOLLOWERS = 32, 4
 TRUTH = 2.0
 """Bits per byte that nobody can do without: each letter has four followers, one as likely as the other."""
 FALSE = 1.9
@@ -29,31 +28,16 @@ STRICT = EvaluationPlan(audit="always", confirmed=True, incumbent=7)
 
 def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float = 10.0) -> Path:
     """A data folder of made-up text."""
-    folder.mkdir(parents=True)
     luck = np.random.default_rng(0)
     followers = np.stack([luck.permutation(LETTERS)[:FOLLOWERS] for _ in range(LETTERS)]) + 97
-    counts = {"train": 512, "val": 64, "confirm": 64}
-    for split, count in counts.items():
-        rows = np.full((count, LENGTH + 1), 97, dtype="<u2")
+
+    def make_rows(count):
+        rows = np.full((count, LENGTH + 1), 97)
         for place in range(1, LENGTH + 1):
             rows[:, place] = followers[rows[:, place - 1] - 97, luck.integers(FOLLOWERS, size=count)]
-        rows.tofile(folder / f"{split}.bin")
-    (folder / "tokenizer.json").write_text(Tokenizer([bytes([byte]) for byte in range(256)]).to_json())
-    files = {path.name: StoredFile(path.stat().st_size, manifest.compute_sha256(path)) for path in folder.iterdir()}
-    found = Manifest(
-        profile="cpu",
-        corpus="made up",
-        corpus_sha256="0" * 64,
-        seq_len=LENGTH,
-        vocab_size=260,
-        eval_tokens=LENGTH * counts["val"],
-        budget=BudgetAmount(kind, amount, seconds),
-        rows=counts,
-        files=files,
-        versions={},
-    )
-    (folder / manifest.MANIFEST_FILE).write_text(found.to_json())
-    return folder
+        return rows
+
+    return small_data(folder, BudgetAmount(kind, amount, seconds), make_rows)
 
 
 class World:
@@ -73,13 +57,11 @@ class World:
         self.session.mkdir()
         self.runner = Runner(
             self.session,
-            self.project / "data",
             [Slot(self.session / "slot.lock", threads=2)],
             limits,
+            Scorer.load(self.project / "data"),
+            sandbox,
             self.put,
-            sandbox=sandbox,
-            exam=Scorer.of(self.project / "data"),
-            second=Scorer.of(self.project / "data", "confirm"),
         )
         self.before = self._look()
 

@@ -1,6 +1,5 @@
 """A train.py without torch: its score follows its constants, and noise its seed. A run takes a moment."""
 
-import json
 import os
 import random
 import sys
@@ -16,14 +15,7 @@ STEPS = 40
 # fmt: on
 
 luck = random.Random(int(os.environ.get("NIGHTSHIFT_SEED", "42")))
-line = int(os.environ["NIGHTSHIFT_FD"])
-
-
-def say(**fact):
-    os.write(line, json.dumps(fact).encode() + b"\n")
-
-
-say(event="ready")
+channel.ready()  # noqa: F821 - protocol.py comes before it
 for step in range(STEPS):
     time.sleep(0.004)
     loss = 6.0 * 0.97**step + 2.0
@@ -31,5 +23,5 @@ for step in range(STEPS):
     sys.stdout.flush()
 score = 2.0 + 0.02 * abs(DEPTH - 2) + 0.25 * abs(MATRIX_LR - 0.08) + 2 * abs(UNEMBEDDING_LR - 0.016)
 score += 0.1 * abs(EMBEDDING_LR - 0.2) + 0.1 * abs(WARMDOWN_RATIO - 0.5) + luck.gauss(0, 0.003)
-say(event="score", val_bpb=score, tokens=1000, bytes=3000)
+finish(score)  # noqa: F821
 print(f"---\nval_bpb:          {score:.6f}\nnum_steps:        {STEPS}\ntotal_tokens_M:   0.1\nnum_params_M:     0.1")

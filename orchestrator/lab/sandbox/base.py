@@ -1,4 +1,4 @@
-"""What the training code may see: a sandbox turns the command of a run into one that shuts it in."""
+"""The sandbox port: a sandbox turns a command into one that runs confined. Also what a confined program may see."""
 
 import os
 import sys
@@ -12,34 +12,34 @@ import prepare
 from prepare.corpus.docstrings import HELD_OUT
 
 TRUSTED = Path(prepare.__file__).parent
-"""The `prepare` that training code imports."""
+"""The package `prepare`, which training code imports."""
 KERNELS = "KERNELS_CACHE"
-"""Names the folder with kernels for GPUs that the user has fetched."""
+"""Environment variable that names the folder of GPU kernels that the user has downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program to run: nothing of our environment, no descriptors but these."""
+    """A program to run, with all of its environment and descriptors."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     folder: Path
-    """Its working folder: the only place where it may write."""
+    """Working folder, the only place where it may write."""
     fds: tuple[int, ...]
     nodes: tuple[str, ...] = ()
-    """The devices that it may use."""
+    """Device files that it may use."""
 
 
 class Sandbox(Protocol):
     @property
     def tier(self) -> str: ...
     def wrap(self, command: Command) -> Command:
-        """The command, shut in. Descriptors that are added are the caller's to close."""
+        """Return the command, confined. The caller closes descriptors that are added."""
         ...
 
 
 class NoSandbox:
-    """Nothing but a clean environment and a fresh folder."""
+    """No confinement beyond a clean environment and a fresh folder."""
 
     tier = "none"
 
@@ -52,25 +52,25 @@ _FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "local
 
 
 def list_readable() -> Iterator[Path]:
-    """What a Python program needs to see of this machine: libraries, the interpreter, `prepare`. No home, no data."""
+    """Yield what a Python program needs of this machine: libraries, the interpreter, `prepare`. No home, no data."""
     yield from (Path(place) for place in _SYSTEM)
     yield from (Path("/etc", name) for name in _FROM_ETC)
     yield from dict.fromkeys((Path(sys.base_prefix), Path(sys.base_prefix).resolve(), Path(sys.prefix), TRUSTED))
 
 
 def list_kernels(command: Command) -> Iterator[Path]:
-    """The one kernel that train.py knows, for a run on a GPU; beside it may lie tokens and data."""
+    """Yield the one kernel that train.py knows, for a run on a GPU; tokens and data may lie beside it."""
     if command.nodes and (folder := os.environ.get(KERNELS)):
         yield from Path(folder).resolve().glob("*--kernels-community--flash-attn3")
 
 
 _LIBRARIES = ("lib*/*/*-packages", "*/lib*/*/*-packages", "*/*/lib*/*/*-packages", "*/*/*-packages")
-"""Of an interpreter, of those beside it, and of a conda's environments and stored packages."""
+"""Package folders of an interpreter, of those beside it, and of conda's environments and package cache."""
 
 
 @cache
 def list_hidden() -> frozenset[Path]:
-    """Folders, in or beside what is readable, that must not be: the packages whose text a score is measured on."""
+    """Return the folders in or beside the readable ones to hide: packages whose text a score is measured on."""
     libraries = [
         folder for place in {*map(Path.resolve, list_readable())} for at in _LIBRARIES for folder in place.glob(at)
     ]

@@ -1,4 +1,4 @@
-"""The first choice: a file system of its own with little in it, its own processes, no network, by bubblewrap."""
+"""The first choice, bubblewrap: a file system of its own with little in it, its own processes, no network."""
 
 import os
 from dataclasses import replace
@@ -11,34 +11,35 @@ PROGRAM = "bwrap"
 
 
 class Bubblewrap:
-    """The working folder is made of memory: it has a size, and is gone with the run."""
+    """The working folder lies in memory: it has a size, and is gone with the run."""
 
     tier = "bubblewrap"
 
     def __init__(self, size: int = 2 << 30) -> None:
-        """`size`: bytes that a run may write."""
-        self.room = ("--size", str(size), "--tmpfs")
+        """Let a run write `size` bytes."""
+        self.tmpfs = ("--size", str(size), "--tmpfs")
 
     def wrap(self, command: Command) -> Command:
-        """Needs /proc, since the filter of system calls is passed as a descriptor."""
+        """Confine the command. Needs /proc, since the filter of system calls is passed as a descriptor."""
         code = _open_pipe(seccomp.build_filter(sockets=True))
         argv = [PROGRAM, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
-        argv += [*self.room, "/tmp"]  # noqa: S108 - before the places that may lie below it
+        argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before the places that may lie below it
         for place in (*list_readable(), *list_kernels(command)):
             argv += _bind(place)
-        argv += ["--proc", "/proc", "--dev", "/dev", *self.room, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
+        argv += ["--proc", "/proc", "--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
-        argv += self._workplace(command.folder)
+        argv += _mount_work(self.tmpfs, command.folder)
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
 
-    def _workplace(self, folder: Path) -> list[str]:
-        """The files that were laid out, read-only; its folders are its own to write in."""
-        words = [*self.room, str(folder)]
-        for entry in sorted(folder.rglob("*")):
-            words += ["--dir", str(entry)] if entry.is_dir() else ["--ro-bind", str(entry), str(entry)]
-        return words
+
+def _mount_work(tmpfs: tuple[str, ...], folder: Path) -> list[str]:
+    """Mount the files that were laid out read-only, in folders that can be written."""
+    words = [*tmpfs, str(folder)]
+    for entry in sorted(folder.rglob("*")):
+        words += ["--dir", str(entry)] if entry.is_dir() else ["--ro-bind", str(entry), str(entry)]
+    return words
 
 
 def _bind(place: Path) -> list[str]:
@@ -55,7 +56,7 @@ def _bind(place: Path) -> list[str]:
 
 
 def _open_pipe(data: bytes) -> int:
-    """A descriptor to read the bytes from."""
+    """Return a descriptor to read the bytes from."""
     read, write = os.pipe()
     os.write(write, data)
     os.close(write)

@@ -1,8 +1,8 @@
-"""Shuts itself in, by Landlock and seccomp, and becomes the command: a launcher without daemon, binary or privilege.
+"""A launcher that confines itself by Landlock and seccomp, then becomes the command. Needs no privilege.
 
 Executed by path: `python -I -S confine.py OPTIONS COMMAND…`. OPTIONS is JSON: the places to `read`, those below them
-to `hide`, the places to `write`, the devices to `use`, and the seccomp `filter` in base64. Any step that fails ends it
-before the command begins.
+to `hide`, the places to `write`, the devices to `use`, and the seccomp `filter` in base64. If any step fails, it exits
+before the command starts.
 """
 
 import base64
@@ -22,12 +22,12 @@ CAPABILITIES_V3 = 0x2008_0522
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 TRUNCATE, IOCTL = 1 << 14, 1 << 15
-OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
-EVERYTHING = (1 << 16) - 1
+FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
+ALL_RIGHTS = (1 << 16) - 1
 TCP = 0b11
 ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
-NEEDED = 6
-"""The first Landlock that keeps signals in; Linux 6.12."""
+REQUIRED_ABI = 6
+"""First version of Landlock that confines signals; Linux 6.12."""
 
 
 def main() -> None:
@@ -41,12 +41,12 @@ def main() -> None:
 
 
 def get_abi() -> int:
-    """The kernel's Landlock version, 0 or less where there is none."""
+    """Return the kernel's Landlock version, 0 or less where there is none."""
     return LIBC.syscall(CREATE_RULESET, None, 0, 1)
 
 
 def _drop_capabilities() -> None:
-    """For good, also for a root user: else it could read what other processes hold."""
+    """Drop all capabilities for good, or root could read what other processes hold."""
     for capability in range(64):
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     LIBC.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)
@@ -57,15 +57,15 @@ def _drop_capabilities() -> None:
 
 
 def _restrict_files(read: list[str], hide: list[str], write: list[str], use: list[str]) -> None:
-    if get_abi() < NEEDED:
-        sys.exit(f"confine: Landlock {NEEDED} is needed, this kernel has {max(get_abi(), 0)}")
-    attributes = struct.pack("QQQ", EVERYTHING, TCP, ABSTRACT_SOCKETS_AND_SIGNALS)
+    if get_abi() < REQUIRED_ABI:
+        sys.exit(f"confine: Landlock {REQUIRED_ABI} is needed, this kernel has {max(get_abi(), 0)}")
+    attributes = struct.pack("QQQ", ALL_RIGHTS, TCP, ABSTRACT_SOCKETS_AND_SIGNALS)
     rules = _check_call(LIBC.syscall(CREATE_RULESET, ctypes.c_char_p(attributes), len(attributes), 0), "make rules")
     for place in read:
         for beside, rights in _walk_around(hide, place):
             _allow(rules, beside, rights)
     for place in write:
-        _allow(rules, place, EVERYTHING & ~IOCTL)
+        _allow(rules, place, ALL_RIGHTS & ~IOCTL)
     for place in use:
         _allow(rules, place, READ_FILE | WRITE_FILE | IOCTL)
     _check_call(LIBC.syscall(RESTRICT_SELF, rules, 0), "obey the rules")
@@ -73,9 +73,9 @@ def _restrict_files(read: list[str], hide: list[str], write: list[str], use: lis
 
 
 def _walk_around(hide: list[str], place: str) -> Iterator[tuple[str, int]]:
-    """Rules for a place without what it hides: none takes a right away, so only names are shown on the way there.
+    """Yield rules for a place but what it hides. Rules only add rights, so folders on the way there show names alone.
 
-    Symbolic links need no rule: what they lead to has its own.
+    Symbolic links need no rule: their targets have their own.
     """
     if not any(path.startswith(f"{place}/") for path in hide):
         yield place, EXECUTE | READ_FILE | READ_DIR
@@ -88,15 +88,15 @@ def _walk_around(hide: list[str], place: str) -> Iterator[tuple[str, int]]:
 
 
 def _allow(rules: int, place: str, rights: int) -> None:
-    """A place that is not there needs no rule."""
+    """Add a rule for a place, if it exists."""
     try:
-        there = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        opened = os.open(place, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
-    rights &= EVERYTHING if os.path.isdir(place) else OF_FILES  # noqa: PTH112 - pathlib costs 5 ms
-    rule = struct.pack("=Qi", rights, there)
+    rights &= ALL_RIGHTS if os.path.isdir(place) else FILE_RIGHTS  # noqa: PTH112 - pathlib costs 5 ms
+    rule = struct.pack("=Qi", rights, opened)
     _check_call(LIBC.syscall(ADD_RULE, rules, 1, ctypes.c_char_p(rule), 0), place)
-    os.close(there)
+    os.close(opened)
 
 
 def _filter_calls(code: bytes) -> None:

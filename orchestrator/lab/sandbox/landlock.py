@@ -1,6 +1,6 @@
-"""The second choice, where no namespaces are to be had (containers, hardened desktops): Landlock and seccomp.
+"""The second choice, where there are no namespaces (containers, hardened desktops): Landlock and seccomp.
 
-It sees the machine's own file tree, but may open only a few places in it, cannot open sockets or reach other processes.
+A program sees the machine's file tree, but may open only a few places in it, and no sockets or other processes.
 """
 
 import base64
@@ -14,28 +14,27 @@ from orchestrator.lab.sandbox.base import TRUSTED, Command, list_hidden, list_ke
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _NAMES = ("cpuinfo", "devices", "driver", "meminfo", "modules", "mounts", "stat", "sys", "version")
-OF_THE_SYSTEM = tuple(f"/proc/{name}" for name in _NAMES)
-"""No other process's folder. Its own is found as /proc/self by the launcher, which becomes the command."""
+SYSTEM_FILES = tuple(f"/proc/{name}" for name in _NAMES)
+"""No process's folder. Its own is /proc/self of the launcher, which becomes the command."""
 
 
 class Landlock:
-    """Shared memory (/dev/shm) is refused: what one run leaves there, the next would find."""
+    """Without shared memory (/dev/shm), in which one run could leave things for the next."""
 
     tier = "landlock"
 
     def wrap(self, command: Command) -> Command:
         shown = sorted({str(place.resolve()) for place in (*list_readable(), *list_kernels(command))})
         options = {
-            "read": [*shown, *OF_THE_SYSTEM, "/sys"],
+            "read": [*shown, *SYSTEM_FILES, "/sys"],
             "hide": sorted(map(str, list_hidden())),
-            # CUDA names its threads there.
-            "write": [str(command.folder), "/proc/self"],
+            "write": [str(command.folder), "/proc/self"],  # CUDA names its threads there
             "use": [*DEVICES, *command.nodes],
             "filter": base64.b64encode(seccomp.build_filter(sockets=False)).decode(),
         }
         trusted = command.folder / "tmp/trusted"
         trusted.mkdir()
-        # A folder on the import path must be listed, and around `prepare` there is more than is to be known.
+        # A folder on the import path must be readable, and more than `prepare` lies in its parent.
         (trusted / TRUSTED.name).symlink_to(TRUSTED)
         launcher = (sys.executable, "-I", "-S", str(Path(confine.__file__)), json.dumps(options))
         # torch's compilers are a pool of processes otherwise, whose locks lie in shared memory.

@@ -1,7 +1,7 @@
-"""The system calls that training code does not need: a filter in classic BPF, the same for every sandbox.
+"""A filter of the system calls that training code does not need, in classic BPF, the same for every sandbox.
 
-What would outlive a run (keys, shared memory, times and modes of files) could carry one run's validation data to the
-next, so these are refused, too. Numbers are those of the kernel's tables, x86-64 and arm64.
+Calls whose effects outlive a run (keys, shared memory, times and modes of files) could carry validation data to the
+next run, so they are refused, too. Numbers are from the kernel's tables for x86-64 and arm64.
 """
 
 import platform
@@ -10,71 +10,37 @@ import struct
 ALLOW, REFUSE, KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
 EPERM, ENOSYS, SILENTLY = 1, 38, 0
 NEW_USER = 0x1000_0000
-"""clone's flag for a user namespace: the way to new capabilities."""
+"""Flag of clone for a user namespace, which would bring new capabilities."""
 
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000_003E, 0xC000_00B7)
 _X32 = 0x4000_0000
 _SOCKET, _CLONE, _CLONE3 = (41, 198), (56, 220), (435, 435)
+# fmt: off
 _REFUSED = {
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "pidfd_getfd": (438, 438),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsconfig": (431, 431),
-    "fspick": (433, 433),
-    "mount_setattr": (442, 442),
-    "open_by_handle_at": (304, 265),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-    "kexec_load": (246, 104),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "shmget": (29, 194),
-    "semget": (64, 190),
-    "msgget": (68, 186),
-    "mq_open": (240, 180),
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
-    "removexattr": (197, 14),
-    "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16),
-    "setxattrat": (463, 463),
-    "removexattrat": (466, 466),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40),
+    "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
+    "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fspick": (433, 433),
+    "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
+    "kexec_load": (246, 104), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180), "setxattr": (188, 5),
+    "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16), "setxattrat": (463, 463), "removexattrat": (466, 466),
     "file_setattr": (469, 469),
 }
 _WITHOUT_EFFECT = {
-    "chmod": (90, None),
-    "fchmod": (91, 52),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, None),
-    "fchown": (93, 55),
-    "lchown": (94, None),
-    "fchownat": (260, 54),
-    "utime": (132, None),
-    "utimes": (235, None),
-    "futimesat": (261, None),
-    "utimensat": (280, 88),
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None),
+    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
 }
-"""Compilers and `shutil.copy` call these and would stumble over an error, so they are told that all went well."""
+# fmt: on
+"""Compilers and `shutil.copy` call these and fail on errors, so success is reported."""
 
 
 def build_filter(*, sockets: bool, machine: str = "") -> bytes:
-    """The filter as the kernel and bubblewrap take it; `sockets` allows them. Raises KeyError for unknown machines."""
+    """Return the filter for kernel and bubblewrap; `sockets` allows them. Raises KeyError for unknown machines."""
     column = _MACHINES[machine or platform.machine()]
     lines = [
         _emit_load(_ARCHITECTURE),
@@ -83,7 +49,7 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
         _emit_load(_NUMBER),
         _emit_jump(_AT_LEAST, _X32, no=1),
         _emit_return(REFUSE | EPERM),
-        *_emit_rule(_CLONE3[column], ENOSYS),  # its flags cannot be looked at; libraries then take clone
+        *_emit_rule(_CLONE3[column], ENOSYS),  # its flags cannot be read; libraries fall back to clone
         _emit_jump(_EQUAL, _CLONE[column], no=4),
         _emit_load(_FIRST_ARGUMENT),
         _emit_jump(_ANY_BIT, NEW_USER, no=1),
@@ -101,7 +67,7 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
 
 
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
-"""Offsets in the kernel's description of a call."""
+"""Offsets in the kernel's `struct seccomp_data`."""
 _EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
 
 
@@ -114,7 +80,7 @@ def _emit_load(offset: int) -> bytes:
 
 
 def _emit_jump(test: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
-    """Skip so many lines after the test."""
+    """Skip `yes` or `no` instructions after the test."""
     return struct.pack("HBBI", test, yes, no, value)
 
 

@@ -1,8 +1,8 @@
-"""Which sandbox works here? Each is tried by what it keeps from happening, never by what is installed.
+"""Selects a sandbox by what it prevents on this machine, never by what is installed.
 
-Beside a prisoner stand a file with a secret, a process with a secret, two listening sockets and the packages that an
-exam is made of. It tries to get at all of them, and to do its honest work; a sandbox that lets a single attempt
-through, or none of the work, is not used.
+A probe runs beside a file with a secret, a process with a secret, two listening sockets and packages of held-out text.
+It tries to reach them all, and to do its legitimate work. A sandbox that allows one attempt, or prevents the work, is
+not used.
 """
 
 import json
@@ -21,16 +21,16 @@ from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock
 
 PATIENCE = 30.0
-"""Seconds that the test of one sandbox may take."""
+"""Seconds that the self-check of one sandbox may take."""
 TIERS: tuple[type[Bubblewrap | Landlock], ...] = (Bubblewrap, Landlock)
 
 
 class NoSandboxError(Exception):
-    """The message says why none does, and what to do."""
+    """No sandbox holds here; the message says why, and what to do."""
 
 
 def select_sandbox(tiers: Sequence[Sandbox] | None = None) -> Sandbox:
-    """The first sandbox of the ladder that holds. Raises NoSandboxWorks."""
+    """Return the first sandbox that holds. Raises NoSandboxError."""
     reasons: list[str] = []
     for sandbox in tiers if tiers is not None else [tier() for tier in TIERS]:
         if not (reason := self_check(sandbox)):
@@ -43,7 +43,7 @@ def select_sandbox(tiers: Sequence[Sandbox] | None = None) -> Sandbox:
 
 
 def self_check(sandbox: Sandbox) -> str:
-    """What the sandbox fails to prevent or to allow; empty where it holds."""
+    """Return what the sandbox fails to prevent or to allow; empty where it holds."""
     with tempfile.TemporaryDirectory() as name:
         outside = Path(name).resolve()
         work = outside / "work"
@@ -76,7 +76,7 @@ def self_check(sandbox: Sandbox) -> str:
 
 
 def _run_probe(sandbox: Sandbox, work: Path, target: Mapping[str, object]) -> str:
-    """What the prisoner got at."""
+    """Run the probe; return what it reached, or why it did not run."""
     python = (sys.executable, "-c", _PROBE, json.dumps(target))
     env = {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -109,7 +109,7 @@ def _run_probe(sandbox: Sandbox, work: Path, target: Mapping[str, object]) -> st
     if done.returncode:
         said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it does not start"])[-1]
         return said[:200]
-    return ", ".join(f"it can {deed}" for deed in json.loads(done.stdout))
+    return ", ".join(f"it can {attempt}" for attempt in json.loads(done.stdout))
 
 
 _PROBE = """
@@ -123,7 +123,7 @@ pathlib.Path("tmp/note").write_text("mine")
 assert os.read(target["shown"], 999).decode() == secret
 
 def read(): assert outside.joinpath("canary").read_text() == secret
-def cheat():
+def read_heldout():
     for folder in target["hidden"]:
         try: return open(f"{folder}/__init__.py").close()
         except OSError: pass
@@ -131,36 +131,36 @@ def cheat():
 def write_again():
     os.fchmod(target["shown"], 0o600)
     os.open(f"/proc/self/fd/{target['shown']}", os.O_RDWR)
-def spoil(): open(prepare.__file__, "ab").close()
+def change_code(): open(prepare.__file__, "ab").close()
 def connect(): socket.create_connection(("127.0.0.1", target["port"]), timeout=2)
-def talk():
+def connect_local():
     with socket.socket(socket.AF_UNIX) as local: local.connect(str(outside / "socket"))
-def peek():
+def read_processes():
     for kind in ("environ", "cmdline"):
         for path in pathlib.Path("/proc").glob(f"[0-9]*/{kind}"):
             try: text = path.read_bytes()
             except OSError: continue
             if path.parent.name != str(os.getpid()) and b"SECRET=" + secret.encode() in text: return
     raise PermissionError
-def keep():
+def leave_memory():
     import ctypes
     libc = ctypes.CDLL(None)
     key = libc.shmget(0, 4096, 0o1600)
     assert key >= 0
     libc.shmctl(key, 0, None)
 
-deeds = {
-    "read outside": read, "read what it is examined on": cheat, "write to what it was given to read": write_again,
-    "change `prepare`": spoil, "connect": connect, "reach other programs' sockets": talk,
-    "read other processes": peek, "leave something in memory": keep,
+attempts = {
+    "read outside": read, "read held-out text": read_heldout, "write to what it was given to read": write_again,
+    "change `prepare`": change_code, "connect": connect, "reach other programs' sockets": connect_local,
+    "read other processes": read_processes, "leave something in memory": leave_memory,
 }
-done = []
-for name, deed in deeds.items():
-    try: deed()
+succeeded = []
+for name, attempt in attempts.items():
+    try: attempt()
     except (OSError, AssertionError): continue
-    done.append(name)
-for last in (lambda: outside.joinpath("note").write_text("theirs"), lambda: os.kill(target["process"], 15)):
+    succeeded.append(name)
+for last in (lambda: outside.joinpath("note").write_text("written"), lambda: os.kill(target["process"], 15)):
     try: last()
     except OSError: pass
-print(json.dumps(done))
+print(json.dumps(succeeded))
 """

@@ -1,19 +1,20 @@
-"""Our side of the blind audit: a fresh process with the handed-over model is shown the past and asked what follows."""
+"""Our side of the blind audit: a fresh process with the handed-over model sees only the past and says what follows."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.lab.failures import Fault
+from orchestrator.lab.failures import Fault, classify_failure
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import Ending, MachineError, RunningProcess, call_from_thread, run_guarded, run_in_thread
+from orchestrator.lab.process import Ending, MachineError, RunningProcess, run_guarded, run_in_thread
 from orchestrator.lab.sandbox.base import Command
-from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Scorer
+from orchestrator.lab.scoring.claims import AuditPositions, CorrectedScore, Disqualified, Nats, Scorer, get_tolerance
 from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import InferenceSettings, Submission
 from prepare.atomic import open_replacement
@@ -21,134 +22,165 @@ from prepare.atomic import open_replacement
 MODULE = "prepare.audit"
 
 
-class Auditor:
-    """The blind process, started beside the training so that its imports are done when it is wanted; it serves once.
+class ClaimsArchive:
+    """Claims that proved true, since later ones may have to be compared with them."""
 
-    Until it is heard it has seen nothing but `prepare`.
-    """
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def __init__(self, command: Command, ours: Connection, watch: RunMonitor, lock: int) -> None:
-        """Starts it; `lock` as for guarded."""
-        self.line, self.watch = ours, watch
-        self.interview: asyncio.Future[AuditSession] = asyncio.get_running_loop().create_future()
-        self.process = asyncio.create_task(run_guarded(command, watch, lock, self._listen))
-
-    async def hear(self, interview: "AuditSession") -> tuple[Fault | None, Ending]:
-        """Hold the interview to its end. Raises MachineTrouble."""
-        self.watch.started = self.watch.clock()
-        if not self.interview.done():
-            self.interview.set_result(interview)
-        found = await self.process
-        if not interview.began:
-            words = self.watch.transcript.log.text.rpartition("\n")[2]
-            raise MachineError(f"the process that was to audit did not begin: {words or 'it said nothing'}")
-        return found
-
-    async def dismiss(self) -> None:
-        """End it, wanted or not."""
-        self.process.cancel()
+    def load(self, experiment: int, shape: tuple[int, int]) -> Nats | None:
+        """Return an experiment's claims; None where there are none of that shape."""
         try:
-            await asyncio.wait({self.process})
-        finally:
-            self.line.close()
-        if not self.process.cancelled():
-            self.process.exception()  # it was told already, or nobody wanted to know
+            claims: Nats = np.load(self._get_path(experiment), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return claims if claims.shape == shape else None
 
-    async def _listen(self, running: RunningProcess) -> None:
-        interview = await self.interview
-        interview.seal = partial(call_from_thread, running.seal, asyncio.get_running_loop())
-        await run_in_thread(partial(interview.hold, self.line), self.line.hang_up)
+    def save(self, experiment: int, claims: Nats, incumbent: int) -> None:
+        """Save an experiment's claims; drop those from before the incumbent's."""
+        self.folder.mkdir(exist_ok=True)
+        with open_replacement(self._get_path(experiment)) as part, part.open("wb") as file:
+            np.save(file, claims)
+        for path in self.folder.glob("claims-*.npy"):
+            if int(path.stem.removeprefix("claims-")) < min(incumbent, experiment):
+                path.unlink(missing_ok=True)
+
+    def _get_path(self, experiment: int) -> Path:
+        return self.folder / f"claims-{experiment}.npy"
 
 
 @dataclass
 class AuditSession:
-    """One audit; `answers` is complete when `done`."""
+    """The questions to one model; `answers` is complete when `done`."""
 
-    exam: Scorer
+    scorer: Scorer
     settings: InferenceSettings
     model: Path
-    places: AuditPositions
+    positions: AuditPositions
     rng: np.random.Generator
-    seal: Callable[[], None] = lambda: None
-    """Called before validation text is shown."""
     answers: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
     objection: str = ""
     began: bool = False
-    """The process is there; from then on, what goes wrong is the model's fault."""
+    """The process has started; what goes wrong from then on is the model's fault."""
     done: bool = False
 
-    def hold(self, line: Connection) -> None:
-        """Ask about every row, a batch at a time."""
+    def hold(self, connection: Connection, seal: Callable[[], None]) -> None:
+        """Ask about every row, a batch at a time; `seal` is called before validation text is sent."""
         try:
-            self.began = line.hear() == {"event": "ready"}
-            if not self.began:
-                return
-            with self.model.open("rb") as file:
-                line.say({"event": "model", "split": "model", **self._how()}, show=[file])
-            if line.hear() != {"event": "loaded"}:
-                return
-            self.seal()
-            count, batch = self.exam.shape[0], self.settings.batch_size
-            for first in range(0, count, batch):
-                self.answers.append(self._ask(line, first, min(first + batch, count)))
-            self.done = True
-            line.say({"event": "thanks"})
+            self.began = connection.receive() == {"event": "ready"}
+            if self.began and self._send_model(connection):
+                seal()
+                self._ask_all(connection)
         except Disqualified as reason:
             self.objection = str(reason)
         except OSError:
-            pass  # it has gone, which others notice, too
+            pass  # the process has ended, which its guardian reports
         finally:
-            line.close()
+            connection.close()
 
-    def _how(self) -> dict[str, object]:
+    def _send_model(self, connection: Connection) -> bool:
+        """Send the model; return whether it could be loaded. Raises OSError."""
         autocast = None if self.settings.dtype == "float32" else self.settings.dtype
-        return {"autocast": autocast, "precision": self.settings.precision, "threads": self.settings.threads}
+        how = {"autocast": autocast, "precision": self.settings.precision, "threads": self.settings.threads}
+        with self.model.open("rb") as file:
+            connection.send({"event": "model", "split": "model", **how}, files=[file])
+        return connection.receive() == {"event": "loaded"}
 
-    def _ask(self, line: Connection, first: int, last: int) -> NDArray[np.float64]:
-        """What the model expects in each of these rows. Raises Disqualified, OSError."""
-        x, at = self.exam.masked(first, last, self.places, self.rng), self.places.at[first:last]
-        shape = {"rows": last - first, "length": x.shape[1]}
-        line.say({"event": "rows", **shape}, data=[x.tobytes(), at.tobytes()])
-        size = 4 * (last - first) * len(self.exam.lengths)
-        match line.hear():
+    def _ask_all(self, connection: Connection) -> None:
+        """Ask about every row. Raises Disqualified, OSError."""
+        count, batch = self.scorer.shape[0], self.settings.batch_size
+        for first in range(0, count, batch):
+            self.answers.append(self._ask(connection, first, min(first + batch, count)))
+        self.done = True
+        connection.send({"event": "thanks"})
+
+    def _ask(self, connection: Connection, first: int, last: int) -> NDArray[np.float64]:
+        """Return the model's −log p in each of these rows. Raises Disqualified, OSError."""
+        x, at = self.scorer.mask(first, last, self.positions, self.rng), self.positions.at[first:last]
+        connection.send({"event": "rows", "rows": last - first, "length": x.shape[1]}, data=[x.tobytes(), at.tobytes()])
+        size = 4 * (last - first) * len(self.scorer.lengths)
+        match connection.receive():
             case {"event": "logits", "bytes": int(given)} if given == size:
-                data = line.take(size)
+                logits = np.frombuffer(connection.read_exactly(size), dtype=np.float32).reshape(last - first, -1)
+                return self.scorer.score_blind(logits, first, self.positions)
             case {"event": "logits"}:
                 raise Disqualified("its logits are not for the vocabulary")
             case _:
-                raise ConnectionError
-        if len(data) != size:
-            raise ConnectionError
-        return self.exam.blind(np.frombuffer(data, dtype=np.float32).reshape(last - first, -1), first, self.places)
+                raise ConnectionError("no answer")
 
 
-def draw_positions(
-    exam: Scorer, delivery: Submission, folder: Path, against: int
-) -> tuple[AuditPositions, np.random.Generator]:
-    """Secret places, drawn anew for each audit; in `folder` are earlier claims, of that experiment perhaps."""
+class Auditor:
+    """The blind process. It starts beside the training, so that its imports are done when it is needed; it serves once.
+
+    Until then it has seen nothing but `prepare`.
+    """
+
+    def __init__(self, command: Command, connection: Connection, monitor: RunMonitor, lock: int) -> None:
+        """Start it; `lock` as for run_guarded."""
+        self.connection, self.monitor = connection, monitor
+        self.session: asyncio.Future[AuditSession] = asyncio.get_running_loop().create_future()
+        self.process = asyncio.create_task(run_guarded(command, monitor, lock, self._listen))
+
+    async def examine(self, session: AuditSession) -> Fault | None:
+        """Hold the session; return why it gave no answers. Raises MachineError."""
+        self.monitor.launched = self.monitor.now()
+        if not self.session.done():
+            self.session.set_result(session)
+        reason, ending = await self.process
+        if not session.began:
+            words = self.monitor.transcript.log.text.rpartition("\n")[2]
+            raise MachineError(f"the auditing process did not start: {words or 'it printed nothing'}")
+        return reason if isinstance(reason, Fault) else self._explain_silence(session, ending)
+
+    async def close(self) -> None:
+        """End the process, needed or not."""
+        self.process.cancel()
+        try:
+            await asyncio.wait({self.process})
+        finally:
+            self.connection.close()
+        if not self.process.cancelled():
+            self.process.exception()  # retrieved, so that asyncio does not complain; `examine` has raised it
+
+    async def _listen(self, running: RunningProcess) -> None:
+        session = await self.session
+        await run_in_thread(partial(session.hold, self.connection, running.seal), self.connection.shutdown)
+
+    def _explain_silence(self, session: AuditSession, ending: Ending) -> Fault | None:
+        """Return why the process that ended by itself gave no answers."""
+        if session.objection:
+            return Fault("disqualified", session.objection)
+        if session.done:
+            return None
+        transcript = self.monitor.transcript
+        if transcript.sealed:
+            return Fault(
+                "disqualified", "the model that it handed over does not give logits by itself: `model(x)` must"
+            )
+        why = classify_failure(ending.status or 0, transcript.log.text).message
+        return Fault("disqualified", f"the model that it handed over cannot be loaded: {why}")
+
+
+async def audit(
+    auditor: Auditor,
+    scorer: Scorer,
+    submission: Submission,
+    reference: Nats | None,
+    baseline_error: float | Literal["unmeasured"],
+) -> CorrectedScore | Fault:
+    """Return the corrected score, or why there is none. Raises MachineError.
+
+    `reference` are the incumbent's claims, `baseline_error` is as for get_tolerance.
+    """
+    assert submission.settings
+    assert submission.claims is not None
     rng = np.random.default_rng()
-    assert delivery.claims is not None
-    return exam.places(delivery.claims, _load_claims(folder, against, exam.shape), rng), rng
-
-
-def store_claims(delivery: Submission, folder: Path, experiment: int, against: int) -> None:
-    """Keep claims that proved true, since later ones may have to be compared with them; drop those of the overcome."""
-    assert delivery.claims is not None
-    folder.mkdir(exist_ok=True)
-    with open_replacement(_get_claims_path(folder, experiment)) as part, part.open("wb") as file:
-        np.save(file, delivery.claims)
-    for path in folder.glob("claims-*.npy"):
-        if int(path.stem.removeprefix("claims-")) < min(against, experiment):
-            path.unlink(missing_ok=True)
-
-
-def _load_claims(folder: Path, experiment: int, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    positions = await asyncio.to_thread(scorer.draw_positions, submission.claims, reference, rng)
+    session = AuditSession(scorer, submission.settings, submission.model, positions, rng)
+    if fault := await auditor.examine(session):
+        return fault
+    allowed = get_tolerance(submission.settings.dtype, baseline_error)
     try:
-        claims: NDArray[np.float32] = np.load(_get_claims_path(folder, experiment), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None  # it never was, or is damaged: places are drawn evenly then
-    return claims if claims.shape == shape else None
-
-
-def _get_claims_path(folder: Path, experiment: int) -> Path:
-    return folder / f"claims-{experiment}.npy"
+        return scorer.correct(submission.claims, np.concatenate(session.answers), positions, allowed)
+    except Disqualified as reason:
+        return Fault("disqualified", str(reason))

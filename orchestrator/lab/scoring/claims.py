@@ -1,8 +1,8 @@
-"""The arithmetic of trust: what claims add up to, where to look whether they are true, and what the look has shown.
+"""The arithmetic of trust: what claims add up to, where to check them, and what the check has shown.
 
-A claim is −log p of one validation token, in nats. It is made by code that sees all the tokens, so it may be a lie. At
-one secret place in every row a second, blind process says again what it expects. The score is the mean of the claims
-plus the weighted mean of what the blind answers add: whatever was claimed, that is unbiased for the blind loss.
+A claim is −log p of one validation token, in nats, from code that sees all the tokens and may lie. At one secret
+position in every row a blind process gives its own −log p. The score is the mean of the claims plus the weighted mean
+of the differences: whatever was claimed, that is unbiased for the blind loss.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from prepare.manifest import MANIFEST_FILE, Manifest, load
+from prepare.manifest import MANIFEST_FILE, DataError, Manifest, load
 from prepare.shards import open_rows
 from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
 
@@ -23,41 +23,41 @@ Rows = NDArray[np.int64]
 Nats = NDArray[np.float32]
 
 SUSPICION = 0.5
-"""Share of the looks that go where a claim beats the reference's; the others go anywhere. Lies that pay are there."""
+"""Share of the checks that go where a claim beats the reference's: lies that pay are there. The others go anywhere."""
 TOLERANCE = {"float32": 0.05, "bfloat16": 0.5, "float16": 0.5}
-"""Nats that an honest claim may be better than the blind answer at one place, at least. The same code on the same
-machine agrees within 1e-4 in float32; compiled and plain bfloat16 differ by some tenths at worst. Smaller lies are not
-caught, but do not pay: the score corrects them."""
+"""Nats by which a claim may always be better than the blind answer at one position. The same code on the same machine
+agrees within 1e-4 in float32; compiled and plain bfloat16 differ by some tenths at worst. Smaller lies are not caught,
+but do not pay: the score corrects them."""
 BASELINE_FACTOR = 3.0
-"""Times what the baseline was off on this machine, if that is more."""
+"""Times the baseline's own difference on this machine, if that is more."""
 BASELINE_TOLERANCE = 2.0
-"""Nats for the baseline itself: its audit measures what honest is, but a leak is a leak."""
+"""Nats for the baseline itself: its audit measures how far honest claims are off, but a leak is a leak."""
 MAX_GAIN = 20.0
-"""Nats of a gain at one place that count: the reference may have been infinitely wrong there."""
+"""Nats of a gain at one position that count: the reference may have been infinitely wrong there."""
 BLOCK = 256
 """Rows that are worked on at a time."""
 IMPOSSIBLE = -1e-3
 """Nats: a probability above 1, beyond rounding."""
 WALL_SLACK, WALL_GRACE = 1.03, 10.0
-"""A time budget may be exceeded by the step that was under way, and by writing the model down."""
+"""Factor and seconds beyond a time budget: the step that was under way, and writing the model."""
 WORK_SLACK = 2.0
-"""Work cannot be counted from outside. CPU seconds for the same work differ by 15 % either way between honest models,
-and by half again on a busy machine."""
+"""Times the expected CPU seconds: work cannot be counted from outside, and CPU time for the same work differs by 15 %
+either way between honest models, and by half again on a busy machine."""
 
 
 class Disqualified(Exception):  # noqa: N818 - a verdict
-    """The score is not to be believed; the message says why, in words."""
+    """The score cannot be believed; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorrectedScore:
-    """What the audit of one model has shown. Bits per byte, but `worst`, in nats."""
+    """The result of auditing one model."""
 
     val_bpb: float
     error: float
-    """Its standard error: 0 where claims are exact."""
+    """Bits per byte: standard error of the correction, 0 where claims are exact."""
     worst: float
-    """The most that a claim was better than the blind answer."""
+    """Nats by which a claim was better than the blind answer, at most."""
 
 
 def get_tolerance(dtype: str, baseline_error: float | Literal["unmeasured"]) -> float:
@@ -67,35 +67,46 @@ def get_tolerance(dtype: str, baseline_error: float | Literal["unmeasured"]) -> 
     return max(TOLERANCE[dtype], BASELINE_FACTOR * baseline_error)
 
 
+@dataclass(frozen=True, slots=True)
+class AuditPositions:
+    """One position in each row, and how many tokens the check there stands for."""
+
+    at: Rows
+    weight: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Scorer:
-    """What a data folder examines models with."""
+    """Scores models on one split of a data folder."""
 
     folder: Path
     rows: NDArray[np.unsignedinteger]
     """[rows, length + 1] tokens of the split."""
     decoys: NDArray[np.unsignedinteger]
-    """The same of training text: what hides the future in the audit."""
+    """The same of training text, which hides the future in the audit."""
     lengths: NDArray[np.int32]
-    """Bytes of each token of the vocabulary; 0 does not count."""
+    """Bytes of each token of the vocabulary; tokens of 0 bytes do not count."""
     manifest: Manifest
     split: str = "val"
+    heldout: "Scorer | None" = None
+    """Scores on text that no decision has used."""
 
     @classmethod
-    def of(cls, folder: Path, split: str = "val") -> "Scorer | None":
-        """On one split's rows; None for a folder without them. Raises DataError."""
-        found = load(folder)
-        if not {"train", split} <= found.rows.keys():
-            return None
-        for name in ("train", split):
-            # Who is shown a file may open it anew for writing, unless it is nobody's to write.
-            with suppress(PermissionError):  # somebody else's
-                (folder / f"{name}.bin").chmod(0o444)
-        lengths = Tokenizer.from_directory(folder).token_bytes
-        return cls(folder, open_rows(split, folder), open_rows("train", folder), lengths, found, split)
+    def load(cls, folder: Path) -> "Scorer":
+        """Open a data folder, and make its shards read-only. Raises DataError."""
+        manifest = load(folder)
+        if missing := {"train", "val", "confirm"} - manifest.rows.keys():
+            raise DataError(f"{folder} has no {min(missing)} rows: prepare it again, in an empty folder")
+        for split in manifest.rows:
+            # A run that is given a file to read could open it again for writing, unless the file is read-only.
+            with suppress(PermissionError):  # another user's
+                (folder / f"{split}.bin").chmod(0o444)
+        lengths, decoys = Tokenizer.from_directory(folder).token_bytes, open_rows("train", folder)
+        heldout = cls(folder, open_rows("confirm", folder), decoys, lengths, manifest, "confirm")
+        return cls(folder, open_rows("val", folder), decoys, lengths, manifest, heldout=heldout)
 
     def lay_out(self, folder: Path) -> Path:
-        """A data folder for a run: what it may know from the beginning. The shards are shown when they are due."""
+        """Make the data folder that a run sees: everything but the shards, which it is sent when they are due."""
         folder.mkdir()
         files = {TOKENIZER_FILE: self.manifest.files[TOKENIZER_FILE]}
         (folder / MANIFEST_FILE).write_text(replace(self.manifest, files=files).to_json())
@@ -103,25 +114,24 @@ class Scorer:
         return folder
 
     @property
-    def training(self) -> Path:
+    def train_file(self) -> Path:
         return self.folder / "train.bin"
 
     @property
-    def shard(self) -> Path:
+    def rows_file(self) -> Path:
         return self.folder / f"{self.split}.bin"
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and tokens of a row: the shape of claims."""
         return self.rows.shape[0], self.rows.shape[1] - 1
 
     @property
     def claim_bytes(self) -> int:
         return 4 * math.prod(self.shape)
 
-    def claims(self, data: bytes) -> Nats:
-        """The claims as they came, [rows, length]. Raises Disqualified for what cannot be claims."""
-        if len(data) != self.claim_bytes:
-            raise Disqualified(f"it claimed {len(data):,} bytes for {math.prod(self.shape):,} tokens")
+    def parse_claims(self, data: bytes) -> Nats:
+        """Return the claims, [rows, length], from `claim_bytes` bytes. Raises Disqualified for impossible ones."""
         claims = np.frombuffer(data, dtype=np.float32).reshape(self.shape)
         if np.isnan(claims).any() or (claims == -math.inf).any():
             raise Disqualified("some of its claims are no numbers")
@@ -129,14 +139,14 @@ class Scorer:
             raise Disqualified(f"it claimed a probability above 1 (a loss of {lowest:.3g} nats)")
         return claims
 
-    def bpb(self, claims: Nats, correction: float = 0.0) -> float:
-        """Bits per byte of claims, with `correction` nats in all."""
-        counted = self._counted
+    def compute_bpb(self, claims: Nats, correction: float = 0.0) -> float:
+        """Return the bits per byte of claims; `correction` is added to their sum, in nats."""
+        counted = self.lengths[self.rows[:, 1:]] > 0
         total = float(claims[counted].sum(dtype=np.float64)) + correction
         return total / self._nats_per_bpb
 
-    def overtime(self, wall: float, cpu: float, threads: int) -> str:
-        """Why the training was too long; empty where it was not. Seconds by our own clocks."""
+    def explain_overtime(self, wall: float, cpu: float, threads: int) -> str:
+        """Return why the training, in seconds by our own clocks, was too long; empty where it was not."""
         budget = self.manifest.budget
         if budget.kind == "time":
             most = WALL_SLACK * budget.amount + WALL_GRACE
@@ -144,44 +154,47 @@ class Scorer:
         most = WORK_SLACK * budget.seconds * max(1, threads) + WALL_GRACE
         return f"it trained for {cpu:.0f} s of CPU time, more than {most:.0f}" if cpu > most else ""
 
-    def places(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> "AuditPositions":
-        """One secret place in every row; `reference` are another model's claims."""
+    def draw_positions(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
+        """Draw one secret position in every row; `reference` are another model's claims."""
         at, weights = np.zeros(len(claims), dtype=np.int64), np.zeros(len(claims))
         for first in range(0, len(claims), BLOCK):
-            some = slice(first, first + BLOCK)
-            counted = (self.lengths[self.rows[some, 1:]] > 0).astype(np.float64)
-            gains = None if reference is None else np.clip(reference[some] - claims[some], 0, MAX_GAIN) * counted
-            at[some], weights[some] = _draw_positions(counted, gains, rng)
+            block = slice(first, first + BLOCK)
+            counted = (self.lengths[self.rows[block, 1:]] > 0).astype(np.float64)
+            gains = None if reference is None else np.clip(reference[block] - claims[block], 0, MAX_GAIN) * counted
+            at[block], weights[block] = _draw_block(counted, gains, rng)
         return AuditPositions(at, weights)
 
-    def masked(self, first: int, last: int, places: "AuditPositions", rng: np.random.Generator) -> Rows:
-        """Those rows' inputs, genuine up to their places, then somebody else's text: never validation text."""
+    def mask(self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator) -> Rows:
+        """Return those rows' inputs, validation text up to their positions, then training text."""
         x = self.rows[first:last, :-1].astype(np.int64)
         other = self.decoys[rng.integers(len(self.decoys), size=len(x)), :-1].astype(np.int64)
-        for row, genuine in enumerate(places.at[first:last] + 1):
+        for row, genuine in enumerate(positions.at[first:last] + 1):
             x[row, genuine:] = other[row, genuine:]
         return x
 
-    def blind(self, logits: NDArray[np.float32], first: int, places: "AuditPositions") -> NDArray[np.float64]:
-        """−log p of the true tokens at the places of the rows from `first`. Raises Disqualified."""
+    def score_blind(self, logits: NDArray[np.float32], first: int, positions: AuditPositions) -> NDArray[np.float64]:
+        """Return −log p, in nats, of the true tokens at the positions of the rows from `first`. Raises Disqualified.
+
+        `logits` are [rows, vocabulary], those at the positions.
+        """
         if logits.shape[1] != len(self.lengths):
             raise Disqualified(f"its logits are for {logits.shape[1]} tokens of {len(self.lengths)}")
         if not np.isfinite(logits.max(1)).all() or np.isnan(logits).any():
             raise Disqualified("shown only the past, it gives no probabilities")
         rows = np.arange(first, first + len(logits))
-        true = self.rows[rows, places.at[rows] + 1]
+        true = self.rows[rows, positions.at[rows] + 1]
         wide = logits.astype(np.float64)
         wide -= wide.max(1, keepdims=True)
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
 
-    def corrected(
-        self, claims: Nats, blind: NDArray[np.float64], places: "AuditPositions", allowed: float
+    def correct(
+        self, claims: Nats, blind: NDArray[np.float64], positions: AuditPositions, allowed: float
     ) -> CorrectedScore:
-        """The corrected score. Raises Disqualified where claims were better at some place by more than `allowed`."""
+        """Correct the score by the blind answers. Raises Disqualified where a claim beats one by over `allowed`."""
         rows = np.arange(len(blind))
-        gaps = np.where(places.weight > 0, blind - claims[rows, places.at], 0.0)
-        terms = places.weight * gaps
-        score, claimed = self.bpb(claims, float(terms.sum())), self.bpb(claims)
+        gaps = np.where(positions.weight > 0, blind - claims[rows, positions.at], 0.0)
+        terms = positions.weight * gaps
+        score, claimed = self.compute_bpb(claims, float(terms.sum())), self.compute_bpb(claims)
         worst = float(gaps.max())
         if not worst <= allowed:
             caught = int((gaps > allowed).sum())
@@ -193,26 +206,14 @@ class Scorer:
         return CorrectedScore(score, error, worst)
 
     @property
-    def _counted(self) -> NDArray[np.bool_]:
-        return self.lengths[self.rows[:, 1:]] > 0
-
-    @property
     def _nats_per_bpb(self) -> float:
         return math.log(2) * int(self.lengths[self.rows[:, 1:]].sum())
 
 
-@dataclass(frozen=True, slots=True)
-class AuditPositions:
-    """Where each row is looked at, and how many tokens that look stands for."""
-
-    at: Rows
-    weight: NDArray[np.float64]
-
-
-def _draw_positions(
+def _draw_block(
     counted: NDArray[np.float64], gains: NDArray[np.float64] | None, rng: np.random.Generator
 ) -> tuple[Rows, NDArray[np.float64]]:
-    """A place in each row, and one over its chance; weight 0 for rows in which nothing counts."""
+    """Draw a position in each row; return them and one over their chances, 0 for rows in which nothing counts."""
     chances = counted / np.maximum(counted.sum(1, keepdims=True), 1)
     if gains is not None:
         sums = gains.sum(1, keepdims=True)
@@ -221,5 +222,5 @@ def _draw_positions(
     steps = np.cumsum(chances, axis=1)
     drawn = rng.random((len(steps), 1)) * steps[:, -1:]
     at = np.minimum((steps <= drawn).sum(1), steps.shape[1] - 1)
-    found = chances[np.arange(len(at)), at]
-    return at, np.divide(1.0, found, out=np.zeros_like(found), where=found > 0)
+    chance = chances[np.arange(len(at)), at]
+    return at, np.divide(1.0, chance, out=np.zeros_like(chance), where=chance > 0)

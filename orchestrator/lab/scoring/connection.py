@@ -1,11 +1,10 @@
-"""Our end of a sandboxed process's line: JSON lines, some with bytes behind them; answers may carry descriptors.
+"""Our end of the socket to a sandboxed process: JSON lines, some with bytes behind them; answers may carry descriptors.
 
-Everything that is heard is hostile: lines and sizes have limits, and what is no JSON object was never said.
+What comes in is hostile: lines and sizes have limits, and anything but a JSON object is ignored.
 """
 
 import json
 import socket
-from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
@@ -16,61 +15,59 @@ CHUNK = 1 << 20
 
 
 class Connection:
-    """Blocks, so it belongs into a thread; hanging up from outside ends that."""
+    """Blocks, so it belongs in a thread; `shutdown`, from any other, ends that."""
 
     def __init__(self, end: socket.socket) -> None:
-        self.end = end
-        self.heard = end.makefile("rb")
+        self.socket = end
+        self.reader = end.makefile("rb")
 
-    def hear(self) -> dict[str, Any] | None:
-        """The next thing that is said; None when nothing more will be. Raises OSError."""
-        while data := self.heard.readline(MAX_LINE + 1):
-            long = not data.endswith(b"\n")
+    def receive(self) -> dict[str, Any] | None:
+        """Return the next object, None at the end. Raises OSError."""
+        while data := self.reader.readline(MAX_LINE + 1):
+            too_long = not data.endswith(b"\n")
             while data and not data.endswith(b"\n"):
-                data = self.heard.readline(MAX_LINE)
-            if long:
+                data = self.reader.readline(MAX_LINE)
+            if too_long:
                 continue
             try:
-                said = json.loads(data)
+                received = json.loads(data)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(said, dict):
-                return cast("dict[str, Any]", said)
+            if isinstance(received, dict):
+                return cast("dict[str, Any]", received)
         return None
 
-    def take(self, size: int) -> bytes:
-        """So many bytes, or fewer if it falls silent."""
-        return self.heard.read(size)
+    def read_exactly(self, size: int) -> bytes:
+        """Return `size` bytes. Raises ConnectionError where fewer come, OSError."""
+        data = self.reader.read(size)
+        if len(data) != size:
+            raise ConnectionError("the connection ended in the middle of a message")
+        return data
 
-    def save(self, size: int, file: BinaryIO) -> bool:
-        """So many bytes into a file; whether all came."""
-        while size and (data := self.heard.read(min(size, CHUNK))):
-            file.write(data)
-            size -= len(data)
-        return not size
+    def copy_to(self, file: BinaryIO, size: int) -> None:
+        """Copy `size` bytes to the file. Raises ConnectionError where fewer come, OSError."""
+        file.writelines(self.read_exactly(min(CHUNK, size - first)) for first in range(0, size, CHUNK))
 
-    def say(self, event: dict[str, object], *, show: Sequence[BinaryIO] = (), data: Sequence[bytes] = ()) -> None:
-        """One line, with files to read and bytes behind it. Raises OSError."""
-        fds = array("i", [file.fileno() for file in show])
+    def send(self, event: dict[str, object], *, files: Sequence[BinaryIO] = (), data: Sequence[bytes] = ()) -> None:
+        """Send one line, with descriptors of files to read and bytes behind it. Raises OSError."""
         line = json.dumps(event).encode() + b"\n"
-        sent = self.end.sendmsg([line], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else [])
-        self.end.sendall(line[sent:])
-        for part in data:
-            self.end.sendall(part)
+        sent = socket.send_fds(self.socket, [line], [file.fileno() for file in files]) if files else 0
+        for part in (line[sent:], *data):
+            self.socket.sendall(part)
 
     def close(self) -> None:
-        """For who listens, when done."""
-        self.hang_up()
-        self.heard.close()
-        self.end.close()
+        """Close it; for the thread that reads."""
+        self.shutdown()
+        self.reader.close()
+        self.socket.close()
 
-    def hang_up(self) -> None:
-        """For anybody: who listens hears the end."""
+    def shutdown(self) -> None:
+        """Shut down so that the reader sees EOF; thread-safe."""
         with suppress(OSError):
-            self.end.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(socket.SHUT_RDWR)
 
 
 def open_pair() -> tuple[Connection, int]:
-    """A line, and the descriptor of its other end, which is the caller's to close."""
+    """Return a connection and the descriptor of its other end, which the caller closes."""
     ours, theirs = socket.socketpair()
     return Connection(ours), theirs.detach()
