@@ -162,7 +162,7 @@ def test_a_fork_needs_the_data_and_the_commits_that_it_goes_on_from(place, tmp_p
     elsewhere = workplace(tmp_path / "elsewhere")
     shutil.copytree(place / "data", tmp_path / "other")
     manifest = tmp_path / "other/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"none"', '"another"'))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"corpus": "another"}))
     file = str(place / "sessions/night/session.db")
 
     for folder, words, answer in [
