@@ -10,7 +10,7 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     if any("seed" in name.lower() for name in proposal.settings):
         return "another seed is not an improvement: the orchestrator assigns the seeds"
     recent = state.results[-REPEAT_EXPIRY:]
-    tried = [(result.experiment, result.proposal) for result in recent if _was_discarded_against(result, state.best)]
+    tried = [(result.experiment, result.proposal) for result in recent if _is_discarded_against(result, state.best)]
     under_way = [(n, get_proposal(stage)) for n, stage in state.open.items() if 0 < n < number]
     for experiment, earlier in (*tried, *under_way):
         if _is_same_change(earlier, proposal):
@@ -37,7 +37,7 @@ def describe_settings(proposal: ev.Proposal) -> str:
             return ", ".join(f"{name} = {value}" for name, value in settings)
 
 
-def _was_discarded_against(result: ExperimentResult, best: int) -> bool:
+def _is_discarded_against(result: ExperimentResult, best: int) -> bool:
     return isinstance(result.verdict, ev.Discarded) and result.incumbent == best
 
 
