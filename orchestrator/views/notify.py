@@ -95,8 +95,12 @@ class Notifier:
         return f"{write_headline(summary)}\n{write_counts(summary)}"
 
     async def _deliver(self, what: str, text: str) -> None:
-        sent = asyncio.wait_for(self.send(f"{self.log.state.session.name}: {what}", text), PATIENCE)
+        sent = self._send_in_time(f"{self.log.state.session.name}: {what}", text)
         (arrived,) = await asyncio.gather(sent, return_exceptions=True)  # an error may repeat the URL: it is not shown
         if arrived is not True and not self.has_failed:
             self.has_failed = True
             self.say("A notification did not arrive; the night continues.")
+
+    async def _send_in_time(self, title: str, text: str) -> bool:
+        async with asyncio.timeout(PATIENCE):
+            return await self.send(title, text)
