@@ -161,7 +161,7 @@ def test_a_new_event_touches_what_contributing_says():
     assert author
     assert len(known) <= 3
     naming = {name_page(path) for path in list_product_files() if example[1] in list_names(path)}
-    assert naming == {*known, author[1]}
+    assert {*known[:2], author[1]} <= naming <= {*known, author[1]}  # the third is needed only for words of its own
 
 
 def test_messages_quoted_as_common_mistakes_are_said():

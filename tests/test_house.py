@@ -135,12 +135,13 @@ def test_a_foreign_library_lives_in_one_file(library):
     assert homes == [ONE_FILE[library]]
 
 
-def test_only_the_command_line_may_catch_everything():
+def test_only_the_command_line_and_the_boundary_of_the_views_catch_everything():
     for path in [*list_files("orchestrator"), *list_files("subagents"), *list_files("prepare")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler):
                 wide = node.type is None or (isinstance(node.type, ast.Name) and node.type.id.endswith("Exception"))
-                assert not wide or path.parent.name == "cli", f"{path}:{node.lineno}"
+                allowed = path.parent.name == "cli" or path == ROOT / "orchestrator/views/observers.py"
+                assert not wide or allowed, f"{path}:{node.lineno}"
 
 
 def test_the_orchestrator_starts_without_torch():

@@ -87,9 +87,9 @@ def test_the_hopeless_end_early_and_some_run_on_to_check_that(tmp_path):
     write_files(session, tmp_path / "files")
     write_musings(session, tmp_path / "musings" / "night")
     page = (tmp_path / "files/report.html").read_text()
-    assert f"{len(early)} were ended early" in page
+    assert f"{len(early)} pruned (ended early, far behind)" in page
     musing = next((tmp_path / "musings/night").glob(f"{early[0].experiment:03}-*.md")).read_text()
-    assert "**Ended early**: far behind after" in musing
+    assert "**Pruned**: far behind after" in musing
 
 
 def test_the_slot_is_never_idle_between_runs(tmp_path):

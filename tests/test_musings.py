@@ -25,6 +25,11 @@ def folder(session, tmp_path_factory):
     return folder
 
 
+def write_all(writes) -> None:
+    for write in writes:
+        write()
+
+
 def read(path: Path) -> tuple[dict, str]:
     _, matter, body = path.read_text().split("---\n", 2)
     return yaml.safe_load(matter), body
@@ -54,10 +59,10 @@ def test_the_rationale_is_written_before_the_edit(session, tmp_path):
     """Told record by record, the file is there as soon as the proposal is."""
     log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
     log.get = session.get
-    writer = Musings(log, tmp_path / "musings" / "test")
+    writer = Musings(tmp_path / "musings" / "test")
     for record in session.records:
         log.fold(record)
-        writer.update()
+        write_all(writer.list_rationales(log))
         if isinstance(record.event, Proposed):
             (path,) = (tmp_path / "musings" / "test").glob(f"{record.event.experiment:03d}-*.md")
             matter, body = read(path)
@@ -69,10 +74,11 @@ def test_the_rationale_is_written_before_the_edit(session, tmp_path):
 def test_written_at_once_or_bit_by_bit_is_the_same(session, folder, tmp_path):
     log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
     log.get = session.get
-    writer = Musings(log, tmp_path / "musings" / "test")
+    writer = Musings(tmp_path / "musings" / "test")
     for record in session.records:
         log.fold(record)
-        writer.update()
+        write_all(writer.list_writes(log))
+    writer.write_overview()
     assert contents(tmp_path / "musings") == contents(folder)
 
 

@@ -1,5 +1,6 @@
 """Notices: what is worth a word, sent by Apprise to a real server on loopback, without holding up the night."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 
 from orchestrator.core.events import Waiting
 from orchestrator.session.store import EventLog
-from orchestrator.views.notify import Notifier, NotifyError, make_sender, send_nothing, write_headlines
+from orchestrator.views.notify import Notifier, NotifyError, make_sender, send_nothing
+from orchestrator.views.summary import summarize, write_headline
 from tests.simulated import night
 from tests.workplace import environment, orchestrate, workplace
 
@@ -49,23 +51,33 @@ class Phone:
         self.server.server_close()
 
 
-def replayed(session, send, say=print, upto=None) -> EventLog:
-    """A log that grows to the session's records under a notice's eyes."""
+def log_of(session, upto=None) -> EventLog:
     log = EventLog()
     log.get = session.get
-    log.fold(session.records[0])
-    notice = Notifier(log, send, say)
-    for record in session.records[1:upto]:
-        log.fold(record)
-        notice.update()
-    notice.close()
+    log.fold(*session.records[:upto])
+    return log
+
+
+def replayed(session, send, say=print) -> EventLog:
+    """A log that grows to the session's records under a notifier's eyes."""
+    log = log_of(session, 1)
+    notifier = Notifier(log, send, say)
+
+    async def live():
+        for record in session.records[1:]:
+            log.fold(record)
+            notifier.update()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(live())
+    notifier.close()
     return log
 
 
 def collected():
     told = []
 
-    def send(title, text):
+    async def send(title, text):
         told.append((title, text))
         return True
 
@@ -82,35 +94,30 @@ def test_every_new_best_and_the_end_are_told(session):
         f"{session.state.session.name}: the night is over"
     ]
     assert session.state.kept[0].proposal.title in told[0][1]
-    assert write_headlines(log) in told[-1][1]
+    assert write_headline(summarize(log.state)) in told[-1][1]
     assert f"→ {session.state.incumbent.score_to_beat:.4f}" in told[-1][1]
     assert "12 experiments" in told[-1][1]
 
 
 def test_what_is_past_is_not_told_again(session):
     told, send = collected()
-    log = EventLog()
-    log.get = session.get
-    log.fold(*session.records)
+    notifier = Notifier(log_of(session), send, print)
 
-    notice = Notifier(log, send, print)
-    notice.update()
-    notice.close()
+    notifier.update()
+    notifier.close()
 
     assert told == []
 
 
-def test_pauses_that_follow_upon_each_other_are_one(session):
+async def test_pauses_that_follow_upon_each_other_are_one(session):
     told, send = collected()
-    log = EventLog()
-    log.get = session.get
-    log.fold(*session.records[:40])
-    notice, start, last = Notifier(log, send, print), log.state.now, log.records[-1]
+    log = log_of(session, 40)
+    notifier, start, last = Notifier(log, send, print), log.state.now, log.records[-1]
     for begin, length in [(700, 60), (765, 60), (900, 3600), (4505, 60), (9000, 60)]:
         waiting = Waiting(until=start + begin + length, reason="the server asks for patience")
         log.fold(last.model_copy(update={"seq": len(log.records), "at": start + begin, "event": waiting}))
-        notice.update()
-    notice.close()
+        notifier.update()
+    await asyncio.gather(*notifier.sending)
 
     assert [title.split(": ")[1] for title, _ in told] == ["a pause", "a pause"]
     assert "the server asks for patience" in told[0][1]
@@ -119,26 +126,35 @@ def test_pauses_that_follow_upon_each_other_are_one(session):
 def test_a_fault_is_told_and_a_user_at_the_keyboard_is_not(session):
     for error, much in [(RuntimeError("disk"), 1), (KeyboardInterrupt(), 0), (SystemExit(130), 0), (None, 0)]:
         told, send = collected()
-        log = EventLog()
-        log.fold(session.records[0])
-        Notifier(log, send, print).close(error)
+        Notifier(log_of(session, 1), send, print).close(error)
         assert len(told) == much
         assert all("resume" in text for _, text in told)
 
 
-def test_a_post_that_hangs_holds_nothing_up(session):
-    stuck = threading.Event()
-    log = EventLog()
-    log.get = session.get
-    log.fold(session.records[0])
-    notice = Notifier(log, lambda *_: stuck.wait(60), print)
-    for record in session.records[1:]:
-        log.fold(record)
-        notice.update()
+def test_a_message_that_hangs_holds_nothing_up(session):
+    started = []
+
+    async def hang(title, _text):
+        started.append(title)
+        if title.endswith("a new best"):
+            await asyncio.sleep(3600)
+        return True
+
+    log = replayed(session, hang)
 
     assert log.state.ended
-    stuck.set()
-    notice.close()
+    assert len(started) == len(session.state.kept) + 1
+
+
+def test_a_failure_is_said_once_and_without_its_words(session):
+    said = []
+
+    async def fail(_title, _text):
+        raise RuntimeError(SECRET)
+
+    replayed(session, fail, said.append)
+
+    assert said == ["A notification did not arrive; the night continues."]
 
 
 def test_a_night_sends_word_and_keeps_the_secret(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.core.events import Audit, Crashed, Record, RunMetrics, Scored
 from orchestrator.lab.sandbox import select
-from orchestrator.views.observers import _describe_trust
+from orchestrator.views.summary import describe_trust
 from orchestrator.views.usage import TrustSummary, summarize_trust
 from tests.workplace import orchestrate, workplace
 
@@ -30,11 +30,11 @@ def test_audits_and_disqualifications_are_counted():
         )
     )
     assert (found.audited, found.disqualified, found.tiers) == (1, (3,), {"bubblewrap"})
-    assert _describe_trust(found) == "bubblewrap; 1 audited, off by 0.01 at most; 1 disqualified (experiment 3)"
+    assert describe_trust(found) == "bubblewrap; 1 audited, off by 0.01 at most; 1 disqualified (experiment 3)"
 
 
 def test_without_any_of_it_that_is_said():
-    assert _describe_trust(TrustSummary(tiers=frozenset({"none"}))) == "no sandbox; none audited; 0 disqualified"
+    assert describe_trust(TrustSummary(tiers=frozenset({"none"}))) == "no sandbox; none audited; 0 disqualified"
 
 
 @pytest.mark.parametrize(("words", "tier"), [((), "bubblewrap|landlock"), (("--unsafe",), "no sandbox")])

@@ -5,7 +5,8 @@ This is the only writer of events. Every append is on disk before anything acts 
 
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -107,10 +108,13 @@ class Session(EventLog):
 
     def get(self, name: Digest) -> str:
         """Return the text of that digest. Raises KeyError."""
-        row = self.db.execute("select body from texts where digest = ?", (name,)).fetchone()
-        if row is None:
-            raise KeyError(name)
-        return zlib.decompress(row[0]).decode()
+        return _read_text(self.db, name)
+
+    @contextmanager
+    def read_texts(self) -> Generator[Callable[[Digest], str]]:
+        """Give what `get` is, over a connection of its own: for another thread. Raises sqlite3.Error."""
+        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            yield lambda name: _read_text(db, name)
 
     def fork(self, path: Path, at: int) -> "Session":
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
@@ -127,6 +131,13 @@ class Session(EventLog):
     def _read(self) -> Iterator[Record]:
         for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
             yield Record(seq=seq, at=at, task_id=task_id, event=parse_event(body))
+
+
+def _read_text(db: sqlite3.Connection, name: Digest) -> str:
+    row = db.execute("select body from texts where digest = ?", (name,)).fetchone()
+    if row is None:
+        raise KeyError(name)
+    return zlib.decompress(row[0]).decode()
 
 
 def _create(path: Path) -> sqlite3.Connection:

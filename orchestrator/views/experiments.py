@@ -1,12 +1,12 @@
-"""One entry per experiment: all that is known of it, closed or under way. Files and views are written from it."""
+"""One row per experiment: all that is known of it, closed or under way. Every view and file is written from rows."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from orchestrator.core import events as ev
+from orchestrator.core.description import FinishedRun, RunDescription, describe_run
 from orchestrator.core.state import (
-    BASELINE,
     Broken,
     Candidate,
     Decided,
@@ -17,8 +17,14 @@ from orchestrator.core.state import (
     State,
     Status,
     Training,
+    get_commit,
+    get_proposal,
+    get_scores,
     name_status,
 )
+
+UNFINISHED = ("proposed", "ready", "training", "broken")
+UNTRAINED = ("refused", "abandoned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,53 +48,70 @@ class ExperimentRow:
 
     @property
     def gain(self) -> float | None:
-        return self.verdict.gain if isinstance(self.verdict, ev.Kept | ev.Discarded) and self.experiment else None
+        return getattr(self.verdict, "gain", None) if self.experiment else None
 
     @property
     def error(self) -> float | None:
-        return self.verdict.error if isinstance(self.verdict, ev.Kept | ev.Discarded) else None
+        return getattr(self.verdict, "error", None)
+
+    @property
+    def sigma(self) -> float | None:
+        return getattr(self.verdict, "sigma", None)
+
+    @property
+    def reason(self) -> str:
+        return getattr(self.verdict, "reason", "")
+
+    @property
+    def runs(self) -> Sequence[FinishedRun]:
+        """The scored runs; without any, the one that crashed or was pruned."""
+        if self.scores:
+            return self.scores
+        return [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
 
     @property
     def memory_mb(self) -> float:
-        ended = (*self.scores, *([self.crash] if self.crash else []))
-        return max((outcome.metrics.memory_mb for outcome in ended), default=0.0)
+        return max((run.metrics.memory_mb for run in self.runs), default=0.0)
 
     @property
-    def decided(self) -> bool:
-        return self.status in ("kept", "discarded", "pruned", "crashed", "refused", "abandoned")
+    def is_decided(self) -> bool:
+        return self.status not in UNFINISHED
 
 
 def list_rows(state: State) -> list[ExperimentRow]:
-    """All experiments by number."""
-    found = [_make_closed_row(result) for result in state.results]
-    found += _list_open(state)
-    return sorted(found, key=lambda entry: entry.experiment)
+    """Return all experiments by number."""
+    rows = [*map(_make_closed_row, state.results), *list_open_rows(state)]
+    return sorted(rows, key=lambda row: row.experiment)
+
+
+def list_open_rows(state: State) -> Iterator[ExperimentRow]:
+    """Yield the experiments that are not closed yet."""
+    for number, stage in state.open.items():
+        if not isinstance(stage, Remeasuring):
+            yield _make_open_row(state, number, stage)
 
 
 def find_row(state: State, experiment: int) -> ExperimentRow | None:
-    """One of them; None where there is no such experiment."""
-    for result in reversed(state.results):
-        if result.experiment == experiment:
-            return _make_closed_row(result)
-    return next((found for found in _list_open(state) if found.experiment == experiment), None)
+    """Return one experiment; None where there is no such number."""
+    return next((row for row in list_rows(state) if row.experiment == experiment), None)
 
 
-def select_retried(found: Iterable[ExperimentRow]) -> list[ExperimentRow]:
-    """Those that were worth a second seed: kept once confirmed, or refused after all."""
-    return [e for e in found if e.experiment and len(e.scores) > 1 and isinstance(e.verdict, ev.Kept | ev.Discarded)]
+def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
+    """Return those that were worth a second seed: kept once confirmed, or discarded after all."""
+    return [row for row in rows if row.gain is not None and len(row.scores) > 1]
 
 
-def _list_open(state: State) -> Iterator[ExperimentRow]:
-    best = state.incumbent.experiment if state.incumbent else 0
-    for number, stage in state.open.items():
-        if not isinstance(stage, Remeasuring):
-            yield _make_open_row(number, stage, best)
+def describe_row(state: State, row: ExperimentRow) -> RunDescription:
+    """Return the numbers of an experiment beside its incumbent's; of the baseline, its own alone."""
+    if row.experiment == 0:
+        return describe_run(row.runs, (), None)
+    return describe_run(row.runs, get_scores(state, row.incumbent), row.verdict)
 
 
 def _make_closed_row(result: ExperimentResult) -> ExperimentRow:
     return ExperimentRow(
         result.experiment,
-        name_status(result.verdict),
+        result.status,
         result.proposal,
         result.incumbent,
         result.commit,
@@ -99,17 +122,17 @@ def _make_closed_row(result: ExperimentResult) -> ExperimentRow:
     )
 
 
-def _make_open_row(number: int, stage: Stage, best: int) -> ExperimentRow:
+def _make_open_row(state: State, number: int, stage: Stage) -> ExperimentRow:
+    proposal, commit = get_proposal(stage), get_commit(stage)
+    parent = commit.parent if commit else state.best
     match stage:
-        case Idea(proposal):
-            return ExperimentRow(number, "proposed", proposal, best)
-        case Candidate(proposal, commit, scores):
-            return ExperimentRow(number, "ready", proposal, commit.parent, commit, scores)
-        case Training(Candidate(proposal, commit, scores)):
-            return ExperimentRow(number, "training", proposal, commit.parent, commit, scores)
-        case Broken(Candidate(proposal, commit, scores), crash):
-            return ExperimentRow(number, "broken", proposal, commit.parent, commit, scores, crash)
-        case Decided(Candidate(proposal, commit, scores), verdict, crash, incumbent):
+        case Idea() | Remeasuring():
+            return ExperimentRow(number, "proposed", proposal, parent)
+        case Candidate(scores=scores):
+            return ExperimentRow(number, "ready", proposal, parent, commit, scores)
+        case Training(Candidate(scores=scores)):
+            return ExperimentRow(number, "training", proposal, parent, commit, scores)
+        case Broken(Candidate(scores=scores), crash):
+            return ExperimentRow(number, "broken", proposal, parent, commit, scores, crash)
+        case Decided(Candidate(scores=scores), verdict, crash, incumbent):
             return ExperimentRow(number, name_status(verdict), proposal, incumbent, commit, scores, crash, verdict)
-        case Remeasuring():
-            return ExperimentRow(number, "training", BASELINE, best)

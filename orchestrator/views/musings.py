@@ -1,272 +1,255 @@
-"""The learning trail: one Markdown file per experiment, written to be read, and an index of them.
+"""Write the learning trail: one Markdown file per experiment, and an index of them.
 
-A projection of the log: `why we believed it` is on disk before anything is edited, and all of it can be written anew.
+It is a projection of the log: the rationale is on disk before anything is edited, and all of it can be rebuilt.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator.core import curves
-from orchestrator.core.events import Abandoned, Discarded, Failed, Kept, Proposed, Pruned, Refused
-from orchestrator.core.source import diff
-from orchestrator.core.state import State, get_scores
-from orchestrator.core.text import format_count, format_signed
-from orchestrator.policy.noise import compute_sigma, pool_variance
-from orchestrator.session.store import EventLog
-from orchestrator.views.experiments import ExperimentRow, list_rows
-from orchestrator.views.musings_search import FENCE, read_musing
+from orchestrator.core.curves import CHECKED_SHARES
+from orchestrator.core.events import Proposed
+from orchestrator.core.state import State, diff_from_parent
+from orchestrator.core.text import flatten, format_count, format_signed
+from orchestrator.views.experiments import ExperimentRow, describe_row, list_open_rows, list_rows
+from orchestrator.views.musings_search import read_musing
+from orchestrator.views.snapshot import LogReader
+from orchestrator.views.summary import format_change, format_score, summarize, write_headline
 from prepare import atomic
 
 DIFF_LINES = 60
-"""A longer diff is cut: the commit has the whole."""
-AGENTS = ("opened", "replied", "used", "waiting")
-"""Kinds of events that are agents' talk and change nothing that is shown here."""
+"""A longer diff is cut: the commit holds all of it."""
+ORIGINS = {"implemented": "", "repaired": ", repaired after a crash", "rebased": ", carried over to the new incumbent"}
 
 
 class Musings:
-    """Keeps the folder of one session up to date with its log."""
+    """Knows what the folder of one session holds, and writes what is missing."""
 
-    def __init__(self, log: EventLog, folder: Path) -> None:
-        self.log, self.folder = log, folder
-        self.seen = 0
-        self.proposed: dict[int, float] = {}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written: dict[int, ExperimentRow] = {}
 
-    def update(self) -> None:
-        """Write what has changed since the last time; the first time, everything. Raises OSError."""
-        records, self.seen = self.log.records[self.seen :], len(self.log.records)
-        self.proposed |= {r.event.experiment: r.at for r in records if isinstance(r.event, Proposed)}
-        records = [record for record in records if record.event.kind not in AGENTS]
-        if not records or self.log.state.baseline_commit is None:
+    def list_rationales(self, log: LogReader) -> Iterator[Callable[[], None]]:
+        """Yield a write for each experiment that is only proposed and has no file yet."""
+        yield from self._list_changes(log, [row for row in list_open_rows(log.state) if row.status == "proposed"])
+
+    def list_writes(self, log: LogReader) -> Iterator[Callable[[], object]]:
+        """Yield a write for each file that is not up to date. Each raises OSError."""
+        if log.state.baseline_commit is None:
             return
-        touched = {getattr(record.event, "experiment", 0) for record in records}
-        found = list_rows(self.log.state)
-        for entry in found:
-            if entry.experiment in touched:
-                atomic.write_atomically(
-                    self.folder / make_file_name(entry),
-                    render_musing(self.log, entry, self.proposed.get(entry.experiment)),
-                )
-        atomic.write_atomically(self.folder / "index.md", render_index(self.log.state, found))
+        rows = list_rows(log.state)
+        yield from self._list_changes(log, rows)
+        yield partial(atomic.write_atomically, self.folder / "index.md", render_index(log.state, rows))
+
+    def write_overview(self) -> None:
+        """Write the page over all sessions beside this one. Raises OSError."""
         atomic.write_atomically(self.folder.parent / "index.md", render_overview(self.folder.parent))
 
+    def _list_changes(self, log: LogReader, rows: Iterable[ExperimentRow]) -> Iterator[Callable[[], None]]:
+        changed = [row for row in rows if row != self.written.get(row.experiment)]
+        times = {r.event.experiment: r.at for r in log.records if isinstance(r.event, Proposed)} if changed else {}
+        for row in changed:
+            yield partial(self._write, log, row, times.get(row.experiment))
 
-def write_musings(log: EventLog, folder: Path) -> None:
-    """Write all musings of a session anew into its folder."""
-    Musings(log, folder).update()
+    def _write(self, log: LogReader, row: ExperimentRow, proposed: float | None) -> None:
+        atomic.write_atomically(self.folder / make_file_name(row), render_musing(log, row, proposed))
+        self.written[row.experiment] = row
 
 
-def make_file_name(entry: ExperimentRow) -> str:
-    """The file's name: the number, and the title in letters that every file system likes."""
-    plain = unicodedata.normalize("NFKD", entry.proposal.title).encode("ascii", "ignore").decode().lower()
+def write_musings(log: LogReader, folder: Path) -> None:
+    """Write all musings of a session into its folder, and the overview beside it. Raises OSError."""
+    musings = Musings(folder)
+    for write in musings.list_writes(log):
+        write()
+    musings.write_overview()
+
+
+def make_file_name(row: ExperimentRow) -> str:
+    """Return the file's name: the number, and the title in characters that every file system accepts."""
+    plain = unicodedata.normalize("NFKD", row.proposal.title).encode("ascii", "ignore").decode().lower()
     slug = "-".join(re.findall(r"[a-z0-9.]+", plain)).strip("-.")[:60].rstrip("-.")
-    return f"{entry.experiment:03d}-{slug or 'experiment'}.md"
+    return f"{row.experiment:03d}-{slug or 'experiment'}.md"
 
 
-def render_musing(log: EventLog, entry: ExperimentRow, proposed: float | None) -> str:
-    """The file of one experiment, as far as it has come."""
-    session = log.state.session.name
+def render_musing(log: LogReader, row: ExperimentRow, proposed: float | None) -> str:
+    """Return the file of one experiment, as far as it has come; `proposed` is in seconds since the epoch."""
     parts = [
-        _write_front_matter(_make_front_matter(session, entry, proposed)),
-        f"# {entry.experiment}. {_flatten(entry.proposal.title)}",
-        f"> {_flatten(entry.proposal.hypothesis)}",
+        _write_front_matter(_make_front_matter(log.state.session.name, row, proposed)),
+        f"# {row.experiment}. {flatten(row.proposal.title)}",
+        f"> {flatten(row.proposal.hypothesis)}",
         "## Why we believed it",
-        entry.proposal.rationale.strip(),
-        _write_expectation(entry),
-        *_write_change(log, entry),
-        *_write_outcome(log.state, entry),
-        *_write_lesson(entry),
+        row.proposal.rationale.strip(),
+        _write_expectation(row),
+        *_write_change(log, row),
+        *_write_outcome(log.state, row),
+        *_write_lesson(row),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _join(parts)
 
 
-def render_index(state: State, found: list[ExperimentRow]) -> str:
-    """The page of a session: where it stands, every experiment in a row, the lessons of what was kept."""
-    session, best = state.session, state.incumbent
-    baseline = next((entry.val_bpb for entry in found if entry.experiment == 0), None)
-    tried = [entry for entry in found if entry.experiment > 0]
-    kept = [entry for entry in tried if entry.status == "kept"]
+def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
+    """Return the page of a session: where it stands, every experiment in a row, the lessons of what was kept."""
+    session, summary = state.session, summarize(state)
     matter = {
         "session": session.name,
         "started": _format_time(state.started_at),
         "crew": session.crew,
-        "experiments": len([entry for entry in tried if entry.decided]),
-        "kept": len(kept),
-        "baseline": _round(baseline),
-        "best": _round(best.score_to_beat if best else None),
+        "experiments": summary.tried,
+        "kept": summary.kept,
+        "baseline": _round(summary.baseline),
+        "best": _round(summary.best),
     }
-    rows = [
+    table = [
         "| # | experiment | family | outcome | val_bpb | change |",
         "|--:|---|---|---|--:|--:|",
-        *(_write_row(entry) for entry in found),
+        *map(_write_row, rows),
     ]
+    kept = [row for row in rows if row.experiment and row.status == "kept"]
     lessons = [
-        f"- {_flatten(e.postmortem.lesson)} ([{e.experiment}]({make_file_name(e)}))" for e in kept if e.postmortem
+        f"- {flatten(row.postmortem.lesson)} ([{row.experiment}]({make_file_name(row)}))"
+        for row in kept
+        if row.postmortem
     ]
     parts = [
         _write_front_matter(matter),
         f"# {session.name}",
-        _write_headline(state, baseline, len(kept)),
-        "\n".join(rows),
+        write_headline(summary),
+        f"{summary.tried} experiments, {summary.kept} kept." + f" Ended: {state.ended}." * bool(state.ended),
+        "\n".join(table),
         *(["## What was learned from what was kept", "\n".join(lessons)] if lessons else []),
     ]
-    return "\n\n".join(parts) + "\n"
+    return _join(parts)
 
 
 def render_overview(folder: Path) -> str:
-    """The page over all sessions in the folder, read from their indexes, the newest first."""
-    matters = [matter for path in folder.glob("*/index.md") if (matter := read_musing(path)[0])]
-    matters.sort(key=lambda matter: str(matter.get("started")), reverse=True)
+    """Return the page over all sessions in the folder, read from their indexes, the newest first."""
+    found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
+    sessions = [(name, matter) for name, matter in found if "session" in matter]
     rows = ["| session | crew | experiments | kept | baseline | best |", "|---|---|--:|--:|--:|--:|"]
-    for matter in matters:
-        cells = [str(_show(matter.get(key))) for key in ("crew", "experiments", "kept", "baseline", "best")]
-        session = matter.get("session")
-        rows.append(f"| [{session}]({session}/index.md) | {' | '.join(cells)} |")
+    for name, matter in sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True):
+        values = [matter.get(key) for key in ("session", "crew", "experiments", "kept", "baseline", "best")]
+        session, *cells = ["–" if value is None else _escape(str(value)) for value in values]
+        rows.append(f"| [{session}]({name}/index.md) | {' | '.join(cells)} |")
     return "\n".join(["# Musings", "", "One folder per session, one file per experiment.", "", *rows, ""])
 
 
-def _make_front_matter(session: str, entry: ExperimentRow, proposed: float | None) -> dict[str, Any]:
-    verdict = entry.verdict
-    judged = verdict if isinstance(verdict, Kept | Discarded) else None
+def _make_front_matter(session: str, row: ExperimentRow, proposed: float | None) -> dict[str, Any]:
     return {
         "session": session,
-        "experiment": entry.experiment,
-        "status": entry.status,
-        "verdict": entry.postmortem.verdict if entry.postmortem else None,
-        "family": entry.proposal.family,
-        "val_bpb": _round(entry.val_bpb),
-        "delta": None if entry.gain is None else _round(-entry.gain),
-        "error": _round(judged.error if judged else None),
-        "sigma": _round(judged.sigma if judged else None),
-        "seeds": len(entry.scores),
-        "base": entry.commit.parent if entry.commit else entry.incumbent,
-        "commit": entry.commit.commit[:12] if entry.commit else None,
-        "author": entry.proposal.author,
+        "experiment": row.experiment,
+        "status": row.status,
+        "verdict": row.postmortem.verdict if row.postmortem else None,
+        "family": row.proposal.family,
+        "val_bpb": _round(row.val_bpb),
+        "delta": None if row.gain is None else _round(-row.gain),
+        "error": _round(row.error),
+        "sigma": _round(row.sigma),
+        "seeds": len(row.scores),
+        "base": row.commit.parent if row.commit else row.incumbent,
+        "commit": row.commit.commit[:12] if row.commit else None,
+        "author": row.proposal.author,
         "proposed": _format_time(proposed) if proposed else None,
     }
 
 
-def _write_expectation(entry: ExperimentRow) -> str:
-    if entry.experiment == 0:
+def _write_expectation(row: ExperimentRow) -> str:
+    if row.experiment == 0:
         return ""
-    if entry.proposal.expected_delta:
-        return f"Expected change of val_bpb: {format_signed(entry.proposal.expected_delta)} (negative is better)."
-    return "How much it would change val_bpb, nobody could say beforehand."
+    if row.proposal.expected_delta:
+        return f"Expected change of val_bpb: {format_signed(row.proposal.expected_delta)} (negative is better)."
+    return "No change of val_bpb was predicted."
 
 
-def _write_change(log: EventLog, entry: ExperimentRow) -> Iterator[str]:
-    """What we changed: where from, and a short diff."""
-    commit = entry.commit
-    if commit is None or entry.experiment == 0:
+def _write_change(log: LogReader, row: ExperimentRow) -> Iterator[str]:
+    """Yield what we changed: where from, and a short diff."""
+    commit = row.commit
+    if commit is None or row.experiment == 0:
         return
-    lines = diff(log.get(log.state.parents[commit.parent].source), log.get(commit.source), context=1).splitlines()
+    lines = diff_from_parent(log.state, commit, log.get, context=1).splitlines()
     shown = lines[:DIFF_LINES]
     if len(lines) > DIFF_LINES:
         shown.append(f"… {len(lines) - DIFF_LINES} more lines in commit {commit.commit[:12]}")
     body = "\n".join(shown)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", body)), default=0))
     yield "## What we changed"
-    how = {"implemented": "", "repaired": ", repaired after a crash", "rebased": ", carried over to the new best"}
-    yield f"In the train.py of experiment {commit.parent} (commit `{commit.commit[:12]}`{how[commit.how]}):"
+    yield f"In the train.py of experiment {commit.parent} (commit `{commit.commit[:12]}`{ORIGINS[commit.how]}):"
     yield f"{fence}diff\n{body}\n{fence}"
 
 
-def _write_outcome(state: State, entry: ExperimentRow) -> Iterator[str]:
-    """What happened: the judgement, the numbers, the facts."""
-    match entry.verdict:
-        case None if not entry.scores:
-            return
-        case None:
-            said = f"Not judged yet; so far {', '.join(f'{score.val_bpb:.4f}' for score in entry.scores)}."
-        case Kept(reason=reason):
-            said = f"**Kept**: {reason}."
-        case Discarded(reason=reason):
-            said = f"**Discarded**: {reason}."
-        case Pruned(reason=reason):
-            said = f"**Ended early**: {_flatten(reason)}."
-        case Failed(reason=reason):
-            said = f"**Crashed**: {_flatten(reason)}."
-        case Refused(reason=reason):
-            said = f"**Refused** before it cost any training: {_flatten(reason)}."
-        case Abandoned(reason=reason):
-            said = f"**Abandoned**: {_flatten(reason)}."
+def _write_outcome(state: State, row: ExperimentRow) -> Iterator[str]:
+    """Yield what happened: the verdict, the numbers, the facts."""
+    if row.is_decided:
+        verdict = f"**{row.status.capitalize()}**: {flatten(row.reason)}."
+    elif row.scores:
+        verdict = f"Not judged yet; so far {_list_scores(row)}."
+    else:
+        return
     yield "## What happened"
-    yield said
-    yield _write_table(state, entry)
-    if entry.postmortem:
-        yield entry.postmortem.happened.strip()
+    yield verdict
+    yield _write_table(state, row)
+    if row.postmortem:
+        yield row.postmortem.happened.strip()
 
 
-def _write_table(state: State, entry: ExperimentRow) -> str:
-    """Score, seeds, measures and losses beside the base's."""
-    if not entry.scores:
+def _write_table(state: State, row: ExperimentRow) -> str:
+    """Return scores, measurements and losses beside the incumbent's, all means over seeds."""
+    told = describe_row(state, row)
+    if told.val_bpb is None:
         return ""
-    scores = entry.scores
-    if entry.experiment == 0:
-        rows = [f"| val_bpb | {entry.val_bpb:.4f} |", f"| by seed | {_list_scores(entry)} |"]
-        rows += [f"| {label} | {format_count(mine)} |" for label, mine, _ in curves.compare_metrics(scores, ()) if mine]
-        return "\n".join(["| | baseline |", "|---|--:|", *rows])
-    base = get_scores(state, entry.incumbent)
-    rows = [f"| by seed | {_list_scores(entry)} | | |"]
-    if entry.gain is not None and entry.val_bpb is not None:
-        change = f"{format_signed(-entry.gain)} ± {entry.error:.4f}"
-        rows.insert(0, f"| **val_bpb** | {entry.val_bpb:.4f} | {entry.val_bpb + entry.gain:.4f} | {change} |")
-    for label, mine, other in curves.compare_metrics(scores, base):
-        if mine and other:
-            rows.append(f"| {label} | {format_count(mine)} | {format_count(other)} | {mine / other - 1:+.0%} |")
-    if base:
-        gaps = curves.compute_gaps(scores[0].curve, base[0].curve)
-        rows += [
-            f"| training loss at {curves.CHECKED_SHARES[moment]} | | | {gap:+.3f} |" for moment, gap in gaps.items()
-        ]
-    return "\n".join([f"| | this | experiment {entry.incumbent} | change |", "|---|--:|--:|--:|", *rows])
+    rows = [f"| by seed | {_list_scores(row)} | | |"]
+    if told.incumbent_bpb is None:
+        rows.insert(0, f"| **val_bpb** | {told.val_bpb:.4f} | | |")
+    else:
+        change = f"{format_change(row)} ± {told.error:.4f}"
+        rows.insert(0, f"| **val_bpb** | {told.val_bpb:.4f} | {told.incumbent_bpb:.4f} | {change} |")
+    for label, ours, other in told.metrics:
+        if ours and other:
+            rows.append(f"| {label} | {format_count(ours)} | {format_count(other)} | {ours / other - 1:+.0%} |")
+        elif ours:
+            rows.append(f"| {label} | {format_count(ours)} | | |")
+    rows += [f"| training loss at {CHECKED_SHARES[share]} | | | {gap:+.3f} |" for share, gap in told.gaps.items()]
+    beside = f"experiment {row.incumbent}" if row.experiment else ""
+    return "\n".join([f"| | this | {beside} | change |", "|---|--:|--:|--:|", *rows])
 
 
-def _write_lesson(entry: ExperimentRow) -> Iterator[str]:
-    if (post := entry.postmortem) is None:
+def _write_lesson(row: ExperimentRow) -> Iterator[str]:
+    if (post := row.postmortem) is None:
         return
     yield "## What we learned"
     yield post.why.strip()
-    yield f"**{_flatten(post.lesson)}** ({post.verdict})"
+    yield f"**{flatten(post.lesson)}** ({post.verdict})"
     yield "## What next"
     yield post.next.strip()
 
 
-def _write_headline(state: State, baseline: float | None, kept: int) -> str:
-    if baseline is None or state.incumbent is None:
-        return "The baseline is being measured."
-    fall = state.incumbent.score_to_beat - baseline
-    return (
-        f"val_bpb {baseline:.4f} → **{state.incumbent.score_to_beat:.4f}** ({format_signed(fall)}, σ of one run "
-        f"{compute_sigma(pool_variance(state)):.4f}), {kept} kept." + (f" Ended: {state.ended}." if state.ended else "")
-    )
+def _write_row(row: ExperimentRow) -> str:
+    bold = "**" if row.status == "kept" else ""
+    link = f"[{_escape(row.proposal.title)}]({make_file_name(row)})"
+    cells = (link, row.proposal.family, f"{bold}{row.status}{bold}", format_score(row), format_change(row))
+    return f"| {row.experiment} | {' | '.join(cells)} |"
 
 
-def _write_row(entry: ExperimentRow) -> str:
-    score = f"{entry.val_bpb:.4f}" if entry.val_bpb is not None else ""
-    change = format_signed(-entry.gain) if entry.gain is not None else ""
-    title = _flatten(entry.proposal.title).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
-    bold = "**" if entry.status == "kept" else ""
-    cells = (f"[{title}]({make_file_name(entry)})", entry.proposal.family, f"{bold}{entry.status}{bold}", score, change)
-    return f"| {entry.experiment} | {' | '.join(cells)} |"
+def _escape(text: str) -> str:
+    """Return a text that stays within its cell of a table."""
+    return flatten(text).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
 
 
-def _list_scores(entry: ExperimentRow) -> str:
-    return ", ".join(f"{score.val_bpb:.4f}" for score in entry.scores)
+def _list_scores(row: ExperimentRow) -> str:
+    return ", ".join(f"{score.val_bpb:.4f}" for score in row.scores)
 
 
 def _write_front_matter(matter: dict[str, Any]) -> str:
-    return FENCE + yaml.safe_dump(matter, sort_keys=False, allow_unicode=True) + "---"
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---"
 
 
-def _flatten(text: str) -> str:
-    """On one line, whatever somebody wrote."""
-    return " ".join(text.split())
+def _join(parts: Iterable[str]) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _format_time(at: float) -> str:
@@ -275,7 +258,3 @@ def _format_time(at: float) -> str:
 
 def _round(number: float | None) -> float | None:
     return None if number is None else round(number, 6)
-
-
-def _show(value: object) -> object:
-    return "–" if value is None else value

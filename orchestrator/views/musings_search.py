@@ -1,13 +1,13 @@
+"""Read musings back, and search them by words over all sessions."""
+
 import re
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import yaml
-
-FENCE = "---\n"
+from subagents.front_matter import split_front_matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class Hit:
     family: str
     delta: float | None
     snippet: str
-    """The words around what was found, which stands between ** and **."""
+    """The words around the match, which stands between ** and **."""
 
 
 def search(
     folder: Path, query: str, *, family: str = "", verdict: str = "", session: str = "", limit: int = 10
 ) -> list[Hit]:
-    """The musings under the folder that fit the words best, over all sessions.
+    """Return the musings under the folder that fit the words best, over all sessions.
 
     Filters are exact; `verdict` takes the reflector's (supported, …) or the judge's (kept, discarded, …). Musings with
     all the words come first; if there are none, those with any.
@@ -40,7 +40,7 @@ def search(
         matters: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob("*/[0-9]*.md")):
             matter, body = read_musing(path)
-            if _is_wanted(matter, family, verdict, session):
+            if body and _is_wanted(matter, family, verdict, session):
                 matters[str(path)] = matter
                 title, _, rest = body.partition("\n")
                 plain = re.sub(r"[*`|>#]|--:?", "", rest)
@@ -51,8 +51,24 @@ def search(
     return []
 
 
+def read_musing(path: Path) -> tuple[dict[str, Any], str]:
+    """Return front matter and body.
+
+    There is no front matter where a person has put another text into the folder, and no body where there is no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # not from a FIFO
+    except OSError:
+        return {}, ""
+    try:
+        matter, body = split_front_matter(text)
+    except ValueError:
+        return {}, text
+    return matter, body.lstrip()
+
+
 def _match(db: sqlite3.Connection, match: str, limit: int) -> list[tuple[str, str, str]]:
-    """The best first; without words, the latest."""
+    """Return path, title and snippet of the best matches; without words, of the latest musings."""
     if not match:
         newest = "select path, title, substr(body, 1, 160) from m order by path desc limit ?"
         return db.execute(newest, (limit,)).fetchall()
@@ -62,15 +78,16 @@ def _match(db: sqlite3.Connection, match: str, limit: int) -> list[tuple[str, st
 
 
 def _make_hit(path: Path, title: str, snippet: str, matter: dict[str, Any]) -> Hit:
+    number, delta = matter.get("experiment"), matter.get("delta")
     return Hit(
         path=path,
         session=str(matter.get("session", "")),
-        experiment=int(matter.get("experiment", 0)),
+        experiment=number if isinstance(number, int) else 0,
         title=title,
         status=str(matter.get("status", "")),
         verdict=str(matter.get("verdict") or ""),
         family=str(matter.get("family", "")),
-        delta=matter.get("delta"),
+        delta=delta if isinstance(delta, float) else None,
         snippet=" ".join(snippet.split()),
     )
 
@@ -81,16 +98,3 @@ def _is_wanted(matter: dict[str, Any], family: str, verdict: str, session: str) 
         and verdict in ("", matter.get("verdict"), matter.get("status"))
         and session in ("", matter.get("session"))
     )
-
-
-def read_musing(path: Path) -> tuple[dict[str, Any], str]:
-    """Front matter and body; no matter where a person has written something else into the folder."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if not text.startswith(FENCE):
-        return {}, text
-    head, _, body = text.removeprefix(FENCE).partition(f"\n{FENCE}")
-    try:
-        matter = yaml.load(head, yaml.CSafeLoader)
-    except yaml.YAMLError:
-        return {}, text
-    return (cast("dict[str, Any]", matter), body.lstrip()) if isinstance(matter, dict) else ({}, text)

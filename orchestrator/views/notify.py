@@ -1,113 +1,106 @@
-"""Word to the user's phone or chat: at a new best, when the models make us wait, at the end.
+"""Send messages to the user's phone or chat: at a new best, when the models make us wait, at the end.
 
-The URL holds a secret: it is never logged, printed or stored. Nothing here blocks a night, or ends one.
+The URL holds a secret: it is never logged, printed or stored. Sending never delays a night, or ends one.
 """
 
+import asyncio
 import logging
-import queue
-import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from orchestrator.core.events import Ended, Promoted, Record, Waiting
 from orchestrator.session.store import EventLog
-from orchestrator.views.experiments import find_row, list_rows
-from orchestrator.views.report.page import describe_headline
-from orchestrator.views.usage import list_runs
+from orchestrator.views.experiments import find_row
+from orchestrator.views.summary import summarize, write_counts, write_headline
 
-Send = Callable[[str, str], bool]
-"""Sends a title and a text; says whether they arrived."""
+Send = Callable[[str, str], Awaitable[bool]]
+"""Sends a title and a text, and returns whether they arrived."""
 PATIENCE = 15.0
-"""Seconds that the last words may take; Apprise's own limit is 4 for connecting and 4 for an answer."""
+"""Seconds that sending a message may take."""
 QUIET = 600.0
-"""Seconds: a pause that begins so soon after another is the same pause."""
+"""Seconds after a pause in which another one is the same pause."""
 
 
 class NotifyError(Exception):
-    """No word can be sent to this URL; the message is one line that does not repeat it."""
+    """No message can be sent to this URL; the text is one line that does not repeat it."""
 
 
-def send_nothing(_title: str, _text: str) -> bool:
-    """Sends nothing to nobody."""
+async def send_nothing(_title: str, _text: str) -> bool:
+    """Send nothing."""
     return True
 
 
 def make_sender(url: str) -> Send:
-    """What sends to an Apprise URL; to nobody where there is none. Raises NoticeError."""
+    """Return what sends to an Apprise URL; without a URL, what sends nothing. Raises NotifyError."""
     if not url:
         return send_nothing
     try:
         import apprise
     except ImportError as error:
         raise NotifyError("--notify needs Apprise: pip install -e '.[notify]' in this folder") from error
-    logging.getLogger("apprise").disabled = True  # its complaints repeat the URL
-    there = apprise.Apprise(asset=apprise.AppriseAsset(storage_mode="memory"))
-    if not there.add(url):
+    logging.getLogger("apprise").disabled = True  # its messages repeat the URL
+    service = apprise.Apprise(asset=apprise.AppriseAsset(storage_mode="memory"))
+    if not service.add(url):
         raise NotifyError("--notify: Apprise knows no such URL; its wiki lists them, such as ntfy://TOPIC")
-    return lambda title, text: bool(there.notify(body=text, title=title))
+
+    async def send(title: str, text: str) -> bool:
+        return bool(await service.async_notify(body=text, title=title))
+
+    return send
 
 
 class Notifier:
-    """Watches a session from now on, and sends from a thread of its own."""
+    """Watches a session from now on, and sends what is worth a message."""
 
     def __init__(self, log: EventLog, send: Send, say: Callable[[str], None]) -> None:
         self.log, self.send, self.say = log, send, say
         self.seen = len(log.records)
+        self.has_ended = self.has_failed = False
         self.paused_until = 0.0
-        self.due: queue.SimpleQueue[tuple[str, str] | None] = queue.SimpleQueue()
-        self.post = threading.Thread(target=self._deliver, name="notice", daemon=True)
-        self.post.start()
+        self.sending: set[asyncio.Task[None]] = set()
 
     def update(self) -> None:
-        """Have sent what is worth a word, of all that happened since the last time."""
+        """Begin to send what is worth a message of all that is new; needs a running loop."""
         fresh, self.seen = self.log.records[self.seen :], len(self.log.records)
         for record in fresh:
-            self._look(record)
+            if message := self._choose_message(record):
+                task = asyncio.get_running_loop().create_task(self._deliver(*message))
+                self.sending.add(task)
+                task.add_done_callback(self.sending.discard)
 
     def close(self, error: BaseException | None = None) -> None:
-        """The night ends, by itself or by this error; wait a little until the last word is out."""
+        """Send that the night is over, or that this error ended it; wait at most PATIENCE."""
         if isinstance(error, Exception):
-            self._tell("stopped by a fault", f"Nothing is lost: python -m orchestrator resume {self._name}")
-        self.due.put(None)
-        self.post.join(PATIENCE)
+            text = f"Nothing is lost: python -m orchestrator resume {self.log.state.session.name}"
+            asyncio.run(self._deliver("stopped by a fault", text))
+        elif self.has_ended:
+            asyncio.run(self._deliver("the night is over", f"{self.log.state.ended}\n{self._write_summary()}"))
 
-    def _look(self, record: Record) -> None:
+    def _choose_message(self, record: Record) -> tuple[str, str] | None:
         match record.event:
-            case Promoted(experiment=number) if number:
-                found = find_row(self.log.state, number)
-                title = found.proposal.title if found else ""
-                self._tell("a new best", f"{number}. {title}\n{write_headlines(self.log)}")
+            case Promoted(experiment=number) if number and (row := find_row(self.log.state, number)):
+                return "a new best", f"{number}. {row.proposal.title}\n{self._write_summary()}"
             case Waiting(until=until, reason=reason):
-                if record.at > self.paused_until + QUIET:
-                    self._tell("a pause", f"{reason}. What is training goes on.\n{write_headlines(self.log)}")
+                is_new = record.at > self.paused_until + QUIET
                 self.paused_until = max(self.paused_until, until)
-            case Ended(reason=reason):
-                self._tell("the night is over", f"{reason}\n{write_headlines(self.log)}")
+                text = f"{reason}. Training continues meanwhile.\n{self._write_summary()}"
+                return ("a pause", text) if is_new else None
+            case Ended():
+                self.has_ended = True  # sent by `close`: the loop ends too soon after this
             case _:
                 pass
+        return None
 
-    @property
-    def _name(self) -> str:
-        return self.log.state.session.name
+    def _write_summary(self) -> str:
+        summary = summarize(self.log.state)
+        return f"{write_headline(summary)}\n{write_counts(summary)}"
 
-    def _tell(self, what: str, text: str) -> None:
-        self.due.put((f"{self._name}: {what}", text))
+    async def _deliver(self, what: str, text: str) -> None:
+        sent = self._send_in_time(f"{self.log.state.session.name}: {what}", text)
+        (arrived,) = await asyncio.gather(sent, return_exceptions=True)  # an error may repeat the URL: it is not shown
+        if arrived is not True and not self.has_failed:
+            self.has_failed = True
+            self.say("A notification did not arrive; the night continues.")
 
-    def _deliver(self) -> None:
-        silent = False
-        while told := self.due.get():
-            if not self.send(*told) and not silent:
-                silent = True
-                self.say("A notice did not arrive; the night goes on without.")
-
-
-def write_headlines(log: EventLog) -> str:
-    """The report's headline in a line or two."""
-    told = describe_headline(log, list_rows(log.state), list_runs(log.records))
-    if told["best"] is None:
-        return "The baseline is being measured."
-    cost = ", cost unknown" if told["unpriced"] else "" if not told["usd"] else f", ${told['usd']:.2f}"
-    change = f"{told['fall']:.4f} better, {told['sigmas']:.1f} times σ" if told["fall"] > 0 else "nothing better yet"
-    return (
-        f"val_bpb {told['baseline']:.4f} → {told['best']:.4f} ({change})\n"
-        f"{told['judged']} experiments, {told['kept']} kept, {told['hours']:.2g} hours{cost}"
-    )
+    async def _send_in_time(self, title: str, text: str) -> bool:
+        async with asyncio.timeout(PATIENCE):
+            return await self.send(title, text)

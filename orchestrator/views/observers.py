@@ -1,144 +1,156 @@
-"""Those who watch a session: terminal, musings, the files beside it, notices. All are projections of its log.
+"""Show a session and write it down as it happens: terminal, musings, the files beside it, messages.
 
-None of them can spoil a night: what cannot be written is said once, and can be rebuilt from the log.
+All are projections of the log, and all run behind one boundary: none can end or delay a night, whatever it raises.
+What could not be written is tried again at the next event, and can be rebuilt from the log.
 """
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 
-from orchestrator.core.events import Discarded, Granted, Point, Record, Resumed
-from orchestrator.core.state import ExperimentResult, apply
-from orchestrator.policy import noise, pruning
+from orchestrator.core.events import Granted, Point, Record, Resumed
+from orchestrator.core.state import State, apply
+from orchestrator.core.text import flatten
 from orchestrator.policy.limits import explain_stop
+from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.session.store import Session
-from orchestrator.views import usage
+from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import Musings
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.report.files import Files
+from orchestrator.views.snapshot import LogReader, Snapshot
+from orchestrator.views.summary import describe_late_discards, describe_trust, summarize, write_headline
 from orchestrator.views.terminal import Terminal
+from orchestrator.views.usage import measure_utilization, summarize_trust
 
 SOON = 0.5
-"""Seconds until the files follow the log."""
+"""Seconds until the files follow the log: events that come together are one change."""
 
 
 class Observers:
-    """Shows and writes down what happens in a session, as it happens. Use as a context."""
+    """Shows and writes down what happens in a session. Use as a context around the event loop."""
 
     def __init__(
         self, session: Session, musings: Path, console: Console | None = None, *, send: Send = send_nothing
     ) -> None:
-        self.session, self.folder, self.trail = session, session.path.parent, musings / session.state.session.name
+        self.session, self.folder = session, session.path.parent
         self.terminal = Terminal(session, console or Console(highlight=False), time.time)
-        self.musings = Musings(session, self.trail)
-        self.files = Files(session, self.folder)
-        self.notice = Notifier(session, send, self.say)
-        self.trouble = ""
-        self.later: asyncio.TimerHandle | None = None
+        self.musings = Musings(musings / session.state.session.name)
+        self.files = Files(self.folder)
+        self.notifier = Notifier(session, send, self.say)
+        self.failures: set[str] = set()
+        self.writer: asyncio.Task[None] | None = None
         session.subscribe(self.update)
 
     def __enter__(self) -> Self:
-        self.terminal.__enter__()
-        self._write(self.musings.update)
+        self._guard("the live view", self.terminal.__enter__)
+        self._write_all(self.musings.list_writes(self.session))
+        self._guard("musings", self.musings.write_overview)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._write(self.musings.update)
-        self._write_files()
-        self.terminal.__exit__(kind, error, trace)
-        self.notice.close(error)
+        self._write_files(self.session)
+        self._guard("musings", self.musings.write_overview)
+        self._guard("the live view", lambda: self.terminal.__exit__(kind, error, trace))
+        self._guard("notifications", lambda: self.notifier.close(error))
 
     def update(self) -> None:
-        """Let each of them look: the musings at once, since a rationale stands before anything is edited.
-
-        The larger files wait a moment: what is due is started first, and events that come together are one change.
-        """
-        self._write(self.musings.update)
-        self.terminal.update()
-        self.notice.update()
-        if self.later is None:
-            self.later = asyncio.get_running_loop().call_later(SOON, self._write_files)
-
-    def _write_files(self) -> None:
-        self.later = None
-        self._write(self.files.update)
-
-    def _write(self, update: Callable[[], None]) -> None:
-        try:
-            update()
-        except OSError as error:
-            if self.trouble != (trouble := f"{error.filename} cannot be written: {error.strerror}"):
-                self.trouble = trouble
-                self.say(f"{trouble}; the session itself is safe, and this can be rebuilt from it")
+        """Show what is new; only a rationale is written at once, since it must stand before anything is edited."""
+        self._write_all(self.musings.list_rationales(self.session))
+        self._guard("the live view", self.terminal.update)
+        self._guard("notifications", self.notifier.update)
+        if self.writer is None or self.writer.done():
+            self.writer = asyncio.get_running_loop().create_task(self._follow())
 
     def progress(self, granted: Granted, point: Point, rate: float) -> None:
-        """A run has come so far; `rate` in tokens per second."""
-        self.terminal.progress(granted, point, rate)
+        """Show how far a run has come; `rate` is in tokens per second."""
+        self._guard("the live view", lambda: self.terminal.progress(granted, point, rate))
 
     def say(self, text: str) -> None:
-        """A word to the user."""
-        self.terminal.say(text)
+        """Print a message to the user."""
+        self._guard("the live view", lambda: self.terminal.say(text))
 
     def print_summary(self, branch: str) -> None:
-        """What came of it, and where everything is."""
-        state = self.session.state
-        use = usage.measure_utilization(self.session.records, state.session.slots)
-        baseline = next((f.val_bpb for f in state.results if f.experiment == 0), None)
-        tried = sum(result.experiment > 0 for result in state.results)
-        self.say(f"\nThe night is over: {state.ended}.")
-        if state.incumbent and baseline:
-            gain, sigma = baseline - state.incumbent.score_to_beat, noise.compute_sigma(noise.pool_variance(state))
-            better = (
-                f"{gain:.4f} better: {gain / sigma:.1f} times σ = {sigma:.4f}" if state.kept else "nothing was kept"
-            )
-            self.say(f"  val_bpb   {baseline:.4f} → {state.incumbent.score_to_beat:.4f}   ({better})")
-        seeds = min((len(result.scores) for result in state.kept), default=0)
-        self.say(
-            f"  tried     {tried} experiments, kept {len(state.kept)}" + f", on {seeds} seeds or more" * bool(seeds)
-        )
-        if refused := _count_late_discards(state.results):
-            self.say(f"  refused   {refused}")
-        trust = usage.summarize_trust(self.session.records, pruning.count_false_prunes(state))
-        self.say(f"  trust     {_describe_trust(trust)}")
-        self.say(f"  slots     occupied {use.occupancy:.1%} of the time; duty {use.duty:.1%}")
-        self.say(f"  report    {self.folder / 'report.html'}")
-        self.say(f"  branch    git log {branch}")
-        self.say(f"  musings   {self.trail / 'index.md'}")
-        self.say(f"  go on     python -m orchestrator {self._how_on()}")
+        """Print how the night ended, and where everything is."""
+        self._guard("the summary", lambda: self.say("\n".join(self._write_summary(branch))))
 
-    def _how_on(self) -> str:
-        """The command that goes on: where the limits are spent, a resumed session would end at once."""
+    async def _follow(self) -> None:
+        """Write the files on a thread until they show the last record: one snapshot at a time, always the latest."""
+        written = 0
+        while written < len(self.session.records):
+            await asyncio.sleep(SOON)
+            snapshot = list(self.session.records), self.session.state
+            await asyncio.to_thread(self._write_snapshot, *snapshot)
+            written = len(snapshot[0])
+
+    def _write_snapshot(self, records: list[Record], state: State) -> None:
+        def write() -> None:
+            with self.session.read_texts() as read:  # a connection is bound to its thread
+                self._write_files(Snapshot(state, records, read))
+
+        self._guard("the files", write)
+
+    def _write_files(self, log: LogReader) -> None:
+        self._write_all(self.musings.list_writes(log))
+        self._write_all(self.files.list_writes(log))
+
+    def _write_all(self, writes: Iterable[Callable[[], object]]) -> None:
+        def write_each() -> None:
+            for write in writes:
+                self._guard("the files", write)
+
+        self._guard("the files", write_each)
+
+    def _guard(self, view: str, action: Callable[[], object]) -> None:
+        """Run an action of a view; tell the user of each kind of failure once."""
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - this is the boundary: a view may fail in any way
+            self._report(view, error)
+
+    def _report(self, view: str, error: Exception) -> None:
+        if isinstance(error, OSError) and (path := error.filename2 or error.filename):
+            failure = f"{path} cannot be written: {error.strerror}"
+        else:
+            failure = f"{view} failed: {type(error).__name__}: {flatten(str(error))}"
+        if failure not in self.failures:
+            self.failures.add(failure)
+            self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
+
+    def _write_summary(self, branch: str) -> list[str]:
+        state, records, folder = self.session.state, self.session.records, self.folder
+        summary = summarize(state)
+        if summary.failure:
+            return [f"\n{write_headline(summary)}", f"  report    {folder / 'report.html'}"]
+        used, late = measure_utilization(records, state.session.slots), describe_late_discards(list_rows(state))
+        return [
+            f"\nThe night is over: {state.ended}.",
+            f"  val_bpb   {write_headline(summary).removeprefix('val_bpb ')}",
+            f"  tried     {summary.tried} experiments, kept {summary.kept}"
+            + f", on {summary.seeds} seeds or more" * (summary.kept > 0),
+            *([f"  discarded {late}"] if late else []),
+            f"  trust     {describe_trust(summarize_trust(records, count_false_prunes(state)))}",
+            f"  slots     occupied {used.occupancy:.1%} of the time; duty {used.duty:.1%}",
+            f"  report    {folder / 'report.html'}",
+            f"  branch    git log {branch}",
+            f"  musings   {self.musings.folder / 'index.md'}",
+            f"  go on     python -m orchestrator {self._suggest_command()}",
+        ]
+
+    def _suggest_command(self) -> str:
+        """Return the command that continues: where the limits are spent, a resumed session would end at once."""
         state, last = self.session.state, len(self.session.records) - 1
         name, limits = state.session.name, state.session.limits
-        back = apply(state, Record(seq=last + 1, at=state.now, task_id="", event=Resumed()))
-        if not explain_stop(back):
+        resumed = apply(state, Record(seq=last + 1, at=state.now, task_id="", event=Resumed()))
+        if not explain_stop(resumed):
             return f"resume {name}"
         number = f" --max-experiments {limits.experiments}" if limits.experiments else ""
         dollars = f" --max-usd {limits.usd:g}" if limits.usd else ""
         return f"fork {name} --at {last} --hours {limits.hours:g}{number}{dollars}"
-
-
-def _count_late_discards(results: Sequence[ExperimentResult]) -> str:
-    """What looked good on its first seed, and why it was not kept after all."""
-    late = [f.verdict for f in results if isinstance(f.verdict, Discarded) and len(f.scores) > 1]
-    reasons = Counter(verdict.reason.partition(":")[0] for verdict in late)
-    words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    return f"{len(late)} that looked good on the first seed: {words}" if late else ""
-
-
-def _describe_trust(trust: usage.TrustSummary) -> str:
-    shut = "no sandbox" if trust.tiers <= {"none"} else " and ".join(sorted(trust.tiers))
-    audits = f"{trust.audited} audited, off by {trust.correction:.1g} at most" if trust.audited else "none audited"
-    names = f" (experiment {', '.join(map(str, trust.disqualified))})" if trust.disqualified else ""
-    fresh = f", {trust.confirmed} examined on fresh text" * (trust.confirmed > 0)
-    early = f"; {trust.pruned} ended early" * (trust.pruned > 0)
-    spared = f"; of {trust.control_run} spared, {trust.wrong} proved good" * (trust.control_run > 0)
-    return f"{shut}; {audits}{fresh}; {len(trust.disqualified)} disqualified{names}{early}{spared}"

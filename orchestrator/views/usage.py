@@ -1,4 +1,4 @@
-"""Figures of a session from its records: who ran when, how busy the slots were, how a loss curve stood at a moment."""
+"""Measure from a session's records who ran when, how busy the slots were, what agents used, and what was checked."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from orchestrator.core.state import Usage
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training in one slot, in seconds since the epoch; one under way ends, so far, with the last record."""
+    """One training in one slot, in seconds since the epoch; one that is under way ends with the last record so far."""
 
     experiment: int
     run: int
@@ -19,20 +19,20 @@ class Run:
     seed: int
     start: float
     end: float
-    outcome: Literal["training", "scored", "crashed", "aborted", "cut off"]
+    outcome: Literal["training", "scored", "crashed", "pruned", "aborted", "cut off"]
     train_seconds: float = 0.0
     val_bpb: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Utilization:
-    """How the slots were used between the first run's start and the last run's end, time away left out."""
+    """Use of the slots between the first run's start and the last run's end, without the time away."""
 
     seconds: float = 0.0
     occupancy: float = 0.0
     """Share of the time in which a slot held a run, 0 to 1."""
     duty: float = 0.0
-    """Budgeted training over that time, 0 to 1."""
+    """Share of the time that was budgeted training, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,72 +42,67 @@ class TrustSummary:
     audited: int = 0
     """Scores that a second, blind process confirmed or corrected."""
     correction: float = 0.0
-    """The largest, in bits per byte."""
+    """Bits per byte of the largest correction."""
     disqualified: tuple[int, ...] = ()
     """Experiments whose scores were not believed."""
     tiers: frozenset[str] = frozenset()
-    """The sandboxes that runs were shut in."""
+    """Sandbox tiers that runs were confined by."""
     confirmed: int = 0
-    """Runs that were examined on text that no decision had used."""
+    """Runs that were scored on the held-out text, too."""
     pruned: int = 0
-    """Runs that were ended early."""
-    control_run: int = 0
-    """Runs that would have been, but were let finish."""
-    wrong: int = 0
-    """Of these, those that ended as good as the best."""
+    control_runs: int = 0
+    """Runs that would have been pruned, but were let finish."""
+    false_prunes: int = 0
+    """Control runs that ended as good as the incumbent."""
 
 
-def summarize_trust(records: Iterable[ev.Record], alarms: tuple[int, int] = (0, 0)) -> TrustSummary:
-    """What the audits of a session came to; `alarms` as the policy counts them."""
-    found = TrustSummary(control_run=alarms[0], wrong=alarms[1])
-    for record in records:
-        match record.event:
-            case ev.Scored(audit=ev.Audit() as audit, val_bpb=score):
-                correction = max(found.correction, abs(score - audit.claimed))
-                found = replace(found, audited=found.audited + 1, correction=correction)
-            case ev.Crashed(failure="disqualified", experiment=number) if number not in found.disqualified:
-                found = replace(found, disqualified=(*found.disqualified, number))
-            case ev.Pruned():
-                found = replace(found, pruned=found.pruned + 1)
-            case _:
-                pass
-        if isinstance(record.event, ev.Scored | ev.Crashed | ev.Pruned):
-            found = replace(found, tiers=found.tiers | {record.event.tier})
-        if isinstance(record.event, ev.Scored) and record.event.confirmed is not None:
-            found = replace(found, confirmed=found.confirmed + 1)
-    return found
+def summarize_trust(records: Iterable[ev.Record], controls: tuple[int, int] = (0, 0)) -> TrustSummary:
+    """Return what audits and control runs found; `controls` are control runs and false prunes as the policy counts."""
+    events = [record.event for record in records]
+    scored = [event for event in events if isinstance(event, ev.Scored)]
+    crashed = [event for event in events if isinstance(event, ev.Crashed)]
+    pruned = [event for event in events if isinstance(event, ev.Pruned)]
+    corrections = [abs(score.val_bpb - score.audit.claimed) for score in scored if score.audit]
+    disqualified = [crash.experiment for crash in crashed if crash.failure == "disqualified"]
+    return TrustSummary(
+        audited=len(corrections),
+        correction=max(corrections, default=0.0),
+        disqualified=tuple(dict.fromkeys(disqualified)),
+        tiers=frozenset(run.tier for run in (*scored, *crashed, *pruned)),
+        confirmed=sum(score.confirmed is not None for score in scored),
+        pruned=len(pruned),
+        control_runs=controls[0],
+        false_prunes=controls[1],
+    )
 
 
 def list_runs(records: Iterable[ev.Record]) -> list[Run]:
-    """All runs in the order of their start."""
-    found: list[Run] = []
+    """Return all runs in the order of their start."""
+    runs: list[Run] = []
     open_: dict[tuple[int, int], int] = {}
     now = 0.0
     for record in records:
         before, now = now, record.at
         match record.event:
             case ev.Granted(experiment=number, run=run, slot=slot, seed=seed):
-                open_[number, run] = len(found)
-                found.append(Run(number, run, slot, seed, now, now, "training"))
-            case (ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted()) as event if (
-                event.experiment,
-                event.run,
-            ) in open_:
-                at = open_.pop((event.experiment, event.run))
-                found[at] = _end_run(found[at], event, now)
+                open_[number, run] = len(runs)
+                runs.append(Run(number, run, slot, seed, now, now, "training"))
+            case ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted() as event:
+                if (at := open_.pop((event.experiment, event.run), None)) is not None:
+                    runs[at] = _end_run(runs[at], event, now)
             case ev.Resumed() | ev.Forked():
                 for at in open_.values():
-                    found[at] = replace(found[at], end=before, outcome="cut off")
+                    runs[at] = replace(runs[at], end=before, outcome="cut off")
                 open_ = {}
             case _:
                 pass
     for at in open_.values():
-        found[at] = replace(found[at], end=now)
-    return found
+        runs[at] = replace(runs[at], end=now)
+    return runs
 
 
 def measure_utilization(records: Sequence[ev.Record], slots: int) -> Utilization:
-    """Occupancy and duty of a session's slots."""
+    """Return occupancy and duty of a session's slots."""
     held = list_runs(records)
     if not held:
         return Utilization()
@@ -121,7 +116,7 @@ def measure_utilization(records: Sequence[ev.Record], slots: int) -> Utilization
 
 
 def sum_usage(records: Iterable[ev.Record]) -> dict[int, Usage]:
-    """What the agents used for each experiment."""
+    """Return what the agents used for each experiment."""
     found: dict[int, Usage] = {}
     for record in records:
         if isinstance(reply := record.event, ev.ModelReplied):
@@ -129,16 +124,18 @@ def sum_usage(records: Iterable[ev.Record]) -> dict[int, Usage]:
     return found
 
 
-def _end_run(run: Run, event: ev.Scored | ev.Crashed | ev.Pruned | ev.Aborted, now: float) -> Run:
-    if isinstance(event, ev.Aborted):
-        return replace(run, end=now, outcome="aborted")
-    score = event.val_bpb if isinstance(event, ev.Scored) else None
-    outcome = "scored" if isinstance(event, ev.Scored) else "crashed"
-    return replace(run, end=now, outcome=outcome, train_seconds=event.metrics.train_seconds, val_bpb=score)
+def _end_run(run: Run, event: ev.Outcome, now: float) -> Run:
+    match event:
+        case ev.Scored(val_bpb=score, metrics=metrics):
+            return replace(run, end=now, outcome="scored", train_seconds=metrics.train_seconds, val_bpb=score)
+        case ev.Crashed(metrics=metrics) | ev.Pruned(metrics=metrics):
+            return replace(run, end=now, outcome=event.kind, train_seconds=metrics.train_seconds)
+        case ev.Aborted():
+            return replace(run, end=now, outcome="aborted")
 
 
 def _sum_absence(records: Sequence[ev.Record], first: float, last: float) -> float:
-    """Seconds within an interval in which no orchestrator was alive."""
+    """Return the seconds within an interval in which no orchestrator was alive."""
     gaps = [
         (before.at, after.at) for before, after in pairwise(records) if isinstance(after.event, ev.Resumed | ev.Forked)
     ]

@@ -1,43 +1,58 @@
-"""What stands beside a session's log: results.tsv, ledger.parquet, report.html, log.jsonl. All can be deleted."""
+"""Write the files beside a session: log.jsonl, results.tsv, ledger.parquet, report.html. All can be deleted."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from orchestrator.session.store import EventLog
+from orchestrator.core.state import State
 from orchestrator.views.report.page import Page
 from orchestrator.views.report.parquet import write_parquet
 from orchestrator.views.report.results_tsv import write_results
+from orchestrator.views.snapshot import LogReader
 from prepare import atomic
-
-TELLING = {"fitted", "scored", "crashed", "refused", "abandoned", "promoted", "reflected", "closed", "waiting", "ended"}
-"""Kinds of events after which a reader would see a difference."""
 
 
 class Files:
-    """Keeps the files in a session's folder up to date with its log."""
+    """Knows what the files of one session hold, and writes what is missing."""
 
-    def __init__(self, log: EventLog, folder: Path) -> None:
-        self.log, self.folder = log, folder
-        self.page = Page(log)
-        self.seen = 0
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.renderers: dict[str, Callable[[LogReader], str | bytes]] = {
+            "results.tsv": lambda log: write_results(log.state),
+            "ledger.parquet": write_parquet,
+            "report.html": Page().render,
+        }
+        self.logged = 0
+        """Records that log.jsonl holds."""
+        self.shown: dict[str, State] = {}
 
-    def update(self) -> None:
-        """Write what has changed since the last time; the first time, everything. Raises OSError."""
-        fresh, first = self.log.records[self.seen :], self.seen == 0
-        if not fresh:
-            return
-        lines = "".join(record.model_dump_json() + "\n" for record in fresh)
-        if first:
-            atomic.write_atomically(self.folder / "log.jsonl", lines)
-        else:
-            with (self.folder / "log.jsonl").open("a") as file:
+    def list_writes(self, log: LogReader) -> Iterator[Callable[[], None]]:
+        """Yield a write for each file that is not up to date. Each raises OSError."""
+        if len(log.records) > self.logged:
+            yield partial(self._append_log, log)
+        state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone is worth a new page
+        for name, render in self.renderers.items():
+            if self.shown.get(name) != state:
+                yield partial(self._replace, name, render, log, state)
+
+    def _append_log(self, log: LogReader) -> None:
+        path = self.folder / "log.jsonl"
+        known, self.logged = self.logged if path.is_file() else 0, 0  # a failed append may leave half a line
+        lines = "".join(record.model_dump_json() + "\n" for record in log.records[known:])
+        if known:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(lines)
-        self.seen += len(fresh)
-        if first or any(record.event.kind in TELLING for record in fresh):
-            atomic.write_atomically(self.folder / "results.tsv", write_results(self.log.state))
-            atomic.write_atomically(self.folder / "ledger.parquet", write_parquet(self.log))
-            atomic.write_atomically(self.folder / "report.html", self.page.html())
+        else:
+            atomic.write_atomically(path, lines)
+        self.logged = len(log.records)
+
+    def _replace(self, name: str, render: Callable[[LogReader], str | bytes], log: LogReader, state: State) -> None:
+        atomic.write_atomically(self.folder / name, render(log))
+        self.shown[name] = state
 
 
-def write_files(log: EventLog, folder: Path) -> None:
-    """Write all files of a session anew into its folder."""
-    Files(log, folder).update()
+def write_files(log: LogReader, folder: Path) -> None:
+    """Write all files of a session into its folder. Raises OSError."""
+    for write in Files(folder).list_writes(log):
+        write()

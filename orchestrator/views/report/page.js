@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts and shows the musing of whatever is chosen. What agents wrote is only ever set as text.
+// Draws the charts and shows the chosen experiment's musing. What agents wrote is only ever set as text.
 
 const element = (id) => document.getElementById(id);
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -59,17 +59,17 @@ const hover = (e) => `<b>${e.number}. ${wrapped(e.title)}</b><br>${e.status}` +
 const wrapped = (text) => escaped(text).replace(/(.{1,60})(\s|$)/g, "$1<br>").replace(/<br>$/, "");
 
 function best() {
-  // The incumbent's mark over time, as a staircase.
+  // The best score over time, as a staircase.
   const steps = [];
-  let mark = null;
+  let lowest = null;
   const at = (e) => (axis === "hours" ? e.hours : e.number);
   for (const e of data.experiments.filter((e) => e.status === "kept" && e.score !== null)) {
-    if (mark !== null && e.score >= mark) continue;
-    mark = e.score;
-    steps.push([at(e) ?? 0, mark]);
+    if (lowest !== null && e.score >= lowest) continue;
+    lowest = e.score;
+    steps.push([at(e) ?? 0, lowest]);
   }
   const ends = data.experiments.map(at).filter((x) => x !== null);
-  if (steps.length) steps.push([Math.max(...ends, steps[steps.length - 1][0]), mark]);
+  if (steps.length) steps.push([Math.max(...ends, steps[steps.length - 1][0]), lowest]);
   return steps;
 }
 
@@ -134,7 +134,7 @@ function drawFront(id, value, title) {
 }
 
 function drawSlots() {
-  const shades = { scored: "accent", training: "good", crashed: "bad", aborted: "bad", "cut off": "grey" };
+  const shades = { scored: "accent", training: "good", pruned: "grey", crashed: "bad", aborted: "bad", "cut off": "grey" };
   const names = (run) => `slot ${run.slot}`;
   const bars = (length, opacity) => ({
     type: "bar", orientation: "h", y: data.runs.map(names), base: data.runs.map((run) => run.from / 3600), x: data.runs.map((run) => length(run) / 3600),
@@ -149,7 +149,7 @@ function drawSlots() {
 }
 
 function drawCurve(e) {
-  const base = data.experiments.find((other) => other.number === e.against);
+  const base = data.experiments.find((other) => other.number === e.incumbent);
   const line = (of, name, more) => ({ type: "scatter", mode: "lines", name, x: of.curve.map((p) => 100 * p[0]), y: of.curve.map((p) => p[1]),
     hovertemplate: `${name}: %{y:.3f} at %{x:.0f} %<extra></extra>`, ...more });
   const traces = [line(e, `experiment ${e.number}`, { line: { color: color("accent"), width: 2 } })];
@@ -166,11 +166,11 @@ function table(e) {
   const rows = [];
   if (e.gain !== null) rows.push(["val_bpb", e.score.toFixed(4), (e.score + e.gain).toFixed(4), `${signed(-e.gain)} ± ${e.error.toFixed(4)}`]);
   else if (e.score !== null) rows.push(["val_bpb", e.score.toFixed(4), "", ""]);
-  for (const [name, mine, other] of e.measures) {
+  for (const [name, mine, other] of e.metrics) {
     if (mine) rows.push([name, people(mine), other && e.number ? people(other) : "", other && e.number ? `${mine >= other ? "+" : "−"}${Math.abs(100 * (mine / other - 1)).toFixed(0)} %` : ""]);
   }
   if (e.seeds.length > 1) rows.push(["by seed", e.seeds.map((s) => s.toFixed(4)).join(", "), "", ""]);
-  const head = h("tr", {}, h("th", {}), ...["this", e.number ? `experiment ${e.against}` : "", e.number ? "change" : ""].map((text) => h("th", { class: "n" }, text)));
+  const head = h("tr", {}, h("th", {}), ...["this", e.number ? `experiment ${e.incumbent}` : "", e.number ? "change" : ""].map((text) => h("th", { class: "n" }, text)));
   const body = rows.map(([name, ...cells]) => (name === "by seed"
     ? h("tr", {}, h("td", {}, name), h("td", { colspan: 3, class: "n", style: "white-space: normal" }, cells[0]))
     : h("tr", {}, h("td", {}, name), ...cells.map((cell) => h("td", { class: "n" }, cell)))));

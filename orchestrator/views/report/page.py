@@ -1,4 +1,4 @@
-"""report.html: a session on one page, in one file that asks nothing of any network.
+"""Render report.html: a session on one page, in one file that asks nothing of any network.
 
 Everything that agents wrote is untrusted text: Jinja escapes it, and the script only ever sets it as text.
 """
@@ -6,65 +6,68 @@ Everything that agents wrote is untrusted text: Jinja escapes it, and the script
 import base64
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
-import plotly.offline
 from markupsafe import Markup
 
-from orchestrator.core import curves
-from orchestrator.core.curves import thin_curve
-from orchestrator.core.source import diff
-from orchestrator.core.state import State, get_scores
+from orchestrator.core.curves import interpolate_loss
+from orchestrator.core.description import FinishedRun
+from orchestrator.core.state import diff_from_parent
 from orchestrator.core.text import format_count, format_signed
-from orchestrator.policy.noise import compute_sigma, pool_variance
 from orchestrator.policy.pruning import count_false_prunes
-from orchestrator.session.store import EventLog
-from orchestrator.views.experiments import ExperimentRow, list_rows, select_retried
+from orchestrator.views.experiments import UNTRAINED, ExperimentRow, describe_row, list_rows, select_retried
+from orchestrator.views.snapshot import LogReader
+from orchestrator.views.summary import describe_controls, summarize
 from orchestrator.views.usage import Run, list_runs, measure_utilization, summarize_trust
 
 HERE = Path(__file__).parent
 CURVE_POINTS = 48
 DIFF_LINES = 80
+LESSONS = 40
 REFRESH_SECONDS = 30
-"""How often an open page looks for a newer one while the session lives."""
-JUDGED = ("kept", "discarded", "pruned", "crashed")
+"""Seconds between two looks of an open page for a newer one, while the session lives."""
 
 
 class Page:
-    """Builds the page from a log; what is said of a closed experiment is worked out once."""
+    """Renders the page; what it shows of a closed experiment is worked out once."""
 
-    def __init__(self, log: EventLog) -> None:
-        self.log = log
+    def __init__(self) -> None:
         self.known: dict[int, dict[str, Any]] = {}
 
-    def html(self) -> str:
-        """The whole file as the log now stands."""
-        state, held = self.log.state, list_runs(self.log.records)
-        found, closed = list_rows(state), {result.experiment for result in state.results}
-        experiments = [self.known.get(e.experiment) or describe_experiment(self.log, e, held) for e in found]
+    def render(self, log: LogReader) -> str:
+        """Return the whole file as the log now stands."""
+        state, runs, rows = log.state, list_runs(log.records), list_rows(log.state)
+        experiments = [self.known.get(row.experiment) or describe_experiment(log, row, runs) for row in rows]
+        closed = {result.experiment for result in state.results}
         self.known |= {e["number"]: e for e in experiments if e["number"] in closed}
-        start = held[0].start if held else state.started_at
+        summary, start = summarize(state), runs[0].start if runs else state.started_at
         data = {
             "experiments": experiments,
-            "runs": [_describe_run(run, start) for run in held],
+            "runs": [_describe_run(run, start) for run in runs],
             "slots": state.session.slots,
-            "sigma": compute_sigma(pool_variance(state)) if state.incumbent else 0.0,
-            "budget": state.session.profile.budget_kind,
+            "sigma": summary.sigma,
         }
+        trust = summarize_trust(log.records, count_false_prunes(state))
         return _load_template().render(
             session=state.session,
-            headline=describe_headline(self.log, found, held),
+            summary=summary,
+            runs=len(runs),
+            used=measure_utilization(log.records, state.session.slots),
+            stopping=state.stopping,
+            waiting=[waiting.reason for waiting in state.waiting.values()],
             experiments=experiments,
             lineage=[e for e in experiments if e["status"] == "kept" and e["number"] > 0],
-            families=summarize_families(found),
-            hopefuls=[describe_confirmation(entry) for entry in select_retried(found)],
-            trust=summarize_trust(self.log.records, count_false_prunes(self.log.state)),
-            spent=list_spending(state),
-            lessons=[e for e in reversed(experiments) if e["lesson"] and e["status"] in ("kept", "discarded")][:40],
+            families=summarize_families(rows),
+            retried=[describe_confirmation(row) for row in select_retried(rows)],
+            trust=trust,
+            controls=describe_controls(trust),
+            spending=sorted(state.usage.items(), key=lambda pair: -pair[1].usd),
+            lessons=[e for e in reversed(experiments) if e["lesson"]][:LESSONS],
             live=not state.ended,
             refresh=REFRESH_SECONDS,
             css=Markup((HERE / "page.css").read_text()),  # noqa: S704 - our own
@@ -74,41 +77,36 @@ class Page:
         )
 
 
-def describe_experiment(log: EventLog, entry: ExperimentRow, held: Sequence[Run]) -> dict[str, Any]:
-    """An experiment as the page's script wants it."""
-    proposal, post, state = entry.proposal, entry.postmortem, log.state
-    outcome = entry.scores[0] if entry.scores else entry.crash
-    ended = [run.end for run in held if run.experiment == entry.experiment and run.outcome in ("scored", "crashed")]
-    ended = ended[: len(entry.scores) or 1]  # later ones only measured the incumbent again
+def describe_experiment(log: LogReader, row: ExperimentRow, runs: Sequence[Run]) -> dict[str, Any]:
+    """Return an experiment as the page's script reads it; `runs` are all runs of the session."""
+    proposal, post, told = row.proposal, row.postmortem, describe_row(log.state, row)
+    ends = [
+        run.end for run in runs if run.experiment == row.experiment and run.outcome in ("scored", "crashed", "pruned")
+    ]
+    ends = ends[: len(row.scores) or 1]  # later ones only measured the incumbent again
     return {
-        "number": entry.experiment,
-        "status": entry.status,
+        "number": row.experiment,
+        "status": row.status,
         "title": proposal.title,
         "hypothesis": proposal.hypothesis,
         "rationale": proposal.rationale,
         "family": proposal.family,
         "author": proposal.author,
         "expected": proposal.expected_delta,
-        "base": entry.commit.parent if entry.commit else entry.incumbent,
-        "against": entry.incumbent,
-        "commit": entry.commit.commit[:12] if entry.commit else "",
-        "lines": _count_lines(log, entry),
-        "diff": _show_diff(log, entry),
-        "score": entry.val_bpb,
-        "seeds": [score.val_bpb for score in entry.scores],
-        "gain": entry.gain,
-        "error": entry.error,
-        "reason": getattr(entry.verdict, "reason", ""),
-        "tier": outcome.tier if outcome else "",
-        "curve": [[round(p.progress, 4), round(p.loss, 4)] for p in thin_curve(outcome.curve, CURVE_POINTS)]
-        if outcome
-        else [],
-        "measures": [
-            [name, *pair] for name, *pair in curves.compare_metrics(entry.scores, get_scores(state, entry.incumbent))
-        ],
-        "memory": entry.memory_mb,
-        "hours": (max(ended) - state.started_at) / 3600 if ended else None,
-        "verdict": post.verdict if post else "",
+        "incumbent": row.incumbent,
+        "commit": row.commit.commit[:12] if row.commit else "",
+        "lines": len(log.get(row.commit.source).splitlines()) if row.commit else None,
+        "diff": _show_diff(log, row),
+        "score": told.val_bpb,
+        "seeds": [score.val_bpb for score in row.scores],
+        "gain": row.gain,
+        "error": row.error,
+        "reason": row.reason,
+        "tier": row.runs[0].tier if row.runs else "",
+        "curve": list(average_curve(row.runs)),
+        "metrics": told.metrics,
+        "memory": row.memory_mb,
+        "hours": (max(ends) - log.state.started_at) / 3600 if ends else None,
         "happened": post.happened if post else "",
         "why": post.why if post else "",
         "lesson": post.lesson if post else "",
@@ -116,95 +114,62 @@ def describe_experiment(log: EventLog, entry: ExperimentRow, held: Sequence[Run]
     }
 
 
-def describe_headline(log: EventLog, found: Sequence[ExperimentRow], held: Sequence[Run]) -> dict[str, Any]:
-    """What one wants to know first."""
-    state, best = log.state, log.state.incumbent
-    used = measure_utilization(log.records, state.session.slots)
-    judged = [entry for entry in found if entry.experiment > 0 and entry.status in JUDGED]
-    baseline = found[0].val_bpb if found else None
-    deviation = compute_sigma(pool_variance(state)) if best else 0.0
-    fall = baseline - best.score_to_beat if best and baseline else 0.0
+def average_curve(runs: Sequence[FinishedRun]) -> Iterator[tuple[float, float]]:
+    """Yield share of the budget and mean loss of the runs, at CURVE_POINTS shares or fewer."""
+    for share in (point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)):
+        losses = [loss for run in runs if (loss := interpolate_loss(run.curve, share)) is not None]
+        if losses:
+            yield round(share, 4), round(fmean(losses), 4)
+
+
+def summarize_families(rows: Sequence[ExperimentRow]) -> list[dict[str, Any]]:
+    """Return what was trained by family, and what it gained, the most fruitful first."""
+    families: dict[str, list[ExperimentRow]] = {}
+    for row in rows:
+        if row.experiment > 0 and row.is_decided and row.status not in UNTRAINED:
+            families.setdefault(row.proposal.family, []).append(row)
+    table = [_summarize_family(name, tried) for name, tried in families.items()]
+    return sorted(table, key=lambda family: (-family["gain"], -family["tried"]))
+
+
+def _summarize_family(name: str, tried: Sequence[ExperimentRow]) -> dict[str, Any]:
+    kept = [row.gain or 0.0 for row in tried if row.status == "kept"]
     return {
-        "baseline": baseline,
-        "best": best.score_to_beat if best else None,
-        "fall": fall,
-        "percent": 100 * fall / baseline if baseline else 0.0,
-        "sigma": deviation,
-        "sigmas": fall / deviation if deviation else 0.0,
-        "judged": len(judged),
-        "kept": sum(entry.status == "kept" for entry in judged),
-        "seeds": min((len(entry.scores) for entry in judged if entry.status == "kept"), default=0),
-        "crashed": sum(entry.status == "crashed" for entry in judged),
-        "pruned": sum(entry.status == "pruned" for entry in judged),
-        "unrun": sum(entry.status in ("refused", "abandoned") for entry in found),
-        "runs": len(held),
-        "hours": (state.now - state.started_at - state.away) / 3600,
-        "occupancy": used.occupancy,
-        "duty": used.duty,
-        "usd": state.usd,
-        "unpriced": sum(spent.unpriced for spent in state.usage.values()),
-        "ended": state.ended,
-        "stopping": state.stopping,
-        "waiting": [waiting.reason for waiting in state.waiting.values()],
+        "name": name,
+        "tried": len(tried),
+        "kept": len(kept),
+        "crashed": sum(row.status == "crashed" for row in tried),
+        "gain": sum(kept),
+        "best": max((row.gain for row in tried if row.gain is not None), default=None),
     }
 
 
-def summarize_families(found: Sequence[ExperimentRow]) -> list[dict[str, Any]]:
-    """What was tried by family, and what it yielded, the most fruitful first."""
-    names: dict[str, list[ExperimentRow]] = {}
-    for entry in found:
-        if entry.experiment > 0 and entry.status in JUDGED:
-            names.setdefault(entry.proposal.family, []).append(entry)
-    rows: list[dict[str, Any]] = []
-    for name, tried in names.items():
-        kept = [entry.gain or 0.0 for entry in tried if entry.status == "kept"]
-        gains = [entry.gain for entry in tried if entry.gain is not None]
-        rows.append(
-            {
-                "name": name,
-                "tried": len(tried),
-                "kept": len(kept),
-                "crashed": sum(entry.status == "crashed" for entry in tried),
-                "gain": sum(kept),
-                "best": max(gains, default=None),
-            }
-        )
-    return sorted(rows, key=lambda row: (-row["gain"], -row["tried"]))
-
-
-def describe_confirmation(entry: ExperimentRow) -> dict[str, Any]:
-    """What more seeds made of a change that looked good on its first; changes of val_bpb, negative is better."""
-    mean, gain = entry.val_bpb or 0.0, entry.gain or 0.0
+def describe_confirmation(row: ExperimentRow) -> dict[str, Any]:
+    """Return what more seeds showed of a change that looked better on its first; negative changes are better."""
+    mean, gain = row.val_bpb or 0.0, row.gain or 0.0
     return {
-        "number": entry.experiment,
-        "title": entry.proposal.title,
-        "status": entry.status,
-        "first": entry.scores[0].val_bpb - (mean + gain),
+        "number": row.experiment,
+        "title": row.proposal.title,
+        "status": row.status,
+        "first": row.scores[0].val_bpb - (mean + gain),
         "change": -gain,
-        "error": entry.error,
-        "seeds": len(entry.scores),
-        "reason": getattr(entry.verdict, "reason", ""),
+        "error": row.error,
+        "seeds": len(row.scores),
+        "reason": row.reason,
     }
-
-
-def list_spending(state: State) -> list[dict[str, Any]]:
-    """Tokens and dollars by agent."""
-    rows = [
-        {"agent": agent, "input": s.input, "cached": s.cached, "output": s.output, "usd": s.usd, "unpriced": s.unpriced}
-        for agent, s in state.usage.items()
-    ]
-    return sorted(rows, key=lambda row: -row["usd"])
 
 
 def pack(text: str) -> str:
-    """Compressed, as a page can carry it; its script unpacks it by DecompressionStream."""
+    """Return a text compressed, as a page can carry it; its script unpacks it by DecompressionStream."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 @cache
 def _load_plotly() -> str:
-    """Plotly, as its own Python package brings it: 4.8 MB, 2.0 MB packed."""
-    return pack(plotly.offline.get_plotlyjs())
+    """Return plotly.js as its own Python package brings it: 4.8 MB, 2.0 MB packed."""
+    from plotly.offline import get_plotlyjs  # takes a while to import
+
+    return pack(get_plotlyjs())
 
 
 @cache
@@ -228,15 +193,9 @@ def _describe_run(run: Run, start: float) -> dict[str, Any]:
     }
 
 
-def _show_diff(log: EventLog, entry: ExperimentRow) -> str:
-    if entry.commit is None or entry.experiment == 0:
+def _show_diff(log: LogReader, row: ExperimentRow) -> str:
+    if row.commit is None or row.experiment == 0:
         return ""
-    base = log.get(log.state.parents[entry.commit.parent].source)
-    lines = diff(base, log.get(entry.commit.source), context=1).splitlines()
+    lines = diff_from_parent(log.state, row.commit, log.get, context=1).splitlines()
     cut = [f"… {len(lines) - DIFF_LINES} more lines"] if len(lines) > DIFF_LINES else []
     return "\n".join([*lines[:DIFF_LINES], *cut])
-
-
-def _count_lines(log: EventLog, entry: ExperimentRow) -> int | None:
-    """Lines of its train.py."""
-    return len(log.get(entry.commit.source).splitlines()) if entry.commit else None

@@ -1,6 +1,7 @@
-"""results.tsv: autoresearch's own five columns, so that whatever reads its results reads ours."""
+"""Write results.tsv in autoresearch's own five columns, so that tools which read those read ours."""
 
 from orchestrator.core.state import State
+from orchestrator.core.text import flatten
 from orchestrator.views.experiments import ExperimentRow, list_rows
 
 HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
@@ -8,17 +9,12 @@ STATUS = {"kept": "keep", "discarded": "discard", "pruned": "crash", "crashed": 
 
 
 def write_results(state: State) -> str:
-    """A line for everything that was judged, in the order of the experiments; what never ran is left out."""
-    rows = [HEADER, *(_make_row(entry) for entry in list_rows(state) if entry.status in STATUS)]
-    return "".join("\t".join(row) + "\n" for row in rows)
+    """Return a line for each experiment that was trained and judged, by number."""
+    rows = [HEADER, *(_make_cells(row) for row in list_rows(state) if row.status in STATUS)]
+    return "".join("\t".join(cells) + "\n" for cells in rows)
 
 
-def _make_row(entry: ExperimentRow) -> tuple[str, str, str, str, str]:
-    crashed = STATUS[entry.status] == "crash"  # without a score, as upstream has it
-    return (
-        entry.commit.commit[:7] if entry.commit else "",
-        f"{0.0 if crashed else entry.val_bpb or 0.0:.6f}",
-        f"{0.0 if crashed else entry.memory_mb / 1024:.1f}",
-        STATUS[entry.status],
-        " ".join(entry.proposal.title.split()),
-    )
+def _make_cells(row: ExperimentRow) -> tuple[str, ...]:
+    commit, status = row.commit.commit[:7] if row.commit else "", STATUS[row.status]
+    score, memory = (0.0, 0.0) if status == "crash" else (row.val_bpb or 0.0, row.memory_mb / 1024)
+    return commit, f"{score:.6f}", f"{memory:.1f}", status, flatten(row.proposal.title)

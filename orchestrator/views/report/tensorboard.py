@@ -1,19 +1,20 @@
-"""A session as TensorBoard shows it: scores by experiment, and the loss curve of each. Written once, from the log."""
+"""Write a session for TensorBoard: scores by experiment, and the loss curve of each."""
 
 from pathlib import Path
 
-from orchestrator.session.store import EventLog
 from orchestrator.views.experiments import list_rows
+from orchestrator.views.snapshot import LogReader
 
 
 class TensorBoardMissingError(Exception):
-    """The package that writes its files is not installed; the message says what to do."""
+    """The package that writes event files is not installed; the message says what to do."""
 
 
-def write_tensorboard(log: EventLog, folder: Path) -> None:
-    """Event files in the folder: a run of the session, one of each experiment. Raises NoTensorBoard, OSError.
+def write_tensorboard(log: LogReader, folder: Path) -> None:
+    """Write event files into the folder: one run for the session, one for each experiment.
 
-    A session's step is the experiment's number, an experiment's the percent of its budget that was used up.
+    A session's step is the experiment's number, an experiment's the percent of its budget used so far. Raises
+    TensorBoardMissingError and OSError.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -23,15 +24,14 @@ def write_tensorboard(log: EventLog, folder: Path) -> None:
         ) from error
     best = float("inf")
     with SummaryWriter(str(folder / "session")) as session:
-        for entry in list_rows(log.state):
-            outcome = entry.scores[0] if entry.scores else entry.crash
-            if outcome is None:
+        for row in list_rows(log.state):
+            if not row.runs:
                 continue
-            with SummaryWriter(str(folder / f"{entry.experiment:04}")) as run:
-                run.add_text("proposal", f"{entry.proposal.title}: {entry.status}\n\n{entry.proposal.rationale}")
-                for point in outcome.curve:
+            with SummaryWriter(str(folder / f"{row.experiment:04}")) as run:
+                run.add_text("proposal", f"{row.proposal.title}: {row.status}\n\n{row.proposal.rationale}")
+                for point in row.runs[0].curve:
                     run.add_scalar("loss", point.loss, round(100 * point.progress))
-            if entry.val_bpb is not None:
-                best = min(best, entry.val_bpb) if entry.status == "kept" else best
-                session.add_scalar("val_bpb", entry.val_bpb, entry.experiment)
-                session.add_scalar("best", best, entry.experiment)
+            if row.val_bpb is not None:
+                best = min(best, row.val_bpb) if row.status == "kept" else best
+                session.add_scalar("val_bpb", row.val_bpb, row.experiment)
+                session.add_scalar("best", best, row.experiment)
