@@ -1,0 +1,68 @@
+"""Describe an experiment in numbers, beside the incumbent that it was judged against.
+
+Every view takes its numbers from here, so that they cannot contradict each other: means over runs on both sides.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from orchestrator.core import events as ev
+from orchestrator.core.curves import CHECKED_SHARES, compute_gaps, compute_throughput
+
+FinishedRun = ev.Scored | ev.Crashed | ev.Pruned
+MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
+    "optimizer steps": lambda metrics: metrics.steps,
+    "tokens per second": compute_throughput,
+    "parameters": lambda metrics: metrics.parameters,
+    "MB of memory at the peak": lambda metrics: metrics.memory_mb,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunDescription:
+    """An experiment's numbers: means over its runs, beside the means over the incumbent's runs."""
+
+    val_bpb: float | None
+    """Mean over seeds; None without a score."""
+    incumbent_bpb: float | None
+    """The score that the verdict compared it with; None where it has not been compared."""
+    gain: float | None
+    """Bits per byte; positive is better."""
+    error: float | None
+    """Standard error of the gain."""
+    metrics: Sequence[tuple[str, float, float]]
+    """Name, ours, the incumbent's; 0 where unknown."""
+    gaps: Mapping[float, float]
+    """Training loss minus the incumbent's, by share of the budget."""
+
+
+def describe_run(
+    runs: Sequence[FinishedRun],
+    incumbent: Sequence[ev.Scored],
+    verdict: ev.Verdict | ev.Refused | ev.Abandoned | None,
+) -> RunDescription:
+    """Return the numbers of an experiment's runs, compared with the incumbent's as the verdict compared them."""
+    scores = [run.val_bpb for run in runs if isinstance(run, ev.Scored)]
+    mean, gain = fmean(scores) if scores else None, getattr(verdict, "gain", None)
+    return RunDescription(
+        val_bpb=mean,
+        incumbent_bpb=None if mean is None or gain is None else mean + gain,
+        gain=gain,
+        error=getattr(verdict, "error", None),
+        metrics=[(name, _average(runs, read), _average(incumbent, read)) for name, read in MEASURES.items()],
+        gaps=_average_gaps(runs, incumbent),
+    )
+
+
+def _average(runs: Sequence[FinishedRun], read: Callable[[ev.RunMetrics], float]) -> float:
+    """Return the mean over the runs that know it; 0 where none does."""
+    values = [value for run in runs if (value := read(run.metrics))]
+    return fmean(values) if values else 0.0
+
+
+def _average_gaps(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
+    """Return the gaps between the mean curves at each of CHECKED_SHARES that both sides reach."""
+    pairs = [compute_gaps(run.curve, other.curve) for run in runs for other in incumbent]
+    found = {share: [gaps[share] for gaps in pairs if share in gaps] for share in CHECKED_SHARES}
+    return {share: fmean(gaps) for share, gaps in found.items() if gaps}

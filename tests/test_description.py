@@ -1,0 +1,60 @@
+"""The numbers of a run are those that its verdict used: means over seeds on both sides."""
+
+import pytest
+
+from orchestrator.core import events as ev
+from orchestrator.core.description import describe_run
+from subagents.front_matter import split_front_matter
+
+
+def run(score: float, *, steps: int = 0, losses=()) -> ev.Scored:
+    curve = tuple(ev.Point(seconds=p, progress=p, loss=loss) for p, loss in losses)
+    metrics = ev.RunMetrics(steps=steps)
+    return ev.Scored(experiment=1, run=1, val_bpb=score, metrics=metrics, curve=curve, log="x")
+
+
+def test_both_sides_are_means_over_their_runs():
+    ours = [run(2.0, steps=100, losses=[(0.5, 4.0), (1.0, 3.0)]), run(2.2, steps=110, losses=[(0.5, 4.2), (1.0, 3.2)])]
+    incumbent = [run(2.5, steps=90, losses=[(0.5, 5.0), (1.0, 4.0)]), run(2.3, losses=[(0.5, 4.0), (1.0, 3.0)])]
+    verdict = ev.Discarded(experiment=1, mean=2.1, gain=0.3, error=0.1, sigma=0.1, reason="noise")
+
+    told = describe_run(ours, incumbent, verdict)
+
+    assert told.val_bpb == pytest.approx(2.1)
+    assert told.incumbent_bpb == pytest.approx(2.4)
+    assert (told.gain, told.error) == (0.3, 0.1)
+    assert told.metrics[0] == ("optimizer steps", 105, 90)
+    assert told.gaps == pytest.approx({0.5: -0.4, 1.0: -0.4})
+
+
+def test_a_crash_has_measurements_and_no_score():
+    crash = ev.Crashed(
+        experiment=1, run=1, failure="NaN", message="", metrics=ev.RunMetrics(steps=7), curve=(), log="x"
+    )
+    told = describe_run([crash], [], ev.Failed(experiment=1, reason="NaN"))
+    assert (told.val_bpb, told.incumbent_bpb, told.gain) == (None, None, None)
+    assert told.metrics[0] == ("optimizer steps", 7, 0)
+    assert told.gaps == {}
+
+
+def test_front_matter_is_keys_and_values():
+    assert split_front_matter("---\na: 1\n---\nbody\n") == ({"a": 1}, "body\n")
+    assert split_front_matter("---\n---\nbody\n") == ({}, "body\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no matter",
+        "---\n- a\n- list\n---\n",
+        "---\nstarted: 2024-13-45\n---\n",
+        "---\na: !!bool maybe\n---\n",
+        "---\na: !!timestamp never\n---\n",
+        "---\n? [a]\n: b\n---\n",
+        "---\na: [\n---\n",
+        "---\nnever: closed\n",
+    ],
+)
+def test_anything_else_is_a_value_error(text):
+    with pytest.raises(ValueError, match="front matter"):
+        split_front_matter(text)
