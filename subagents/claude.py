@@ -223,7 +223,7 @@ def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
 
 
 def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
-    """Cache up to the end of the opening's stable part, for the next experiment, and up to the end, for the next turn."""
+    """Cache up to the opening's stable part, for the next experiment, and up to the end, for the next turn."""
     marked = [message | {"content": list(message["content"])} for message in messages]
     if len(opening := marked[0]["content"]) > 1:
         opening[0] = opening[0] | HOUR

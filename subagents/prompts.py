@@ -1,7 +1,7 @@
 """Prompts are Markdown files: front matter says how to call the model, the body what to tell it.
 
-Below the system prompt and the line `<!-- opening -->` stands the opening message, a Jinja template. A line `<!-- include
-FILE -->` stands for the text of a file. A style is a folder whose files replace the default's.
+Below the system prompt and the line `<!-- opening -->` stands the opening message, a Jinja template. A line
+`<!-- include FILE -->` stands for the text of a file. A style is a folder whose files replace the default's.
 """
 
 import re

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from subagents.agent import MAX_BAD_ANSWERS, CACHE, STUB, Agent, NoAnswer, Reply, ask
+from subagents.agent import CACHE, MAX_BAD_ANSWERS, STUB, Agent, NoAnswer, Reply, ask
 from subagents.tools import RESULT_BYTES, Tool, ToolCall, ToolError, cap
 from tests.conversations import PROMPT, FakeWorld, call, says, text
 

@@ -14,7 +14,6 @@ from subagents.tools import Tool, ToolCall
 from tests.fakes import started
 from tests.virtual import run_virtually
 
-
 TOKENS = {"input": 5, "cache_read": 4, "cache_write": 3, "output": 2}
 
 
