@@ -1,7 +1,7 @@
 """The kernel of every agent: a prompt, a few tools and an answer type; `ask` is the only loop that talks to a model.
 
-An answer is a call of the tool `submit` that validates. All else that a model may do is bounded: turns, bad answers,
-the length of what a tool returns. A model that fails is a reply that says so, so that a replay needs no exceptions.
+An answer is a valid call of the tool `submit`. Turns, bad answers and the length of tool results are bounded. A model
+that fails gives a reply that says so, so that a replay needs no exceptions.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
 
 SUBMIT = "submit"
-BAD_ANSWERS = 2
-"""So many times a conversation goes on after something that was no answer; a model that errs thrice will err again."""
+MAX_BAD_ANSWERS = 2
+"""Bad answers after which a conversation still goes on; a model that errs three times will err again."""
 CACHE = "<!-- cache -->"
-"""Stands in an opening behind what stays the same from one experiment to the next."""
-STUB = "(left out for want of room; call the tool again if you need it)"
+"""Marks the end of the part of an opening that stays the same from one experiment to the next."""
+STUB = "(left out to save room; call the tool again if you need it)"
 
 
-class NoAnswer(Exception):  # noqa: N818 - it is an answer of sorts, not an error
-    """An agent came to no usable answer; the step is given up, never the session."""
+class NoAnswer(Exception):  # noqa: N818 - an expected outcome, not an error
+    """An agent gave no usable answer. The step is given up, never the session."""
 
 
 def accept_any(answer: BaseModel) -> str:
-    """What is wrong with an answer beyond its shape: nothing."""
+    """Accept every answer of the right shape."""
     del answer
     return ""
 
@@ -46,11 +46,11 @@ class Agent(Generic[T]):
     answer: type[T]
     tools: tuple[Tool, ...] = ()
     accept: Callable[[T], str] = accept_any
-    """Says what is wrong with an answer of the right shape; empty where nothing is."""
+    """Returns the fault of an answer of the right shape; empty if there is none."""
 
     @property
     def schemas(self) -> tuple[Json, ...]:
-        """Its tools as the model is told of them; the answer is one of them."""
+        """The schemas of the tools as the model is sent them; the last one takes the answer."""
         answer = {
             "name": SUBMIT,
             "description": "Hand in your answer. It ends the conversation.",
@@ -73,33 +73,25 @@ class Request:
 
     @property
     def digest(self) -> str:
-        """Names the request: the first 16 hexadecimal digits of the SHA-256 of its canonical JSON."""
+        """The first 16 hexadecimal digits of the SHA-256 of the request's canonical JSON."""
         canonical = json.dumps(vars(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class TokenCounts:
-    """Of one request, as the provider counts them; `input` without what the cache took."""
-
-    input: int = 0
-    cache_read: int = 0
-    cache_write: int = 0
-    output: int = 0
-
-
-@dataclass(frozen=True)
 class Reply:
-    """A model's whole message as it came, thinking and signatures included; or the fault that came instead."""
+    """A model's whole message as it came, thinking and signatures included; or the error that came instead."""
 
     message: Json
-    tokens: TokenCounts = TokenCounts()
+    tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Tokens as the provider counts them: `input` (without the cached ones), `cache_read`, `cache_write`, `output`."""
     usd: float | None = None
+    """Dollars; None where the model's price is not known."""
 
     @classmethod
-    def fault(cls, stop_reason: str, reason: str) -> "Reply":
-        """No message came: `failed`, or `unaffordable`, or the context was full. It costs nothing."""
-        return cls({"content": [], "stop_reason": stop_reason, "error": reason}, usd=0.0)
+    def from_error(cls, stop_reason: str, error: str) -> "Reply":
+        """Return a reply without a message: `failed`, `unaffordable`, or the context was full. It costs nothing."""
+        return cls({"content": [], "stop_reason": stop_reason, "error": error}, usd=0.0)
 
     @property
     def stop_reason(self) -> str:
@@ -116,46 +108,46 @@ class Reply:
 
 
 class Environment(Protocol):
-    """All that an agent can reach: a model that replies, and tools that act."""
+    """Everything that an agent can reach: a model that replies, and tools that act."""
 
-    async def opened(self, agent: str, model: str, system: str, opening: str) -> None:
-        """A conversation begins."""
+    async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
+        """Begin a conversation."""
         ...
 
     async def reply(self, request: Request) -> Reply:
-        """The model's next message; a fault is a reply, too."""
+        """Return the model's next message; an error is a reply, too."""
         ...
 
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
-        """What a tool says; its failure is a result, too."""
+        """Return the result of a tool; its failure is a result, too."""
         ...
 
 
-async def ask(agent: Agent[T], world: Environment, opening: str) -> T:
+async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
     """Hold a conversation until the agent hands in a valid answer. Raises NoAnswer."""
-    prompt = agent.prompt
-    with traces.trace_agent(agent.name, prompt.model):
-        await world.opened(agent.name, prompt.model, prompt.system, opening)
-        talk = _Conversation(agent, prompt.max_tokens, [_make_opening(opening)])
-        for left in reversed(range(prompt.max_turns)):
-            reply = await world.reply(talk.request)
+    settings, system = agent.prompt.settings, agent.prompt.system
+    with traces.trace_agent(agent.name, settings.model):
+        await environment.begin(agent.name, settings.model, system, opening)
+        conversation = _Conversation(agent, settings.max_tokens, [_make_opening(opening)])
+        for turns_left in reversed(range(settings.max_turns)):
+            reply = await environment.reply(conversation.request)
             match reply.stop_reason:
                 case "tool_use" if reply.calls:
-                    if answer := await talk.act(reply, world):
+                    if answer := await conversation.run_calls(reply, environment):
                         return answer
-                    if left == 1:
-                        talk.tell(f"One turn is left: call `{SUBMIT}` now.")
+                    if turns_left == 1:
+                        conversation.append_text(f"One turn is left: call `{SUBMIT}` now.")
                 case "max_tokens":
-                    talk.cut_off()
+                    conversation.drop_truncated()
                 case "model_context_window_exceeded":
-                    talk.shorten()
+                    conversation.drop_results()
                 case "failed" | "unaffordable":
                     raise NoAnswer(str(reply.message.get("error", reply.stop_reason)))
                 case "refusal":
                     raise NoAnswer(f"the {agent.name}'s model refused to answer")
                 case _:
-                    talk.spoken(reply)
-    raise NoAnswer(f"the {agent.name} gave no answer in {prompt.max_turns} turns")
+                    conversation.reject_text(reply)
+    raise NoAnswer(f"the {agent.name} gave no answer in {settings.max_turns} turns")
 
 
 @dataclass
@@ -165,52 +157,48 @@ class _Conversation(Generic[T]):
     agent: Agent[T]
     max_tokens: int
     messages: list[Json]
-    bad: int = 0
-    last: list[tuple[str, Json]] = field(default_factory=list[tuple[str, Json]])
-    """What the message before called."""
+    bad_answers: int = 0
+    last_calls: list[tuple[str, Json]] = field(default_factory=list[tuple[str, Json]])
 
     @property
     def request(self) -> Request:
-        prompt = self.agent.prompt
-        messages = tuple(self.messages)
-        return Request(
-            self.agent.name, prompt.model, prompt.effort, self.max_tokens, prompt.system, self.agent.schemas, messages
-        )
+        name, prompt, schemas = self.agent.name, self.agent.prompt, self.agent.schemas
+        settings, messages = prompt.settings, tuple(self.messages)
+        return Request(name, settings.model, settings.effort, self.max_tokens, prompt.system, schemas, messages)
 
-    async def act(self, reply: Reply, world: Environment) -> T | None:
-        """Do what the message asks, in its order; an answer ends it."""
+    async def run_calls(self, reply: Reply, environment: Environment) -> T | None:
+        """Run the calls of a message in their order; return the answer if one of them hands it in."""
         results: list[Json] = []
         failed = ""
         for call in reply.calls:
             if call.name == SUBMIT:
-                answer, result = self.judge(call, failed)
+                answer, result = self.check_answer(call, failed)
                 if answer is not None:
                     return answer
             else:
-                result = await self.use(call, world)
+                result = await self.use_tool(call, environment)
                 failed = failed or (call.name if result.is_error else "")
             results.append(_make_result_block(call, result))
-        called = [(call.name, call.input) for call in reply.calls]
-        if failed and called == self.last:
-            self.strike(f"it repeated a call of `{failed}` that had failed")
-        self.last = called
-        self.messages += [_make_assistant_message(reply), _make_user_message(results)]
+        calls = [(call.name, call.input) for call in reply.calls]
+        if failed and calls == self.last_calls:
+            self.count_bad_answer(f"it repeated a call of `{failed}` that had failed")
+        self.last_calls = calls
+        self.messages += [_make_message("assistant", reply.content), _make_message("user", results)]
         return None
 
-    async def use(self, call: ToolCall, world: Environment) -> ToolResult:
+    async def use_tool(self, call: ToolCall, environment: Environment) -> ToolResult:
         tools = {tool.name: tool for tool in self.agent.tools}
         if call.name not in tools:
-            return ToolResult(
-                f"There is no tool {call.name!r}; there are {', '.join([*tools, SUBMIT])}.", is_error=True
-            )
+            names = ", ".join([*tools, SUBMIT])
+            return ToolResult(f"There is no tool {call.name!r}; there are {names}.", is_error=True)
         with traces.trace_tool(call.name, call.id):
-            return await world.use(tools[call.name], call)
+            return await environment.use(tools[call.name], call)
 
-    def judge(self, call: ToolCall, failed: str) -> tuple[T | None, ToolResult]:
-        """The answer, if it is one; else what to tell the model. Raises NoAnswer at the third bad one."""
+    def check_answer(self, call: ToolCall, failed: str) -> tuple[T | None, ToolResult]:
+        """Return the answer if it is valid, and what to tell the model if not. Raises NoAnswer after too many."""
         if failed:
             # Not a bad answer: it was given before the model could see that a call had failed.
-            reason = f"Not handed in, because `{failed}` failed in the same message. Mend that first."
+            reason = f"Not handed in, because `{failed}` failed in the same message. Fix that first."
             return None, ToolResult(reason, is_error=True)
         try:
             answer = self.agent.answer.model_validate(call.input)
@@ -219,59 +207,56 @@ class _Conversation(Generic[T]):
         else:
             if not (reason := self.agent.accept(answer)):
                 return answer, ToolResult("")
-        self.strike(f"its answer was not valid: {reason}")
+        self.count_bad_answer(f"its answer was not valid: {reason}")
         return None, ToolResult(f"Not accepted: {reason}", is_error=True)
 
-    def strike(self, reason: str) -> None:
-        self.bad += 1
-        if self.bad > BAD_ANSWERS:
+    def count_bad_answer(self, reason: str) -> None:
+        """Count one more bad answer. Raises NoAnswer after too many."""
+        self.bad_answers += 1
+        if self.bad_answers > MAX_BAD_ANSWERS:
             raise NoAnswer(f"the {self.agent.name} came to no answer: {reason}")
 
-    def tell(self, text: str) -> None:
-        """Add to what the model hears next."""
+    def append_text(self, text: str) -> None:
+        """Append a text to the last message, which is the user's."""
         last = self.messages[-1]
         self.messages[-1] = last | {"content": [*last["content"], {"type": "text", "text": text}]}
 
-    def spoken(self, reply: Reply) -> None:
-        """It talked, or stopped for a reason unknown; tools of such a message are not run."""
-        self.strike(f"it ended with {reply.stop_reason!r} instead of a call of `{SUBMIT}`")
+    def reject_text(self, reply: Reply) -> None:
+        """Tell a model that only talked, or stopped for an unknown reason, to call a tool. Its calls are not run."""
+        self.count_bad_answer(f"it ended with {reply.stop_reason!r} instead of a call of `{SUBMIT}`")
         if reply.content:
-            unrun = ToolResult("Not run: the message had already ended.", is_error=True)
-            self.messages += [
-                _make_assistant_message(reply),
-                _make_user_message([_make_result_block(call, unrun) for call in reply.calls]),
-            ]
-        self.tell(f"Text is not read. Call a tool, or hand in your answer as the arguments of a call of `{SUBMIT}`.")
+            not_run = ToolResult("Not run: the message had already ended.", is_error=True)
+            results = [_make_result_block(call, not_run) for call in reply.calls]
+            self.messages += [_make_message("assistant", reply.content), _make_message("user", results)]
+        self.append_text(
+            f"Text is not read. Call a tool, or hand in your answer as the arguments of a call of `{SUBMIT}`."
+        )
 
-    def cut_off(self) -> None:
-        """The message is dropped: whatever its last call says may be half of what was meant."""
-        self.strike(f"it was cut off at {self.max_tokens} tokens")
-        self.tell(f"Your last message was cut off at {self.max_tokens} tokens and is lost. Be briefer.")
+    def drop_truncated(self) -> None:
+        """Drop a message that was cut off, whose last call may be incomplete, and allow twice the tokens."""
+        self.count_bad_answer(f"it was cut off at {self.max_tokens} tokens")
+        self.append_text(f"Your last message was cut off at {self.max_tokens} tokens and is lost. Be briefer.")
         self.max_tokens *= 2
 
-    def shorten(self) -> None:
-        """Forget what tools have said so far."""
-        self.strike("the conversation does not fit into the model's context")
+    def drop_results(self) -> None:
+        """Replace all tool results so far by a stub, to fit into the model's context."""
+        self.count_bad_answer("the conversation does not fit into the model's context")
         self.messages = [
-            message | {"content": [_stub_block(block) for block in message["content"]]} for message in self.messages
+            message | {"content": [_stub_result(block) for block in message["content"]]} for message in self.messages
         ]
 
 
 def _make_opening(text: str) -> Json:
-    return _make_user_message([{"type": "text", "text": part.strip()} for part in text.split(CACHE, 1)])
+    return _make_message("user", [{"type": "text", "text": part.strip()} for part in text.split(CACHE, 1)])
 
 
-def _make_user_message(content: Sequence[Json]) -> Json:
-    return {"role": "user", "content": list(content)}
-
-
-def _make_assistant_message(reply: Reply) -> Json:
-    return {"role": "assistant", "content": reply.content}
+def _make_message(role: str, content: Sequence[Json]) -> Json:
+    return {"role": role, "content": list(content)}
 
 
 def _make_result_block(call: ToolCall, result: ToolResult) -> Json:
     return {"type": "tool_result", "tool_use_id": call.id, "content": result.text, "is_error": result.is_error}
 
 
-def _stub_block(block: Mapping[str, Any]) -> Json:
-    return {**block, "content": STUB} if block["type"] == "tool_result" else {**block}
+def _stub_result(block: Json) -> Json:
+    return {**block, "content": STUB} if block["type"] == "tool_result" else block

@@ -1,7 +1,7 @@
-"""The only place that talks to Anthropic's API, or to any server that speaks it (ANTHROPIC_BASE_URL).
+"""Call Anthropic's API, or any server that speaks it (ANTHROPIC_BASE_URL).
 
-Always streamed. A turn that fails on the way is taken again from its start, for an hour or two; what no repetition
-can mend (a wrong key, spent money, a bad request) becomes a reply that says so. No tool has run before a turn is whole.
+Replies are streamed. A transient failure is retried from the start of the turn, for an hour or two; a permanent one (a
+wrong key, spent money, a bad request) becomes a reply that says so. Tools run only once a turn is complete.
 """
 
 import asyncio
@@ -21,38 +21,45 @@ from anthropic.lib.streaming import AsyncMessageStream
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from subagents import prices
-from subagents.agent import Json, Reply, Request, TokenCounts
+from subagents.agent import Json, Reply, Request
 
 OFFICIAL = "https://api.anthropic.com"
-STALL = 180.0
-"""Seconds without a byte after which a connection is dead; Claude sends a ping far more often."""
-TURN = 1800.0
-"""Seconds after which a turn is dead although bytes still come."""
+READ_TIMEOUT = 180.0
+"""Seconds without a byte after which a connection counts as dead; Claude sends pings far more often."""
+TURN_TIMEOUT = 1800.0
+"""Seconds after which a turn is given up although bytes still come."""
 ATTEMPTS = 30
-"""With pauses that grow to PAUSE, about an hour and a half: an outage of that length does not cost the night."""
-PAUSE = 300.0
-LONG = 60.0
-"""A longer pause is worth telling the user."""
-DAY = 86_400.0
-"""No server's word makes us wait longer."""
-PASSING = {408, 409, 429}
-PASSING_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
+"""Attempts at a turn; with pauses that grow to MAX_PAUSE they last about an hour and a half."""
+MAX_PAUSE = 300.0
+"""Seconds between two attempts, unless the server asks for more."""
+LONG_PAUSE = 60.0
+"""Seconds of a pause from which on the user is told."""
+MAX_RETRY_AFTER = 86_400.0
+"""Seconds that a server can make us wait."""
+TRANSIENT_CODES = {408, 409, 429}
+TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 OVERFLOW = re.compile(r"too (long|large|many tokens)|context.{0,10}(length|window|size)", re.IGNORECASE)
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
+TOKENS = {
+    "input": "input_tokens",
+    "cache_read": "cache_read_input_tokens",
+    "cache_write": "cache_creation_input_tokens",
+    "output": "output_tokens",
+}
 HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
-"""An experiment outlives the usual five minutes."""
+"""Cache for an hour: an experiment takes longer than the usual five minutes."""
 MINUTES = {"cache_control": {"type": "ephemeral"}}
 
 OnWait = Callable[[float, str], Awaitable[None]]
-"""Told until when (seconds since the epoch) we wait, and why."""
+"""Told when a long pause ends, in seconds since the epoch, and its reason."""
 
 
-class IncompleteStream(Exception):  # noqa: N818 - what became of a stream
-    """A stream ended early, or with something in it that is no message."""
+class IncompleteStream(Exception):  # noqa: N818 - names a state of a stream
+    """A stream ended early, or does not hold a message."""
 
 
 def credentials_error() -> str:
-    """What the user must set before a model can be reached, in one line; empty if nothing."""
+    """Return what the user must set before a model can be reached, in one line; empty if nothing."""
     try:
         client = anthropic.AsyncAnthropic()
     except anthropic.AnthropicError as error:
@@ -66,38 +73,38 @@ def credentials_error() -> str:
 
 
 def connect(
-    *, base_url: str | None = None, api_key: str | None = None, stall: float = STALL
+    *, base_url: str | None = None, api_key: str | None = None, stall: float = READ_TIMEOUT
 ) -> anthropic.AsyncAnthropic:
-    """A client, by the environment's settings where nothing else is said.
+    """Return a client; the environment's settings fill in what is not given.
 
-    Retries are ours alone: the SDK's own end where a stream begins, and sleep through any retry-after unseen.
+    The SDK's own retries are off: they end once a stream has begun, and do not report how long they sleep.
     """
     timeout = httpx2.Timeout(stall, connect=min(20.0, stall))
     client = anthropic.AsyncAnthropic(base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout)
     if not (client.api_key or client.auth_token or client.credentials):
-        return client.copy(api_key="none")  # a server of one's own asks for none, but the SDK does
+        return client.copy(api_key="none")  # the SDK insists on a key, even where the server does not
     return client
 
 
 async def check_model(client: anthropic.AsyncAnthropic, model: str) -> str:
-    """What stands in the way of asking this model, in one line; empty if nothing is known to. Closes the client."""
+    """Return why this model cannot be asked, in one line; empty if no reason is known. Closes the client."""
     try:
-        async with client:  # left open, it would be closed by chance, in an event loop that is over
+        async with client:  # left open, it might be closed after the event loop has ended
             await client.models.retrieve(model)
     except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
         return f"{client.base_url} refuses the key"
     except anthropic.NotFoundError:
-        # A server of one's own may list no models at all.
+        # Other servers may not list their models.
         return f"there is no model {model!r}" if str(client.base_url).startswith(OFFICIAL) else ""
     except anthropic.APIConnectionError:
         return f"no server answers at {client.base_url}"
     except anthropic.APIStatusError:
-        return ""  # it may pass
+        return ""  # it may be transient
     return ""
 
 
 class Claude:
-    """A model that replies."""
+    """Models that reply, over the network."""
 
     def __init__(
         self,
@@ -107,20 +114,20 @@ class Claude:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.client, self.sleep, self.clock = client, sleep, clock
-        self.effortless: set[str] = set()
+        self.without_effort: set[str] = set()
         """Models that turned out not to know the setting."""
 
     def at_most(self, request: Request) -> float | None:
-        """Dollars that the request may come to; None where prices are unknown."""
+        """Return the most dollars that the request may cost; None where the price is unknown."""
         characters = len(request.system) + len(json.dumps([request.tools, request.messages]))
         return prices.estimate_most(request.model, characters, request.max_tokens)
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
-        """The model's message, however often it takes; or a fault that no repetition mends."""
+        """Return the model's message, retrying transient failures; or a reply that states the error."""
 
         async def before_sleep(state: RetryCallState) -> None:
             pause = state.upcoming_sleep
-            if pause > LONG:
+            if pause > LONG_PAUSE:
                 await on_wait(self.clock() + pause, self._reason(_get_error(state)))
 
         retrying = AsyncRetrying(
@@ -135,31 +142,29 @@ class Claude:
             return await retrying(self._turn, request)
         except (anthropic.AnthropicError, httpx2.HTTPError, IncompleteStream, TimeoutError) as error:
             if isinstance(error, anthropic.APIStatusError) and _is_overflow(error):
-                return Reply.fault("model_context_window_exceeded", self._reason(error))
-            return Reply.fault("failed", self._reason(error))
+                return Reply.from_error("model_context_window_exceeded", self._reason(error))
+            return Reply.from_error("failed", self._reason(error))
 
     async def _turn(self, request: Request) -> Reply:
-        """One attempt."""
-        effort = request.effort if request.model not in self.effortless else ""
+        """Make one attempt."""
+        effort = request.effort if request.model not in self.without_effort else ""
         try:
-            async with asyncio.timeout(TURN), self.client.messages.stream(**_make_arguments(request, effort)) as stream:
+            async with (
+                asyncio.timeout(TURN_TIMEOUT),
+                self.client.messages.stream(**_make_arguments(request, effort)) as stream,
+            ):
                 message = await _read_message(stream)
         except anthropic.BadRequestError as error:
             if not effort or not re.search(r"effort|output_config", str(error)):
                 raise
-            self.effortless.add(request.model)
+            self.without_effort.add(request.model)
             return await self._turn(request)
         usage: Json = message.get("usage") or {}
-        tokens = TokenCounts(
-            usage.get("input_tokens") or 0,
-            usage.get("cache_read_input_tokens") or 0,
-            usage.get("cache_creation_input_tokens") or 0,
-            usage.get("output_tokens") or 0,
-        )
+        tokens = {name: usage.get(field) or 0 for name, field in TOKENS.items()}
         return Reply(message, tokens, prices.compute_usd(message))
 
     def _reason(self, error: BaseException) -> str:
-        """One line of what went wrong, without the key, whoever echoes it."""
+        """Return one line that says what went wrong, without the key, which a server may echo."""
         text = f"{type(error).__name__}: {error}"
         for secret in (self.client.api_key, self.client.auth_token):
             text = text.replace(secret, "…") if secret else text
@@ -167,46 +172,46 @@ class Claude:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may well succeed later."""
+    """Return whether the same request may succeed later."""
     match error:
         case anthropic.APIStatusError() if isinstance(error, SPENT):
             return False
         case anthropic.APIStatusError(status_code=200):  # an error event inside a stream
-            return error.type in PASSING_TYPES
+            return error.type in TRANSIENT_TYPES
         case anthropic.APIStatusError(status_code=code):
-            return code in PASSING or code >= 500
+            return code in TRANSIENT_CODES or code >= 500
         case _:
             return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, IncompleteStream, TimeoutError))
 
 
 async def _read_message(stream: AsyncMessageStream[None]) -> Json:
-    """The message of a stream, as JSON. Raises Torn where something is missing or is no message."""
+    """Return the message of a stream as JSON. Raises IncompleteStream."""
     arguments: dict[int, str] = {}
     try:
         async for event in stream:
             if event.type == "content_block_delta" and event.delta.type == "input_json_delta":
                 arguments[event.index] = arguments.get(event.index, "") + event.delta.partial_json
         for text in arguments.values():
-            json.loads(text or "{}")  # the SDK is content with half of it
+            json.loads(text or "{}")  # the SDK accepts truncated JSON
         return _check_message(stream.current_message_snapshot.to_dict(mode="json", warnings=False))
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        # What the SDK and we raise over nonsense, depending on where it comes.
-        raise IncompleteStream(f"the stream made no sense: {type(error).__name__}: {error}") from error
+        # Malformed events make the SDK, or the code above, raise any of these.
+        raise IncompleteStream(f"the stream is malformed: {type(error).__name__}: {error}") from error
 
 
 def _check_message(message: Mapping[str, Any]) -> Json:
-    """The message, if it is whole. Raises Torn, or KeyError where a part of it is missing."""
+    """Return the message if it is complete. Raises IncompleteStream, or KeyError where a part is missing."""
     if not message.get("stop_reason"):
         raise IncompleteStream("the stream ended early")
     for block in message["content"]:
         if block["type"] == "tool_use" and not (block["id"] and block["name"] and isinstance(block["input"], dict)):
             raise IncompleteStream("a tool was called without a name or arguments")
-    # Half of a surrogate pair is legal JSON but no text.
+    # A lone surrogate is legal in JSON but cannot be encoded as UTF-8.
     return json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
-    """The request on the wire; what stays the same comes first, and is cached."""
+    """Return the arguments of the API; the parts that stay the same come first and are cached."""
     arguments: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens,
@@ -218,7 +223,7 @@ def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
 
 
 def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
-    """Breakpoints behind the opening's stable part, for the next experiment, and at the end, for the next turn."""
+    """Cache up to the opening's stable part, for the next experiment, and up to the end, for the next turn."""
     marked = [message | {"content": list(message["content"])} for message in messages]
     if len(opening := marked[0]["content"]) > 1:
         opening[0] = opening[0] | HOUR
@@ -237,19 +242,19 @@ def _get_error(state: RetryCallState) -> BaseException:
 
 
 def _choose_pause(state: RetryCallState) -> float:
-    """Seconds to the next attempt: what the server asks for, else longer each time, with chance in it."""
+    """Return the seconds to the next attempt: what the server asks for, or else a random, growing pause."""
     error = _get_error(state)
     asked = _read_retry_after(error.response.headers) if isinstance(error, anthropic.APIStatusError) else None
-    return asked if asked is not None else wait_random_exponential(multiplier=1, max=PAUSE)(state)
+    return asked if asked is not None else wait_random_exponential(multiplier=1, max=MAX_PAUSE)(state)
 
 
 def _read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds by `retry-after-ms`, or by `retry-after` as a number or a date."""
+    """Return the seconds of `retry-after-ms`, or of `retry-after` as a number or a date; None where absent."""
     with suppress(KeyError, ValueError):
-        return min(max(float(headers["retry-after-ms"]) / 1000, 0.0), DAY)
+        return min(max(float(headers["retry-after-ms"]) / 1000, 0.0), MAX_RETRY_AFTER)
     with suppress(KeyError, ValueError):
-        return min(max(float(headers["retry-after"]), 0.0), DAY)
+        return min(max(float(headers["retry-after"]), 0.0), MAX_RETRY_AFTER)
     with suppress(KeyError, ValueError):
         until = parsedate_to_datetime(headers["retry-after"])
-        return min(max((until - datetime.now(UTC)).total_seconds(), 0.0), DAY)
+        return min(max((until - datetime.now(UTC)).total_seconds(), 0.0), MAX_RETRY_AFTER)
     return None

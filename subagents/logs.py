@@ -1,4 +1,4 @@
-"""What a candidate printed is hostile text: it is cleaned, cut and fenced before any model sees it.
+"""Clean, cut and fence what a candidate printed before a model sees it: it is hostile text.
 
 A fence cannot be forged: every line of the log begins with a bar, and the lines that open and close it do not.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 HEAD, TAIL = 200_000, 800_000
-"""Characters looked at, from the beginning and from the end."""
+"""Characters read, from the beginning and from the end."""
 LINE = 240
 """Characters of a line."""
 FENCE = 4_000
@@ -19,12 +19,12 @@ ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ 
 UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-"""Control characters, and what is invisible on paper but not to a model."""
+"""Control characters, and characters that are invisible to people but not to a model."""
 FRAME = re.compile(r'\s*File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<where>.+)')
 
 
 def split_lines(log: str) -> list[str]:
-    """The lines that a person would have read: cut, cleaned, none empty; repeated ones once, with their number."""
+    """Return the lines that a person would have read: cleaned, none empty; repeated ones once, with their count."""
     if len(log) > HEAD + TAIL:
         log = f"{log[:HEAD]}\n… {len(log) - HEAD - TAIL:,} characters left out …\n{log[-TAIL:]}"
     cleaned = (clean(line) for line in ENDS.split(log))
@@ -40,7 +40,7 @@ def clean(line: str, limit: int = LINE) -> str:
 
 
 def fence(shown: Iterable[str], limit: int = FENCE) -> str:
-    """Lines between the marks that prompts call data; what is beyond the limit is left out at the end."""
+    """Return the lines between the marks that prompts call data, cut at the limit."""
     kept, size = list[str](), 0
     for line in shown:
         size += len(line) + 3
@@ -52,18 +52,18 @@ def fence(shown: Iterable[str], limit: int = FENCE) -> str:
 
 
 def quote(text: str, limit: int = 160) -> str:
-    """A few words of a log within a sentence; the quotation marks cannot be forged."""
+    """Return a few words of a log to stand in a sentence, between quotation marks that they cannot contain."""
     words = " ".join(clean(part) for part in ENDS.split(text[: 4 * limit])).replace("«", "<").replace("»", ">")
     return f"«{' '.join(words.split())[:limit]}»"
 
 
 def number_lines(shown: Sequence[str], first: int, last: int) -> list[str]:
-    """Lines first to last, counted from 1."""
+    """Return lines `first` to `last`, counted from 1, with their numbers."""
     return [f"{first + i}: {line}" for i, line in enumerate(shown[first - 1 : last])]
 
 
 def extract_frames(shown: Sequence[str], script: str = "train.py") -> list[str]:
-    """Of the last traceback, the frames in the script itself, each with its line of code, and what was raised."""
+    """Return the last traceback's frames in the script, each with its line of code, and the exception."""
     starts = [i for i, line in enumerate(shown) if line.startswith("Traceback (most recent call last)")]
     if not starts:
         return []

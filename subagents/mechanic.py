@@ -1,16 +1,16 @@
-"""The mechanic: a proposal and a train.py in, an edited train.py out. It never decides what to try."""
+"""The mechanic: edits train.py as a proposal says. It never decides what to try."""
 
 from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, Smoke, make_checker
+from subagents.files import EditedFile, make_checker
 from subagents.prompts import Prompt
 
 
-class Done(BaseModel):
-    """The mechanic's answer; the edit itself is what the tools left behind."""
+class Edited(BaseModel):
+    """The mechanic's answer. The edit itself is what its tools did to the file."""
 
     summary: str = Field(max_length=400, description="What you changed, in one sentence.")
     impossible: str = Field(
@@ -21,22 +21,16 @@ class Done(BaseModel):
 
 
 async def edit(
-    world: Environment,
-    prompt: Prompt,
-    source: str,
-    facts: Mapping[str, str],
-    *,
-    packages: frozenset[str],
-    smoke: Smoke | None = None,
+    environment: Environment, prompt: Prompt, source: str, facts: Mapping[str, str], packages: frozenset[str]
 ) -> str:
-    """The edited source. `facts` fill the opening, beside the source. Raises NoAnswer."""
+    """Return the edited source; `facts` and the source fill the prompt's opening. Raises NoAnswer."""
     file = EditedFile(source)
 
-    def accept(done: Done) -> str:
-        return "" if done.impossible else file.problem()
+    def accept(answer: Edited) -> str:
+        return "" if answer.impossible else file.find_fault()
 
-    tools = (*file.tools, make_checker(file, packages, smoke))
-    done = await ask(Agent("mechanic", prompt, Done, tools, accept), world, prompt.opening({**facts, "source": source}))
-    if done.impossible:
-        raise NoAnswer(f"the mechanic found it impossible: {done.impossible}")
+    agent = Agent("mechanic", prompt, Edited, (*file.tools, make_checker(file, packages)), accept)
+    answer = await ask(agent, environment, prompt.opening({**facts, "source": source}))
+    if answer.impossible:
+        raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")
     return file.text

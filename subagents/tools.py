@@ -1,4 +1,4 @@
-"""A tool is a plain function with a docstring; its schema, its checks and the cap on what it returns come from here."""
+"""A tool is a plain function with a docstring: its schema, its checks and the cap on its result come from here."""
 
 import inspect
 import json
@@ -7,10 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from pydantic import TypeAdapter, ValidationError, validate_call
+from pydantic import BaseModel, TypeAdapter, ValidationError, validate_call
 
 RESULT_BYTES = 12_000
-"""About 3,500 tokens; who needs more asks again, and more narrowly."""
+"""Bytes of a result: about 3,500 tokens. A model that needs more asks again, more narrowly."""
 
 
 class ToolError(Exception):
@@ -19,6 +19,8 @@ class ToolError(Exception):
 
 @dataclass(frozen=True)
 class ToolCall:
+    """A model's call of a tool."""
+
     id: str
     name: str
     input: dict[str, Any]
@@ -26,6 +28,8 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolResult:
+    """The text that a model gets back."""
+
     text: str
     is_error: bool = False
 
@@ -35,22 +39,21 @@ class Tool:
     """A function that a model may call."""
 
     name: str
-    description: str
     call: Callable[..., str | Awaitable[str]]
-    pure: bool = True
-    """It depends on nothing but the conversation: a replay runs it again. Else the replay takes the recorded result."""
-    schema: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    pure: bool
+    """It depends on nothing but the conversation, so a replay runs it again; otherwise it takes the recorded result."""
+    schema: dict[str, Any] = field(repr=False)
 
     @classmethod
     def of(cls, function: Callable[..., str | Awaitable[str]], *, pure: bool = True) -> "Tool":
-        """The tool that a function is: its name, its docstring, its annotated parameters."""
-        name, description = function.__name__, inspect.getdoc(function) or ""
+        """Return a function as a tool: its name, its docstring, its annotated parameters."""
         arguments = TypeAdapter[Any](cast("Any", function)).json_schema()
-        schema = {"name": name, "description": description, "input_schema": arguments}
-        return cls(name, description, validate_call(function), pure, schema)
+        description = inspect.getdoc(function) or ""
+        schema = {"name": function.__name__, "description": description, "input_schema": arguments}
+        return cls(function.__name__, validate_call(function), pure, schema)
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """Call it; wrong arguments and refusals are told to the model, everything else is a bug and is raised."""
+        """Call the function. Wrong arguments and ToolErrors become results; anything else is a bug and raises."""
         try:
             said = self.call(**call.input)
             text = said if isinstance(said, str) else await said
@@ -62,7 +65,7 @@ class Tool:
 
 
 def cap(text: str, limit: int = RESULT_BYTES) -> str:
-    """The text in at most `limit` bytes of UTF-8, and a word where something was cut."""
+    """Return the text in at most `limit` bytes of UTF-8, with a note where it was cut."""
     data = text.encode("utf-8", "replace")
     if len(data) <= limit:
         return data.decode()
@@ -71,14 +74,27 @@ def cap(text: str, limit: int = RESULT_BYTES) -> str:
 
 
 def unquote(value: object) -> object:
-    """The value that smaller models have put into a string of JSON where an object or a list was wanted."""
+    """Return the object or list that a smaller model has put into a string of JSON; any other value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with suppress(ValueError):
             return json.loads(value)
     return value
 
 
+def find_overlong(answer: BaseModel) -> str:
+    """Return the texts of an answer that exceed the `maxLength` of their schema; empty if none does.
+
+    Types that are stored give it as `json_schema_extra`, so that it binds models but not older files.
+    """
+    faults: list[str] = []
+    for name, info in type(answer).model_fields.items():
+        limit = cast("dict[str, int]", info.json_schema_extra or {}).get("maxLength")
+        if limit is not None and len(getattr(answer, name)) > limit:
+            faults.append(f"{name}: at most {limit} characters")
+    return "; ".join(faults)
+
+
 def describe_faults(error: ValidationError) -> str:
-    """What was wrong with arguments, a few words for each fault; without the values, which may be long."""
+    """Return the first faults of arguments, a few words each, without the values, which may be long."""
     found = error.errors(include_input=False, include_url=False)[:8]
     return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in found)

@@ -1,6 +1,6 @@
 """OpenTelemetry spans around agents and tools, named as the GenAI conventions name them.
 
-The SDK adds one for each request. Without a collector they cost nothing.
+The SDK adds a span for each request. Without a collector spans cost nothing.
 """
 
 from collections.abc import Generator

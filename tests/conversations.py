@@ -1,4 +1,4 @@
-"""A world without a network: a model that says what it is given to say, and tools that act."""
+"""An environment without a network: a model that says what it is given to say, and tools that act."""
 
 from dataclasses import dataclass, field
 
@@ -23,14 +23,14 @@ def text(words):
 
 @dataclass
 class FakeWorld:
-    """Replies in their order, the last one for ever; notes what it was asked and which tools ran."""
+    """Replies in their order, the last one from then on; records what it was asked and which tools ran."""
 
     replies: list
     requests: list = field(default_factory=list)
     used: list = field(default_factory=list)
     openings: list = field(default_factory=list)
 
-    async def opened(self, agent, model, system, opening):
+    async def begin(self, agent, model, system, opening):
         self.openings.append(opening)
 
     async def reply(self, request):

@@ -114,7 +114,8 @@ class Scripted:
             "rationale": f"The best {name} depends on the length of the run. This is experiment {number}.",
             "expected_delta": -0.004,
             "family": "optimizer",
-            "knob": {"parameter": name, "direction": "up" if factor > 1 else "down", "value": value},
+            "settings": {name: value},
+            "direction": "up" if factor > 1 else "down",
             "instructions": f"Set the constant {name} to {value}.{' Then break it.' if kind == 'crash' else ''}"
             f"{' Give up.' if kind == 'abandon' else ''}",
         }

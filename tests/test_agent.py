@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from subagents.agent import BAD_ANSWERS, CACHE, STUB, Agent, NoAnswer, Reply, ask
+from subagents.agent import CACHE, MAX_BAD_ANSWERS, STUB, Agent, NoAnswer, Reply, ask
 from subagents.tools import RESULT_BYTES, Tool, ToolCall, ToolError, cap
 from tests.conversations import PROMPT, FakeWorld, call, says, text
 
@@ -84,12 +84,12 @@ def test_an_answer_behind_a_failed_call_of_its_message_does_not_count():
 def test_bad_answers_go_back_with_the_error_a_bounded_number_of_times():
     bad = says(call("submit", total=-1))
 
-    world, answer = asked(*[bad] * BAD_ANSWERS, ANSWER)
+    world, answer = asked(*[bad] * MAX_BAD_ANSWERS, ANSWER)
     assert answer.total == 3
     assert "total: Input should be greater than or equal to 0" in world.heard()[0]
 
     world, reason = failed(bad)
-    assert len(world.requests) == BAD_ANSWERS + 1
+    assert len(world.requests) == MAX_BAD_ANSWERS + 1
     assert "not valid" in reason
 
 
@@ -105,7 +105,7 @@ def test_an_answer_may_be_refused_for_what_it_says():
 def test_talk_instead_of_an_answer_is_answered_thrice_at_most():
     world, reason = failed(says(text("I think it is three."), stop="end_turn"))
 
-    assert len(world.requests) == BAD_ANSWERS + 1
+    assert len(world.requests) == MAX_BAD_ANSWERS + 1
     assert "submit" in world.heard()[0]
     assert "'end_turn'" in reason
 
@@ -144,13 +144,13 @@ def test_a_refusal_and_a_fault_end_the_conversation_at_once():
     assert len(world.requests) == 1
     assert "refused" in reason
 
-    world, reason = failed(Reply.fault("failed", "AuthenticationError: no"))
+    world, reason = failed(Reply.from_error("failed", "AuthenticationError: no"))
     assert len(world.requests) == 1
     assert reason == "AuthenticationError: no"
 
 
 def test_when_the_context_is_full_old_results_make_room():
-    full = Reply.fault("model_context_window_exceeded", "prompt is too long")
+    full = Reply.from_error("model_context_window_exceeded", "prompt is too long")
 
     world, answer = asked(says(call("add", a=1)), full, ANSWER)
 
@@ -159,7 +159,7 @@ def test_when_the_context_is_full_old_results_make_room():
     assert world.requests[2].messages[-1]["content"][0]["content"] == STUB
 
     world, reason = failed(full)
-    assert len(world.requests) == BAD_ANSWERS + 1
+    assert len(world.requests) == MAX_BAD_ANSWERS + 1
     assert "context" in reason
 
 
@@ -177,7 +177,7 @@ def test_turns_are_bounded_and_the_last_one_is_announced():
 def test_a_failing_call_is_not_repeated_for_ever():
     world, reason = failed(says(call("fail", why="no")))
 
-    assert len(world.requests) == BAD_ANSWERS + 2
+    assert len(world.requests) == MAX_BAD_ANSWERS + 2
     assert "repeated a call of `fail`" in reason
 
 

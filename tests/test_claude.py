@@ -113,7 +113,7 @@ def test_a_message_comes_whole_with_its_tokens_and_its_price():
 
     assert reply.content == content
     assert reply.stop_reason == "tool_use"
-    assert (reply.tokens.input, reply.tokens.cache_read, reply.tokens.output) == (1000, 500, 10)
+    assert (reply.tokens["input"], reply.tokens["cache_read"], reply.tokens["output"]) == (1000, 500, 10)
     assert reply.usd == pytest.approx(1000 * 4e-6 + 500 * 0.2e-6 + 10 * 20e-6)
 
 

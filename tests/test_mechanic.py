@@ -32,9 +32,9 @@ RuntimeError: mat1 and mat2 shapes cannot be multiplied
 """
 
 
-def edited(*replies, facts=ORDER, smoke=None):
+def edited(*replies, facts=ORDER):
     world = FakeWorld(list(replies))
-    commit = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, packages=list_packages(), smoke=smoke))
+    commit = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, list_packages()))
     return world, commit
 
 
@@ -85,17 +85,13 @@ def test_the_impossible_is_said_and_given_up():
         edited(says(call("submit", summary="", impossible="there is no such layer")))
 
 
-def test_one_step_is_tried_by_the_check_and_its_complaint_goes_back():
-    async def smoke(source):
-        return "ValueError: 9 heads" if "DEPTH = 9" in source else ""
-
+def test_a_failed_check_goes_back_before_anything_is_handed_in():
     world, commit = edited(
-        says(EDIT, call("check"), DONE),
-        says(call("replace", old="DEPTH = 9 ", new="DEPTH = 10 "), call("check"), DONE),
-        smoke=smoke,
+        says(call("replace", old="DEPTH = 8 ", new="DEPTH = = 9 "), call("check"), DONE),
+        says(call("replace", old="DEPTH = = 9 ", new="DEPTH = 10 "), call("check"), DONE),
     )
 
-    assert "ValueError: 9 heads" in world.heard()
+    assert "syntax error" in world.heard()[1]
     assert "DEPTH = 10" in commit
 
 

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from orchestrator.core import events as ev
 from orchestrator.session.recording import Live, Played, Recording
 from orchestrator.session.store import EventLog
-from subagents.agent import Reply, Request, TokenCounts
+from subagents.agent import Reply, Request
 from subagents.tools import Tool, ToolCall
 from tests.fakes import started
 from tests.virtual import run_virtually
+
+TOKENS = {"input": 5, "cache_read": 4, "cache_write": 3, "output": 2}
 
 
 class Memory(EventLog):
@@ -42,7 +44,7 @@ class Model:
         self.calls += 1
         await asyncio.sleep(request.messages[0]["seconds"])
         await on_wait(99.0, "busy")
-        return Reply({"content": [], "stop_reason": "end_turn"}, TokenCounts(5, 4, 3, 2), request.messages[0]["usd"])
+        return Reply({"content": [], "stop_reason": "end_turn"}, TOKENS, request.messages[0]["usd"])
 
 
 def request(most=0.1, usd=0.05, seconds=1.0):
@@ -61,7 +63,7 @@ def look() -> str:
 
 async def one_conversation(outside, log):
     world = Recording(outside, log, "propose 1", 1)
-    await world.opened("researcher", "m", "system", "opening")
+    await world.begin("researcher", "m", "system", "opening")
     reply = await world.reply(request())
     pure = await world.use(Tool.of(add), ToolCall("1", "add", {"a": 1}))
     other = await world.use(Tool.of(look, pure=False), ToolCall("2", "look", {}))
@@ -84,7 +86,7 @@ def test_a_conversation_is_written_down_as_it_happens():
     assert {record.task_id for record in log.records[1:]} == {"propose 1"}
     assert (log.get(events[0].system), log.get(events[0].opening)) == ("system", "opening")
     assert events[2].request == request().digest
-    assert events[2].tokens.model_dump() == {"input": 5, "cache_read": 4, "cache_write": 3, "output": 2}
+    assert events[2].tokens.model_dump() == TOKENS
     assert [event.result for event in events[3:]] == ["2", "now"]
 
 

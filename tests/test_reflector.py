@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agents import briefing, packets
-from orchestrator.core.events import Crashed, Failed, Point, RunMetrics
+from orchestrator.core.events import Crashed, Failed, Point, Postmortem, RunMetrics
 from orchestrator.core.state import Decided, fold
 from subagents import reflector
+from subagents.agent import ask
 from subagents.logs import FENCE, LINE, extract_frames, fence, quote, split_lines
 from subagents.prompts import load_prompts
 from subagents.tools import RESULT_BYTES, ToolCall
@@ -86,12 +87,21 @@ def test_a_lesson_comes_of_it():
         [says(call("compare_curves", points=3), call("grep_log", words="loss")), says(call("submit", **LESSON))]
     )
 
-    lesson = asyncio.run(
-        reflector.reflect(world, PROMPT, facts, log="loss: 1", compare=packets.make_curve_table(state, stage))
-    )
+    agent = reflector.make_agent(PROMPT, Postmortem, "loss: 1", packets.make_curve_table(state, stage))
+    lesson = asyncio.run(ask(agent, world, PROMPT.opening(facts)))
 
-    assert lesson.model_dump() == LESSON
+    assert lesson == Postmortem(**LESSON)
     assert world.used == ["compare_curves", "grep_log"]
+
+
+def test_a_text_that_is_too_long_goes_back_but_would_load_from_a_file():
+    long = LESSON | {"lesson": "x" * 251}
+    world = FakeWorld([says(call("submit", **long)), says(call("submit", **LESSON))])
+
+    asyncio.run(ask(reflector.make_agent(PROMPT, Postmortem, "", str), world, "Judge."))
+
+    assert world.heard() == ["Not accepted: lesson: at most 250 characters"]
+    assert Postmortem(**long).lesson == long["lesson"]
 
 
 def test_the_author_does_not_judge():
@@ -179,7 +189,7 @@ def test_the_packet_has_ten_points_beside_the_bases():
     assert all(float(row[1]) - float(row[2]) == pytest.approx(float(row[3]), abs=2e-4) for row in rows)
     assert "optimizer steps: " in packet
     assert "tokens per second" not in packet, "a budget in FLOPs knows no speed"
-    assert "peak memory, MB: 900 (900)" in packet
+    assert "MB of memory at the peak: 900 (900)" in packet
 
 
 def test_a_run_that_ended_early_has_dashes():

@@ -23,9 +23,14 @@ DRAFT = {
     "rationale": "The batch is above the critical batch size (McCandlish et al., 2018).",
     "expected_delta": -0.01,
     "family": "batch",
-    "knob": {"parameter": "TOTAL_BATCH_SIZE", "direction": "down", "value": "262_144"},
+    "settings": {"TOTAL_BATCH_SIZE": 262_144},
+    "direction": "down",
     "instructions": "TOTAL_BATCH_SIZE = 262_144",
 }
+
+
+KNOB = {"parameter": "TOTAL_BATCH_SIZE", "direction": "down", "value": "262_144"}
+"""As sessions of format 1 stored it."""
 
 
 def agent(search=None):
@@ -38,23 +43,37 @@ def used(name, search=None, **arguments):
 
 
 def test_answers_become_proposals():
-    world = FakeWorld([says(call("submit", proposals=[DRAFT, DRAFT | {"knob": None, "family": "size"}]))])
+    world = FakeWorld(
+        [says(call("submit", proposals=[DRAFT, DRAFT | {"settings": {}, "direction": None, "author": "optimizer"}]))]
+    )
 
     answer = asyncio.run(ask(agent(), world, "Go on."))
 
-    first, second = (draft.proposal() for draft in answer.proposals)
-    assert first == Proposal(**DRAFT, author="researcher"), "a knob is read as sessions of format 1 stored it"
-    assert (first.settings, first.direction) == ({"TOTAL_BATCH_SIZE": 262_144}, "down")
-    assert (second.settings, second.family) == ({}, "size")
+    first, second = answer.proposals
+    assert first == Proposal(**DRAFT)
+    assert (second.settings, second.direction) == ({}, None)
 
 
-@pytest.mark.parametrize("given", [DRAFT, json.dumps([DRAFT]), [DRAFT | {"knob": json.dumps(DRAFT["knob"])}]])
+def test_the_author_is_not_the_models_to_choose():
+    assert "author" not in json.dumps(agent().schemas)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        DRAFT,
+        json.dumps([DRAFT]),
+        [DRAFT | {"settings": json.dumps(DRAFT["settings"])}],
+        [DRAFT | {"settings": {"TOTAL_BATCH_SIZE": "262_144"}}],
+        [{n: v for n, v in DRAFT.items() if n not in ("settings", "direction")} | {"knob": KNOB}],
+    ],
+)
 def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
     world = FakeWorld([says(call("submit", proposals=given))])
 
     answer = asyncio.run(ask(agent(), world, "Go on."))
 
-    assert [draft.proposal() for draft in answer.proposals] == [Proposal(**DRAFT, author="researcher")]
+    assert answer.proposals == [Proposal(**DRAFT)]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +82,7 @@ def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
         {"family": "luck"},
         {"expected_delta": float("nan")},
         {"title": "x"},
-        {"knob": {"parameter": "A"}},
+        {"settings": "DEPTH up"},
         {"rationale": "y" * 2000},
     ],
     ids=lambda wrong: next(iter(wrong)),
@@ -73,7 +92,7 @@ def test_what_is_no_proposal_goes_back(wrong):
 
     asyncio.run(ask(agent(), world, "Go on."))
 
-    assert f"proposals.0.{next(iter(wrong))}" in world.heard()[0]
+    assert next(iter(wrong)) in world.heard()[0]
 
 
 def test_the_whole_beginning_fits_into_twelve_thousand_tokens():
@@ -136,10 +155,10 @@ def test_the_ledger_is_filtered(filters, chosen):
 
 def test_a_filter_that_is_none_is_told():
     assert used("query_ledger", family="luck").is_error
-    assert used("query_ledger", parameter="NOTHING").text == "No experiment is like that."
+    assert used("query_ledger", parameter="NOTHING").text == "No experiment matches."
 
 
 def test_musings_are_searched_where_there_are_any():
     assert used("search_musings", lambda words: f"found {words}", words="smear").text == "found smear"
-    assert used("search_musings", lambda words: "", words="smear").text == "Nothing is said of that."
+    assert used("search_musings", lambda words: "", words="smear").text == "No musings match."
     assert "search_musings" not in [tool.name for tool in agent().tools]

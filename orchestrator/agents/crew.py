@@ -1,4 +1,4 @@
-"""Three agents on Claude, or on any server that speaks its API: who thinks, as the loop wants it."""
+"""The crew of three agents, on Claude or any server that speaks its API, and the crew that adds the optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -8,80 +8,71 @@ from orchestrator.agents import briefing, packets, researcher
 from orchestrator.agents.researcher import Search
 from orchestrator.core.events import Postmortem, Proposal
 from orchestrator.core.source import diff
-from orchestrator.core.state import Broken, Decided, State
+from orchestrator.core.state import Broken, Decided, State, diff_from_parent
 from orchestrator.policy import thresholds
 from orchestrator.policy.steps import Implement, Propose, Rebase, Reflect, Repair
 from orchestrator.ports import Crew, Log
 from subagents import mechanic, reflector
 from subagents.agent import Environment, NoAnswer, ask
-from subagents.files import Smoke, list_packages
+from subagents.files import list_packages
 from subagents.prompts import Prompt
 
 Suggest = Callable[[State], Sequence[str]]
-"""What the optimizer would try next, in words."""
+"""Returns what the optimizer would try next, in words."""
 
 
 class ClaudeCrew:
-    """The researcher, the mechanic and the reflector (a loop.Crew)."""
+    """The researcher, the mechanic and the reflector (a ports.Crew)."""
 
     def __init__(
         self,
         log: Log,
-        world: Callable[[str, int], Environment],
+        connect: Callable[[str, int], Environment],
         prompts: Mapping[str, Prompt],
         *,
         search: Search | None = None,
-        smoke: Smoke | None = None,
         suggest: Suggest | None = None,
-        packages: frozenset[str] | None = None,
     ) -> None:
-        """`world` makes the world of a conversation from its lane and experiment; `prompts` go by the agent's name."""
-        self.log, self.world, self.prompts = log, world, prompts
-        self.search, self.smoke, self.suggest = search, smoke, suggest
-        self.packages = list_packages() if packages is None else packages
+        """Take prompts by agent; `connect` returns the environment of a conversation by task id and experiment."""
+        self.log, self.connect, self.prompts = log, connect, prompts
+        self.search, self.suggest = search, suggest
+        self.packages = list_packages()
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         source, prompt = self.log.get(state.parent.source), self.prompts["researcher"]
         suggestions = self.suggest(state) if self.suggest else ()
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
         agent = researcher.make_agent(prompt, state, source, self.log.get, self.search)
-        answer = await ask(agent, self.world(step.task_id, step.first), prompt.opening(facts))
-        return [draft.proposal() for draft in answer.proposals]
+        answer = await ask(agent, self.connect(step.task_id, step.first), prompt.opening(facts))
+        return [proposal.model_copy(update={"author": "researcher"}) for proposal in answer.proposals]
 
     async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:
         del state
-        return await self._edited(step, source, packets.pack_order(proposal))
+        return await self._edit(step, source, packets.pack_order(proposal))
 
     async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> str:
         before = self.log.get(state.parents[broken.candidate.commit.parent].source)
-        return await self._edited(
-            step, source, packets.pack_repair(broken, self.log.get(broken.crash.log), diff(before, source))
-        )
+        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), diff(before, source))
+        return await self._edit(step, source, facts)
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
-        commit, prompt = decided.candidate.commit, self.prompts["reflector"]
-        log = self.log.get((decided.crash or decided.candidate.scores[-1]).log)
-        change = diff(self.log.get(state.parents[commit.parent].source), self.log.get(commit.source))
-        lesson = await reflector.reflect(
-            self.world(step.task_id, step.experiment),
-            prompt,
-            packets.pack_reflection(state, decided, log, change),
-            log=log,
-            compare=packets.make_curve_table(state, decided),
-        )
-        return Postmortem(**lesson.model_dump())
+        prompt, log = self.prompts["reflector"], self.log.get(decided.last_run.log)
+        change = diff_from_parent(state, decided.candidate.commit, self.log.get)
+        facts = packets.pack_reflection(state, decided, log, change)
+        agent = reflector.make_agent(prompt, Postmortem, log, packets.make_curve_table(state, decided))
+        return await ask(agent, self.connect(step.task_id, step.experiment), prompt.opening(facts))
 
-    async def _edited(self, step: Implement | Rebase | Repair, source: str, facts: Mapping[str, str]) -> str:
-        world = self.world(step.task_id, step.experiment)
-        prompt = self.prompts["mechanic"]
-        return await mechanic.edit(world, prompt, source, facts, packages=self.packages, smoke=self.smoke)
+    async def _edit(self, step: Implement | Rebase | Repair, source: str, facts: Mapping[str, str]) -> str:
+        environment = self.connect(step.task_id, step.experiment)
+        return await mechanic.edit(environment, self.prompts["mechanic"], source, facts, self.packages)
 
 
 class Centaur:
-    """Models do the research; an optimizer advises them, and a share of the trials is its own (a loop.Crew)."""
+    """Models do the research; the optimizer advises them and makes a share of the proposals (a ports.Crew)."""
 
     def __init__(self, models: ClaudeCrew, optimizer: Crew) -> None:
         self.models, self.optimizer = models, optimizer
+        self.repair, self.reflect = models.repair, models.reflect
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         if step.first % thresholds.CENTAUR_SHARE == 0:
@@ -92,9 +83,3 @@ class Centaur:
     async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:
         crew = self.optimizer if proposal.author == "optimizer" else self.models
         return await crew.implement(state, step, proposal, source)
-
-    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> str:
-        return await self.models.repair(state, step, broken, source)
-
-    async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
-        return await self.models.reflect(state, step, decided)

@@ -94,7 +94,7 @@ def build_crew(
     answers = outside
 
     def suggest(state: State) -> list[str]:
-        advice = optimizer.suggestions(state, SUGGESTIONS) if optimizer else []
+        advice = optimizer.suggest(state, SUGGESTIONS) if optimizer else []
         return [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
 
     models = ClaudeCrew(

@@ -7,9 +7,10 @@ openings of conversations) are kept beside them in the session's store and are n
 import ast
 import json
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 VERSION = 2
 """Version of the event format. A session written by a newer version is refused; older ones always load."""
@@ -46,45 +47,57 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Proposal(Frozen):
-    """What to try and why, written before anything is edited."""
+class Answer(Frozen):
+    """A value that a model answers with. It is sent the docstrings; `_limit` binds its answer, not what is stored."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+def _limit(characters: int) -> Any:
+    return Field(json_schema_extra={"maxLength": characters})
+
+
+class Proposal(Answer):
+    """One change to train.py, and why to try it. Written before anything is edited."""
 
     title: str = Field(min_length=3, max_length=120)
-    hypothesis: str
-    """One falsifiable sentence."""
-    rationale: str
-    """Why it should hold, from theory and from this session's own results."""
+    """An imperative that a colleague understands at a glance; at most 90 characters."""
+    hypothesis: str = _limit(300)
+    """One falsifiable sentence: this change has this effect on val_bpb, for this reason."""
+    rationale: str = _limit(1800)
+    """Why it should hold, for a reader who is learning: the mechanism by its name, the theory or paper behind it, and
+    the results of this session, by #number, that speak for and against it. Three to eight sentences."""
     expected_delta: float
-    """Expected change of val_bpb in bits per byte; negative is better."""
+    """Your honest median guess of the change of val_bpb in bits per byte; negative is better."""
     family: Family
     settings: dict[str, Value] = {}
-    """Constants that it sets and their new values; empty where it changes more than constants."""
+    """Only where the change sets nothing but constants: each by its name, with its new value in train.py."""
     direction: Direction | None = None
-    """Which way a single constant is turned; None where there is not exactly one."""
-    instructions: str
-    """What the mechanic is to change, so precisely that nothing is left to decide."""
-    author: str = "researcher"
+    """Only for a single constant: up or down, or set where its values have no order."""
+    instructions: str = _limit(2500)
+    """What the mechanic is to change in train.py, so precisely that nothing is left to decide."""
+    author: SkipJsonSchema[str] = "researcher"
 
     @model_validator(mode="before")
     @classmethod
-    def _read_knob(cls, fields: dict[str, Any]) -> dict[str, Any]:
+    def _read_knob(cls, fields: Any) -> Any:
         """Read the `knob` of older sessions: a parameter ("A + B" for several), a direction and a value as text."""
-        if "knob" not in fields:
-            return fields
-        knob: dict[str, str] = fields["knob"] or {}
-        rest = {name: value for name, value in fields.items() if name != "knob"}
-        if not knob:
-            return rest
-        name, text = knob["parameter"], knob.get("value", "")
-        if " + " in name and text.startswith("{"):
-            return rest | {"settings": json.loads(text)}
-        return rest | {"settings": {name: parse_value(text)}, "direction": knob["direction"]}
+        if not isinstance(fields, dict) or "knob" not in fields:
+            return cast("Any", fields)
+        rest = cast("dict[str, Any]", fields).copy()
+        match rest.pop("knob"):
+            case {"parameter": str(name), "value": str(text)} if " + " in name and text.startswith("{"):
+                return rest | {"settings": json.loads(text)}
+            case {"parameter": str(name), "direction": way, "value": str(text)}:
+                return rest | {"settings": {name: parse_value(text)}, "direction": way}
+            case _:
+                return rest
 
 
 def parse_value(text: str) -> Value:
     """Return the value that a literal of JSON or Python stands for; the text itself where it is not one."""
     for read in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError):
+        with suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             return _VALUE.validate_python(read(text))
     return text
 
@@ -92,14 +105,19 @@ def parse_value(text: str) -> Value:
 _VALUE: TypeAdapter[Value] = TypeAdapter(Value, config=ConfigDict(allow_inf_nan=False))
 
 
-class Postmortem(Frozen):
+class Postmortem(Answer):
     """What an experiment taught."""
 
     verdict: Literal["supported", "refuted", "inconclusive"]
-    happened: str
-    why: str
-    lesson: str
-    next: str
+    """On the hypothesis as it was written, by the measurements. A difference within the noise is inconclusive."""
+    happened: str = _limit(700)
+    """What happened, in numbers: two or three sentences."""
+    why: str = _limit(900)
+    """The likeliest mechanism, and what in the curves speaks for it."""
+    lesson: str = _limit(250)
+    """One sentence that will help the next proposal, with its limits. It is quoted without the rest."""
+    next: str = _limit(400)
+    """The one experiment that would teach most now."""
 
 
 class SessionLimits(Frozen):

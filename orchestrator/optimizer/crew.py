@@ -1,7 +1,7 @@
-"""The classical researcher: no key, no network. The scientific control of every other crew.
+"""The classical researcher: no key, no network. It is the scientific control of every other crew.
 
-Its next proposal is a pure function of the session's state: one step from the incumbent while steps promise something
-(moves.py), and otherwise Optuna's TPE over the few constants that have shown an effect, all others held.
+Its next proposal is a pure function of the state: a coordinate search step (search.py) while one promises enough,
+otherwise Optuna's TPE over a few constants that have shown an effect, with all others held.
 """
 
 import random
@@ -13,10 +13,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.core import text
-from orchestrator.core.events import Digest, Postmortem, Proposal
+from orchestrator.core.events import Digest, Family, Postmortem, Proposal
 from orchestrator.core.state import Broken, Decided, Parent, State
 from orchestrator.optimizer import postmortem
-from orchestrator.optimizer.families import find_family
+from orchestrator.optimizer.families import USUAL_EFFECT, find_family
 from orchestrator.optimizer.search import (
     SearchState,
     SearchStep,
@@ -40,56 +40,56 @@ from prepare.constants import (
 from subagents.agent import NoAnswer
 
 SAMPLE_BELOW = 1.0
-"""When no single step promises a whole σ any more, TPE takes over."""
-FREE = 2
-"""Constants that TPE may turn at once: few enough that one can say what did it."""
+"""Expected effect in σ below which TPE takes over from coordinate search."""
+MAX_FREE = 2
+"""Constants that TPE may turn at once: few enough to tell which one had the effect."""
 DRAWS, ASKS = 6, 10
-"""Draws of such constants, and samples of each, before giving up on finding a new step."""
-TELLING = 3
+"""Draws of such constants, and samples of each draw, before giving up on finding a new step."""
+QUOTED = 3
 """Earlier trials of the same constants that a rationale quotes."""
 
 
 class Optimizer:
-    """A crew of one. `get` gives the text of a digest, as a session does."""
+    """A crew without models (a ports.Crew); `get` returns stored texts."""
 
     def __init__(self, get: Callable[[Digest], str]) -> None:
         self.get = get
         self.known: dict[Digest, dict[str, Constant]] = {}
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
-        """Up to `count` proposals, each as if those before it were in flight. Raises NoAnswer."""
-        at = read_search_state(state, self._constants)
+        """Return up to `count` proposals, each as if those before it were in flight. Raises NoAnswer."""
+        search = read_search_state(state, self._constants)
         proposals: list[Proposal] = []
         for number in range(step.first, step.first + step.count):
-            move = _choose_step(at, f"{state.session.seed}/{number}/{step.attempt}")
-            if move is None:
+            next_step = _choose_step(search, f"{state.session.seed}/{number}/{step.attempt}")
+            if next_step is None:
                 break
-            proposals.append(_write_proposal(at, move))
-            at = _add_pending(at, number, move)
+            proposals.append(_write_proposal(search, next_step))
+            search = _add_pending(search, number, next_step)
         if not proposals:
             raise NoAnswer("every step from here has been tried")
         return proposals
 
-    def suggestions(self, state: State, count: int) -> list[Proposal]:
-        """What it would propose next, the most promising first; for other researchers to look at."""
-        at = read_search_state(state, self._constants)
-        found = [_write_proposal(at, move) for move in rank_steps(at)[:count]]
-        if len(found) < count and (move := _sample(at, f"{state.session.seed}/{state.next}")) is not None:
-            found.append(_write_proposal(at, move))
+    def suggest(self, state: State, count: int) -> list[Proposal]:
+        """Return what it would propose next, the most promising first, as advice to another researcher."""
+        search = read_search_state(state, self._constants)
+        found = [_write_proposal(search, next_step) for next_step in rank_steps(search)[:count]]
+        if len(found) < count and (next_step := _sample(search, f"{state.session.seed}/{state.next}")) is not None:
+            found.append(_write_proposal(search, next_step))
         return found
 
     async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:  # noqa: ARG002
-        """The source with the proposal's constants turned. Raises NoAnswer."""
+        """Return the source with the proposal's settings. Raises NoAnswer."""
         changes = proposal.settings
         if not changes:
-            raise NoAnswer("the proposal turns no constant, and more than that needs a mechanic")
+            raise NoAnswer("the proposal changes more than constants, which needs a mechanic")
         try:
             return with_constants(source, changes)
         except UnknownConstantError as error:
             raise NoAnswer(str(error)) from error
 
     async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> str:  # noqa: ARG002
-        raise NoAnswer("constants that crash are not repaired, but remembered")
+        raise NoAnswer("settings that crash are not repaired")
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:  # noqa: ARG002
         return postmortem.write_postmortem(state, decided)
@@ -100,62 +100,62 @@ class Optimizer:
         return self.known[base.source]
 
 
-def _choose_step(at: SearchState, seed: str) -> SearchStep | None:
-    found = rank_steps(at)
-    if found and found[0].promise >= SAMPLE_BELOW:
+def _choose_step(search: SearchState, seed: str) -> SearchStep | None:
+    found = rank_steps(search)
+    if found and found[0].expected_effect >= SAMPLE_BELOW:
         return found[0]
-    return _sample(at, seed) or (found[0] if found else None)
+    return _sample(search, seed) or (found[0] if found else None)
 
 
-def _add_pending(at: SearchState, number: int, move: SearchStep) -> SearchState:
-    """The bench once this move is in flight."""
-    trial = Trial(number, move.changes, at.values, "running")
-    return replace(at, trials=(*at.trials, trial), tried=at.tried | {frozenset(trial.after.items())})
+def _add_pending(search: SearchState, number: int, next_step: SearchStep) -> SearchState:
+    """Return the search state once this step is in flight."""
+    trial = Trial(number, next_step.changes, search.values, "running")
+    return replace(search, trials=(*search.trials, trial), tried=search.tried | {frozenset(trial.after.items())})
 
 
-def _sample(at: SearchState, seed: str) -> SearchStep | None:
-    """A step drawn by TPE on a few constants, themselves drawn by their effect so far; nothing known to hurt."""
+def _sample(search: SearchState, seed: str) -> SearchStep | None:
+    """Return a step that TPE draws on a few constants, themselves drawn by their effect; None where none is new."""
     luck = random.Random(seed)  # noqa: S311 - reproducible on purpose
-    for hard in (True, False):
+    for avoid_bad in (True, False):
         for _ in range(DRAWS):
-            free = _draw_names(luck, {name: estimate_sensitivity(at, name) for name in at.constants})
-            for changes in _ask_tpe(at, free, luck.getrandbits(31)):
-                hopeless = any(at.is_hopeless(name, value) for name, value in changes.items())
-                if at.is_new(changes) and not (hard and hopeless):
-                    return SearchStep(changes, 0.0, 0.0, _explain_sample(at, changes))
+            free = _draw_names(luck, {name: estimate_sensitivity(search, name) for name in search.constants})
+            for changes in _ask_tpe(search, free, luck.getrandbits(31)):
+                bad = any(search.is_known_bad(name, value) for name, value in changes.items())
+                if search.is_new(changes) and not (avoid_bad and bad):
+                    return SearchStep(changes, 0.0, 0.0, _explain_sample(search, changes))
     return None
 
 
-def _ask_tpe(at: SearchState, free: Sequence[str], seed: int) -> Iterator[dict[str, Value]]:
-    """What TPE would change about these constants of the incumbent, sample by sample."""
-    study = _build_study(at, free, seed)
+def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[dict[str, Value]]:
+    """Yield what TPE would change about these constants of the incumbent, sample by sample."""
+    study = _build_study(search, free, seed)
     for _ in range(ASKS):
-        drawn = study.ask({name: _to_distribution(at.constants[name]) for name in free}).params
-        values = {name: _decode(at.constants[name], drawn[name]) for name in free}
-        yield {name: value for name, value in values.items() if value != at.constants[name].value}
+        drawn = study.ask({name: _to_distribution(search.constants[name]) for name in free}).params
+        values = {name: _decode(search.constants[name], drawn[name]) for name in free}
+        yield {name: value for name, value in values.items() if value != search.constants[name].value}
 
 
 def _draw_names(luck: random.Random, weights: dict[str, float]) -> list[str]:
-    """A few names without replacement, in proportion to their weights."""
+    """Draw MAX_FREE names without replacement, in proportion to their weights."""
     found: list[str] = []
-    while weights and len(found) < FREE:
+    while weights and len(found) < MAX_FREE:
         (name,) = luck.choices(list(weights), [weight + 1e-9 for weight in weights.values()])
         found.append(name)
         weights = {other: weight for other, weight in weights.items() if other != name}
     return found
 
 
-def _build_study(at: SearchState, free: Sequence[str], seed: int) -> optuna.Study:
-    """All trials so far, as TPE is to see them; failed ones are infeasible, never a bad score."""
+def _build_study(search: SearchState, free: Sequence[str], seed: int) -> optuna.Study:
+    """Return a study of all trials so far; failed ones count as pruned, never as a bad score."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
     study = optuna.create_study(sampler=sampler)
-    spaces = {name: _to_distribution(at.constants[name]) for name in free}
-    for trial in at.trials:
+    spaces = {name: _to_distribution(search.constants[name]) for name in free}
+    for trial in search.trials:
         if trial.outcome != "refused" and trial.after.keys() >= spaces.keys():
-            params = {name: _encode(at.constants[name], trial.after[name]) for name in free}
-            told = create_trial(state=_to_trial_state(trial), value=trial.val_bpb, params=params, distributions=spaces)
-            study.add_trial(told)
+            params = {name: _encode(search.constants[name], trial.after[name]) for name in free}
+            state = _to_trial_state(trial)
+            study.add_trial(create_trial(state=state, value=trial.val_bpb, params=params, distributions=spaces))
     return study
 
 
@@ -177,7 +177,7 @@ def _to_distribution(constant: Constant) -> BaseDistribution:
 
 
 def _encode(constant: Constant, value: Value) -> int | float:
-    """A constant's value as TPE sees it; what lies outside its space counts as the nearest within."""
+    """Return a constant's value as TPE sees it; a value outside its space becomes the nearest within."""
     match constant.space, value:
         case Choices(options=options), _ if value in options:
             return options.index(value)
@@ -199,32 +199,34 @@ def _decode(constant: Constant, drawn: float) -> Value:
             return space.from_unit(space.to_unit(drawn))
 
 
-def _write_proposal(at: SearchState, move: SearchStep) -> Proposal:
-    """A move in plain words."""
-    first = next(iter(move.changes))
+def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
+    """Return a step as a proposal in plain words."""
+    first, *others = next_step.changes
     steps = [
-        f"{name} {format_literal(at.constants[name].value)} → {format_literal(new)}"
-        for name, new in move.changes.items()
+        f"{name} {format_literal(search.constants[name].value)} → {format_literal(new)}"
+        for name, new in next_step.changes.items()
     ]
-    settings = [f"{name} = {format_literal(new, like=at.constants[name].value)}" for name, new in move.changes.items()]
+    settings = [
+        f"{name} = {format_literal(new, like=search.constants[name].value)}" for name, new in next_step.changes.items()
+    ]
     return Proposal(
-        title=f"{_label(at, move)}: {', '.join(steps)}"[:120],
-        hypothesis=f"With {' and '.join(settings)} val_bpb falls by more than the noise (σ {at.sigma:.4f}).",
-        rationale=" ".join(_explain(at, move)),
-        expected_delta=0.0 - move.expected,
+        title=f"{_label(search, next_step)}: {', '.join(steps)}"[:120],
+        hypothesis=f"With {' and '.join(settings)} val_bpb falls by more than the noise (σ {search.sigma:.4f}).",
+        rationale=" ".join(_explain(search, next_step)),
+        expected_delta=0.0 - next_step.expected_gain,
         family=find_family(first).family,
-        settings=dict(move.changes),
-        direction=get_direction(at.constants[first], move.changes[first]) if len(move.changes) == 1 else None,
+        settings=dict(next_step.changes),
+        direction=None if others else get_direction(search.constants[first], next_step.changes[first]),
         instructions=f"In train.py set {' and '.join(settings)}. Change nothing else.",
         author="optimizer",
     )
 
 
-def _label(at: SearchState, move: SearchStep) -> str:
-    if len(move.changes) > 1:
+def _label(search: SearchState, next_step: SearchStep) -> str:
+    if len(next_step.changes) > 1:
         return "Two at once"
-    ((name, new),) = move.changes.items()
-    match get_direction(at.constants[name], new):
+    ((name, new),) = next_step.changes.items()
+    match get_direction(search.constants[name], new):
         case "up":
             return find_family(name).up
         case "down":
@@ -233,22 +235,24 @@ def _label(at: SearchState, move: SearchStep) -> str:
             return "Another value"
 
 
-def _explain(at: SearchState, move: SearchStep) -> Iterator[str]:
-    yield from dict.fromkeys(find_family(name).why for name in move.changes)
-    if any(find_family(name).first == "budget" for name in move.changes) and at.tokens_per_parameter:
-        yield f"The best train.py so far sees {at.tokens_per_parameter:.2g} tokens per parameter."
-    yield move.why
-    told = [trial for name in move.changes for trial in at.singles(name) if trial.gain is not None][-TELLING:]
-    for trial in told:
+def _explain(search: SearchState, next_step: SearchStep) -> Iterator[str]:
+    """Yield what this session has measured of the constants, and what their families usually do."""
+    families: list[Family] = [find_family(name).family for name in next_step.changes]
+    for family in dict.fromkeys(families):
+        usual = USUAL_EFFECT[family]
+        yield f"A constant of the family {family} usually moves val_bpb by {usual:g} σ ({usual * search.sigma:.4f})."
+    yield next_step.why
+    trials = [trial for name in next_step.changes for trial in search.list_trials(name) if trial.gain is not None]
+    for trial in trials[-QUOTED:]:
         ((name, new),) = trial.changes.items()
         step = f"{name} {format_literal(trial.before[name])} → {format_literal(new)}"
         yield f"Experiment {trial.experiment}: {step} changed val_bpb by {text.format_signed(-(trial.gain or 0.0))}."
 
 
-def _explain_sample(at: SearchState, changes: Mapping[str, Value]) -> str:
-    known = sum(trial.gain is not None for trial in at.trials)
+def _explain_sample(search: SearchState, changes: Mapping[str, Value]) -> str:
+    known = sum(trial.gain is not None for trial in search.trials)
     return (
         "No single step promises much any more. TPE (Bergstra et al. 2011) models the good and the bad of "
-        f"{known} trials apart and draws where the good ones are denser; it was set free on {' and '.join(changes)} "
-        "only, drawn by the effect that they have shown, and everything else is held."
+        f"{known} trials separately and samples where the good ones are denser. It may change {' and '.join(changes)}, "
+        "drawn by the effects measured so far; all other constants are held."
     )

@@ -1,7 +1,7 @@
-"""Steps from the incumbent, one constant at a time, each with what may be hoped of it.
+"""Coordinate search: rank steps from the incumbent, one constant at a time, by their expected effect.
 
-First every constant is turned once, those first that usually matter; what helped is turned further, in growing
-steps; what hurt is turned the other way; what helped too little to be sure is combined. Pure functions of the trials.
+Every constant is turned once, those first that usually matter; what helped is turned further, in growing steps; what
+hurt is turned the other way; near-misses are combined. Pure functions of the trials.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,33 +10,30 @@ from itertools import combinations
 from math import isclose
 from typing import Literal
 
-from orchestrator.core.events import Abandoned, Discarded, Failed, Kept, Pruned, Refused
+from orchestrator.core.events import Abandoned, Direction, Discarded, Failed, Kept, Pruned, Refused
 from orchestrator.core.state import ExperimentResult, Parent, State, get_proposal
 from orchestrator.core.text import format_signed
-from orchestrator.optimizer.families import ENOUGH_TOKENS, USUAL_EFFECT, ConstantFamily, find_family
-from orchestrator.policy.noise import compute_sigma, pool_variance
+from orchestrator.optimizer.families import USUAL_EFFECT, find_family
+from orchestrator.policy import thresholds
+from orchestrator.policy.noise import estimate_sigma
 from prepare.constants import Choices, Constant, Numbers, Value
 
 Assignment = Mapping[str, Value]
-Direction = Literal["up", "down", "set"]
 
 STEP_SIZE = 0.375
-"""A first step, as a share of the constant's space, or of a count: bold, because a small effect drowns in the noise, or
-costs many runs to tell from it."""
-AGAINST_EXPECTATION = 0.4
-"""A step against what theory expects, as a share of one along it."""
+"""A first step, as a share of the constant's space, or of a count: long, because small effects drown in the noise."""
 FURTHER = 0.5
-"""What helped once helps about half as much the second time."""
+"""Share of a gain that one more step the same way is expected to bring."""
 MIRROR = 0.5
-"""What hurt by so much may help by half as much the other way; it does not if the incumbent sits at the bottom."""
+"""Share of a loss that a step the other way may gain; it does not if the incumbent sits at the optimum."""
 SHRINK = 0.7
-"""Gains of near-misses are partly luck: that is why they were noticed."""
+"""Share of a near-miss's gain that is real: those that luck helped are noticed more often."""
 OPPOSITE: dict[str, Literal["up", "down"]] = {"up": "down", "down": "up"}
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What an experiment turned, from which values, and what it gained; `gain` is None while or where unknown."""
+    """The constants that an experiment set, the values before, and its gain; None while or where that is unknown."""
 
     experiment: int
     changes: Assignment
@@ -56,7 +53,7 @@ class Trial:
 
     @property
     def near_miss(self) -> bool:
-        return self.outcome == "discarded" and self.gain is not None and self.gain > self.error / 2
+        return self.outcome == "discarded" and self.gain is not None and self.gain > thresholds.NEAR_MISS * self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +61,20 @@ class SearchStep:
     """A step from the incumbent."""
 
     changes: Assignment
-    promise: float
-    """What may be hoped of it, in σ; only good for comparing moves."""
-    expected: float
-    """Expected gain in val_bpb; 0 where nothing is known."""
+    expected_effect: float
+    """In σ; only for comparing steps."""
+    expected_gain: float
+    """Bits per byte; 0 where nothing is known."""
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """Everything that a next step is judged by."""
+    """What the next step is chosen by: the constants of the incumbent, and the trials so far."""
 
     constants: Mapping[str, Constant]
     trials: Sequence[Trial]
     sigma: float
-    tokens_per_parameter: float
     tried: frozenset[frozenset[tuple[str, Value]]] = field(default=frozenset())
 
     @property
@@ -86,49 +82,47 @@ class SearchState:
         return {name: constant.value for name, constant in self.constants.items()}
 
     def is_new(self, changes: Assignment) -> bool:
-        """Nobody has trained these values, and they do change something."""
+        """Return whether these values change something and have not been trained yet."""
         after = self.values | dict(changes)
         return after != self.values and frozenset(after.items()) not in self.tried
 
-    def is_hopeless(self, name: str, value: Value) -> bool:
-        """Alone, this value, or one on the way to it, has clearly hurt."""
+    def is_known_bad(self, name: str, value: Value) -> bool:
+        """Return whether this value alone, or one on the way to it, has clearly hurt."""
         old = self.constants[name].value
-        hurt = [t.changes[name] for t in self.singles(name) if t.before[name] == old and t.hurt]
+        hurt = [trial.changes[name] for trial in self.list_trials(name) if trial.before[name] == old and trial.hurt]
         return any(bad == value or _is_between(bad, old, value) for bad in hurt)
 
-    def singles(self, name: str) -> list[Trial]:
-        """The trials that turned this constant and no other, oldest first."""
+    def list_trials(self, name: str) -> list[Trial]:
+        """Return the trials that turned this constant and no other, oldest first."""
         return [trial for trial in self.trials if list(trial.changes) == [name]]
 
 
 def read_search_state(state: State, read: Callable[[Parent], Mapping[str, Constant]]) -> SearchState:
-    """The trials of a session so far; `read` gives the constants of a train.py on the research branch."""
+    """Return the search state of a session; `read` returns the constants of a train.py on the research branch."""
     trials = tuple(_list_trials(state, read))
     tried = frozenset(frozenset(trial.after.items()) for trial in trials)
-    scores = state.incumbent.scores if state.incumbent else ()
-    measures = [score.metrics for score in scores if score.metrics.parameters]
-    tokens = measures[-1].tokens / measures[-1].parameters if measures else 0.0
-    return SearchState(read(state.parent), trials, compute_sigma(pool_variance(state)), tokens, tried)
+    return SearchState(read(state.parent), trials, estimate_sigma(state), tried)
 
 
 def get_direction(constant: Constant, new: Value) -> Direction:
+    """Return which way a new value turns a constant; `set` where its values have no order."""
     old, ordered = constant.value, not isinstance(constant.space, Choices) or constant.space.ordered
     if ordered and isinstance(old, int | float) and isinstance(new, int | float):
         return "up" if new > old else "down"
     return "set"
 
 
-def rank_steps(bench: SearchState) -> list[SearchStep]:
-    """Every step that is worth thinking of, the most promising first, none tried before."""
-    found = [move for name in bench.constants for move in _propose_steps(bench, name)]
-    found += _combine_near_misses(bench)
-    return sorted((move for move in found if bench.is_new(move.changes)), key=lambda move: -move.promise)
+def rank_steps(search: SearchState) -> list[SearchStep]:
+    """Return every step that has not been tried, by falling expected effect."""
+    found = [step for name in search.constants for step in _propose_steps(search, name)]
+    found += _combine_near_misses(search)
+    return sorted((step for step in found if search.is_new(step.changes)), key=lambda step: -step.expected_effect)
 
 
-def estimate_sensitivity(bench: SearchState, name: str) -> float:
-    """The largest effect of the constant so far (its family's usual reach if none), in σ, per time it was turned."""
-    gains = [abs(trial.gain) / bench.sigma for trial in bench.singles(name) if trial.gain is not None]
-    turned = sum(name in trial.changes for trial in bench.trials)
+def estimate_sensitivity(search: SearchState, name: str) -> float:
+    """Return the constant's largest effect so far, or its family's usual one, in σ, divided by 1 + its trials."""
+    gains = [abs(trial.gain) / search.sigma for trial in search.list_trials(name) if trial.gain is not None]
+    turned = sum(name in trial.changes for trial in search.trials)
     return max(gains, default=USUAL_EFFECT[find_family(name).family]) / (1 + turned)
 
 
@@ -158,114 +152,99 @@ def _make_trial(result: ExperimentResult, changes: Assignment, before: Assignmen
             return Trial(result.experiment, changes, before, "refused")
 
 
-def _propose_steps(bench: SearchState, name: str) -> Iterator[SearchStep]:
-    """The steps on one constant; none while another step on it is under way."""
-    constant, history = bench.constants[name], bench.singles(name)
+def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:
+    """Yield the steps on one constant; none while another step on it is running."""
+    constant, history = search.constants[name], search.list_trials(name)
     if any(trial.outcome == "running" for trial in history):
         return
     if isinstance(constant.space, Choices) and not constant.space.ordered:
         yield from _propose_options(constant, constant.space, history)
         return
     for way in ("up", "down"):
-        if (move := _propose_step(bench, constant, way, history)) is not None:
-            yield move
+        if (step := _propose_step(search, constant, way, history)) is not None:
+            yield step
 
 
 def _propose_options(constant: Constant, space: Choices, history: Sequence[Trial]) -> Iterator[SearchStep]:
-    """Values without an order: each untried one, with less hope after each that failed."""
+    """Yield each untried value of a constant without an order; each failure halves the expected effect."""
     failed = [trial for trial in history if trial.outcome != "kept"]
-    promise = USUAL_EFFECT[find_family(constant.name).family] * 0.5 ** (1 + len(failed))
-    why = f"Of its values {len(failed)} have been tried in vain." if failed else "It has not been turned in vain yet."
+    effect = USUAL_EFFECT[find_family(constant.name).family] * 0.5 ** (1 + len(failed))
+    why = f"{len(failed)} of its other values did not help." if failed else "None of its other values has failed yet."
     for option in space.options:
         if option != constant.value and option not in _list_abandoned_values(constant, history):
-            yield SearchStep({constant.name: option}, promise, 0.0, why)
+            yield SearchStep({constant.name: option}, effect, 0.0, why)
 
 
 def _list_abandoned_values(constant: Constant, history: Sequence[Trial]) -> set[Value]:
-    """Values that were left for better ones."""
+    """Return the values that were given up for better ones."""
     return {trial.before[constant.name] for trial in history if trial.outcome == "kept"}
 
 
 def _propose_step(
-    bench: SearchState, constant: Constant, way: Literal["up", "down"], history: Sequence[Trial]
+    search: SearchState, constant: Constant, way: Literal["up", "down"], history: Sequence[Trial]
 ) -> SearchStep | None:
-    """One step up or down, as far and as hopeful as earlier ones on the same constant suggest."""
+    """Return a step up or down, by the results of earlier ones on the constant; None where it promises nothing."""
     same, other = _find_latest(history, constant, way), _find_latest(history, constant, OPPOSITE[way])
     match same, other:
         case None, None:
-            hope = _assess_first_step(bench, constant, way)
+            estimate = _Estimate(_get_usual_effect(constant), why="It has not been turned yet.")
         case Trial() as last, _:
-            hope = _assess_next_step(bench, constant, last)
+            estimate = _assess_next_step(search, constant, last)
         case None, Trial() as last:
-            hope = _assess_reversal(bench, constant, last)
-    new = take_step(constant, way, hope.size)
-    if new is None or hope.promise <= 0:
+            estimate = _assess_reversal(search, constant, last)
+    new = take_step(constant, way, estimate.size)
+    if new is None or estimate.expected_effect <= 0:
         return None
     if any(old == new or _is_between(old, constant.value, new) for old in _list_abandoned_values(constant, history)):
         return None
-    return SearchStep({constant.name: new}, hope.promise, hope.expected, hope.why)
+    return SearchStep({constant.name: new}, estimate.expected_effect, estimate.expected_gain, estimate.why)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prospect:
-    """Of a step: what may come of it, in σ; how many notches; what is expected, in val_bpb; why."""
+class _Estimate:
+    """The expected effect of a step in σ, its length in step sizes, and its expected gain in bits per byte."""
 
-    promise: float = 0.0
+    expected_effect: float = 0.0
     size: float = 1.0
-    expected: float = 0.0
+    expected_gain: float = 0.0
     why: str = ""
 
 
-def _assess_first_step(bench: SearchState, constant: Constant, way: str) -> _Prospect:
-    known = find_family(constant.name)
-    along = way == choose_direction(known, bench.tokens_per_parameter)
-    return _Prospect(
-        USUAL_EFFECT[known.family] * (1.0 if along else AGAINST_EXPECTATION), why="It has not been turned yet."
-    )
-
-
-def _assess_next_step(bench: SearchState, constant: Constant, last: Trial) -> _Prospect:
-    """The same way as the last step: further if it helped, half as far if it went too far."""
+def _assess_next_step(search: SearchState, constant: Constant, last: Trial) -> _Estimate:
+    """Estimate a step the same way as the last one: further if it helped, half as far if it went too far."""
     size = _count_step_sizes(constant, last)
     match last:
         case Trial(gain=float() as gain) if gain > 0:
             expected = FURTHER * gain
             helped = "helped" if last.outcome == "kept" else "helped a little, within the noise"
-            why = (
-                f"The last step this way (experiment {last.experiment}) {helped}: {format_signed(-gain)}. So: further."
-            )
-            return _Prospect(expected / bench.sigma, 2 * size, expected, why)
+            why = f"The last step this way (experiment {last.experiment}) {helped}: {format_signed(-gain)}. Go further."
+            return _Estimate(expected / search.sigma, 2 * size, expected, why)
         case Trial(gain=float()) if size > 1:
-            why = f"A longer step this way (experiment {last.experiment}) went too far. So: half as far."
-            return _Prospect(FURTHER**2 * USUAL_EFFECT[find_family(constant.name).family], size / 2, 0.0, why)
+            why = f"A longer step this way (experiment {last.experiment}) went too far. Go half as far."
+            return _Estimate(FURTHER**2 * _get_usual_effect(constant), size / 2, 0.0, why)
         case _:
-            return _Prospect()
+            return _Estimate()
 
 
-def _assess_reversal(bench: SearchState, constant: Constant, last: Trial) -> _Prospect:
-    """The opposite way of the last step, if that hurt."""
-    reach = USUAL_EFFECT[find_family(constant.name).family]
+def _assess_reversal(search: SearchState, constant: Constant, last: Trial) -> _Estimate:
+    """Estimate a step the opposite way of the last one, if that hurt."""
+    usual = _get_usual_effect(constant)
     match last:
         case Trial(outcome="discarded", gain=float() as gain) if gain < 0:
-            why = f"The step the other way (experiment {last.experiment}) cost {-gain:.4f}. So: back, and beyond."
-            return _Prospect(MIRROR * min(-gain / bench.sigma, reach), why=why)
+            why = f"The step the other way (experiment {last.experiment}) cost {-gain:.4f}. Turn back, and beyond."
+            return _Estimate(MIRROR * min(-gain / search.sigma, usual), why=why)
         case Trial(outcome="failed"):
-            return _Prospect(
-                AGAINST_EXPECTATION * reach, why=f"The step the other way (experiment {last.experiment}) failed."
-            )
+            return _Estimate(MIRROR * usual, why=f"The step the other way (experiment {last.experiment}) failed.")
         case _:
-            return _Prospect()
+            return _Estimate()
 
 
-def choose_direction(known: ConstantFamily, tokens_per_parameter: float) -> Literal["up", "down"]:
-    """The way that theory would go first."""
-    if known.first == "budget":
-        return "down" if tokens_per_parameter < ENOUGH_TOKENS else "up"
-    return known.first
+def _get_usual_effect(constant: Constant) -> float:
+    return USUAL_EFFECT[find_family(constant.name).family]
 
 
 def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Value | None:
-    """The value so many notches away, the end of its space at most; None where it stands at the end already."""
+    """Return the value `size` step sizes away, within its space; None where it is at the end already."""
     sign = 1 if way == "up" else -1
     match constant.space, constant.value:
         case Choices(options=options), old:
@@ -291,7 +270,7 @@ def _is_same(a: Value, b: Value) -> bool:
 
 
 def _count_step_sizes(constant: Constant, trial: Trial) -> float:
-    """How long a step was, in notches, 1 at least."""
+    """Return the length of a step, in step sizes; 1 at least."""
     old, new = trial.before[constant.name], trial.changes[constant.name]
     if isinstance(constant.space, Numbers) and isinstance(old, int | float) and isinstance(new, int | float):
         if constant.space.whole and not constant.space.log:
@@ -301,7 +280,7 @@ def _count_step_sizes(constant: Constant, trial: Trial) -> float:
 
 
 def _find_latest(history: Sequence[Trial], constant: Constant, way: str) -> Trial | None:
-    """The last trial that went this way from where the constant now stands, or that brought it here."""
+    """Return the last trial that turned the constant this way, from its present value or to it."""
     for trial in reversed(history):
         if trial.outcome == "refused":
             continue
@@ -311,13 +290,13 @@ def _find_latest(history: Sequence[Trial], constant: Constant, way: str) -> Tria
     return None
 
 
-def _combine_near_misses(bench: SearchState) -> Iterator[SearchStep]:
-    """Near-misses two at a time: each was better, within the noise; together they may be better beyond it."""
+def _combine_near_misses(search: SearchState) -> Iterator[SearchStep]:
+    """Yield near-misses two at a time: together they may be better by more than the noise."""
     misses = {
         next(iter(trial.changes)): trial
-        for trial in bench.trials
-        if trial.near_miss and len(trial.changes) == 1 and trial.before.keys() == bench.values.keys()
-        if all(bench.values[name] == trial.before[name] for name in trial.changes)
+        for trial in search.trials
+        if trial.near_miss and len(trial.changes) == 1 and trial.before.keys() == search.values.keys()
+        if all(search.values[name] == trial.before[name] for name in trial.changes)
     }
     for a, b in combinations(misses.values(), 2):
         assert a.gain is not None
@@ -326,6 +305,6 @@ def _combine_near_misses(bench: SearchState) -> Iterator[SearchStep]:
         both = " and ".join(f"{trial.experiment} ({format_signed(-(trial.gain or 0.0))})" for trial in (a, b))
         why = (
             f"Experiments {both} were both better, "
-            "but within the noise. If their effects add up, together they stand clear of it."
+            "but within the noise. If their effects add up, they exceed it together."
         )
-        yield SearchStep({**a.changes, **b.changes}, expected / bench.sigma, expected, why)
+        yield SearchStep({**a.changes, **b.changes}, expected / search.sigma, expected, why)

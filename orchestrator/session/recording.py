@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from typing import Protocol
 
 from orchestrator.core import events as ev
 from orchestrator.ports import Log
-from subagents.agent import Reply, Request, TokenCounts
+from subagents.agent import Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
 
 OnWait = Callable[[float, str], Awaitable[None]]
@@ -40,7 +39,7 @@ class Recording:
     def __init__(self, outside: Outside, log: Log, task_id: str, experiment: int) -> None:
         self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment
 
-    async def opened(self, agent: str, model: str, system: str, opening: str) -> None:
+    async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
         names = self.log.put(system), self.log.put(opening)
         event = ev.ConversationOpened(
             experiment=self.experiment, agent=agent, model=model, system=names[0], opening=names[1]
@@ -54,7 +53,7 @@ class Recording:
             experiment=self.experiment,
             request=request.digest,
             message=reply.message,
-            tokens=ev.Tokens(**asdict(reply.tokens)),
+            tokens=ev.Tokens(**reply.tokens),
             usd=reply.usd,
         )
         await self.log.append(self.task_id, replied)
@@ -86,7 +85,7 @@ class Live:
         if not await self._reserve(most):
             reason = f"the next request could exceed ${self.limit:g}"
             await self.log.append("", ev.StopAsked(reason=reason))
-            return Reply.fault("unaffordable", reason)
+            return Reply.from_error("unaffordable", reason)
         usd = 0.0
         try:
             reply = await self.model.reply(request, on_wait)
@@ -123,7 +122,7 @@ class Played:
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
         del request, on_wait  # the request is compared when the reply is appended; the tape plays recorded waits
         replied = await self.tape.read_reply()
-        return Reply(replied.message, TokenCounts(**replied.tokens.model_dump()), replied.usd)
+        return Reply(replied.message, replied.tokens.model_dump(), replied.usd)
 
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
         if tool.pure:
