@@ -9,7 +9,7 @@ import pytest
 from markupsafe import escape
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import interpolate_loss, thin_curve
+from orchestrator.core.curves import interpolate_loss
 from orchestrator.session.store import Session
 from orchestrator.views import usage
 from orchestrator.views.report import files
@@ -163,7 +163,6 @@ def test_losses_between_points_and_outside():
     assert interpolate_loss(curve, 0.1) is None
     assert interpolate_loss(curve, 1.1) is None
     assert interpolate_loss([], 0.5) is None
-    assert thin_curve(curve, 2) == [curve[0], curve[2]]
 
 
 # ---------------------------------------------------------------- report.html

@@ -20,13 +20,12 @@ from orchestrator.cli.wiring import lock_session, run_session
 from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
 from orchestrator.core.state import State, fold
 from orchestrator.lab.executor import describe_profile
+from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
 from subagents.prompts import parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
-REPAIRS = 2
-"""Attempts to repair a crashed candidate, where there is a mechanic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def start_night(night: Preflight, options: NightOptions) -> State:
                 crew=options.crew,
                 style=options.style if prompts else "",
                 seed=random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed,
-                repairs=REPAIRS if prompts else 0,
+                repairs=MAX_REPAIRS if prompts else 0,
                 reflect_every=prompts["reflector"].settings.cadence if prompts else 1,
                 commit=night.repo.get_head(),
                 profile=describe_profile(night.manifest),
@@ -138,7 +137,7 @@ def fork(
                 limits=_extend_limits(state, hours=hours, experiments=max_experiments, usd=max_usd),
                 crew=chosen,
                 style=style if known else "",
-                repairs=REPAIRS if known else 0,
+                repairs=MAX_REPAIRS if known else 0,
                 reflect_every=known["reflector"].settings.cadence if known else 1,
                 prompts={agent: session.put(prompt.text) for agent, prompt in known.items()},
             )

@@ -49,24 +49,6 @@ def compute_gaps(ours: Sequence[ev.Point], base: Sequence[ev.Point]) -> dict[flo
     return {share: a - b for share, (a, b) in pairs.items() if a is not None and b is not None}
 
 
-def thin_curve(curve: Sequence[ev.Point], most: int) -> list[ev.Point]:
-    """Return at most that many points of a curve, evenly spaced, the last one included."""
-    if len(curve) <= most:
-        return list(curve)
-    return [curve[round(i * (len(curve) - 1) / (most - 1))] for i in range(most)]
-
-
-def compare_metrics(scores: Sequence[ev.Scored], base: Sequence[ev.Scored]) -> list[tuple[str, float, float]]:
-    """Return (name, ours, the base's) for what was measured of each side's first run; 0 where unknown."""
-    ours, theirs = (runs[0].metrics if runs else ev.RunMetrics() for runs in (scores, base))
-    return [
-        ("optimizer steps", ours.steps, theirs.steps),
-        ("tokens per second", compute_throughput(ours), compute_throughput(theirs)),
-        ("parameters", ours.parameters, theirs.parameters),
-        ("MB of memory at the peak", ours.memory_mb, theirs.memory_mb),
-    ]
-
-
 def compute_throughput(metrics: ev.RunMetrics) -> float:
     """Return tokens per second of training; 0 where unknown."""
     return metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0

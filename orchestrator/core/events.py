@@ -549,37 +549,14 @@ class ToolUsed(Frozen):
     is_error: bool = False
 
 
+SessionEvent = Started | Resumed | Forked | GuidanceChanged | StopAsked | Ended | BaselineCommitted
+ProposalEvent = Proposed | Unanswered | Refused | Abandoned | Committed | Granted
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
+ClosingEvent = Promoted | Reflected | ReflectionSkipped
+AgentEvent = Waiting | ConversationOpened | ModelReplied | ToolUsed
 Event = Annotated[
-    Started
-    | Resumed
-    | Forked
-    | GuidanceChanged
-    | StopAsked
-    | Ended
-    | BaselineCommitted
-    | Proposed
-    | Unanswered
-    | Refused
-    | Abandoned
-    | Committed
-    | Granted
-    | Scored
-    | Crashed
-    | Pruned
-    | Aborted
-    | Kept
-    | Discarded
-    | Failed
-    | Promoted
-    | Reflected
-    | ReflectionSkipped
-    | Waiting
-    | ConversationOpened
-    | ModelReplied
-    | ToolUsed,
-    Field(discriminator="kind"),
+    SessionEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent, Field(discriminator="kind")
 ]
 
 

@@ -430,16 +430,8 @@ def _end_run(state: State, at: float, number: int, training: Training, outcome: 
 
 
 def _make_baseline(event: ev.BaselineCommitted) -> Candidate:
-    commit = ev.Committed(
-        experiment=0,
-        commit=event.commit,
-        parent=0,
-        source=event.source,
-        fingerprint=event.fingerprint,
-        added=0,
-        removed=0,
-    )
-    return Candidate(BASELINE, commit)
+    facts = event.model_dump(exclude={"kind"})
+    return Candidate(BASELINE, ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts))
 
 
 def _reject(
@@ -449,17 +441,8 @@ def _reject(
 
 
 def _make_result(number: int, decided: Decided, postmortem: ev.Postmortem | None) -> ExperimentResult:
-    candidate = decided.candidate
-    return ExperimentResult(
-        number,
-        candidate.proposal,
-        decided.verdict,
-        candidate.scores,
-        candidate.commit,
-        decided.crash,
-        postmortem,
-        decided.incumbent,
-    )
+    c, d = decided.candidate, decided
+    return ExperimentResult(number, c.proposal, d.verdict, c.scores, c.commit, d.crash, postmortem, d.incumbent)
 
 
 def _set_stage(state: State, number: int, stage: Stage) -> State:

@@ -70,7 +70,7 @@ class Repo:
         return self._git("cat-file", "blob", blob, strip=False)
 
     def find_branch(self) -> str | None:
-        """Return the commit that the session's branch is at; None where there is no branch."""
+        """Return the commit that the session's branch is at; None where it has no branch."""
         return self._resolve(f"refs/heads/{self.branch}")
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:

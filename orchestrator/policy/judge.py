@@ -7,21 +7,9 @@ from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Candidate, Incumbent, State
+from orchestrator.policy import thresholds as th
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import compute_sigma, pool_variance, t_critical
-from orchestrator.policy.thresholds import (
-    BASELINE_RUNS,
-    FUTILITY_BOUNDS,
-    IMPLAUSIBLE_GAIN,
-    IMPLAUSIBLE_RUNS,
-    MAX_MEMORY_GROWTH,
-    MAX_RUNS,
-    MEMORY_PRICE,
-    MEMORY_SLACK,
-    MIN_RUNS,
-    SIMPLER_LINES,
-    SIMPLER_RUNS,
-)
 
 
 def judge(state: State, number: int, candidate: Candidate) -> ev.Verdict | Literal["again", "remeasure"]:
@@ -30,44 +18,44 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Verdict | Liter
     spread = pool_variance(state, candidate.scores)
     deviation, needed = compute_sigma(spread), t_critical(spread.dof)
     if best is None:
-        return _establish_baseline(number, candidate, deviation) if runs >= BASELINE_RUNS else "again"
+        return _establish_baseline(number, candidate, deviation) if runs >= th.BASELINE_RUNS else "again"
     error = deviation * sqrt(1 / runs + 1 / len(best.scores))
     gain = best.score_to_beat - candidate.mean
     numbers = _Numbers(number, candidate.mean, gain, error, deviation)
     growth = _measure_growth(best, candidate)
-    worth = gain - MEMORY_PRICE * deviation * log2(growth)
+    worth = gain - th.MEMORY_PRICE * deviation * log2(growth)
     ratio = f"{worth / error:+.1f} standard errors over {runs} seed{'s' * (runs > 1)}"
     if growth > 1:
         ratio += f" ({gain / error:+.1f}, less the price of {growth:.2g} times the memory)"
-    simpler = candidate.commit.removed - candidate.commit.added >= SIMPLER_LINES and worth > -error / 2
-    if runs < MAX_RUNS and worth < FUTILITY_BOUNDS[runs - 1] * error and not simpler:
+    simpler = candidate.commit.removed - candidate.commit.added >= th.SIMPLER_LINES and worth > -error / 2
+    if runs < th.MAX_RUNS and worth < th.FUTILITY_BOUNDS[runs - 1] * error and not simpler:
         word = "worse than" if worth < -2 * error else "no better than" if worth < error else "too little better than"
         return numbers.discard(f"{word} the best: {ratio}")
     transfers = _holds_on_heldout(best, candidate, gain, error)
-    jump = gain > IMPLAUSIBLE_GAIN * best.score_to_beat
-    if runs >= (IMPLAUSIBLE_RUNS if jump else MIN_RUNS) and worth >= needed * error and transfers:
+    jump = gain > th.IMPLAUSIBLE_GAIN * best.score_to_beat
+    if runs >= (th.IMPLAUSIBLE_RUNS if jump else th.MIN_RUNS) and worth >= needed * error and transfers:
         look = f"; a jump of {gain / best.score_to_beat:.0%} is hard to believe, so have a look at it" * jump
         return numbers.keep(
             best.score_to_beat, f"better beyond the noise: {ratio}, and a keep needs {needed:.1f}{look}"
         )
-    if runs >= SIMPLER_RUNS and simpler and transfers:
+    if runs >= th.SIMPLER_RUNS and simpler and transfers:
         return numbers.keep(best.score_to_beat, f"as good as the best with fewer lines: {ratio}")
     if transfers is False:
         return numbers.discard(f"better only on text that decisions have used, not on fresh text: {ratio}")
-    if runs >= MAX_RUNS:
+    if runs >= th.MAX_RUNS:
         why = "not examined on fresh text" if worth >= needed * error else "not beyond the noise"
         return numbers.discard(f"{why}: {ratio}, and a keep needs {needed:.1f}")
     if explain_stop(state):
         return numbers.discard(f"promising, but the night ended before it could be confirmed: {ratio}")
     # An incumbent that failed twice to run again is known as well as it will ever be.
     known = best.runs if best.runs - len(best.scores) > 1 else len(best.scores)
-    return "remeasure" if runs >= MIN_RUNS and known < runs else "again"
+    return "remeasure" if runs >= th.MIN_RUNS and known < runs else "again"
 
 
 def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
     """Return the multiple of the incumbent's memory that it takes; 1 where that is not more, or not known."""
     before, now = (fmean(score.metrics.memory_mb for score in runs) for runs in (best.scores, candidate.scores))
-    return min(now / before, MAX_MEMORY_GROWTH) if before > 0 and now > MEMORY_SLACK * before else 1.0
+    return min(now / before, th.MAX_MEMORY_GROWTH) if before > 0 and now > th.MEMORY_SLACK * before else 1.0
 
 
 def _holds_on_heldout(best: Incumbent, candidate: Candidate, gain: float, error: float) -> bool | None:
@@ -77,7 +65,7 @@ def _holds_on_heldout(best: Incumbent, candidate: Candidate, gain: float, error:
     """
     before, now = _measure_shift(best.scores), _measure_shift(candidate.scores)
     if before is None:
-        return True  # there is no held-out text
+        return True  # no text is held out
     return None if now is None else gain - (now - before) >= (gain - error) / 2
 
 

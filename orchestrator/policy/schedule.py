@@ -4,101 +4,86 @@ from collections.abc import Iterator
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Remeasuring, Stage, State, Training
+from orchestrator.policy import steps
 from orchestrator.policy.evaluation_plan import draw_seed, plan_evaluation
 from orchestrator.policy.judge import judge
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.novelty import find_duplicate, find_repeat
-from orchestrator.policy.steps import (
-    CommitBaseline,
-    Edit,
-    Implement,
-    Judge,
-    Promote,
-    Propose,
-    Rebase,
-    Reflect,
-    Refuse,
-    Repair,
-    SkipReflection,
-    Step,
-    Stop,
-    Train,
-)
 from orchestrator.policy.thresholds import LOOKAHEAD
 
 
-def find_due(state: State) -> tuple[Step, ...]:
+def find_due(state: State) -> tuple[steps.Step, ...]:
     """Return the steps that should be under way now, most urgent first."""
     if state.ended:
         return ()
     if state.baseline_commit is None:
-        return (CommitBaseline(),)
-    steps = _hold_back([step for number, stage in state.open.items() for step in _find_next(state, number, stage)])
-    if not any(isinstance(step, Judge | Promote) for step in steps):
-        steps += _grant_slots(state)
+        return (steps.CommitBaseline(),)
+    found = _hold_back([step for number, stage in state.open.items() for step in _find_next(state, number, stage)])
+    if not any(isinstance(step, steps.Judge | steps.Promote) for step in found):
+        found += _grant_slots(state)
     reason = explain_stop(state)
     if not reason:
-        return (*steps, *_request_proposals(state))
-    steps = [step for step in steps if not isinstance(step, Edit) and not _is_postponed(state, step)]
+        return (*found, *_request_proposals(state))
+    found = [step for step in found if not isinstance(step, steps.Edit) and not _is_postponed(state, step)]
     busy = any(isinstance(stage, Training | Remeasuring) for stage in state.open.values())
-    return tuple(steps) if steps or busy else (Stop(reason),)
+    return tuple(found) if found or busy else (steps.Stop(reason),)
 
 
-def _hold_back(steps: list[Step]) -> list[Step]:
+def _hold_back(found: list[steps.Step]) -> list[steps.Step]:
     """Drop what a change of the incumbent would make stale: while one is promoted or kept, only closing goes on."""
-    if any(isinstance(step, Promote) for step in steps):
-        return [step for step in steps if isinstance(step, Promote | Reflect | SkipReflection)]
-    keep = next((step for step in steps if isinstance(step, Judge) and isinstance(step.verdict, ev.Kept)), None)
-    return [step for step in steps if not isinstance(step, Judge) or step is keep] if keep else steps
+    if any(isinstance(step, steps.Promote) for step in found):
+        return [step for step in found if isinstance(step, steps.Promote | steps.Reflect | steps.SkipReflection)]
+    keep = next((step for step in found if isinstance(step, steps.Judge) and isinstance(step.verdict, ev.Kept)), None)
+    return [step for step in found if not isinstance(step, steps.Judge) or step is keep] if keep else found
 
 
-def _is_postponed(state: State, step: Step) -> bool:
+def _is_postponed(state: State, step: steps.Step) -> bool:
     """Return whether a post-mortem's model asked to come back after the deadline."""
     waiting = state.waiting.get(step.task_id)
-    return isinstance(step, Reflect) and waiting is not None and waiting.until > state.deadline
+    return isinstance(step, steps.Reflect) and waiting is not None and waiting.until > state.deadline
 
 
-def _find_next(state: State, number: int, stage: Stage) -> Iterator[Step]:
+def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
     """Yield what an experiment needs next; runs are granted elsewhere, since slots are scarce."""
     match stage:
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
-            yield Refuse(number, reason) if reason else Implement(number)
+            yield steps.Refuse(number, reason) if reason else steps.Implement(number)
         case Candidate() if _is_stale(state, number, stage):
-            yield Rebase(number, state.best)
+            yield steps.Rebase(number, state.best)
         case Candidate(scores=()):
             if reason := find_duplicate(state, number, stage.commit.fingerprint):
-                yield Refuse(number, reason)
+                yield steps.Refuse(number, reason)
         case Candidate():
             if not isinstance(decision := judge(state, number, stage), str):
-                yield Judge(number, decision)
+                yield steps.Judge(number, decision)
         case Broken(candidate, crash):
             # Repairing a disqualified candidate would teach it how to pass the audit.
             final = number == 0 or crash.failure == "disqualified"
             repairs = 0 if final else state.session.repairs
             if candidate.repairs < repairs:
-                yield Repair(number, candidate.repairs + 1)
+                yield steps.Repair(number, candidate.repairs + 1)
             if candidate.repairs >= repairs or explain_stop(state):
                 reason = f"{crash.failure}: {crash.message}"
-                yield Judge(number, ev.Failed(experiment=number, reason=reason, failure=crash.failure))
+                yield steps.Judge(number, ev.Failed(experiment=number, reason=reason, failure=crash.failure))
         case Decided(verdict=ev.Kept(), promoted=False):
-            yield Promote(number)
+            yield steps.Promote(number)
         case Decided() if _needs_reflection(state, number, stage):
-            yield Reflect(number)
+            yield steps.Reflect(number)
         case Decided():
-            yield SkipReflection(number, "no post-mortem is due")
+            yield steps.SkipReflection(number, "no post-mortem is due")
         case Training() | Remeasuring():
             pass
 
 
-def _grant_slots(state: State) -> list[Train]:
+def _grant_slots(state: State) -> list[steps.Train]:
     """Return runs for the free slots: further runs of promising candidates first, then the oldest candidates."""
     taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
     free = [slot for slot in range(state.session.slots) if slot not in taken]
     wanted = sorted(_list_wanted_runs(state)) if free and not explain_stop(state) else []
     runs = dict.fromkeys((number, run) for _, _, number, run in wanted)
     return [
-        Train(number, run, slot, draw_seed(state, number, run), plan_evaluation(state, number, run))
+        steps.Train(number, run, slot, draw_seed(state, number, run), plan_evaluation(state, number, run))
         for slot, (number, run) in zip(free, runs, strict=False)
     ]
 
@@ -117,7 +102,7 @@ def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, int, int]]:
             yield (False, number, state.incumbent.experiment, state.incumbent.runs + 1)
 
 
-def _request_proposals(state: State) -> list[Propose]:
+def _request_proposals(state: State) -> list[steps.Propose]:
     """Return a request for as many proposals as keep a candidate ready behind each slot."""
     limits, slots = state.session.limits, state.session.slots
     if state.incumbent is None and not _is_baseline_scored(state):
@@ -126,7 +111,7 @@ def _request_proposals(state: State) -> list[Propose]:
     wanted = slots * LOOKAHEAD - behind
     if limits.experiments is not None:
         wanted = min(wanted, limits.experiments - state.next + 1)
-    return [Propose(state.next, wanted, state.unanswered)] if wanted > 0 else []
+    return [steps.Propose(state.next, wanted, state.unanswered)] if wanted > 0 else []
 
 
 def _is_baseline_scored(state: State) -> bool:

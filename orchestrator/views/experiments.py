@@ -92,7 +92,7 @@ def list_open_rows(state: State) -> Iterator[ExperimentRow]:
 
 
 def find_row(state: State, experiment: int) -> ExperimentRow | None:
-    """Return one experiment; None where there is no such number."""
+    """Return one experiment; None where that number was not used."""
     return next((row for row in list_rows(state) if row.experiment == experiment), None)
 
 

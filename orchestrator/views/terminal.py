@@ -94,7 +94,7 @@ class Terminal:
 
 
 def make_plain_logger(console: Console) -> structlog.typing.FilteringBoundLogger:
-    """Return a logger that prints lines for people where there is no terminal."""
+    """Return a logger that prints lines for people without a terminal."""
     renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
     return structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=[renderer])
 
