@@ -48,6 +48,226 @@ RUNTIME = {
     "tokenizer",
 }
 """Modules of `prepare` that run beside training code; they import nothing that only builds data."""
+VERBS = set(
+    [
+        "accept",
+        "add",
+        "advance",
+        "allow",
+        "append",
+        "apply",
+        "ask",
+        "asking",
+        "assess",
+        "assign",
+        "attempt",
+        "attend",
+        "audit",
+        "average",
+        "begin",
+        "bind",
+        "bootstrap",
+        "brief",
+        "build",
+        "calibrate",
+        "canonicalize",
+        "cap",
+        "check",
+        "choose",
+        "classify",
+        "clean",
+        "clip",
+        "close",
+        "combine",
+        "commit",
+        "compare",
+        "complain",
+        "compute",
+        "connect",
+        "copy",
+        "correct",
+        "count",
+        "create",
+        "decode",
+        "deliver",
+        "describe",
+        "diff",
+        "discard",
+        "download",
+        "draft",
+        "draw",
+        "drop",
+        "edit",
+        "emit",
+        "empty",
+        "encode",
+        "end",
+        "erase",
+        "escape",
+        "establish",
+        "estimate",
+        "evaluate",
+        "examine",
+        "exit",
+        "expect",
+        "explain",
+        "extend",
+        "extract",
+        "fail",
+        "feed",
+        "fence",
+        "fetch",
+        "filter",
+        "find",
+        "finish",
+        "fit",
+        "flatten",
+        "fold",
+        "follow",
+        "fork",
+        "format",
+        "get",
+        "git",
+        "grant",
+        "group",
+        "guard",
+        "guess",
+        "hand",
+        "harvest",
+        "hash",
+        "hold",
+        "holds",
+        "ignore",
+        "implement",
+        "import",
+        "include",
+        "inspect",
+        "interpolate",
+        "interpret",
+        "invent",
+        "join",
+        "judge",
+        "keep",
+        "kill",
+        "label",
+        "lay",
+        "limit",
+        "list",
+        "listen",
+        "load",
+        "lock",
+        "log",
+        "make",
+        "map",
+        "mark",
+        "mask",
+        "match",
+        "materialize",
+        "measure",
+        "merge",
+        "mount",
+        "move",
+        "name",
+        "needs",
+        "number",
+        "open",
+        "overlay",
+        "pack",
+        "pair",
+        "parse",
+        "perform",
+        "plan",
+        "pool",
+        "prepare",
+        "print",
+        "progress",
+        "promote",
+        "propose",
+        "pump",
+        "put",
+        "quote",
+        "rank",
+        "read",
+        "ready",
+        "reap",
+        "reason",
+        "receive",
+        "reflect",
+        "reject",
+        "remove",
+        "render",
+        "repair",
+        "replace",
+        "replay",
+        "reply",
+        "report",
+        "request",
+        "require",
+        "reserve",
+        "resolve",
+        "restart",
+        "restrict",
+        "resume",
+        "rewrite",
+        "round",
+        "run",
+        "sample",
+        "save",
+        "say",
+        "score",
+        "seal",
+        "search",
+        "select",
+        "self",
+        "send",
+        "serve",
+        "session",
+        "set",
+        "shorten",
+        "show",
+        "shutdown",
+        "spawn",
+        "splice",
+        "split",
+        "start",
+        "step",
+        "stop",
+        "strip",
+        "stub",
+        "subscribe",
+        "suggest",
+        "sum",
+        "summarize",
+        "supervise",
+        "take",
+        "tell",
+        "trace",
+        "track",
+        "train",
+        "translate",
+        "trial",
+        "turn",
+        "unlock",
+        "unquote",
+        "update",
+        "use",
+        "verify",
+        "view",
+        "visit",
+        "wait",
+        "walk",
+        "watch",
+        "wrap",
+        "write",
+    ]
+)
+"""Verbs that functions are named by. A new one is added here once somebody has looked at it."""
+PREFIXES = {"is", "has", "from", "to", "with", "as", "at"}
+"""Beginnings of predicates and conversions."""
+TERMS = {"main", "t_critical", "credentials_error", "usd", "doctor", "musings", "sessions"}
+"""Names that are no verbs: the commands that users type, and terms of the field."""
+SPOKEN = {"answers", "elapsed", "shard"}
+"""Names of `prepare.channel`, which training scripts of others use."""
 
 
 def list_imports(path: Path) -> set[str]:
@@ -147,3 +367,42 @@ def test_only_the_command_line_and_the_boundary_of_the_views_catch_everything():
 def test_the_orchestrator_starts_without_torch():
     code = "import sys; import orchestrator.cli.start; assert 'torch' not in sys.modules, 'torch'"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def list_functions(path: Path) -> list[str]:
+    """Return the names of a file's functions and methods, but for properties, dunder methods and nested functions."""
+    names: list[str] = []
+    holders: list[ast.AST] = [ast.parse(path.read_text())]
+    while holders:
+        for node in getattr(holders.pop(), "body", []):
+            if isinstance(node, ast.ClassDef):
+                holders.append(node)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                marked = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+                names += [] if marked or node.name.startswith("__") else [node.name]
+    return names
+
+
+@pytest.mark.parametrize("folder", ["orchestrator", "subagents", "prepare"])
+def test_functions_are_named_by_verbs(folder):
+    for path in list_files(folder):
+        for name in list_functions(path):
+            plain = name.lstrip("_")
+            known = plain.split("_")[0] in VERBS | PREFIXES or plain in TERMS | SPOKEN
+            assert known, f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_public_types_have_names_of_their_own():
+    homes: dict[str, str] = {}
+    for path in [file for folder in ("orchestrator", "subagents", "prepare") for file in list_files(folder)]:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                assert node.name not in homes, f"{node.name}: {path} and {homes[node.name]}"
+                homes[node.name] = str(path)
+
+
+@pytest.mark.parametrize("folder", ["orchestrator", "subagents", "prepare"])
+def test_packages_say_what_they_are_for(folder):
+    for path in list_files(folder):
+        if path.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text())), f"{path.relative_to(ROOT)} has no docstring"

@@ -48,7 +48,7 @@ def test_there_is_a_musing_for_every_experiment(session, folder):
         assert matter["experiment"] == result.experiment
         assert matter["val_bpb"] == pytest.approx(result.val_bpb, abs=1e-6)
         assert result.proposal.rationale in body
-        if result.experiment:
+        if result.experiment and result.scores:
             assert matter["delta"] == pytest.approx(-result.verdict.gain, abs=1e-6)
             for heading in ("believed it", "changed", "happened", "learned", "next"):
                 assert heading in body

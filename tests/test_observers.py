@@ -83,7 +83,7 @@ def test_a_note_of_the_users_own_ends_no_night(recorded, tmp_path, kind):
     session, printed = relive(recorded, tmp_path)
 
     assert session.state.ended
-    assert "failed" not in printed
+    assert " failed: " not in printed
     assert "The night is over" in printed
     assert "[test](test/index.md)" in (tmp_path / "musings/index.md").read_text()
 

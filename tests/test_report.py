@@ -98,7 +98,7 @@ def test_the_ledger_holds_every_experiment(session, folder):
         assert row["commit"] == result.commit.commit
     crashed = [row for row in rows if row["status"] == "crashed"]
     assert crashed
-    assert all(row["val_bpb"] is None and row["failure"] == "NaN" for row in crashed)
+    assert all(row["val_bpb"] is None and row["failure"] in {"NaN", "other"} for row in crashed)
 
 
 def test_the_ledger_counts_tokens_by_experiment():
