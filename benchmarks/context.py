@@ -30,5 +30,5 @@ def main() -> None:
             "mechanic": {**packets.pack_order(last.proposal), "source": source},
             "reflector": packets.pack_reflection(state, decided, log.get(last.scores[-1].log), change),
         }
-        cells = [briefing.count_tokens(prompts[a].system + prompts[a].opening(facts[a])) for a in facts]
+        cells = [briefing.count_tokens(prompts[a].system + prompts[a].render_opening(facts[a])) for a in facts]
         print(f"| {number:,} | " + " | ".join(f"{tokens:,}" for tokens in cells) + " |")

@@ -20,7 +20,7 @@ class EditedFile:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        return Tool.of(self.view), Tool.of(self.replace)
+        return Tool.from_function(self.view), Tool.from_function(self.replace)
 
     def view(self, first: int = 1, last: int = PAGE) -> str:
         """Show train.py from line `first` to line `last` as it stands now. The numbers are not part of the text."""
@@ -64,7 +64,7 @@ def make_checker(file: EditedFile, packages: frozenset[str]) -> Tool:
         note = f" Constants that were removed: {', '.join(removed)}." if removed else ""
         return f"Syntax and imports are in order. It was not run: check the shapes.{note}"
 
-    return Tool.of(check, pure=False)  # a replay may run where other packages are installed
+    return Tool.from_function(check, pure=False)  # a replay may run where other packages are installed
 
 
 def find_syntax_error(source: str) -> str:

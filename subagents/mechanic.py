@@ -30,7 +30,7 @@ async def edit(
         return "" if answer.impossible else file.find_fault()
 
     agent = Agent("mechanic", prompt, Edited, (*file.tools, make_checker(file, packages)), accept)
-    answer = await ask(agent, environment, prompt.opening({**facts, "source": source}))
+    answer = await ask(agent, environment, prompt.render_opening({**facts, "source": source}))
     if answer.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")
     return file.text

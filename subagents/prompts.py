@@ -59,7 +59,7 @@ class Prompt:
         """The facts that the opening asks for."""
         return frozenset(meta.find_undeclared_variables(JINJA.parse(self.template)))
 
-    def opening(self, facts: Mapping[str, Any]) -> str:
+    def render_opening(self, facts: Mapping[str, Any]) -> str:
         """Return the opening message. Raises PromptError where it asks for a fact that is not supplied."""
         try:
             return JINJA.from_string(self.template).render(facts).strip()

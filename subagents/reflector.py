@@ -41,7 +41,7 @@ def make_log_tools(log: str) -> tuple[Tool, ...]:
         start = max(1, first if first > 0 else len(lines) + 1 + first)
         return f"The log has {len(lines)} lines.\n{fence(number_lines(lines, start, start + PAGE - 1))}"
 
-    return Tool.of(grep_log), Tool.of(page_log)
+    return Tool.from_function(grep_log), Tool.from_function(page_log)
 
 
 def make_curve_tool(compare: Compare) -> Tool:
@@ -57,4 +57,4 @@ def make_curve_tool(compare: Compare) -> Tool:
         count = min(max(points, 2), MAX_POINTS)
         return compare([start + (end - start) * i / (count - 1) for i in range(count)])
 
-    return Tool.of(compare_curves)
+    return Tool.from_function(compare_curves)

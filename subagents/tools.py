@@ -45,7 +45,7 @@ class Tool:
     schema: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, function: Callable[..., str | Awaitable[str]], *, pure: bool = True) -> "Tool":
+    def from_function(cls, function: Callable[..., str | Awaitable[str]], *, pure: bool = True) -> "Tool":
         """Return a function as a tool: its name, its docstring, its annotated parameters."""
         arguments = TypeAdapter[Any](cast("Any", function)).json_schema()
         description = inspect.getdoc(function) or ""

@@ -28,7 +28,7 @@ async def fail(why: str) -> str:
     raise ToolError(why)
 
 
-AGENT = Agent("adder", PROMPT, Sum, (Tool.of(add), Tool.of(fail, pure=False)))
+AGENT = Agent("adder", PROMPT, Sum, (Tool.from_function(add), Tool.from_function(fail, pure=False)))
 ANSWER = says(call("submit", total=3))
 
 
@@ -186,7 +186,7 @@ def test_results_are_capped_in_bytes():
         """Say much."""
         return "ä" * size
 
-    result = asyncio.run(Tool.of(long).run(ToolCall("1", "long", {"size": 10**6})))
+    result = asyncio.run(Tool.from_function(long).run(ToolCall("1", "long", {"size": 10**6})))
 
     assert len(result.text.encode()) <= RESULT_BYTES
     assert "2,000,000 bytes" in result.text
@@ -229,4 +229,4 @@ def test_a_bug_in_a_tool_is_no_result():
         return str(1 // 0)
 
     with pytest.raises(ZeroDivisionError):
-        asked(says(call("broken")), agent=replace(AGENT, tools=(Tool.of(broken),)))
+        asked(says(call("broken")), agent=replace(AGENT, tools=(Tool.from_function(broken),)))

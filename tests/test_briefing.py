@@ -25,7 +25,7 @@ def facts(n):
 
 
 def opening(n):
-    return PROMPTS["researcher"].opening(facts(n))
+    return PROMPTS["researcher"].render_opening(facts(n))
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
     prompt = load_prompts(FOLDER, style)[name]
 
     assert prompt.placeholders == facts()[name].keys()
-    assert "{{" not in prompt.opening(facts()[name])
+    assert "{{" not in prompt.render_opening(facts()[name])
     assert "<!-- include" not in prompt.system
 
 
@@ -125,7 +125,7 @@ def test_what_is_wrong_with_a_prompt_is_said_in_one_line(text, says):
 
 def test_a_fact_that_nobody_supplies_is_an_error():
     with pytest.raises(PromptError, match="moon"):
-        parse_prompt(MATTER + "{{ moon }}").opening({"sun": "1"})
+        parse_prompt(MATTER + "{{ moon }}").render_opening({"sun": "1"})
 
 
 def test_a_style_that_is_not_there_is_said_with_those_that_are():
@@ -134,4 +134,6 @@ def test_a_style_that_is_not_there_is_said_with_those_that_are():
 
 
 def test_facts_are_never_taken_for_templates():
-    assert parse_prompt(MATTER + "{{ words }}").opening({"words": "{{ moon }} {% if %}"}) == "{{ moon }} {% if %}"
+    assert (
+        parse_prompt(MATTER + "{{ words }}").render_opening({"words": "{{ moon }} {% if %}"}) == "{{ moon }} {% if %}"
+    )

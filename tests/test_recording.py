@@ -65,8 +65,8 @@ async def one_conversation(outside, log):
     world = Recording(outside, log, "propose 1", 1)
     await world.begin("researcher", "m", "system", "opening")
     reply = await world.reply(request())
-    pure = await world.use(Tool.of(add), ToolCall("1", "add", {"a": 1}))
-    other = await world.use(Tool.of(look, pure=False), ToolCall("2", "look", {}))
+    pure = await world.use(Tool.from_function(add), ToolCall("1", "add", {"a": 1}))
+    other = await world.use(Tool.from_function(look, pure=False), ToolCall("2", "look", {}))
     return reply, pure, other
 
 

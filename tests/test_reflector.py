@@ -88,7 +88,7 @@ def test_a_lesson_comes_of_it():
     )
 
     agent = reflector.make_agent(PROMPT, Postmortem, "loss: 1", packets.make_curve_table(state, stage))
-    lesson = asyncio.run(ask(agent, world, PROMPT.opening(facts)))
+    lesson = asyncio.run(ask(agent, world, PROMPT.render_opening(facts)))
 
     assert lesson == Postmortem(**LESSON)
     assert world.used == ["compare_curves", "grep_log"]
@@ -108,7 +108,7 @@ def test_the_author_does_not_judge():
     state, stage = decided()
     proposal = stage.candidate.proposal
 
-    opening = PROMPT.opening(packets.pack_reflection(state, stage, "log", "-a\n+b"))
+    opening = PROMPT.render_opening(packets.pack_reflection(state, stage, "log", "-a\n+b"))
 
     assert proposal.hypothesis in opening
     assert proposal.rationale[:60] not in opening
@@ -121,7 +121,7 @@ def test_a_hostile_log_stays_within_the_budget_and_the_fence(log):
     state, stage = crashed(log[:400])
 
     facts = packets.pack_reflection(state, stage, log, "-a\n+b\n" * 5000)
-    opening = PROMPT.opening(facts)
+    opening = PROMPT.render_opening(facts)
 
     assert briefing.count_tokens(PROMPT.system + opening) <= 6_000
     assert not any("IGNORE" in line and "«" not in line for line in outside_the_fence(facts["packet"]))

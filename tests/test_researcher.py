@@ -97,7 +97,7 @@ def test_what_is_no_proposal_goes_back(wrong):
 
 def test_the_whole_beginning_fits_into_twelve_thousand_tokens():
     log = synthetic.log(1000)
-    prompt = PROMPT.opening(
+    prompt = PROMPT.render_opening(
         briefing.brief_researcher(log.state, 1001, 3, Path("train.py").read_text(), ["turn it"] * 99)
     )
     schemas = json.dumps(researcher.make_agent(PROMPT, log.state, SOURCE, log.get, lambda words: words).schemas)

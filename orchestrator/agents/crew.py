@@ -43,7 +43,7 @@ class ClaudeCrew:
         suggestions = self.suggest(state) if self.suggest else ()
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
         agent = researcher.make_agent(prompt, state, source, self.log.get, self.search)
-        answer = await ask(agent, self.connect(step.task_id, step.first), prompt.opening(facts))
+        answer = await ask(agent, self.connect(step.task_id, step.first), prompt.render_opening(facts))
         return [proposal.model_copy(update={"author": "researcher"}) for proposal in answer.proposals]
 
     async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:
@@ -60,7 +60,7 @@ class ClaudeCrew:
         change = diff_from_parent(state, decided.candidate.commit, self.log.get)
         facts = packets.pack_reflection(state, decided, log, change)
         agent = reflector.make_agent(prompt, Postmortem, log, packets.make_curve_table(state, decided))
-        return await ask(agent, self.connect(step.task_id, step.experiment), prompt.opening(facts))
+        return await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
 
     async def _edit(self, step: Implement | Rebase | Repair, source: str, facts: Mapping[str, str]) -> str:
         environment = self.connect(step.task_id, step.experiment)

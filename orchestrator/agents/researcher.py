@@ -68,7 +68,7 @@ def _make_reader(source: str) -> Tool:
         page = lines[first - 1 : min(last, first - 1 + PAGE)]
         return "\n".join([f"({len(lines)} lines in all)", *(f"{n:4}│{line}" for n, line in enumerate(page, first))])
 
-    return Tool.of(read_train_py)
+    return Tool.from_function(read_train_py)
 
 
 def _make_lookup(state: State, read: Callable[[Digest], str]) -> Tool:
@@ -80,7 +80,7 @@ def _make_lookup(state: State, read: Callable[[Digest], str]) -> Tool:
                 return briefing.describe_experiment(result, change)
         raise ToolError(f"No experiment {number} is finished; the finished ones go from 0 to {state.next - 1}.")
 
-    return Tool.of(look_up_experiment)
+    return Tool.from_function(look_up_experiment)
 
 
 def _make_query(state: State) -> Tool:
@@ -99,7 +99,7 @@ def _make_query(state: State) -> Tool:
         ]
         return briefing.list_experiments(found) if found else "No experiment matches."
 
-    return Tool.of(query_ledger)
+    return Tool.from_function(query_ledger)
 
 
 def _make_searcher(search: Search) -> Tool:
@@ -107,4 +107,4 @@ def _make_searcher(search: Search) -> Tool:
         """Search the musings of this and all earlier sessions: what was tried, why, and what came of it."""
         return search(words) or "No musings match."
 
-    return Tool.of(search_musings, pure=False)
+    return Tool.from_function(search_musings, pure=False)

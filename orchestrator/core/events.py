@@ -36,7 +36,7 @@ Value = bool | int | float | str | tuple[float, ...]
 Direction = Literal["up", "down", "set"]
 
 
-def _renamed(old: str, new: str) -> Any:
+def _rename(old: str, new: str) -> Any:
     """Read a field also under the name that older sessions gave it."""
     return Field(validation_alias=AliasChoices(new, old))
 
@@ -262,7 +262,7 @@ class Committed(Frozen):
     kind: Literal["committed"] = "committed"
     experiment: int
     commit: str
-    parent: Annotated[int, _renamed("base", "parent")]
+    parent: Annotated[int, _rename("base", "parent")]
     """The experiment whose train.py was edited."""
     source: Digest
     fingerprint: Digest
@@ -288,21 +288,21 @@ class EvaluationPlan(Frozen):
     """How a run is evaluated, as the policy decided when it was granted."""
 
     audit: Annotated[
-        Literal["always", "never"] | float, BeforeValidator(_read_audit_rule), _renamed("audited_below", "audit")
+        Literal["always", "never"] | float, BeforeValidator(_read_audit_rule), _rename("audited_below", "audit")
     ]
     """Which claims are audited: all of them, none, or those below this val_bpb."""
     confirmed: bool
     """Whether what is audited is then scored on the held-out text, which no decision has used."""
-    incumbent: Annotated[int, _renamed("against", "incumbent")]
+    incumbent: Annotated[int, _rename("against", "incumbent")]
     """The experiment whose claims guide the audit: lies pay where a candidate's claims beat these."""
     baseline_error: Annotated[
         Literal["unmeasured"] | float,
         BeforeValidator(lambda value: "unmeasured" if value is None else value),
-        _renamed("honest", "baseline_error"),
+        _rename("honest", "baseline_error"),
     ] = 0.0
     """Nats by which the baseline's claims were off at most; its own audit is what measures it."""
-    pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _renamed("bounds", "pruning_thresholds")] = ()
-    control_run: Annotated[bool, _renamed("reprieved", "control_run")] = False
+    pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
+    control_run: Annotated[bool, _rename("reprieved", "control_run")] = False
     """Let the run finish even where it would be pruned, to measure how often pruning is wrong."""
 
     def needs_audit(self, val_bpb: float) -> bool:
@@ -325,7 +325,7 @@ class Granted(Frozen):
     """Counts the grants of this experiment from 1; results of an earlier life carry a lower number."""
     slot: int
     seed: int
-    plan: Annotated[EvaluationPlan | None, _renamed("terms", "plan")] = None
+    plan: Annotated[EvaluationPlan | None, _rename("terms", "plan")] = None
     """None in sessions recorded before plans existed."""
 
 
@@ -371,7 +371,7 @@ class Scored(Frozen):
     experiment: int
     run: int
     val_bpb: float
-    metrics: Annotated[RunMetrics, _renamed("measures", "metrics")]
+    metrics: Annotated[RunMetrics, _rename("measures", "metrics")]
     curve: tuple[Point, ...]
     log: Digest
     tier: str = "none"
@@ -380,7 +380,7 @@ class Scored(Frozen):
     """None where the plan asked for none."""
     confirmed: float | None = None
     """val_bpb on the held-out text; None where it was not measured."""
-    would_prune_at: Annotated[float | None, _renamed("condemned", "would_prune_at")] = None
+    would_prune_at: Annotated[float | None, _rename("condemned", "would_prune_at")] = None
     """Share of the budget at which a control run would have been pruned."""
 
 
@@ -408,7 +408,7 @@ class Crashed(Frozen):
     failure: FailureKind
     message: str
     """The last line that says why, a few hundred characters at most."""
-    metrics: Annotated[RunMetrics, _renamed("measures", "metrics")]
+    metrics: Annotated[RunMetrics, _rename("measures", "metrics")]
     curve: tuple[Point, ...]
     log: Digest
     tier: str = "none"
@@ -420,8 +420,8 @@ class Pruned(Frozen):
     kind: Literal["pruned"] = "pruned"
     experiment: int
     run: int
-    reason: Annotated[str, _renamed("message", "reason")]
-    metrics: Annotated[RunMetrics, _renamed("measures", "metrics")]
+    reason: Annotated[str, _rename("message", "reason")]
+    metrics: Annotated[RunMetrics, _rename("measures", "metrics")]
     curve: tuple[Point, ...]
     log: Digest
     tier: str = "none"
@@ -447,7 +447,7 @@ class Kept(Frozen):
     error: float
     """Standard error of the gain."""
     sigma: float
-    score_to_beat: Annotated[float, _renamed("mark", "score_to_beat")]
+    score_to_beat: Annotated[float, _rename("mark", "score_to_beat")]
     """Mean to beat from now on: never worse than the one before, so that small losses cannot add up."""
     reason: str
 

@@ -58,7 +58,7 @@ class Optimizer:
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         """Return up to `count` proposals, each as if those before it were in flight. Raises NoAnswer."""
-        search = read_search_state(state, self._constants)
+        search = read_search_state(state, self._read_constants)
         proposals: list[Proposal] = []
         for number in range(step.first, step.first + step.count):
             next_step = _choose_step(search, f"{state.session.seed}/{number}/{step.attempt}")
@@ -72,7 +72,7 @@ class Optimizer:
 
     def suggest(self, state: State, count: int) -> list[Proposal]:
         """Return what it would propose next, the most promising first, as advice to another researcher."""
-        search = read_search_state(state, self._constants)
+        search = read_search_state(state, self._read_constants)
         found = [_write_proposal(search, next_step) for next_step in rank_steps(search)[:count]]
         if len(found) < count and (next_step := _sample(search, f"{state.session.seed}/{state.next}")) is not None:
             found.append(_write_proposal(search, next_step))
@@ -94,7 +94,7 @@ class Optimizer:
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:  # noqa: ARG002
         return postmortem.write_postmortem(state, decided)
 
-    def _constants(self, base: Parent) -> dict[str, Constant]:
+    def _read_constants(self, base: Parent) -> dict[str, Constant]:
         if base.source not in self.known:
             self.known[base.source] = list_searchable(self.get(base.source))
         return self.known[base.source]
