@@ -59,24 +59,20 @@ class SessionFigures:
 
 
 def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:
-    """The figures of one session. Raises ValueError where it has no baseline yet."""
+    """Return the figures of one session. Raises ValueError where it has no baseline yet."""
     if state.incumbent is None:
         raise ValueError(f"{state.session.name} has no baseline yet")
-    started = state.session
-    course = _trace_best(records)
-    verdicts = Counter(type(f.verdict) for f in state.results if f.experiment > 0)
-    judged = [
-        f for f in state.results if f.experiment > 0 and isinstance(f.verdict, ev.Kept | ev.Discarded | ev.Failed)
-    ]
-    spent = state.usage.values()
+    started, course, spent = state.session, _trace_best(records), state.usage.values()
+    statuses = Counter(result.status for result in state.tried)
+    judged = [result for result in state.tried if result.status not in ("refused", "abandoned")]
     return SessionFigures(
         name=started.name,
         arm=" ".join(filter(None, (started.crew, started.style))),
         experiments=len(judged),
-        kept=verdicts[ev.Kept],
-        crashes=sum(isinstance(f.verdict, ev.Failed) for f in judged),
-        repeats=verdicts[ev.Refused],
-        families=len({f.proposal.family for f in judged}),
+        kept=statuses["kept"],
+        crashes=statuses["crashed"],
+        repeats=statuses["refused"],
+        families=len({result.proposal.family for result in judged}),
         baseline=course[0].best,
         best=state.incumbent.score_to_beat,
         hours=state.hours,
@@ -87,7 +83,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
 
 
 def _trace_best(records: Sequence[ev.Record]) -> tuple[Progress, ...]:
-    """The best so far by experiments, hours and dollars, from the baseline on."""
+    """Return the best so far by experiments, hours and dollars, from the baseline on."""
     state, moments = State(), list[Progress]()
     for record in records:
         state = apply(state, record)
@@ -104,7 +100,7 @@ def _trace_best(records: Sequence[ev.Record]) -> tuple[Progress, ...]:
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """A 90 % bootstrap interval of the mean; of a single value, that value twice."""
+    """Return a 90 % bootstrap interval of the mean; of a single value, that value twice."""
     luck = random.Random(seed)  # noqa: S311 - statistics, no secret
     means = sorted(fmean(luck.choices(values, k=len(values))) for _ in range(RESAMPLES))
     return means[RESAMPLES // 20], means[-RESAMPLES // 20]
@@ -124,7 +120,7 @@ COLORS = ("#3b6fd4", "#d4553b", "#2f9e6e", "#8d5bc9", "#c08a1e", "#4a9fb5")
 
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
-    """The page: one color for each arm, one stepped line for each session."""
+    """Render the page: one color for each arm, one stepped line for each session."""
     figure: Any = subplots.make_subplots(cols=len(AXES), shared_yaxes=True, horizontal_spacing=0.04)
     for color, (arm, members) in zip(cycle(COLORS), group_arms(rows).items(), strict=False):
         for row in members:
