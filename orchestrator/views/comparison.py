@@ -1,7 +1,6 @@
-"""Sessions side by side: what each gained, and what it took. Pure figures of their logs."""
+"""Set sessions side by side: what each gained, and what it cost."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -14,14 +13,16 @@ from plotly import subplots
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State, apply
+from orchestrator.views.experiments import UNTRAINED
+from orchestrator.views.summary import summarize
 
 RESAMPLES = 2_000
-"""Enough for two digits of an interval."""
+"""Bootstrap samples: enough for two digits of an interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The best so far, when it changed."""
+    """The best score so far, at a moment when it changed."""
 
     experiments: int
     hours: float
@@ -37,16 +38,18 @@ class SessionFigures:
     arm: str
     """Crew and style: sessions of one arm are repetitions of each other."""
     experiments: int
+    """Experiments that were trained and judged."""
     kept: int
     crashes: int
     repeats: int
+    """Refused before they were trained."""
     families: int
     baseline: float
     best: float
     hours: float
     usd: float | None
     tokens: int
-    """Read and written by all agents."""
+    """Tokens read and written by all agents."""
     course: tuple[Progress, ...]
 
     @property
@@ -59,59 +62,53 @@ class SessionFigures:
 
 
 def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:
-    """The figures of one session. Raises ValueError where it has no baseline yet."""
+    """Return the figures of one session. Raises ValueError where it has no baseline yet."""
     if state.incumbent is None:
         raise ValueError(f"{state.session.name} has no baseline yet")
-    started = state.session
-    course = _trace_best(records)
-    verdicts = Counter(type(f.verdict) for f in state.results if f.experiment > 0)
-    judged = [
-        f for f in state.results if f.experiment > 0 and isinstance(f.verdict, ev.Kept | ev.Discarded | ev.Failed)
-    ]
-    spent = state.usage.values()
+    summary, course = summarize(state), _trace_best(records)
+    trained = [result for result in state.tried if result.status not in UNTRAINED]
     return SessionFigures(
-        name=started.name,
-        arm=" ".join(filter(None, (started.crew, started.style))),
-        experiments=len(judged),
-        kept=verdicts[ev.Kept],
-        crashes=sum(isinstance(f.verdict, ev.Failed) for f in judged),
-        repeats=verdicts[ev.Refused],
-        families=len({f.proposal.family for f in judged}),
+        name=state.session.name,
+        arm=f"{state.session.crew} {state.session.style}".rstrip(),
+        experiments=len(trained),
+        kept=summary.kept,
+        crashes=summary.crashed,
+        repeats=sum(result.status == "refused" for result in state.tried),
+        families=len({result.proposal.family for result in trained}),
         baseline=course[0].best,
         best=state.incumbent.score_to_beat,
-        hours=state.hours,
-        usd=None if any(s.unpriced for s in spent) else state.usd,
-        tokens=sum(s.input + s.output for s in spent),
+        hours=summary.hours,
+        usd=summary.usd,
+        tokens=sum(usage.input + usage.output for usage in state.usage.values()),
         course=course,
     )
 
 
 def _trace_best(records: Sequence[ev.Record]) -> tuple[Progress, ...]:
-    """The best so far by experiments, hours and dollars, from the baseline on."""
+    """Return the best so far by experiments, hours and dollars, from the baseline on."""
     state, moments = State(), list[Progress]()
     for record in records:
         state = apply(state, record)
         if state.incumbent and isinstance(record.event, ev.Promoted | ev.Proposed | ev.ModelReplied | ev.Kept):
             best = min(state.incumbent.score_to_beat, moments[-1].best) if moments else state.incumbent.score_to_beat
-            tried = {*(f.experiment for f in state.results), state.incumbent.experiment} - {0}
+            tried = {*(result.experiment for result in state.results), state.best} - {0}
             moment = Progress(len(tried), state.hours, state.usd, best)
             if not moments or moment.best < moments[-1].best:
                 moments.append(moment)
     if moments:
-        closed = sum(f.experiment > 0 for f in state.results)
-        moments.append(Progress(closed, state.hours, state.usd, moments[-1].best))
+        moments.append(Progress(len(state.tried), state.hours, state.usd, moments[-1].best))
     return tuple(moments)
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """A 90 % bootstrap interval of the mean; of a single value, that value twice."""
+    """Return a 90 % bootstrap interval of the mean; of a single value, that value twice."""
     luck = random.Random(seed)  # noqa: S311 - statistics, no secret
     means = sorted(fmean(luck.choices(values, k=len(values))) for _ in range(RESAMPLES))
     return means[RESAMPLES // 20], means[-RESAMPLES // 20]
 
 
 def group_arms(rows: Sequence[SessionFigures]) -> Mapping[str, Sequence[SessionFigures]]:
-    """Repetitions together, in the order of their first appearance."""
+    """Return repetitions together, in the order of their first appearance."""
     return {arm: [r for r in rows if r.arm == arm] for arm in dict.fromkeys(r.arm for r in rows)}
 
 
@@ -124,7 +121,7 @@ COLORS = ("#3b6fd4", "#d4553b", "#2f9e6e", "#8d5bc9", "#c08a1e", "#4a9fb5")
 
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
-    """The page: one color for each arm, one stepped line for each session."""
+    """Return a page with one color for each arm and one stepped line for each session."""
     figure: Any = subplots.make_subplots(cols=len(AXES), shared_yaxes=True, horizontal_spacing=0.04)
     for color, (arm, members) in zip(cycle(COLORS), group_arms(rows).items(), strict=False):
         for row in members:
