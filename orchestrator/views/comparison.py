@@ -1,7 +1,6 @@
-"""Sessions side by side: what each gained, and what it took. Pure figures of their logs."""
+"""Set sessions side by side: what each gained, and what it cost."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -14,14 +13,16 @@ from plotly import subplots
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State, apply
+from orchestrator.views.experiments import UNTRAINED
+from orchestrator.views.summary import summarize
 
 RESAMPLES = 2_000
-"""Enough for two digits of an interval."""
+"""Bootstrap samples: enough for two digits of an interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The best so far, when it changed."""
+    """The best score so far, at a moment when it changed."""
 
     experiments: int
     hours: float
@@ -37,16 +38,18 @@ class SessionFigures:
     arm: str
     """Crew and style: sessions of one arm are repetitions of each other."""
     experiments: int
+    """Experiments that were trained and judged."""
     kept: int
     crashes: int
     repeats: int
+    """Refused before they were trained."""
     families: int
     baseline: float
     best: float
     hours: float
     usd: float | None
     tokens: int
-    """Read and written by all agents."""
+    """Tokens read and written by all agents."""
     course: tuple[Progress, ...]
 
     @property
@@ -62,22 +65,21 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     """Return the figures of one session. Raises ValueError where it has no baseline yet."""
     if state.incumbent is None:
         raise ValueError(f"{state.session.name} has no baseline yet")
-    started, course, spent = state.session, _trace_best(records), state.usage.values()
-    statuses = Counter(result.status for result in state.tried)
-    judged = [result for result in state.tried if result.status not in ("refused", "abandoned")]
+    summary, course = summarize(state), _trace_best(records)
+    trained = [result for result in state.tried if result.status not in UNTRAINED]
     return SessionFigures(
-        name=started.name,
-        arm=" ".join(filter(None, (started.crew, started.style))),
-        experiments=len(judged),
-        kept=statuses["kept"],
-        crashes=statuses["crashed"],
-        repeats=statuses["refused"],
-        families=len({result.proposal.family for result in judged}),
+        name=state.session.name,
+        arm=f"{state.session.crew} {state.session.style}".rstrip(),
+        experiments=len(trained),
+        kept=summary.kept,
+        crashes=summary.crashed,
+        repeats=sum(result.status == "refused" for result in state.tried),
+        families=len({result.proposal.family for result in trained}),
         baseline=course[0].best,
         best=state.incumbent.score_to_beat,
-        hours=state.hours,
-        usd=None if any(s.unpriced for s in spent) else state.usd,
-        tokens=sum(s.input + s.output for s in spent),
+        hours=summary.hours,
+        usd=summary.usd,
+        tokens=sum(usage.input + usage.output for usage in state.usage.values()),
         course=course,
     )
 
@@ -89,13 +91,12 @@ def _trace_best(records: Sequence[ev.Record]) -> tuple[Progress, ...]:
         state = apply(state, record)
         if state.incumbent and isinstance(record.event, ev.Promoted | ev.Proposed | ev.ModelReplied | ev.Kept):
             best = min(state.incumbent.score_to_beat, moments[-1].best) if moments else state.incumbent.score_to_beat
-            tried = {*(f.experiment for f in state.results), state.incumbent.experiment} - {0}
+            tried = {*(result.experiment for result in state.results), state.best} - {0}
             moment = Progress(len(tried), state.hours, state.usd, best)
             if not moments or moment.best < moments[-1].best:
                 moments.append(moment)
     if moments:
-        closed = sum(f.experiment > 0 for f in state.results)
-        moments.append(Progress(closed, state.hours, state.usd, moments[-1].best))
+        moments.append(Progress(len(state.tried), state.hours, state.usd, moments[-1].best))
     return tuple(moments)
 
 
@@ -107,7 +108,7 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
 
 
 def group_arms(rows: Sequence[SessionFigures]) -> Mapping[str, Sequence[SessionFigures]]:
-    """Repetitions together, in the order of their first appearance."""
+    """Return repetitions together, in the order of their first appearance."""
     return {arm: [r for r in rows if r.arm == arm] for arm in dict.fromkeys(r.arm for r in rows)}
 
 
@@ -120,7 +121,7 @@ COLORS = ("#3b6fd4", "#d4553b", "#2f9e6e", "#8d5bc9", "#c08a1e", "#4a9fb5")
 
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
-    """Render the page: one color for each arm, one stepped line for each session."""
+    """Return a page with one color for each arm and one stepped line for each session."""
     figure: Any = subplots.make_subplots(cols=len(AXES), shared_yaxes=True, horizontal_spacing=0.04)
     for color, (arm, members) in zip(cycle(COLORS), group_arms(rows).items(), strict=False):
         for row in members:

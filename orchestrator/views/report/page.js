@@ -8,6 +8,8 @@ const people = (x) => (x >= 1e6 ? `${(x / 1e6).toPrecision(3)}M` : x >= 1e3 ? `$
 const escaped = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const narrow = () => window.innerWidth < 860;
 
+const at = (e) => (axis === "hours" ? e.hours : e.number);
+
 let data = null;
 let axis = sessionStorage.getItem("axis") || "number";
 let chosen = null;
@@ -62,7 +64,6 @@ function best() {
   // The best score over time, as a staircase.
   const steps = [];
   let lowest = null;
-  const at = (e) => (axis === "hours" ? e.hours : e.number);
   for (const e of data.experiments.filter((e) => e.status === "kept" && e.score !== null)) {
     if (lowest !== null && e.score >= lowest) continue;
     lowest = e.score;
@@ -74,7 +75,6 @@ function best() {
 }
 
 function drawProgress() {
-  const at = (e) => (axis === "hours" ? e.hours : e.number);
   const scored = data.experiments.filter((e) => e.score !== null && at(e) !== null);
   const sorted = scored.map((e) => e.score).sort((a, b) => a - b);
   const steps = best();
@@ -83,13 +83,12 @@ function drawProgress() {
   const start = steps.length ? steps[0][1] : low;
   const top = Math.max(start, ninety) + 4 * data.sigma;
   const clamp = (y) => Math.min(y, top);
-  const group = (status) => scored.filter((e) => (status === "kept" ? e.status === "kept" : e.status !== "kept"));
   const points = (rows, marker) => ({
     type: "scatter", mode: "markers", x: rows.map(at), y: rows.map((e) => clamp(e.score)), customdata: rows.map((e) => e.number),
     text: rows.map(hover), hovertemplate: "%{text}<extra></extra>", marker,
   });
   const crashed = data.experiments.filter((e) => ["crashed", "pruned"].includes(e.status) && at(e) !== null);
-  const others = group("other");
+  const others = scored.filter((e) => e.status !== "kept");
   const size = scored.length > 300 ? 5 : 8;
   const stairs = { type: "scatter", mode: "lines", x: steps.map((s) => s[0]), line: { shape: "hv", width: 0 }, hoverinfo: "skip" };
   const traces = [
@@ -98,7 +97,7 @@ function drawProgress() {
     { ...stairs, y: steps.map((s) => s[1]), line: { shape: "hv", width: 2, color: color("accent") } },
     points(others, { color: color("grey"), size, opacity: 0.75, symbol: others.map((e) => (e.score > top ? "triangle-up" : "circle")) }),
     { ...points(crashed, { color: color("bad"), size: size + 1, symbol: "x-thin", line: { width: 2, color: color("bad") } }), y: crashed.map(() => top) },
-    points(group("kept"), { color: color("good"), size: size + 4, line: { width: 1.5, color: color("card") } }),
+    points(scored.filter((e) => e.status === "kept"), { color: color("good"), size: size + 4, line: { width: 1.5, color: color("card") } }),
   ];
   const it = scored.find((e) => e.number === chosen);
   if (it) traces.push({ type: "scatter", mode: "markers", x: [at(it)], y: [clamp(it.score)], hoverinfo: "skip",
