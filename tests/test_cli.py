@@ -205,8 +205,9 @@ def test_a_baseline_that_fails_is_said_first_and_is_exit_code_4(place):
 
     assert done.returncode == 4, done.stdout + done.stderr
     told = done.stdout.split("\n\n")[1].splitlines()[0]
-    assert told.startswith("Nothing was measured: the baseline does not train: ")
+    assert told.startswith("The baseline does not train: ")
     assert "the baseline is broken" in told
+    assert done.stdout.split("\n\n")[1].count("does not train") == 1
 
 
 def test_the_doctor_checks_what_would_run(place, tmp_path):

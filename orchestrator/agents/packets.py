@@ -60,12 +60,12 @@ def write_curve_table(own: Sequence[Curve], incumbent: Sequence[Curve], shares: 
 
     A dash stands where a run had ended, and where fewer than two seeds give no σ.
     """
-    rows = ["share   this    incumbent  difference  σ over the incumbent's seeds"]
+    rows = ["share    this  incumbent  difference  σ over the incumbent's seeds"]
     for share in shares:
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
         difference = f"{fmean(ours) - fmean(theirs):+.4f}" if ours and theirs else "–".rjust(7)
         sigma = f"{stdev(theirs):.4f}" if len(theirs) > 1 else "–"
-        rows.append(f"{share:5.2f} {_format_losses(ours)} {_format_losses(theirs)}    {difference}     {sigma}")
+        rows.append(f"{share:5.2f} {_format_losses(ours)}    {_format_losses(theirs)}     {difference}  {sigma}")
     return "\n".join(rows)
 
 

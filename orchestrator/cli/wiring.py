@@ -53,8 +53,6 @@ def run_session(session: Session, night: Preflight) -> State:
         except KeyboardInterrupt:
             observers.say(f"Stopped at once. Nothing is lost: python -m orchestrator resume {name}")
             raise SystemExit(ExitCode.INTERRUPTED) from None
-    if session.state.incumbent is None:
-        observers.say(f"\nNothing was measured: {session.state.ended}.")
     observers.print_summary(repo.branch)
     return session.state
 

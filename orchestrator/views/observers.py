@@ -127,8 +127,9 @@ class Observers:
     def _write_summary(self, branch: str) -> list[str]:
         state, records, folder = self.session.state, self.session.records, self.folder
         summary = summarize(state)
-        if summary.failure:
-            return [f"\n{write_headline(summary)}", f"  report    {folder / 'report.html'}"]
+        if state.incumbent is None:
+            why = write_headline(summary) if summary.failure else f"Nothing was measured: {state.ended}."
+            return [f"\n{why}", f"  report    {folder / 'report.html'}"]
         used, late = measure_utilization(records, state.session.slots), describe_late_discards(list_rows(state))
         return [
             f"\nThe night is over: {state.ended}.",

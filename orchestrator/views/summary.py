@@ -84,7 +84,7 @@ def write_headline(summary: Summary) -> str:
     if summary.failure:
         return f"The baseline does not train: {summary.failure}."
     if summary.baseline is None or summary.best is None:
-        return "The baseline is being measured."
+        return "The baseline was not measured." if summary.ended else "The baseline is being measured."
     worth = f"{summary.gain:.4f} better: {summary.sigmas:.1f} times σ = {summary.sigma:.4f}"
     return (
         f"val_bpb {summary.baseline:.4f} → {summary.best:.4f} ({worth if summary.gain > 0 else 'nothing better yet'})"
