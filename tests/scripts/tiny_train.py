@@ -21,7 +21,8 @@ for step in range(STEPS):
     loss = 6.0 * 0.97**step + 2.0
     print(f"step {step:05d} ({100 * step / STEPS:.1f}%) | loss: {loss:.6f} | lrm: 1.00 | dt: 4ms | tok/sec: 1,000")
     sys.stdout.flush()
-score = 2.0 + 0.02 * abs(DEPTH - 2) + 0.25 * abs(MATRIX_LR - 0.08) + 2 * abs(UNEMBEDDING_LR - 0.016)
-score += 0.1 * abs(EMBEDDING_LR - 0.2) + 0.1 * abs(WARMDOWN_RATIO - 0.5) + luck.gauss(0, 0.003)
+loss = 0.02 * abs(DEPTH - 2) + 0.25 * abs(MATRIX_LR - 0.08) + 2 * abs(UNEMBEDDING_LR - 0.016)
+loss += 0.1 * abs(EMBEDDING_LR - 0.2) + 0.1 * abs(WARMDOWN_RATIO - 0.5)
+score = 2.0 + 4 * loss + luck.gauss(0, 0.003)  # large effects: few runs and audits decide
 finish(score)  # noqa: F821
 print(f"---\nval_bpb:          {score:.6f}\nnum_steps:        {STEPS}\ntotal_tokens_M:   0.1\nnum_params_M:     0.1")
