@@ -74,6 +74,8 @@ async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor
             events = [await _reflect(step, state, crew)]
         case steps.SkipReflection(number, reason):
             events = [ev.ReflectionSkipped(experiment=number, reason=reason)]
+        case steps.Certify(certificate):
+            events = [certificate]
         case steps.Stop(reason):
             events = [ev.Ended(reason=reason)]
     await log.append(step.task_id, *events, last=True)

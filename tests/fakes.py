@@ -125,7 +125,8 @@ class FakeLab:
         if luck.random() < self.trouble / 3 and granted.experiment:
             return ev.Aborted(experiment=granted.experiment, run=granted.run, reason="the disk hiccuped")
         key |= {"metrics": ev.RunMetrics(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
-        score = _true_score(source) + random.Random(granted.seed).gauss(0, self.noise)
+        shared = random.Random(granted.seed).gauss(0, 0.9 * self.noise)
+        score = _true_score(source) + shared + luck.gauss(0, 0.4 * self.noise)
         key |= {"curve": _curve(score, luck)}
         if luck.random() < self.trouble and granted.experiment:
             return ev.Crashed(**key, failure="other", message="ValueError: it broke")

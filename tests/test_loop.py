@@ -81,8 +81,6 @@ def test_the_hopeless_end_early_and_some_run_on_to_check_that(tmp_path):
     first = next(r.seq for r in records if isinstance(r.event, ev.Granted) and r.event.plan.pruning_thresholds)
     known = fold(records[:first]).results
     assert sum(f.experiment > 0 for f in known) >= thresholds.CALIBRATION_RUNS
-    kept = [result for result in session.state.kept if result.experiment]
-    assert all(any(score.confirmed for score in result.scores) for result in kept)
 
     write_files(session, tmp_path / "files")
     write_musings(session, tmp_path / "musings" / "night")
@@ -126,12 +124,36 @@ def test_limits_end_the_night(tmp_path):
     assert session.state.ended == "6 experiments are done"
 
 
-def test_nothing_is_kept_on_one_seed(tmp_path):
-    session = night(tmp_path / "s" / "session.db")
+def test_run_r_of_every_experiment_has_the_same_seed(tmp_path):
+    session = night(tmp_path / "s" / "session.db", trouble=0.0)
 
-    for result in session.state.kept:
-        assert len(result.scores) >= thresholds.MIN_RUNS
-        assert isinstance(result.verdict, ev.Kept)
+    seeds: dict[int, list[int]] = {}
+    for granted in (record.event for record in session.records if isinstance(record.event, ev.Granted)):
+        if not granted.plan.certifies:
+            seeds.setdefault(granted.experiment, []).append(granted.seed)
+    longest = max(seeds.values(), key=len)
+    assert len(longest) > 2
+    assert len(set(longest)) == len(longest)
+    assert all(found == longest[: len(found)] for found in seeds.values())
+    assert all(len(result.verdict.differences) == len(result.scores) for result in session.state.kept)
+
+
+def test_the_night_ends_with_a_certificate_on_fresh_seeds(tmp_path):
+    session = night(tmp_path / "s" / "session.db", limits=ev.SessionLimits(hours=2.0))
+
+    state, granted = session.state, [r.event for r in session.records if isinstance(r.event, ev.Granted)]
+    fresh = {event.seed for event in granted if event.plan.certifies}
+    assert state.certificate.experiment == state.best
+    assert state.certificate.pairs == len(fresh) > 1
+    assert state.certificate.heldout
+    assert not fresh & {event.seed for event in granted if not event.plan.certifies}
+    assert state.certificate.low < state.baseline_bpb - state.incumbent.score_to_beat < state.certificate.high
+    assert state.now < state.deadline
+
+
+def test_a_night_that_kept_nothing_has_nothing_to_certify(tmp_path):
+    session = night(tmp_path / "s" / "session.db", limits=ev.SessionLimits(hours=2.0, experiments=1))
+    assert session.state.certificate is None or session.state.kept
 
 
 def test_asked_to_stop_it_finishes_what_trains(tmp_path):

@@ -304,6 +304,8 @@ class EvaluationPlan(Frozen):
     pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
     control_run: Annotated[bool, _rename("reprieved", "control_run")] = False
     """Let the run finish even where it would be pruned, to measure how often pruning is wrong."""
+    certifies: bool = False
+    """Whether the run serves the certificate: no decision may use its score."""
 
     def needs_audit(self, val_bpb: float) -> bool:
         """Return whether a claim of that val_bpb is audited."""
@@ -436,32 +438,51 @@ class Aborted(Frozen):
     reason: str
 
 
-class Kept(Frozen):
-    """The candidate is better than the incumbent and replaces it."""
+class SeedLuck(Frozen):
+    """What is believed of the incumbent's luck at one seed, in σ: positive made its val_bpb higher."""
 
-    kind: Literal["kept"] = "kept"
+    seed: int
+    mean: float
+    variance: float
+
+
+class Evidence(Frozen):
+    """What a verdict on a scored candidate rests on. Differences are incumbent minus candidate: positive is better."""
+
     experiment: int
     mean: float
+    """Mean val_bpb of the candidate's runs."""
     gain: float
-    """The incumbent's mean minus this one's, in bits per byte; positive is better."""
+    """Estimated difference from the incumbent, in bits per byte."""
     error: float
     """Standard error of the gain."""
     sigma: float
-    score_to_beat: Annotated[float, _rename("mark", "score_to_beat")]
-    """Mean to beat from now on: never worse than the one before, so that small losses cannot add up."""
+    """Standard deviation of one run's val_bpb."""
+    differences: tuple[float, ...] = ()
+    """Differences at equal seeds, in bits per byte; empty in sessions that did not pair seeds."""
+    same_shape: bool = False
+    """Whether the candidate has the incumbent's parameters and sees its data, so that seeds' luck is shared."""
+    probability: float | None = None
+    """Probability that it is better."""
+    expected: float | None = None
+    """Expected gain in bits per byte: the mean of the posterior."""
+    luck: tuple[SeedLuck, ...] = ()
+    """Luck of the incumbent after this verdict."""
     reason: str
 
 
-class Discarded(Frozen):
-    """The candidate is not better than the incumbent, or not known to be."""
+class Kept(Evidence):
+    """The candidate replaces the incumbent."""
+
+    kind: Literal["kept"] = "kept"
+    score_to_beat: Annotated[float, _rename("mark", "score_to_beat")]
+    """val_bpb that is expected of the new incumbent."""
+
+
+class Discarded(Evidence):
+    """The candidate is not better than the incumbent, or not likely enough to be."""
 
     kind: Literal["discarded"] = "discarded"
-    experiment: int
-    mean: float
-    gain: float
-    error: float
-    sigma: float
-    reason: str
 
 
 class Failed(Frozen):
@@ -471,6 +492,22 @@ class Failed(Frozen):
     experiment: int
     reason: str
     failure: Annotated[FailureKind, BeforeValidator(lambda kind: "other" if kind == "hopeless" else kind)] = "other"
+
+
+class Certified(Frozen):
+    """The night's gain was measured on fresh seeds that no decision has used."""
+
+    kind: Literal["certified"] = "certified"
+    experiment: int
+    """The best experiment, compared with the baseline."""
+    gain: float
+    """Baseline minus best, in bits per byte."""
+    low: float
+    high: float
+    """Bounds of the 90 % interval."""
+    pairs: int
+    heldout: bool
+    """Whether it was measured on held-out text."""
 
 
 class Promoted(Frozen):
@@ -549,7 +586,7 @@ class ToolUsed(Frozen):
     is_error: bool = False
 
 
-SessionEvent = Started | Resumed | Forked | GuidanceChanged | StopAsked | Ended | BaselineCommitted
+SessionEvent = Started | Resumed | Forked | GuidanceChanged | StopAsked | Ended | BaselineCommitted | Certified
 ProposalEvent = Proposed | Unanswered | Refused | Abandoned | Committed | Granted
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned

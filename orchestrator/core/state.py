@@ -38,6 +38,8 @@ class Candidate:
     proposal: ev.Proposal
     commit: ev.Committed
     scores: tuple[ev.Scored, ...] = ()
+    seeds: tuple[int, ...] = ()
+    """Seeds of the scores, in their order."""
     runs: int = 0
     """Runs granted so far, aborted ones included."""
     repairs: int = 0
@@ -66,7 +68,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Remeasuring:
-    """The incumbent runs once more: a close comparison needs both sides known equally well."""
+    """The incumbent or the baseline runs once more: at a seed that a comparison needs, or for the certificate."""
 
     granted: ev.Granted
     since: float
@@ -135,9 +137,12 @@ class Incumbent:
     experiment: int
     scores: tuple[ev.Scored, ...]
     score_to_beat: float
-    """Mean val_bpb to beat."""
+    """val_bpb that is expected of it."""
     runs: int
     """Runs granted so far."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the scores, in their order."""
+    luck: tuple[ev.SeedLuck, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +211,13 @@ class State:
     """The baseline and every kept train.py, by experiment."""
     incumbent: Incumbent | None = None
     variance: PooledVariance = PooledVariance()
+    grants: Mapping[int, int] = field(default_factory=dict[int, int])
+    """Runs granted so far, by experiment."""
+    fresh: Mapping[int, Mapping[int, ev.Scored]] = field(default_factory=dict[int, Mapping[int, ev.Scored]])
+    """Scores of the certificate's runs, by experiment and seed."""
+    lost_fresh: int = 0
+    """Runs of the certificate that failed."""
+    certificate: ev.Certified | None = None
     next: int = 1
     """Number of the next experiment; 0 is the baseline."""
     unanswered: int = 0
@@ -343,6 +355,8 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, stopping=reason)
         case ev.Ended(reason=reason):
             return replace(state, ended=reason)
+        case ev.Certified() as event:
+            return replace(state, certificate=event)
         case ev.Unanswered(reason=reason):
             return replace(state, unanswered=state.unanswered + 1, silence=reason)
         case ev.Waiting() as event:
@@ -370,19 +384,23 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
-            return _set_stage(state, number, replace(old, commit=commit, scores=()))
+            return _set_stage(state, number, replace(old, commit=commit, scores=(), seeds=()))
         case ev.Committed() as commit, Broken(old):
-            return _set_stage(state, number, replace(old, commit=commit, scores=(), repairs=old.repairs + 1))
+            repaired = replace(old, commit=commit, scores=(), seeds=(), repairs=old.repairs + 1)
+            return _set_stage(state, number, repaired)
         case ev.Granted() as granted, Candidate() as candidate:
+            state = _count_grant(state, granted)
             return _set_stage(state, number, Training(replace(candidate, runs=granted.run), granted, record.at))
         case ev.Granted() as granted, None:
-            assert state.incumbent is not None, "only the incumbent runs again after it was judged"
-            incumbent = replace(state.incumbent, runs=granted.run)
-            return replace(_set_stage(state, number, Remeasuring(granted, record.at)), incumbent=incumbent)
+            assert state.incumbent is not None, "only parents run again after they were judged"
+            state = _set_stage(_count_grant(state, granted), number, Remeasuring(granted, record.at))
+            if number != state.best:
+                return state
+            return replace(state, incumbent=replace(state.incumbent, runs=granted.run))
         case (ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted()) as outcome, Training() as training:
             return _end_run(state, record.at, number, training, outcome)
-        case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring():
-            return _update_incumbent(_drop_stage(state, number), outcome)
+        case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring(granted):
+            return _end_remeasurement(_drop_stage(state, number), granted, outcome)
         case ev.Failed() as verdict, Broken(candidate, crash):
             return _set_stage(state, number, Decided(candidate, verdict, crash, state.best))
         case ev.Failed(), Decided(verdict=ev.Pruned()):
@@ -390,10 +408,13 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case (ev.Kept() | ev.Discarded()) as verdict, Candidate() as candidate:
             _check_parent(state, record, candidate)
             decided = Decided(candidate, verdict, None, state.best)
-            return replace(_set_stage(state, number, decided), variance=state.variance.add(candidate.scores))
+            incumbent = state.incumbent and replace(state.incumbent, luck=verdict.luck)
+            variance = state.variance.add(candidate.scores)
+            return replace(_set_stage(state, number, decided), variance=variance, incumbent=incumbent)
         case ev.Promoted(commit=commit), Decided(candidate, ev.Kept() as kept) as decided:
             _check_parent(state, record, candidate)
-            incumbent = Incumbent(number, candidate.scores, kept.score_to_beat, candidate.runs)
+            c = candidate
+            incumbent = Incumbent(number, c.scores, kept.score_to_beat, c.runs, c.seeds, kept.luck)
             parents = {**state.parents, number: Parent(number, commit, candidate.commit.source)}
             state = _set_stage(state, number, replace(decided, promoted=True))
             return replace(state, incumbent=incumbent, parents=parents)
@@ -418,7 +439,8 @@ def _end_run(state: State, at: float, number: int, training: Training, outcome: 
     candidate = training.candidate
     match outcome:
         case ev.Scored():
-            candidate = replace(candidate, scores=(*candidate.scores, outcome))
+            seeds = (*candidate.seeds, training.granted.seed)
+            candidate = replace(candidate, scores=(*candidate.scores, outcome), seeds=seeds)
             seconds = (*state.run_seconds[-4:], at - training.since)
             return replace(_set_stage(state, number, candidate), run_seconds=seconds, aborted=0)
         case ev.Crashed():
@@ -458,20 +480,29 @@ def _close(state: State, result: ExperimentResult) -> State:
     return replace(state, results=(*state.results, result))
 
 
-def _update_incumbent(state: State, outcome: ev.Outcome) -> State:
-    """Count one more run of the incumbent, unless the run failed or the incumbent has changed since."""
-    incumbent = state.incumbent
+def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -> State:
+    """Count one more run of the incumbent or for the certificate, unless it failed or the incumbent has changed."""
+    number, incumbent, certifies = granted.experiment, state.incumbent, bool(granted.plan and granted.plan.certifies)
     assert incumbent is not None
     if not isinstance(outcome, ev.Scored):
-        return replace(state, aborted=state.aborted + isinstance(outcome, ev.Aborted))
-    if outcome.experiment != incumbent.experiment:
+        aborted = state.aborted + isinstance(outcome, ev.Aborted)
+        return replace(state, aborted=aborted, lost_fresh=state.lost_fresh + certifies)
+    if certifies:
+        scores = {**state.fresh.get(number, {}), granted.seed: outcome}
+        return replace(state, fresh={**state.fresh, number: scores}, aborted=0)
+    if number != incumbent.experiment:
         return state
     scores = (*incumbent.scores, outcome)
     old, new = _average(incumbent.scores), _average(scores)
     score_to_beat = new if incumbent.score_to_beat == old else incumbent.score_to_beat
     variance = state.variance.remove(incumbent.scores).add(scores)
-    incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat)
+    seeds = (*incumbent.seeds, granted.seed)
+    incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat, seeds=seeds)
     return replace(state, incumbent=incumbent, variance=variance, aborted=0)
+
+
+def _count_grant(state: State, granted: ev.Granted) -> State:
+    return replace(state, grants={**state.grants, granted.experiment: granted.run})
 
 
 def _average(scores: tuple[ev.Scored, ...]) -> float:

@@ -1,55 +1,136 @@
 """Judge a candidate: kept, discarded, or what must run first."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log2, sqrt
 from statistics import fmean
-from typing import Literal
+from typing import Any
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Candidate, Incumbent, State
+from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
+from orchestrator.policy.evidence import Comparison, compare, learn_prior
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import compute_sigma, pool_variance, t_critical
+from orchestrator.policy.noise import compute_sigma, pool_variance
+from orchestrator.policy.seeds import draw_seed
 
 
-def judge(state: State, number: int, candidate: Candidate) -> ev.Verdict | Literal["again", "remeasure"]:
-    """Return the verdict on a candidate, or what must run first: the candidate once more, or the incumbent."""
+@dataclass(frozen=True, slots=True)
+class NeededRun:
+    """A run that a verdict waits for, of the candidate or of the incumbent."""
+
+    experiment: int
+    seed: int
+
+
+def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Discarded | NeededRun:
+    """Return the verdict on a candidate, or the run that it waits for."""
     best, runs = state.incumbent, len(candidate.scores)
-    spread = pool_variance(state, candidate.scores)
-    deviation, needed = compute_sigma(spread), t_critical(spread.dof)
+    following = NeededRun(number, draw_seed(state, runs + 1))
     if best is None:
-        return _establish_baseline(number, candidate, deviation) if runs >= th.BASELINE_RUNS else "again"
-    error = deviation * sqrt(1 / runs + 1 / len(best.scores))
-    gain = best.score_to_beat - candidate.mean
-    numbers = _Numbers(number, candidate.mean, gain, error, deviation)
-    growth = _measure_growth(best, candidate)
-    worth = gain - th.MEMORY_PRICE * deviation * log2(growth)
-    ratio = f"{worth / error:+.1f} standard errors over {runs} seed{'s' * (runs > 1)}"
-    if growth > 1:
-        ratio += f" ({gain / error:+.1f}, less the price of {growth:.2g} times the memory)"
-    simpler = candidate.commit.removed - candidate.commit.added >= th.SIMPLER_LINES and worth > -error / 2
-    if runs < th.MAX_RUNS and worth < th.FUTILITY_BOUNDS[runs - 1] * error and not simpler:
-        word = "worse than" if worth < -2 * error else "no better than" if worth < error else "too little better than"
-        return numbers.discard(f"{word} the best: {ratio}")
-    transfers = _holds_on_heldout(best, candidate, gain, error)
-    jump = gain > th.IMPLAUSIBLE_GAIN * best.score_to_beat
-    if runs >= (th.IMPLAUSIBLE_RUNS if jump else th.MIN_RUNS) and worth >= needed * error and transfers:
-        look = f"; a jump of {gain / best.score_to_beat:.0%} is hard to believe, so have a look at it" * jump
-        return numbers.keep(
-            best.score_to_beat, f"better beyond the noise: {ratio}, and a keep needs {needed:.1f}{look}"
-        )
-    if runs >= th.SIMPLER_RUNS and simpler and transfers:
-        return numbers.keep(best.score_to_beat, f"as good as the best with fewer lines: {ratio}")
-    if transfers is False:
-        return numbers.discard(f"better only on text that decisions have used, not on fresh text: {ratio}")
-    if runs >= th.MAX_RUNS:
-        why = "not examined on fresh text" if worth >= needed * error else "not beyond the noise"
-        return numbers.discard(f"{why}: {ratio}, and a keep needs {needed:.1f}")
-    if explain_stop(state):
-        return numbers.discard(f"promising, but the night ended before it could be confirmed: {ratio}")
+        return _establish_baseline(state, number, candidate) if runs >= count_baseline_runs(state) else following
+    if not runs:
+        return following
+    missing = [seed for seed in (*candidate.seeds, following.seed) if seed not in best.seeds]
+    found, prior = compare(state, best, candidate), learn_prior(state)
+    verdict = _Reasoning(number, candidate, best, found, prior, _measure_growth(best, candidate))
+    decision = verdict.decide(2 if missing else 1)
+    if decision == "keep":
+        return verdict.keep()
     # An incumbent that failed twice to run again is known as well as it will ever be.
-    known = best.runs if best.runs - len(best.scores) > 1 else len(best.scores)
-    return "remeasure" if runs >= th.MIN_RUNS and known < runs else "again"
+    known = missing and best.runs - len(best.scores) > 1
+    if decision == "discard" or known or explain_stop(state):
+        return verdict.discard()
+    return NeededRun(best.experiment, missing[0]) if missing else following
+
+
+def count_baseline_runs(state: State) -> int:
+    """Return the runs that the baseline needs."""
+    return th.BASELINE_RUNS if state.session.profile.sigma else th.UNKNOWN_BASELINE_RUNS
+
+
+def describe_rule(state: State) -> str:
+    """Return what a keep needs now, in one sentence."""
+    bar = belief.find_bar(learn_prior(state))
+    return (
+        "Every experiment runs with the same seeds in the same order and is compared with the best at equal seeds: it "
+        f"is kept once it is better with a probability of {bar:.2f} or more, and runs again while that could still pay."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reasoning:
+    """What speaks for and against a candidate."""
+
+    number: int
+    candidate: Candidate
+    best: Incumbent
+    found: Comparison
+    prior: belief.Belief
+    growth: float
+    """Multiple of the incumbent's memory that it takes."""
+
+    @property
+    def posterior(self) -> belief.Belief:
+        return belief.infer(self.prior, self.found.gain, self.found.error)
+
+    def decide(self, cost: int) -> str:
+        """Return keep, discard or again, where the next comparison costs so many runs."""
+        runs, gain = len(self.candidate.scores), self.found.gain * self.found.sigma
+        worth = self.posterior.shift(th.MEMORY_PRICE * log2(self.growth))
+        decision = belief.decide(self.prior, worth, runs, cost)
+        if decision == "keep":
+            is_implausible = gain > th.IMPLAUSIBLE_GAIN * self.best.score_to_beat
+            return "again" if is_implausible and runs < th.IMPLAUSIBLE_RUNS else "keep"
+        commit = self.candidate.commit
+        if commit.removed - commit.added < th.SIMPLER_LINES or self.growth > 1:
+            return decision
+        if runs >= th.SIMPLER_RUNS:
+            return "keep" if gain >= 0 else "discard"
+        return "again" if self.found.gain > -self.found.error else decision
+
+    def keep(self) -> ev.Kept:
+        posterior = self.posterior
+        certainty = "certain" if posterior.probability > 0.995 else f"likely {posterior.probability:.2f}"
+        why = "adopted" if posterior.mean > 0 else "adopted for its fewer lines"
+        jump = self.found.gain * self.found.sigma / self.best.score_to_beat
+        look = f"; a jump of {jump:.0%} is hard to believe, so have a look at it" * (jump > th.IMPLAUSIBLE_GAIN)
+        return ev.Kept(
+            **self._list_numbers(kept=True),
+            score_to_beat=self.best.score_to_beat - posterior.mean * self.found.sigma,
+            reason=f"{why}, {certainty}: {self._explain()}{look}",
+        )
+
+    def discard(self) -> ev.Discarded:
+        needed = f"and a keep needs {belief.find_bar(self.prior):.2f}"
+        likely = f"better with probability {self.posterior.probability:.2f}, {needed}"
+        return ev.Discarded(**self._list_numbers(kept=False), reason=f"{likely}: {self._explain()}")
+
+    def _explain(self) -> str:
+        found, pairs = self.found, len(self.found.differences)
+        price = f", and takes {self.growth:.2g} times the memory" * (self.growth > 1)
+        gain, error = -found.gain * found.sigma, found.error * found.sigma
+        return f"{gain:+.4f} ± {error:.4f} at {pairs} equal seed{'s' * (pairs != 1)}{price}"
+
+    def _list_numbers(self, *, kept: bool) -> dict[str, Any]:
+        found, posterior = self.found, self.posterior
+        lucks = {} if kept else {luck.seed: luck for luck in self.best.luck}
+        pairs = zip(found.seeds, found.differences, found.lucks, strict=False)
+        for seed, difference, before in pairs:
+            luck = belief.update_luck(before, difference / found.sigma, found.link, posterior, kept=kept)
+            lucks[seed] = ev.SeedLuck(seed=seed, mean=luck.mean, variance=luck.variance)
+        return {
+            "experiment": self.number,
+            "mean": self.candidate.mean,
+            "gain": found.gain * found.sigma,
+            "error": found.error * found.sigma,
+            "sigma": found.sigma,
+            "differences": found.differences,
+            "same_shape": found.same_shape,
+            "probability": posterior.probability,
+            "expected": posterior.mean * found.sigma,
+            "luck": tuple(lucks.values()),
+        }
 
 
 def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
@@ -58,41 +139,14 @@ def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
     return min(now / before, th.MAX_MEMORY_GROWTH) if before > 0 and now > th.MEMORY_SLACK * before else 1.0
 
 
-def _holds_on_heldout(best: Incumbent, candidate: Candidate, gain: float, error: float) -> bool | None:
-    """Return whether at least half of the gain shows on the held-out text, within the noise; None while unknown.
-
-    A model's two scores share its seed's luck, so one run of each side shows well how much is lost from text to text.
-    """
-    before, now = _measure_shift(best.scores), _measure_shift(candidate.scores)
-    if before is None:
-        return True  # no text is held out
-    return None if now is None else gain - (now - before) >= (gain - error) / 2
-
-
-def _measure_shift(scores: tuple[ev.Scored, ...]) -> float | None:
-    """Return how much higher val_bpb is on the held-out text."""
-    shifts = [score.confirmed - score.val_bpb for score in scores if score.confirmed is not None]
-    return fmean(shifts) if shifts else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Numbers:
-    """The numbers that every verdict on a scored candidate states."""
-
-    experiment: int
-    mean: float
-    gain: float
-    error: float
-    sigma: float
-
-    def keep(self, score_to_beat: float, reason: str) -> ev.Kept:
-        return ev.Kept(**asdict(self), score_to_beat=min(score_to_beat, self.mean), reason=reason)
-
-    def discard(self, reason: str) -> ev.Discarded:
-        return ev.Discarded(**asdict(self), reason=reason)
-
-
-def _establish_baseline(number: int, candidate: Candidate, deviation: float) -> ev.Kept:
-    runs = len(candidate.scores)
-    numbers = _Numbers(number, candidate.mean, 0.0, deviation / sqrt(runs), deviation)
-    return numbers.keep(candidate.mean, f"the baseline, over {runs} seeds")
+def _establish_baseline(state: State, number: int, candidate: Candidate) -> ev.Kept:
+    runs, sigma = len(candidate.scores), compute_sigma(pool_variance(state, candidate.scores))
+    return ev.Kept(
+        experiment=number,
+        mean=candidate.mean,
+        gain=0.0,
+        error=sigma / sqrt(runs),
+        sigma=sigma,
+        score_to_beat=candidate.mean,
+        reason=f"the baseline, over {runs} seeds",
+    )

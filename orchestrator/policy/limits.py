@@ -1,8 +1,16 @@
 """Say when a session stops, and how long its next run will take."""
 
+from math import ceil
+
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
-from orchestrator.policy.thresholds import FINISH_MARGIN, MAX_ABORTED, MAX_UNANSWERED
+from orchestrator.policy.thresholds import (
+    CERTIFICATE_SHARE,
+    FINISH_MARGIN,
+    MAX_ABORTED,
+    MAX_CERTIFICATE_PAIRS,
+    MAX_UNANSWERED,
+)
 
 
 def explain_stop(state: State) -> str:
@@ -14,7 +22,7 @@ def explain_stop(state: State) -> str:
             return state.stopping
         case _ if isinstance(baseline, ev.Failed) and not state.incumbent:
             return f"the baseline does not train: {baseline.reason}"
-        case _ if state.now + FINISH_MARGIN * estimate_run_seconds(state) > state.deadline:
+        case _ if not has_time_for(state, 1 + count_certificate_runs(state)):
             return f"the {limits.hours:g} hours are over"
         case _ if limits.experiments is not None and closed >= limits.experiments:
             return f"{closed} experiments are done"
@@ -26,6 +34,27 @@ def explain_stop(state: State) -> str:
             return f"the machine failed {MAX_ABORTED} times in a row"
         case _:
             return ""
+
+
+def has_time_for(state: State, runs: int) -> bool:
+    """Return whether so many runs, one after the other, would end before the deadline."""
+    return state.now + FINISH_MARGIN * runs * estimate_run_seconds(state) <= state.deadline
+
+
+def count_certificate_runs(state: State) -> int:
+    """Return the runs that the certificate still needs; 0 where nothing was kept."""
+    if not state.best:
+        return 0
+    pairs = count_certificate_pairs(state)
+    return sum(max(pairs - len(state.fresh.get(number, {})), 0) for number in (0, state.best))
+
+
+def count_certificate_pairs(state: State) -> int:
+    """Return on how many fresh seeds the baseline and the best are compared at the end."""
+    limits = state.session.limits
+    runs = state.session.slots * 3600 * limits.hours / max(estimate_run_seconds(state), 1.0)
+    runs = min(runs, limits.experiments if limits.experiments is not None else runs)
+    return min(max(ceil(CERTIFICATE_SHARE * runs / 2), 1), MAX_CERTIFICATE_PAIRS)
 
 
 def estimate_run_seconds(state: State) -> float:

@@ -85,7 +85,9 @@ def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple
 def _measure_deficit(result: ExperimentResult) -> float | None:
     """Return how far the first run ended behind the incumbent of its time, in bits per byte."""
     match result.verdict:
-        case ev.Kept() | ev.Discarded() as verdict if result.scores:
+        case ev.Evidence(differences=(first, *_)):
+            return -first
+        case ev.Evidence() as verdict if result.scores:
             return result.scores[0].val_bpb - (verdict.mean + verdict.gain)
         case _:
             return None

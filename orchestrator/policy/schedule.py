@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Remeasuring, Stage, State, Training
 from orchestrator.policy import steps
-from orchestrator.policy.evaluation_plan import draw_seed, plan_evaluation
-from orchestrator.policy.judge import judge
+from orchestrator.policy.certification import certify, list_certificate_runs
+from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
+from orchestrator.policy.judge import NeededRun, judge
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.novelty import find_duplicate, find_repeat
 from orchestrator.policy.thresholds import LOOKAHEAD
@@ -26,7 +27,18 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         return (*found, *_request_proposals(state))
     found = [step for step in found if not isinstance(step, steps.Edit) and not _is_postponed(state, step)]
     busy = any(isinstance(stage, Training | Remeasuring) for stage in state.open.values())
-    return tuple(found) if found or busy else (steps.Stop(reason),)
+    return tuple(found) if found or busy else _finish(state, reason)
+
+
+def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
+    """Return the last steps of a night: the certificate's runs while there is time, the certificate, the end."""
+    runs = [] if state.stopping else list_certificate_runs(state)
+    if runs and state.incumbent:
+        plan = plan_certification(state, state.incumbent)
+        free = zip(range(state.session.slots), runs, strict=False)
+        return tuple(steps.Train(n, state.grants.get(n, 0) + 1, slot, seed, plan) for slot, (n, seed) in free)
+    certificate = certify(state)
+    return (steps.Certify(certificate),) if certificate and certificate != state.certificate else (steps.Stop(reason),)
 
 
 def _hold_back(found: list[steps.Step]) -> list[steps.Step]:
@@ -55,7 +67,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
             if reason := find_duplicate(state, number, stage.commit.fingerprint):
                 yield steps.Refuse(number, reason)
         case Candidate():
-            if not isinstance(decision := judge(state, number, stage), str):
+            if not isinstance(decision := judge(state, number, stage), NeededRun):
                 yield steps.Judge(number, decision)
         case Broken(candidate, crash):
             # Repairing a disqualified candidate would teach it how to pass the audit.
@@ -81,25 +93,27 @@ def _grant_slots(state: State) -> list[steps.Train]:
     taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
     free = [slot for slot in range(state.session.slots) if slot not in taken]
     wanted = sorted(_list_wanted_runs(state)) if free and not explain_stop(state) else []
-    runs = dict.fromkeys((number, run) for _, _, number, run in wanted)
+    runs = dict.fromkeys(wanted_run for *_, wanted_run in wanted)
     return [
-        steps.Train(number, run, slot, draw_seed(state, number, run), plan_evaluation(state, number, run))
-        for slot, (number, run) in zip(free, runs, strict=False)
+        steps.Train(number, run, slot, seed, plan_evaluation(state, number, run, seed))
+        for slot, (number, run, seed) in zip(free, runs, strict=False)
     ]
 
 
-def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, int, int]]:
-    """Yield the runs that candidates wait for: (is a first run, waiting experiment, experiment to run, its run)."""
+def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, tuple[int, int, int]]]:
+    """Yield the runs that candidates wait for: (is a first run, waiting experiment, (experiment, run, seed))."""
     for number, stage in state.open.items():
         if not isinstance(stage, Candidate) or _is_stale(state, number, stage) or (number > 0 and not state.incumbent):
             continue
         if not stage.scores and find_duplicate(state, number, stage.commit.fingerprint):
             continue
-        need = judge(state, number, stage) if stage.scores else "again"
-        if need == "again":
-            yield (not stage.scores, number, number, stage.runs + 1)
-        elif need == "remeasure" and state.incumbent and state.incumbent.experiment not in state.open:
-            yield (False, number, state.incumbent.experiment, state.incumbent.runs + 1)
+        need = judge(state, number, stage)
+        if not isinstance(need, NeededRun):
+            continue
+        if need.experiment == number:
+            yield (not stage.scores, number, (number, stage.runs + 1, need.seed))
+        elif state.incumbent and need.experiment not in state.open:
+            yield (False, number, (need.experiment, state.incumbent.runs + 1, need.seed))
 
 
 def _request_proposals(state: State) -> list[steps.Propose]:

@@ -128,6 +128,15 @@ class SkipReflection(_OnExperiment):
 
 
 @dataclass(frozen=True, slots=True)
+class Certify:
+    """Record what the night has gained, by runs that no decision has used."""
+
+    certificate: ev.Certified
+    task_id: str = "certify"
+    resources: tuple[str, ...] = ("certify",)
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End the session."""
 
@@ -137,4 +146,4 @@ class Stop:
 
 
 Edit = Implement | Rebase | Repair
-Step = CommitBaseline | Propose | Refuse | Edit | Train | Judge | Promote | Reflect | SkipReflection | Stop
+Step = CommitBaseline | Propose | Refuse | Edit | Train | Judge | Promote | Reflect | SkipReflection | Certify | Stop

@@ -1,17 +1,32 @@
 """Every threshold of the policy, each with its reason."""
 
-BASELINE_RUNS = 3
-"""Runs of the baseline: the fewest that give a variance at all; later runs of candidates sharpen it."""
+BASELINE_RUNS = 2
+"""Runs of the baseline where σ is known from earlier runs of the profile: seeds that later comparisons use, too."""
+UNKNOWN_BASELINE_RUNS = 3
+"""Runs of the baseline where σ is not known: the fewest that give a variance at all."""
 PRIOR_DOF = 8
 """Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of the runs behind it, since
 machines differ. Profiles without a measurement start from nothing."""
-FUTILITY_BOUNDS = (0.8, 1.4, 1.8, 2.1, 2.4, 2.6, 2.8)
-"""Standard errors of gain below which a candidate is given up after its 1st, 2nd, … seed. Tuned by simulation: a change
-that does nothing costs 1.2 runs, and a true gain of 3σ is given up in 3 of 100."""
-MAX_RUNS = len(FUTILITY_BOUNDS) + 1
+BAR = 0.7
+"""Probability to be better that a keep needs. By the tournament in docs/benchmarks.md: a higher bar finds less, a lower
+one keeps more that is not better."""
+BAR_SLOPE = 3.0
+"""Rise of the bar for each unit by which the share of ideas that help falls below TYPICAL_SHARE."""
+TYPICAL_SHARE = 0.22
+"""Share of ideas that help before anything is known: the mean over the regimes of the prior."""
+MAX_BAR = 0.97
+"""Highest bar: a certain gain is kept whatever the researcher."""
+WORTHWHILE = 0.5
+"""An idea runs once more while that promises this share of what a new idea promises. New ideas bring surprises that
+the prior does not hold, so that less than all of it is asked for."""
+FADING = 0.95
+"""Weight of a measured idea in the prior of the one after it: the last twenty say how the night goes now."""
+MEMORY = 200
+"""Measured ideas that the prior is learned from: older ones weigh next to nothing."""
+OUTLIERS = 0.01
+"""Share of measured gains that are off by more than their error says: σ differs from script to script."""
+MAX_RUNS = 8
 """Runs that a candidate gets at most."""
-MIN_RUNS = 2
-"""Runs that a keep needs at least: the first run is the one that luck has chosen."""
 T_CRITICAL = {
     **dict(enumerate((1592.0, 49.98, 17.6, 10.92, 8.36, 7.07, 6.31, 5.81, 5.46, 5.2), 1)),
     12: 4.85,
@@ -22,8 +37,24 @@ T_CRITICAL = {
     120: 3.64,
     1000: 3.55,
 }
-"""Standard errors of gain that a keep needs, by the degrees of freedom of σ: Student's t at 1 in 5,000, one-sided.
-The less is known of the noise, the more is asked; a night of 200 no-ops then keeps none."""
+"""Standard errors beyond which a run is pruned, by degrees of freedom: Student's t at 1 in 5,000, one-sided."""
+T_90 = {1: 6.31, 2: 2.92, 3: 2.35, 4: 2.13, 5: 2.02, 6: 1.94, 8: 1.86, 10: 1.81, 15: 1.75, 20: 1.72, 40: 1.68}
+"""Standard errors to either side of an interval that covers 90 %, by degrees of freedom: Student's t."""
+SAME_SHAPE = 0.2
+OTHER_SHAPE = 1.4
+"""Variance of a difference at equal seeds, in σ², before the session has measured it: for changes that leave the
+number of parameters and the order of the data alone, and for others. Independent seeds would give 2. Measured on the
+cpu profile; where training time is fixed instead of work, kernels are not deterministic and the latter holds for all.
+"""
+PAIRING_DOF = 8
+"""Degrees of freedom that these count for."""
+SAME_STEPS = 0.02
+"""Largest relative difference in optimizer steps between runs that see the same data."""
+CERTIFICATE_SHARE = 0.05
+"""Share of a night's runs that certify its gain on fresh seeds, at least one of the baseline and one of the best: in
+the tournament, more of them found less and said it no better."""
+MAX_CERTIFICATE_PAIRS = 10
+"""Pairs of runs after which the certificate is as sharp as anybody needs."""
 SIGMA_FLOOR = 1e-4
 """Smallest σ in bits per byte: the H100's own jitter is a few of these, and less means that seeds were ignored."""
 IMPLAUSIBLE_GAIN = 0.1
@@ -31,9 +62,9 @@ IMPLAUSIBLE_GAIN = 0.1
 IMPLAUSIBLE_RUNS = 3
 """Runs that such a jump needs, each audited at other positions. The verdict then asks the user to have a look."""
 SIMPLER_LINES = 3
-"""Lines by which a candidate must be shorter to be kept within the noise: less code is a result, too."""
+"""Lines by which a candidate must be shorter to be kept without a gain: less code is a result, too."""
 SIMPLER_RUNS = 3
-"""Runs that such a keep needs: it claims that nothing was lost."""
+"""Runs that such a keep needs, and in which it must not have lost anything on average."""
 MEMORY_SLACK = 1.1
 """Multiple of the incumbent's memory that is free of charge: allocators vary by as much."""
 MEMORY_PRICE = 1.0

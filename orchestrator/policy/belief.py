@@ -1,0 +1,178 @@
+"""What is believed of an idea: how much it gains over the incumbent, given a prior that learns from the night.
+
+Effects are in σ of one run; positive is better. The prior is a mixture of regimes, each a way in which a researcher's
+ideas turn out: how often they help, by how much, and how badly they hurt. The regimes cover the published nights; each
+measured idea shifts weight between them, so that a weak researcher meets a stricter bar than a strong one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import product
+from math import sqrt
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.policy.thresholds import (
+    BAR,
+    BAR_SLOPE,
+    FADING,
+    MAX_BAR,
+    MAX_RUNS,
+    OUTLIERS,
+    TYPICAL_SHARE,
+    WORTHWHILE,
+)
+
+Array = NDArray[np.float64]
+
+_SIDE = np.geomspace(0.02, 100, 40)
+GRID: Array = np.concatenate([-_SIDE[::-1], _SIDE])
+"""Effects that are told apart, in σ of one run."""
+_WIDTH = np.abs(np.gradient(GRID))
+_BETTER = GRID > 0
+_GAINS = np.maximum(GRID, 0)
+
+HELPING = ((0.05, 1.0), (0.1, 1.0), (0.2, 1.0), (0.35, 1.0), (0.5, 1.0), (0.65, 0.5))
+"""Shares of ideas that help, with the regime's weight: one in ten of a weak researcher, half in the best nights."""
+SIZES = (0.3, 1.0, 3.0, 9.0)
+"""Mean gains of ideas that help, in σ: from the end of a night to its beginning."""
+HARMS = ((0.4, 0.7, 0.5, 1.0), (0.75, 0.1, 3.0, 0.1), (0.75, 0.7, 0.5, 1.0))
+"""Ideas that do not help: share that hurts slightly, mean of that in σ, and the regime's weight for a weak and for a
+strong researcher. Only a weak one proposes mostly what does nothing at all."""
+HARM = 4.0
+"""Mean loss of an idea that hurts, in σ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """A distribution over effects."""
+
+    weights: Array
+
+    @property
+    def probability(self) -> float:
+        """Return the probability that the idea is better."""
+        return float(self.weights[_BETTER].sum())
+
+    @property
+    def mean(self) -> float:
+        return float(self.weights @ GRID)
+
+    @property
+    def variance(self) -> float:
+        return float(self.weights @ (GRID - self.mean) ** 2)
+
+    @property
+    def promise(self) -> float:
+        """Return the gain that is expected if the idea is kept only where it is better."""
+        return float(self.weights @ _GAINS)
+
+    def shift(self, price: float) -> "Belief":
+        """Return the belief in what is left of the effect after a price in σ, on the same grid."""
+        if not price:
+            return self
+        moved = np.interp(GRID + price, GRID, self.weights / _WIDTH, left=0, right=0) * _WIDTH
+        return Belief(moved / moved.sum()) if moved.sum() > 0 else self
+
+
+@cache
+def _list_regimes() -> tuple[Array, Array]:
+    """Return the regimes as rows of probabilities over the grid, and the logarithms of their prior weights."""
+    rows: list[Array] = []
+    weights: list[float] = []
+    for (share, weight), size, (slightly, slight, weak, strong) in product(HELPING, SIZES, HARMS):
+        harm = slightly * _make_exponential(-slight) + (1 - slightly) * _make_exponential(-HARM)
+        rows.append(share * _make_exponential(size) + (1 - share) * harm)
+        weights.append(weight * (weak if share <= 0.2 else strong))
+    return np.array(rows), np.log(np.array(weights) / sum(weights))
+
+
+def _make_exponential(mean: float) -> Array:
+    """Return an exponential distribution over effects of the sign of its mean."""
+    density = np.where(np.sign(GRID) == np.sign(mean), np.exp(-np.abs(GRID / mean)), 0.0) * _WIDTH
+    return density / density.sum()
+
+
+@lru_cache(maxsize=64)
+def learn_prior(seen: tuple[tuple[float, float], ...]) -> Belief:
+    """Return the prior of the next idea, given gain and error of those that were measured.
+
+    The latest count most: most nights begin with large gains and end with small ones.
+    """
+    rows, log_weights = _list_regimes()
+    if seen:
+        age = np.arange(len(seen))[::-1]
+        log_weights = log_weights + FADING**age @ np.array([_weigh_regimes(gain, error) for gain, error in seen])
+    weights = np.exp(log_weights - log_weights.max())
+    return Belief(weights @ rows / weights.sum())
+
+
+@lru_cache(maxsize=4096)
+def _weigh_regimes(gain: float, error: float) -> Array:
+    """Return the log-likelihood of a measured gain under each regime."""
+    return np.log(_list_regimes()[0] @ compute_likelihood(gain, error))
+
+
+def compute_likelihood(gain: float, error: float) -> Array:
+    """Return the likelihood of a measured gain for each effect; a few gains are outliers by more than their error."""
+    squares = ((gain - GRID) / error) ** 2
+    wide = 2.2
+    return (1 - OUTLIERS) * np.exp(-0.5 * squares) + OUTLIERS / wide * np.exp(-0.5 * squares / wide**2) + 1e-9
+
+
+def infer(prior: Belief, gain: float, error: float) -> Belief:
+    """Return the posterior after a measured gain and its standard error."""
+    weights = prior.weights * compute_likelihood(gain, error)
+    return Belief(weights / weights.sum())
+
+
+def decide(prior: Belief, belief: Belief, runs: int, cost: int) -> Literal["keep", "discard", "again"]:
+    """Return what to do with an idea after so many runs, where the next comparison costs 1 or 2 runs.
+
+    Another run is worth it while it promises enough of what a new idea promises.
+    """
+    if belief.mean > 0 and belief.probability >= find_bar(prior):
+        return "keep"
+    if runs >= MAX_RUNS or belief.promise / cost < WORTHWHILE * prior.promise:
+        return "discard"
+    return "again"
+
+
+def find_bar(prior: Belief) -> float:
+    """Return the probability to be better that a keep needs: more where few ideas help."""
+    return min(MAX_BAR, BAR + BAR_SLOPE * max(0.0, TYPICAL_SHARE - prior.probability))
+
+
+@dataclass(frozen=True, slots=True)
+class Luck:
+    """What is believed of an incumbent's luck at one seed, in σ: positive made its val_bpb higher."""
+
+    mean: float = 0.0
+    variance: float = 1.0
+
+
+def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) -> tuple[float, float]:
+    """Return the gain over the incumbent and its standard error, from differences at equal seeds.
+
+    `link` is the correlation of the two sides' luck at one seed. An incumbent was chosen partly for its luck; as far
+    as a candidate does not share it, that is subtracted.
+    """
+    own, left = 1 - link**2, 1 - link
+    weights = [1 / (own + left**2 * luck.variance) for luck in lucks]
+    pairs = zip(differences, lucks, weights, strict=True)
+    total = sum(weights)
+    return sum(weight * (d - left * luck.mean) for d, luck, weight in pairs) / total, 1 / sqrt(total)
+
+
+def update_luck(luck: Luck, difference: float, link: float, belief: Belief, *, kept: bool) -> Luck:
+    """Return the luck of the incumbent at one seed after an idea was measured there; of the new one if it is kept."""
+    own, left = 1 - link**2, 1 - link
+    gain = -left * luck.variance / (own + left**2 * luck.variance)
+    surprise = GRID - difference
+    means = luck.mean + gain * (surprise + left * luck.mean) + (surprise if kept else 0.0)
+    mean = float(belief.weights @ means)
+    spread = float(belief.weights @ (means - mean) ** 2)
+    return Luck(mean, min(luck.variance * own / (own + left**2 * luck.variance) + spread, 1.0))

@@ -1,0 +1,57 @@
+"""Certify the night's gain: baseline and best on fresh seeds and held-out text, which no decision has used."""
+
+from math import prod, sqrt
+from statistics import fmean
+
+from orchestrator.core import events as ev
+from orchestrator.core.state import State
+from orchestrator.policy.evidence import estimate_link
+from orchestrator.policy.limits import count_certificate_pairs, has_time_for
+from orchestrator.policy.noise import estimate_sigma, pool_variance
+from orchestrator.policy.seeds import draw_fresh_seed
+from orchestrator.policy.thresholds import MAX_ABORTED, T_90
+
+
+def list_certificate_runs(state: State) -> list[tuple[int, int]]:
+    """Return the runs that the certificate still needs, as (experiment, seed), the baseline's first at each seed.
+
+    None where too many of them have failed.
+    """
+    if not state.best or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
+        return []
+    pairs = count_certificate_pairs(state)
+    needed = [(number, draw_fresh_seed(state, pair)) for pair in range(1, pairs + 1) for number in (0, state.best)]
+    return [(number, seed) for number, seed in needed if seed not in state.fresh.get(number, {})]
+
+
+def certify(state: State) -> ev.Certified | None:
+    """Return what the night has gained by the fresh runs there are; None without a pair of them."""
+    before, now = state.fresh.get(0, {}), state.fresh.get(state.best, {})
+    pairs = [(before[seed], now[seed]) for seed in before if seed in now]
+    if not state.best or not pairs:
+        return None
+    heldout = all(score.confirmed is not None for pair in pairs for score in pair)
+    gains = [_get_score(old, heldout) - _get_score(new, heldout) for old, new in pairs]
+    gain = fmean(gains)
+    sigma, spread = estimate_sigma(state), pool_variance(state)
+    links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in _list_keeps(state))
+    squares = spread.dof * 2 * max(1 - links, 0.05) * sigma**2 + sum((each - gain) ** 2 for each in gains)
+    dof = max(spread.dof + len(gains) - 1, 1)
+    error = sqrt(squares / dof / len(gains))
+    margin = T_90[max(known for known in T_90 if known <= dof)] * error
+    return ev.Certified(
+        experiment=state.best,
+        gain=gain,
+        low=gain - margin,
+        high=gain + margin,
+        pairs=len(gains),
+        heldout=heldout,
+    )
+
+
+def _list_keeps(state: State) -> list[ev.Kept]:
+    return [result.verdict for result in state.kept if isinstance(result.verdict, ev.Kept)]
+
+
+def _get_score(score: ev.Scored, heldout: bool) -> float:
+    return score.confirmed if heldout and score.confirmed is not None else score.val_bpb

@@ -1,0 +1,87 @@
+"""Compare a candidate with the incumbent at equal seeds: the differences, and how far they are to be trusted."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import fsum
+from statistics import fmean
+
+from orchestrator.core import events as ev
+from orchestrator.core.state import Candidate, Decided, Incumbent, State
+from orchestrator.policy import belief
+from orchestrator.policy.noise import compute_sigma, pool_variance
+from orchestrator.policy.thresholds import MEMORY, OTHER_SHAPE, PAIRING_DOF, SAME_SHAPE, SAME_STEPS
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A candidate against the incumbent, in bits per byte and in σ."""
+
+    sigma: float
+    seeds: tuple[int, ...]
+    """Seeds that both ran with."""
+    differences: tuple[float, ...]
+    """Incumbent minus candidate at these seeds, in bits per byte; of the means where no seed is shared."""
+    same_shape: bool
+    link: float
+    """Correlation of the two sides' luck at one seed."""
+    gain: float
+    """In σ; positive is better."""
+    error: float
+    lucks: tuple[belief.Luck, ...]
+    """Luck of the incumbent at these seeds before this comparison."""
+
+
+def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
+    """Return how a candidate that has run compares with the incumbent."""
+    sigma = compute_sigma(pool_variance(state, candidate.scores))
+    ours = {seed: score.val_bpb for seed, score in zip(candidate.seeds, candidate.scores, strict=False)}
+    theirs = {seed: score.val_bpb for seed, score in zip(best.seeds, best.scores, strict=False)}
+    seeds = tuple(seed for seed in ours if seed in theirs)
+    same_shape = has_same_shape(state, best, candidate)
+    if seeds:
+        differences = tuple(theirs[seed] - ours[seed] for seed in seeds)
+        link = estimate_link(state, same_shape, differences, sigma)
+    else:  # a session that was begun before seeds were shared
+        differences, link = (fmean(s.val_bpb for s in best.scores) - candidate.mean,), 0.0
+    known = {luck.seed: belief.Luck(luck.mean, luck.variance) for luck in best.luck}
+    lucks = tuple(known.get(seed, belief.Luck()) for seed in seeds) or (belief.Luck(0.0, 1 / len(best.scores)),)
+    gain, error = belief.compare([difference / sigma for difference in differences], lucks, link)
+    return Comparison(sigma, seeds, differences, same_shape, link, gain, error, lucks)
+
+
+def has_same_shape(state: State, best: Incumbent, candidate: Candidate) -> bool:
+    """Return whether a candidate has the incumbent's parameters and sees the same data in the same order."""
+    before, now = best.scores[0].metrics, candidate.scores[0].metrics
+    if candidate.proposal.family == "data order" or before.parameters != now.parameters:
+        return False
+    return state.session.profile.budget_kind == "time" or abs(now.steps - before.steps) <= SAME_STEPS * before.steps
+
+
+def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...], sigma: float) -> float:
+    """Return the correlation of luck at equal seeds, from the scatter of differences in changes of this kind.
+
+    The scatter that was measured before the session counts for a few degrees of freedom. Where pairing does not help,
+    the correlation comes out as 0, and the comparison is that of independent runs.
+    """
+    unlinked = state.session.profile.budget_kind == "time" or not same_shape
+    squares, dof = PAIRING_DOF * (OTHER_SHAPE if unlinked else SAME_SHAPE) * sigma**2, PAIRING_DOF
+    groups = [group for group in (differences, *_list_differences(state, same_shape)) if len(group) > 1]
+    for group in groups:
+        mean = fmean(group)
+        squares += fsum((difference - mean) ** 2 for difference in group)
+        dof += len(group) - 1
+    return min(max(1 - squares / dof / (2 * sigma**2), 0.0), 0.98)
+
+
+def _list_differences(state: State, same_shape: bool) -> Iterator[tuple[float, ...]]:
+    for result in state.results:
+        if isinstance(verdict := result.verdict, ev.Evidence) and verdict.same_shape == same_shape:
+            yield verdict.differences
+
+
+def learn_prior(state: State) -> belief.Belief:
+    """Return what is believed of the next idea, given every measured one of this session."""
+    verdicts: list[object] = [result.verdict for result in state.tried]
+    verdicts += [stage.verdict for number, stage in state.open.items() if number and isinstance(stage, Decided)]
+    measured = [verdict for verdict in verdicts if isinstance(verdict, ev.Evidence) and verdict.error > 0]
+    return belief.learn_prior(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-MEMORY:]))

@@ -1,0 +1,21 @@
+"""Seeds, drawn from the session's own: run r of every experiment has the same one, so that luck is shared."""
+
+import hashlib
+
+from orchestrator.core.state import State
+
+
+def draw_seed(state: State, run: int) -> int:
+    """Return the seed of the run-th scored run of any experiment, counted from 1."""
+    return draw(state, "run", run)
+
+
+def draw_fresh_seed(state: State, pair: int) -> int:
+    """Return the seed of the certificate's pair-th comparison, which no decision has used."""
+    return draw(state, "certificate", pair)
+
+
+def draw(state: State, *what: object) -> int:
+    """Return 31 random bits for a purpose, the same at every replay."""
+    digest = hashlib.sha256("/".join(map(str, (state.session.seed, *what))).encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
