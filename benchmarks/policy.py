@@ -1,8 +1,9 @@
 """A tournament of keep rules on simulated nights: what each finds, and how much of what it keeps is not better.
 
-A night is a stream of ideas with hidden effects and a number of runs. A score is the hidden level plus the luck of its
-seed, part of which all experiments share at one seed (common random numbers), plus luck of its own. Effects are drawn
-as in published nights. A rule sees scores only. With --check, exits 1 where the posterior rule falls short of upstream.
+A night is a stream of ideas with hidden effects and a number of runs. A score is the hidden level plus luck; at equal
+seeds a candidate inherits part of its parent's luck (common random numbers). Effects are drawn as in published nights.
+A rule sees scores only, and knows σ. Ours decides by `orchestrator.policy.belief` and spends its last runs on a
+certificate. With --check, exits 1 where it falls short of upstream or keeps too much that is not better.
 """
 
 import math
@@ -12,10 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from orchestrator.policy import belief, thresholds
+
 NIGHTS = 80
 LENGTHS = (20, 35, 90, 300)
-SEEDS = 1_000
-"""Seeds of a session; rules that draw fresh seeds take them from here, too."""
+FRESH = 1_000
+"""First seed of those that are used once."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Landscape:
     sigma: float
     weak: bool = False
     """The researcher is weak: one keep in ten may be no better."""
-    own: float = 0.35
-    """Standard deviation of a run's own luck, in σ, for changes of a constant; the rest is shared at equal seeds."""
+    own: float = 0.45
+    """Standard deviation of luck that a change of a constant does not inherit at equal seeds, in σ."""
     own_shape: float = 0.95
     shapes: float = 0.4
     """Share of ideas that change a shape."""
@@ -69,16 +72,25 @@ LANDSCAPES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Idea:
-    """A candidate as the simulation knows it; rules may look at `is_shape` only."""
+    """A candidate as the simulation knows it; rules may look at `link` only."""
 
     effect: float
     level: float
     """Hidden gain over the baseline that it would have if kept."""
-    is_shape: bool
-    own: float
+    link: float
+    """Correlation of its luck with its parent's at equal seeds."""
     sigma: float
+    parent: "Idea | None" = None
+    luck: dict[int, float] = field(default_factory=dict[int, float])
+
+    def get_luck(self, seed: int, draw: Callable[[], float]) -> float:
+        if seed not in self.luck:
+            inherited = self.link * self.parent.get_luck(seed, draw) if self.parent else 0.0
+            own = math.sqrt(1 - self.link**2) if self.parent else 1.0
+            self.luck[seed] = inherited + own * draw()
+        return self.luck[seed]
 
 
 @dataclass
@@ -90,15 +102,18 @@ class Night:
     seed: int
     used: int = 0
     ideas: int = 0
-    effects: list[float] = field(default_factory=list)
+    kept: list[Idea] = field(default_factory=list[Idea])
     spoiled: int = 0
+    claimed: float | None = None
+    """Gain that the rule states at the end, where it states one."""
+    covered: bool = False
+    """Whether its interval holds the true gain."""
 
     def __post_init__(self) -> None:
-        self.luck = np.random.default_rng((self.seed, self.runs))
+        self.dice = np.random.default_rng((self.seed, self.runs))
         self.thoughts = np.random.default_rng(self.seed)  # every rule meets the same ideas
-        self.shared = self.draw(SEEDS)
-        self.head = Idea(0.0, 0.0, False, self.land.own, self.land.sigma)
-        self.next_seed = SEEDS // 2
+        self.baseline = self.head = Idea(0.0, 0.0, 0.0, self.land.sigma)
+        self.next_seed = FRESH
 
     @property
     def left(self) -> int:
@@ -106,10 +121,10 @@ class Night:
 
     @property
     def gain(self) -> float:
-        return sum(self.effects)
+        return self.head.level
 
-    def draw(self, count: int) -> np.ndarray:
-        return self.luck.standard_t(3, count) / math.sqrt(3) if self.land.heavy else self.luck.normal(size=count)
+    def draw(self) -> float:
+        return self.dice.standard_t(3) / math.sqrt(3) if self.land.heavy else self.dice.normal()
 
     def think(self) -> Idea:
         """Draw the next idea, to be measured against the head of the branch."""
@@ -122,27 +137,25 @@ class Night:
             effect = -self.thoughts.exponential(land.slight if self.thoughts.random() < land.slightly else land.harm)
         if self.spoiled:
             self.spoiled, effect = self.spoiled - 1, effect - 0.5 * abs(effect)
-        is_shape = bool(self.thoughts.random() < land.shapes)
-        own = land.own_shape if is_shape else land.own
+        own = land.own_shape if self.thoughts.random() < land.shapes else land.own
         sigma = land.sigma * (math.exp(self.thoughts.normal(0, 0.5)) if land.uneven else 1)
-        return Idea(effect, self.head.level + effect, is_shape, own, sigma)
+        return Idea(effect, self.head.level + effect, math.sqrt(1 - own**2), sigma, self.head)
 
     def run(self, idea: Idea, seed: int) -> float:
         """Return a score, lower is better."""
         self.used += 1
-        common = math.sqrt(1 - idea.own**2) * self.shared[seed]
-        noise = idea.sigma * (common + idea.own * self.draw(1)[0])
-        return -idea.level + noise + self.land.drift * self.land.sigma * self.used / self.runs
+        drift = self.land.drift * self.land.sigma * self.used / self.runs
+        return -idea.level + idea.sigma * idea.get_luck(seed, self.draw) + drift
 
     def run_fresh(self, idea: Idea) -> float:
         """Return a score on a seed that was not used before."""
         self.next_seed += 1
-        return self.run(idea, SEEDS // 2 + self.next_seed % (SEEDS // 2))
+        return self.run(idea, self.next_seed)
 
     def keep(self, idea: Idea) -> None:
         self.head = idea
-        self.effects.append(idea.effect)
-        if idea.effect > 0 and self.luck.random() < self.land.deceptive:
+        self.kept.append(idea)
+        if idea.effect > 0 and self.dice.random() < self.land.deceptive:
             self.spoiled = 4
 
 
@@ -235,90 +248,64 @@ def alpha_investing(night: Night) -> None:
 
 def paired(night: Night) -> None:
     """Keep at 1.5 standard errors of the difference at equal seeds, after two to four runs."""
-    _compare_in_pairs(night, _PairedTest())
-
-
-def posterior(night: Night) -> None:
-    """Keep by the posterior of the difference at equal seeds, at a false discovery rate of 10 %."""
-    _compare_in_pairs(night, _Posterior(night.land.sigma))
-
-
-def _compare_in_pairs(night: Night, test: "_PairedTest | _Posterior") -> None:
-    """Run r of every idea uses seed r; the test says after each run: keep, drop, or run once more."""
     best = [night.run(night.head, seed) for seed in range(2)]
     while night.left > 0:
         idea, runs = night.think(), list[float]()
-        decision, difference, error = "more", 0.0, 1.0
-        while night.left > 0 and decision == "more":
+        while night.left > 0:
             if len(runs) == len(best):
                 best.append(night.run(night.head, len(best)))
-                if night.left == 0:
-                    break
+                continue
             runs.append(night.run(idea, len(runs)))
-            difference = float(np.mean(np.array(best[: len(runs)]) - runs))
-            own = night.land.own_shape if idea.is_shape else night.land.own
-            error = math.sqrt(2 / len(runs)) * own * night.land.sigma
-            decision = test.decide(difference, error, len(runs), 1 if len(runs) < len(best) else 2)
+            ratio = float(np.mean(np.subtract(best[: len(runs)], runs)))
+            ratio /= math.sqrt(2 * (1 - idea.link) / len(runs)) * night.land.sigma
+            if len(runs) >= 2 and ratio > 1.5:
+                best = runs
+                night.keep(idea)
+                break
+            if len(runs) >= 4 or ratio < 0.3:
+                break
+
+
+def posterior(night: Night) -> None:
+    """Keep by the posterior over differences at equal seeds; certify with the last runs: the product's rule."""
+    sigma, seen = night.land.sigma, list[tuple[float, float]]()
+    best, lucks = [night.run(night.head, 0)], [belief.Luck()]
+    last = 2 * math.ceil(thresholds.CERTIFICATE_SHARE * night.runs / 2)
+    while night.left > last * bool(night.kept):
+        idea, runs, prior, decision = night.think(), list[float](), belief.learn_prior(tuple(seen)), "again"
+        while decision == "again" and night.left > last * bool(night.kept):
+            if len(runs) == len(best):
+                best.append(night.run(night.head, len(best)))
+                lucks.append(belief.Luck())
+                continue
+            runs.append(night.run(idea, len(runs)))
+            differences = [(theirs - ours) / sigma for theirs, ours in zip(best, runs, strict=False)]
+            gain, error = belief.compare(differences, lucks[: len(runs)], idea.link)
+            found = belief.infer(prior, gain, error)
+            decision = belief.decide(prior, found, len(runs), 1 if len(runs) < len(best) else 2)
+            updated = [
+                belief.update_luck(luck, difference, idea.link, found, kept=decision == "keep")
+                for luck, difference in zip(lucks, differences, strict=False)
+            ]
         if runs:
-            test.learn(difference, error)
+            seen.append((gain, error))
+            lucks = updated if decision == "keep" else [*updated, *lucks[len(runs) :]]
         if decision == "keep":
             best = runs
             night.keep(idea)
+    if night.kept:
+        certify(night, last // 2)
 
 
-class _PairedTest:
-    def decide(self, difference: float, error: float, runs: int, cost: int) -> str:
-        del cost
-        if runs >= 2 and difference > 1.5 * error:
-            return "keep"
-        return "drop" if runs >= 4 or difference < 0.3 * error else "more"
-
-    def learn(self, difference: float, error: float) -> None:
-        """Learn nothing."""
-
-
-class _Posterior:
-    """The prior over effects is a histogram: published nights weigh as much as ten ideas, the night's own add to it.
-
-    An idea is kept when it is better with a probability of 0.7 at least, while at most one keep in ten is expected not
-    to be; it is dropped when one more run of it promises less than half of what a new idea's run does.
-    """
-
-    RATE, LEAST, RATIO, STRENGTH, MOST = 0.1, 0.7, 0.5, 10, 8
-    FADING = 0.97
-    """Weight that an idea keeps with each one after it: late ideas are worse."""
-
-    def __init__(self, sigma: float) -> None:
-        grid = np.concatenate([-np.geomspace(200, 0.005, 36), np.geomspace(0.005, 60, 32)])
-        width = np.abs(np.gradient(grid))
-        helps = (grid > 0) * (0.3 * np.exp(-grid / 2) + 0.8 * np.exp(-grid / 0.5)) * width
-        nothing = (grid < 0) * np.exp(-0.5 * ((grid + 0.03) / 0.03) ** 2)
-        hurts = (grid < 0) * (0.7 * np.exp(grid / 0.7) + 0.125 * np.exp(grid / 4)) * width
-        shares = ((0.3, helps), (0.3, nothing), (0.4, hurts))
-        self.grid = grid * sigma
-        self.published = np.sum([share * part / part.sum() for share, part in shares], axis=0)
-        self.prior, self.own, self.count = self.published, np.zeros_like(grid), 0.0
-        self.kept, self.expected_false = 0, 0.0
-
-    def infer(self, difference: float, error: float) -> np.ndarray:
-        likelihood = np.exp(-0.5 * ((difference - self.grid) / error) ** 2) * self.prior
-        total = likelihood.sum()
-        return likelihood / total if total > 0 else self.prior
-
-    def decide(self, difference: float, error: float, runs: int, cost: int) -> str:
-        belief = self.infer(difference, error)
-        false = 1 - float(belief[self.grid > 0].sum())
-        if false <= 1 - self.LEAST and (self.expected_false + false) / (self.kept + 1) <= self.RATE:
-            self.kept, self.expected_false = self.kept + 1, self.expected_false + false
-            return "keep"
-        gains = np.maximum(self.grid, 0)
-        promise, elsewhere = float((belief * gains).sum()) / cost, float((self.prior * gains).sum())
-        return "drop" if runs >= self.MOST or promise < self.RATIO * elsewhere else "more"
-
-    def learn(self, difference: float, error: float) -> None:
-        self.own = self.FADING * self.own + self.infer(difference, error)
-        self.count = self.FADING * self.count + 1
-        self.prior = (self.STRENGTH * self.published + self.own) / (self.STRENGTH + self.count)
+def certify(night: Night, pairs: int) -> None:
+    """State the gain by pairs of runs on fresh seeds, with a 90 % interval that knows σ from eight earlier runs."""
+    gains = [night.run(night.baseline, FRESH * 9 + n) - night.run(night.head, FRESH * 9 + n) for n in range(pairs)]
+    night.claimed = float(np.mean(gains))
+    expected = 2 * (1 - math.prod(idea.link for idea in night.kept)) * night.land.sigma**2
+    dof = thresholds.PRIOR_DOF + pairs - 1
+    error = math.sqrt((thresholds.PRIOR_DOF * expected + float(np.var(gains)) * pairs) / dof / pairs)
+    margin = thresholds.T_90[max(known for known in thresholds.T_90 if known <= dof)] * error
+    night.covered = abs(night.claimed - night.gain) <= margin
 
 
 RULES: tuple[Rule, ...] = (
@@ -344,6 +331,10 @@ class Outcome:
     """Share of keeps that are not better."""
     ideas: float
     """Ideas per run."""
+    covered: float
+    """Share of certificates whose 90 % interval holds the true gain."""
+    claimed: float
+    """Claimed gain as a multiple of the true one."""
 
 
 def play(rule: Rule, land: Landscape, runs: int, nights: int = NIGHTS) -> Outcome:
@@ -352,22 +343,31 @@ def play(rule: Rule, land: Landscape, runs: int, nights: int = NIGHTS) -> Outcom
     for night in played:
         rule(night)
     gains = [night.gain for night in played]
-    effects = [effect for night in played for effect in night.effects]
-    false = sum(effect <= 0 for effect in effects) / max(len(effects), 1)
-    ideas = sum(night.ideas for night in played) / sum(night.used for night in played)
-    return Outcome(float(np.mean(gains)), float(np.std(gains)) / math.sqrt(nights), false, ideas)
+    kept = [idea.effect for night in played for idea in night.kept]
+    certified = [night for night in played if night.claimed is not None]
+    claims, truths = sum(night.claimed or 0.0 for night in certified), sum(night.gain for night in certified)
+    return Outcome(
+        gain=float(np.mean(gains)),
+        error=float(np.std(gains)) / math.sqrt(nights),
+        false=sum(effect <= 0 for effect in kept) / max(len(kept), 1),
+        ideas=sum(night.ideas for night in played) / sum(night.used for night in played),
+        covered=sum(night.covered for night in certified) / max(len(certified), 1),
+        claimed=claims / truths if truths else 1.0,
+    )
 
 
 def main() -> None:
     names = [rule.__name__.replace("_", " ") for rule in RULES]
     print("True gain of a night in σ of one run (share of keeps that are not better).\n")
-    print(f"| landscape | runs | {' | '.join(names)} |")
-    print(f"|---|--:|{'---|' * len(names)}")
+    print(f"| landscape | runs | {' | '.join(names)} | ideas per run | interval holds | claimed / true |")
+    print(f"|---|--:|{'---|' * (len(names) + 3)}")
     short: list[str] = []
     for land in LANDSCAPES:
         for runs in LENGTHS:
             found = {rule: play(rule, land, runs) for rule in RULES}
             cells = [f"{o.gain / land.sigma:.1f} ({o.false:.0%})" for o in found.values()]
+            ours = found[posterior]
+            cells += [f"{ours.ideas:.2f}", f"{ours.covered:.0%}", f"{ours.claimed:.2f}"]
             print(f"| {land.name} | {runs} | {' | '.join(cells)} |", flush=True)
             short += [f"{land.name}, {runs} runs: {words}" for words in find_shortfalls(land, found)]
     print("\n" + "\n".join(short or ["The posterior rule holds every line."]))

@@ -8,7 +8,6 @@ import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
-from math import sqrt
 from typing import get_args
 
 from orchestrator.core import events as ev
@@ -26,6 +25,7 @@ from orchestrator.core.state import (
 )
 from orchestrator.core.text import format_signed, shorten
 from orchestrator.policy import noise, thresholds
+from orchestrator.policy.judge import describe_rule
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.novelty import describe_settings
 from prepare.constants import list_declarations
@@ -131,20 +131,15 @@ def describe_budget(profile: ev.SessionProfile) -> str:
 
 def describe_standing(state: State) -> str:
     """Return the score to beat, the metrics of a run of the incumbent, and the noise."""
-    spread = noise.pool_variance(state)
-    sigma = noise.compute_sigma(spread)
+    sigma = noise.estimate_sigma(state)
     if state.incumbent is None:
         return f"The baseline is still being measured.{_describe_first_runs(state)}"
     best, start = state.incumbent, state.baseline_bpb
     base = f"; the baseline had {start:.4f}" if start is not None and best.experiment else ""
-    known, most = len(best.scores), thresholds.MAX_RUNS
-    few = noise.t_critical(spread.dof) * sigma * sqrt(1 / thresholds.MIN_RUNS + 1 / known)
-    many = noise.t_critical(spread.dof + 2 * most - known - 1) * sigma * sqrt(2 / most)
     return (
         f"The best is experiment {best.experiment} with val_bpb {best.score_to_beat:.4f}{base}. "
-        f"A run of it: {describe_metrics(best.scores[-1].metrics)}. One run's σ over seeds is {sigma:.4f}. A gain of "
-        f"{few:.4f} is kept after {thresholds.MIN_RUNS} seeds; a smaller one gets up to {most} seeds, and must then "
-        f"reach about {many:.4f}. At no loss, a change that removes {thresholds.SIMPLER_LINES} lines is kept, too."
+        f"A run of it: {describe_metrics(best.scores[-1].metrics)}. One run's σ over seeds is {sigma:.4f}. "
+        f"{describe_rule(state)}"
     )
 
 

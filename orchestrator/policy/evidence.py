@@ -74,7 +74,7 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
 
 
 def _list_differences(state: State, same_shape: bool) -> Iterator[tuple[float, ...]]:
-    for result in state.results:
+    for result in state.results[-MEMORY:]:
         if isinstance(verdict := result.verdict, ev.Evidence) and verdict.same_shape == same_shape:
             yield verdict.differences
 

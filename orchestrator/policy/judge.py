@@ -54,7 +54,8 @@ def describe_rule(state: State) -> str:
     bar = belief.find_bar(learn_prior(state))
     return (
         "Every experiment runs with the same seeds in the same order and is compared with the best at equal seeds: it "
-        f"is kept once it is better with a probability of {bar:.2f} or more, and runs again while that could still pay."
+        f"is kept once it is better with a probability of {bar:.2f}, or loses nothing and is {th.SIMPLER_LINES} lines "
+        "shorter, and runs again while that could still pay."
     )
 
 
