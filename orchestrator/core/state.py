@@ -392,11 +392,10 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             state = _count_grant(state, granted)
             return _set_stage(state, number, Training(replace(candidate, runs=granted.run), granted, record.at))
         case ev.Granted() as granted, None:
-            assert state.incumbent is not None, "only parents run again after they were judged"
-            state = _set_stage(_count_grant(state, granted), number, Remeasuring(granted, record.at))
-            if number != state.best:
-                return state
-            return replace(state, incumbent=replace(state.incumbent, runs=granted.run))
+            again = _set_stage(_count_grant(state, granted), number, Remeasuring(granted, record.at))
+            if (incumbent := state.incumbent) and incumbent.experiment == number:
+                return replace(again, incumbent=replace(incumbent, runs=granted.run))
+            return again
         case (ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted()) as outcome, Training() as training:
             return _end_run(state, record.at, number, training, outcome)
         case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring(granted):
