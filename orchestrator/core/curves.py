@@ -17,11 +17,13 @@ WINDOW = 0.1
 def interpolate_loss(curve: Sequence[ev.Point], progress: float) -> float | None:
     """Return the loss at a share of the budget, linear between two points; None outside the curve."""
     after = bisect_left(curve, progress, key=lambda point: point.progress)
-    if after == len(curve) or (after == 0 and curve[0].progress > progress):
+    if after == len(curve):
         return None
     right = curve[after]
-    if after == 0 or right.progress == progress:
+    if right.progress == progress:
         return right.loss
+    if after == 0:
+        return None
     left = curve[after - 1]
     share = (progress - left.progress) / (right.progress - left.progress)
     return left.loss + share * (right.loss - left.loss)
@@ -47,8 +49,3 @@ def compute_gaps(ours: Sequence[ev.Point], base: Sequence[ev.Point]) -> dict[flo
     shares = {share: last if share == 1.0 and last > NEARLY else share for share in CHECKED_SHARES}
     pairs = {share: (interpolate_loss(ours, at), interpolate_loss(base, at)) for share, at in shares.items()}
     return {share: a - b for share, (a, b) in pairs.items() if a is not None and b is not None}
-
-
-def compute_throughput(metrics: ev.RunMetrics) -> float:
-    """Return tokens per second of training; 0 where unknown."""
-    return metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import CHECKED_SHARES, compute_gaps, compute_throughput
+from orchestrator.core.curves import CHECKED_SHARES, compute_gaps
 
 FinishedRun = ev.Scored | ev.Crashed | ev.Pruned
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
-    "tokens per second": compute_throughput,
+    "tokens per second": lambda metrics: metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0,
     "parameters": lambda metrics: metrics.parameters,
     "MB of memory at the peak": lambda metrics: metrics.memory_mb,
 }

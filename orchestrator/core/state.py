@@ -90,6 +90,7 @@ class Decided:
 
 
 Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
+ClosingVerdict = ev.Verdict | ev.Refused | ev.Abandoned
 Status = Literal[
     "proposed", "ready", "training", "broken", "kept", "discarded", "pruned", "crashed", "refused", "abandoned"
 ]
@@ -102,7 +103,7 @@ class ExperimentResult:
 
     experiment: int
     proposal: ev.Proposal
-    verdict: ev.Verdict | ev.Refused | ev.Abandoned
+    verdict: ClosingVerdict
     scores: tuple[ev.Scored, ...]
     commit: ev.Committed | None
     crash: ev.Crashed | None
@@ -147,22 +148,13 @@ class PooledVariance:
     squares: float = 0.0
     dof: int = 0
 
-    def add(self, scores: tuple[ev.Scored, ...]) -> "PooledVariance":
-        """Include the deviations of these runs of one candidate."""
-        more = _sum_deviations(scores)
-        return PooledVariance(self.squares + more.squares, self.dof + more.dof)
-
-    def remove(self, scores: tuple[ev.Scored, ...]) -> "PooledVariance":
-        """Leave the deviations of these runs of one candidate out again."""
-        less = _sum_deviations(scores)
-        return PooledVariance(self.squares - less.squares, self.dof - less.dof)
-
-
-def _sum_deviations(scores: tuple[ev.Scored, ...]) -> PooledVariance:
-    if len(scores) < 2:
-        return PooledVariance()
-    mean = fmean(score.val_bpb for score in scores)
-    return PooledVariance(fsum((score.val_bpb - mean) ** 2 for score in scores), len(scores) - 1)
+    def add(self, scores: tuple[ev.Scored, ...], sign: int = 1) -> "PooledVariance":
+        """Include the deviations of these runs of one candidate; with a sign of -1, leave them out again."""
+        if not scores:
+            return self
+        mean = _average(scores)
+        squares = fsum((score.val_bpb - mean) ** 2 for score in scores)
+        return PooledVariance(self.squares + sign * squares, self.dof + sign * (len(scores) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +185,6 @@ class State:
     """Everything that is known of a session."""
 
     started: ev.Started | None = None
-    forked_from: str = ""
-    """`session@event` that this one was forked at."""
     started_at: float = 0.0
     now: float = 0.0
     away: float = 0.0
@@ -268,21 +258,9 @@ class State:
         return next((result.val_bpb for result in self.results if result.experiment == 0), None)
 
 
-def name_status(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> Status:
+def name_status(verdict: ClosingVerdict) -> Status:
     """Return the word that every view uses for a verdict."""
-    match verdict:
-        case ev.Kept():
-            return "kept"
-        case ev.Discarded():
-            return "discarded"
-        case ev.Pruned():
-            return "pruned"
-        case ev.Failed():
-            return "crashed"
-        case ev.Refused():
-            return "refused"
-        case ev.Abandoned():
-            return "abandoned"
+    return "crashed" if isinstance(verdict, ev.Failed) else verdict.kind
 
 
 def get_proposal(stage: Stage) -> ev.Proposal:
@@ -333,10 +311,9 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Resumed():
             return _restart(replace(state, away=state.away + record.at - before))
         case ev.Forked() as event:
-            changes = event.model_dump(exclude={"kind", "parent", "limits"})
-            started = state.session.model_copy(update={**changes, "limits": event.limits})
-            away = state.away + record.at - before
-            return _restart(replace(state, started=started, forked_from=event.parent, away=away))
+            settings = {name: getattr(event, name) for name in ev.SessionSettings.model_fields}
+            started = state.session.model_copy(update=settings)
+            return _restart(replace(state, started=started, away=state.away + record.at - before))
         case ev.GuidanceChanged(text=text):
             return replace(state, guidance=text)
         case ev.StopAsked(reason=reason):
@@ -354,8 +331,10 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.ConversationOpened() | ev.ToolUsed():
             return state
         case ev.BaselineCommitted() as event:
+            facts = event.model_dump(exclude={"kind"})
+            commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
             parents = {0: Parent(0, event.commit, event.source)}
-            return replace(_set_stage(state, 0, _make_baseline(event)), baseline_commit=event, parents=parents)
+            return replace(_set_stage(state, 0, Candidate(BASELINE, commit)), baseline_commit=event, parents=parents)
         case ev.Proposed(experiment=number, proposal=proposal):
             return replace(_set_stage(state, number, Idea(proposal)), next=number + 1, unanswered=0)
         case event:
@@ -366,7 +345,10 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     """Move one experiment from its stage to the next."""
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
-            return _close(state, _reject(state, number, stage, verdict))
+            result = ExperimentResult(
+                number, get_proposal(stage), verdict, (), get_commit(stage), None, None, state.best
+            )
+            return _close(state, result)
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
@@ -379,10 +361,21 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             assert state.incumbent is not None, "only the incumbent runs again after it was judged"
             incumbent = replace(state.incumbent, runs=granted.run)
             return replace(_set_stage(state, number, Remeasuring(granted, record.at)), incumbent=incumbent)
-        case (ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted()) as outcome, Training() as training:
-            return _end_run(state, record.at, number, training, outcome)
-        case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring():
-            return _update_incumbent(_drop_stage(state, number), outcome)
+        case ev.Scored() as score, Training(candidate, since=since):
+            state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
+            return _set_stage(state, number, replace(candidate, scores=(*candidate.scores, score)))
+        case ev.Crashed() as crash, Training(candidate):
+            return _set_stage(replace(state, aborted=0), number, Broken(candidate, crash))
+        case ev.Pruned() as pruned, Training(candidate):
+            return _set_stage(replace(state, aborted=0), number, Decided(candidate, pruned, None, state.best))
+        case ev.Aborted(), Training(candidate):
+            return _set_stage(replace(state, aborted=state.aborted + 1), number, candidate)
+        case ev.Scored() as score, Remeasuring():
+            return _update_incumbent(_drop_stage(state, number), score)
+        case ev.Crashed(), Remeasuring():
+            return _drop_stage(state, number)
+        case ev.Aborted(), Remeasuring():
+            return replace(_drop_stage(state, number), aborted=state.aborted + 1)
         case ev.Failed() as verdict, Broken(candidate, crash):
             return _set_stage(state, number, Decided(candidate, verdict, crash, state.best))
         case ev.Failed(), Decided(verdict=ev.Pruned()):
@@ -397,10 +390,10 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             parents = {**state.parents, number: Parent(number, commit, candidate.commit.source)}
             state = _set_stage(state, number, replace(decided, promoted=True))
             return replace(state, incumbent=incumbent, parents=parents)
-        case ev.Reflected(postmortem=postmortem), Decided() as decided:
-            return replace(_close(state, _make_result(number, decided, postmortem)), unreflected=0)
-        case ev.ReflectionSkipped(), Decided() as decided:
-            return replace(_close(state, _make_result(number, decided, None)), unreflected=state.unreflected + 1)
+        case (ev.Reflected() | ev.ReflectionSkipped()) as end, Decided(made, verdict, crash, incumbent):
+            post = end.postmortem if isinstance(end, ev.Reflected) else None
+            result = ExperimentResult(number, made.proposal, verdict, made.scores, made.commit, crash, post, incumbent)
+            return replace(_close(state, result), unreflected=0 if post else state.unreflected + 1)
         case _:
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
 
@@ -412,37 +405,6 @@ def _check_parent(state: State, record: ev.Record, candidate: Candidate) -> None
             f"record {record.seq}: {record.event.kind} of a candidate that started from experiment "
             f"{candidate.commit.parent}, while the branch stands at {state.best}"
         )
-
-
-def _end_run(state: State, at: float, number: int, training: Training, outcome: ev.Outcome) -> State:
-    candidate = training.candidate
-    match outcome:
-        case ev.Scored():
-            candidate = replace(candidate, scores=(*candidate.scores, outcome))
-            seconds = (*state.run_seconds[-4:], at - training.since)
-            return replace(_set_stage(state, number, candidate), run_seconds=seconds, aborted=0)
-        case ev.Crashed():
-            return replace(_set_stage(state, number, Broken(candidate, outcome)), aborted=0)
-        case ev.Pruned():
-            return replace(_set_stage(state, number, Decided(candidate, outcome, None, state.best)), aborted=0)
-        case ev.Aborted():
-            return replace(_set_stage(state, number, candidate), aborted=state.aborted + 1)
-
-
-def _make_baseline(event: ev.BaselineCommitted) -> Candidate:
-    facts = event.model_dump(exclude={"kind"})
-    return Candidate(BASELINE, ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts))
-
-
-def _reject(
-    state: State, number: int, stage: Idea | Candidate | Broken, verdict: ev.Refused | ev.Abandoned
-) -> ExperimentResult:
-    return ExperimentResult(number, get_proposal(stage), verdict, (), get_commit(stage), None, None, state.best)
-
-
-def _make_result(number: int, decided: Decided, postmortem: ev.Postmortem | None) -> ExperimentResult:
-    c, d = decided.candidate, decided
-    return ExperimentResult(number, c.proposal, d.verdict, c.scores, c.commit, d.crash, postmortem, d.incumbent)
 
 
 def _set_stage(state: State, number: int, stage: Stage) -> State:
@@ -458,20 +420,17 @@ def _close(state: State, result: ExperimentResult) -> State:
     return replace(state, results=(*state.results, result))
 
 
-def _update_incumbent(state: State, outcome: ev.Outcome) -> State:
-    """Count one more run of the incumbent, unless the run failed or the incumbent has changed since."""
-    incumbent = state.incumbent
-    assert incumbent is not None
-    if not isinstance(outcome, ev.Scored):
-        return replace(state, aborted=state.aborted + isinstance(outcome, ev.Aborted))
-    if outcome.experiment != incumbent.experiment:
+def _update_incumbent(state: State, score: ev.Scored) -> State:
+    """Count one more run of the incumbent, unless the incumbent has changed since."""
+    best = state.incumbent
+    if best is None or score.experiment != best.experiment:
         return state
-    scores = (*incumbent.scores, outcome)
-    old, new = _average(incumbent.scores), _average(scores)
-    score_to_beat = new if incumbent.score_to_beat == old else incumbent.score_to_beat
-    variance = state.variance.remove(incumbent.scores).add(scores)
-    incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat)
-    return replace(state, incumbent=incumbent, variance=variance, aborted=0)
+    scores, mean = (*best.scores, score), _average(best.scores)
+    score_to_beat = _average(scores) if best.score_to_beat == mean else best.score_to_beat
+    variance = state.variance.add(best.scores, -1).add(scores)
+    return replace(
+        state, incumbent=replace(best, scores=scores, score_to_beat=score_to_beat), variance=variance, aborted=0
+    )
 
 
 def _average(scores: tuple[ev.Scored, ...]) -> float:
