@@ -90,7 +90,6 @@ class Decided:
 
 
 Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
-ClosingVerdict = ev.Verdict | ev.Refused | ev.Abandoned
 Status = Literal[
     "proposed", "ready", "training", "broken", "kept", "discarded", "pruned", "crashed", "refused", "abandoned"
 ]
@@ -103,7 +102,7 @@ class ExperimentResult:
 
     experiment: int
     proposal: ev.Proposal
-    verdict: ClosingVerdict
+    verdict: ev.Verdict | ev.Refused | ev.Abandoned
     scores: tuple[ev.Scored, ...]
     commit: ev.Committed | None
     crash: ev.Crashed | None
@@ -258,7 +257,7 @@ class State:
         return next((result.val_bpb for result in self.results if result.experiment == 0), None)
 
 
-def name_status(verdict: ClosingVerdict) -> Status:
+def name_status(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> Status:
     """Return the word that every view uses for a verdict."""
     return "crashed" if isinstance(verdict, ev.Failed) else verdict.kind
 
@@ -345,10 +344,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     """Move one experiment from its stage to the next."""
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
-            result = ExperimentResult(
-                number, get_proposal(stage), verdict, (), get_commit(stage), None, None, state.best
-            )
-            return _close(state, result)
+            return _close(state, _reject(state, number, stage, verdict))
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
@@ -390,10 +386,10 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             parents = {**state.parents, number: Parent(number, commit, candidate.commit.source)}
             state = _set_stage(state, number, replace(decided, promoted=True))
             return replace(state, incumbent=incumbent, parents=parents)
-        case (ev.Reflected() | ev.ReflectionSkipped()) as end, Decided(made, verdict, crash, incumbent):
-            post = end.postmortem if isinstance(end, ev.Reflected) else None
-            result = ExperimentResult(number, made.proposal, verdict, made.scores, made.commit, crash, post, incumbent)
-            return replace(_close(state, result), unreflected=0 if post else state.unreflected + 1)
+        case ev.Reflected(postmortem=postmortem), Decided() as decided:
+            return replace(_close(state, _make_result(number, decided, postmortem)), unreflected=0)
+        case ev.ReflectionSkipped(), Decided() as decided:
+            return replace(_close(state, _make_result(number, decided, None)), unreflected=state.unreflected + 1)
         case _:
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
 
@@ -405,6 +401,17 @@ def _check_parent(state: State, record: ev.Record, candidate: Candidate) -> None
             f"record {record.seq}: {record.event.kind} of a candidate that started from experiment "
             f"{candidate.commit.parent}, while the branch stands at {state.best}"
         )
+
+
+def _reject(
+    state: State, number: int, stage: Idea | Candidate | Broken, verdict: ev.Refused | ev.Abandoned
+) -> ExperimentResult:
+    return ExperimentResult(number, get_proposal(stage), verdict, (), get_commit(stage), None, None, state.best)
+
+
+def _make_result(number: int, decided: Decided, postmortem: ev.Postmortem | None) -> ExperimentResult:
+    c, d = decided.candidate, decided
+    return ExperimentResult(number, c.proposal, d.verdict, c.scores, c.commit, d.crash, postmortem, d.incumbent)
 
 
 def _set_stage(state: State, number: int, stage: Stage) -> State:
