@@ -8,8 +8,6 @@ from orchestrator.core import events as ev
 
 CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
 """Shares of the budget at which two curves are compared in words."""
-NEARLY = 0.9
-"""Share of the budget from which a curve counts as complete."""
 WINDOW = 0.1
 """Share of the budget that a loss is averaged over: the loss of a single step is mostly its batch's."""
 
@@ -39,13 +37,3 @@ def average_recent_loss(scores: Sequence[ev.Scored], progress: float) -> float |
     """Return the mean over runs of their recent losses; None where no run has one."""
     losses = [loss for score in scores if (loss := get_recent_loss(score.curve, progress)) is not None]
     return fmean(losses) if losses else None
-
-
-def compute_gaps(ours: Sequence[ev.Point], base: Sequence[ev.Point]) -> dict[float, float]:
-    """Return our loss minus the base's at each of CHECKED_SHARES that both curves reach."""
-    if not ours or not base:
-        return {}
-    last = min(ours[-1].progress, base[-1].progress)
-    shares = {share: last if share == 1.0 and last > NEARLY else share for share in CHECKED_SHARES}
-    pairs = {share: (interpolate_loss(ours, at), interpolate_loss(base, at)) for share, at in shares.items()}
-    return {share: a - b for share, (a, b) in pairs.items() if a is not None and b is not None}

@@ -205,8 +205,6 @@ class Forked(SessionSettings):
 
 
 class GuidanceChanged(Frozen):
-    """The user changed guidance.md."""
-
     kind: Literal["guided"] = "guided"
     text: str
 
@@ -450,8 +448,6 @@ class Failed(ExperimentEvent):
 
 
 class Promoted(ExperimentEvent):
-    """The research branch moved on to the kept candidate."""
-
     kind: Literal["promoted"] = "promoted"
     commit: str
 
@@ -489,8 +485,6 @@ class Tokens(Frozen):
 
 
 class ConversationOpened(ExperimentEvent):
-    """A conversation with an agent began with these texts."""
-
     kind: Literal["opened"] = "opened"
     agent: str
     model: str

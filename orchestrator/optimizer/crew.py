@@ -147,15 +147,10 @@ def _build_study(search: SearchState, free: Sequence[str], seed: int) -> optuna.
     for trial in search.trials:
         if trial.outcome != "refused" and trial.after.keys() >= spaces.keys():
             params = {name: _encode(search.constants[name], trial.after[name]) for name in free}
-            state = _to_trial_state(trial)
+            unscored = TrialState.RUNNING if trial.outcome == "running" else TrialState.PRUNED
+            state = unscored if trial.val_bpb is None else TrialState.COMPLETE
             study.add_trial(create_trial(state=state, value=trial.val_bpb, params=params, distributions=spaces))
     return study
-
-
-def _to_trial_state(trial: Trial) -> TrialState:
-    if trial.val_bpb is not None:
-        return TrialState.COMPLETE
-    return TrialState.RUNNING if trial.outcome == "running" else TrialState.PRUNED
 
 
 def _to_distribution(constant: Constant) -> BaseDistribution:

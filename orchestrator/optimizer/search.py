@@ -13,9 +13,9 @@ from orchestrator.core.events import Abandoned, Discarded, Kept, Refused
 from orchestrator.core.state import ExperimentResult, Parent, State, get_proposal
 from orchestrator.core.text import format_signed
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
-from orchestrator.optimizer.space import count_step_sizes, get_direction, is_between, is_within, take_step
+from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, take_step
 from orchestrator.policy.noise import estimate_sigma
-from prepare.constants import Choices, Constant, Value
+from prepare.constants import Choices, Constant, Numbers, Value
 
 Assignment = Mapping[str, Value]
 
@@ -45,10 +45,6 @@ class Trial:
     @property
     def after(self) -> dict[str, Value]:
         return {**self.before, **self.changes}
-
-    @property
-    def hurt(self) -> bool:
-        return self.gain is not None and self.gain < -2 * self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,8 @@ class SearchState:
     def is_known_bad(self, name: str, value: Value) -> bool:
         """Return whether this value alone, or one on the way to it, has clearly hurt."""
         old = self.constants[name].value
-        hurt = [trial.changes[name] for trial in self.list_trials(name) if trial.before[name] == old and trial.hurt]
+        trials = [trial for trial in self.list_trials(name) if trial.before[name] == old]
+        hurt = [trial.changes[name] for trial in trials if (trial.gain or 0.0) < -2 * trial.error]
         return any(bad == value or is_between(bad, old, value) for bad in hurt)
 
     def list_trials(self, name: str) -> list[Trial]:
@@ -239,8 +236,13 @@ def _propose_step(
 
 
 def _count_steps(constant: Constant, trial: Trial) -> float:
-    """Return the length of a trial's step, in step sizes."""
-    return count_step_sizes(constant, trial.before[constant.name], trial.changes[constant.name])
+    """Return the length of a trial's step, in step sizes; 1 at least."""
+    space, old, new = constant.space, trial.before[constant.name], trial.changes[constant.name]
+    if not isinstance(space, Numbers) or not isinstance(old, int | float) or not isinstance(new, int | float):
+        return 1.0
+    if space.whole and not space.log:
+        return max(1.0, abs(new - old) / max(1, round(old * STEP_SIZE)))
+    return max(1.0, abs(space.to_unit(new) - space.to_unit(old)) / STEP_SIZE)
 
 
 def _find_latest(history: Sequence[Trial], constant: Constant, way: str) -> Trial | None:

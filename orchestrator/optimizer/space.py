@@ -74,15 +74,6 @@ def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Va
     return new if get_direction(constant, new) == way and not _is_same(new, constant.value) else None
 
 
-def count_step_sizes(constant: Constant, old: Value, new: Value) -> float:
-    """Return the distance of two values in step sizes; 1 at least."""
-    if isinstance(constant.space, Numbers) and isinstance(old, int | float) and isinstance(new, int | float):
-        if constant.space.whole and not constant.space.log:
-            return max(1.0, abs(new - old) / max(1, round(old * STEP_SIZE)))
-        return max(1.0, abs(constant.space.to_unit(new) - constant.space.to_unit(old)) / STEP_SIZE)
-    return 1.0
-
-
 def is_within(space: Space, value: Value) -> bool:
     match space, value:
         case Choices(options=options), _:
