@@ -21,6 +21,8 @@ _CHOICE = re.compile(r"one of\s+(?P<options>.+)", re.IGNORECASE)
 _DASH = re.compile(r"\s+[–—-]\s+")
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")
 """Names of constants that are shares, and so never more than 1."""
+MAX_BASE, MAX_POWER = 1 << 16, 63
+"""Greater powers are no setting of a training script, and may take long to compute."""
 GUESS = 4.0
 """A constant without a declared range is searched between its value divided by this and multiplied by it."""
 
@@ -251,7 +253,7 @@ def _find_assignments(source: str) -> dict[str, _Assignment]:
         found.setdefault(
             name,
             _Assignment(
-                expression=value,
+                expression=_fold(value),
                 start=offsets[value.lineno - 1] + value.col_offset,
                 end=offsets[(value.end_lineno or value.lineno) - 1] + (value.end_col_offset or 0),
                 close=last + (node.end_col_offset or 0),
@@ -259,6 +261,21 @@ def _find_assignments(source: str) -> dict[str, _Assignment]:
             ),
         )
     return found
+
+
+def _fold(node: ast.expr) -> ast.expr:
+    """Return the literal that a product or a power of numbers comes to, such as 2**19; anything else as it is."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult | ast.Pow):
+        return node
+    match _fold(node.left), _fold(node.right):
+        case ast.Constant(value=int() | float() as a), ast.Constant(value=int() | float() as b):
+            if isinstance(node.op, ast.Mult):
+                return ast.Constant(a * b)
+            if a <= MAX_BASE and b <= MAX_POWER:
+                return ast.Constant(a**b)
+        case _:
+            pass
+    return node
 
 
 def _is_plain(node: ast.expr) -> bool:
@@ -290,7 +307,8 @@ def _parse_space(text: str, value: Value) -> Space | None:
         return Numbers(low, high, logarithmic, whole=isinstance(value, int)) if low < high else None
     if match := _CHOICE.fullmatch(text):
         try:
-            return _make_choices(ast.literal_eval(f"[{match['options']}]"))
+            options = cast("ast.List", ast.parse(f"[{match['options']}]", mode="eval").body).elts
+            return _make_choices(ast.literal_eval(_fold(option)) for option in options)
         except (ValueError, SyntaxError):
             return None
     return None
@@ -302,17 +320,21 @@ def _make_choices(options: Iterable[Value]) -> Choices:
 
 
 def _guess_space(name: str, value: Value) -> Space | None:
-    """Return half and double of a power of two, neighbours of a count, or a range of factors around a float."""
+    """Return half to double of a large count, neighbours of a small one, or a range of factors around a float."""
     match value:
         case bool():
             return Choices((False, True))
         case int() if value >= 16 and value & (value - 1) == 0:
             return Choices((value // 2, value, value * 2))
+        case int() if value >= 16:
+            return Numbers(value // 2, value * 2, log=True, whole=True)
         case int() if value > 0:
             return Numbers(max(1, value - 2), value + 2, whole=True)
         case float() if value > 0:
             top = 1.0 if _SHARE.search(name) and value <= 1 else value * GUESS
             return Numbers(value / GUESS, min(value * GUESS, top), log=True)
+        case float() if value < 0:
+            return Numbers(value * GUESS, value / GUESS)
         case float() if not value and _SHARE.search(name):
             return Numbers(0.0, 0.4)
         case _:

@@ -199,7 +199,7 @@ def test_a_name_that_is_taken(place):
 
 
 def test_a_baseline_that_fails_is_said_first_and_is_exit_code_4(place):
-    (place / "train.py").write_text("raise ValueError('the baseline is broken')\n")
+    (place / "train.py").write_text("LR = 0.1\nraise ValueError('the baseline is broken', LR)\n")
 
     done = orchestrate(place, "--offline", "--session", "night")
 
@@ -208,6 +208,28 @@ def test_a_baseline_that_fails_is_said_first_and_is_exit_code_4(place):
     assert told.startswith("The baseline does not train: ")
     assert "the baseline is broken" in told
     assert done.stdout.split("\n\n")[1].count("does not train") == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "answer"),
+    [
+        ("globals().update(LR=0.1)\n", "assigns none"),
+        ("NAME = 'x'\nopen(NAME)\n", "NAME"),
+        ("LR = 0.1\nprint(LR)\n", "LR"),
+        ("UNITS = 8  # one of 8\ntrain(UNITS)\n", "UNITS"),
+        ("SEED = 8\ntrain(SEED)\n", "SEED"),
+        ("LR = = 0.1\n", "line 1"),
+    ],
+)
+def test_a_script_with_nothing_to_search_is_said_before_anything_trains(place, script, answer):
+    (place / "train.py").write_text(script)
+
+    done = orchestrate(place, "--offline", "--session", "night")
+
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert answer in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (place / "sessions").exists()
 
 
 def test_the_doctor_checks_what_would_run(place, tmp_path):

@@ -55,7 +55,8 @@ def test_spaces_come_from_the_comments():
 
 def test_without_declared_ranges_all_are_guessed():
     script = "LR = 0.04\nWARMDOWN_RATIO = 0.5\nWARMUP_RATIO = 0.0\nDEPTH = 8\nBATCH = 65_536\nTIED = True\n"
-    script += "NAME = 'x'\nBETAS = (0.8, 0.95)\nEXPR = 2**19\nZERO = 0.0\n"
+    script += "NAME = 'x'\nBETAS = (0.8, 0.95)\nTOKENS = 2**19\nSECONDS = 5 * 60\nZERO = 0.0\nBIAS = -0.5\nPAD = -1\n"
+    script += "HUGE = 9**9**9\nSUM = 2 + 2\nHALF = 1 / 2\nWORDS = 'a' * 3\n"
     found = list_searchable(script)
 
     assert {name: constant.space for name, constant in found.items()} == {
@@ -65,6 +66,9 @@ def test_without_declared_ranges_all_are_guessed():
         "DEPTH": Numbers(6, 10, whole=True),
         "BATCH": Choices((32_768, 65_536, 131_072)),
         "TIED": Choices((False, True)),
+        "TOKENS": Choices((2**18, 2**19, 2**20)),
+        "SECONDS": Numbers(150, 600, log=True, whole=True),
+        "BIAS": Numbers(-2.0, -0.125),
     }
     assert not any(constant.declared for constant in found.values())
 
@@ -84,6 +88,15 @@ def test_only_the_literal_changes(name, value, line):
     before, after = SCRIPT.splitlines(), with_constants(SCRIPT, {name: value}).splitlines()
 
     assert [b for a, b in zip(before, after, strict=True) if a != b] == [line]
+
+
+def test_products_and_powers_are_read_as_their_values_and_replaced_whole():
+    script = "TOKENS = 2**19  # one of 2**18, 2**19 – a step\nSECONDS = (5 * 60)  # 60..600\nRATE = 3 * 1e-4\n"
+    assert read_values(script) == {"TOKENS": 2**19, "SECONDS": 300, "RATE": 3 * 1e-4}
+    assert list_searchable(script)["TOKENS"].space == Choices((2**18, 2**19))
+    assert with_constants(script, {"TOKENS": 2**18, "SECONDS": 90, "RATE": 1}) == (
+        "TOKENS = 262_144  # one of 2**18, 2**19 – a step\nSECONDS = (90)  # 60..600\nRATE = 1.0\n"
+    )
 
 
 def test_what_is_not_a_plain_constant_cannot_be_turned():

@@ -27,6 +27,7 @@ DIFFERS: dict[str, int] = {
     "agents-2": 6,  # the researcher answers with settings instead of a knob, so its tool's schema is another
     "offline-1": 5,  # the optimizer expects no direction beforehand any more
     "offline-2": 6,  # the same
+    "offline-3": 5,  # where nothing else speaks for a direction, the cheaper one is tried first
 }
 
 

@@ -10,12 +10,15 @@ from orchestrator.core.events import Kept
 from orchestrator.core.state import BASELINE, Decided, fold
 from orchestrator.optimizer.crew import Optimizer
 from orchestrator.optimizer.search import (
+    MAX_STACKED,
     SearchState,
     Trial,
+    estimate_true_gain,
     rank_steps,
     read_search_state,
-    take_step,
+    stack_near_misses,
 )
+from orchestrator.optimizer.space import is_within, list_tunable, take_step
 from orchestrator.policy import novelty
 from orchestrator.policy.steps import Implement, Propose
 from prepare.constants import Choices, Constant, Numbers, list_searchable, read_values
@@ -48,11 +51,12 @@ def test_no_proposal_repeats_another(long_night):
     )
 
 
-def test_every_proposal_turns_one_or_two_constants_and_says_why(long_night):
+def test_every_proposal_turns_few_constants_and_says_why(long_night):
     names = list_searchable(SOURCE).keys()
     for result in long_night.state.results[1:]:
         proposal, changes = result.proposal, result.proposal.settings
-        assert 1 <= len(changes) <= 2
+        assert 1 <= len(changes) <= MAX_STACKED
+        assert len(changes) <= 2 or "add up" in proposal.rationale
         assert changes.keys() <= names
         for name in changes:
             assert name in proposal.title
@@ -174,8 +178,7 @@ def test_a_step_goes_its_way_and_stays_within(space, place, way, size):
 
 def make_state(*trials, **constants):
     table = {name: Constant(name, value, Numbers(0.0, 1.0)) for name, value in constants.items()}
-    tried = frozenset(frozenset(trial.after.items()) for trial in trials)
-    return SearchState(table, trials, 0.004, tried)
+    return SearchState(table, trials, 0.004)
 
 
 def trial(number, name, old, new, gain, outcome="discarded", before=None):
@@ -200,13 +203,74 @@ def test_nothing_goes_back_to_where_it_came_from():
     assert found == [{"SOME_LR": 0.75}]
 
 
-def test_near_misses_are_combined():
+def test_near_misses_are_stacked():
     before = {"A_LR": 0.5, "B_LR": 0.5}
     a = trial(1, "A_LR", 0.5, 0.75, 0.008, before=before)
     b = trial(2, "B_LR", 0.5, 0.75, 0.009, before=before)
     best = rank_steps(make_state(a, b, **before))[0]
     assert best.changes == {"A_LR": 0.75, "B_LR": 0.75}
     assert "add up" in best.why
+
+
+def test_a_stack_goes_only_on_values_that_its_parts_started_from():
+    before = {"A_LR": 0.5, "B_LR": 0.5}
+    a, b = (trial(n, name, 0.5, 0.75, 0.008, before=before) for n, name in enumerate(before))
+    assert stack_near_misses(make_state(a, b, A_LR=0.9, B_LR=0.5)) is None
+    assert stack_near_misses(make_state(a, B_LR=0.5)) is None
+
+
+changes = st.dictionaries(
+    st.sampled_from([f"{letter}_LR" for letter in "ABCDEFGH"]), st.floats(0, 1), min_size=1, max_size=3
+)
+
+
+@given(
+    st.lists(st.tuples(changes, st.floats(-0.05, 0.02), st.sampled_from(["discarded", "kept", "failed"])), max_size=12),
+    st.floats(-0.02, 0.02),
+)
+def test_no_stack_is_repeated_and_each_is_small_and_within_the_ranges(results, outcome):
+    before = dict.fromkeys((f"{letter}_LR" for letter in "ABCDEFGH"), 0.5)
+    trials = [
+        Trial(n, change, before, how, None if how == "failed" else gain, 0.004)
+        for n, (change, gain, how) in enumerate(results, 1)
+    ]
+    stacked = []
+    while (step := stack_near_misses(at := make_state(*trials, **before))) is not None:
+        assert step.changes not in stacked
+        assert at.is_new(step.changes)
+        assert 2 <= len(step.changes) <= MAX_STACKED
+        assert all(is_within(at.constants[name].space, value) for name, value in step.changes.items())
+        parts = [t for t in trials if t.changes.items() <= step.changes.items() and t.outcome == "discarded"]
+        assert set().union(*(part.changes for part in parts)) == step.changes.keys()
+        assert 0 < step.expected_gain < sum(part.gain for part in parts)
+        stacked.append(step.changes)
+        trials.append(Trial(len(trials) + 1, step.changes, before, "discarded", outcome, 0.004))
+        assert len(stacked) <= len(results)
+
+
+@given(st.lists(st.floats(-0.05, 0.05), min_size=1, max_size=9), st.floats(0.0005, 0.02))
+def test_an_uncertain_gain_is_worth_less_and_order_stays(gains, error):
+    trials = [Trial(n, {"A_LR": 0.9}, {"A_LR": 0.5}, "discarded", gain, error) for n, gain in enumerate(gains, 1)]
+    at = make_state(*trials, A_LR=0.5)
+    worth = [estimate_true_gain(at, t) for t in trials]
+    assert all(true < max(gain, 0.0) or true <= gain for true, gain in zip(worth, gains, strict=True) if gain > 0)
+    assert sorted(range(len(gains)), key=gains.__getitem__) == sorted(
+        range(len(gains)), key=lambda i: (worth[i], gains[i])
+    )
+
+
+def test_one_proposal_in_six_is_a_stack_where_there_is_one(long_night):
+    stacks = [r.experiment for r in long_night.state.results[1:] if len(r.proposal.settings) > 2]
+    assert stacks
+    assert all(
+        "experiments" in r.proposal.rationale.lower() for r in long_night.state.results if r.experiment in stacks
+    )
+
+
+def test_the_cheaper_direction_is_tried_first():
+    found = rank_steps(make_state(DEPTH=0.5))
+    assert [step.changes["DEPTH"] < 0.5 for step in found] == [True, False]
+    assert found[0].expected_effect == found[1].expected_effect
 
 
 def test_a_constant_in_flight_is_left_alone():
@@ -230,3 +294,67 @@ def test_policy_would_not_refuse_what_is_proposed_in_flight(long_night):
             assert novelty.find_repeat(state, record.event.experiment, record.event.proposal) == ""
         state = fold([record], state)
     assert not any(isinstance(stage, Decided) for stage in state.open.values())
+
+
+TUNABLE = """
+DEPTH = 8
+BATCH = 2**19
+WARMUP = 5 * 60
+BIAS = -0.5
+TIED = True
+SCALE = 2.0
+GAIN = 1.0
+ACCUM = 4
+EVALUATED = 8
+BETAS = (0.9, 0.95)
+PATTERN = "SSSL"
+PAD = -1
+LOG_EVERY = 20
+NAME = 7
+COLUMNS = 80
+SEED = 42
+settings = {"scale": SCALE}
+class Config:
+    gain = GAIN
+def report(step, loss):
+    if step % LOG_EVERY == 0:
+        shown = loss.item() * COLUMNS
+        print(f"{step} {shown:.3f}")
+title = f"run {NAME}"
+loss = train(DEPTH, batch=BATCH, bias=BIAS, tied=TIED, until=WARMUP, seed=SEED, BETAS, PATTERN, PAD)
+print(title, evaluate(EVALUATED))
+(loss * ACCUM).backward()
+train(settings, Config)
+""".replace("seed=SEED, BETAS, PATTERN, PAD", "seed=[SEED, BETAS, PATTERN, PAD]")
+
+
+def test_what_training_reads_is_searched_and_what_is_only_shown_is_left_alone():
+    found = ["DEPTH", "BATCH", "WARMUP", "BIAS", "TIED", "SCALE", "GAIN", "ACCUM", "EVALUATED"]
+    assert list(list_tunable(TUNABLE)) == found
+    assert [*list_tunable(TUNABLE + "log(globals())\n")] == [*found, "LOG_EVERY", "NAME", "COLUMNS"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "X = 'a'",
+        "X = 8  # one of 8",
+        "X = 8  # one of None, 8",
+        "X = ('a', 'b')  # one of ('a', 'b'), ('b', 'c')",
+        "X = 1e999",
+        "X = (0.9, 0.95)",
+        "SEED = 3",
+        "x = 3",
+    ],
+)
+def test_what_has_no_other_value_is_not_searched(line):
+    assert list_tunable(f"{line}\ntrain({line.split()[0]})\n") == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["X = 8  # 1..8", "X = 1  # 1..2 log", "X = 0.0  # 0.0..0.5", "X = True", "X = 2 # one of 2, 3"]
+)
+def test_a_constant_at_its_bound_has_a_step(line):
+    found = list_tunable(f"{line}\ntrain(X)\n")
+    at = SearchState(found, (), 0.004)
+    assert [is_within(found["X"].space, step.changes["X"]) for step in rank_steps(at)] == [True]

@@ -17,8 +17,10 @@ from orchestrator.core.state import State
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
+from orchestrator.optimizer.space import explain_untunable, list_tunable
 from prepare.machine import list_gpus
 from prepare.manifest import DataError, Manifest, load
+from prepare.profiles import apply_to_script, from_manifest
 from subagents.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -87,12 +89,14 @@ class Preflight:
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
         yield _attempt("python", _describe_python)
-        yield _attempt("git", self._describe_repository)
+        yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
         yield (data := _attempt("data", self._describe_data))
         if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
             remedy = "there is a GPU, but the data are for the cpu: python -m prepare --data elsewhere"
             yield CheckResult("data", "warn", remedy)
+        if git.state == data.state == "good" and not self.prompts:
+            yield _attempt("constants", self._describe_constants)
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
@@ -129,6 +133,19 @@ class Preflight:
             )
         hashes = "; all hashes hold" if self.verify else ""
         return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
+
+    def _describe_constants(self) -> str:
+        """Return what the optimizer will change, in the script as the baseline will be committed."""
+        if self.state and self.state.baseline_commit:
+            source = self.repo.read_source(self.state.parent.commit)
+        else:
+            source = apply_to_script(self.repo.read_baseline(), from_manifest(self.manifest))
+        try:
+            if not (found := list_tunable(source)):
+                raise UsageError(explain_untunable(source))
+        except (SyntaxError, ValueError) as error:
+            raise UsageError(f"{self.paths.script} is not valid Python: {error}") from error
+        return f"{len(found)} for the optimizer to search: {', '.join(found)}"
 
     def _describe_sandbox(self) -> str:
         if self.paths.unsafe:

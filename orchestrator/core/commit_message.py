@@ -17,21 +17,14 @@ def write_kept_message(number: int, decided: Decided) -> str:
     proposal, kept = decided.candidate.proposal, decided.verdict
     assert isinstance(kept, Kept)
     scores = ", ".join(f"{score.val_bpb:.6f}" for score in decided.candidate.scores)
-    return "\n".join(
-        [
-            proposal.title,
-            "",
-            _wrap(proposal.rationale),
-            "",
-            _wrap(f"Result: {kept.reason}. val_bpb {kept.mean:.6f}, {kept.gain:+.6f} better, over seeds: {scores}."),
-            "",
-            f"Experiment: {number}",
-            f"Val-bpb: {kept.mean:.6f}",
-            f"Sigma: {kept.sigma:.6f}",
-            f"Hypothesis: {flatten(proposal.hypothesis)}",
-            "",
-        ]
-    )
+    result = f"Result: {kept.reason}. val_bpb {kept.mean:.6f}, {kept.gain:+.6f} better, over seeds: {scores}."
+    trailers = [
+        f"Experiment: {number}",
+        f"Val-bpb: {kept.mean:.6f}",
+        f"Sigma: {kept.sigma:.6f}",
+        f"Hypothesis: {flatten(proposal.hypothesis)}\n",
+    ]
+    return "\n\n".join([proposal.title, _wrap(proposal.rationale), _wrap(result), "\n".join(trailers)])
 
 
 def _wrap(text: str) -> str:

@@ -8,8 +8,6 @@ from orchestrator.core import events as ev
 
 CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
 """Shares of the budget at which two curves are compared in words."""
-NEARLY = 0.9
-"""Share of the budget from which a curve counts as complete."""
 WINDOW = 0.1
 """Share of the budget that a loss is averaged over: the loss of a single step is mostly its batch's."""
 
@@ -17,11 +15,13 @@ WINDOW = 0.1
 def interpolate_loss(curve: Sequence[ev.Point], progress: float) -> float | None:
     """Return the loss at a share of the budget, linear between two points; None outside the curve."""
     after = bisect_left(curve, progress, key=lambda point: point.progress)
-    if after == len(curve) or (after == 0 and curve[0].progress > progress):
+    if after == len(curve):
         return None
     right = curve[after]
-    if after == 0 or right.progress == progress:
+    if right.progress == progress:
         return right.loss
+    if after == 0:
+        return None
     left = curve[after - 1]
     share = (progress - left.progress) / (right.progress - left.progress)
     return left.loss + share * (right.loss - left.loss)
@@ -37,18 +37,3 @@ def average_recent_loss(scores: Sequence[ev.Scored], progress: float) -> float |
     """Return the mean over runs of their recent losses; None where no run has one."""
     losses = [loss for score in scores if (loss := get_recent_loss(score.curve, progress)) is not None]
     return fmean(losses) if losses else None
-
-
-def compute_gaps(ours: Sequence[ev.Point], base: Sequence[ev.Point]) -> dict[float, float]:
-    """Return our loss minus the base's at each of CHECKED_SHARES that both curves reach."""
-    if not ours or not base:
-        return {}
-    last = min(ours[-1].progress, base[-1].progress)
-    shares = {share: last if share == 1.0 and last > NEARLY else share for share in CHECKED_SHARES}
-    pairs = {share: (interpolate_loss(ours, at), interpolate_loss(base, at)) for share, at in shares.items()}
-    return {share: a - b for share, (a, b) in pairs.items() if a is not None and b is not None}
-
-
-def compute_throughput(metrics: ev.RunMetrics) -> float:
-    """Return tokens per second of training; 0 where unknown."""
-    return metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0

@@ -5,15 +5,18 @@ Every view takes its numbers from here, so that they cannot contradict each othe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import CHECKED_SHARES, compute_gaps, compute_throughput
+from orchestrator.core.curves import CHECKED_SHARES, interpolate_loss
 
+NEARLY = 0.9
+"""Share of the budget from which a curve counts as complete."""
 FinishedRun = ev.Scored | ev.Crashed | ev.Pruned
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
-    "tokens per second": compute_throughput,
+    "tokens per second": lambda metrics: metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0,
     "parameters": lambda metrics: metrics.parameters,
     "MB of memory at the peak": lambda metrics: metrics.memory_mb,
 }
@@ -62,7 +65,13 @@ def _average(runs: Sequence[FinishedRun], read: Callable[[ev.RunMetrics], float]
 
 
 def _average_gaps(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
-    """Return the gaps between the mean curves at each of CHECKED_SHARES that both sides reach."""
-    pairs = [compute_gaps(run.curve, other.curve) for run in runs for other in incumbent]
-    found = {share: [gaps[share] for gaps in pairs if share in gaps] for share in CHECKED_SHARES}
+    """Return the mean gap between our curves and the incumbent's at each of CHECKED_SHARES that both reach."""
+    found: dict[float, list[float]] = {share: [] for share in CHECKED_SHARES}
+    for ours, base in product((run.curve for run in runs if run.curve), (run.curve for run in incumbent if run.curve)):
+        last = min(ours[-1].progress, base[-1].progress)
+        for share, gaps in found.items():
+            at = last if share == 1.0 and last > NEARLY else share
+            a, b = interpolate_loss(ours, at), interpolate_loss(base, at)
+            if a is not None and b is not None:
+                gaps.append(a - b)
     return {share: fmean(gaps) for share, gaps in found.items() if gaps}

@@ -151,26 +151,42 @@ class SessionProfile(Frozen):
         return {"sigma": 0.0048 if fields.get("name") == "cpu" else 0.0, **fields}
 
 
-class Started(Frozen):
-    """The session began."""
+class SessionSettings(Frozen):
+    """What a session runs with, and a fork may change."""
 
-    kind: Literal["started"] = "started"
-    version: int = VERSION
     name: str
     limits: SessionLimits
-    slots: int = 1
     crew: str
     style: str
-    seed: int
-    """Seed that all other seeds are drawn from."""
     repairs: int
     """How often this crew may repair a crashed candidate."""
     reflect_every: int
     """A post-mortem for every keep and every n-th other experiment; 0 means never."""
+    prompts: dict[str, Digest]
+
+
+class ExperimentEvent(Frozen):
+    """An event that belongs to one experiment."""
+
+    experiment: int
+
+
+class RunEvent(ExperimentEvent):
+    """An event that belongs to one run: one training of one candidate with one seed in one slot."""
+
+    run: int
+    """Counts the grants of this experiment from 1; results of an earlier life carry a lower number."""
+
+
+class Started(SessionSettings):
+    kind: Literal["started"] = "started"
+    version: int = VERSION
+    slots: int = 1
+    seed: int
+    """Seed that all other seeds are drawn from."""
     commit: str
     """The user's commit that the session starts from."""
     profile: SessionProfile
-    prompts: dict[str, Digest]
     versions: dict[str, str]
 
 
@@ -180,24 +196,15 @@ class Resumed(Frozen):
     kind: Literal["resumed"] = "resumed"
 
 
-class Forked(Frozen):
+class Forked(SessionSettings):
     """A new session that shares its parent's past and goes on in its own way."""
 
     kind: Literal["forked"] = "forked"
     parent: str
     """`session@event` that it was forked at."""
-    name: str
-    limits: SessionLimits
-    crew: str
-    style: str
-    repairs: int
-    reflect_every: int
-    prompts: dict[str, Digest]
 
 
 class GuidanceChanged(Frozen):
-    """The user changed guidance.md."""
-
     kind: Literal["guided"] = "guided"
     text: str
 
@@ -210,8 +217,6 @@ class StopAsked(Frozen):
 
 
 class Ended(Frozen):
-    """The session is over."""
-
     kind: Literal["ended"] = "ended"
     reason: str
 
@@ -225,11 +230,8 @@ class BaselineCommitted(Frozen):
     fingerprint: Digest
 
 
-class Proposed(Frozen):
-    """The researcher proposed an experiment."""
-
+class Proposed(ExperimentEvent):
     kind: Literal["proposed"] = "proposed"
-    experiment: int
     proposal: Proposal
 
 
@@ -240,27 +242,24 @@ class Unanswered(Frozen):
     reason: str
 
 
-class Refused(Frozen):
+class Refused(ExperimentEvent):
     """A repeat, found before it cost any training."""
 
     kind: Literal["refused"] = "refused"
-    experiment: int
     reason: str
 
 
-class Abandoned(Frozen):
+class Abandoned(ExperimentEvent):
     """The proposal led to no runnable candidate."""
 
     kind: Literal["abandoned"] = "abandoned"
-    experiment: int
     reason: str
 
 
-class Committed(Frozen):
+class Committed(ExperimentEvent):
     """A candidate: an edited train.py, kept under a ref of its own."""
 
     kind: Literal["committed"] = "committed"
-    experiment: int
     commit: str
     parent: Annotated[int, _rename("base", "parent")]
     """The experiment whose train.py was edited."""
@@ -309,22 +308,13 @@ class EvaluationPlan(Frozen):
 
     def needs_audit(self, val_bpb: float) -> bool:
         """Return whether a claim of that val_bpb is audited."""
-        match self.audit:
-            case "always":
-                return True
-            case "never":
-                return False
-            case below:
-                return val_bpb < below
+        return self.audit == "always" or (self.audit != "never" and val_bpb < self.audit)
 
 
-class Granted(Frozen):
-    """A run: one training of one candidate with one seed in one slot."""
+class Granted(RunEvent):
+    """A run may start in a slot, with a seed."""
 
     kind: Literal["granted"] = "granted"
-    experiment: int
-    run: int
-    """Counts the grants of this experiment from 1; results of an earlier life carry a lower number."""
     slot: int
     seed: int
     plan: Annotated[EvaluationPlan | None, _rename("terms", "plan")] = None
@@ -366,18 +356,19 @@ class Audit(Frozen):
     """Seconds that the claims took."""
 
 
-class Scored(Frozen):
-    """A run ended with a score."""
+class RunResult(RunEvent):
+    """What a run left, however it ended."""
 
-    kind: Literal["scored"] = "scored"
-    experiment: int
-    run: int
-    val_bpb: float
     metrics: Annotated[RunMetrics, _rename("measures", "metrics")]
     curve: tuple[Point, ...]
     log: Digest
     tier: str = "none"
-    """Sandbox tier that the run was confined by."""
+    """Sandbox tier that confined it."""
+
+
+class Scored(RunResult):
+    kind: Literal["scored"] = "scored"
+    val_bpb: float
     audit: Audit | None = None
     """None where the plan asked for none."""
     confirmed: float | None = None
@@ -401,40 +392,26 @@ FailureKind = Literal[
 """Why a run failed. Disqualified: it finished, but its score is not to be believed."""
 
 
-class Crashed(Frozen):
+class Crashed(RunResult):
     """A run failed through the candidate's own fault: a failed experiment is a value."""
 
     kind: Literal["crashed"] = "crashed"
-    experiment: int
-    run: int
     failure: FailureKind
     message: str
     """The last line that says why, a few hundred characters at most."""
-    metrics: Annotated[RunMetrics, _rename("measures", "metrics")]
-    curve: tuple[Point, ...]
-    log: Digest
-    tier: str = "none"
 
 
-class Pruned(Frozen):
+class Pruned(RunResult):
     """A run was ended early because its loss was hopelessly far behind; that is the experiment's verdict, too."""
 
     kind: Literal["pruned"] = "pruned"
-    experiment: int
-    run: int
     reason: Annotated[str, _rename("message", "reason")]
-    metrics: Annotated[RunMetrics, _rename("measures", "metrics")]
-    curve: tuple[Point, ...]
-    log: Digest
-    tier: str = "none"
 
 
-class Aborted(Frozen):
+class Aborted(RunEvent):
     """A run was lost through the machine's fault, not the candidate's; it does not count."""
 
     kind: Literal["aborted"] = "aborted"
-    experiment: int
-    run: int
     reason: str
 
 
@@ -446,10 +423,9 @@ class SeedLuck(Frozen):
     variance: float
 
 
-class Evidence(Frozen):
+class Evidence(ExperimentEvent):
     """What a verdict on a scored candidate rests on. Differences are incumbent minus candidate: positive is better."""
 
-    experiment: int
     mean: float
     """Mean val_bpb of the candidate's runs."""
     gain: float
@@ -485,21 +461,18 @@ class Discarded(Evidence):
     kind: Literal["discarded"] = "discarded"
 
 
-class Failed(Frozen):
+class Failed(ExperimentEvent):
     """The experiment was judged without a score."""
 
     kind: Literal["failed"] = "failed"
-    experiment: int
     reason: str
     failure: Annotated[FailureKind, BeforeValidator(lambda kind: "other" if kind == "hopeless" else kind)] = "other"
 
 
-class Certified(Frozen):
-    """The night's gain was measured on fresh seeds that no decision has used."""
+class Certified(ExperimentEvent):
+    """The night's gain, baseline against best, was measured on fresh seeds that no decision has used."""
 
     kind: Literal["certified"] = "certified"
-    experiment: int
-    """The best experiment, compared with the baseline."""
     gain: float
     """Baseline minus best, in bits per byte."""
     low: float
@@ -510,27 +483,24 @@ class Certified(Frozen):
     """Whether it was measured on held-out text."""
 
 
-class Promoted(Frozen):
+class Promoted(ExperimentEvent):
     """The research branch moved on to the kept candidate."""
 
     kind: Literal["promoted"] = "promoted"
-    experiment: int
     commit: str
 
 
-class Reflected(Frozen):
+class Reflected(ExperimentEvent):
     """The reflector wrote a post-mortem, which closes the experiment."""
 
     kind: Literal["reflected"] = "reflected"
-    experiment: int
     postmortem: Postmortem
 
 
-class ReflectionSkipped(Frozen):
+class ReflectionSkipped(ExperimentEvent):
     """The experiment was closed without a post-mortem."""
 
     kind: Literal["closed"] = "closed"
-    experiment: int
     reason: str
 
 
@@ -552,23 +522,19 @@ class Tokens(Frozen):
     output: int = 0
 
 
-class ConversationOpened(Frozen):
-    """A conversation with an agent began with these texts."""
-
+class ConversationOpened(ExperimentEvent):
     kind: Literal["opened"] = "opened"
-    experiment: int
     agent: str
     model: str
     system: Digest
     opening: Digest
 
 
-class ModelReplied(Frozen):
+class ModelReplied(ExperimentEvent):
     """A model's whole answer, block by block as it came."""
 
     kind: Literal["replied"] = "replied"
     agent: str
-    experiment: int
     request: Digest
     """Digest of everything that was sent."""
     message: dict[str, Any]
@@ -577,8 +543,6 @@ class ModelReplied(Frozen):
 
 
 class ToolUsed(Frozen):
-    """An agent used a tool."""
-
     kind: Literal["used"] = "used"
     tool: str
     call: str
@@ -592,9 +556,8 @@ Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped
 AgentEvent = Waiting | ConversationOpened | ModelReplied | ToolUsed
-Event = Annotated[
-    SessionEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent, Field(discriminator="kind")
-]
+AnyEvent = SessionEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
+Event = Annotated[AnyEvent, Field(discriminator="kind")]
 
 
 class Record(Frozen):

@@ -152,22 +152,13 @@ class PooledVariance:
     squares: float = 0.0
     dof: int = 0
 
-    def add(self, scores: tuple[ev.Scored, ...]) -> "PooledVariance":
-        """Include the deviations of these runs of one candidate."""
-        more = _sum_deviations(scores)
-        return PooledVariance(self.squares + more.squares, self.dof + more.dof)
-
-    def remove(self, scores: tuple[ev.Scored, ...]) -> "PooledVariance":
-        """Leave the deviations of these runs of one candidate out again."""
-        less = _sum_deviations(scores)
-        return PooledVariance(self.squares - less.squares, self.dof - less.dof)
-
-
-def _sum_deviations(scores: tuple[ev.Scored, ...]) -> PooledVariance:
-    if len(scores) < 2:
-        return PooledVariance()
-    mean = fmean(score.val_bpb for score in scores)
-    return PooledVariance(fsum((score.val_bpb - mean) ** 2 for score in scores), len(scores) - 1)
+    def add(self, scores: tuple[ev.Scored, ...], sign: int = 1) -> "PooledVariance":
+        """Include the deviations of these runs of one candidate; with a sign of -1, leave them out again."""
+        if not scores:
+            return self
+        mean = _average(scores)
+        squares = fsum((score.val_bpb - mean) ** 2 for score in scores)
+        return PooledVariance(self.squares + sign * squares, self.dof + sign * (len(scores) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +189,6 @@ class State:
     """Everything that is known of a session."""
 
     started: ev.Started | None = None
-    forked_from: str = ""
-    """`session@event` that this one was forked at."""
     started_at: float = 0.0
     now: float = 0.0
     away: float = 0.0
@@ -282,19 +271,7 @@ class State:
 
 def name_status(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> Status:
     """Return the word that every view uses for a verdict."""
-    match verdict:
-        case ev.Kept():
-            return "kept"
-        case ev.Discarded():
-            return "discarded"
-        case ev.Pruned():
-            return "pruned"
-        case ev.Failed():
-            return "crashed"
-        case ev.Refused():
-            return "refused"
-        case ev.Abandoned():
-            return "abandoned"
+    return "crashed" if isinstance(verdict, ev.Failed) else verdict.kind
 
 
 def get_proposal(stage: Stage) -> ev.Proposal:
@@ -345,10 +322,9 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Resumed():
             return _restart(replace(state, away=state.away + record.at - before))
         case ev.Forked() as event:
-            changes = event.model_dump(exclude={"kind", "parent", "limits"})
-            started = state.session.model_copy(update={**changes, "limits": event.limits})
-            away = state.away + record.at - before
-            return _restart(replace(state, started=started, forked_from=event.parent, away=away))
+            settings = {name: getattr(event, name) for name in ev.SessionSettings.model_fields}
+            started = state.session.model_copy(update=settings)
+            return _restart(replace(state, started=started, away=state.away + record.at - before))
         case ev.GuidanceChanged(text=text):
             return replace(state, guidance=text)
         case ev.StopAsked(reason=reason):
@@ -368,8 +344,10 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.ConversationOpened() | ev.ToolUsed():
             return state
         case ev.BaselineCommitted() as event:
+            facts = event.model_dump(exclude={"kind"})
+            commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
             parents = {0: Parent(0, event.commit, event.source)}
-            return replace(_set_stage(state, 0, _make_baseline(event)), baseline_commit=event, parents=parents)
+            return replace(_set_stage(state, 0, Candidate(BASELINE, commit)), baseline_commit=event, parents=parents)
         case ev.Proposed(experiment=number, proposal=proposal):
             return replace(_set_stage(state, number, Idea(proposal)), next=number + 1, unanswered=0)
         case event:
@@ -396,8 +374,15 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             if (incumbent := state.incumbent) and incumbent.experiment == number:
                 return replace(again, incumbent=replace(incumbent, runs=granted.run))
             return again
-        case (ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted()) as outcome, Training() as training:
-            return _end_run(state, record.at, number, training, outcome)
+        case ev.Scored() as score, Training(candidate, granted, since):
+            state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
+            return _set_stage(state, number, _add_score(candidate, score, granted.seed))
+        case ev.Crashed() as crash, Training(candidate):
+            return _set_stage(replace(state, aborted=0), number, Broken(candidate, crash))
+        case ev.Pruned() as pruned, Training(candidate):
+            return _set_stage(replace(state, aborted=0), number, Decided(candidate, pruned, None, state.best))
+        case ev.Aborted(), Training(candidate):
+            return _set_stage(replace(state, aborted=state.aborted + 1), number, candidate)
         case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring(granted):
             return _end_remeasurement(_drop_stage(state, number), granted, outcome)
         case ev.Failed() as verdict, Broken(candidate, crash):
@@ -434,25 +419,8 @@ def _check_parent(state: State, record: ev.Record, candidate: Candidate) -> None
         )
 
 
-def _end_run(state: State, at: float, number: int, training: Training, outcome: ev.Outcome) -> State:
-    candidate = training.candidate
-    match outcome:
-        case ev.Scored():
-            seeds = (*candidate.seeds, training.granted.seed)
-            candidate = replace(candidate, scores=(*candidate.scores, outcome), seeds=seeds)
-            seconds = (*state.run_seconds[-4:], at - training.since)
-            return replace(_set_stage(state, number, candidate), run_seconds=seconds, aborted=0)
-        case ev.Crashed():
-            return replace(_set_stage(state, number, Broken(candidate, outcome)), aborted=0)
-        case ev.Pruned():
-            return replace(_set_stage(state, number, Decided(candidate, outcome, None, state.best)), aborted=0)
-        case ev.Aborted():
-            return replace(_set_stage(state, number, candidate), aborted=state.aborted + 1)
-
-
-def _make_baseline(event: ev.BaselineCommitted) -> Candidate:
-    facts = event.model_dump(exclude={"kind"})
-    return Candidate(BASELINE, ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts))
+def _add_score(candidate: Candidate, score: ev.Scored, seed: int) -> Candidate:
+    return replace(candidate, scores=(*candidate.scores, score), seeds=(*candidate.seeds, seed))
 
 
 def _reject(
@@ -494,7 +462,7 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
     scores = (*incumbent.scores, outcome)
     old, new = _average(incumbent.scores), _average(scores)
     score_to_beat = new if incumbent.score_to_beat == old else incumbent.score_to_beat
-    variance = state.variance.remove(incumbent.scores).add(scores)
+    variance = state.variance.add(incumbent.scores, -1).add(scores)
     seeds = (*incumbent.seeds, granted.seed)
     incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat, seeds=seeds)
     return replace(state, incumbent=incumbent, variance=variance, aborted=0)

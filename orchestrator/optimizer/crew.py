@@ -22,10 +22,11 @@ from orchestrator.optimizer.search import (
     SearchStep,
     Trial,
     estimate_sensitivity,
-    get_direction,
     rank_steps,
     read_search_state,
+    stack_near_misses,
 )
+from orchestrator.optimizer.space import explain_untunable, get_direction, list_tunable
 from orchestrator.policy.steps import Implement, Propose, Rebase, Reflect, Repair
 from prepare.constants import (
     Choices,
@@ -34,13 +35,14 @@ from prepare.constants import (
     UnknownConstantError,
     Value,
     format_literal,
-    list_searchable,
     with_constants,
 )
 from subagents.agent import NoAnswer
 
 SAMPLE_BELOW = 1.0
 """Expected effect in σ below which TPE takes over from coordinate search."""
+STACK_EVERY = 6
+"""One proposal in this many stacks what looked good, where at least two near-misses are at hand."""
 MAX_FREE = 2
 """Constants that TPE may turn at once: few enough to tell which one had the effect."""
 DRAWS, ASKS = 6, 10
@@ -61,11 +63,14 @@ class Optimizer:
         search = read_search_state(state, self._read_constants)
         proposals: list[Proposal] = []
         for number in range(step.first, step.first + step.count):
-            next_step = _choose_step(search, f"{state.session.seed}/{number}/{step.attempt}")
+            next_step = _choose_step(search, number, f"{state.session.seed}/{number}/{step.attempt}")
             if next_step is None:
                 break
             proposals.append(_write_proposal(search, next_step))
-            search = _add_pending(search, number, next_step)
+            pending = Trial(number, next_step.changes, search.values, "running")
+            search = replace(search, trials=(*search.trials, pending))
+        if not search.constants:
+            raise NoAnswer(explain_untunable(self.get(state.parent.source)))
         if not proposals:
             raise NoAnswer("every step from here has been tried")
         return proposals
@@ -96,21 +101,17 @@ class Optimizer:
 
     def _read_constants(self, base: Parent) -> dict[str, Constant]:
         if base.source not in self.known:
-            self.known[base.source] = list_searchable(self.get(base.source))
+            self.known[base.source] = list_tunable(self.get(base.source))
         return self.known[base.source]
 
 
-def _choose_step(search: SearchState, seed: str) -> SearchStep | None:
+def _choose_step(search: SearchState, number: int, seed: str) -> SearchStep | None:
+    if number % STACK_EVERY == 0 and (stack := stack_near_misses(search)) is not None:
+        return stack
     found = rank_steps(search)
     if found and found[0].expected_effect >= SAMPLE_BELOW:
         return found[0]
     return _sample(search, seed) or (found[0] if found else None)
-
-
-def _add_pending(search: SearchState, number: int, next_step: SearchStep) -> SearchState:
-    """Return the search state once this step is in flight."""
-    trial = Trial(number, next_step.changes, search.values, "running")
-    return replace(search, trials=(*search.trials, trial), tried=search.tried | {frozenset(trial.after.items())})
 
 
 def _sample(search: SearchState, seed: str) -> SearchStep | None:
@@ -118,7 +119,9 @@ def _sample(search: SearchState, seed: str) -> SearchStep | None:
     luck = random.Random(seed)  # noqa: S311 - reproducible on purpose
     for avoid_bad in (True, False):
         for _ in range(DRAWS):
-            free = _draw_names(luck, {name: estimate_sensitivity(search, name) for name in search.constants})
+            # The first to arrive, at these rates, are a draw without replacement in proportion to the rates.
+            waits = {n: luck.expovariate(estimate_sensitivity(search, n) + 1e-9) for n in search.constants}
+            free = sorted(waits, key=waits.__getitem__)[:MAX_FREE]
             for changes in _ask_tpe(search, free, luck.getrandbits(31)):
                 bad = any(search.is_known_bad(name, value) for name, value in changes.items())
                 if search.is_new(changes) and not (avoid_bad and bad):
@@ -135,16 +138,6 @@ def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[di
         yield {name: value for name, value in values.items() if value != search.constants[name].value}
 
 
-def _draw_names(luck: random.Random, weights: dict[str, float]) -> list[str]:
-    """Draw MAX_FREE names without replacement, in proportion to their weights."""
-    found: list[str] = []
-    while weights and len(found) < MAX_FREE:
-        (name,) = luck.choices(list(weights), [weight + 1e-9 for weight in weights.values()])
-        found.append(name)
-        weights = {other: weight for other, weight in weights.items() if other != name}
-    return found
-
-
 def _build_study(search: SearchState, free: Sequence[str], seed: int) -> optuna.Study:
     """Return a study of all trials so far; failed ones count as pruned, never as a bad score."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -154,26 +147,20 @@ def _build_study(search: SearchState, free: Sequence[str], seed: int) -> optuna.
     for trial in search.trials:
         if trial.outcome != "refused" and trial.after.keys() >= spaces.keys():
             params = {name: _encode(search.constants[name], trial.after[name]) for name in free}
-            state = _to_trial_state(trial)
+            unscored = TrialState.RUNNING if trial.outcome == "running" else TrialState.PRUNED
+            state = unscored if trial.val_bpb is None else TrialState.COMPLETE
             study.add_trial(create_trial(state=state, value=trial.val_bpb, params=params, distributions=spaces))
     return study
 
 
-def _to_trial_state(trial: Trial) -> TrialState:
-    if trial.val_bpb is not None:
-        return TrialState.COMPLETE
-    return TrialState.RUNNING if trial.outcome == "running" else TrialState.PRUNED
-
-
 def _to_distribution(constant: Constant) -> BaseDistribution:
+    """Return what TPE draws from: a position in a range, or the index of a choice."""
     match constant.space:
         case Choices(options=options) as space:
             last = len(options) - 1
             return IntDistribution(0, last) if space.ordered else CategoricalDistribution(list(range(last + 1)))
-        case Numbers(low, high, log, whole=True):
-            return IntDistribution(round(low), round(high), log=log)
-        case Numbers(low, high, log):
-            return FloatDistribution(low, high, log=log)
+        case Numbers():
+            return FloatDistribution(0.0, 1.0)
 
 
 def _encode(constant: Constant, value: Value) -> int | float:
@@ -183,10 +170,8 @@ def _encode(constant: Constant, value: Value) -> int | float:
             return options.index(value)
         case Choices(options=options) as space, int() | float() if space.ordered:
             return min(range(len(options)), key=lambda i: abs(float(str(options[i])) - value))
-        case Numbers(whole=True) as space, int() | float():
-            return round(space.clip(value))
         case Numbers() as space, int() | float():
-            return float(space.clip(value))
+            return space.to_unit(value)
         case _:
             return 0
 
@@ -196,43 +181,37 @@ def _decode(constant: Constant, drawn: float) -> Value:
         case Choices(options=options):
             return options[int(drawn)]
         case Numbers() as space:
-            return space.from_unit(space.to_unit(drawn))
+            return space.from_unit(drawn)
 
 
 def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
     """Return a step as a proposal in plain words."""
-    first, *others = next_step.changes
-    steps = [
-        f"{name} {format_literal(search.constants[name].value)} → {format_literal(new)}"
-        for name, new in next_step.changes.items()
-    ]
-    settings = [
-        f"{name} = {format_literal(new, like=search.constants[name].value)}" for name, new in next_step.changes.items()
-    ]
+    changes, old = next_step.changes, search.constants
+    first, *others = changes
+    steps = ", ".join(
+        f"{name} {format_literal(old[name].value)} → {format_literal(new)}" for name, new in changes.items()
+    )
+    settings = " and ".join(f"{name} = {format_literal(new, like=old[name].value)}" for name, new in changes.items())
+    label, family = _label(search, next_step), find_family(first).family
     return Proposal(
-        title=f"{_label(search, next_step)}: {', '.join(steps)}"[:120],
-        hypothesis=f"With {' and '.join(settings)} val_bpb falls by more than the noise (σ {search.sigma:.4f}).",
+        title=text.shorten(f"{label}: {steps if len(changes) <= MAX_FREE else ', '.join(changes)}", 120),
+        hypothesis=f"With {settings} val_bpb falls by more than the noise (σ {search.sigma:.4f}).",
         rationale=" ".join(_explain(search, next_step)),
         expected_delta=0.0 - next_step.expected_gain,
-        family=find_family(first).family,
-        settings=dict(next_step.changes),
-        direction=None if others else get_direction(search.constants[first], next_step.changes[first]),
-        instructions=f"In train.py set {' and '.join(settings)}. Change nothing else.",
+        family=family,
+        settings=dict(changes),
+        direction=None if others else get_direction(old[first], changes[first]),
+        instructions=f"In train.py set {settings}. Change nothing else.",
         author="optimizer",
     )
 
 
 def _label(search: SearchState, next_step: SearchStep) -> str:
     if len(next_step.changes) > 1:
-        return "Two at once"
+        return f"{len(next_step.changes)} at once"
     ((name, new),) = next_step.changes.items()
-    match get_direction(search.constants[name], new):
-        case "up":
-            return find_family(name).up
-        case "down":
-            return find_family(name).down
-        case "set":
-            return "Another value"
+    family, way = find_family(name), get_direction(search.constants[name], new)
+    return {"up": family.up, "down": family.down, "set": "Another value"}[way]
 
 
 def _explain(search: SearchState, next_step: SearchStep) -> Iterator[str]:

@@ -17,50 +17,69 @@ FOLLOWS: dict[str, tuple[Literal["supported", "refuted", "inconclusive"], str]] 
     "hurts": ("refuted", "Try the other way, unless that has been tried."),
     "may help, within the noise": ("inconclusive", "Keep it as a near-miss, to be combined with others."),
     "changes little": ("inconclusive", "Leave it alone; look where the score moves."),
+    "does not run": ("inconclusive", "Avoid these values; the idea itself has not been tested."),
 }
 """Verdict on the hypothesis and advice for the next experiment, by outcome."""
+CAUSES: dict[ev.FailureKind, str] = {
+    "out of device memory": "It needed more memory than the machine has.",
+    "out of host memory": "It needed more memory than the machine has.",
+    "NaN": "The loss left the range of numbers: the steps were too large for this model.",
+    "timeout": "It did not end in time.",
+    "hang": "It did not end in time.",
+}
 FLAT = 0.01
 """Difference in nats below which two losses count as equal."""
 
 
 def write_postmortem(state: State, decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
-    scores, title = decided.candidate.scores, decided.candidate.proposal.title
+    scores, crash = decided.candidate.scores, decided.crash
     base = get_scores(state, decided.incumbent)
     match decided.verdict:
         case ev.Pruned() as pruned:
-            return _explain_pruned(pruned, title, describe_run([pruned], base, pruned))
+            curve = _describe_curve(describe_run([pruned], base, pruned))
+            why = "It learned too slowly to catch up in the budget that was left."
+            happened = [f"It was pruned: {pruned.reason}.", *curve]
+            return _write(decided, "hurts", "it was pruned, far behind", happened, why)
         case ev.Failed(reason=reason):
-            return _explain_crash(decided, title, reason)
-        case ev.Kept(gain=gain, error=error, mean=mean):
-            outcome = "helps"
-        case ev.Discarded(gain=gain, error=error, mean=mean):
-            outcome = (
-                "hurts"
-                if gain < -error
-                else "may help, within the noise"
-                if gain > NEAR_MISS * error
-                else "changes little"
-            )
+            reached = [f"It had reached {crash.curve[-1].progress:.0%} of its budget."] if crash and crash.curve else []
+            why = CAUSES.get(crash.failure if crash else "other", "These values do not work together in this train.py.")
+            failure = crash.failure if crash else "crash"
+            return _write(decided, "does not run", failure, [f"It crashed: {reason}.", *reached], why)
+        case ev.Kept() | ev.Discarded() as verdict:
+            run, change = describe_run(scores, base, verdict), format_signed(-verdict.gain)
     seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
-    score = (
-        f"val_bpb {mean:.4f} over {seeds}: {format_signed(-gain)} against the best's {mean + gain:.4f} (± {error:.4f})."
-    )
-    run = describe_run(scores, base, decided.verdict)
+    best = f"the best's {verdict.mean + verdict.gain:.4f} (± {verdict.error:.4f})"
+    score = f"val_bpb {verdict.mean:.4f} over {seeds}: {change} against {best}."
+    why = _interpret(run, verdict.gain) if base else "There is nothing to compare it with."
+    happened = [score, *_describe_curve(run), *_describe_metrics(run)]
+    return _write(decided, _classify(verdict), f"{change} ± {verdict.error:.4f}", happened, why)
+
+
+def _classify(verdict: ev.Kept | ev.Discarded) -> str:
+    if isinstance(verdict, ev.Kept):
+        return "helps"
+    if verdict.gain < -verdict.error:
+        return "hurts"
+    return "may help, within the noise" if verdict.gain > NEAR_MISS * verdict.error else "changes little"
+
+
+def _write(decided: Decided, outcome: str, detail: str, happened: Sequence[str], why: str) -> ev.Postmortem:
     verdict, follow = FOLLOWS[outcome]
-    return ev.Postmortem(
-        verdict=verdict,
-        happened=" ".join([score, *_describe_curve(run), *_describe_metrics(run)]),
-        why=_interpret(run, gain) if base else "There is nothing to compare it with.",
-        lesson=f"{title}: {outcome} ({format_signed(-gain)} ± {error:.4f}).",
-        next=follow,
-    )
+    lesson = f"{decided.candidate.proposal.title}: {outcome} ({detail})."
+    return ev.Postmortem(verdict=verdict, happened=" ".join(happened), why=why, lesson=lesson, next=follow)
 
 
 def _describe_curve(run: RunDescription) -> Iterator[str]:
     if run.gaps:
         parts = [f"{_describe_gap(gap)} at {CHECKED_SHARES[share]}" for share, gap in run.gaps.items()]
-        yield f"Its training loss stood {_join(parts)}."
+        yield f"Its training loss stood {' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}."
+
+
+def _describe_gap(gap: float) -> str:
+    if abs(gap) < FLAT:
+        return "level with the incumbent's"
+    return f"{abs(gap):.3f} {'above' if gap > 0 else 'below'} the incumbent's"
 
 
 def _describe_metrics(run: RunDescription) -> Iterator[str]:
@@ -68,41 +87,6 @@ def _describe_metrics(run: RunDescription) -> Iterator[str]:
     for name, mine, other in run.metrics:
         if mine and other and abs(mine / other - 1) >= WORTH_SAYING:
             yield f"{format_count(mine)} {name} against {format_count(other)} ({mine / other - 1:+.0%})."
-
-
-def _explain_pruned(pruned: ev.Pruned, title: str, run: RunDescription) -> ev.Postmortem:
-    verdict, follow = FOLLOWS["hurts"]
-    return ev.Postmortem(
-        verdict=verdict,
-        happened=" ".join([f"It was pruned: {pruned.reason}.", *_describe_curve(run)]),
-        why="It learned too slowly to catch up in the budget that was left.",
-        lesson=f"{title}: hurts (it was pruned, far behind).",
-        next=follow,
-    )
-
-
-def _explain_crash(decided: Decided, title: str, reason: str) -> ev.Postmortem:
-    crash = decided.crash
-    reached = f" It had reached {crash.curve[-1].progress:.0%} of its budget." if crash and crash.curve else ""
-    return ev.Postmortem(
-        verdict="inconclusive",
-        happened=f"It crashed: {reason}.{reached}",
-        why=_guess_cause(crash),
-        lesson=f"{title}: does not run ({crash.failure if crash else 'crash'}).",
-        next="Avoid these values; the idea itself has not been tested.",
-    )
-
-
-def _guess_cause(crash: ev.Crashed | None) -> str:
-    match crash.failure if crash else "other":
-        case "out of device memory" | "out of host memory":
-            return "It needed more memory than the machine has."
-        case "NaN":
-            return "The loss left the range of numbers: the steps were too large for this model."
-        case "timeout" | "hang":
-            return "It did not end in time."
-        case _:
-            return "These values do not work together in this train.py."
 
 
 def _interpret(run: RunDescription, gain: float) -> str:
@@ -117,21 +101,9 @@ def _interpret(run: RunDescription, gain: float) -> str:
     else:
         number, yielded = ("fewer", "more") if better else ("more", "less")
         words = f"It made {number} steps ({steps:+.0%}), and each taught {yielded}."
-    gaps = list(run.gaps.values())
-    if len(gaps) > 1 and gaps[0] > FLAT and gaps[-1] < -FLAT:
+    gaps = [*run.gaps.values()] or [0.0]
+    if gaps[0] > FLAT and gaps[-1] < -FLAT:
         words += " It started behind and overtook: it learns slower at first and goes further."
-    elif len(gaps) > 1 and gaps[0] < -FLAT and gaps[-1] > FLAT:
+    elif gaps[0] < -FLAT and gaps[-1] > FLAT:
         words += " It started ahead and was overtaken: quick at first, but it does not go as far."
     return words
-
-
-def _describe_gap(gap: float) -> str:
-    return (
-        "level with the incumbent's"
-        if abs(gap) < FLAT
-        else f"{abs(gap):.3f} {'above' if gap > 0 else 'below'} the incumbent's"
-    )
-
-
-def _join(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

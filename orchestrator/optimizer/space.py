@@ -1,0 +1,145 @@
+"""Choose the constants of a script that can be searched, and take steps in their spaces. Pure."""
+
+import ast
+from math import isclose
+from typing import Literal
+
+from orchestrator.core.events import Direction, parse_value
+from orchestrator.core.text import shorten
+from prepare.constants import Choices, Constant, Numbers, Space, Value, list_searchable, read_values
+
+STEP_SIZE = 0.375
+"""A first step, as a share of the constant's space, or of a count: long, because small effects drown in the noise."""
+OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
+"""Functions that only show what they are given, where a statement is nothing but their call."""
+PLAIN = OUTPUT | {"str", "repr", "format", "join", "round", "len", "int", "float", "max", "min", "sum", "sorted"}
+"""Functions that do nothing but compute a value, or show it."""
+REFLECTION = {"globals", "locals", "vars", "exec", "eval"}
+"""Functions through which a script may read a constant without naming it."""
+
+
+def list_tunable(source: str) -> dict[str, Constant]:
+    """Return the constants that training reads and whose space holds another value. Raises SyntaxError.
+
+    Seeds are left out: the orchestrator assigns them.
+    """
+    names = _find_names_read(source)
+    read = {n: c for n, c in list_searchable(source).items() if (n in names or names & REFLECTION)}
+    return {n: c for n, c in read.items() if "seed" not in n.lower() and _has_steps(c)}
+
+
+def explain_untunable(source: str) -> str:
+    """Return why a script without tunable constants has none, and what to do about it. Raises SyntaxError."""
+    found = shorten(", ".join(read_values(source)), 80)
+    reason = f"{found}: each lacks a range, or is read only for output" if found else "it assigns none"
+    return (
+        f"the optimizer finds no constant to search in train.py ({reason}). Assign one at the top level and state "
+        "its range, as in LR = 0.01 # 0.001..0.1 log, or leave out --offline to have a model propose"
+    )
+
+
+def _has_steps(constant: Constant) -> bool:
+    """Return whether the space holds another value, and only values that a proposal can state."""
+    options = constant.space.options if isinstance(constant.space, Choices) else ()
+    if any(parse_value(repr(value)) != value for value in (constant.value, *options)):
+        return False
+    steps = (take_step(constant, way, 1.0) for way in ("up", "down"))
+    return any(option != constant.value for option in options) or any(step is not None for step in steps)
+
+
+def get_direction(constant: Constant, new: Value) -> Direction:
+    """Return which way a new value turns a constant; `set` where its values have no order."""
+    old, ordered = constant.value, not isinstance(constant.space, Choices) or constant.space.ordered
+    if ordered and isinstance(old, int | float) and isinstance(new, int | float):
+        return "up" if new > old else "down"
+    return "set"
+
+
+def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Value | None:
+    """Return the value `size` step sizes away, within its space; None where it is at the end already."""
+    sign = 1 if way == "up" else -1
+    match constant.space, constant.value:
+        case Choices(options=options), old:
+            reachable = [option for option in options if get_direction(constant, option) == way and option != old]
+            rising = reachable if way == "up" else reachable[::-1]
+            new = rising[min(round(size), len(rising)) - 1] if rising else old
+        case Numbers(whole=True, log=False) as space, int() as old:
+            new = round(space.clip(old + sign * max(1, round(old * STEP_SIZE)) * round(size)))
+        case Numbers() as space, (int() | float()) as old:
+            new = space.from_unit(space.to_unit(old) + sign * STEP_SIZE * size)
+            if new == old and space.whole:
+                new = round(space.clip(old + sign))
+        case _, old:
+            new = old
+    return new if get_direction(constant, new) == way and not _is_same(new, constant.value) else None
+
+
+def is_within(space: Space, value: Value) -> bool:
+    match space, value:
+        case Choices(options=options), _:
+            return value in options
+        case Numbers(low, high), int() | float():
+            return low <= value <= high
+        case _:
+            return False
+
+
+def is_between(middle: Value, a: Value, b: Value) -> bool:
+    numbers = [x for x in (a, middle, b) if isinstance(x, int | float) and not isinstance(x, bool)]
+    return len(numbers) == 3 and numbers in (sorted(numbers), sorted(numbers, reverse=True))
+
+
+def _is_same(a: Value, b: Value) -> bool:
+    return a == b or (isinstance(a, float) and isinstance(b, float) and isclose(a, b, rel_tol=0.01))
+
+
+def _find_names_read(source: str) -> set[str]:
+    """Return the names whose values reach more than output; where in doubt, a name counts as read."""
+    tree, known = ast.parse(source), set[str]()
+    while True:  # what reads a name may have to be read itself first
+        reader = _Reader(known)
+        reader.visit(tree)
+        if reader.found == known:
+            return known
+        known = reader.found
+
+
+class _Reader(ast.NodeVisitor):
+    """Collects the names that are read, but for those in statements without effect, given the names read so far."""
+
+    def __init__(self, known: set[str]) -> None:
+        self.known, self.found = known, set(known)
+
+    def visit(self, node: ast.AST) -> None:
+        if isinstance(node, ast.stmt) and self._is_idle(node):
+            for part in ast.walk(node):
+                if isinstance(part, ast.Call) and _get_name(part.func) not in PLAIN:
+                    self.generic_visit(part)
+        else:
+            super().visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        if isinstance(node.ctx, ast.Load):
+            self.found.add(node.id)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        for part in ast.iter_child_nodes(node):
+            self.generic_visit(part)  # what a class body assigns is read as an attribute
+
+    def _is_idle(self, node: ast.stmt) -> bool:
+        """Return whether a statement only shows values, or assigns them to names that nothing reads."""
+        match node:
+            case ast.Expr(value=ast.Call(func=function)):
+                return _get_name(function) in OUTPUT
+            case ast.Assign(targets=targets):
+                return all(isinstance(target, ast.Name) and target.id not in self.known for target in targets)
+            case ast.AugAssign(target=target) | ast.AnnAssign(target=target):
+                return isinstance(target, ast.Name) and target.id not in self.known
+            case ast.If(body=body, orelse=other) | ast.For(body=body, orelse=other):
+                return all(map(self._is_idle, [*body, *other]))
+            case _:
+                return isinstance(node, ast.Pass)
+
+
+def _get_name(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
