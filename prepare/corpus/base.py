@@ -62,7 +62,8 @@ class Documents:
         self._splits = np.full(len(everything), _DUPLICATE, dtype=np.uint8)
         self._splits[first] = np.concatenate(splits)[first]
         if missing := [split for split in SPLITS if not self.count(split)]:
-            raise DataError(f"too little text in {name}: {len(first)} documents leave none for {', '.join(missing)}")
+            found = f"{len(first)} document{'s' * (len(first) != 1)}"
+            raise DataError(f"too little text in {name}: {found} to split, and none for {', '.join(missing)}")
 
     def count(self, split: str) -> int:
         """Count the documents of a split."""
