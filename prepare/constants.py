@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import exp, log
 from typing import NamedTuple, cast
 
@@ -86,6 +86,8 @@ class Choices:
 
 
 Space = Numbers | Choices
+_Edit = tuple[int, str, str]
+"""An offset, the text that stands there, and the text to put in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +110,17 @@ class Constant:
 
 
 class _Assignment(NamedTuple):
-    """An expression that a script assigns to a name, with what stands around it."""
+    """An expression that a script assigns to a name, and what stands around it on its lines."""
 
     name: str
     expression: ast.expr
-    start: int
-    """Its offset in the script, in characters."""
-    before: str
-    """Beginning of its line."""
+    start: int  # offset in the script, in characters
+    before: str  # beginning of the line
     text: str
-    after: str
-    """The rest of the statement: closing parentheses, or more of a tuple."""
-    tail: str
-    """The rest of the line."""
-    is_top: bool
-    """The statement is not inside another one, such as an `if`."""
-    is_alone: bool
-    """The statement assigns nothing else, so a comment behind it is about this name."""
+    after: str  # rest of the statement: closing parentheses, or more of a tuple
+    tail: str  # rest of the line
+    is_top: bool  # not inside another statement, such as an `if`
+    is_alone: bool  # nothing else is assigned, so a comment behind it is about this name
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
@@ -140,7 +136,7 @@ def list_searchable(source: str) -> dict[str, Constant]:
 def list_declarations(source: str) -> list[str]:
     """Return the line of every constant that has a space, as the script states it, with single blanks."""
     places, names = _find_constants(source), read_constants(source)
-    lines = ("".join(place[3:7]) for name, place in places.items() if name in names)
+    lines = (place.before + place.text + place.after + place.tail for place in map(places.__getitem__, names))
     return [" ".join(line.split()) for line in lines]
 
 
@@ -162,11 +158,12 @@ def read_values(source: str) -> dict[str, Value]:
 
 def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     """Return the script with other values for some constants; every other byte stays. Raises UnknownConstantError."""
-    found, edits = _find_constants(source), dict[int, tuple[str, str]]()
+    found, edits = _find_constants(source), list[_Edit]()
     for name, value in changes.items():
         if (place := found.get(name)) is None:
             raise UnknownConstantError(f"train.py has no plain constant {name}")
-        edits[place.start] = place.text, format_literal(value, like=ast.literal_eval(place.expression))
+        literal = format_literal(value, like=ast.literal_eval(place.expression))
+        edits.append((place.start, place.text, literal))
     return _splice(source, edits)
 
 
@@ -177,7 +174,7 @@ def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     their column where possible. Raises SyntaxError.
     """
     found = [place for place in _list_assignments(source) if place.name in settings]
-    return _splice(source, {place.start: _rewrite(place, settings[place.name]) for place in found})
+    return _splice(source, [_rewrite(place, settings[place.name]) for place in found])
 
 
 def format_literal(value: Value, like: Value | None = None) -> str:
@@ -191,37 +188,30 @@ def _format_setting(value: Value) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _rewrite(place: _Assignment, setting: Setting) -> tuple[str, str]:
-    """Return what to replace, and with what, for another value and, if there is one, another space in the comment."""
+def _rewrite(place: _Assignment, setting: Setting) -> _Edit:
+    """Return the edit that gives an assignment another value and, if there is one, another space in its comment."""
     literal, (blanks, comment) = _format_setting(setting.value), _split_tail(place)
     if not place.is_alone or blanks.strip():  # more code on this line
-        return place.text, literal
+        return place.start, place.text, literal
     old, new = place.text + place.after, literal + place.after
-    comment = _replace_space(comment, setting.space)
+    if setting.space:
+        space, words = _split_comment(comment)
+        declared = f" {setting.space} – {words}" if words else f" {setting.space}"
+        comment = comment.replace(space, str(setting.space), 1) if space else declared
     if comment.strip():
         column, width = (len((place.before + code).rpartition("\n")[2]) for code in (old + blanks, new))
         new += f"{' ' * max(column - width, 2)}#{comment}"
-    return old + place.tail, new
+    return place.start, old + place.tail, new
 
 
 def _split_tail(place: _Assignment) -> tuple[str, str]:
     """Return what follows a statement on its line: blanks, or more code, and the comment without its sign."""
     blanks, _, comment = place.tail.partition("#")
-    return (blanks, "") if blanks.strip() or not place.is_alone else (blanks, comment)
+    return blanks, comment if place.is_alone and not blanks.strip() else ""
 
 
-def _replace_space(comment: str, space: Space | None) -> str:
-    if space is None:
-        return comment
-    old, words = _split_comment(comment)
-    if old:
-        return comment.replace(old, str(space), 1)
-    return f" {space} – {words}" if words else f" {space}"
-
-
-def _splice(source: str, edits: Mapping[int, tuple[str, str]]) -> str:
-    """Return the source with an old text at each of some offsets replaced by a new one."""
-    for start, (old, new) in sorted(edits.items(), reverse=True):
+def _splice(source: str, edits: Iterable[_Edit]) -> str:
+    for start, old, new in sorted({edit[0]: edit for edit in edits}.values(), reverse=True):
         source = source[:start] + new + source[start + len(old) :]
     return source
 
@@ -230,12 +220,8 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
     """Return the plain literals that are assigned at the top level to one name each, which gets no other value."""
     found = _list_assignments(source)
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
-    return {
-        place.name: place
-        for place in found
-        if place.is_top and names[place.name] == starts[place.start] == 1 and _is_plain(place.expression)
-        if place.name.isupper()
-    }
+    single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.name.isupper()]
+    return {place.name: place for place in single if place.is_top and _is_plain(place.expression)}
 
 
 def _list_assignments(source: str) -> list[_Assignment]:
@@ -245,19 +231,17 @@ def _list_assignments(source: str) -> list[_Assignment]:
     begins = [*accumulate(map(len, lines), initial=len(source) - len(bare))]
 
     def locate(line: int | None, column: int | None) -> int:
-        """Return the offset of a column, in which Python counts bytes."""
         assert line
-        return begins[line - 1] + len(lines[line - 1].encode()[:column].decode())
+        return begins[line - 1] + len(lines[line - 1].encode()[:column].decode())  # Python counts bytes
 
     found: list[_Assignment] = []
     for node in _walk_statements(tree):
-        close, pairs = locate(node.end_lineno, node.end_col_offset), [*_list_pairs(node)]
+        close, pairs = locate(node.end_lineno, node.end_col_offset), _list_pairs(node)
+        tail = re.split(r"[\r\n]", source[close:], maxsplit=1)[0]
         for name, value in pairs:
             start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
-            before, text, after = source[begins[value.lineno - 1] : start], source[start:end], source[end:close]
-            tail = re.split(r"[\r\n]", source[close:], maxsplit=1)[0]
-            is_top, is_alone = node in tree.body, len(pairs) == 1
-            found.append(_Assignment(name, value, start, before, text, after, tail, is_top, is_alone))
+            parts = source[begins[value.lineno - 1] : start], source[start:end], source[end:close], tail
+            found.append(_Assignment(name, value, start, *parts, is_top=node in tree.body, is_alone=len(pairs) == 1))
     return found
 
 
@@ -270,25 +254,18 @@ def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
             yield from _walk_statements(child)
 
 
-def _list_pairs(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
-    """Yield the names that a statement assigns to, each with its expression; "" stands for what is no name."""
+def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
+    """Return the names that a statement assigns to, each with its expression; "" stands for what is no name."""
     match node:
-        case ast.AnnAssign(target, _, ast.expr() as value):
-            yield from _unpack(target, value)
+        case ast.Assign([ast.Tuple(names)], ast.Tuple(values)) if len(names) == len(values):
+            pairs = [_list_pairs(ast.Assign([name], value)) for name, value in zip(names, values, strict=True)]
+            return [*chain.from_iterable(pairs)]
         case ast.Assign(targets, value):
-            for target in targets:
-                yield from _unpack(target, value)
+            return [(getattr(target, "id", ""), value) for target in targets]
+        case ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
+            return [(name, value)]
         case _:
-            pass
-
-
-def _unpack(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    match target, value:
-        case ast.Tuple(targets), ast.Tuple(values) if len(targets) == len(values):
-            for pair in zip(targets, values, strict=True):
-                yield from _unpack(*pair)
-        case _:
-            yield getattr(target, "id", ""), value
+            return []
 
 
 def _is_plain(node: ast.expr) -> bool:

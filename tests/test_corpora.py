@@ -19,7 +19,6 @@ from tenacity import wait_none
 from prepare import manifest
 from prepare.corpus import climbmix
 from prepare.corpus.base import Documents
-from prepare.corpus.hub import HubDataset
 from prepare.corpus.text import _read_text, read_texts
 from prepare.manifest import DataError
 from tests.ground import environment, prepare_command
@@ -53,7 +52,7 @@ def hub(files):
 
 @pytest.fixture
 def dataset(hub, tmp_path):
-    return HubDataset(climbmix.REPO, climbmix.inspect_shard, tmp_path / "cache", endpoint=hub.url, wait=wait_none())
+    return climbmix.Hub(tmp_path / "cache", endpoint=hub.url, wait=wait_none())
 
 
 def whole(found, files, names=NAMES):
@@ -237,7 +236,7 @@ def test_a_marked_file_is_cut_at_its_marks(tmp_path):
             ("a.txt", "Größe".encode(name), "not text in UTF-8")
             for name in ("utf-16", "utf-16-le", "utf-32", "latin-1")
         ),
-        ("a.txt", gzip.compress(b"text"), "not text in UTF-8"),
+        ("a.txt", gzip.compress(b"text", mtime=0), "not text in UTF-8"),
         ("a.md", b"an executable\0", "not text in UTF-8"),
         ("a.py", b"# -*- coding: latin-1 -*-\n# \xe4\n", "not text in UTF-8"),
     ),
