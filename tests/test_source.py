@@ -37,6 +37,9 @@ SEEDED = "torch.manual_seed(SEED)\n"
         "seed: int = 7\ntorch.manual_seed(seed)",
         "torch.manual_seed(SEED)\ntorch.manual_seed(137)",
         "torch.manual_seed(SEED)\ntorch.cuda.manual_seed_all(137)",
+        "import random\nrandom.seed(7)\ntorch.manual_seed(SEED)",
+        "import numpy as np\nnp.random.seed(7)\ntorch.random.manual_seed(7)\ntorch.manual_seed(SEED)",
+        "os.environ['PYTHONHASHSEED'] = '7'\ntorch.manual_seed(SEED)",
         "np.random.seed(1)\nrandom.seed(2)\nset_seed(3)\nseed_everything(4)\ntorch.manual_seed(SEED)",
     ),
 )
@@ -59,6 +62,7 @@ def test_another_seed_of_the_whole_run_is_the_same_code(seeds):
         ("self.seed = 3", "self.seed = 4"),
         ("config['seed'] = 3", "config['seed'] = -4"),
         ("run(seed=SEED)", "run(seed=5)"),
+        ("split(x, random_state=1)", "split(x, random_state=2)"),
     ),
 )
 def test_another_seed_of_a_part_is_the_same_code(line, other):

@@ -17,6 +17,8 @@ SEEDERS = {"PRNGKey", "Random", "RandomState", "SeedSequence", "default_rng"}
 """Functions that are given a seed and are not named after it."""
 SEEDER_WORDS = {"all", "everything", "fix", "global", "manual", "np", "numpy", "random", "seed", "set", "torch"}
 """A function whose name has these words alone, `seed` among them, sets a seed and does nothing else."""
+SEEDED_MODULES = {"numpy", "random"}
+"""An import of these is often there for their seeds alone, and does nothing by itself."""
 
 
 def compute_digest(text: str) -> Digest:
@@ -61,6 +63,10 @@ class _SeedEraser(ast.NodeTransformer):
             case _:
                 return self.generic_visit(node)
 
+    def visit_Import(self, node: ast.Import) -> ast.AST | None:
+        node.names = [alias for alias in node.names if alias.name not in SEEDED_MODULES]
+        return node if node.names else None
+
     def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
         dropped = all(map(_is_seed, node.targets)) and _is_number(node.value)
         return None if dropped else self.generic_visit(node)
@@ -104,7 +110,7 @@ def _is_seed(node: ast.AST | None) -> bool:
     """Return True if a variable, attribute, key or argument is named after a seed."""
     match node:
         case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
-            return "seed" in name.lower()
+            return "seed" in name.lower() or name == "random_state"
         case ast.Subscript(_, key):
             return _is_seed(key)
         case _:
