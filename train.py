@@ -35,7 +35,7 @@ MODEL_DIM = 512             # one of 256, 384, 512, 640, 768 – width, a multip
 HEAD_DIM = 128              # one of 64, 128 – width of one attention head
 MLP_RATIO = 4               # 1..6 – hidden width of the MLP over MODEL_DIM
 WINDOW_PATTERN = "SSSL"     # one of "L", "SL", "SSL", "SSSL" – L sees the whole context, S half of it; the last is L
-SOFTCAP = 15.0              # 5.0..60.0 log – logits are squeezed into ± this
+LOGIT_SOFTCAP = 15.0        # 5.0..60.0 log – logits are squeezed into ± this (0: they are not)
 ROPE_BASE = 10_000.0        # 1_000.0..1_000_000.0 log – longest wavelength of the rotary embedding
 
 # Batch
@@ -51,7 +51,7 @@ WEIGHT_DECAY = 0.2          # 0.0..0.6 – Muon, falls to 0 over the run
 ADAM_BETA1 = 0.8            # 0.6..0.95 – Adam, memory of gradients
 ADAM_BETA2 = 0.95           # 0.9..0.99 – Adam, memory of their squares
 MUON_MOMENTUM = 0.95        # 0.85..0.98 – after its warm-up from 0.85
-MOMENTUM_WARMUP = 0.3       # 0.0..0.6 – share of the budget
+MOMENTUM_WARMUP = 300       # 0..1000 – steps: a few steps cannot fill a long memory
 
 # Schedule
 WARMUP_RATIO = 0.0          # 0.0..0.2 – share of the budget
@@ -118,7 +118,7 @@ class GPTConfig:
     head_dim: int = HEAD_DIM
     mlp_ratio: int = MLP_RATIO
     window_pattern: str = WINDOW_PATTERN
-    softcap: float = SOFTCAP
+    softcap: float = LOGIT_SOFTCAP
     rope_base: float = ROPE_BASE
 
 
@@ -208,9 +208,8 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.resid_lambdas = nn.Parameter(torch.ones(config.depth))
         self.x0_lambdas = nn.Parameter(torch.full((config.depth,), 0.1))
-        half = config.seq_len // 2
         pattern = [config.window_pattern[layer % len(config.window_pattern)] for layer in range(config.depth - 1)] + ["L"]
-        self.windows = [config.seq_len if kind == "L" else half for kind in pattern]
+        self.windows = [config.seq_len if kind == "L" else config.seq_len // 2 for kind in pattern]
         frequencies = config.rope_base ** -torch.arange(0, 1, 2 / config.head_dim)
         angles = torch.outer(torch.arange(config.seq_len), frequencies)[None, :, None, :]
         self.register_buffer("cos", angles.cos(), persistent=False)
@@ -244,7 +243,8 @@ class GPT(nn.Module):
             value_embedding = self.value_embeds[str(layer)](idx) if str(layer) in self.value_embeds else None
             x = block(x, value_embedding, cos, sin, self.windows[layer])
         logits = self.lm_head(norm(x)).float()
-        logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
+        if self.config.softcap:
+            logits = self.config.softcap * torch.tanh(logits / self.config.softcap)
         if targets is None:
             return logits
         return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1), reduction=reduction)
@@ -334,7 +334,7 @@ class MuonAdamW:
             torch._foreach_copy_(params, list(stacked.unbind()))
 
 # ---------------------------------------------------------------------------
-# Schedules (progress runs from 0 to 1 over the budget)
+# Schedules (progress runs from 0 to 1 over the budget, step counts from 0)
 # ---------------------------------------------------------------------------
 
 def lr_multiplier(progress):
@@ -346,8 +346,8 @@ def lr_multiplier(progress):
     return left + (1 - left) * FINAL_LR_FRAC
 
 
-def muon_momentum(progress):
-    warm = min(progress / MOMENTUM_WARMUP, 1.0) if MOMENTUM_WARMUP else 1.0
+def muon_momentum(step):
+    warm = min(step / MOMENTUM_WARMUP, 1.0) if MOMENTUM_WARMUP else 1.0
     return 0.85 + (MUON_MOMENTUM - 0.85) * warm
 
 
@@ -385,7 +385,7 @@ def train_step(batches, progress):
             loss = model(x, y) / accumulation
         loss.backward()
         total = total + loss.detach()
-    optimizer.step(lr_multiplier(progress), muon_momentum(progress), weight_decay(progress))
+    optimizer.step(lr_multiplier(progress), muon_momentum(optimizer.steps), weight_decay(progress))
     raw_model.zero_grad(set_to_none=True)
     return total
 

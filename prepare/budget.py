@@ -11,25 +11,14 @@ import torch
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from prepare import channel
 from prepare.manifest import BudgetAmount, load
 
-
-def _count_attention_flops(q: Any, k: Any, v: Any, *_args: Any, **_kwargs: Any) -> int:
-    return flop_counter.sdpa_flop_count(q, k, v)
-
-
-def _count_attention_backward_flops(grad: Any, q: Any, k: Any, v: Any, *_args: Any, **_kwargs: Any) -> int:
-    return flop_counter.sdpa_backward_flop_count(grad, q, k, v)
-
-
 # torch counts attention on GPUs only.
-_ON_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention_flops,  # noqa: SLF001 - its only name
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_attention_backward_flops,  # noqa: SLF001
-}
+_CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+flop_counter.flop_registry[getattr(torch.ops.aten, _CPU_ATTENTION)] = flop_counter.sdpa_flop
+flop_counter.flop_registry[getattr(torch.ops.aten, f"{_CPU_ATTENTION}_backward")] = flop_counter.sdpa_backward_flop
 
 FLOPS_PER_BYTE, FLOPS_PER_CALL = 16, 10_000_000
 """FLOPs that a CPU does while a byte of a tensor is read or written, and while an operation is called. With them work
@@ -69,7 +58,7 @@ class Budget:
         if self.kind == "time":
             yield
             return
-        with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter, TrafficCounter() as traffic:
+        with flop_counter.FlopCounterMode(display=False) as counter, TrafficCounter() as traffic:
             yield
         self.step_work = counter.get_total_flops() + traffic.work
         if not self.step_work:

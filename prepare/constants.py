@@ -5,11 +5,13 @@ DEPTH = 8         # one of 2, 3, 4, 8 – blocks
 """
 
 import ast
+import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import exp, log
 from typing import NamedTuple, cast
 
@@ -58,11 +60,9 @@ class Numbers:
 
     def include(self, value: Value) -> "Numbers":
         """Return the range, widened to hold a value. Raises ValueError if it is not a number."""
-        match value:
-            case int() | float():
-                return replace(self, low=min(self.low, value), high=max(self.high, value))
-            case _:
-                raise ValueError(f"{value!r} is not a number")
+        if not isinstance(value, int | float):
+            raise ValueError(f"{value!r} is not a number")  # noqa: TRY004 - as for any other bad value
+        return replace(self, low=min(self.low, value), high=max(self.high, value))
 
     def __str__(self) -> str:
         return f"{self.low}..{self.high}{' log' if self.log else ''}"
@@ -88,8 +88,8 @@ class Choices:
 
 
 Space = Numbers | Choices
-_Edit = tuple[int, int, str]
-"""Replace the bytes from one offset to another with a text."""
+_Edit = tuple[int, str, str]
+"""An offset, the text that stands there, and the text to put in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +112,17 @@ class Constant:
 
 
 class _Assignment(NamedTuple):
-    """The expression that a script assigns to a constant; offsets count bytes of the script."""
+    """An expression that a script assigns to a name, and what stands around it on its lines."""
 
+    name: str
     expression: ast.expr
-    start: int
-    end: int
-    close: int
-    """End of the statement, after any closing parenthesis."""
-    stop: int
-    """End of the line, without its line break."""
+    start: int  # offset in the script, in characters
+    before: str  # beginning of the line
+    text: str
+    after: str  # rest of the statement: closing parentheses, or more of a tuple
+    tail: str  # rest of the line
+    is_top: bool  # not inside another statement, such as an `if`
+    is_alone: bool  # nothing else is assigned, so a comment behind it is about this name
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
@@ -135,49 +137,46 @@ def list_searchable(source: str) -> dict[str, Constant]:
 
 def list_declarations(source: str) -> list[str]:
     """Return the line of every constant that has a space, as the script states it, with single blanks."""
-    script, places = source.encode(), _find_assignments(source)
-    lines = (
-        _read_line(script, places[name].start) + script[places[name].start : places[name].stop].decode()
-        for name in read_constants(source)
-    )
+    places, names = _find_constants(source), read_constants(source)
+    lines = (place.before + place.text + place.after + place.tail for place in map(places.__getitem__, names))
     return [" ".join(line.split()) for line in lines]
 
 
 def read_constants(source: str) -> dict[str, Constant]:
     """Return every constant for which there is a space, in the script's order. Raises SyntaxError."""
-    script, found = source.encode(), dict[str, Constant]()
-    for name, place in _find_literals(source).items():
+    found = dict[str, Constant]()
+    for name, place in _find_constants(source).items():
         value = ast.literal_eval(place.expression)
-        declared = _parse_space(_split_comment(_split_tail(script, place)[1])[0], value)
-        space = declared or _guess_space(name, value)
-        if space is not None:
+        declared = _parse_space(_split_comment(_split_tail(place)[1])[0], value)
+        if space := declared or _guess_space(name, value):
             found[name] = Constant(name, value, space, declared is not None)
     return found
 
 
 def read_values(source: str) -> dict[str, Value]:
     """Return the value of every constant that is a plain literal. Raises SyntaxError."""
-    return {name: ast.literal_eval(place.expression) for name, place in _find_literals(source).items()}
+    return {name: ast.literal_eval(place.expression) for name, place in _find_constants(source).items()}
 
 
 def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     """Return the script with other values for some constants; every other byte stays. Raises UnknownConstantError."""
-    found, edits = _find_literals(source), list[_Edit]()
+    found, edits = _find_constants(source), list[_Edit]()
     for name, value in changes.items():
         if (place := found.get(name)) is None:
             raise UnknownConstantError(f"train.py has no plain constant {name}")
-        edits.append((place.start, place.end, format_literal(value, like=ast.literal_eval(place.expression))))
-    return _splice(source.encode(), edits)
+        literal = format_literal(value, like=ast.literal_eval(place.expression))
+        edits.append((place.start, place.text, literal))
+    return _splice(source, edits)
 
 
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     """Return the script with other values and spaces for those of its constants that `settings` names.
 
-    The words of the comments stay, in their column where possible. Raises SyntaxError.
+    What is assigned to such a name later, or inside an `if`, gets the value, too. The words of the comments stay, in
+    their column where possible. Raises SyntaxError.
     """
-    script = source.encode()
-    found = _find_assignments(source).items()
-    return _splice(script, [_rewrite(script, place, settings[name]) for name, place in found if name in settings])
+    found = [place for place in _list_assignments(source) if place.name in settings]
+    return _splice(source, [_rewrite(place, settings[place.name]) for place in found])
 
 
 def format_literal(value: Value, like: Value | None = None) -> str:
@@ -191,76 +190,40 @@ def _format_setting(value: Value) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _rewrite(script: bytes, place: _Assignment, setting: Setting) -> _Edit:
+def _rewrite(place: _Assignment, setting: Setting) -> _Edit:
     """Return the edit that gives an assignment another value and, if there is one, another space in its comment."""
-    literal = _format_setting(setting.value)
-    blanks, comment = _split_tail(script, place)
-    if blanks.strip():  # more code on this line
-        return place.start, place.end, literal
-    code = literal + script[place.end : place.close].decode()
-    column = len(_read_line(script, place.close) + blanks)
-    comment = _replace_space(comment, setting.space)
+    literal, (blanks, comment) = _format_setting(setting.value), _split_tail(place)
+    if not place.is_alone or blanks.strip():  # more code on this line
+        return place.start, place.text, literal
+    old, new = place.text + place.after, literal + place.after
+    if setting.space:
+        space, words = _split_comment(comment)
+        declared = f" {setting.space} – {words}" if words else f" {setting.space}"
+        comment = comment.replace(space, str(setting.space), 1) if space else declared
     if comment.strip():
-        width = len(_read_line(script, place.start) + code)
-        code += f"{' ' * max(column - width, 2)}#{comment}"
-    return place.start, place.stop, code
+        column, width = (len((place.before + code).rpartition("\n")[2]) for code in (old + blanks, new))
+        new += f"{' ' * max(column - width, 2)}#{comment}"
+    return place.start, old + place.tail, new
 
 
-def _read_line(script: bytes, offset: int) -> str:
-    """Return the beginning of a line, up to an offset."""
-    return script[:offset].decode().rpartition("\n")[2]
+def _split_tail(place: _Assignment) -> tuple[str, str]:
+    """Return what follows a statement on its line: blanks, or more code, and the comment without its sign."""
+    blanks, _, comment = place.tail.partition("#")
+    return blanks, comment if place.is_alone and not blanks.strip() else ""
 
 
-def _split_tail(script: bytes, place: _Assignment) -> tuple[str, str]:
-    """Return what follows an assignment on its line: blanks, or more code, and the comment without its sign."""
-    blanks, _, comment = script[place.close : place.stop].decode().partition("#")
-    return (blanks, "") if blanks.strip() else (blanks, comment)
+def _splice(source: str, edits: Iterable[_Edit]) -> str:
+    for start, old, new in sorted({edit[0]: edit for edit in edits}.values(), reverse=True):
+        source = source[:start] + new + source[start + len(old) :]
+    return source
 
 
-def _replace_space(comment: str, space: Space | None) -> str:
-    if space is None:
-        return comment
-    old, words = _split_comment(comment)
-    if old:
-        return comment.replace(old, str(space), 1)
-    return f" {space} – {words}" if words else f" {space}"
-
-
-def _splice(script: bytes, edits: Iterable[_Edit]) -> str:
-    for start, end, new in sorted(edits, reverse=True):
-        script = script[:start] + new.encode() + script[end:]
-    return script.decode()
-
-
-def _find_literals(source: str) -> dict[str, _Assignment]:
-    return {name: place for name, place in _find_assignments(source).items() if _is_plain(place.expression)}
-
-
-def _find_assignments(source: str) -> dict[str, _Assignment]:
-    """Return the first assignment of each UPPER_CASE name at the top level. Raises SyntaxError."""
-    lines = source.encode().splitlines(keepends=True)
-    offsets = [0, *accumulate(map(len, lines))]
-    found: dict[str, _Assignment] = {}
-    for node in ast.parse(source).body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():
-                pass
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) if name.isupper():
-                pass
-            case _:
-                continue
-        last = offsets[(node.end_lineno or node.lineno) - 1]
-        found.setdefault(
-            name,
-            _Assignment(
-                expression=_fold(value),
-                start=offsets[value.lineno - 1] + value.col_offset,
-                end=offsets[(value.end_lineno or value.lineno) - 1] + (value.end_col_offset or 0),
-                close=last + (node.end_col_offset or 0),
-                stop=last + len(lines[(node.end_lineno or node.lineno) - 1].rstrip(b"\r\n")),
-            ),
-        )
-    return found
+def _find_constants(source: str) -> dict[str, _Assignment]:
+    """Return the plain literals that are assigned at the top level to one name each, which gets no other value."""
+    found = _list_assignments(source)
+    names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
+    single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.name.isupper()]
+    return {place.name: place for place in single if place.is_top and _is_plain(place.expression)}
 
 
 def _fold(node: ast.expr) -> ast.expr:
@@ -276,6 +239,52 @@ def _fold(node: ast.expr) -> ast.expr:
         case _:
             pass
     return node
+
+
+def _list_assignments(source: str) -> list[_Assignment]:
+    """Return what a module assigns, outside of its functions and classes. Raises SyntaxError."""
+    tree = ast.parse(bare := source.removeprefix("\ufeff"))
+    lines = io.StringIO(bare, newline="").readlines()
+    begins = [*accumulate(map(len, lines), initial=len(source) - len(bare))]
+
+    def locate(line: int | None, column: int | None) -> int:
+        assert line
+        return begins[line - 1] + len(lines[line - 1].encode()[:column].decode())  # Python counts bytes
+
+    found: list[_Assignment] = []
+    for node in _walk_statements(tree):
+        close, pairs = locate(node.end_lineno, node.end_col_offset), _list_pairs(node)
+        tail = re.split(r"[\r\n]", source[close:], maxsplit=1)[0]
+        for name, value in pairs:
+            start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
+            parts = source[begins[value.lineno - 1] : start], source[start:end], source[end:close], tail
+            found.append(
+                _Assignment(name, _fold(value), start, *parts, is_top=node in tree.body, is_alone=len(pairs) == 1)
+            )
+    return found
+
+
+def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """Yield the statements below a node in order, but for those in functions and classes."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child
+        if not isinstance(child, ast.expr | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from _walk_statements(child)
+
+
+def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
+    """Return the names that a statement assigns to, each with its expression; "" stands for what is no name."""
+    match node:
+        case ast.Assign([ast.Tuple(names)], ast.Tuple(values)) if len(names) == len(values):
+            pairs = [_list_pairs(ast.Assign([name], value)) for name, value in zip(names, values, strict=True)]
+            return [*chain.from_iterable(pairs)]
+        case ast.Assign(targets, value):
+            return [(getattr(target, "id", ""), value) for target in targets]
+        case ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
+            return [(name, value)]
+        case _:
+            return []
 
 
 def _is_plain(node: ast.expr) -> bool:

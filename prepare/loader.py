@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from prepare import channel
@@ -13,7 +14,6 @@ from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor, int]
-Rows = NDArray[Any]
 
 
 @cache
@@ -31,7 +31,8 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
     """
     channel.ready()
     rows = np.asarray(open_rows(split))  # slices of a memmap itself cost more than the copies
-    windows = rows if rows.shape[1] == T + 1 else _build_windows(rows, T)
+    # Rows of another length overlap by the token that ends one and begins the next.
+    windows = rows if rows.shape[1] == T + 1 else sliding_window_view(rows.reshape(-1), T + 1)[::T]
     taken = 0
     while True:
         epoch, first = divmod(taken, len(windows))
@@ -42,12 +43,7 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
         taken += B
 
 
-def _build_windows(rows: Rows, T: int) -> Rows:
-    """Return the rows as one stream, seen through windows of T + 1 tokens that overlap by one."""
-    return np.lib.stride_tricks.sliding_window_view(rows.reshape(-1), T + 1)[::T]
-
-
-def _move(block: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+def _move(block: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return inputs and targets on the device; pinned memory is copied behind the work that is queued already."""
     device, tokens = choose_device(), torch.from_numpy(block.astype(np.int64))
     if device.type == "cuda":  # torch reuses pinned memory only after its copy is done

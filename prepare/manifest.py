@@ -98,19 +98,14 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _make_damage_error(folder, MANIFEST_FILE, "is not a manifest of this version") from None
     for name, stored in manifest.files.items():
-        _check_file(folder, name, stored, verify=verify)
+        path = folder / name
+        if not path.is_file():
+            raise _make_damage_error(folder, name, "is missing")
+        if path.stat().st_size != stored.bytes:
+            raise _make_damage_error(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")
+        if verify and compute_sha256(path) != stored.sha256:
+            raise _make_damage_error(folder, name, "has changed since it was prepared")
     return manifest
-
-
-def _check_file(folder: Path, name: str, stored: StoredFile, *, verify: bool) -> None:
-    """Raise DataError unless the file has its size and, with `verify`, its hash."""
-    path = folder / name
-    if not path.is_file():
-        raise _make_damage_error(folder, name, "is missing")
-    if path.stat().st_size != stored.bytes:
-        raise _make_damage_error(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")
-    if verify and compute_sha256(path) != stored.sha256:
-        raise _make_damage_error(folder, name, "has changed since it was prepared")
 
 
 def _make_damage_error(folder: Path, name: str, how: str) -> DataError:

@@ -292,3 +292,31 @@ def test_without_a_key_one_line_says_what_to_set(place):
     assert "ANTHROPIC_API_KEY" in done.stderr
     assert "--offline" in done.stderr
     assert not (place / "sessions").exists()
+
+
+@pytest.mark.parametrize("source", ("x = (\n", "x = 1\0\n", "if x:\n\ty\n        z\n"))
+def test_a_script_that_is_not_python_costs_no_run(source, place):
+    (place / "train.py").write_text(source)
+
+    done = orchestrate(place, "--offline")
+
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "train.py" in done.stderr
+    assert not (place / "sessions").exists()
+
+
+@pytest.mark.parametrize("form", (lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")))
+def test_a_script_from_another_system_is_searched_like_any_other(form, place):
+    script = place / "train.py"
+    script.write_bytes(form(script.read_bytes()))
+    git(place, "commit", "-qam", "as another editor saves it")
+
+    done = orchestrate(place, "--offline", "--max-experiments", "1", "--session", "night", "--seed", "3")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert git(place, "status", "--porcelain") == ""
+    tried = opened(place).state.results[1].commit
+    added, removed = git(place, "diff", "--numstat", "research/night", tried.commit).split()[:2]
+    assert (int(added), int(removed)) == (tried.added, tried.removed)
+    assert int(added) < 5

@@ -22,7 +22,7 @@ from prepare.constants import (
 SCRIPT = '''"""A script – with ünïcode."""
 import torch
 
-DEPTH = 8                # 2..16 – blocks
+LAYERS = 8               # 2..16 – blocks
 WIDTH = 512              # one of 512, 256, 384 – width
 MATRIX_LR = 0.04         # 0.005..0.2 log – Muon's – learning rate
 PATTERN = "SSSL"         # one of "L", "SSSL" – windows
@@ -33,6 +33,7 @@ ROWS = 8
 NAME = "é"; AFTER = 3    # 1..5 – after a wide letter
 HALF = 1 / 2             # 0..1
 lower = 3                # 1..5
+DEPTH = 8                # 1..9
 DEPTH = 9                # 1..99
 def f():
     INNER = 3            # 1..5
@@ -42,9 +43,9 @@ def f():
 def test_spaces_come_from_the_comments():
     found = list_searchable(SCRIPT)
 
-    assert list(found) == ["DEPTH", "WIDTH", "MATRIX_LR", "PATTERN", "BETAS", "TIED", "OFFSET", "AFTER"]
-    assert found["DEPTH"].space == Numbers(2, 16, whole=True)
-    assert found["DEPTH"].value == 8
+    assert list(found) == ["LAYERS", "WIDTH", "MATRIX_LR", "PATTERN", "BETAS", "TIED", "OFFSET", "AFTER"]
+    assert found["LAYERS"].space == Numbers(2, 16, whole=True)
+    assert found["LAYERS"].value == 8
     assert found["WIDTH"].space == Choices((256, 384, 512))
     assert found["MATRIX_LR"].space == Numbers(0.005, 0.2, log=True)
     assert found["PATTERN"].space == Choices(("L", "SSSL"))
@@ -100,7 +101,7 @@ def test_products_and_powers_are_read_as_their_values_and_replaced_whole():
 
 
 def test_what_is_not_a_plain_constant_cannot_be_turned():
-    for name in ("HALF", "INNER", "MISSING", "lower"):
+    for name in ("HALF", "INNER", "MISSING", "lower", "DEPTH"):
         with pytest.raises(UnknownConstantError, match=name):
             with_constants(SCRIPT, {name: 1})
 
@@ -127,9 +128,12 @@ def test_a_setting_replaces_value_and_space_alone(line, setting, changed):
 
 
 def test_declarations_are_listed_as_the_script_states_them():
-    assert list_declarations(SCRIPT)[:2] == ["DEPTH = 8 # 2..16 – blocks", "WIDTH = 512 # one of 512, 256, 384 – width"]
+    assert list_declarations(SCRIPT)[:2] == [
+        "LAYERS = 8 # 2..16 – blocks",
+        "WIDTH = 512 # one of 512, 256, 384 – width",
+    ]
     assert "ROWS = 8" in list_declarations(SCRIPT)
-    assert not any(line.startswith(("HALF", "lower", "DEPTH = 9")) for line in list_declarations(SCRIPT))
+    assert not any(line.startswith(("HALF", "lower", "DEPTH")) for line in list_declarations(SCRIPT))
 
 
 literals = st.one_of(

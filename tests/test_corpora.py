@@ -1,5 +1,6 @@
 """Shards from an unreliable hub arrive whole or not at all, and text of the user's own is read whatever its form."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -18,7 +19,6 @@ from tenacity import wait_none
 from prepare import manifest
 from prepare.corpus import climbmix
 from prepare.corpus.base import Documents
-from prepare.corpus.hub import HubDataset
 from prepare.corpus.text import _read_text, read_texts
 from prepare.manifest import DataError
 from tests.ground import environment, prepare_command
@@ -52,7 +52,7 @@ def hub(files):
 
 @pytest.fixture
 def dataset(hub, tmp_path):
-    return HubDataset(climbmix.REPO, climbmix.inspect_shard, tmp_path / "cache", endpoint=hub.url, wait=wait_none())
+    return climbmix.Hub(tmp_path / "cache", endpoint=hub.url, wait=wait_none())
 
 
 def whole(found, files, names=NAMES):
@@ -227,14 +227,58 @@ def test_a_marked_file_is_cut_at_its_marks(tmp_path):
         ("a.jsonl", '{"text": "fine"}\n{"txt": "not"}\n', "line 2 is not an object with a text"),
         ("a.jsonl", '{"text": \n', "line 1 "),
         ("a.parquet", "PAR0", "cannot read"),
+        ("a.jsonl", '["text"]\n', "line 1 "),
+        ("a.jsonl", '\n{"text": null}\n', "line 2 "),
+        ("a.jsonl", "[" * 100_000, "line 1 "),
+        ("a.jsonl", '{"text": "fine"}\n'.encode("utf-16"), "not text in UTF-8"),
         ("a.tex", "text", "no text in"),
+        *(
+            ("a.txt", "Größe".encode(name), "not text in UTF-8")
+            for name in ("utf-16", "utf-16-le", "utf-32", "latin-1")
+        ),
+        ("a.txt", gzip.compress(b"text", mtime=0), "not text in UTF-8"),
+        ("a.md", b"an executable\0", "not text in UTF-8"),
+        ("a.py", b"# -*- coding: latin-1 -*-\n# \xe4\n", "not text in UTF-8"),
     ),
 )
 def test_text_that_cannot_be_read_is_named(name, content, says, tmp_path):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=says) as caught:
         documents(tmp_path / name)
+
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", ([1, 2], [b"text"], [["text"]]), ids=str)
+def test_a_column_that_holds_no_text_is_named(values, tmp_path):
+    parquet.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
+
+    with pytest.raises(DataError, match="its column text holds"):
+        documents(tmp_path / "a.parquet")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "a.txt").write_text("text", encoding="utf-8-sig")
+    (tmp_path / "b.jsonl").write_text('{"text": "text"}', encoding="utf-8-sig")
+
+    assert documents(tmp_path) == ["text", "text"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    ((b"", "0 documents"), (b"one line\n", "1 document "), ("Größe\n".encode("utf-16"), "not text in UTF-8")),
+)
+def test_a_corpus_of_no_use_is_refused_in_one_line(content, says, tmp_path):
+    (tmp_path / "a.txt").write_bytes(content)
+
+    command = prepare_command(tmp_path / "data", tmp_path / "a.txt", "--work", "1e9")
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert not (tmp_path / "data/manifest.json").exists()
 
 
 def test_half_a_surrogate_pair_is_no_stumbling_block(tmp_path):

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prepare.build.packing import materialize, pack, write_rows
-from prepare.build.token_store import TokenStore
+from prepare.build.packing import TokenStore, materialize, pack, write_rows
 from prepare.corpus.base import make_batches
 from prepare.shards import choose_row_dtype
 from prepare.tokenizer import Tokenizer

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 import subprocess
 import sys
 import time
@@ -309,14 +310,65 @@ def test_fitting_twice_changes_nothing_more(profile):
 
 
 def test_fitting_sets_values_and_ranges_and_keeps_words():
-    source = "DEPTH = 8      # 2..16 – blocks\nHEAD_DIM = 128\nOTHER = 1  # stays\nDEPTH = 9\n"
+    source = "DEPTH = 8      # 2..16 – blocks\nHEAD_DIM = 128\nOTHER = 1  # stays\n"
 
     assert profiles.apply_to_script(source, "cpu") == (
-        "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32  # one of 16, 32\nOTHER = 1  # stays\nDEPTH = 9\n"
+        "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32  # one of 16, 32\nOTHER = 1  # stays\n"
     )
     assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", "cpu").startswith(
         "TOTAL_BATCH_SIZE = 2048 "
     )
+
+
+FORMS = {
+    "over three lines": "DEPTH = (\n    8  # blocks\n)\nOTHER = DEPTH",
+    "over three lines of sums": "DEPTH = (\n    4  # = half\n    + 4\n)  # 2..16 – blocks\nOTHER = DEPTH",
+    "after a docstring": '"""Settings:\n\nDEPTH = 24\n"""\nDEPTH = 8\nOTHER = DEPTH',
+    "after an f-string": 'NAME = f"""\nDEPTH = {1 + 1}\n"""\nDEPTH = 8\nOTHER = DEPTH',
+    "annotated": "DEPTH: int = 8  # 2..16 – blocks\nOTHER = DEPTH",
+    "continued": "DEPTH = \\\n    8  # 2..16 – blocks\nOTHER = DEPTH",
+    "in a tuple": "DEPTH, NAME = 8, 'ü'  # DEPTH = 8\nOTHER = DEPTH",
+    "in nested tuples": "(A, DEPTH), B = (1, 8), 2\nOTHER = DEPTH",
+    "chained": "LAYERS = DEPTH = 8\nOTHER = DEPTH",
+    "twice": "DEPTH = 8\nOTHER = DEPTH\nDEPTH = 9",
+    "twice in a line": "DEPTH = 8; DEPTH = 9  # 2..16 – blocks\nOTHER = DEPTH",
+    "inside if": "if True:\n\tDEPTH = 8\t# = 8\nelse:\n\tDEPTH = 9\nOTHER = DEPTH",
+    "inside with and try": "try:\n    DEPTH = 8\nfinally:\n    for _ in '1': DEPTH = 9\nOTHER = DEPTH",
+    "power": "DEPTH = 2**3  # 2..16 – blocks\nOTHER = DEPTH",
+    "product": "DEPTH=5 * 60#2..16\nOTHER = DEPTH",
+    "negative": "DEPTH = -8  # 2..16\nOTHER = DEPTH",
+    "boolean": "DEPTH = True\nOTHER = DEPTH",
+    "underscores": "DEPTH = 8_000  # 2..16\nOTHER = DEPTH",
+    "string": 'DEPTH = f"""\n#8 = {2}"""  # words = words\nOTHER = DEPTH',
+    "wide letters": "NAME = 'äöü'; DEPTH = 8; LAST = 'ß'  # 2..16\nOTHER = DEPTH",
+    "form feed": "\x0cDEPTH = 8  # 2..16\x0cwords\nOTHER = DEPTH",
+    "separators": "NAME = '\u2028\x1c\x85'\nDEPTH = 8  # \u2028 2..16\nOTHER = DEPTH",
+    "at the end": "OTHER = 3\nDEPTH = 8",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ending", ("\n", "\r\n", "\r"))
+@pytest.mark.parametrize("mark", ("", "\ufeff"))
+def test_fitting_sets_a_constant_in_any_form(mark, ending, form):
+    source = mark + FORMS[form].replace("\n", ending)
+
+    fitted = profiles.apply_to_script(source, "cpu")
+
+    there, before = ({"__builtins__": {"int": int}} for _ in range(2))
+    exec(fitted.removeprefix("\ufeff"), there)
+    exec(source.removeprefix("\ufeff"), before)
+    assert there["DEPTH"] == there["OTHER"] == 3
+    assert {name for name in before if before[name] != there[name]} <= {"DEPTH", "OTHER", "LAYERS"}
+    assert fitted.startswith("\ufeff") == bool(mark)
+    assert set(re.findall("\r\n|\r|\n", fitted)) == {ending}
+    assert fitted == profiles.apply_to_script(fitted, "cpu")
+
+
+def test_what_a_function_calls_by_the_name_of_a_constant_is_its_own():
+    source = "def f(DEPTH=8):\n    DEPTH = 9\nclass A:\n    DEPTH = 8\nx.DEPTH = 8\nDEPTH += 8\n"
+
+    assert source == profiles.apply_to_script(source, "cpu")
 
 
 @given(st.text())

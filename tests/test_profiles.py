@@ -134,6 +134,14 @@ def test_what_the_user_sets_is_recorded_and_held(text, tmp_path):
     assert "other settings" in other.stderr
 
 
+@pytest.mark.parametrize(
+    "setting", ("DEPTH=1e999", "DEPTH=", "seq_len=True", "seq_len=2.5", "eval_tokens=-1", "vocab_size=99")
+)
+def test_settings_out_of_all_bounds_are_refused(setting):
+    with pytest.raises(ValueError, match="sets nothing"):
+        profiles.with_overrides(profiles.CPU, [setting])
+
+
 @pytest.mark.parametrize("setting", ("DEPTH", "depth=3", "seq_len=0", "seq_len=long", "seconds=60", "DEPTH=[1]", "=3"))
 def test_settings_that_set_nothing_are_refused(setting):
     with pytest.raises(ValueError, match="sets nothing"):

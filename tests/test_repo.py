@@ -235,3 +235,31 @@ def test_a_branch_called_research_is_in_the_way(folder, repo):
     git(folder, "branch", "research")
     with pytest.raises(RepoError, match="research"):
         night(repo)
+
+
+@pytest.mark.parametrize("mark", (b"", b"\xef\xbb\xbf"))
+@pytest.mark.parametrize("endings", (b"\r\n", b"\r", b"\n"))
+def test_a_commit_changes_no_more_lines_than_were_changed(folder, mark, endings):
+    committed = mark + b"LR = 1\n\nDEPTH = 3\nWIDTH = 4\n".replace(b"\n", endings)
+    (folder / "train.py").write_bytes(committed)
+    git(folder, "commit", "-qam", "as an editor of another system writes it")
+    (folder / "train.py").write_bytes(committed.replace(b"WIDTH", b"BREADTH"))
+    repo = Repo(folder / "train.py", "may")
+
+    source = repo.read_baseline()
+    base = repo.commit(0, repo.get_head(), source.replace("LR = 1", "LR = 2"), "fit")
+    repo.create_branch(base)
+    kept = repo.promote(base, source.replace("LR = 1\n", "LR = 3\nNEW = 5\n"), "better")
+
+    assert source == "LR = 1\n\nDEPTH = 3\nBREADTH = 4\n"
+    assert (folder / "train.py").read_bytes() == committed.replace(b"WIDTH", b"BREADTH")
+    found = subprocess.check_output(["git", "cat-file", "blob", f"{kept}:train.py"], cwd=folder)
+    assert found == mark + b"LR = 3\nNEW = 5\n\nDEPTH = 3\nBREADTH = 4\n".replace(b"\n", endings)
+
+
+def test_a_work_tree_with_other_line_endings_is_no_change(folder, repo):
+    """As git for Windows checks out what was committed with plain line feeds."""
+    (folder / "train.py").write_bytes(b"LR = 1\r\n")
+
+    assert repo.read_baseline() == "LR = 1\n"
+    assert git(folder, "diff", "--stat", "HEAD", repo.commit(0, repo.get_head(), repo.read_baseline(), "fit")) == ""

@@ -125,7 +125,7 @@ def batch(done):
     "values",
     (
         {"DEPTH": "1", "WARMUP_RATIO": "0.2"},
-        {"MODEL_DIM": "64", "HEAD_DIM": "16", "MOMENTUM_WARMUP": "0.0"},
+        {"MODEL_DIM": "64", "HEAD_DIM": "16", "MOMENTUM_WARMUP": "0"},
         {"WINDOW_PATTERN": '"SL"', "TOTAL_BATCH_SIZE": "4096"},
     ),
 )
@@ -137,7 +137,9 @@ def test_constants_can_be_turned(values, first, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", ({"MATRIX_LR": "float('nan')"}, {"SOFTCAP": "1e9", "UNEMBEDDING_LR": "1e6"}), ids=("nan", "explosion")
+    "values",
+    ({"MATRIX_LR": "float('nan')"}, {"LOGIT_SOFTCAP": "1e9", "UNEMBEDDING_LR": "1e6"}),
+    ids=("nan", "explosion"),
 )
 def test_nan_and_explosion_end_it_at_once(values, data, tmp_path):
     done, reports = train(turned(**values), data, tmp_path)

@@ -21,6 +21,7 @@ from orchestrator.optimizer.space import explain_untunable, list_tunable
 from prepare.machine import list_gpus
 from prepare.manifest import DataError, Manifest, load
 from prepare.profiles import apply_to_script, from_manifest
+from subagents.files import find_syntax_error
 from subagents.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class Preflight:
             commit = self.state.parent.commit
             self.repo.read_source(commit)
             return f"{script} in its repository, at {commit[:10]}"
-        self.repo.read_baseline()
+        if fault := find_syntax_error(self.repo.read_baseline()):
+            raise UsageError(f"{fault}: repair it")
         return f"{script} in its repository, at {self.repo.get_head()[:10]}"
 
     def _describe_session(self) -> str:

@@ -1,13 +1,24 @@
-"""Read a train.py without running it: its fingerprint, its difference from another, a three-way merge."""
+"""Read a train.py without running it: its fingerprint, its line endings, its difference from another, a merge."""
 
 import ast
 import difflib
 import hashlib
-from typing import cast
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, cast
 
 from merge3 import Merge3
 
 from orchestrator.core.events import Digest
+
+BYTE_ORDER_MARK = "\ufeff"
+SEEDERS = {"PRNGKey", "Random", "RandomState", "SeedSequence", "default_rng"}
+"""Functions that are given a seed and are not named after it."""
+SEEDER_WORDS = {"all", "everything", "fix", "global", "manual", "np", "numpy", "random", "seed", "set", "torch"}
+"""A function whose name has these words alone, `seed` among them, sets a seed and does nothing else."""
+SEEDED_MODULES = {"numpy", "random"}
+"""An import of these is often there for their seeds alone, and does nothing by itself."""
 
 
 def compute_digest(text: str) -> Digest:
@@ -16,7 +27,7 @@ def compute_digest(text: str) -> Digest:
 
 
 def compute_fingerprint(source: str) -> Digest:
-    """Return the digest of what the code does: comments, layout and the numbers of seeds do not count.
+    """Return the digest of what the code does: comments, layout and seeds do not count.
 
     Where the source does not parse, it is the digest of the text.
     """
@@ -35,30 +46,108 @@ def _strip_empty(node: object) -> object:
 
 
 class _SeedEraser(ast.NodeTransformer):
-    """Replaces the numbers given to a seed, so that sources that differ only there are the same."""
+    """Makes sources equal that differ only in seeds: drops statements that set one, and erases those given on."""
 
-    def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        if any(isinstance(target, ast.Name) and _is_seed(target.id) for target in node.targets):
-            node.value = _erase_number(node.value)
-        return self.generic_visit(node)
+    def __init__(self) -> None:
+        self.seeded = False
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        match node.value:
+            case ast.Call(func=ast.Attribute(ast.Name("torch"), "manual_seed")) if not self.seeded:
+                # Reads as in the bundled train.py, so that its fingerprints in older sessions stay comparable.
+                self.seeded = True
+                node.value = ast.Call(node.value.func, [ast.Name("SEED", ast.Load())], [])
+                return node
+            case ast.Call() if _is_seeder(node.value.func):
+                return None
+            case _:
+                return self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> ast.AST | None:
+        node.names = [alias for alias in node.names if alias.name not in SEEDED_MODULES]
+        return node if node.names else None
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+        dropped = all(map(_is_seed, node.targets)) and _is_number(node.value)
+        return None if dropped else self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        dropped = _is_seed(node.target) and node.value and _is_number(node.value)
+        return None if dropped else self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST | None:
+        return None if _is_seed(node.target) and _is_number(node.value) else self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if _is_seed(name):
-            node.args = [_erase_number(argument) for argument in node.args]
-        node.keywords = [
-            ast.keyword(word.arg, _erase_number(word.value)) if _is_seed(word.arg or "") else word
-            for word in node.keywords
-        ]
+        if _is_seeder(node.func):
+            node.args[:1] = [ast.Constant(0)]
+        elif _is_seed(node.func):
+            node.args = [ast.Constant(0) if _is_number(argument) else argument for argument in node.args]
+        return self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST:
+        [node.value] = _erase_seeds([node], [node.value])
+        return self.generic_visit(node)
+
+    def visit_Dict(self, node: ast.Dict) -> ast.AST:
+        node.values = _erase_seeds(node.keys, node.values)
+        return self.generic_visit(node)
+
+    def visit_arguments(self, node: ast.arguments) -> ast.AST:
+        positional = [*node.posonlyargs, *node.args]
+        node.defaults = _erase_seeds(positional[len(positional) - len(node.defaults) :], node.defaults)
+        node.kw_defaults = _erase_seeds(node.kwonlyargs, node.kw_defaults)
         return self.generic_visit(node)
 
 
-def _is_seed(name: str) -> bool:
-    return "seed" in name.lower()
+def _erase_seeds(names: Sequence[ast.AST | None], values: Sequence[ast.expr | None]) -> list[Any]:
+    """Return the values, 0 in the place of those that are a seed's."""
+    pairs = zip(names, values, strict=True)
+    return [ast.Constant(0) if value and _is_seed(name) and _is_number(value) else value for name, value in pairs]
 
 
-def _erase_number(value: ast.expr) -> ast.expr:
-    return ast.Constant(0) if isinstance(value, ast.Constant) else value
+def _is_seed(node: ast.AST | None) -> bool:
+    """Return True if a variable, attribute, key or argument is named after a seed."""
+    match node:
+        case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
+            return "seed" in name.lower() or name == "random_state"
+        case ast.Subscript(_, key):
+            return _is_seed(key)
+        case _:
+            return False
+
+
+def _is_seeder(function: ast.expr) -> bool:
+    """Return True if the first argument of a function is a seed."""
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    words = set(name.lower().split("_"))
+    return name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
+
+
+def _is_number(value: ast.expr) -> bool:
+    """Return True for literals, seeds, and what is computed from them."""
+    known = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.expr_context)
+    return all(isinstance(node, known) or (isinstance(node, ast.Name) and _is_seed(node)) for node in ast.walk(value))
+
+
+def normalize_lines(text: str) -> str:
+    r"""Return the text without a byte order mark, each line ended by \n alone."""
+    return io.StringIO(text.removeprefix(BYTE_ORDER_MARK), newline=None).read()
+
+
+def restore_lines(source: str, original: str) -> str:
+    """Return the source with the byte order mark and the line endings of the text that it was edited from.
+
+    Where that one mixes endings, each line that both have keeps its own, and new ones get the usual one.
+    """
+    if "\r" in (bare := original.removeprefix(BYTE_ORDER_MARK)):
+        old, plain, new = (io.StringIO(*text).readlines() for text in ((bare, ""), (bare, None), (source, "")))
+        usual = Counter(line.removeprefix(line.rstrip("\r\n")) for line in old).most_common(1)[0][0]
+        lines = [line.replace("\n", usual) for line in new]
+        for a, b, size in difflib.SequenceMatcher(None, plain, new, autojunk=False).get_matching_blocks():
+            lines[b : b + size] = old[a : a + size]
+        source = "".join(lines)
+    return BYTE_ORDER_MARK + source if bare != original else source
 
 
 def diff(old: str, new: str, context: int = 3) -> str:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
 
+from orchestrator.core.source import normalize_lines, restore_lines
+
 SETTINGS = (
     "core.hooksPath=/dev/null",  # the user's hooks are for the user's commits,
     "core.fsmonitor=false",  # and no setting of the repository may start a program
@@ -54,9 +56,9 @@ class Repo:
     def read_baseline(self) -> str:
         """Return the script's file, uncommitted edits included, or else its text at the head. Raises RepoError."""
         if not self.script.is_file():
-            return self.read_source(self.get_head())
+            return normalize_lines(self.read_source(self.get_head()))
         try:
-            return self.script.read_text(encoding="utf-8")
+            return normalize_lines(self.script.read_bytes().decode())
         except UnicodeDecodeError as error:
             raise RepoError(f"{self.script} is not UTF-8 text") from error
         except OSError as error:
@@ -120,7 +122,9 @@ class Repo:
                 lock.unlink()
 
     def _write_tree(self, commit: str, source: str) -> str:
-        """Write the commit's tree with another text of the script."""
+        """Write the commit's tree with another text of the script, whose lines end as they do there."""
+        if self._resolve(f"{commit}:{self.path}"):
+            source = restore_lines(source, self.read_source(commit))
         blob = self._git("hash-object", "-w", "--stdin", stdin=source)
         return self._replace_blob(f"{commit}^{{tree}}", self.path.parts, blob)
 

@@ -7,11 +7,10 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from subprocess import PIPE, STDOUT
+from subprocess import PIPE, STDOUT, Popen
 from typing import Any
 
 import numpy as np
@@ -37,51 +36,49 @@ def calibrate(folder: Path, built: Manifest, profile: Profile, progress: Progres
 
 def measure_step(folder: Path, built: Manifest, profile: Profile, progress: Progress) -> tuple[float, float]:
     """Return the work and the seconds of one undisturbed step on the CPU. Raises DataError."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
-        place = Path(name).resolve()
-        for stored in built.files:
-            (place / stored).symlink_to(folder.resolve() / stored)
-        (place / manifest.MANIFEST_FILE).write_text(built.to_json())
-        (place / SCRIPT).write_text(profiles.apply_to_script(_find_baseline().read_text(), profile))
-        printed, events = _train(place, progress)
-    steps = [int(milliseconds) / 1000 for milliseconds in _STEP.findall("".join(printed))]
+    printed, events = train_baseline(folder, built, profile, progress)
+    steps = [int(milliseconds) / 1000 for milliseconds in _STEP.findall(printed)]
     work = [event["work"] for event in events if event["event"] == "measured"]
     if not steps or not work:
         raise _make_error(printed)
     return work[-1], float(np.quantile(steps, 0.25))
 
 
-def _find_baseline() -> Path:
+def train_baseline(
+    folder: Path, built: Manifest, profile: Profile, progress: Progress
+) -> tuple[str, list[dict[str, Any]]]:
+    """Train the profile's baseline on the CPU; return what it prints and the events that it sends. Raises DataError."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name, tempfile.TemporaryFile() as reports:
+        place = Path(name).resolve()
+        for stored in built.files:
+            (place / stored).symlink_to(folder.resolve() / stored)
+        (place / manifest.MANIFEST_FILE).write_text(built.to_json())
+        (place / SCRIPT).write_text(profiles.apply_to_script(_read_baseline(), profile), "utf-8")
+        env = os.environ | {
+            "NIGHTSHIFT_DATA": str(place),
+            "NIGHTSHIFT_FD": str(reports.fileno()),
+            "MKL_CBWR": "AUTO,STRICT",
+            "OMP_WAIT_POLICY": "passive",
+            "PYTHONPATH": str(HOME),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        command, given = [sys.executable, SCRIPT], [reports.fileno()]
+        with Popen(command, cwd=place, env=env, pass_fds=given, stdout=PIPE, stderr=STDOUT, text=True) as training:
+            assert training.stdout is not None
+            printed = "".join(track(training.stdout, EXPECTED_LINES, "measuring this machine", progress))
+        if training.returncode:
+            raise _make_error(printed)
+        reports.seek(0)
+        return printed, [json.loads(line) for line in reports]
+
+
+def _read_baseline() -> str:
     for path in (HOME / SCRIPT, Path(SCRIPT)):
         if path.is_file():
-            return path
+            return path.read_text("utf-8", "replace")
     raise DataError(f"no {SCRIPT} to measure this machine with: go to its folder, or give the work with --work")
 
 
-def _train(place: Path, progress: Progress) -> tuple[list[str], list[dict[str, Any]]]:
-    """Run the script to its end and return the lines that it prints and the events that it sends. Raises DataError."""
-    reading, writing = os.pipe()
-    env = os.environ | {
-        "NIGHTSHIFT_DATA": str(place),
-        "NIGHTSHIFT_FD": str(writing),
-        "MKL_CBWR": "AUTO,STRICT",
-        "OMP_WAIT_POLICY": "passive",
-        "PYTHONPATH": str(HOME),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    with subprocess.Popen(
-        [sys.executable, SCRIPT], cwd=place, env=env, pass_fds=[writing], stdout=PIPE, stderr=STDOUT, text=True
-    ) as training:
-        os.close(writing)
-        assert training.stdout is not None
-        printed = list(track(training.stdout, EXPECTED_LINES, "measuring this machine", progress))
-    with os.fdopen(reading) as reports:
-        events = [json.loads(line) for line in reports]
-    if training.returncode:
-        raise _make_error(printed)
-    return printed, events
-
-
-def _make_error(printed: list[str]) -> DataError:
-    last = printed[-1].strip() if printed else "no output"
+def _make_error(printed: str) -> DataError:
+    last = (printed.strip() or "no output").splitlines()[-1].strip()
     return DataError(f"{SCRIPT} fails on the prepared data ({last}): repair it, or give the work with --work")

@@ -19,8 +19,7 @@ from pathlib import Path
 from prepare import manifest, profiles
 from prepare.atomic import open_replacement, write_atomically
 from prepare.build import calibration
-from prepare.build.packing import write_rows
-from prepare.build.token_store import TokenStore
+from prepare.build.packing import TokenStore, write_rows
 from prepare.corpus.base import BATCH, SPLITS, Corpus
 from prepare.locks import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
@@ -43,7 +42,7 @@ def build_folder(
     _begin(folder, plan)
     tokenizer = _train_tokenizer(folder, corpus, profile, progress)
     rows = {split: _write_split(folder, split, corpus, tokenizer, profile, progress) for split in SPLITS}
-    files = {name: _describe_file(folder / name) for name in (TOKENIZER_FILE, *(f"{split}.bin" for split in SPLITS))}
+    paths = [folder / name for name in (TOKENIZER_FILE, *(f"{split}.bin" for split in SPLITS))]
     built = Manifest(
         profile=profile.name,
         corpus=corpus.name,
@@ -53,7 +52,7 @@ def build_folder(
         eval_tokens=rows["val"] * profile.seq_len,
         budget=budget or profile.budget,
         rows=rows,
-        files=files,
+        files={path.name: StoredFile(path.stat().st_size, manifest.compute_sha256(path)) for path in paths},
         versions=versions,
         constants=profiles.find_changes(profile),
     )
@@ -118,7 +117,3 @@ def _write_split(
     if not (rows := path.stat().st_size // row_bytes):
         raise DataError(f"too little text: no row of {profile.seq_len} tokens for {split}")
     return rows
-
-
-def _describe_file(path: Path) -> StoredFile:
-    return StoredFile(bytes=path.stat().st_size, sha256=manifest.compute_sha256(path))

@@ -1,4 +1,4 @@
-"""Best-fit packing: documents into rows of equal length, every row begins with a document, none is padded.
+"""Tokens of documents into rows of equal length by best fit: every row begins with a document, none is padded.
 
 Row for row what upstream's loader does on the fly (a buffer of waiting documents, the longest that fits goes in, else
 the shortest is cropped), but the buffer is kept sorted, so that a document costs O(log n) and not a scan.
@@ -6,20 +6,47 @@ the shortest is cropped), but the buffer is kept sorted, so that a document cost
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prepare.build.token_store import TokenStore
+from prepare.shards import choose_row_dtype
+from prepare.tokenizer import Tokenizer
 
 Ints = NDArray[np.int64]
 BUFFER = 1000
 REFILL = 128
 _SHIFT = 36  # a waiting document is one int64, length << _SHIFT | index: sorted by length, the earliest first
 _INDEX = (1 << _SHIFT) - 1
+
+
+class TokenStore:
+    """Tokens in a file, with the lengths of the documents and how many of them came in each batch."""
+
+    def __init__(
+        self, file: BinaryIO, batches: Iterable[list[str]], tokenizer: Tokenizer, max_length: int | None = None
+    ) -> None:
+        """Tokenize the batches into `file`; documents longer than `max_length` become several, each with a BOS."""
+        self.dtype = choose_row_dtype(tokenizer.get_vocab_size())
+        self._file, lengths, self.batch_sizes = file, array("q"), array("q")
+        for documents in tokenizer.encode_batches(batches):
+            count, pieces = len(lengths), list[NDArray[np.uint32]]()
+            for ids in documents:
+                starts = np.arange(0, len(ids) or 1, max_length or len(ids) or 1)
+                pieces.append(np.insert(ids, starts, tokenizer.get_bos_token_id()))
+                lengths.extend((1 + np.diff(starts, append=len(ids))).tolist())
+            np.concatenate(pieces).astype(self.dtype).tofile(file)
+            self.batch_sizes.append(len(lengths) - count)
+        file.flush()
+        self.lengths: NDArray[np.int64] = np.array(lengths, dtype=np.int64)
+
+    def map_tokens(self) -> NDArray[Any]:
+        """Return all tokens, mapped read-only."""
+        return np.memmap(self._file, dtype=self.dtype, mode="r")
 
 
 def pack(
@@ -32,14 +59,14 @@ def pack(
     """
     documents, takes = array("q"), array("q")
     waiting: list[int] = []
-    batches = iter(_list_refills(len(lengths)) if refills is None else refills)
+    batches = repeat(REFILL) if refills is None else iter(refills)
     keys = np.asarray(lengths, dtype=np.int64) << _SHIFT | np.arange(len(lengths))
     seen, room, whole = 0, capacity, 0
     while True:
-        while len(waiting) < buffer and (fresh := next(batches, 0)):
-            waiting.extend(keys[seen : seen + fresh].tolist())
-            waiting.sort()  # nearly sorted already, which timsort likes
-            seen += fresh
+        while len(waiting) < buffer and seen < len(keys):
+            fresh = keys[seen : seen + next(batches)].tolist()
+            waiting = sorted(waiting + fresh)  # nearly sorted already, which timsort likes
+            seen += len(fresh)
         if not waiting:
             break
         place = bisect_left(waiting, room + 1 << _SHIFT)
@@ -52,10 +79,6 @@ def pack(
         if room == 0:
             room, whole = capacity, len(takes)
     return np.array(documents[:whole], dtype=np.int64), np.array(takes[:whole], dtype=np.int64)
-
-
-def _list_refills(count: int) -> Iterator[int]:
-    return (min(REFILL, count - first) for first in range(0, count, REFILL))
 
 
 def materialize(tokens: NDArray[Any], starts: Ints, documents: Ints, takes: Ints, out: NDArray[Any]) -> None:

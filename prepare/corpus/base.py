@@ -5,7 +5,7 @@ Reading is streaming: a corpus may be far larger than memory.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,14 +62,13 @@ class Documents:
         self._splits = np.full(len(everything), _DUPLICATE, dtype=np.uint8)
         self._splits[first] = np.concatenate(splits)[first]
         if missing := [split for split in SPLITS if not self.count(split)]:
-            raise DataError(f"too little text in {name}: {len(first)} documents leave none for {', '.join(missing)}")
+            found = f"{len(first)} document{'s' * (len(first) != 1)}"
+            raise DataError(f"too little text in {name}: {found} to split, and none for {', '.join(missing)}")
 
     def count(self, split: str) -> int:
-        """Count the documents of a split."""
         return int((self._splits == SPLITS.index(split)).sum())
 
     def read_batches(self, split: str) -> Iterator[list[str]]:
-        """Yield the documents of a split, a few at a time."""
         wanted, splits = SPLITS.index(split), self._splits.tobytes()
         texts = filter(None, chain.from_iterable(read() for read in self._reads))
         return make_batches(text for text, found in zip(texts, splits, strict=False) if found == wanted)
@@ -77,13 +76,8 @@ class Documents:
 
 def make_batches(texts: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
     """Yield lists of `size` texts; the last may be shorter."""
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    left = iter(texts)
+    while batch := list(islice(left, size)):
         yield batch
 
 

@@ -28,8 +28,7 @@ SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}.uni
 def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[list[str], list[str]]:
     """Return the documents to train on and those held out, one per module, in the order of their hashes.
 
-    They come from the standard library and PACKAGES, and from `held_out`. Where one of PACKAGES is missing, the source
-    of the standard library is added. Raises DataError.
+    They come from the standard library and PACKAGES, and from `held_out`. Raises DataError.
     """
     roots = [Path(sysconfig.get_path("stdlib")), *filter(None, map(find_package, PACKAGES))]
     known = [path for root in roots for path in list_sources(root)]
@@ -39,10 +38,10 @@ def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[lis
     with ProcessPoolExecutor(count_cores(), get_context("spawn"), _end_with_parent) as pool:
         found = pool.map(extract_documentation, [*known, *unknown], chunksize=64)
         texts = ["\n\n".join(parts) for parts in track(found, len(known + unknown), "reading docstrings", progress)]
-    train, rest = texts[: len(known)], texts[len(known) :]
-    if len(roots) <= len(PACKAGES):
-        train += [_read_source(path) for path in list_sources(roots[0])]
-    return sorted(filter(None, train), key=compute_digest), sorted(filter(None, rest), key=compute_digest)
+    train, rest = (
+        sorted(filter(None, part), key=compute_digest) for part in (texts[: len(known)], texts[len(known) :])
+    )
+    return train, rest
 
 
 def _end_with_parent() -> None:
@@ -70,8 +69,8 @@ def extract_documentation(path: Path) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's code
         try:
-            tree = ast.parse(_read_source(path))
-        except (SyntaxError, ValueError, RecursionError):
+            tree = ast.parse(path.read_text("utf-8"))
+        except (SyntaxError, ValueError, RecursionError):  # ValueError: not UTF-8, or a null byte
             return []
     nodes = [
         node
@@ -80,10 +79,3 @@ def extract_documentation(path: Path) -> list[str]:
     ]
     nodes.sort(key=lambda node: getattr(node, "lineno", 0))
     return [text for node in nodes if (text := ast.get_docstring(node))]
-
-
-def _read_source(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        return ""

@@ -17,6 +17,7 @@ SPLIT_AFTER = 1 << 15
 MAX_LENGTH = 1 << 20
 """Characters of a document, at most, except for the rest of a line."""
 SEPARATOR = "<|endoftext|>"
+NOT_TEXT = "it is not text in UTF-8: unpack it, convert it (as with iconv -t UTF-8), or leave it out"
 
 
 def read_texts(source: str, progress: Progress) -> Iterator[str]:
@@ -28,7 +29,8 @@ def read_texts(source: str, progress: Progress) -> Iterator[str]:
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}") from None
         except ValueError as error:  # pyarrow's errors are ValueErrors, too
-            raise DataError(f"cannot read {file}: {error}") from None
+            fault = NOT_TEXT if isinstance(error, UnicodeDecodeError) else error
+            raise DataError(f"cannot read {file}: {fault}") from None
 
 
 def list_files(source: str) -> list[Path]:
@@ -36,7 +38,7 @@ def list_files(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file()]
-    elif path.exists():
+    elif path.is_file():
         found = [path] if path.suffix in SUFFIXES else []
     elif set(source) & set("*?["):
         found = [file for file in Path(path.anchor).glob(source.removeprefix(path.anchor)) if file.is_file()]
@@ -51,7 +53,7 @@ def _read_documents(path: Path) -> Iterator[str]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path)
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig") as file:
         yield from _read_jsonl(file) if path.suffix == ".jsonl" else _read_text(file)
 
 
@@ -62,7 +64,10 @@ def _read_parquet(path: Path) -> Iterator[str]:
         if "text" not in file.schema_arrow.names:
             raise ValueError("it has no column text")
         for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-            yield from filter(None, batch.column(0).to_pylist())
+            texts = batch.column(0).to_pylist()
+            if not all(isinstance(text, str | None) for text in texts):
+                raise ValueError(f"its column text holds {batch.column(0).type}")
+            yield from filter(None, texts)
 
 
 def _read_jsonl(lines: TextIO) -> Iterator[str]:
@@ -70,7 +75,7 @@ def _read_jsonl(lines: TextIO) -> Iterator[str]:
         if line.strip():
             try:
                 text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 text = None
             if not isinstance(text, str):
                 raise ValueError(f"line {number} is not an object with a text")
@@ -82,6 +87,8 @@ def _read_text(file: TextIO, split_after: int = SPLIT_AFTER, max_length: int = M
     parts: list[str] = []
     length = 0
     while line := file.readline(max_length):
+        if "\0" in line:
+            raise ValueError(NOT_TEXT)
         ends = line.strip() == SEPARATOR
         if not ends:
             parts.append(line)
