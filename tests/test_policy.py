@@ -64,12 +64,32 @@ def test_the_less_is_known_of_the_noise_the_more_is_asked():
 
 
 @pytest.mark.parametrize(
-    ("experiment", "run", "below"), [(0, 1, "always"), (0, 2, "never"), (5, 1, "mark"), (5, 7, "mark")]
+    ("experiment", "run", "removed", "below"),
+    [(0, 1, 0, "always"), (0, 2, 0, "always"), (5, 1, 0, "mark"), (5, 1, 3, "always"), (5, 7, 0, "always")],
 )
-def test_everything_that_helps_towards_a_keep_is_audited(experiment, run, below):
-    state = replace(STATE, open={0: candidate(*[1.0] * (run - 1))})
+def test_every_run_that_a_mean_is_taken_of_is_audited(experiment, run, removed, below):
+    state = replace(STATE, open={experiment: candidate(*[1.0] * (run - 1), removed=removed)})
     terms = evaluation_plan.plan_evaluation(state, experiment, run)
     assert terms.audit == (STATE.incumbent.score_to_beat if below == "mark" else below)
+
+
+def test_the_incumbent_is_audited_again_when_it_runs_again():
+    state = replace(STATE, incumbent=replace(STATE.incumbent, experiment=3), open={5: candidate(1.0)})
+    assert evaluation_plan.plan_evaluation(state, 3, 4).audit == "always"
+
+
+@pytest.mark.parametrize(("worst", "error"), [(0.3, 0.3), (-5.0, 0.0)])
+def test_claims_that_were_too_bad_allow_none_that_are_too_good(worst, error):
+    audit = ev.Audit(claimed=2.0, error=0.0, worst=worst, looks=9, seconds=1.0, evaluation=1.0)
+    assert evaluation_plan.plan_evaluation(incumbent(audit=audit), 5, 1).baseline_error == error
+
+
+def test_a_script_that_sets_its_own_seed_is_told_so():
+    same = candidate(1.0, 1.0, 1.0)
+    kept = judge.judge(replace(STATE, incumbent=None), 0, same)
+    assert "3 identical runs (train.py sets its own seed)" in kept.reason
+    assert "seeds" not in decision(*[20.0] * 3).reason
+    assert "over 2 seeds" in decision(15.0, 16.0).reason
 
 
 def test_the_baseline_shows_how_far_honest_claims_are_off():

@@ -5,7 +5,7 @@ from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.curves import CHECKED_SHARES
-from orchestrator.core.description import RunDescription, describe_run
+from orchestrator.core.description import RunDescription, count_seeds, describe_run
 from orchestrator.core.state import Decided, State, get_scores
 from orchestrator.core.text import format_count, format_signed
 from orchestrator.policy.thresholds import NEAR_MISS
@@ -42,9 +42,9 @@ def write_postmortem(state: State, decided: Decided) -> ev.Postmortem:
                 if gain > NEAR_MISS * error
                 else "changes little"
             )
-    seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
     score = (
-        f"val_bpb {mean:.4f} over {seeds}: {format_signed(-gain)} against the best's {mean + gain:.4f} (± {error:.4f})."
+        f"val_bpb {mean:.4f} over {count_seeds(scores)}: {format_signed(-gain)} against the best's {mean + gain:.4f} "
+        f"(± {error:.4f})."
     )
     run = describe_run(scores, base, decided.verdict)
     verdict, follow = FOLLOWS[outcome]

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Literal
 
 from orchestrator.core import events as ev
+from orchestrator.core.description import count_seeds
 from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.limits import explain_stop
@@ -24,7 +25,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Verdict | Liter
     numbers = _Numbers(number, candidate.mean, gain, error, deviation)
     growth = _measure_growth(best, candidate)
     worth = gain - th.MEMORY_PRICE * deviation * log2(growth)
-    ratio = f"{worth / error:+.1f} standard errors over {runs} seed{'s' * (runs > 1)}"
+    ratio = f"{worth / error:+.1f} standard errors over {count_seeds(candidate.scores)}"
     if growth > 1:
         ratio += f" ({gain / error:+.1f}, less the price of {growth:.2g} times the memory)"
     simpler = candidate.commit.removed - candidate.commit.added >= th.SIMPLER_LINES and worth > -error / 2
@@ -93,6 +94,6 @@ class _Numbers:
 
 
 def _establish_baseline(number: int, candidate: Candidate, deviation: float) -> ev.Kept:
-    runs = len(candidate.scores)
-    numbers = _Numbers(number, candidate.mean, 0.0, deviation / sqrt(runs), deviation)
-    return numbers.keep(candidate.mean, f"the baseline, over {runs} seeds")
+    error = deviation / sqrt(len(candidate.scores))
+    numbers = _Numbers(number, candidate.mean, 0.0, error, deviation)
+    return numbers.keep(candidate.mean, f"the baseline, over {count_seeds(candidate.scores)}")
