@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
@@ -56,7 +57,8 @@ class Visit:
         running = Running()
         self.clock, self.sealed = running.monitor.clock, running.sealed
         self.submission = Submission(folder / "model")
-        server = EvaluationServer(connection, self.scorer, running, self.submission, lambda val_bpb: val_bpb < 1)
+        plan = EvaluationPlan(audit=1 - 1e-9, confirmed=True, incumbent=0)
+        server = EvaluationServer(connection, self.scorer, running, self.submission, plan)
         self.server = threading.Thread(target=lambda: asyncio.run(server.serve()))
         self.server.start()
 

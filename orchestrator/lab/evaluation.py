@@ -18,7 +18,7 @@ from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import Ending, MachineError
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.scoring.audit import Auditor, ClaimsArchive, Questions
-from orchestrator.lab.scoring.claims import WALL_SLACK, CorrectedScore, Disqualified, Scorer
+from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified, Scorer
 from orchestrator.lab.scoring.server import Submission
 from orchestrator.lab.slots import Slot
 
@@ -108,7 +108,7 @@ async def _audit_score(
     if not questions.are_answered:
         raise Disqualified(auditor.explain_silence(ending))
     allowed = scorer.get_tolerance(run.plan.baseline_error)
-    found: CorrectedScore = scorer.correct(claims, np.concatenate(questions.answers), positions, allowed)
+    found = scorer.correct(claims, np.concatenate(questions.answers), positions, allowed)
     archive.save(score.experiment, claims, incumbent)
     record = ev.Audit(
         claimed=score.val_bpb,

@@ -11,7 +11,6 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -168,7 +167,7 @@ async def _attend(
 ) -> Fault | Prune | None:
     """Wait for the end; ask for it as soon as there is a reason to stop, and return the reason."""
     assert process.stdin
-    ended, before = asyncio.ensure_future(process.wait()), _count_tasks()
+    ended, before = asyncio.ensure_future(process.wait()), len(psutil.pids())
     while not ended.done():
         _raise_errors(tasks)
         if reason := monitor.stop_reason or _check_processes(process, monitor.limits.processes, before):
@@ -195,7 +194,7 @@ def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:
 
 def _check_processes(process: Process, most: int, before: int) -> Fault | None:
     """Count its processes, which is slow, only when the whole machine has become crowded."""
-    if _count_tasks() - before <= most or len(_list_descendants(process)) <= most:
+    if len(psutil.pids()) - before <= most or len(_list_descendants(process)) <= most:
         return None
     return Fault("other", f"it started more than {most:,} processes")
 
@@ -205,14 +204,6 @@ def _list_descendants(process: Process) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:
         return []  # it has just ended
-
-
-def _count_tasks() -> int:
-    """Count the processes and threads of the machine; 0 where it does not say."""
-    try:
-        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-    except OSError:
-        return 0
 
 
 async def _finish(process: Process) -> None:

@@ -92,10 +92,7 @@ class Runner:
         command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
 
         async def serve(running: RunningProcess) -> None:
-            def is_heldout_due(val_bpb: float) -> bool:
-                return plan.confirmed and plan.needs_audit(val_bpb)
-
-            await EvaluationServer(ours, self.scorer, running, submission, is_heldout_due).serve()
+            await EvaluationServer(ours, self.scorer, running, submission, plan).serve()
 
         stopped, ending = await run_guarded(command, monitor, lock, serve)
         log = _strip_paths(monitor.transcript.log.text, work)

@@ -3,13 +3,13 @@
 Only what happens here starts and stops the clock and makes a score; what a run prints is for people.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.process import RunningProcess
 from orchestrator.lab.scoring.claims import Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
@@ -61,8 +61,7 @@ class EvaluationServer:
     scorer: Scorer
     running: RunningProcess
     submission: Submission
-    is_heldout_due: Callable[[float], bool] = lambda _val_bpb: False
-    """Tells whether a model with that val_bpb must make claims on held-out text, too."""
+    plan: EvaluationPlan
 
     async def serve(self) -> None:
         """Answer until the other end closes, makes its claims, or is disqualified. Raises OSError of our own files."""
@@ -120,7 +119,7 @@ class EvaluationServer:
         claims, val_bpb = await self._receive_claims(self.scorer, size)
         self.submission.claims, self.submission.val_bpb = claims, val_bpb
         self.submission.evaluation = clock.now() - (clock.stopped_at or 0.0)
-        if heldout and self.is_heldout_due(val_bpb):
+        if heldout and self.plan.confirmed and self.plan.needs_audit(val_bpb):
             await self._send_rows(heldout.split, heldout.rows_file)
             match await self.connection.receive():
                 case {"event": "claims", "bytes": int(size)}:
