@@ -32,7 +32,7 @@ def found(scorer: Scorer, worth: float, *, reference: bool, luck: np.random.Gene
     claims.ravel()[lies] = 0.0
     positions = scorer.draw_positions(claims, other if reference else None, luck)
     rows = np.arange(ROWS)
-    return bool((truth[rows, positions.at] - claims[rows, positions.at] > TOLERANCE["float32"]).any())
+    return bool((truth[rows, positions.at] - claims[rows, positions.at] > TOLERANCE["work"]).any())
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import describe_run
+from orchestrator.core.description import count_distinct, count_seeds, describe_run
 from subagents.front_matter import split_front_matter
 
 
@@ -35,6 +35,20 @@ def test_a_crash_has_measurements_and_no_score():
     assert (told.val_bpb, told.incumbent_bpb, told.gain) == (None, None, None)
     assert told.metrics[0] == ("optimizer steps", 7, 0)
     assert told.gaps == {}
+
+
+def audit(claimed: float) -> ev.Audit:
+    return ev.Audit(claimed=claimed, error=0.0, worst=0.0, looks=9, seconds=1.0, evaluation=1.0)
+
+
+def test_runs_that_agree_to_the_bit_are_not_told_as_several_seeds():
+    same = [run(2.5 + n * 1e-9).model_copy(update={"audit": audit(2.5)}) for n in range(3)]
+    corrected = [score.model_copy(update={"val_bpb": 2.5 + n / 100}) for n, score in enumerate(same)]
+    for scores in (same, corrected):
+        assert count_seeds(scores) == "3 identical runs (train.py sets its own seed)"
+        assert count_distinct(scores) == 1
+    assert count_seeds([run(2.5), run(2.51), run(2.5)]) == "3 seeds"
+    assert (count_seeds([run(2.5)]), count_distinct([])) == ("1 seed", 0)
 
 
 def test_front_matter_is_keys_and_values():

@@ -1,5 +1,6 @@
 """The connection to a run: what is handed out and when, whatever it sends; and what a run by hand does without one."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.lab.monitor import TrainingClock
+from orchestrator.core.events import EvaluationPlan
+from orchestrator.lab.limits import RunLimits
+from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
-from orchestrator.lab.scoring.connection import MAX_LINE, Connection, open_pair
+from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
 from orchestrator.lab.scoring.server import EvaluationServer, Submission
 from prepare import channel
 from tests.small import LENGTH, small_data
@@ -31,6 +34,19 @@ class Ticks:
         return self.now
 
 
+class Running:
+    """A process that has used seven CPU seconds."""
+
+    def __init__(self):
+        self.monitor, self.sealed = RunMonitor(RunLimits(wall=1e9, cpu=1e9), Ticks()), []
+
+    def count_cpu_seconds(self):
+        return 7.0
+
+    async def seal(self):
+        self.sealed.append(True)
+
+
 class Visit:
     """A server in its thread, and the run's end of the connection."""
 
@@ -38,18 +54,12 @@ class Visit:
         self.scorer = Scorer.load(small_data(folder / "data"))
         connection, descriptor = open_pair()
         self.run = socket.socket(fileno=descriptor)
-        self.clock, self.sealed = TrainingClock(Ticks()), []
+        running = Running()
+        self.clock, self.sealed = running.monitor.clock, running.sealed
         self.submission = Submission(folder / "model")
-        server = EvaluationServer(
-            connection,
-            self.scorer,
-            self.clock,
-            self.submission,
-            count_cpu_seconds=lambda: 7.0,
-            seal=lambda: self.sealed.append(True),
-            is_heldout_due=lambda val_bpb: val_bpb < 1,
-        )
-        self.server = threading.Thread(target=server.serve)
+        plan = EvaluationPlan(audit=1 - 1e-9, confirmed=True, incumbent=0)
+        server = EvaluationServer(connection, self.scorer, running, self.submission, plan)
+        self.server = threading.Thread(target=lambda: asyncio.run(server.serve()))
         self.server.start()
 
     def claim(self, nats):
@@ -125,7 +135,10 @@ def test_who_claims_something_that_counts_is_examined_on_fresh_text(visit):
     assert visit.submission.confirmed == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize(("nats", "objection"), [(0.0, "nothing ever surprises"), (-1.0, "above 1"), (None, "")])
+@pytest.mark.parametrize(
+    ("nats", "objection"),
+    [(0.0, "nothing ever surprises"), (-1.0, "above 1"), (np.nan, "no numbers"), (None, "")],
+)
 def test_the_fresh_text_is_no_place_for_lies_either(visit, nats, objection):
     evaluated(visit)
     visit.say('{"event": "no"}') if nats is None else visit.claim(nats)
@@ -169,25 +182,40 @@ def test_who_leaves_in_the_middle_has_delivered_nothing(visit):
     assert (visit.submission.settings, visit.submission.objection, visit.sealed) == (None, "", [])
 
 
-def test_a_long_line_is_ignored_and_the_next_one_is_read():
-    ours, theirs = socket.socketpair()
-    connection = Connection(ours)
-    theirs.sendall(b"x" * (MAX_LINE + 5) + b'\n[]\n\xff\n{"event": 1}\n')
-    assert connection.receive() == {"event": 1}
+@pytest.mark.parametrize("length", [MAX_LINE + 1, MAX_LINE + 5, 7 * MAX_LINE])
+async def test_a_long_line_is_ignored_and_the_next_one_is_read(length):
+    connection, descriptor = open_pair()
+    theirs = socket.socket(fileno=descriptor)
+    theirs.sendall(b"x" * length + b'\n[]\n\xff\n{"event": 1}\n' + b'{"a":' * 700 + b'\n{"event": 2}\n')
+    assert await connection.receive() == {"event": 1}
+    assert await connection.receive() == {"event": 2}
     theirs.sendall(b"12")
     theirs.close()
     with pytest.raises(ConnectionError):
-        connection.read_exactly(3)
-    assert connection.receive() is None
+        await connection.read_exactly(3)
+    assert await connection.receive() is None
     connection.close()
-    connection.shutdown()
+    connection.close()
 
 
-def test_answers_are_taken_apart_byte_by_byte(a_run):
+async def test_what_cannot_be_sent_is_the_others_fault(tmp_path):
+    connection, descriptor = open_pair()
+    os.close(descriptor)
+    with pytest.raises(ConnectionError):
+        for _ in range(3):
+            await connection.send({"event": "thanks"})
+            await asyncio.sleep(0)
+    with pytest.raises(ConnectionError), Path(__file__).open("rb") as file:
+        await connection.send({"event": "rows"}, files=[file])
+    connection.close()
+
+
+async def test_answers_are_taken_apart_byte_by_byte(a_run):
     connection, answers = a_run
     with Path(__file__).open("rb") as file:
-        connection.send({"event": "rows", "split": "some"}, files=[file], data=[b"12", b"345"])
+        await connection.send({"event": "rows", "split": "some"}, files=[file], data=[b"12", b"345"])
     assert answers() == ["{'event': 'rows', 'split': 'some'}", "b'12345'", str(Path(__file__).stat().st_size)]
+    connection.close()
 
 
 @pytest.fixture
@@ -208,7 +236,6 @@ def a_run():
             return process.communicate(timeout=60)[0].splitlines()
 
         yield connection, said
-    connection.close()
 
 
 def test_by_hand_there_is_nobody_to_ask(tmp_path):

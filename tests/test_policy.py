@@ -157,12 +157,32 @@ def test_the_less_is_known_of_the_noise_the_more_is_asked():
 
 
 def test_what_could_be_kept_is_audited_and_no_decision_sees_held_out_text():
-    plan = evaluation_plan.plan_evaluation(STATE, 5, 1, draw_seed(STATE, 2))
+    plan = evaluation_plan.plan_evaluation(replace(STATE, open={5: candidate()}), 5, 1, draw_seed(STATE, 2))
     assert plan.audit > max(STATE.incumbent.scores[1].val_bpb, STATE.incumbent.score_to_beat)
     assert not plan.confirmed
-    for run, audit in ((0, "always"), (1, "never")):
-        state = replace(STATE, open={0: candidate(*[1.0] * run)})
-        assert evaluation_plan.plan_evaluation(state, 0, run + 1, 1).audit == audit
+
+
+@pytest.mark.parametrize(("experiment", "run", "removed"), [(0, 1, 0), (0, 2, 0), (5, 1, 3), (5, 7, 0)])
+def test_every_run_that_a_mean_is_taken_of_is_audited(experiment, run, removed):
+    state = replace(STATE, open={experiment: candidate(*[1.0] * (run - 1), removed=removed)})
+    assert evaluation_plan.plan_evaluation(state, experiment, run, 1).audit == "always"
+
+
+def test_the_incumbent_is_audited_again_when_it_runs_again():
+    state = replace(STATE, incumbent=replace(STATE.incumbent, experiment=3), open={5: candidate(1.0)})
+    assert evaluation_plan.plan_evaluation(state, 3, 4, 1).audit == "always"
+
+
+@pytest.mark.parametrize(("worst", "error"), [(0.3, 0.3), (-5.0, 0.0)])
+def test_claims_that_were_too_bad_allow_none_that_are_too_good(worst, error):
+    audit = ev.Audit(claimed=2.0, error=0.0, worst=worst, looks=9, seconds=1.0, evaluation=1.0)
+    assert evaluation_plan.plan_evaluation(incumbent(audit=audit), 5, 1, 1).baseline_error == error
+
+
+def test_a_script_that_sets_its_own_seed_is_told_so():
+    same = [score(2.0)] * 3
+    kept = judge.judge(replace(STATE, incumbent=None), 0, replace(candidate(1.0), scores=tuple(same)))
+    assert "3 identical runs (train.py sets its own seed)" in kept.reason
 
 
 def test_the_baseline_shows_how_far_honest_claims_are_off():

@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +16,17 @@ import pytest
 from orchestrator.core.events import Aborted, Crashed, EvaluationPlan, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
+from orchestrator.lab.evaluation import MAX_EXCUSES
 from orchestrator.lab.limits import RunLimits
+from orchestrator.lab.monitor import STANDSTILL
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
+from prepare.manifest import BudgetAmount
 from tests.small import small_data
 
-LIMITS = RunLimits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20)
+LIMITS = RunLimits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20, patience=0.0, pause=0.0)
 UNAUDITED = EvaluationPlan(audited_below=0.0, confirmed=False, incumbent=0)
 GRANTED = Granted(experiment=7, run=2, slot=0, seed=123, plan=UNAUDITED)
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -101,16 +107,14 @@ async def test_a_score_is_what_is_claimed_and_not_what_is_printed(bench):
         ("import no_such_module", "import", "no_such_module"),
         ("raise RuntimeError('CUDA out of memory. Tried to allocate 20 GiB')", "out of device memory", "20 GiB"),
         ("raise MemoryError", "out of host memory", "MemoryError"),
-        ("import os; os.kill(os.getpid(), 9)", "out of host memory", "killed"),
         ("import os; os.kill(os.getpid(), 11)", "other", "SIGSEGV"),
-        ("raise OSError(28, 'No space left on device')", "disk full", "No space"),
         ("1 / 0", "other", "ZeroDivisionError: division by zero"),
         ("print('FAIL: loss is nan at step 3'); exit(1)", "NaN", "step 3"),
         ("print('step 00003 (1.0%) | loss: nan | lrm: 1.0'); import time; time.sleep(600)", "NaN", "became nan"),
         ("print('val_bpb: 0.9')", "other", "without a score"),
         ("from prepare.channel import score; score(1.0, tokens=1, nbytes=1)", "other", "without a score"),
         (f"{PROTOCOL}\nchannel.ready(); finish(float('nan'))", "disqualified", "no numbers"),
-        (f"{PROTOCOL}\nchannel.ready(); finish(float('inf'))", "NaN", "val_bpb is inf"),
+        (f"{PROTOCOL}\nchannel.ready(); finish(float('inf'))", "disqualified", "no numbers"),
         (f"{PROTOCOL}\nchannel.ready(); finish(-1.0)", "disqualified", "above 1"),
         (f"{PROTOCOL}\nchannel.ready(); finish(1.0); exit(4)", "other", "exit code 4"),
     ],
@@ -139,6 +143,12 @@ async def test_a_hang_after_ready_is_noticed(bench):
     outcome = await bench.run(stuck, quiet=0.3)
     assert outcome.failure == "hang"
     assert "after step 1" in outcome.message
+
+
+async def test_a_script_that_tells_its_progress_in_its_own_words_does_not_hang(bench):
+    told = "from prepare.channel import *\nready()\nfor n in range(12): print(n, 'of 12', flush=True); time.sleep(0.1)"
+    outcome = await bench.run(f"{told}\n{HONEST}", quiet=0.6)
+    assert outcome.kind == "scored"
 
 
 async def test_before_ready_silence_is_compilation(bench):
@@ -297,6 +307,91 @@ async def test_trouble_with_the_machine_is_not_the_candidates(bench):
     ):
         assert isinstance(outcome, Aborted)
         assert words in outcome.reason
+
+
+WAITING = """
+import os, time
+from pathlib import Path
+Path(os.environ["NIGHTSHIFT_DATA"], "trainer").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+async def kill_when_there(bench, which, runner):
+    """Run a script that waits, and kill a process of it from outside."""
+    running = asyncio.create_task(runner.run(GRANTED, WAITING))
+    note = bench.folder / "runs/7-2/work/data/trainer"
+    while not (note.exists() and note.read_text()):
+        await asyncio.sleep(0.02)
+    trainer = psutil.Process(int(note.read_text()))
+    (trainer if which == "trainer" else trainer.parent()).send_signal(signal.SIGKILL)
+    outcome = await running
+    assert not guardian.find_tagged(f"{bench.folder}/runs/")
+    return outcome
+
+
+@pytest.mark.parametrize(("which", "words"), [("trainer", "it was killed"), ("guardian", "its guardian was killed")])
+async def test_a_run_that_is_killed_from_outside_is_no_failure_of_the_candidate(bench, which, words):
+    outcome = await kill_when_there(bench, which, bench.runner())
+    assert isinstance(outcome, Aborted)
+    assert words in outcome.reason
+
+
+async def test_a_candidate_that_is_killed_again_and_again_is_at_fault(bench):
+    runner = bench.runner()
+    kill = "import os; os.kill(os.getpid(), 9)"
+    outcomes = [await runner.run(GRANTED, kill) for _ in range(MAX_EXCUSES)]
+    assert [outcome.kind for outcome in outcomes] == ["aborted"] * MAX_EXCUSES
+    other = await runner.run(GRANTED.model_copy(update={"experiment": 8}), HONEST)
+    assert other.kind == "scored"
+    last = await runner.run(GRANTED, kill)
+    assert (last.kind, last.failure) == ("crashed", "out of host memory")
+
+
+async def test_a_disk_that_others_have_filled_is_no_failure_of_the_candidate(bench):
+    full = "raise OSError(28, 'No space left on device')"
+    outcome = await bench.run(full)
+    assert isinstance(outcome, Aborted)
+    assert "its own files take 0 MB" in outcome.reason
+    write = f"open('big', 'wb').write(bytes(3 << 20)); {full}"
+    own = await bench.run(write, reserve=1 << 20)
+    assert (own.kind, own.failure) == ("crashed", "disk full")
+
+
+async def test_only_a_run_that_fills_the_disk_itself_is_ended_for_it(bench):
+    free = shutil.disk_usage(bench.folder).free
+    spared = await bench.run(HONEST, reserve=1 << 60)
+    assert spared.kind == "scored"
+    fill = "import time; open('big', 'wb').write(bytes(64 << 20)); time.sleep(600)"
+    filled = await bench.run(fill, reserve=free - (32 << 20))
+    assert (filled.failure, filled.message) == ("disk full", "it filled the disk")
+
+
+async def test_a_model_that_cannot_be_stored_is_no_failure_of_the_candidate(bench):
+    slow = HONEST.replace("finish(1.25)", "import time; time.sleep(1); finish(1.25)")
+    running = asyncio.create_task(bench.runner().run(GRANTED, slow))
+    folder = bench.folder / "runs/7-2"
+    while not folder.exists():
+        await asyncio.sleep(0.01)
+    (folder / "model").mkdir()  # in its place, as a full disk would be
+    outcome = await running
+    assert isinstance(outcome, Aborted)
+    assert "model" in outcome.reason
+
+
+async def test_a_timed_training_that_the_orchestrator_slept_through_is_run_again(bench):
+    runner = bench.runner()
+    budget = BudgetAmount("time", 20.0, 20.0)
+    runner.scorer = replace(bench.scorer, manifest=replace(bench.scorer.manifest, budget=budget))
+
+    def stand_still(_granted, point, _rate):
+        if point.progress == 0.5:
+            time.sleep(STANDSTILL + 1.5)  # nothing else runs meanwhile
+
+    runner.on_point = stand_still
+    outcome = await runner.run(GRANTED, HONEST)
+    assert isinstance(outcome, Aborted)
+    assert "stood still" in outcome.reason
 
 
 async def test_what_an_earlier_life_left_is_ended_and_removed(bench):

@@ -11,6 +11,7 @@ from itertools import takewhile
 from typing import get_args
 
 from orchestrator.core import events as ev
+from orchestrator.core.description import count_seeds
 from orchestrator.core.state import (
     Broken,
     Candidate,
@@ -236,8 +237,8 @@ def _describe_verdict(
 ) -> str:
     match verdict:
         case ev.Kept() | ev.Discarded():
-            seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
             word = "Kept" if isinstance(verdict, ev.Kept) else "Discarded"
+            seeds = count_seeds(scores)
             return f"{word}: {format_signed(-verdict.gain)} ± {verdict.error:.4f} over {seeds}, against #{incumbent}."
         case ev.Pruned(reason=reason):
             return f"Pruned: {quote(reason)}."

@@ -5,7 +5,7 @@ Every view takes its numbers from here, so that they cannot contradict each othe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from statistics import fmean
 
 from orchestrator.core import events as ev
@@ -13,6 +13,8 @@ from orchestrator.core.curves import CHECKED_SHARES, interpolate_loss
 
 NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
+SAME = 1e-6
+"""Bits per byte that scores of one model differ by at most."""
 FinishedRun = ev.Scored | ev.Crashed | ev.Pruned
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
@@ -38,6 +40,19 @@ class RunDescription:
     """Name, ours, the incumbent's; 0 where unknown."""
     gaps: Mapping[float, float]
     """Training loss minus the incumbent's, by share of the budget."""
+
+
+def count_distinct(scores: Sequence[ev.Scored]) -> int:
+    """Return how many of the runs differ: 1 for a script that sets its own seed. Corrections are noise of their own."""
+    claims = sorted(score.audit.claimed if score.audit else score.val_bpb for score in scores)
+    return bool(claims) + sum(after - before > SAME for before, after in pairwise(claims))
+
+
+def count_seeds(scores: Sequence[ev.Scored]) -> str:
+    """Return over how many seeds the runs went; where the seed made no difference, say that instead."""
+    if len(scores) > 1 and count_distinct(scores) == 1:
+        return f"{len(scores)} identical runs (train.py sets its own seed)"
+    return f"{len(scores)} seed{'s' * (len(scores) > 1)}"
 
 
 def describe_run(

@@ -15,7 +15,7 @@ class RunLimits:
     cpu: float
     """CPU seconds of one process; they do not grow on a busy machine."""
     quiet: float = 60.0
-    """Seconds without a progress line that are always allowed."""
+    """Seconds without output that are always allowed."""
     quiet_steps: float = 10.0
     """The same in median steps; the longer of the two counts."""
     grace: float = 10.0
@@ -23,6 +23,10 @@ class RunLimits:
     output: int = 32 << 20
     free_disk: int = 512 << 20
     """Bytes of disk that must be free before a run starts."""
+    patience: float = 120.0
+    """Seconds to wait for them."""
+    pause: float = 10.0
+    """Seconds to wait after a run that the machine ended, for each such run in a row."""
     reserve: int = 256 << 20
     """Bytes of disk that a run must leave free."""
     file: int = 4 << 30

@@ -5,7 +5,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import inf, nan
 
 from orchestrator.core.events import Point
 from subagents.logs import clean
@@ -21,6 +21,8 @@ SUMMARY = {
     *("total_tokens_M", "num_steps", "num_params_M", "depth"),
 }
 """Names in a run's summary."""
+MAX_NUMBER = 1e9
+"""A larger number in a summary counts as this: more steps, millions of tokens or MB than there are."""
 MAX_WITHHELD = 200
 """Lines kept of those that a sealed log withholds."""
 POINTS = 60
@@ -45,8 +47,10 @@ def parse_progress(line: str) -> ProgressLine | None:
     if "loss:" not in line or not (match := _STEP.search(line)):
         return None
     number, percent, loss, rate = match.groups(default="0")
-    progress = min(_parse_number(percent) / 100, 1.0)
-    return ProgressLine(int(number), progress, _parse_number(loss), float(rate.replace(",", "") or 0))
+    share = _parse_number(percent) / 100
+    if not share >= 0:
+        return None
+    return ProgressLine(int(number), min(share, 1.0), _parse_number(loss), float(rate.replace(",", "") or 0))
 
 
 class LineSplitter:
@@ -125,7 +129,7 @@ class Transcript:
         self.sealed = False
         """Only the summary's numbers are still read: other lines may quote the validation text."""
         self.logged: set[str] = set()
-        """Lines and names seen since the log was sealed."""
+        """Names that the sealed log has shown."""
         self.withheld: deque[str] = deque(maxlen=MAX_WITHHELD)
         """The last lines that were kept out of a sealed log; a failure is classified by them."""
 
@@ -149,19 +153,18 @@ class Transcript:
     def _add_row(self, row: str) -> None:
         match = _SUMMARY.fullmatch(row) if self.summary is not None else None
         name, value = (match[1], _parse_number(match[2])) if match else (row, nan)
-        if self.sealed and name in self.logged:
-            return  # once each: repetitions could spell the validation text
+        known = name in SUMMARY and abs(value) < inf
         if self.sealed:
+            # Once each: repetitions could spell the validation text.
+            if name in self.logged or not (known or row == "---"):
+                self.withheld.append(row)
+                return
             self.logged.add(name)
-        known = name in SUMMARY and isfinite(value)
-        if self.sealed and not known and row != "---":
-            self.withheld.append(row)
-            return
         self.log.add(row)
         if row == "---":
             self.summary = {}
         elif self.summary is not None and known:
-            self.summary[name] = max(0.0, min(value, 1e15))
+            self.summary[name] = max(0.0, min(value, MAX_NUMBER))
 
 
 def _parse_number(text: str) -> float:

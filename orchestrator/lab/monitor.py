@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from math import inf, isfinite
 from statistics import median
 
 from orchestrator.core.curves import get_recent_loss
@@ -14,14 +13,35 @@ from orchestrator.lab.log import CurveRecorder, ProgressLine, Transcript
 
 EXPLODED = 3.0
 """Times the first loss; no model that learns ever gets there."""
+ABSURD_LOSS = 1e6
+"""A larger loss is as good as infinite, and sums of a few stay finite."""
 NEARLY_DONE = 0.9
 """Share of the budget after which the next line may be the summary, and evaluation is silent."""
+STANDSTILL = 5.0
+"""Seconds between two looks at the clock that count at most. There are ten a second, so what is longer is an
+orchestrator that stood still: Ctrl-Z, a paused container, a machine that does not answer."""
+
+
+class AwakeClock:
+    """Counts seconds in which this process was awake. Monotonic: no change of the wall clock moves it."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self.last = now()
+        self.lost = 0.0
+        """Seconds that did not count so far."""
+
+    def __call__(self) -> float:
+        now = self.now()
+        self.lost += max(0.0, now - self.last - STANDSTILL)
+        self.last = now
+        return now - self.lost
 
 
 class TrainingClock:
     """Measures training by our own clock: from the first batch handed out to the model handed over."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self.started_at: float | None = None
         self.stopped_at: float | None = None
@@ -50,19 +70,20 @@ class RunMonitor:
     def __init__(
         self,
         limits: RunLimits,
-        now: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] | None = None,
         on_point: Callable[[Point, float], None] = lambda _point, _rate: None,
-        get_free_disk: Callable[[], float] = lambda: inf,
+        fills_disk: Callable[[], bool] = lambda: False,
         plan: EvaluationPlan | None = None,
     ) -> None:
-        """Start the wall clock; `get_free_disk` returns bytes."""
-        self.limits, self.now, self.on_point, self.get_free_disk = limits, now, on_point, get_free_disk
+        """Start the wall clock; `fills_disk` tells whether the run leaves too little room on the disk."""
+        self.limits, self.on_point, self.fills_disk = limits, on_point, fills_disk
+        self.now = AwakeClock(now or time.monotonic)
         self.pruning_thresholds = list(plan.pruning_thresholds) if plan else []
         self.control_run = plan is not None and plan.control_run
         self.would_prune_at: float | None = None
         """Share of the budget at which it fell behind a pruning threshold."""
-        self.transcript, self.curve, self.clock = Transcript(), CurveRecorder(), TrainingClock(now)
-        self.launched = now()
+        self.transcript, self.curve, self.clock = Transcript(), CurveRecorder(), TrainingClock(self.now)
+        self.launched = self.heard_at = self.now()
         self.last: ProgressLine | None = None
         self.last_at = self.launched
         self.first_loss: float | None = None
@@ -71,7 +92,8 @@ class RunMonitor:
         """The first reason to stop that its output has given."""
 
     def feed(self, data: bytes) -> None:
-        """Read output."""
+        """Read output. Any is a sign of life, since a script may tell of its progress in its own words."""
+        self.heard_at = self.now()
         for step in self.transcript.feed(data):
             self._follow(step)
 
@@ -93,9 +115,7 @@ class RunMonitor:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
         if self.transcript.bytes > self.limits.output:
             return Fault("other", f"it printed more than {self.limits.output >> 20} MB")
-        if self.get_free_disk() < self.limits.reserve:
-            return Fault("disk full", "it filled the disk")
-        return self._find_hang()
+        return Fault("disk full", "it filled the disk") if self.fills_disk() else self._find_hang()
 
     def summarize(self, peak_mb: float | None) -> RunMetrics:
         """Return the run in numbers; `peak_mb` is its largest process's memory, None on a GPU: its summary counts."""
@@ -114,17 +134,19 @@ class RunMonitor:
         if not self.clock.is_running or (self.last and self.last.progress >= NEARLY_DONE):
             return None
         quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
-        if self.now() - max(self.last_at, self.clock.started_at or 0.0) <= quiet:
+        if self.now() - max(self.heard_at, self.clock.started_at or 0.0) <= quiet:
             return None
-        return Fault("hang", f"no step for {quiet:.0f} s after step {self.last.number if self.last else 0}")
+        where = f"after step {self.last.number}" if self.last else "since training began"
+        awaited = "a line such as `step 00012 (3.4%) | loss: 5.678` is awaited, or any other"
+        return Fault("hang", f"it printed nothing for {quiet:.0f} s {where}; {awaited}")
 
     def _follow(self, step: ProgressLine) -> None:
         now = self.now()
         if self.last:
             self.paces.append(now - self.last_at)
         self.last, self.last_at = step, now
-        if not isfinite(step.loss):
-            self.found = self.found or Fault("NaN", f"the loss became {step.loss} at step {step.number}")
+        if not abs(step.loss) <= ABSURD_LOSS:
+            self.found = self.found or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
         self.first_loss = step.loss if self.first_loss is None else self.first_loss
         point = Point(seconds=self.clock.seconds, progress=step.progress, loss=step.loss)

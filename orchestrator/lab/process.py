@@ -4,14 +4,13 @@ import asyncio
 import fcntl
 import json
 import os
+import signal
 import sys
 import termios
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import psutil
 
@@ -24,8 +23,8 @@ TICK = 0.1
 """Seconds between two checks of a run."""
 DRAIN = 5.0
 """Seconds for the pipes to drain when every process has ended."""
-PATIENCE = 60.0
-"""Seconds that a thread waits for the event loop, which may be writing a large file to a slow disk."""
+OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""Signals that come from outside: a user, a shutdown, the system when memory runs out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,11 @@ class Ending:
     left: int = 0
     """Processes that could not be killed."""
     error: str = ""
+
+    @property
+    def was_killed(self) -> bool:
+        """True where a signal from outside ended it, or its guardian."""
+        return self.status is None or self.status in {number for sent in OUTSIDE for number in (-sent, 128 + sent)}
 
 
 class MachineError(Exception):
@@ -52,7 +56,6 @@ class RunningProcess:
     monitor: RunMonitor
     output: int
     reader: "asyncio.Task[None]"
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def count_cpu_seconds(self) -> float:
         """Return the CPU seconds that its whole process tree has used so far."""
@@ -65,14 +68,8 @@ class RunningProcess:
             total += times.user + times.system + times.children_user + times.children_system
         return total
 
-    def seal(self) -> None:
-        """Seal the log after the output up to now; called from a thread. Raises ConnectionError if the loop is gone."""
-        try:
-            asyncio.run_coroutine_threadsafe(self._seal(), self.loop).result(PATIENCE)
-        except (RuntimeError, asyncio.CancelledError, TimeoutError) as error:
-            raise ConnectionError("the event loop does not answer") from error
-
-    async def _seal(self) -> None:
+    async def seal(self) -> None:
+        """Seal the log after the output up to now."""
         for _ in range(100):
             if self.reader.done() or not _has_input(self.output):
                 break
@@ -89,7 +86,7 @@ async def run_guarded(
 ) -> tuple[Fault | Prune | None, Ending]:
     """Run the command to its end; return the reason it was stopped for, if any, and its ending. Closes its descriptors.
 
-    The guardian inherits `lock`; `listen` ends when the command does. Raises MachineError.
+    The guardian inherits `lock`; `listen` ends when the command does. Raises MachineError, and what `listen` raises.
     """
     output, printed = os.pipe()
     with ExitStack() as unread, ExitStack() as theirs:
@@ -103,7 +100,7 @@ async def run_guarded(
     try:
         reason = await _attend(process, monitor, tasks)
         ending = await _read_report(process, command.env[guardian.TAG])
-        await asyncio.wait(tasks, timeout=DRAIN)
+        await _wait_for_readers(monitor, tasks)
     finally:
         try:
             await _finish(process)
@@ -112,16 +109,6 @@ async def run_guarded(
                 task.cancel()
     monitor.close()
     return reason or monitor.found, ending
-
-
-async def run_in_thread(work: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Run blocking work in a thread of its own; `stop` makes it end, however this is left."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        await asyncio.get_running_loop().run_in_executor(pool, work)
-    finally:
-        stop()
-        pool.shutdown(wait=False)
 
 
 async def _pump(descriptor: int, feed: Callable[[bytes], None]) -> None:
@@ -180,11 +167,9 @@ async def _attend(
 ) -> Fault | Prune | None:
     """Wait for the end; ask for it as soon as there is a reason to stop, and return the reason."""
     assert process.stdin
-    ended, before = asyncio.ensure_future(process.wait()), _count_tasks()
+    ended, before = asyncio.ensure_future(process.wait()), len(psutil.pids())
     while not ended.done():
-        for task in tasks:
-            if task.done():
-                task.result()
+        _raise_errors(tasks)
         if reason := monitor.stop_reason or _check_processes(process, monitor.limits.processes, before):
             process.stdin.write(b"t")
             await ended
@@ -193,9 +178,23 @@ async def _attend(
     return None
 
 
+async def _wait_for_readers(monitor: RunMonitor, tasks: "Sequence[asyncio.Future[None]]") -> None:
+    """Wait until the tasks have read what the ended command left in its pipes."""
+    deadline = monitor.now() + DRAIN
+    while monitor.now() < deadline and not all(task.done() for task in tasks):
+        await asyncio.wait(tasks, timeout=TICK)
+    _raise_errors(tasks)
+
+
+def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:
+    for task in tasks:
+        if task.done():
+            task.result()
+
+
 def _check_processes(process: Process, most: int, before: int) -> Fault | None:
     """Count its processes, which is slow, only when the whole machine has become crowded."""
-    if _count_tasks() - before <= most or len(_list_descendants(process)) <= most:
+    if len(psutil.pids()) - before <= most or len(_list_descendants(process)) <= most:
         return None
     return Fault("other", f"it started more than {most:,} processes")
 
@@ -205,14 +204,6 @@ def _list_descendants(process: Process) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:
         return []  # it has just ended
-
-
-def _count_tasks() -> int:
-    """Count the processes and threads of the machine; 0 where it does not say."""
-    try:
-        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-    except OSError:
-        return 0
 
 
 async def _finish(process: Process) -> None:

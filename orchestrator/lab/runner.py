@@ -4,27 +4,30 @@ import asyncio
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.evaluation import STRICT_PLAN, Observation, RunFacts, evaluate
-from orchestrator.lab.launcher import Launcher
+from orchestrator.lab.evaluation import ExcusedError, Observation, RunFacts, evaluate
+from orchestrator.lab.launcher import build_command
 from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import MachineError, RunningProcess, run_guarded, run_in_thread
+from orchestrator.lab.process import MachineError, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
 from orchestrator.lab.scoring.audit import MODULE, Auditor, ClaimsArchive
 from orchestrator.lab.scoring.claims import Scorer
-from orchestrator.lab.scoring.connection import Connection, open_pair
+from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.server import EvaluationServer, Submission
 from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
 
 OnPoint = Callable[[ev.Granted, ev.Point, float], None]
 """Called with each progress line as it comes: the point, and tokens per second."""
+STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
+"""For a run that was granted without a plan."""
 
 
 class Runner:
@@ -44,6 +47,8 @@ class Runner:
         self.runs, self.archive = folder.resolve() / "runs", ClaimsArchive(folder.resolve() / "claims")
         self.slots, self.limits, self.scorer, self.sandbox = slots, limits, scorer, sandbox
         self.put, self.on_point = put, on_point
+        self.aborted, self.excuses = 0, Counter[int]()
+        """Runs in a row that the machine ended, and those of each experiment that may have been its own fault."""
 
     def reap(self) -> int:
         """End the runs that an earlier life of this session left, and remove their folders; return their processes."""
@@ -55,35 +60,40 @@ class Runner:
     async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
         """Train once. A failure of the machine is an Aborted; cancelling ends every process of the run."""
         folder, slot = self.runs / f"{granted.experiment}-{granted.run}", self.slots[granted.slot]
-        launcher = Launcher(slot, self.sandbox)
         try:
-            self._check_disk()
+            await asyncio.sleep(self.limits.pause * min(self.aborted, 10))
+            await self._wait_for_disk()
             async with (
                 hold_slot(slot) as lock,
                 _make_folder(folder),
-                self._start_auditor(granted, launcher, folder / "audit", lock) as auditor,
+                self._start_auditor(granted, folder / "audit", lock) as auditor,
             ):
-                run = await self._train(granted, source, folder, launcher, lock)
-                return await evaluate(run, self.scorer, auditor, self.archive)
+                run = await self._train(granted, source, folder, lock)
+                outcome = await evaluate(run, self.scorer, auditor, self.archive)
         except (OSError, SlotBusy, MachineError) as error:
+            self.aborted += 1
+            self.excuses[granted.experiment] += isinstance(error, ExcusedError)
             return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=_explain(error))
+        self.aborted = self.excuses[granted.experiment] = 0
+        return outcome
 
-    async def _train(
-        self, granted: ev.Granted, source: str, folder: Path, launcher: Launcher, lock: int
-    ) -> Observation:
+    async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
         """Run the training to its end and return what was observed. Raises MachineError, OSError."""
-        plan, slot, work = granted.plan or STRICT_PLAN, launcher.slot, folder / "work"
+        plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
         submission = Submission(folder / "model")
         monitor = RunMonitor(
             self.limits,
             on_point=lambda point, rate: self.on_point(granted, point, rate),
-            get_free_disk=lambda: shutil.disk_usage(self.runs).free,
+            fills_disk=lambda: self._is_filling_disk(folder),
             plan=plan,
         )
         env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self._lay_out(work, source))}
         ours, theirs = open_pair()
-        command = launcher.build_command(["train.py"], work, theirs, env)
-        serve = partial(self._serve, ours, submission, plan)
+        command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
+
+        async def serve(running: RunningProcess) -> None:
+            await EvaluationServer(ours, self.scorer, running, submission, plan).serve()
+
         stopped, ending = await run_guarded(command, monitor, lock, serve)
         log = _strip_paths(monitor.transcript.log.text, work)
         facts = RunFacts(
@@ -94,7 +104,8 @@ class Runner:
             log=self.put(log),
             tier=self.sandbox.tier,
         )
-        return Observation(plan, facts, slot, monitor, log, submission, stopped, ending)
+        disk, excuses = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment]
+        return Observation(plan, facts, slot, monitor, log, submission, stopped, ending, disk, excuses)
 
     def _lay_out(self, work: Path, source: str) -> Path:
         """Make the working folder, and return its data folder."""
@@ -102,31 +113,15 @@ class Runner:
         (work / "train.py").write_text(source, encoding="utf-8")
         return self.scorer.lay_out(work / "data")
 
-    async def _serve(
-        self, connection: Connection, submission: Submission, plan: ev.EvaluationPlan, running: RunningProcess
-    ) -> None:
-        server = EvaluationServer(
-            connection,
-            self.scorer,
-            running.monitor.clock,
-            submission,
-            count_cpu_seconds=running.count_cpu_seconds,
-            seal=running.seal,
-            is_heldout_due=lambda val_bpb: plan.confirmed and plan.needs_audit(val_bpb),
-        )
-        await run_in_thread(server.serve, connection.shutdown)
-
     @asynccontextmanager
-    async def _start_auditor(
-        self, granted: ev.Granted, launcher: Launcher, folder: Path, lock: int
-    ) -> AsyncGenerator[Auditor | None]:
+    async def _start_auditor(self, granted: ev.Granted, folder: Path, lock: int) -> AsyncGenerator[Auditor | None]:
         """Start the blind process, if the plan may need it."""
         if not (granted.plan or STRICT_PLAN).needs_audit(0.0):
             yield None
             return
         (folder / "tmp").mkdir(parents=True)
         ours, theirs = open_pair()
-        command = launcher.build_command(["-m", MODULE], folder, theirs, {})
+        command = build_command(self.slots[granted.slot], self.sandbox, ["-m", MODULE], folder, theirs, {})
         auditor = Auditor(command, ours, RunMonitor(self.limits), lock)
         try:
             await asyncio.sleep(0)  # from now on the descriptors are the auditor's
@@ -134,10 +129,18 @@ class Runner:
         finally:
             await auditor.close()
 
-    def _check_disk(self) -> None:
-        free = shutil.disk_usage(self.runs.parent).free
-        if free < self.limits.free_disk:
-            raise MachineError(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
+    async def _wait_for_disk(self) -> None:
+        """Wait for room on the disk, which another program may fill for a moment. Raises MachineError."""
+        deadline = time.monotonic() + self.limits.patience
+        while (free := shutil.disk_usage(self.runs.parent).free) < self.limits.free_disk:
+            if time.monotonic() > deadline:
+                raise MachineError(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
+            await asyncio.sleep(1)
+
+    def _is_filling_disk(self, folder: Path) -> bool:
+        """Return whether the run's own files are why too little is free."""
+        free = shutil.disk_usage(self.runs).free
+        return free < self.limits.reserve <= free + _measure(folder)
 
 
 def _strip_paths(text: str, work: Path) -> str:
@@ -154,16 +157,12 @@ def _explain(error: Exception) -> str:
 @asynccontextmanager
 async def _make_folder(folder: Path) -> AsyncGenerator[None]:
     """Make an empty folder, and remove it at the end."""
-    await asyncio.to_thread(_empty, folder)
+    await asyncio.to_thread(_remove, folder)
+    await asyncio.to_thread(folder.mkdir, parents=True)
     try:
         yield
     finally:
         await asyncio.to_thread(_remove, folder)
-
-
-def _empty(folder: Path) -> None:
-    _remove(folder)
-    folder.mkdir(parents=True)
 
 
 def _remove(folder: Path) -> None:
@@ -171,3 +170,9 @@ def _remove(folder: Path) -> None:
     if folder.exists():
         subprocess.run(["chmod", "-R", "u+rwx", "--", folder], check=False, capture_output=True)
         subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
+
+
+def _measure(folder: Path) -> int:
+    """Return the bytes of disk that its files take, of any depth; those without permissions do not count."""
+    done = subprocess.run(["du", "-sk", "--", folder], check=False, capture_output=True)
+    return int((done.stdout.split() or [b"0"])[0]) << 10

@@ -5,7 +5,7 @@ from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.curves import CHECKED_SHARES
-from orchestrator.core.description import RunDescription, describe_run
+from orchestrator.core.description import RunDescription, count_seeds, describe_run
 from orchestrator.core.state import Decided, State, get_scores
 from orchestrator.core.text import format_count, format_signed
 from orchestrator.policy.thresholds import NEAR_MISS
@@ -48,9 +48,8 @@ def write_postmortem(state: State, decided: Decided) -> ev.Postmortem:
             return _write(decided, "does not run", failure, [f"It crashed: {reason}.", *reached], why)
         case ev.Kept() | ev.Discarded() as verdict:
             run, change = describe_run(scores, base, verdict), format_signed(-verdict.gain)
-    seeds = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
     best = f"the best's {verdict.mean + verdict.gain:.4f} (± {verdict.error:.4f})"
-    score = f"val_bpb {verdict.mean:.4f} over {seeds}: {change} against {best}."
+    score = f"val_bpb {verdict.mean:.4f} over {count_seeds(scores)}: {change} against {best}."
     why = _interpret(run, verdict.gain) if base else "There is nothing to compare it with."
     happened = [score, *_describe_curve(run), *_describe_metrics(run)]
     return _write(decided, _classify(verdict), f"{change} ± {verdict.error:.4f}", happened, why)

@@ -5,24 +5,26 @@ from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.pruning import compute_thresholds
 from orchestrator.policy.seeds import draw
-from orchestrator.policy.thresholds import CONTROL_RUN_EVERY
+from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
 
 
 def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> EvaluationPlan:
     """Return how a run is to be evaluated.
 
-    Scores are audited that could help towards a keep: those not clearly worse than the incumbent's at the same seed. No
-    decision looks at the held-out text, which is kept for the certificate. Of the baseline, which is the user's own
-    code, the first run is audited: as the reference for what follows.
+    Audited are all runs of which a mean is taken, since claims and corrected scores are two scales: those of parents,
+    the second and later ones of a candidate, and its first one where that could lead to a keep: unless it is clearly
+    worse than the incumbent at the same seed. No decision looks at the held-out text, which is kept for the
+    certificate; of the baseline the first run is scored on it: as the reference for what follows.
     """
     best, stage = state.incumbent, state.open.get(experiment)
     first = isinstance(stage, Candidate) and not stage.scores
     if best is None or experiment == 0:
-        audit = "always" if first else "never"
-        return EvaluationPlan(audit=audit, confirmed=first, incumbent=0, baseline_error="unmeasured")
+        return EvaluationPlan(audit="always", confirmed=first, incumbent=0, baseline_error="unmeasured")
+    simpler = isinstance(stage, Candidate) and stage.commit.removed - stage.commit.added >= SIMPLER_LINES
     theirs = [score.val_bpb for at, score in zip(best.seeds, best.scores, strict=False) if at == seed]
+    border = max([*theirs, best.score_to_beat]) + estimate_sigma(state)
     return EvaluationPlan(
-        audit=max([*theirs, best.score_to_beat]) + estimate_sigma(state),
+        audit=border if first and not simpler else "always",
         confirmed=False,
         incumbent=best.experiment,
         baseline_error=_get_baseline_error(state, best),
@@ -41,4 +43,4 @@ def _get_baseline_error(state: State, best: Incumbent) -> float:
     """Return the nats by which honest claims are off at most, as the audit of the user's own code has shown."""
     closed = [score for result in state.results if result.experiment == 0 for score in result.scores]
     runs = best.scores if best.experiment == 0 else closed
-    return max((abs(score.audit.worst) for score in runs if score.audit), default=0.0)
+    return max((score.audit.worst for score in runs if score.audit and score.audit.worst > 0), default=0.0)

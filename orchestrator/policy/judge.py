@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.core import events as ev
+from orchestrator.core.description import count_seeds
 from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
@@ -149,5 +150,5 @@ def _establish_baseline(state: State, number: int, candidate: Candidate) -> ev.K
         error=sigma / sqrt(runs),
         sigma=sigma,
         score_to_beat=candidate.mean,
-        reason=f"the baseline, over {runs} seeds",
+        reason=f"the baseline, over {count_seeds(candidate.scores)}",
     )

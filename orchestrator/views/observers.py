@@ -135,7 +135,7 @@ class Observers:
             f"\nThe night is over: {state.ended}.",
             f"  val_bpb   {write_headline(summary).removeprefix('val_bpb ')}",
             f"  tried     {summary.tried} experiments, kept {summary.kept}"
-            + f", on {summary.seeds} seeds or more" * (summary.kept > 0),
+            + f", on {summary.seeds} seeds or more" * (summary.seeds > 1),
             *([f"  discarded {late}"] if late else []),
             f"  trust     {describe_trust(summarize_trust(records, count_false_prunes(state)))}",
             f"  slots     occupied {used.occupancy:.1%} of the time; duty {used.duty:.1%}",

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.core.description import count_distinct
 from orchestrator.core.state import State
 from orchestrator.core.text import flatten, format_signed
 from orchestrator.policy.noise import estimate_sigma
@@ -71,7 +72,7 @@ def summarize(state: State) -> Summary:
         crashed=counts["crashed"],
         untrained=sum(counts[status] for status in UNTRAINED),
         retried=len(select_retried(decided)),
-        seeds=min((len(row.scores) for row in decided if row.status == "kept"), default=0),
+        seeds=min((count_distinct(row.scores) for row in decided if row.status == "kept"), default=0),
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
         failure=next((flatten(row.reason) for row in rows if row.experiment == 0 and row.status == "crashed"), ""),

@@ -203,7 +203,7 @@ CLAIMS = [
         quick=True,
     ),
     Enemy("claims what is no number", "hand_over(); claim(rows() * np.nan)\n", "no numbers", "raw", quick=True),
-    Enemy("claims the infinite", "hand_over(); claim(rows() + np.inf)\n", "NaN", "raw"),
+    Enemy("claims the infinite", "hand_over(); claim(rows() + np.inf)\n", "no numbers", "raw"),
     Enemy("claims more than certainty", "hand_over(); claim(rows() - 5)\n", "probability above 1", "raw", quick=True),
     Enemy("claims without a model", "claim(np.zeros((64, 32), np.float32))\n", "without a score", "raw"),
     Enemy("a model without end", "hand_over(bytes=1 << 50)\n", "its model has", "raw"),

@@ -1,22 +1,19 @@
 """Our side of the blind audit: a fresh process with the handed-over model sees only the past and says what follows."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.lab.failures import Fault, classify_failure
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import Ending, MachineError, RunningProcess, run_guarded, run_in_thread
+from orchestrator.lab.process import Ending, MachineError, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import Command
-from orchestrator.lab.scoring.claims import AuditPositions, CorrectedScore, Disqualified, Nats, Scorer, get_tolerance
+from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
-from orchestrator.lab.scoring.server import InferenceSettings, Submission
+from orchestrator.lab.scoring.server import Submission
 from prepare.atomic import open_replacement
 
 MODULE = "prepare.audit"
@@ -50,59 +47,38 @@ class ClaimsArchive:
 
 
 @dataclass
-class AuditSession:
-    """The questions to one model; `answers` is complete when `done`."""
+class Questions:
+    """The questions to one model, one in each validation row, and its answers."""
 
     scorer: Scorer
-    settings: InferenceSettings
-    model: Path
+    submission: Submission
     positions: AuditPositions
     rng: np.random.Generator
     answers: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
-    objection: str = ""
-    began: bool = False
-    """The process has started; what goes wrong from then on is the model's fault."""
-    done: bool = False
+    """−log p of the true tokens, batch by batch."""
 
-    def hold(self, connection: Connection, seal: Callable[[], None]) -> None:
-        """Ask about every row, a batch at a time; `seal` is called before validation text is sent."""
-        try:
-            self.began = connection.receive() == {"event": "ready"}
-            if self.began and self._send_model(connection):
-                seal()
-                self._ask_all(connection)
-        except Disqualified as reason:
-            self.objection = str(reason)
-        except OSError:
-            pass  # the process has ended, which its guardian reports
-        finally:
-            connection.close()
+    @property
+    def are_answered(self) -> bool:
+        return sum(map(len, self.answers)) == self.scorer.shape[0]
 
-    def _send_model(self, connection: Connection) -> bool:
-        """Send the model; return whether it could be loaded. Raises OSError."""
-        autocast = None if self.settings.dtype == "float32" else self.settings.dtype
-        how = {"autocast": autocast, "precision": self.settings.precision, "threads": self.settings.threads}
-        with self.model.open("rb") as file:
-            connection.send({"event": "model", "split": "model", **how}, files=[file])
-        return connection.receive() == {"event": "loaded"}
-
-    def _ask_all(self, connection: Connection) -> None:
-        """Ask about every row. Raises Disqualified, OSError."""
-        count, batch = self.scorer.shape[0], self.settings.batch_size
+    async def ask(self, connection: Connection) -> None:
+        """Ask about every row, a batch at a time. Raises Disqualified, ConnectionError."""
+        assert self.submission.settings
+        count, batch = self.scorer.shape[0], self.submission.settings.batch_size
         for first in range(0, count, batch):
-            self.answers.append(self._ask(connection, first, min(first + batch, count)))
-        self.done = True
-        connection.send({"event": "thanks"})
+            self.answers.append(await self._ask_batch(connection, first, min(first + batch, count)))
+        await connection.send({"event": "thanks"})
 
-    def _ask(self, connection: Connection, first: int, last: int) -> NDArray[np.float64]:
-        """Return the model's −log p in each of these rows. Raises Disqualified, OSError."""
+    async def _ask_batch(self, connection: Connection, first: int, last: int) -> NDArray[np.float64]:
         x, at = self.scorer.mask(first, last, self.positions, self.rng), self.positions.at[first:last]
-        connection.send({"event": "rows", "rows": last - first, "length": x.shape[1]}, data=[x.tobytes(), at.tobytes()])
+        event = {"event": "rows", "rows": last - first, "length": x.shape[1]}
+        await connection.send(event, data=[x.tobytes(), at.tobytes()])
         size = 4 * (last - first) * len(self.scorer.lengths)
-        match connection.receive():
+        match await connection.receive():
             case {"event": "logits", "bytes": int(given)} if given == size:
-                logits = np.frombuffer(connection.read_exactly(size), dtype=np.float32).reshape(last - first, -1)
-                return self.scorer.score_blind(logits, first, self.positions)
+                data = await connection.read_exactly(size)
+                logits = np.frombuffer(data, dtype=np.float32).reshape(last - first, -1)
+                return await asyncio.to_thread(self.scorer.score_blind, logits, first, self.positions)
             case {"event": "logits"}:
                 raise Disqualified("its logits are not for the vocabulary")
             case _:
@@ -117,20 +93,30 @@ class Auditor:
 
     def __init__(self, command: Command, connection: Connection, monitor: RunMonitor, lock: int) -> None:
         """Start it; `lock` as for run_guarded."""
-        self.connection, self.monitor = connection, monitor
-        self.session: asyncio.Future[AuditSession] = asyncio.get_running_loop().create_future()
+        self.connection, self.monitor, self.has_started = connection, monitor, False
+        self.questions: asyncio.Future[Questions] = asyncio.get_running_loop().create_future()
         self.process = asyncio.create_task(run_guarded(command, monitor, lock, self._listen))
 
-    async def examine(self, session: AuditSession) -> Fault | None:
-        """Hold the session; return why it gave no answers. Raises MachineError."""
+    async def examine(self, questions: Questions) -> tuple[Fault | None, Ending]:
+        """Put the questions; return why it was stopped, if it was, and how it ended. Raises Disqualified, MachineError.
+
+        Raises MachineError where it could not even start: what goes wrong later may be the model's fault.
+        """
         self.monitor.launched = self.monitor.now()
-        if not self.session.done():
-            self.session.set_result(session)
-        reason, ending = await self.process
-        if not session.began:
+        if not self.questions.done():
+            self.questions.set_result(questions)
+        stopped, ending = await self.process
+        if not self.has_started:
             words = self.monitor.transcript.log.text.rpartition("\n")[2]
             raise MachineError(f"the auditing process did not start: {words or 'it printed nothing'}")
-        return reason if isinstance(reason, Fault) else self._explain_silence(session, ending)
+        return (stopped if isinstance(stopped, Fault) else None), ending
+
+    def explain_silence(self, ending: Ending) -> str:
+        """Return why a process that ended by itself gave no answers."""
+        if self.monitor.transcript.sealed:
+            return "the model that it handed over does not give logits by itself: `model(x)` must"
+        why = classify_failure(ending.status or 0, self.monitor.transcript.log.text).message
+        return f"the model that it handed over cannot be loaded: {why}"
 
     async def close(self) -> None:
         """End the process, needed or not."""
@@ -143,44 +129,23 @@ class Auditor:
             self.process.exception()  # retrieved, so that asyncio does not complain; `examine` has raised it
 
     async def _listen(self, running: RunningProcess) -> None:
-        session = await self.session
-        await run_in_thread(partial(session.hold, self.connection, running.seal), self.connection.shutdown)
+        questions = await self.questions
+        try:
+            self.has_started = await self.connection.receive() == {"event": "ready"}
+            if self.has_started and await self._send_model(questions.submission):
+                await running.seal()
+                await questions.ask(self.connection)
+        except ConnectionError:
+            pass  # the process has ended, which its guardian reports
+        finally:
+            self.connection.close()
 
-    def _explain_silence(self, session: AuditSession, ending: Ending) -> Fault | None:
-        """Return why the process that ended by itself gave no answers."""
-        if session.objection:
-            return Fault("disqualified", session.objection)
-        if session.done:
-            return None
-        transcript = self.monitor.transcript
-        if transcript.sealed:
-            return Fault(
-                "disqualified", "the model that it handed over does not give logits by itself: `model(x)` must"
-            )
-        why = classify_failure(ending.status or 0, transcript.log.text).message
-        return Fault("disqualified", f"the model that it handed over cannot be loaded: {why}")
-
-
-async def audit(
-    auditor: Auditor,
-    scorer: Scorer,
-    submission: Submission,
-    reference: Nats | None,
-    baseline_error: float | Literal["unmeasured"],
-) -> CorrectedScore | Fault:
-    """Return the corrected score, or why there is none. Raises MachineError.
-
-    `reference` are the incumbent's claims, `baseline_error` is as for get_tolerance.
-    """
-    assert submission.settings
-    assert submission.claims is not None
-    rng = np.random.default_rng()
-    positions = await asyncio.to_thread(scorer.draw_positions, submission.claims, reference, rng)
-    session = AuditSession(scorer, submission.settings, submission.model, positions, rng)
-    if fault := await auditor.examine(session):
-        return fault
-    allowed = get_tolerance(submission.settings.dtype, baseline_error)
-    try:
-        return scorer.correct(submission.claims, np.concatenate(session.answers), positions, allowed)
-    except Disqualified as reason:
-        return Fault("disqualified", str(reason))
+    async def _send_model(self, submission: Submission) -> bool:
+        """Send the model; return whether it could be loaded."""
+        assert submission.settings
+        how = submission.settings.model_dump(include={"precision", "threads"})
+        autocast = submission.settings.autocast
+        how["autocast"] = None if autocast == "float32" else autocast
+        with submission.model.open("rb") as file:
+            await self.connection.send({"event": "model", "split": "model", **how}, files=[file])
+        return await self.connection.receive() == {"event": "loaded"}

@@ -1,8 +1,9 @@
 """The arithmetic of trust: what claims add up to, where to check them, and what the check has shown.
 
 A claim is −log p of one validation token, in nats, from code that sees all the tokens and may lie. At one secret
-position in every row a blind process gives its own −log p. The score is the mean of the claims plus the weighted mean
-of the differences: whatever was claimed, that is unbiased for the blind loss.
+position in every row a blind process gives its own −log p. The mean of the claims plus the weighted mean of the
+differences is unbiased for the blind loss, whatever was claimed. The score is that plus CAUTION standard errors, so
+that no lottery of claims pays, or what was claimed, if that is worse.
 """
 
 import math
@@ -24,20 +25,25 @@ Nats = NDArray[np.float32]
 
 SUSPICION = 0.5
 """Share of the checks that go where a claim beats the reference's: lies that pay are there. The others go anywhere."""
-TOLERANCE = {"float32": 0.05, "bfloat16": 0.5, "float16": 0.5}
-"""Nats by which a claim may always be better than the blind answer at one position. The same code on the same machine
-agrees within 1e-4 in float32; compiled and plain bfloat16 differ by some tenths at worst. Smaller lies are not caught,
-but do not pay: the score corrects them."""
+TOLERANCE = {"work": 0.25, "time": 0.5}
+"""Nats by which a claim may always be better than the blind answer at one position, by the kind of budget: a script
+cannot choose it. The same code on the same machine agrees within 1e-4 in float32; compiled and plain bfloat16, usual on
+GPUs, differ by some tenths at worst. Smaller lies are not caught, but do not pay: the score corrects them."""
 BASELINE_FACTOR = 3.0
 """Times the baseline's own difference on this machine, if that is more."""
 BASELINE_TOLERANCE = 2.0
-"""Nats for the baseline itself: its audit measures how far honest claims are off, but a leak is a leak."""
+"""Nats for the baseline itself, and the most for anything: its audit measures how far honest claims are off, but a leak
+is a leak."""
+CAUTION = 2.0
+"""Standard errors of the correction that are added to the score; an honest model's are some 1e-8."""
 MAX_GAIN = 20.0
 """Nats of a gain at one position that count: the reference may have been infinitely wrong there."""
 BLOCK = 256
 """Rows that are worked on at a time."""
 IMPOSSIBLE = -1e-3
 """Nats: a probability above 1, beyond rounding."""
+ABSURD = 1e4
+"""Nats that no model is ever wrong by: larger claims are made up, and so would be the variance of a correction."""
 WALL_SLACK, WALL_GRACE = 1.03, 10.0
 """Factor and seconds beyond a time budget: the step that was under way, and writing the model."""
 WORK_SLACK = 2.0
@@ -58,13 +64,6 @@ class CorrectedScore:
     """Bits per byte: standard error of the correction, 0 where claims are exact."""
     worst: float
     """Nats by which a claim was better than the blind answer, at most."""
-
-
-def get_tolerance(dtype: str, baseline_error: float | Literal["unmeasured"]) -> float:
-    """Return the nats by which a claim may be better than the blind answer, given what the baseline was off."""
-    if baseline_error == "unmeasured":
-        return BASELINE_TOLERANCE
-    return max(TOLERANCE[dtype], BASELINE_FACTOR * baseline_error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +132,13 @@ class Scorer:
     def parse_claims(self, data: bytes) -> Nats:
         """Return the claims, [rows, length], from `claim_bytes` bytes. Raises Disqualified for impossible ones."""
         claims = np.frombuffer(data, dtype=np.float32).reshape(self.shape)
-        if np.isnan(claims).any() or (claims == -math.inf).any():
+        if not np.isfinite(claims).all():
             raise Disqualified("some of its claims are no numbers")
         if (lowest := float(claims.min())) < IMPOSSIBLE:
             raise Disqualified(f"it claimed a probability above 1 (a loss of {lowest:.3g} nats)")
-        return claims
+        if (highest := float(claims.max())) > ABSURD:
+            raise Disqualified(f"it claimed a loss of {highest:.3g} nats")
+        return np.maximum(claims, np.float32(0))
 
     def compute_bpb(self, claims: Nats, correction: float = 0.0) -> float:
         """Return the bits per byte of claims; `correction` is added to their sum, in nats."""
@@ -187,23 +188,32 @@ class Scorer:
         wide -= wide.max(1, keepdims=True)
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
 
+    def get_tolerance(self, baseline_error: float | Literal["unmeasured"]) -> float:
+        """Return the nats by which a claim may be better than the blind answer, given what the baseline was off."""
+        if baseline_error == "unmeasured":
+            return BASELINE_TOLERANCE
+        return min(max(TOLERANCE[self.manifest.budget.kind], BASELINE_FACTOR * baseline_error), BASELINE_TOLERANCE)
+
     def correct(
         self, claims: Nats, blind: NDArray[np.float64], positions: AuditPositions, allowed: float
     ) -> CorrectedScore:
-        """Correct the score by the blind answers. Raises Disqualified where a claim beats one by over `allowed`."""
+        """Correct the score by the blind answers, never for the better.
+
+        Raises Disqualified where a claim beats an answer by over `allowed`.
+        """
         rows = np.arange(len(blind))
         gaps = np.where(positions.weight > 0, blind - claims[rows, positions.at], 0.0)
-        terms = positions.weight * gaps
-        score, claimed = self.compute_bpb(claims, float(terms.sum())), self.compute_bpb(claims)
-        worst = float(gaps.max())
+        worst, claimed = float(gaps.max()), self.compute_bpb(claims)
         if not worst <= allowed:
             caught = int((gaps > allowed).sum())
             raise Disqualified(
                 f"it claimed {claimed:.4f}, but shown only the past it does worse at {caught} of {len(gaps)} places,"
                 f" by up to {worst:.2f} nats: the model sees what it is to predict, or the claims are not its own"
             )
+        terms = positions.weight * gaps
         error = math.sqrt(len(terms)) * float(terms.std()) / self._nats_per_bpb
-        return CorrectedScore(score, error, worst)
+        corrected = self.compute_bpb(claims, float(terms.sum())) + CAUTION * error
+        return CorrectedScore(max(claimed, corrected), error, worst)
 
     @property
     def _nats_per_bpb(self) -> float:

@@ -3,10 +3,10 @@
 What comes in is hostile: lines and sizes have limits, and anything but a JSON object is ignored.
 """
 
+import asyncio
 import json
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 MAX_LINE = 4_096
@@ -15,56 +15,73 @@ CHUNK = 1 << 20
 
 
 class Connection:
-    """Blocks, so it belongs in a thread; `shutdown`, from any other, ends that."""
+    """Every method raises ConnectionError where the other end has gone, and no other OSError of the socket's."""
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
-        self.reader = end.makefile("rb")
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    def receive(self) -> dict[str, Any] | None:
-        """Return the next object, None at the end. Raises OSError."""
-        while data := self.reader.readline(MAX_LINE + 1):
-            too_long = not data.endswith(b"\n")
-            while data and not data.endswith(b"\n"):
-                data = self.reader.readline(MAX_LINE)
-            if too_long:
-                continue
+    async def receive(self) -> dict[str, Any] | None:
+        """Return the next object, None at the end."""
+        reader, _ = await self._open()
+        too_long = False
+        while True:
             try:
-                received = json.loads(data)
-            except (ValueError, RecursionError):
+                line = await reader.readuntil(b"\n")
+            except asyncio.LimitOverrunError as error:
+                await reader.readexactly(error.consumed)
+                too_long = True
                 continue
+            except asyncio.IncompleteReadError:
+                return None
+            received = None if too_long else _parse(line)
+            too_long = False
             if isinstance(received, dict):
                 return cast("dict[str, Any]", received)
-        return None
 
-    def read_exactly(self, size: int) -> bytes:
-        """Return `size` bytes. Raises ConnectionError where fewer come, OSError."""
-        data = self.reader.read(size)
-        if len(data) != size:
-            raise ConnectionError("the connection ended in the middle of a message")
-        return data
+    async def read_exactly(self, size: int) -> bytes:
+        """Return `size` bytes."""
+        reader, _ = await self._open()
+        try:
+            return await reader.readexactly(size)
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionError("the connection ended in the middle of a message") from error
 
-    def copy_to(self, file: BinaryIO, size: int) -> None:
-        """Copy `size` bytes to the file. Raises ConnectionError where fewer come, OSError."""
-        file.writelines(self.read_exactly(min(CHUNK, size - first)) for first in range(0, size, CHUNK))
+    async def copy_to(self, file: BinaryIO, size: int) -> None:
+        """Copy `size` bytes to the file. Raises OSError where it cannot be written."""
+        for first in range(0, size, CHUNK):
+            await asyncio.to_thread(file.write, await self.read_exactly(min(CHUNK, size - first)))
 
-    def send(self, event: dict[str, object], *, files: Sequence[BinaryIO] = (), data: Sequence[bytes] = ()) -> None:
-        """Send one line, with descriptors of files to read and bytes behind it. Raises OSError."""
+    async def send(
+        self, event: Mapping[str, object], *, files: Sequence[BinaryIO] = (), data: Sequence[bytes] = ()
+    ) -> None:
+        """Send one line, with descriptors of files to read and bytes behind it."""
+        _, writer = await self._open()
+        if writer.transport.is_closing():
+            raise ConnectionError("the other end has gone")
         line = json.dumps(event).encode() + b"\n"
+        # Nothing waits to be sent, since each answer is sent whole before the next.
         sent = socket.send_fds(self.socket, [line], [file.fileno() for file in files]) if files else 0
-        for part in (line[sent:], *data):
-            self.socket.sendall(part)
+        writer.writelines([line[sent:], *data])
+        await writer.drain()
 
     def close(self) -> None:
-        """Close it; for the thread that reads."""
-        self.shutdown()
-        self.reader.close()
+        if self.streams:
+            self.streams[1].transport.abort()
         self.socket.close()
 
-    def shutdown(self) -> None:
-        """Shut down so that the reader sees EOF; thread-safe."""
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.streams is None:
+            self.streams = await asyncio.open_connection(sock=self.socket, limit=MAX_LINE)
+            self.streams[1].transport.set_write_buffer_limits(0)  # `drain` waits until all is sent
+        return self.streams
+
+
+def _parse(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def open_pair() -> tuple[Connection, int]:
