@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from orchestrator.cli.options import Paths, UsageError, open_session
+from orchestrator.cli.options import Paths, UsageError, read_session
 from orchestrator.views import comparison
 
 FIGURES: dict[str, Callable[[comparison.SessionFigures], str]] = {
@@ -51,17 +51,18 @@ def compare_sessions(paths: Paths, names: Sequence[str], chart: Path | None = No
                 f"{arm}: gain {low:.4f} to {high:.4f}, kept {rate[0]:.0%} to {rate[1]:.0%} (90 % bootstrap intervals)"
             )
     target = chart or paths.sessions / "compare.html"
-    target.write_text(comparison.render_comparison(rows), encoding="utf-8")
+    try:
+        target.write_text(comparison.render_comparison(rows), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written ({error.strerror}): choose another --chart") from error
     print(f"The chart is in {target}")
 
 
 def _summarize(paths: Paths, name: str) -> comparison.SessionFigures:
-    session = open_session(paths, name)
-    session.close()
-    try:
+    with read_session(paths, name) as session:
+        if session.state.incumbent is None:
+            raise UsageError(f"{session.state.session.name} has no baseline yet")
         return comparison.summarize_session(session.state, session.records)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _make_table(rows: Sequence[comparison.SessionFigures]) -> Table:

@@ -10,16 +10,16 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, open_session
+from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, read_session
 from orchestrator.core.events import Record
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 def sessions(context: typer.Context) -> None:
@@ -34,7 +34,7 @@ def sessions(context: typer.Context) -> None:
 def _describe_session(path: Path) -> list[str]:
     """Return the columns of a session after its name."""
     try:
-        session = Session(path, time.time)
+        session = Session(path, read_only=True)
     except SessionError as error:
         return [*[""] * 6, str(error)]
     state = session.state
@@ -74,17 +74,17 @@ def replay(
         raise UsageError("--show, --step and --json walk through the record: leave --verify out")
     if step and not sys.stdin.isatty():
         raise UsageError("--step waits for keys, and this is not a terminal: leave it out")
-    session = open_session(paths, name)
-    if verify:
-        _verify(session, until, paths.musings, prompts)
-    elif event is None:
-        _walk(session.records[:until], step=step, as_json=as_json)
-    elif event >= len(session.records):
-        raise UsageError(f"{name} has events 0 to {len(session.records) - 1}")
-    elif as_json:
-        print(session.records[event].model_dump_json())
-    else:
-        print(event_text.write_page(session, session.records, event))
+    with read_session(paths, name) as session:
+        if verify:
+            _verify(session, until, paths.musings, prompts)
+        elif event is None:
+            _walk(session.records[:until], step=step, as_json=as_json)
+        elif event >= len(session.records):
+            raise UsageError(f"{name} has events 0 to {len(session.records) - 1}")
+        elif as_json:
+            print(session.records[event].model_dump_json())
+        else:
+            print(event_text.write_page(session, session.records, event))
 
 
 def _walk(records: Sequence[Record], *, step: bool, as_json: bool) -> None:
@@ -132,24 +132,25 @@ def report(
 
     report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read.
     """
-    from orchestrator.cli.wiring import lock_session
+    from orchestrator.cli.wiring import hold_session
     from orchestrator.views.musings import write_musings
     from orchestrator.views.report.files import write_files
     from orchestrator.views.report.tensorboard import write_tensorboard
 
     paths: Paths = context.obj
-    session = open_session(paths, name)
-    own = None if out or name.endswith(".db") else session.path.parent
-    title = session.state.session.name
-    folder = own or out or Path(title)
-    try:
-        with lock_session(own) if own else nullcontext():
-            write_files(session, folder)
-            write_musings(session, paths.musings / title if own else folder / "musings")
-            if tensorboard:
-                write_tensorboard(session, folder / "tensorboard")
-    except OSError as error:
-        raise UsageError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+    with read_session(paths, name) as session:
+        own = None if out or name.endswith(".db") else session.path.parent
+        title = session.state.session.name
+        folder = own or out or Path(title)
+        try:
+            with hold_session(own) if own else nullcontext():
+                write_files(session, folder)
+                write_musings(session, paths.musings / title if own else folder / "musings")
+                if tensorboard:
+                    write_tensorboard(session, folder / "tensorboard")
+        except OSError as error:
+            remedy = "choose another folder with --out"
+            raise UsageError(f"{error.filename or folder} cannot be written ({error.strerror}): {remedy}") from error
     print(folder / "report.html")
 
 
@@ -170,7 +171,6 @@ def musings(
         raise UsageError(f"musings {' '.join(words)}: say `musings search WORDS`")
     hits = search(paths.musings, " ".join(words[1:]), family=family, verdict=verdict, session=session, limit=limit)
     for hit in hits:
-        console.print(f"[bold]{escape(hit.title)}[/bold]  [dim]{escape(str(hit.path))}[/dim]")
-        console.print(f"  {escape(hit.snippet)}\n")
+        console.print(Text.assemble((hit.title, "bold"), "  ", (str(hit.path), "dim"), f"\n  {hit.snippet}\n"))
     if not hits:
         print("No musings match.")

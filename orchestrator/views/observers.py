@@ -36,9 +36,16 @@ class Observers:
     """Shows and writes down what happens in a session. Use as a context around the event loop."""
 
     def __init__(
-        self, session: Session, musings: Path, console: Console | None = None, *, send: Send = send_nothing
+        self,
+        session: Session,
+        musings: Path,
+        console: Console | None = None,
+        *,
+        send: Send = send_nothing,
+        command: Callable[..., str] = lambda *words: " ".join(["python -m orchestrator", *words]),
     ) -> None:
-        self.session, self.folder = session, session.path.parent
+        """Watch the session; `command` completes the words of a command that the user is told."""
+        self.session, self.folder, self.command = session, session.path.parent, command
         self.terminal = Terminal(session, console or Console(highlight=False), time.time)
         self.musings = Musings(musings / session.state.session.name)
         self.files = Files(self.folder)
@@ -142,7 +149,7 @@ class Observers:
             f"  report    {folder / 'report.html'}",
             f"  branch    git log {branch}",
             f"  musings   {self.musings.folder / 'index.md'}",
-            f"  go on     python -m orchestrator {self._suggest_command()}",
+            f"  go on     {self._suggest_command()}",
         ]
 
     def _suggest_command(self) -> str:
@@ -151,7 +158,7 @@ class Observers:
         name, limits = state.session.name, state.session.limits
         resumed = apply(state, Record(seq=last + 1, at=state.now, task_id="", event=Resumed()))
         if not explain_stop(resumed):
-            return f"resume {name}"
-        number = f" --max-experiments {limits.experiments}" if limits.experiments else ""
-        dollars = f" --max-usd {limits.usd:g}" if limits.usd else ""
-        return f"fork {name} --at {last} --hours {limits.hours:g}{number}{dollars}"
+            return self.command("resume", name)
+        number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
+        dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
+        return self.command("fork", name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
