@@ -55,7 +55,7 @@ def run_session(session: Session, night: Preflight) -> State:
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
         if session.state.baseline_commit:
             repo.advance_branch()
-        observers.print_summary(repo.kept if repo.trouble else repo.branch)
+        observers.print_summary(repo.write_command("log", repo.kept if repo.trouble else repo.branch))
         if repo.trouble:
             observers.say(f"\n{repo.trouble}")
     except KeyboardInterrupt:

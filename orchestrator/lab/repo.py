@@ -60,7 +60,7 @@ class Repo:
                 raise RepoError(f"the branch {self.branch} exists already: choose another name, or delete it")
             if ours.startswith(f"{ref}/") or ref.startswith(f"{ours}/"):
                 name = ref.removeprefix("refs/heads/")
-                remedy = shlex.join(["git", "branch", "-m", name, name.replace("/", "-") + "-old"])
+                remedy = self.write_command("branch", "-m", name, name.replace("/", "-") + "-old")
                 raise RepoError(f"the branch {name} is in the way of {self.branch}: rename it (`{remedy}`)")
         if not os.access(self.common / "objects", os.W_OK):
             raise RepoError(f"{self.common} cannot be written")
@@ -89,6 +89,11 @@ class Repo:
         if blob is None:
             raise RepoError(f"{self.script} does not exist, neither as a file nor in {commit[:10]}")
         return self._git("cat-file", "blob", blob, strip=False)
+
+    def write_command(self, *words: str) -> str:
+        """Return a command of git about this repository that can be pasted into a shell."""
+        folder = [] if self.script.parent == Path() else ["-C", str(self.script.parent)]
+        return shlex.join(["git", *folder, *words])
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Commit a candidate under a ref of its own; the same one twice is one commit. Raises RepoError."""
@@ -140,11 +145,11 @@ class Repo:
         if at == kept:
             return ""
         if user:  # its index would take back what the commits brought
-            words = shlex.join(["git", "-C", user, "merge", "--ff-only", self.kept])
-            return f"{self.branch} is checked out in {user} and stays as it is: {words}"
+            remedy = shlex.join(["git", "-C", user, "merge", "--ff-only", self.kept])
+            return f"{self.branch} is checked out in {user} and stays as it is: {remedy}"
         if at and self._git("rev-list", "-1", at, f"^{kept}"):
-            words = shlex.join(["git", "-C", str(self.script.parent), "branch", "-f", self.branch, self.kept])
-            return f"{self.branch} was moved by another program and stays as it is: {words}"
+            remedy = self.write_command("branch", "-f", self.branch, self.kept)
+            return f"{self.branch} was moved by another program and stays as it is: {remedy}"
         self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
         return ""
 

@@ -49,7 +49,7 @@ class Observers:
         self.terminal = Terminal(session, console or Console(highlight=False), time.time)
         self.musings = Musings(musings / session.state.session.name)
         self.files = Files(self.folder)
-        self.notifier = Notifier(session, send, self.say)
+        self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
         session.subscribe(self.update)
@@ -84,9 +84,9 @@ class Observers:
         """Print a message to the user."""
         self._guard("the live view", lambda: self.terminal.say(text))
 
-    def print_summary(self, branch: str) -> None:
-        """Print how the night ended, and where everything is."""
-        self._guard("the summary", lambda: self.say("\n".join(self._write_summary(branch))))
+    def print_summary(self, history: str) -> None:
+        """Print how the night ended, and where everything is; `history` is the command that lists what was kept."""
+        self._guard("the summary", lambda: self.say("\n".join(self._write_summary(history))))
 
     async def _follow(self) -> None:
         """Write the files on a thread until they show the last record: one snapshot at a time, always the latest."""
@@ -131,7 +131,7 @@ class Observers:
             self.failures.add(failure)
             self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
 
-    def _write_summary(self, branch: str) -> list[str]:
+    def _write_summary(self, history: str) -> list[str]:
         state, records, folder = self.session.state, self.session.records, self.folder
         summary = summarize(state)
         if state.incumbent is None:
@@ -147,7 +147,7 @@ class Observers:
             f"  trust     {describe_trust(summarize_trust(records, count_false_prunes(state)))}",
             f"  slots     occupied {used.occupancy:.1%} of the time; duty {used.duty:.1%}",
             f"  report    {folder / 'report.html'}",
-            f"  branch    git log {branch}",
+            f"  branch    {history}",
             f"  musings   {self.musings.folder / 'index.md'}",
             f"  go on     {self._suggest_command()}",
         ]
