@@ -51,10 +51,8 @@ def compare_sessions(paths: Paths, names: Sequence[str], chart: Path | None = No
                 f"{arm}: gain {low:.4f} to {high:.4f}, kept {rate[0]:.0%} to {rate[1]:.0%} (90 % bootstrap intervals)"
             )
     target = chart or paths.sessions / "compare.html"
-    try:
-        target.write_text(comparison.render_comparison(rows), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{target} cannot be written ({error.strerror}): choose another --chart") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(comparison.render_comparison(rows), encoding="utf-8")
     print(f"The chart is in {target}")
 
 

@@ -27,29 +27,27 @@ def sessions(context: typer.Context) -> None:
     paths: Paths = context.obj
     table = Table("session", "crew", "experiments", "kept", "baseline", "best", "hours", "state", box=None)
     for path in sorted(paths.sessions.glob("[!.]*/session.db")):
-        table.add_row(path.parent.name, *_describe_session(path))
+        name = path.parent.name
+        table.add_row(*map(Text, [name, *_describe_session(paths, name)]))
     console.print(table if table.row_count else f"There are no sessions in {paths.sessions} yet.")
 
 
-def _describe_session(path: Path) -> list[str]:
+def _describe_session(paths: Paths, name: str) -> list[str]:
     """Return the columns of a session after its name."""
     try:
-        session = Session(path, read_only=True)
-    except SessionError as error:
+        with read_session(paths, name) as session:
+            state = session.state
+            return [
+                f"{state.session.crew} {state.session.style}".strip(),
+                str(len(state.tried)),
+                str(len(state.kept)),
+                f"{state.baseline_bpb:.4f}" if state.baseline_bpb else "",
+                f"{state.incumbent.score_to_beat:.4f}" if state.incumbent else "",
+                f"{state.hours:.2f}",
+                state.ended or "not ended: resume goes on",
+            ]
+    except (UsageError, SessionError) as error:
         return [*[""] * 6, str(error)]
-    state = session.state
-    session.close()
-    if state.started is None:
-        return [*[""] * 6, "never began"]
-    return [
-        f"{state.session.crew} {state.session.style}".strip(),
-        str(len(state.tried)),
-        str(len(state.kept)),
-        f"{state.baseline_bpb:.4f}" if state.baseline_bpb else "",
-        f"{state.incumbent.score_to_beat:.4f}" if state.incumbent else "",
-        f"{state.hours:.2f}",
-        state.ended or "not ended: resume goes on",
-    ]
 
 
 def replay(
@@ -142,15 +140,11 @@ def report(
         own = None if out or name.endswith(".db") else session.path.parent
         title = session.state.session.name
         folder = own or out or Path(title)
-        try:
-            with hold_session(own) if own else nullcontext():
-                write_files(session, folder)
-                write_musings(session, paths.musings / title if own else folder / "musings")
-                if tensorboard:
-                    write_tensorboard(session, folder / "tensorboard")
-        except OSError as error:
-            remedy = "choose another folder with --out"
-            raise UsageError(f"{error.filename or folder} cannot be written ({error.strerror}): {remedy}") from error
+        with hold_session(own) if own else nullcontext():
+            write_files(session, folder)
+            write_musings(session, paths.musings / title if own else folder / "musings")
+            if tensorboard:
+                write_tensorboard(session, folder / "tensorboard")
     print(folder / "report.html")
 
 

@@ -119,7 +119,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except typer.Abort:
         raise SystemExit(opt.ExitCode.INTERRUPTED) from None
     except OSError as error:
-        _complain(f"{error.filename or 'the output'} cannot be used: {error.strerror}")
+        _complain(f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)")
     except opt.import_user_errors() as error:
         _complain(str(error))
 

@@ -165,13 +165,13 @@ class Session(EventLog):
 
 def _read_text(db: sqlite3.Connection, name: Digest) -> str:
     """Return the text of that digest. Raises KeyError, SessionError."""
-    row = db.execute("select body from texts where digest = ?", (name,)).fetchone()
-    if row is None:
-        raise KeyError(name)
     stream = zlib.decompressobj()
     try:
+        row = db.execute("select body from texts where digest = ?", (name,)).fetchone()
+        if row is None:
+            raise KeyError(name)
         text = stream.decompress(row[0], MAX_BYTES).decode()
-    except (zlib.error, TypeError, UnicodeDecodeError) as error:
+    except (sqlite3.Error, zlib.error, TypeError, UnicodeDecodeError) as error:
         raise SessionError(f"the text {name} is damaged: {error}") from error
     if not stream.eof:
         raise SessionError(f"the text {name} is damaged: cut off, or larger than {MAX_BYTES >> 20} MiB")
