@@ -34,7 +34,8 @@ def compare(
 ) -> None:
     """Set sessions side by side.
 
-    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far.
+    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far. With several nights of
+    one crew and style also intervals: python -m orchestrator compare NAME OTHER THIRD
     """
     compare_sessions(context.obj, names, chart)
 

@@ -23,7 +23,10 @@ console = Console(highlight=False, markup=False)
 
 
 def sessions(context: typer.Context) -> None:
-    """List the sessions."""
+    """List the sessions.
+
+    A line for each: what was tried and kept, the baseline's and the best val_bpb, and how it ended.
+    """
     paths: Paths = context.obj
     table = Table("session", "crew", "experiments", "kept", "baseline", "best", "hours", "state", box=None)
     for path in sorted(paths.sessions.glob("[!.]*/session.db")):
@@ -128,7 +131,8 @@ def report(
 ) -> None:
     """Rebuild a session's files from its log.
 
-    report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read.
+    report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read. Of a
+    file that somebody sent: python -m orchestrator report mailed.db
     """
     from orchestrator.cli.wiring import hold_session
     from orchestrator.views.musings import write_musings
@@ -158,7 +162,7 @@ def musings(
 ) -> None:
     """Search what was tried and learned.
 
-    Over all sessions: musings search value embeddings
+    Over all sessions: python -m orchestrator musings search value embeddings
     """
     paths: Paths = context.obj
     if words[0] != "search" or len(words) == 1:

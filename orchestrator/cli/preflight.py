@@ -104,7 +104,7 @@ class Preflight:
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
-            yield _attempt("notify", self._describe_notify)
+            yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(self.send))
         if self.prompts:
             yield from _check_models(self.prompts)
 
@@ -140,21 +140,13 @@ class Preflight:
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state
         if state and state.session.profile.data_hash != manifest.digest:
-            name = state.session.name
-            raise UsageError(
-                f"{self.paths.data} holds other data than {name} was measured on: give its folder as --data"
-            )
-        hashes = "; all hashes hold" if self.verify else ""
+            other = f"{self.paths.data} holds other data than {state.session.name} was measured on"
+            raise UsageError(f"{other}: give its folder as --data")
+        hashes = "; all hashes hold" * self.verify
         return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
 
     def _describe_sandbox(self) -> str:
-        if self.paths.unsafe:
-            return "none, as --unsafe says"
-        return f"{self.sandbox.tier} passes its self-check"
-
-    def _describe_notify(self) -> str:
-        _ = self.send
-        return "Apprise can send to the URL"
+        return "none, as --unsafe says" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
 
 
 def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:

@@ -102,7 +102,8 @@ def resume(
 ) -> None:
     """Go on after any interruption.
 
-    Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood.
+    Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood. `sessions` lists the
+    names; a night that is over is made longer with `fork`.
     """
     exit_if_unmeasured(resume_night(context.obj, name, notify))
 
@@ -137,7 +138,7 @@ def fork(
     """Go on from any event, another way.
 
     A new session shares what came before the event, and goes on live, with other prompts, models or crew if you
-    like. The old one stays as it is.
+    like. The old one stays as it is: python -m orchestrator fork NAME --at 120 --prompts socratic
     """
     paths: opt.Paths = context.obj
     old = opt.open_session(paths.find_session(name), read_only=True)

@@ -29,7 +29,7 @@ def trial(
     """Find out whether a style helps.
 
     Nights of each style in turn, with the same seeds and limits; then they are compared. Given again, the command
-    goes on where it was interrupted.
+    goes on where it was interrupted: python -m orchestrator trial --prompts default --prompts none --hours 2
     """
     paths: opt.Paths = context.obj
     styles = {Path(style).name: style for style in prompts}
