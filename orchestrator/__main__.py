@@ -1,5 +1,12 @@
 """Run a command: `python -m orchestrator`."""
 
-from orchestrator.cli.main import main
+import signal
 
-main()
+try:
+    from orchestrator.cli.main import main
+
+    main()
+except KeyboardInterrupt:  # before the command was found
+    raise SystemExit(130) from None
+finally:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python shuts down

@@ -10,7 +10,7 @@ from orchestrator.core.events import GuidanceChanged, StopAsked
 from orchestrator.core.state import State
 from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
-from orchestrator.session.store import Session
+from orchestrator.session.store import Session, SessionError
 
 LOOK_SECONDS = 2.0
 """Seconds between two looks at guidance.md."""
@@ -51,11 +51,15 @@ class _Interrupts:
         self.hurried = False
 
     def request_stop(self) -> None:
-        if self.session.state.stopping:
+        if self.session.state.stopping or self.session.state.ended:
             self.stop_now()
             return
         self.say("Stopping: what is training is finished and recorded first. Ctrl-C again stops at once.")
-        self.session.write("", StopAsked(reason="you asked to stop"))
+        try:
+            self.session.write("", StopAsked(reason="you asked to stop"))
+        except SessionError as error:
+            self.say(str(error))
+            self.stop_now()
 
     def stop_now(self) -> None:
         self.hurried = True

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,6 @@ from prepare.constants import Value
 FORMAT = 2
 """In format 1, work was FLOPs alone, and the embedded corpus validated on text that a sandbox cannot hide."""
 MANIFEST_FILE = "manifest.json"
-COMMAND = "python -m prepare"
 
 
 class DataError(Exception):
@@ -92,7 +92,7 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no data in {folder}: run `{COMMAND}` first") from None
+        raise DataError(f"no data in {folder}: run `{write_command(folder)}` first") from None
     except OSError as error:
         raise DataError(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -109,10 +109,15 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
 
 
 def _make_damage_error(folder: Path, name: str, how: str) -> DataError:
-    return DataError(f"{folder} is damaged ({name} {how}): delete the folder and run `{COMMAND}` again")
+    return DataError(f"{folder} is damaged ({name} {how}): delete the folder and run `{write_command(folder)}` again")
 
 
 def compute_sha256(path: Path) -> str:
     """Return the hex SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_command(folder: Path) -> str:
+    """Return the command that fills the folder, to be pasted into a shell."""
+    return shlex.join(["python", "-m", "prepare", *([] if folder == Path("data") else ["--data", str(folder)])])

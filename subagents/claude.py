@@ -38,6 +38,7 @@ MAX_RETRY_AFTER = 86_400.0
 """Seconds that a server can make us wait."""
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
+PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 OVERFLOW = re.compile(r"too (long|large|many tokens)|context.{0,10}(length|window|size)", re.IGNORECASE)
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
 TOKENS = {
@@ -60,10 +61,16 @@ class IncompleteStream(Exception):  # noqa: N818 - names a state of a stream
 
 def credentials_error() -> str:
     """Return what the user must set before a model can be reached, in one line; empty if nothing."""
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+        if re.search(r"""[^!-~]|["'`]""", os.environ.get(name, "")):
+            return f"{name} holds a space, a line break, a quote or a letter that no key has: set it again without"
     try:
+        httpx2.AsyncClient(base_url=os.environ.get("ANTHROPIC_BASE_URL", ""))  # the SDK's own leaves a traceback
         client = anthropic.AsyncAnthropic()
     except anthropic.AnthropicError as error:
         return f"the credentials for Claude cannot be used: {error}"
+    except (ImportError, OSError, ValueError, httpx2.InvalidURL) as error:
+        return f"no connection can be made: {error} (see ANTHROPIC_BASE_URL, SSL_CERT_FILE and {', '.join(PROXIES)})"
     if client.api_key or client.auth_token or client.credentials or os.environ.get("ANTHROPIC_BASE_URL"):
         return ""
     return (
@@ -97,7 +104,8 @@ async def check_model(client: anthropic.AsyncAnthropic, model: str) -> str:
         # Other servers may not list their models.
         return f"there is no model {model!r}" if str(client.base_url).startswith(OFFICIAL) else ""
     except anthropic.APIConnectionError:
-        return f"no server answers at {client.base_url}"
+        proxies = [name for name in PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
+        return f"no server answers at {client.base_url}" + f", by way of {' or '.join(proxies)}" * bool(proxies)
     except anthropic.APIStatusError:
         return ""  # it may be transient
     return ""

@@ -43,7 +43,7 @@ def relive(recorded, folder: Path, between=lambda _record: None) -> tuple[Sessio
 
     with observers:
         asyncio.run(live())
-    observers.print_summary("research/test")
+    observers.print_summary("git log research/test")
     return session, console.file.getvalue()
 
 
@@ -193,7 +193,7 @@ def test_a_baseline_that_fails_is_said_first(tmp_path):
 
     with Observers(session, tmp_path / "musings", console) as observers:
         console.file.truncate(0)
-    observers.print_summary("research/test")
+    observers.print_summary("git log research/test")
 
     lines = console.file.getvalue().strip("\0\n").splitlines()
     assert lines[0] == "The baseline does not train: import: no torch."

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -44,7 +47,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def repo(folder):
-    return Repo(folder / "train.py", "may")
+    return Repo(folder / "train.py", "may", patience=0)
 
 
 def outside_refs(folder):
@@ -69,7 +72,7 @@ def dirty(folder):
 def night(repo):
     """The refs of a little night: a baseline, a candidate, a keep."""
     base = repo.commit(0, repo.get_head(), "LR = 2\n", "fit")
-    repo.create_branch(base)
+    repo.begin_branch(base)
     candidate = repo.commit(1, base, "LR = 3\n", "candidate 1")
     return base, candidate, repo.promote(base, "LR = 3\n", "better")
 
@@ -124,12 +127,84 @@ def test_another_candidate_of_the_same_experiment_gets_its_own_ref(folder, repo)
 
 
 def test_a_branch_that_somebody_moved_is_not_touched(folder, repo):
+    _, _, kept = night(repo)
+    git(folder, "branch", "-f", "research/may", git(folder, "commit-tree", f"{kept}^{{tree}}", "-m", "mine"))
+    theirs = git(folder, "rev-parse", "research/may")
+    head = repo.promote(kept, "LR = 4\n", "next")
+    assert git(folder, "rev-parse", "research/may") == theirs
+    assert "was moved by another program" in repo.trouble
+    subprocess.run(repo.trouble.partition(" as it is: ")[2], shell=True, env=ENV, check=True)
+    assert git(folder, "rev-parse", "research/may") == head
+    assert repo.promote(head, "LR = 5\n", "and on") == git(folder, "rev-parse", "research/may")
+    assert repo.trouble == ""
+
+
+def test_a_branch_that_was_deleted_or_set_back_is_brought_up_again(folder, repo):
     base, _, kept = night(repo)
-    with pytest.raises(RepoError, match="moved by another program"):
-        repo.promote(base, "LR = 4\n", "late")
+    for words in (["-D", "research/may"], ["-f", "research/may", base]):
+        git(folder, "branch", *words)
+        kept = repo.promote(kept, f"LR = 4  # {words}\n", "next")
+        assert git(folder, "rev-parse", "research/may") == kept
+        assert repo.trouble == ""
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_branch_that_is_checked_out_stays_as_it_is_until_it_is_free(folder, repo, tmp_path_factory, linked):
+    _, _, kept = night(repo)
+    tree = folder
+    if linked:
+        tree = tmp_path_factory.mktemp("linked") / "a tree"
+        git(folder, "worktree", "add", "-q", tree, "research/may")
+    else:
+        git(folder, "switch", "-q", "research/may")
+    head = repo.promote(kept, "LR = 4\n", "next")
+    assert git(tree, "status", "--porcelain") == ""
     assert git(folder, "rev-parse", "research/may") == kept
-    with pytest.raises(RepoError, match="exists already"):
-        repo.create_branch(base)
+    assert "is checked out" in repo.trouble
+    subprocess.run(repo.trouble.partition(" as it is: ")[2], shell=True, env=ENV, check=True, stdout=subprocess.DEVNULL)
+    assert git(tree, "rev-parse", "HEAD") == head
+
+    later = repo.promote(head, "LR = 5\n", "later")
+    git(tree, "switch", "-q", "--detach")
+    repo.advance_branch()
+    assert git(folder, "rev-parse", "research/may") == later
+    assert repo.trouble == ""
+
+
+def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folder):
+    patient = Repo(folder / "train.py", "may", patience=30)
+    away = folder / ".git-away"
+
+    def bring_back():
+        time.sleep(1.5)
+        away.rename(folder / ".git")
+
+    head = patient.get_head()
+    (folder / ".git").rename(away)
+    thread = threading.Thread(target=bring_back)
+    thread.start()
+    commit = patient.commit(1, head, "LR = 2\n", "fit")
+    thread.join()
+    assert patient.read_source(commit) == "LR = 2\n"
+
+    collector = subprocess.Popen(
+        ["sh", "-c", "while :; do git gc -q --prune=now; done"],
+        cwd=folder,
+        env=ENV,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        patient.begin_branch(commit)
+        for number in range(2, 12):
+            patient.commit(number, commit, f"LR = {number}\n", "candidate")
+            commit = patient.promote(commit, f"LR = {number}  # kept\n", "keep")
+    finally:
+        os.killpg(collector.pid, signal.SIGKILL)
+        collector.wait()
+    Repo(folder / "train.py", "may").unlock()
+    assert git(folder, "rev-parse", "research/may") == commit
+    assert patient.trouble == ""
 
 
 def test_text_survives_byte_for_byte(repo):
@@ -195,9 +270,11 @@ def test_stale_locks_of_our_own_refs_are_removed_and_no_others(folder, repo):
     for lock in [*ours, *others]:
         lock.touch()
     with pytest.raises(RepoError, match="lock"):
-        repo.promote(kept, "LR = 4\n", "next")
+        repo.commit(2, kept, "LR = 4\n", "candidate 2")
+    head = repo.promote(kept, "LR = 4\n", "next")
+    assert "lock" in repo.trouble
     repo.unlock()
-    assert repo.promote(kept, "LR = 4\n", "next")
+    assert repo.promote(kept, "LR = 4\n", "next") == head == git(folder, "rev-parse", "research/may")
     assert repo.commit(2, kept, "LR = 4\n", "candidate 2")
     assert [lock.exists() for lock in [*ours, *others]] == [False, False, True, True]
 
@@ -217,13 +294,17 @@ def test_bad_repositories_are_told_in_one_line(tmp_path, folder):
     empty = tmp_path / "empty"
     empty.mkdir()
     git(empty, "init", "-q")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    git(bare, "init", "-q", "--bare")
     alone = Path(os.path.realpath("/")) / "train.py"
     cases = {
         "is not a folder": lambda: Repo(folder / "no/train.py", "may"),
         "not in a git repository": lambda: Repo(alone, "may"),
         "no commit yet": lambda: Repo(empty / "train.py", "may").get_head(),
         "does not exist": lambda: Repo(folder / "typo.py", "may").read_baseline(),
-        "another session name": lambda: Repo(folder / "train.py", "a..b"),
+        "has no work tree": lambda: Repo(bare / "train.py", "may"),
+        "no work tree:": lambda: Repo(folder / ".git/train.py", "may"),
     }
     for words, broken in cases.items():
         with pytest.raises(RepoError, match=words) as caught:
@@ -231,10 +312,40 @@ def test_bad_repositories_are_told_in_one_line(tmp_path, folder):
         assert "\n" not in str(caught.value)
 
 
-def test_a_branch_called_research_is_in_the_way(folder, repo):
-    git(folder, "branch", "research")
-    with pytest.raises(RepoError, match="research"):
-        night(repo)
+@pytest.mark.parametrize("name", ["research", "research/may/june"])
+def test_a_branch_in_the_way_is_named_with_what_to_do(folder, repo, name):
+    repo.check_free()
+    git(folder, "branch", name)
+    with pytest.raises(RepoError, match=f"the branch {name} is in the way") as caught:
+        repo.check_free()
+    subprocess.run(str(caught.value).split("`")[1], shell=True, cwd=folder, env=ENV, check=True)
+    repo.unlock()
+    repo.check_free()
+    night(repo)
+    with pytest.raises(RepoError, match="exists already"):
+        repo.check_free()
+
+
+def test_locks_that_others_left_do_not_matter(folder, repo):
+    for lock in ("HEAD.lock", "packed-refs.lock", "index.lock", "config.lock"):
+        (folder / ".git" / lock).touch()
+    _, _, kept = night(repo)
+    assert git(folder, "rev-parse", "research/may") == kept
+    assert repo.trouble == ""
+
+
+def test_a_submodule_and_a_repository_of_another_user(folder, tmp_path_factory):
+    outer = project(tmp_path_factory.mktemp("outer"))
+    git(outer, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(folder), "inner")
+    repo = Repo(outer / "inner/train.py", "may")
+    assert repo.common.resolve() == (outer / ".git/modules/inner").resolve()
+    night(repo)
+    assert git(outer / "inner", "rev-parse", "research/may")
+
+    if os.geteuid() == 0:
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, 1234, 1234)
+        night(Repo(folder / "train.py", "june"))
 
 
 @pytest.mark.parametrize("mark", (b"", b"\xef\xbb\xbf"))
@@ -248,7 +359,7 @@ def test_a_commit_changes_no_more_lines_than_were_changed(folder, mark, endings)
 
     source = repo.read_baseline()
     base = repo.commit(0, repo.get_head(), source.replace("LR = 1", "LR = 2"), "fit")
-    repo.create_branch(base)
+    repo.begin_branch(base)
     kept = repo.promote(base, source.replace("LR = 1\n", "LR = 3\nNEW = 5\n"), "better")
 
     assert source == "LR = 1\n\nDEPTH = 3\nBREADTH = 4\n"

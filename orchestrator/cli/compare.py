@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from orchestrator.cli.options import Paths, UsageError, open_session
+from orchestrator.cli.options import Paths, UsageError, read_session
 from orchestrator.views import comparison
 
 FIGURES: dict[str, Callable[[comparison.SessionFigures], str]] = {
@@ -34,7 +34,8 @@ def compare(
 ) -> None:
     """Set sessions side by side.
 
-    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far.
+    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far. With several nights of
+    one crew and style also intervals: python -m orchestrator compare NAME OTHER THIRD
     """
     compare_sessions(context.obj, names, chart)
 
@@ -51,17 +52,16 @@ def compare_sessions(paths: Paths, names: Sequence[str], chart: Path | None = No
                 f"{arm}: gain {low:.4f} to {high:.4f}, kept {rate[0]:.0%} to {rate[1]:.0%} (90 % bootstrap intervals)"
             )
     target = chart or paths.sessions / "compare.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(comparison.render_comparison(rows), encoding="utf-8")
     print(f"The chart is in {target}")
 
 
 def _summarize(paths: Paths, name: str) -> comparison.SessionFigures:
-    session = open_session(paths, name)
-    session.close()
-    try:
+    with read_session(paths, name) as session:
+        if session.state.incumbent is None:
+            raise UsageError(f"{session.state.session.name} has no baseline yet")
         return comparison.summarize_session(session.state, session.records)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def _make_table(rows: Sequence[comparison.SessionFigures]) -> Table:

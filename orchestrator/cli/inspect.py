@@ -10,46 +10,47 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, open_session
+from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, read_session
 from orchestrator.core.events import Record
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 
 
 def sessions(context: typer.Context) -> None:
-    """List the sessions."""
+    """List the sessions.
+
+    A line for each: what was tried and kept, the baseline's and the best val_bpb, and how it ended.
+    """
     paths: Paths = context.obj
     table = Table("session", "crew", "experiments", "kept", "baseline", "best", "hours", "state", box=None)
     for path in sorted(paths.sessions.glob("[!.]*/session.db")):
-        table.add_row(path.parent.name, *_describe_session(path))
+        name = path.parent.name
+        table.add_row(*map(Text, [name, *_describe_session(paths, name)]))
     console.print(table if table.row_count else f"There are no sessions in {paths.sessions} yet.")
 
 
-def _describe_session(path: Path) -> list[str]:
+def _describe_session(paths: Paths, name: str) -> list[str]:
     """Return the columns of a session after its name."""
     try:
-        session = Session(path, time.time)
-    except SessionError as error:
+        with read_session(paths, name) as session:
+            state = session.state
+            return [
+                f"{state.session.crew} {state.session.style}".strip(),
+                str(len(state.tried)),
+                str(len(state.kept)),
+                f"{state.baseline_bpb:.4f}" if state.baseline_bpb else "",
+                f"{state.incumbent.score_to_beat:.4f}" if state.incumbent else "",
+                f"{state.hours:.2f}",
+                state.ended or "not ended: resume goes on",
+            ]
+    except (UsageError, SessionError) as error:
         return [*[""] * 6, str(error)]
-    state = session.state
-    session.close()
-    if state.started is None:
-        return [*[""] * 6, "never began"]
-    return [
-        f"{state.session.crew} {state.session.style}".strip(),
-        str(len(state.tried)),
-        str(len(state.kept)),
-        f"{state.baseline_bpb:.4f}" if state.baseline_bpb else "",
-        f"{state.incumbent.score_to_beat:.4f}" if state.incumbent else "",
-        f"{state.hours:.2f}",
-        state.ended or "not ended: resume goes on",
-    ]
 
 
 def replay(
@@ -74,17 +75,17 @@ def replay(
         raise UsageError("--show, --step and --json walk through the record: leave --verify out")
     if step and not sys.stdin.isatty():
         raise UsageError("--step waits for keys, and this is not a terminal: leave it out")
-    session = open_session(paths, name)
-    if verify:
-        _verify(session, until, paths.musings, prompts)
-    elif event is None:
-        _walk(session.records[:until], step=step, as_json=as_json)
-    elif event >= len(session.records):
-        raise UsageError(f"{name} has events 0 to {len(session.records) - 1}")
-    elif as_json:
-        print(session.records[event].model_dump_json())
-    else:
-        print(event_text.write_page(session, session.records, event))
+    with read_session(paths, name) as session:
+        if verify:
+            _verify(session, until, paths.musings, prompts)
+        elif event is None:
+            _walk(session.records[:until], step=step, as_json=as_json)
+        elif event >= len(session.records):
+            raise UsageError(f"{name} has events 0 to {len(session.records) - 1}")
+        elif as_json:
+            print(session.records[event].model_dump_json())
+        else:
+            print(event_text.write_page(session, session.records, event))
 
 
 def _walk(records: Sequence[Record], *, step: bool, as_json: bool) -> None:
@@ -130,26 +131,24 @@ def report(
 ) -> None:
     """Rebuild a session's files from its log.
 
-    report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read.
+    report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read. Of a
+    file that somebody sent: python -m orchestrator report mailed.db
     """
-    from orchestrator.cli.wiring import lock_session
+    from orchestrator.cli.wiring import hold_session
     from orchestrator.views.musings import write_musings
     from orchestrator.views.report.files import write_files
     from orchestrator.views.report.tensorboard import write_tensorboard
 
     paths: Paths = context.obj
-    session = open_session(paths, name)
-    own = None if out or name.endswith(".db") else session.path.parent
-    title = session.state.session.name
-    folder = own or out or Path(title)
-    try:
-        with lock_session(own) if own else nullcontext():
+    with read_session(paths, name) as session:
+        own = None if out or name.endswith(".db") else session.path.parent
+        title = session.state.session.name
+        folder = own or out or Path(title)
+        with hold_session(own) if own else nullcontext():
             write_files(session, folder)
             write_musings(session, paths.musings / title if own else folder / "musings")
             if tensorboard:
                 write_tensorboard(session, folder / "tensorboard")
-    except OSError as error:
-        raise UsageError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
     print(folder / "report.html")
 
 
@@ -163,14 +162,13 @@ def musings(
 ) -> None:
     """Search what was tried and learned.
 
-    Over all sessions: musings search value embeddings
+    Over all sessions: python -m orchestrator musings search value embeddings
     """
     paths: Paths = context.obj
     if words[0] != "search" or len(words) == 1:
         raise UsageError(f"musings {' '.join(words)}: say `musings search WORDS`")
     hits = search(paths.musings, " ".join(words[1:]), family=family, verdict=verdict, session=session, limit=limit)
     for hit in hits:
-        console.print(f"[bold]{escape(hit.title)}[/bold]  [dim]{escape(str(hit.path))}[/dim]")
-        console.print(f"  {escape(hit.snippet)}\n")
+        console.print(Text.assemble((hit.title, "bold"), "  ", (str(hit.path), "dim"), f"\n  {hit.snippet}\n"))
     if not hits:
         print("No musings match.")

@@ -4,8 +4,9 @@ A command's module is imported when the command runs, so that `--help` and listi
 """
 
 import importlib
+import io
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -87,45 +88,40 @@ def start(
     model: opt.Model = None,
     seed: opt.Seed = None,
     notify: opt.Notify = "",
-    sessions: opt.Sessions = Path("sessions"),
-    data: opt.Data = Path("data"),
-    script: opt.Script = Path("train.py"),
-    musings: opt.Musings = Path("musings"),
-    unsafe: opt.Unsafe = False,
+    sessions: opt.Sessions = opt.Paths.sessions,
+    data: opt.Data = opt.Paths.data,
+    script: opt.Script = opt.Paths.script,
+    musings: opt.Musings = opt.Paths.musings,
+    unsafe: opt.Unsafe = opt.Paths.unsafe,
 ) -> None:
     """Start a night, unless a command follows."""
     paths = context.obj = opt.Paths(sessions, data, script, musings, unsafe)
     if context.invoked_subcommand:
         return
     from orchestrator.cli.start import NightOptions, exit_if_unmeasured, plan_night, start_night
+    from orchestrator.core.events import SessionLimits
 
-    chosen: opt.CrewName = "optuna" if offline else crew
-    options = NightOptions(hours, max_experiments, max_usd, chosen, prompts, tuple(model or ()), seed, notify)
+    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
+    options = NightOptions(limits, "optuna" if offline else crew, prompts, model or (), seed, notify)
     exit_if_unmeasured(start_night(plan_night(paths, name, options), options))
 
 
-def main() -> None:
-    """Run a command. An error that the user can mend is one line and exit code 2."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run a command, by default the process's own. An error that the user can mend is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text, a terminal may not know σ
     try:
-        app(standalone_mode=False)
+        app(words, standalone_mode=False)
+        sys.stdout.flush()
     except TyperException as error:
         _complain(error.format_message())
     except typer.Abort:
         raise SystemExit(opt.ExitCode.INTERRUPTED) from None
-    except _import_user_errors() as error:
+    except OSError as error:
+        _complain(f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)")
+    except opt.import_user_errors() as error:
         _complain(str(error))
-
-
-def _import_user_errors() -> tuple[type[Exception], ...]:
-    """Import the errors that a user can mend. Python evaluates this only once something was raised."""
-    from orchestrator.lab.repo import RepoError
-    from orchestrator.lab.sandbox.select import NoSandboxError
-    from orchestrator.session.store import SessionError
-    from orchestrator.views.report.tensorboard import TensorBoardMissingError
-    from prepare.manifest import DataError
-    from subagents.prompts import PromptError
-
-    return opt.UsageError, SessionError, RepoError, DataError, PromptError, NoSandboxError, TensorBoardMissingError
 
 
 def _complain(message: str) -> None:

@@ -1,7 +1,9 @@
 """The options that commands share, the paths among them, and the exit codes. Imports little, so that help is quick."""
 
-import time
-from dataclasses import dataclass
+import shlex
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -47,33 +49,66 @@ NameOrFile = Annotated[str, typer.Argument(help="the session's name, or a sessio
 
 @dataclass(frozen=True)
 class Paths:
-    """The files and folders of a session."""
+    """The files and folders of a session; the defaults are those of the options."""
 
-    sessions: Path
-    data: Path
-    script: Path
-    musings: Path
+    sessions: Path = Path("sessions")
+    data: Path = Path("data")
+    script: Path = Path("train.py")
+    musings: Path = Path("musings")
     unsafe: bool = False
     """The training code is trusted."""
 
-    def session(self, name: str) -> Path:
-        return self.sessions / name / "session.db"
+    def find_session(self, name: str) -> Path:
+        """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
+        path = Path(name) if name.endswith(".db") else self.sessions / name / "session.db"
+        if not path.is_file():
+            known = sorted(p.parent.name for p in self.sessions.glob("[!.]*/session.db"))
+            hint = f"there are {', '.join(known[-5:])}" if known else f"there are none in {self.sessions}"
+            raise UsageError(f"no session is called {name!r}: {hint}")
+        return path
 
-    @property
-    def guidance(self) -> Path:
-        return self.script.parent / "guidance.md"
+    def write_command(self, *words: str) -> str:
+        """Return a command about these paths that can be pasted into a shell."""
+        given = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        chosen = [(f"--{name}", value) for name, value in given if value != getattr(Paths, name)]
+        options = [word for name, value in chosen for word in ([name] if value is True else [name, str(value)])]
+        return shlex.join(["python", "-m", "orchestrator", *options, *words])
 
 
-def open_session(paths: Paths, name: str) -> "Session":
-    """Open the session of that name, or the file. Raises UsageError, SessionError."""
+def open_session(path: Path, *, read_only: bool = False) -> "Session":
+    """Open a session that has begun. Raises UsageError, SessionError."""
     from orchestrator.session.store import Session
 
-    path = Path(name) if name.endswith(".db") else paths.session(name)
-    if not path.parent.is_dir():
-        known = sorted(p.parent.name for p in paths.sessions.glob("[!.]*/session.db"))
-        hint = f"there are {', '.join(known[-5:])}" if known else f"there are none in {paths.sessions}"
-        raise UsageError(f"no session is called {name!r}: {hint}")
-    session = Session(path, time.time)
+    session = Session(path, read_only=read_only)
     if session.state.started is None:
         raise UsageError(f"{path} holds no events: it never began, delete {path.parent}")
     return session
+
+
+@contextmanager
+def read_session(paths: Paths, name: str) -> Generator["Session"]:
+    """Open a session only to read it. Whatever its content makes a view raise becomes a UsageError."""
+    path = paths.find_session(name)
+    session = open_session(path, read_only=True)
+    try:
+        yield session
+    except (OSError, *import_user_errors()):
+        raise
+    except Exception as error:
+        raise UsageError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    finally:
+        session.close()
+
+
+def import_user_errors() -> tuple[type[Exception], ...]:
+    """Import the errors that a user can mend. Python evaluates an `except` with this only once something was raised."""
+    from orchestrator.lab.repo import RepoError
+    from orchestrator.lab.sandbox.select import NoSandboxError
+    from orchestrator.session.store import SessionError
+    from orchestrator.views.notify import NotifyError
+    from orchestrator.views.report.tensorboard import TensorBoardMissingError
+    from prepare.manifest import DataError
+    from subagents.prompts import PromptError
+
+    ours = UsageError, SessionError, RepoError, DataError, PromptError
+    return *ours, NoSandboxError, NotifyError, TensorBoardMissingError

@@ -1,25 +1,28 @@
 """Check everything that a night needs, before anything is written."""
 
+import ast
 import asyncio
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.options import Paths, UsageError, import_user_errors
 from orchestrator.core.state import State
-from orchestrator.lab.repo import Repo, RepoError
+from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
-from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
+from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from prepare.machine import list_gpus
-from prepare.manifest import DataError, Manifest, load
+from prepare.manifest import Manifest, load
 from prepare.profiles import apply_to_script, from_manifest
 from subagents.files import find_syntax_error
 from subagents.prompts import Prompt, load_prompts
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 PROMPTS = Path(__file__).parent.parent.parent / "prompts"
 NEEDED_BYTES = 1 << 30
 """Free disk without which no night starts. Each run checks again (RunLimits.free_disk)."""
+NAME = re.compile(r"(?!.*\.(db|lock)$)\w+([.-]\w+)*")
+"""A new session's name: part of files, of a branch, and of commands that are pasted into a shell."""
+MAX_NAME_BYTES = 100
 AMPLE_BYTES = 5 << 30
 """Free disk for a few hundred runs, with logs and compilers' caches."""
 
@@ -75,7 +81,9 @@ class Preflight:
 
     @property
     def send(self) -> "Send":
-        return _make_sender(self.notify)
+        from orchestrator.views.notify import make_sender  # slow to import
+
+        return make_sender(self.notify)
 
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
@@ -101,7 +109,7 @@ class Preflight:
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
-            yield _attempt("notify", self._describe_notify)
+            yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(self.send))
         if self.prompts:
             yield from _check_models(self.prompts)
 
@@ -111,29 +119,37 @@ class Preflight:
             commit = self.state.parent.commit
             self.repo.read_source(commit)
             return f"{script} in its repository, at {commit[:10]}"
-        if fault := find_syntax_error(self.repo.read_baseline()):
+        source, head = self.repo.read_baseline(), self.repo.get_head()
+        if fault := find_syntax_error(source):
             raise UsageError(f"{fault}: repair it")
-        return f"{script} in its repository, at {self.repo.get_head()[:10]}"
+        if missing := find_neighbours(source, script.parent):
+            raise UsageError(
+                f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name}: "
+                "move what it needs into it, or install that as a package"
+            )
+        return f"{script} in its repository, at {head[:10]}"
 
     def _describe_session(self) -> str:
         if not self.is_new:
             return f"{self.name} goes on"
-        if "/" in self.name:
-            raise UsageError(f"{self.name!r} names a folder in a folder: choose a session name without /")
+        self.check_name()
+        return f"{self.name} is free, and so is the branch {self.repo.branch}"
+
+    def check_name(self) -> None:
+        """Raise UsageError or RepoError where a new session cannot have this name."""
+        if not NAME.fullmatch(self.name) or len(self.name.encode()) > MAX_NAME_BYTES:
+            words = "a session's name is letters and digits, with single . or - between them, and not too long"
+            raise UsageError(f"{self.name!r} cannot be a name: {words}")
         if (folder := self.paths.sessions / self.name).exists():
             raise UsageError(f"there is a session in {folder} already: resume it, or choose another name")
-        if self.repo.find_branch():
-            raise UsageError(f"the branch {self.repo.branch} exists already: choose another name, or delete it")
-        return f"{self.name} is free, and so is the branch {self.repo.branch}"
+        self.repo.check_free()
 
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state
         if state and state.session.profile.data_hash != manifest.digest:
-            name = state.session.name
-            raise UsageError(
-                f"{self.paths.data} holds other data than {name} was measured on: give its folder as --data"
-            )
-        hashes = "; all hashes hold" if self.verify else ""
+            other = f"{self.paths.data} holds other data than {state.session.name} was measured on"
+            raise UsageError(f"{other}: give its folder as --data")
+        hashes = "; all hashes hold" * self.verify
         return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
 
     def _describe_constants(self) -> str:
@@ -150,13 +166,7 @@ class Preflight:
         return f"{len(found)} for the optimizer to search: {', '.join(found)}"
 
     def _describe_sandbox(self) -> str:
-        if self.paths.unsafe:
-            return "none, as --unsafe says"
-        return f"{self.sandbox.tier} passes its self-check"
-
-    def _describe_notify(self) -> str:
-        _make_sender(self.notify)
-        return "Apprise can send to the URL"
+        return "none, as --unsafe says" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
 
 
 def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
@@ -171,22 +181,26 @@ def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
     return prompts
 
 
+def find_neighbours(source: str, folder: Path) -> list[str]:
+    """Return the modules beside the script that it imports as it starts, and that no package provides."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return []  # the baseline's run says what is wrong
+    names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in body if isinstance(node, ast.ImportFrom) and not node.level]
+    elsewhere = [str(PROMPTS.parent), *(path for path in sys.path if Path(path).resolve() != folder.resolve())]
+    heads = dict.fromkeys(name.partition(".")[0] for name in names)
+    beside = [head for head in heads if (folder / f"{head}.py").is_file() or any((folder / head).glob("*.py"))]
+    return [head for head in beside if PathFinder.find_spec(head, elsewhere) is None]
+
+
 def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
     """Return what was found as good, or the reason why it cannot be used as bad."""
     try:
         return CheckResult(subject, "good", describe())
-    except (UsageError, RepoError, DataError, NoSandboxError) as error:
+    except import_user_errors() as error:
         return CheckResult(subject, "bad", str(error))
-
-
-def _make_sender(url: str) -> "Send":
-    """Make what sends to the URL; its module is slow to import. Raises UsageError."""
-    from orchestrator.views.notify import NotifyError, make_sender
-
-    try:
-        return make_sender(url)
-    except NotifyError as error:
-        raise UsageError(str(error)) from error
 
 
 def _describe_python() -> str:

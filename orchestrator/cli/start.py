@@ -3,26 +3,25 @@
 import random
 import shutil
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.preflight import Preflight, load_style
-from orchestrator.cli.wiring import lock_session, run_session
+from orchestrator.cli.wiring import hold_branch, hold_session, run_session
 from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
 from orchestrator.core.state import State, fold
 from orchestrator.lab.executor import describe_profile
 from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
-from subagents.prompts import parse_prompt
+from subagents.prompts import Prompt, parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
@@ -32,47 +31,68 @@ PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 class NightOptions:
     """A new night, as the user asks for it."""
 
-    hours: float
-    experiments: int | None
-    usd: float | None
+    limits: SessionLimits
     crew: opt.CrewName
     style: str
-    models: tuple[str, ...]
+    models: Sequence[str]
     seed: int | None
     notify: str
 
 
 def plan_night(paths: opt.Paths, name: str, options: NightOptions) -> Preflight:
     """Load the prompts and say what is to run; nothing is checked yet. Raises UsageError, PromptError."""
-    if options.hours <= 0:
-        raise opt.UsageError(f"--hours {options.hours:g}: a night needs more than no time")
+    if options.limits.hours <= 0:
+        raise opt.UsageError(f"--hours {options.limits.hours:g}: a night needs more than no time")
     prompts = {} if options.crew == "optuna" else load_style(options.style, options.models)
     return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=options.notify)
 
 
 def start_night(night: Preflight, options: NightOptions) -> State:
     """Check everything that the night needs, create its session and run it. Raises UsageError."""
+
+    def describe(session: Session) -> Started:
+        return Started(
+            name=night.name,
+            limits=options.limits,
+            seed=random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed,
+            commit=night.repo.get_head(),
+            profile=describe_profile(night.manifest),
+            versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
+            **_describe_crew(session, options.crew, options.style, night.prompts),
+        )
+
+    return _begin(night, lambda path: Session(path, create=True), describe)
+
+
+def _begin(
+    night: Preflight, create: Callable[[Path], Session], describe: Callable[[Session], Started | Forked]
+) -> State:
+    """Check everything, create the session with its first event of its own, and run it. Raises UsageError."""
     night.require()
-    paths, name, prompts = night.paths, night.name, night.prompts
-    with lock_session(paths.sessions / name):
-        with _draft_session(paths.sessions / name) as path:
-            session = Session(path, time.time, create=True)
-            started = Started(
-                name=name,
-                limits=SessionLimits(hours=options.hours, experiments=options.experiments, usd=options.usd),
-                crew=options.crew,
-                style=options.style if prompts else "",
-                seed=random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed,
-                repairs=MAX_REPAIRS if prompts else 0,
-                reflect_every=prompts["reflector"].settings.cadence if prompts else 1,
-                commit=night.repo.get_head(),
-                profile=describe_profile(night.manifest),
-                prompts={agent: session.put(prompt.text) for agent, prompt in prompts.items()},
-                versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
-            )
-            session.write("", started)
+    folder = night.paths.sessions / night.name
+    draft = folder.with_name(f".{folder.name}.new")
+    with hold_session(folder), hold_branch(night):
+        night.check_name()  # another process may have taken it until now
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            session = create(draft / "session.db")
+            session.write("", describe(session))
             session.close()
-        return run_session(opt.open_session(paths, name), night)
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return run_session(Session(folder / "session.db"), night)
+
+
+def _describe_crew(session: Session, crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+    """Return what a session's first event holds of its crew, and store the prompts."""
+    return {
+        "crew": crew,
+        "style": style if prompts else "",
+        "repairs": MAX_REPAIRS if prompts else 0,
+        "reflect_every": prompts["reflector"].settings.cadence if prompts else 1,
+        "prompts": {agent: session.put(prompt.text) for agent, prompt in prompts.items()},
+    }
 
 
 def resume(
@@ -82,23 +102,24 @@ def resume(
 ) -> None:
     """Go on after any interruption.
 
-    Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood.
+    Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood. `sessions` lists the
+    names; a night that is over is made longer with `fork`.
     """
     exit_if_unmeasured(resume_night(context.obj, name, notify))
 
 
 def resume_night(paths: opt.Paths, name: str, notify: str) -> State:
     """Check everything that the rest of the night needs, and run it. Raises UsageError."""
-    session = opt.open_session(paths, name)
-    started, folder = session.state.session, session.path.parent
-    prompts = {agent: parse_prompt(session.get(text), agent) for agent, text in started.prompts.items()}
-    night = Preflight(paths, started.name, prompts, state=session.state, notify=notify, is_new=False)
-    night.require()
-    session.close()
-    with lock_session(folder):
-        session = opt.open_session(paths, name)  # another process may have gone on until now
-        session.write("", Resumed())
-        return run_session(session, night)
+    path = paths.find_session(name)
+    with hold_session(path.parent):
+        session = opt.open_session(path)
+        started = session.state.session
+        prompts = {agent: parse_prompt(session.get(text), agent) for agent, text in started.prompts.items()}
+        night = Preflight(paths, started.name, prompts, state=session.state, notify=notify, is_new=False)
+        night.require()
+        with hold_branch(night):
+            session.write("", Resumed())
+            return run_session(session, night)
 
 
 def fork(
@@ -117,33 +138,26 @@ def fork(
     """Go on from any event, another way.
 
     A new session shares what came before the event, and goes on live, with other prompts, models or crew if you
-    like. The old one stays as it is.
+    like. The old one stays as it is: python -m orchestrator fork NAME --at 120 --prompts socratic
     """
     paths: opt.Paths = context.obj
-    old = opt.open_session(paths, name)
+    old = opt.open_session(paths.find_session(name), read_only=True)
     if at > len(old.records):
         raise opt.UsageError(f"{name} has only {len(old.records)} events")
     state = fold(old.records[:at])
     chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
     known = load_style(style, model or []) if chosen != "optuna" else {}
     night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
-    night.require()
-    with lock_session(paths.sessions / night.name):
-        with _draft_session(paths.sessions / night.name) as path:
-            session = old.fork(path, at)
-            forked = Forked(
-                parent=f"{old.state.session.name}@{at}",
-                name=night.name,
-                limits=_extend_limits(state, hours=hours, experiments=max_experiments, usd=max_usd),
-                crew=chosen,
-                style=style if known else "",
-                repairs=MAX_REPAIRS if known else 0,
-                reflect_every=known["reflector"].settings.cadence if known else 1,
-                prompts={agent: session.put(prompt.text) for agent, prompt in known.items()},
-            )
-            session.write("", forked)
-            session.close()
-        exit_if_unmeasured(run_session(opt.open_session(paths, night.name), night))
+
+    def describe(session: Session) -> Forked:
+        return Forked(
+            parent=f"{old.state.session.name}@{at}",
+            name=night.name,
+            limits=_extend_limits(state, hours=hours, experiments=max_experiments, usd=max_usd),
+            **_describe_crew(session, chosen, style, known),
+        )
+
+    exit_if_unmeasured(_begin(night, lambda path: old.fork(path, at), describe))
 
 
 def exit_if_unmeasured(state: State) -> None:
@@ -163,15 +177,3 @@ def _extend_limits(state: State, **more: float | None) -> SessionLimits:
     """Return the session's limits, those that are given counted from here on."""
     used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
     return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})
-
-
-@contextmanager
-def _draft_session(folder: Path) -> Generator[Path]:
-    """Yield the path of a new session's file; move it into the folder once it is whole, or leave nothing."""
-    draft = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        yield draft / "session.db"
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

@@ -8,7 +8,7 @@ import typer
 from orchestrator.cli import options as opt
 from orchestrator.cli.compare import compare_sessions
 from orchestrator.cli.start import NightOptions, exit_if_unmeasured, plan_night, resume_night, start_night
-from orchestrator.core.events import Record, Resumed
+from orchestrator.core.events import Record, Resumed, SessionLimits
 from orchestrator.core.state import State, apply
 from orchestrator.policy.limits import explain_stop
 
@@ -29,20 +29,20 @@ def trial(
     """Find out whether a style helps.
 
     Nights of each style in turn, with the same seeds and limits; then they are compared. Given again, the command
-    goes on where it was interrupted.
+    goes on where it was interrupted: python -m orchestrator trial --prompts default --prompts none --hours 2
     """
     paths: opt.Paths = context.obj
     styles = {Path(style).name: style for style in prompts}
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: each style once, please, in folders of different names")
+    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     nights = {
-        f"{trial_name}-{style}-{repeat + 1}": NightOptions(
-            hours, max_experiments, max_usd, crew, folder, tuple(model or ()), seed + repeat, notify
-        )
+        f"{trial_name}-{style}-{repeat + 1}": NightOptions(limits, crew, folder, model or (), seed + repeat, notify)
         for repeat in range(repeats)
         for style, folder in styles.items()
     }
-    fresh = {n: plan_night(paths, n, options) for n, options in nights.items() if not paths.session(n).exists()}
+    begun = {path.parent.name for path in paths.sessions.glob("*/session.db")}
+    fresh = {name: plan_night(paths, name, options) for name, options in nights.items() if name not in begun}
     for night in fresh.values():
         night.require()
     for name, options in nights.items():
@@ -56,12 +56,12 @@ def trial(
 
 def _finish_night(paths: opt.Paths, name: str, notify: str) -> State:
     """Run the rest of a night that was begun before, if there is any."""
-    session = opt.open_session(paths, name)
-    session.close()
-    if not _is_over(session.state):
+    with opt.read_session(paths, name) as session:
+        state = session.state
+    if not _is_over(state):
         return resume_night(paths, name, notify)
     print(f"{name} is done already")
-    return session.state
+    return state
 
 
 def _is_over(state: State) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,21 +40,27 @@ def run_session(session: Session, night: Preflight) -> State:
     """Run a session from here to its end, and return its state. Raises SystemExit when interrupted."""
     from orchestrator.views.observers import Observers
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
     paths, repo, name = night.paths, night.repo, session.state.session.name
-    observers = Observers(session, paths.musings, send=night.send)
+    observers = Observers(session, paths.musings, send=night.send, command=paths.write_command)
     runner = _build_runner(session, night, observers)
     repo.unlock()
-    if session.state.baseline_commit and not repo.find_branch():  # a fork, or an interrupted one
-        repo.create_branch(session.state.parent.commit)
     runner.reap()
-    lab = LocalExecutor(repo, runner, session.put, profiles.from_manifest(night.manifest))
-    with observers:
-        try:
-            asyncio.run(supervise(session, build_crew(session, paths.musings), lab, paths.guidance, observers.say))
-        except KeyboardInterrupt:
-            observers.say(f"Stopped at once. Nothing is lost: python -m orchestrator resume {name}")
-            raise SystemExit(ExitCode.INTERRUPTED) from None
-    observers.print_summary(repo.branch)
+    if session.state.baseline_commit:
+        repo.begin_branch(session.state.parent.commit)
+    lab = LocalExecutor(repo, runner, session.put, profiles.from_manifest(night.manifest), observers.say)
+    try:
+        with observers:
+            crew, guidance = build_crew(session, paths.musings), paths.script.parent / "guidance.md"
+            asyncio.run(supervise(session, crew, lab, guidance, observers.say))
+        if session.state.baseline_commit:
+            repo.advance_branch()
+        observers.print_summary(repo.write_command("log", repo.kept if repo.trouble else repo.branch))
+        if repo.trouble:
+            observers.say(f"\n{repo.trouble}")
+    except KeyboardInterrupt:
+        observers.say(f"Stopped at once. Nothing is lost: {paths.write_command('resume', name)}")
+        raise SystemExit(ExitCode.INTERRUPTED) from None
     return session.state
 
 
@@ -112,13 +119,28 @@ def _build_optimizer(log: Session | Tape) -> "Optimizer":
 
 
 @contextlib.contextmanager
-def lock_session(folder: Path) -> Generator[None]:
+def hold_session(folder: Path) -> Generator[None]:
     """Hold the session, so that no other process runs it. Raises UsageError."""
+    with _hold(folder.with_name(f".{folder.name}.lock"), f"{folder.name} is running already"):
+        yield
+
+
+@contextlib.contextmanager
+def hold_branch(night: Preflight) -> Generator[None]:
+    """Hold the branch, so that no session in another folder moves it. Raises UsageError."""
+    lock = night.repo.common / "nightshift" / f"{night.name}.lock"
+    with _hold(lock, f"another session called {night.name} is running in this repository"):
+        yield
+
+
+@contextlib.contextmanager
+def _hold(lock: Path, taken: str) -> Generator[None]:
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(hold_lock(folder.parent / f".{folder.name}.lock"))
+            descriptor = stack.enter_context(hold_lock(lock))
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         except LockedError:
-            raise UsageError(f"{folder.name} is running already, in another process") from None
+            raise UsageError(f"{taken}, as process {lock.read_text().strip()}") from None
         except OSError as error:
-            raise UsageError(f"{folder.parent} cannot be written: {error.strerror}") from error
+            raise UsageError(f"{lock.parent} cannot be written: {error.strerror}") from error
         yield

@@ -38,6 +38,8 @@ class LocalExecutor:
     runner: Runner
     put: Callable[[str], Digest]
     profile: profiles.Profile
+    say: Callable[[str], None] = print
+    """Tells the user why the branch stays behind."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""
@@ -51,12 +53,15 @@ class LocalExecutor:
         return await self.runner.run(granted, source)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        return await asyncio.to_thread(self.repo.promote, parent, source, message)
+        head = await asyncio.to_thread(self.repo.promote, parent, source, message)
+        if self.repo.trouble:
+            self.say(self.repo.trouble)
+        return head
 
     def _commit_baseline(self) -> tuple[str, str]:
         head = self.repo.get_head()
         source = profiles.apply_to_script(self.repo.read_baseline(), self.profile)
         message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
         commit = self.repo.commit(0, head, source, message)
-        self.repo.create_branch(commit)
+        self.repo.begin_branch(commit)
         return commit, source

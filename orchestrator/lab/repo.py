@@ -1,10 +1,14 @@
 """Git plumbing in the user's own repository: writes objects and refs, never the work tree or the index.
 
-Every candidate stays under `refs/nightshift/<session>/`; each keep moves the branch `research/<session>` forward.
+Every candidate stays under `refs/nightshift/<session>/`, and so does the last commit that was kept. The branch
+`research/<session>` follows it, unless the user has it checked out or has moved it.
 """
 
 import os
+import shlex
 import subprocess
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -16,7 +20,6 @@ SETTINGS = (
     "core.fsmonitor=false",  # and no setting of the repository may start a program
     "core.fsync=all",  # git's default leaves empty objects behind when the power fails
     "safe.directory=*",  # a mounted repository often belongs to another user
-    "i18n.commitEncoding=UTF-8",
 )
 AUTHOR = "Nightshift"
 EMAIL = "nightshift@localhost"
@@ -29,22 +32,40 @@ class RepoError(Exception):
 class Repo:
     """The training script in its repository, and the refs of one session."""
 
-    def __init__(self, script: Path, session: str) -> None:
-        """Find the repository around `script`. Raises RepoError."""
-        self.script, self.session = script, session
+    def __init__(self, script: Path, session: str, patience: float = 20.0) -> None:
+        """Find the repository around `script`; a write is tried for `patience` seconds. Raises RepoError."""
+        self.script, self.session, self.patience = script, session, patience
+        self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
+        self.written: list[tuple[tuple[str, ...], str]] = []
+        """Git's arguments and input for each object: `git gc --prune=now` may remove one that is just being named."""
+        self.trouble = ""
+        """Why the branch is not at the last commit that was kept, and what to do about it."""
         if not script.parent.is_dir():
             raise RepoError(f"{script.parent} is not a folder")
+        folder = script.parent.resolve()
         try:
-            self.path = PurePosixPath(self._git("rev-parse", "--show-prefix"), script.name)
+            facts = self._git("rev-parse", "--is-inside-work-tree", "--git-common-dir", "--show-prefix", strip=False)
         except RepoError as error:
             if "not a git repository" not in str(error):
                 raise
-            raise RepoError(f"{script.parent.resolve()} is not in a git repository: `git init`, then commit") from error
-        self.branch = f"research/{session}"
-        try:
-            self._git("check-ref-format", f"refs/heads/{self.branch}")
-        except RepoError as error:
-            raise RepoError(f"{session!r} cannot be part of a branch's name: choose another session name") from error
+            raise RepoError(f"{folder} is not in a git repository: `git init`, then commit") from error
+        inside, common, prefix = facts.split("\n")[:3]
+        if inside != "true":
+            raise RepoError(f"{folder} has no work tree: clone the repository, and start the night in the clone")
+        self.path, self.common = PurePosixPath(prefix, script.name), folder / common
+
+    def check_free(self) -> None:
+        """Raise RepoError where the session's branch cannot be created: it is there, or another is in the way."""
+        ours = f"refs/heads/{self.branch}"
+        for ref in self._git("for-each-ref", "--format=%(refname)", "refs/heads/research").splitlines():
+            if ref == ours:
+                raise RepoError(f"the branch {self.branch} exists already: choose another name, or delete it")
+            if ours.startswith(f"{ref}/") or ref.startswith(f"{ours}/"):
+                name = ref.removeprefix("refs/heads/")
+                remedy = self.write_command("branch", "-m", name, name.replace("/", "-") + "-old")
+                raise RepoError(f"the branch {name} is in the way of {self.branch}: rename it (`{remedy}`)")
+        if not os.access(self.common / "objects", os.W_OK):
+            raise RepoError(f"{self.common} cannot be written")
 
     def get_head(self) -> str:
         """Return the user's commit, on a branch or not. Raises RepoError where there is none."""
@@ -71,53 +92,87 @@ class Repo:
             raise RepoError(f"{self.script} does not exist, neither as a file nor in {commit[:10]}")
         return self._git("cat-file", "blob", blob, strip=False)
 
-    def find_branch(self) -> str | None:
-        """Return the commit that the session's branch is at; None where it has no branch."""
-        return self._resolve(f"refs/heads/{self.branch}")
+    def write_command(self, *words: str) -> str:
+        """Return a command of git about this repository that can be pasted into a shell."""
+        folder = [] if self.script.parent == Path() else ["-C", str(self.script.parent)]
+        return shlex.join(["git", *folder, *words])
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Commit a candidate under a ref of its own; the same one twice is one commit. Raises RepoError."""
-        tree = self._write_tree(parent, source)
-        for attempt in count(1):
-            ref = f"refs/nightshift/{self.session}/{experiment}" + f"-{attempt}" * (attempt > 1)
-            existing = self._resolve(ref)
-            if existing is None:
-                commit = self._write_commit(tree, parent, message)
-                self._git("update-ref", ref, commit, "")
-                return commit
-            if self._is_commit(existing, tree, parent, message):
-                return existing
-        raise AssertionError("integers are endless")
 
-    def create_branch(self, commit: str) -> None:
-        """Create the session's branch at the commit, unless it is there. Raises RepoError where it is elsewhere."""
-        existing = self._resolve(f"refs/heads/{self.branch}")
-        if existing is None:
-            self._git("update-ref", "-m", "nightshift: begin", f"refs/heads/{self.branch}", commit, "")
-        elif existing != commit:
-            raise RepoError(f"the branch {self.branch} exists already: choose another session name, or delete it")
+        def write() -> str:
+            tree = self._write_tree(parent, source)
+            for attempt in count(1):
+                ref = f"refs/nightshift/{self.session}/{experiment}" + f"-{attempt}" * (attempt > 1)
+                existing = self._resolve(ref)
+                if existing is None:
+                    commit = self._write_commit(tree, parent, message)
+                    self._git("update-ref", ref, commit, "")
+                    return commit
+                if self._is_commit(existing, tree, parent, message):
+                    return existing
+            raise AssertionError("integers are endless")
+
+        return self._attempt(write)
 
     def promote(self, parent: str, source: str, message: str) -> str:
-        """Move the branch from `parent` to a new commit; the same one twice is one commit.
+        """Commit what is kept on top of `parent`; the same one twice is one commit. Raises RepoError."""
 
-        Raises RepoError where the branch is not at `parent`.
-        """
-        ref = f"refs/heads/{self.branch}"
-        tree, existing = self._write_tree(parent, source), self._resolve(ref)
-        if existing and self._is_commit(existing, tree, parent, message):
-            return existing
-        if existing != parent:
-            remedy = f"`git branch -f {self.branch} {parent[:10]}`, then resume"
-            raise RepoError(f"{self.branch} was moved by another program: {remedy}")
-        commit = self._write_commit(tree, parent, message)
-        self._git("update-ref", "-m", "nightshift: keep", ref, commit, parent)
-        return commit
+        def write() -> str:
+            tree, kept = self._write_tree(parent, source), self._resolve(self.kept)
+            if kept is None or not self._is_commit(kept, tree, parent, message):
+                kept = self._write_commit(tree, parent, message)
+            self._git("update-ref", self.kept, kept)
+            return kept
+
+        kept = self._attempt(write)
+        self.advance_branch()
+        return kept
+
+    def begin_branch(self, commit: str) -> None:
+        """Begin with this commit as the last one that was kept, unless there is one. Raises RepoError."""
+        self._attempt(lambda: self._resolve(self.kept) or self._git("update-ref", self.kept, commit))
+        self.advance_branch()
+
+    def advance_branch(self) -> None:
+        """Move the branch on to the last commit that was kept; where that is not ours to do, set `trouble`."""
+        try:
+            self.trouble = self._attempt(self._advance_branch)
+        except RepoError as error:
+            self.trouble = f"{self.branch} stays behind {self.kept}: {error}"
+
+    def _advance_branch(self) -> str:
+        ref, kept = f"refs/heads/{self.branch}", self._git("rev-parse", "--verify", self.kept)
+        at, _, user = self._git("for-each-ref", "--format=%(objectname) %(worktreepath)", ref).partition(" ")
+        if at == kept:
+            return ""
+        if user:  # its index would take back what the commits brought
+            remedy = shlex.join(["git", "-C", user, "merge", "--ff-only", self.kept])
+            return f"{self.branch} is checked out in {user} and stays as it is: {remedy}"
+        if at and self._git("rev-list", "-1", at, f"^{kept}"):
+            remedy = self.write_command("branch", "-f", self.branch, self.kept)
+            return f"{self.branch} was moved by another program and stays as it is: {remedy}"
+        self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
+        return ""
+
+    def _attempt(self, write: Callable[[], str]) -> str:
+        """Try again while git cannot: a lock is held, `git gc` removed an object, the disk is away."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                return write()
+            except RepoError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+                with suppress(RepoError):
+                    for arguments, content in self.written:
+                        self._git(*arguments, stdin=content)
 
     def unlock(self) -> None:
         """Remove the locks that an earlier process, killed in the middle of a write, left on this session's refs."""
-        folder = self.script.parent / self._git("rev-parse", "--git-common-dir")
-        branch = folder / "refs/heads" / f"{self.branch}.lock"
-        for lock in [branch, *(folder / "refs/nightshift" / self.session).glob("*.lock")]:
+        branch = self.common / "refs/heads" / f"{self.branch}.lock"
+        for lock in [branch, *(self.common / "refs/nightshift" / self.session).glob("*.lock")]:
             with suppress(FileNotFoundError):
                 lock.unlink()
 
@@ -125,7 +180,7 @@ class Repo:
         """Write the commit's tree with another text of the script, whose lines end as they do there."""
         if self._resolve(f"{commit}:{self.path}"):
             source = restore_lines(source, self.read_source(commit))
-        blob = self._git("hash-object", "-w", "--stdin", stdin=source)
+        blob = self._write_object("hash-object", "-w", "--stdin", stdin=source)
         return self._replace_blob(f"{commit}^{{tree}}", self.path.parts, blob)
 
     def _replace_blob(self, tree: str | None, parts: tuple[str, ...], blob: str) -> str:
@@ -139,10 +194,17 @@ class Repo:
         else:
             entries[name] = f"{mode if kind == 'blob' and mode != '120000' else '100644'} blob {blob}"
         # --missing: in a partial clone the other files need not be here.
-        return self._git("mktree", "-z", "--missing", stdin="".join(f"{e}\t{n}\0" for n, e in entries.items()))
+        listing = "".join(f"{entry}\t{name}\0" for name, entry in entries.items())
+        return self._write_object("mktree", "-z", "--missing", stdin=listing)
 
     def _write_commit(self, tree: str, parent: str, message: str) -> str:
-        return self._git("commit-tree", tree, "-p", parent, "-F", "-", stdin=message)
+        who = f"{AUTHOR} <{EMAIL}> {time.time():.0f} +0000"
+        commit = f"tree {tree}\nparent {parent}\nauthor {who}\ncommitter {who}\n\n{message.rstrip()}\n"
+        return self._write_object("hash-object", "-w", "-t", "commit", "--stdin", stdin=commit)
+
+    def _write_object(self, *arguments: str, stdin: str) -> str:
+        self.written.append((arguments, stdin))
+        return self._git(*arguments, stdin=stdin)
 
     def _is_commit(self, commit: str, tree: str, parent: str, message: str) -> bool:
         """Tell whether a commit has this tree, parent and message; its date does not matter."""
@@ -151,16 +213,17 @@ class Repo:
         return [["tree", tree], ["parent", parent]] == fields[:2] and body.rstrip("\n") == message.rstrip("\n")
 
     def _resolve(self, name: str) -> str | None:
-        try:
-            return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name)
-        except RepoError:
-            return None
+        done = self._run("rev-parse", "--verify", "--quiet", "--end-of-options", name)
+        return None if done.returncode == 1 else _read_output(done, strip=True)
 
     def _git(self, *arguments: str, stdin: str = "", strip: bool = True) -> str:
         """Run git and return its output. Raises RepoError with git's own reason."""
+        return _read_output(self._run(*arguments, stdin=stdin), strip=strip)
+
+    def _run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[bytes]":
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 ["git", *settings, *arguments],
                 cwd=self.script.parent,
                 env=_make_environment(),
@@ -168,14 +231,20 @@ class Repo:
                 capture_output=True,
                 check=False,
             )
-        except FileNotFoundError as error:
+        except OSError as error:
+            if not self.script.parent.is_dir():
+                raise RepoError(f"{self.script.parent} is gone") from error
             raise RepoError("git is not installed, or not in PATH") from error
-        if done.returncode:
-            lines = done.stderr.decode(errors="replace").splitlines()
-            reason = next((line for line in lines if line.startswith(("fatal: ", "error: "))), f": {done.returncode}")
-            raise RepoError(f"git {arguments[0]}: {reason.partition(': ')[2]}")
-        text = done.stdout.decode("utf-8", "surrogateescape")
-        return text.strip("\n") if strip else text
+
+
+def _read_output(done: "subprocess.CompletedProcess[bytes]", *, strip: bool) -> str:
+    """Return what git printed. Raises RepoError with git's own reason."""
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").splitlines()
+        reason = next((line for line in lines if line.startswith(("fatal: ", "error: "))), f": {done.returncode}")
+        raise RepoError(f"git {done.args[1 + 2 * len(SETTINGS)]}: {reason.partition(': ')[2]}")
+    text = done.stdout.decode("utf-8", "surrogateescape")
+    return text.strip("\n") if strip else text
 
 
 def _make_environment() -> dict[str, str]:
@@ -187,8 +256,6 @@ def _make_environment() -> dict[str, str]:
         "GIT_CONFIG_GLOBAL": "/dev/null",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_NO_LAZY_FETCH": "1",
-        "GIT_AUTHOR_NAME": AUTHOR,
-        "GIT_AUTHOR_EMAIL": EMAIL,
-        "GIT_COMMITTER_NAME": AUTHOR,
+        "GIT_COMMITTER_NAME": AUTHOR,  # of the reflog
         "GIT_COMMITTER_EMAIL": EMAIL,
     }

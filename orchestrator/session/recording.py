@@ -6,6 +6,7 @@ from typing import Protocol
 
 from orchestrator.core import events as ev
 from orchestrator.ports import Log
+from orchestrator.session.replay import Tape
 from subagents.agent import Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
 
@@ -17,13 +18,6 @@ class Model(Protocol):
 
     def at_most(self, request: Request) -> float | None: ...
     async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
-
-
-class RecordedReplies(Protocol):
-    """Recorded replies and tool results, in their order."""
-
-    async def read_reply(self) -> ev.ModelReplied: ...
-    async def read_tool_use(self) -> ev.ToolUsed: ...
 
 
 class Outside(Protocol):
@@ -116,7 +110,7 @@ class Live:
 class Played:
     """Models answered by the tape. Only tools that depend on nothing but the conversation are run."""
 
-    def __init__(self, tape: RecordedReplies) -> None:
+    def __init__(self, tape: Tape) -> None:
         self.tape = tape
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:

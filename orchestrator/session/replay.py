@@ -86,7 +86,7 @@ class Tape(EventLog):
             record = self.upcoming
             if record and record.task_id == task_id:
                 return record
-            if record and record.task_id and not any(_is_running(task, record.task_id) for task in asyncio.all_tasks()):
+            if record and record.task_id and record.task_id not in {task.get_name() for task in asyncio.all_tasks()}:
                 self.stop(record, f"{task_id} is next; the other is not due")
             await self.moved.wait()
 
@@ -192,10 +192,6 @@ def _get_task_id() -> str:
     task = asyncio.current_task()
     assert task is not None
     return task.get_name()
-
-
-def _is_running(task: "asyncio.Task[object]", task_id: str) -> bool:
-    return task.get_name() == task_id and not task.done()
 
 
 def _write_lines(event: ev.Event, read: Reader) -> list[str]:

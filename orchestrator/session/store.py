@@ -3,9 +3,12 @@
 This is the only writer of events. Every append is on disk before anything acts on it.
 """
 
+import shutil
 import sqlite3
+import tempfile
+import time
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -21,6 +24,12 @@ create table events (
 );
 create table texts (digest text primary key, body blob not null);
 """
+BUSY_SECONDS = 60.0
+"""Seconds that we wait for another program that holds the file's lock."""
+MAX_BYTES = 64 << 20
+"""Bytes of one event or one text, unpacked; a larger one is damage."""
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
+"""Raised where a damaged event is parsed or folded."""
 
 
 class SessionError(Exception):
@@ -67,17 +76,24 @@ class EventLog:
 class Session(EventLog):
     """The log of one session, open on its file."""
 
-    def __init__(self, path: Path, clock: Callable[[], float], *, create: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.time,
+        *,
+        create: bool = False,
+        read_only: bool = False,
+    ) -> None:
         """Open or create the file, and fold it; `clock` gives seconds since the epoch. Raises SessionError."""
         super().__init__()
         self.path, self.clock = path, clock
         try:
-            self.db = _create(path) if create else _open(path)
-            self.fold(*self._read())
-        except sqlite3.Error as error:
+            self.db = _create(path) if create else _open(path, read_only)
+            self._load()
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise SessionError(f"{path} cannot be used as a session: {error}") from error
-        except ValidationError as error:
-            raise SessionError(f"{path} holds an event that cannot be read: {error.errors()[0]['msg']}") from error
+        except OSError as error:
+            raise SessionError(f"{path} cannot be opened: {error.strerror}") from error
 
     async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
         """Write the events, as `write` does; asynchronous because a replay waits for its turn here."""
@@ -94,20 +110,18 @@ class Session(EventLog):
         self.tell()
 
     def write_records(self, records: list[Record]) -> None:
-        """Put records on disk, all or none."""
+        """Put records on disk, all or none. Raises SessionError."""
         rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
-        with self.db:
-            self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
+        self._write_rows("insert into events values (?, ?, ?, ?, ?)", rows)
 
     def put(self, text: str) -> Digest:
-        """Store a text, once, and return its name."""
+        """Store a text, once, and return its name. Raises SessionError."""
         name = compute_digest(text)
-        with self.db:
-            self.db.execute("insert or ignore into texts values (?, ?)", (name, zlib.compress(text.encode(), 9)))
+        self._write_rows("insert or ignore into texts values (?, ?)", [(name, zlib.compress(text.encode(), 9))])
         return name
 
     def get(self, name: Digest) -> str:
-        """Return the text of that digest. Raises KeyError."""
+        """Return the text of that digest. Raises KeyError, SessionError."""
         return _read_text(self.db, name)
 
     @contextmanager
@@ -121,55 +135,94 @@ class Session(EventLog):
         fork = Session(path, self.clock, create=True)
         fork.write_records(self.records[:at])
         fork.fold(*self.records[:at])
-        with fork.db:
-            fork.db.executemany("insert into texts values (?, ?)", self.db.execute("select digest, body from texts"))
+        fork._write_rows("insert into texts values (?, ?)", self.db.execute("select digest, body from texts"))
         return fork
 
     def close(self) -> None:
         self.db.close()
 
-    def _read(self) -> Iterator[Record]:
+    def _write_rows(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        try:
+            with self.db:
+                self.db.executemany(statement, rows)
+        except sqlite3.Error as error:
+            raise SessionError(f"{self.path} cannot be written: {error}; nothing before it is lost: resume") from error
+
+    def _load(self) -> None:
+        """Fold the records of the file. Raises SessionError for the first that is damaged."""
         for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
-            yield Record(seq=seq, at=at, task_id=task_id, event=parse_event(body))
+            try:
+                if seq != len(self.records):
+                    raise ValueError("one is missing before it")
+                self.fold(Record(seq=seq, at=at, task_id=task_id, event=parse_event(body)))
+            except DAMAGE as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+                raise SessionError(f"{self.path} is damaged: event {seq}: {reason}") from error
+        name = self.state.session.name if self.state.started else "none"
+        if name in {"", ".."} or name != Path(name).name:  # it names files, and the session may be a stranger's
+            raise SessionError(f"{self.path} is damaged: {name!r} is no name of a session")
 
 
 def _read_text(db: sqlite3.Connection, name: Digest) -> str:
-    row = db.execute("select body from texts where digest = ?", (name,)).fetchone()
-    if row is None:
-        raise KeyError(name)
-    return zlib.decompress(row[0]).decode()
+    """Return the text of that digest. Raises KeyError, SessionError."""
+    stream = zlib.decompressobj()
+    try:
+        row = db.execute("select body from texts where digest = ?", (name,)).fetchone()
+        if row is None:
+            raise KeyError(name)
+        text = stream.decompress(row[0], MAX_BYTES).decode()
+    except (sqlite3.Error, zlib.error, TypeError, UnicodeDecodeError) as error:
+        raise SessionError(f"the text {name} is damaged: {error}") from error
+    if not stream.eof:
+        raise SessionError(f"the text {name} is damaged: cut off, or larger than {MAX_BYTES >> 20} MiB")
+    return text
 
 
 def _create(path: Path) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(parents=True)
-    except FileExistsError as error:
-        raise SessionError(f"there is a session in {path.parent} already: resume it, or choose another name") from error
-    except OSError as error:
-        raise SessionError(f"{path.parent} cannot be made: {error.strerror}") from error
+    path.parent.mkdir(parents=True)
     db = _connect(path)
     db.executescript(SCHEMA)
     db.execute(f"pragma user_version = {VERSION}")
     return db
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, read_only: bool) -> sqlite3.Connection:
+    """Open a session's file, having checked that it is one. Raises SessionError, OSError."""
     if not path.is_file():
         raise SessionError(f"there is no session at {path}")
     with path.open("rb") as file:
         if not file.read(16).startswith(b"SQLite format 3"):
             raise SessionError(f"{path} is not a session file")
-    db = _connect(path)
+    db = _connect_to_read(path) if read_only else _connect(path)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
     (version,) = db.execute("pragma user_version").fetchone()
-    if version == 0:
-        raise SessionError(f"{path} is not a session file")
     if version > VERSION:
         raise SessionError(f"{path} was written by a newer Nightshift (format {version}, ours is {VERSION}): upgrade")
+    tables = db.execute("select sql from sqlite_master where tbl_name in ('events', 'texts') and sql is not null")
+    if version <= 0 or {sql.lower() for (sql,) in tables} != set(SCHEMA.strip().rstrip(";").split(";\n")):
+        raise SessionError(f"{path} is not a session file")  # a view or a trigger would run somebody else's SQL
     return db
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path)
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS)
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = full")
     return db
+
+
+def _connect_to_read(path: Path) -> sqlite3.Connection:
+    """Connect without writing anything, not even SQLite's files beside it: the folder may be read-only."""
+    wal, index = (path.with_name(path.name + end) for end in ("-wal", "-shm"))
+    uri = path.absolute().as_uri()
+    if not (wal.is_file() and wal.stat().st_size):
+        return sqlite3.connect(f"{uri}?immutable=1", uri=True)
+    if index.exists():  # another process may be writing
+        return sqlite3.connect(f"{uri}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copy(path, folder))
+        shutil.copy(wal, folder)
+        memory = sqlite3.connect(":memory:")
+        with closing(sqlite3.connect(copy)) as db:
+            db.backup(memory)
+    return memory

@@ -51,8 +51,9 @@ def make_sender(url: str) -> Send:
 class Notifier:
     """Watches a session from now on, and sends what is worth a message."""
 
-    def __init__(self, log: EventLog, send: Send, say: Callable[[str], None]) -> None:
-        self.log, self.send, self.say = log, send, say
+    def __init__(self, log: EventLog, send: Send, say: Callable[[str], None], resume: str = "resume it") -> None:
+        """Watch the log; `resume` is the command that goes on."""
+        self.log, self.send, self.say, self.resume = log, send, say, resume
         self.seen = len(log.records)
         self.has_ended = self.has_failed = False
         self.paused_until = 0.0
@@ -70,8 +71,7 @@ class Notifier:
     def close(self, error: BaseException | None = None) -> None:
         """Send that the night is over, or that this error ended it; wait at most PATIENCE."""
         if isinstance(error, Exception):
-            text = f"Nothing is lost: python -m orchestrator resume {self.log.state.session.name}"
-            asyncio.run(self._deliver("stopped by a fault", text))
+            asyncio.run(self._deliver("stopped by a fault", f"Nothing is lost: {self.resume}"))
         elif self.has_ended:
             asyncio.run(self._deliver("the night is over", f"{self.log.state.ended}\n{self._write_summary()}"))
 

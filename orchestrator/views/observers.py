@@ -36,13 +36,20 @@ class Observers:
     """Shows and writes down what happens in a session. Use as a context around the event loop."""
 
     def __init__(
-        self, session: Session, musings: Path, console: Console | None = None, *, send: Send = send_nothing
+        self,
+        session: Session,
+        musings: Path,
+        console: Console | None = None,
+        *,
+        send: Send = send_nothing,
+        command: Callable[..., str] = lambda *words: " ".join(["python -m orchestrator", *words]),
     ) -> None:
-        self.session, self.folder = session, session.path.parent
+        """Watch the session; `command` completes the words of a command that the user is told."""
+        self.session, self.folder, self.command = session, session.path.parent, command
         self.terminal = Terminal(session, console or Console(highlight=False), time.time)
         self.musings = Musings(musings / session.state.session.name)
         self.files = Files(self.folder)
-        self.notifier = Notifier(session, send, self.say)
+        self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
         session.subscribe(self.update)
@@ -77,9 +84,9 @@ class Observers:
         """Print a message to the user."""
         self._guard("the live view", lambda: self.terminal.say(text))
 
-    def print_summary(self, branch: str) -> None:
-        """Print how the night ended, and where everything is."""
-        self._guard("the summary", lambda: self.say("\n".join(self._write_summary(branch))))
+    def print_summary(self, history: str) -> None:
+        """Print how the night ended, and where everything is; `history` is the command that lists what was kept."""
+        self._guard("the summary", lambda: self.say("\n".join(self._write_summary(history))))
 
     async def _follow(self) -> None:
         """Write the files on a thread until they show the last record: one snapshot at a time, always the latest."""
@@ -124,7 +131,7 @@ class Observers:
             self.failures.add(failure)
             self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
 
-    def _write_summary(self, branch: str) -> list[str]:
+    def _write_summary(self, history: str) -> list[str]:
         state, records, folder = self.session.state, self.session.records, self.folder
         summary = summarize(state)
         if state.incumbent is None:
@@ -140,9 +147,9 @@ class Observers:
             f"  trust     {describe_trust(summarize_trust(records, count_false_prunes(state)))}",
             f"  slots     occupied {used.occupancy:.1%} of the time; duty {used.duty:.1%}",
             f"  report    {folder / 'report.html'}",
-            f"  branch    git log {branch}",
+            f"  branch    {history}",
             f"  musings   {self.musings.folder / 'index.md'}",
-            f"  go on     python -m orchestrator {self._suggest_command()}",
+            f"  go on     {self._suggest_command()}",
         ]
 
     def _suggest_command(self) -> str:
@@ -151,7 +158,7 @@ class Observers:
         name, limits = state.session.name, state.session.limits
         resumed = apply(state, Record(seq=last + 1, at=state.now, task_id="", event=Resumed()))
         if not explain_stop(resumed):
-            return f"resume {name}"
-        number = f" --max-experiments {limits.experiments}" if limits.experiments else ""
-        dollars = f" --max-usd {limits.usd:g}" if limits.usd else ""
-        return f"fork {name} --at {last} --hours {limits.hours:g}{number}{dollars}"
+            return self.command("resume", name)
+        number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
+        dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
+        return self.command("fork", name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)

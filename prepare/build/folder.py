@@ -69,7 +69,7 @@ def lock_folder(folder: Path) -> Generator[None]:
         try:
             stack.enter_context(hold_lock(folder / LOCK))
         except LockedError:
-            raise DataError(f"another `{manifest.COMMAND}` is at work in {folder}: wait for it") from None
+            raise DataError(f"another `{manifest.write_command(folder)}` is at work in {folder}: wait for it") from None
         except OSError as error:
             raise DataError(f"cannot write to {folder}: {error.strerror}") from None
         yield

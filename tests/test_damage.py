@@ -1,0 +1,262 @@
+"""Damaged session files: every command that reads one says so in a line and exits with 2, or reads what is there."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import shutil
+import sqlite3
+import zlib
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main as cli
+from tests.workplace import ROOT
+
+GOLDEN = [ROOT / f"tests/golden/{name}.db" for name in ("offline-3", "agents-2")]
+READERS = (
+    ["replay"],
+    ["replay", "--show", "9"],
+    ["replay", "--json"],
+    ["report", "--out", "out"],
+    ["compare"],
+    ["replay", "--verify"],
+)
+
+
+@pytest.fixture(autouse=True)
+def there(tmp_path):
+    with contextlib.chdir(tmp_path):
+        yield
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, stdout, stderr. Whatever else it raises is a traceback to a user."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main(words)
+    except SystemExit as end:
+        return int(end.code or 0), out.getvalue(), err.getvalue()
+    return 0, out.getvalue(), err.getvalue()
+
+
+def read_everywhere(path: Path, readers=READERS) -> set[int]:
+    """Read a file with every command; each answers, or says in one line what is wrong."""
+    code, listed, err = run("--sessions", str(path.parent.parent), "sessions")
+    assert code == 0, err
+    assert path.parent.name in listed
+    codes = set()
+    for command, *options in readers:
+        code, _, err = run(command, str(path), *options)
+        assert code in {0, 2} or (code == 1 and "--verify" in options), err
+        assert (code == 2) == (err != ""), err
+        assert err.count("\n") == (code == 2), err
+        assert "Traceback" not in err
+        codes.add(code)
+    return codes
+
+
+def flip_bytes(luck: random.Random, path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(luck.choice([1, 4, 64, 2000])):
+        data[luck.randrange(len(data))] = luck.randrange(256)
+    path.write_bytes(data)
+
+
+def cut_off(luck: random.Random, path: Path) -> None:
+    os.truncate(path, luck.randrange(path.stat().st_size))
+
+
+def blank_a_page(luck: random.Random, path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096 * luck.randrange(path.stat().st_size // 4096))
+        file.write(luck.choice([bytes(4096), luck.randbytes(4096)]))
+
+
+def repeat_pages(luck: random.Random, path: Path) -> None:
+    data = path.read_bytes()
+    pages = [data[at : at + 4096] for at in range(0, len(data), 4096)]
+    path.write_bytes(pages[0] + b"".join(luck.choices(pages, k=len(pages) - 1)))
+
+
+def edit_events(luck: random.Random, path: Path) -> None:
+    """Change a field of some event to a value of another type, size or sign."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        rows = db.execute("select seq, body from events").fetchall()
+        for seq, body in luck.sample(rows, 3):
+            fields = json.loads(body)
+            values = [None, -1, 0, 1e308, 10**40, "", "../../x", "é" * 9, [], {}, True, {"kind": "kept"}, [[[]]]]
+            fields[luck.choice(sorted(fields))] = luck.choice(values)
+            db.execute("update events set body = ? where seq = ?", (json.dumps(fields), seq))
+        db.commit()
+
+
+def edit_columns(luck: random.Random, path: Path) -> None:
+    statements = [
+        "delete from events where seq = {n}",
+        "delete from texts where rowid % 3 = 0",
+        "update events set seq = -seq where seq > {n}",
+        "update events set seq = seq + 1000000000 where seq > {n}",
+        "update events set at = 1e300 where seq = {n}",
+        "update events set at = 'soon' where seq = {n}",
+        "update events set lane = x'ff00' where seq = {n}",
+        "update events set body = x'ff00' where seq = {n}",
+        "update events set body = '[1, 2]' where seq = {n}",
+        "update events set body = replace(hex(zeroblob(50000)), '00', '[') where seq = {n}",
+        "update events set body = (select body from events where seq = {n} - 1) where seq = {n}",
+        "update texts set body = x'00'",
+        "update texts set body = 'text'",
+        "update texts set body = 5",
+    ]
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        (count,) = db.execute("select count(*) from events").fetchone()
+        db.execute(luck.choice(statements).format(n=luck.randrange(count)))
+        db.commit()
+
+
+DAMAGES = (flip_bytes, cut_off, blank_a_page, repeat_pages, edit_events, edit_columns)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_damage_is_a_traceback(damage, tmp_path):
+    refused = 0
+    (tmp_path / "s/x").mkdir(parents=True)
+    for seed in range(20):
+        luck = random.Random(seed)
+        path = Path(shutil.copyfile(GOLDEN[seed % 2], tmp_path / "s/x/session.db"))
+        damage(luck, path)
+        readers = [*READERS[:3], READERS[3 + seed % 3]]  # the slow ones take turns
+        refused += 2 in read_everywhere(path, readers)
+    assert refused, "the damage is real"
+    assert {item.name for item in tmp_path.iterdir()} <= {"s", "out", "sessions"}
+
+
+def script(statements: str):
+    def damage(path: Path) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.executescript(statements)
+
+    return damage
+
+
+def bomb(path: Path) -> None:
+    body = zlib.compress(bytes(200 << 20), 9)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("update texts set body = ?", (body,))
+        db.commit()
+
+
+def grow(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("update events set body = zeroblob(80000000) where seq = 3")
+        db.commit()
+
+
+ENDLESS = "with recursive n(i) as (select 0 union all select i + 1 from n) select i seq, 0 at, '' lane, '' body from n"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (script(f"drop table events; create view events as {ENDLESS}"), "not a session"),
+        (script("alter table texts rename to t; create view texts as select * from t"), "not a session"),
+        (script("create trigger t after insert on events begin delete from events; end"), "not a session"),
+        (script("drop table texts"), "not a session"),
+        (script("create table other (x); drop table events; drop table texts"), "not a session"),
+        (script("pragma user_version = 0"), "not a session"),
+        (script("pragma user_version = -5"), "not a session"),
+        (script("pragma user_version = 99"), "newer"),
+        (script("delete from events"), "no events"),
+        (script("delete from events where seq = 0"), "event 1: one is missing"),
+        (script('update events set body = replace(body, \'"name":"\', \'"name":"../\') where seq = 0'), "no name"),
+        (grow, "too big"),
+        (lambda path: path.write_bytes(b""), "not a session"),
+        (lambda path: path.write_bytes(b"SQLite format 3\0"), ""),
+        (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(5000)), ""),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(damage, words, tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
+    damage(path)
+    for command, *options in READERS:
+        code, _, err = run(command, str(path), *options)
+        assert code == 2
+        assert words in err
+        assert err.count("\n") == 1
+
+
+def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
+    bomb(path)
+    code, _, err = run("replay", str(path), "--show", "1")
+    assert code == 2
+    assert "larger than" in err
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo("pipe.db")
+    Path("folder.db").mkdir()
+    Path("loop.db").symlink_to("loop.db")
+    for name in ("pipe.db", "folder.db", "loop.db", "missing.db", "..", "-x", "a b", "é" * 300, "", "/"):
+        code, _, err = run("replay", "--", name)
+        assert code == 2
+        assert err.count("\n") == 1, err
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("live", [False, True, None])
+def test_readers_write_nothing_beside_the_file(live, tmp_path):
+    """Of a night that is over, of one that is running, and of one whose -wal came along without its index."""
+    folder = tmp_path / "sessions/night"
+    folder.mkdir(parents=True)
+    path = Path(shutil.copyfile(GOLDEN[0], folder / "session.db"))
+    writer = sqlite3.connect(path)
+    writer.execute("pragma journal_mode = wal")
+    (last,) = writer.execute("select max(seq) from events").fetchone()
+    if live is not False:
+        writer.execute("pragma wal_autocheckpoint = 0")
+        writer.execute("delete from events where seq = ?", (last,))
+        writer.commit()
+    if live is None:
+        elsewhere = tmp_path / "elsewhere/night"
+        elsewhere.mkdir(parents=True)
+        for name in ("session.db", "session.db-wal"):
+            shutil.copyfile(folder / name, elsewhere / name)
+        folder = elsewhere
+    if live is not True:
+        writer.close()
+    before = snapshot(folder)
+    folder.chmod(0o555)
+    try:
+        for words in (["sessions"], ["replay", "night"], ["report", "night", "--out", "out"], ["compare", "night"]):
+            code, out, err = run("--sessions", str(folder.parent), *words)
+            if words == ["compare", "night"]:
+                assert (folder.parent / "compare.html").exists()
+            assert code == 0, err
+            assert f"{last + (live is False)} events" in out or words[0] != "replay"
+    finally:
+        folder.chmod(0o755)
+    after = snapshot(folder)
+    if live:  # the index of a running night is shared memory
+        before.pop("session.db-shm"), after.pop("session.db-shm")
+    assert after == before
+
+
+def test_a_wal_that_was_deleted_leaves_what_was_written_before(tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
+    with contextlib.closing(sqlite3.connect(path)) as writer:
+        writer.execute("pragma journal_mode = wal")
+        writer.execute("pragma wal_autocheckpoint = 0")
+        writer.execute("delete from events where seq > 40")
+        writer.commit()
+        shutil.copyfile(path, tmp_path / "copy.db")
+    (tmp_path / "copy.db").rename(path)
+    code, out, _ = run("replay", str(path))
+    assert code == 0
+    assert "ended" in out

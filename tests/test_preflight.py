@@ -1,0 +1,82 @@
+"""Check what a night is refused for before anything is written."""
+
+import pytest
+
+from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.preflight import Preflight, find_neighbours
+from orchestrator.lab.repo import RepoError
+from tests.workplace import git, orchestrate, workplace
+
+
+@pytest.fixture
+def place(tmp_path):
+    return workplace(tmp_path / "place")
+
+
+def check_name(place, name):
+    Preflight(Paths(place / "sessions", place / "data", place / "train.py"), name, {}).check_name()
+
+
+@pytest.mark.parametrize("name", ["a", "2026-11-25-quartz", "nächtlich", "夜", "v1.2", "a_b", "x" * 100])
+def test_a_name_is_letters_and_digits(place, name):
+    check_name(place, name)
+    git(place, "branch", f"research/{name}")
+    with pytest.raises(RepoError, match="exists already"):
+        check_name(place, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        ".",
+        "-x",
+        "a b",
+        "a/b",
+        "a..b",
+        ".hidden",
+        "x" * 101,
+        "ü" * 60,
+        "x.db",
+        "x.lock",
+        "a\nb",
+        "a\n",
+        "$(id)",
+    ],
+)
+def test_a_name_that_a_file_a_branch_or_a_shell_cannot_take(place, name):
+    with pytest.raises(UsageError, match="cannot be a name"):
+        check_name(place, name)
+
+
+@pytest.mark.parametrize("line", ["import parts", "from parts import WIDTH", "import os, folder.deep as deep"])
+def test_a_module_beside_the_script_is_found(tmp_path, line):
+    (tmp_path / "parts.py").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/deep.py").touch()
+    assert len(find_neighbours(line, tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["import prepare", "import typer, os", "from . import parts", "def f(): import parts", "("]
+)
+def test_what_a_run_finds_elsewhere_or_may_not_need_is_no_neighbour(tmp_path, line):
+    for name in ("prepare", "typer", "parts"):
+        (tmp_path / f"{name}.py").touch()
+    assert find_neighbours(line, tmp_path) == []
+
+
+def test_a_script_with_a_neighbour_is_refused_with_what_to_do(place):
+    (place / "parts.py").write_text("WIDTH = 1\n")
+    script = place / "train.py"
+    script.write_text(f"import parts\n{script.read_text()}")
+
+    checked = orchestrate(place, "doctor", "--offline")
+    started = orchestrate(place, "--offline", "--session", "night")
+
+    assert checked.returncode == 3
+    assert "which lies beside it" in " ".join(checked.stdout.split())
+    assert started.returncode == 2
+    assert "parts, which lies beside it" in started.stderr
+    assert not (place / "sessions").exists()
