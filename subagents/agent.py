@@ -114,6 +114,10 @@ class Environment(Protocol):
         """Begin a conversation."""
         ...
 
+    async def pause(self, seconds: float, until: float, reason: str) -> None:
+        """Wait, and let the user know until when, in seconds since the epoch."""
+        ...
+
     async def reply(self, request: Request) -> Reply:
         """Return the model's next message; an error is a reply, too."""
         ...

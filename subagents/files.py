@@ -24,10 +24,7 @@ class EditedFile:
 
     def view(self, first: int = 1, last: int = PAGE) -> str:
         """Show train.py from line `first` to line `last` as it stands now. The numbers are not part of the text."""
-        lines = self.text.splitlines()
-        if not 1 <= first <= last:
-            raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
-        return "\n".join(f"{n:4}│{line}" for n, line in enumerate(lines[first - 1 : min(last, first + PAGE)], first))
+        return number_page(self.text, first, last, PAGE)
 
     def replace(self, old: str, new: str) -> str:
         """Replace one passage of train.py.
@@ -51,6 +48,17 @@ class EditedFile:
         return "train.py is unchanged" if self.text == self.before else find_syntax_error(self.text)
 
 
+def number_page(text: str, first: int, last: int, most: int) -> str:
+    """Return at most so many lines with their numbers, and where to go on. Raises ToolError."""
+    lines = text.splitlines()
+    if not 1 <= first <= last:
+        raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
+    end = min(last, first + most - 1, len(lines))
+    more = f"; go on with first={end + 1}" * (end < len(lines) and end - first + 1 == most)
+    page = [f"{n:4}│{line}" for n, line in enumerate(lines[first - 1 : end], first)]
+    return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *page])
+
+
 def make_checker(file: EditedFile, packages: frozenset[str]) -> Tool:
     """Return a tool that checks a candidate without running it."""
 
@@ -60,9 +68,7 @@ def make_checker(file: EditedFile, packages: frozenset[str]) -> Tool:
             raise ToolError(f"{fault}.")
         if missing := find_missing_packages(file.text, packages):
             raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-        removed = sorted(_list_constants(file.before) - _list_constants(file.text))
-        note = f" Constants that were removed: {', '.join(removed)}." if removed else ""
-        return f"Syntax and imports are in order. It was not run: check the shapes.{note}"
+        return "Syntax and imports are in order. It was not run: check the shapes."
 
     return Tool.from_function(check, pure=False)  # a replay may run where other packages are installed
 
@@ -91,12 +97,6 @@ def find_missing_packages(source: str, packages: frozenset[str]) -> list[str]:
 def list_packages() -> frozenset[str]:
     """Return the packages that a script on this machine can import."""
     return frozenset({*packages_distributions(), *sys.stdlib_module_names, "prepare"})
-
-
-def _list_constants(source: str) -> set[str]:
-    """Return the UPPER_CASE names that a script assigns at its top level."""
-    targets = (target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets)
-    return {target.id for target in targets if isinstance(target, ast.Name) and target.id.isupper()}
 
 
 def _list_imports(node: ast.AST) -> Iterator[str]:

@@ -52,6 +52,19 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Verdict | Liter
     return "remeasure" if runs >= th.MIN_RUNS and known < runs else "again"
 
 
+def describe_rule(state: State) -> str:
+    """Return in one sentence what keeps a candidate now; there must be an incumbent."""
+    assert state.incumbent is not None
+    spread, known = pool_variance(state), len(state.incumbent.scores)
+    few = t_critical(spread.dof) * compute_sigma(spread) * sqrt(1 / th.MIN_RUNS + 1 / known)
+    many = t_critical(spread.dof + 2 * th.MAX_RUNS - known - 1) * compute_sigma(spread) * sqrt(2 / th.MAX_RUNS)
+    return (
+        "A candidate runs once, then again with new seeds only while its gain is promising, and is kept once "
+        f"its mean gain is beyond the noise, about {few:.4f} after {th.MIN_RUNS} seeds or {many:.4f} after "
+        f"{th.MAX_RUNS}, or if it loses nothing and is {th.SIMPLER_LINES} lines shorter."
+    )
+
+
 def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
     """Return the multiple of the incumbent's memory that it takes; 1 where that is not more, or not known."""
     before, now = (fmean(score.metrics.memory_mb for score in runs) for runs in (best.scores, candidate.scores))

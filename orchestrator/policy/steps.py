@@ -30,6 +30,15 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
+class FallBack:
+    """Let the optimizer propose in the researcher's place."""
+
+    reason: str
+    task_id: str = "fall back"
+    resources: tuple[str, ...] = ("propose",)
+
+
+@dataclass(frozen=True, slots=True)
 class _OnExperiment:
     experiment: int
 
@@ -137,4 +146,4 @@ class Stop:
 
 
 Edit = Implement | Rebase | Repair
-Step = CommitBaseline | Propose | Refuse | Edit | Train | Judge | Promote | Reflect | SkipReflection | Stop
+Step = CommitBaseline | Propose | FallBack | Refuse | Edit | Train | Judge | Promote | Reflect | SkipReflection | Stop
