@@ -1,6 +1,7 @@
 """Tools on one file held in memory: view, replace, check. There are no paths, so no other file can be reached."""
 
 import ast
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -32,14 +33,15 @@ class EditedFile:
         `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
         and may be empty.
         """
-        places = list(_find_places(self.text, old))
+        found = re.finditer(f"(?={re.escape(old)})", self.text) if old else ()  # overlapping occurrences, too
+        places = [self.text.count("\n", 0, match.start()) + 1 for match in found]
         if old == new:
             raise ToolError("`old` and `new` are the same: nothing would change.")
         if not places:
             raise ToolError(f"`old` does not occur in train.py.{_suggest(self.text, old)}")
         if len(places) > 1:
-            found = ", ".join(map(str, places[:10]))
-            raise ToolError(f"`old` occurs {len(places)} times, at lines {found}. Include more of the text around it.")
+            lines = ", ".join(map(str, places[:10]))
+            raise ToolError(f"`old` occurs {len(places)} times, at lines {lines}. Include more of the text around it.")
         self.text = self.text.replace(old, new)
         return f"Replaced at line {places[0]}."
 
@@ -107,14 +109,6 @@ def _list_imports(node: ast.AST) -> Iterator[str]:
             yield module.partition(".")[0]
         case _:
             pass
-
-
-def _find_places(text: str, old: str) -> Iterator[int]:
-    """Yield the lines at which `old` begins, overlapping occurrences included."""
-    at = text.find(old) if old else -1
-    while at >= 0:
-        yield text.count("\n", 0, at) + 1
-        at = text.find(old, at + 1)
 
 
 def _suggest(text: str, old: str) -> str:

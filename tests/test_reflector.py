@@ -57,7 +57,7 @@ def crashed(log_message="NaN"):
 
 
 def tool(name, log=""):
-    tools = (*reflector.make_log_tools(log), reflector.make_curve_tool(lambda shares: f"{len(shares)} points"))
+    tools = reflector.make_tools(log, lambda shares: f"{len(shares)} points")
     return next(tool for tool in tools if tool.name == name)
 
 

@@ -115,7 +115,7 @@ def describe_clock(state: State) -> str:
         parts.append(f"{max(0, limits.experiments - state.next + 1)} of {limits.experiments} experiments")
     if limits.usd is not None:
         parts.append(f"${max(0.0, limits.usd - state.usd):.2f} of ${limits.usd:g}")
-    return f"Left are {'; '.join(parts)}."
+    return f"Left: {'; '.join(parts)}."
 
 
 def describe_budget(profile: ev.SessionProfile) -> str:
@@ -125,9 +125,10 @@ def describe_budget(profile: ev.SessionProfile) -> str:
     if profile.budget_kind == "time":
         return f"{profile.budget:g} seconds of training on this machine. Slower steps mean fewer steps. {place}"
     return (
-        f"{profile.budget:.3g} units of work (about {profile.expected_seconds:.0f} s here): the FLOPs of a whole step, "
-        "the optimizer's included, 16 units for each byte that an operation reads or writes and 10 million for each "
-        f"call. That is about its cost on this CPU, whatever else runs. More work per step means fewer steps. {place}"
+        f"{profile.budget:.3g} units of work; a whole run takes about {profile.expected_seconds:.0f} s here. A FLOP of "
+        "a step, the optimizer's included, is one unit, each byte that an operation reads or writes 16, and each call "
+        "10 million: about what they cost on this CPU, whatever else runs on it. More work per step means fewer steps. "
+        f"{place}"
     )
 
 
@@ -231,7 +232,7 @@ def _describe_result(result: ExperimentResult, *, long: bool = False) -> str:
 
 def _describe_outcome(result: ExperimentResult) -> str:
     if result.status == "not tested" and result.postmortem:
-        return f"Not tested, because the edit did something else: {quote(result.postmortem.happened, 200)}."
+        return f"Not tested, because the edit did something else: {quote(result.postmortem.happened.rstrip('.'), 200)}."
     match result.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
             steps = result.scores[-1].metrics.steps
@@ -239,7 +240,7 @@ def _describe_outcome(result: ExperimentResult) -> str:
             change = f"{format_signed(-verdict.gain)} ± {verdict.error:.4f} to {verdict.mean:.4f}"
             return f"{verdict.kind.capitalize()}: {change} over {runs}, against #{result.incumbent}."
         case verdict:
-            return f"{result.status.capitalize()}: {quote(verdict.reason, 200)}."
+            return f"{result.status.capitalize()}: {quote(verdict.reason.rstrip('.'), 200)}."
 
 
 def _summarize_families(results: Sequence[ExperimentResult]) -> Iterator[str]:

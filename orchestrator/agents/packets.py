@@ -74,8 +74,8 @@ def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
     """Return who edited train.py, and what the mechanic said of it."""
     if proposal.settings and not commit.summary:
         return "Code set the constants to exactly the proposed values."
-    deviations = f"It declared deviations: {quote(commit.deviations, 700)}." if commit.deviations else ""
-    return f"The mechanic: {quote(commit.summary, 400)}. {deviations or 'It declared no deviation.'}"
+    deviations = f"It declared deviations: {quote(commit.deviations.rstrip('.'), 700)}." if commit.deviations else ""
+    return f"The mechanic: {quote(commit.summary.rstrip('.'), 400)}. {deviations or 'It declared no deviation.'}"
 
 
 def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:

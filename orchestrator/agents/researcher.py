@@ -58,10 +58,7 @@ def make_agent(
             return f"hand in the best {count} of your proposals: no more can be tried now"
         return "; ".join(fault for proposal in answer.proposals if (fault := _find_fault(proposal, values)))
 
-    tools = [_make_reader(source), _make_lookup(state, read), _make_query(state)]
-    if search:
-        tools.append(_make_searcher(search))
-    return Agent("researcher", prompt, Proposals, tuple(tools), find_fault)
+    return Agent("researcher", prompt, Proposals, _make_tools(state, source, read, search), find_fault)
 
 
 def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
@@ -76,15 +73,11 @@ def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
     return find_overlong(proposal)
 
 
-def _make_reader(source: str) -> Tool:
+def _make_tools(state: State, source: str, read: Callable[[Digest], str], search: Search | None) -> tuple[Tool, ...]:
     def read_train_py(first: int = 1, last: int = PAGE) -> str:
         """Read the best train.py so far, from line `first` to line `last`; the outline says what is where."""
         return number_page(source, first, last, PAGE)
 
-    return Tool.from_function(read_train_py)
-
-
-def _make_lookup(state: State, read: Callable[[Digest], str]) -> Tool:
     def look_up_experiment(number: int) -> str:
         """Read all that is known of one experiment: its proposal, its scores, its post-mortem, its diff."""
         for result in state.judged:
@@ -93,10 +86,6 @@ def _make_lookup(state: State, read: Callable[[Digest], str]) -> Tool:
                 return briefing.describe_experiment(result, change)
         raise ToolError(f"There is no verdict on an experiment {number} yet.")
 
-    return Tool.from_function(look_up_experiment)
-
-
-def _make_query(state: State) -> Tool:
     def query_ledger(family: Family | None = None, verdict: FinalStatus | None = None, parameter: str = "") -> str:
         """List experiments by family, by verdict, by a constant that they set; all filters are optional."""
         found = [
@@ -108,12 +97,9 @@ def _make_query(state: State) -> Tool:
         ]
         return briefing.list_experiments(found) if found else "No experiment matches."
 
-    return Tool.from_function(query_ledger)
-
-
-def _make_searcher(search: Search) -> Tool:
     def search_musings(words: str) -> str:
         """Search the musings of this and all earlier sessions: what was tried, why, and what came of it."""
-        return search(words) or "No musings match."
+        return (search(words) if search else "") or "No musings match."
 
-    return Tool.from_function(search_musings, pure=False)
+    tools = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
+    return (*tools, *([Tool.from_function(search_musings, pure=False)] if search else ()))

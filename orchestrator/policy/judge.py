@@ -60,7 +60,7 @@ def describe_rule(state: State) -> str:
     many = t_critical(spread.dof + 2 * th.MAX_RUNS - known - 1) * compute_sigma(spread) * sqrt(2 / th.MAX_RUNS)
     return (
         "A candidate runs once, then again with new seeds only while its gain is promising, and is kept once "
-        f"its mean gain is beyond the noise, about {few:.4f} after {th.MIN_RUNS} seeds or {many:.4f} after "
+        f"its mean gain in val_bpb is beyond the noise, about {few:.4f} after {th.MIN_RUNS} seeds or {many:.4f} after "
         f"{th.MAX_RUNS}, or if it loses nothing and is {th.SIMPLER_LINES} lines shorter."
     )
 

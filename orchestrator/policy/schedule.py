@@ -114,7 +114,8 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.FallBack]:
     if wanted <= 0:
         return []
     if is_fruitless(state):
-        return [steps.FallBack(f"{state.fruitless} rounds in a row led to no run: {state.setback}")]
+        why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
+        return [steps.FallBack(f"the optimizer proposes from now on, since {why}")]
     return [steps.Propose(state.next, wanted, state.unanswered)]
 
 
