@@ -31,7 +31,7 @@ Family = Literal[
     "other",
 ]
 StoredFamily = Family | SkipJsonSchema[Literal["data order"]]
-"""Older sessions also have the family data order, which is no longer offered: no candidate may touch the data."""
+"""Older sessions also have the family data order. It is not offered any more: candidates may not touch the data."""
 Value = bool | int | float | str | tuple[float, ...]
 """Value of a constant in train.py."""
 Direction = Literal["up", "down", "set"]
