@@ -13,7 +13,8 @@ from orchestrator.core.source import compute_fingerprint, count_changes, merge
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, get_proposal
 from orchestrator.policy import steps
 from orchestrator.policy.schedule import find_due
-from orchestrator.ports import Crew, Executor, Log
+from orchestrator.ports import Crew, Executor, Log, Revision
+from prepare.constants import UnknownConstantError, with_constants
 from subagents.agent import NoAnswer
 
 HOW: dict[type[steps.Edit], Literal["implemented", "repaired", "rebased"]] = {
@@ -62,6 +63,8 @@ async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor
             events = [await executor.commit_baseline()]
         case steps.Propose():
             events = await _propose(step, state, crew)
+        case steps.FallBack(reason):
+            events = [ev.FellBack(reason=reason)]
         case steps.Refuse(number, reason):
             events = [ev.Refused(experiment=number, reason=reason)]
         case steps.Implement() | steps.Rebase() | steps.Repair():
@@ -98,9 +101,10 @@ async def _make_candidate(
     parent = state.parents[stage.candidate.commit.parent] if isinstance(stage, Broken) else state.parent
     before = log.get(parent.source)
     try:
-        source = await _edit(step, stage, before, state, log, crew)
+        revision = await _edit(step, stage, before, state, log, crew)
     except NoAnswer as error:
         return ev.Abandoned(experiment=number, reason=str(error))
+    source = revision.source
     added, removed = count_changes(before, source)
     message = write_candidate_message(number, get_proposal(stage))
     return ev.Committed(
@@ -112,10 +116,12 @@ async def _make_candidate(
         added=added,
         removed=removed,
         how=HOW[type(step)],
+        summary=revision.summary,
+        deviations=revision.deviations,
     )
 
 
-async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: Log, crew: Crew) -> str:
+async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: Log, crew: Crew) -> Revision:
     """Return the candidate's train.py, edited from its parent's `source`. Raises NoAnswer."""
     match step, stage:
         case steps.Repair(), Broken(candidate):
@@ -123,11 +129,25 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
         case steps.Rebase(), Candidate(proposal, commit):
             before = log.get(state.parents[commit.parent].source)
             merged = merge(before, source, log.get(commit.source))
-            return merged if merged is not None else await crew.implement(state, step, proposal, source)
+            if merged is not None:
+                return Revision(merged, commit.summary, commit.deviations)
+            return await _implement(state, step, proposal, source, crew)
         case steps.Implement(), Idea(proposal):
-            return await crew.implement(state, step, proposal, source)
+            return await _implement(state, step, proposal, source, crew)
         case _:
             raise AssertionError(f"{step} is not due in {type(stage).__name__}")
+
+
+async def _implement(
+    state: State, step: steps.Implement | steps.Rebase, proposal: ev.Proposal, source: str, crew: Crew
+) -> Revision:
+    """Set constants exactly as proposed; leave any other change to the crew. Raises NoAnswer."""
+    if not proposal.settings:
+        return await crew.implement(state, step, proposal, source)
+    try:
+        return Revision(with_constants(source, proposal.settings))
+    except UnknownConstantError as error:
+        raise NoAnswer(str(error)) from error
 
 
 async def _promote(number: int, state: State, log: Log, executor: Executor) -> ev.Promoted:
@@ -148,4 +168,4 @@ async def _reflect(step: steps.Reflect, state: State, crew: Crew) -> ev.Reflecte
     try:
         return ev.Reflected(experiment=step.experiment, postmortem=await crew.reflect(state, step, decided))
     except NoAnswer as error:
-        return ev.ReflectionSkipped(experiment=step.experiment, reason=str(error))
+        return ev.ReflectionSkipped(experiment=step.experiment, reason=str(error), failed=True)

@@ -1,11 +1,22 @@
 """The three ports that the loop works through: a log, a crew that thinks, an executor that trains."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.policy import steps
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """An edited train.py, and what its editor says of it."""
+
+    source: str
+    summary: str = ""
+    deviations: str = ""
+    """Where it departs from the proposal."""
 
 
 class Log(Protocol):
@@ -44,11 +55,11 @@ class Crew(Protocol):
 
     async def implement(
         self, state: State, step: steps.Implement | steps.Rebase, proposal: ev.Proposal, source: str
-    ) -> str:
-        """Return the source with the proposal carried out."""
+    ) -> Revision:
+        """Return the source with a proposal carried out that changes more than constants; the loop sets those."""
         ...
 
-    async def repair(self, state: State, step: steps.Repair, broken: Broken, source: str) -> str:
+    async def repair(self, state: State, step: steps.Repair, broken: Broken, source: str) -> Revision:
         """Return the source of a crashed candidate, repaired."""
         ...
 

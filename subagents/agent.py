@@ -7,12 +7,13 @@ that fails gives a reply that says so, so that a replay needs no exceptions.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from opentelemetry import trace
 from pydantic import BaseModel, ValidationError
 
-from subagents import traces
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolCall, ToolResult, describe_faults
 
@@ -24,17 +25,13 @@ MAX_BAD_ANSWERS = 2
 """Bad answers after which a conversation still goes on; a model that errs three times will err again."""
 CACHE = "<!-- cache -->"
 """Marks the end of the part of an opening that stays the same from one experiment to the next."""
+TRACER = trace.get_tracer("nightshift")
+"""Spans are named as OpenTelemetry's GenAI conventions name them. Without a collector they cost nothing."""
 STUB = "(left out to save room; call the tool again if you need it)"
 
 
 class NoAnswer(Exception):  # noqa: N818 - an expected outcome, not an error
     """An agent gave no usable answer. The step is given up, never the session."""
-
-
-def accept_any(answer: BaseModel) -> str:
-    """Accept every answer of the right shape."""
-    del answer
-    return ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Agent(Generic[T]):
     prompt: Prompt
     answer: type[T]
     tools: tuple[Tool, ...] = ()
-    accept: Callable[[T], str] = accept_any
+    accept: Callable[[T], str] = lambda _: ""
     """Returns the fault of an answer of the right shape; empty if there is none."""
 
     @property
@@ -114,6 +111,10 @@ class Environment(Protocol):
         """Begin a conversation."""
         ...
 
+    async def pause(self, seconds: float, until: float, reason: str) -> None:
+        """Wait, and let the user know until when, in seconds since the epoch."""
+        ...
+
     async def reply(self, request: Request) -> Reply:
         """Return the model's next message; an error is a reply, too."""
         ...
@@ -126,7 +127,8 @@ class Environment(Protocol):
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
     """Hold a conversation until the agent hands in a valid answer. Raises NoAnswer."""
     settings, system = agent.prompt.settings, agent.prompt.system
-    with traces.trace_agent(agent.name, settings.model):
+    traced = {"agent.name": agent.name, "request.model": settings.model}
+    with _trace("invoke_agent", agent.name, traced):
         await environment.begin(agent.name, settings.model, system, opening)
         conversation = _Conversation(agent, settings.max_tokens, [_make_opening(opening)])
         for turns_left in reversed(range(settings.max_turns)):
@@ -191,7 +193,7 @@ class _Conversation(Generic[T]):
         if call.name not in tools:
             names = ", ".join([*tools, SUBMIT])
             return ToolResult(f"There is no tool {call.name!r}; there are {names}.", is_error=True)
-        with traces.trace_tool(call.name, call.id):
+        with _trace("execute_tool", call.name, {"tool.name": call.name, "tool.call.id": call.id}):
             return await environment.use(tools[call.name], call)
 
     def check_answer(self, call: ToolCall, failed: str) -> tuple[T | None, ToolResult]:
@@ -244,6 +246,12 @@ class _Conversation(Generic[T]):
         self.messages = [
             message | {"content": [_stub_result(block) for block in message["content"]]} for message in self.messages
         ]
+
+
+def _trace(operation: str, name: str, attributes: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
+    """Return a span around an agent or a tool."""
+    named = {f"gen_ai.{key}": value for key, value in {"operation.name": operation, **attributes}.items()}
+    return TRACER.start_as_current_span(f"{operation} {name}", attributes=named)
 
 
 def _make_opening(text: str) -> Json:

@@ -36,6 +36,12 @@ LONG_PAUSE = 60.0
 """Seconds of a pause from which on the user is told."""
 MAX_RETRY_AFTER = 86_400.0
 """Seconds that a server can make us wait."""
+RETRY_AFTER: tuple[tuple[str, Callable[[str], float]], ...] = (
+    ("retry-after-ms", lambda text: float(text) / 1000),
+    ("retry-after", float),
+    ("retry-after", lambda text: (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()),
+)
+"""How a server may say how long to wait, each with its reading in seconds."""
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
@@ -258,11 +264,7 @@ def _choose_pause(state: RetryCallState) -> float:
 
 def _read_retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of `retry-after-ms`, or of `retry-after` as a number or a date; None where absent."""
-    with suppress(KeyError, ValueError):
-        return min(max(float(headers["retry-after-ms"]) / 1000, 0.0), MAX_RETRY_AFTER)
-    with suppress(KeyError, ValueError):
-        return min(max(float(headers["retry-after"]), 0.0), MAX_RETRY_AFTER)
-    with suppress(KeyError, ValueError):
-        until = parsedate_to_datetime(headers["retry-after"])
-        return min(max((until - datetime.now(UTC)).total_seconds(), 0.0), MAX_RETRY_AFTER)
+    for name, read in RETRY_AFTER:
+        with suppress(KeyError, ValueError):
+            return min(max(read(headers[name]), 0.0), MAX_RETRY_AFTER)
     return None

@@ -1,6 +1,7 @@
 """Tools on one file held in memory: view, replace, check. There are no paths, so no other file can be reached."""
 
 import ast
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,10 +25,7 @@ class EditedFile:
 
     def view(self, first: int = 1, last: int = PAGE) -> str:
         """Show train.py from line `first` to line `last` as it stands now. The numbers are not part of the text."""
-        lines = self.text.splitlines()
-        if not 1 <= first <= last:
-            raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
-        return "\n".join(f"{n:4}│{line}" for n, line in enumerate(lines[first - 1 : min(last, first + PAGE)], first))
+        return number_page(self.text, first, last, PAGE)
 
     def replace(self, old: str, new: str) -> str:
         """Replace one passage of train.py.
@@ -35,20 +33,32 @@ class EditedFile:
         `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
         and may be empty.
         """
-        places = list(_find_places(self.text, old))
+        found = re.finditer(f"(?={re.escape(old)})", self.text) if old else ()  # overlapping occurrences, too
+        places = [self.text.count("\n", 0, match.start()) + 1 for match in found]
         if old == new:
             raise ToolError("`old` and `new` are the same: nothing would change.")
         if not places:
             raise ToolError(f"`old` does not occur in train.py.{_suggest(self.text, old)}")
         if len(places) > 1:
-            found = ", ".join(map(str, places[:10]))
-            raise ToolError(f"`old` occurs {len(places)} times, at lines {found}. Include more of the text around it.")
+            lines = ", ".join(map(str, places[:10]))
+            raise ToolError(f"`old` occurs {len(places)} times, at lines {lines}. Include more of the text around it.")
         self.text = self.text.replace(old, new)
         return f"Replaced at line {places[0]}."
 
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
         return "train.py is unchanged" if self.text == self.before else find_syntax_error(self.text)
+
+
+def number_page(text: str, first: int, last: int, most: int) -> str:
+    """Return at most so many lines with their numbers, and where to go on. Raises ToolError."""
+    lines = text.splitlines()
+    if not 1 <= first <= last:
+        raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
+    end = min(last, first + most - 1, len(lines))
+    more = f"; go on with first={end + 1}" * (end < len(lines) and end - first + 1 == most)
+    page = [f"{n:4}│{line}" for n, line in enumerate(lines[first - 1 : end], first)]
+    return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *page])
 
 
 def make_checker(file: EditedFile, packages: frozenset[str]) -> Tool:
@@ -60,9 +70,7 @@ def make_checker(file: EditedFile, packages: frozenset[str]) -> Tool:
             raise ToolError(f"{fault}.")
         if missing := find_missing_packages(file.text, packages):
             raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-        removed = sorted(_list_constants(file.before) - _list_constants(file.text))
-        note = f" Constants that were removed: {', '.join(removed)}." if removed else ""
-        return f"Syntax and imports are in order. It was not run: check the shapes.{note}"
+        return "Syntax and imports are in order. It was not run: check the shapes."
 
     return Tool.from_function(check, pure=False)  # a replay may run where other packages are installed
 
@@ -93,12 +101,6 @@ def list_packages() -> frozenset[str]:
     return frozenset({*packages_distributions(), *sys.stdlib_module_names, "prepare"})
 
 
-def _list_constants(source: str) -> set[str]:
-    """Return the UPPER_CASE names that a script assigns at its top level."""
-    targets = (target for node in ast.parse(source).body if isinstance(node, ast.Assign) for target in node.targets)
-    return {target.id for target in targets if isinstance(target, ast.Name) and target.id.isupper()}
-
-
 def _list_imports(node: ast.AST) -> Iterator[str]:
     match node:
         case ast.Import(names=names):
@@ -107,14 +109,6 @@ def _list_imports(node: ast.AST) -> Iterator[str]:
             yield module.partition(".")[0]
         case _:
             pass
-
-
-def _find_places(text: str, old: str) -> Iterator[int]:
-    """Yield the lines at which `old` begins, overlapping occurrences included."""
-    at = text.find(old) if old else -1
-    while at >= 0:
-        yield text.count("\n", 0, at) + 1
-        at = text.find(old, at + 1)
 
 
 def _suggest(text: str, old: str) -> str:

@@ -1,6 +1,6 @@
 """The mechanic: edits train.py as a proposal says. It never decides what to try."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pydantic import BaseModel, Field
 
@@ -13,6 +13,12 @@ class Edited(BaseModel):
     """The mechanic's answer. The edit itself is what its tools did to the file."""
 
     summary: str = Field(max_length=400, description="What you changed, in one sentence.")
+    deviations: str = Field(
+        default="",
+        max_length=600,
+        description="Where your edit departs from the instructions, and why: each constant by its name. Empty if "
+        "you did exactly what they say. It is shown to whoever judges the experiment.",
+    )
     impossible: str = Field(
         default="",
         max_length=400,
@@ -21,16 +27,25 @@ class Edited(BaseModel):
 
 
 async def edit(
-    environment: Environment, prompt: Prompt, source: str, facts: Mapping[str, str], packages: frozenset[str]
-) -> str:
-    """Return the edited source; `facts` and the source fill the prompt's opening. Raises NoAnswer."""
+    environment: Environment,
+    prompt: Prompt,
+    source: str,
+    facts: Mapping[str, str],
+    packages: frozenset[str],
+    find_deviation: Callable[[str, str], str],
+) -> tuple[str, Edited]:
+    """Return the edited source and what the mechanic says of it. Raises NoAnswer.
+
+    `facts` and the source fill the prompt's opening; `find_deviation` is given the edited source and the declared
+    deviations, and returns why they cannot be accepted.
+    """
     file = EditedFile(source)
 
     def accept(answer: Edited) -> str:
-        return "" if answer.impossible else file.find_fault()
+        return "" if answer.impossible else file.find_fault() or find_deviation(file.text, answer.deviations)
 
     agent = Agent("mechanic", prompt, Edited, (*file.tools, make_checker(file, packages)), accept)
     answer = await ask(agent, environment, prompt.render_opening({**facts, "source": source}))
     if answer.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")
-    return file.text
+    return file.text, answer

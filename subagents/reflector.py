@@ -17,12 +17,12 @@ Compare = Callable[[Sequence[float]], str]
 
 
 def make_agent(prompt: Prompt, answer: type[T], log: str, compare: Compare) -> Agent[T]:
-    """Return a reflector that can search the run's log and compare its loss curve with its parent's."""
-    return Agent("reflector", prompt, answer, (*make_log_tools(log), make_curve_tool(compare)), find_overlong)
+    """Return a reflector that can search the run's log and compare its loss curve with the incumbent's."""
+    return Agent("reflector", prompt, answer, make_tools(log, compare), find_overlong)
 
 
-def make_log_tools(log: str) -> tuple[Tool, ...]:
-    """Return tools that search and page a log, cleaned and fenced."""
+def make_tools(log: str, compare: Compare) -> tuple[Tool, ...]:
+    """Return tools that search and page a log, cleaned and fenced, and one that sets two loss curves side by side."""
     lines = split_lines(log)
 
     def grep_log(words: str) -> str:
@@ -41,12 +41,6 @@ def make_log_tools(log: str) -> tuple[Tool, ...]:
         start = max(1, first if first > 0 else len(lines) + 1 + first)
         return f"The log has {len(lines)} lines.\n{fence(number_lines(lines, start, start + PAGE - 1))}"
 
-    return Tool.from_function(grep_log), Tool.from_function(page_log)
-
-
-def make_curve_tool(compare: Compare) -> Tool:
-    """Return a tool that sets two loss curves side by side."""
-
     def compare_curves(start: float = 0.0, end: float = 1.0, points: int = 20) -> str:
         """Show the training loss of this change and of the incumbent, means over seeds, at equal shares of the budget.
 
@@ -57,4 +51,4 @@ def make_curve_tool(compare: Compare) -> Tool:
         count = min(max(points, 2), MAX_POINTS)
         return compare([start + (end - start) * i / (count - 1) for i in range(count)])
 
-    return Tool.from_function(compare_curves)
+    return tuple(map(Tool.from_function, (grep_log, page_log, compare_curves)))

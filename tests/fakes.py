@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from orchestrator.core import events as ev
 from orchestrator.core.curves import get_recent_loss
 from orchestrator.core.source import compute_digest, compute_fingerprint
+from orchestrator.ports import Revision
 from orchestrator.session.store import EventLog
 from subagents.agent import NoAnswer
 
@@ -33,7 +34,7 @@ def started(**changes) -> ev.Started:
 
 @dataclass
 class FakeCrew:
-    """Turns one knob at a time; now and then it has no answer, or repeats itself."""
+    """Turns one knob at a time, some by editing; now and then it has no answer, or repeats itself."""
 
     seed: int = 0
     trouble: float = 0.1
@@ -53,14 +54,14 @@ class FakeCrew:
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("the mechanic fell silent")
-        return _turned(source, proposal.settings)
+        return Revision(_turned(source, proposal.instructions), f"Set {proposal.instructions}.")
 
     async def repair(self, state, step, broken, source):
         luck = self.luck(step.task_id)
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("beyond repair")
-        return source + f"REPAIRED = {step.attempt}\n"
+        return Revision(source + f"REPAIRED = {step.attempt}\n", "Repaired it.")
 
     async def reflect(self, state, step, decided):
         luck = self.luck(step.task_id)
@@ -72,23 +73,22 @@ class FakeCrew:
 
 def _proposal(luck: random.Random) -> ev.Proposal:
     name, value = f"KNOB_{luck.randrange(40)}", float(luck.choice([1, 2, 3]))
+    by_code = luck.random() < 0.5
     return ev.Proposal(
         title=f"set {name} to {value}",
         hypothesis=f"{name} is too low.",
         rationale="It has not been tried.",
         expected_delta=-0.01,
         family="other",
-        settings={name: value},
-        direction="set",
+        settings={name: value} if by_code else {},
+        direction="set" if by_code else None,
         instructions=f"{name} = {value}",
     )
 
 
-def _turned(source: str, settings) -> str:
-    lines = source.split("\n")
-    for name, value in settings.items():
-        lines = [f"{name} = {value}" if line.startswith(f"{name} =") else line for line in lines]
-    return "\n".join(lines)
+def _turned(source: str, setting: str) -> str:
+    name, _, _ = setting.partition(" ")
+    return "\n".join(setting if line.startswith(f"{name} =") else line for line in source.split("\n"))
 
 
 @dataclass

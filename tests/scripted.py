@@ -3,8 +3,10 @@
 `python -m tests.scripted --port 8080` serves it on loopback; then set ANTHROPIC_BASE_URL=http://127.0.0.1:8080.
 It has no memory: what it says depends on the request alone, so it can be asked twice and through any chaos.
 
-A script says what each experiment is to be, round and round: `turn` (one constant), `crash` (mended in repair),
-`repeat` (the last turn again), `abandon` (the mechanic gives up), `mute` (the researcher gives no answer).
+A script says what each experiment is to be, round and round: `turn` (one constant, set by code), `crash` (edited by
+the mechanic, fixed in repair), `stray` (the mechanic changes a second constant until it is told), `unfaithful` (the
+mechanic adds something else, and the reflector says so), `repeat` (the last turn again), `abandon` (the mechanic gives
+up), `mute` (the researcher gives no answer).
 """
 
 import argparse
@@ -102,22 +104,22 @@ class Scripted:
     def draft(self, number, known):
         kind = self.kind(number)
         able = [(name, factor) for name, factor in self.turns if name in known]
-        fresh = ("turn", "crash", "abandon")
+        fresh = ("turn", "crash", "abandon", "stray", "unfaithful")
         earlier = sum(self.kind(i) in fresh for i in range(1, number)) - (kind == "repeat")
         name, factor = able[max(earlier, 0) % len(able)]
         again = 1 + max(earlier, 0) // len(able)
         value = _times(known[name], factor**again)
         words = {"crash": " and crash", "abandon": " but do not"}.get(kind, "")
+        order = {"crash": " Then break it.", "abandon": " Give up.", "stray": " Stray.", "unfaithful": " Add a line."}
         return {
             "title": f"Set {name} to {value}{words}",
             "hypothesis": f"{name} = {value} lowers val_bpb, because {known[name]} wastes part of the budget.",
             "rationale": f"The best {name} depends on the length of the run. This is experiment {number}.",
             "expected_delta": -0.004,
             "family": "optimizer",
-            "settings": {name: value},
-            "direction": "up" if factor > 1 else "down",
-            "instructions": f"Set the constant {name} to {value}.{' Then break it.' if kind == 'crash' else ''}"
-            f"{' Give up.' if kind == 'abandon' else ''}",
+            "settings": {} if kind in order else {name: value},
+            "direction": None if kind in order else "up" if factor > 1 else "down",
+            "instructions": f"Set the constant {name} to {value}.{order.get(kind, '')}",
         }
 
     def mechanic(self, request):
@@ -130,8 +132,14 @@ class Scripted:
         name, value = re.search(r"Set the constant (\w+) to ([\d_.e-]+)\.", opening).groups()
         line = re.search(rf"^{name} = .*$", source, re.MULTILINE)[0]
         new = re.sub(r"= \S+", f"= {value}", line, count=1)
+        if "Stray." in opening and len(request["messages"]) > 1:  # it has been told
+            back = _call("replace", old="HEAD_DIM = 127", new="HEAD_DIM = 128")
+            return [back, _call("submit", summary=f"{name} is {value} now.")], "tool_use"
         fault = f"\n{CRASH.rstrip()}" if "Then break it." in opening else ""
+        fault += "\nEXTRA_LINE = 1" if "Add a line." in opening else ""
         edits = [_call("replace", old=line, new=new + fault)]
+        if "Stray." in opening:
+            edits.append(_call("replace", old="HEAD_DIM = 128", new="HEAD_DIM = 127"))
         return [*edits, _call("check"), _call("submit", summary=f"{name} is {value} now.")], "tool_use"
 
     def reflector(self, request):
@@ -140,6 +148,7 @@ class Scripted:
             return [_call("compare_curves", points=5), _call("grep_log", words="error|nan")], "tool_use"
         verdict = "supported" if "Kept:" in opening else "inconclusive"
         lesson = {
+            "implemented": "no" if "EXTRA_LINE" in opening else "yes",
             "verdict": verdict,
             "happened": "The score moved by less than luck could move it." if verdict != "supported" else "It gained.",
             "why": "The learning rate was near its best value, where the loss is flat (to first order).",

@@ -8,9 +8,9 @@ from typing import get_args
 import pytest
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Family, GuidanceChanged, Proposed, Record, Started, Unanswered
+from orchestrator.core.events import Family, Granted, GuidanceChanged, Proposed, Record, Started, Unanswered
 from orchestrator.core.state import fold
-from orchestrator.policy import thresholds
+from orchestrator.policy import judge, thresholds
 from subagents.prompts import load_prompts
 from tests import synthetic
 
@@ -72,7 +72,8 @@ def test_families_without_an_experiment_are_named():
 
     named = {line.removeprefix("- ").split(":")[0] for line in tried} | set(never.split(": ")[1].split(", "))
     assert never.startswith("- never: ")
-    assert named == set(get_args(Family))
+    assert named - {"data order"} == set(get_args(Family))
+    assert "data order" not in never
 
 
 def test_a_lesson_is_passed_on_whole_and_the_last_wishes_with_it(night):
@@ -95,7 +96,7 @@ def test_an_answer_that_could_not_be_used_is_told_to_the_next_attempt():
     mute = fold([Record(seq=10**6, at=2e9, task_id="propose", event=Unanswered(reason="proposals: » missing"))], state)
 
     assert briefing.brief_researcher(state, 6, 1, SOURCE)["silence"] == ""
-    assert briefing.brief_researcher(mute, 6, 1, SOURCE)["silence"] == "«proposals: > missing»"
+    assert briefing.brief_researcher(mute, 6, 1, SOURCE)["silence"].endswith("because of this: «proposals: > missing»")
 
 
 def test_near_misses_are_discarded_gains_the_best_last(night):
@@ -138,9 +139,31 @@ def test_a_verdict_is_told_before_its_post_mortem_is_written():
     cut = max(i for i, r in enumerate(records) if r.event.kind == "discarded")
     state = fold(records[: cut + 1])
 
-    text = briefing.brief_researcher(state, state.next, 1, SOURCE)["in_flight"]
+    facts = briefing.brief_researcher(state, state.next, 1, SOURCE)
 
-    assert f"was just judged. Discarded: {-records[cut].event.gain:+.4f}".replace("-", "−") in text.replace("-", "−")
+    assert f"Discarded: {-records[cut].event.gain:+.4f}".replace("-", "−") in facts["recent"].splitlines()[-1]
+    assert facts["in_flight"] == ""
+
+
+def test_the_best_is_under_what_was_kept_and_never_under_way():
+    """Just judged, promoted, measured once more: the best is never told as something whose outcome is open."""
+    records = synthetic.records(200)
+    cut = max(i for i, r in enumerate(records) if r.event.kind == "kept")
+    number = records[cut].event.experiment
+    again = Granted(experiment=number, run=9, slot=0, seed=1)
+    for state in (
+        fold(records[: cut + 1]),
+        fold(records[: cut + 2]),
+        fold([Record(seq=10**6, at=2e9, task_id="train", event=again)], fold(records[: cut + 3])),
+    ):
+        facts = briefing.brief_researcher(state, state.next, 1, SOURCE)
+        assert facts["branch"].splitlines()[-1].startswith(f"- #{number} ")
+        assert facts["in_flight"] == ""
+
+
+def test_the_rule_is_told_in_the_policys_words(night):
+    assert judge.describe_rule(night) in briefing.describe_standing(night)
+    assert judge.describe_rule(night).count(". ") == 0
 
 
 def test_guidance_is_passed_on_and_an_empty_night_has_empty_sections():

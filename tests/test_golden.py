@@ -29,6 +29,11 @@ DIFFERS: dict[str, int] = {
     "offline-2": 5,  # every run of the baseline is audited
     "offline-3": 4,  # the same
 }
+STOPS: dict[str, int] = {
+    "agents-1": 10,  # constants were set by the mechanic's conversation, and are now set by code
+    "agents-2": 11,  # the same
+}
+"""Events after which the loop of today takes other steps, so that a verification cannot go on."""
 
 
 @pytest.fixture(params=sorted(SUMMARIES))
@@ -58,7 +63,7 @@ def test_it_replays(session, tmp_path):
     differing = [divergence.seq for divergence in asyncio.run(replay(tape, live))]
 
     assert differing[:1] == ([DIFFERS[name]] if name in DIFFERS else [])
-    assert tape.records == session.records
+    assert tape.records == session.records[: STOPS.get(name)]
 
 
 def test_everything_beside_it_can_be_rebuilt(session, tmp_path):

@@ -22,7 +22,11 @@ RANKS = {
     "orchestrator/cli": 5,
 }
 """A place imports only from places of a lower rank, or from itself."""
-PURE = ("orchestrator/core", "orchestrator/policy", "orchestrator/agents/briefing.py", "orchestrator/agents/packets.py")
+PURE = (
+    "orchestrator/core",
+    "orchestrator/policy",
+    *(f"orchestrator/agents/{name}.py" for name in ("briefing", "fidelity", "packets")),
+)
 IMPURE = {
     *{"time", "datetime", "random", "secrets", "os", "pathlib", "subprocess", "socket", "sqlite3", "asyncio"},
     *{"threading", "torch", "anthropic", "requests", "httpx", "optuna"},

@@ -2,11 +2,13 @@
 
 import asyncio
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from orchestrator.agents import briefing, packets
+from orchestrator.agents.fidelity import find_deviation
 from orchestrator.core.events import Committed, Crashed, RunMetrics
 from orchestrator.core.state import Broken, Candidate
 from subagents import mechanic
@@ -19,6 +21,9 @@ from tests.conversations import FakeWorld, call, says
 PROMPT = load_prompts(Path("prompts"))["mechanic"]
 SOURCE = Path("train.py").read_text()
 ORDER = {"title": "Deepen", "instructions": "Set DEPTH to 9.", "crash": "", "diff": ""}
+PROPOSAL = synthetic.proposal(
+    random.Random(1), title="Deepen", instructions="Set DEPTH to 9.", settings={}, direction=None
+)
 EDIT = call("replace", old="DEPTH = 8 ", new="DEPTH = 9 ")
 DONE = call("submit", summary="DEPTH is 9.")
 TRACEBACK = """step 1\rstep 2\rTraceback (most recent call last):
@@ -34,7 +39,8 @@ RuntimeError: mat1 and mat2 shapes cannot be multiplied
 
 def edited(*replies, facts=ORDER):
     world = FakeWorld(list(replies))
-    commit = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, list_packages()))
+    check = partial(find_deviation, PROPOSAL, SOURCE)
+    commit, _ = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, list_packages(), check))
     return world, commit
 
 
@@ -88,11 +94,11 @@ def test_the_impossible_is_said_and_given_up():
 def test_a_failed_check_goes_back_before_anything_is_handed_in():
     world, commit = edited(
         says(call("replace", old="DEPTH = 8 ", new="DEPTH = = 9 "), call("check"), DONE),
-        says(call("replace", old="DEPTH = = 9 ", new="DEPTH = 10 "), call("check"), DONE),
+        says(call("replace", old="DEPTH = = 9 ", new="DEPTH = 9 "), call("check"), DONE),
     )
 
     assert "syntax error" in world.heard()[1]
-    assert "DEPTH = 10" in commit
+    assert "DEPTH = 9 " in commit
 
 
 def test_the_opening_fits_and_the_code_comes_first():
@@ -127,3 +133,57 @@ def test_a_crash_without_a_traceback_shows_the_end_of_the_log():
     assert "| Killed" in crash
     assert "| line 87" not in crash
     assert briefing.count_tokens(crash) < 700
+
+
+WRONG_VALUE = call("replace", old="DEPTH = 8 ", new="DEPTH = 90 ")
+SECOND_CONSTANT = call("replace", old="MATRIX_LR = 0.04 ", new="MATRIX_LR = 0.05 ")
+LAYOUT = call("replace", old="DEPTH = 8 ", new="DEPTH = 8  ")
+LATER = call("replace", old="DEPTH = 8 ", new="MATRIX_LR *= 2\nDEPTH = 9 ")
+
+
+@pytest.mark.parametrize(
+    ("edits", "says_back"),
+    [
+        ([WRONG_VALUE], "the proposal gives no such value"),
+        (
+            [EDIT, SECOND_CONSTANT],
+            "MATRIX_LR has changed, which the proposal does not name: put `MATRIX_LR = 0.04` back",
+        ),
+        ([LATER], "MATRIX_LR has changed"),
+        ([LAYOUT], "nothing but comments or layout has changed"),
+    ],
+)
+def test_an_edit_that_is_not_the_proposal_goes_back(edits, says_back):
+    world = FakeWorld([says(*edits, DONE), says(call("submit", summary="", impossible="I cannot"))])
+    check = partial(find_deviation, PROPOSAL, SOURCE)
+
+    with pytest.raises(NoAnswer):
+        asyncio.run(mechanic.edit(world, PROMPT, SOURCE, ORDER, list_packages(), check))
+
+    assert says_back in world.heard()[-1]
+
+
+def test_a_value_that_is_derived_may_be_declared():
+    doubled = PROPOSAL.model_copy(update={"instructions": "Double DEPTH."})
+    after = SOURCE.replace("DEPTH = 8 ", "DEPTH = 16 ")
+
+    assert "no such value" in find_deviation(doubled, SOURCE, after)
+    assert not find_deviation(doubled, SOURCE, after, "DEPTH is 16, twice 8.")
+
+
+def test_new_constants_and_changes_of_code_are_free():
+    after = SOURCE.replace("DEPTH = 8 ", "GATES = 3\nDEPTH = 8 ")
+
+    assert not find_deviation(PROPOSAL, SOURCE, after)
+
+
+def test_a_repair_keeps_what_was_proposed_and_declares_what_it_changes():
+    proposal = PROPOSAL.model_copy(update={"settings": {"DEPTH": 9}})
+    crashed = SOURCE.replace("DEPTH = 8 ", "DEPTH = 9 ")
+    shallower = crashed.replace("DEPTH = 9 ", "DEPTH = 4 ")
+    smaller = crashed.replace("DEVICE_BATCH_SIZE = ", "DEVICE_BATCH_SIZE = 1 + ")
+
+    assert "sets DEPTH to 9" in find_deviation(proposal, crashed, shallower, "DEPTH is 4", repair=True)
+    assert "DEVICE_BATCH_SIZE has changed" in find_deviation(proposal, crashed, smaller, repair=True)
+    assert not find_deviation(proposal, crashed, smaller, "DEVICE_BATCH_SIZE is 1 larger", repair=True)
+    assert "put" in find_deviation(proposal, crashed, smaller, "DEVICE_BATCH_SIZE is 1 larger")

@@ -57,7 +57,7 @@ def crashed(log_message="NaN"):
 
 
 def tool(name, log=""):
-    tools = (*reflector.make_log_tools(log), reflector.make_curve_tool(lambda shares: f"{len(shares)} points"))
+    tools = reflector.make_tools(log, lambda shares: f"{len(shares)} points")
     return next(tool for tool in tools if tool.name == name)
 
 
@@ -193,9 +193,11 @@ def test_the_packet_has_ten_points_beside_the_bases():
 
 
 def test_a_run_that_ended_early_has_dashes():
-    curve = [Point(seconds=i, progress=i / 10, loss=5 - i / 10) for i in range(1, 4)]
+    _, stage = crashed()
+    curve = tuple(Point(seconds=i, progress=i / 10, loss=5 - i / 10) for i in range(1, 4))
+    run = stage.crash.model_copy(update={"curve": curve})
 
-    rows = packets.write_curve_table([curve], [curve], (0.0, 0.25, 0.34, 0.5, 1.0)).splitlines()[1:]
+    rows = packets.write_curve_table([run], [run], (0.0, 0.25, 0.34, 0.5, 1.0)).splitlines()[1:]
 
     assert [row.split()[1] for row in rows] == ["4.9000", "4.7500", "4.7000", "–", "–"]
 

@@ -16,7 +16,7 @@ from tests.conversations import FakeWorld, call, says
 
 PROMPT = load_prompts(Path("prompts"))["researcher"]
 LOG = synthetic.log(120)
-SOURCE = synthetic.source()
+SOURCE = synthetic.source() + "TOTAL_BATCH_SIZE = 524_288\n"
 DRAFT = {
     "title": "Halve the batch",
     "hypothesis": "Twice the steps at half the batch lowers val_bpb by about 0.01.",
@@ -34,7 +34,7 @@ KNOB = {"parameter": "TOTAL_BATCH_SIZE", "direction": "down", "value": "262_144"
 
 
 def agent(search=None):
-    return researcher.make_agent(PROMPT, LOG.state, SOURCE, LOG.get, search)
+    return researcher.make_agent(PROMPT, LOG.state, 2, SOURCE, LOG.get, search)
 
 
 def used(name, search=None, **arguments):
@@ -84,6 +84,9 @@ def test_what_smaller_models_hand_in_for_a_list_is_taken_for_one(given):
         {"title": "x"},
         {"settings": "DEPTH up"},
         {"rationale": "y" * 2000},
+        {"family": "data order"},
+        {"settings": {"TOTAL_BATCH": 1}},
+        {"settings": {"TOTAL_BATCH_SIZE": 524_288}},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
@@ -100,7 +103,7 @@ def test_the_whole_beginning_fits_into_twelve_thousand_tokens():
     prompt = PROMPT.render_opening(
         briefing.brief_researcher(log.state, 1001, 3, Path("train.py").read_text(), ["turn it"] * 99)
     )
-    schemas = json.dumps(researcher.make_agent(PROMPT, log.state, SOURCE, log.get, lambda words: words).schemas)
+    schemas = json.dumps(researcher.make_agent(PROMPT, log.state, 2, SOURCE, log.get, lambda words: words).schemas)
 
     assert briefing.count_tokens(PROMPT.system + prompt + schemas) <= 12_000
 
@@ -108,7 +111,7 @@ def test_the_whole_beginning_fits_into_twelve_thousand_tokens():
 def test_train_py_is_read_in_pages():
     text = used("read_train_py", first=2, last=3).text
 
-    assert text.splitlines() == [f"({len(SOURCE.splitlines())} lines in all)", *text.splitlines()[1:]]
+    assert text.splitlines()[0] == f"(lines 2 to 3 of {len(SOURCE.splitlines())})"
     assert text.splitlines()[1].startswith("   2│DEPTH = ")
     assert used("read_train_py", first=3, last=2).is_error
 
@@ -120,7 +123,7 @@ def test_an_experiment_is_looked_up_with_its_change():
     assert "Seeds: 2." in text
     assert "+VERSION = 5" in text
     assert len(text.encode()) <= RESULT_BYTES
-    assert "No experiment 999 is finished" in used("look_up_experiment", number=999).text
+    assert "There is no verdict on an experiment 999 yet." in used("look_up_experiment", number=999).text
 
 
 def test_one_that_never_ran_is_looked_up_too():
@@ -148,7 +151,7 @@ def test_the_ledger_is_filtered(filters, chosen):
 
     wanted = [f for f in LOG.state.results if chosen(f)]
     assert text.startswith(f"{len(wanted)} experiments")
-    assert [int(line.split("|")[0]) for line in text.splitlines()[2:]] == [f.experiment for f in wanted][
+    assert [int(line.split()[0].lstrip("#")) for line in text.splitlines()[1:]] == [f.experiment for f in wanted][
         -briefing.ROWS :
     ]
 

@@ -6,28 +6,18 @@ tokenizer is not public.
 
 import ast
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import get_args
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
-from orchestrator.core.state import (
-    Broken,
-    Candidate,
-    Decided,
-    ExperimentResult,
-    Idea,
-    Remeasuring,
-    Stage,
-    State,
-    Training,
-    get_proposal,
-)
-from orchestrator.core.text import format_signed, shorten
-from orchestrator.policy import noise, thresholds
+from orchestrator.core.state import Broken, Candidate, ExperimentResult, Idea, Stage, State, Training, get_proposal
+from orchestrator.core.text import flatten, format_signed, shorten
+from orchestrator.policy import thresholds
 from orchestrator.policy.judge import describe_rule
 from orchestrator.policy.limits import estimate_run_seconds
+from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.novelty import describe_settings
 from prepare.constants import list_declarations
 from subagents.logs import quote
@@ -43,6 +33,14 @@ SUGGESTIONS = 3
 NEAR_MISSES = 6
 WHY, LESSON = 230, 260
 """Characters of an explanation and of a lesson; a lesson without its end would mislead."""
+UNTESTED = ("refused", "abandoned", "not tested")
+"""Ends of experiments that say nothing of their hypotheses."""
+UNDER_WAY: Mapping[type[Stage], str] = {
+    Idea: "is being implemented",
+    Candidate: "waits for a run",
+    Training: "is training",
+    Broken: "has crashed, and may be repaired",
+}
 DIFF = 1_200
 """Tokens of the diff of an experiment that is looked up."""
 
@@ -80,29 +78,33 @@ def brief_researcher(
     state: State, first: int, count: int, source: str, suggestions: Sequence[str] = ()
 ) -> dict[str, str]:
     """Return the facts of the researcher's opening; `source` is the train.py that proposals start from."""
-    not_run = [result for result in state.tried if isinstance(result.verdict, ev.Refused | ev.Abandoned)]
-    judged = [result for result in state.tried if result not in not_run]
-    return {
+    judged = [result for result in state.judged if result.experiment > 0]
+    untested = [result for result in judged if result.status in UNTESTED]
+    tested = [result for result in judged if result.status not in UNTESTED]
+    rows: dict[str, Iterable[str]] = {
+        "constants": list_declarations(source),
+        "outline": _list_definitions(source),
+        "branch": (_write_line(result) for result in tested if result.status == "kept"),
+        "recent": map(_describe_result, tested[-RECENT:]),
+        "families": _summarize_families(tested),
+        "near_misses": _list_near_misses(tested),
+        "refused": map(_write_line, untested),
+        "in_flight": _list_under_way(state),
+        "lessons": _list_lessons(tested[:-RECENT]),
+        "wishes": _list_suggestions(tested),
+        "suggestions": suggestions,
+    }
+    facts = {
         "first": str(first),
         "count": str(count),
         "clock": describe_clock(state),
         "budget": describe_budget(state.session.profile),
         "standing": describe_standing(state),
-        "constants": _fit_rows(list_declarations(source), "constants"),
-        "outline": _fit_rows(_list_definitions(source), "outline"),
-        "branch": _fit_rows(map(_describe_kept, state.kept), "branch"),
-        "recent": _fit_rows((_describe_result(result) for result in judged[-RECENT:]), "recent"),
-        "families": _fit_rows(_summarize_families(judged), "families"),
-        "near_misses": _fit_rows(_list_near_misses(judged), "near_misses"),
-        "refused": _fit_rows(map(_describe_result, not_run), "refused"),
-        "in_flight": _fit_rows((_describe_stage(n, stage) for n, stage in state.open.items() if n > 0), "in_flight"),
-        "lessons": _fit_rows(_list_lessons(judged[:-RECENT]), "lessons"),
-        "wishes": _fit_rows(_list_suggestions(judged), "wishes"),
-        "silence": quote(state.silence, 300) if state.unanswered else "",
-        "stall": _describe_stall(judged),
+        "silence": _describe_setback(state),
+        "stall": _describe_stall(tested),
         "guidance": clip(state.guidance.strip(), BUDGET["guidance"]),
-        "suggestions": _fit_rows(suggestions, "suggestions"),
     }
+    return facts | {section: _fit_rows(found, BUDGET[section]) for section, found in rows.items()}
 
 
 def describe_clock(state: State) -> str:
@@ -114,7 +116,7 @@ def describe_clock(state: State) -> str:
         parts.append(f"{max(0, limits.experiments - state.next + 1)} of {limits.experiments} experiments")
     if limits.usd is not None:
         parts.append(f"${max(0.0, limits.usd - state.usd):.2f} of ${limits.usd:g}")
-    return f"Left are {'; '.join(parts)}."
+    return f"Left: {'; '.join(parts)}."
 
 
 def describe_budget(profile: ev.SessionProfile) -> str:
@@ -124,22 +126,22 @@ def describe_budget(profile: ev.SessionProfile) -> str:
     if profile.budget_kind == "time":
         return f"{profile.budget:g} seconds of training on this machine. Slower steps mean fewer steps. {place}"
     return (
-        f"{profile.budget:.3g} units of work (about {profile.expected_seconds:.0f} s here): the FLOPs of a whole step, "
-        "the optimizer's included, 16 units for each byte that an operation reads or writes and 10 million for each "
-        f"call. That is about its cost on this CPU, whatever else runs. More work per step means fewer steps. {place}"
+        f"{profile.budget:.3g} units of work; a whole run takes about {profile.expected_seconds:.0f} s here. A FLOP of "
+        "a step, the optimizer's included, is one unit, each byte that an operation reads or writes 16, and each call "
+        "10 million: about what they cost on this CPU, whatever else runs on it. More work per step means fewer steps. "
+        f"{place}"
     )
 
 
 def describe_standing(state: State) -> str:
-    """Return the score to beat, the metrics of a run of the incumbent, and the noise."""
-    sigma = noise.estimate_sigma(state)
-    if state.incumbent is None:
-        return f"The baseline is still being measured.{_describe_first_runs(state)}"
-    best, start = state.incumbent, state.baseline_bpb
+    """Return the score to beat, the metrics of a run of the incumbent, the noise, and what is kept."""
+    if (best := state.incumbent) is None:
+        return f"The baseline is still being measured. {_list_scores(_get_first_scores(state))}".strip()
+    start = state.baseline_bpb
     base = f"; the baseline had {start:.4f}" if start is not None and best.experiment else ""
     return (
-        f"The best is experiment {best.experiment} with val_bpb {best.score_to_beat:.4f}{base}. "
-        f"A run of it: {describe_metrics(best.scores[-1].metrics)}. One run's σ over seeds is {sigma:.4f}. "
+        f"The best is experiment {best.experiment} with val_bpb {best.score_to_beat:.4f}{base}. A run of it: "
+        f"{describe_metrics(best.scores[-1].metrics)}. One run's σ over seeds is {estimate_sigma(state):.4f}. "
         f"{describe_rule(state)}"
     )
 
@@ -156,12 +158,13 @@ def describe_metrics(metrics: ev.RunMetrics) -> str:
 
 def describe_experiment(result: ExperimentResult, change: str) -> str:
     """Return all that is known of one experiment; `change` is its diff."""
-    proposal, post = result.proposal, result.postmortem
+    proposal, post, commit = result.proposal, result.postmortem, result.commit
     parts = [
         _describe_result(result, long=True),
         f"Hypothesis: {proposal.hypothesis}",
         f"Rationale: {proposal.rationale}",
         f"Instructions: {proposal.instructions}",
+        f"The mechanic departed from them: {commit.deviations}" if commit and commit.deviations else "",
         _list_scores(result.scores),
         f"The post-mortem's next experiment: {post.next}" if post else "",
         f"The change:\n{clip(change, DIFF)}" if change else "",
@@ -170,10 +173,9 @@ def describe_experiment(result: ExperimentResult, change: str) -> str:
 
 
 def list_experiments(results: Sequence[ExperimentResult]) -> str:
-    """Return a row for each result, the latest ROWS of them."""
-    rows = [_write_row(result) for result in results[-ROWS:]]
-    head = [f"{len(results)} experiments" + (f", the last {ROWS}:" if len(results) > ROWS else ":")]
-    return "\n".join([*head, "  # | family | change | verdict | Δval_bpb ± error", *rows])
+    """Return a line for each result, the latest ROWS of them."""
+    head = f"{len(results)} experiments" + (f", the last {ROWS}:" if len(results) > ROWS else ":")
+    return "\n".join([head, *map(_write_line, results[-ROWS:])])
 
 
 # Sections
@@ -192,13 +194,13 @@ def _list_definitions(source: str) -> Iterator[str]:
                 pass
 
 
-def _describe_first_runs(state: State) -> str:
+def _get_first_scores(state: State) -> Sequence[ev.Scored]:
     """Return the baseline's scores so far: a first proposal can be made before all of them are there."""
     match state.open.get(0):
-        case (Candidate() as baseline) | Training(baseline) if baseline.scores:
-            return f" {_list_scores(baseline.scores)}"
+        case (Candidate() as baseline) | Training(baseline):
+            return baseline.scores
         case _:
-            return ""
+            return ()
 
 
 def _list_scores(scores: Sequence[ev.Scored]) -> str:
@@ -209,43 +211,37 @@ def _list_scores(scores: Sequence[ev.Scored]) -> str:
     return f"Seeds: {values}; a run of it: {describe_metrics(scores[-1].metrics)}."
 
 
-def _describe_kept(result: ExperimentResult) -> str:
-    verdict = result.verdict
-    assert isinstance(verdict, ev.Kept)
-    title = shorten(result.proposal.title, 90)
-    return f"#{result.experiment} {title}: {format_signed(-verdict.gain)} to {verdict.mean:.4f}"
+def _write_line(result: ExperimentResult) -> str:
+    """Return an experiment and what came of it, on one line."""
+    proposal = result.proposal
+    settings = f", {describe_settings(proposal)}" if proposal.settings else ""
+    kind = f"{proposal.family}{shorten(settings, 60)}"
+    return f"#{result.experiment} {shorten(proposal.title, 90)} ({kind}). {_describe_outcome(result)}"
 
 
 def _describe_result(result: ExperimentResult, *, long: bool = False) -> str:
-    """Return an experiment in full sentences."""
-    proposal, post = result.proposal, result.postmortem
-    settings = f", {describe_settings(proposal)}" if proposal.settings else ""
-    parts = [f"#{result.experiment} {shorten(proposal.title, 90)} ({proposal.family}{shorten(settings, 60)})."]
-    parts.append(f"{_describe_outcome(result)} Expected {format_signed(proposal.expected_delta)}.")
-    if post:
-        parts += [post.happened] * long
-        parts += [f"Why: {post.why if long else shorten(post.why, WHY)} Lesson: {shorten(post.lesson, LESSON)}"]
+    """Return an experiment in full sentences, with what its author expected and what was learned."""
+    post = result.postmortem
+    parts = [f"{_write_line(result)} Expected {format_signed(result.proposal.expected_delta)}."]
+    if post and long:
+        parts += [post.happened, f"Why: {post.why}"]
+    if post and post.implemented != "no":
+        parts += [f"Why: {_keep_sentences(post.why, WHY)}"] * (not long)
+        parts += [f"Lesson: {shorten(post.lesson, LESSON)}"]
     return " ".join(parts)
 
 
 def _describe_outcome(result: ExperimentResult) -> str:
-    return _describe_verdict(result.verdict, result.scores, result.incumbent)
-
-
-def _describe_verdict(
-    verdict: ev.Verdict | ev.Refused | ev.Abandoned, scores: Sequence[ev.Scored], incumbent: int
-) -> str:
-    match verdict:
-        case ev.Kept() | ev.Discarded():
-            word = "Kept" if isinstance(verdict, ev.Kept) else "Discarded"
-            seeds = count_seeds(scores)
-            return f"{word}: {format_signed(-verdict.gain)} ± {verdict.error:.4f} over {seeds}, against #{incumbent}."
-        case ev.Pruned(reason=reason):
-            return f"Pruned: {quote(reason)}."
-        case ev.Failed(reason=reason):
-            return f"Crashed: {quote(reason)}."
-        case refused:
-            return f"{refused.kind.capitalize()}: {quote(refused.reason, 200)}."
+    if result.status == "not tested" and result.postmortem:
+        return f"Not tested, because the edit did something else: {quote(result.postmortem.happened.rstrip('.'), 200)}."
+    match result.verdict:
+        case ev.Kept() | ev.Discarded() as verdict:
+            steps = result.scores[-1].metrics.steps
+            runs = count_seeds(result.scores) + f" of {steps:,} steps" * (steps > 0)
+            change = f"{format_signed(-verdict.gain)} ± {verdict.error:.4f} to {verdict.mean:.4f}"
+            return f"{verdict.kind.capitalize()}: {change} over {runs}, against #{result.incumbent}."
+        case verdict:
+            return f"{result.status.capitalize()}: {quote(verdict.reason.rstrip('.'), 200)}."
 
 
 def _summarize_families(results: Sequence[ExperimentResult]) -> Iterator[str]:
@@ -266,40 +262,26 @@ def _summarize_families(results: Sequence[ExperimentResult]) -> Iterator[str]:
 def _list_near_misses(results: Sequence[ExperimentResult]) -> list[str]:
     """Return discarded changes that looked like a gain, the most promising last."""
     ranked = [
-        (verdict.gain / verdict.error, result)
+        (verdict.gain / verdict.error, _write_line(result))
         for result in results
         if isinstance(verdict := result.verdict, ev.Discarded)
         and verdict.error
         and verdict.gain > thresholds.NEAR_MISS * verdict.error
     ]
-    ranked.sort(key=lambda entry: entry[0])
-    return [
-        f"#{result.experiment} {shorten(result.proposal.title, 80)}: {_describe_outcome(result)}"
-        for _, result in ranked[-NEAR_MISSES:]
-    ]
+    return [line for _, line in sorted(ranked)[-NEAR_MISSES:]]
 
 
-def _describe_stage(number: int, stage: Stage) -> str:
-    """Return how far an open experiment has come."""
-    title = shorten(get_proposal(stage).title, 90)
-    match stage:
-        case Idea():
-            return f"#{number} {title} is being implemented."
-        case Candidate():
-            return f"#{number} {title} waits for a slot."
-        case Training():
-            return f"#{number} {title} is training."
-        case Broken():
-            return f"#{number} {title} has crashed, and may be repaired."
-        case Remeasuring():
-            return f"#{number}, the incumbent, is being measured on one more seed."
-        case Decided(candidate, verdict, incumbent=incumbent):
-            return f"#{number} {title} was just judged. {_describe_verdict(verdict, candidate.scores, incumbent)}"
+def _list_under_way(state: State) -> Iterator[str]:
+    """Yield the experiments on which there is no verdict yet, and how far each has come."""
+    for number, stage in state.open.items():
+        if number and (progress := UNDER_WAY.get(type(stage))):
+            yield f"#{number} {shorten(get_proposal(stage).title, 90)} {progress}."
 
 
 def _list_lessons(results: Sequence[ExperimentResult]) -> list[str]:
     """Return the lessons of clear results, which are worth most; all lessons where no result is clear."""
-    lessons = [(result.experiment, post) for result in results if (post := result.postmortem)]
+    posts = [(result.experiment, post) for result in results if (post := result.postmortem)]
+    lessons = [(number, post) for number, post in posts if post.implemented != "no"]
     clear = [(number, post) for number, post in lessons if post.verdict != "inconclusive"]
     return [f"#{number}: {shorten(post.lesson, LESSON)}" for number, post in clear or lessons]
 
@@ -319,23 +301,29 @@ def _describe_stall(results: Sequence[ExperimentResult]) -> str:
     return f"Nothing was kept in the last {len(since)} experiments, the latest of the families {', '.join(families)}."
 
 
+def _describe_setback(state: State) -> str:
+    """Return why the latest rounds led to no run; empty where the last one did."""
+    if not state.fruitless:
+        return ""
+    rounds = "The last round" if state.fruitless == 1 else f"The last {state.fruitless} rounds"
+    return f"{rounds} led to no run; the latest because of this: {quote(state.setback, 300)}"
+
+
 # Words
 
 
-def _write_row(result: ExperimentResult) -> str:
-    verdict = result.verdict
-    gain = "–"
-    if isinstance(verdict, ev.Kept | ev.Discarded):
-        gain = f"{format_signed(-verdict.gain)} ± {verdict.error:.4f}"
-    title = shorten(result.proposal.title, 70)
-    return f"{result.experiment:3} | {result.proposal.family} | {title} | {result.status} | {gain}"
+def _keep_sentences(text: str, limit: int) -> str:
+    """Return as many whole sentences as fit; of a first one that is longer, its beginning."""
+    line = flatten(text)
+    end = line.rfind(". ", 0, limit)
+    return line[: end + 1] if len(line) > limit and end > 0 else shorten(line, limit)
 
 
-def _fit_rows(rows: Iterable[str], section: str) -> str:
-    """Return the latest rows that fit into the section's budget, and how many were left out."""
+def _fit_rows(rows: Iterable[str], budget: int) -> str:
+    """Return the latest rows that fit into a budget of tokens, and how many were left out."""
     every = [f"- {row}" for row in rows]
     kept: list[str] = []
-    room = BUDGET[section] * CHARACTERS - 40
+    room = budget * CHARACTERS - 40
     for row in reversed(every):
         room -= len(row) + 1
         if room < 0:

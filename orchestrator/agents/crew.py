@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from typing import Literal
 
 from orchestrator.agents import briefing, packets, researcher
+from orchestrator.agents.fidelity import find_deviation
 from orchestrator.agents.researcher import Search
 from orchestrator.core.events import Postmortem, Proposal
 from orchestrator.core.source import diff
 from orchestrator.core.state import Broken, Decided, State, diff_from_parent
-from orchestrator.policy import thresholds
-from orchestrator.policy.steps import Implement, Propose, Rebase, Reflect, Repair
-from orchestrator.ports import Crew, Log
+from orchestrator.policy.limits import compute_pause
+from orchestrator.policy.steps import Edit, Implement, Propose, Rebase, Reflect, Repair
+from orchestrator.ports import Crew, Log, Revision
 from subagents import mechanic, reflector
 from subagents.agent import Environment, NoAnswer, ask
 from subagents.files import list_packages
@@ -19,6 +22,14 @@ from subagents.prompts import Prompt
 
 Suggest = Callable[[State], Sequence[str]]
 """Returns what the optimizer would try next, in words."""
+
+
+class Review(Postmortem):
+    """What an experiment taught."""
+
+    implemented: Literal["yes", "partly", "no"]  # pyright: ignore[reportGeneralTypeIssues] - models must answer it
+    """Whether the change is what the instructions asked for: answer this first. No means that something else was
+    tested. Then the other fields teach nothing; say in `happened` what was done instead."""
 
 
 class ClaudeCrew:
@@ -31,7 +42,7 @@ class ClaudeCrew:
         prompts: Mapping[str, Prompt],
         *,
         search: Search | None = None,
-        suggest: Suggest | None = None,
+        suggest: Suggest = lambda _: (),
     ) -> None:
         """Take prompts by agent; `connect` returns the environment of a conversation by task id and experiment."""
         self.log, self.connect, self.prompts = log, connect, prompts
@@ -40,46 +51,52 @@ class ClaudeCrew:
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         source, prompt = self.log.get(state.parent.source), self.prompts["researcher"]
-        suggestions = self.suggest(state) if self.suggest else ()
-        facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
-        agent = researcher.make_agent(prompt, state, source, self.log.get, self.search)
-        answer = await ask(agent, self.connect(step.task_id, step.first), prompt.render_opening(facts))
+        environment = self.connect(step.task_id, step.first)
+        if seconds := compute_pause(state):
+            await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
+        facts = briefing.brief_researcher(state, step.first, step.count, source, self.suggest(state))
+        agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search)
+        answer = await ask(agent, environment, prompt.render_opening(facts))
         return [proposal.model_copy(update={"author": "researcher"}) for proposal in answer.proposals]
 
-    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:
+    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> Revision:
         del state
-        return await self._edit(step, source, packets.pack_order(proposal))
+        return await self._edit(step, proposal, source, packets.pack_order(proposal))
 
-    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> str:
-        before = self.log.get(state.parents[broken.candidate.commit.parent].source)
-        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), diff(before, source))
-        return await self._edit(step, source, facts)
+    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> Revision:
+        proposal, commit = broken.candidate.proposal, broken.candidate.commit
+        change = diff(self.log.get(state.parents[commit.parent].source), source)
+        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change)
+        repaired = await self._edit(step, proposal, source, facts)
+        return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
         prompt, log = self.prompts["reflector"], self.log.get(decided.last_run.log)
         change = diff_from_parent(state, decided.candidate.commit, self.log.get)
         facts = packets.pack_reflection(state, decided, log, change)
-        agent = reflector.make_agent(prompt, Postmortem, log, packets.make_curve_table(state, decided))
-        return await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
+        agent = reflector.make_agent(prompt, Review, log, packets.make_curve_table(state, decided))
+        answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
+        return Postmortem(**answer.model_dump())
 
-    async def _edit(self, step: Implement | Rebase | Repair, source: str, facts: Mapping[str, str]) -> str:
+    async def _edit(self, step: Edit, proposal: Proposal, source: str, facts: Mapping[str, str]) -> Revision:
+        check = partial(find_deviation, proposal, source, repair=isinstance(step, Repair))
         environment = self.connect(step.task_id, step.experiment)
-        return await mechanic.edit(environment, self.prompts["mechanic"], source, facts, self.packages)
+        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, self.packages, check)
+        return Revision(text, answer.summary, answer.deviations)
 
 
-class Centaur:
-    """Models do the research; the optimizer advises them and makes a share of the proposals (a ports.Crew)."""
+class WithOptimizer:
+    """Models research; the optimizer makes a share of the proposals, and all of them once models lead nowhere."""
 
-    def __init__(self, models: ClaudeCrew, optimizer: Crew) -> None:
-        self.models, self.optimizer = models, optimizer
-        self.repair, self.reflect = models.repair, models.reflect
+    def __init__(self, models: ClaudeCrew, get_optimizer: Callable[[], Crew], share: int = 0) -> None:
+        """One proposal in `share` is the optimizer's; 0 is none. It is built only when it is needed."""
+        self.models, self.get_optimizer, self.share = models, get_optimizer, share
+        self.implement, self.repair, self.reflect = models.implement, models.repair, models.reflect
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
-        if step.first % thresholds.CENTAUR_SHARE == 0:
+        if state.fallback:
+            return await self.get_optimizer().propose(state, step)
+        if self.share and step.first % self.share == 0:
             with suppress(NoAnswer):
-                return await self.optimizer.propose(state, replace(step, count=1))
+                return await self.get_optimizer().propose(state, replace(step, count=1))
         return await self.models.propose(state, step)
-
-    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:
-        crew = self.optimizer if proposal.author == "optimizer" else self.models
-        return await crew.implement(state, step, proposal, source)

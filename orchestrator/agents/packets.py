@@ -14,7 +14,6 @@ from orchestrator.core.description import FinishedRun, describe_run
 from orchestrator.core.state import Broken, Decided, State, get_scores
 from subagents.logs import extract_frames, fence, quote, split_lines
 
-Curve = Sequence[ev.Point]
 POINTS = tuple(i / 10 for i in range(1, 11))
 """Shares of the budget at which a packet shows the curves."""
 EXCERPT = 1_800
@@ -43,19 +42,21 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str) -> di
         "title": proposal.title,
         "hypothesis": proposal.hypothesis,
         "budget": describe_budget(state.session.profile),
+        "instructions": proposal.instructions,
+        "edit": _describe_edit(proposal, decided.candidate.commit),
         "diff": clip(change, DIFF),
         "outcome": _describe_outcome(decided, incumbent),
         "packet": "\n".join(_write_packet(decided, incumbent, log, timed=timed)),
     }
 
 
-def make_curve_table(state: State, decided: Decided) -> Callable[[Sequence[float]], str]:
+def make_curve_table(state: State, decided: Decided) -> Callable[[Iterable[float]], str]:
     """Return a function that writes the table of both curves at shares of the budget."""
     own, incumbent = _list_runs(decided), get_scores(state, decided.incumbent)
-    return lambda shares: write_curve_table(_list_curves(own), _list_curves(incumbent), shares)
+    return lambda shares: write_curve_table(own, incumbent, shares)
 
 
-def write_curve_table(own: Sequence[Curve], incumbent: Sequence[Curve], shares: Iterable[float]) -> str:
+def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRun], shares: Iterable[float]) -> str:
     """Return a row per share of the budget: mean losses over seeds, their difference, the incumbent's σ over seeds.
 
     A dash stands where a run had ended, and where fewer than two seeds give no σ.
@@ -65,8 +66,16 @@ def write_curve_table(own: Sequence[Curve], incumbent: Sequence[Curve], shares: 
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
         difference = f"{fmean(ours) - fmean(theirs):+.4f}" if ours and theirs else "–".rjust(7)
         sigma = f"{stdev(theirs):.4f}" if len(theirs) > 1 else "–"
-        rows.append(f"{share:5.2f} {_format_losses(ours)}    {_format_losses(theirs)}     {difference}  {sigma}")
+        rows.append(f"{share:5.2f} {_format_mean(ours)}    {_format_mean(theirs)}     {difference}  {sigma}")
     return "\n".join(rows)
+
+
+def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
+    """Return who edited train.py, and what the mechanic said of it."""
+    if proposal.settings and not commit.summary:
+        return "Code set the constants to exactly the proposed values."
+    deviations = f"It declared deviations: {quote(commit.deviations.rstrip('.'), 700)}." if commit.deviations else ""
+    return f"The mechanic: {quote(commit.summary.rstrip('.'), 400)}. {deviations or 'It declared no deviation.'}"
 
 
 def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
@@ -85,9 +94,9 @@ def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
 
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:
     runs = _list_runs(decided)
-    if curves := _list_curves(runs):
-        yield "Training loss by share of the budget, each a mean over the last few batches and over seeds:"
-        yield write_curve_table(curves, _list_curves(incumbent), POINTS)
+    if any(run.curve for run in runs):
+        yield "Training loss by share of the budget, smoothed over the last few steps, means over seeds:"
+        yield write_curve_table(runs, incumbent, POINTS)
     yield "Measured, means over seeds, with the incumbent's in brackets:"
     for name, own, other in describe_run(runs, incumbent, decided.verdict).metrics:
         if (own or other) and (timed or name != "tokens per second"):
@@ -122,16 +131,12 @@ def _list_runs(decided: Decided) -> Sequence[FinishedRun]:
     return decided.candidate.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
 
 
-def _list_curves(runs: Sequence[FinishedRun]) -> list[Curve]:
-    return [run.curve for run in runs if run.curve]
-
-
-def _get_losses(curves: Sequence[Curve], share: float) -> list[float]:
+def _get_losses(runs: Sequence[FinishedRun], share: float) -> list[float]:
     """Return the losses of the runs that reached the share; a curve's ends stand for the moments beside them."""
-    reached = (curve for curve in curves if share <= curve[-1].progress + 0.05)
-    losses = [interpolate_loss(c, min(max(share, c[0].progress), c[-1].progress)) for c in reached]
+    reached = [run.curve for run in runs if run.curve and share <= run.curve[-1].progress + 0.05]
+    losses = (interpolate_loss(c, min(max(share, c[0].progress), c[-1].progress)) for c in reached)
     return [loss for loss in losses if loss is not None and isfinite(loss)]
 
 
-def _format_losses(losses: Sequence[float]) -> str:
+def _format_mean(losses: Sequence[float]) -> str:
     return f"{fmean(losses):7.4f}" if losses else "–".rjust(7)

@@ -1,14 +1,16 @@
 """The main agent: reads the state of the research, looks things up, and proposes what to try next, and why."""
 
-from collections.abc import Callable
-from typing import Annotated, Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Digest, Family, Proposal, parse_value
+from orchestrator.core.events import Digest, Family, Proposal, Value, parse_value
 from orchestrator.core.state import State, diff_from_parent
+from prepare.constants import read_values
 from subagents.agent import Agent
+from subagents.files import number_page
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong, unquote
 
@@ -16,6 +18,7 @@ PAGE = 200
 """Lines of train.py that one call shows."""
 Search = Callable[[str], str]
 """Searches the musings of all sessions; returns snippets."""
+FinalStatus = Literal["kept", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
 
 
 def _read_list(given: object) -> list[object]:
@@ -45,66 +48,58 @@ class Proposals(BaseModel):
 
 
 def make_agent(
-    prompt: Prompt, state: State, source: str, read: Callable[[Digest], str], search: Search | None = None
+    prompt: Prompt, state: State, count: int, source: str, read: Callable[[Digest], str], search: Search | None = None
 ) -> Agent[Proposals]:
-    """Return the researcher for a state; `source` is the best train.py, `read` returns stored texts."""
-    tools = [_make_reader(source), _make_lookup(state, read), _make_query(state)]
-    if search:
-        tools.append(_make_searcher(search))
-    return Agent("researcher", prompt, Proposals, tuple(tools), _find_fault)
+    """Return the researcher of up to `count` proposals; `source` is the best train.py, `read` gives stored texts."""
+    values = read_values(source)
+
+    def find_fault(answer: Proposals) -> str:
+        if len(answer.proposals) > count:
+            return f"hand in the best {count} of your proposals: no more can be tried now"
+        return "; ".join(fault for proposal in answer.proposals if (fault := _find_fault(proposal, values)))
+
+    return Agent("researcher", prompt, Proposals, _make_tools(state, source, read, search), find_fault)
 
 
-def _find_fault(answer: Proposals) -> str:
-    return "; ".join(fault for proposal in answer.proposals if (fault := find_overlong(proposal)))
+def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
+    """Return why a proposal cannot be carried out as it stands; empty if it can. `values` are train.py's constants."""
+    if proposal.family not in get_args(Family):
+        return f"family: {proposal.family!r} is not offered"
+    for name, value in proposal.settings.items():
+        if name not in values:
+            return f"settings: train.py has no plain constant {name}; leave settings empty and write instructions"
+        if values[name] == value:
+            return f"settings: {name} is {value!r} already"
+    return find_overlong(proposal)
 
 
-def _make_reader(source: str) -> Tool:
-    lines = source.splitlines()
-
+def _make_tools(state: State, source: str, read: Callable[[Digest], str], search: Search | None) -> tuple[Tool, ...]:
     def read_train_py(first: int = 1, last: int = PAGE) -> str:
         """Read the best train.py so far, from line `first` to line `last`; the outline says what is where."""
-        if not 1 <= first <= last:
-            raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
-        page = lines[first - 1 : min(last, first - 1 + PAGE)]
-        return "\n".join([f"({len(lines)} lines in all)", *(f"{n:4}│{line}" for n, line in enumerate(page, first))])
+        return number_page(source, first, last, PAGE)
 
-    return Tool.from_function(read_train_py)
-
-
-def _make_lookup(state: State, read: Callable[[Digest], str]) -> Tool:
     def look_up_experiment(number: int) -> str:
         """Read all that is known of one experiment: its proposal, its scores, its post-mortem, its diff."""
-        for result in state.results:
+        for result in state.judged:
             if result.experiment == number:
                 change = diff_from_parent(state, result.commit, read) if result.commit else ""
                 return briefing.describe_experiment(result, change)
-        raise ToolError(f"No experiment {number} is finished; the finished ones go from 0 to {state.next - 1}.")
+        raise ToolError(f"There is no verdict on an experiment {number} yet.")
 
-    return Tool.from_function(look_up_experiment)
-
-
-def _make_query(state: State) -> Tool:
-    def query_ledger(
-        family: Family | None = None,
-        verdict: Literal["kept", "discarded", "pruned", "crashed", "refused", "abandoned"] | None = None,
-        parameter: str = "",
-    ) -> str:
-        """List finished experiments by family, by verdict, by a constant that they set; all filters are optional."""
+    def query_ledger(family: Family | None = None, verdict: FinalStatus | None = None, parameter: str = "") -> str:
+        """List experiments by family, by verdict, by a constant that they set; all filters are optional."""
         found = [
             result
-            for result in state.results
+            for result in state.judged
             if family in (None, result.proposal.family)
             and verdict in (None, result.status)
             and (not parameter or parameter.strip() in result.proposal.settings)
         ]
         return briefing.list_experiments(found) if found else "No experiment matches."
 
-    return Tool.from_function(query_ledger)
-
-
-def _make_searcher(search: Search) -> Tool:
     def search_musings(words: str) -> str:
         """Search the musings of this and all earlier sessions: what was tried, why, and what came of it."""
-        return search(words) or "No musings match."
+        return (search(words) if search else "") or "No musings match."
 
-    return Tool.from_function(search_musings, pure=False)
+    tools = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
+    return (*tools, *([Tool.from_function(search_musings, pure=False)] if search else ()))

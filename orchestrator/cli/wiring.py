@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Generator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from orchestrator.lab.limits import set_limits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
+from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew
 from orchestrator.session.recording import Live, Outside, Recording
 from orchestrator.session.replay import Tape
@@ -88,10 +90,11 @@ def build_crew(
     started = log.state.session
     if started.crew == "optuna":
         return _build_optimizer(log)
-    from orchestrator.agents.crew import Centaur, ClaudeCrew
+    from orchestrator.agents.crew import ClaudeCrew, WithOptimizer
     from orchestrator.views.musings_search import search
 
-    optimizer = _build_optimizer(log) if started.crew == "centaur" else None
+    get_optimizer = cache(lambda: _build_optimizer(log))
+    share = CENTAUR_SHARE if started.crew == "centaur" else 0
     if outside is None:
         from subagents.claude import Claude, connect
 
@@ -99,7 +102,7 @@ def build_crew(
     answers = outside
 
     def suggest(state: State) -> list[str]:
-        advice = optimizer.suggest(state, SUGGESTIONS) if optimizer else []
+        advice = get_optimizer().suggest(state, SUGGESTIONS) if share else []
         return [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
 
     models = ClaudeCrew(
@@ -109,7 +112,7 @@ def build_crew(
         search=lambda words: "\n".join(f"{hit.title} ({hit.path}): {hit.snippet}" for hit in search(musings, words)),
         suggest=suggest,
     )
-    return Centaur(models, optimizer) if optimizer else models
+    return WithOptimizer(models, get_optimizer, share)
 
 
 def _build_optimizer(log: Session | Tape) -> "Optimizer":

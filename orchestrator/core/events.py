@@ -27,10 +27,11 @@ Family = Literal[
     "size",
     "init",
     "regularisation",
-    "data order",
     "simplification",
     "other",
 ]
+StoredFamily = Family | SkipJsonSchema[Literal["data order"]]
+"""Older sessions also have the family data order. It is not offered any more: candidates may not touch the data."""
 Value = bool | int | float | str | tuple[float, ...]
 """Value of a constant in train.py."""
 Direction = Literal["up", "down", "set"]
@@ -69,9 +70,10 @@ class Proposal(Answer):
     the results of this session, by #number, that speak for and against it. Three to eight sentences."""
     expected_delta: float
     """Your honest median guess of the change of val_bpb in bits per byte; negative is better."""
-    family: Family
+    family: StoredFamily
     settings: dict[str, Value] = {}
-    """Only where the change sets nothing but constants: each by its name, with its new value in train.py."""
+    """Only where the change sets nothing but constants of train.py: each by its name, with its new value. Code sets
+    exactly these values, so no mechanic reads the instructions."""
     direction: Direction | None = None
     """Only for a single constant: up or down, or set where its values have no order."""
     instructions: str = _limit(2500)
@@ -108,6 +110,8 @@ _VALUE: TypeAdapter[Value] = TypeAdapter(Value, config=ConfigDict(allow_inf_nan=
 class Postmortem(Answer):
     """What an experiment taught."""
 
+    implemented: Literal["yes", "partly", "no"] = "yes"
+    """Whether the change is what the instructions asked for: no if something else was tested."""
     verdict: Literal["supported", "refuted", "inconclusive"]
     """On the hypothesis as it was written, by the measurements. A difference within the noise is inconclusive."""
     happened: str = _limit(700)
@@ -242,6 +246,13 @@ class Unanswered(Frozen):
     reason: str
 
 
+class FellBack(Frozen):
+    """The researcher's rounds led to no run, time after time; from now on the optimizer proposes."""
+
+    kind: Literal["fell_back"] = "fell_back"
+    reason: str
+
+
 class Refused(ExperimentEvent):
     """A repeat, found before it cost any training."""
 
@@ -269,6 +280,10 @@ class Committed(ExperimentEvent):
     added: int
     removed: int
     how: Literal["implemented", "repaired", "rebased"] = "implemented"
+    summary: str = ""
+    """What the mechanic says that it changed; empty where code set the constants."""
+    deviations: str = ""
+    """Where the mechanic says that the edit departs from the proposal."""
 
 
 class PruningThreshold(Frozen):
@@ -502,6 +517,8 @@ class ReflectionSkipped(ExperimentEvent):
 
     kind: Literal["closed"] = "closed"
     reason: str
+    failed: bool = False
+    """The reflector was asked and gave no usable answer."""
 
 
 class Waiting(Frozen):
@@ -551,7 +568,7 @@ class ToolUsed(Frozen):
 
 
 SessionEvent = Started | Resumed | Forked | GuidanceChanged | StopAsked | Ended | BaselineCommitted | Certified
-ProposalEvent = Proposed | Unanswered | Refused | Abandoned | Committed | Granted
+ProposalEvent = Proposed | Unanswered | FellBack | Refused | Abandoned | Committed | Granted
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped

@@ -93,9 +93,19 @@ class Decided:
 
 Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
 Status = Literal[
-    "proposed", "ready", "training", "broken", "kept", "discarded", "pruned", "crashed", "refused", "abandoned"
+    "proposed",
+    "ready",
+    "training",
+    "broken",
+    "kept",
+    "discarded",
+    "pruned",
+    "crashed",
+    "refused",
+    "abandoned",
+    "not tested",
 ]
-"""Where an experiment stands, in one word; the last six are final."""
+"""Where an experiment stands; the last seven are final. What was not tested ran, but not as it was proposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,8 @@ class ExperimentResult:
 
     @property
     def status(self) -> Status:
-        return name_status(self.verdict)
+        unfaithful = self.postmortem is not None and self.postmortem.implemented == "no"
+        return "not tested" if unfaithful and not isinstance(self.verdict, ev.Kept) else name_status(self.verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +222,18 @@ class State:
     """Number of the next experiment; 0 is the baseline."""
     unanswered: int = 0
     """Rounds without an answer from the researcher, in a row."""
-    silence: str = ""
-    """Why there was none."""
+    fruitless: int = 0
+    """Rounds in a row that led to no run: unanswered, refused or abandoned."""
+    setback: str = ""
+    """Why the latest of them did not."""
+    fallback: str = ""
+    """Why the optimizer proposes instead of the researcher; empty while it does not."""
     aborted: int = 0
     """Runs lost to the machine, in a row."""
     unreflected: int = 0
     """Experiments since the last post-mortem."""
+    reflection_failures: int = 0
+    """Post-mortems that the reflector failed to write, in a row."""
     run_seconds: tuple[float, ...] = ()
     """Wall seconds of the latest runs."""
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
@@ -258,6 +275,12 @@ class State:
     def tried(self) -> tuple[ExperimentResult, ...]:
         """Every closed experiment but the baseline."""
         return tuple(result for result in self.results if result.experiment > 0)
+
+    @property
+    def judged(self) -> tuple[ExperimentResult, ...]:
+        """Every experiment with a verdict; those that wait for their post-mortem come last."""
+        waiting = (_make_result(n, stage, None) for n, stage in self.open.items() if isinstance(stage, Decided))
+        return (*self.results, *waiting)
 
     @property
     def kept(self) -> tuple[ExperimentResult, ...]:
@@ -334,7 +357,9 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.Certified() as event:
             return replace(state, certificate=event)
         case ev.Unanswered(reason=reason):
-            return replace(state, unanswered=state.unanswered + 1, silence=reason)
+            return replace(_count_setback(state, reason), unanswered=state.unanswered + 1)
+        case ev.FellBack(reason=reason):
+            return replace(state, fallback=reason, fruitless=0)
         case ev.Waiting() as event:
             return replace(state, waiting={**state.waiting, record.task_id: event})
         case ev.ModelReplied(agent=agent) as event:
@@ -358,6 +383,8 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     """Move one experiment from its stage to the next."""
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
+            ran = isinstance(stage, Broken) or (isinstance(stage, Candidate) and stage.runs > 0)
+            state = state if ran else _count_setback(state, verdict.reason)
             return _close(state, _reject(state, number, stage, verdict))
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
@@ -367,7 +394,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             repaired = replace(old, commit=commit, scores=(), seeds=(), repairs=old.repairs + 1)
             return _set_stage(state, number, repaired)
         case ev.Granted() as granted, Candidate() as candidate:
-            state = _count_grant(state, granted)
+            state = replace(_count_grant(state, granted), fruitless=0 if granted.run == 1 else state.fruitless)
             return _set_stage(state, number, Training(replace(candidate, runs=granted.run), granted, record.at))
         case ev.Granted() as granted, None:
             again = _set_stage(_count_grant(state, granted), number, Remeasuring(granted, record.at))
@@ -403,11 +430,19 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             state = _set_stage(state, number, replace(decided, promoted=True))
             return replace(state, incumbent=incumbent, parents=parents)
         case ev.Reflected(postmortem=postmortem), Decided() as decided:
-            return replace(_close(state, _make_result(number, decided, postmortem)), unreflected=0)
-        case ev.ReflectionSkipped(), Decided() as decided:
-            return replace(_close(state, _make_result(number, decided, None)), unreflected=state.unreflected + 1)
+            state = replace(state, unreflected=0, reflection_failures=0)
+            return _close(state, _make_result(number, decided, postmortem))
+        case ev.ReflectionSkipped(failed=failed), Decided() as decided:
+            failures = state.reflection_failures + failed
+            state = replace(state, unreflected=state.unreflected + 1, reflection_failures=failures)
+            return _close(state, _make_result(number, decided, None))
         case _:
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
+
+
+def _count_setback(state: State, reason: str) -> State:
+    """Count one more round that led to no run."""
+    return replace(state, fruitless=state.fruitless + 1, setback=reason)
 
 
 def _check_parent(state: State, record: ev.Record, candidate: Candidate) -> None:
@@ -483,4 +518,5 @@ def _restart(state: State) -> State:
         for number, stage in state.open.items()
         if not isinstance(stage, Remeasuring)
     }
-    return replace(state, open=stages, waiting={}, stopping="", ended="", unanswered=0, aborted=0)
+    state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0)
+    return replace(state, open=stages, waiting={}, stopping="", ended="")

@@ -28,14 +28,13 @@ from orchestrator.optimizer.search import (
 )
 from orchestrator.optimizer.space import explain_untunable, get_direction, list_tunable
 from orchestrator.policy.steps import Implement, Propose, Rebase, Reflect, Repair
+from orchestrator.ports import Revision
 from prepare.constants import (
     Choices,
     Constant,
     Numbers,
-    UnknownConstantError,
     Value,
     format_literal,
-    with_constants,
 )
 from subagents.agent import NoAnswer
 
@@ -83,17 +82,10 @@ class Optimizer:
             found.append(_write_proposal(search, next_step))
         return found
 
-    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> str:  # noqa: ARG002
-        """Return the source with the proposal's settings. Raises NoAnswer."""
-        changes = proposal.settings
-        if not changes:
-            raise NoAnswer("the proposal changes more than constants, which needs a mechanic")
-        try:
-            return with_constants(source, changes)
-        except UnknownConstantError as error:
-            raise NoAnswer(str(error)) from error
+    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> Revision:  # noqa: ARG002
+        raise NoAnswer("the proposal changes more than constants, which needs a mechanic")
 
-    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> str:  # noqa: ARG002
+    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> Revision:  # noqa: ARG002
         raise NoAnswer("settings that crash are not repaired")
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:  # noqa: ARG002

@@ -18,7 +18,6 @@ USUAL_EFFECT: dict[Family, float] = {
     "attention": 2.5,
     "init": 2.0,
     "regularisation": 2.0,
-    "data order": 2.0,
     "simplification": 1.5,
     "other": 1.5,
 }

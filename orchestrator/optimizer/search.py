@@ -158,7 +158,7 @@ def _list_trials(state: State, read: Callable[[Parent], Mapping[str, Constant]])
         base = result.commit.parent if result.commit else result.incumbent
         before = {name: constant.value for name, constant in read(state.parents[base]).items()}
         changes = result.proposal.settings
-        if result.experiment == 0 or (changes and changes.keys() <= before.keys()):
+        if result.experiment == 0 or (changes and changes.keys() <= before.keys() and result.status != "not tested"):
             yield _make_trial(result, changes, before)
     before = {name: constant.value for name, constant in read(state.parent).items()}
     for number, stage in sorted(state.open.items()):

@@ -7,9 +7,10 @@ from orchestrator.core.state import State
 from orchestrator.policy.thresholds import (
     CERTIFICATE_SHARE,
     FINISH_MARGIN,
+    FRUITLESS_PAUSE,
     MAX_ABORTED,
     MAX_CERTIFICATE_PAIRS,
-    MAX_UNANSWERED,
+    MAX_FRUITLESS,
 )
 
 
@@ -28,8 +29,8 @@ def explain_stop(state: State) -> str:
             return f"{closed} experiments are done"
         case _ if limits.usd is not None and state.usd >= limits.usd:
             return f"${limits.usd:g} are spent"
-        case _ if state.unanswered >= MAX_UNANSWERED:
-            return f"the researcher gave no usable answer {MAX_UNANSWERED} times in a row: {state.silence}"
+        case _ if is_fruitless(state) and (state.fallback or state.session.crew == "optuna"):
+            return f"{state.fruitless} rounds in a row led to no run: {state.setback}"
         case _ if state.aborted >= MAX_ABORTED:
             return f"the machine failed {MAX_ABORTED} times in a row"
         case _:
@@ -55,6 +56,16 @@ def count_certificate_pairs(state: State) -> int:
     runs = state.session.slots * 3600 * limits.hours / max(estimate_run_seconds(state), 1.0)
     runs = min(runs, limits.experiments if limits.experiments is not None else runs)
     return min(max(ceil(CERTIFICATE_SHARE * runs / 2), 1), MAX_CERTIFICATE_PAIRS)
+
+
+def is_fruitless(state: State) -> bool:
+    """Return whether so many rounds in a row led to no run that something else must be done."""
+    return state.fruitless >= MAX_FRUITLESS * state.session.slots
+
+
+def compute_pause(state: State) -> float:
+    """Return the seconds to wait before the researcher is asked again."""
+    return FRUITLESS_PAUSE * 2 ** (state.fruitless - 2) if state.fruitless >= 2 else 0.0
 
 
 def estimate_run_seconds(state: State) -> float:

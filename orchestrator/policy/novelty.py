@@ -20,7 +20,8 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
 
 def find_duplicate(state: State, number: int, fingerprint: str) -> str:
     """Return why a source need not be trained; empty if it must."""
-    commits = {result.experiment: result.commit for result in state.results if result.commit}
+    tested = [result for result in state.results if result.status != "not tested"]
+    commits = {result.experiment: result.commit for result in tested if result.commit}
     commits |= {n: commit for n, stage in state.open.items() if n < number and (commit := get_commit(stage))}
     same = [n for n, commit in commits.items() if commit.fingerprint == fingerprint and n != number]
     if state.best in same:
@@ -38,7 +39,7 @@ def describe_settings(proposal: ev.Proposal) -> str:
 
 
 def _is_discarded_against(result: ExperimentResult, best: int) -> bool:
-    return isinstance(result.verdict, ev.Discarded) and result.incumbent == best
+    return result.status == "discarded" and result.incumbent == best
 
 
 def _is_same_change(earlier: ev.Proposal, now: ev.Proposal) -> bool:

@@ -8,7 +8,7 @@ from orchestrator.policy import steps
 from orchestrator.policy.certification import certify, list_certificate_runs
 from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
 from orchestrator.policy.judge import NeededRun, judge
-from orchestrator.policy.limits import explain_stop
+from orchestrator.policy.limits import explain_stop, is_fruitless
 from orchestrator.policy.novelty import find_duplicate, find_repeat
 from orchestrator.policy.thresholds import LOOKAHEAD
 
@@ -116,7 +116,7 @@ def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, tuple[int, int,
             yield (False, number, (need.experiment, state.incumbent.runs + 1, need.seed))
 
 
-def _request_proposals(state: State) -> list[steps.Propose]:
+def _request_proposals(state: State) -> list[steps.Propose | steps.FallBack]:
     """Return a request for as many proposals as keep a candidate ready behind each slot."""
     limits, slots = state.session.limits, state.session.slots
     if state.incumbent is None and not _is_baseline_scored(state):
@@ -125,7 +125,12 @@ def _request_proposals(state: State) -> list[steps.Propose]:
     wanted = slots * LOOKAHEAD - behind
     if limits.experiments is not None:
         wanted = min(wanted, limits.experiments - state.next + 1)
-    return [steps.Propose(state.next, wanted, state.unanswered)] if wanted > 0 else []
+    if wanted <= 0:
+        return []
+    if is_fruitless(state):
+        why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
+        return [steps.FallBack(f"the optimizer proposes from now on, since {why}")]
+    return [steps.Propose(state.next, wanted, state.unanswered)]
 
 
 def _is_baseline_scored(state: State) -> bool:
@@ -143,6 +148,7 @@ def _is_stale(state: State, number: int, candidate: Candidate) -> bool:
 
 
 def _needs_reflection(state: State, number: int, decided: Decided) -> bool:
-    every = state.session.reflect_every
-    kept = isinstance(decided.verdict, ev.Kept)
+    failures = state.reflection_failures
+    every = state.session.reflect_every * 2**failures  # a reflector that keeps failing is asked ever more rarely
+    kept = isinstance(decided.verdict, ev.Kept) and not failures
     return number > 0 and every > 0 and (kept or state.unreflected + 1 >= every)

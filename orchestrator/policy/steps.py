@@ -30,6 +30,15 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
+class FallBack:
+    """Let the optimizer propose in the researcher's place."""
+
+    reason: str
+    task_id: str = "fall back"
+    resources: tuple[str, ...] = ("propose",)
+
+
+@dataclass(frozen=True, slots=True)
 class _OnExperiment:
     experiment: int
 
@@ -146,4 +155,17 @@ class Stop:
 
 
 Edit = Implement | Rebase | Repair
-Step = CommitBaseline | Propose | Refuse | Edit | Train | Judge | Promote | Reflect | SkipReflection | Certify | Stop
+Step = (
+    CommitBaseline
+    | Propose
+    | FallBack
+    | Refuse
+    | Edit
+    | Train
+    | Judge
+    | Promote
+    | Reflect
+    | SkipReflection
+    | Certify
+    | Stop
+)

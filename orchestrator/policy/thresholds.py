@@ -91,8 +91,11 @@ CENTAUR_SHARE = 3
 """In a centaur crew one proposal in this many is the optimizer's; a larger share did worse in published trials."""
 LOOKAHEAD = 1
 """Candidates ready behind each one that trains: enough that no slot waits, few enough that none goes stale."""
-MAX_UNANSWERED = 3
-"""Rounds in a row without an answer from the researcher after which the night ends."""
+MAX_FRUITLESS = 6
+"""Rounds in a row, for each slot, that may lead to no run (no answer, a repeat, no candidate). Then the optimizer takes
+over, and after as many rounds of its own the night ends: every round is paid for, and the reason has been told."""
+FRUITLESS_PAUSE = 15.0
+"""Seconds before the researcher is asked a third time; they double with each further round that leads to no run."""
 MAX_ABORTED = 3
 """Runs in a row lost to the machine after which the session ends: the machine needs attention."""
 FINISH_MARGIN = 1.15

@@ -23,6 +23,7 @@ class Model(Protocol):
 class Outside(Protocol):
     """The outside of a conversation: models and tools, or the tape of them."""
 
+    async def pause(self, seconds: float) -> None: ...
     async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult: ...
 
@@ -39,6 +40,10 @@ class Recording:
             experiment=self.experiment, agent=agent, model=model, system=names[0], opening=names[1]
         )
         await self.log.append(self.task_id, event)
+
+    async def pause(self, seconds: float, until: float, reason: str) -> None:
+        await self._wait(until, reason)
+        await self.outside.pause(seconds)
 
     async def reply(self, request: Request) -> Reply:
         reply = await self.outside.reply(request, self._wait)
@@ -73,6 +78,9 @@ class Live:
         self.spent = log.state.usd
         self.reserved: list[float] = []
         self.settled = asyncio.Condition()
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
         most = self.model.at_most(request) or 0.0
@@ -112,6 +120,9 @@ class Played:
 
     def __init__(self, tape: Tape) -> None:
         self.tape = tape
+
+    async def pause(self, seconds: float) -> None:
+        """Go on at once: the recording says how long it took."""
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
         del request, on_wait  # the request is compared when the reply is appended; the tape plays recorded waits

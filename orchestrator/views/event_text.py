@@ -54,6 +54,8 @@ def _describe(event: ev.Event) -> str:
             return f"{agent}: {tokens.output} tokens, {calls or message.get('stop_reason')}"
         case ev.ToolUsed(tool=tool, result=result):
             return f"{tool}: {result}"
+        case ev.Reflected(postmortem=ev.Postmortem(implemented="no", happened=happened)):
+            return f"not tested: {happened}"
         case ev.Reflected(postmortem=postmortem):
             return f"{postmortem.verdict}: {postmortem.lesson}"
         case ev.GuidanceChanged(text=text):

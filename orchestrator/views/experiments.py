@@ -24,7 +24,8 @@ from orchestrator.core.state import (
 )
 
 UNFINISHED = ("proposed", "ready", "training", "broken")
-UNTRAINED = ("refused", "abandoned")
+UNTRAINED = ("refused", "abandoned", "not tested")
+"""Ends of experiments that say nothing of their hypotheses."""
 
 
 @dataclass(frozen=True, slots=True)

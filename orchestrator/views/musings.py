@@ -180,11 +180,17 @@ def _write_change(log: LogReader, row: ExperimentRow) -> Iterator[str]:
     yield "## What we changed"
     yield f"In the train.py of experiment {commit.parent} (commit `{commit.commit[:12]}`{ORIGINS[commit.how]}):"
     yield f"{fence}diff\n{body}\n{fence}"
+    if commit.summary:
+        yield f"The mechanic's summary: {flatten(commit.summary)}"
+    if commit.deviations:
+        yield f"Where the mechanic departed from the proposal: {flatten(commit.deviations)}"
 
 
 def _write_outcome(state: State, row: ExperimentRow) -> Iterator[str]:
     """Yield what happened: the verdict, the numbers, the facts."""
-    if row.is_decided:
+    if row.status == "not tested":
+        verdict = f"**Not tested**: what ran is not what was proposed, and it was {flatten(row.reason)}."
+    elif row.is_decided:
         verdict = f"**{row.status.capitalize()}**: {flatten(row.reason)}."
     elif row.scores:
         verdict = f"Not judged yet; so far {_list_scores(row)}."
@@ -219,7 +225,7 @@ def _write_table(state: State, row: ExperimentRow) -> str:
 
 
 def _write_lesson(row: ExperimentRow) -> Iterator[str]:
-    if (post := row.postmortem) is None:
+    if (post := row.postmortem) is None or post.implemented == "no":
         return
     yield "## What we learned"
     yield post.why.strip()

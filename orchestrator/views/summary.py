@@ -28,7 +28,7 @@ class Summary:
     pruned: int
     crashed: int
     untrained: int
-    """Refused as repeats, or abandoned before they ran."""
+    """Refused as repeats, abandoned before they ran, or run as something else than was proposed."""
     retried: int
     """Kept or discarded on more than one seed."""
     seeds: int

@@ -1,0 +1,58 @@
+"""Check the mechanic's edit against the proposal: which constants of train.py it may change, and to what."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from orchestrator.core.events import Proposal
+from orchestrator.core.source import compute_fingerprint
+from prepare.constants import read_values
+
+NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
+
+
+def find_deviation(proposal: Proposal, before: str, after: str, declared: str = "", *, repair: bool = False) -> str:
+    """Return where an edit departs from its proposal, and what to do about it; empty if it does not.
+
+    A constant that the proposal does not name must stay as it is; only a repair may change one that it declares. The
+    new value of a constant must be in the proposal, or be declared.
+    """
+    if compute_fingerprint(before) == compute_fingerprint(after):
+        return "nothing but comments or layout has changed"
+    return "; ".join(_list_deviations(proposal, before, after, declared, repair=repair))
+
+
+def _list_deviations(proposal: Proposal, before: str, after: str, declared: str, *, repair: bool) -> Iterator[str]:
+    values, old, new = read_values(after), _read_constants(before), _read_constants(after)
+    told = f"{proposal.title}\n{proposal.instructions}\n{' '.join(proposal.settings)}"
+    for name, value in proposal.settings.items():
+        if values.get(name) != value:
+            yield f"the proposal sets {name} to {value!r}: set it to exactly that"
+    for name, was in old.items():
+        now = new.get(name, "removed")
+        if was == now or name in proposal.settings:
+            continue
+        if not _is_named(told, name) and not (repair and _is_named(declared, name)):
+            yield f"{name} has changed, which the proposal does not name: put `{was}` back"
+        elif not _read_numbers(now) <= _read_numbers(f"{told}\n{declared}\n{was}"):
+            yield f"`{now}`: the proposal gives no such value; correct it, or say in `deviations` where it comes from"
+
+
+def _read_constants(source: str) -> Mapping[str, str]:
+    """Return every top-level statement that assigns an UPPER_CASE name, by that name, without layout."""
+    found = defaultdict[str, list[str]](list)
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            stored = (part for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
+            for name in dict.fromkeys(part.id for part in stored if part.id.isupper()):
+                found[name].append(ast.unparse(node))
+    return {name: "; ".join(statements) for name, statements in found.items()}
+
+
+def _is_named(text: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", text) is not None
+
+
+def _read_numbers(text: str) -> set[float]:
+    return {abs(float(found.replace("_", ""))) for found in NUMBER.findall(text)}

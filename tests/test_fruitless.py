@@ -1,0 +1,151 @@
+"""Rounds that lead nowhere are bounded, slowed and told; what was not done as proposed counts for nothing."""
+
+import pytest
+
+from orchestrator.agents import briefing
+from orchestrator.agents.crew import ClaudeCrew, WithOptimizer
+from orchestrator.core import events as ev
+from orchestrator.core.state import fold
+from orchestrator.loop import run
+from orchestrator.optimizer.crew import Optimizer
+from orchestrator.policy import thresholds
+from orchestrator.session.recording import Live, Played, Recording
+from orchestrator.session.replay import Tape, replay
+from orchestrator.session.store import Session
+from orchestrator.views.musings import write_musings
+from orchestrator.views.summary import summarize
+from subagents.agent import Reply
+from tests.fakes import started
+from tests.scripted import Scripted
+from tests.simulated import SOURCE, Landscape
+from tests.test_crew import PROMPTS
+from tests.virtual import run_virtually, virtual_clock
+
+TURNS = tuple((name, 1.1) for name in ("MATRIX_LR", "EMBEDDING_LR", "SCALAR_LR", "SOFTCAP", "WEIGHT_DECAY"))
+
+
+class Player:
+    """A model that plays the scripted server without a network."""
+
+    def __init__(self, script, reflector=True):
+        self.app, self.reflects, self.asked = Scripted(script, TURNS), reflector, []
+
+    def at_most(self, request):
+        return 0.01
+
+    async def reply(self, request, on_wait):
+        self.asked.append(request)
+        if request.agent == "reflector" and not self.reflects:
+            return Reply.from_error("failed", "the model is gone")
+        play = {"system": request.system, "tools": request.tools, "messages": request.messages, "model": "m"}
+        return Reply(self.app.message(play), usd=0.01)
+
+    def count_openings(self, agent):
+        return sum(request.agent == agent and len(request.messages) == 1 for request in self.asked)
+
+
+def make_crew(log, outside):
+    models = ClaudeCrew(log, lambda task_id, number: Recording(outside, log, task_id, number), PROMPTS)
+    return WithOptimizer(models, lambda: Optimizer(log.get))
+
+
+class Still(Landscape):
+    """A script without constants."""
+
+    async def train(self, granted, source):
+        return await super().train(granted, SOURCE)
+
+
+def night(path, model, source=SOURCE, lab=Landscape, **limits):
+    async def go():
+        session = Session(path / "s" / "session.db", virtual_clock, create=True)
+        session.write("", started(limits=ev.SessionLimits(**{"hours": 0.3} | limits), crew="claude"))
+        await run(session, make_crew(session, Live(model, session)), lab(session, source))
+        return session
+
+    return run_virtually(go())
+
+
+def list_events(session, *kinds):
+    return [record.event for record in session.records if isinstance(record.event, kinds)]
+
+
+@pytest.mark.parametrize("kind", ["repeat", "abandon", "mute"])
+def test_a_model_that_leads_nowhere_is_asked_a_few_times_and_then_the_optimizer_goes_on(tmp_path, kind):
+    model = Player(["turn"] + [kind] * 500)
+
+    session = night(tmp_path, model)
+
+    (fell,) = list_events(session, ev.FellBack)
+    assert f"the optimizer proposes from now on, since {thresholds.MAX_FRUITLESS} rounds in a row led" in fell.reason
+    assert model.count_openings("researcher") == 1 + thresholds.MAX_FRUITLESS
+    authors = [result.proposal.author for result in session.state.judged if result.scores and result.experiment]
+    assert authors[0] == "researcher"
+    assert set(authors[1:]) == {"optimizer"}
+    assert session.state.ended == "the 0.3 hours are over"
+
+    waits = list_events(session, ev.Waiting)
+    assert [wait.reason for wait in waits][:1] == ["2 rounds in a row led to no run"]
+    told = [request.messages[0]["content"][-1]["text"] for request in model.asked if request.agent == "researcher"]
+    assert "The last 3 rounds led to no run; the latest because of this: «" in "".join(told)
+
+    async def live(tape):
+        await run(tape, make_crew(tape, Played(tape)), tape)
+
+    assert not run_virtually(replay(Tape(session.records, session.get), live))
+
+
+def test_where_the_optimizer_cannot_help_the_night_ends_and_says_so(tmp_path):
+    session = night(tmp_path, Player(["mute"]), source="import prepare\nprint(prepare)\n", lab=Still)
+
+    assert session.state.ended.startswith(f"{thresholds.MAX_FRUITLESS} rounds in a row led to no run: ")
+
+
+def test_asked_again_after_a_resumption():
+    log = [
+        started(),
+        *[ev.Unanswered(reason="silence")] * thresholds.MAX_FRUITLESS,
+        ev.FellBack(reason="silence"),
+        ev.Resumed(),
+    ]
+    records = [ev.Record(seq=i, at=float(i), task_id="t", event=event) for i, event in enumerate(log)]
+
+    assert fold(records[:-1]).fallback == "silence"
+    assert fold(records).fallback == ""
+
+
+def test_a_reflector_that_always_fails_is_asked_ever_more_rarely(tmp_path):
+    session = night(tmp_path, model := Player(["turn"], reflector=False))
+
+    skipped = list_events(session, ev.ReflectionSkipped)
+    failed = sum(event.failed for event in skipped)
+    assert len(skipped) > 12
+    assert failed == model.count_openings("reflector")
+    assert 2**failed <= 2 * len(skipped)
+
+
+def test_a_stray_edit_is_told_and_corrected(tmp_path):
+    source = SOURCE.replace("HEAD_DIM = 32 ", "HEAD_DIM = 128 ").replace("MODEL_DIM = 96 ", "MODEL_DIM = 128 ")
+    session = night(tmp_path, model := Player(["stray"]), source=source, experiments=1)
+
+    (commit, *_) = list_events(session, ev.Committed)
+    assert "HEAD_DIM = 128" in session.get(commit.source)
+    assert commit.summary == "MATRIX_LR is 0.044 now."
+    assert "HEAD_DIM has changed, which the proposal does not name" in str(model.asked)
+
+
+def test_what_was_not_done_as_proposed_is_not_tested(tmp_path):
+    session = night(tmp_path, Player(["turn", "unfaithful", "turn"]), experiments=3)
+    state = session.state
+
+    result = next(result for result in state.judged if "EXTRA_LINE" in session.get(result.commit.source))
+    assert result.status == "not tested"
+    facts = briefing.brief_researcher(state, state.next, 1, SOURCE)
+    assert f"#{result.experiment} " in facts["refused"]
+    assert f"#{result.experiment} " not in facts["recent"] + facts["lessons"] + facts["families"]
+    assert summarize(state).untrained == 1
+    write_musings(session, tmp_path / "musings")
+    (page,) = (tmp_path / "musings").glob(f"{result.experiment:03}-*.md")
+    assert "**Not tested**: what ran is not what was proposed" in page.read_text()
+    assert "The mechanic's summary: " in page.read_text()
+    assert "What we learned" not in page.read_text()
