@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from orchestrator.cli import options as opt
+from orchestrator.views.output import harden_streams
 
 COMMANDS = {
     "resume": ("orchestrator.cli.start:resume", "Go on after any interruption."),
@@ -107,7 +108,8 @@ def start(
 def main() -> None:
     """Run a command. An error that the user can mend is one line and exit code 2."""
     try:
-        app(standalone_mode=False)
+        with harden_streams():
+            app(standalone_mode=False)
     except TyperException as error:
         _complain(error.format_message())
     except typer.Abort:
