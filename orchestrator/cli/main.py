@@ -109,7 +109,8 @@ def main() -> None:
     """Run a command. An error that the user can mend is one line and exit code 2."""
     try:
         with harden_streams():
-            app(standalone_mode=False)
+            code = app(standalone_mode=False)  # 130 after Ctrl-C, else None
+        raise SystemExit(code)
     except TyperException as error:
         _complain(error.format_message())
     except typer.Abort:

@@ -95,7 +95,7 @@ def _trace_best(arm: str, summary: Summary, records: Sequence[ev.Record]) -> Cou
     best[0], best[-1] = summary.baseline or best[0], summary.best or best[-1]
     moments.append(state)
     places = {
-        "experiments": [len(moment.tried) for moment in moments],
+        "experiments": [len({*(r.experiment for r in moment.results), moment.best} - {0}) for moment in moments],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
     }

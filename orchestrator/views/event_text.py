@@ -73,7 +73,7 @@ def write_page(log: EventLog, records: Sequence[ev.Record], number: int) -> str:
         parts = _write_conversation(log.get, [r for r in records[: number + 1] if r.task_id == record.task_id])
     else:
         parts = _write_fields(log.get, record.event)
-    return "\n\n".join([write_line(record), *parts])
+    return make_printable("\n\n".join([write_line(record), *parts]))
 
 
 def _write_conversation(read: Callable[[str], str], records: Sequence[ev.Record]) -> Iterator[str]:
@@ -112,13 +112,14 @@ def _write_fields(read: Callable[[str], str], event: ev.Event) -> Iterator[str]:
         if name in {"source", "log"} and isinstance(value, str) and value:
             yield _write_section(name, read(value))
         elif isinstance(value, str) and len(value) <= 60:
-            yield f"{name}: {make_printable(value)}"
+            yield f"{name}: {value}"
         else:
             yield _write_section(name, value if isinstance(value, str) else _write_json(value))
 
 
 def _write_section(title: str, text: str) -> str:
-    return f"── {title} ".ljust(80, "─") + f"\n{make_printable(text.rstrip(), LONGEST)}"
+    cut = f"\n… {len(text) - LONGEST:,} more characters" if len(text) > LONGEST else ""
+    return f"── {shorten(title, WORDS)} ".ljust(80, "─") + f"\n{text[:LONGEST].rstrip()}{cut}"
 
 
 def _write_json(value: object) -> str:

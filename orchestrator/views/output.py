@@ -66,7 +66,10 @@ def harden_streams() -> Generator[None]:
     """Let nothing that a command prints raise. Exits with a line and 2 where a full disk could not take it."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed: the next file would get its number, and be printed into
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+            null = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115
+            os.set_inheritable(null.fileno(), True)
+            setattr(sys, name, null)
+            setattr(sys, f"__{name}__", null)  # keeps it open when it is wrapped below
     sys.stderr = _make_lenient(sys.stderr)
     sys.stdout = stdout = _make_lenient(sys.stdout)
     yield

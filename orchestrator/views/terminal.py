@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State, Training, get_proposal
-from orchestrator.core.text import format_count
+from orchestrator.core.text import format_count, shorten
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import EventLog
 from orchestrator.views.event_text import TALK, format_clock, summarize
@@ -174,10 +174,11 @@ def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
 def _render_notices(state: State, now: float) -> Iterator[RenderableType]:
     """Yield what is out of the ordinary."""
     for waiting in state.waiting.values():
-        text = f" waiting {_format_span(waiting.until - now)}: {make_printable(waiting.reason, LONGEST)}"
+        text = f" waiting {_format_span(waiting.until - now)}: {make_printable(shorten(waiting.reason, LONGEST))}"
         yield Text(text, style="yellow", overflow="ellipsis", no_wrap=True)
     if state.stopping and not state.ended:
-        yield Text(f" stopping: {make_printable(state.stopping)}", style="yellow")
+        text = f" stopping: {make_printable(shorten(state.stopping, LONGEST))}"
+        yield Text(text, style="yellow", overflow="ellipsis", no_wrap=True)
 
 
 def _format_span(seconds: float) -> str:
