@@ -129,12 +129,12 @@ def test_hostile_titles_stay_in_their_place(tmp_path):
 def test_search_finds_by_words_and_filters(folder):
     hits = search(folder, "shallower depth")
     assert all("Shallower: DEPTH" in hit.title for hit in hits[:2])
-    assert hits[0].session == "test"
+    assert hits[0].matter["session"] == "test"
     assert hits[0].snippet.count("**") % 2 == 0
     assert "**" in hits[0].snippet
-    assert {hit.family for hit in search(folder, "learning rate", family="optimizer")} == {"optimizer"}
-    assert all(hit.status == "kept" for hit in search(folder, "noise", verdict="kept"))
-    assert all(hit.verdict == "refuted" for hit in search(folder, "noise", verdict="refuted"))
+    assert {hit.matter["family"] for hit in search(folder, "learning rate", family="optimizer")} == {"optimizer"}
+    assert all(hit.matter["status"] == "kept" for hit in search(folder, "noise", verdict="kept"))
+    assert all(hit.matter["verdict"] == "refuted" for hit in search(folder, "noise", verdict="refuted"))
     assert search(folder, "noise", session="another") == []
     assert len(search(folder, "", limit=3)) == 3
 
@@ -142,8 +142,8 @@ def test_search_finds_by_words_and_filters(folder):
 def test_search_falls_back_to_any_word_and_knows_word_forms(folder):
     assert search(folder, "muon zebra")
     assert search(folder, "zebra") == []
-    assert [h.experiment for h in search(folder, "orthogonalising")] == [
-        h.experiment for h in search(folder, "orthogonalises")
+    assert [hit.path for hit in search(folder, "orthogonalising")] == [
+        hit.path for hit in search(folder, "orthogonalises")
     ]
 
 

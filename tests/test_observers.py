@@ -94,7 +94,7 @@ def test_a_search_passes_by_what_cannot_be_read(recorded, tmp_path, kind):
     (tmp_path / "musings/notes/index.md").rename(tmp_path / "musings/notes/001-mine.md")
     (tmp_path / "musings/notes/002-odd.md").write_text("---\nexperiment: [x]\ndelta: much\n---\n# muon\n")
 
-    assert [hit.experiment for hit in search(tmp_path / "musings", "muon")] == [0]
+    assert [hit.path.name for hit in search(tmp_path / "musings", "muon")] == ["002-odd.md"]
 
 
 def list_targets(folder: Path) -> list[Path]:

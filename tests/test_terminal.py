@@ -1,3 +1,4 @@
+import contextlib
 import io
 import re
 
@@ -35,6 +36,14 @@ def played(session, upto=None) -> EventLog:
     return log
 
 
+@contextlib.contextmanager
+def watching(log, to, clock):
+    terminal = Terminal(log, to, clock)
+    terminal.open()
+    yield terminal
+    terminal.close()
+
+
 def when(session, kind, number) -> int:
     """How many records there are once this has happened."""
     found = (r.seq for r in session.records if r.event.kind == kind and r.event.experiment == number)
@@ -44,7 +53,7 @@ def when(session, kind, number) -> int:
 def told(session) -> list[str]:
     """The plain lines of a whole session."""
     log, to = played(session, 1), console()
-    with Terminal(log, to, lambda: log.state.now) as terminal:
+    with watching(log, to, lambda: log.state.now) as terminal:
         for record in session.records[1:]:
             log.fold(record)
             terminal.update()
@@ -73,7 +82,7 @@ def test_what_is_out_of_the_ordinary_is_said_too():
         ev.Waiting(until=2e9, reason="the server is full"),
         ev.StopAsked(reason="you asked to stop"),
     ]
-    with Terminal(log, to, lambda: 0.0) as terminal:
+    with watching(log, to, lambda: 0.0) as terminal:
         for i, event in enumerate(events, 1):
             log.fold(ev.Record(seq=i, at=1.9e9, task_id="propose 1", event=event))
             terminal.update()
@@ -131,7 +140,7 @@ def test_titles_are_text_not_markup():
 
 def test_the_live_view_comes_and_goes(session):
     log, to = played(session), console(terminal=True)
-    with Terminal(log, to, lambda: log.state.now) as terminal:
+    with watching(log, to, lambda: log.state.now) as terminal:
         terminal.update()
         terminal.say("Stopping: [what] is training is finished first.")
     text = to.file.getvalue()
@@ -159,6 +168,6 @@ def test_a_resumed_session_starts_with_its_resumption(session):
 
     log.fold(ev.Record(seq=2, at=19.0, task_id="", event=ev.Resumed()))
     to = console()
-    with Terminal(log, to, lambda: 20.0):
+    with watching(log, to, lambda: 20.0):
         pass
     assert [line.split()[1] for line in to.file.getvalue().splitlines()] == ["resumed"]

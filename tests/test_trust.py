@@ -6,35 +6,37 @@ import pytest
 
 from orchestrator.core.events import Audit, Crashed, Record, RunMetrics, Scored
 from orchestrator.lab.sandbox import select
+from orchestrator.session.store import EventLog
 from orchestrator.views.summary import describe_trust
-from orchestrator.views.usage import TrustSummary, summarize_trust
 from tests.workplace import orchestrate, workplace
 
 KEY = {"run": 1, "metrics": RunMetrics(), "curve": (), "log": "x"}
 
 
-def records(*events):
-    return [Record(seq=seq, at=0.0, task_id="", event=event) for seq, event in enumerate(events)]
+def log_of(*events):
+    """A log that holds these records, whatever came before them."""
+    log = EventLog()
+    log.records = [Record(seq=seq, at=0.0, task_id="", event=event) for seq, event in enumerate(events)]
+    return log
 
 
 def test_audits_and_disqualifications_are_counted():
     audit = Audit(claimed=2.0, error=0.0, worst=0.1, looks=9, seconds=1.0, evaluation=1.0)
     lie = {"failure": "disqualified", "message": "it lies", "tier": "bubblewrap"}
-    found = summarize_trust(
-        records(
-            Scored(experiment=1, val_bpb=2.01, audit=audit, tier="bubblewrap", **KEY),
-            Scored(experiment=2, val_bpb=3.0, tier="bubblewrap", **KEY),
-            Crashed(experiment=3, **lie, **KEY),
-            Crashed(experiment=3, **lie, **KEY),
-            Crashed(experiment=4, failure="NaN", message="", tier="bubblewrap", **KEY),
-        )
+    log = log_of(
+        Scored(experiment=1, val_bpb=2.01, audit=audit, tier="bubblewrap", **KEY),
+        Scored(experiment=2, val_bpb=3.0, tier="bubblewrap", **KEY),
+        Crashed(experiment=3, **lie, **KEY),
+        Crashed(experiment=3, **lie, **KEY),
+        Crashed(experiment=4, failure="NaN", message="", tier="bubblewrap", **KEY),
     )
-    assert (found.audited, found.disqualified, found.tiers) == (1, (3,), {"bubblewrap"})
-    assert describe_trust(found) == "bubblewrap; 1 audited, off by 0.01 at most; 1 disqualified (experiment 3)"
+    assert describe_trust(log) == "bubblewrap; 1 audited, off by 0.01 at most; 1 disqualified (experiment 3)"
 
 
 def test_without_any_of_it_that_is_said():
-    assert describe_trust(TrustSummary(tiers=frozenset({"none"}))) == "no sandbox; none audited; 0 disqualified"
+    run = Scored(experiment=1, val_bpb=2.01, tier="none", **KEY)
+    assert describe_trust(log_of(run)) == "no sandbox; none audited; 0 disqualified"
+    assert describe_trust(log_of()) == "nothing has run yet"
 
 
 @pytest.mark.parametrize(("words", "tier"), [((), "bubblewrap|landlock"), (("--unsafe",), "no sandbox")])

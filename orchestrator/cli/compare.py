@@ -1,6 +1,6 @@
 """The command that sets sessions side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,21 +10,6 @@ from rich.table import Column, Table
 
 from orchestrator.cli.options import Paths, UsageError, read_session
 from orchestrator.views import comparison
-
-FIGURES: dict[str, Callable[[comparison.SessionFigures], str]] = {
-    "crew and style": lambda row: row.arm,
-    "experiments": lambda row: str(row.experiments),
-    "kept": lambda row: f"{row.kept} ({row.keep_rate:.0%})",
-    "crashed": lambda row: str(row.crashes),
-    "repeats refused": lambda row: str(row.repeats),
-    "families tried": lambda row: str(row.families),
-    "baseline": lambda row: f"{row.baseline:.4f}",
-    "best": lambda row: f"{row.best:.4f}",
-    "gain": lambda row: f"{row.gain:.4f}",
-    "hours": lambda row: f"{row.hours:.2f}",
-    "tokens/experiment": lambda row: f"{row.tokens // max(row.experiments, 1):,}",
-    "$/experiment": lambda row: "unknown" if row.usd is None else f"{row.usd / max(row.experiments, 1):.3f}",
-}
 
 
 def compare(
@@ -67,6 +52,6 @@ def _summarize(paths: Paths, name: str) -> comparison.SessionFigures:
 def _make_table(rows: Sequence[comparison.SessionFigures]) -> Table:
     """Make a line for each figure and a column for each session: two or three fit on any terminal."""
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
-    for name, figure in FIGURES.items():
+    for name, figure in comparison.FIGURES.items():
         table.add_row(name, *map(figure, rows))
     return table

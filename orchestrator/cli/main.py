@@ -4,7 +4,6 @@ A command's module is imported when the command runs, so that `--help` and listi
 """
 
 import importlib
-import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from orchestrator.cli import options as opt
+from orchestrator.views.output import harden_streams
 
 COMMANDS = {
     "resume": ("orchestrator.cli.start:resume", "Go on after any interruption."),
@@ -108,12 +108,10 @@ def start(
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command, by default the process's own. An error that the user can mend is one line and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text, a terminal may not know σ
     try:
-        app(words, standalone_mode=False)
-        sys.stdout.flush()
+        with harden_streams():
+            code = app(words, standalone_mode=False)  # 130 after Ctrl-C, else None
+        raise SystemExit(code)
     except TyperException as error:
         _complain(error.format_message())
     except typer.Abort:

@@ -8,11 +8,14 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.text import format_signed, shorten
 from orchestrator.session.store import EventLog
+from orchestrator.views.output import make_printable
 
 TALK = ev.ConversationOpened | ev.ModelReplied | ev.ToolUsed
 """Events of a conversation with an agent: they change nothing that a view shows."""
 WORDS = 100
 """Characters of a summary."""
+LONGEST = 200_000
+"""Characters of one text on a page about an event."""
 
 
 def write_line(record: ev.Record) -> str:
@@ -23,8 +26,7 @@ def write_line(record: ev.Record) -> str:
 
 def summarize(event: ev.Event) -> str:
     """Return what happened on one line, in a few words; of an event without a case of its own, its reason."""
-    text = shorten(_describe(event), WORDS)
-    return "".join(character if character.isprintable() else "�" for character in text)
+    return make_printable(shorten(_describe(event), WORDS))
 
 
 def _describe(event: ev.Event) -> str:
@@ -73,7 +75,7 @@ def write_page(log: EventLog, records: Sequence[ev.Record], number: int) -> str:
         parts = _write_conversation(log.get, [r for r in records[: number + 1] if r.task_id == record.task_id])
     else:
         parts = _write_fields(log.get, record.event)
-    return "\n\n".join([write_line(record), *parts])
+    return make_printable("\n\n".join([write_line(record), *parts]))
 
 
 def _write_conversation(read: Callable[[str], str], records: Sequence[ev.Record]) -> Iterator[str]:
@@ -101,9 +103,9 @@ def _write_block(agent: str, block: dict[str, Any]) -> str:
         case {"type": "thinking", "thinking": str() as text}:
             return _write_section(f"{agent} thinks", text or "(not disclosed)")
         case {"type": "tool_use", "name": str() as name, "input": arguments}:
-            return _write_section(f"{agent} calls {name}", json.dumps(arguments, indent=2, ensure_ascii=False))
+            return _write_section(f"{agent} calls {name}", _write_json(arguments))
         case _:
-            return _write_section(f"{agent}: {block.get('type')}", json.dumps(block, ensure_ascii=False)[:400])
+            return _write_section(f"{agent}: {block.get('type')}", _write_json(block))
 
 
 def _write_fields(read: Callable[[str], str], event: ev.Event) -> Iterator[str]:
@@ -111,14 +113,19 @@ def _write_fields(read: Callable[[str], str], event: ev.Event) -> Iterator[str]:
     for name, value in event.model_dump(mode="json", exclude={"kind"}).items():
         if name in {"source", "log"} and isinstance(value, str) and value:
             yield _write_section(name, read(value))
-        elif isinstance(value, str) and len(value) > 60:
-            yield _write_section(name, value)
+        elif isinstance(value, str) and len(value) <= 60:
+            yield f"{name}: {value}"
         else:
-            yield f"{name}: {json.dumps(value, ensure_ascii=False, indent=1) if isinstance(value, dict) else value}"
+            yield _write_section(name, value if isinstance(value, str) else _write_json(value))
 
 
 def _write_section(title: str, text: str) -> str:
-    return f"── {title} " + "─" * max(4, 76 - len(title)) + f"\n{text.rstrip()}"
+    cut = f"\n… {len(text) - LONGEST:,} more characters" if len(text) > LONGEST else ""
+    return f"── {shorten(title, WORDS)} ".ljust(80, "─") + f"\n{text[:LONGEST].rstrip()}{cut}"
+
+
+def _write_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1)
 
 
 def format_clock(at: float) -> str:

@@ -1,7 +1,7 @@
 """One row per experiment: all that is known of it, closed or under way. Every view and file is written from rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from statistics import fmean
 
 from orchestrator.core import events as ev
@@ -17,15 +17,23 @@ from orchestrator.core.state import (
     State,
     Status,
     Training,
+    diff_from_parent,
     get_commit,
     get_proposal,
     get_scores,
     name_status,
 )
+from orchestrator.core.text import flatten, shorten
+from orchestrator.views.output import make_printable
+from orchestrator.views.snapshot import LogReader
 
 UNFINISHED = ("proposed", "ready", "training", "broken")
 UNTRAINED = ("refused", "abandoned", "not tested")
 """Ends of experiments that say nothing of their hypotheses."""
+REASON = 1_000
+"""Characters of a verdict's reason."""
+DIFF_LINES, DIFF_CHARACTERS = 80, 20_000
+"""A longer diff is cut: the commit holds all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,10 @@ class ExperimentRow:
     crash: ev.Crashed | None = None
     verdict: ev.Verdict | ev.Refused | ev.Abandoned | None = None
     postmortem: ev.Postmortem | None = None
+
+    @property
+    def title(self) -> str:
+        return make_printable(flatten(self.proposal.title))
 
     @property
     def val_bpb(self) -> float | None:
@@ -61,14 +73,12 @@ class ExperimentRow:
 
     @property
     def reason(self) -> str:
-        return getattr(self.verdict, "reason", "")
+        return make_printable(shorten(getattr(self.verdict, "reason", ""), REASON))
 
     @property
     def runs(self) -> Sequence[FinishedRun]:
         """The scored runs; without any, the one that crashed or was pruned."""
-        if self.scores:
-            return self.scores
-        return [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
+        return self.scores or [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
 
     @property
     def memory_mb(self) -> float:
@@ -81,20 +91,8 @@ class ExperimentRow:
 
 def list_rows(state: State) -> list[ExperimentRow]:
     """Return all experiments by number."""
-    rows = [*map(_make_closed_row, state.results), *list_open_rows(state)]
-    return sorted(rows, key=lambda row: row.experiment)
-
-
-def list_open_rows(state: State) -> Iterator[ExperimentRow]:
-    """Yield the experiments that are not closed yet."""
-    for number, stage in state.open.items():
-        if not isinstance(stage, Remeasuring):
-            yield _make_open_row(state, number, stage)
-
-
-def find_row(state: State, experiment: int) -> ExperimentRow | None:
-    """Return one experiment; None where that number was not used."""
-    return next((row for row in list_rows(state) if row.experiment == experiment), None)
+    under_way = [_make_open_row(state, *item) for item in state.open.items() if not isinstance(item[1], Remeasuring)]
+    return sorted([*map(_make_closed_row, state.results), *under_way], key=lambda row: row.experiment)
 
 
 def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
@@ -109,18 +107,18 @@ def describe_row(state: State, row: ExperimentRow) -> RunDescription:
     return describe_run(row.runs, get_scores(state, row.incumbent), row.verdict)
 
 
+def show_diff(log: LogReader, row: ExperimentRow) -> str:
+    """Return what the experiment changed in its parent's train.py, or its beginning; empty for the baseline."""
+    if row.commit is None or row.experiment == 0:
+        return ""
+    lines = make_printable(diff_from_parent(log.state, row.commit, log.get, context=1)).split("\n")
+    cut = [f"… {len(lines) - DIFF_LINES} more lines in commit {row.commit.commit[:12]}"] * (len(lines) > DIFF_LINES)
+    return make_printable("\n".join([*lines[:DIFF_LINES], *cut]).rstrip("\n"), DIFF_CHARACTERS)
+
+
 def _make_closed_row(result: ExperimentResult) -> ExperimentRow:
-    return ExperimentRow(
-        result.experiment,
-        result.status,
-        result.proposal,
-        result.incumbent,
-        result.commit,
-        result.scores,
-        result.crash,
-        result.verdict,
-        result.postmortem,
-    )
+    known = {field.name: getattr(result, field.name) for field in fields(result)}
+    return ExperimentRow(status=result.status, **known)
 
 
 def _make_open_row(state: State, number: int, stage: Stage) -> ExperimentRow:

@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,9 @@ class Hit:
     """One musing that a search has found."""
 
     path: Path
-    session: str
-    experiment: int
     title: str
-    status: str
-    verdict: str
-    family: str
-    delta: float | None
+    matter: Mapping[str, Any]
+    """The musing's front matter."""
     snippet: str
     """The words around the match, which stands between ** and **."""
 
@@ -47,7 +44,7 @@ def search(
                 db.execute("insert into m values (?, ?, ?)", (str(path), title.lstrip("# "), plain))
         for joint in (" AND ", " OR "):
             if rows := _match(db, joint.join(f'"{word}"' for word in words), limit):
-                return [_make_hit(Path(path), title, snippet, matters[path]) for path, title, snippet in rows]
+                return [Hit(Path(path), title, matters[path], " ".join(text.split())) for path, title, text in rows]
     return []
 
 
@@ -75,21 +72,6 @@ def _match(db: sqlite3.Connection, match: str, limit: int) -> list[tuple[str, st
     around = "snippet(m, -1, '**', '**', '…', 24)"
     best = f"select path, title, {around} from m where m match ? order by bm25(m, 0, 4, 1) limit ?"
     return db.execute(best, (match, limit)).fetchall()
-
-
-def _make_hit(path: Path, title: str, snippet: str, matter: dict[str, Any]) -> Hit:
-    number, delta = matter.get("experiment"), matter.get("delta")
-    return Hit(
-        path=path,
-        session=str(matter.get("session", "")),
-        experiment=number if isinstance(number, int) else 0,
-        title=title,
-        status=str(matter.get("status", "")),
-        verdict=str(matter.get("verdict") or ""),
-        family=str(matter.get("family", "")),
-        delta=delta if isinstance(delta, float) else None,
-        snippet=" ".join(snippet.split()),
-    )
 
 
 def _is_wanted(matter: dict[str, Any], family: str, verdict: str, session: str) -> bool:

@@ -8,8 +8,10 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from orchestrator.core.events import Ended, Promoted, Record, Waiting
+from orchestrator.core.text import shorten
 from orchestrator.session.store import EventLog
-from orchestrator.views.experiments import find_row
+from orchestrator.views.experiments import list_rows
+from orchestrator.views.output import make_printable
 from orchestrator.views.summary import summarize, write_counts, write_headline
 
 Send = Callable[[str, str], Awaitable[bool]]
@@ -18,6 +20,8 @@ PATIENCE = 15.0
 """Seconds that sending a message may take."""
 QUIET = 600.0
 """Seconds after a pause in which another one is the same pause."""
+LONGEST = 1_500
+"""Characters of a message: most services take no longer ones."""
 
 
 class NotifyError(Exception):
@@ -77,12 +81,13 @@ class Notifier:
 
     def _choose_message(self, record: Record) -> tuple[str, str] | None:
         match record.event:
-            case Promoted(experiment=number) if number and (row := find_row(self.log.state, number)):
-                return "a new best", f"{number}. {row.proposal.title}\n{self._write_summary()}"
+            case Promoted(experiment=number) if number:
+                title = next(row.title for row in list_rows(self.log.state) if row.experiment == number)
+                return "a new best", f"{number}. {title}\n{self._write_summary()}"
             case Waiting(until=until, reason=reason):
                 is_new = record.at > self.paused_until + QUIET
                 self.paused_until = max(self.paused_until, until)
-                text = f"{reason}. Training continues meanwhile.\n{self._write_summary()}"
+                text = f"{shorten(reason, 300)}. Training continues meanwhile.\n{self._write_summary()}"
                 return ("a pause", text) if is_new else None
             case Ended():
                 self.has_ended = True  # sent by `close`: the loop ends too soon after this
@@ -95,12 +100,9 @@ class Notifier:
         return f"{write_headline(summary)}\n{write_counts(summary)}"
 
     async def _deliver(self, what: str, text: str) -> None:
-        sent = self._send_in_time(f"{self.log.state.session.name}: {what}", text)
+        title = f"{self.log.state.session.name}: {what}"
+        sent = asyncio.wait_for(self.send(title, make_printable(text, LONGEST)), PATIENCE)
         (arrived,) = await asyncio.gather(sent, return_exceptions=True)  # an error may repeat the URL: it is not shown
         if arrived is not True and not self.has_failed:
             self.has_failed = True
             self.say("A notification did not arrive; the night continues.")
-
-    async def _send_in_time(self, title: str, text: str) -> bool:
-        async with asyncio.timeout(PATIENCE):
-            return await self.send(title, text)

@@ -5,28 +5,38 @@ What could not be written is tried again at the next event, and can be rebuilt f
 """
 
 import asyncio
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO, cast
 
 from rich.console import Console
 
-from orchestrator.core.events import Granted, Point, Record, Resumed
-from orchestrator.core.state import State, apply
+from orchestrator.core.events import Granted, Point, Record
+from orchestrator.core.state import State
 from orchestrator.core.text import flatten
-from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import Musings
 from orchestrator.views.notify import Notifier, Send, send_nothing
+from orchestrator.views.output import Outlet
 from orchestrator.views.report.files import Files
 from orchestrator.views.snapshot import LogReader, Snapshot
-from orchestrator.views.summary import describe_late_discards, describe_trust, summarize, write_headline
+from orchestrator.views.summary import (
+    count,
+    describe_late_discards,
+    describe_trust,
+    suggest_command,
+    summarize,
+    write_command,
+    write_headline,
+)
 from orchestrator.views.terminal import Terminal
-from orchestrator.views.usage import measure_utilization, summarize_trust
+from orchestrator.views.usage import measure_utilization
 
 SOON = 0.5
 """Seconds until the files follow the log: events that come together are one change."""
@@ -42,11 +52,12 @@ class Observers:
         console: Console | None = None,
         *,
         send: Send = send_nothing,
-        command: Callable[..., str] = lambda *words: " ".join(["python -m orchestrator", *words]),
+        command: Callable[..., str] = write_command,
     ) -> None:
         """Watch the session; `command` completes the words of a command that the user is told."""
         self.session, self.folder, self.command = session, session.path.parent, command
-        self.terminal = Terminal(session, console or Console(highlight=False), time.time)
+        console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
+        self.terminal = Terminal(session, console, time.time)
         self.musings = Musings(musings / session.state.session.name)
         self.files = Files(self.folder)
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
@@ -55,7 +66,8 @@ class Observers:
         session.subscribe(self.update)
 
     def __enter__(self) -> Self:
-        self._guard("the live view", self.terminal.__enter__)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no night
+        self._guard("the live view", self.terminal.open)
         self._write_all(self.musings.list_writes(self.session))
         self._guard("musings", self.musings.write_overview)
         return self
@@ -65,7 +77,7 @@ class Observers:
     ) -> None:
         self._write_files(self.session)
         self._guard("musings", self.musings.write_overview)
-        self._guard("the live view", lambda: self.terminal.__exit__(kind, error, trace))
+        self._guard("the live view", self.terminal.close)
         self._guard("notifications", lambda: self.notifier.close(error))
 
     def update(self) -> None:
@@ -93,16 +105,13 @@ class Observers:
         written = 0
         while written < len(self.session.records):
             await asyncio.sleep(SOON)
-            snapshot = list(self.session.records), self.session.state
-            await asyncio.to_thread(self._write_snapshot, *snapshot)
-            written = len(snapshot[0])
+            records, state = list(self.session.records), self.session.state
+            await asyncio.to_thread(self._guard, "the files", partial(self._write_snapshot, records, state))
+            written = len(records)
 
     def _write_snapshot(self, records: list[Record], state: State) -> None:
-        def write() -> None:
-            with self.session.read_texts() as read:  # a connection is bound to its thread
-                self._write_files(Snapshot(state, records, read))
-
-        self._guard("the files", write)
+        with self.session.read_texts() as read:  # a connection is bound to its thread
+            self._write_files(Snapshot(state, records, read))
 
     def _write_files(self, log: LogReader) -> None:
         self._write_all(self.musings.list_writes(log))
@@ -132,33 +141,22 @@ class Observers:
             self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
 
     def _write_summary(self, history: str) -> list[str]:
-        state, records, folder = self.session.state, self.session.records, self.folder
-        summary = summarize(state)
+        state, folder, summary = self.session.state, self.folder, summarize(self.session.state)
         if state.incumbent is None:
             why = write_headline(summary) if summary.failure else f"Nothing was measured: {state.ended}."
             return [f"\n{why}", f"  report    {folder / 'report.html'}"]
-        used, late = measure_utilization(records, state.session.slots), describe_late_discards(list_rows(state))
+        used = measure_utilization(self.session.records, state.session.slots)
+        late = describe_late_discards(list_rows(state))
         return [
             f"\nThe night is over: {state.ended}.",
             f"  val_bpb   {write_headline(summary).removeprefix('val_bpb ')}",
-            f"  tried     {summary.tried} experiments, kept {summary.kept}"
+            f"  tried     {count(summary.tried, 'experiment')}, kept {summary.kept}"
             + f", on {summary.seeds} seeds or more" * (summary.seeds > 1),
             *([f"  discarded {late}"] if late else []),
-            f"  trust     {describe_trust(summarize_trust(records, count_false_prunes(state)))}",
+            f"  trust     {describe_trust(self.session)}",
             f"  slots     occupied {used.occupancy:.1%} of the time; duty {used.duty:.1%}",
             f"  report    {folder / 'report.html'}",
             f"  branch    {history}",
             f"  musings   {self.musings.folder / 'index.md'}",
-            f"  go on     {self._suggest_command()}",
+            f"  go on     {suggest_command(self.session, self.command)}",
         ]
-
-    def _suggest_command(self) -> str:
-        """Return the command that continues: where the limits are spent, a resumed session would end at once."""
-        state, last = self.session.state, len(self.session.records) - 1
-        name, limits = state.session.name, state.session.limits
-        resumed = apply(state, Record(seq=last + 1, at=state.now, task_id="", event=Resumed()))
-        if not explain_stop(resumed):
-            return self.command("resume", name)
-        number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
-        dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
-        return self.command("fork", name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)

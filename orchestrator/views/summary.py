@@ -1,15 +1,19 @@
 """Sum a session up in a few numbers: what terminal, last lines of a night, messages, report and musings show."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from orchestrator.core.curves import CHECKED_SHARES
 from orchestrator.core.description import count_distinct
-from orchestrator.core.state import State
-from orchestrator.core.text import flatten, format_signed
+from orchestrator.core.events import Crashed, Pruned, Record, Resumed, Scored
+from orchestrator.core.state import State, apply
+from orchestrator.core.text import flatten, format_count, format_signed
+from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma
-from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows, select_retried
-from orchestrator.views.usage import TrustSummary
+from orchestrator.policy.pruning import count_false_prunes
+from orchestrator.views.experiments import UNTRAINED, ExperimentRow, describe_row, list_rows, select_retried
+from orchestrator.views.snapshot import LogReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,7 @@ class Summary:
     baseline: float | None
     """Mean val_bpb; None until it is measured."""
     best: float | None
-    """The score to beat."""
+    """The score to beat once something was kept; until then the baseline."""
     sigma: float
     """Standard deviation of one run's val_bpb; 0 until it is known."""
     tried: int
@@ -29,8 +33,6 @@ class Summary:
     crashed: int
     untrained: int
     """Refused as repeats, abandoned before they ran, or run as something else than was proposed."""
-    retried: int
-    """Kept or discarded on more than one seed."""
     seeds: int
     """Of the kept ones, at least."""
     hours: float
@@ -61,9 +63,10 @@ def summarize(state: State) -> Summary:
     decided = [row for row in rows if row.experiment and row.is_decided]
     counts = Counter(row.status for row in decided)
     best = state.incumbent.score_to_beat if state.incumbent else None
+    baseline = best if state.baseline_bpb is None else state.baseline_bpb
     return Summary(
-        baseline=best if state.baseline_bpb is None else state.baseline_bpb,
-        best=best,
+        baseline=baseline,
+        best=best if state.best else baseline,  # runs that measure the baseline again are no gain
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
         kept=counts["kept"],
@@ -71,12 +74,11 @@ def summarize(state: State) -> Summary:
         pruned=counts["pruned"],
         crashed=counts["crashed"],
         untrained=sum(counts[status] for status in UNTRAINED),
-        retried=len(select_retried(decided)),
         seeds=min((count_distinct(row.scores) for row in decided if row.status == "kept"), default=0),
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
-        failure=next((flatten(row.reason) for row in rows if row.experiment == 0 and row.status == "crashed"), ""),
-        ended=state.ended,
+        failure=next((row.reason for row in rows if row.experiment == 0 and row.status == "crashed"), ""),
+        ended=flatten(state.ended),
     )
 
 
@@ -86,40 +88,85 @@ def write_headline(summary: Summary) -> str:
         return f"The baseline does not train: {summary.failure}."
     if summary.baseline is None or summary.best is None:
         return "The baseline was not measured." if summary.ended else "The baseline is being measured."
+    if summary.gain <= 0:
+        return f"val_bpb {summary.baseline:.4f}, the baseline: nothing better {'was found' if summary.ended else 'yet'}"
     worth = f"{summary.gain:.4f} better: {summary.sigmas:.1f} times σ = {summary.sigma:.4f}"
-    return (
-        f"val_bpb {summary.baseline:.4f} → {summary.best:.4f} ({worth if summary.gain > 0 else 'nothing better yet'})"
-    )
+    return f"val_bpb {summary.baseline:.4f} → {summary.best:.4f} ({worth})"
 
 
 def write_counts(summary: Summary) -> str:
     """Return one line: experiments, keeps, hours and dollars."""
     cost = ", cost unknown" if summary.usd is None else f", ${summary.usd:.2f}" * (summary.usd > 0)
-    return f"{summary.tried} experiments, {summary.kept} kept, {summary.hours:.2g} hours{cost}"
+    return f"{count(summary.tried, 'experiment')}, {summary.kept} kept, {summary.hours:.2g} hours{cost}"
 
 
-def describe_trust(trust: TrustSummary) -> str:
+def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be believed."""
-    confined = "no sandbox" if trust.tiers <= {"none"} else " and ".join(sorted(trust.tiers))
-    audits = f"{trust.audited} audited, off by {trust.correction:.1g} at most" if trust.audited else "none audited"
-    confirmed = f", {trust.confirmed} scored on held-out text" * (trust.confirmed > 0)
-    names = f" (experiment {', '.join(map(str, trust.disqualified))})" if trust.disqualified else ""
-    pruned = f"; {trust.pruned} pruned" * (trust.pruned > 0)
-    controls = f"; {describe_controls(trust)}" * (trust.control_runs > 0)
-    return f"{confined}; {audits}{confirmed}; {len(trust.disqualified)} disqualified{names}{pruned}{controls}"
-
-
-def describe_controls(trust: TrustSummary) -> str:
-    """Return how often pruning was checked, and how often it would have been wrong."""
-    return f"{_count(trust.control_runs, 'control run')}, {_count(trust.false_prunes, 'false prune')}"
+    events = [record.event for record in log.records]
+    tiers = {event.tier for event in events if isinstance(event, Scored | Crashed | Pruned)}
+    if not tiers:
+        return "nothing has run yet"
+    scored = [event for event in events if isinstance(event, Scored)]
+    corrections = [abs(score.val_bpb - score.audit.claimed) for score in scored if score.audit]
+    confirmed = sum(score.confirmed is not None for score in scored)
+    crashed = [event for event in events if isinstance(event, Crashed)]
+    disqualified = sorted({crash.experiment for crash in crashed if crash.failure == "disqualified"})
+    pruned = sum(isinstance(event, Pruned) for event in events)
+    controls, wrong = count_false_prunes(log.state)
+    audits = f"{len(corrections)} audited, off by {max(corrections):.1g} at most" if corrections else "none audited"
+    parts = [
+        "no sandbox" if tiers == {"none"} else " and ".join(sorted(tiers)),
+        audits + f", {confirmed} scored on held-out text" * (confirmed > 0),
+        f"{len(disqualified)} disqualified"
+        + f" (experiment {', '.join(map(str, disqualified))})" * (len(disqualified) > 0),
+        f"{pruned} pruned" * (pruned > 0),
+        f"{count(controls, 'control run')}, {count(wrong, 'false prune')}" * (controls > 0),
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def describe_late_discards(rows: Sequence[ExperimentRow]) -> str:
     """Return how many looked better on their first seed, and why they were discarded; empty where none did."""
     late = [row for row in select_retried(rows) if row.status == "discarded"]
     reasons = Counter(row.reason.partition(":")[0] for row in late)
-    words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    words = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
     return f"{len(late)} that looked better on the first seed: {words}" if late else ""
+
+
+def tabulate(state: State, row: ExperimentRow) -> list[tuple[str, str, str, str]]:
+    """Return name, value, the incumbent's value and the change of all that was measured, means over seeds."""
+    told = describe_row(state, row)
+    if not row.runs:
+        return []
+    change = f"{format_change(row)} ± {told.error:.4f}" if told.gain is not None and told.error is not None else ""
+    other = "" if told.incumbent_bpb is None else f"{told.incumbent_bpb:.4f}"
+    table = [("val_bpb", format_score(row), other, change)] if row.scores else []
+    if len(row.scores) > 1:
+        table.append(("by seed", ", ".join(f"{score.val_bpb:.4f}" for score in row.scores), "", ""))
+    for label, ours, theirs in told.metrics:
+        if ours:
+            change = f"{ours / theirs - 1:+.0%}".replace("-", "−") if theirs else ""
+            table.append((label, format_count(ours), format_count(theirs) if theirs else "", change))
+    for share, gap in told.gaps.items():
+        table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+.3f}".replace("-", "−")))
+    return table
+
+
+def write_command(*words: str) -> str:
+    """Return a command in which every folder is the default one."""
+    return " ".join(["python -m orchestrator", *words])
+
+
+def suggest_command(log: LogReader, write: Callable[..., str] = write_command) -> str:
+    """Return the command that continues: where the limits are spent, a resumed session would end at once."""
+    state, last = log.state, len(log.records) - 1
+    name, limits = state.session.name, state.session.limits
+    resumed = apply(state, Record(seq=last + 1, at=state.now, task_id="", event=Resumed()))
+    if not explain_stop(resumed):
+        return write("resume", name)
+    number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
+    dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
+    return write("fork", name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
 
 
 def format_change(row: ExperimentRow) -> str:
@@ -132,5 +179,6 @@ def format_score(row: ExperimentRow) -> str:
     return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there is not one."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self, TextIO, cast
+from typing import TextIO, cast
 
 import structlog
 from rich.console import Console, Group, RenderableType
@@ -14,11 +13,12 @@ from rich.text import Text
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State, Training, get_proposal
-from orchestrator.core.text import format_count
+from orchestrator.core.text import format_count, shorten
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import EventLog
 from orchestrator.views.event_text import TALK, format_clock, summarize
 from orchestrator.views.experiments import list_rows
+from orchestrator.views.output import make_printable
 from orchestrator.views.summary import format_change, format_score
 from orchestrator.views.summary import summarize as summarize_session
 
@@ -27,6 +27,8 @@ LATEST = 8
 STYLES = {"kept": "bold green", "crashed": "red"}
 PLAIN_SECONDS = 60.0
 """Seconds between two plain lines about the same run's progress."""
+LONGEST = 2_000
+"""Characters of a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +42,35 @@ class RunProgress:
 
 
 class Terminal:
-    """Watches a session. Use as a context: inside, the live view is up, if the console is a terminal."""
+    """Watches a session. Between `open` and `close` the live view is up, if the console can show one."""
 
     def __init__(self, log: EventLog, console: Console, clock: Callable[[], float]) -> None:
         self.log, self.console, self.clock = log, console, clock
         lives = [record.seq for record in log.records if isinstance(record.event, ev.Started | ev.Resumed)]
         self.seen = lives[-1] if lives else 0
         self.readings: dict[int, RunProgress] = {}
-        self.live = Live(get_renderable=self._view, console=console, auto_refresh=True, refresh_per_second=4)
-        self.lines = make_plain_logger(console)
+        self.is_live = console.is_terminal and not console.is_dumb_terminal
+        self.live = Live(get_renderable=self._view, console=console)
+        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
+        self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=[renderer])
 
-    def __enter__(self) -> Self:
-        if self.console.is_terminal:
+    def open(self) -> None:
+        """Put up the live view, or print what happened so far in this life of the session."""
+        if self.is_live:
             self.live.start()
         self.update()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Take the live view down; what it last showed stays."""
         self.live.stop()
 
     def update(self) -> None:
         """Print a line for each new event, unless the live view shows it."""
         fresh, self.seen = self.log.records[self.seen :], len(self.log.records)
         for record in fresh:
-            if not self.console.is_terminal and not isinstance(record.event, TALK):
-                self._log(
-                    record.at, record.event.kind, getattr(record.event, "experiment", None), summarize(record.event)
-                )
+            if not isinstance(record.event, TALK):
+                number = getattr(record.event, "experiment", None)
+                self._print_line(record.at, record.event.kind, number, summarize(record.event))
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Take in how far a run has come; `rate` is in tokens per second."""
@@ -76,27 +78,22 @@ class Terminal:
         before = last.said if last and last.granted == granted else now
         due = now - before >= PLAIN_SECONDS
         self.readings[granted.slot] = RunProgress(granted, point, now if due else before)
-        if due and not self.console.is_terminal:
+        if due:
             text = f"{point.progress:.0%} done, loss {point.loss:.4f}, {format_count(rate)} tokens per second"
-            self._log(now, "training", granted.experiment, text)
+            self._print_line(now, "training", granted.experiment, text)
 
     def say(self, text: str) -> None:
         """Print a message to the user, above the live view."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
 
-    def _log(self, at: float, kind: str, experiment: int | None, text: str) -> None:
-        """Print a plain line: time, kind, experiment, summary."""
-        number = "" if experiment is None else f"{experiment}: "
-        self.lines.info(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_clock(at))
+    def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
+        """Print time, kind, experiment and summary, unless the live view is up."""
+        if not self.is_live:
+            number = "" if experiment is None else f"{experiment}: "
+            self.lines.info(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_clock(at))
 
     def _view(self) -> RenderableType:
         return render_view(self.log.state, self.readings, self.clock(), self.console.width)
-
-
-def make_plain_logger(console: Console) -> structlog.typing.FilteringBoundLogger:
-    """Return a logger that prints lines for people without a terminal."""
-    renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
-    return structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=[renderer])
 
 
 def render_view(state: State, readings: Mapping[int, RunProgress], now: float, width: int = 80) -> RenderableType:
@@ -118,7 +115,7 @@ def _render_headline(state: State, now: float) -> Text:
     text.append(f" {state.session.name}", style="bold")
     if summary.baseline and summary.best:
         text.append(f"   {summary.baseline:.4f} → ")
-        text.append(f"{summary.best:.4f}", style="bold green" if state.best else "bold")
+        text.append(f"{summary.best:.4f}", style="bold green" if summary.gain else "bold")
         text.append(f"  σ {summary.sigma:.4f}", style="dim")
     text.append(f"   {summary.tried}{f' of {limits.experiments}' if limits.experiments else ''} tried")
     text.append(f", {summary.kept} kept   {_format_span(state.deadline - now)} left")
@@ -146,7 +143,7 @@ def _render_slots(
         run = f" (run {granted.run})" if granted.run > 1 else ""
         left = _format_span(estimate_run_seconds(state) - (now - stage.since)) if isinstance(stage, Training) else ""
         table.add_row(
-            Text(f"{number}{run} {title}", overflow="ellipsis"),
+            Text(f"{number}{run} {make_printable(title)}", overflow="ellipsis"),
             ProgressBar(total=1.0, completed=point.progress if point else 0.0, width=16),
             f"{point.progress:.0%}" if point else "",
             f"loss {point.loss:.3f}" if point else "starting",
@@ -168,7 +165,7 @@ def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     for row in reversed(decided[-LATEST:]):
-        cells = (Text(row.proposal.title), row.status, format_score(row), format_change(row))
+        cells = (Text(row.title), row.status, format_score(row), format_change(row))
         table.add_row(str(row.experiment), *cells, style=STYLES.get(row.status, "dim"))
     yield Text()
     yield table
@@ -177,10 +174,11 @@ def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
 def _render_notices(state: State, now: float) -> Iterator[RenderableType]:
     """Yield what is out of the ordinary."""
     for waiting in state.waiting.values():
-        text = f" waiting {_format_span(waiting.until - now)}: {waiting.reason}"
-        yield Text(text, style="yellow", overflow="ellipsis")
+        text = f" waiting {_format_span(waiting.until - now)}: {make_printable(shorten(waiting.reason, LONGEST))}"
+        yield Text(text, style="yellow", overflow="ellipsis", no_wrap=True)
     if state.stopping and not state.ended:
-        yield Text(f" stopping: {state.stopping}", style="yellow")
+        text = f" stopping: {make_printable(shorten(state.stopping, LONGEST))}"
+        yield Text(text, style="yellow", overflow="ellipsis", no_wrap=True)
 
 
 def _format_span(seconds: float) -> str:

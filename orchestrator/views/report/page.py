@@ -1,201 +1,131 @@
 """Render report.html: a session on one page, in one file that asks nothing of any network.
 
-Everything that agents wrote is untrusted text: Jinja escapes it, and the script only ever sets it as text.
+Everything that agents wrote is untrusted text, which Jinja escapes; all of it can be read without scripts.
 """
 
-import base64
-import gzip
-import json
-from collections.abc import Iterator, Sequence
-from functools import cache
-from pathlib import Path
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from orchestrator.core.curves import interpolate_loss
-from orchestrator.core.description import FinishedRun
-from orchestrator.core.state import diff_from_parent
-from orchestrator.core.text import format_count, format_signed
-from orchestrator.policy.pruning import count_false_prunes
-from orchestrator.views.experiments import UNTRAINED, ExperimentRow, describe_row, list_rows, select_retried
+from orchestrator.core.events import Discarded, Failed, Kept, Pruned
+from orchestrator.core.state import get_scores
+from orchestrator.policy.thresholds import NEAR_MISS
+from orchestrator.views import charts
+from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows, select_retried, show_diff
+from orchestrator.views.render import render_page
 from orchestrator.views.snapshot import LogReader
-from orchestrator.views.summary import describe_controls, summarize
-from orchestrator.views.usage import Run, list_runs, measure_utilization, summarize_trust
+from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
+from orchestrator.views.usage import list_runs, measure_utilization
 
-HERE = Path(__file__).parent
-CURVE_POINTS = 48
-DIFF_LINES = 80
-LESSONS = 40
+SURPRISES = 5
+SURPRISING = 2.0
+"""Standard errors between what was predicted and what came."""
+LESSONS, NEAR_MISSES = 40, 8
 REFRESH_SECONDS = 30
 """Seconds between two looks of an open page for a newer one, while the session lives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An experiment as the page tells it."""
+
+    row: ExperimentRow
+    numbers: Sequence[Sequence[str]]
+    diff: str
+    lines: int | None
+    curve: Any
+    """The figure of its loss; None where it has none."""
 
 
 class Page:
     """Renders the page; what it shows of a closed experiment is worked out once."""
 
     def __init__(self) -> None:
-        self.known: dict[int, dict[str, Any]] = {}
+        self.known: dict[int, Entry] = {}
 
     def render(self, log: LogReader) -> str:
         """Return the whole file as the log now stands."""
-        state, runs, rows = log.state, list_runs(log.records), list_rows(log.state)
-        experiments = [self.known.get(row.experiment) or describe_experiment(log, row, runs) for row in rows]
+        state, rows, runs, summary = log.state, list_rows(log.state), list_runs(log.records), summarize(log.state)
+        entries = [self.known.get(row.experiment) or _describe_entry(log, row) for row in rows]
         closed = {result.experiment for result in state.results}
-        self.known |= {e["number"]: e for e in experiments if e["number"] in closed}
-        summary, start = summarize(state), runs[0].start if runs else state.started_at
-        data = {
-            "experiments": experiments,
-            "runs": [_describe_run(run, start) for run in runs],
-            "slots": state.session.slots,
-            "sigma": summary.sigma,
+        self.known |= {entry.row.experiment: entry for entry in entries if entry.row.experiment in closed}
+        decided = {
+            record.event.experiment: (record.at - state.started_at) / 3600
+            for record in log.records
+            if isinstance(record.event, Kept | Discarded | Failed | Pruned)
         }
-        trust = summarize_trust(log.records, count_false_prunes(state))
-        return _load_template().render(
-            session=state.session,
+        points = [charts.ChartPoint(e.row, decided.get(e.row.experiment), e.lines) for e in entries]
+        figures = {
+            "progress": charts.draw_progress(points, summary),
+            "slots": charts.draw_slots(runs, state.session.slots),
+            **{f"curve-{e.row.experiment}": e.curve for e in entries if e.curve},
+        }
+        kept = [entry for entry in entries if entry.row.status == "kept" and entry.row.experiment > 0]
+        return render_page(
+            "page.html",
+            figures
+            | {
+                "progress": charts.draw_progress(points, summary),
+                "slots": charts.draw_slots(runs, state.session.slots),
+            },
+            state=state,
             summary=summary,
             runs=len(runs),
             used=measure_utilization(log.records, state.session.slots),
-            stopping=state.stopping,
-            waiting=[waiting.reason for waiting in state.waiting.values()],
-            experiments=experiments,
-            lineage=[e for e in experiments if e["status"] == "kept" and e["number"] > 0],
+            entries=entries,
+            kept=kept,
+            gained=sum(entry.row.gain or 0.0 for entry in kept),
             families=summarize_families(rows),
-            retried=[describe_confirmation(row) for row in select_retried(rows)],
-            trust=trust,
-            controls=describe_controls(trust),
-            spending=sorted(state.usage.items(), key=lambda pair: -pair[1].usd),
-            lessons=[e for e in reversed(experiments) if e["lesson"]][:LESSONS],
-            live=not state.ended,
+            retried=select_retried(rows),
+            trust=describe_trust(log),
+            surprises=list_surprises(rows),
+            near_misses=list_near_misses(rows),
+            lessons=[row for row in reversed(rows) if row.postmortem][:LESSONS],
+            command=suggest_command(log),
             refresh=REFRESH_SECONDS,
-            css=Markup((HERE / "page.css").read_text()),  # noqa: S704 - our own
-            script=Markup((HERE / "page.js").read_text()),  # noqa: S704 - our own
-            plotly=_load_plotly(),
-            data=pack(json.dumps(data, ensure_ascii=False, separators=(",", ":"))),
         )
 
 
-def describe_experiment(log: LogReader, row: ExperimentRow, runs: Sequence[Run]) -> dict[str, Any]:
-    """Return an experiment as the page's script reads it; `runs` are all runs of the session."""
-    proposal, post, told = row.proposal, row.postmortem, describe_row(log.state, row)
-    ends = [
-        run.end for run in runs if run.experiment == row.experiment and run.outcome in ("scored", "crashed", "pruned")
-    ]
-    ends = ends[: len(row.scores) or 1]  # later ones only measured the incumbent again
-    return {
-        "number": row.experiment,
-        "status": row.status,
-        "title": proposal.title,
-        "hypothesis": proposal.hypothesis,
-        "rationale": proposal.rationale,
-        "family": proposal.family,
-        "author": proposal.author,
-        "expected": proposal.expected_delta,
-        "incumbent": row.incumbent,
-        "commit": row.commit.commit[:12] if row.commit else "",
-        "lines": len(log.get(row.commit.source).splitlines()) if row.commit else None,
-        "diff": _show_diff(log, row),
-        "score": told.val_bpb,
-        "seeds": [score.val_bpb for score in row.scores],
-        "gain": row.gain,
-        "error": row.error,
-        "reason": row.reason,
-        "tier": row.runs[0].tier if row.runs else "",
-        "curve": list(average_curve(row.runs)),
-        "metrics": told.metrics,
-        "memory": row.memory_mb,
-        "hours": (max(ends) - log.state.started_at) / 3600 if ends else None,
-        "happened": post.happened if post else "",
-        "why": post.why if post else "",
-        "lesson": post.lesson if post else "",
-        "next": post.next if post else "",
-    }
-
-
-def average_curve(runs: Sequence[FinishedRun]) -> Iterator[tuple[float, float]]:
-    """Yield share of the budget and mean loss of the runs, at CURVE_POINTS shares or fewer."""
-    for share in (point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)):
-        losses = [loss for run in runs if (loss := interpolate_loss(run.curve, share)) is not None]
-        if losses:
-            yield round(share, 4), round(fmean(losses), 4)
-
-
-def summarize_families(rows: Sequence[ExperimentRow]) -> list[dict[str, Any]]:
+def summarize_families(rows: Sequence[ExperimentRow]) -> list[Mapping[str, Any]]:
     """Return what was trained by family, and what it gained, the most fruitful first."""
     families: dict[str, list[ExperimentRow]] = {}
     for row in rows:
         if row.experiment > 0 and row.is_decided and row.status not in UNTRAINED:
             families.setdefault(row.proposal.family, []).append(row)
-    table = [_summarize_family(name, tried) for name, tried in families.items()]
+    table = [
+        {
+            "name": name,
+            "tried": len(tried),
+            "kept": sum(row.status == "kept" for row in tried),
+            "crashed": sum(row.status == "crashed" for row in tried),
+            "gain": sum(row.gain or 0.0 for row in tried if row.status == "kept"),
+            "best": max((row.gain for row in tried if row.gain is not None), default=None),
+        }
+        for name, tried in families.items()
+    ]
     return sorted(table, key=lambda family: (-family["gain"], -family["tried"]))
 
 
-def _summarize_family(name: str, tried: Sequence[ExperimentRow]) -> dict[str, Any]:
-    kept = [row.gain or 0.0 for row in tried if row.status == "kept"]
-    return {
-        "name": name,
-        "tried": len(tried),
-        "kept": len(kept),
-        "crashed": sum(row.status == "crashed" for row in tried),
-        "gain": sum(kept),
-        "best": max((row.gain for row in tried if row.gain is not None), default=None),
-    }
+def list_surprises(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
+    """Return the experiments that ended furthest from what was predicted, in standard errors, the furthest first."""
+    predicted = [row for row in rows if row.proposal.expected_delta and row.gain is not None and row.error]
+    found = [row for row in predicted if _measure_surprise(row) >= SURPRISING]
+    return sorted(found, key=_measure_surprise, reverse=True)[:SURPRISES]
 
 
-def describe_confirmation(row: ExperimentRow) -> dict[str, Any]:
-    """Return what more seeds showed of a change that looked better on its first; negative changes are better."""
-    mean, gain = row.val_bpb or 0.0, row.gain or 0.0
-    return {
-        "number": row.experiment,
-        "title": row.proposal.title,
-        "status": row.status,
-        "first": row.scores[0].val_bpb - (mean + gain),
-        "change": -gain,
-        "error": row.error,
-        "seeds": len(row.scores),
-        "reason": row.reason,
-    }
+def list_near_misses(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
+    """Return the discarded experiments that looked better by more than the noise, the surest first."""
+    judged = [row for row in rows if row.status == "discarded" and row.gain is not None and row.error]
+    ranked = sorted(judged, key=lambda row: (row.gain or 0.0) / (row.error or 1.0), reverse=True)
+    return [row for row in ranked[:NEAR_MISSES] if (row.gain or 0.0) > NEAR_MISS * (row.error or 0.0)]
 
 
-def pack(text: str) -> str:
-    """Return a text compressed, as a page can carry it; its script unpacks it by DecompressionStream."""
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+def _measure_surprise(row: ExperimentRow) -> float:
+    return abs((row.gain or 0.0) + row.proposal.expected_delta) / (row.error or 1.0)
 
 
-@cache
-def _load_plotly() -> str:
-    """Return plotly.js as its own Python package brings it: 4.8 MB, 2.0 MB packed."""
-    from plotly.offline import get_plotlyjs  # takes a while to import
-
-    return pack(get_plotlyjs())
-
-
-@cache
-def _load_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"signed": format_signed, "count": format_count}
-    return environment.get_template("page.html")
-
-
-def _describe_run(run: Run, start: float) -> dict[str, Any]:
-    return {
-        "slot": run.slot,
-        "from": round(run.start - start, 1),
-        "to": round(run.end - start, 1),
-        "trained": round(run.train_seconds, 1),
-        "number": run.experiment,
-        "run": run.run,
-        "outcome": run.outcome,
-    }
-
-
-def _show_diff(log: LogReader, row: ExperimentRow) -> str:
-    if row.commit is None or row.experiment == 0:
-        return ""
-    lines = diff_from_parent(log.state, row.commit, log.get, context=1).splitlines()
-    cut = [f"… {len(lines) - DIFF_LINES} more lines"] if len(lines) > DIFF_LINES else []
-    return "\n".join([*lines[:DIFF_LINES], *cut])
+def _describe_entry(log: LogReader, row: ExperimentRow) -> Entry:
+    beside = {f"experiment {row.incumbent}": get_scores(log.state, row.incumbent)} if row.experiment else {}
+    curve = charts.draw_curves({f"experiment {row.experiment}": row.runs} | beside) if row.runs else None
+    lines = len(log.get(row.commit.source).splitlines()) if row.commit else None
+    return Entry(row, tabulate(log.state, row), show_diff(log, row), lines, curve)

@@ -2,16 +2,17 @@
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.core.events import ModelReplied
 from orchestrator.core.state import Usage
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.snapshot import LogReader
-from orchestrator.views.usage import sum_usage
 
 COLUMNS = """
 string: session
@@ -38,8 +39,10 @@ float64: usd
 
 def write_parquet(log: LogReader) -> bytes:
     """Return the content of the file."""
-    session, usage = log.state.session.name, sum_usage(log.records)
-    rows = [_make_row(session, row, usage.get(row.experiment, Usage())) for row in list_rows(log.state)]
+    session, usage = log.state.session.name, defaultdict[int, Usage](Usage)
+    for reply in (record.event for record in log.records if isinstance(record.event, ModelReplied)):
+        usage[reply.experiment] = usage[reply.experiment].add(reply)
+    rows = [_make_row(session, row, usage[row.experiment]) for row in list_rows(log.state)]
     buffer = io.BytesIO()
     table = cast("Any", pa.Table).from_pylist(rows, schema=_make_schema())
     pq.write_table(table, buffer, compression="zstd")
@@ -67,7 +70,7 @@ def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, An
         "gain": row.gain,
         "error": row.error,
         "sigma": row.sigma,
-        "reason": row.reason if row.verdict else None,
+        "reason": row.reason or None,
         "input_tokens": usage.input,
         "cached_tokens": usage.cached,
         "output_tokens": usage.output,

@@ -1,0 +1,277 @@
+"""Build the charts of report and comparison as plotly's figures: once, here; the pages carry and draw them.
+
+Their colors are readable on white and on black, since a page follows the reader's system. What agents wrote is escaped.
+"""
+
+import base64
+import gzip
+import html
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
+from math import sqrt
+from statistics import fmean
+from typing import Any
+
+from orchestrator.core import events as ev
+from orchestrator.core.curves import interpolate_loss
+from orchestrator.core.description import FinishedRun
+from orchestrator.views.experiments import ExperimentRow
+from orchestrator.views.summary import Summary, count, format_change, format_score
+from orchestrator.views.usage import Run
+
+Figure = dict[str, Any]
+"""In plotly's own schema: `data`, a list of traces, and `layout`."""
+ACCENT, GOOD, BAD, GREY, TEXT = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3", "#808598"
+BAND, GRID, CLEAR = "rgba(122,112,232,0.16)", "rgba(128,133,152,0.25)", "rgba(0,0,0,0)"
+ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
+DASHES = ("solid", "dash", "dot", "dashdot")
+OUTCOMES = {"scored": ACCENT, "training": GOOD, "crashed": BAD, "aborted": BAD}
+SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
+"""By whether a point is on the scale, and whether it has no score."""
+CURVE_POINTS = 48
+STYLE: Figure = {
+    "paper_bgcolor": CLEAR,
+    "plot_bgcolor": CLEAR,
+    "font": {"family": "system-ui, sans-serif", "size": 12, "color": TEXT},
+    "hoverlabel": {"bgcolor": "#2b2d3a", "font": {"color": "#f2f2f7"}, "align": "left"},
+    "hovermode": "closest",
+    "showlegend": False,
+    "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+}
+AXIS: Figure = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True}
+MENU: Figure = {
+    "type": "buttons",
+    "direction": "right",
+    "x": 1,
+    "xanchor": "right",
+    "y": 1,
+    "yanchor": "bottom",
+    "pad": {"b": 8},
+    "bgcolor": CLEAR,
+    "bordercolor": GRID,
+}
+STAIRS = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"shape": "hv", "width": 0}}
+
+
+@dataclass(frozen=True, slots=True)
+class ChartPoint:
+    """An experiment in the chart of progress."""
+
+    row: ExperimentRow
+    hours: float | None
+    """Since the session began, when it was decided."""
+    lines: int | None
+    """Of its train.py."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How the best score of a session fell."""
+
+    arm: str
+    """Crew and style: sessions of one arm are repetitions of each other."""
+    name: str
+    best: Sequence[float]
+    """The baseline, the score after each keep, and the last once more."""
+    places: Mapping[str, Sequence[float]]
+    """Where the best scores stand, by axis."""
+
+
+AXES: Mapping[str, Callable[[ChartPoint], float | None]] = {
+    "experiment": lambda point: point.row.experiment,
+    "hours": lambda point: point.hours,
+    "MB of memory": lambda point: point.row.memory_mb or None,
+    "lines of train.py": lambda point: point.lines,
+}
+"""What the score can be seen against; along the first two the score to beat only falls."""
+
+
+def draw_progress(points: Sequence[ChartPoint], summary: Summary) -> Figure:
+    """Draw every experiment's score with its standard error, the score to beat, and the noise of one run around it."""
+    scored = [point for point in points if point.row.val_bpb is not None]
+    kept = [point for point in scored if isinstance(point.row.verdict, ev.Kept)]
+    others = [point for point in scored if not isinstance(point.row.verdict, ev.Kept)]
+    failed = [point for point in points if point.row.status in ("crashed", "pruned")]
+    scores = sorted(point.row.val_bpb or 0.0 for point in scored) or [0.0]
+    top = max(summary.baseline or 0.0, scores[int(0.9 * (len(scores) - 1))]) + 4 * summary.sigma
+    levels, noise = _list_levels(kept, summary), 2 * summary.sigma
+    traces: list[Figure] = [
+        STAIRS | {"y": [level - noise for level in levels]},
+        STAIRS | {"y": [level + noise for level in levels], "fill": "tonexty", "fillcolor": BAND},
+        STAIRS | {"y": levels, "line": {"shape": "hv", "width": 2, "color": ACCENT}},
+        _draw_points(others, top, noise, GREY, 7),
+        _draw_points(failed, top, noise, BAD, 8),
+        _draw_points(kept, top, noise, GOOD, 11),
+    ]
+    offered = [axis for axis in AXES if axis == "experiment" or len({AXES[axis](point) for point in scored}) > 1]
+    places = {axis: _place(axis, points, kept, (others, failed, kept)) for axis in offered}
+    buttons = [
+        {"label": axis, "method": "update", "args": [{"x": along}, {"xaxis.title.text": axis}]}
+        for axis, along in places.items()
+    ]
+    margin = 0.06 * (top - scores[0]) + noise
+    return _make_figure(
+        [trace | {"x": along} for trace, along in zip(traces, places["experiment"], strict=True)],
+        x={"title": {"text": "experiment"}},
+        y={"title": {"text": "val_bpb"}, "range": [scores[0] - margin, top + margin]},
+        updatemenus=[MENU | {"buttons": buttons}] if len(buttons) > 1 else [],
+        margin=STYLE["margin"] | {"t": 44},
+    )
+
+
+def draw_slots(runs: Sequence[Run], slots: int) -> Figure:
+    """Draw what ran where and when: light for the whole run, dark for the budgeted training in it."""
+    start = runs[0].start if runs else 0.0
+    known = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [f"slot {run.slot}" for run in runs],
+        "base": [(run.start - start) / 3600 for run in runs],
+        "customdata": [run.experiment for run in runs],
+        "hovertext": [f"experiment {r.experiment}, run {r.run}: {r.outcome}, {r.end - r.start:.0f} s" for r in runs],
+        "hoverinfo": "text",
+    }
+    colors = [OUTCOMES.get(run.outcome, GREY) for run in runs]
+    spans = ((0.3, [run.end - run.start for run in runs]), (1.0, [run.train_seconds for run in runs]))
+    return _make_figure(
+        [
+            known | {"x": [seconds / 3600 for seconds in lengths], "marker": {"color": colors, "opacity": opacity}}
+            for opacity, lengths in spans
+        ],
+        x={"title": {"text": "hours"}},
+        y={"type": "category", "autorange": "reversed"},
+        barmode="overlay",
+        bargap=0.25,
+        height=90 + 34 * slots,
+    )
+
+
+def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
+    """Draw mean training losses by name, the first as a line and the second dotted; None without points."""
+    traces, settled = list[Figure](), list[float]()
+    for (name, runs), color, dash in zip(curves.items(), (ACCENT, GREY), DASHES[::2], strict=False):
+        points = list(_average_curve(runs))
+        settled += [loss for share, loss in points if share > 8 or len(points) < 6]
+        x, y = [share for share, _ in points], [loss for _, loss in points]
+        line = {"color": color, "dash": dash}
+        traces.append({"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": line})
+    if not settled:
+        return None
+    margin = 0.05 * (max(settled) - min(settled))
+    return _make_figure(
+        traces,
+        x={"title": {"text": "% of the budget"}},
+        y={"title": {"text": "training loss"}, "range": [min(settled) - margin, max(settled) + margin]},
+        showlegend=True,
+        legend={"x": 1, "xanchor": "right", "y": 1, "bgcolor": CLEAR},
+        hovermode="x",
+    )
+
+
+def draw_courses(courses: Sequence[Course]) -> Figure:
+    """Draw the best scores of sessions along the axes that they moved on, a color for each arm."""
+    names = ("x", "x2", "x3")
+    axes = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
+    colors = dict(zip(dict.fromkeys(course.arm for course in courses), cycle(ARMS), strict=False))
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"{course.name} ({course.arm})",
+            "legendgroup": course.name,
+            "showlegend": name == "x",
+            "x": course.places[axis],
+            "y": course.best,
+            "xaxis": name,
+            "line": {"color": colors[course.arm], "shape": "hv", "dash": dash},
+        }
+        for course, dash in zip(courses, cycle(DASHES), strict=False)
+        for name, axis in zip(names, axes, strict=False)
+    ]
+    figure = _make_figure(
+        traces,
+        x={},
+        y={"title": {"text": "best val_bpb so far"}},
+        showlegend=True,
+        legend={"orientation": "h", "y": -0.25},
+        grid={"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},
+    )
+    for name, axis in zip(names, axes, strict=False):
+        figure["layout"][name.replace("x", "xaxis")] = AXIS | {"title": {"text": axis}}
+    return figure
+
+
+def pack(value: object) -> str:
+    """Return a text, or what becomes JSON, compressed as a page carries it; its script unpacks it."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
+@cache
+def load_plotly() -> str:
+    """Return plotly.js as its own Python package brings it, packed: 4.8 MB, then 2.0 MB."""
+    from plotly.offline import get_plotlyjs  # takes a while to import
+
+    return pack(get_plotlyjs())
+
+
+def _make_figure(
+    traces: Sequence[Figure], x: Figure | None = None, y: Figure | None = None, **layout: object
+) -> Figure:
+    axes = {"xaxis": AXIS | (x or {}), "yaxis": AXIS | (y or {})}
+    return {"data": traces, "layout": STYLE | axes | layout}
+
+
+def _list_levels(kept: Sequence[ChartPoint], summary: Summary) -> list[float]:
+    """Return the score to beat after each keep, as the summary tells the first and the last, and the last once more."""
+    levels = [point.row.verdict.score_to_beat for point in kept if isinstance(point.row.verdict, ev.Kept)]
+    if levels and summary.baseline and summary.best:
+        levels[0], levels[-1] = summary.baseline, summary.best
+        levels.append(levels[-1])
+    return levels
+
+
+def _draw_points(points: Sequence[ChartPoint], top: float, noise: float, color: str, size: int) -> Figure:
+    """Draw experiments with two standard errors on either side; what is off the scale, or failed, at its top."""
+    scores = [point.row.val_bpb for point in points]
+    on_scale = [score is not None and score <= top for score in scores]
+    errors = [noise / sqrt(len(p.row.scores)) if shown else 0.0 for p, shown in zip(points, on_scale, strict=True)]
+    symbols = [SYMBOLS[shown, score is None] for shown, score in zip(on_scale, scores, strict=True)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "y": [top if score is None else min(score, top) for score in scores],
+        "error_y": {"type": "data", "array": errors, "color": color, "thickness": 1, "width": 0},
+        "marker": {"color": color, "size": size, "symbol": symbols},
+        "customdata": [point.row.experiment for point in points],
+        "hovertext": [_describe_point(point.row) for point in points],
+        "hoverinfo": "text",
+    }
+
+
+def _describe_point(row: ExperimentRow) -> str:
+    title = "<br>".join(textwrap.wrap(html.escape(f"{row.experiment}. {row.title}"), 60))
+    seeds = f"{format_score(row)}, {count(len(row.scores), 'seed')}" if row.scores else ""
+    return f"<b>{title}</b><br>" + " · ".join(filter(None, (row.status, seeds, format_change(row))))
+
+
+def _place(
+    axis: str, points: Iterable[ChartPoint], kept: Iterable[ChartPoint], groups: Iterable[Sequence[ChartPoint]]
+) -> list[list[float | None]]:
+    """Return the positions of all traces along an axis: three times the stairs, then the groups of points."""
+    find = AXES[axis]
+    last = max((at for point in points if (at := find(point)) is not None), default=None)
+    stairs = [*map(find, kept), last] if axis in ("experiment", "hours") else []
+    return [stairs, stairs, stairs, *([find(point) for point in group] for group in groups)]
+
+
+def _average_curve(runs: Sequence[FinishedRun]) -> Iterator[tuple[float, float]]:
+    """Yield percent of the budget and mean loss of the runs, at CURVE_POINTS places or fewer."""
+    for share in (point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)):
+        losses = [loss for run in runs if (loss := interpolate_loss(run.curve, share)) is not None]
+        if losses:
+            yield round(100 * share, 1), round(fmean(losses), 4)

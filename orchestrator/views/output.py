@@ -1,0 +1,120 @@
+"""Print where perhaps nobody reads: readers go away, disks fill up, terminals stall, locales lack characters.
+
+`harden_streams` is for every command. `Outlet` is for a night, which must not even wait for its reader.
+"""
+
+import atexit
+import codecs
+import io
+import os
+import queue
+import re
+import select
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+PLAIN = {"→": "->", "−": "-", "–": "-", "±": "+/-", "σ": "sigma", "…": "...", "─": "-", "✓": "+", "✗": "x"}
+"""What is printed in place of characters that the locale's encoding lacks; of all others, a question mark."""
+PENDING = 1_000
+"""Writes that wait for a slow reader; later ones are dropped."""
+PATIENCE = 5.0
+"""Seconds that the end of the process waits for what is still to be printed."""
+UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Control characters but tab and newline, marks that change the direction of writing, halves of characters."""
+
+
+def make_printable(text: str, limit: int | None = None) -> str:
+    """Return a text of any origin so that it cannot steer a terminal or reorder its surroundings, cut to a limit."""
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]}\n… {len(text) - limit:,} more characters"
+    return UNPRINTABLE.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def spell_out(error: UnicodeError) -> tuple[str, int]:
+    """Return what is printed in place of characters that an encoding lacks, and where encoding goes on."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("spell-out", spell_out)
+
+
+class LenientStream(io.TextIOWrapper):
+    """A standard stream that keeps its first failure instead of raising it."""
+
+    failure: OSError | None = None
+
+    def write(self, text: str, /) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self.failure = self.failure or error
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self.failure = self.failure or error
+
+
+@contextmanager
+def harden_streams() -> Generator[None]:
+    """Let nothing that a command prints raise. Exits with a line and 2 where a full disk could not take it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file would get its number, and be printed into
+            null = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115
+            os.set_inheritable(null.fileno(), True)
+            setattr(sys, name, null)
+            setattr(sys, f"__{name}__", null)  # keeps it open when it is wrapped below
+    sys.stderr = _make_lenient(sys.stderr)
+    sys.stdout = stdout = _make_lenient(sys.stdout)
+    yield
+    stdout.flush()
+    if stdout.failure and not isinstance(stdout.failure, BrokenPipeError):
+        print(f"nightshift: standard output cannot be written: {stdout.failure.strerror}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _make_lenient(stream: TextIO) -> LenientStream:
+    by_line, at_once = stream.isatty() or stream is sys.stderr, getattr(stream, "write_through", False)
+    return LenientStream(stream.buffer, stream.encoding, "spell-out", line_buffering=by_line, write_through=at_once)
+
+
+class Outlet:
+    """A stream for a night: a thread hands on what is written, so that no writer waits or fails.
+
+    What a reader does not take in time is dropped, and everything once it has gone.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.encoding, self.isatty = stream, stream.encoding, stream.isatty
+        self.pending = queue.Queue[bytes | None](PENDING)
+        self.writer = threading.Thread(target=self._write_pending, daemon=True)
+        self.writer.start()
+        atexit.register(self.close)
+
+    def write(self, text: str, /) -> int:
+        with suppress(queue.Full):
+            self.pending.put_nowait(text.encode(self.encoding, "spell-out"))
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: the thread writes as soon as it can."""
+
+    def close(self) -> None:
+        """Wait until everything is printed, PATIENCE seconds at most."""
+        with suppress(queue.Full):
+            self.pending.put_nowait(None)
+            self.writer.join(PATIENCE)
+
+    def _write_pending(self) -> None:
+        with suppress(OSError, ValueError):  # the reader has gone, or there was none
+            descriptor = self.stream.fileno()
+            while data := self.pending.get():
+                while data:
+                    select.select([], [descriptor], [])  # another process may have made it non-blocking
+                    data = data[os.write(descriptor, data) :]

@@ -1,0 +1,49 @@
+"""Render the templates: Markdown as it stands, HTML with every value escaped."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from orchestrator.core.text import flatten, format_count, format_signed
+from orchestrator.views.output import make_printable
+from orchestrator.views.summary import format_change, format_score
+
+LONGEST = 20_000
+"""Characters of a text that an agent or a run wrote."""
+
+
+def render_template(name: str, **facts: object) -> str:
+    """Return a file made from a template of this folder's `templates`."""
+    return _load_templates().get_template(name).render(facts)
+
+
+def render_page(name: str, figures: Mapping[str, Any], **facts: object) -> str:
+    """Return a page that carries its charts, and what draws them."""
+    from orchestrator.views.charts import load_plotly, pack
+
+    packed = {"figures": Markup(pack(figures)), "plotly": Markup(load_plotly())}  # noqa: S704 - base64
+    return render_template(name, **packed, **facts)
+
+
+def print_text(value: object) -> object:
+    """Return what a template prints for a value: a text of any origin is made harmless and cut."""
+    return make_printable(value, LONGEST) if type(value) is str else value
+
+
+@cache
+def _load_templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=jinja2.select_autoescape(),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=print_text,
+    )
+    filters: dict[str, Any] = {"signed": format_signed, "count": format_count, "flat": flatten}
+    environment.filters.update(filters, score=format_score, change=format_change)
+    return environment
