@@ -85,7 +85,7 @@ def test_the_hopeless_end_early_and_some_run_on_to_check_that(tmp_path):
     write_files(session, tmp_path / "files")
     write_musings(session, tmp_path / "musings" / "night")
     page = (tmp_path / "files/report.html").read_text()
-    assert f"{len(early)} pruned (ended early, far behind)" in page
+    assert f"<dt>pruned (ended early)</dt><dd>{len(early)}</dd>" in page
     musing = next((tmp_path / "musings/night").glob(f"{early[0].experiment:03}-*.md")).read_text()
     assert "**Pruned**: far behind after" in musing
 

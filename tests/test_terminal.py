@@ -71,7 +71,7 @@ def test_plain_lines_tell_the_night_in_order(session):
     assert kinds[-1] == "ended"
     assert any("crashed" in line and "NaN" in line for line in lines)
     first = lines[kinds.index("proposed")]
-    assert "Deeper: DEPTH 3 → 4" in first
+    assert "Shallower: DEPTH 3 → 2" in first
 
 
 def test_what_is_out_of_the_ordinary_is_said_too():

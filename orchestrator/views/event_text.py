@@ -9,6 +9,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.text import format_signed, shorten
 from orchestrator.session.store import EventLog
 from orchestrator.views.output import make_printable
+from orchestrator.views.summary import describe_certificate
 
 TALK = ev.ConversationOpened | ev.ModelReplied | ev.ToolUsed
 """Events of a conversation with an agent: they change nothing that a view shows."""
@@ -49,6 +50,8 @@ def _describe(event: ev.Event) -> str:
             return f"{failure}: {message}"
         case (ev.Kept() | ev.Discarded()) as verdict:
             return f"{verdict.mean:.4f} ({format_signed(-verdict.gain)} ± {verdict.error:.4f}): {verdict.reason}"
+        case ev.Certified() as found:
+            return describe_certificate(found)
         case ev.ConversationOpened(agent=agent, model=model):
             return f"{agent} on {model}"
         case ev.ModelReplied(agent=agent, tokens=tokens, message=message):

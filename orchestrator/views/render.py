@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from orchestrator.core.text import flatten, format_count, format_signed
 from orchestrator.views.output import make_printable
-from orchestrator.views.summary import format_change, format_score
+from orchestrator.views.summary import describe_certificate, format_change, format_score
 
 LONGEST = 20_000
 """Characters of a text that an agent or a run wrote."""
@@ -45,5 +45,5 @@ def _load_templates() -> jinja2.Environment:
         finalize=print_text,
     )
     filters: dict[str, Any] = {"signed": format_signed, "count": format_count, "flat": flatten}
-    environment.filters.update(filters, score=format_score, change=format_change)
+    environment.filters.update(filters, score=format_score, change=format_change, certificate=describe_certificate)
     return environment

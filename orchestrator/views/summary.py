@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.core.curves import CHECKED_SHARES
 from orchestrator.core.description import count_distinct
-from orchestrator.core.events import Crashed, Pruned, Record, Resumed, Scored
+from orchestrator.core.events import Certified, Crashed, Pruned, Record, Resumed, Scored
 from orchestrator.core.state import State, apply
 from orchestrator.core.text import flatten, format_count, format_signed
 from orchestrator.policy.limits import explain_stop
@@ -40,6 +40,7 @@ class Summary:
     """Dollars; None where the price of a request is not known."""
     failure: str
     """Why the baseline does not train; empty where it does."""
+    certificate: Certified | None
     ended: str
 
     @property
@@ -78,6 +79,7 @@ def summarize(state: State) -> Summary:
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
         failure=next((row.reason for row in rows if row.experiment == 0 and row.status == "crashed"), ""),
+        certificate=state.certificate if state.certificate and state.certificate.experiment == state.best else None,
         ended=flatten(state.ended),
     )
 
@@ -91,7 +93,15 @@ def write_headline(summary: Summary) -> str:
     if summary.gain <= 0:
         return f"val_bpb {summary.baseline:.4f}, the baseline: nothing better {'was found' if summary.ended else 'yet'}"
     worth = f"{summary.gain:.4f} better: {summary.sigmas:.1f} times σ = {summary.sigma:.4f}"
-    return f"val_bpb {summary.baseline:.4f} → {summary.best:.4f} ({worth})"
+    certified = f"; certified {describe_certificate(summary.certificate)}" if summary.certificate else ""
+    return f"val_bpb {summary.baseline:.4f} → {summary.best:.4f} ({worth}{certified})"
+
+
+def describe_certificate(found: Certified) -> str:
+    """Return what was gained as measured on fresh seeds, with its 90 % interval."""
+    where = " and held-out text" * found.heldout
+    gained, low, high = (format_signed(-bits) for bits in (found.gain, found.low, found.high))
+    return f"{gained} ({low} to {high}, 90 %) on {count(found.pairs, 'fresh seed')}{where}"
 
 
 def write_counts(summary: Summary) -> str:
