@@ -272,7 +272,7 @@ def test_a_baseline_that_is_measured_again_is_no_gain(tmp_path):
     summary = summarize(log.state)
     assert log.state.incumbent.score_to_beat < log.state.baseline_bpb
     assert summary.best == summary.baseline == log.state.baseline_bpb
-    assert "Nothing was better" in Page().render(log)
+    assert "Nothing was adopted" in Page().render(log)
 
 
 def test_the_charts_are_figures_of_plotly(session):
