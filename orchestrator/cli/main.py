@@ -30,7 +30,7 @@ COMMANDS = {
 
 HELP = """Machine-learning research while you sleep.
 
-Without a command it starts a night: the baseline is trained three times, then one experiment after another is
+Without a command it starts a night: the baseline is trained twice or more, then one experiment after another is
 proposed, implemented, trained, judged and reflected upon, until the hours are over. What is really better ends up on
 the branch research/SESSION; why it was tried and what was learned, in musings/SESSION/.
 
