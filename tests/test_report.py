@@ -201,7 +201,7 @@ def test_the_page_tells_what_was_adopted_and_what_was_refused_and_why(tmp_path):
     assert told.count(">discarded<") == len(refused) > 0
     assert f"{len(log.state.kept)} were adopted" in told
     certificate = log.state.certificate
-    assert f"Baseline and best ran with {certificate.pairs} fresh seed" in told
+    assert f"on {certificate.pairs} fresh seed" in told
     assert format_signed(-certificate.gain) in told
     for result in again:
         assert escape(result.proposal.title) in told

@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
 from orchestrator.core.state import Candidate, Incumbent, State
+from orchestrator.core.text import format_signed
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evidence import Comparison, compare, learn_prior
@@ -111,8 +112,8 @@ class _Reasoning:
     def _explain(self) -> str:
         found, pairs = self.found, len(self.found.differences)
         price = f", and takes {self.growth:.2g} times the memory" * (self.growth > 1)
-        gain, error = -found.gain * found.sigma, found.error * found.sigma
-        return f"{gain:+.4f} ± {error:.4f} at {pairs} equal seed{'s' * (pairs != 1)}{price}"
+        change, error = format_signed(-found.gain * found.sigma), found.error * found.sigma
+        return f"{change} ± {error:.4f} at {pairs} equal seed{'s' * (pairs != 1)}{price}"
 
     def _list_numbers(self, *, kept: bool) -> dict[str, Any]:
         found, posterior = self.found, self.posterior
