@@ -131,6 +131,13 @@ def test_scatter_says_what_pairing_is_worth():
     assert link(3.0 * SIGMA) == 0.0
 
 
+def test_the_less_is_known_of_the_noise_the_larger_it_is_taken():
+    known, unknown = make_state(2.0, 2.01, 1.99), make_state(2.0, 2.01, 1.99, sigma=0.0)
+    assert isinstance(decide(1.8, state=known), ev.Kept)
+    assert not isinstance(decide(1.8, state=unknown), ev.Kept)
+    assert judge.count_baseline_runs(unknown) > judge.count_baseline_runs(known)
+
+
 def test_a_lucky_incumbent_is_known_by_what_is_measured_against_it():
     luck = belief.Luck()
     prior = belief.learn_prior(())

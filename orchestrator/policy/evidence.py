@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, sqrt
 from statistics import fmean
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Candidate, Decided, Incumbent, State
 from orchestrator.policy import belief
 from orchestrator.policy.noise import compute_sigma, pool_variance
-from orchestrator.policy.thresholds import MEMORY, OTHER_SHAPE, PAIRING_DOF, SAME_SHAPE, SAME_STEPS
+from orchestrator.policy.thresholds import MEMORY, OTHER_SHAPE, PAIRING_DOF, PRIOR_DOF, SAME_SHAPE, SAME_STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,9 @@ class Comparison:
 
 def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
     """Return how a candidate that has run compares with the incumbent."""
-    sigma = compute_sigma(pool_variance(state, candidate.scores))
+    spread = pool_variance(state, candidate.scores)
+    # The less is known of σ, the larger it is taken: two degrees of freedom are off by a factor of two and more.
+    sigma = compute_sigma(spread) * sqrt(max(PRIOR_DOF / max(spread.dof, 1), 1.0))
     ours = {seed: score.val_bpb for seed, score in zip(candidate.seeds, candidate.scores, strict=False)}
     theirs = {seed: score.val_bpb for seed, score in zip(best.seeds, best.scores, strict=False)}
     seeds = tuple(seed for seed in ours if seed in theirs)

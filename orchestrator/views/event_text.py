@@ -49,7 +49,8 @@ def _describe(event: ev.Event) -> str:
         case ev.Crashed(failure=failure, message=message):
             return f"{failure}: {message}"
         case (ev.Kept() | ev.Discarded()) as verdict:
-            return f"{verdict.mean:.4f} ({format_signed(-verdict.gain)} ± {verdict.error:.4f}): {verdict.reason}"
+            change = f" ({format_signed(-verdict.gain)} ± {verdict.error:.4f})" * (verdict.probability is None)
+            return f"{verdict.mean:.4f}{change}: {verdict.reason}"
         case ev.Certified() as found:
             return describe_certificate(found)
         case ev.ConversationOpened(agent=agent, model=model):
