@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from orchestrator.policy import belief, thresholds
+from orchestrator.policy.noise import get_t_90
 
 NIGHTS = 80
 LENGTHS = (20, 35, 90, 300)
@@ -304,7 +305,7 @@ def certify(night: Night, pairs: int) -> None:
     expected = 2 * (1 - math.prod(idea.link for idea in night.kept)) * night.land.sigma**2
     dof = thresholds.PRIOR_DOF + pairs - 1
     error = math.sqrt((thresholds.PRIOR_DOF * expected + float(np.var(gains)) * pairs) / dof / pairs)
-    margin = thresholds.T_90[max(known for known in thresholds.T_90 if known <= dof)] * error
+    margin = get_t_90(dof) * error
     night.covered = abs(night.claimed - night.gain) <= margin
 
 

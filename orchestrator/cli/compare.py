@@ -1,6 +1,7 @@
 """The command that sets sessions side by side."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +30,15 @@ def compare_sessions(paths: Paths, names: Sequence[str], chart: Path | None = No
     """Print the sessions' figures and their arms' intervals, and write the chart. Raises UsageError."""
     rows = [_summarize(paths, name) for name in names]
     Console(highlight=False).print(_make_table(rows))
-    for arm, members in comparison.group_arms(rows).items():
+    arms = comparison.group_arms(rows)
+    for arm, members in arms.items():
         if len(members) > 1:
-            low, high = comparison.bootstrap_interval([row.gain for row in members])
-            rate = comparison.bootstrap_interval([row.keep_rate for row in members])
-            print(
-                f"{arm}: gain {low:.4f} to {high:.4f}, kept {rate[0]:.0%} to {rate[1]:.0%} (90 % bootstrap intervals)"
-            )
+            low, high = comparison.compute_interval([row.gain for row in members])
+            print(f"{arm}: gain {low:.4f} to {high:.4f} (90 % t interval of {len(members)} nights)")
+    for (arm, members), (other, others) in combinations(arms.items(), 2):
+        if len(gains := comparison.pair_gains(members, others)) > 1:
+            low, high = comparison.compute_interval(gains)
+            print(f"{arm} gains {low:+.4f} to {high:+.4f} more than {other} (90 %, {len(gains)} pairs of equal seeds)")
     target = chart or paths.sessions / "compare.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(comparison.render_comparison(rows), encoding="utf-8")

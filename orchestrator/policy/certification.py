@@ -7,9 +7,9 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import State
 from orchestrator.policy.evidence import estimate_link
 from orchestrator.policy.limits import count_certificate_pairs, has_time_for
-from orchestrator.policy.noise import estimate_sigma, pool_variance
+from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.seeds import draw_fresh_seed
-from orchestrator.policy.thresholds import MAX_ABORTED, T_90
+from orchestrator.policy.thresholds import MAX_ABORTED
 
 
 def list_certificate_runs(state: State) -> list[tuple[int, int]]:
@@ -38,7 +38,7 @@ def certify(state: State) -> ev.Certified | None:
     squares = spread.dof * 2 * max(1 - links, 0.05) * sigma**2 + sum((each - gain) ** 2 for each in gains)
     dof = max(spread.dof + len(gains) - 1, 1)
     error = sqrt(squares / dof / len(gains))
-    margin = T_90[max(known for known in T_90 if known <= dof)] * error
+    margin = get_t_90(dof) * error
     return ev.Certified(
         experiment=state.best,
         gain=gain,

@@ -4,7 +4,7 @@ from math import sqrt
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import PooledVariance, State
-from orchestrator.policy.thresholds import PRIOR_DOF, SIGMA_FLOOR, T_CRITICAL
+from orchestrator.policy.thresholds import PRIOR_DOF, SIGMA_FLOOR, T_90, T_CRITICAL
 
 
 def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVariance:
@@ -25,6 +25,11 @@ def compute_sigma(variance: PooledVariance) -> float:
 def estimate_sigma(state: State) -> float:
     """Return the standard deviation of one run's val_bpb as the session knows it now."""
     return compute_sigma(pool_variance(state))
+
+
+def get_t_90(dof: int) -> float:
+    """Return the standard errors to either side of a 90 % interval by Student's t."""
+    return T_90[max((known for known in T_90 if known <= dof), default=1)]
 
 
 def t_critical(dof: int) -> float:

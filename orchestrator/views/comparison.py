@@ -1,19 +1,17 @@
 """Set sessions side by side: what each gained, and what it cost."""
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from math import sqrt
+from statistics import fmean, stdev
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State, apply
+from orchestrator.policy.noise import get_t_90
 from orchestrator.views.charts import Course, draw_courses
 from orchestrator.views.experiments import UNTRAINED
 from orchestrator.views.render import render_page
 from orchestrator.views.summary import Summary, summarize
-
-RESAMPLES = 2_000
-"""Bootstrap samples: enough for two digits of an interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +21,8 @@ class SessionFigures:
     name: str
     arm: str
     """Crew and style: sessions of one arm are repetitions of each other."""
+    conditions: tuple[int, str, float, float]
+    """Seed, data, budget and hours: nights that agree in these are paired."""
     summary: Summary
     experiments: int
     """Experiments that were trained and judged."""
@@ -66,11 +66,13 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     """Return the figures of one session. Raises ValueError where it has no baseline yet."""
     if state.incumbent is None:
         raise ValueError(f"{state.session.name} has no baseline yet")
+    profile = state.session.profile
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     trained = [result for result in state.tried if result.status not in UNTRAINED]
     return SessionFigures(
         name=state.session.name,
         arm=arm,
+        conditions=(state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours),
         summary=summary,
         experiments=len(trained),
         repeats=sum(result.status == "refused" for result in state.tried),
@@ -102,11 +104,16 @@ def _trace_best(arm: str, summary: Summary, records: Sequence[ev.Record]) -> Cou
     return Course(arm, state.session.name, [*best, best[-1]], places)
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Return a 90 % bootstrap interval of the mean; of a single value, that value twice."""
-    luck = random.Random(seed)  # noqa: S311 - statistics, no secret
-    means = sorted(fmean(luck.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return means[RESAMPLES // 20], means[-RESAMPLES // 20]
+def compute_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 90 % interval of the mean by Student's t: of few nights it is wide, and holds what it says."""
+    margin = get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
+    return fmean(values) - margin, fmean(values) + margin
+
+
+def pair_gains(arm: Sequence[SessionFigures], other: Sequence[SessionFigures]) -> list[float]:
+    """Return how much more one arm gained, for nights of equal seeds that were measured alike."""
+    theirs = {row.conditions: row.gain for row in other}
+    return [row.gain - theirs[row.conditions] for row in arm if row.conditions in theirs]
 
 
 def group_arms(rows: Sequence[SessionFigures]) -> Mapping[str, Sequence[SessionFigures]]:
