@@ -20,7 +20,7 @@ from orchestrator.views.experiments import ExperimentRow, list_rows, show_diff
 from orchestrator.views.musings_search import read_musing
 from orchestrator.views.render import render_template
 from orchestrator.views.snapshot import LogReader
-from orchestrator.views.summary import summarize, tabulate, write_counts, write_headline
+from orchestrator.views.summary import summarize, tabulate
 from prepare import atomic
 
 ORIGINS = {"implemented": "", "repaired": ", repaired after a crash", "rebased": ", carried over to the new incumbent"}
@@ -122,8 +122,7 @@ def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
         "index.md",
         matter,
         session=session.name,
-        headline=write_headline(summary),
-        counts=write_counts(summary),
+        summary=summary,
         ended=state.ended,
         rows=rows,
         learned=[row for row in rows if row.experiment and row.status == "kept" and row.postmortem],
@@ -136,12 +135,8 @@ def render_overview(folder: Path) -> str:
     """Return the page over all sessions in the folder, read from their indexes, the newest first."""
     found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
     sessions = [(name, matter) for name, matter in found if "session" in matter]
-    rows = [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|--:|"]
-    for name, matter in sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True):
-        values = [matter.get(key) for key in COLUMNS]
-        session, *cells = ["–" if value is None else _escape(str(value)) for value in values]
-        rows.append(f"| [{session}]({name}/index.md) | {' | '.join(cells)} |")
-    return "\n".join(["# Musings", "", "One folder per session, one file per experiment.", "", *rows, ""])
+    latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
+    return render_template("overview.md", sessions=latest, columns=COLUMNS, escape=_escape)
 
 
 def _render_page(template: str, matter: dict[str, Any], **facts: object) -> str:

@@ -24,17 +24,10 @@ from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import Musings
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
+from orchestrator.views.render import render_template
 from orchestrator.views.report.files import Files
 from orchestrator.views.snapshot import LogReader, Snapshot
-from orchestrator.views.summary import (
-    count,
-    describe_late_discards,
-    describe_trust,
-    suggest_command,
-    summarize,
-    write_command,
-    write_headline,
-)
+from orchestrator.views.summary import describe_late_discards, describe_trust, suggest_command, summarize, write_command
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization
 
@@ -98,7 +91,7 @@ class Observers:
 
     def print_summary(self, history: str) -> None:
         """Print how the night ended, and where everything is; `history` is the command that lists what was kept."""
-        self._guard("the summary", lambda: self.say("\n".join(self._write_summary(history))))
+        self._guard("the summary", lambda: self.say(self._write_summary(history)))
 
     async def _follow(self) -> None:
         """Write the files on a thread until they show the last record: one snapshot at a time, always the latest."""
@@ -140,23 +133,17 @@ class Observers:
             self.failures.add(failure)
             self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
 
-    def _write_summary(self, history: str) -> list[str]:
-        state, folder, summary = self.session.state, self.folder, summarize(self.session.state)
-        if state.incumbent is None:
-            why = write_headline(summary) if summary.failure else f"Nothing was measured: {state.ended}."
-            return [f"\n{why}", f"  report    {folder / 'report.html'}"]
-        used = measure_utilization(self.session.records, state.session.slots)
-        late = describe_late_discards(list_rows(state))
-        return [
-            f"\nThe night is over: {state.ended}.",
-            f"  val_bpb   {write_headline(summary).removeprefix('val_bpb ')}",
-            f"  tried     {count(summary.tried, 'experiment')}, kept {summary.kept}"
-            + f", on {summary.seeds} seeds or more" * (summary.seeds > 1),
-            *([f"  discarded {late}"] if late else []),
-            f"  trust     {describe_trust(self.session)}",
-            f"  slots     occupied {used.occupancy:.1%} of the time; duty {used.duty:.1%}",
-            f"  report    {folder / 'report.html'}",
-            f"  branch    {history}",
-            f"  musings   {self.musings.folder / 'index.md'}",
-            f"  go on     {suggest_command(self.session, self.command)}",
-        ]
+    def _write_summary(self, history: str) -> str:
+        state, records = self.session.state, self.session.records
+        return render_template(
+            "ending.txt",
+            summary=summarize(state),
+            ended=state.ended,
+            late=describe_late_discards(list_rows(state)),
+            trust=describe_trust(self.session),
+            used=measure_utilization(records, state.session.slots),
+            folder=self.folder,
+            history=history,
+            musings=self.musings.folder,
+            command=suggest_command(self.session, self.command),
+        ).rstrip()

@@ -1,19 +1,38 @@
 """Render the templates: Markdown as it stands, HTML with every value escaped."""
 
+import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from orchestrator.core.text import flatten, format_count, format_signed
+from orchestrator.core.text import flatten, format_count, format_signed, shorten
 from orchestrator.views.output import make_printable
-from orchestrator.views.summary import format_change, format_score
+from orchestrator.views.summary import count, format_change, format_clock, format_score
 
 LONGEST = 20_000
 """Characters of a text that an agent or a run wrote."""
+
+
+def _cut(text: str, limit: int) -> Markup:
+    return Markup(make_printable(text, limit))  # noqa: S704 - only in templates of plain text
+
+
+FILTERS: dict[str, Any] = {
+    "signed": format_signed,
+    "count": format_count,
+    "score": format_score,
+    "change": format_change,
+    "clock": format_clock,
+    "plural": count,
+    "flat": flatten,
+    "shorten": shorten,
+    "cut": _cut,
+    "json": partial(json.dumps, ensure_ascii=False, indent=1),
+}
 
 
 def render_template(name: str, **facts: object) -> str:
@@ -44,6 +63,5 @@ def _load_templates() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=print_text,
     )
-    filters: dict[str, Any] = {"signed": format_signed, "count": format_count, "flat": flatten}
-    environment.filters.update(filters, score=format_score, change=format_change)
+    environment.filters.update(FILTERS)
     return environment

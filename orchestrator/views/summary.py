@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from orchestrator.core.curves import CHECKED_SHARES
 from orchestrator.core.description import count_distinct
@@ -82,24 +83,6 @@ def summarize(state: State) -> Summary:
     )
 
 
-def write_headline(summary: Summary) -> str:
-    """Return one line: baseline, best, and what the difference is worth."""
-    if summary.failure:
-        return f"The baseline does not train: {summary.failure}."
-    if summary.baseline is None or summary.best is None:
-        return "The baseline was not measured." if summary.ended else "The baseline is being measured."
-    if summary.gain <= 0:
-        return f"val_bpb {summary.baseline:.4f}, the baseline: nothing better {'was found' if summary.ended else 'yet'}"
-    worth = f"{summary.gain:.4f} better: {summary.sigmas:.1f} times σ = {summary.sigma:.4f}"
-    return f"val_bpb {summary.baseline:.4f} → {summary.best:.4f} ({worth})"
-
-
-def write_counts(summary: Summary) -> str:
-    """Return one line: experiments, keeps, hours and dollars."""
-    cost = ", cost unknown" if summary.usd is None else f", ${summary.usd:.2f}" * (summary.usd > 0)
-    return f"{count(summary.tried, 'experiment')}, {summary.kept} kept, {summary.hours:.2g} hours{cost}"
-
-
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be believed."""
     events = [record.event for record in log.records]
@@ -177,6 +160,11 @@ def format_change(row: ExperimentRow) -> str:
 def format_score(row: ExperimentRow) -> str:
     """Return the mean val_bpb; empty where there is none."""
     return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
+
+
+def format_clock(at: float) -> str:
+    """Return the local time of day; `at` is in seconds since the epoch."""
+    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
 
 
 def count(number: int, noun: str) -> str:

@@ -16,10 +16,10 @@ from orchestrator.core.state import State, Training, get_proposal
 from orchestrator.core.text import format_count, shorten
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import EventLog
-from orchestrator.views.event_text import TALK, format_clock, summarize
+from orchestrator.views.event_text import TALK, summarize
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
-from orchestrator.views.summary import format_change, format_score
+from orchestrator.views.summary import format_change, format_clock, format_score
 from orchestrator.views.summary import summarize as summarize_session
 
 LATEST = 8
