@@ -63,11 +63,7 @@ class Page:
         kept = [entry for entry in entries if entry.row.status == "kept" and entry.row.experiment > 0]
         return render_page(
             "page.html",
-            figures
-            | {
-                "progress": charts.draw_progress(points, summary),
-                "slots": charts.draw_slots(runs, state.session.slots),
-            },
+            figures,
             state=state,
             summary=summary,
             runs=len(runs),
