@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from statistics import fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import FinishedRun, RunDescription, describe_run
+from orchestrator.core.description import FinishedRun
 from orchestrator.core.state import (
     Broken,
     Candidate,
@@ -20,7 +20,6 @@ from orchestrator.core.state import (
     diff_from_parent,
     get_commit,
     get_proposal,
-    get_scores,
     name_status,
 )
 from orchestrator.core.text import flatten, shorten
@@ -91,20 +90,15 @@ class ExperimentRow:
 
 def list_rows(state: State) -> list[ExperimentRow]:
     """Return all experiments by number."""
+    names = [field.name for field in fields(ExperimentResult)]
+    closed = [ExperimentRow(status=r.status, **{name: getattr(r, name) for name in names}) for r in state.results]
     under_way = [_make_open_row(state, *item) for item in state.open.items() if not isinstance(item[1], Remeasuring)]
-    return sorted([*map(_make_closed_row, state.results), *under_way], key=lambda row: row.experiment)
+    return sorted([*closed, *under_way], key=lambda row: row.experiment)
 
 
 def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
     """Return those that were worth a second seed: kept once confirmed, or discarded after all."""
     return [row for row in rows if row.gain is not None and len(row.scores) > 1]
-
-
-def describe_row(state: State, row: ExperimentRow) -> RunDescription:
-    """Return the numbers of an experiment beside its incumbent's; of the baseline, its own alone."""
-    if row.experiment == 0:
-        return describe_run(row.runs, (), None)
-    return describe_run(row.runs, get_scores(state, row.incumbent), row.verdict)
 
 
 def show_diff(log: LogReader, row: ExperimentRow) -> str:
@@ -116,22 +110,16 @@ def show_diff(log: LogReader, row: ExperimentRow) -> str:
     return make_printable("\n".join([*lines[:DIFF_LINES], *cut]).rstrip("\n"), DIFF_CHARACTERS)
 
 
-def _make_closed_row(result: ExperimentResult) -> ExperimentRow:
-    known = {field.name: getattr(result, field.name) for field in fields(result)}
-    return ExperimentRow(status=result.status, **known)
-
-
 def _make_open_row(state: State, number: int, stage: Stage) -> ExperimentRow:
     proposal, commit = get_proposal(stage), get_commit(stage)
     parent = commit.parent if commit else state.best
     match stage:
-        case Idea() | Remeasuring():
-            return ExperimentRow(number, "proposed", proposal, parent)
-        case Candidate(scores=scores):
-            return ExperimentRow(number, "ready", proposal, parent, commit, scores)
-        case Training(Candidate(scores=scores)):
-            return ExperimentRow(number, "training", proposal, parent, commit, scores)
-        case Broken(Candidate(scores=scores), crash):
-            return ExperimentRow(number, "broken", proposal, parent, commit, scores, crash)
         case Decided(Candidate(scores=scores), verdict, crash, incumbent):
             return ExperimentRow(number, name_status(verdict), proposal, incumbent, commit, scores, crash, verdict)
+        case Broken(Candidate(scores=scores), crash):
+            return ExperimentRow(number, "broken", proposal, parent, commit, scores, crash)
+        case Candidate(scores=scores) | Training(Candidate(scores=scores)):
+            status = "ready" if isinstance(stage, Candidate) else "training"
+            return ExperimentRow(number, status, proposal, parent, commit, scores)
+        case Idea() | Remeasuring():
+            return ExperimentRow(number, "proposed", proposal, parent)

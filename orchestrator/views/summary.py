@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.core.curves import CHECKED_SHARES
-from orchestrator.core.description import count_distinct
+from orchestrator.core.description import count_distinct, describe_run
 from orchestrator.core.events import Crashed, Pruned, Record, Resumed, Scored
-from orchestrator.core.state import State, apply
+from orchestrator.core.state import State, apply, get_scores
 from orchestrator.core.text import flatten, format_count, format_signed
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.pruning import count_false_prunes
-from orchestrator.views.experiments import UNTRAINED, ExperimentRow, describe_row, list_rows, select_retried
+from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows, select_retried
 from orchestrator.views.snapshot import LogReader
 
 
@@ -118,9 +118,10 @@ def describe_late_discards(rows: Sequence[ExperimentRow]) -> str:
 
 def tabulate(state: State, row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, the incumbent's value and the change of all that was measured, means over seeds."""
-    told = describe_row(state, row)
     if not row.runs:
         return []
+    beside = (get_scores(state, row.incumbent), row.verdict) if row.experiment else ((), None)
+    told = describe_run(row.runs, *beside)
     change = f"{format_change(row)} ± {told.error:.4f}" if told.gain is not None and told.error is not None else ""
     other = "" if told.incumbent_bpb is None else f"{told.incumbent_bpb:.4f}"
     table = [("val_bpb", format_score(row), other, change)] if row.scores else []
