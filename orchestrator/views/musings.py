@@ -23,9 +23,6 @@ from orchestrator.views.snapshot import LogReader
 from orchestrator.views.summary import summarize, tabulate
 from prepare import atomic
 
-ORIGINS = {"implemented": "", "repaired": ", repaired after a crash", "rebased": ", carried over to the new incumbent"}
-COLUMNS = ("session", "crew", "experiments", "kept", "baseline", "best")
-
 
 class Musings:
     """Knows what the folder of one session holds, and writes what is missing."""
@@ -101,7 +98,6 @@ def render_musing(log: LogReader, row: ExperimentRow, proposed: float | None) ->
         row=row,
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
-        origin=ORIGINS[row.commit.how] if row.commit else "",
         numbers=tabulate(log.state, row),
     )
 
@@ -123,9 +119,7 @@ def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
         matter,
         session=session.name,
         summary=summary,
-        ended=state.ended,
         rows=rows,
-        learned=[row for row in rows if row.experiment and row.status == "kept" and row.postmortem],
         escape=_escape,
         file_name=make_file_name,
     )
@@ -136,7 +130,7 @@ def render_overview(folder: Path) -> str:
     found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
     sessions = [(name, matter) for name, matter in found if "session" in matter]
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
-    return render_template("overview.md", sessions=latest, columns=COLUMNS, escape=_escape)
+    return render_template("overview.md", sessions=latest, escape=_escape)
 
 
 def _render_page(template: str, matter: dict[str, Any], **facts: object) -> str:

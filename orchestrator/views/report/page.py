@@ -5,6 +5,7 @@ Everything that agents wrote is untrusted text, which Jinja escapes; all of it c
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from orchestrator.core.events import Discarded, Failed, Kept, Pruned
@@ -104,20 +105,23 @@ def summarize_families(rows: Sequence[ExperimentRow]) -> list[Mapping[str, Any]]
 
 def list_surprises(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
     """Return the experiments that ended furthest from what was predicted, in standard errors, the furthest first."""
-    predicted = [row for row in rows if row.proposal.expected_delta and row.gain is not None and row.error]
-    found = [row for row in predicted if _measure_surprise(row) >= SURPRISING]
-    return sorted(found, key=_measure_surprise, reverse=True)[:SURPRISES]
+    distances = [
+        (abs(row.gain + row.proposal.expected_delta) / row.error, row)
+        for row in rows
+        if row.proposal.expected_delta and row.gain is not None and row.error
+    ]
+    return [row for distance, row in _rank(distances)[:SURPRISES] if distance >= SURPRISING]
 
 
 def list_near_misses(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
     """Return the discarded experiments that looked better by more than the noise, the surest first."""
-    judged = [row for row in rows if row.status == "discarded" and row.gain is not None and row.error]
-    ranked = sorted(judged, key=lambda row: (row.gain or 0.0) / (row.error or 1.0), reverse=True)
-    return [row for row in ranked[:NEAR_MISSES] if (row.gain or 0.0) > NEAR_MISS * (row.error or 0.0)]
+    discarded = [row for row in rows if row.status == "discarded"]
+    found = [(row.gain / row.error, row) for row in discarded if row.gain is not None and row.error]
+    return [row for sureness, row in _rank(found)[:NEAR_MISSES] if sureness > NEAR_MISS]
 
 
-def _measure_surprise(row: ExperimentRow) -> float:
-    return abs((row.gain or 0.0) + row.proposal.expected_delta) / (row.error or 1.0)
+def _rank(found: Sequence[tuple[float, ExperimentRow]]) -> list[tuple[float, ExperimentRow]]:
+    return sorted(found, key=itemgetter(0), reverse=True)
 
 
 def _describe_entry(log: LogReader, row: ExperimentRow) -> Entry:
