@@ -20,7 +20,8 @@ from orchestrator.core import events as ev
 from orchestrator.core.curves import interpolate_loss
 from orchestrator.core.description import FinishedRun
 from orchestrator.views.experiments import ExperimentRow
-from orchestrator.views.summary import Summary, count, format_change, format_score
+from orchestrator.views.render import count, format_change, format_score
+from orchestrator.views.summary import Summary
 from orchestrator.views.usage import Run
 
 Figure = dict[str, Any]

@@ -6,8 +6,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.text import shorten
 from orchestrator.session.store import EventLog
 from orchestrator.views.output import make_printable
-from orchestrator.views.render import render_template
-from orchestrator.views.summary import format_clock
+from orchestrator.views.render import format_clock, render_template
 
 TALK = ev.ConversationOpened | ev.ModelReplied | ev.ToolUsed
 """Events of a conversation with an agent: they change nothing that a view shows."""

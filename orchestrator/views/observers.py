@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TextIO, cast
 
 from rich.console import Console
@@ -65,9 +64,7 @@ class Observers:
         self._guard("musings", self.musings.write_overview)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._write_files(self.session)
         self._guard("musings", self.musings.write_overview)
         self._guard("the live view", self.terminal.close)
@@ -122,16 +119,12 @@ class Observers:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - this is the boundary: a view may fail in any way
-            self._report(view, error)
-
-    def _report(self, view: str, error: Exception) -> None:
-        if isinstance(error, OSError) and (path := error.filename2 or error.filename):
-            failure = f"{path} cannot be written: {error.strerror}"
-        else:
             failure = f"{view} failed: {type(error).__name__}: {flatten(str(error))}"
-        if failure not in self.failures:
-            self.failures.add(failure)
-            self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
+            if isinstance(error, OSError) and (path := error.filename2 or error.filename):
+                failure = f"{path} cannot be written: {error.strerror}"
+            if failure not in self.failures:
+                self.failures.add(failure)
+                self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
 
     def _write_summary(self, history: str) -> str:
         state, records = self.session.state, self.session.records

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,31 @@ import jinja2
 from markupsafe import Markup
 
 from orchestrator.core.text import flatten, format_count, format_signed, shorten
+from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.output import make_printable
-from orchestrator.views.summary import count, format_change, format_clock, format_score
 
 LONGEST = 20_000
 """Characters of a text that an agent or a run wrote."""
+
+
+def format_change(row: ExperimentRow) -> str:
+    """Return the change of val_bpb, negative is better; empty where it is not known."""
+    return "" if row.gain is None else format_signed(-row.gain)
+
+
+def format_score(row: ExperimentRow) -> str:
+    """Return the mean val_bpb; empty where there is none."""
+    return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
+
+
+def format_clock(at: float) -> str:
+    """Return the local time of day; `at` is in seconds since the epoch."""
+    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there is not one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _cut(text: str, limit: int) -> Markup:

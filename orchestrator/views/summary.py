@@ -3,17 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from orchestrator.core.curves import CHECKED_SHARES
 from orchestrator.core.description import count_distinct, describe_run
 from orchestrator.core.events import Crashed, Pruned, Record, Resumed, Scored
 from orchestrator.core.state import State, apply, get_scores
-from orchestrator.core.text import flatten, format_count, format_signed
+from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows, select_retried
+from orchestrator.views.render import format_change, format_score, render_template
 from orchestrator.views.snapshot import LogReader
 
 
@@ -86,26 +86,15 @@ def summarize(state: State) -> Summary:
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be believed."""
     events = [record.event for record in log.records]
-    tiers = {event.tier for event in events if isinstance(event, Scored | Crashed | Pruned)}
-    if not tiers:
-        return "nothing has run yet"
-    scored = [event for event in events if isinstance(event, Scored)]
-    corrections = [abs(score.val_bpb - score.audit.claimed) for score in scored if score.audit]
-    confirmed = sum(score.confirmed is not None for score in scored)
-    crashed = [event for event in events if isinstance(event, Crashed)]
-    disqualified = sorted({crash.experiment for crash in crashed if crash.failure == "disqualified"})
-    pruned = sum(isinstance(event, Pruned) for event in events)
-    controls, wrong = count_false_prunes(log.state)
-    audits = f"{len(corrections)} audited, off by {max(corrections):.1g} at most" if corrections else "none audited"
-    parts = [
-        "no sandbox" if tiers == {"none"} else " and ".join(sorted(tiers)),
-        audits + f", {confirmed} scored on held-out text" * (confirmed > 0),
-        f"{len(disqualified)} disqualified"
-        + f" (experiment {', '.join(map(str, disqualified))})" * (len(disqualified) > 0),
-        f"{pruned} pruned" * (pruned > 0),
-        f"{count(controls, 'control run')}, {count(wrong, 'false prune')}" * (controls > 0),
-    ]
-    return "; ".join(filter(None, parts))
+    runs = [event for event in events if isinstance(event, Scored | Crashed | Pruned)]
+    audited = [run for run in runs if isinstance(run, Scored) and run.audit]
+    return render_template(
+        "trust.txt",
+        tiers=sorted({run.tier for run in runs}),
+        runs=runs,
+        corrections=[abs(score.val_bpb - score.audit.claimed) for score in audited if score.audit],
+        controls=count_false_prunes(log.state),
+    )
 
 
 def describe_late_discards(rows: Sequence[ExperimentRow]) -> str:
@@ -151,23 +140,3 @@ def suggest_command(log: LogReader, write: Callable[..., str] = write_command) -
     number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
     dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
     return write("fork", name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
-
-
-def format_change(row: ExperimentRow) -> str:
-    """Return the change of val_bpb, negative is better; empty where it is not known."""
-    return "" if row.gain is None else format_signed(-row.gain)
-
-
-def format_score(row: ExperimentRow) -> str:
-    """Return the mean val_bpb; empty where there is none."""
-    return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
-
-
-def format_clock(at: float) -> str:
-    """Return the local time of day; `at` is in seconds since the epoch."""
-    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where there is not one."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

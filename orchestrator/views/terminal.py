@@ -18,7 +18,7 @@ from orchestrator.session.store import EventLog
 from orchestrator.views.event_text import TALK, summarize
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
-from orchestrator.views.summary import format_change, format_clock, format_score
+from orchestrator.views.render import format_change, format_clock, format_score
 from orchestrator.views.summary import summarize as summarize_session
 
 LATEST = 8
