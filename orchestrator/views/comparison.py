@@ -52,15 +52,10 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
 
 
 def _trace_best(arm: str, summary: Summary, records: Sequence[ev.Record]) -> Course:
-    """Return the best score from each keep on, along experiments, hours and dollars.
-
-    Only keeps move it: runs that measure an incumbent again correct its score from its keep on.
-    """
-    state, moments = State(), list[State]()
-    best: list[float] = []
+    state, moments, best = State(), list[State](), list[float]()
     for record in records:
         state = apply(state, record)
-        if isinstance(record.event, ev.Kept):
+        if isinstance(record.event, ev.Kept):  # nothing else: later runs correct a score from its keep on
             moments.append(state)
             best.append(record.event.score_to_beat)
     best[0], best[-1] = summary.baseline or best[0], summary.best or best[-1]

@@ -140,7 +140,6 @@ def _render_page(template: str, matter: dict[str, Any], **facts: object) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return a text that stays within its cell of a table."""
     return flatten(text).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
 
 

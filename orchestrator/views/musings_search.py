@@ -49,10 +49,7 @@ def search(
 
 
 def read_musing(path: Path) -> tuple[dict[str, Any], str]:
-    """Return front matter and body.
-
-    There is no front matter where a person has put another text into the folder, and no body where there is no text.
-    """
+    """Return front matter and body; without the former where a person has put another text into the folder."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # not from a FIFO
     except OSError:

@@ -8,6 +8,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -19,14 +20,14 @@ from orchestrator.core.events import Granted, Point, Record
 from orchestrator.core.state import State
 from orchestrator.core.text import flatten
 from orchestrator.session.store import Session
-from orchestrator.views.experiments import list_rows
+from orchestrator.views.experiments import list_rows, select_retried
 from orchestrator.views.musings import Musings
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
 from orchestrator.views.render import render_template
 from orchestrator.views.report.files import Files
 from orchestrator.views.snapshot import LogReader, Snapshot
-from orchestrator.views.summary import describe_late_discards, describe_trust, suggest_command, summarize, write_command
+from orchestrator.views.summary import describe_trust, suggest_command, summarize, write_command
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization
 
@@ -128,11 +129,12 @@ class Observers:
 
     def _write_summary(self, history: str) -> str:
         state, records = self.session.state, self.session.records
+        late = [row for row in select_retried(list_rows(state)) if row.status == "discarded"]
         return render_template(
             "ending.txt",
             summary=summarize(state),
             ended=state.ended,
-            late=describe_late_discards(list_rows(state)),
+            late=Counter(row.reason.partition(":")[0] for row in late).most_common(),
             trust=describe_trust(self.session),
             used=measure_utilization(records, state.session.slots),
             folder=self.folder,

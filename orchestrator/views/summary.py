@@ -1,7 +1,7 @@
 """Sum a session up in a few numbers: what terminal, last lines of a night, messages, report and musings show."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.core.curves import CHECKED_SHARES
@@ -12,7 +12,7 @@ from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.pruning import count_false_prunes
-from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows, select_retried
+from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows
 from orchestrator.views.render import format_change, format_score, render_template
 from orchestrator.views.snapshot import LogReader
 
@@ -47,10 +47,6 @@ class Summary:
     def gain(self) -> float:
         """Bits per byte from the baseline to the best; positive is better."""
         return self.baseline - self.best if self.baseline and self.best else 0.0
-
-    @property
-    def percent(self) -> float:
-        return 100 * self.gain / self.baseline if self.baseline else 0.0
 
     @property
     def sigmas(self) -> float:
@@ -95,14 +91,6 @@ def describe_trust(log: LogReader) -> str:
         corrections=[abs(score.val_bpb - score.audit.claimed) for score in audited if score.audit],
         controls=count_false_prunes(log.state),
     )
-
-
-def describe_late_discards(rows: Sequence[ExperimentRow]) -> str:
-    """Return how many looked better on their first seed, and why they were discarded; empty where none did."""
-    late = [row for row in select_retried(rows) if row.status == "discarded"]
-    reasons = Counter(row.reason.partition(":")[0] for row in late)
-    words = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
-    return f"{len(late)} that looked better on the first seed: {words}" if late else ""
 
 
 def tabulate(state: State, row: ExperimentRow) -> list[tuple[str, str, str, str]]:

@@ -84,7 +84,6 @@ class Terminal:
         self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
 
     def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
-        """Print time, kind, experiment and summary, unless the live view is up."""
         if not self.is_live:
             number = "" if experiment is None else f"{experiment}: "
             self.lines.info(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_clock(at))
@@ -122,7 +121,6 @@ def _render_headline(state: State, now: float) -> Text:
 
 
 def _render_slots(state: State, readings: Mapping[int, Reading], now: float, width: int) -> Iterator[RenderableType]:
-    """Yield a bar for each slot: what trains there, how far it is, its loss, the time left."""
     rights = [Column(justify="right", no_wrap=True) for _ in range(3)]
     title = Column(no_wrap=True, max_width=max(24, width - 42), overflow="ellipsis")
     table = Table.grid(title, Column(width=16), *rights, padding=(0, 1), pad_edge=True)
@@ -146,7 +144,6 @@ def _render_slots(state: State, readings: Mapping[int, Reading], now: float, wid
 
 
 def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
-    """Yield the last experiments, the newest first."""
     decided = [row for row in list_rows(state) if row.is_decided and row.experiment > 0]
     number, score, change = (Column(justify="right", no_wrap=True) for _ in range(3))
     title = Column(no_wrap=True, max_width=max(24, width - 34), overflow="ellipsis")
@@ -159,7 +156,6 @@ def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
 
 
 def _render_notices(state: State, now: float) -> Iterator[RenderableType]:
-    """Yield what is out of the ordinary."""
     notices = [f"waiting {_format_span(waiting.until - now)}: {waiting.reason}" for waiting in state.waiting.values()]
     if state.stopping and not state.ended:
         notices.append(f"stopping: {state.stopping}")

@@ -3,7 +3,7 @@
 Everything that agents wrote is untrusted text, which Jinja escapes; all of it can be read without scripts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -22,8 +22,6 @@ SURPRISES = 5
 SURPRISING = 2.0
 """Standard errors between what was predicted and what came."""
 LESSONS, NEAR_MISSES = 40, 8
-REFRESH_SECONDS = 30
-"""Seconds between two looks of an open page for a newer one, while the session lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,6 @@ class Page:
             "slots": charts.draw_slots(runs, state.session.slots),
             **{f"curve-{e.row.experiment}": e.curve for e in entries if e.curve},
         }
-        kept = [entry for entry in entries if entry.row.status == "kept" and entry.row.experiment > 0]
         return render_page(
             "page.html",
             figures,
@@ -70,37 +67,23 @@ class Page:
             runs=len(runs),
             used=measure_utilization(log.records, state.session.slots),
             entries=entries,
-            kept=kept,
-            gained=sum(entry.row.gain or 0.0 for entry in kept),
-            families=summarize_families(rows),
+            families=group_families(rows),
             retried=select_retried(rows),
             trust=describe_trust(log),
             surprises=list_surprises(rows),
             near_misses=list_near_misses(rows),
             lessons=[row for row in reversed(rows) if row.postmortem][:LESSONS],
             command=suggest_command(log),
-            refresh=REFRESH_SECONDS,
         )
 
 
-def summarize_families(rows: Sequence[ExperimentRow]) -> list[Mapping[str, Any]]:
-    """Return what was trained by family, and what it gained, the most fruitful first."""
-    families: dict[str, list[ExperimentRow]] = {}
-    for row in rows:
-        if row.experiment > 0 and row.is_decided and row.status not in UNTRAINED:
-            families.setdefault(row.proposal.family, []).append(row)
-    table = [
-        {
-            "name": name,
-            "tried": len(tried),
-            "kept": sum(row.status == "kept" for row in tried),
-            "crashed": sum(row.status == "crashed" for row in tried),
-            "gain": sum(row.gain or 0.0 for row in tried if row.status == "kept"),
-            "best": max((row.gain for row in tried if row.gain is not None), default=None),
-        }
-        for name, tried in families.items()
-    ]
-    return sorted(table, key=lambda family: (-family["gain"], -family["tried"]))
+def group_families(rows: Sequence[ExperimentRow]) -> list[list[ExperimentRow]]:
+    """Return what was trained by family, the most fruitful first."""
+    trained = [row for row in rows if row.experiment and row.is_decided and row.status not in UNTRAINED]
+    names = dict.fromkeys(row.proposal.family for row in trained)
+    families = [[row for row in trained if row.proposal.family == name] for name in names]
+    by_size = sorted(families, key=len, reverse=True)
+    return sorted(by_size, key=lambda rows: sum(row.gain or 0.0 for row in rows if row.status == "kept"), reverse=True)
 
 
 def list_surprises(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
