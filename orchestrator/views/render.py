@@ -38,7 +38,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _cut(text: str, limit: int) -> Markup:
+def _clip(text: str, limit: int) -> Markup:
     return Markup(make_printable(text, limit))  # noqa: S704 - only in templates of plain text
 
 
@@ -51,7 +51,7 @@ FILTERS: dict[str, Any] = {
     "plural": count,
     "flat": flatten,
     "shorten": shorten,
-    "cut": _cut,
+    "clip": _clip,
     "json": partial(json.dumps, ensure_ascii=False, indent=1),
 }
 

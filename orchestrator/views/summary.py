@@ -83,12 +83,11 @@ def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be believed."""
     events = [record.event for record in log.records]
     runs = [event for event in events if isinstance(event, Scored | Crashed | Pruned)]
-    audited = [run for run in runs if isinstance(run, Scored) and run.audit]
     return render_template(
         "trust.txt",
         tiers=sorted({run.tier for run in runs}),
         runs=runs,
-        corrections=[abs(score.val_bpb - score.audit.claimed) for score in audited if score.audit],
+        corrections=[abs(run.val_bpb - run.audit.claimed) for run in runs if isinstance(run, Scored) and run.audit],
         controls=count_false_prunes(log.state),
     )
 

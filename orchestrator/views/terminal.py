@@ -94,8 +94,6 @@ class Terminal:
 
 def render_view(state: State, readings: Mapping[int, Reading], now: float, width: int = 80) -> RenderableType:
     """Return the live view: where the session stands, what trains, how the last experiments ended."""
-    if state.started is None:
-        return Text("")
     return Group(
         Text(),
         _render_headline(state, now),
