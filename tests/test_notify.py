@@ -12,7 +12,7 @@ import pytest
 from orchestrator.core.events import Waiting
 from orchestrator.session.store import EventLog
 from orchestrator.views.notify import Notifier, NotifyError, make_sender, send_nothing
-from orchestrator.views.summary import summarize, write_headline
+from orchestrator.views.summary import summarize
 from tests.simulated import night
 from tests.workplace import environment, orchestrate, workplace
 
@@ -94,7 +94,7 @@ def test_every_new_best_and_the_end_are_told(session):
         f"{session.state.session.name}: the night is over"
     ]
     assert session.state.kept[0].proposal.title in told[0][1]
-    assert write_headline(summarize(log.state)) in told[-1][1]
+    assert f"{summarize(log.state).gain:.4f} better" in told[-1][1]
     assert f"→ {session.state.incumbent.score_to_beat:.4f}" in told[-1][1]
     assert "12 experiments" in told[-1][1]
 

@@ -54,7 +54,7 @@ def _summarize(paths: Paths, name: str) -> comparison.SessionFigures:
 
 def _make_table(rows: Sequence[comparison.SessionFigures]) -> Table:
     """Make a line for each figure and a column for each session: two or three fit on any terminal."""
-    table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
-    for name, figure in comparison.FIGURES.items():
-        table.add_row(name, *map(figure, rows))
+    table = Table("", *(Column(row.course.name, justify="right", overflow="fold") for row in rows), box=None)
+    for name in rows[0].table:
+        table.add_row(name, *(row.table[name] for row in rows))
     return table

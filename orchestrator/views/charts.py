@@ -1,4 +1,4 @@
-"""Build the charts of report and comparison as plotly's figures: once, here; the pages carry and draw them.
+"""Build the charts of report and comparison as plotly's figures: once, here; the pages carry, style and draw them.
 
 Their colors are readable on white and on black, since a page follows the reader's system. What agents wrote is escaped.
 """
@@ -20,40 +20,20 @@ from orchestrator.core import events as ev
 from orchestrator.core.curves import interpolate_loss
 from orchestrator.core.description import FinishedRun
 from orchestrator.views.experiments import ExperimentRow
-from orchestrator.views.summary import Summary, count, format_change, format_score
+from orchestrator.views.render import count, format_change, format_score
+from orchestrator.views.summary import Summary
 from orchestrator.views.usage import Run
 
 Figure = dict[str, Any]
 """In plotly's own schema: `data`, a list of traces, and `layout`."""
-ACCENT, GOOD, BAD, GREY, TEXT = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3", "#808598"
-BAND, GRID, CLEAR = "rgba(122,112,232,0.16)", "rgba(128,133,152,0.25)", "rgba(0,0,0,0)"
+ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
+BAND = "rgba(122,112,232,0.16)"
 ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
 DASHES = ("solid", "dash", "dot", "dashdot")
 OUTCOMES = {"scored": ACCENT, "training": GOOD, "crashed": BAD, "aborted": BAD}
 SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
 """By whether a point is on the scale, and whether it has no score."""
 CURVE_POINTS = 48
-STYLE: Figure = {
-    "paper_bgcolor": CLEAR,
-    "plot_bgcolor": CLEAR,
-    "font": {"family": "system-ui, sans-serif", "size": 12, "color": TEXT},
-    "hoverlabel": {"bgcolor": "#2b2d3a", "font": {"color": "#f2f2f7"}, "align": "left"},
-    "hovermode": "closest",
-    "showlegend": False,
-    "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-}
-AXIS: Figure = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "automargin": True}
-MENU: Figure = {
-    "type": "buttons",
-    "direction": "right",
-    "x": 1,
-    "xanchor": "right",
-    "y": 1,
-    "yanchor": "bottom",
-    "pad": {"b": 8},
-    "bgcolor": CLEAR,
-    "bordercolor": GRID,
-}
 STAIRS = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"shape": "hv", "width": 0}}
 
 
@@ -114,13 +94,14 @@ def draw_progress(points: Sequence[ChartPoint], summary: Summary) -> Figure:
         for axis, along in places.items()
     ]
     margin = 0.06 * (top - scores[0]) + noise
-    return _make_figure(
-        [trace | {"x": along} for trace, along in zip(traces, places["experiment"], strict=True)],
-        x={"title": {"text": "experiment"}},
-        y={"title": {"text": "val_bpb"}, "range": [scores[0] - margin, top + margin]},
-        updatemenus=[MENU | {"buttons": buttons}] if len(buttons) > 1 else [],
-        margin=STYLE["margin"] | {"t": 44},
-    )
+    layout = {
+        "xaxis": {"title": {"text": "experiment"}},
+        "yaxis": {"title": {"text": "val_bpb"}, "range": [scores[0] - margin, top + margin]},
+        "updatemenus": [{"buttons": buttons}] if len(buttons) > 1 else [],
+        "margin": {"t": 44},
+    }
+    data = [trace | {"x": along} for trace, along in zip(traces, places["experiment"], strict=True)]
+    return {"data": data, "layout": layout}
 
 
 def draw_slots(runs: Sequence[Run], slots: int) -> Figure:
@@ -137,17 +118,18 @@ def draw_slots(runs: Sequence[Run], slots: int) -> Figure:
     }
     colors = [OUTCOMES.get(run.outcome, GREY) for run in runs]
     spans = ((0.3, [run.end - run.start for run in runs]), (1.0, [run.train_seconds for run in runs]))
-    return _make_figure(
-        [
-            known | {"x": [seconds / 3600 for seconds in lengths], "marker": {"color": colors, "opacity": opacity}}
-            for opacity, lengths in spans
-        ],
-        x={"title": {"text": "hours"}},
-        y={"type": "category", "autorange": "reversed"},
-        barmode="overlay",
-        bargap=0.25,
-        height=90 + 34 * slots,
-    )
+    layout = {
+        "xaxis": {"title": {"text": "hours"}},
+        "yaxis": {"type": "category", "autorange": "reversed"},
+        "barmode": "overlay",
+        "bargap": 0.25,
+        "height": 90 + 34 * slots,
+    }
+    data = [
+        known | {"x": [seconds / 3600 for seconds in lengths], "marker": {"color": colors, "opacity": opacity}}
+        for opacity, lengths in spans
+    ]
+    return {"data": data, "layout": layout}
 
 
 def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
@@ -162,14 +144,13 @@ def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
     if not settled:
         return None
     margin = 0.05 * (max(settled) - min(settled))
-    return _make_figure(
-        traces,
-        x={"title": {"text": "% of the budget"}},
-        y={"title": {"text": "training loss"}, "range": [min(settled) - margin, max(settled) + margin]},
-        showlegend=True,
-        legend={"x": 1, "xanchor": "right", "y": 1, "bgcolor": CLEAR},
-        hovermode="x",
-    )
+    layout = {
+        "xaxis": {"title": {"text": "% of the budget"}},
+        "yaxis": {"title": {"text": "training loss"}, "range": [min(settled) - margin, max(settled) + margin]},
+        "showlegend": True,
+        "hovermode": "x",
+    }
+    return {"data": traces, "layout": layout}
 
 
 def draw_courses(courses: Sequence[Course]) -> Figure:
@@ -192,17 +173,14 @@ def draw_courses(courses: Sequence[Course]) -> Figure:
         for course, dash in zip(courses, cycle(DASHES), strict=False)
         for name, axis in zip(names, axes, strict=False)
     ]
-    figure = _make_figure(
-        traces,
-        x={},
-        y={"title": {"text": "best val_bpb so far"}},
-        showlegend=True,
-        legend={"orientation": "h", "y": -0.25},
-        grid={"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},
-    )
-    for name, axis in zip(names, axes, strict=False):
-        figure["layout"][name.replace("x", "xaxis")] = AXIS | {"title": {"text": axis}}
-    return figure
+    layout = {
+        **{name.replace("x", "xaxis"): {"title": {"text": axis}} for name, axis in zip(names, axes, strict=False)},
+        "yaxis": {"title": {"text": "best val_bpb so far"}},
+        "showlegend": True,
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25},
+        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},
+    }
+    return {"data": traces, "layout": layout}
 
 
 def pack(value: object) -> str:
@@ -217,13 +195,6 @@ def load_plotly() -> str:
     from plotly.offline import get_plotlyjs  # takes a while to import
 
     return pack(get_plotlyjs())
-
-
-def _make_figure(
-    traces: Sequence[Figure], x: Figure | None = None, y: Figure | None = None, **layout: object
-) -> Figure:
-    axes = {"xaxis": AXIS | (x or {}), "yaxis": AXIS | (y or {})}
-    return {"data": traces, "layout": STYLE | axes | layout}
 
 
 def _list_levels(kept: Sequence[ChartPoint], summary: Summary) -> list[float]:

@@ -5,24 +5,8 @@ from dataclasses import dataclass, fields
 from statistics import fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import FinishedRun, RunDescription, describe_run
-from orchestrator.core.state import (
-    Broken,
-    Candidate,
-    Decided,
-    ExperimentResult,
-    Idea,
-    Remeasuring,
-    Stage,
-    State,
-    Status,
-    Training,
-    diff_from_parent,
-    get_commit,
-    get_proposal,
-    get_scores,
-    name_status,
-)
+from orchestrator.core import state as st
+from orchestrator.core.description import FinishedRun
 from orchestrator.core.text import flatten, shorten
 from orchestrator.views.output import make_printable
 from orchestrator.views.snapshot import LogReader
@@ -41,7 +25,7 @@ class ExperimentRow:
     """An experiment as a row: what is not known yet is empty."""
 
     experiment: int
-    status: Status
+    status: st.Status
     proposal: ev.Proposal
     incumbent: int
     """The experiment whose train.py it is measured against."""
@@ -89,10 +73,12 @@ class ExperimentRow:
         return self.status not in UNFINISHED
 
 
-def list_rows(state: State) -> list[ExperimentRow]:
+def list_rows(state: st.State) -> list[ExperimentRow]:
     """Return all experiments by number."""
-    under_way = [_make_open_row(state, *item) for item in state.open.items() if not isinstance(item[1], Remeasuring)]
-    return sorted([*map(_make_closed_row, state.results), *under_way], key=lambda row: row.experiment)
+    names = [field.name for field in fields(st.ExperimentResult)]
+    closed = [ExperimentRow(status=r.status, **{name: getattr(r, name) for name in names}) for r in state.results]
+    under_way = [_make_open_row(state, *item) for item in state.open.items() if not isinstance(item[1], st.Remeasuring)]
+    return sorted([*closed, *under_way], key=lambda row: row.experiment)
 
 
 def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
@@ -100,38 +86,25 @@ def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
     return [row for row in rows if row.gain is not None and len(row.scores) > 1]
 
 
-def describe_row(state: State, row: ExperimentRow) -> RunDescription:
-    """Return the numbers of an experiment beside its incumbent's; of the baseline, its own alone."""
-    if row.experiment == 0:
-        return describe_run(row.runs, (), None)
-    return describe_run(row.runs, get_scores(state, row.incumbent), row.verdict)
-
-
 def show_diff(log: LogReader, row: ExperimentRow) -> str:
     """Return what the experiment changed in its parent's train.py, or its beginning; empty for the baseline."""
     if row.commit is None or row.experiment == 0:
         return ""
-    lines = make_printable(diff_from_parent(log.state, row.commit, log.get, context=1)).split("\n")
+    lines = make_printable(st.diff_from_parent(log.state, row.commit, log.get, context=1)).split("\n")
     cut = [f"… {len(lines) - DIFF_LINES} more lines in commit {row.commit.commit[:12]}"] * (len(lines) > DIFF_LINES)
     return make_printable("\n".join([*lines[:DIFF_LINES], *cut]).rstrip("\n"), DIFF_CHARACTERS)
 
 
-def _make_closed_row(result: ExperimentResult) -> ExperimentRow:
-    known = {field.name: getattr(result, field.name) for field in fields(result)}
-    return ExperimentRow(status=result.status, **known)
-
-
-def _make_open_row(state: State, number: int, stage: Stage) -> ExperimentRow:
-    proposal, commit = get_proposal(stage), get_commit(stage)
+def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentRow:
+    proposal, commit = st.get_proposal(stage), st.get_commit(stage)
     parent = commit.parent if commit else state.best
     match stage:
-        case Idea() | Remeasuring():
-            return ExperimentRow(number, "proposed", proposal, parent)
-        case Candidate(scores=scores):
-            return ExperimentRow(number, "ready", proposal, parent, commit, scores)
-        case Training(Candidate(scores=scores)):
-            return ExperimentRow(number, "training", proposal, parent, commit, scores)
-        case Broken(Candidate(scores=scores), crash):
+        case st.Decided(st.Candidate(scores=scores), verdict, crash, incumbent):
+            return ExperimentRow(number, st.name_status(verdict), proposal, incumbent, commit, scores, crash, verdict)
+        case st.Broken(st.Candidate(scores=scores), crash):
             return ExperimentRow(number, "broken", proposal, parent, commit, scores, crash)
-        case Decided(Candidate(scores=scores), verdict, crash, incumbent):
-            return ExperimentRow(number, name_status(verdict), proposal, incumbent, commit, scores, crash, verdict)
+        case st.Candidate(scores=scores) | st.Training(st.Candidate(scores=scores)):
+            status = "ready" if isinstance(stage, st.Candidate) else "training"
+            return ExperimentRow(number, status, proposal, parent, commit, scores)
+        case st.Idea() | st.Remeasuring():
+            return ExperimentRow(number, "proposed", proposal, parent)

@@ -20,11 +20,8 @@ from orchestrator.views.experiments import ExperimentRow, list_rows, show_diff
 from orchestrator.views.musings_search import read_musing
 from orchestrator.views.render import render_template
 from orchestrator.views.snapshot import LogReader
-from orchestrator.views.summary import summarize, tabulate, write_counts, write_headline
+from orchestrator.views.summary import summarize, tabulate
 from prepare import atomic
-
-ORIGINS = {"implemented": "", "repaired": ", repaired after a crash", "rebased": ", carried over to the new incumbent"}
-COLUMNS = ("session", "crew", "experiments", "kept", "baseline", "best")
 
 
 class Musings:
@@ -101,7 +98,6 @@ def render_musing(log: LogReader, row: ExperimentRow, proposed: float | None) ->
         row=row,
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
-        origin=ORIGINS[row.commit.how] if row.commit else "",
         numbers=tabulate(log.state, row),
     )
 
@@ -122,11 +118,8 @@ def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
         "index.md",
         matter,
         session=session.name,
-        headline=write_headline(summary),
-        counts=write_counts(summary),
-        ended=state.ended,
+        summary=summary,
         rows=rows,
-        learned=[row for row in rows if row.experiment and row.status == "kept" and row.postmortem],
         escape=_escape,
         file_name=make_file_name,
     )
@@ -136,12 +129,8 @@ def render_overview(folder: Path) -> str:
     """Return the page over all sessions in the folder, read from their indexes, the newest first."""
     found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
     sessions = [(name, matter) for name, matter in found if "session" in matter]
-    rows = [f"| {' | '.join(COLUMNS)} |", "|---|---|--:|--:|--:|--:|"]
-    for name, matter in sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True):
-        values = [matter.get(key) for key in COLUMNS]
-        session, *cells = ["–" if value is None else _escape(str(value)) for value in values]
-        rows.append(f"| [{session}]({name}/index.md) | {' | '.join(cells)} |")
-    return "\n".join(["# Musings", "", "One folder per session, one file per experiment.", "", *rows, ""])
+    latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
+    return render_template("overview.md", sessions=latest, escape=_escape)
 
 
 def _render_page(template: str, matter: dict[str, Any], **facts: object) -> str:
@@ -151,7 +140,6 @@ def _render_page(template: str, matter: dict[str, Any], **facts: object) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return a text that stays within its cell of a table."""
     return flatten(text).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
 
 

@@ -37,7 +37,8 @@ def search(
         matters: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob("*/[0-9]*.md")):
             matter, body = read_musing(path)
-            if body and _is_wanted(matter, family, verdict, session):
+            in_scope = session in ("", matter.get("session")) and family in ("", matter.get("family"))
+            if body and in_scope and verdict in ("", matter.get("verdict"), matter.get("status")):
                 matters[str(path)] = matter
                 title, _, rest = body.partition("\n")
                 plain = re.sub(r"[*`|>#]|--:?", "", rest)
@@ -49,10 +50,7 @@ def search(
 
 
 def read_musing(path: Path) -> tuple[dict[str, Any], str]:
-    """Return front matter and body.
-
-    There is no front matter where a person has put another text into the folder, and no body where there is no text.
-    """
+    """Return front matter and body; without the former where a person has put another text into the folder."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # not from a FIFO
     except OSError:
@@ -72,11 +70,3 @@ def _match(db: sqlite3.Connection, match: str, limit: int) -> list[tuple[str, st
     around = "snippet(m, -1, '**', '**', '…', 24)"
     best = f"select path, title, {around} from m where m match ? order by bm25(m, 0, 4, 1) limit ?"
     return db.execute(best, (match, limit)).fetchall()
-
-
-def _is_wanted(matter: dict[str, Any], family: str, verdict: str, session: str) -> bool:
-    return (
-        family in ("", matter.get("family"))
-        and verdict in ("", matter.get("verdict"), matter.get("status"))
-        and session in ("", matter.get("session"))
-    )

@@ -12,7 +12,8 @@ from orchestrator.core.text import shorten
 from orchestrator.session.store import EventLog
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
-from orchestrator.views.summary import summarize, write_counts, write_headline
+from orchestrator.views.render import render_template
+from orchestrator.views.summary import summarize
 
 Send = Callable[[str, str], Awaitable[bool]]
 """Sends a title and a text, and returns whether they arrived."""
@@ -68,7 +69,7 @@ class Notifier:
         fresh, self.seen = self.log.records[self.seen :], len(self.log.records)
         for record in fresh:
             if message := self._choose_message(record):
-                task = asyncio.get_running_loop().create_task(self._deliver(*message))
+                task = asyncio.get_running_loop().create_task(self._deliver(message[0], self._add_standing(message[1])))
                 self.sending.add(task)
                 task.add_done_callback(self.sending.discard)
 
@@ -77,17 +78,17 @@ class Notifier:
         if isinstance(error, Exception):
             asyncio.run(self._deliver("stopped by a fault", f"Nothing is lost: {self.resume}"))
         elif self.has_ended:
-            asyncio.run(self._deliver("the night is over", f"{self.log.state.ended}\n{self._write_summary()}"))
+            asyncio.run(self._deliver("the night is over", self._add_standing(self.log.state.ended)))
 
     def _choose_message(self, record: Record) -> tuple[str, str] | None:
         match record.event:
             case Promoted(experiment=number) if number:
                 title = next(row.title for row in list_rows(self.log.state) if row.experiment == number)
-                return "a new best", f"{number}. {title}\n{self._write_summary()}"
+                return "a new best", f"{number}. {title}"
             case Waiting(until=until, reason=reason):
                 is_new = record.at > self.paused_until + QUIET
                 self.paused_until = max(self.paused_until, until)
-                text = f"{shorten(reason, 300)}. Training continues meanwhile.\n{self._write_summary()}"
+                text = f"{shorten(reason, 300)}. Training continues meanwhile."
                 return ("a pause", text) if is_new else None
             case Ended():
                 self.has_ended = True  # sent by `close`: the loop ends too soon after this
@@ -95,9 +96,8 @@ class Notifier:
                 pass
         return None
 
-    def _write_summary(self) -> str:
-        summary = summarize(self.log.state)
-        return f"{write_headline(summary)}\n{write_counts(summary)}"
+    def _add_standing(self, text: str) -> str:
+        return render_template("message.txt", text=text, summary=summarize(self.log.state)).rstrip()
 
     async def _deliver(self, what: str, text: str) -> None:
         title = f"{self.log.state.session.name}: {what}"

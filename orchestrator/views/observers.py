@@ -8,10 +8,10 @@ import asyncio
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TextIO, cast
 
 from rich.console import Console
@@ -20,21 +20,14 @@ from orchestrator.core.events import Granted, Point, Record
 from orchestrator.core.state import State
 from orchestrator.core.text import flatten
 from orchestrator.session.store import Session
-from orchestrator.views.experiments import list_rows
+from orchestrator.views.experiments import list_rows, select_retried
 from orchestrator.views.musings import Musings
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
+from orchestrator.views.render import render_template
 from orchestrator.views.report.files import Files
 from orchestrator.views.snapshot import LogReader, Snapshot
-from orchestrator.views.summary import (
-    count,
-    describe_late_discards,
-    describe_trust,
-    suggest_command,
-    summarize,
-    write_command,
-    write_headline,
-)
+from orchestrator.views.summary import describe_trust, suggest_command, summarize, write_command
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization
 
@@ -72,9 +65,7 @@ class Observers:
         self._guard("musings", self.musings.write_overview)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._write_files(self.session)
         self._guard("musings", self.musings.write_overview)
         self._guard("the live view", self.terminal.close)
@@ -98,7 +89,7 @@ class Observers:
 
     def print_summary(self, history: str) -> None:
         """Print how the night ended, and where everything is; `history` is the command that lists what was kept."""
-        self._guard("the summary", lambda: self.say("\n".join(self._write_summary(history))))
+        self._guard("the summary", lambda: self.say(self._write_summary(history)))
 
     async def _follow(self) -> None:
         """Write the files on a thread until they show the last record: one snapshot at a time, always the latest."""
@@ -129,34 +120,25 @@ class Observers:
         try:
             action()
         except Exception as error:  # noqa: BLE001 - this is the boundary: a view may fail in any way
-            self._report(view, error)
-
-    def _report(self, view: str, error: Exception) -> None:
-        if isinstance(error, OSError) and (path := error.filename2 or error.filename):
-            failure = f"{path} cannot be written: {error.strerror}"
-        else:
             failure = f"{view} failed: {type(error).__name__}: {flatten(str(error))}"
-        if failure not in self.failures:
-            self.failures.add(failure)
-            self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
+            if isinstance(error, OSError) and (path := error.filename2 or error.filename):
+                failure = f"{path} cannot be written: {error.strerror}"
+            if failure not in self.failures:
+                self.failures.add(failure)
+                self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
 
-    def _write_summary(self, history: str) -> list[str]:
-        state, folder, summary = self.session.state, self.folder, summarize(self.session.state)
-        if state.incumbent is None:
-            why = write_headline(summary) if summary.failure else f"Nothing was measured: {state.ended}."
-            return [f"\n{why}", f"  report    {folder / 'report.html'}"]
-        used = measure_utilization(self.session.records, state.session.slots)
-        late = describe_late_discards(list_rows(state))
-        return [
-            f"\nThe night is over: {state.ended}.",
-            f"  val_bpb   {write_headline(summary).removeprefix('val_bpb ')}",
-            f"  tried     {count(summary.tried, 'experiment')}, kept {summary.kept}"
-            + f", on {summary.seeds} seeds or more" * (summary.seeds > 1),
-            *([f"  discarded {late}"] if late else []),
-            f"  trust     {describe_trust(self.session)}",
-            f"  slots     occupied {used.occupancy:.1%} of the time; duty {used.duty:.1%}",
-            f"  report    {folder / 'report.html'}",
-            f"  branch    {history}",
-            f"  musings   {self.musings.folder / 'index.md'}",
-            f"  go on     {suggest_command(self.session, self.command)}",
-        ]
+    def _write_summary(self, history: str) -> str:
+        state, records = self.session.state, self.session.records
+        late = [row for row in select_retried(list_rows(state)) if row.status == "discarded"]
+        return render_template(
+            "ending.txt",
+            summary=summarize(state),
+            ended=state.ended,
+            late=Counter(row.reason.partition(":")[0] for row in late).most_common(),
+            trust=describe_trust(self.session),
+            used=measure_utilization(records, state.session.slots),
+            folder=self.folder,
+            history=history,
+            musings=self.musings.folder,
+            command=suggest_command(self.session, self.command),
+        ).rstrip()

@@ -1,19 +1,69 @@
 """Render the templates: Markdown as it stands, HTML with every value escaped."""
 
+import json
 from collections.abc import Mapping
-from functools import cache
+from datetime import datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from orchestrator.core.text import flatten, format_count, format_signed
+from orchestrator.core.events import Certified
+from orchestrator.core.text import flatten, format_count, format_signed, shorten
+from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.output import make_printable
-from orchestrator.views.summary import describe_certificate, format_change, format_score
 
 LONGEST = 20_000
 """Characters of a text that an agent or a run wrote."""
+
+
+def format_change(row: ExperimentRow) -> str:
+    """Return the change of val_bpb, negative is better; empty where it is not known."""
+    return "" if row.gain is None else format_signed(-row.gain)
+
+
+def format_score(row: ExperimentRow) -> str:
+    """Return the mean val_bpb; empty where there is none."""
+    return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
+
+
+def format_clock(at: float) -> str:
+    """Return the local time of day; `at` is in seconds since the epoch."""
+    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural where there is not one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def describe_certificate(found: Certified) -> str:
+    """Return what was gained as measured on fresh seeds, with its 90 % interval."""
+    gained, low, high = (format_signed(-bits) for bits in (found.gain, found.low, found.high))
+    return (
+        f"{gained} ({low} to {high}, 90 %) on {count(found.pairs, 'fresh seed')}{' and held-out text' * found.heldout}"
+    )
+
+
+def _clip(text: str, limit: int) -> Markup:
+    return Markup(make_printable(text, limit))  # noqa: S704 - only in templates of plain text
+
+
+FILTERS: dict[str, Any] = {
+    "signed": format_signed,
+    "count": format_count,
+    "score": format_score,
+    "change": format_change,
+    "clock": format_clock,
+    "certificate": describe_certificate,
+    "plural": count,
+    "flat": flatten,
+    "shorten": shorten,
+    "clip": _clip,
+    "json": partial(json.dumps, ensure_ascii=False, indent=1),
+}
 
 
 def render_template(name: str, **facts: object) -> str:
@@ -44,6 +94,5 @@ def _load_templates() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=print_text,
     )
-    filters: dict[str, Any] = {"signed": format_signed, "count": format_count, "flat": flatten}
-    environment.filters.update(filters, score=format_score, change=format_change, certificate=describe_certificate)
+    environment.filters.update(FILTERS)
     return environment

@@ -2,23 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from orchestrator.core.events import Digest, Record
 from orchestrator.core.state import State
-
-
-class LogReader(Protocol):
-    """The part of a log that views read."""
-
-    @property
-    def state(self) -> State: ...
-    @property
-    def records(self) -> Sequence[Record]: ...
-    @property
-    def get(self) -> Callable[[Digest], str]:
-        """Return the stored text of that name. Raises KeyError."""
-        ...
+from orchestrator.session.store import EventLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +15,6 @@ class Snapshot:
     state: State
     records: Sequence[Record]
     get: Callable[[Digest], str]
+
+
+LogReader = EventLog | Snapshot

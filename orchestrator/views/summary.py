@@ -1,18 +1,19 @@
 """Sum a session up in a few numbers: what terminal, last lines of a night, messages, report and musings show."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.core.curves import CHECKED_SHARES
-from orchestrator.core.description import count_distinct
+from orchestrator.core.description import count_distinct, describe_run
 from orchestrator.core.events import Certified, Crashed, Pruned, Record, Resumed, Scored
-from orchestrator.core.state import State, apply
-from orchestrator.core.text import flatten, format_count, format_signed
+from orchestrator.core.state import State, apply, get_scores
+from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.pruning import count_false_prunes
-from orchestrator.views.experiments import UNTRAINED, ExperimentRow, describe_row, list_rows, select_retried
+from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows
+from orchestrator.views.render import format_change, format_score, render_template
 from orchestrator.views.snapshot import LogReader
 
 
@@ -49,10 +50,6 @@ class Summary:
         return self.baseline - self.best if self.baseline and self.best else 0.0
 
     @property
-    def percent(self) -> float:
-        return 100 * self.gain / self.baseline if self.baseline else 0.0
-
-    @property
     def sigmas(self) -> float:
         """The gain over σ."""
         return self.gain / self.sigma if self.sigma else 0.0
@@ -84,70 +81,25 @@ def summarize(state: State) -> Summary:
     )
 
 
-def write_headline(summary: Summary) -> str:
-    """Return one line: baseline, best, and what the difference is worth."""
-    if summary.failure:
-        return f"The baseline does not train: {summary.failure}."
-    if summary.baseline is None or summary.best is None:
-        return "The baseline was not measured." if summary.ended else "The baseline is being measured."
-    if summary.gain <= 0:
-        return f"val_bpb {summary.baseline:.4f}, the baseline: nothing better {'was found' if summary.ended else 'yet'}"
-    worth = f"{summary.gain:.4f} better: {summary.sigmas:.1f} times σ = {summary.sigma:.4f}"
-    certified = f"; certified {describe_certificate(summary.certificate)}" if summary.certificate else ""
-    return f"val_bpb {summary.baseline:.4f} → {summary.best:.4f} ({worth}{certified})"
-
-
-def describe_certificate(found: Certified) -> str:
-    """Return what was gained as measured on fresh seeds, with its 90 % interval."""
-    where = " and held-out text" * found.heldout
-    gained, low, high = (format_signed(-bits) for bits in (found.gain, found.low, found.high))
-    return f"{gained} ({low} to {high}, 90 %) on {count(found.pairs, 'fresh seed')}{where}"
-
-
-def write_counts(summary: Summary) -> str:
-    """Return one line: experiments, keeps, hours and dollars."""
-    cost = ", cost unknown" if summary.usd is None else f", ${summary.usd:.2f}" * (summary.usd > 0)
-    return f"{count(summary.tried, 'experiment')}, {summary.kept} kept, {summary.hours:.2g} hours{cost}"
-
-
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be believed."""
     events = [record.event for record in log.records]
-    tiers = {event.tier for event in events if isinstance(event, Scored | Crashed | Pruned)}
-    if not tiers:
-        return "nothing has run yet"
-    scored = [event for event in events if isinstance(event, Scored)]
-    corrections = [abs(score.val_bpb - score.audit.claimed) for score in scored if score.audit]
-    confirmed = sum(score.confirmed is not None for score in scored)
-    crashed = [event for event in events if isinstance(event, Crashed)]
-    disqualified = sorted({crash.experiment for crash in crashed if crash.failure == "disqualified"})
-    pruned = sum(isinstance(event, Pruned) for event in events)
-    controls, wrong = count_false_prunes(log.state)
-    audits = f"{len(corrections)} audited, off by {max(corrections):.1g} at most" if corrections else "none audited"
-    parts = [
-        "no sandbox" if tiers == {"none"} else " and ".join(sorted(tiers)),
-        audits + f", {confirmed} scored on held-out text" * (confirmed > 0),
-        f"{len(disqualified)} disqualified"
-        + f" (experiment {', '.join(map(str, disqualified))})" * (len(disqualified) > 0),
-        f"{pruned} pruned" * (pruned > 0),
-        f"{count(controls, 'control run')}, {count(wrong, 'false prune')}" * (controls > 0),
-    ]
-    return "; ".join(filter(None, parts))
-
-
-def describe_late_discards(rows: Sequence[ExperimentRow]) -> str:
-    """Return how many looked better on their first seed, and why they were discarded; empty where none did."""
-    late = [row for row in select_retried(rows) if row.status == "discarded"]
-    reasons = Counter(row.reason.partition(":")[0] for row in late)
-    words = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
-    return f"{len(late)} that looked better on the first seed: {words}" if late else ""
+    runs = [event for event in events if isinstance(event, Scored | Crashed | Pruned)]
+    return render_template(
+        "trust.txt",
+        tiers=sorted({run.tier for run in runs}),
+        runs=runs,
+        corrections=[abs(run.val_bpb - run.audit.claimed) for run in runs if isinstance(run, Scored) and run.audit],
+        controls=count_false_prunes(log.state),
+    )
 
 
 def tabulate(state: State, row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, the incumbent's value and the change of all that was measured, means over seeds."""
-    told = describe_row(state, row)
     if not row.runs:
         return []
+    beside = (get_scores(state, row.incumbent), row.verdict) if row.experiment else ((), None)
+    told = describe_run(row.runs, *beside)
     change = f"{format_change(row)} ± {told.error:.4f}" if told.gain is not None and told.error is not None else ""
     other = "" if told.incumbent_bpb is None else f"{told.incumbent_bpb:.4f}"
     table = [("val_bpb", format_score(row), other, change)] if row.scores else []
@@ -177,18 +129,3 @@ def suggest_command(log: LogReader, write: Callable[..., str] = write_command) -
     number = ["--max-experiments", str(limits.experiments)] if limits.experiments else []
     dollars = ["--max-usd", f"{limits.usd:g}"] if limits.usd else []
     return write("fork", name, "--at", str(last), "--hours", f"{limits.hours:g}", *number, *dollars)
-
-
-def format_change(row: ExperimentRow) -> str:
-    """Return the change of val_bpb, negative is better; empty where it is not known."""
-    return "" if row.gain is None else format_signed(-row.gain)
-
-
-def format_score(row: ExperimentRow) -> str:
-    """Return the mean val_bpb; empty where there is none."""
-    return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where there is not one."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,14 +1,13 @@
 """Show a session while it runs: a live view on a terminal, one plain line per event elsewhere."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TextIO, cast
+from typing import NamedTuple, TextIO, cast
 
 import structlog
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.core import events as ev
@@ -16,10 +15,10 @@ from orchestrator.core.state import State, Training, get_proposal
 from orchestrator.core.text import format_count, shorten
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import EventLog
-from orchestrator.views.event_text import TALK, format_clock, summarize
+from orchestrator.views.event_text import TALK, summarize
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
-from orchestrator.views.summary import format_change, format_score
+from orchestrator.views.render import format_change, format_clock, format_score
 from orchestrator.views.summary import summarize as summarize_session
 
 LATEST = 8
@@ -31,14 +30,12 @@ LONGEST = 2_000
 """Characters of a message."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunProgress:
-    """Where a run stands, by its own last line."""
+class Reading(NamedTuple):
+    """Where a run stands by its own last line, and when a plain line last told it."""
 
     granted: ev.Granted
     point: ev.Point
     said: float
-    """Seconds since the epoch when a plain line last told it."""
 
 
 class Terminal:
@@ -48,7 +45,7 @@ class Terminal:
         self.log, self.console, self.clock = log, console, clock
         lives = [record.seq for record in log.records if isinstance(record.event, ev.Started | ev.Resumed)]
         self.seen = lives[-1] if lives else 0
-        self.readings: dict[int, RunProgress] = {}
+        self.readings: dict[int, Reading] = {}
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(get_renderable=self._view, console=console)
         renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
@@ -77,7 +74,7 @@ class Terminal:
         last, now = self.readings.get(granted.slot), self.clock()
         before = last.said if last and last.granted == granted else now
         due = now - before >= PLAIN_SECONDS
-        self.readings[granted.slot] = RunProgress(granted, point, now if due else before)
+        self.readings[granted.slot] = Reading(granted, point, now if due else before)
         if due:
             text = f"{point.progress:.0%} done, loss {point.loss:.4f}, {format_count(rate)} tokens per second"
             self._print_line(now, "training", granted.experiment, text)
@@ -87,7 +84,6 @@ class Terminal:
         self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
 
     def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
-        """Print time, kind, experiment and summary, unless the live view is up."""
         if not self.is_live:
             number = "" if experiment is None else f"{experiment}: "
             self.lines.info(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_clock(at))
@@ -96,10 +92,8 @@ class Terminal:
         return render_view(self.log.state, self.readings, self.clock(), self.console.width)
 
 
-def render_view(state: State, readings: Mapping[int, RunProgress], now: float, width: int = 80) -> RenderableType:
+def render_view(state: State, readings: Mapping[int, Reading], now: float, width: int = 80) -> RenderableType:
     """Return the live view: where the session stands, what trains, how the last experiments ended."""
-    if state.started is None:
-        return Text("")
     return Group(
         Text(),
         _render_headline(state, now),
@@ -124,61 +118,47 @@ def _render_headline(state: State, now: float) -> Text:
     return text
 
 
-def _render_slots(
-    state: State, readings: Mapping[int, RunProgress], now: float, width: int
-) -> Iterator[RenderableType]:
-    """Yield a bar for each slot: what trains there, how far it is, its loss, the time left."""
-    table = Table.grid(padding=(0, 1), pad_edge=True)
-    table.add_column(no_wrap=True, max_width=max(24, width - 42))
-    table.add_column(width=16)
-    for _ in range(3):
-        table.add_column(justify="right", no_wrap=True)
+def _render_slots(state: State, readings: Mapping[int, Reading], now: float, width: int) -> Iterator[RenderableType]:
+    rights = [Column(justify="right", no_wrap=True) for _ in range(3)]
+    title = Column(no_wrap=True, max_width=max(24, width - 42), overflow="ellipsis")
+    table = Table.grid(title, Column(width=16), *rights, padding=(0, 1), pad_edge=True)
     for number, stage in state.open.items():
         granted = getattr(stage, "granted", None)
         if granted is None:
             continue
         reading = readings.get(granted.slot)
         point = reading.point if reading and reading.granted == granted else None
-        title = get_proposal(stage).title if isinstance(stage, Training) else "the incumbent once more"
+        name = get_proposal(stage).title if isinstance(stage, Training) else "the incumbent once more"
         run = f" (run {granted.run})" if granted.run > 1 else ""
-        left = _format_span(estimate_run_seconds(state) - (now - stage.since)) if isinstance(stage, Training) else ""
         table.add_row(
-            Text(f"{number}{run} {make_printable(title)}", overflow="ellipsis"),
+            Text(f"{number}{run} {make_printable(name)}"),
             ProgressBar(total=1.0, completed=point.progress if point else 0.0, width=16),
             f"{point.progress:.0%}" if point else "",
             f"loss {point.loss:.3f}" if point else "starting",
-            left,
+            _format_span(estimate_run_seconds(state) - (now - stage.since)) if isinstance(stage, Training) else "",
         )
     yield Text()
     yield table if table.row_count else Text(" nothing is training", style="dim")
 
 
 def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
-    """Yield the last experiments, the newest first."""
     decided = [row for row in list_rows(state) if row.is_decided and row.experiment > 0]
-    if not decided:
-        return
-    table = Table.grid(padding=(0, 1), pad_edge=True)
-    table.add_column(justify="right")
-    table.add_column(no_wrap=True, max_width=max(24, width - 34), overflow="ellipsis")
-    table.add_column()
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
+    number, score, change = (Column(justify="right", no_wrap=True) for _ in range(3))
+    title = Column(no_wrap=True, max_width=max(24, width - 34), overflow="ellipsis")
+    table = Table.grid(number, title, "", score, change, padding=(0, 1), pad_edge=True)
     for row in reversed(decided[-LATEST:]):
         cells = (Text(row.title), row.status, format_score(row), format_change(row))
         table.add_row(str(row.experiment), *cells, style=STYLES.get(row.status, "dim"))
-    yield Text()
-    yield table
+    if decided:
+        yield from (Text(), table)
 
 
 def _render_notices(state: State, now: float) -> Iterator[RenderableType]:
-    """Yield what is out of the ordinary."""
-    for waiting in state.waiting.values():
-        text = f" waiting {_format_span(waiting.until - now)}: {make_printable(shorten(waiting.reason, LONGEST))}"
-        yield Text(text, style="yellow", overflow="ellipsis", no_wrap=True)
+    notices = [f"waiting {_format_span(waiting.until - now)}: {waiting.reason}" for waiting in state.waiting.values()]
     if state.stopping and not state.ended:
-        text = f" stopping: {make_printable(shorten(state.stopping, LONGEST))}"
-        yield Text(text, style="yellow", overflow="ellipsis", no_wrap=True)
+        notices.append(f"stopping: {state.stopping}")
+    for text in notices:
+        yield Text(f" {make_printable(shorten(text, LONGEST))}", style="yellow", overflow="ellipsis", no_wrap=True)
 
 
 def _format_span(seconds: float) -> str:

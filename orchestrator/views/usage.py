@@ -59,20 +59,13 @@ def list_runs(records: Iterable[ev.Record]) -> list[Run]:
 
 
 def measure_utilization(records: Sequence[ev.Record], slots: int) -> Utilization:
-    """Return occupancy and duty of a session's slots."""
+    """Return occupancy and duty of a session's slots, without the time in which no orchestrator was alive."""
     held = list_runs(records)
     first, last = min((run.start for run in held), default=0.0), max((run.end for run in held), default=0.0)
-    seconds = last - first - _sum_absence(records, first, last)
+    away = [(old.at, new.at) for old, new in pairwise(records) if isinstance(new.event, ev.Resumed | ev.Forked)]
+    seconds = last - first - sum(max(0.0, min(end, last) - max(start, first)) for start, end in away)
     if seconds <= 0:
         return Utilization()
     busy = sum(run.end - run.start for run in held)
     trained = sum(run.train_seconds for run in held)
     return Utilization(seconds, busy / seconds / slots, trained / seconds / slots)
-
-
-def _sum_absence(records: Sequence[ev.Record], first: float, last: float) -> float:
-    """Return the seconds within an interval in which no orchestrator was alive."""
-    gaps = [
-        (before.at, after.at) for before, after in pairwise(records) if isinstance(after.event, ev.Resumed | ev.Forked)
-    ]
-    return sum(max(0.0, min(end, last) - max(start, first)) for start, end in gaps)

@@ -3,8 +3,9 @@
 Everything that agents wrote is untrusted text, which Jinja escapes; all of it can be read without scripts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from orchestrator.core.events import Discarded, Failed, Kept, Pruned
@@ -21,8 +22,6 @@ SURPRISES = 5
 SURPRISING = 2.0
 """Standard errors between what was predicted and what came."""
 LESSONS, NEAR_MISSES = 40, 8
-REFRESH_SECONDS = 30
-"""Seconds between two looks of an open page for a newer one, while the session lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,68 +59,52 @@ class Page:
             "slots": charts.draw_slots(runs, state.session.slots),
             **{f"curve-{e.row.experiment}": e.curve for e in entries if e.curve},
         }
-        kept = [entry for entry in entries if entry.row.status == "kept" and entry.row.experiment > 0]
         return render_page(
             "page.html",
-            figures
-            | {
-                "progress": charts.draw_progress(points, summary),
-                "slots": charts.draw_slots(runs, state.session.slots),
-            },
+            figures,
             state=state,
             summary=summary,
             runs=len(runs),
             used=measure_utilization(log.records, state.session.slots),
             entries=entries,
-            kept=kept,
-            gained=sum(entry.row.gain or 0.0 for entry in kept),
-            families=summarize_families(rows),
+            families=group_families(rows),
             retried=select_retried(rows),
             trust=describe_trust(log),
             surprises=list_surprises(rows),
             near_misses=list_near_misses(rows),
             lessons=[row for row in reversed(rows) if row.postmortem][:LESSONS],
             command=suggest_command(log),
-            refresh=REFRESH_SECONDS,
         )
 
 
-def summarize_families(rows: Sequence[ExperimentRow]) -> list[Mapping[str, Any]]:
-    """Return what was trained by family, and what it gained, the most fruitful first."""
-    families: dict[str, list[ExperimentRow]] = {}
-    for row in rows:
-        if row.experiment > 0 and row.is_decided and row.status not in UNTRAINED:
-            families.setdefault(row.proposal.family, []).append(row)
-    table = [
-        {
-            "name": name,
-            "tried": len(tried),
-            "kept": sum(row.status == "kept" for row in tried),
-            "crashed": sum(row.status == "crashed" for row in tried),
-            "gain": sum(row.gain or 0.0 for row in tried if row.status == "kept"),
-            "best": max((row.gain for row in tried if row.gain is not None), default=None),
-        }
-        for name, tried in families.items()
-    ]
-    return sorted(table, key=lambda family: (-family["gain"], -family["tried"]))
+def group_families(rows: Sequence[ExperimentRow]) -> list[list[ExperimentRow]]:
+    """Return what was trained by family, the most fruitful first."""
+    trained = [row for row in rows if row.experiment and row.is_decided and row.status not in UNTRAINED]
+    names = dict.fromkeys(row.proposal.family for row in trained)
+    families = [[row for row in trained if row.proposal.family == name] for name in names]
+    by_size = sorted(families, key=len, reverse=True)
+    return sorted(by_size, key=lambda rows: sum(row.gain or 0.0 for row in rows if row.status == "kept"), reverse=True)
 
 
 def list_surprises(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
     """Return the experiments that ended furthest from what was predicted, in standard errors, the furthest first."""
-    predicted = [row for row in rows if row.proposal.expected_delta and row.gain is not None and row.error]
-    found = [row for row in predicted if _measure_surprise(row) >= SURPRISING]
-    return sorted(found, key=_measure_surprise, reverse=True)[:SURPRISES]
+    distances = [
+        (abs(row.gain + row.proposal.expected_delta) / row.error, row)
+        for row in rows
+        if row.proposal.expected_delta and row.gain is not None and row.error
+    ]
+    return [row for distance, row in _rank(distances)[:SURPRISES] if distance >= SURPRISING]
 
 
 def list_near_misses(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
     """Return the discarded experiments that looked better by more than the noise, the surest first."""
-    judged = [row for row in rows if row.status == "discarded" and row.gain is not None and row.error]
-    ranked = sorted(judged, key=lambda row: (row.gain or 0.0) / (row.error or 1.0), reverse=True)
-    return [row for row in ranked[:NEAR_MISSES] if (row.gain or 0.0) > NEAR_MISS * (row.error or 0.0)]
+    discarded = [row for row in rows if row.status == "discarded"]
+    found = [(row.gain / row.error, row) for row in discarded if row.gain is not None and row.error]
+    return [row for sureness, row in _rank(found)[:NEAR_MISSES] if sureness > NEAR_MISS]
 
 
-def _measure_surprise(row: ExperimentRow) -> float:
-    return abs((row.gain or 0.0) + row.proposal.expected_delta) / (row.error or 1.0)
+def _rank(found: Sequence[tuple[float, ExperimentRow]]) -> list[tuple[float, ExperimentRow]]:
+    return sorted(found, key=itemgetter(0), reverse=True)
 
 
 def _describe_entry(log: LogReader, row: ExperimentRow) -> Entry:

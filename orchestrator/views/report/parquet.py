@@ -61,15 +61,10 @@ def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, An
     settings = row.proposal.settings
     known: dict[str, Any] = {
         "session": session,
-        "experiment": row.experiment,
-        "status": row.status,
         "against": row.incumbent,
         **row.proposal.model_dump(exclude={"settings"}),
+        **{name: getattr(row, name) for name in ("experiment", "status", "val_bpb", "gain", "error", "sigma")},
         "scores": [score.val_bpb for score in row.scores],
-        "val_bpb": row.val_bpb,
-        "gain": row.gain,
-        "error": row.error,
-        "sigma": row.sigma,
         "reason": row.reason or None,
         "input_tokens": usage.input,
         "cached_tokens": usage.cached,

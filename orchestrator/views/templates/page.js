@@ -4,6 +4,25 @@
 const element = (id) => document.getElementById(id);
 let figures = {};
 
+// What all charts look like, as a template of plotly. Readable on white and on black: a page follows the reader's system.
+const axis = { gridcolor: "rgba(128,133,152,0.25)", linecolor: "rgba(128,133,152,0.25)", showline: true, zeroline: false, automargin: true };
+const template = { layout: {
+  paper_bgcolor: "rgba(0,0,0,0)",
+  plot_bgcolor: "rgba(0,0,0,0)",
+  font: { family: "system-ui, sans-serif", size: 12, color: "#808598" },
+  hoverlabel: { bgcolor: "#2b2d3a", font: { color: "#f2f2f7" }, align: "left" },
+  hovermode: "closest",
+  showlegend: false,
+  legend: { x: 1, xanchor: "right", y: 1, bgcolor: "rgba(0,0,0,0)" },
+  margin: { l: 8, r: 8, t: 8, b: 8 },
+  xaxis: axis,
+  yaxis: axis,
+  updatemenudefaults: {
+    type: "buttons", direction: "right", x: 1, xanchor: "right", y: 1, yanchor: "bottom", pad: { b: 8 },
+    bgcolor: "rgba(0,0,0,0)", bordercolor: "rgba(128,133,152,0.25)",
+  },
+} };
+
 async function unpack(id) {
   const bytes = Uint8Array.from(atob(element(id).textContent.trim()), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -15,6 +34,7 @@ function draw(root) {
     const figure = figures[chart.dataset.figure];
     if (!figure || chart.closest("details:not([open])")) continue; // not unpacked yet, or not to be seen
     chart.classList.add("drawn");
+    figure.layout.template = template;
     if (innerWidth < 860) figure.layout.dragmode = false; // a finger on a chart scrolls the page
     Plotly.newPlot(chart, figure.data, figure.layout, { displayModeBar: false, responsive: true });
     chart.on("plotly_click", ({ points }) => choose(points.map((point) => point.customdata).find((number) => number !== undefined)));
