@@ -1,7 +1,4 @@
-"""What one run may spend: on a GPU wall time from the first real batch, on a CPU work, in equivalents of FLOPs.
-
-A busy laptop changes how long a step takes, but never how much it computes.
-"""
+"""What one run may spend: on a GPU wall time from the first real batch, on a CPU work, in equivalents of FLOPs."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

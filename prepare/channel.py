@@ -13,8 +13,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-MAX_LINE = 4_096
-"""Bytes of an answer's line, at most."""
+MAX_LINE = 4_096  # bytes of an answer's line, at most
 
 _began: float | None = None
 _shards: dict[str, int] = {}
@@ -35,11 +34,6 @@ def elapsed() -> float:
     return 0.0 if _began is None else time.monotonic() - _began
 
 
-def score(val_bpb: float, tokens: int, nbytes: int) -> None:
-    """Report the score of this run."""
-    send({"event": "score", "val_bpb": val_bpb, "tokens": tokens, "bytes": nbytes})
-
-
 def answers() -> bool:
     """Return True if the orchestrator answers, and so hands out the shards."""
     descriptor = _descriptor()
@@ -55,11 +49,9 @@ def send(event: dict[str, object], data: bytes | memoryview = b"") -> None:
     """Send one line and the bytes that belong to it; do nothing if the orchestrator has gone."""
     if (descriptor := _descriptor()) is None:
         return
-    with suppress(BrokenPipeError, ConnectionResetError):
-        for part in (json.dumps(event).encode() + b"\n", data):
-            rest = memoryview(part).cast("B") if len(part) else b""
-            while len(rest):
-                rest = rest[os.write(descriptor, rest) :]
+    with suppress(BrokenPipeError, ConnectionResetError), open(descriptor, "wb", closefd=False) as file:
+        file.write(json.dumps(event).encode() + b"\n")
+        file.write(data)
 
 
 def receive() -> dict[str, Any]:
@@ -97,6 +89,4 @@ def _descriptor() -> int | None:
 
 @cache
 def _get_socket() -> socket.socket:
-    descriptor = _descriptor()
-    assert descriptor is not None
-    return socket.socket(fileno=os.dup(descriptor))
+    return socket.socket(fileno=os.dup(int(os.environ["NIGHTSHIFT_FD"])))

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from math import exp, log
@@ -21,12 +22,9 @@ _BOUND = r"[-+]?[\d._]+(?:e[-+]?\d+)?"
 _RANGE = re.compile(rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?", re.IGNORECASE)
 _CHOICE = re.compile(r"one of\s+(?P<options>.+)", re.IGNORECASE)
 _DASH = re.compile(r"\s+[–—-]\s+")
-_SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")
-"""Names of constants that are shares, and so never more than 1."""
-MAX_BASE, MAX_POWER = 1 << 16, 63
-"""Greater powers are no setting of a training script, and may take long to compute."""
-GUESS = 4.0
-"""A constant without a declared range is searched between its value divided by this and multiplied by it."""
+_SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
+MAX_BASE, MAX_POWER = 1 << 16, 63  # greater powers are no setting of a training script, and may take long to compute
+GUESS = 4.0  # a constant without a declared range is searched between its value divided by this and multiplied by it
 
 
 class UnknownConstantError(ValueError):
@@ -88,8 +86,7 @@ class Choices:
 
 
 Space = Numbers | Choices
-_Edit = tuple[int, str, str]
-"""An offset, the text that stands there, and the text to put in its place."""
+_Edit = tuple[int, str, str]  # an offset, the text that stands there, and the text to put in its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +104,10 @@ class Constant:
     name: str
     value: Value
     space: Space
-    declared: bool = False
-    """The script declares the space; otherwise it is guessed from the value."""
+    declared: bool = False  # the script declares the space; otherwise it is guessed from the value
 
 
 class _Assignment(NamedTuple):
-    """An expression that a script assigns to a name, and what stands around it on its lines."""
-
     name: str
     expression: ast.expr
     start: int  # offset in the script, in characters
@@ -126,13 +120,9 @@ class _Assignment(NamedTuple):
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
-    """Return the constants with a declared space or, if the script declares none, all with a guessed one.
-
-    A script that declares spaces leaves the others out on purpose. Raises SyntaxError if it does not parse.
-    """
+    """Return the constants with a declared space or, if there is none, all with a guessed one. Raises SyntaxError."""
     found = read_constants(source)
-    declared = {name: constant for name, constant in found.items() if constant.declared}
-    return declared or found
+    return {name: constant for name, constant in found.items() if constant.declared} or found
 
 
 def list_declarations(source: str) -> list[str]:
@@ -160,13 +150,12 @@ def read_values(source: str) -> dict[str, Value]:
 
 def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     """Return the script with other values for some constants; every other byte stays. Raises UnknownConstantError."""
-    found, edits = _find_constants(source), list[_Edit]()
-    for name, value in changes.items():
-        if (place := found.get(name)) is None:
-            raise UnknownConstantError(f"train.py has no plain constant {name}")
-        literal = format_literal(value, like=ast.literal_eval(place.expression))
-        edits.append((place.start, place.text, literal))
-    return _splice(source, edits)
+    found = _find_constants(source)
+    if unknown := changes.keys() - found.keys():
+        raise UnknownConstantError(f"train.py has no plain constant {min(unknown)}")
+    places = [(found[name], value) for name, value in changes.items()]
+    literals = [format_literal(value, like=ast.literal_eval(place.expression)) for place, value in places]
+    return _splice(source, [(place.start, place.text, new) for (place, _), new in zip(places, literals, strict=True)])
 
 
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
@@ -191,7 +180,6 @@ def _format_setting(value: Value) -> str:
 
 
 def _rewrite(place: _Assignment, setting: Setting) -> _Edit:
-    """Return the edit that gives an assignment another value and, if there is one, another space in its comment."""
     literal, (blanks, comment) = _format_setting(setting.value), _split_tail(place)
     if not place.is_alone or blanks.strip():  # more code on this line
         return place.start, place.text, literal
@@ -230,19 +218,18 @@ def _fold(node: ast.expr) -> ast.expr:
     """Return the literal that a product or a power of numbers comes to, such as 2**19; anything else as it is."""
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult | ast.Pow):
         return node
-    match _fold(node.left), _fold(node.right):
-        case ast.Constant(value=int() | float() as a), ast.Constant(value=int() | float() as b):
-            if isinstance(node.op, ast.Mult):
-                return ast.Constant(a * b)
-            if a <= MAX_BASE and b <= MAX_POWER:
-                return ast.Constant(a**b)
+    match _fold(node.left), node.op, _fold(node.right):
+        case ast.Constant(value=int() | float() as a), ast.Mult(), ast.Constant(value=int() | float() as b):
+            return ast.Constant(a * b)
+        case ast.Constant(value=int() | float() as a), ast.Pow(), ast.Constant(value=int() | float() as b) if (
+            a <= MAX_BASE and b <= MAX_POWER
+        ):
+            return ast.Constant(a**b)
         case _:
-            pass
-    return node
+            return node
 
 
 def _list_assignments(source: str) -> list[_Assignment]:
-    """Return what a module assigns, outside of its functions and classes. Raises SyntaxError."""
     tree = ast.parse(bare := source.removeprefix("\ufeff"))
     lines = io.StringIO(bare, newline="").readlines()
     begins = [*accumulate(map(len, lines), initial=len(source) - len(bare))]
@@ -265,7 +252,6 @@ def _list_assignments(source: str) -> list[_Assignment]:
 
 
 def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
-    """Yield the statements below a node in order, but for those in functions and classes."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.stmt):
             yield child
@@ -289,18 +275,17 @@ def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
 
 def _is_plain(node: ast.expr) -> bool:
     match node:
-        case ast.Constant(value=bool() | int() | float() | str()):
-            return True
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
-            return True
+        case ast.Constant(value=value):
+            return isinstance(value, bool | int | float | str)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
+            return isinstance(value, int | float)
         case ast.Tuple(elts=elements):
-            return bool(elements) and all(_is_plain(element) for element in elements)
+            return bool(elements) and all(map(_is_plain, elements))
         case _:
             return False
 
 
 def _split_comment(comment: str) -> tuple[str, str]:
-    """Return the part of a comment that may declare a space, and the words."""
     comment = comment.lstrip("#").strip()
     space, *rest = _DASH.split(comment, maxsplit=1)
     if _RANGE.fullmatch(space) or _CHOICE.fullmatch(space):
@@ -315,11 +300,9 @@ def _parse_space(text: str, value: Value) -> Space | None:
         logarithmic = bool(match["log"]) and low > 0
         return Numbers(low, high, logarithmic, whole=isinstance(value, int)) if low < high else None
     if match := _CHOICE.fullmatch(text):
-        try:
+        with suppress(ValueError, SyntaxError):
             options = cast("ast.List", ast.parse(f"[{match['options']}]", mode="eval").body).elts
             return _make_choices(ast.literal_eval(_fold(option)) for option in options)
-        except (ValueError, SyntaxError):
-            return None
     return None
 
 
@@ -329,7 +312,6 @@ def _make_choices(options: Iterable[Value]) -> Choices:
 
 
 def _guess_space(name: str, value: Value) -> Space | None:
-    """Return half to double of a large count, neighbours of a small one, or a range of factors around a float."""
     match value:
         case bool():
             return Choices((False, True))

@@ -21,8 +21,7 @@ from prepare.tokenizer import Tokenizer
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
     """Return the bits per byte over all validation rows; `model(x, y, reduction="none")` gives nats per token.
 
-    A token counts with the length of its own bytes; special tokens count neither as loss nor as bytes. Every row is
-    scored once for any batch size. `model(x)` must give the logits [rows, tokens, vocabulary], for the audit.
+    Special tokens count neither as loss nor as bytes. `model(x)` must give the logits [rows, tokens, vocabulary].
     """
     sealed = channel.answers() and channel.shard("val") is None
     if sealed:
@@ -37,12 +36,11 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
             claims = _compute_claims(model, answer["split"], batch_size)
             channel.send({"event": "claims", "bytes": claims.nbytes}, claims.data)
     elif not channel.answers():
-        channel.score(bpb, tokens=claims.size, nbytes=nbytes)
+        channel.send({"event": "score", "val_bpb": bpb, "tokens": claims.size, "bytes": nbytes})
     return bpb
 
 
 def _compute_claims(model: torch.nn.Module, split: str, batch_size: int) -> NDArray[np.float32]:
-    """Return −log p of every token of a split, [rows, tokens], in nats."""
     rows = open_rows(split)
     claims = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
     size = min(batch_size, len(rows))

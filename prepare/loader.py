@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 
 from prepare import channel
 from prepare.shards import open_rows
@@ -33,20 +31,15 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
     rows = np.asarray(open_rows(split))  # slices of a memmap itself cost more than the copies
     # Rows of another length overlap by the token that ends one and begins the next.
     windows = rows if rows.shape[1] == T + 1 else sliding_window_view(rows.reshape(-1), T + 1)[::T]
-    taken = 0
+    device, taken = choose_device(), 0
     while True:
         epoch, first = divmod(taken, len(windows))
         block = windows[first : first + B]
         while len(block) < B:  # the epoch ends inside this batch
             block = np.concatenate([block, windows[: B - len(block)]])
-        yield *_move(block), epoch + 1
+        tokens = torch.from_numpy(block.astype(np.int64))
+        if device.type == "cuda":  # copied behind the work that is queued already; torch reuses it only after that
+            tokens = tokens.pin_memory().to(device, non_blocking=True)
+        tokens = tokens.to(device)
+        yield tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), epoch + 1
         taken += B
-
-
-def _move(block: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and targets on the device; pinned memory is copied behind the work that is queued already."""
-    device, tokens = choose_device(), torch.from_numpy(block.astype(np.int64))
-    if device.type == "cuda":  # torch reuses pinned memory only after its copy is done
-        tokens = tokens.pin_memory().to(device, non_blocking=True)
-    tokens = tokens.to(device)
-    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

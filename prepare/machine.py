@@ -1,7 +1,6 @@
 """What this machine has: cores for threads, memory of its accelerators. Never imports torch."""
 
 import os
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -53,7 +52,6 @@ def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
 
 
 def _read_gpu(handle: Any) -> Gpu:
-    """Return what NVML knows of a GPU. Raises NVMLError."""
     import pynvml
 
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
@@ -66,11 +64,6 @@ def _read_gpu(handle: Any) -> Gpu:
     with suppress(unsupported):  # a virtual machine's single node
         node = int(pynvml.nvmlDeviceGetMinorNumber(handle))
     return Gpu(memory, (major, minor), uuid, node, str(pynvml.nvmlDeviceGetName(handle)), used)
-
-
-def is_apple_silicon() -> bool:
-    """Return True on a Mac whose GPU torch can use."""
-    return sys.platform == "darwin" and os.uname().machine == "arm64"
 
 
 # The number of threads is part of an experiment: sums change with it in the last digits.

@@ -1,7 +1,4 @@
-"""manifest.json describes a data folder. It is written last, so a folder with a manifest is whole.
-
-Reading it checks sizes, which is cheap; `verify=True` checks every hash. Never imports torch.
-"""
+"""manifest.json describes a data folder. It is written last, so a folder with a manifest is whole. No torch."""
 
 import dataclasses
 import hashlib
@@ -14,8 +11,7 @@ from typing import Literal
 
 from prepare.constants import Value
 
-FORMAT = 2
-"""In format 1, work was FLOPs alone, and the embedded corpus validated on text that a sandbox cannot hide."""
+FORMAT = 2  # in format 1, work was FLOPs alone, and the embedded corpus validated on text that a sandbox cannot hide
 MANIFEST_FILE = "manifest.json"
 
 
@@ -29,14 +25,11 @@ class BudgetAmount:
 
     kind: Literal["work", "time"]
     amount: float
-    seconds: float
-    """Seconds that the amount takes the baseline on the machine that prepared the data."""
+    seconds: float  # seconds that the amount takes the baseline on the machine that prepared the data
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Size and SHA-256 of a file."""
-
     bytes: int
     sha256: str
 
@@ -55,8 +48,7 @@ class Manifest:
     rows: dict[str, int]
     files: dict[str, StoredFile]
     versions: dict[str, str]
-    constants: dict[str, Value] = field(default_factory=dict[str, Value])
-    """Constants of the training script that differ from the profile's."""
+    constants: dict[str, Value] = field(default_factory=dict[str, Value])  # that differ from the profile's
     format: int = field(default=FORMAT)
 
     @property
@@ -87,7 +79,7 @@ def get_data_dir() -> Path:
 
 
 def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
-    """Return the manifest of a folder (default: `get_data_dir`) after checking its files. Raises DataError."""
+    """Return the manifest of a folder after checking its files' sizes or, to `verify`, hashes. Raises DataError."""
     folder = get_data_dir() if folder is None else Path(folder)
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
@@ -98,8 +90,7 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _make_damage_error(folder, MANIFEST_FILE, "is not a manifest of this version") from None
     for name, stored in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
+        if not (path := folder / name).is_file():
             raise _make_damage_error(folder, name, "is missing")
         if path.stat().st_size != stored.bytes:
             raise _make_damage_error(folder, name, f"has {path.stat().st_size:,} bytes instead of {stored.bytes:,}")

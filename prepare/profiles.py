@@ -1,9 +1,6 @@
-"""A profile is what a kind of machine can train in one run: lengths, vocabulary, budget and the size of the baseline.
+"""A profile is what a kind of machine can train in one run: lengths, vocabulary, budget and baseline. No torch."""
 
-`apply_to_script` writes a profile's constants into a training script, so that one `train.py` serves all devices.
-Never imports torch.
-"""
-
+import platform
 from ast import literal_eval
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,11 +8,10 @@ from math import inf
 from typing import Any
 
 from prepare.constants import Choices, Numbers, Setting, Value, with_settings
-from prepare.machine import Gpu, is_apple_silicon, list_gpus
+from prepare.machine import Gpu, list_gpus
 from prepare.manifest import BudgetAmount, Manifest
 
-SMALLEST = {"seq_len": 1, "vocab_size": 260, "eval_tokens": 1}
-"""What can be set beside constants; a vocabulary holds all bytes and four special tokens."""
+SMALLEST = {"seq_len": 1, "vocab_size": 260, "eval_tokens": 1}  # a vocabulary holds all bytes and four special tokens
 FIVE_MINUTES = BudgetAmount(kind="time", amount=300, seconds=300)
 
 
@@ -28,12 +24,9 @@ class Profile:
     vocab_size: int
     eval_tokens: int
     budget: BudgetAmount
-    chunk: bool
-    """Split long documents into several, each with its own BOS, instead of cropping them to a row."""
-    constants: Mapping[str, Setting] = field(default_factory=dict[str, Setting])
-    """What the constants of the training script are set to."""
-    sigma: float = 0.0
-    """Standard deviation of val_bpb over seeds, where it was measured (docs/benchmarks.md)."""
+    chunk: bool  # split long documents into several, each with its own BOS, instead of cropping them to a row
+    constants: Mapping[str, Setting] = field(default_factory=dict[str, Setting])  # of the training script
+    sigma: float = 0.0  # standard deviation of val_bpb over seeds, where it was measured (docs/benchmarks.md)
 
 
 CPU = Profile(
@@ -60,26 +53,18 @@ CPU = Profile(
     },
 )
 
-MPS = Profile(
-    name="mps",
-    seq_len=512,
-    vocab_size=8192,
-    eval_tokens=1 << 20,
-    budget=FIVE_MINUTES,
-    chunk=True,
-    constants={
-        "DEPTH": Setting(4, Numbers(2, 8)),
-        "MODEL_DIM": Setting(256, Choices((192, 256, 320, 384))),
-        "HEAD_DIM": Setting(64, Choices((32, 64))),
-        "WINDOW_PATTERN": Setting("L", Choices(("L", "SL"))),
-        "TOTAL_BATCH_SIZE": Setting(16_384, Choices((8192, 16_384, 32_768))),
-        "DEVICE_BATCH_SIZE": Setting(16),
-    },
-)
-
 
 def _make_gpu_profile(
-    name: str, depth: int, dim: int, seq_len: int, rows: int, batch: int, eval_tokens: int, pattern: str = "SSSL"
+    name: str,
+    depth: int,
+    dim: int,
+    seq_len: int,
+    *,
+    rows: int,
+    batch: int,
+    eval_tokens: int,
+    pattern: str = "SSSL",
+    head: int = 128,
 ) -> Profile:
     """Return a profile for five minutes on a GPU; rows of 2048 hold whole documents, as upstream packs them."""
     return Profile(
@@ -92,7 +77,7 @@ def _make_gpu_profile(
         constants={
             "DEPTH": Setting(depth, Numbers(2, 12)),
             "MODEL_DIM": Setting(dim, Choices((256, 384, 512, 640))),
-            "HEAD_DIM": Setting(128, Choices((64, 128))),
+            "HEAD_DIM": Setting(head, Choices((64, 128))),
             "WINDOW_PATTERN": Setting(pattern, Choices(("L", "SL", "SSSL"))),
             "TOTAL_BATCH_SIZE": Setting(batch, Choices((batch // 2, batch, 2 * batch))),
             "DEVICE_BATCH_SIZE": Setting(rows),
@@ -100,6 +85,7 @@ def _make_gpu_profile(
     )
 
 
+MPS = _make_gpu_profile("mps", 4, 256, 512, rows=16, batch=1 << 14, eval_tokens=1 << 20, pattern="L", head=64)
 H100 = Profile("h100", seq_len=2048, vocab_size=8192, eval_tokens=40 * 524_288, budget=FIVE_MINUTES, chunk=False)
 # Least memory in decimal GB: a card of "6 GB" has 6.2 or 6.4, one of "80 GB" 85.
 GPUS = (
@@ -122,7 +108,7 @@ def find_profile(name: str) -> Profile:
         return PROFILES[name]
     if (cards := list_gpus()) and (found := choose_for_gpu(cards[0])):
         return found
-    return MPS if is_apple_silicon() else CPU
+    return MPS if (platform.system(), platform.machine()) == ("Darwin", "arm64") else CPU
 
 
 def choose_for_gpu(card: Gpu) -> Profile | None:
@@ -136,13 +122,11 @@ def choose_for_gpu(card: Gpu) -> Profile | None:
 
 
 def count_fitting_rows(profile: Profile, card: Gpu) -> int:
-    """Return the rows that fit in a card's memory: a power of two, at most what the profile has.
-
-    The bytes per token and per parameter were measured on real cards.
-    """
+    """Return the rows that fit in a card's memory: a power of two, at most what the profile has."""
     size = get_values(profile)
     depth, dim, vocab = size["DEPTH"], size["MODEL_DIM"], profile.vocab_size
     compiled = card.capability >= (7, 0)
+    # Bytes, measured on real cards.
     per_token = 26 * depth * dim + 8 * vocab if compiled else 60 * depth * dim + 18 * vocab
     usable = 0.9 * (card.memory - 1e9) - 16 * count_parameters(depth, dim, vocab)
     fitting = max(1, int(usable / (per_token * profile.seq_len)))
@@ -187,10 +171,7 @@ def from_manifest(manifest: Manifest) -> Profile:
 
 
 def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
-    """Return the profile with settings such as "DEPTH=6", a constant of the script, or "seq_len=512".
-
-    Raises ValueError.
-    """
+    """Return the profile with settings such as "DEPTH=6" or "seq_len=512". Raises ValueError."""
     for setting in settings:
         name, _, written = setting.partition("=")
         try:
@@ -212,10 +193,7 @@ def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
 
 
 def apply_to_script(source: str, profile: str | Profile) -> str:
-    """Return the script with the profile's values and ranges for the constants that it has.
-
-    Pure and idempotent; all other bytes stay. A script that does not parse is returned as it is.
-    """
+    """Return the script with the profile's values and ranges; one that does not parse is returned as it is."""
     chosen = PROFILES[profile] if isinstance(profile, str) else profile
     try:
         return with_settings(source, chosen.constants)

@@ -16,10 +16,7 @@ def choose_row_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def open_rows(split: str, folder: Path | None = None) -> NDArray[Any]:
-    """Return the packed rows of a split, mapped read-only: [rows, MAX_SEQ_LEN + 1] token ids.
-
-    Under an orchestrator only the shards that it has handed out can be opened. Raises ValueError.
-    """
+    """Map the rows of a split, [rows, MAX_SEQ_LEN + 1]. Raises ValueError where the orchestrator holds them back."""
     stored = manifest.load(folder)
     if split not in stored.rows:
         raise ValueError(f"no split {split!r}: one of {', '.join(sorted(stored.rows))}")

@@ -3,11 +3,9 @@
 import base64
 import importlib
 import json
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from itertools import islice
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,7 @@ PATTERN = (
 )
 SPECIALS = [f"<|reserved_{i}|>" for i in range(4)]
 BOS = SPECIALS[0]
-MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000
-"""Characters that merges are learned from: of a corpus, and of one document, at most."""
+MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000  # of a corpus and of a document, at most, are merges learned from
 
 
 class Tokenizer:
@@ -83,16 +80,10 @@ class Tokenizer:
         return self.enc.decode(ids)
 
     def encode_batches(self, batches: Iterable[list[str]]) -> Iterator[list[NDArray[np.uint32]]]:
-        """Yield the ids of each text, batch by batch; encodes a few batches ahead, on all cores."""
-        left = iter(batches)
-        with ThreadPoolExecutor(cores := count_cores()) as pool:
-            ahead = deque(pool.submit(self._encode_batch, batch) for batch in islice(left, 2 * cores))
-            while ahead:
-                yield ahead.popleft().result()
-                ahead.extend(pool.submit(self._encode_batch, batch) for batch in islice(left, 1))
-
-    def _encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]:
-        return [self.enc.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        """Yield the ids of each text, batch by batch, on all cores."""
+        encode = partial(self.enc.encode_to_numpy, disallowed_special=())
+        with ThreadPoolExecutor(count_cores()) as pool:
+            yield from (list(pool.map(encode, batch)) for batch in batches)
 
     @cached_property
     def token_bytes(self) -> NDArray[np.int32]:

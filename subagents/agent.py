@@ -21,12 +21,9 @@ T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
 
 SUBMIT = "submit"
-MAX_BAD_ANSWERS = 2
-"""Bad answers after which a conversation still goes on; a model that errs three times will err again."""
-CACHE = "<!-- cache -->"
-"""Marks the end of the part of an opening that stays the same from one experiment to the next."""
-TRACER = trace.get_tracer("nightshift")
-"""Spans are named as OpenTelemetry's GenAI conventions name them. Without a collector they cost nothing."""
+MAX_BAD_ANSWERS = 2  # a model that errs three times will err again
+CACHE = "<!-- cache -->"  # marks the end of the part of an opening that stays the same from one experiment to the next
+TRACER = trace.get_tracer("nightshift")  # spans as in the GenAI conventions; free where there is no collector
 STUB = "(left out to save room; call the tool again if you need it)"
 
 
@@ -36,14 +33,11 @@ class NoAnswer(Exception):  # noqa: N818 - an expected outcome, not an error
 
 @dataclass(frozen=True)
 class Agent(Generic[T]):
-    """A prompt, a few tools and an answer type."""
-
     name: str
     prompt: Prompt
     answer: type[T]
     tools: tuple[Tool, ...] = ()
-    accept: Callable[[T], str] = lambda _: ""
-    """Returns the fault of an answer of the right shape; empty if there is none."""
+    accept: Callable[[T], str] = lambda _: ""  # returns the fault of an answer of the right shape, or nothing
 
     @property
     def schemas(self) -> tuple[Json, ...]:
@@ -82,8 +76,7 @@ class Reply:
     message: Json
     tokens: Mapping[str, int] = field(default_factory=dict[str, int])
     """Tokens as the provider counts them: `input` (without the cached ones), `cache_read`, `cache_write`, `output`."""
-    usd: float | None = None
-    """Dollars; None where the model's price is not known."""
+    usd: float | None = None  # dollars; None where the model's price is not known
 
     @classmethod
     def from_error(cls, stop_reason: str, error: str) -> "Reply":
@@ -109,11 +102,9 @@ class Environment(Protocol):
 
     async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
         """Begin a conversation."""
-        ...
 
     async def pause(self, seconds: float, until: float, reason: str) -> None:
         """Wait, and let the user know until when, in seconds since the epoch."""
-        ...
 
     async def reply(self, request: Request) -> Reply:
         """Return the model's next message; an error is a reply, too."""
@@ -127,10 +118,10 @@ class Environment(Protocol):
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
     """Hold a conversation until the agent hands in a valid answer. Raises NoAnswer."""
     settings, system = agent.prompt.settings, agent.prompt.system
-    traced = {"agent.name": agent.name, "request.model": settings.model}
-    with _trace("invoke_agent", agent.name, traced):
+    with _trace("invoke_agent", agent.name, {"agent.name": agent.name, "request.model": settings.model}):
         await environment.begin(agent.name, settings.model, system, opening)
-        conversation = _Conversation(agent, settings.max_tokens, [_make_opening(opening)])
+        parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 1)]
+        conversation = _Conversation(agent, settings.max_tokens, [_make_message("user", parts)])
         for turns_left in reversed(range(settings.max_turns)):
             reply = await environment.reply(conversation.request)
             match reply.stop_reason:
@@ -154,8 +145,6 @@ async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
 
 @dataclass
 class _Conversation(Generic[T]):
-    """A conversation under way."""
-
     agent: Agent[T]
     max_tokens: int
     messages: list[Json]
@@ -213,14 +202,12 @@ class _Conversation(Generic[T]):
         return None, ToolResult(f"Not accepted: {reason}", is_error=True)
 
     def count_bad_answer(self, reason: str) -> None:
-        """Count one more bad answer. Raises NoAnswer after too many."""
         self.bad_answers += 1
         if self.bad_answers > MAX_BAD_ANSWERS:
             raise NoAnswer(f"the {self.agent.name} came to no answer: {reason}")
 
     def append_text(self, text: str) -> None:
-        """Append a text to the last message, which is the user's."""
-        last = self.messages[-1]
+        last = self.messages[-1]  # the user's
         self.messages[-1] = last | {"content": [*last["content"], {"type": "text", "text": text}]}
 
     def reject_text(self, reply: Reply) -> None:
@@ -243,19 +230,14 @@ class _Conversation(Generic[T]):
     def drop_results(self) -> None:
         """Replace all tool results so far by a stub, to fit into the model's context."""
         self.count_bad_answer("the conversation does not fit into the model's context")
-        self.messages = [
-            message | {"content": [_stub_result(block) for block in message["content"]]} for message in self.messages
-        ]
+        for i, message in enumerate(self.messages):
+            parts = [part | {"content": STUB} if part["type"] == "tool_result" else part for part in message["content"]]
+            self.messages[i] = message | {"content": parts}
 
 
 def _trace(operation: str, name: str, attributes: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
-    """Return a span around an agent or a tool."""
     named = {f"gen_ai.{key}": value for key, value in {"operation.name": operation, **attributes}.items()}
     return TRACER.start_as_current_span(f"{operation} {name}", attributes=named)
-
-
-def _make_opening(text: str) -> Json:
-    return _make_message("user", [{"type": "text", "text": part.strip()} for part in text.split(CACHE, 1)])
 
 
 def _make_message(role: str, content: Sequence[Json]) -> Json:
@@ -264,7 +246,3 @@ def _make_message(role: str, content: Sequence[Json]) -> Json:
 
 def _make_result_block(call: ToolCall, result: ToolResult) -> Json:
     return {"type": "tool_result", "tool_use_id": call.id, "content": result.text, "is_error": result.is_error}
-
-
-def _stub_result(block: Json) -> Json:
-    return {**block, "content": STUB} if block["type"] == "tool_result" else block

@@ -11,8 +11,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anthropic
@@ -24,24 +22,12 @@ from subagents import prices
 from subagents.agent import Json, Reply, Request
 
 OFFICIAL = "https://api.anthropic.com"
-READ_TIMEOUT = 180.0
-"""Seconds without a byte after which a connection counts as dead; Claude sends pings far more often."""
-TURN_TIMEOUT = 1800.0
-"""Seconds after which a turn is given up although bytes still come."""
-ATTEMPTS = 30
-"""Attempts at a turn; with pauses that grow to MAX_PAUSE they last about an hour and a half."""
-MAX_PAUSE = 300.0
-"""Seconds between two attempts, unless the server asks for more."""
-LONG_PAUSE = 60.0
-"""Seconds of a pause from which on the user is told."""
-MAX_RETRY_AFTER = 86_400.0
-"""Seconds that a server can make us wait."""
-RETRY_AFTER: tuple[tuple[str, Callable[[str], float]], ...] = (
-    ("retry-after-ms", lambda text: float(text) / 1000),
-    ("retry-after", float),
-    ("retry-after", lambda text: (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()),
-)
-"""How a server may say how long to wait, each with its reading in seconds."""
+READ_TIMEOUT = 180.0  # seconds without a byte after which a connection is dead; Claude sends pings far more often
+TURN_TIMEOUT = 1800.0  # seconds after which a turn is given up although bytes still come
+ATTEMPTS = 30  # attempts at a turn; with pauses that grow to MAX_PAUSE they last about an hour and a half
+MAX_PAUSE = 300.0  # seconds between two attempts, unless the server asks for more
+LONG_PAUSE = 60.0  # seconds of a pause from which on the user is told
+MAX_RETRY_AFTER = 86_400.0  # seconds that a server can make us wait
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
@@ -53,12 +39,10 @@ TOKENS = {
     "cache_write": "cache_creation_input_tokens",
     "output": "output_tokens",
 }
-HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
-"""Cache for an hour: an experiment takes longer than the usual five minutes."""
+HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}  # an experiment takes longer than five minutes
 MINUTES = {"cache_control": {"type": "ephemeral"}}
 
-OnWait = Callable[[float, str], Awaitable[None]]
-"""Told when a long pause ends, in seconds since the epoch, and its reason."""
+OnWait = Callable[[float, str], Awaitable[None]]  # is told when a pause ends, in seconds since the epoch, and why
 
 
 class IncompleteStream(Exception):  # noqa: N818 - names a state of a stream
@@ -128,8 +112,7 @@ class Claude:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.client, self.sleep, self.clock = client, sleep, clock
-        self.without_effort: set[str] = set()
-        """Models that turned out not to know the setting."""
+        self.without_effort: set[str] = set()  # models that turned out not to know the setting
 
     def at_most(self, request: Request) -> float | None:
         """Return the most dollars that the request may cost; None where the price is unknown."""
@@ -142,7 +125,7 @@ class Claude:
         async def before_sleep(state: RetryCallState) -> None:
             pause = state.upcoming_sleep
             if pause > LONG_PAUSE:
-                await on_wait(self.clock() + pause, self._reason(_get_error(state)))
+                await on_wait(self.clock() + pause, self._reason(state.outcome and state.outcome.exception()))
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(is_transient),
@@ -155,12 +138,12 @@ class Claude:
         try:
             return await retrying(self._turn, request)
         except (anthropic.AnthropicError, httpx2.HTTPError, IncompleteStream, TimeoutError) as error:
-            if isinstance(error, anthropic.APIStatusError) and _is_overflow(error):
-                return Reply.from_error("model_context_window_exceeded", self._reason(error))
-            return Reply.from_error("failed", self._reason(error))
+            too_long = isinstance(error, anthropic.APIStatusError) and (
+                error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
+            )
+            return Reply.from_error("model_context_window_exceeded" if too_long else "failed", self._reason(error))
 
     async def _turn(self, request: Request) -> Reply:
-        """Make one attempt."""
         effort = request.effort if request.model not in self.without_effort else ""
         try:
             async with (
@@ -177,7 +160,7 @@ class Claude:
         tokens = {name: usage.get(field) or 0 for name, field in TOKENS.items()}
         return Reply(message, tokens, prices.compute_usd(message))
 
-    def _reason(self, error: BaseException) -> str:
+    def _reason(self, error: BaseException | None) -> str:
         """Return one line that says what went wrong, without the key, which a server may echo."""
         text = f"{type(error).__name__}: {error}"
         for secret in (self.client.api_key, self.client.auth_token):
@@ -187,19 +170,14 @@ class Claude:
 
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
-    match error:
-        case anthropic.APIStatusError() if isinstance(error, SPENT):
-            return False
-        case anthropic.APIStatusError(status_code=200):  # an error event inside a stream
-            return error.type in TRANSIENT_TYPES
-        case anthropic.APIStatusError(status_code=code):
-            return code in TRANSIENT_CODES or code >= 500
-        case _:
-            return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, IncompleteStream, TimeoutError))
+    if not isinstance(error, anthropic.APIStatusError):
+        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, IncompleteStream, TimeoutError))
+    if error.status_code == 200:  # an error event inside a stream
+        return error.type in TRANSIENT_TYPES
+    return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)
 
 
 async def _read_message(stream: AsyncMessageStream[None]) -> Json:
-    """Return the message of a stream as JSON. Raises IncompleteStream."""
     arguments: dict[int, str] = {}
     try:
         async for event in stream:
@@ -214,7 +192,6 @@ async def _read_message(stream: AsyncMessageStream[None]) -> Json:
 
 
 def _check_message(message: Mapping[str, Any]) -> Json:
-    """Return the message if it is complete. Raises IncompleteStream, or KeyError where a part is missing."""
     if not message.get("stop_reason"):
         raise IncompleteStream("the stream ended early")
     for block in message["content"]:
@@ -225,7 +202,6 @@ def _check_message(message: Mapping[str, Any]) -> Json:
 
 
 def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
-    """Return the arguments of the API; the parts that stay the same come first and are cached."""
     arguments: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens,
@@ -245,26 +221,9 @@ def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
     return marked
 
 
-def _is_overflow(error: anthropic.APIStatusError) -> bool:
-    return error.status_code == 413 or (error.status_code == 400 and bool(OVERFLOW.search(str(error))))
-
-
-def _get_error(state: RetryCallState) -> BaseException:
-    error = state.outcome.exception() if state.outcome else None
-    assert error is not None
-    return error
-
-
 def _choose_pause(state: RetryCallState) -> float:
-    """Return the seconds to the next attempt: what the server asks for, or else a random, growing pause."""
-    error = _get_error(state)
-    asked = _read_retry_after(error.response.headers) if isinstance(error, anthropic.APIStatusError) else None
-    return asked if asked is not None else wait_random_exponential(multiplier=1, max=MAX_PAUSE)(state)
-
-
-def _read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of `retry-after-ms`, or of `retry-after` as a number or a date; None where absent."""
-    for name, read in RETRY_AFTER:
+    error = state.outcome and state.outcome.exception()
+    if isinstance(error, anthropic.APIStatusError):
         with suppress(KeyError, ValueError):
-            return min(max(read(headers[name]), 0.0), MAX_RETRY_AFTER)
-    return None
+            return min(max(0.0, float(error.response.headers["retry-after"])), MAX_RETRY_AFTER)
+    return wait_random_exponential(multiplier=1, max=MAX_PAUSE)(state)

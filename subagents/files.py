@@ -4,13 +4,11 @@ import ast
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 
 from subagents.tools import Tool, ToolError
 
-PAGE = 400
-"""Lines of one view."""
+PAGE = 400  # lines of one view
 
 
 class EditedFile:
@@ -78,8 +76,7 @@ def make_checker(file: EditedFile, packages: frozenset[str]) -> Tool:
 def find_syntax_error(source: str) -> str:
     """Return why Python cannot compile the source, with the line; empty if it can."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             compile(source, "train.py", "exec", dont_inherit=True)
     except SyntaxError as error:
         return f"train.py has a syntax error in line {error.lineno}: {error.msg}"
@@ -92,8 +89,8 @@ def find_missing_packages(source: str, packages: frozenset[str]) -> list[str]:
     """Return the top-level packages that the source imports, outside of any `try`, and that are not installed."""
     tree = ast.parse(source)
     guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
-    names = {name for node in ast.walk(tree) if id(node) not in guarded for name in _list_imports(node)}
-    return sorted(names - packages)
+    names = [name for node in ast.walk(tree) if id(node) not in guarded for name in _list_imports(node)]
+    return sorted({name.partition(".")[0] for name in names} - packages)
 
 
 def list_packages() -> frozenset[str]:
@@ -101,18 +98,13 @@ def list_packages() -> frozenset[str]:
     return frozenset({*packages_distributions(), *sys.stdlib_module_names, "prepare"})
 
 
-def _list_imports(node: ast.AST) -> Iterator[str]:
-    match node:
-        case ast.Import(names=names):
-            yield from (alias.name.partition(".")[0] for alias in names)
-        case ast.ImportFrom(module=str() as module, level=0):
-            yield module.partition(".")[0]
-        case _:
-            pass
+def _list_imports(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
 
 
 def _suggest(text: str, old: str) -> str:
-    """Return where the first line of `old` occurs with other spaces, the usual slip; or else advice."""
     wanted = "".join(next((line for line in old.splitlines() if line.strip()), "").split())
     for number, line in enumerate(text.splitlines(), 1):
         if wanted and wanted in "".join(line.split()):

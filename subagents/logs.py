@@ -7,12 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-HEAD, TAIL = 200_000, 800_000
-"""Characters read, from the beginning and from the end."""
-LINE = 240
-"""Characters of a line."""
-FENCE = 4_000
-"""Characters of a fenced excerpt: about 1,100 tokens."""
+HEAD, TAIL = 200_000, 800_000  # characters read, from the beginning and from the end
+LINE = 240  # characters of a line
+FENCE = 4_000  # characters of a fenced excerpt: about 1,100 tokens
 FRAMES = 8
 ENDS = re.compile(r"\r\n|\n|\r")
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
@@ -55,11 +52,6 @@ def quote(text: str, limit: int = 160) -> str:
     """Return a few words of a log to stand in a sentence, between quotation marks that they cannot contain."""
     words = " ".join(clean(part) for part in ENDS.split(text[: 4 * limit])).replace("«", "<").replace("»", ">")
     return f"«{' '.join(words.split())[:limit]}»"
-
-
-def number_lines(shown: Sequence[str], first: int, last: int) -> list[str]:
-    """Return lines `first` to `last`, counted from 1, with their numbers."""
-    return [f"{first + i}: {line}" for i, line in enumerate(shown[first - 1 : last])]
 
 
 def extract_frames(shown: Sequence[str], script: str = "train.py") -> list[str]:

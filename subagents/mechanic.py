@@ -34,11 +34,7 @@ async def edit(
     packages: frozenset[str],
     find_deviation: Callable[[str, str], str],
 ) -> tuple[str, Edited]:
-    """Return the edited source and what the mechanic says of it. Raises NoAnswer.
-
-    `facts` and the source fill the prompt's opening; `find_deviation` is given the edited source and the declared
-    deviations, and returns why they cannot be accepted.
-    """
+    """Return the edited source, and what the mechanic says of it; `find_deviation` may refuse it. Raises NoAnswer."""
     file = EditedFile(source)
 
     def accept(answer: Edited) -> str:

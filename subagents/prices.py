@@ -6,8 +6,7 @@ from typing import Any
 from genai_prices import Usage, calc_price, extract_usage
 
 PROVIDER = "anthropic"
-CHARACTERS = 2.5
-"""Characters of a token, fewer than in code and English, so that an estimate is on the safe side."""
+CHARACTERS = 2.5  # characters of a token, fewer than in code and English, so that an estimate is on the safe side
 
 
 def compute_usd(message: Mapping[str, Any]) -> float | None:
@@ -16,11 +15,6 @@ def compute_usd(message: Mapping[str, Any]) -> float | None:
         return float(extract_usage(dict(message), provider_id=PROVIDER).calc_price().total_price)
     except (LookupError, ValueError):
         return None
-
-
-def is_known(model: str) -> bool:
-    """Return whether the table has the model's price."""
-    return estimate_most(model, 0, 0) is not None
 
 
 def estimate_most(model: str, characters: int, max_tokens: int) -> float | None:

@@ -7,19 +7,19 @@ Below the system prompt and the line `<!-- opening -->` stands the opening messa
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError, meta
+from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from subagents.front_matter import split_front_matter
 from subagents.tools import describe_faults
 
 NAMES = ("researcher", "mechanic", "reflector")
 OPENING = "<!-- opening -->"
+MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # all of PyYAML's
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
 
@@ -34,12 +34,10 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    effort: str = ""
-    """low, medium, high, xhigh or max; empty is the model's default, which servers other than Claude's expect."""
+    effort: str = ""  # low to max; empty is the model's default, which servers other than Claude's expect
     max_turns: int = Field(default=12, ge=1)
     max_tokens: int = Field(default=16_000, ge=256)
-    cadence: int = Field(default=1, ge=0)
-    """Reflection after every keep and every n-th other experiment; 0 is never."""
+    cadence: int = Field(default=1, ge=0)  # reflection after every keep and every n-th other experiment; 0 is never
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,6 @@ class Prompt:
     settings: ModelSettings
     system: str
     template: str
-
-    @property
-    def model(self) -> str:
-        return self.settings.model
-
-    @cached_property
-    def placeholders(self) -> frozenset[str]:
-        """The facts that the opening asks for."""
-        return frozenset(meta.find_undeclared_variables(JINJA.parse(self.template)))
 
     def render_opening(self, facts: Mapping[str, Any]) -> str:
         """Return the opening message. Raises PromptError where it asks for a fact that is not supplied."""
@@ -91,8 +80,21 @@ def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
     return {name: _overlay(name, (overlay, folder / "default")) for name in NAMES}
 
 
+def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
+    """Return the keys and values between two lines of ---, and the rest. Raises ValueError."""
+    if not (found := MATTER.match(text)):
+        raise ValueError("front matter between two lines of --- is missing")
+    try:
+        matter: object = yaml.load(found[1], yaml.CSafeLoader) or {}
+    except FAULTS as error:
+        first_line, _, _ = str(error).partition("\n")
+        raise ValueError(f"the front matter is not YAML: {first_line}") from error
+    if not isinstance(matter, dict):
+        raise ValueError("the front matter must be keys and values")  # noqa: TRY004 - the text is wrong, not its type
+    return cast("dict[str, Any]", matter), text[found.end() :]
+
+
 def _overlay(name: str, folders: Sequence[Path]) -> Prompt:
-    """Return a prompt from the files of that name, those of the first folder over those of the second."""
     matter: dict[str, Any] = {}
     body = ""
     for path in [found for folder in reversed(folders) if (found := folder / f"{name}.md").is_file()]:

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Sequence
 
 from subagents.agent import Agent, T
-from subagents.logs import fence, number_lines, split_lines
+from subagents.logs import fence, split_lines
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong
 
-PAGE = 60
-"""Lines of a log that one call shows."""
+PAGE = 60  # lines of a log that one call shows
 MAX_HITS = 40
 MAX_POINTS = 40
 
-Compare = Callable[[Sequence[float]], str]
-"""Returns a table of both curves' losses at these shares of the budget."""
+Compare = Callable[[Sequence[float]], str]  # returns a table of both curves' losses at these shares of the budget
 
 
 def make_agent(prompt: Prompt, answer: type[T], log: str, compare: Compare) -> Agent[T]:
@@ -24,22 +22,22 @@ def make_agent(prompt: Prompt, answer: type[T], log: str, compare: Compare) -> A
 def make_tools(log: str, compare: Compare) -> tuple[Tool, ...]:
     """Return tools that search and page a log, cleaned and fenced, and one that sets two loss curves side by side."""
     lines = split_lines(log)
+    numbered = [f"{i}: {line}" for i, line in enumerate(lines, 1)]
 
     def grep_log(words: str) -> str:
         """Find the lines of the run's log that contain the words, in upper or lower case; `a|b` finds either."""
         wanted = [word.strip().lower() for word in words.split("|") if word.strip()]
         if not wanted:
             raise ToolError("Say what to look for.")
-        hits = [i for i, line in enumerate(lines, 1) if any(word in line.lower() for word in wanted)]
+        hits = [i for i, line in enumerate(lines) if any(word in line.lower() for word in wanted)]
         if not hits:
             return f"None of the {len(lines)} lines contains that."
-        found = [line for i in hits[:MAX_HITS] for line in number_lines(lines, i, i)]
-        return f"{len(hits)} of {len(lines)} lines:\n{fence(found)}"
+        return f"{len(hits)} of {len(lines)} lines:\n{fence(numbered[i] for i in hits[:MAX_HITS])}"
 
     def page_log(first: int) -> str:
         """Read the run's log from line `first` on; a negative number counts from the end."""
-        start = max(1, first if first > 0 else len(lines) + 1 + first)
-        return f"The log has {len(lines)} lines.\n{fence(number_lines(lines, start, start + PAGE - 1))}"
+        start = max(0, first - 1 if first > 0 else len(lines) + first)
+        return f"The log has {len(lines)} lines.\n{fence(numbered[start : start + PAGE])}"
 
     def compare_curves(start: float = 0.0, end: float = 1.0, points: int = 20) -> str:
         """Show the training loss of this change and of the incumbent, means over seeds, at equal shares of the budget.

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, validate_call
 
-RESULT_BYTES = 12_000
-"""Bytes of a result: about 3,500 tokens. A model that needs more asks again, more narrowly."""
+RESULT_BYTES = 12_000  # bytes of a result: about 3,500 tokens. A model that needs more asks again, more narrowly.
 
 
 class ToolError(Exception):
@@ -19,8 +18,6 @@ class ToolError(Exception):
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A model's call of a tool."""
-
     id: str
     name: str
     input: dict[str, Any]
@@ -28,8 +25,6 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolResult:
-    """The text that a model gets back."""
-
     text: str
     is_error: bool = False
 
@@ -40,8 +35,7 @@ class Tool:
 
     name: str
     call: Callable[..., str | Awaitable[str]]
-    pure: bool
-    """It depends on nothing but the conversation, so a replay runs it again; otherwise it takes the recorded result."""
+    pure: bool  # it depends on the conversation alone, so a replay runs it again instead of taking its recorded result
     schema: dict[str, Any] = field(repr=False)
 
     @classmethod
@@ -82,10 +76,7 @@ def unquote(value: object) -> object:
 
 
 def find_overlong(answer: BaseModel) -> str:
-    """Return the texts of an answer that exceed the `maxLength` of their schema; empty if none does.
-
-    Types that are stored give it as `json_schema_extra`, so that it binds models but not older files.
-    """
+    """Return the texts that exceed the `maxLength` in their `json_schema_extra`, which does not bind older files."""
     faults: list[str] = []
     for name, info in type(answer).model_fields.items():
         limit = cast("dict[str, int]", info.json_schema_extra or {}).get("maxLength")

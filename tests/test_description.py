@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_distinct, count_seeds, describe_run
-from subagents.front_matter import split_front_matter
+from subagents.prompts import split_front_matter
 
 
 def run(score: float, *, steps: int = 0, losses=()) -> ev.Scored:

@@ -152,7 +152,7 @@ def test_a_manifest_survives_its_own_text(data):
         (["--corpus", "nowhere"], "no corpus nowhere"),
         (["--profile", "toaster"], "no profile toaster"),
         (["--corpus", "docstrings", "--data", "DATA"], "already holds"),
-        (["--data", "/dev/null/x"], "cannot write"),
+        (["--data", "/dev/null/x"], "cannot work in"),
         (["--data", "."], "holds other things"),
     ),
 )

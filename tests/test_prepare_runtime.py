@@ -214,7 +214,7 @@ assert budget.progress == 1 and budget.spent >= 0.2
 def test_an_orchestrator_that_has_gone_stops_nothing(data, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
-    script = "from prepare import channel; channel.ready(); channel.score(1.0, 2, 3); print('done')"
+    script = "from prepare import channel; channel.ready(); channel.send({'event': 'measured'}); print('done')"
 
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -5,10 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from jinja2 import meta
 
 from orchestrator.agents import briefing, packets
 from orchestrator.core.state import Broken
-from subagents.prompts import NAMES, OPENING, PromptError, load_prompts, parse_prompt
+from subagents.prompts import JINJA, NAMES, OPENING, PromptError, load_prompts, parse_prompt
 from tests import synthetic
 from tests.test_reflector import crashed, decided
 
@@ -30,12 +31,16 @@ def facts():
     }
 
 
+def list_placeholders(prompt):
+    return meta.find_undeclared_variables(JINJA.parse(prompt.template))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("style", STYLES)
 def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
     prompt = load_prompts(FOLDER, style)[name]
 
-    assert prompt.placeholders == facts()[name].keys()
+    assert list_placeholders(prompt) == facts()[name].keys()
     assert "{{" not in prompt.render_opening(facts()[name])
     assert "<!-- include" not in prompt.system
 
@@ -45,7 +50,7 @@ def test_the_crash_packet_fills_the_same_opening():
 
     packet = packets.pack_repair(Broken(stage.candidate, stage.crash), "log", "-a\n+b")
 
-    assert packet.keys() | {"source"} == load_prompts(FOLDER)["mechanic"].placeholders
+    assert packet.keys() | {"source"} == list_placeholders(load_prompts(FOLDER)["mechanic"])
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -87,7 +92,7 @@ def test_a_prompt_can_be_stored_as_one_text(style):
 def test_one_model_may_be_taken_for_another():
     prompt = load_prompts(FOLDER)["mechanic"].asking("qwen3-coder")
 
-    assert prompt.model == "qwen3-coder"
+    assert prompt.settings.model == "qwen3-coder"
     assert parse_prompt(prompt.text) == prompt
 
 
@@ -97,7 +102,7 @@ def test_a_folder_of_ones_own_is_a_style(tmp_path):
 
     prompts = load_prompts(FOLDER, str(tmp_path))
 
-    assert prompts["mechanic"].model == "mine"
+    assert prompts["mechanic"].settings.model == "mine"
     assert prompts["mechanic"].system == load_prompts(FOLDER)["mechanic"].system
     assert "Throw a coin." in prompts["researcher"].system
 

@@ -112,7 +112,7 @@ async def test_a_score_is_what_is_claimed_and_not_what_is_printed(bench):
         ("print('FAIL: loss is nan at step 3'); exit(1)", "NaN", "step 3"),
         ("print('step 00003 (1.0%) | loss: nan | lrm: 1.0'); import time; time.sleep(600)", "NaN", "became nan"),
         ("print('val_bpb: 0.9')", "other", "without a score"),
-        ("from prepare.channel import score; score(1.0, tokens=1, nbytes=1)", "other", "without a score"),
+        ("from prepare.channel import send; send({'event': 'score', 'val_bpb': 1.0})", "other", "without a score"),
         (f"{PROTOCOL}\nchannel.ready(); finish(float('nan'))", "disqualified", "no numbers"),
         (f"{PROTOCOL}\nchannel.ready(); finish(float('inf'))", "disqualified", "no numbers"),
         (f"{PROTOCOL}\nchannel.ready(); finish(-1.0)", "disqualified", "above 1"),

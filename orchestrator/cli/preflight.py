@@ -236,11 +236,11 @@ def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
     if missing := credentials_error():
         yield CheckResult("models", "bad", missing)
         return
-    for model in sorted({prompt.model for prompt in prompts.values()}):
-        agents = ", ".join(name for name, prompt in prompts.items() if prompt.model == model)
+    for model in sorted({prompt.settings.model for prompt in prompts.values()}):
+        agents = ", ".join(name for name, prompt in prompts.items() if prompt.settings.model == model)
         if wrong := asyncio.run(check_model(connect(), model)):
             yield CheckResult(model, "bad", f"{wrong} (for {agents}; --offline needs no model)")
-        elif prices.is_known(model):
+        elif prices.estimate_most(model, 0, 0) is not None:
             yield CheckResult(model, "good", f"answers, and its price is known ({agents})")
         else:
             words = f"{model} answers, but its price is not known: --max-usd cannot hold it back ({agents})"

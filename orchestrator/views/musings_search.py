@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subagents.front_matter import split_front_matter
+from subagents.prompts import split_front_matter
 
 
 @dataclass(frozen=True, slots=True)

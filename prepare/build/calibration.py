@@ -1,9 +1,5 @@
-"""Measure how much work the baseline does on this CPU in the profile's seconds: it trains for a moment.
+"""Measure how much work the baseline does on this CPU in the profile's seconds: then every run does that much."""
 
-Prepared data then carries a budget of work, and every run on it does the same work, however busy the machine.
-"""
-
-import dataclasses
 import json
 import os
 import re
@@ -16,22 +12,15 @@ from typing import Any
 import numpy as np
 
 from prepare import manifest, profiles
+from prepare.corpus.base import Progress, track
 from prepare.manifest import DataError, Manifest
 from prepare.profiles import Profile
-from prepare.progress import Progress, track
 
 HOME = Path(__file__).resolve().parent.parent.parent
 SCRIPT = "train.py"
 PREFIX = ".calibration-"
 EXPECTED_LINES = 54  # about 43 steps and the summary
 _STEP = re.compile(r"\bdt: (\d+)ms")
-
-
-def calibrate(folder: Path, built: Manifest, profile: Profile, progress: Progress) -> Manifest:
-    """Return the manifest with the work that the baseline does in the profile's seconds. Raises DataError."""
-    work, seconds = measure_step(folder, built, profile, progress)
-    amount = float(f"{work / seconds * profile.budget.seconds:.3g}")
-    return dataclasses.replace(built, budget=dataclasses.replace(profile.budget, amount=amount))
 
 
 def measure_step(folder: Path, built: Manifest, profile: Profile, progress: Progress) -> tuple[float, float]:

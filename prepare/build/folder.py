@@ -10,8 +10,8 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from itertools import chain
 from math import ceil
 from pathlib import Path
@@ -20,11 +20,10 @@ from prepare import manifest, profiles
 from prepare.atomic import open_replacement, write_atomically
 from prepare.build import calibration
 from prepare.build.packing import TokenStore, write_rows
-from prepare.corpus.base import BATCH, SPLITS, Corpus
+from prepare.corpus.base import BATCH, SPLITS, Corpus, Progress, track
 from prepare.locks import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
-from prepare.progress import Progress, track
 from prepare.shards import choose_row_dtype
 from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
 
@@ -57,22 +56,21 @@ def build_folder(
         constants=profiles.find_changes(profile),
     )
     if budget is None and built.budget.kind == "work":
-        built = calibration.calibrate(folder, built, profile, progress)
+        work, seconds = calibration.measure_step(folder, built, profile, progress)
+        amount = float(f"{work / seconds * profile.budget.seconds:.3g}")
+        built = replace(built, budget=replace(profile.budget, amount=amount))
     write_atomically(folder / manifest.MANIFEST_FILE, built.to_json())
     return built
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Generator[None]:
-    """Hold a folder's lock. Raises DataError at once if another process holds it."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(hold_lock(folder / LOCK))
-        except LockedError:
-            raise DataError(f"another `{manifest.write_command(folder)}` is at work in {folder}: wait for it") from None
-        except OSError as error:
-            raise DataError(f"cannot write to {folder}: {error.strerror}") from None
-        yield
+    """Hold a folder's lock. Raises DataError at once if another process holds it, OSError."""
+    try:
+        with hold_lock(folder / LOCK):
+            yield
+    except LockedError:
+        raise DataError(f"another `{manifest.write_command(folder)}` is at work in {folder}: wait for it") from None
 
 
 def _begin(folder: Path, plan: Mapping[str, object]) -> None:
@@ -104,7 +102,6 @@ def _train_tokenizer(folder: Path, corpus: Corpus, profile: Profile, progress: P
 def _write_split(
     folder: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, profile: Profile, progress: Progress
 ) -> int:
-    """Pack a split into its shard, unless it is there already, and return how many rows it has. Raises DataError."""
     path = folder / f"{split}.bin"
     if not path.exists():
         batches = track(corpus.read_batches(split), ceil(corpus.count(split) / BATCH), f"packing {split}", progress)

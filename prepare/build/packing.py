@@ -1,7 +1,7 @@
 """Tokens of documents into rows of equal length by best fit: every row begins with a document, none is padded.
 
-Row for row what upstream's loader does on the fly (a buffer of waiting documents, the longest that fits goes in, else
-the shortest is cropped), but the buffer is kept sorted, so that a document costs O(log n) and not a scan.
+Row for row what upstream's loader does on the fly (of some waiting documents the longest that fits goes in, else the
+shortest is cropped), but these are kept sorted, so that a document costs O(log n) and not a scan.
 """
 
 from array import array
@@ -54,8 +54,7 @@ def pack(
 ) -> tuple[Ints, Ints]:
     """Pack documents of `lengths` tokens into rows of `capacity`; return (documents, takes), equally long.
 
-    Row after row, `takes[i]` tokens from the start of `documents[i]`; the sum is a multiple of `capacity`, because a
-    last incomplete row is dropped. `refills` gives how many documents the buffer grows by each time.
+    Row after row, `takes[i]` tokens from the start of `documents[i]`; a last incomplete row is dropped.
     """
     documents, takes = array("q"), array("q")
     waiting: list[int] = []
@@ -92,10 +91,7 @@ def materialize(tokens: NDArray[Any], starts: Ints, documents: Ints, takes: Ints
 def write_rows(
     path: Path, store: TokenStore, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 4096
 ) -> None:
-    """Pack at most `limit` rows of seq_len + 1 tokens into a file, `block` rows in memory; it may stay empty.
-
-    With `shuffle`, the documents are packed in another order, the same one every time.
-    """
+    """Pack at most `limit` rows of seq_len + 1 tokens into a file, `block` in memory; shuffles the same every time."""
     capacity, lengths = seq_len + 1, store.lengths
     order = np.random.default_rng(0).permutation(len(lengths)) if shuffle else np.arange(len(lengths))
     documents, takes = pack(lengths[order], capacity, refills=None if shuffle else store.batch_sizes)

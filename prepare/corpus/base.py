@@ -1,34 +1,28 @@
-"""A corpus is text in documents, split for training, validation and confirmation, and always read in the same order.
-
-Reading is streaming: a corpus may be far larger than memory.
-"""
+"""A corpus is documents, split for training, validation and confirmation, and streamed in the same order each time."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prepare.manifest import DataError
 
 SPLITS = ("train", "val", "confirm")
-BATCH = 128
-"""Documents at a time, as upstream reads them."""
+BATCH = 128  # documents at a time, as upstream reads them
 _DUPLICATE = 255
 Read = Callable[[], Iterator[str]]
+Item = TypeVar("Item")
+Progress = Callable[[str, float], None]  # is told the name of a stage and the share of it that is done
 
 
 class Corpus(Protocol):
     """Documents in three splits; no document is in two of them."""
 
-    name: str
-    """Name in the manifest."""
-    fingerprint: str
-    """Hex digest that changes with any of the text."""
-    shuffled: bool
-    """True if the documents come in random order, so that they may be packed as they come."""
+    name: str  # name in the manifest
+    fingerprint: str  # hex digest that changes with any of the text
+    shuffled: bool  # true if the documents come in random order, so that they may be packed as they come
 
     def count(self, split: str) -> int:
         """Count the documents of a split."""
@@ -42,8 +36,7 @@ class Corpus(Protocol):
 class Documents:
     """Documents without splits: a hash of the content assigns each to one, and duplicates count once.
 
-    Of `held_out` documents none is trained on, and all others are. Everything is read once to count it, and again
-    each time that it is wanted.
+    Of `held_out` documents none is trained on, and all others are. All are read once to count them.
     """
 
     shuffled = False
@@ -57,7 +50,10 @@ class Documents:
             for read in self._reads
         ]
         self.fingerprint = whole.hexdigest()
-        splits = [np.zeros_like(hashes[0]), 1 + hashes[1] % 2] if held_out else [_assign_splits(hashes[0])]
+        if held_out:
+            splits = [np.zeros_like(hashes[0]), 1 + hashes[1] % 2]
+        else:  # 2 in 64 for validation, 2 for confirmation
+            splits = [np.select([hashes[0] % 64 < 2, hashes[0] % 64 < 4], [1, 2], 0)]
         _, first = np.unique(everything := np.concatenate(hashes), return_index=True)
         self._splits = np.full(len(everything), _DUPLICATE, dtype=np.uint8)
         self._splits[first] = np.concatenate(splits)[first]
@@ -74,6 +70,14 @@ class Documents:
         return make_batches(text for text, found in zip(texts, splits, strict=False) if found == wanted)
 
 
+def track(items: Iterable[Item], total: int, stage: str, progress: Progress) -> Iterator[Item]:
+    """Yield the items and report after each how many of `total` have passed."""
+    progress(stage, 0.0)
+    for done, item in enumerate(items, 1):
+        yield item
+        progress(stage, done / max(total, done))
+
+
 def make_batches(texts: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
     """Yield lists of `size` texts; the last may be shorter."""
     left = iter(texts)
@@ -87,12 +91,6 @@ def compute_digest(text: str) -> bytes:
 
 
 def _hash_document(text: str, update: Callable[[bytes], None]) -> int:
-    """Return 64 bits of a text's digest, and update the corpus's with it."""
     digest = compute_digest(text)
     update(digest)
     return int.from_bytes(digest[-8:], "big")
-
-
-def _assign_splits(hashes: NDArray[np.uint64]) -> NDArray[Any]:
-    """Return the index of each document's split: about 2 in 64 for validation, 2 for confirmation."""
-    return np.select([hashes % 64 < 2, hashes % 64 < 4], [1, 2], 0).astype(np.uint8)

@@ -7,7 +7,6 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count, as huggingface_hub read
 
 import hashlib
 import logging
-import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,16 +25,13 @@ from pyarrow import parquet
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tenacity.wait import wait_base
 
-from prepare.corpus.base import make_batches
+from prepare.corpus.base import Progress, make_batches, track
 from prepare.manifest import DataError, compute_sha256
-from prepare.progress import Progress, track
 
 REPO = "karpathy/climbmix-400b-shuffle"
-VALIDATION, CONFIRMATION = 6542, 6541
-"""Numbers of shards; the ones below them are for training."""
+VALIDATION, CONFIRMATION = 6542, 6541  # numbers of shards; the ones below them are for training
 ATTEMPTS = 5
 WAIT = wait_exponential(0.5, max=30)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 
@@ -63,8 +59,6 @@ class Climbmix:
 
 
 class Shard(NamedTuple):
-    """A file in the cache and the SHA-256 of its content."""
-
     path: Path
     sha256: str
 
@@ -73,8 +67,7 @@ class Shard(NamedTuple):
 class Hub:
     """The data set on the Hugging Face hub; its files are checked, and kept in the hub's own cache."""
 
-    cache: Path | None = None
-    """Folder of the cache, huggingface_hub's own if None."""
+    cache: Path | None = None  # folder of the cache, huggingface_hub's own if None
     endpoint: str | None = None
     wait: wait_base = WAIT
 
@@ -91,33 +84,27 @@ class Hub:
 
     def _load_file(self, name: str) -> Shard:
         """Return a file that passes all checks. Removes one that does not, and raises OSError without a number."""
-        cached = hub.try_to_load_from_cache(REPO, name, cache_dir=self.cache, repo_type="dataset")
-        path = Path(cached if isinstance(cached, str) else self._download(name)).resolve()
-        found = Shard(path, compute_sha256(path))
+        found = hub.try_to_load_from_cache(REPO, name, cache_dir=self.cache, repo_type="dataset")
+        if not isinstance(found, str):
+            url = hub.hf_hub_url(REPO, name, repo_type="dataset", endpoint=self.endpoint)
+            # Asked for first, because hf_hub_download hides why it cannot reach the hub.
+            hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=self.endpoint)
+            found = hub.hf_hub_download(REPO, name, repo_type="dataset", cache_dir=self.cache, endpoint=self.endpoint)
+        path = Path(found).resolve()
         try:
-            _check(found)
+            return Shard(path, _check(path))
         except ValueError as error:
             path.unlink()
             raise OSError(str(error)) from error
-        return found
-
-    def _download(self, name: str) -> str:
-        url = hub.hf_hub_url(REPO, name, repo_type="dataset", endpoint=self.endpoint)
-        # Asked for first, because hf_hub_download hides why it cannot reach the hub.
-        hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=self.endpoint)
-        return hub.hf_hub_download(REPO, name, repo_type="dataset", cache_dir=self.cache, endpoint=self.endpoint)
 
     @contextmanager
     def _translate_errors(self) -> Generator[None]:
-        """Raise DataError, one line that says what to do, for everything that can go wrong with the hub."""
         host, instead = self.endpoint or constants.ENDPOINT, "`--corpus docstrings` needs no network"
         try:
             yield
         except OfflineModeIsEnabled:
-            raise DataError(
-                f"not all shards are in {self.cache or constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set: "
-                f"unset it; {instead}"
-            ) from None
+            cache = self.cache or constants.HF_HUB_CACHE
+            raise DataError(f"not all shards are in {cache} and HF_HUB_OFFLINE is set: unset it; {instead}") from None
         except HfHubHTTPError as error:
             said = f"{host} answers {error.response.status_code} for {REPO}"
             what = "set HF_TOKEN" if error.response.status_code in {401, 403} else "try again later"
@@ -132,26 +119,22 @@ class Hub:
             raise DataError(f"{host} keeps sending a damaged shard ({first}): try again later; {instead}") from None
 
 
-def _check(found: Shard) -> None:
-    """Raise ValueError unless it is Parquet with some text; the cache names large files by their SHA-256."""
-    if _SHA256.fullmatch(found.path.name) and found.path.name != found.sha256:
+def _check(path: Path) -> str:
+    """Return its SHA-256, by which the cache names large files. Raises ValueError unless it is Parquet with text."""
+    sha256 = compute_sha256(path)
+    if len(path.name) == len(sha256) and path.name != sha256:
         raise ValueError("its checksum is wrong")
-    try:
-        metadata = parquet.read_metadata(found.path)
-    except ValueError as error:  # as all of pyarrow's errors are
-        raise ValueError(f"not Parquet: {error}") from None
+    metadata = parquet.read_metadata(path)  # pyarrow's errors are ValueErrors, too
     if "text" not in metadata.schema.to_arrow_schema().names or not metadata.num_rows:
         raise ValueError("no text in it")
+    return sha256
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Return True if another attempt can help."""
     match error:
         case HfHubHTTPError():
             return error.response.status_code in _BUSY
-        case OfflineModeIsEnabled():
-            return False
         case OSError():  # without a number: of huggingface_hub, as for a wrong size, or our own
-            return error.errno is None
+            return error.errno is None and not isinstance(error, OfflineModeIsEnabled)
         case _:
             return isinstance(error, HTTPError)

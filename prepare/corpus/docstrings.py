@@ -11,10 +11,9 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
-from prepare.corpus.base import compute_digest
+from prepare.corpus.base import Progress, compute_digest, track
 from prepare.machine import count_cores
 from prepare.manifest import DataError
-from prepare.progress import Progress, track
 
 PACKAGES = ("torch", "numpy", "sympy", "networkx")
 HELD_OUT = ("sqlalchemy", "optuna", "alembic")
@@ -26,10 +25,7 @@ SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}.uni
 
 
 def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[list[str], list[str]]:
-    """Return the documents to train on and those held out, one per module, in the order of their hashes.
-
-    They come from the standard library and PACKAGES, and from `held_out`. Raises DataError.
-    """
+    """Return the documents to train on and those held out, one per module, ordered by hash. Raises DataError."""
     roots = [Path(sysconfig.get_path("stdlib")), *filter(None, map(find_package, PACKAGES))]
     known = [path for root in roots for path in list_sources(root)]
     unknown = [path for root in filter(None, map(find_package, held_out)) for path in list_sources(root)]
@@ -38,9 +34,8 @@ def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[lis
     with ProcessPoolExecutor(count_cores(), get_context("spawn"), _end_with_parent) as pool:
         found = pool.map(extract_documentation, [*known, *unknown], chunksize=64)
         texts = ["\n\n".join(parts) for parts in track(found, len(known + unknown), "reading docstrings", progress)]
-    train, rest = (
-        sorted(filter(None, part), key=compute_digest) for part in (texts[: len(known)], texts[len(known) :])
-    )
+    parts = texts[: len(known)], texts[len(known) :]
+    train, rest = (sorted(filter(None, part), key=compute_digest) for part in parts)
     return train, rest
 
 
@@ -66,16 +61,12 @@ def list_sources(root: Path) -> Iterator[Path]:
 
 def extract_documentation(path: Path) -> list[str]:
     """Return the docstrings of a module and of everything in it, from top to bottom."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's code
+    with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's code
         try:
             tree = ast.parse(path.read_text("utf-8"))
         except (SyntaxError, ValueError, RecursionError):  # ValueError: not UTF-8, or a null byte
             return []
-    nodes = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    nodes = [node for node in ast.walk(tree) if isinstance(node, kinds)]
     nodes.sort(key=lambda node: getattr(node, "lineno", 0))
     return [text for node in nodes if (text := ast.get_docstring(node))]

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from prepare.corpus.base import Corpus, Documents
-from prepare.progress import Progress
+from prepare.corpus.base import Corpus, Documents, Progress
 
 
 def open_corpus(source: str, shards: int, progress: Progress) -> Corpus:

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from prepare.corpus.base import Progress, track
 from prepare.manifest import DataError
-from prepare.progress import Progress, track
 
-TEXT_FILES = {".txt", ".md", ".rst", ".py"}
-SUFFIXES = {*TEXT_FILES, ".jsonl", ".parquet"}
-SPLIT_AFTER = 1 << 15
-"""Characters after which an empty line ends a document: a book becomes many, a note is one."""
-MAX_LENGTH = 1 << 20
-"""Characters of a document, at most, except for the rest of a line."""
+SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
+SPLIT_AFTER = 1 << 15  # characters after which an empty line ends a document: a book becomes many, a note is one
+MAX_LENGTH = 1 << 20  # characters of a document, at most, except for the rest of a line
 SEPARATOR = "<|endoftext|>"
 NOT_TEXT = "it is not text in UTF-8: unpack it, convert it (as with iconv -t UTF-8), or leave it out"
 
@@ -25,7 +22,11 @@ def read_texts(source: str, progress: Progress) -> Iterator[str]:
     found = list_files(source)
     for file in track(found, len(found), f"reading {source}", progress):
         try:
-            yield from _read_documents(file)
+            if file.suffix == ".parquet":
+                yield from _read_parquet(file)
+                continue
+            with file.open(encoding="utf-8-sig") as opened:
+                yield from _read_jsonl(opened) if file.suffix == ".jsonl" else _read_text(opened)
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}") from None
         except ValueError as error:  # pyarrow's errors are ValueErrors, too
@@ -47,14 +48,6 @@ def list_files(source: str) -> list[Path]:
     if not found:
         raise DataError(f"no text in {source}: give .txt, .md, .py, .jsonl or .parquet")
     return sorted(found)
-
-
-def _read_documents(path: Path) -> Iterator[str]:
-    if path.suffix == ".parquet":
-        yield from _read_parquet(path)
-        return
-    with path.open(encoding="utf-8-sig") as file:
-        yield from _read_jsonl(file) if path.suffix == ".jsonl" else _read_text(file)
 
 
 def _read_parquet(path: Path) -> Iterator[str]:

@@ -145,7 +145,7 @@ MODELS = [
     Enemy(
         "patches the metric",
         "import math, time, pickle\nimport prepare.evaluation as e\n"
-        "math.log = lambda *_: 1e9\ne.channel.score = lambda *_, **__: None\n"
+        "math.log = lambda *_: 1e9\n"
         "time.monotonic = time.time = lambda: 0.0\npickle.loads = None\n"
         + SCORE.format(model="Model()").replace("model = ", "e.choose_device(); model = "),
         CORRECTED,
