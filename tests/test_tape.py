@@ -67,7 +67,7 @@ def test_a_session_of_an_older_version_is_walked_to_its_end_and_verified_past_it
     assert walked.stdout.splitlines()[-1] == f"{events} events"
     assert verified.returncode == 1
     assert verified.stdout.startswith("event 2 differs\n")
-    assert verified.stdout.splitlines()[-1].startswith(f"{events} events, ")
+    assert "cannot follow the recording beyond event" in verified.stdout  # the keep rule takes other steps since
     assert verified.stdout.count(" differs\n") > 1
 
 

@@ -70,7 +70,7 @@ def harden_streams() -> Generator[None]:
             os.set_inheritable(null.fileno(), True)
             setattr(sys, name, null)
             setattr(sys, f"__{name}__", null)  # keeps it open when it is wrapped below
-    if not (isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stderr, io.TextIOWrapper)):
+    if not (hasattr(sys.stdout, "buffer") and hasattr(sys.stderr, "buffer")):
         yield  # a caller in this process captures what is printed
         return
     sys.stderr = _make_lenient(sys.stderr)
