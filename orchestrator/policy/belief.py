@@ -1,8 +1,9 @@
 """What is believed of an idea: how much it gains over the incumbent, given a prior that learns from the night.
 
-Effects are in σ of one run; positive is better. The prior is a mixture of regimes, each a way in which a researcher's
-ideas turn out: how often they help, by how much, and how badly they hurt. The regimes cover the published nights; each
-measured idea shifts weight between them, so that a weak researcher meets a stricter bar than a strong one.
+Effects are in units of σ, the standard deviation of one run; positive is better. The prior is a mixture of regimes, each
+a way in which a researcher's ideas turn out: how often they help, by how much, and how badly they hurt. The regimes
+cover the published nights; each measured idea shifts weight between them, so that a weak researcher meets a stricter
+bar than a strong one.
 """
 
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ class Belief:
 
     @property
     def promise(self) -> float:
-        """Return the gain that is expected if the idea is kept only where it is better."""
+        """Return the expected improvement, E[max(effect, 0)]."""
         return float(self.weights @ _GAINS)
 
     def shift(self, price: float) -> "Belief":
@@ -100,7 +101,7 @@ def _make_exponential(mean: float) -> Array:
 def learn_prior(seen: tuple[tuple[float, float], ...]) -> Belief:
     """Return the prior of the next idea, given gain and error of those that were measured.
 
-    The latest count most: most nights begin with large gains and end with small ones.
+    Recent ideas weigh most: most nights begin with large gains and end with small ones.
     """
     rows, log_weights = _list_regimes()
     if seen:
@@ -130,7 +131,7 @@ def infer(prior: Belief, gain: float, error: float) -> Belief:
 
 
 def decide(prior: Belief, belief: Belief, runs: int, cost: int) -> Literal["keep", "discard", "again"]:
-    """Return what to do with an idea after so many runs, where the next comparison costs 1 or 2 runs.
+    """Return what to do with an idea after `runs` runs, where the next comparison costs 1 or 2.
 
     Another run is worth it while it promises enough of what a new idea promises.
     """
@@ -142,7 +143,7 @@ def decide(prior: Belief, belief: Belief, runs: int, cost: int) -> Literal["keep
 
 
 def find_bar(prior: Belief) -> float:
-    """Return the probability to be better that a keep needs: more where few ideas help."""
+    """Return the probability of being better that a keep needs: more where few ideas help."""
     return min(MAX_BAR, BAR + BAR_SLOPE * max(0.0, TYPICAL_SHARE - prior.probability))
 
 
@@ -157,8 +158,8 @@ class Luck:
 def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) -> tuple[float, float]:
     """Return the gain over the incumbent and its standard error, from differences at equal seeds.
 
-    `link` is the correlation of the two sides' luck at one seed. An incumbent was chosen partly for its luck; as far
-    as a candidate does not share it, that is subtracted.
+    `link` is the correlation of the two sides' luck at one seed. An incumbent was chosen partly for its luck; the part
+    that the candidate does not share is subtracted.
     """
     own, left = 1 - link**2, 1 - link
     weights = [1 / (own + left**2 * luck.variance) for luck in lucks]
@@ -168,7 +169,7 @@ def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) ->
 
 
 def update_luck(luck: Luck, difference: float, link: float, belief: Belief, *, kept: bool) -> Luck:
-    """Return the luck of the incumbent at one seed after an idea was measured there; of the new one if it is kept."""
+    """Return the incumbent's luck at a seed after an idea was measured there; if it is kept, the new incumbent's."""
     own, left = 1 - link**2, 1 - link
     gain = -left * luck.variance / (own + left**2 * luck.variance)
     surprise = GRID - difference

@@ -15,7 +15,7 @@ from orchestrator.policy.thresholds import MAX_ABORTED
 def list_certificate_runs(state: State) -> list[tuple[int, int]]:
     """Return the runs that the certificate still needs, as (experiment, seed), the baseline's first at each seed.
 
-    None where too many of them have failed.
+    Empty where too many of them have failed.
     """
     if not state.best or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
         return []
@@ -25,7 +25,7 @@ def list_certificate_runs(state: State) -> list[tuple[int, int]]:
 
 
 def certify(state: State) -> ev.Certified | None:
-    """Return what the night has gained by the fresh runs there are; None without a pair of them."""
+    """Return what the night has gained over the pairs of fresh runs so far; None where there is none."""
     before, now = state.fresh.get(0, {}), state.fresh.get(state.best, {})
     pairs = [(before[seed], now[seed]) for seed in before if seed in now]
     if not state.best or not pairs:

@@ -11,10 +11,9 @@ from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
 def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> EvaluationPlan:
     """Return how a run is to be evaluated.
 
-    Audited are all runs of which a mean is taken, since claims and corrected scores are two scales: those of parents,
-    the second and later ones of a candidate, and its first one where that could lead to a keep: unless it is clearly
-    worse than the incumbent at the same seed. No decision looks at the held-out text, which is kept for the
-    certificate; of the baseline the first run is scored on it: as the reference for what follows.
+    Every run that enters a mean is audited, because claims and corrected scores are on different scales. A candidate's
+    first run is audited unless it is clearly worse than the incumbent at that seed. No decision looks at the held-out
+    text, which is kept for the certificate; the baseline's first run is scored on it, too.
     """
     best, stage = state.incumbent, state.open.get(experiment)
     first = isinstance(stage, Candidate) and not stage.scores

@@ -9,7 +9,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import Candidate, Decided, Incumbent, State
 from orchestrator.policy import belief
 from orchestrator.policy.noise import compute_sigma, pool_variance
-from orchestrator.policy.thresholds import MEMORY, OTHER_SHAPE, PAIRING_DOF, PRIOR_DOF, SAME_SHAPE, SAME_STEPS
+from orchestrator.policy.thresholds import OTHER_SHAPE, PAIRING_DOF, PRIOR_DOF, PRIOR_WINDOW, SAME_SHAPE, SAME_STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Comparison:
 def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
     """Return how a candidate that has run compares with the incumbent."""
     spread = pool_variance(state, candidate.scores)
-    # The less is known of σ, the larger it is taken: two degrees of freedom are off by a factor of two and more.
+    # Inflate σ where few degrees of freedom support it: with two it is easily off by a factor of two.
     sigma = compute_sigma(spread) * sqrt(max(PRIOR_DOF / max(spread.dof, 1), 1.0))
     ours = {seed: score.val_bpb for seed, score in zip(candidate.seeds, candidate.scores, strict=False)}
     theirs = {seed: score.val_bpb for seed, score in zip(best.seeds, best.scores, strict=False)}
@@ -62,8 +62,8 @@ def has_same_shape(state: State, best: Incumbent, candidate: Candidate) -> bool:
 def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...], sigma: float) -> float:
     """Return the correlation of luck at equal seeds, from the scatter of differences in changes of this kind.
 
-    The scatter that was measured before the session counts for a few degrees of freedom. Where pairing does not help,
-    the correlation comes out as 0, and the comparison is that of independent runs.
+    What was measured before the session acts as a prior worth PAIRING_DOF degrees of freedom. Where pairing does not
+    help, the correlation comes out as 0, and the comparison is that of independent runs.
     """
     unlinked = state.session.profile.budget_kind == "time" or not same_shape
     squares, dof = PAIRING_DOF * (OTHER_SHAPE if unlinked else SAME_SHAPE) * sigma**2, PAIRING_DOF
@@ -76,14 +76,14 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
 
 
 def _list_differences(state: State, same_shape: bool) -> Iterator[tuple[float, ...]]:
-    for result in state.results[-MEMORY:]:
+    for result in state.results[-PRIOR_WINDOW:]:
         if isinstance(verdict := result.verdict, ev.Evidence) and verdict.same_shape == same_shape:
             yield verdict.differences
 
 
 def learn_prior(state: State) -> belief.Belief:
-    """Return what is believed of the next idea, given every measured one of this session."""
+    """Return what is believed of the next idea, given the last ones measured in this session."""
     verdicts: list[object] = [result.verdict for result in state.tried]
     verdicts += [stage.verdict for number, stage in state.open.items() if number and isinstance(stage, Decided)]
     measured = [verdict for verdict in verdicts if isinstance(verdict, ev.Evidence) and verdict.error > 0]
-    return belief.learn_prior(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-MEMORY:]))
+    return belief.learn_prior(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-PRIOR_WINDOW:]))

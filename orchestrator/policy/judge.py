@@ -56,8 +56,8 @@ def describe_rule(state: State) -> str:
     bar = belief.find_bar(learn_prior(state))
     return (
         "Every experiment runs with the same seeds in the same order and is compared with the best at equal seeds: it "
-        f"is kept once it is better with a probability of {bar:.2f}, or loses nothing and is {th.SIMPLER_LINES} lines "
-        "shorter, and runs again while that could still pay."
+        f"is kept once it is better with a probability of at least {bar:.2f}, or loses nothing and is {th.SIMPLER_LINES} "
+        f"lines shorter, and runs again while that could still pay. Each doubling of memory costs {th.MEMORY_PRICE:g}σ."
     )
 
 
@@ -71,17 +71,21 @@ class _Reasoning:
     found: Comparison
     prior: belief.Belief
     growth: float
-    """Multiple of the incumbent's memory that it takes."""
+    """Its memory relative to the incumbent's; 1 where it takes no more."""
 
     @property
     def posterior(self) -> belief.Belief:
         return belief.infer(self.prior, self.found.gain, self.found.error)
 
+    @property
+    def worth(self) -> belief.Belief:
+        """Return the posterior of what is left of the effect after the price of memory."""
+        return self.posterior.shift(th.MEMORY_PRICE * log2(self.growth))
+
     def decide(self, cost: int) -> str:
-        """Return keep, discard or again, where the next comparison costs so many runs."""
+        """Return keep, discard or again, where the next comparison costs `cost` runs."""
         runs, gain = len(self.candidate.scores), self.found.gain * self.found.sigma
-        worth = self.posterior.shift(th.MEMORY_PRICE * log2(self.growth))
-        decision = belief.decide(self.prior, worth, runs, cost)
+        decision = belief.decide(self.prior, self.worth, runs, cost)
         if decision == "keep":
             is_implausible = gain > th.IMPLAUSIBLE_GAIN * self.best.score_to_beat
             return "again" if is_implausible and runs < th.IMPLAUSIBLE_RUNS else "keep"
@@ -106,7 +110,7 @@ class _Reasoning:
 
     def discard(self) -> ev.Discarded:
         needed = f"and a keep needs {belief.find_bar(self.prior):.2f}"
-        likely = f"better with probability {self.posterior.probability:.2f}, {needed}"
+        likely = f"better with probability {self.worth.probability:.2f}, {needed}"
         return ev.Discarded(**self._list_numbers(kept=False), reason=f"{likely}: {self._explain()}")
 
     def _explain(self) -> str:

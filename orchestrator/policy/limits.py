@@ -38,7 +38,7 @@ def explain_stop(state: State) -> str:
 
 
 def has_time_for(state: State, runs: int) -> bool:
-    """Return whether so many runs, one after the other, would end before the deadline."""
+    """Return whether that many consecutive runs would end before the deadline."""
     return state.now + FINISH_MARGIN * runs * estimate_run_seconds(state) <= state.deadline
 
 
@@ -51,7 +51,7 @@ def count_certificate_runs(state: State) -> int:
 
 
 def count_certificate_pairs(state: State) -> int:
-    """Return on how many fresh seeds the baseline and the best are compared at the end."""
+    """Return the number of fresh seeds on which the baseline and the best are compared at the end."""
     limits = state.session.limits
     runs = state.session.slots * 3600 * limits.hours / max(estimate_run_seconds(state), 1.0)
     runs = min(runs, limits.experiments if limits.experiments is not None else runs)

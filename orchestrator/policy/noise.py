@@ -1,4 +1,4 @@
-"""What is known of the noise: the variance of val_bpb over seeds, and how sure a gain has to be."""
+"""What is known of the noise: the variance of val_bpb over seeds, and quantiles of Student's t."""
 
 from math import sqrt
 
@@ -28,10 +28,10 @@ def estimate_sigma(state: State) -> float:
 
 
 def get_t_90(dof: int) -> float:
-    """Return the standard errors to either side of a 90 % interval by Student's t."""
+    """Return the half-width of a 90 % interval, in standard errors, by Student's t."""
     return T_90[max((known for known in T_90 if known <= dof), default=1)]
 
 
 def t_critical(dof: int) -> float:
-    """Return the standard errors that a keep needs when σ has this many degrees of freedom."""
+    """Return the one-sided quantile of Student's t at 1 in 5,000."""
     return T_CRITICAL[max((known for known in T_CRITICAL if known <= dof), default=1)]

@@ -1,4 +1,4 @@
-"""Seeds, drawn from the session's own: run r of every experiment has the same one, so that luck is shared."""
+"""Seeds, drawn from the session's own: run r of every experiment uses the same one (common random numbers)."""
 
 import hashlib
 
@@ -6,12 +6,12 @@ from orchestrator.core.state import State
 
 
 def draw_seed(state: State, run: int) -> int:
-    """Return the seed of the run-th scored run of any experiment, counted from 1."""
+    """Return the seed of the n-th scored run of any experiment, counted from 1."""
     return draw(state, "run", run)
 
 
 def draw_fresh_seed(state: State, pair: int) -> int:
-    """Return the seed of the certificate's pair-th comparison, which no decision has used."""
+    """Return the seed of the certificate's n-th comparison, which no decision has used."""
     return draw(state, "certificate", pair)
 
 

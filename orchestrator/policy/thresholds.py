@@ -3,13 +3,13 @@
 BASELINE_RUNS = 2
 """Runs of the baseline where σ is known from earlier runs of the profile: seeds that later comparisons use, too."""
 UNKNOWN_BASELINE_RUNS = 3
-"""Runs of the baseline where σ is not known: the fewest that give a variance at all."""
+"""Runs of the baseline where σ is not known: two would give one degree of freedom."""
 PRIOR_DOF = 8
 """Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of the runs behind it, since
 machines differ. Profiles without a measurement start from nothing."""
 BAR = 0.7
-"""Probability to be better that a keep needs. By the tournament in docs/benchmarks.md: a higher bar finds less, a lower
-one keeps more that is not better."""
+"""Probability of being better that a keep needs. By the tournament in docs/benchmarks.md: a higher bar finds less, a
+lower one keeps more that is not better."""
 BAR_SLOPE = 3.0
 """Rise of the bar for each unit by which the share of ideas that help falls below TYPICAL_SHARE."""
 TYPICAL_SHARE = 0.22
@@ -17,14 +17,14 @@ TYPICAL_SHARE = 0.22
 MAX_BAR = 0.97
 """Highest bar: a certain gain is kept whatever the researcher."""
 WORTHWHILE = 0.5
-"""An idea runs once more while that promises this share of what a new idea promises. New ideas bring surprises that
-the prior does not hold, so that less than all of it is asked for."""
+"""An idea runs once more while that promises this share of what a new idea promises. The prior underestimates
+surprises, so less than all of it is required."""
 FADING = 0.95
 """Weight of a measured idea in the prior of the one after it: the last twenty say how the night goes now."""
-MEMORY = 200
+PRIOR_WINDOW = 200
 """Measured ideas that the prior is learned from: older ones weigh next to nothing."""
 OUTLIERS = 0.01
-"""Share of measured gains that are off by more than their error says: σ differs from script to script."""
+"""Share of measured gains whose error exceeds what their standard error implies: σ differs from script to script."""
 MAX_RUNS = 8
 """Runs that a candidate gets at most."""
 T_CRITICAL = {
