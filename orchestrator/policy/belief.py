@@ -1,9 +1,9 @@
 """What is believed of an idea: how much it gains over the incumbent, given a prior that learns from the night.
 
-Effects are in units of σ, the standard deviation of one run; positive is better. The prior is a mixture of regimes, each
-a way in which a researcher's ideas turn out: how often they help, by how much, and how badly they hurt. The regimes
-cover the published nights; each measured idea shifts weight between them, so that a weak researcher meets a stricter
-bar than a strong one.
+Effects are in units of σ, the standard deviation of one run; positive is better. The prior is a mixture of regimes,
+each a way in which a researcher's ideas turn out: how often they help, by how much, and how badly they hurt. The
+regimes cover the published nights; each measured idea shifts weight between them, so that a weak researcher meets a
+stricter bar than a strong one.
 """
 
 from collections.abc import Sequence

@@ -56,8 +56,9 @@ def describe_rule(state: State) -> str:
     bar = belief.find_bar(learn_prior(state))
     return (
         "Every experiment runs with the same seeds in the same order and is compared with the best at equal seeds: it "
-        f"is kept once it is better with a probability of at least {bar:.2f}, or loses nothing and is {th.SIMPLER_LINES} "
-        f"lines shorter, and runs again while that could still pay. Each doubling of memory costs {th.MEMORY_PRICE:g}σ."
+        f"is kept once it is better with a probability of at least {bar:.2f}, or loses nothing and is "
+        f"{th.SIMPLER_LINES} lines shorter, and runs again while that could still pay; each doubling of memory costs "
+        f"{th.MEMORY_PRICE:g}σ."
     )
 
 
