@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import random
 import re
 
 import plotly.graph_objects as go
@@ -28,7 +27,7 @@ from orchestrator.views.usage import list_runs, measure_utilization
 from tests import synthetic
 from tests.browser import CHROMIUM, Browser
 from tests.fakes import started
-from tests.simulated import SOURCE, Fragile, night
+from tests.simulated import SOURCE, Fragile, Noisy, night
 
 NASTY = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">\t{{ 7 * 7 }}'
 
@@ -179,15 +178,6 @@ def test_losses_between_points_and_outside():
 
 def belief(log) -> str:
     return Page().render(log).split('<section id="belief">')[1].split("</section>")[0]
-
-
-class Noisy(Fragile):
-    """Luck that no two experiments share."""
-
-    async def train(self, granted, source):
-        outcome = await super().train(granted, source)
-        own = random.Random(f"{granted.seed}/{granted.experiment}").gauss(0, 0.012)
-        return outcome if outcome.kind == "crashed" else outcome.model_copy(update={"val_bpb": outcome.val_bpb + own})
 
 
 def test_the_page_tells_what_was_adopted_and_what_was_refused_and_why(tmp_path):

@@ -96,7 +96,6 @@ async def evaluate(
 async def _audit_score(
     score: ev.Scored, run: Observation, scorer: Scorer, auditor: Auditor, archive: ClaimsArchive
 ) -> ev.Scored | ev.Crashed:
-    """Return the corrected score. Raises Disqualified, MachineError."""
     began, claims, incumbent = time.monotonic(), run.submission.claims, run.plan.incumbent
     assert claims is not None
     rng, reference = np.random.default_rng(), archive.load(incumbent, scorer.shape)
@@ -122,7 +121,6 @@ async def _audit_score(
 
 
 def _find_objection(run: Observation, scorer: Scorer) -> Fault | None:
-    """Return the reason not to believe a score that has not even been audited."""
     submission = run.submission
     if submission.objection:
         return Fault("disqualified", submission.objection)
@@ -163,6 +161,5 @@ def _find_kill(run: Observation, ending: Ending) -> Fault | None:
 
 
 def _excuse(run: Observation, message: str) -> None:
-    """Raise ExcusedError, unless the experiment has been excused too often."""
     if run.excuses < MAX_EXCUSES:
         raise ExcusedError(message)

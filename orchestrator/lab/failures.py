@@ -52,12 +52,6 @@ def classify_failure(status: int, log: str) -> Fault:
         if pattern.search(message):
             return Fault(kind, message)
     if status < 0:
-        return Fault("other", f"it was ended by {_name_signal(number)}" + f": {message}" * bool(message))
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return Fault("other", f"it was ended by {name}" + f": {message}" * bool(message))
     return Fault("other", message or f"it ended with exit code {status} and printed nothing")
-
-
-def _name_signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -100,7 +100,6 @@ def _attend(child: int, bell: int, grace: float, ended: dict[int, int]) -> None:
 
 
 def _reap(ended: dict[int, int]) -> None:
-    """Record the exit codes of all children that have ended, adopted ones included."""
     with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             ended[found[0]] = os.waitstatus_to_exitcode(found[1])
@@ -113,12 +112,8 @@ def _open_signal_pipe() -> int:
     signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # A handler, since an ignored signal would stay ignored in the command.
-        signal.signal(number, _ignore)
+        signal.signal(number, lambda _number, _frame: None)
     return readable
-
-
-def _ignore(_number: int, _frame: object) -> None:
-    pass
 
 
 def _limit(which: int, value: int) -> None:

@@ -168,7 +168,6 @@ class Transcript:
 
 
 def _parse_number(text: str) -> float:
-    """Return NaN where the text is not a number."""
     try:
         return float(text)
     except ValueError:

@@ -158,7 +158,6 @@ class RunMonitor:
             self.found = self.found or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:
-        """Prune the run where its loss is above the threshold, unless it is a control run."""
         loss = get_recent_loss(self.curve.points, threshold.progress)
         if self.would_prune_at is not None or loss is None or loss <= threshold.loss:
             return

@@ -103,7 +103,10 @@ async def run_guarded(
         await _wait_for_readers(monitor, tasks)
     finally:
         try:
-            await _finish(process)
+            # The guardian ends everything when its input closes; a second cancellation does not interrupt that.
+            assert process.stdin
+            process.stdin.close()
+            await asyncio.shield(process.wait())
         finally:
             for task in tasks:
                 task.cancel()
@@ -112,7 +115,6 @@ async def run_guarded(
 
 
 async def _pump(descriptor: int, feed: Callable[[bytes], None]) -> None:
-    """Read the descriptor to its end, then close it."""
     reader = asyncio.StreamReader()
     pipe = os.fdopen(descriptor, "rb", buffering=0)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -179,7 +181,6 @@ async def _attend(
 
 
 async def _wait_for_readers(monitor: RunMonitor, tasks: "Sequence[asyncio.Future[None]]") -> None:
-    """Wait until the tasks have read what the ended command left in its pipes."""
     deadline = monitor.now() + DRAIN
     while monitor.now() < deadline and not all(task.done() for task in tasks):
         await asyncio.wait(tasks, timeout=TICK)
@@ -204,13 +205,6 @@ def _list_descendants(process: Process) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:
         return []  # it has just ended
-
-
-async def _finish(process: Process) -> None:
-    """Close the guardian's input, at which it ends everything; a second cancellation does not interrupt that."""
-    assert process.stdin
-    process.stdin.close()
-    await asyncio.shield(process.wait())
 
 
 def _has_input(pipe: int) -> bool:

@@ -184,7 +184,6 @@ class Repo:
         return self._replace_blob(f"{commit}^{{tree}}", self.path.parts, blob)
 
     def _replace_blob(self, tree: str | None, parts: tuple[str, ...], blob: str) -> str:
-        """Write the tree with another blob at the path `parts`."""
         name, *rest = parts
         listing = self._git("ls-tree", "--full-tree", "-z", tree).split("\0") if tree else []
         entries = {entry.partition("\t")[2]: entry.partition("\t")[0] for entry in listing if entry}
@@ -217,7 +216,6 @@ class Repo:
         return None if done.returncode == 1 else _read_output(done, strip=True)
 
     def _git(self, *arguments: str, stdin: str = "", strip: bool = True) -> str:
-        """Run git and return its output. Raises RepoError with git's own reason."""
         return _read_output(self._run(*arguments, stdin=stdin), strip=strip)
 
     def _run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[bytes]":
@@ -238,7 +236,6 @@ class Repo:
 
 
 def _read_output(done: "subprocess.CompletedProcess[bytes]", *, strip: bool) -> str:
-    """Return what git printed. Raises RepoError with git's own reason."""
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines()
         reason = next((line for line in lines if line.startswith(("fatal: ", "error: "))), f": {done.returncode}")
@@ -248,7 +245,6 @@ def _read_output(done: "subprocess.CompletedProcess[bytes]", *, strip: bool) -> 
 
 
 def _make_environment() -> dict[str, str]:
-    """Return an environment without GIT_* variables and without the settings of user and system."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C",

@@ -78,7 +78,6 @@ class Runner:
         return outcome
 
     async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
-        """Run the training to its end and return what was observed. Raises MachineError, OSError."""
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
         submission = Submission(folder / "model")
         monitor = RunMonitor(
@@ -108,14 +107,12 @@ class Runner:
         return Observation(plan, facts, slot, monitor, log, submission, stopped, ending, disk, excuses)
 
     def _lay_out(self, work: Path, source: str) -> Path:
-        """Make the working folder, and return its data folder."""
         (work / "tmp").mkdir(parents=True)
         (work / "train.py").write_text(source, encoding="utf-8")
         return self.scorer.lay_out(work / "data")
 
     @asynccontextmanager
     async def _start_auditor(self, granted: ev.Granted, folder: Path, lock: int) -> AsyncGenerator[Auditor | None]:
-        """Start the blind process, if the plan may need it."""
         if not (granted.plan or STRICT_PLAN).needs_audit(0.0):
             yield None
             return
@@ -138,7 +135,6 @@ class Runner:
             await asyncio.sleep(1)
 
     def _is_filling_disk(self, folder: Path) -> bool:
-        """Return whether the run's own files are why too little is free."""
         free = shutil.disk_usage(self.runs).free
         return free < self.limits.reserve <= free + _measure(folder)
 
@@ -156,7 +152,6 @@ def _explain(error: Exception) -> str:
 
 @asynccontextmanager
 async def _make_folder(folder: Path) -> AsyncGenerator[None]:
-    """Make an empty folder, and remove it at the end."""
     await asyncio.to_thread(_remove, folder)
     await asyncio.to_thread(folder.mkdir, parents=True)
     try:

@@ -85,7 +85,7 @@ STALL = 8
 """Experiments without a keep after which the researcher is asked for another family."""
 MAX_REPAIRS = 2
 """Repairs of a crashed candidate, in crews that can repair."""
-NEAR_MISS = 1.0
+NEAR_MISS = 0.5
 """Standard errors of gain from which a discarded candidate counts as a near-miss, worth combining with another."""
 CENTAUR_SHARE = 3
 """In a centaur crew one proposal in this many is the optimizer's; a larger share did worse in published trials."""

@@ -56,7 +56,6 @@ def _bind(place: Path) -> list[str]:
 
 
 def _open_pipe(data: bytes) -> int:
-    """Return a descriptor to read the bytes from."""
     read, write = os.pipe()
     os.write(write, data)
     os.close(write)

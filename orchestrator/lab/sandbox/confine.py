@@ -88,7 +88,6 @@ def _walk_around(hide: list[str], place: str) -> Iterator[tuple[str, int]]:
 
 
 def _allow(rules: int, place: str, rights: int) -> None:
-    """Add a rule for a place, if it exists."""
     try:
         opened = os.open(place, os.O_PATH | os.O_CLOEXEC)
     except OSError:

@@ -80,7 +80,6 @@ def _emit_load(offset: int) -> bytes:
 
 
 def _emit_jump(test: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
-    """Skip `yes` or `no` instructions after the test."""
     return struct.pack("HBBI", test, yes, no, value)
 
 

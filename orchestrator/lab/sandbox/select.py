@@ -74,7 +74,6 @@ def self_check(sandbox: Sandbox) -> str:
 
 
 def _run_probe(sandbox: Sandbox, work: Path, target: Mapping[str, object]) -> str:
-    """Run the probe; return what it reached, or why it did not run."""
     python = (sys.executable, "-c", _PROBE, json.dumps(target))
     env = {
         "PATH": os.environ.get("PATH", os.defpath),

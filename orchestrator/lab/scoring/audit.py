@@ -141,7 +141,6 @@ class Auditor:
             self.connection.close()
 
     async def _send_model(self, submission: Submission) -> bool:
-        """Send the model; return whether it could be loaded."""
         assert submission.settings
         how = submission.settings.model_dump(include={"precision", "threads"})
         autocast = submission.settings.autocast

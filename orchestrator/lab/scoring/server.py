@@ -128,7 +128,6 @@ class EvaluationServer:
                     pass
 
     async def _receive_claims(self, scorer: Scorer, size: int) -> tuple[Nats, float]:
-        """Return the claims and the bits per byte that they add up to. Raises Disqualified."""
         if size != scorer.claim_bytes:
             raise Disqualified(f"it claimed {size:,} bytes, and {scorer.claim_bytes:,} were to be claimed")
         claims = scorer.parse_claims(await self.connection.read_exactly(size))
