@@ -272,7 +272,7 @@ def _list_near_misses(results: Sequence[ExperimentResult]) -> list[str]:
 
 
 def _list_under_way(state: State) -> Iterator[str]:
-    """Yield the experiments on which there is no verdict yet, and how far each has come."""
+    """Yield the experiments that wait for a verdict, and how far each has come."""
     for number, stage in state.open.items():
         if number and (progress := UNDER_WAY.get(type(stage))):
             yield f"#{number} {shorten(get_proposal(stage).title, 90)} {progress}."

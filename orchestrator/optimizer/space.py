@@ -105,7 +105,7 @@ def _find_names_read(source: str) -> set[str]:
 
 
 class _Reader(ast.NodeVisitor):
-    """Collects the names that are read, but for those in statements without effect, given the names read so far."""
+    """Collects the names that are read, except in statements without effect, given the names read so far."""
 
     def __init__(self, known: set[str]) -> None:
         self.known, self.found = known, set(known)

@@ -143,7 +143,7 @@ def _is_baseline_scored(state: State) -> bool:
 
 
 def _is_stale(state: State, number: int, candidate: Candidate) -> bool:
-    """Return whether a candidate started from a train.py that is no longer the incumbent."""
+    """Return whether a candidate started from another train.py than the incumbent's."""
     return number > 0 and state.incumbent is not None and candidate.commit.parent != state.best
 
 

@@ -1,4 +1,4 @@
-"""Print where perhaps nobody reads: readers go away, disks fill up, terminals stall, locales lack characters.
+"""Print where perhaps nothing reads: readers go away, disks fill up, terminals stall, locales lack characters.
 
 `harden_streams` is for every command. `Outlet` is for a night, which must not even wait for its reader.
 """
