@@ -232,7 +232,7 @@ def test_no_stack_is_repeated_and_each_is_small_and_within_the_ranges(results, o
         assert all(is_within(at.constants[name].space, value) for name, value in step.changes.items())
         parts = [t for t in trials if t.changes.items() <= step.changes.items() and t.outcome == "discarded"]
         assert set().union(*(part.changes for part in parts)) == step.changes.keys()
-        assert 0 < step.expected_gain < sum(part.gain for part in parts)
+        assert 0 < step.expected_gain < sum(max(part.gain, 0.0) for part in parts)  # a repeat may have been worse
         stacked.append(step.changes)
         trials.append(Trial(len(trials) + 1, step.changes, before, "discarded", outcome, 0.004))
         assert len(stacked) <= len(results)
