@@ -10,9 +10,20 @@ from hypothesis import strategies as st
 
 from orchestrator.core import curves
 from orchestrator.core import events as ev
-from orchestrator.core.state import BASELINE, Candidate, ExperimentResult, Incumbent, PooledVariance, State
-from orchestrator.policy import belief, certification, evaluation_plan, evidence, judge, noise, pruning, thresholds
+from orchestrator.core.state import BASELINE, Candidate, Decided, ExperimentResult, Incumbent, PooledVariance, State
+from orchestrator.policy import (
+    belief,
+    certification,
+    evaluation_plan,
+    evidence,
+    judge,
+    noise,
+    pruning,
+    steps,
+    thresholds,
+)
 from orchestrator.policy.judge import NeededRun
+from orchestrator.policy.schedule import find_due
 from orchestrator.policy.seeds import draw_fresh_seed, draw_seed
 
 SIGMA = 0.008
@@ -262,6 +273,23 @@ def test_certificate_intervals_cover_what_they_say():
         found = certification.certify(_certified(gains, heldout=False))
         covered += found.low < 0.05 < found.high
     assert 0.86 < covered / 400 < 0.99
+
+
+def test_no_run_is_granted_to_a_keep_whose_post_mortem_waits_beyond_the_deadline():
+    """Its stage is still open then, and a grant could not follow."""
+    best = candidate(3.0)
+    kept = ev.Kept(**{**NUMBERS, "experiment": 3}, score_to_beat=1.9)
+    state = replace(
+        STATE,
+        baseline_commit=ev.BaselineCommitted(commit="", source="", fingerprint=""),
+        incumbent=replace(STATE.incumbent, experiment=3),
+        open={3: Decided(best, kept, None, 0, promoted=True)},
+        started=STATE.session.model_copy(
+            update={"reflect_every": 1, "limits": ev.SessionLimits(hours=8, experiments=0)}
+        ),
+        waiting={"reflect 3": ev.Waiting(until=1e9, reason="overloaded")},
+    )
+    assert [type(step) for step in find_due(state)] == [steps.Stop]
 
 
 def test_every_run_of_the_certificate_has_a_seed_that_no_decision_used():

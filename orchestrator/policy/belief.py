@@ -63,10 +63,6 @@ class Belief:
         return float(self.weights @ GRID)
 
     @property
-    def variance(self) -> float:
-        return float(self.weights @ (GRID - self.mean) ** 2)
-
-    @property
     def promise(self) -> float:
         """Return the expected improvement, E[max(effect, 0)]."""
         return float(self.weights @ _GAINS)

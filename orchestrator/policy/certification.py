@@ -15,9 +15,9 @@ from orchestrator.policy.thresholds import MAX_ABORTED
 def list_certificate_runs(state: State) -> list[tuple[int, int]]:
     """Return the runs that the certificate still needs, as (experiment, seed), the baseline's first at each seed.
 
-    Empty where too many of them have failed.
+    Empty where too many of them have failed, and while the best one's post-mortem is still open.
     """
-    if not state.best or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
+    if not state.best or state.best in state.open or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
         return []
     pairs = count_certificate_pairs(state)
     needed = [(number, draw_fresh_seed(state, pair)) for pair in range(1, pairs + 1) for number in (0, state.best)]
