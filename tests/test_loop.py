@@ -151,6 +151,14 @@ def test_the_night_ends_with_a_certificate_on_fresh_seeds(tmp_path):
     assert state.now < state.deadline
 
 
+def test_runs_of_the_certificate_are_no_failures_of_the_incumbent(tmp_path):
+    """A night that goes on later may need further runs of the incumbent for its comparisons."""
+    state = night(tmp_path / "s" / "session.db", trouble=0.0).state
+    assert state.certificate.pairs > 0
+    assert state.grants[state.best] > len(state.incumbent.scores)
+    assert state.incumbent.failures == 0
+
+
 def test_a_night_that_kept_nothing_has_nothing_to_certify(tmp_path):
     session = night(tmp_path / "s" / "session.db", limits=ev.SessionLimits(hours=2.0, experiments=1))
     assert session.state.certificate is None or session.state.kept

@@ -42,7 +42,7 @@ def make_state(*scores: float, **profile) -> State:
     started = ev.Started(name="n", limits=limits, profile={**known, **profile}, prompts={}, **facts)
     state, runs = State(started=started), tuple(score(value) for value in scores)
     seeds = tuple(draw_seed(state, run + 1) for run in range(len(runs)))
-    best = Incumbent(0, runs, fmean(scores), len(runs), seeds)
+    best = Incumbent(0, runs, fmean(scores), seeds)
     return replace(state, incumbent=best, variance=PooledVariance().add(runs))
 
 
@@ -88,7 +88,7 @@ def test_a_close_call_runs_again_with_the_next_seed():
 def test_the_incumbent_runs_first_where_it_lacks_the_seed():
     close = decide(2.8, 1.2, state=TWO, family="data order")
     assert close == NeededRun(0, draw_seed(TWO, 3))
-    tired = replace(TWO, incumbent=replace(TWO.incumbent, runs=len(TWO.incumbent.scores) + 2))
+    tired = replace(TWO, incumbent=replace(TWO.incumbent, failures=2))
     assert isinstance(decide(2.8, 1.2, state=tired, family="data order"), ev.Discarded)
 
 

@@ -149,11 +149,11 @@ class Incumbent:
     scores: tuple[ev.Scored, ...]
     score_to_beat: float
     """val_bpb that is expected of it."""
-    runs: int
-    """Runs granted so far."""
     seeds: tuple[int, ...] = ()
     """Seeds of the scores, in their order."""
     luck: tuple[ev.SeedLuck, ...] = ()
+    failures: int = 0
+    """Runs for a comparison that gave no score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,10 +397,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             state = replace(_count_grant(state, granted), fruitless=0 if granted.run == 1 else state.fruitless)
             return _set_stage(state, number, Training(replace(candidate, runs=granted.run), granted, record.at))
         case ev.Granted() as granted, None:
-            again = _set_stage(_count_grant(state, granted), number, Remeasuring(granted, record.at))
-            if (incumbent := state.incumbent) and incumbent.experiment == number:
-                return replace(again, incumbent=replace(incumbent, runs=granted.run))
-            return again
+            return _set_stage(_count_grant(state, granted), number, Remeasuring(granted, record.at))
         case ev.Scored() as score, Training(candidate, granted, since):
             state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
             return _set_stage(state, number, _add_score(candidate, score, granted.seed))
@@ -424,8 +421,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return replace(_set_stage(state, number, decided), variance=variance, incumbent=incumbent)
         case ev.Promoted(commit=commit), Decided(candidate, ev.Kept() as kept) as decided:
             _check_parent(state, record, candidate)
-            c = candidate
-            incumbent = Incumbent(number, c.scores, kept.score_to_beat, c.runs, c.seeds, kept.luck)
+            incumbent = Incumbent(number, candidate.scores, kept.score_to_beat, candidate.seeds, kept.luck)
             parents = {**state.parents, number: Parent(number, commit, candidate.commit.source)}
             state = _set_stage(state, number, replace(decided, promoted=True))
             return replace(state, incumbent=incumbent, parents=parents)
@@ -487,8 +483,11 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
     number, incumbent, certifies = granted.experiment, state.incumbent, bool(granted.plan and granted.plan.certifies)
     assert incumbent is not None
     if not isinstance(outcome, ev.Scored):
-        aborted = state.aborted + isinstance(outcome, ev.Aborted)
-        return replace(state, aborted=aborted, lost_fresh=state.lost_fresh + certifies)
+        state = replace(state, aborted=state.aborted + isinstance(outcome, ev.Aborted))
+        if certifies:
+            return replace(state, lost_fresh=state.lost_fresh + 1)
+        failures = incumbent.failures + (number == incumbent.experiment)
+        return replace(state, incumbent=replace(incumbent, failures=failures))
     if certifies:
         scores = {**state.fresh.get(number, {}), granted.seed: outcome}
         return replace(state, fresh={**state.fresh, number: scores}, aborted=0)

@@ -40,7 +40,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     if decision == "keep":
         return verdict.keep()
     # An incumbent that failed twice to run again is known as well as it will ever be.
-    known = missing and best.runs - len(best.scores) > 1
+    known = missing and best.failures > 1
     if decision == "discard" or known or explain_stop(state):
         return verdict.discard()
     return NeededRun(best.experiment, missing[0]) if missing else following

@@ -36,7 +36,7 @@ def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
     if runs and state.incumbent:
         plan = plan_certification(state, state.incumbent)
         free = zip(range(state.session.slots), runs, strict=False)
-        return tuple(steps.Train(n, state.grants.get(n, 0) + 1, slot, seed, plan) for slot, (n, seed) in free)
+        return tuple(steps.Train(n, state.grants[n] + 1, slot, seed, plan) for slot, (n, seed) in free)
     certificate = certify(state)
     return (steps.Certify(certificate),) if certificate and certificate != state.certificate else (steps.Stop(reason),)
 
@@ -112,8 +112,8 @@ def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, tuple[int, int,
             continue
         if need.experiment == number:
             yield (not stage.scores, number, (number, stage.runs + 1, need.seed))
-        elif state.incumbent and need.experiment not in state.open:
-            yield (False, number, (need.experiment, state.incumbent.runs + 1, need.seed))
+        elif need.experiment not in state.open:
+            yield (False, number, (need.experiment, state.grants[need.experiment] + 1, need.seed))
 
 
 def _request_proposals(state: State) -> list[steps.Propose | steps.FallBack]:
