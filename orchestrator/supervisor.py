@@ -37,6 +37,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is to say how to go on: a second one is no news
         for task in (outside, alarm):
             task.cancel()
             with suppress(asyncio.CancelledError):

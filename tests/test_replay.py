@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.events import Granted, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
+from orchestrator.core.events import Granted, Kept, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
 from orchestrator.loop import run
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import EventLog
@@ -126,6 +126,19 @@ def test_a_changed_proposal_is_the_only_divergence(place):
     assert [divergence.seq for divergence in tape.divergences] == [i]
     assert "another title" in tape.divergences[0].difference
     assert tape.records == log.records, "the recorded event is taken in, and the verification goes on"
+
+
+@pytest.mark.parametrize(("factor", "differs"), [(1 + 1e-15, False), (1 + 1e-6, True)])
+def test_what_another_processor_rounds_otherwise_is_no_divergence(factor, differs):
+    log = night(5)
+    i, record = next((i, record) for i, record in enumerate(log.records) if isinstance(record.event, Kept))
+    event = record.event.model_copy(update={"mean": record.event.mean * factor})
+    log.records[i] = record.model_copy(update={"event": event})
+
+    tape = verify(log, 5)
+
+    assert [divergence.seq for divergence in tape.divergences] == [i] * differs
+    assert tape.records == log.records
 
 
 def test_another_crew_diverges_where_it_first_acts_otherwise():
