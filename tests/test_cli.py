@@ -45,13 +45,13 @@ def test_a_night_offline(place):
     before = git(place, "rev-parse", "HEAD")
 
     done = orchestrate(
-        place, "--offline", "--hours", "1", "--max-experiments", "8", "--session", "night", "--seed", "3"
+        place, "--offline", "--hours", "1", "--max-experiments", "5", "--session", "night", "--seed", "3"
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
     session = opened(place)
-    assert session.state.ended == "8 experiments are done"
-    assert len(session.state.results) == 9
+    assert session.state.ended == "5 experiments are done"
+    assert len(session.state.results) == 6
     kept = session.state.kept
     assert kept, "the tiny train.py has easy gains"
     log = git(place, "log", "--format=%s%n%b", "research/night")
@@ -64,12 +64,12 @@ def test_a_night_offline(place):
         (place / "sessions/night/results.tsv").read_text().startswith("commit\tval_bpb\tmemory_gb\tstatus\tdescription")
     )
     assert "<html" in (place / "sessions/night/report.html").read_text()
-    assert len(list((place / "musings/night").glob("0*.md"))) == 9
+    assert len(list((place / "musings/night").glob("0*.md"))) == 6
 
 
 def test_killed_ten_times_nothing_is_lost_or_counted_twice(place):
     luck = random.Random(11)
-    words = ("--offline", "--hours", "1", "--max-experiments", "24", "--session", "night", "--seed", "5")
+    words = ("--offline", "--hours", "1", "--max-experiments", "12", "--session", "night", "--seed", "5")
     for _ in range(10):
         life = begun(place, *words)
         wait_until((place / "sessions/night/session.db").exists)
@@ -85,8 +85,8 @@ def test_killed_ten_times_nothing_is_lost_or_counted_twice(place):
     session = opened(place)
     events = [record.event for record in session.records]
     proposed = [event.experiment for event in events if isinstance(event, Proposed)]
-    assert proposed == list(range(1, 25))
-    assert [f.experiment for f in sorted(session.state.results, key=lambda f: f.experiment)] == list(range(25))
+    assert proposed == list(range(1, 13))
+    assert [f.experiment for f in sorted(session.state.results, key=lambda f: f.experiment)] == list(range(13))
     grants = [(event.experiment, event.run) for event in events if isinstance(event, Granted)]
     scores = [(event.experiment, event.run) for event in events if isinstance(event, Scored)]
     assert len(set(grants)) == len(grants)

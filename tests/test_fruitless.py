@@ -59,7 +59,7 @@ class Still(Landscape):
 def night(path, model, source=SOURCE, lab=Landscape, **limits):
     async def go():
         session = Session(path / "s" / "session.db", virtual_clock, create=True)
-        session.write("", started(limits=ev.SessionLimits(**{"hours": 0.3} | limits), crew="claude"))
+        session.write("", started(limits=ev.SessionLimits(**{"hours": 0.2} | limits), crew="claude"))
         await run(session, make_crew(session, Live(model, session)), lab(session, source))
         return session
 

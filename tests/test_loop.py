@@ -237,15 +237,15 @@ class EqualLengths(FakeLab):
         return ev.Scored(**key, metrics=ev.RunMetrics(train_seconds=20), val_bpb=value, confirmed=value + 0.1)
 
 
-HALF = ev.SessionLimits(hours=0.5)
+SHORT = ev.SessionLimits(hours=0.3)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000))
 def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed):
     with tempfile.TemporaryDirectory() as folder:
         session = night(
-            Path(folder) / "s" / "session.db", slots=slots, seed=seed, trouble=0.0, lab=EqualLengths, limits=HALF
+            Path(folder) / "s" / "session.db", slots=slots, seed=seed, trouble=0.0, lab=EqualLengths, limits=SHORT
         )
         head, kept = 0, []
         for record in session.records:

@@ -164,7 +164,7 @@ def test_a_night_sends_word_and_keeps_the_secret(tmp_path):
             place,
             "--offline",
             "--max-experiments",
-            "3",
+            "1",
             "--session",
             "night",
             "--seed",
@@ -174,7 +174,7 @@ def test_a_night_sends_word_and_keeps_the_secret(tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert phone.got[-1]["title"] == "night: the night is over"
-    assert "3 experiments are done" in phone.got[-1]["message"]
+    assert "1 experiments are done" in phone.got[-1]["message"]
     assert SECRET not in done.stdout + done.stderr
     for path in (place / "sessions").rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
@@ -184,7 +184,7 @@ def test_a_server_that_refuses_is_said_once_without_the_secret(tmp_path):
     place = workplace(tmp_path / "place")
     with Phone(status=500) as phone:
         done = orchestrate(
-            place, "--offline", "--max-experiments", "2", "--session", "night", "--seed", "3", "--notify", phone.url
+            place, "--offline", "--max-experiments", "1", "--session", "night", "--seed", "3", "--notify", phone.url
         )
 
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,77 @@
+"""Styles of prompts tried against each other: whole nights with a server on loopback, and one that goes on later."""
+
+import json
+import time
+
+import pytest
+
+from orchestrator.core.events import Proposed
+from orchestrator.session.store import Session
+from tests.scripted import Scripted, served
+from tests.workplace import git, orchestrate, workplace
+
+STYLES = ("trial", "--prompts", "default", "--prompts", "none", "--repeats", "2", "--max-experiments", "1")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return workplace(tmp_path_factory.mktemp("trial") / "place")
+
+
+def try_styles(place):
+    with served(Scripted(script=("turn",))) as url:
+        done = orchestrate(place, *STYLES, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY="sk-ant-0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tried(place):
+    return try_styles(place)
+
+
+def list_kinds(place, name):
+    done = orchestrate(place, "replay", name, "--json")
+    return [json.loads(line)["event"]["kind"] for line in done.stdout.splitlines()]
+
+
+def test_two_styles_are_tried_against_each_other(place, tried):
+    assert "trial-none-2" in tried
+    assert "more than" in tried
+    assert "2 pairs of equal seeds" in tried
+    assert (place / "sessions/compare.html").stat().st_size > 100_000
+    assert "reflected" not in list_kinds(place, "trial-none-1")
+
+
+def test_a_trial_goes_on_where_it_was_interrupted(place, tried):
+    """One night stopped as by Ctrl-C, the others are done."""
+    session = Session(place / "sessions/trial-default-1/session.db", time.time)
+    cut = next(record.seq for record in session.records if isinstance(record.event, Proposed))
+    session.db.execute("delete from events where seq > ?", (cut,))
+    session.db.commit()
+    session.close()
+    git(place, "branch", "-f", "research/trial-default-1", session.state.parents[0].commit)
+
+    printed = try_styles(place)
+
+    assert "trial-none-1 is done already" in printed
+    kinds = list_kinds(place, "trial-default-1")
+    assert "resumed" in kinds
+    assert kinds[-1] == "ended"
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--prompts", "default", "--prompts", "unheard-of"], "unheard-of"),
+        (["--prompts", "default", "--prompts", "default"], "once"),
+        (["--prompts", "default", "--crew", "optuna"], "optuna"),
+    ],
+)
+def test_a_trial_that_cannot_be_is_one_line_before_any_night(place, words, answer):
+    done = orchestrate(place, "trial", *words, "--name", "bad", ANTHROPIC_BASE_URL="http://127.0.0.1:9")
+
+    assert done.returncode == 2
+    assert answer in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list((place / "sessions").glob("*bad*"))
