@@ -17,7 +17,7 @@ from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
-from orchestrator.lab.scoring.server import EvaluationServer, Submission
+from orchestrator.lab.scoring.server import EvaluationServer
 from prepare import channel
 from tests.small import LENGTH, small_data
 
@@ -43,7 +43,7 @@ class Running:
     def count_cpu_seconds(self):
         return 7.0
 
-    async def seal(self):
+    def seal(self):
         self.sealed.append(True)
 
 
@@ -55,11 +55,10 @@ class Visit:
         connection, descriptor = open_pair()
         self.run = socket.socket(fileno=descriptor)
         running = Running()
-        self.clock, self.sealed = running.monitor.clock, running.sealed
-        self.submission = Submission(folder / "model")
+        self.monitor, self.sealed = running.monitor, running.sealed
         plan = EvaluationPlan(audit=1 - 1e-9, confirmed=True, incumbent=0)
-        server = EvaluationServer(connection, self.scorer, running, self.submission, plan)
-        self.server = threading.Thread(target=lambda: asyncio.run(server.serve()))
+        self.submission = EvaluationServer(connection, self.scorer, plan, 1, folder / "model")
+        self.server = threading.Thread(target=lambda: asyncio.run(self.submission.serve(running)))
         self.server.start()
 
     def claim(self, nats):
@@ -97,13 +96,13 @@ def test_shards_are_shown_when_they_are_due(visit):
     visit.say('{"event": "ready"}')
     message, found = visit.shown()
     assert b'"train"' in message
-    assert found == [visit.scorer.train_file.read_bytes()]
+    assert found == [(visit.scorer.folder / "train.bin").read_bytes()]
     assert not visit.sealed
     visit.say(f'{{"event": "model", "bytes": 5, {MANNER}}}')
     visit.run.sendall(b"abcde")
     message, found = visit.shown()
     assert b'"val"' in message
-    assert found == [visit.scorer.rows_file.read_bytes()]
+    assert found == [(visit.scorer.folder / "val.bin").read_bytes()]
     assert visit.sealed == [True]
     assert visit.submission.model.read_bytes() == b"abcde"
     visit.claim(np.log(2))
@@ -111,7 +110,7 @@ def test_shards_are_shown_when_they_are_due(visit):
     visit.server.join(timeout=30)
     assert visit.submission.val_bpb == pytest.approx(1.0)
     assert visit.submission.confirmed is None
-    assert (visit.submission.objection, visit.clock.seconds > 0) == ("", True)
+    assert (visit.submission.objection, visit.monitor.train_seconds > 0) == ("", True)
 
 
 def evaluated(visit):
@@ -128,7 +127,7 @@ def evaluated(visit):
 def test_who_claims_something_that_counts_is_examined_on_fresh_text(visit):
     message, found = evaluated(visit)
     assert b'"confirm"' in message
-    assert found == [visit.scorer.heldout.rows_file.read_bytes()]
+    assert found == [(visit.scorer.folder / "confirm.bin").read_bytes()]
     visit.claim(np.log(2) / 4)
     assert b'"thanks"' in visit.shown()[0]
     assert visit.submission.val_bpb == pytest.approx(0.5)

@@ -53,24 +53,6 @@ def parse_progress(line: str) -> ProgressLine | None:
     return ProgressLine(int(number), min(share, 1.0), _parse_number(loss), float(rate.replace(",", "") or 0))
 
 
-class LineSplitter:
-    """Turns bytes, in pieces of any size, into clean lines of limited length."""
-
-    def __init__(self) -> None:
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.open = ""
-
-    def feed(self, data: bytes, *, last: bool = False) -> Iterator[tuple[str, bool]]:
-        """Yield each line and whether it is complete; one that ends in a carriage return is to be overwritten."""
-        *lines, rest = re.split(r"(?<=[\r\n])", self.decoder.decode(data, last))
-        for line in lines:
-            yield clean((self.open + line)[:MAX_RAW_LINE], MAX_LINE), line.endswith("\n")
-            self.open = ""
-        self.open = (self.open + rest)[:MAX_RAW_LINE]
-        if last and self.open:
-            yield clean(self.open, MAX_LINE), True
-
-
 class OutputLog:
     """The head and the tail of the output."""
 
@@ -122,8 +104,11 @@ class Transcript:
 
     def __init__(self) -> None:
         self.log = OutputLog()
-        self.lines = LineSplitter()
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.open = ""
+        """The line that is not complete yet."""
         self.shown = ""
+        """What a terminal shows in that line: text that ends in a carriage return is overwritten."""
         self.bytes = 0
         self.summary: dict[str, float] | None = None
         self.sealed = False
@@ -134,21 +119,21 @@ class Transcript:
         """The last lines that were kept out of a sealed log; a failure is classified by them."""
 
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[ProgressLine]:
-        """Read output and yield its progress lines."""
+        """Read output, in pieces of any size, and yield its progress lines; text at the end counts as a line."""
         self.bytes += len(data)
-        for line, complete in self.lines.feed(data, last=last):
-            self.shown = line or self.shown
-            if not self.sealed and (found := parse_progress(line)):
+        printed = self.open + self.decoder.decode(data, last)
+        if last and (printed or self.shown):
+            printed += "\n"
+        *lines, rest = re.split(r"(?<=[\r\n])", printed)
+        self.open = rest[:MAX_RAW_LINE]
+        for line in lines:
+            text = clean(line[:MAX_RAW_LINE], MAX_LINE)
+            self.shown = text or self.shown
+            if not self.sealed and (found := parse_progress(text)):
                 yield found
-            if complete:
+            if line.endswith("\n"):
                 self._add_row(self.shown)
                 self.shown = ""
-
-    def close(self) -> Iterator[ProgressLine]:
-        """End the output; text without a newline counts as a line."""
-        yield from self.feed(b"", last=True)
-        if self.shown:
-            self._add_row(self.shown)
 
     def _add_row(self, row: str) -> None:
         match = _SUMMARY.fullmatch(row) if self.summary is not None else None

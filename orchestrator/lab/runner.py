@@ -1,6 +1,7 @@
 """Runs train.py once: in a slot, a fresh folder and a sandbox, served and monitored, and evaluated at the end."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -12,16 +13,16 @@ from pathlib import Path
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.evaluation import ExcusedError, Observation, RunFacts, evaluate
+from orchestrator.lab.evaluation import ExcusedError, Observation, evaluate
 from orchestrator.lab.launcher import build_command
 from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import MachineError, RunningProcess, run_guarded
+from orchestrator.lab.process import MachineError, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
 from orchestrator.lab.scoring.audit import MODULE, Auditor, ClaimsArchive
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import open_pair
-from orchestrator.lab.scoring.server import EvaluationServer, Submission
+from orchestrator.lab.scoring.server import EvaluationServer
 from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
 
 OnPoint = Callable[[ev.Granted, ev.Point, float], None]
@@ -69,7 +70,7 @@ class Runner:
                 self._start_auditor(granted, folder / "audit", lock) as auditor,
             ):
                 run = await self._train(granted, source, folder, lock)
-                outcome = await evaluate(run, self.scorer, auditor, self.archive)
+                outcome = await evaluate(run, auditor, self.archive)
         except (OSError, SlotBusy, MachineError) as error:
             self.aborted += 1
             self.excuses[granted.experiment] += isinstance(error, ExcusedError)
@@ -79,7 +80,6 @@ class Runner:
 
     async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
-        submission = Submission(folder / "model")
         monitor = RunMonitor(
             self.limits,
             on_point=lambda point, rate: self.on_point(granted, point, rate),
@@ -89,13 +89,10 @@ class Runner:
         env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self._lay_out(work, source))}
         ours, theirs = open_pair()
         command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
-
-        async def serve(running: RunningProcess) -> None:
-            await EvaluationServer(ours, self.scorer, running, submission, plan).serve()
-
-        stopped, ending = await run_guarded(command, monitor, lock, serve)
+        server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
+        ending = await run_guarded(command, monitor, lock, server.serve)
         log = _strip_paths(monitor.transcript.log.text, work)
-        facts = RunFacts(
+        result = ev.RunResult(
             experiment=granted.experiment,
             run=granted.run,
             metrics=monitor.summarize(None if slot.devices else ending.peak_mb),
@@ -104,7 +101,7 @@ class Runner:
             tier=self.sandbox.tier,
         )
         disk, excuses = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment]
-        return Observation(plan, facts, slot, monitor, log, submission, stopped, ending, disk, excuses)
+        return Observation(result, log, monitor, server, ending, disk, excuses)
 
     def _lay_out(self, work: Path, source: str) -> Path:
         (work / "tmp").mkdir(parents=True)
@@ -119,7 +116,7 @@ class Runner:
         (folder / "tmp").mkdir(parents=True)
         ours, theirs = open_pair()
         command = build_command(self.slots[granted.slot], self.sandbox, ["-m", MODULE], folder, theirs, {})
-        auditor = Auditor(command, ours, RunMonitor(self.limits), lock)
+        auditor = Auditor(self.scorer, command, ours, RunMonitor(self.limits), lock)
         try:
             await asyncio.sleep(0)  # from now on the descriptors are the auditor's
             yield auditor

@@ -1,19 +1,18 @@
 """Our side of the blind audit: a fresh process with the handed-over model sees only the past and says what follows."""
 
 import asyncio
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.lab.failures import Fault, classify_failure
+from orchestrator.lab.failures import classify_failure
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import Ending, MachineError, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
-from orchestrator.lab.scoring.server import Submission
+from orchestrator.lab.scoring.server import EvaluationServer, InferenceSettings
 from prepare.atomic import open_replacement
 
 MODULE = "prepare.audit"
@@ -46,77 +45,46 @@ class ClaimsArchive:
         return self.folder / f"claims-{experiment}.npy"
 
 
-@dataclass
-class Questions:
-    """The questions to one model, one in each validation row, and its answers."""
-
-    scorer: Scorer
-    submission: Submission
-    positions: AuditPositions
-    rng: np.random.Generator
-    answers: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
-    """−log p of the true tokens, batch by batch."""
-
-    @property
-    def are_answered(self) -> bool:
-        return sum(map(len, self.answers)) == self.scorer.shape[0]
-
-    async def ask(self, connection: Connection) -> None:
-        """Ask about every row, a batch at a time. Raises Disqualified, ConnectionError."""
-        assert self.submission.settings
-        count, batch = self.scorer.shape[0], self.submission.settings.batch_size
-        for first in range(0, count, batch):
-            self.answers.append(await self._ask_batch(connection, first, min(first + batch, count)))
-        await connection.send({"event": "thanks"})
-
-    async def _ask_batch(self, connection: Connection, first: int, last: int) -> NDArray[np.float64]:
-        x, at = self.scorer.mask(first, last, self.positions, self.rng), self.positions.at[first:last]
-        event = {"event": "rows", "rows": last - first, "length": x.shape[1]}
-        await connection.send(event, data=[x.tobytes(), at.tobytes()])
-        size = 4 * (last - first) * len(self.scorer.lengths)
-        match await connection.receive():
-            case {"event": "logits", "bytes": int(given)} if given == size:
-                data = await connection.read_exactly(size)
-                logits = np.frombuffer(data, dtype=np.float32).reshape(last - first, -1)
-                return await asyncio.to_thread(self.scorer.score_blind, logits, first, self.positions)
-            case {"event": "logits"}:
-                raise Disqualified("its logits are not for the vocabulary")
-            case _:
-                raise ConnectionError("no answer")
-
-
 class Auditor:
     """The blind process. It starts beside the training, so that its imports are done when it is needed; it serves once.
 
     Until then it has seen nothing but `prepare`.
     """
 
-    def __init__(self, command: Command, connection: Connection, monitor: RunMonitor, lock: int) -> None:
+    def __init__(
+        self, scorer: Scorer, command: Command, connection: Connection, monitor: RunMonitor, lock: int
+    ) -> None:
         """Start it; `lock` as for run_guarded."""
-        self.connection, self.monitor, self.has_started = connection, monitor, False
-        self.questions: asyncio.Future[Questions] = asyncio.get_running_loop().create_future()
+        self.scorer, self.connection, self.monitor, self.has_started = scorer, connection, monitor, False
+        self.answers: list[NDArray[np.float64]] = []
+        """−log p of the true tokens, batch by batch."""
+        self.question: asyncio.Future[tuple[EvaluationServer, AuditPositions, np.random.Generator]]
+        self.question = asyncio.get_running_loop().create_future()
         self.process = asyncio.create_task(run_guarded(command, monitor, lock, self._listen))
 
-    async def examine(self, questions: Questions) -> tuple[Fault | None, Ending]:
-        """Put the questions; return why it was stopped, if it was, and how it ended. Raises Disqualified, MachineError.
+    async def examine(self, run: EvaluationServer, positions: AuditPositions, rng: np.random.Generator) -> Ending:
+        """Ask the run's model about one position in each row; return how the process ended.
 
-        Raises MachineError where it could not even start: what goes wrong later may be the model's fault.
+        Raises Disqualified, and MachineError where it could not even start: what goes wrong later may be the model's
+        fault.
         """
         self.monitor.launched = self.monitor.now()
-        if not self.questions.done():
-            self.questions.set_result(questions)
-        stopped, ending = await self.process
+        if not self.question.done():
+            self.question.set_result((run, positions, rng))
+        ending = await self.process
         if not self.has_started:
             words = self.monitor.transcript.log.text.rpartition("\n")[2]
             raise MachineError(f"the auditing process did not start: {words or 'it printed nothing'}")
-        return (stopped if isinstance(stopped, Fault) else None), ending
+        return ending
 
-    def explain_silence(self, ending: Ending) -> str:
-        """Return why a process that ended by itself gave no answers."""
+    def get_answers(self, ending: Ending) -> NDArray[np.float64]:
+        """Return −log p of the true token in each row. Raises Disqualified where it ended by itself without them."""
+        if sum(map(len, self.answers)) == self.scorer.shape[0]:
+            return np.concatenate(self.answers)
         if self.monitor.transcript.sealed:
-            return "the model that it handed over does not give logits by itself: `model(x)` must"
+            raise Disqualified("the model that it handed over does not give logits by itself: `model(x)` must")
         why = classify_failure(ending.status or 0, self.monitor.transcript.log.text).message
-        return f"the model that it handed over cannot be loaded: {why}"
+        raise Disqualified(f"the model that it handed over cannot be loaded: {why}")
 
     async def close(self) -> None:
         """End the process, needed or not."""
@@ -129,22 +97,43 @@ class Auditor:
             self.process.exception()  # retrieved, so that asyncio does not complain; `examine` has raised it
 
     async def _listen(self, running: RunningProcess) -> None:
-        questions = await self.questions
+        run, positions, rng = await self.question
+        assert run.settings
+        batch, rows = run.settings.batch_size, self.scorer.shape[0]
         try:
             self.has_started = await self.connection.receive() == {"event": "ready"}
-            if self.has_started and await self._send_model(questions.submission):
-                await running.seal()
-                await questions.ask(self.connection)
+            if self.has_started and await self._send_model(run.model, run.settings):
+                running.seal()
+                for first in range(0, rows, batch):
+                    answer = await self._ask(first, min(first + batch, rows), positions, rng)
+                    self.answers.append(answer)
+                await self.connection.send({"event": "thanks"})
         except ConnectionError:
             pass  # the process has ended, which its guardian reports
         finally:
             self.connection.close()
 
-    async def _send_model(self, submission: Submission) -> bool:
-        assert submission.settings
-        how = submission.settings.model_dump(include={"precision", "threads"})
-        autocast = submission.settings.autocast
-        how["autocast"] = None if autocast == "float32" else autocast
-        with submission.model.open("rb") as file:
+    async def _send_model(self, model: Path, settings: InferenceSettings) -> bool:
+        how = settings.model_dump(include={"precision", "threads"})
+        how["autocast"] = None if settings.autocast == "float32" else settings.autocast
+        with model.open("rb") as file:
             await self.connection.send({"event": "model", "split": "model", **how}, files=[file])
         return await self.connection.receive() == {"event": "loaded"}
+
+    async def _ask(
+        self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Ask about a batch of rows. Raises Disqualified, ConnectionError."""
+        x, at = self.scorer.mask(first, last, positions, rng), positions.at[first:last]
+        event = {"event": "rows", "rows": last - first, "length": x.shape[1]}
+        await self.connection.send(event, data=[x.tobytes(), at.tobytes()])
+        size = 4 * (last - first) * len(self.scorer.lengths)
+        match await self.connection.receive():
+            case {"event": "logits", "bytes": int(given)} if given == size:
+                data = await self.connection.read_exactly(size)
+                logits = np.frombuffer(data, dtype=np.float32).reshape(last - first, -1)
+                return await asyncio.to_thread(self.scorer.score_blind, logits, first, positions)
+            case {"event": "logits"}:
+                raise Disqualified("its logits are not for the vocabulary")
+            case _:
+                raise ConnectionError("no answer")
