@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -52,14 +53,18 @@ class Visit:
 
     def __init__(self, folder):
         self.scorer = Scorer.load(small_data(folder / "data"))
-        connection, descriptor = open_pair()
-        self.run = socket.socket(fileno=descriptor)
-        running = Running()
-        self.monitor, self.sealed = running.monitor, running.sealed
-        plan = EvaluationPlan(audit=1 - 1e-9, confirmed=True, incumbent=0)
-        self.submission = EvaluationServer(connection, self.scorer, plan, 1, folder / "model")
-        self.server = threading.Thread(target=lambda: asyncio.run(self.submission.serve(running)))
+        self.running, descriptors = Running(), queue.SimpleQueue()
+        self.monitor, self.sealed = self.running.monitor, self.running.sealed
+        self.server = threading.Thread(target=lambda: asyncio.run(self.serve(folder / "model", descriptors)))
         self.server.start()
+        self.run = socket.socket(fileno=descriptors.get(timeout=30))
+
+    async def serve(self, model, descriptors):
+        connection, descriptor = await open_pair()
+        plan = EvaluationPlan(audit=1 - 1e-9, confirmed=True, incumbent=0)
+        self.submission = EvaluationServer(connection, self.scorer, plan, 1, model)
+        descriptors.put(descriptor)
+        await self.submission.serve(self.running)
 
     def claim(self, nats):
         claims = np.full(self.scorer.shape, nats, dtype=np.float32)
@@ -183,7 +188,7 @@ def test_who_leaves_in_the_middle_has_delivered_nothing(visit):
 
 @pytest.mark.parametrize("length", [MAX_LINE + 1, MAX_LINE + 5, 7 * MAX_LINE])
 async def test_a_long_line_is_ignored_and_the_next_one_is_read(length):
-    connection, descriptor = open_pair()
+    connection, descriptor = await open_pair()
     theirs = socket.socket(fileno=descriptor)
     theirs.sendall(b"x" * length + b'\n[]\n\xff\n{"event": 1}\n' + b'{"a":' * 700 + b'\n{"event": 2}\n')
     assert await connection.receive() == {"event": 1}
@@ -198,7 +203,7 @@ async def test_a_long_line_is_ignored_and_the_next_one_is_read(length):
 
 
 async def test_what_cannot_be_sent_is_the_others_fault(tmp_path):
-    connection, descriptor = open_pair()
+    connection, descriptor = await open_pair()
     os.close(descriptor)
     with pytest.raises(ConnectionError):
         for _ in range(3):
@@ -218,9 +223,9 @@ async def test_answers_are_taken_apart_byte_by_byte(a_run):
 
 
 @pytest.fixture
-def a_run():
+async def a_run():
     """Our end, and what a real process at the other end makes of it."""
-    connection, theirs = open_pair()
+    connection, theirs = await open_pair()
     program = (
         "import os; from prepare import channel; print(channel.receive()); print(channel.take(5));"
         "print(os.fstat(channel.shard('some')).st_size)"

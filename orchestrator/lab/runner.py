@@ -87,7 +87,7 @@ class Runner:
             plan=plan,
         )
         env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self._lay_out(work, source))}
-        ours, theirs = open_pair()
+        ours, theirs = await open_pair()
         command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
         server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
         ending = await run_guarded(command, monitor, lock, server.serve)
@@ -114,7 +114,7 @@ class Runner:
             yield None
             return
         (folder / "tmp").mkdir(parents=True)
-        ours, theirs = open_pair()
+        ours, theirs = await open_pair()
         command = build_command(self.slots[granted.slot], self.sandbox, ["-m", MODULE], folder, theirs, {})
         auditor = Auditor(self.scorer, command, ours, RunMonitor(self.limits), lock)
         try:
