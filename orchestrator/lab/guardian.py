@@ -34,7 +34,9 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for name, value in options["limits"].items():
-        _limit(getattr(resource, f"RLIMIT_{name}"), value)
+        which = getattr(resource, f"RLIMIT_{name}")
+        _, hard = resource.getrlimit(which)
+        resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
     bell = _open_signal_pipe()
     try:
         child = subprocess.Popen(
@@ -114,12 +116,6 @@ def _open_signal_pipe() -> int:
         # A handler, since an ignored signal would stay ignored in the command.
         signal.signal(number, lambda _number, _frame: None)
     return readable
-
-
-def _limit(which: int, value: int) -> None:
-    _, hard = resource.getrlimit(which)
-    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (most, hard))
 
 
 def _report(**fields: object) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,11 +60,9 @@ class RunningProcess:
         """Return the CPU seconds that its whole process tree has used so far."""
         total = 0.0
         for process in _list_descendants(self.process):
-            try:
+            with suppress(psutil.Error):
                 times = process.cpu_times()
-            except psutil.Error:
-                continue
-            total += times.user + times.system + times.children_user + times.children_system
+                total += times.user + times.system + times.children_user + times.children_system
         return total
 
     def read_output(self) -> bool:

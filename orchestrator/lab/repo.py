@@ -119,7 +119,7 @@ class Repo:
         return kept
 
     def _commit(self, name: str, parent: str, source: str, message: str) -> str:
-        """Commit under a ref, unless it has the same commit already. Only `kept` moves: others get a number if taken."""
+        """Commit under a ref, unless it has the same commit already. Only `kept` moves: others get a number."""
         tree = self._write_tree(parent, source)
         for attempt in count(1):
             ref = name + f"-{attempt}" * (attempt > 1)

@@ -74,19 +74,24 @@ class Runner:
         except (OSError, SlotBusy, MachineError) as error:
             self.aborted += 1
             self.excuses[granted.experiment] += isinstance(error, ExcusedError)
-            return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=_explain(error))
+            reason = (
+                f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+            )
+            return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=reason)
         self.aborted = self.excuses[granted.experiment] = 0
         return outcome
 
     async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
+        work.mkdir()
+        (work / "train.py").write_text(source, encoding="utf-8")
         monitor = RunMonitor(
             self.limits,
             on_point=lambda point, rate: self.on_point(granted, point, rate),
             fills_disk=lambda: self._is_filling_disk(folder),
             plan=plan,
         )
-        env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self._lay_out(work, source))}
+        env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
         ours, theirs = await open_pair()
         command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
         server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
@@ -103,17 +108,11 @@ class Runner:
         disk, excuses = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment]
         return Observation(result, log, monitor, server, ending, disk, excuses)
 
-    def _lay_out(self, work: Path, source: str) -> Path:
-        (work / "tmp").mkdir(parents=True)
-        (work / "train.py").write_text(source, encoding="utf-8")
-        return self.scorer.lay_out(work / "data")
-
     @asynccontextmanager
     async def _start_auditor(self, granted: ev.Granted, folder: Path, lock: int) -> AsyncGenerator[Auditor | None]:
         if not (granted.plan or STRICT_PLAN).needs_audit(0.0):
             yield None
             return
-        (folder / "tmp").mkdir(parents=True)
         ours, theirs = await open_pair()
         command = build_command(self.slots[granted.slot], self.sandbox, ["-m", MODULE], folder, theirs, {})
         auditor = Auditor(self.scorer, command, ours, RunMonitor(self.limits), lock)
@@ -141,10 +140,6 @@ def _strip_paths(text: str, work: Path) -> str:
     for path, name in {f"{work}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
         text = text.replace(path, name)
     return text
-
-
-def _explain(error: Exception) -> str:
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 @asynccontextmanager

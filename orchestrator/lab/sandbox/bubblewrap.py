@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab.sandbox import seccomp
-from orchestrator.lab.sandbox.base import Command, list_hidden, list_kernels, list_readable
+from orchestrator.lab.sandbox.base import Command, list_hidden, list_readable
 
 PROGRAM = "bwrap"
 
@@ -24,7 +24,7 @@ class Bubblewrap:
         code = _open_pipe(seccomp.build_filter(sockets=True))
         argv = [PROGRAM, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before the places that may lie below it
-        for place in (*list_readable(), *list_kernels(command)):
+        for place in list_readable(command.nodes):
             argv += _bind(place)
         argv += ["--proc", "/proc", "--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
         for node in command.nodes:

@@ -105,8 +105,7 @@ class Auditor:
             if self.has_started and await self._send_model(run.model, run.settings):
                 running.seal()
                 for first in range(0, rows, batch):
-                    answer = await self._ask(first, min(first + batch, rows), positions, rng)
-                    self.answers.append(answer)
+                    self.answers.append(await self._ask(first, min(first + batch, rows), positions, rng))
                 await self.connection.send({"event": "thanks"})
         except ConnectionError:
             pass  # the process has ended, which its guardian reports
@@ -128,12 +127,10 @@ class Auditor:
         event = {"event": "rows", "rows": last - first, "length": x.shape[1]}
         await self.connection.send(event, data=[x.tobytes(), at.tobytes()])
         size = 4 * (last - first) * len(self.scorer.lengths)
-        match await self.connection.receive():
-            case {"event": "logits", "bytes": int(given)} if given == size:
-                data = await self.connection.read_exactly(size)
-                logits = np.frombuffer(data, dtype=np.float32).reshape(last - first, -1)
-                return await asyncio.to_thread(self.scorer.score_blind, logits, first, positions)
-            case {"event": "logits"}:
-                raise Disqualified("its logits are not for the vocabulary")
-            case _:
-                raise ConnectionError("no answer")
+        answer = await self.connection.receive() or {}
+        if answer.get("event") != "logits":
+            raise ConnectionError("no answer")
+        if answer.get("bytes") != size:
+            raise Disqualified("its logits are not for the vocabulary")
+        logits = np.frombuffer(await self.connection.read_exactly(size), dtype=np.float32).reshape(last - first, -1)
+        return await asyncio.to_thread(self.scorer.score_blind, logits, first, positions)
