@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 
 from orchestrator.core import events as ev
-from orchestrator.lab.failures import Fault, Prune, classify_failure
+from orchestrator.lab.failures import Fault, MachineError, Prune, classify_failure
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import Ending, MachineError
+from orchestrator.lab.process import Ending
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.scoring.audit import Auditor, ClaimsArchive
 from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified
@@ -40,8 +40,8 @@ class Observation:
     ending: Ending
     disk: int
     """Bytes of disk that its files take."""
-    excuses: int
-    """Earlier runs of the experiment that were excused."""
+    may_be_excused: bool
+    """Whether fewer than MAX_EXCUSES earlier runs of the experiment were."""
 
 
 async def evaluate(
@@ -78,9 +78,9 @@ def _find_claimed(run: Observation) -> float:
         kind = classify_failure(status, "\n".join(transcript.withheld)).kind
         raise Fault(kind, f"it failed while it was evaluated, with exit code {status}")
     if status:
-        fault, shared = classify_failure(status, run.log), run.result.tier != Bubblewrap.tier
-        if fault.kind == "disk full" and shared and run.disk < run.monitor.limits.reserve:
-            _excuse(run, f"the disk is full, and its own files take {run.disk >> 20} MB ({fault.message})")
+        fault, others = classify_failure(status, run.log), run.disk < run.monitor.limits.reserve
+        if fault.kind == "disk full" and others and run.result.tier != Bubblewrap.tier and run.may_be_excused:
+            raise ExcusedError(f"the disk is full, and its own files take {run.disk >> 20} MB ({fault.message})")
         raise fault
     if run.server.val_bpb is None:
         raise Fault("other", "it ended without a score")
@@ -119,12 +119,7 @@ def _check_kill(run: Observation, ending: Ending) -> None:
     """Raise Fault for a process that was killed for its size, or too often, and ExcusedError for others."""
     if not ending.was_killed:
         return
-    if 2 * ending.peak_mb < psutil.virtual_memory().total >> 20:
-        _excuse(run, f"{'its guardian' if ending.status is None else 'it'} was killed from outside")
+    if 2 * ending.peak_mb < psutil.virtual_memory().total >> 20 and run.may_be_excused:
+        raise ExcusedError(f"{'its guardian' if ending.status is None else 'it'} was killed from outside")
     size = f"using {ending.peak_mb:,.0f} MB"
     raise Fault("out of host memory", f"it was killed from outside, {size}, as the system does when memory runs out")
-
-
-def _excuse(run: Observation, message: str) -> None:
-    if run.excuses < MAX_EXCUSES:
-        raise ExcusedError(message)

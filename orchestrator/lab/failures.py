@@ -34,6 +34,10 @@ class Fault(Exception):  # noqa: N818 - a finding, not a defect
         self.message = message
 
 
+class MachineError(Exception):
+    """A failure that is not the candidate's fault."""
+
+
 class Prune(Exception):  # noqa: N818 - a finding, not a defect
     """An early end: the run was too far behind the incumbent to catch up."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from orchestrator.lab import guardian
-from orchestrator.lab.failures import Fault, Prune
+from orchestrator.lab.failures import Fault, MachineError, Prune
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.sandbox.base import Command
 
@@ -42,10 +42,6 @@ class Ending:
     def was_killed(self) -> bool:
         """True where a signal from outside ended it, or its guardian."""
         return self.status is None or self.status in {number for sent in OUTSIDE for number in (-sent, 128 + sent)}
-
-
-class MachineError(Exception):
-    """A failure that is not the candidate's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +97,8 @@ async def run_guarded(
         try:
             stopped = await _attend(process, monitor, tasks)
             report = await _read_report(process, command.env[guardian.TAG])
-            await _wait_for_readers(monitor, tasks)
+            await asyncio.wait(tasks, timeout=DRAIN)
+            _raise_errors(tasks)
         finally:
             try:
                 # The guardian ends everything when its input closes; a second cancellation does not interrupt that.
@@ -177,13 +174,6 @@ async def _attend(
             return reason
         await asyncio.wait({ended}, timeout=TICK)
     return None
-
-
-async def _wait_for_readers(monitor: RunMonitor, tasks: "Sequence[asyncio.Future[None]]") -> None:
-    deadline = monitor.now() + DRAIN
-    while monitor.now() < deadline and not all(task.done() for task in tasks):
-        await asyncio.wait(tasks, timeout=TICK)
-    _raise_errors(tasks)
 
 
 def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:

@@ -13,20 +13,19 @@ from pathlib import Path
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.evaluation import ExcusedError, Observation, evaluate
+from orchestrator.lab.evaluation import MAX_EXCUSES, ExcusedError, Observation, evaluate
+from orchestrator.lab.failures import MachineError
 from orchestrator.lab.launcher import build_command
 from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import MachineError, run_guarded
+from orchestrator.lab.process import run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
 from orchestrator.lab.scoring.audit import MODULE, Auditor, ClaimsArchive
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.server import EvaluationServer
-from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
+from orchestrator.lab.slots import Slot, hold_slot
 
-OnPoint = Callable[[ev.Granted, ev.Point, float], None]
-"""Called with each progress line as it comes: the point, and tokens per second."""
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """For a run that was granted without a plan."""
 
@@ -42,9 +41,9 @@ class Runner:
         scorer: Scorer,
         sandbox: Sandbox,
         put: Callable[[str], ev.Digest],
-        on_point: OnPoint = lambda _granted, _point, _rate: None,
+        on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None,
     ) -> None:
-        """Work in the session's `folder`; `put` stores a log."""
+        """Work in the session's `folder`; `put` stores a log, `on_point` is told of progress and tokens per second."""
         self.runs, self.archive = folder.resolve() / "runs", ClaimsArchive(folder.resolve() / "claims")
         self.slots, self.limits, self.scorer, self.sandbox = slots, limits, scorer, sandbox
         self.put, self.on_point = put, on_point
@@ -71,7 +70,7 @@ class Runner:
             ):
                 run = await self._train(granted, source, folder, lock)
                 outcome = await evaluate(run, auditor, self.archive)
-        except (OSError, SlotBusy, MachineError) as error:
+        except (OSError, MachineError) as error:
             self.aborted += 1
             self.excuses[granted.experiment] += isinstance(error, ExcusedError)
             reason = (
@@ -105,8 +104,8 @@ class Runner:
             log=self.put(log),
             tier=self.sandbox.tier,
         )
-        disk, excuses = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment]
-        return Observation(result, log, monitor, server, ending, disk, excuses)
+        disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
+        return Observation(result, log, monitor, server, ending, disk, excusable)
 
     @asynccontextmanager
     async def _start_auditor(self, granted: ev.Granted, folder: Path, lock: int) -> AsyncGenerator[Auditor | None]:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.lab.failures import classify_failure
+from orchestrator.lab.failures import MachineError, classify_failure
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import Ending, MachineError, RunningProcess, run_guarded
+from orchestrator.lab.process import Ending, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
