@@ -165,10 +165,14 @@ async def _attend(
 ) -> Fault | Prune | None:
     """Wait for the end; ask for it as soon as there is a reason to stop, and return the reason."""
     assert process.stdin
-    ended, before = asyncio.ensure_future(process.wait()), len(psutil.pids())
+    ended, before, most = asyncio.ensure_future(process.wait()), len(psutil.pids()), monitor.limits.processes
     while not ended.done():
         _raise_errors(tasks)
-        if reason := monitor.stop_reason or _check_processes(process, monitor.limits.processes, before):
+        reason = monitor.stop_reason
+        # Its processes are counted, which is slow, only when the whole machine has become crowded.
+        if not reason and len(psutil.pids()) - before > most and len(_list_descendants(process)) > most:
+            reason = Fault("other", f"it started more than {most:,} processes")
+        if reason:
             process.stdin.write(b"t")
             await ended
             return reason
@@ -180,13 +184,6 @@ def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:
     for task in tasks:
         if task.done():
             task.result()
-
-
-def _check_processes(process: Process, most: int, before: int) -> Fault | None:
-    """Count its processes, which is slow, only when the whole machine has become crowded."""
-    if len(psutil.pids()) - before <= most or len(_list_descendants(process)) <= most:
-        return None
-    return Fault("other", f"it started more than {most:,} processes")
 
 
 def _list_descendants(process: Process) -> list[psutil.Process]:
