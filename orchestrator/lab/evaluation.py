@@ -7,8 +7,8 @@ is excused MAX_EXCUSES times.
 import asyncio
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import psutil
 
 from orchestrator.core import events as ev
@@ -16,7 +16,7 @@ from orchestrator.lab.failures import Fault, MachineError, Prune, classify_failu
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import Ending
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.audit import Auditor, ClaimsArchive
+from orchestrator.lab.scoring.audit import Auditor, load_claims, save_claims
 from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified
 from orchestrator.lab.scoring.server import EvaluationServer
 
@@ -44,9 +44,7 @@ class Observation:
     """Whether fewer than MAX_EXCUSES earlier runs of the experiment were."""
 
 
-async def evaluate(
-    run: Observation, auditor: Auditor | None, archive: ClaimsArchive
-) -> ev.Scored | ev.Crashed | ev.Pruned:
+async def evaluate(run: Observation, auditor: Auditor | None, archive: Path) -> ev.Scored | ev.Crashed | ev.Pruned:
     """Return the run's score, or its failure. Raises MachineError where the machine is at fault, OSError."""
     common = vars(run.result)
     try:
@@ -90,20 +88,20 @@ def _find_claimed(run: Observation) -> float:
     return run.server.val_bpb
 
 
-async def _audit_score(score: ev.Scored, run: Observation, auditor: Auditor, archive: ClaimsArchive) -> ev.Scored:
+async def _audit_score(score: ev.Scored, run: Observation, auditor: Auditor, archive: Path) -> ev.Scored:
     """Return the score as the audit corrects it. Raises Fault, MachineError."""
     server, began = run.server, time.monotonic()
     scorer, claims, incumbent = server.scorer, server.claims, server.plan.incumbent
     assert claims is not None
-    rng, reference = np.random.default_rng(), archive.load(incumbent, scorer.shape)
-    positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-    ending = await auditor.examine(server, positions, rng)
+    reference = load_claims(archive, incumbent, scorer.shape)
+    positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, auditor.rng)
+    ending = await auditor.examine(server, positions)
     if ending.stopped:
         raise ending.stopped
     _check_kill(run, ending)
     allowed = scorer.get_tolerance(server.plan.baseline_error)
     found = scorer.correct(claims, auditor.get_answers(ending), positions, allowed)
-    archive.save(score.experiment, claims, incumbent)
+    save_claims(archive, score.experiment, claims, incumbent)
     record = ev.Audit(
         claimed=score.val_bpb,
         error=found.error,

@@ -79,24 +79,19 @@ class OutputLog:
 
 
 class CurveRecorder:
-    """A loss curve of at most POINTS points, evenly thinned while it grows."""
+    """A loss curve of at most POINTS points, evenly thinned while it grows, and its newest point."""
 
     def __init__(self) -> None:
-        self.kept: list[Point] = []
-        self.last: Point | None = None
-        self.stride, self.seen = 1, 0
+        self.points: list[Point] = []
+        self.spaced, self.stride, self.seen = 0, 1, 0
 
     def add(self, point: Point) -> None:
-        if self.seen % self.stride == 0:
-            self.kept.append(point)
-        if len(self.kept) == POINTS:
-            self.kept, self.stride = self.kept[::2], 2 * self.stride
-        self.last, self.seen = point, self.seen + 1
-
-    @property
-    def points(self) -> tuple[Point, ...]:
-        ends = [self.last] if self.last and self.kept[-1] != self.last else []
-        return (*self.kept, *ends)
+        self.points[self.spaced :] = [point]  # instead of one that was only the newest
+        self.spaced += self.seen % self.stride == 0
+        self.seen += 1
+        if self.spaced == POINTS - 1:  # an odd number, so that the newest stays
+            self.points, self.stride = self.points[::2], 2 * self.stride
+            self.spaced = len(self.points)
 
 
 class Transcript:

@@ -64,7 +64,6 @@ class RunMonitor:
         """When the model was handed over."""
         self.last: ProgressLine | None = None
         self.last_at = self.launched
-        self.first_loss: float | None = None
         self.paces: deque[float] = deque(maxlen=101)
         self.found: Fault | Prune | None = None
         """The first reason to stop that its output has given."""
@@ -126,13 +125,12 @@ class RunMonitor:
         if not abs(step.loss) <= ABSURD_LOSS:
             self.found = self.found or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
-        self.first_loss = step.loss if self.first_loss is None else self.first_loss
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
         self.curve.add(point)
         self.on_point(point, step.tokens_per_second)
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
-        if step.loss > EXPLODED * abs(self.first_loss) + 1:
+        if step.loss > EXPLODED * abs(self.curve.points[0].loss) + 1:
             self.found = self.found or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:

@@ -22,8 +22,6 @@ TICK = 0.1
 """Seconds between two checks of a run."""
 DRAIN = 5.0
 """Seconds for the pipes to drain when every process has ended."""
-PIPE_BYTES = 1 << 20
-"""Bytes that a pipe holds at most, unless the administrator allows more."""
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that come from outside: a user, a shutdown, the system when memory runs out."""
 
@@ -64,7 +62,7 @@ class RunningProcess:
     def read_output(self) -> bool:
         """Feed the monitor what has been printed up to now; return False at the end."""
         try:
-            data = os.read(self.output, PIPE_BYTES)
+            data = os.read(self.output, 1 << 20)  # all that a pipe can hold
         except BlockingIOError:
             return True
         self.monitor.feed(data)

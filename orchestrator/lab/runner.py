@@ -20,7 +20,7 @@ from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
-from orchestrator.lab.scoring.audit import MODULE, Auditor, ClaimsArchive
+from orchestrator.lab.scoring.audit import Auditor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.server import EvaluationServer
@@ -44,7 +44,7 @@ class Runner:
         on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None,
     ) -> None:
         """Work in the session's `folder`; `put` stores a log, `on_point` is told of progress and tokens per second."""
-        self.runs, self.archive = folder.resolve() / "runs", ClaimsArchive(folder.resolve() / "claims")
+        self.runs, self.archive = folder.resolve() / "runs", folder.resolve() / "claims"
         self.slots, self.limits, self.scorer, self.sandbox = slots, limits, scorer, sandbox
         self.put, self.on_point = put, on_point
         self.aborted, self.excuses = 0, Counter[int]()
@@ -100,7 +100,7 @@ class Runner:
             experiment=granted.experiment,
             run=granted.run,
             metrics=monitor.summarize(None if slot.devices else ending.peak_mb),
-            curve=monitor.curve.points,
+            curve=tuple(monitor.curve.points),
             log=self.put(log),
             tier=self.sandbox.tier,
         )
@@ -113,7 +113,7 @@ class Runner:
             yield None
             return
         ours, theirs = await open_pair()
-        command = build_command(self.slots[granted.slot], self.sandbox, ["-m", MODULE], folder, theirs, {})
+        command = build_command(self.slots[granted.slot], self.sandbox, ["-m", "prepare.audit"], folder, theirs, {})
         auditor = Auditor(self.scorer, command, ours, RunMonitor(self.limits), lock)
         try:
             await asyncio.sleep(0)  # from now on the descriptors are the auditor's

@@ -7,8 +7,6 @@ from pathlib import Path
 from orchestrator.lab.sandbox import seccomp
 from orchestrator.lab.sandbox.base import Command, list_hidden, list_readable
 
-PROGRAM = "bwrap"
-
 
 class Bubblewrap:
     """The working folder lies in memory: it has a size, and is gone with the run."""
@@ -24,7 +22,7 @@ class Bubblewrap:
         code, writable = os.pipe()
         with os.fdopen(writable, "wb") as pipe:
             pipe.write(seccomp.build_filter(sockets=True))
-        argv = [PROGRAM, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
+        argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before the places that may lie below it
         for place in list_readable(command.nodes):
             argv += _bind(place)

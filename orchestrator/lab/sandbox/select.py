@@ -36,10 +36,8 @@ def select_sandbox(tiers: Sequence[Sandbox] = TIERS) -> Sandbox:
         if not (reason := self_check(sandbox)):
             return sandbox
         reasons.append(f"{sandbox.tier}: {reason}")
-    found = "; ".join(reasons)
-    raise NoSandboxError(
-        f"no sandbox holds here ({found}): install bubblewrap, or trust the training code with --unsafe"
-    )
+    why = f"no sandbox holds here ({'; '.join(reasons)})"
+    raise NoSandboxError(f"{why}: install bubblewrap, or trust the training code with --unsafe")
 
 
 def self_check(sandbox: Sandbox) -> str:

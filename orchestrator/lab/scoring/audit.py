@@ -12,37 +12,27 @@ from orchestrator.lab.process import Ending, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
-from orchestrator.lab.scoring.server import EvaluationServer, InferenceSettings
+from orchestrator.lab.scoring.server import EvaluationServer
 from prepare.atomic import open_replacement
 
-MODULE = "prepare.audit"
+
+def load_claims(archive: Path, experiment: int, shape: tuple[int, int]) -> Nats | None:
+    """Return an experiment's claims, which proved true; None where there are none of that shape."""
+    try:
+        claims: Nats = np.load(archive / f"claims-{experiment}.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return claims if claims.shape == shape else None
 
 
-class ClaimsArchive:
-    """Claims that proved true, since later ones may have to be compared with them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def load(self, experiment: int, shape: tuple[int, int]) -> Nats | None:
-        """Return an experiment's claims; None where there are none of that shape."""
-        try:
-            claims: Nats = np.load(self._get_path(experiment), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-        return claims if claims.shape == shape else None
-
-    def save(self, experiment: int, claims: Nats, incumbent: int) -> None:
-        """Save an experiment's claims; drop those from before the incumbent's."""
-        self.folder.mkdir(exist_ok=True)
-        with open_replacement(self._get_path(experiment)) as part, part.open("wb") as file:
-            np.save(file, claims)
-        for path in self.folder.glob("claims-*.npy"):
-            if int(path.stem.removeprefix("claims-")) < min(incumbent, experiment):
-                path.unlink(missing_ok=True)
-
-    def _get_path(self, experiment: int) -> Path:
-        return self.folder / f"claims-{experiment}.npy"
+def save_claims(archive: Path, experiment: int, claims: Nats, incumbent: int) -> None:
+    """Save an experiment's claims, to compare later ones with; drop those from before the incumbent's."""
+    archive.mkdir(exist_ok=True)
+    with open_replacement(archive / f"claims-{experiment}.npy") as part, part.open("wb") as file:
+        np.save(file, claims)
+    for path in archive.glob("claims-*.npy"):
+        if int(path.stem.removeprefix("claims-")) < min(incumbent, experiment):
+            path.unlink(missing_ok=True)
 
 
 class Auditor:
@@ -56,13 +46,13 @@ class Auditor:
     ) -> None:
         """Start it; `lock` as for run_guarded."""
         self.scorer, self.connection, self.monitor, self.has_started = scorer, connection, monitor, False
+        self.rng = np.random.default_rng()
         self.answers: list[NDArray[np.float64]] = []
         """−log p of the true tokens, batch by batch."""
-        self.question: asyncio.Future[tuple[EvaluationServer, AuditPositions, np.random.Generator]]
-        self.question = asyncio.get_running_loop().create_future()
+        self.question: asyncio.Future[tuple[EvaluationServer, AuditPositions]] = asyncio.Future()
         self.process = asyncio.create_task(run_guarded(command, monitor, lock, self._listen))
 
-    async def examine(self, run: EvaluationServer, positions: AuditPositions, rng: np.random.Generator) -> Ending:
+    async def examine(self, run: EvaluationServer, positions: AuditPositions) -> Ending:
         """Ask the run's model about one position in each row; return how the process ended.
 
         Raises Disqualified, and MachineError where it could not even start: what goes wrong later may be the model's
@@ -70,7 +60,7 @@ class Auditor:
         """
         self.monitor.launched = self.monitor.now()
         if not self.question.done():
-            self.question.set_result((run, positions, rng))
+            self.question.set_result((run, positions))
         ending = await self.process
         if not self.has_started:
             words = self.monitor.transcript.log.text.rpartition("\n")[2]
@@ -90,40 +80,35 @@ class Auditor:
         """End the process, needed or not."""
         self.process.cancel()
         try:
-            await asyncio.wait({self.process})
+            await asyncio.gather(self.process, return_exceptions=True)  # `examine` has raised what there is to raise
         finally:
             self.connection.close()
-        if not self.process.cancelled():
-            self.process.exception()  # retrieved, so that asyncio does not complain; `examine` has raised it
 
     async def _listen(self, running: RunningProcess) -> None:
-        run, positions, rng = await self.question
+        run, positions = await self.question
         assert run.settings
         batch, rows = run.settings.batch_size, self.scorer.shape[0]
         try:
             self.has_started = await self.connection.receive() == {"event": "ready"}
-            if self.has_started and await self._send_model(run.model, run.settings):
+            if not self.has_started:
+                return
+            autocast = None if run.settings.autocast == "float32" else run.settings.autocast
+            how = run.settings.model_dump(include={"precision", "threads"}) | {"autocast": autocast}
+            with run.model.open("rb") as file:
+                await self.connection.send({"event": "model", "split": "model", **how}, files=[file])
+            if await self.connection.receive() == {"event": "loaded"}:
                 running.seal()
                 for first in range(0, rows, batch):
-                    self.answers.append(await self._ask(first, min(first + batch, rows), positions, rng))
+                    self.answers.append(await self._ask(first, min(first + batch, rows), positions))
                 await self.connection.send({"event": "thanks"})
         except ConnectionError:
             pass  # the process has ended, which its guardian reports
         finally:
             self.connection.close()
 
-    async def _send_model(self, model: Path, settings: InferenceSettings) -> bool:
-        how = settings.model_dump(include={"precision", "threads"})
-        how["autocast"] = None if settings.autocast == "float32" else settings.autocast
-        with model.open("rb") as file:
-            await self.connection.send({"event": "model", "split": "model", **how}, files=[file])
-        return await self.connection.receive() == {"event": "loaded"}
-
-    async def _ask(
-        self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator
-    ) -> NDArray[np.float64]:
+    async def _ask(self, first: int, last: int, positions: AuditPositions) -> NDArray[np.float64]:
         """Ask about a batch of rows. Raises Disqualified, ConnectionError."""
-        x, at = self.scorer.mask(first, last, positions, rng), positions.at[first:last]
+        x, at = self.scorer.mask(first, last, positions, self.rng), positions.at[first:last]
         event = {"event": "rows", "rows": last - first, "length": x.shape[1]}
         await self.connection.send(event, data=[x.tobytes(), at.tobytes()])
         size = 4 * (last - first) * len(self.scorer.lengths)

@@ -159,11 +159,9 @@ class Scorer:
 
     def mask(self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator) -> Rows:
         """Return those rows' inputs, validation text up to their positions, then training text."""
-        x = self.rows[first:last, :-1].astype(np.int64)
-        other = self.decoys[rng.integers(len(self.decoys), size=len(x)), :-1].astype(np.int64)
-        for row, genuine in enumerate(positions.at[first:last] + 1):
-            x[row, genuine:] = other[row, genuine:]
-        return x
+        other = self.decoys[rng.integers(len(self.decoys), size=last - first), :-1]
+        genuine: NDArray[np.bool_] = np.arange(other.shape[1]) <= positions.at[first:last, None]
+        return np.where(genuine, self.rows[first:last, :-1], other).astype(np.int64)
 
     def score_blind(self, logits: NDArray[np.float32], first: int, positions: AuditPositions) -> NDArray[np.float64]:
         """Return −log p, in nats, of the true tokens at the positions of the rows from `first`. Raises Disqualified.

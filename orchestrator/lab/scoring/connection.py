@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 MAX_LINE = 4_096
-"""Bytes of a line; longer ones are ignored."""
+"""Bytes of a line; what is longer is ignored."""
 CHUNK = 1 << 20
 
 
@@ -24,20 +24,12 @@ class Connection:
 
     async def receive(self) -> dict[str, Any] | None:
         """Return the next object, None at the end."""
-        too_long = False
         while True:
-            try:
-                line = await self.reader.readuntil(b"\n")
-            except asyncio.LimitOverrunError as error:
-                await self.reader.readexactly(error.consumed)
-                too_long = True
-                continue
-            except asyncio.IncompleteReadError:
-                return None
-            with suppress(ValueError, RecursionError):
-                if not too_long and isinstance(received := json.loads(line), dict):
+            with suppress(ValueError, RecursionError):  # not JSON, or too long
+                if not (line := await self.reader.readline()):
+                    return None
+                if isinstance(received := json.loads(line), dict):
                     return cast("dict[str, Any]", received)
-            too_long = False
 
     async def read_exactly(self, size: int) -> bytes:
         """Return `size` bytes."""
