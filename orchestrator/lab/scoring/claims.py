@@ -160,7 +160,7 @@ class Scorer:
     def mask(self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator) -> Rows:
         """Return those rows' inputs, validation text up to their positions, then training text."""
         other = self.decoys[rng.integers(len(self.decoys), size=last - first), :-1]
-        genuine = np.less_equal(np.arange(other.shape[1]), positions.at[first:last, None])
+        genuine = np.arange(self.shape[1]) <= positions.at[first:last, None]
         return np.where(genuine, self.rows[first:last, :-1], other).astype(np.int64)
 
     def score_blind(self, logits: NDArray[np.float32], first: int, positions: AuditPositions) -> NDArray[np.float64]:
