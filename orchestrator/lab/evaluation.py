@@ -1,6 +1,6 @@
 """Decides what came of a run that has ended: a score, audited where it matters, or the candidate's failure.
 
-What may be the machine's fault is an exception, and the run is granted again. A candidate that brings it about itself
+What may be the machine's fault is a MachineError, and the run is granted again. A candidate that brings it about itself
 is excused MAX_EXCUSES times.
 """
 

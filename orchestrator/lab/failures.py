@@ -1,4 +1,4 @@
-"""Why a run did not count: a failure of one of a few kinds, or an early end by pruning."""
+"""Why a run did not count: a failure of one of a few kinds, a failure of the machine, or an early end by pruning."""
 
 import re
 import signal

@@ -57,13 +57,12 @@ class RunMonitor:
         self.would_prune_at: float | None = None
         """Share of the budget at which it fell behind a pruning threshold."""
         self.transcript, self.curve = Transcript(), CurveRecorder()
-        self.launched = self.heard_at = self.now()
+        self.launched = self.heard_at = self.last_at = self.now()
         self.training_began: float | None = None
         """When the first batch was handed out, by our own clock."""
         self.training_ended: float | None = None
         """When the model was handed over."""
         self.last: ProgressLine | None = None
-        self.last_at = self.launched
         self.paces: deque[float] = deque(maxlen=101)
         self.found: Fault | Prune | None = None
         """The first reason to stop that its output has given."""

@@ -19,9 +19,10 @@ class Bubblewrap:
 
     def wrap(self, command: Command) -> Command:
         """Confine the command. Needs /proc, since the filter of system calls is passed as a descriptor."""
+        instructions = seccomp.build_filter(sockets=True)
         code, writable = os.pipe()
-        with os.fdopen(writable, "wb") as pipe:
-            pipe.write(seccomp.build_filter(sockets=True))
+        os.write(writable, instructions)
+        os.close(writable)
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before the places that may lie below it
         for place in list_readable(command.nodes):
