@@ -57,8 +57,12 @@ def main() -> None:
 
 def find_tagged(prefix: str) -> list[psutil.Process]:
     """Return the processes whose tag begins with `prefix`."""
-    others = (process for process in psutil.process_iter(["environ"]) if process.pid != os.getpid())
-    return [process for process in others if (process.info["environ"] or {}).get(TAG, "").startswith(prefix)]
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(TAG, "").startswith(prefix):
+                found.append(process)
+    return found
 
 
 def kill_all(alive: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:

@@ -100,10 +100,8 @@ class Transcript:
     def __init__(self) -> None:
         self.log = OutputLog()
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.open = ""
-        """The line that is not complete yet."""
-        self.shown = ""
-        """What a terminal shows in that line: text that ends in a carriage return is overwritten."""
+        self.open = self.shown = ""
+        """The line that is not complete yet: as it came, and as a terminal shows it so far."""
         self.bytes = 0
         self.summary: dict[str, float] | None = None
         self.sealed = False

@@ -105,12 +105,11 @@ class RunMonitor:
 
     def _find_hang(self) -> Fault | None:
         """Return a hang where training has been silent; compilation and evaluation print nothing."""
-        if self.training_began is None or self.training_ended is not None:
-            return None
-        if self.last and self.last.progress >= NEARLY_DONE:
+        began = self.training_began
+        if began is None or self.training_ended is not None or (self.last and self.last.progress >= NEARLY_DONE):
             return None
         quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
-        if self.now() - max(self.heard_at, self.training_began) <= quiet:
+        if self.now() - max(self.heard_at, began) <= quiet:
             return None
         where = f"after step {self.last.number}" if self.last else "since training began"
         awaited = "a line such as `step 00012 (3.4%) | loss: 5.678` is awaited, or any other"

@@ -50,8 +50,6 @@ class Repo:
         """Git's arguments and input for each object: `git gc --prune=now` may remove one that is just being named."""
         self.trouble = ""
         """Why the branch is not at the last commit that was kept, and what to do about it."""
-        if not script.parent.is_dir():
-            raise RepoError(f"{script.parent} is not a folder")
         folder = script.parent.resolve()
         try:
             facts = self._git("rev-parse", "--is-inside-work-tree", "--git-common-dir", "--show-prefix", strip=False)
@@ -231,7 +229,7 @@ class Repo:
             )
         except OSError as error:
             if not self.script.parent.is_dir():
-                raise RepoError(f"{self.script.parent} is gone") from error
+                raise RepoError(f"{self.script.parent} is not a folder") from error
             raise RepoError("git is not installed, or not in PATH") from error
         if done.returncode not in {0, absent}:
             lines = done.stderr.decode(errors="replace").splitlines()
