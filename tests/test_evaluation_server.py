@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
-from orchestrator.lab.scoring.server import EvaluationServer, Submission
+from orchestrator.lab.scoring.server import EvaluationServer
 from prepare import channel
 from tests.small import LENGTH, small_data
 
@@ -43,7 +44,7 @@ class Running:
     def count_cpu_seconds(self):
         return 7.0
 
-    async def seal(self):
+    def seal(self):
         self.sealed.append(True)
 
 
@@ -52,15 +53,18 @@ class Visit:
 
     def __init__(self, folder):
         self.scorer = Scorer.load(small_data(folder / "data"))
-        connection, descriptor = open_pair()
-        self.run = socket.socket(fileno=descriptor)
-        running = Running()
-        self.clock, self.sealed = running.monitor.clock, running.sealed
-        self.submission = Submission(folder / "model")
-        plan = EvaluationPlan(audit=1 - 1e-9, confirmed=True, incumbent=0)
-        server = EvaluationServer(connection, self.scorer, running, self.submission, plan)
-        self.server = threading.Thread(target=lambda: asyncio.run(server.serve()))
+        self.running, descriptors = Running(), queue.SimpleQueue()
+        self.monitor, self.sealed = self.running.monitor, self.running.sealed
+        self.server = threading.Thread(target=lambda: asyncio.run(self.serve(folder / "model", descriptors)))
         self.server.start()
+        self.run = socket.socket(fileno=descriptors.get(timeout=30))
+
+    async def serve(self, model, descriptors):
+        connection, descriptor = await open_pair()
+        plan = EvaluationPlan(audit=1 - 1e-9, confirmed=True, incumbent=0)
+        self.submission = EvaluationServer(connection, self.scorer, plan, 1, model)
+        descriptors.put(descriptor)
+        await self.submission.serve(self.running)
 
     def claim(self, nats):
         claims = np.full(self.scorer.shape, nats, dtype=np.float32)
@@ -97,13 +101,13 @@ def test_shards_are_shown_when_they_are_due(visit):
     visit.say('{"event": "ready"}')
     message, found = visit.shown()
     assert b'"train"' in message
-    assert found == [visit.scorer.train_file.read_bytes()]
+    assert found == [(visit.scorer.folder / "train.bin").read_bytes()]
     assert not visit.sealed
     visit.say(f'{{"event": "model", "bytes": 5, {MANNER}}}')
     visit.run.sendall(b"abcde")
     message, found = visit.shown()
     assert b'"val"' in message
-    assert found == [visit.scorer.rows_file.read_bytes()]
+    assert found == [(visit.scorer.folder / "val.bin").read_bytes()]
     assert visit.sealed == [True]
     assert visit.submission.model.read_bytes() == b"abcde"
     visit.claim(np.log(2))
@@ -111,7 +115,7 @@ def test_shards_are_shown_when_they_are_due(visit):
     visit.server.join(timeout=30)
     assert visit.submission.val_bpb == pytest.approx(1.0)
     assert visit.submission.confirmed is None
-    assert (visit.submission.objection, visit.clock.seconds > 0) == ("", True)
+    assert (visit.submission.objection, visit.monitor.train_seconds > 0) == ("", True)
 
 
 def evaluated(visit):
@@ -128,7 +132,7 @@ def evaluated(visit):
 def test_who_claims_something_that_counts_is_examined_on_fresh_text(visit):
     message, found = evaluated(visit)
     assert b'"confirm"' in message
-    assert found == [visit.scorer.heldout.rows_file.read_bytes()]
+    assert found == [(visit.scorer.folder / "confirm.bin").read_bytes()]
     visit.claim(np.log(2) / 4)
     assert b'"thanks"' in visit.shown()[0]
     assert visit.submission.val_bpb == pytest.approx(0.5)
@@ -184,7 +188,7 @@ def test_who_leaves_in_the_middle_has_delivered_nothing(visit):
 
 @pytest.mark.parametrize("length", [MAX_LINE + 1, MAX_LINE + 5, 7 * MAX_LINE])
 async def test_a_long_line_is_ignored_and_the_next_one_is_read(length):
-    connection, descriptor = open_pair()
+    connection, descriptor = await open_pair()
     theirs = socket.socket(fileno=descriptor)
     theirs.sendall(b"x" * length + b'\n[]\n\xff\n{"event": 1}\n' + b'{"a":' * 700 + b'\n{"event": 2}\n')
     assert await connection.receive() == {"event": 1}
@@ -199,7 +203,7 @@ async def test_a_long_line_is_ignored_and_the_next_one_is_read(length):
 
 
 async def test_what_cannot_be_sent_is_the_others_fault(tmp_path):
-    connection, descriptor = open_pair()
+    connection, descriptor = await open_pair()
     os.close(descriptor)
     with pytest.raises(ConnectionError):
         for _ in range(3):
@@ -219,9 +223,9 @@ async def test_answers_are_taken_apart_byte_by_byte(a_run):
 
 
 @pytest.fixture
-def a_run():
+async def a_run():
     """Our end, and what a real process at the other end makes of it."""
-    connection, theirs = open_pair()
+    connection, theirs = await open_pair()
     program = (
         "import os; from prepare import channel; print(channel.receive()); print(channel.take(5));"
         "print(os.fstat(channel.shard('some')).st_size)"

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from orchestrator.lab import guardian
-from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
+from orchestrator.lab.failures import MachineError
+from orchestrator.lab.slots import Slot, hold_slot
 from tests.small import small_data
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -155,7 +156,7 @@ def test_kill_9_of_the_orchestrator_leaves_no_process(folder):
 
 async def test_the_slot_is_free_only_when_the_run_is_gone(folder):
     process, pids = orchestrator(folder)
-    with pytest.raises(SlotBusy):
+    with pytest.raises(MachineError, match="in use by another session"):
         async with hold_slot(Slot(folder / "slot.lock", patience=0.1)):
             pass
     process.kill()

@@ -19,12 +19,11 @@ from orchestrator.lab.log import (
     POINTS,
     TAIL,
     CurveRecorder,
-    LineSplitter,
     OutputLog,
     Transcript,
     parse_progress,
 )
-from orchestrator.lab.monitor import STANDSTILL, AwakeClock, RunMonitor, TrainingClock
+from orchestrator.lab.monitor import STANDSTILL, AwakeClock, RunMonitor
 
 UPSTREAM = (
     "\rstep 00123 (45.6%) | loss: 3.210000 | lrm: 1.00 | dt: 310ms | tok/sec: 1,690,123 | mfu: 39.8% | epoch: 1 | "
@@ -50,7 +49,7 @@ def rows(data, size=None):
     size = size or max(len(data), 1)
     for start in range(0, len(data), size):
         list(transcript.feed(data[start : start + size]))
-    list(transcript.close())
+    list(transcript.feed(b"", last=True))
     return transcript.log.text.split("\n")
 
 
@@ -70,6 +69,10 @@ def line(number, percent, loss):
 
 def monitor_run(clock, **limit):
     return RunMonitor(RunLimits(**{"wall": 1000.0, "cpu": 1000.0, **limit}), clock)
+
+
+def begin_training(monitor):
+    monitor.training_began = monitor.now()
 
 
 def watch(monitor, clock, seconds):
@@ -116,12 +119,12 @@ def test_pieces_do_not_matter(parts, size):
 
 
 def test_a_line_of_20_mb_is_cut():
-    lines, found = LineSplitter(), []
+    transcript = Transcript()
     for _ in range(320):
-        found += lines.feed(b"x" * 65536)
-        assert len(lines.open) <= 2 * MAX_LINE
-    found += lines.feed(b"\nnext\n")
-    assert [(text[-1], len(text)) for text, _ in found] == [("…", MAX_LINE), ("t", 4)]
+        list(transcript.feed(b"x" * 65536))
+        assert len(transcript.open) <= 2 * MAX_LINE
+    list(transcript.feed(b"\nnext\n"))
+    assert [(text[-1], len(text)) for text in transcript.log.text.split("\n")] == [("…", MAX_LINE), ("t", 4)]
 
 
 def test_a_line_without_end_and_a_flood_of_lines_stay_small_once_sealed():
@@ -133,7 +136,7 @@ def test_a_line_without_end_and_a_flood_of_lines_stay_small_once_sealed():
         list(transcript.feed(b"\x1b[31m\x00" * 8192))
     assert transcript.bytes > 50_000_000
     assert sum(map(len, transcript.withheld)) < 1 << 20
-    assert len(transcript.lines.open) <= 2 * MAX_LINE
+    assert len(transcript.open) <= 2 * MAX_LINE
     assert not transcript.logged
 
 
@@ -185,15 +188,15 @@ def test_a_summary_of_nonsense_stays_a_number_that_can_be_stored(value):
 
 def test_the_clock_runs_from_start_to_stop():
     now = Clock()
-    clock = TrainingClock(now)
-    now.now += 10
-    assert (clock.seconds, clock.is_running) == (0.0, False)
-    clock.start()
+    monitor = monitor_run(now)
+    now.now += 4
+    assert monitor.train_seconds == 0.0
+    begin_training(monitor)
     now.now += 5
-    assert (clock.seconds, clock.is_running) == (5.0, True)
-    clock.stop()
+    assert monitor.train_seconds == 5.0
+    monitor.training_ended = monitor.now()
     now.now += 5
-    assert (clock.seconds, clock.is_running) == (5.0, False)
+    assert monitor.train_seconds == 5.0
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_silence_is_a_hang_only_between_ready_and_the_last_steps():
     clock = Clock()
     monitor = monitor_run(clock, quiet=60.0, quiet_steps=10.0)
     assert watch(monitor, clock, 500) is None  # compiling
-    monitor.clock.start()
+    begin_training(monitor)
     for number in range(4):
         watch(monitor, clock, 8)
         monitor.feed(line(number, number, 5.0))
@@ -227,7 +230,7 @@ def test_silence_is_a_hang_only_between_ready_and_the_last_steps():
 def test_without_any_step_the_silence_counts_from_ready_and_the_line_that_is_awaited_is_named():
     clock = Clock()
     monitor = monitor_run(clock, quiet=60.0)
-    monitor.clock.start()
+    begin_training(monitor)
     found = watch(monitor, clock, 61)
     assert found.kind == "hang"
     example = found.message.partition("`")[2].partition("`")[0]
@@ -238,7 +241,7 @@ def test_without_any_step_the_silence_counts_from_ready_and_the_line_that_is_awa
 def test_progress_in_other_words_is_a_sign_of_life(words):
     clock = Clock()
     monitor = monitor_run(clock, quiet=60.0)
-    monitor.clock.start()
+    begin_training(monitor)
     for _ in range(10):
         assert watch(monitor, clock, 30) is None
         monitor.feed(words)
@@ -255,13 +258,13 @@ def test_the_deadline_counts_from_the_start():
 def test_an_orchestrator_that_stood_still_blames_no_run():
     clock = Clock()
     monitor = monitor_run(clock, wall=100.0, quiet=60.0)
-    monitor.clock.start()
+    begin_training(monitor)
     watch(monitor, clock, 10)
     for _ in range(5):
         clock.now += 75  # Ctrl-Z and fg
         assert monitor.stop_reason is None
     assert monitor.now.lost == 5 * (75 - STANDSTILL)
-    assert monitor.clock.seconds == 10 + 5 * STANDSTILL
+    assert monitor.train_seconds == 10 + 5 * STANDSTILL
     assert watch(monitor, clock, 26).kind == "hang"
 
 
@@ -272,7 +275,7 @@ def test_only_the_monotonic_clock_counts():
 def test_progress_is_told_as_it_comes():
     clock, told = Clock(), []
     monitor = RunMonitor(RunLimits(wall=9.0, cpu=9.0), clock, lambda point, rate: told.append((point, rate)))
-    monitor.clock.start()
+    begin_training(monitor)
     clock.now += 2
     monitor.feed(line(1, 50.0, 3.5))
     assert told == [(Point(seconds=2.0, progress=0.5, loss=3.5), 1000.0)]
@@ -291,12 +294,12 @@ def test_a_run_that_is_far_behind_is_pruned(losses, control_run, would_prune_at,
     bounds = (PruningThreshold(progress=0.5, loss=4.5), PruningThreshold(progress=0.75, loss=4.0))
     terms = EvaluationPlan(audit=2.0, confirmed=False, incumbent=0, pruning_thresholds=bounds, control_run=control_run)
     monitor = RunMonitor(RunLimits(wall=9.0, cpu=9.0), Clock(), plan=terms)
-    monitor.clock.start()
+    begin_training(monitor)
     for number, loss in enumerate(losses, 1):
         monitor.feed(line(number, 25 * number, loss))
     assert monitor.would_prune_at == would_prune_at
     assert isinstance(monitor.stop_reason, Prune) == pruned
-    assert not pruned or f"after {would_prune_at:.0%} of its budget" in monitor.stop_reason.message
+    assert not pruned or f"after {would_prune_at:.0%} of its budget" in str(monitor.stop_reason)
 
 
 def test_limits_leave_room_for_a_slow_candidate():
@@ -348,5 +351,5 @@ def test_random_bytes_do_no_harm():
     for _ in zip(range(200), count(), strict=False):
         data = os.urandom(1000)
         monitor.feed(data)
-    monitor.close()
+    monitor.feed(b"", last=True)
     assert failures.classify_failure(1, monitor.transcript.log.text).kind

@@ -43,7 +43,11 @@ class LocalExecutor:
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""
-        commit, source = await asyncio.to_thread(self._commit_baseline)
+        head = await asyncio.to_thread(self.repo.get_head)
+        source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
+        message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
+        commit = await self.commit(0, head, source, message)
+        await asyncio.to_thread(self.repo.begin_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
@@ -57,11 +61,3 @@ class LocalExecutor:
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
-
-    def _commit_baseline(self) -> tuple[str, str]:
-        head = self.repo.get_head()
-        source = profiles.apply_to_script(self.repo.read_baseline(), self.profile)
-        message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
-        commit = self.repo.commit(0, head, source, message)
-        self.repo.begin_branch(commit)
-        return commit, source

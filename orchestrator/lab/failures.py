@@ -1,8 +1,7 @@
-"""Why a run did not count: a failure of one of a few kinds, or an early end by pruning."""
+"""Why a run did not count: a failure of one of a few kinds, a failure of the machine, or an early end by pruning."""
 
 import re
 import signal
-from dataclasses import dataclass
 
 from orchestrator.core.events import FailureKind
 from orchestrator.lab.log import parse_progress
@@ -26,19 +25,21 @@ _PATTERNS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Exception):  # noqa: N818 - a finding, not a defect
     """A failure that is the candidate's own."""
 
-    kind: FailureKind
-    message: str
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind
+        self.message = message
 
 
-@dataclass(frozen=True, slots=True)
-class Prune:
+class MachineError(Exception):
+    """A failure that is not the candidate's fault."""
+
+
+class Prune(Exception):  # noqa: N818 - a finding, not a defect
     """An early end: the run was too far behind the incumbent to catch up."""
-
-    message: str
 
 
 def classify_failure(status: int, log: str) -> Fault:

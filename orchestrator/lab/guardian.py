@@ -34,7 +34,9 @@ def main() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for name, value in options["limits"].items():
-        _limit(getattr(resource, f"RLIMIT_{name}"), value)
+        which = getattr(resource, f"RLIMIT_{name}")
+        _, hard = resource.getrlimit(which)
+        resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
     bell = _open_signal_pipe()
     try:
         child = subprocess.Popen(
@@ -46,14 +48,11 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for descriptor in options["fds"]:
         os.close(descriptor)
-    ended: dict[int, int] = {}
-    _attend(child.pid, bell, options["grace"], ended)
-    left = kill_all(lambda: psutil.Process().children(recursive=True), lambda: _reap(ended))
-    child.returncode = ended.get(child.pid, -signal.SIGKILL)
+    _attend(child, bell, options["grace"])
+    left = kill_all(lambda: _list_left(child))
+    status = -signal.SIGKILL if child.returncode is None else child.returncode
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    _report(
-        status=child.returncode, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=len(left)
-    )
+    _report(status=status, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=len(left))
 
 
 def find_tagged(prefix: str) -> list[psutil.Process]:
@@ -66,26 +65,22 @@ def find_tagged(prefix: str) -> list[psutil.Process]:
     return found
 
 
-def kill_all(
-    alive: Callable[[], list[psutil.Process]], reap: Callable[[], None] = lambda: None
-) -> list[psutil.Process]:
+def kill_all(alive: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
     """Kill until none is alive; return those that do not die."""
     deadline = time.monotonic() + KILL_PATIENCE
-    reap()
     while (processes := alive()) and time.monotonic() < deadline:
         for process in processes:
             with suppress(psutil.Error):
                 process.kill()
         time.sleep(0.01)
-        reap()
     return processes
 
 
-def _attend(child: int, bell: int, grace: float, ended: dict[int, int]) -> None:
+def _attend(child: "subprocess.Popen[bytes]", bell: int, grace: float) -> None:
     """Wait until the child has ended, or must be killed: the orchestrator is gone, or the grace is over."""
     deadline = None
-    _reap(ended)
-    while child not in ended:
+    _reap(child)
+    while child.returncode is None:
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready, _, _ = select.select([0, bell], [], [], timeout)
         if bell in ready:
@@ -95,14 +90,21 @@ def _attend(child: int, bell: int, grace: float, ended: dict[int, int]) -> None:
         if 0 in ready:
             deadline = time.monotonic() + grace
             with suppress(ProcessLookupError):
-                os.killpg(child, signal.SIGTERM)
-        _reap(ended)
+                os.killpg(child.pid, signal.SIGTERM)
+        _reap(child)
 
 
-def _reap(ended: dict[int, int]) -> None:
+def _list_left(child: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    _reap(child)
+    return psutil.Process().children(recursive=True)
+
+
+def _reap(child: "subprocess.Popen[bytes]") -> None:
+    """Collect the exit codes of the child and of the processes that were adopted."""
     with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            ended[found[0]] = os.waitstatus_to_exitcode(found[1])
+            if found[0] == child.pid:
+                child.returncode = os.waitstatus_to_exitcode(found[1])
 
 
 def _open_signal_pipe() -> int:
@@ -114,12 +116,6 @@ def _open_signal_pipe() -> int:
         # A handler, since an ignored signal would stay ignored in the command.
         signal.signal(number, lambda _number, _frame: None)
     return readable
-
-
-def _limit(which: int, value: int) -> None:
-    _, hard = resource.getrlimit(which)
-    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(which, (most, hard))
 
 
 def _report(**fields: object) -> None:

@@ -13,7 +13,8 @@ from orchestrator.lab.slots import Slot
 def build_command(
     slot: Slot, sandbox: Sandbox, words: Sequence[str], folder: Path, connection: int, more: Mapping[str, str]
 ) -> Command:
-    """Return a command of Python; `connection` is a descriptor, `more` is added to the environment."""
+    """Return a command of Python and make its `tmp`; `connection` is a descriptor, `more` adds to the environment."""
+    (folder / "tmp").mkdir(parents=True)
     env = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(folder),

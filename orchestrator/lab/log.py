@@ -53,24 +53,6 @@ def parse_progress(line: str) -> ProgressLine | None:
     return ProgressLine(int(number), min(share, 1.0), _parse_number(loss), float(rate.replace(",", "") or 0))
 
 
-class LineSplitter:
-    """Turns bytes, in pieces of any size, into clean lines of limited length."""
-
-    def __init__(self) -> None:
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.open = ""
-
-    def feed(self, data: bytes, *, last: bool = False) -> Iterator[tuple[str, bool]]:
-        """Yield each line and whether it is complete; one that ends in a carriage return is to be overwritten."""
-        *lines, rest = re.split(r"(?<=[\r\n])", self.decoder.decode(data, last))
-        for line in lines:
-            yield clean((self.open + line)[:MAX_RAW_LINE], MAX_LINE), line.endswith("\n")
-            self.open = ""
-        self.open = (self.open + rest)[:MAX_RAW_LINE]
-        if last and self.open:
-            yield clean(self.open, MAX_LINE), True
-
-
 class OutputLog:
     """The head and the tail of the output."""
 
@@ -97,24 +79,19 @@ class OutputLog:
 
 
 class CurveRecorder:
-    """A loss curve of at most POINTS points, evenly thinned while it grows."""
+    """A loss curve of at most POINTS points, evenly thinned while it grows, and its newest point."""
 
     def __init__(self) -> None:
-        self.kept: list[Point] = []
-        self.last: Point | None = None
-        self.stride, self.seen = 1, 0
+        self.points: list[Point] = []
+        self.spaced, self.stride, self.seen = 0, 1, 0
 
     def add(self, point: Point) -> None:
-        if self.seen % self.stride == 0:
-            self.kept.append(point)
-        if len(self.kept) == POINTS:
-            self.kept, self.stride = self.kept[::2], 2 * self.stride
-        self.last, self.seen = point, self.seen + 1
-
-    @property
-    def points(self) -> tuple[Point, ...]:
-        ends = [self.last] if self.last and self.kept[-1] != self.last else []
-        return (*self.kept, *ends)
+        self.points[self.spaced :] = [point]  # instead of one that was only the newest
+        self.spaced += self.seen % self.stride == 0
+        self.seen += 1
+        if self.spaced == POINTS - 1:  # an odd number, so that the newest stays
+            self.points, self.stride = self.points[::2], 2 * self.stride
+            self.spaced = len(self.points)
 
 
 class Transcript:
@@ -122,8 +99,9 @@ class Transcript:
 
     def __init__(self) -> None:
         self.log = OutputLog()
-        self.lines = LineSplitter()
-        self.shown = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.open = self.shown = ""
+        """The line that is not complete yet: as it came, and as a terminal shows it so far."""
         self.bytes = 0
         self.summary: dict[str, float] | None = None
         self.sealed = False
@@ -134,21 +112,21 @@ class Transcript:
         """The last lines that were kept out of a sealed log; a failure is classified by them."""
 
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[ProgressLine]:
-        """Read output and yield its progress lines."""
+        """Read output, in pieces of any size, and yield its progress lines; text at the end counts as a line."""
         self.bytes += len(data)
-        for line, complete in self.lines.feed(data, last=last):
-            self.shown = line or self.shown
-            if not self.sealed and (found := parse_progress(line)):
+        printed = self.open + self.decoder.decode(data, last)
+        if last and (printed or self.shown):
+            printed += "\n"
+        *lines, rest = re.split(r"(?<=[\r\n])", printed)
+        self.open = rest[:MAX_RAW_LINE]
+        for line in lines:
+            text = clean(line[:MAX_RAW_LINE], MAX_LINE)
+            self.shown = text or self.shown
+            if not self.sealed and (found := parse_progress(text)):
                 yield found
-            if complete:
+            if line.endswith("\n"):
                 self._add_row(self.shown)
                 self.shown = ""
-
-    def close(self) -> Iterator[ProgressLine]:
-        """End the output; text without a newline counts as a line."""
-        yield from self.feed(b"", last=True)
-        if self.shown:
-            self._add_row(self.shown)
 
     def _add_row(self, row: str) -> None:
         match = _SUMMARY.fullmatch(row) if self.summary is not None else None

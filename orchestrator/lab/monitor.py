@@ -38,72 +38,46 @@ class AwakeClock:
         return now - self.lost
 
 
-class TrainingClock:
-    """Measures training by our own clock: from the first batch handed out to the model handed over."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self.now = now
-        self.started_at: float | None = None
-        self.stopped_at: float | None = None
-
-    def start(self) -> None:
-        self.started_at = self.now()
-
-    def stop(self) -> None:
-        self.stopped_at = self.now()
-
-    @property
-    def is_running(self) -> bool:
-        return self.started_at is not None and self.stopped_at is None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far; 0 before it starts."""
-        if self.started_at is None:
-            return 0.0
-        return (self.now() if self.stopped_at is None else self.stopped_at) - self.started_at
-
-
 class RunMonitor:
     """The knowledge about a run while it goes on."""
 
     def __init__(
         self,
         limits: RunLimits,
-        now: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
         on_point: Callable[[Point, float], None] = lambda _point, _rate: None,
         fills_disk: Callable[[], bool] = lambda: False,
         plan: EvaluationPlan | None = None,
     ) -> None:
         """Start the wall clock; `fills_disk` tells whether the run leaves too little room on the disk."""
         self.limits, self.on_point, self.fills_disk = limits, on_point, fills_disk
-        self.now = AwakeClock(now or time.monotonic)
+        self.now = AwakeClock(clock)
         self.pruning_thresholds = list(plan.pruning_thresholds) if plan else []
         self.control_run = plan is not None and plan.control_run
         self.would_prune_at: float | None = None
         """Share of the budget at which it fell behind a pruning threshold."""
-        self.transcript, self.curve, self.clock = Transcript(), CurveRecorder(), TrainingClock(self.now)
-        self.launched = self.heard_at = self.now()
+        self.transcript, self.curve = Transcript(), CurveRecorder()
+        self.launched = self.heard_at = self.last_at = self.now()
+        self.training_began: float | None = None
+        """When the first batch was handed out, by our own clock."""
+        self.training_ended: float | None = None
+        """When the model was handed over."""
         self.last: ProgressLine | None = None
-        self.last_at = self.launched
-        self.first_loss: float | None = None
         self.paces: deque[float] = deque(maxlen=101)
         self.found: Fault | Prune | None = None
         """The first reason to stop that its output has given."""
 
-    def feed(self, data: bytes) -> None:
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training so far; 0 before it starts."""
+        if self.training_began is None:
+            return 0.0
+        return (self.now() if self.training_ended is None else self.training_ended) - self.training_began
+
+    def feed(self, data: bytes, *, last: bool = False) -> None:
         """Read output. Any is a sign of life, since a script may tell of its progress in its own words."""
         self.heard_at = self.now()
-        for step in self.transcript.feed(data):
-            self._follow(step)
-
-    def seal(self) -> None:
-        """Read only the summary's numbers from now on, since other output may quote the validation text."""
-        self.transcript.sealed = True
-
-    def close(self) -> None:
-        """End the output."""
-        for step in self.transcript.close():
+        for step in self.transcript.feed(data, last=last):
             self._follow(step)
 
     @property
@@ -121,7 +95,7 @@ class RunMonitor:
         """Return the run in numbers; `peak_mb` is its largest process's memory, None on a GPU: its summary counts."""
         summary = self.transcript.summary or {}
         return RunMetrics(
-            train_seconds=self.clock.seconds,
+            train_seconds=self.train_seconds,
             total_seconds=self.now() - self.launched,
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),
             tokens=int(1e6 * summary.get("total_tokens_M", 0.0)),
@@ -131,10 +105,11 @@ class RunMonitor:
 
     def _find_hang(self) -> Fault | None:
         """Return a hang where training has been silent; compilation and evaluation print nothing."""
-        if not self.clock.is_running or (self.last and self.last.progress >= NEARLY_DONE):
+        began = self.training_began
+        if began is None or self.training_ended is not None or (self.last and self.last.progress >= NEARLY_DONE):
             return None
         quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
-        if self.now() - max(self.heard_at, self.clock.started_at or 0.0) <= quiet:
+        if self.now() - max(self.heard_at, began) <= quiet:
             return None
         where = f"after step {self.last.number}" if self.last else "since training began"
         awaited = "a line such as `step 00012 (3.4%) | loss: 5.678` is awaited, or any other"
@@ -148,13 +123,12 @@ class RunMonitor:
         if not abs(step.loss) <= ABSURD_LOSS:
             self.found = self.found or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
-        self.first_loss = step.loss if self.first_loss is None else self.first_loss
-        point = Point(seconds=self.clock.seconds, progress=step.progress, loss=step.loss)
+        point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
         self.curve.add(point)
         self.on_point(point, step.tokens_per_second)
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
-        if step.loss > EXPLODED * abs(self.first_loss) + 1:
+        if step.loss > EXPLODED * abs(self.curve.points[0].loss) + 1:
             self.found = self.found or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:

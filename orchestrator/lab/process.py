@@ -1,21 +1,20 @@
 """Runs a sandboxed command under a guardian: monitored until it ends or must end, and then nothing of it is left."""
 
 import asyncio
-import fcntl
 import json
 import os
 import signal
 import sys
-import termios
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
 from orchestrator.lab import guardian
-from orchestrator.lab.failures import Fault, Prune
+from orchestrator.lab.failures import Fault, MachineError, Prune
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.sandbox.base import Command
 
@@ -29,23 +28,18 @@ OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The guardian's report; empty if it was killed."""
+    """How a run ended."""
 
-    status: int | None = None
-    """Exit code; negative: a signal."""
-    peak_mb: float = 0.0
-    left: int = 0
-    """Processes that could not be killed."""
-    error: str = ""
+    stopped: Fault | Prune | None
+    """The reason it was stopped for."""
+    status: int | None
+    """Exit code; negative: a signal. None if its guardian was killed."""
+    peak_mb: float
 
     @property
     def was_killed(self) -> bool:
         """True where a signal from outside ended it, or its guardian."""
         return self.status is None or self.status in {number for sent in OUTSIDE for number in (-sent, 128 + sent)}
-
-
-class MachineError(Exception):
-    """A failure that is not the candidate's fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,76 +49,74 @@ class RunningProcess:
     process: Process
     monitor: RunMonitor
     output: int
-    reader: "asyncio.Task[None]"
 
     def count_cpu_seconds(self) -> float:
         """Return the CPU seconds that its whole process tree has used so far."""
         total = 0.0
         for process in _list_descendants(self.process):
-            try:
+            with suppress(psutil.Error):
                 times = process.cpu_times()
-            except psutil.Error:
-                continue
-            total += times.user + times.system + times.children_user + times.children_system
+                total += times.user + times.system + times.children_user + times.children_system
         return total
 
-    async def seal(self) -> None:
+    def read_output(self) -> bool:
+        """Feed the monitor what has been printed up to now; return False at the end."""
+        try:
+            data = os.read(self.output, 1 << 20)  # all that a pipe can hold
+        except BlockingIOError:
+            return True
+        self.monitor.feed(data)
+        return bool(data)
+
+    def seal(self) -> None:
         """Seal the log after the output up to now."""
-        for _ in range(100):
-            if self.reader.done() or not _has_input(self.output):
-                break
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.01)  # what was read is on its way to the monitor
-        self.monitor.seal()
-
-
-Listen = Callable[[RunningProcess], Awaitable[None]]
+        self.read_output()
+        self.monitor.transcript.sealed = True
 
 
 async def run_guarded(
-    command: Command, monitor: RunMonitor, lock: int, listen: Listen
-) -> tuple[Fault | Prune | None, Ending]:
-    """Run the command to its end; return the reason it was stopped for, if any, and its ending. Closes its descriptors.
+    command: Command, monitor: RunMonitor, lock: int, listen: Callable[[RunningProcess], Awaitable[None]]
+) -> Ending:
+    """Run the command to its end, and close its descriptors.
 
     The guardian inherits `lock`; `listen` ends when the command does. Raises MachineError, and what `listen` raises.
     """
     output, printed = os.pipe()
-    with ExitStack() as unread, ExitStack() as theirs:
-        unread.callback(os.close, output)
-        for descriptor in (printed, *command.fds):
-            theirs.callback(os.close, descriptor)
-        process = await _spawn(command, monitor, printed, lock)
-        unread.pop_all()
-    reader = asyncio.create_task(_pump(output, monitor.feed))
-    tasks = (reader, asyncio.ensure_future(listen(RunningProcess(process, monitor, output, reader))))
-    try:
-        reason = await _attend(process, monitor, tasks)
-        ending = await _read_report(process, command.env[guardian.TAG])
-        await _wait_for_readers(monitor, tasks)
-    finally:
+    os.set_blocking(output, False)
+    with ExitStack() as ours:
+        ours.callback(os.close, output)
+        with ExitStack() as theirs:
+            for descriptor in (printed, *command.fds):
+                theirs.callback(os.close, descriptor)
+            process = await _spawn(command, monitor, printed, lock)
+        ours.callback(asyncio.get_running_loop().remove_reader, output)
+        running = RunningProcess(process, monitor, output)
+        tasks = (asyncio.ensure_future(_read_all(running)), asyncio.ensure_future(listen(running)))
         try:
-            # The guardian ends everything when its input closes; a second cancellation does not interrupt that.
-            assert process.stdin
-            process.stdin.close()
-            await asyncio.shield(process.wait())
+            stopped = await _attend(process, monitor, tasks)
+            report = await _read_report(process, command.env[guardian.TAG])
+            await asyncio.wait(tasks, timeout=DRAIN)
+            _raise_errors(tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-    monitor.close()
-    return reason or monitor.found, ending
+            try:
+                # The guardian ends everything when its input closes; a second cancellation does not interrupt that.
+                assert process.stdin
+                process.stdin.close()
+                await asyncio.shield(process.wait())
+            finally:
+                for task in tasks:
+                    task.cancel()
+    monitor.feed(b"", last=True)
+    return Ending(stopped or monitor.found, report.get("status"), report.get("peak_mb", 0.0))
 
 
-async def _pump(descriptor: int, feed: Callable[[bytes], None]) -> None:
-    reader = asyncio.StreamReader()
-    pipe = os.fdopen(descriptor, "rb", buffering=0)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), pipe
-    )
-    try:
-        while data := await reader.read(1 << 16):
-            feed(data)
-    finally:
-        transport.close()
+async def _read_all(running: RunningProcess) -> None:
+    ready, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(running.output, ready.set)
+    while running.read_output():
+        ready.clear()
+        await ready.wait()
+    loop.remove_reader(running.output)
 
 
 async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int) -> Process:
@@ -148,20 +140,22 @@ async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int)
     )
 
 
-async def _read_report(process: Process, tag: str) -> Ending:
-    """Return the ending, once nothing of the run is left. Raises MachineError where something is, or none started."""
+async def _read_report(process: Process, tag: str) -> dict[str, Any]:
+    """Return the guardian's report, once nothing of the run is left; empty if the guardian was killed.
+
+    Raises MachineError where something is left, or nothing started.
+    """
     assert process.stdout
-    report = await process.stdout.read()
-    ending = Ending(**json.loads(report)) if report else Ending()
-    left = ending.left
-    if ending.status is None or sys.platform != "linux":
+    report = json.loads(await process.stdout.read() or b"{}")
+    left = report.get("left", 0)
+    if "status" not in report or sys.platform != "linux":
         # The guardian was killed, or could not adopt: the processes are found by their tag.
         left = len(await asyncio.to_thread(guardian.kill_all, lambda: guardian.find_tagged(tag)))
-    if ending.error:
-        raise MachineError(f"the run could not be started: {ending.error}")
+    if "error" in report:
+        raise MachineError(f"the run could not be started: {report['error']}")
     if left:
         raise MachineError(f"{left} processes of the run do not end")
-    return ending
+    return report
 
 
 async def _attend(
@@ -169,22 +163,19 @@ async def _attend(
 ) -> Fault | Prune | None:
     """Wait for the end; ask for it as soon as there is a reason to stop, and return the reason."""
     assert process.stdin
-    ended, before = asyncio.ensure_future(process.wait()), len(psutil.pids())
+    ended, before, most = asyncio.ensure_future(process.wait()), len(psutil.pids()), monitor.limits.processes
     while not ended.done():
         _raise_errors(tasks)
-        if reason := monitor.stop_reason or _check_processes(process, monitor.limits.processes, before):
+        reason = monitor.stop_reason
+        # Its processes are counted, which is slow, only when the whole machine has become crowded.
+        if not reason and len(psutil.pids()) - before > most and len(_list_descendants(process)) > most:
+            reason = Fault("other", f"it started more than {most:,} processes")
+        if reason:
             process.stdin.write(b"t")
             await ended
             return reason
         await asyncio.wait({ended}, timeout=TICK)
     return None
-
-
-async def _wait_for_readers(monitor: RunMonitor, tasks: "Sequence[asyncio.Future[None]]") -> None:
-    deadline = monitor.now() + DRAIN
-    while monitor.now() < deadline and not all(task.done() for task in tasks):
-        await asyncio.wait(tasks, timeout=TICK)
-    _raise_errors(tasks)
 
 
 def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:
@@ -193,22 +184,8 @@ def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:
             task.result()
 
 
-def _check_processes(process: Process, most: int, before: int) -> Fault | None:
-    """Count its processes, which is slow, only when the whole machine has become crowded."""
-    if len(psutil.pids()) - before <= most or len(_list_descendants(process)) <= most:
-        return None
-    return Fault("other", f"it started more than {most:,} processes")
-
-
 def _list_descendants(process: Process) -> list[psutil.Process]:
     try:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:
         return []  # it has just ended
-
-
-def _has_input(pipe: int) -> bool:
-    try:
-        return any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
-    except OSError:
-        return False

@@ -23,6 +23,16 @@ SETTINGS = (
 )
 AUTHOR = "Nightshift"
 EMAIL = "nightshift@localhost"
+ENVIRONMENT = {
+    "LC_ALL": "C",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_COMMITTER_NAME": AUTHOR,  # of the reflog
+    "GIT_COMMITTER_EMAIL": EMAIL,
+}
+"""All that git sees of the environment, beside PATH."""
 
 
 class RepoError(Exception):
@@ -40,8 +50,6 @@ class Repo:
         """Git's arguments and input for each object: `git gc --prune=now` may remove one that is just being named."""
         self.trouble = ""
         """Why the branch is not at the last commit that was kept, and what to do about it."""
-        if not script.parent.is_dir():
-            raise RepoError(f"{script.parent} is not a folder")
         folder = script.parent.resolve()
         try:
             facts = self._git("rev-parse", "--is-inside-work-tree", "--git-common-dir", "--show-prefix", strip=False)
@@ -99,35 +107,28 @@ class Repo:
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Commit a candidate under a ref of its own; the same one twice is one commit. Raises RepoError."""
-
-        def write() -> str:
-            tree = self._write_tree(parent, source)
-            for attempt in count(1):
-                ref = f"refs/nightshift/{self.session}/{experiment}" + f"-{attempt}" * (attempt > 1)
-                existing = self._resolve(ref)
-                if existing is None:
-                    commit = self._write_commit(tree, parent, message)
-                    self._git("update-ref", ref, commit, "")
-                    return commit
-                if self._is_commit(existing, tree, parent, message):
-                    return existing
-            raise AssertionError("integers are endless")
-
-        return self._attempt(write)
+        ref = f"refs/nightshift/{self.session}/{experiment}"
+        return self._attempt(lambda: self._commit(ref, parent, source, message))
 
     def promote(self, parent: str, source: str, message: str) -> str:
         """Commit what is kept on top of `parent`; the same one twice is one commit. Raises RepoError."""
-
-        def write() -> str:
-            tree, kept = self._write_tree(parent, source), self._resolve(self.kept)
-            if kept is None or not self._is_commit(kept, tree, parent, message):
-                kept = self._write_commit(tree, parent, message)
-            self._git("update-ref", self.kept, kept)
-            return kept
-
-        kept = self._attempt(write)
+        kept = self._attempt(lambda: self._commit(self.kept, parent, source, message))
         self.advance_branch()
         return kept
+
+    def _commit(self, name: str, parent: str, source: str, message: str) -> str:
+        """Commit under a ref, unless it has the same commit already. Only `kept` moves: others get a number."""
+        tree = self._write_tree(parent, source)
+        for attempt in count(1):
+            ref = name + f"-{attempt}" * (attempt > 1)
+            found = self._resolve(ref)
+            if found and self._is_commit(found, tree, parent, message):
+                return found
+            if found is None or ref == self.kept:
+                commit = self._write_commit(tree, parent, message)
+                self._git("update-ref", ref, commit, found or "")
+                return commit
+        raise AssertionError("integers are endless")
 
     def begin_branch(self, commit: str) -> None:
         """Begin with this commit as the last one that was kept, unless there is one. Raises RepoError."""
@@ -212,46 +213,27 @@ class Repo:
         return [["tree", tree], ["parent", parent]] == fields[:2] and body.rstrip("\n") == message.rstrip("\n")
 
     def _resolve(self, name: str) -> str | None:
-        done = self._run("rev-parse", "--verify", "--quiet", "--end-of-options", name)
-        return None if done.returncode == 1 else _read_output(done, strip=True)
+        return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
-    def _git(self, *arguments: str, stdin: str = "", strip: bool = True) -> str:
-        return _read_output(self._run(*arguments, stdin=stdin), strip=strip)
-
-    def _run(self, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[bytes]":
+    def _git(self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0) -> str:
+        """Return git's output; `absent` is the exit code that is no failure, but finds nothing. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         try:
-            return subprocess.run(
+            done = subprocess.run(
                 ["git", *settings, *arguments],
                 cwd=self.script.parent,
-                env=_make_environment(),
+                env={"PATH": os.environ.get("PATH", os.defpath), **ENVIRONMENT},
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,
             )
         except OSError as error:
             if not self.script.parent.is_dir():
-                raise RepoError(f"{self.script.parent} is gone") from error
+                raise RepoError(f"{self.script.parent} is not a folder") from error
             raise RepoError("git is not installed, or not in PATH") from error
-
-
-def _read_output(done: "subprocess.CompletedProcess[bytes]", *, strip: bool) -> str:
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").splitlines()
-        reason = next((line for line in lines if line.startswith(("fatal: ", "error: "))), f": {done.returncode}")
-        raise RepoError(f"git {done.args[1 + 2 * len(SETTINGS)]}: {reason.partition(': ')[2]}")
-    text = done.stdout.decode("utf-8", "surrogateescape")
-    return text.strip("\n") if strip else text
-
-
-def _make_environment() -> dict[str, str]:
-    return {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "LC_ALL": "C",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_COMMITTER_NAME": AUTHOR,  # of the reflog
-        "GIT_COMMITTER_EMAIL": EMAIL,
-    }
+        if done.returncode not in {0, absent}:
+            lines = done.stderr.decode(errors="replace").splitlines()
+            reason = next((line for line in lines if line.startswith(("fatal: ", "error: "))), f": {done.returncode}")
+            raise RepoError(f"git {arguments[0]}: {reason.partition(': ')[2]}")
+        text = done.stdout.decode("utf-8", "surrogateescape")
+        return text.strip("\n") if strip else text

@@ -1,6 +1,7 @@
 """Runs train.py once: in a slot, a fresh folder and a sandbox, served and monitored, and evaluated at the end."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -12,20 +13,19 @@ from pathlib import Path
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.evaluation import ExcusedError, Observation, RunFacts, evaluate
+from orchestrator.lab.evaluation import MAX_EXCUSES, ExcusedError, Observation, evaluate
+from orchestrator.lab.failures import MachineError
 from orchestrator.lab.launcher import build_command
 from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import MachineError, RunningProcess, run_guarded
+from orchestrator.lab.process import run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
-from orchestrator.lab.scoring.audit import MODULE, Auditor, ClaimsArchive
+from orchestrator.lab.scoring.audit import Auditor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import open_pair
-from orchestrator.lab.scoring.server import EvaluationServer, Submission
-from orchestrator.lab.slots import Slot, SlotBusy, hold_slot
+from orchestrator.lab.scoring.server import EvaluationServer
+from orchestrator.lab.slots import Slot, hold_slot
 
-OnPoint = Callable[[ev.Granted, ev.Point, float], None]
-"""Called with each progress line as it comes: the point, and tokens per second."""
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """For a run that was granted without a plan."""
 
@@ -41,10 +41,10 @@ class Runner:
         scorer: Scorer,
         sandbox: Sandbox,
         put: Callable[[str], ev.Digest],
-        on_point: OnPoint = lambda _granted, _point, _rate: None,
+        on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None,
     ) -> None:
-        """Work in the session's `folder`; `put` stores a log."""
-        self.runs, self.archive = folder.resolve() / "runs", ClaimsArchive(folder.resolve() / "claims")
+        """Work in the session's `folder`; `put` stores a log, `on_point` is told of progress and tokens per second."""
+        self.runs, self.archive = folder.resolve() / "runs", folder.resolve() / "claims"
         self.slots, self.limits, self.scorer, self.sandbox = slots, limits, scorer, sandbox
         self.put, self.on_point = put, on_point
         self.aborted, self.excuses = 0, Counter[int]()
@@ -69,57 +69,52 @@ class Runner:
                 self._start_auditor(granted, folder / "audit", lock) as auditor,
             ):
                 run = await self._train(granted, source, folder, lock)
-                outcome = await evaluate(run, self.scorer, auditor, self.archive)
-        except (OSError, SlotBusy, MachineError) as error:
+                outcome = await evaluate(run, auditor, self.archive)
+        except (OSError, MachineError) as error:
             self.aborted += 1
             self.excuses[granted.experiment] += isinstance(error, ExcusedError)
-            return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=_explain(error))
+            reason = (
+                f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+            )
+            return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=reason)
         self.aborted = self.excuses[granted.experiment] = 0
         return outcome
 
     async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
-        submission = Submission(folder / "model")
+        work.mkdir()
+        (work / "train.py").write_text(source, encoding="utf-8")
         monitor = RunMonitor(
             self.limits,
             on_point=lambda point, rate: self.on_point(granted, point, rate),
             fills_disk=lambda: self._is_filling_disk(folder),
             plan=plan,
         )
-        env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self._lay_out(work, source))}
-        ours, theirs = open_pair()
+        env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
+        ours, theirs = await open_pair()
         command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
-
-        async def serve(running: RunningProcess) -> None:
-            await EvaluationServer(ours, self.scorer, running, submission, plan).serve()
-
-        stopped, ending = await run_guarded(command, monitor, lock, serve)
+        server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
+        ending = await run_guarded(command, monitor, lock, server.serve)
         log = _strip_paths(monitor.transcript.log.text, work)
-        facts = RunFacts(
+        result = ev.RunResult(
             experiment=granted.experiment,
             run=granted.run,
             metrics=monitor.summarize(None if slot.devices else ending.peak_mb),
-            curve=monitor.curve.points,
+            curve=tuple(monitor.curve.points),
             log=self.put(log),
             tier=self.sandbox.tier,
         )
-        disk, excuses = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment]
-        return Observation(plan, facts, slot, monitor, log, submission, stopped, ending, disk, excuses)
-
-    def _lay_out(self, work: Path, source: str) -> Path:
-        (work / "tmp").mkdir(parents=True)
-        (work / "train.py").write_text(source, encoding="utf-8")
-        return self.scorer.lay_out(work / "data")
+        disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
+        return Observation(result, log, monitor, server, ending, disk, excusable)
 
     @asynccontextmanager
     async def _start_auditor(self, granted: ev.Granted, folder: Path, lock: int) -> AsyncGenerator[Auditor | None]:
         if not (granted.plan or STRICT_PLAN).needs_audit(0.0):
             yield None
             return
-        (folder / "tmp").mkdir(parents=True)
-        ours, theirs = open_pair()
-        command = build_command(self.slots[granted.slot], self.sandbox, ["-m", MODULE], folder, theirs, {})
-        auditor = Auditor(command, ours, RunMonitor(self.limits), lock)
+        ours, theirs = await open_pair()
+        command = build_command(self.slots[granted.slot], self.sandbox, ["-m", "prepare.audit"], folder, theirs, {})
+        auditor = Auditor(self.scorer, command, ours, RunMonitor(self.limits), lock)
         try:
             await asyncio.sleep(0)  # from now on the descriptors are the auditor's
             yield auditor
@@ -144,10 +139,6 @@ def _strip_paths(text: str, work: Path) -> str:
     for path, name in {f"{work}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
         text = text.replace(path, name)
     return text
-
-
-def _explain(error: Exception) -> str:
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 @asynccontextmanager

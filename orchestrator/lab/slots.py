@@ -12,6 +12,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.lab.failures import MachineError
 from prepare.locks import LockedError, hold_lock
 from prepare.machine import Gpu
 
@@ -34,10 +35,6 @@ class Slot:
     """Seconds to wait for the previous run to end."""
 
 
-class SlotBusy(Exception):  # noqa: N818 - a state, not a defect
-    """Another session is using the slot."""
-
-
 def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
     """Return the first `count` GPUs, locked for all sessions of this user, or without GPUs shares of the cores."""
     if not gpus:
@@ -51,7 +48,7 @@ def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -
 
 @asynccontextmanager
 async def hold_slot(slot: Slot) -> AsyncGenerator[int]:
-    """Hold the slot and yield the descriptor of its lock. Raises SlotBusy where it does not become free, OSError."""
+    """Hold the slot and yield the descriptor of its lock. Raises MachineError where it stays taken, OSError."""
     deadline = time.monotonic() + slot.patience
     with ExitStack() as stack:
         while True:
@@ -60,6 +57,6 @@ async def hold_slot(slot: Slot) -> AsyncGenerator[int]:
                 break
             except LockedError:
                 if time.monotonic() > deadline:
-                    raise SlotBusy(f"{slot.devices or slot.lock.stem} is in use by another session") from None
+                    raise MachineError(f"{slot.devices or slot.lock.stem} is in use by another session") from None
             await asyncio.sleep(0.05)
         yield descriptor

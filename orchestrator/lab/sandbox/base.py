@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,16 +51,15 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
 _FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "nsswitch.conf", "passwd")
 
 
-def list_readable() -> Iterator[Path]:
-    """Yield what a Python program needs of this machine: libraries, the interpreter, `prepare`. No home, no data."""
+def list_readable(nodes: Collection[str] = ()) -> Iterator[Path]:
+    """Yield what a Python program needs of this machine: libraries, the interpreter, `prepare`. No home, no data.
+
+    On a GPU, which has `nodes`, also the one kernel that train.py knows; tokens and data may lie beside it.
+    """
     yield from (Path(place) for place in _SYSTEM)
     yield from (Path("/etc", name) for name in _FROM_ETC)
     yield from dict.fromkeys((Path(sys.base_prefix), Path(sys.base_prefix).resolve(), Path(sys.prefix), TRUSTED))
-
-
-def list_kernels(command: Command) -> Iterator[Path]:
-    """Yield the one kernel that train.py knows, for a run on a GPU; tokens and data may lie beside it."""
-    if command.nodes and (folder := os.environ.get(KERNELS)):
+    if nodes and (folder := os.environ.get(KERNELS)):
         yield from Path(folder).resolve().glob("*--kernels-community--flash-attn3")
 
 

@@ -5,9 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab.sandbox import seccomp
-from orchestrator.lab.sandbox.base import Command, list_hidden, list_kernels, list_readable
-
-PROGRAM = "bwrap"
+from orchestrator.lab.sandbox.base import Command, list_hidden, list_readable
 
 
 class Bubblewrap:
@@ -21,25 +19,23 @@ class Bubblewrap:
 
     def wrap(self, command: Command) -> Command:
         """Confine the command. Needs /proc, since the filter of system calls is passed as a descriptor."""
-        code = _open_pipe(seccomp.build_filter(sockets=True))
-        argv = [PROGRAM, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
+        instructions = seccomp.build_filter(sockets=True)
+        code, writable = os.pipe()
+        os.write(writable, instructions)
+        os.close(writable)
+        argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before the places that may lie below it
-        for place in (*list_readable(), *list_kernels(command)):
+        for place in list_readable(command.nodes):
             argv += _bind(place)
         argv += ["--proc", "/proc", "--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
-        argv += _mount_work(self.tmpfs, command.folder)
+        argv += [*self.tmpfs, str(command.folder)]
+        for entry in sorted(command.folder.rglob("*")):
+            # The files that were laid out are read-only, in folders that can be written.
+            argv += ["--dir", str(entry)] if entry.is_dir() else ["--ro-bind", str(entry), str(entry)]
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
-
-
-def _mount_work(tmpfs: tuple[str, ...], folder: Path) -> list[str]:
-    """Mount the files that were laid out read-only, in folders that can be written."""
-    words = [*tmpfs, str(folder)]
-    for entry in sorted(folder.rglob("*")):
-        words += ["--dir", str(entry)] if entry.is_dir() else ["--ro-bind", str(entry), str(entry)]
-    return words
 
 
 def _bind(place: Path) -> list[str]:
@@ -53,10 +49,3 @@ def _bind(place: Path) -> list[str]:
             empty = str(place / path.relative_to(real))
             words += ["--tmpfs", empty, "--remount-ro", empty]
     return words
-
-
-def _open_pipe(data: bytes) -> int:
-    read, write = os.pipe()
-    os.write(write, data)
-    os.close(write)
-    return read

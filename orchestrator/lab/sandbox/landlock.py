@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab.sandbox import confine, seccomp
-from orchestrator.lab.sandbox.base import TRUSTED, Command, list_hidden, list_kernels, list_readable
+from orchestrator.lab.sandbox.base import TRUSTED, Command, list_hidden, list_readable
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _NAMES = ("cpuinfo", "devices", "driver", "meminfo", "modules", "mounts", "stat", "sys", "version")
@@ -24,7 +24,7 @@ class Landlock:
     tier = "landlock"
 
     def wrap(self, command: Command) -> Command:
-        shown = sorted({str(place.resolve()) for place in (*list_readable(), *list_kernels(command))})
+        shown = sorted({str(place.resolve()) for place in list_readable(command.nodes)})
         options = {
             "read": [*shown, *SYSTEM_FILES, "/sys"],
             "hide": sorted(map(str, list_hidden())),

@@ -43,18 +43,18 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
     """Return the filter for kernel and bubblewrap; `sockets` allows them. Raises KeyError for unknown machines."""
     column = _MACHINES[machine or platform.machine()]
     lines = [
-        _emit_load(_ARCHITECTURE),
-        _emit_jump(_EQUAL, _AUDIT_ARCH[column], yes=1),
-        _emit_return(KILL),
-        _emit_load(_NUMBER),
-        _emit_jump(_AT_LEAST, _X32, no=1),
-        _emit_return(REFUSE | EPERM),
+        _emit(_LOAD, _ARCHITECTURE),
+        _emit(_EQUAL, _AUDIT_ARCH[column], yes=1),
+        _emit(_RETURN, KILL),
+        _emit(_LOAD, _NUMBER),
+        _emit(_AT_LEAST, _X32, no=1),
+        _emit(_RETURN, REFUSE | EPERM),
         *_emit_rule(_CLONE3[column], ENOSYS),  # its flags cannot be read; libraries fall back to clone
-        _emit_jump(_EQUAL, _CLONE[column], no=4),
-        _emit_load(_FIRST_ARGUMENT),
-        _emit_jump(_ANY_BIT, NEW_USER, no=1),
-        _emit_return(REFUSE | EPERM),
-        _emit_return(ALLOW),
+        _emit(_EQUAL, _CLONE[column], no=4),
+        _emit(_LOAD, _FIRST_ARGUMENT),
+        _emit(_ANY_BIT, NEW_USER, no=1),
+        _emit(_RETURN, REFUSE | EPERM),
+        _emit(_RETURN, ALLOW),
     ]
     for numbers in _REFUSED.values():
         lines += _emit_rule(numbers[column], EPERM)
@@ -63,25 +63,18 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
             lines += _emit_rule(number, SILENTLY)
     if not sockets:
         lines += _emit_rule(_SOCKET[column], EPERM)
-    return b"".join([*lines, _emit_return(ALLOW)])
+    return b"".join([*lines, _emit(_RETURN, ALLOW)])
 
 
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 """Offsets in the kernel's `struct seccomp_data`."""
-_EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
 def _emit_rule(number: int, error: int) -> list[bytes]:
-    return [_emit_jump(_EQUAL, number, no=1), _emit_return(REFUSE | error)]
+    return [_emit(_EQUAL, number, no=1), _emit(_RETURN, REFUSE | error)]
 
 
-def _emit_load(offset: int) -> bytes:
-    return struct.pack("HBBI", 0x20, 0, 0, offset)
-
-
-def _emit_jump(test: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
-    return struct.pack("HBBI", test, yes, no, value)
-
-
-def _emit_return(action: int) -> bytes:
-    return struct.pack("HBBI", 0x06, 0, 0, action)
+def _emit(operation: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
+    """Return one instruction; `yes` and `no` are how many a test skips."""
+    return struct.pack("HBBI", operation, yes, no, value)

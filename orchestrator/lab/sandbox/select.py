@@ -1,61 +1,57 @@
 """Selects a sandbox by what it prevents on this machine, never by what is installed.
 
-A probe runs beside a file with a secret, a process with a secret, two listening sockets and packages of held-out text.
-It tries to reach them all, and to do its legitimate work. A sandbox that allows one attempt, or prevents the work, is
-not used.
+A probe runs, launched like a run, beside a file with a secret, a process with a secret, two listening sockets and
+packages of held-out text. It tries to reach them all, and to do its legitimate work. A sandbox that allows one attempt,
+or prevents the work, is not used.
 """
 
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox, list_hidden
+from orchestrator.lab.launcher import build_command
+from orchestrator.lab.sandbox.base import Command, Sandbox, list_hidden
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock
+from orchestrator.lab.slots import Slot
 
 PATIENCE = 30.0
 """Seconds that the self-check of one sandbox may take."""
-TIERS: tuple[type[Bubblewrap | Landlock], ...] = (Bubblewrap, Landlock)
+TIERS: tuple[Sandbox, ...] = (Bubblewrap(), Landlock())
 
 
 class NoSandboxError(Exception):
     """No sandbox holds here; the message says why, and what to do."""
 
 
-def select_sandbox(tiers: Sequence[Sandbox] | None = None) -> Sandbox:
+def select_sandbox(tiers: Sequence[Sandbox] = TIERS) -> Sandbox:
     """Return the first sandbox that holds. Raises NoSandboxError."""
     reasons: list[str] = []
-    for sandbox in tiers if tiers is not None else [tier() for tier in TIERS]:
+    for sandbox in tiers:
         if not (reason := self_check(sandbox)):
             return sandbox
         reasons.append(f"{sandbox.tier}: {reason}")
-    found = "; ".join(reasons)
-    raise NoSandboxError(
-        f"no sandbox holds here ({found}): install bubblewrap, or trust the training code with --unsafe"
-    )
+    why = f"no sandbox holds here ({'; '.join(reasons)})"
+    raise NoSandboxError(f"{why}: install bubblewrap, or trust the training code with --unsafe")
 
 
 def self_check(sandbox: Sandbox) -> str:
     """Return what the sandbox fails to prevent or to allow; empty where it holds."""
     with tempfile.TemporaryDirectory() as name:
         outside = Path(name).resolve()
-        work = outside / "work"
-        (work / "tmp").mkdir(parents=True)
-        secret = secrets.token_hex()
-        canary = outside / "canary"
+        canary, secret = outside / "canary", secrets.token_hex()
         canary.write_text(secret)
         canary.chmod(0o444)
         with (
             socket.create_server(("127.0.0.1", 0)) as tcp,
             socket.socket(socket.AF_UNIX) as local,
             subprocess.Popen(["cat"], env={"SECRET": secret}, stdin=subprocess.PIPE) as bystander,
+            canary.open("rb") as shown,
         ):
             local.bind(str(outside / "socket"))
             local.listen()
@@ -65,39 +61,32 @@ def self_check(sandbox: Sandbox) -> str:
                 "process": bystander.pid,
                 "secret": secret,
                 "hidden": [*map(str, list_hidden())],
+                "shown": shown.fileno(),
             }
-            with canary.open("rb") as shown:
-                found = _run_probe(sandbox, work, target | {"shown": shown.fileno()})
+            words = ["-c", _PROBE, json.dumps(target)]
+            try:
+                command = build_command(Slot(outside / "slot"), sandbox, words, outside / "work", shown.fileno(), {})
+            except (KeyError, OSError):
+                return f"not for {os.uname().machine}"
+            found = _run_probe(command, shown.fileno())
             survived = bystander.poll() is None
         written = (outside / "note").exists()
     return found or "it can write outside" * written or "it can end other processes" * (not survived)
 
 
-def _run_probe(sandbox: Sandbox, work: Path, target: Mapping[str, object]) -> str:
-    python = (sys.executable, "-c", _PROBE, json.dumps(target))
-    env = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "PYTHONPATH": str(TRUSTED.parent),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HOME": str(work),
-    }
-    given = int(str(target["shown"]))
-    try:
-        command = sandbox.wrap(Command(python, env, work, (given,)))
-    except (KeyError, OSError):
-        return f"not for {os.uname().machine}"
-    if not shutil.which(command.argv[0]):
-        return f"{command.argv[0]} is not installed"
+def _run_probe(command: Command, given: int) -> str:
     try:
         done = subprocess.run(
             command.argv,
             env=command.env,
-            cwd=work,
+            cwd=command.folder,
             pass_fds=command.fds,
             capture_output=True,
             timeout=PATIENCE,
             check=False,
         )
+    except FileNotFoundError:
+        return f"{command.argv[0]} is not installed"
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"it does not start ({type(error).__name__})"
     finally:

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.lab.failures import Fault
 from prepare.manifest import MANIFEST_FILE, DataError, Manifest, load
 from prepare.shards import open_rows
 from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -51,8 +52,11 @@ WORK_SLACK = 2.0
 either way between honest models, and by half again on a busy machine."""
 
 
-class Disqualified(Exception):  # noqa: N818 - a verdict
+class Disqualified(Fault):
     """The score cannot be believed; the message is the reason."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("disqualified", message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +117,12 @@ class Scorer:
         return folder
 
     @property
-    def train_file(self) -> Path:
-        return self.folder / "train.bin"
-
-    @property
-    def rows_file(self) -> Path:
-        return self.folder / f"{self.split}.bin"
-
-    @property
     def shape(self) -> tuple[int, int]:
         """Rows and tokens of a row: the shape of claims."""
         return self.rows.shape[0], self.rows.shape[1] - 1
 
-    @property
-    def claim_bytes(self) -> int:
-        return 4 * math.prod(self.shape)
-
     def parse_claims(self, data: bytes) -> Nats:
-        """Return the claims, [rows, length], from `claim_bytes` bytes. Raises Disqualified for impossible ones."""
+        """Return the claims, an array of `shape`. Raises Disqualified for impossible ones."""
         claims = np.frombuffer(data, dtype=np.float32).reshape(self.shape)
         if not np.isfinite(claims).all():
             raise Disqualified("some of its claims are no numbers")
@@ -167,11 +159,9 @@ class Scorer:
 
     def mask(self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator) -> Rows:
         """Return those rows' inputs, validation text up to their positions, then training text."""
-        x = self.rows[first:last, :-1].astype(np.int64)
-        other = self.decoys[rng.integers(len(self.decoys), size=len(x)), :-1].astype(np.int64)
-        for row, genuine in enumerate(positions.at[first:last] + 1):
-            x[row, genuine:] = other[row, genuine:]
-        return x
+        other = self.decoys[rng.integers(len(self.decoys), size=last - first), :-1]
+        genuine = np.arange(self.shape[1]) <= positions.at[first:last, None]
+        return np.where(genuine, self.rows[first:last, :-1], other).astype(np.int64)
 
     def score_blind(self, logits: NDArray[np.float32], first: int, positions: AuditPositions) -> NDArray[np.float64]:
         """Return −log p, in nats, of the true tokens at the positions of the rows from `first`. Raises Disqualified.

@@ -3,9 +3,10 @@
 Only what happens here starts and stops the clock and makes a score; what a run prints is for people.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,10 +31,15 @@ class InferenceSettings(BaseModel):
     threads: int = Field(gt=0, le=MAX_BATCH)
 
 
-@dataclass
-class Submission:
-    """A run's model and its claims."""
+@dataclass(slots=True)
+class EvaluationServer:
+    """The orchestrator's side of one run's protocol, and what the run has submitted so far."""
 
+    connection: Connection
+    scorer: Scorer
+    plan: EvaluationPlan
+    threads: int
+    """Threads for arithmetic that the run has."""
     model: Path
     """File outside the sandbox: the model as it was when the clock stopped."""
     settings: InferenceSettings | None = None
@@ -43,94 +49,78 @@ class Submission:
     """Bits per byte that the claims add up to."""
     objection: str = ""
     """Reason for a disqualification."""
-    cpu_before: float = 0.0
-    """CPU seconds of the run when training began."""
-    cpu_seconds: float = 0.0
-    """CPU seconds of the training."""
     evaluation: float = 0.0
     """Seconds from the first validation row to the last claim."""
     confirmed: float | None = None
     """val_bpb on the held-out text, where it was asked for; not audited, since a run can only lose by it."""
 
-
-@dataclass(frozen=True, slots=True)
-class EvaluationServer:
-    """The orchestrator's side of one run's protocol."""
-
-    connection: Connection
-    scorer: Scorer
-    running: RunningProcess
-    submission: Submission
-    plan: EvaluationPlan
-
-    async def serve(self) -> None:
+    async def serve(self, running: RunningProcess) -> None:
         """Answer until the other end closes, makes its claims, or is disqualified. Raises OSError of our own files."""
         try:
-            while (event := await self.connection.receive()) is not None:
-                if await self._answer(event):
-                    return
+            await self._receive_model(running)
+            running.seal()
+            await self._send_rows(self.scorer.split)
+            await self._receive_claims(running)
+            await self.connection.send({"event": "thanks"})
         except Disqualified as reason:
-            self.submission.objection = str(reason)
+            self.objection = str(reason)
         except ConnectionError:
             pass  # the run has ended, which its guardian reports
         finally:
             self.connection.close()
 
-    async def _answer(self, event: dict[str, object]) -> bool:
-        """Answer one event; return whether it was the last. Events that are not due are ignored."""
-        clock = self.running.monitor.clock
-        match event:
-            case {"event": "ready"} if clock.started_at is None:
-                self.submission.cpu_before = self.running.count_cpu_seconds()
-                clock.start()
-                await self._send_rows("train", self.scorer.train_file)
-            case {"event": "model", "bytes": int(size)} if self.submission.settings is None:
-                await self._receive_model(size, event)
-                self.submission.cpu_seconds = self.running.count_cpu_seconds() - self.submission.cpu_before
-                await self.running.seal()
-                await self._send_rows(self.scorer.split, self.scorer.rows_file)
-            case {"event": "claims", "bytes": int(size)} if self.submission.settings:
-                await self._accept_claims(size)
-                await self.connection.send({"event": "thanks"})
-                return True
-            case _:
-                pass
-        return False
-
-    async def _receive_model(self, size: int, header: dict[str, object]) -> None:
-        """Store the model; the clock stops with its last byte. Raises Disqualified."""
-        if not 0 < size <= MAX_MODEL:
+    async def _receive_model(self, running: RunningProcess) -> None:
+        """Hand out the training rows and store the model; the clock stops with its last byte. Raises Disqualified."""
+        monitor, cpu_before = running.monitor, 0.0
+        event = await self._wait_for("ready", "model")
+        if event["event"] == "ready":
+            cpu_before, monitor.training_began = running.count_cpu_seconds(), monitor.now()
+            await self._send_rows("train")
+            event = await self._wait_for("model")
+        if not 0 < (size := event["bytes"]) <= MAX_MODEL:
             raise Disqualified(f"its model has {size:,} bytes")
-        with self.submission.model.open("xb") as file:
+        with self.model.open("xb") as file:
             await self.connection.copy_to(file, size)
-        self.running.monitor.clock.stop()
+        monitor.training_ended = monitor.now()
+        cpu_seconds = running.count_cpu_seconds() - cpu_before
         try:
-            self.submission.settings = InferenceSettings.model_validate(header)
+            self.settings = InferenceSettings.model_validate(event)
         except ValidationError:
             raise Disqualified("it does not say how its model is to be run") from None
+        self.objection = self.scorer.explain_overtime(monitor.train_seconds, cpu_seconds, self.threads)
 
-    async def _send_rows(self, split: str, shard: Path) -> None:
-        with shard.open("rb") as file:
-            await self.connection.send({"event": "rows", "split": split}, files=[file])
-
-    async def _accept_claims(self, size: int) -> None:
+    async def _receive_claims(self, running: RunningProcess) -> None:
         """Receive the claims and, where they matter, those on held-out text. Raises Disqualified."""
-        clock, heldout = self.running.monitor.clock, self.scorer.heldout
-        claims, val_bpb = await self._receive_claims(self.scorer, size)
-        self.submission.claims, self.submission.val_bpb = claims, val_bpb
-        self.submission.evaluation = clock.now() - (clock.stopped_at or 0.0)
-        if heldout and self.plan.confirmed and self.plan.needs_audit(val_bpb):
-            await self._send_rows(heldout.split, heldout.rows_file)
-            match await self.connection.receive():
-                case {"event": "claims", "bytes": int(size)}:
-                    self.submission.confirmed = (await self._receive_claims(heldout, size))[1]
-                case _:
-                    pass
+        monitor, heldout = running.monitor, self.scorer.heldout
+        event = await self._wait_for("claims")
+        self.claims, self.val_bpb = await self._read_claims(self.scorer, event["bytes"])
+        self.evaluation = monitor.now() - (monitor.training_ended or 0.0)
+        if heldout and self.plan.confirmed and self.plan.needs_audit(self.val_bpb):
+            await self._send_rows(heldout.split)
+            event = await self.connection.receive()
+            if event and _is_due(event, "claims"):
+                self.confirmed = (await self._read_claims(heldout, event["bytes"]))[1]
 
-    async def _receive_claims(self, scorer: Scorer, size: int) -> tuple[Nats, float]:
-        if size != scorer.claim_bytes:
-            raise Disqualified(f"it claimed {size:,} bytes, and {scorer.claim_bytes:,} were to be claimed")
+    async def _read_claims(self, scorer: Scorer, size: int) -> tuple[Nats, float]:
+        if size != (due := 4 * math.prod(scorer.shape)):
+            raise Disqualified(f"it claimed {size:,} bytes, and {due:,} were to be claimed")
         claims = scorer.parse_claims(await self.connection.read_exactly(size))
         if (bpb := scorer.compute_bpb(claims)) <= 0:
             raise Disqualified("it claims that nothing ever surprises it")
         return claims, bpb
+
+    async def _send_rows(self, split: str) -> None:
+        with (self.scorer.folder / f"{split}.bin").open("rb") as file:
+            await self.connection.send({"event": "rows", "split": split}, files=[file])
+
+    async def _wait_for(self, *names: str) -> dict[str, Any]:
+        """Return the next event that is due; others are ignored. Raises ConnectionError."""
+        while (event := await self.connection.receive()) is not None:
+            if _is_due(event, *names):
+                return event
+        raise ConnectionError("the run has ended")
+
+
+def _is_due(event: dict[str, Any], *names: str) -> bool:
+    """Tell whether this is one of the events; all but `ready` have bytes behind them."""
+    return event.get("event") in names and (event["event"] == "ready" or isinstance(event.get("bytes"), int))
