@@ -154,11 +154,11 @@ async def _promote(number: int, state: State, log: Log, executor: Executor) -> e
     """Move the research branch on to the candidate; its commit message reads like a lab note."""
     decided = state.open[number]
     assert isinstance(decided, Decided)
-    commit = decided.candidate.commit
+    assert decided.commit
     if number == 0:
-        return ev.Promoted(experiment=0, commit=commit.commit)
-    message = write_kept_message(number, decided)
-    head = await executor.promote(number, state.parent.commit, log.get(commit.source), message)
+        return ev.Promoted(experiment=0, commit=decided.commit.commit)
+    message = write_kept_message(decided)
+    head = await executor.promote(number, state.parent.commit, log.get(decided.commit.source), message)
     return ev.Promoted(experiment=number, commit=head)
 
 

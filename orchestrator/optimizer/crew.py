@@ -13,8 +13,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.core import text
-from orchestrator.core.events import Digest, Family, Postmortem, Proposal
-from orchestrator.core.state import Broken, Decided, Parent, State
+from orchestrator.core.events import Committed, Digest, Family, Postmortem, Proposal
+from orchestrator.core.state import Broken, Decided, State
 from orchestrator.optimizer import postmortem
 from orchestrator.optimizer.families import USUAL_EFFECT, find_family
 from orchestrator.optimizer.search import (
@@ -91,7 +91,7 @@ class Optimizer:
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:  # noqa: ARG002
         return postmortem.write_postmortem(state, decided)
 
-    def _read_constants(self, base: Parent) -> dict[str, Constant]:
+    def _read_constants(self, base: Committed) -> dict[str, Constant]:
         if base.source not in self.known:
             self.known[base.source] = list_tunable(self.get(base.source))
         return self.known[base.source]

@@ -33,7 +33,7 @@ FLAT = 0.01
 
 def write_postmortem(state: State, decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
-    scores, crash = decided.candidate.scores, decided.crash
+    scores, crash = decided.scores, decided.crash
     base = get_scores(state, decided.incumbent)
     match decided.verdict:
         case ev.Pruned() as pruned:
@@ -41,13 +41,13 @@ def write_postmortem(state: State, decided: Decided) -> ev.Postmortem:
             why = "It learned too slowly to catch up in the budget that was left."
             happened = [f"It was pruned: {pruned.reason}.", *curve]
             return _write(decided, "hurts", "it was pruned, far behind", happened, why)
-        case ev.Failed(reason=reason):
+        case ev.Kept() | ev.Discarded() as verdict:
+            run, change = describe_run(scores, base, verdict), format_signed(-verdict.gain)
+        case verdict:
             reached = [f"It had reached {crash.curve[-1].progress:.0%} of its budget."] if crash and crash.curve else []
             why = CAUSES.get(crash.failure if crash else "other", "These values do not work together in this train.py.")
             failure = crash.failure if crash else "crash"
-            return _write(decided, "does not run", failure, [f"It crashed: {reason}.", *reached], why)
-        case ev.Kept() | ev.Discarded() as verdict:
-            run, change = describe_run(scores, base, verdict), format_signed(-verdict.gain)
+            return _write(decided, "does not run", failure, [f"It crashed: {verdict.reason}.", *reached], why)
     best = f"the best's {verdict.mean + verdict.gain:.4f} (± {verdict.error:.4f})"
     score = f"val_bpb {verdict.mean:.4f} over {count_seeds(scores)}: {change} against {best}."
     why = _interpret(run, verdict.gain) if base else "There is nothing to compare it with."
@@ -65,7 +65,7 @@ def _classify(verdict: ev.Kept | ev.Discarded) -> str:
 
 def _write(decided: Decided, outcome: str, detail: str, happened: Sequence[str], why: str) -> ev.Postmortem:
     verdict, follow = FOLLOWS[outcome]
-    lesson = f"{decided.candidate.proposal.title}: {outcome} ({detail})."
+    lesson = f"{decided.proposal.title}: {outcome} ({detail})."
     return ev.Postmortem(verdict=verdict, happened=" ".join(happened), why=why, lesson=lesson, next=follow)
 
 

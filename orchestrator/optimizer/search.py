@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
-from orchestrator.core.events import Abandoned, Discarded, Kept, Refused
-from orchestrator.core.state import ExperimentResult, Parent, State, get_proposal
+from orchestrator.core.events import Abandoned, Committed, Discarded, Kept, Refused
+from orchestrator.core.state import Decided, State, get_proposal
 from orchestrator.core.text import format_signed
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
 from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, take_step
@@ -88,7 +88,7 @@ class SearchState:
         return [trial for trial in self.trials if list(trial.changes) == [name]]
 
 
-def read_search_state(state: State, read: Callable[[Parent], Mapping[str, Constant]]) -> SearchState:
+def read_search_state(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> SearchState:
     """Return the search state of a session; `read` returns the constants of a train.py on the research branch."""
     return SearchState(read(state.parent), tuple(_list_trials(state, read)), estimate_sigma(state))
 
@@ -153,7 +153,7 @@ def estimate_sensitivity(search: SearchState, name: str) -> float:
     return max(gains, default=get_usual_effect(name)) / (1 + turned)
 
 
-def _list_trials(state: State, read: Callable[[Parent], Mapping[str, Constant]]) -> Iterator[Trial]:
+def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> Iterator[Trial]:
     for result in state.results:
         base = result.commit.parent if result.commit else result.incumbent
         before = {name: constant.value for name, constant in read(state.parents[base]).items()}
@@ -167,7 +167,7 @@ def _list_trials(state: State, read: Callable[[Parent], Mapping[str, Constant]])
             yield Trial(number, changes, before, "running")
 
 
-def _make_trial(result: ExperimentResult, changes: Assignment, before: Assignment) -> Trial:
+def _make_trial(result: Decided, changes: Assignment, before: Assignment) -> Trial:
     match result.verdict:
         case (Kept() | Discarded()) as verdict:
             return Trial(result.experiment, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
