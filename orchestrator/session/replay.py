@@ -15,6 +15,8 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from orchestrator.core import events as ev
 from orchestrator.session.store import EventLog
+from subagents.agent import Reply, Request
+from subagents.tools import Tool, ToolCall, ToolResult
 
 E = TypeVar("E", bound=ev.Event)
 T = TypeVar("T")
@@ -37,7 +39,7 @@ class _Stuck(Exception):  # noqa: N818 - a finding, not a fault
 
 
 class Tape(EventLog):
-    """A recorded session played back: a log that knows what comes next, and a lab that has it ready.
+    """A recorded session played back: a log that knows what comes next, a lab and models that have it ready.
 
     Where the loop would write another event than the recorded one, the recorded one is taken in, so that the
     verification goes on.
@@ -122,16 +124,23 @@ class Tape(EventLog):
         del experiment, parent, source, message
         return (await self.expect(ev.Promoted)).commit
 
-    # Models and tools.
+    # Models and tools. Only tools that depend on nothing but the conversation are run.
 
-    async def read_reply(self) -> ev.ModelReplied:
-        """Return the recorded reply. Its request is compared when the reply is appended."""
+    async def pause(self, seconds: float) -> None:
+        """Go on at once: the recording says how long it took."""
+
+    async def reply(self, request: Request, on_wait: object) -> Reply:
+        """Return the recorded reply. The request is compared when the reply is appended."""
+        del request, on_wait
         while isinstance(event := await self.expect(ev.ModelReplied, ev.Waiting), ev.Waiting):
             await self.append(_get_task_id(), event)
-        return event
+        return Reply(event.message, event.tokens.model_dump(), event.usd)
 
-    async def read_tool_use(self) -> ev.ToolUsed:
-        return await self.expect(ev.ToolUsed)
+    async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
+        if tool.pure:
+            return await tool.run(call)
+        used = await self.expect(ev.ToolUsed)
+        return ToolResult(used.result, used.is_error)
 
     def _diff(self, old: ev.Event, new: ev.Event) -> str:
         """Return a line-by-line diff of two events, with the texts that they name written out."""
