@@ -154,15 +154,13 @@ def estimate_sensitivity(search: SearchState, name: str) -> float:
 
 
 def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> Iterator[Trial]:
+    values = {n: {name: c.value for name, c in read(parent).items()} for n, parent in state.parents.items()}
     for result in state.results:
-        base = result.commit.parent if result.commit else result.incumbent
-        before = {name: constant.value for name, constant in read(state.parents[base]).items()}
-        changes = result.proposal.settings
+        changes, before = result.proposal.settings, values[result.commit.parent if result.commit else result.incumbent]
         if result.experiment == 0 or (changes and changes.keys() <= before.keys() and result.status != "not tested"):
             yield _make_trial(result, changes, before)
-    before = {name: constant.value for name, constant in read(state.parent).items()}
     for number, stage in sorted(state.open.items()):
-        changes = get_proposal(stage).settings
+        changes, before = get_proposal(stage).settings, values[state.best]
         if changes and changes.keys() <= before.keys():
             yield Trial(number, changes, before, "running")
 

@@ -1,6 +1,7 @@
 """Choose the constants of a script that can be searched, and take steps in their spaces. Pure."""
 
 import ast
+from functools import lru_cache
 from math import isclose
 from typing import Literal
 
@@ -18,6 +19,7 @@ REFLECTION = {"globals", "locals", "vars", "exec", "eval"}
 """Functions through which a script may read a constant without naming it."""
 
 
+@lru_cache(maxsize=64)
 def list_tunable(source: str) -> dict[str, Constant]:
     """Return the constants that training reads and whose space holds another value. Raises SyntaxError.
 
