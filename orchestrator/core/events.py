@@ -7,7 +7,7 @@ openings of conversations) are kept beside them in the session's store and are n
 import ast
 import json
 from contextlib import suppress
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -84,16 +84,15 @@ class Proposal(Answer):
     @classmethod
     def _read_knob(cls, fields: Any) -> Any:
         """Read the `knob` of older sessions: a parameter ("A + B" for several), a direction and a value as text."""
-        if not isinstance(fields, dict) or "knob" not in fields:
-            return cast("Any", fields)
-        rest = cast("dict[str, Any]", fields).copy()
-        match rest.pop("knob"):
-            case {"parameter": str(name), "value": str(text)} if " + " in name and text.startswith("{"):
+        match fields:
+            case {"knob": {"parameter": str(name), "value": str(text)}, **rest} if " + " in name and text[:1] == "{":
                 return rest | {"settings": json.loads(text)}
-            case {"parameter": str(name), "direction": way, "value": str(text)}:
+            case {"knob": {"parameter": str(name), "direction": way, "value": str(text)}, **rest}:
                 return rest | {"settings": {name: parse_value(text)}, "direction": way}
-            case _:
+            case {"knob": _, **rest}:
                 return rest
+            case _:
+                return fields
 
 
 def parse_value(text: str) -> Value:
