@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from orchestrator.agents.briefing import clip, describe_budget
 from orchestrator.core import events as ev
 from orchestrator.core.curves import interpolate_loss
-from orchestrator.core.description import FinishedRun, describe_run
+from orchestrator.core.description import FinishedRun, compare_metrics
 from orchestrator.core.state import Broken, Decided, State, get_scores
 from subagents.logs import extract_frames, fence, quote, split_lines
 
@@ -99,7 +99,7 @@ def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *,
         yield "Training loss by share of the budget, smoothed over the last few steps, means over seeds:"
         yield write_curve_table(runs, incumbent, POINTS)
     yield "Measured, means over seeds, with the incumbent's in brackets:"
-    for name, own, other in describe_run(runs, incumbent, decided.verdict).metrics:
+    for name, own, other in compare_metrics(runs, incumbent):
         if (own or other) and (timed or name != "tokens per second"):
             yield f"{name}: {own:,.0f} ({other:,.0f})"
     match decided.last_run:
