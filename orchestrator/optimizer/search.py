@@ -166,13 +166,11 @@ def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant
 
 
 def _make_trial(result: Decided, changes: Assignment, before: Assignment) -> Trial:
-    match result.verdict:
-        case (Kept() | Discarded()) as verdict:
-            return Trial(result.experiment, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
-        case Refused() | Abandoned():
-            return Trial(result.experiment, changes, before, "refused")
-        case _:
-            return Trial(result.experiment, changes, before, "failed")
+    verdict = result.verdict
+    if isinstance(verdict, Kept | Discarded):
+        return Trial(result.experiment, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
+    outcome = "refused" if isinstance(verdict, Refused | Abandoned) else "failed"
+    return Trial(result.experiment, changes, before, outcome)
 
 
 def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:
@@ -180,27 +178,18 @@ def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:
     constant, history = search.constants[name], search.list_trials(name)
     if any(trial.outcome == "running" for trial in history):
         return
+    given_up = {trial.before[name] for trial in history if trial.outcome == "kept"}
     if isinstance(constant.space, Choices) and not constant.space.ordered:
-        yield from _propose_options(constant, constant.space, history)
+        failed = sum(trial.outcome != "kept" for trial in history)  # each halves the expected effect
+        effect = get_usual_effect(name) * 0.5 ** (1 + failed)
+        why = f"{failed} of its other values did not help." if failed else "None of its other values has failed yet."
+        others = [option for option in constant.space.options if option not in {constant.value, *given_up}]
+        yield from (SearchStep({name: option}, effect, 0.0, why) for option in others)
         return
     for way in ("down", "up") if find_family(name).family in CHEAPER_DOWN else ("up", "down"):
-        if (step := _propose_step(search, constant, way, history)) is not None:
+        step = _propose_step(search, constant, way, history)
+        if step and not any(is_between(old, constant.value, step.changes[name]) for old in given_up):
             yield step
-
-
-def _propose_options(constant: Constant, space: Choices, history: Sequence[Trial]) -> Iterator[SearchStep]:
-    """Yield each untried value of a constant without an order; each failure halves the expected effect."""
-    failed = [trial for trial in history if trial.outcome != "kept"]
-    effect = get_usual_effect(constant.name) * 0.5 ** (1 + len(failed))
-    why = f"{len(failed)} of its other values did not help." if failed else "None of its other values has failed yet."
-    for option in space.options:
-        if option != constant.value and option not in _list_abandoned_values(constant, history):
-            yield SearchStep({constant.name: option}, effect, 0.0, why)
-
-
-def _list_abandoned_values(constant: Constant, history: Sequence[Trial]) -> set[Value]:
-    """Return the values that were given up for better ones."""
-    return {trial.before[constant.name] for trial in history if trial.outcome == "kept"}
 
 
 def _propose_step(
@@ -227,10 +216,7 @@ def _propose_step(
         case _:
             return None
     new = take_step(constant, way, size)
-    given_up = _list_abandoned_values(constant, history)
-    if new is None or any(old == new or is_between(old, constant.value, new) for old in given_up):
-        return None
-    return SearchStep({constant.name: new}, effect, expected, why)
+    return None if new is None else SearchStep({constant.name: new}, effect, expected, why)
 
 
 def _count_steps(constant: Constant, trial: Trial) -> float:

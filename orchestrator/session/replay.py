@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isclose
-from typing import Any, NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 from orchestrator.core import events as ev
 from orchestrator.session.store import EventLog
@@ -182,21 +182,17 @@ async def _replay_life(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None
         tape.stop(rest, "nothing more is due")
 
 
-def _is_same(recorded: ev.Event, now: ev.Event) -> bool:
+def _is_same(recorded: object, now: object) -> bool:
     """Return whether they agree in everything that the version which recorded it knew of."""
-    return type(recorded) is type(now) and _is_within(recorded.model_dump(exclude_unset=True), now.model_dump())
-
-
-def _is_within(old: Any, new: Any) -> bool:
-    if isinstance(old, float) and isinstance(new, float):
-        return isclose(old, new, rel_tol=1e-9, abs_tol=1e-9)  # sums of arrays round differently on another processor
-    if isinstance(old, dict) and isinstance(new, dict):
-        fields, others = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
-        return all(name in others and _is_within(value, others[name]) for name, value in fields.items())
-    if isinstance(old, tuple | list) and isinstance(new, tuple | list):
-        items, those = cast("list[Any]", old), cast("list[Any]", new)
-        return len(items) == len(those) and all(map(_is_within, items, those))
-    return old == new
+    if isinstance(recorded, ev.Frozen):
+        known = recorded.model_fields_set
+        return type(recorded) is type(now) and all(_is_same(getattr(recorded, n), getattr(now, n)) for n in known)
+    if isinstance(recorded, float) and isinstance(now, float):  # sums of arrays round differently on another processor
+        return isclose(recorded, now, rel_tol=1e-9, abs_tol=1e-9)
+    if isinstance(recorded, tuple) and isinstance(now, tuple):
+        old, new = cast("tuple[object, ...]", recorded), cast("tuple[object, ...]", now)
+        return len(old) == len(new) and all(map(_is_same, old, new))
+    return recorded == now
 
 
 def _get_task_id() -> str:
