@@ -144,14 +144,9 @@ class SessionProfile(Frozen):
     seq_len: int = 0
     """Row length in tokens; 0 in sessions recorded before this field existed."""
     vocab_size: int = 0
-    sigma: float = 0.0
-    """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_sigma(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the one value that the cpu profile had before it was recorded."""
-        return {"sigma": 0.0048 if fields.get("name") == "cpu" else 0.0, **fields}
+    sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
+    """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
+    default is the one value that the cpu profile had before it was recorded."""
 
 
 class SessionSettings(Frozen):

@@ -6,7 +6,7 @@ otherwise Optuna's TPE over a few constants that have shown an effect, with all 
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -44,11 +44,11 @@ QUOTED = 3
 """Earlier trials of the same constants that a rationale quotes."""
 
 
+@dataclass(frozen=True, slots=True)
 class Optimizer:
     """A crew without models (a ports.Crew); `get` returns stored texts."""
 
-    def __init__(self, get: Callable[[Digest], str]) -> None:
-        self.get = get
+    get: Callable[[Digest], str]
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         """Return up to `count` proposals, each as if those before it were in flight. Raises NoAnswer."""

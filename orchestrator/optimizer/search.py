@@ -27,7 +27,6 @@ MAX_STACKED = 5
 """Constants that a stack of near-misses sets at most: with more of them, more that only luck helped get in."""
 ADDITIVITY = 0.85
 """Share of the sum of its parts' gains that a stack has: changes overlap."""
-OPPOSITE: dict[str, Literal["up", "down"]] = {"up": "down", "down": "up"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +196,7 @@ def _propose_step(
 ) -> SearchStep | None:
     """Return a step up or down, by the results of earlier ones on the constant; None where it promises nothing."""
     usual, size, expected = get_usual_effect(constant.name), 1.0, 0.0
-    match _find_latest(history, constant, way), _find_latest(history, constant, OPPOSITE[way]):
+    match _find_latest(history, constant, way), _find_latest(history, constant, "down" if way == "up" else "up"):
         case None, None:
             effect, why = usual, "It has not been turned yet."
         case Trial(gain=float() as gain) as last, _ if gain > 0:

@@ -74,7 +74,8 @@ def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Va
                 new = round(space.clip(old + sign))
         case _, old:
             new = old
-    return new if get_direction(constant, new) == way and not _is_same(new, constant.value) else None
+    same = new == old or (isinstance(new, float) and isinstance(old, float) and isclose(new, old, rel_tol=0.01))
+    return new if get_direction(constant, new) == way and not same else None
 
 
 def is_within(space: Space, value: Value) -> bool:
@@ -90,10 +91,6 @@ def is_within(space: Space, value: Value) -> bool:
 def is_between(middle: Value, a: Value, b: Value) -> bool:
     numbers = [x for x in (a, middle, b) if isinstance(x, int | float) and not isinstance(x, bool)]
     return len(numbers) == 3 and numbers in (sorted(numbers), sorted(numbers, reverse=True))
-
-
-def _is_same(a: Value, b: Value) -> bool:
-    return a == b or (isinstance(a, float) and isinstance(b, float) and isclose(a, b, rel_tol=0.01))
 
 
 def _find_names_read(source: str) -> set[str]:

@@ -74,11 +74,10 @@ class Recording:
         self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment
 
     async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
-        names = self.log.put(system), self.log.put(opening)
-        event = ev.ConversationOpened(
-            experiment=self.experiment, agent=agent, model=model, system=names[0], opening=names[1]
-        )
-        await self.log.append(self.task_id, event)
+        system, opening = self.log.put(system), self.log.put(opening)  # their names
+        number = self.experiment
+        opened = ev.ConversationOpened(experiment=number, agent=agent, model=model, system=system, opening=opening)
+        await self.log.append(self.task_id, opened)
 
     async def pause(self, seconds: float, until: float, reason: str) -> None:
         await self._wait(until, reason)
