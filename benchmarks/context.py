@@ -6,7 +6,6 @@ from orchestrator.agents import briefing, packets
 from orchestrator.cli.options import load_style
 from orchestrator.core.events import Discarded, Kept
 from orchestrator.core.source import diff
-from orchestrator.core.state import Candidate, Decided
 from prepare import profiles
 from tests import synthetic
 
@@ -23,12 +22,11 @@ def main() -> None:
         log = synthetic.log(number)
         state = log.state
         last = next(f for f in reversed(state.results) if isinstance(f.verdict, Kept | Discarded) and f.commit)
-        decided = Decided(Candidate(last.proposal, last.commit, last.scores), last.verdict, None, last.incumbent)
         change = diff(log.get(state.parents[last.commit.parent].source), log.get(last.commit.source))
         facts = {
             "researcher": briefing.brief_researcher(state, state.next, 1, source, ()),
             "mechanic": {**packets.pack_order(last.proposal), "source": source},
-            "reflector": packets.pack_reflection(state, decided, log.get(last.scores[-1].log), change),
+            "reflector": packets.pack_reflection(state, last, log.get(last.scores[-1].log), change),
         }
         cells = [briefing.count_tokens(prompts[a].system + prompts[a].render_opening(facts[a])) for a in facts]
         print(f"| {number:,} | " + " | ".join(f"{tokens:,}" for tokens in cells) + " |")

@@ -10,7 +10,7 @@ from typing import Literal
 from orchestrator.core import events as ev
 from orchestrator.core.commit_message import write_candidate_message, write_kept_message
 from orchestrator.core.source import compute_fingerprint, count_changes, merge
-from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, get_proposal
+from orchestrator.core.state import Broken, Candidate, Decided, Stage, State, get_proposal
 from orchestrator.policy import steps
 from orchestrator.policy.schedule import find_due
 from orchestrator.ports import Crew, Executor, Log, Revision
@@ -122,26 +122,18 @@ async def _make_candidate(
 
 
 async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: Log, crew: Crew) -> Revision:
-    """Return the candidate's train.py, edited from its parent's `source`. Raises NoAnswer."""
-    match step, stage:
-        case steps.Repair(), Broken(candidate):
-            return await crew.repair(state, step, stage, log.get(candidate.commit.source))
-        case steps.Rebase(), Candidate(proposal, commit):
-            before = log.get(state.parents[commit.parent].source)
-            merged = merge(before, source, log.get(commit.source))
-            if merged is not None:
-                return Revision(merged, commit.summary, commit.deviations)
-            return await _implement(state, step, proposal, source, crew)
-        case steps.Implement(), Idea(proposal):
-            return await _implement(state, step, proposal, source, crew)
-        case _:
-            raise AssertionError(f"{step} is not due in {type(stage).__name__}")
+    """Return the candidate's train.py, edited from its parent's `source`. Raises NoAnswer.
 
-
-async def _implement(
-    state: State, step: steps.Implement | steps.Rebase, proposal: ev.Proposal, source: str, crew: Crew
-) -> Revision:
-    """Set constants exactly as proposed; leave any other change to the crew. Raises NoAnswer."""
+    Constants are set exactly as proposed; any other change is left to the crew.
+    """
+    proposal = get_proposal(stage)
+    if isinstance(step, steps.Repair):
+        assert isinstance(stage, Broken)
+        return await crew.repair(state, step, stage, log.get(stage.candidate.commit.source))
+    if isinstance(stage, Candidate):  # a rebase
+        commit, before = stage.commit, log.get(state.parents[stage.commit.parent].source)
+        if (merged := merge(before, source, log.get(commit.source))) is not None:
+            return Revision(merged, commit.summary, commit.deviations)
     if not proposal.settings:
         return await crew.implement(state, step, proposal, source)
     try:
@@ -154,11 +146,11 @@ async def _promote(number: int, state: State, log: Log, executor: Executor) -> e
     """Move the research branch on to the candidate; its commit message reads like a lab note."""
     decided = state.open[number]
     assert isinstance(decided, Decided)
-    commit = decided.candidate.commit
+    assert decided.commit
     if number == 0:
-        return ev.Promoted(experiment=0, commit=commit.commit)
-    message = write_kept_message(number, decided)
-    head = await executor.promote(number, state.parent.commit, log.get(commit.source), message)
+        return ev.Promoted(experiment=0, commit=decided.commit.commit)
+    message = write_kept_message(decided)
+    head = await executor.promote(number, state.parent.commit, log.get(decided.commit.source), message)
     return ev.Promoted(experiment=number, commit=head)
 
 

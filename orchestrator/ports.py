@@ -22,12 +22,9 @@ class Revision:
 class Log(Protocol):
     """Stores events and texts: a session's file, or the recording of one."""
 
-    @property
-    def state(self) -> State: ...
-    @property
-    def finished(self) -> set[str]:
-        """Tasks of this life that have appended their last event."""
-        ...
+    state: State
+    finished: set[str]
+    """Tasks of this life that have appended their last event."""
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Call the watcher after every append."""

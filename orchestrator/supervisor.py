@@ -22,49 +22,46 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
     """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what a broken machine raises."""
     _read_guidance(session, guidance)
     research = asyncio.ensure_future(run(session, crew, lab))
-    outside = asyncio.ensure_future(_watch_guidance(session, guidance))
-    alarm = asyncio.ensure_future(_stop_at_deadline(session))
-    interrupts = _Interrupts(session, research, say)
+    outside = [
+        asyncio.ensure_future(_watch_guidance(session, guidance)),
+        asyncio.ensure_future(_stop_at_deadline(session)),
+    ]
+    stopped = False
+
+    def stop_now() -> None:
+        nonlocal stopped
+        stopped = True
+        research.cancel()
+
+    def request_stop() -> None:
+        """Finish what is training at the first Ctrl-C, stop at once at the second. Nothing is lost either way."""
+        if session.state.stopping or session.state.ended:
+            stop_now()
+            return
+        say("Stopping: what is training is finished and recorded first. Ctrl-C again stops at once.")
+        try:
+            session.write("", StopAsked(reason="you asked to stop"))
+        except SessionError as error:
+            say(str(error))
+            stop_now()
+
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, interrupts.request_stop)
-    loop.add_signal_handler(signal.SIGTERM, interrupts.stop_now)
+    loop.add_signal_handler(signal.SIGINT, request_stop)
+    loop.add_signal_handler(signal.SIGTERM, stop_now)
     try:
         return await research
     except asyncio.CancelledError:
-        if interrupts.hurried:
+        if stopped:
             raise KeyboardInterrupt from None
         raise
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is to say how to go on: a second one is no news
-        for task in (outside, alarm):
+        for task in outside:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-
-
-class _Interrupts:
-    """Ctrl-C once finishes what is training; twice stops at once. Nothing is lost either way."""
-
-    def __init__(self, session: Session, research: asyncio.Future[State], say: Callable[[str], None]) -> None:
-        self.session, self.research, self.say = session, research, say
-        self.hurried = False
-
-    def request_stop(self) -> None:
-        if self.session.state.stopping or self.session.state.ended:
-            self.stop_now()
-            return
-        self.say("Stopping: what is training is finished and recorded first. Ctrl-C again stops at once.")
-        try:
-            self.session.write("", StopAsked(reason="you asked to stop"))
-        except SessionError as error:
-            self.say(str(error))
-            self.stop_now()
-
-    def stop_now(self) -> None:
-        self.hurried = True
-        self.research.cancel()
 
 
 async def _stop_at_deadline(session: Session) -> None:

@@ -19,7 +19,7 @@ from orchestrator.agents.crew import ClaudeCrew
 from orchestrator.core.events import BaselineCommitted, Crashed, Point, RunMetrics, Scored, SessionLimits
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.loop import run
-from orchestrator.session.recording import Live, Played, Recording
+from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from subagents.agent import ask
@@ -80,7 +80,7 @@ def played(session):
     """The session once more, from its tape alone."""
 
     async def live(tape):
-        crew = ClaudeCrew(tape, lambda task_id, number: Recording(Played(tape), tape, task_id, number), PROMPTS)
+        crew = ClaudeCrew(tape, lambda task_id, number: Recording(tape, tape, task_id, number), PROMPTS)
         return await run(tape, crew, tape)
 
     async def go():

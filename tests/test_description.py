@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import count_distinct, count_seeds, describe_run
+from orchestrator.core.description import compare_curves, compare_metrics, count_distinct, count_seeds
 from subagents.prompts import split_front_matter
 
 
@@ -16,25 +16,17 @@ def run(score: float, *, steps: int = 0, losses=()) -> ev.Scored:
 def test_both_sides_are_means_over_their_runs():
     ours = [run(2.0, steps=100, losses=[(0.5, 4.0), (1.0, 3.0)]), run(2.2, steps=110, losses=[(0.5, 4.2), (1.0, 3.2)])]
     incumbent = [run(2.5, steps=90, losses=[(0.5, 5.0), (1.0, 4.0)]), run(2.3, losses=[(0.5, 4.0), (1.0, 3.0)])]
-    verdict = ev.Discarded(experiment=1, mean=2.1, gain=0.3, error=0.1, sigma=0.1, reason="noise")
 
-    told = describe_run(ours, incumbent, verdict)
-
-    assert told.val_bpb == pytest.approx(2.1)
-    assert told.incumbent_bpb == pytest.approx(2.4)
-    assert (told.gain, told.error) == (0.3, 0.1)
-    assert told.metrics[0] == ("optimizer steps", 105, 90)
-    assert told.gaps == pytest.approx({0.5: -0.4, 1.0: -0.4})
+    assert compare_metrics(ours, incumbent)[0] == ("optimizer steps", 105, 90)
+    assert compare_curves(ours, incumbent) == pytest.approx({0.5: -0.4, 1.0: -0.4})
 
 
-def test_a_crash_has_measurements_and_no_score():
+def test_a_crash_has_measurements_and_no_curve_to_compare():
     crash = ev.Crashed(
         experiment=1, run=1, failure="NaN", message="", metrics=ev.RunMetrics(steps=7), curve=(), log="x"
     )
-    told = describe_run([crash], [], ev.Failed(experiment=1, reason="NaN"))
-    assert (told.val_bpb, told.incumbent_bpb, told.gain) == (None, None, None)
-    assert told.metrics[0] == ("optimizer steps", 7, 0)
-    assert told.gaps == {}
+    assert compare_metrics([crash], [])[0] == ("optimizer steps", 7, 0)
+    assert compare_curves([crash], []) == {}
 
 
 def audit(claimed: float) -> ev.Audit:

@@ -9,7 +9,7 @@ from orchestrator.core.state import fold
 from orchestrator.loop import run
 from orchestrator.optimizer.crew import Optimizer
 from orchestrator.policy import thresholds
-from orchestrator.session.recording import Live, Played, Recording
+from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from orchestrator.views.musings import write_musings
@@ -90,7 +90,7 @@ def test_a_model_that_leads_nowhere_is_asked_a_few_times_and_then_the_optimizer_
     assert "The last 3 rounds led to no run; the latest because of this: «" in "".join(told)
 
     async def live(tape):
-        await run(tape, make_crew(tape, Played(tape)), tape)
+        await run(tape, make_crew(tape, tape), tape)
 
     assert not run_virtually(replay(Tape(session.records, session.get), live))
 

@@ -14,7 +14,6 @@ import pytest
 
 from orchestrator.cli.wiring import build_crew
 from orchestrator.loop import run
-from orchestrator.session.recording import Played
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from orchestrator.views.musings import write_musings
@@ -58,7 +57,7 @@ def test_it_replays(session, tmp_path):
     tape = Tape(session.records, session.get)
 
     async def live(tape):
-        await run(tape, build_crew(tape, tmp_path, Played(tape)), tape)
+        await run(tape, build_crew(tape, tmp_path), tape)
 
     differing = [divergence.seq for divergence in asyncio.run(replay(tape, live))]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core import curves
 from orchestrator.core import events as ev
-from orchestrator.core.state import BASELINE, Candidate, Decided, ExperimentResult, Incumbent, PooledVariance, State
+from orchestrator.core.state import BASELINE, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import (
     belief,
     certification,
@@ -63,7 +63,7 @@ def candidate(*gains: float, state: State = STATE, removed: int = 0, family="oth
     runs = [score(usual[n] - gain * SIGMA).model_copy(update=facts) for n, gain in enumerate(gains)]
     seeds = tuple(draw_seed(state, run + 1) for run in range(len(runs)))
     made = MADE.model_copy(update={"removed": removed})
-    return Candidate(BASELINE.model_copy(update={"family": family}), made, tuple(runs), seeds, len(runs))
+    return Candidate(BASELINE.model_copy(update={"family": family}), made, tuple(runs), seeds)
 
 
 def decide(*gains: float, state: State = STATE, **how) -> object:
@@ -131,7 +131,7 @@ def test_the_bar_is_higher_for_a_weak_researcher():
 def test_scatter_says_what_pairing_is_worth():
     def with_results(scatter: float) -> State:
         verdict = ev.Discarded(**NUMBERS, same_shape=True, differences=(scatter, -scatter))
-        result = ExperimentResult(1, BASELINE, verdict, (score(2.0),), MADE, None, None, 0)
+        result = Decided(1, BASELINE, verdict, (score(2.0),), MADE, None, None, 0)
         return replace(STATE, results=(result,) * 30)
 
     def link(scatter: float) -> float:
@@ -252,7 +252,7 @@ def _certified(gains: list[float], heldout: bool) -> State:
         seed: score(2.0 - gain).model_copy(update={"confirmed": 2.1 - gain / 2 if heldout else None})
         for seed, gain in zip(seeds, gains, strict=True)
     }
-    kept = ExperimentResult(3, BASELINE, ev.Kept(**NUMBERS, score_to_beat=1.9), (score(1.9),), MADE, None, None, 0)
+    kept = Decided(3, BASELINE, ev.Kept(**NUMBERS, score_to_beat=1.9), (score(1.9),), MADE, None, None, 0)
     best_now = replace(STATE.incumbent, experiment=3)
     return replace(STATE, incumbent=best_now, results=(kept,), fresh={0: base, 3: best})
 
@@ -277,13 +277,12 @@ def test_certificate_intervals_cover_what_they_say():
 
 def test_no_run_is_granted_to_a_keep_whose_post_mortem_waits_beyond_the_deadline():
     """Its stage is still open then, and a grant could not follow."""
-    best = candidate(3.0)
     kept = ev.Kept(**{**NUMBERS, "experiment": 3}, score_to_beat=1.9)
     state = replace(
         STATE,
         baseline_commit=ev.BaselineCommitted(commit="", source="", fingerprint=""),
         incumbent=replace(STATE.incumbent, experiment=3),
-        open={3: Decided(best, kept, None, 0, promoted=True)},
+        open={3: Decided(3, BASELINE, kept, (), MADE, None, None, 0, promoted=True)},
         started=STATE.session.model_copy(
             update={"reflect_every": 1, "limits": ev.SessionLimits(hours=8, experiments=0)}
         ),
@@ -316,11 +315,11 @@ def _run(behind: float, luck: random.Random, **facts):
     return score(value).model_copy(update={"curve": _curve(behind, luck), **facts})
 
 
-def _finding(number: int, behind: float, luck: random.Random, **facts) -> ExperimentResult:
+def _finding(number: int, behind: float, luck: random.Random, **facts) -> Decided:
     run = _run(behind, luck, **facts)
     key = {"experiment": number, "error": 0.005, "sigma": 0.0048, "reason": ""}
     verdict = ev.Discarded(mean=run.val_bpb, gain=STATE.incumbent.score_to_beat - run.val_bpb, **key)
-    return ExperimentResult(number, BASELINE, verdict, (run,), MADE, None, None, 0)
+    return Decided(number, BASELINE, verdict, (run,), MADE, None, None, 0)
 
 
 def _night(count: int, luck: random.Random, **facts) -> State:

@@ -8,7 +8,7 @@ import pytest
 from jinja2 import meta
 
 from orchestrator.agents import briefing, packets
-from orchestrator.core.state import Broken
+from orchestrator.core.state import Broken, Candidate
 from subagents.prompts import JINJA, NAMES, OPENING, PromptError, load_prompts, parse_prompt
 from tests import synthetic
 from tests.test_reflector import crashed, decided
@@ -48,7 +48,7 @@ def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
 def test_the_crash_packet_fills_the_same_opening():
     _, stage = crashed()
 
-    packet = packets.pack_repair(Broken(stage.candidate, stage.crash), "log", "-a\n+b")
+    packet = packets.pack_repair(Broken(Candidate(stage.proposal, stage.commit), stage.crash), "log", "-a\n+b")
 
     assert packet.keys() | {"source"} == list_placeholders(load_prompts(FOLDER)["mechanic"])
 

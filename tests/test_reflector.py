@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.agents import briefing, packets
 from orchestrator.core.events import Crashed, Failed, Point, Postmortem, RunMetrics
-from orchestrator.core.state import Decided, fold
+from orchestrator.core.state import fold
 from subagents import reflector
 from subagents.agent import ask
 from subagents.logs import FENCE, LINE, extract_frames, fence, quote, split_lines
@@ -53,7 +54,7 @@ def crashed(log_message="NaN"):
         curve=(Point(seconds=1, progress=0.1, loss=5.0), Point(seconds=2, progress=0.2, loss=float(9))),
         log="l",
     )
-    return state, Decided(stage.candidate, Failed(experiment=3, reason=f"NaN: {log_message}"), crash, stage.incumbent)
+    return state, replace(stage, verdict=Failed(experiment=3, reason=f"NaN: {log_message}"), crash=crash)
 
 
 def tool(name, log=""):
@@ -106,7 +107,7 @@ def test_a_text_that_is_too_long_goes_back_but_would_load_from_a_file():
 
 def test_the_author_does_not_judge():
     state, stage = decided()
-    proposal = stage.candidate.proposal
+    proposal = stage.proposal
 
     opening = PROMPT.render_opening(packets.pack_reflection(state, stage, "log", "-a\n+b"))
 

@@ -12,7 +12,7 @@ from typing import get_args
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
-from orchestrator.core.state import Broken, Candidate, ExperimentResult, Idea, Stage, State, Training, get_proposal
+from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, Training, get_proposal
 from orchestrator.core.text import flatten, format_signed, shorten
 from orchestrator.policy import thresholds
 from orchestrator.policy.judge import describe_rule
@@ -156,7 +156,7 @@ def describe_metrics(metrics: ev.RunMetrics) -> str:
     return ", ".join(count for count in counts if count) or "nothing was measured"
 
 
-def describe_experiment(result: ExperimentResult, change: str) -> str:
+def describe_experiment(result: Decided, change: str) -> str:
     """Return all that is known of one experiment; `change` is its diff."""
     proposal, post, commit = result.proposal, result.postmortem, result.commit
     parts = [
@@ -172,7 +172,7 @@ def describe_experiment(result: ExperimentResult, change: str) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def list_experiments(results: Sequence[ExperimentResult]) -> str:
+def list_experiments(results: Sequence[Decided]) -> str:
     """Return a line for each result, the latest ROWS of them."""
     head = f"{len(results)} experiments" + (f", the last {ROWS}:" if len(results) > ROWS else ":")
     return "\n".join([head, *map(_write_line, results[-ROWS:])])
@@ -211,7 +211,7 @@ def _list_scores(scores: Sequence[ev.Scored]) -> str:
     return f"Seeds: {values}; a run of it: {describe_metrics(scores[-1].metrics)}."
 
 
-def _write_line(result: ExperimentResult) -> str:
+def _write_line(result: Decided) -> str:
     """Return an experiment and what came of it, on one line."""
     proposal = result.proposal
     settings = f", {describe_settings(proposal)}" if proposal.settings else ""
@@ -219,7 +219,7 @@ def _write_line(result: ExperimentResult) -> str:
     return f"#{result.experiment} {shorten(proposal.title, 90)} ({kind}). {_describe_outcome(result)}"
 
 
-def _describe_result(result: ExperimentResult, *, long: bool = False) -> str:
+def _describe_result(result: Decided, *, long: bool = False) -> str:
     """Return an experiment in full sentences, with what its author expected and what was learned."""
     post = result.postmortem
     parts = [f"{_write_line(result)} Expected {format_signed(result.proposal.expected_delta)}."]
@@ -231,7 +231,7 @@ def _describe_result(result: ExperimentResult, *, long: bool = False) -> str:
     return " ".join(parts)
 
 
-def _describe_outcome(result: ExperimentResult) -> str:
+def _describe_outcome(result: Decided) -> str:
     if result.status == "not tested" and result.postmortem:
         return f"Not tested, because the edit did something else: {quote(result.postmortem.happened.rstrip('.'), 200)}."
     match result.verdict:
@@ -244,9 +244,9 @@ def _describe_outcome(result: ExperimentResult) -> str:
             return f"{result.status.capitalize()}: {quote(verdict.reason.rstrip('.'), 200)}."
 
 
-def _summarize_families(results: Sequence[ExperimentResult]) -> Iterator[str]:
+def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
     """Yield for each family how often it was tried, kept and crashed, and its best gain."""
-    groups: dict[str, list[ExperimentResult]] = defaultdict(list)
+    groups: dict[str, list[Decided]] = defaultdict(list)
     for result in results:
         groups[result.proposal.family].append(result)
     for family, group in sorted(groups.items(), key=lambda item: -len(item[1])):
@@ -259,7 +259,7 @@ def _summarize_families(results: Sequence[ExperimentResult]) -> Iterator[str]:
         yield f"never: {', '.join(untried)}"
 
 
-def _list_near_misses(results: Sequence[ExperimentResult]) -> list[str]:
+def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     """Return discarded changes that looked like a gain, the most promising last."""
     ranked = [
         (verdict.gain / verdict.error, _write_line(result))
@@ -278,7 +278,7 @@ def _list_under_way(state: State) -> Iterator[str]:
             yield f"#{number} {shorten(get_proposal(stage).title, 90)} {progress}."
 
 
-def _list_lessons(results: Sequence[ExperimentResult]) -> list[str]:
+def _list_lessons(results: Sequence[Decided]) -> list[str]:
     """Return the lessons of clear results, which are worth most; all lessons where no result is clear."""
     posts = [(result.experiment, post) for result in results if (post := result.postmortem)]
     lessons = [(number, post) for number, post in posts if post.implemented != "no"]
@@ -286,13 +286,13 @@ def _list_lessons(results: Sequence[ExperimentResult]) -> list[str]:
     return [f"#{number}: {shorten(post.lesson, LESSON)}" for number, post in clear or lessons]
 
 
-def _list_suggestions(results: Sequence[ExperimentResult]) -> list[str]:
+def _list_suggestions(results: Sequence[Decided]) -> list[str]:
     """Return what the last post-mortems would try next."""
     nexts = [f"after #{result.experiment}: {post.next}" for result in results if (post := result.postmortem)]
     return nexts[-SUGGESTIONS:]
 
 
-def _describe_stall(results: Sequence[ExperimentResult]) -> str:
+def _describe_stall(results: Sequence[Decided]) -> str:
     """Return since when nothing has been kept, and in which families; empty where that is not long."""
     since = list(takewhile(lambda result: result.status != "kept", reversed(results)))
     if len(since) < thresholds.STALL:

@@ -72,7 +72,7 @@ class ClaudeCrew:
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
         prompt, log = self.prompts["reflector"], self.log.get(decided.last_run.log)
-        change = diff_from_parent(state, decided.candidate.commit, self.log.get)
+        change = diff_from_parent(state, decided.commit, self.log.get) if decided.commit else ""
         facts = packets.pack_reflection(state, decided, log, change)
         agent = reflector.make_agent(prompt, Review, log, packets.make_curve_table(state, decided))
         answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from orchestrator.agents.briefing import clip, describe_budget
 from orchestrator.core import events as ev
 from orchestrator.core.curves import interpolate_loss
-from orchestrator.core.description import FinishedRun, describe_run
+from orchestrator.core.description import FinishedRun, compare_metrics
 from orchestrator.core.state import Broken, Decided, State, get_scores
 from subagents.logs import extract_frames, fence, quote, split_lines
 
@@ -36,14 +36,15 @@ def pack_repair(broken: Broken, log: str, change: str) -> dict[str, str]:
 
 def pack_reflection(state: State, decided: Decided, log: str, change: str) -> dict[str, str]:
     """Return the facts of the reflector's opening: no hopes beyond the hypothesis, and no earlier lessons."""
-    proposal, incumbent = decided.candidate.proposal, get_scores(state, decided.incumbent)
+    proposal, incumbent = decided.proposal, get_scores(state, decided.incumbent)
+    assert decided.commit, "what is reflected upon has run"
     timed = state.session.profile.budget_kind == "time"
     return {
         "title": proposal.title,
         "hypothesis": proposal.hypothesis,
         "budget": describe_budget(state.session.profile),
         "instructions": proposal.instructions,
-        "edit": _describe_edit(proposal, decided.candidate.commit),
+        "edit": _describe_edit(proposal, decided.commit),
         "diff": clip(change, DIFF),
         "outcome": _describe_outcome(decided, incumbent),
         "packet": "\n".join(_write_packet(decided, incumbent, log, timed=timed)),
@@ -81,15 +82,15 @@ def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
 def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
     match decided.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
-            scores = ", ".join(f"{score.val_bpb:.4f}" for score in decided.candidate.scores)
+            scores = ", ".join(f"{score.val_bpb:.4f}" for score in decided.scores)
             others = ", ".join(f"{score.val_bpb:.4f}" for score in incumbent)
             return (
                 f"{verdict.kind.capitalize()}: {verdict.reason}. val_bpb by seed: {scores}; the incumbent's: {others}. "
                 f"Gain (positive is better): {verdict.gain:+.4f} ± {verdict.error:.4f}. "
                 f"One run's σ over seeds: {verdict.sigma:.4f}."
             )
-        case ev.Failed(reason=reason) | ev.Pruned(reason=reason):
-            return f"No score. The run ended with {quote(reason)}."
+        case verdict:
+            return f"No score. The run ended with {quote(verdict.reason)}."
 
 
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:
@@ -98,7 +99,7 @@ def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *,
         yield "Training loss by share of the budget, smoothed over the last few steps, means over seeds:"
         yield write_curve_table(runs, incumbent, POINTS)
     yield "Measured, means over seeds, with the incumbent's in brackets:"
-    for name, own, other in describe_run(runs, incumbent, decided.verdict).metrics:
+    for name, own, other in compare_metrics(runs, incumbent):
         if (own or other) and (timed or name != "tokens per second"):
             yield f"{name}: {own:,.0f} ({other:,.0f})"
     match decided.last_run:
@@ -128,7 +129,7 @@ def _describe_end(metrics: ev.RunMetrics) -> str:
 
 def _list_runs(decided: Decided) -> Sequence[FinishedRun]:
     """Return the runs that the verdict is about: all scored ones, or the one that crashed or was pruned."""
-    return decided.candidate.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
+    return decided.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
 
 
 def _get_losses(runs: Sequence[FinishedRun], share: float) -> list[float]:

@@ -1,13 +1,13 @@
 """The main agent: reads the state of the research, looks things up, and proposes what to try next, and why."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from orchestrator.agents import briefing
 from orchestrator.core.events import Digest, Family, Proposal, Value, parse_value
-from orchestrator.core.state import State, diff_from_parent
+from orchestrator.core.state import FinalStatus, State, diff_from_parent
 from prepare.constants import read_values
 from subagents.agent import Agent
 from subagents.files import number_page
@@ -18,7 +18,6 @@ PAGE = 200
 """Lines of train.py that one call shows."""
 Search = Callable[[str], str]
 """Searches the musings of all sessions; returns snippets."""
-FinalStatus = Literal["kept", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
 
 
 def _read_list(given: object) -> list[object]:

@@ -102,7 +102,6 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
     from orchestrator.cli.preflight import load_style
     from orchestrator.cli.wiring import build_crew
     from orchestrator.loop import run
-    from orchestrator.session.recording import Played
     from orchestrator.session.replay import Tape
     from orchestrator.session.replay import replay as play
 
@@ -110,7 +109,7 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
     tape = Tape(session.records, session.get, until)
 
     async def live(tape: Tape) -> None:
-        await run(tape, build_crew(tape, musings, Played(tape), prompts), tape)
+        await run(tape, build_crew(tape, musings, prompts), tape)
 
     divergences = asyncio.run(play(tape, live))
     for divergence in divergences:

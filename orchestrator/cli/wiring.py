@@ -21,7 +21,7 @@ from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
 from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew
-from orchestrator.session.recording import Live, Outside, Recording
+from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
@@ -83,10 +83,9 @@ def _build_runner(session: Session, night: Preflight, observers: "Observers") ->
 def build_crew(
     log: Session | Tape,
     musings: Path,
-    outside: Outside | None = None,
     prompts: Mapping[str, Prompt] | None = None,
 ) -> Crew:
-    """Build the session's crew; `outside` answers instead of real models and tools, `prompts` replace the recorded."""
+    """Build the session's crew; `prompts` replace the recorded. A tape answers in the place of models and tools."""
     started = log.state.session
     if started.crew == "optuna":
         return _build_optimizer(log)
@@ -95,11 +94,12 @@ def build_crew(
 
     get_optimizer = cache(lambda: _build_optimizer(log))
     share = CENTAUR_SHARE if started.crew == "centaur" else 0
-    if outside is None:
+    if isinstance(log, Tape):
+        outside = log
+    else:
         from subagents.claude import Claude, connect
 
         outside = Live(Claude(connect()), log)
-    answers = outside
 
     def suggest(state: State) -> list[str]:
         advice = get_optimizer().suggest(state, SUGGESTIONS) if share else []
@@ -107,7 +107,7 @@ def build_crew(
 
     models = ClaudeCrew(
         log,
-        lambda task_id, experiment: Recording(answers, log, task_id, experiment),
+        lambda task_id, experiment: Recording(outside, log, task_id, experiment),
         prompts or {agent: parse_prompt(log.get(text), agent) for agent, text in started.prompts.items()},
         search=lambda words: "\n".join(f"{hit.title} ({hit.path}): {hit.snippet}" for hit in search(musings, words)),
         suggest=suggest,

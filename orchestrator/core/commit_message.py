@@ -12,14 +12,14 @@ def write_candidate_message(number: int, proposal: Proposal) -> str:
     return f"candidate {number}: {proposal.title}\n\n{_wrap(proposal.hypothesis)}\n\nExperiment: {number}\n"
 
 
-def write_kept_message(number: int, decided: Decided) -> str:
+def write_kept_message(decided: Decided) -> str:
     """Return the message of a kept change: why it was tried, the result, and trailers for machines."""
-    proposal, kept = decided.candidate.proposal, decided.verdict
+    proposal, kept = decided.proposal, decided.verdict
     assert isinstance(kept, Kept)
-    scores = ", ".join(f"{score.val_bpb:.6f}" for score in decided.candidate.scores)
+    scores = ", ".join(f"{score.val_bpb:.6f}" for score in decided.scores)
     result = f"Result: {kept.reason}. val_bpb {kept.mean:.6f}, {kept.gain:+.6f} better, over seeds: {scores}."
     trailers = [
-        f"Experiment: {number}",
+        f"Experiment: {decided.experiment}",
         f"Val-bpb: {kept.mean:.6f}",
         f"Sigma: {kept.sigma:.6f}",
         f"Hypothesis: {flatten(proposal.hypothesis)}\n",

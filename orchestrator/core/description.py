@@ -1,10 +1,9 @@
-"""Describe an experiment in numbers, beside the incumbent that it was judged against.
+"""Compare an experiment in numbers with the incumbent that it was judged against.
 
 Every view takes its numbers from here, so that they cannot contradict each other: means over runs on both sides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, product
 from statistics import fmean
 
@@ -24,24 +23,6 @@ MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RunDescription:
-    """An experiment's numbers: means over its runs, beside the means over the incumbent's runs."""
-
-    val_bpb: float | None
-    """Mean over seeds; None without a score."""
-    incumbent_bpb: float | None
-    """The score that the verdict compared it with; None where it has not been compared."""
-    gain: float | None
-    """Bits per byte; positive is better."""
-    error: float | None
-    """Standard error of the gain."""
-    metrics: Sequence[tuple[str, float, float]]
-    """Name, ours, the incumbent's; 0 where unknown."""
-    gaps: Mapping[float, float]
-    """Training loss minus the incumbent's, by share of the budget."""
-
-
 def count_distinct(scores: Sequence[ev.Scored]) -> int:
     """Return how many of the runs differ: 1 for a script that sets its own seed. Corrections are noise of their own."""
     claims = sorted(score.audit.claimed if score.audit else score.val_bpb for score in scores)
@@ -55,32 +36,13 @@ def count_seeds(scores: Sequence[ev.Scored]) -> str:
     return f"{len(scores)} seed{'s' * (len(scores) > 1)}"
 
 
-def describe_run(
-    runs: Sequence[FinishedRun],
-    incumbent: Sequence[ev.Scored],
-    verdict: ev.Verdict | ev.Refused | ev.Abandoned | None,
-) -> RunDescription:
-    """Return the numbers of an experiment's runs, compared with the incumbent's as the verdict compared them."""
-    scores = [run.val_bpb for run in runs if isinstance(run, ev.Scored)]
-    mean, gain = fmean(scores) if scores else None, getattr(verdict, "gain", None)
-    return RunDescription(
-        val_bpb=mean,
-        incumbent_bpb=None if mean is None or gain is None else mean + gain,
-        gain=gain,
-        error=getattr(verdict, "error", None),
-        metrics=[(name, _average(runs, read), _average(incumbent, read)) for name, read in MEASURES.items()],
-        gaps=_average_gaps(runs, incumbent),
-    )
+def compare_metrics(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> list[tuple[str, float, float]]:
+    """Return each metric's name, its mean over the runs and over the incumbent's; 0 where unknown."""
+    return [(name, _average(runs, read), _average(incumbent, read)) for name, read in MEASURES.items()]
 
 
-def _average(runs: Sequence[FinishedRun], read: Callable[[ev.RunMetrics], float]) -> float:
-    """Return the mean over the runs that know it; 0 where none does."""
-    values = [value for run in runs if (value := read(run.metrics))]
-    return fmean(values) if values else 0.0
-
-
-def _average_gaps(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
-    """Return the mean gap between our curves and the incumbent's at each of CHECKED_SHARES that both reach."""
+def compare_curves(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
+    """Return our mean training loss minus the incumbent's at each of CHECKED_SHARES that both curves reach."""
     found: dict[float, list[float]] = {share: [] for share in CHECKED_SHARES}
     for ours, base in product((run.curve for run in runs if run.curve), (run.curve for run in incumbent if run.curve)):
         last = min(ours[-1].progress, base[-1].progress)
@@ -90,3 +52,9 @@ def _average_gaps(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -
             if a is not None and b is not None:
                 gaps.append(a - b)
     return {share: fmean(gaps) for share, gaps in found.items() if gaps}
+
+
+def _average(runs: Sequence[FinishedRun], read: Callable[[ev.RunMetrics], float]) -> float:
+    """Return the mean over the runs that know it; 0 where none does."""
+    values = [value for run in runs if (value := read(run.metrics))]
+    return fmean(values) if values else 0.0

@@ -7,7 +7,7 @@ openings of conversations) are kept beside them in the session's store and are n
 import ast
 import json
 from contextlib import suppress
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -84,16 +84,15 @@ class Proposal(Answer):
     @classmethod
     def _read_knob(cls, fields: Any) -> Any:
         """Read the `knob` of older sessions: a parameter ("A + B" for several), a direction and a value as text."""
-        if not isinstance(fields, dict) or "knob" not in fields:
-            return cast("Any", fields)
-        rest = cast("dict[str, Any]", fields).copy()
-        match rest.pop("knob"):
-            case {"parameter": str(name), "value": str(text)} if " + " in name and text.startswith("{"):
+        match fields:
+            case {"knob": {"parameter": str(name), "value": str(text)}, **rest} if " + " in name and text[:1] == "{":
                 return rest | {"settings": json.loads(text)}
-            case {"parameter": str(name), "direction": way, "value": str(text)}:
+            case {"knob": {"parameter": str(name), "direction": way, "value": str(text)}, **rest}:
                 return rest | {"settings": {name: parse_value(text)}, "direction": way}
-            case _:
+            case {"knob": _, **rest}:
                 return rest
+            case _:
+                return fields
 
 
 def parse_value(text: str) -> Value:
@@ -145,14 +144,9 @@ class SessionProfile(Frozen):
     seq_len: int = 0
     """Row length in tokens; 0 in sessions recorded before this field existed."""
     vocab_size: int = 0
-    sigma: float = 0.0
-    """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_sigma(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the one value that the cpu profile had before it was recorded."""
-        return {"sigma": 0.0048 if fields.get("name") == "cpu" else 0.0, **fields}
+    sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
+    """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
+    default is the one value that the cpu profile had before it was recorded."""
 
 
 class SessionSettings(Frozen):

@@ -51,52 +51,37 @@ class _SeedEraser(ast.NodeTransformer):
     def __init__(self) -> None:
         self.seeded = False
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        match node.value:
-            case ast.Call(func=ast.Attribute(ast.Name("torch"), "manual_seed")) if not self.seeded:
+    def visit(self, node: ast.AST) -> Any:
+        match node:
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name("torch"), "manual_seed") as function)) if not self.seeded:
                 # Reads as in the bundled train.py, so that its fingerprints in older sessions stay comparable.
                 self.seeded = True
-                node.value = ast.Call(node.value.func, [ast.Name("SEED", ast.Load())], [])
-                return node
-            case ast.Call() if _is_seeder(node.value.func):
+                return ast.Expr(ast.Call(function, [ast.Name("SEED", ast.Load())], []))
+            case ast.Expr(ast.Call(function)) if _is_seeder(function):
                 return None
+            case ast.Import(names):
+                node.names = [alias for alias in names if alias.name not in SEEDED_MODULES]
+                return node if node.names else None
+            case ast.Assign(targets, value) if all(map(_is_seed, targets)) and _is_number(value):
+                return None
+            case ast.AnnAssign(target, _, ast.expr() as value) | ast.AugAssign(target, _, value) if _is_seed(
+                target
+            ) and _is_number(value):
+                return None
+            case ast.Call(function) if _is_seeder(function):
+                node.args[:1] = [ast.Constant(0)]
+            case ast.Call(function, arguments) if _is_seed(function):
+                node.args = [ast.Constant(0) if _is_number(argument) else argument for argument in arguments]
+            case ast.keyword(_, value):
+                [node.value] = _erase_seeds([node], [value])
+            case ast.Dict(keys, values):
+                node.values = _erase_seeds(keys, values)
+            case ast.arguments():
+                positional = [*node.posonlyargs, *node.args]
+                node.defaults = _erase_seeds(positional[len(positional) - len(node.defaults) :], node.defaults)
+                node.kw_defaults = _erase_seeds(node.kwonlyargs, node.kw_defaults)
             case _:
-                return self.generic_visit(node)
-
-    def visit_Import(self, node: ast.Import) -> ast.AST | None:
-        node.names = [alias for alias in node.names if alias.name not in SEEDED_MODULES]
-        return node if node.names else None
-
-    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
-        dropped = all(map(_is_seed, node.targets)) and _is_number(node.value)
-        return None if dropped else self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        dropped = _is_seed(node.target) and node.value and _is_number(node.value)
-        return None if dropped else self.generic_visit(node)
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST | None:
-        return None if _is_seed(node.target) and _is_number(node.value) else self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if _is_seeder(node.func):
-            node.args[:1] = [ast.Constant(0)]
-        elif _is_seed(node.func):
-            node.args = [ast.Constant(0) if _is_number(argument) else argument for argument in node.args]
-        return self.generic_visit(node)
-
-    def visit_keyword(self, node: ast.keyword) -> ast.AST:
-        [node.value] = _erase_seeds([node], [node.value])
-        return self.generic_visit(node)
-
-    def visit_Dict(self, node: ast.Dict) -> ast.AST:
-        node.values = _erase_seeds(node.keys, node.values)
-        return self.generic_visit(node)
-
-    def visit_arguments(self, node: ast.arguments) -> ast.AST:
-        positional = [*node.posonlyargs, *node.args]
-        node.defaults = _erase_seeds(positional[len(positional) - len(node.defaults) :], node.defaults)
-        node.kw_defaults = _erase_seeds(node.kwonlyargs, node.kw_defaults)
+                pass
         return self.generic_visit(node)
 
 

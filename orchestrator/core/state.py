@@ -40,8 +40,6 @@ class Candidate:
     scores: tuple[ev.Scored, ...] = ()
     seeds: tuple[int, ...] = ()
     """Seeds of the scores, in their order."""
-    runs: int = 0
-    """Runs granted so far, aborted ones included."""
     repairs: int = 0
 
     @property
@@ -74,43 +72,14 @@ class Remeasuring:
     since: float
 
 
+FinalStatus = Literal["kept", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
+"""How an experiment ended. What was not tested ran, but not as it was proposed."""
+Status = Literal["proposed", "ready", "training", "broken"] | FinalStatus
+
+
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """Judged; still to be promoted if it was kept, and to be reflected upon."""
-
-    candidate: Candidate
-    verdict: ev.Verdict
-    crash: ev.Crashed | None
-    incumbent: int
-    """The experiment that it was judged against."""
-    promoted: bool = False
-
-    @property
-    def last_run(self) -> ev.Scored | ev.Crashed | ev.Pruned:
-        """The run that decided: pruned, crashed or scored."""
-        return self.verdict if isinstance(self.verdict, ev.Pruned) else self.crash or self.candidate.scores[-1]
-
-
-Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
-Status = Literal[
-    "proposed",
-    "ready",
-    "training",
-    "broken",
-    "kept",
-    "discarded",
-    "pruned",
-    "crashed",
-    "refused",
-    "abandoned",
-    "not tested",
-]
-"""Where an experiment stands; the last seven are final. What was not tested ran, but not as it was proposed."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentResult:
-    """A closed experiment."""
+    """An experiment with its verdict; open until it is promoted, if it was kept, and reflected upon."""
 
     experiment: int
     proposal: ev.Proposal
@@ -121,24 +90,28 @@ class ExperimentResult:
     postmortem: ev.Postmortem | None
     incumbent: int
     """The experiment that was best when this one was judged."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the scores, in their order."""
+    promoted: bool = False
 
     @property
     def val_bpb(self) -> float | None:
         return _average(self.scores) if self.scores else None
 
     @property
-    def status(self) -> Status:
+    def status(self) -> FinalStatus:
         unfaithful = self.postmortem is not None and self.postmortem.implemented == "no"
-        return "not tested" if unfaithful and not isinstance(self.verdict, ev.Kept) else name_status(self.verdict)
+        if unfaithful and not isinstance(self.verdict, ev.Kept):
+            return "not tested"
+        return "crashed" if isinstance(self.verdict, ev.Failed) else self.verdict.kind
+
+    @property
+    def last_run(self) -> ev.Scored | ev.Crashed | ev.Pruned:
+        """The run that decided: pruned, crashed or scored."""
+        return self.verdict if isinstance(self.verdict, ev.Pruned) else self.crash or self.scores[-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Parent:
-    """A train.py on the research branch: what candidates start from."""
-
-    experiment: int
-    commit: str
-    source: str
+Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +179,10 @@ class State:
     """Seconds between a death and its resumption; they do not count."""
     baseline_commit: ev.BaselineCommitted | None = None
     open: Mapping[int, Stage] = field(default_factory=dict[int, Stage])
-    results: tuple[ExperimentResult, ...] = ()
-    parents: Mapping[int, Parent] = field(default_factory=dict[int, Parent])
-    """The baseline and every kept train.py, by experiment."""
+    results: tuple[Decided, ...] = ()
+    """Closed experiments, in the order of their closing."""
+    parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
+    """The baseline and every kept train.py, as they stand on the research branch, by experiment."""
     incumbent: Incumbent | None = None
     variance: PooledVariance = PooledVariance()
     grants: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -258,7 +232,7 @@ class State:
         return (self.now - self.started_at - self.away) / 3600
 
     @property
-    def parent(self) -> Parent:
+    def parent(self) -> ev.Committed:
         """The train.py that a new candidate starts from."""
         return self.parents[self.best]
 
@@ -272,18 +246,17 @@ class State:
         return sum(usage.usd for usage in self.usage.values())
 
     @property
-    def tried(self) -> tuple[ExperimentResult, ...]:
+    def tried(self) -> tuple[Decided, ...]:
         """Every closed experiment but the baseline."""
         return tuple(result for result in self.results if result.experiment > 0)
 
     @property
-    def judged(self) -> tuple[ExperimentResult, ...]:
+    def judged(self) -> tuple[Decided, ...]:
         """Every experiment with a verdict; those that wait for their post-mortem come last."""
-        waiting = (_make_result(n, stage, None) for n, stage in self.open.items() if isinstance(stage, Decided))
-        return (*self.results, *waiting)
+        return (*self.results, *(stage for stage in self.open.values() if isinstance(stage, Decided)))
 
     @property
-    def kept(self) -> tuple[ExperimentResult, ...]:
+    def kept(self) -> tuple[Decided, ...]:
         return tuple(result for result in self.tried if isinstance(result.verdict, ev.Kept))
 
     @property
@@ -292,17 +265,12 @@ class State:
         return next((result.val_bpb for result in self.results if result.experiment == 0), None)
 
 
-def name_status(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> Status:
-    """Return the word that every view uses for a verdict."""
-    return "crashed" if isinstance(verdict, ev.Failed) else verdict.kind
-
-
 def get_proposal(stage: Stage) -> ev.Proposal:
     """Return the proposal that a stage came from."""
     match stage:
-        case Idea(proposal) | Candidate(proposal):
-            return proposal
-        case Training(candidate) | Broken(candidate) | Decided(candidate):
+        case Idea() | Candidate() | Decided():
+            return stage.proposal
+        case Training(candidate) | Broken(candidate):
             return candidate.proposal
         case Remeasuring():
             return BASELINE
@@ -311,7 +279,9 @@ def get_proposal(stage: Stage) -> ev.Proposal:
 def get_commit(stage: Stage) -> ev.Committed | None:
     """Return the commit of a stage; None where there is none yet."""
     match stage:
-        case (Candidate() as candidate) | Training(candidate) | Broken(candidate) | Decided(candidate):
+        case Candidate() | Decided():
+            return stage.commit
+        case Training(candidate) | Broken(candidate):
             return candidate.commit
         case Idea() | Remeasuring():
             return None
@@ -319,11 +289,7 @@ def get_commit(stage: Stage) -> ev.Committed | None:
 
 def get_scores(state: State, experiment: int) -> tuple[ev.Scored, ...]:
     """Return the scored runs of an experiment that is closed or just judged; empty where there are none."""
-    for result in reversed(state.results):
-        if result.experiment == experiment:
-            return result.scores
-    stage = state.open.get(experiment)
-    return stage.candidate.scores if isinstance(stage, Decided) else ()
+    return next((result.scores for result in state.judged if result.experiment == experiment), ())
 
 
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
@@ -371,8 +337,8 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.BaselineCommitted() as event:
             facts = event.model_dump(exclude={"kind"})
             commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
-            parents = {0: Parent(0, event.commit, event.source)}
-            return replace(_set_stage(state, 0, Candidate(BASELINE, commit)), baseline_commit=event, parents=parents)
+            state = _set_stage(state, 0, Candidate(BASELINE, commit))
+            return replace(state, baseline_commit=event, parents={0: commit})
         case ev.Proposed(experiment=number, proposal=proposal):
             return replace(_set_stage(state, number, Idea(proposal)), next=number + 1, unanswered=0)
         case event:
@@ -383,9 +349,9 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     """Move one experiment from its stage to the next."""
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
-            ran = isinstance(stage, Broken) or (isinstance(stage, Candidate) and stage.runs > 0)
-            state = state if ran else _count_setback(state, verdict.reason)
-            return _close(state, _reject(state, number, stage, verdict))
+            state = state if number in state.grants else _count_setback(state, verdict.reason)
+            proposal, commit = get_proposal(stage), get_commit(stage)
+            return _close(state, Decided(number, proposal, verdict, (), commit, None, None, state.best))
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
@@ -395,43 +361,43 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return _set_stage(state, number, repaired)
         case ev.Granted() as granted, Candidate() as candidate:
             state = replace(_count_grant(state, granted), fruitless=0 if granted.run == 1 else state.fruitless)
-            return _set_stage(state, number, Training(replace(candidate, runs=granted.run), granted, record.at))
+            return _set_stage(state, number, Training(candidate, granted, record.at))
         case ev.Granted() as granted, None:
             return _set_stage(_count_grant(state, granted), number, Remeasuring(granted, record.at))
         case ev.Scored() as score, Training(candidate, granted, since):
             state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
-            return _set_stage(state, number, _add_score(candidate, score, granted.seed))
+            scores, seeds = (*candidate.scores, score), (*candidate.seeds, granted.seed)
+            return _set_stage(state, number, replace(candidate, scores=scores, seeds=seeds))
         case ev.Crashed() as crash, Training(candidate):
             return _set_stage(replace(state, aborted=0), number, Broken(candidate, crash))
         case ev.Pruned() as pruned, Training(candidate):
-            return _set_stage(replace(state, aborted=0), number, Decided(candidate, pruned, None, state.best))
+            return _decide(replace(state, aborted=0), number, candidate, pruned)
         case ev.Aborted(), Training(candidate):
             return _set_stage(replace(state, aborted=state.aborted + 1), number, candidate)
         case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring(granted):
             return _end_remeasurement(_drop_stage(state, number), granted, outcome)
         case ev.Failed() as verdict, Broken(candidate, crash):
-            return _set_stage(state, number, Decided(candidate, verdict, crash, state.best))
+            return _decide(state, number, candidate, verdict, crash)
         case ev.Failed(), Decided(verdict=ev.Pruned()):
             return state  # sessions of format 1 judged a pruned run once more
         case (ev.Kept() | ev.Discarded()) as verdict, Candidate() as candidate:
-            _check_parent(state, record, candidate)
-            decided = Decided(candidate, verdict, None, state.best)
+            _check_parent(state, record, candidate.commit)
+            state = _decide(state, number, candidate, verdict)
             incumbent = state.incumbent and replace(state.incumbent, luck=verdict.luck)
-            variance = state.variance.add(candidate.scores)
-            return replace(_set_stage(state, number, decided), variance=variance, incumbent=incumbent)
-        case ev.Promoted(commit=commit), Decided(candidate, ev.Kept() as kept) as decided:
-            _check_parent(state, record, candidate)
-            incumbent = Incumbent(number, candidate.scores, kept.score_to_beat, candidate.seeds, kept.luck)
-            parents = {**state.parents, number: Parent(number, commit, candidate.commit.source)}
+            return replace(state, variance=state.variance.add(candidate.scores), incumbent=incumbent)
+        case ev.Promoted(commit=head), Decided(verdict=ev.Kept() as kept, commit=ev.Committed() as commit) as decided:
+            _check_parent(state, record, commit)
+            incumbent = Incumbent(number, decided.scores, kept.score_to_beat, decided.seeds, kept.luck)
+            parents = {**state.parents, number: commit.model_copy(update={"commit": head})}
             state = _set_stage(state, number, replace(decided, promoted=True))
             return replace(state, incumbent=incumbent, parents=parents)
         case ev.Reflected(postmortem=postmortem), Decided() as decided:
             state = replace(state, unreflected=0, reflection_failures=0)
-            return _close(state, _make_result(number, decided, postmortem))
+            return _close(state, replace(decided, postmortem=postmortem))
         case ev.ReflectionSkipped(failed=failed), Decided() as decided:
             failures = state.reflection_failures + failed
             state = replace(state, unreflected=state.unreflected + 1, reflection_failures=failures)
-            return _close(state, _make_result(number, decided, None))
+            return _close(state, decided)
         case _:
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
 
@@ -441,28 +407,21 @@ def _count_setback(state: State, reason: str) -> State:
     return replace(state, fruitless=state.fruitless + 1, setback=reason)
 
 
-def _check_parent(state: State, record: ev.Record, candidate: Candidate) -> None:
+def _check_parent(state: State, record: ev.Record, commit: ev.Committed) -> None:
     """Raise ValueError where a candidate is judged or promoted that did not start from the branch's head."""
-    if candidate.commit.parent != state.best:
+    if commit.parent != state.best:
         raise ValueError(
             f"record {record.seq}: {record.event.kind} of a candidate that started from experiment "
-            f"{candidate.commit.parent}, while the branch stands at {state.best}"
+            f"{commit.parent}, while the branch stands at {state.best}"
         )
 
 
-def _add_score(candidate: Candidate, score: ev.Scored, seed: int) -> Candidate:
-    return replace(candidate, scores=(*candidate.scores, score), seeds=(*candidate.seeds, seed))
-
-
-def _reject(
-    state: State, number: int, stage: Idea | Candidate | Broken, verdict: ev.Refused | ev.Abandoned
-) -> ExperimentResult:
-    return ExperimentResult(number, get_proposal(stage), verdict, (), get_commit(stage), None, None, state.best)
-
-
-def _make_result(number: int, decided: Decided, postmortem: ev.Postmortem | None) -> ExperimentResult:
-    c, d = decided.candidate, decided
-    return ExperimentResult(number, c.proposal, d.verdict, c.scores, c.commit, d.crash, postmortem, d.incumbent)
+def _decide(
+    state: State, number: int, candidate: Candidate, verdict: ev.Verdict, crash: ev.Crashed | None = None
+) -> State:
+    proposal, scores, commit = candidate.proposal, candidate.scores, candidate.commit
+    decided = Decided(number, proposal, verdict, scores, commit, crash, None, state.best, candidate.seeds)
+    return _set_stage(state, number, decided)
 
 
 def _set_stage(state: State, number: int, stage: Stage) -> State:
@@ -473,7 +432,7 @@ def _drop_stage(state: State, number: int) -> State:
     return replace(state, open={other: stage for other, stage in state.open.items() if other != number})
 
 
-def _close(state: State, result: ExperimentResult) -> State:
+def _close(state: State, result: Decided) -> State:
     state = _drop_stage(state, result.experiment)
     return replace(state, results=(*state.results, result))
 

@@ -6,15 +6,15 @@ otherwise Optuna's TPE over a few constants that have shown an effect, with all 
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.core import text
-from orchestrator.core.events import Digest, Family, Postmortem, Proposal
-from orchestrator.core.state import Broken, Decided, Parent, State
+from orchestrator.core.events import Committed, Digest, Family, Postmortem, Proposal
+from orchestrator.core.state import Broken, Decided, State
 from orchestrator.optimizer import postmortem
 from orchestrator.optimizer.families import USUAL_EFFECT, find_family
 from orchestrator.optimizer.search import (
@@ -29,13 +29,7 @@ from orchestrator.optimizer.search import (
 from orchestrator.optimizer.space import explain_untunable, get_direction, list_tunable
 from orchestrator.policy.steps import Implement, Propose, Rebase, Reflect, Repair
 from orchestrator.ports import Revision
-from prepare.constants import (
-    Choices,
-    Constant,
-    Numbers,
-    Value,
-    format_literal,
-)
+from prepare.constants import Choices, Constant, Numbers, Value, format_literal
 from subagents.agent import NoAnswer
 
 SAMPLE_BELOW = 1.0
@@ -50,16 +44,15 @@ QUOTED = 3
 """Earlier trials of the same constants that a rationale quotes."""
 
 
+@dataclass(frozen=True, slots=True)
 class Optimizer:
     """A crew without models (a ports.Crew); `get` returns stored texts."""
 
-    def __init__(self, get: Callable[[Digest], str]) -> None:
-        self.get = get
-        self.known: dict[Digest, dict[str, Constant]] = {}
+    get: Callable[[Digest], str]
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         """Return up to `count` proposals, each as if those before it were in flight. Raises NoAnswer."""
-        search = read_search_state(state, self._read_constants)
+        search = read_search_state(state, self._read)
         proposals: list[Proposal] = []
         for number in range(step.first, step.first + step.count):
             next_step = _choose_step(search, number, f"{state.session.seed}/{number}/{step.attempt}")
@@ -76,7 +69,7 @@ class Optimizer:
 
     def suggest(self, state: State, count: int) -> list[Proposal]:
         """Return what it would propose next, the most promising first, as advice to another researcher."""
-        search = read_search_state(state, self._read_constants)
+        search = read_search_state(state, self._read)
         found = [_write_proposal(search, next_step) for next_step in rank_steps(search)[:count]]
         if len(found) < count and (next_step := _sample(search, f"{state.session.seed}/{state.next}")) is not None:
             found.append(_write_proposal(search, next_step))
@@ -91,10 +84,8 @@ class Optimizer:
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:  # noqa: ARG002
         return postmortem.write_postmortem(state, decided)
 
-    def _read_constants(self, base: Parent) -> dict[str, Constant]:
-        if base.source not in self.known:
-            self.known[base.source] = list_tunable(self.get(base.source))
-        return self.known[base.source]
+    def _read(self, parent: Committed) -> Mapping[str, Constant]:
+        return list_tunable(self.get(parent.source))
 
 
 def _choose_step(search: SearchState, number: int, seed: str) -> SearchStep | None:
@@ -122,27 +113,24 @@ def _sample(search: SearchState, seed: str) -> SearchStep | None:
 
 
 def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[dict[str, Value]]:
-    """Yield what TPE would change about these constants of the incumbent, sample by sample."""
-    study = _build_study(search, free, seed)
-    for _ in range(ASKS):
-        drawn = study.ask({name: _to_distribution(search.constants[name]) for name in free}).params
-        values = {name: _decode(search.constants[name], drawn[name]) for name in free}
-        yield {name: value for name, value in values.items() if value != search.constants[name].value}
+    """Yield what TPE would change about these constants of the incumbent, sample by sample.
 
-
-def _build_study(search: SearchState, free: Sequence[str], seed: int) -> optuna.Study:
-    """Return a study of all trials so far; failed ones count as pruned, never as a bad score."""
+    It has seen all trials; failed ones count as pruned, never as a bad score.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
-    study = optuna.create_study(sampler=sampler)
-    spaces = {name: _to_distribution(search.constants[name]) for name in free}
+    study, constants = optuna.create_study(sampler=sampler), [search.constants[name] for name in free]
+    distributions = {constant.name: _to_distribution(constant) for constant in constants}
     for trial in search.trials:
-        if trial.outcome != "refused" and trial.after.keys() >= spaces.keys():
-            params = {name: _encode(search.constants[name], trial.after[name]) for name in free}
+        params = {constant.name: _encode(constant, trial.after.get(constant.name)) for constant in constants}
+        if trial.outcome != "refused" and None not in params.values():
             unscored = TrialState.RUNNING if trial.outcome == "running" else TrialState.PRUNED
             state = unscored if trial.val_bpb is None else TrialState.COMPLETE
-            study.add_trial(create_trial(state=state, value=trial.val_bpb, params=params, distributions=spaces))
-    return study
+            study.add_trial(create_trial(state=state, value=trial.val_bpb, params=params, distributions=distributions))
+    for _ in range(ASKS):
+        drawn = study.ask(distributions).params
+        values = {constant.name: _decode(constant, drawn[constant.name]) for constant in constants}
+        yield {name: value for name, value in values.items() if value != search.constants[name].value}
 
 
 def _to_distribution(constant: Constant) -> BaseDistribution:
@@ -155,25 +143,20 @@ def _to_distribution(constant: Constant) -> BaseDistribution:
             return FloatDistribution(0.0, 1.0)
 
 
-def _encode(constant: Constant, value: Value) -> int | float:
-    """Return a constant's value as TPE sees it; a value outside its space becomes the nearest within."""
+def _encode(constant: Constant, value: Value | None) -> float | None:
+    """Return a constant's value as TPE sees it, clipped to a range; None where it is no choice."""
     match constant.space, value:
         case Choices(options=options), _ if value in options:
             return options.index(value)
-        case Choices(options=options) as space, int() | float() if space.ordered:
-            return min(range(len(options)), key=lambda i: abs(float(str(options[i])) - value))
         case Numbers() as space, int() | float():
             return space.to_unit(value)
         case _:
-            return 0
+            return None
 
 
 def _decode(constant: Constant, drawn: float) -> Value:
-    match constant.space:
-        case Choices(options=options):
-            return options[int(drawn)]
-        case Numbers() as space:
-            return space.from_unit(drawn)
+    space = constant.space
+    return space.options[int(drawn)] if isinstance(space, Choices) else space.from_unit(drawn)
 
 
 def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:

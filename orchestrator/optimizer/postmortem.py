@@ -1,11 +1,11 @@
 """Write a rule-based post-mortem: what was measured of an experiment, in plain words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.curves import CHECKED_SHARES
-from orchestrator.core.description import RunDescription, count_seeds, describe_run
+from orchestrator.core.description import compare_curves, compare_metrics, count_seeds
 from orchestrator.core.state import Decided, State, get_scores
 from orchestrator.core.text import format_count, format_signed
 from orchestrator.policy.thresholds import NEAR_MISS
@@ -33,25 +33,26 @@ FLAT = 0.01
 
 def write_postmortem(state: State, decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
-    scores, crash = decided.candidate.scores, decided.crash
+    scores, crash = decided.scores, decided.crash
     base = get_scores(state, decided.incumbent)
     match decided.verdict:
         case ev.Pruned() as pruned:
-            curve = _describe_curve(describe_run([pruned], base, pruned))
+            curve = _describe_curve(compare_curves([pruned], base))
             why = "It learned too slowly to catch up in the budget that was left."
             happened = [f"It was pruned: {pruned.reason}.", *curve]
             return _write(decided, "hurts", "it was pruned, far behind", happened, why)
-        case ev.Failed(reason=reason):
+        case ev.Kept() | ev.Discarded() as verdict:
+            change = format_signed(-verdict.gain)
+        case verdict:
             reached = [f"It had reached {crash.curve[-1].progress:.0%} of its budget."] if crash and crash.curve else []
             why = CAUSES.get(crash.failure if crash else "other", "These values do not work together in this train.py.")
             failure = crash.failure if crash else "crash"
-            return _write(decided, "does not run", failure, [f"It crashed: {reason}.", *reached], why)
-        case ev.Kept() | ev.Discarded() as verdict:
-            run, change = describe_run(scores, base, verdict), format_signed(-verdict.gain)
+            return _write(decided, "does not run", failure, [f"It crashed: {verdict.reason}.", *reached], why)
     best = f"the best's {verdict.mean + verdict.gain:.4f} (± {verdict.error:.4f})"
     score = f"val_bpb {verdict.mean:.4f} over {count_seeds(scores)}: {change} against {best}."
-    why = _interpret(run, verdict.gain) if base else "There is nothing to compare it with."
-    happened = [score, *_describe_curve(run), *_describe_metrics(run)]
+    metrics, gaps = compare_metrics(scores, base), compare_curves(scores, base)
+    why = _interpret(metrics, gaps, verdict.gain) if base else "There is nothing to compare it with."
+    happened = [score, *_describe_curve(gaps), *_describe_metrics(metrics)]
     return _write(decided, _classify(verdict), f"{change} ± {verdict.error:.4f}", happened, why)
 
 
@@ -65,13 +66,13 @@ def _classify(verdict: ev.Kept | ev.Discarded) -> str:
 
 def _write(decided: Decided, outcome: str, detail: str, happened: Sequence[str], why: str) -> ev.Postmortem:
     verdict, follow = FOLLOWS[outcome]
-    lesson = f"{decided.candidate.proposal.title}: {outcome} ({detail})."
+    lesson = f"{decided.proposal.title}: {outcome} ({detail})."
     return ev.Postmortem(verdict=verdict, happened=" ".join(happened), why=why, lesson=lesson, next=follow)
 
 
-def _describe_curve(run: RunDescription) -> Iterator[str]:
-    if run.gaps:
-        parts = [f"{_describe_gap(gap)} at {CHECKED_SHARES[share]}" for share, gap in run.gaps.items()]
+def _describe_curve(gaps: Mapping[float, float]) -> Iterator[str]:
+    if gaps:
+        parts = [f"{_describe_gap(gap)} at {CHECKED_SHARES[share]}" for share, gap in gaps.items()]
         yield f"Its training loss stood {' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}."
 
 
@@ -81,16 +82,16 @@ def _describe_gap(gap: float) -> str:
     return f"{abs(gap):.3f} {'above' if gap > 0 else 'below'} the incumbent's"
 
 
-def _describe_metrics(run: RunDescription) -> Iterator[str]:
+def _describe_metrics(metrics: Sequence[tuple[str, float, float]]) -> Iterator[str]:
     """Yield the metrics that differ enough from the incumbent's to say so."""
-    for name, mine, other in run.metrics:
+    for name, mine, other in metrics:
         if mine and other and abs(mine / other - 1) >= WORTH_SAYING:
             yield f"{format_count(mine)} {name} against {format_count(other)} ({mine / other - 1:+.0%})."
 
 
-def _interpret(run: RunDescription, gain: float) -> str:
+def _interpret(metrics: Sequence[tuple[str, float, float]], gaps: Mapping[float, float], gain: float) -> str:
     """Return what the metrics suggest: more steps, or more from each step; and how the curves crossed."""
-    mine, other = next((mine, other) for name, mine, other in run.metrics if name == "optimizer steps")
+    mine, other = next((mine, other) for name, mine, other in metrics if name == "optimizer steps")
     steps = mine / other - 1 if mine and other else 0.0
     better = gain > 0
     if abs(steps) < WORTH_SAYING:
@@ -100,9 +101,9 @@ def _interpret(run: RunDescription, gain: float) -> str:
     else:
         number, yielded = ("fewer", "more") if better else ("more", "less")
         words = f"It made {number} steps ({steps:+.0%}), and each taught {yielded}."
-    gaps = [*run.gaps.values()] or [0.0]
-    if gaps[0] > FLAT and gaps[-1] < -FLAT:
+    course = [*gaps.values()] or [0.0]
+    if course[0] > FLAT and course[-1] < -FLAT:
         words += " It started behind and overtook: it learns slower at first and goes further."
-    elif gaps[0] < -FLAT and gaps[-1] > FLAT:
+    elif course[0] < -FLAT and course[-1] > FLAT:
         words += " It started ahead and was overtaken: quick at first, but it does not go as far."
     return words

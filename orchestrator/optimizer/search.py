@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
-from orchestrator.core.events import Abandoned, Discarded, Kept, Refused
-from orchestrator.core.state import ExperimentResult, Parent, State, get_proposal
+from orchestrator.core.events import Abandoned, Committed, Discarded, Kept, Refused
+from orchestrator.core.state import Decided, State, get_proposal
 from orchestrator.core.text import format_signed
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
 from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, take_step
@@ -27,7 +27,6 @@ MAX_STACKED = 5
 """Constants that a stack of near-misses sets at most: with more of them, more that only luck helped get in."""
 ADDITIVITY = 0.85
 """Share of the sum of its parts' gains that a stack has: changes overlap."""
-OPPOSITE: dict[str, Literal["up", "down"]] = {"up": "down", "down": "up"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class SearchState:
         return [trial for trial in self.trials if list(trial.changes) == [name]]
 
 
-def read_search_state(state: State, read: Callable[[Parent], Mapping[str, Constant]]) -> SearchState:
+def read_search_state(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> SearchState:
     """Return the search state of a session; `read` returns the constants of a train.py on the research branch."""
     return SearchState(read(state.parent), tuple(_list_trials(state, read)), estimate_sigma(state))
 
@@ -153,28 +152,24 @@ def estimate_sensitivity(search: SearchState, name: str) -> float:
     return max(gains, default=get_usual_effect(name)) / (1 + turned)
 
 
-def _list_trials(state: State, read: Callable[[Parent], Mapping[str, Constant]]) -> Iterator[Trial]:
+def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> Iterator[Trial]:
+    values = {n: {name: c.value for name, c in read(parent).items()} for n, parent in state.parents.items()}
     for result in state.results:
-        base = result.commit.parent if result.commit else result.incumbent
-        before = {name: constant.value for name, constant in read(state.parents[base]).items()}
-        changes = result.proposal.settings
+        changes, before = result.proposal.settings, values[result.commit.parent if result.commit else result.incumbent]
         if result.experiment == 0 or (changes and changes.keys() <= before.keys() and result.status != "not tested"):
             yield _make_trial(result, changes, before)
-    before = {name: constant.value for name, constant in read(state.parent).items()}
     for number, stage in sorted(state.open.items()):
-        changes = get_proposal(stage).settings
+        changes, before = get_proposal(stage).settings, values[state.best]
         if changes and changes.keys() <= before.keys():
             yield Trial(number, changes, before, "running")
 
 
-def _make_trial(result: ExperimentResult, changes: Assignment, before: Assignment) -> Trial:
-    match result.verdict:
-        case (Kept() | Discarded()) as verdict:
-            return Trial(result.experiment, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
-        case Refused() | Abandoned():
-            return Trial(result.experiment, changes, before, "refused")
-        case _:
-            return Trial(result.experiment, changes, before, "failed")
+def _make_trial(result: Decided, changes: Assignment, before: Assignment) -> Trial:
+    verdict = result.verdict
+    if isinstance(verdict, Kept | Discarded):
+        return Trial(result.experiment, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
+    outcome = "refused" if isinstance(verdict, Refused | Abandoned) else "failed"
+    return Trial(result.experiment, changes, before, outcome)
 
 
 def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:
@@ -182,27 +177,18 @@ def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:
     constant, history = search.constants[name], search.list_trials(name)
     if any(trial.outcome == "running" for trial in history):
         return
+    given_up = {trial.before[name] for trial in history if trial.outcome == "kept"}
     if isinstance(constant.space, Choices) and not constant.space.ordered:
-        yield from _propose_options(constant, constant.space, history)
+        failed = sum(trial.outcome != "kept" for trial in history)  # each halves the expected effect
+        effect = get_usual_effect(name) * 0.5 ** (1 + failed)
+        why = f"{failed} of its other values did not help." if failed else "None of its other values has failed yet."
+        others = [option for option in constant.space.options if option not in {constant.value, *given_up}]
+        yield from (SearchStep({name: option}, effect, 0.0, why) for option in others)
         return
     for way in ("down", "up") if find_family(name).family in CHEAPER_DOWN else ("up", "down"):
-        if (step := _propose_step(search, constant, way, history)) is not None:
+        step = _propose_step(search, constant, way, history)
+        if step and not any(is_between(old, constant.value, step.changes[name]) for old in given_up):
             yield step
-
-
-def _propose_options(constant: Constant, space: Choices, history: Sequence[Trial]) -> Iterator[SearchStep]:
-    """Yield each untried value of a constant without an order; each failure halves the expected effect."""
-    failed = [trial for trial in history if trial.outcome != "kept"]
-    effect = get_usual_effect(constant.name) * 0.5 ** (1 + len(failed))
-    why = f"{len(failed)} of its other values did not help." if failed else "None of its other values has failed yet."
-    for option in space.options:
-        if option != constant.value and option not in _list_abandoned_values(constant, history):
-            yield SearchStep({constant.name: option}, effect, 0.0, why)
-
-
-def _list_abandoned_values(constant: Constant, history: Sequence[Trial]) -> set[Value]:
-    """Return the values that were given up for better ones."""
-    return {trial.before[constant.name] for trial in history if trial.outcome == "kept"}
 
 
 def _propose_step(
@@ -210,7 +196,7 @@ def _propose_step(
 ) -> SearchStep | None:
     """Return a step up or down, by the results of earlier ones on the constant; None where it promises nothing."""
     usual, size, expected = get_usual_effect(constant.name), 1.0, 0.0
-    match _find_latest(history, constant, way), _find_latest(history, constant, OPPOSITE[way]):
+    match _find_latest(history, constant, way), _find_latest(history, constant, "down" if way == "up" else "up"):
         case None, None:
             effect, why = usual, "It has not been turned yet."
         case Trial(gain=float() as gain) as last, _ if gain > 0:
@@ -229,10 +215,7 @@ def _propose_step(
         case _:
             return None
     new = take_step(constant, way, size)
-    given_up = _list_abandoned_values(constant, history)
-    if new is None or any(old == new or is_between(old, constant.value, new) for old in given_up):
-        return None
-    return SearchStep({constant.name: new}, effect, expected, why)
+    return None if new is None else SearchStep({constant.name: new}, effect, expected, why)
 
 
 def _count_steps(constant: Constant, trial: Trial) -> float:

@@ -1,6 +1,8 @@
 """Choose the constants of a script that can be searched, and take steps in their spaces. Pure."""
 
 import ast
+from collections.abc import Iterator
+from functools import lru_cache
 from math import isclose
 from typing import Literal
 
@@ -18,6 +20,7 @@ REFLECTION = {"globals", "locals", "vars", "exec", "eval"}
 """Functions through which a script may read a constant without naming it."""
 
 
+@lru_cache(maxsize=64)
 def list_tunable(source: str) -> dict[str, Constant]:
     """Return the constants that training reads and whose space holds another value. Raises SyntaxError.
 
@@ -71,7 +74,8 @@ def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Va
                 new = round(space.clip(old + sign))
         case _, old:
             new = old
-    return new if get_direction(constant, new) == way and not _is_same(new, constant.value) else None
+    same = new == old or (isinstance(new, float) and isinstance(old, float) and isclose(new, old, rel_tol=0.01))
+    return new if get_direction(constant, new) == way and not same else None
 
 
 def is_within(space: Space, value: Value) -> bool:
@@ -89,56 +93,42 @@ def is_between(middle: Value, a: Value, b: Value) -> bool:
     return len(numbers) == 3 and numbers in (sorted(numbers), sorted(numbers, reverse=True))
 
 
-def _is_same(a: Value, b: Value) -> bool:
-    return a == b or (isinstance(a, float) and isinstance(b, float) and isclose(a, b, rel_tol=0.01))
-
-
 def _find_names_read(source: str) -> set[str]:
     """Return the names whose values reach more than output; where in doubt, a name counts as read."""
-    tree, known = ast.parse(source), set[str]()
-    while True:  # what reads a name may have to be read itself first
-        reader = _Reader(known)
-        reader.visit(tree)
-        if reader.found == known:
-            return known
-        known = reader.found
+    tree, known, found = ast.parse(source), None, set[str]()
+    while known != found:  # what reads a name may have to be read itself first
+        known = found
+        nodes = [node for node in _walk_effective(tree, known) if isinstance(node, ast.Name)]
+        found = known | {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
+    return found
 
 
-class _Reader(ast.NodeVisitor):
-    """Collects the names that are read, except in statements without effect, given the names read so far."""
-
-    def __init__(self, known: set[str]) -> None:
-        self.known, self.found = known, set(known)
-
-    def visit(self, node: ast.AST) -> None:
-        if isinstance(node, ast.stmt) and self._is_idle(node):
-            for part in ast.walk(node):
+def _walk_effective(node: ast.AST, known: set[str]) -> Iterator[ast.AST]:
+    """Yield the parts of a syntax tree; of statements without effect, only the calls that may have one."""
+    for child in ast.iter_child_nodes(node):
+        # What a class body assigns is read as an attribute.
+        if isinstance(child, ast.stmt) and not isinstance(node, ast.ClassDef) and _is_idle(child, known):
+            for part in ast.walk(child):
                 if isinstance(part, ast.Call) and _get_name(part.func) not in PLAIN:
-                    self.generic_visit(part)
+                    yield from _walk_effective(part, known)
         else:
-            super().visit(node)
+            yield child
+            yield from _walk_effective(child, known)
 
-    def visit_Name(self, node: ast.Name) -> None:
-        if isinstance(node.ctx, ast.Load):
-            self.found.add(node.id)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for part in ast.iter_child_nodes(node):
-            self.generic_visit(part)  # what a class body assigns is read as an attribute
-
-    def _is_idle(self, node: ast.stmt) -> bool:
-        """Return whether a statement only shows values, or assigns them to names that nothing reads."""
-        match node:
-            case ast.Expr(value=ast.Call(func=function)):
-                return _get_name(function) in OUTPUT
-            case ast.Assign(targets=targets):
-                return all(isinstance(target, ast.Name) and target.id not in self.known for target in targets)
-            case ast.AugAssign(target=target) | ast.AnnAssign(target=target):
-                return isinstance(target, ast.Name) and target.id not in self.known
-            case ast.If(body=body, orelse=other) | ast.For(body=body, orelse=other):
-                return all(map(self._is_idle, [*body, *other]))
-            case _:
-                return isinstance(node, ast.Pass)
+def _is_idle(node: ast.stmt, known: set[str]) -> bool:
+    """Return whether a statement only shows values, or assigns them to names that are not known to be read."""
+    match node:
+        case ast.Expr(value=ast.Call(func=function)):
+            return _get_name(function) in OUTPUT
+        case ast.Assign(targets=targets):
+            return all(isinstance(target, ast.Name) and target.id not in known for target in targets)
+        case ast.AugAssign(target=target) | ast.AnnAssign(target=target):
+            return isinstance(target, ast.Name) and target.id not in known
+        case ast.If(body=body, orelse=other) | ast.For(body=body, orelse=other):
+            return all(_is_idle(part, known) for part in [*body, *other])
+        case _:
+            return isinstance(node, ast.Pass)
 
 
 def _get_name(function: ast.expr) -> str:

@@ -6,7 +6,7 @@ from math import fsum, sqrt
 from statistics import fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Candidate, Decided, Incumbent, State
+from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.policy import belief
 from orchestrator.policy.noise import compute_sigma, pool_variance
 from orchestrator.policy.thresholds import OTHER_SHAPE, PAIRING_DOF, PRIOR_DOF, PRIOR_WINDOW, SAME_SHAPE, SAME_STEPS
@@ -83,7 +83,6 @@ def _list_differences(state: State, same_shape: bool) -> Iterator[tuple[float, .
 
 def learn_prior(state: State) -> belief.Belief:
     """Return what is believed of the next idea, given the last ones measured in this session."""
-    verdicts: list[object] = [result.verdict for result in state.tried]
-    verdicts += [stage.verdict for number, stage in state.open.items() if number and isinstance(stage, Decided)]
+    verdicts = [result.verdict for result in state.judged if result.experiment > 0]
     measured = [verdict for verdict in verdicts if isinstance(verdict, ev.Evidence) and verdict.error > 0]
     return belief.learn_prior(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-PRIOR_WINDOW:]))

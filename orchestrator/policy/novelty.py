@@ -1,7 +1,7 @@
 """Find proposals and sources that were tried already, before they cost a run."""
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import ExperimentResult, State, get_commit, get_proposal
+from orchestrator.core.state import Decided, State, get_commit, get_proposal
 from orchestrator.policy.thresholds import REPEAT_EXPIRY
 
 
@@ -38,7 +38,7 @@ def describe_settings(proposal: ev.Proposal) -> str:
             return ", ".join(f"{name} = {value}" for name, value in settings)
 
 
-def _is_discarded_against(result: ExperimentResult, best: int) -> bool:
+def _is_discarded_against(result: Decided, best: int) -> bool:
     return result.status == "discarded" and result.incumbent == best
 
 

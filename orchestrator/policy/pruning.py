@@ -7,7 +7,7 @@ from statistics import StatisticsError, linear_regression
 
 from orchestrator.core import curves
 from orchestrator.core import events as ev
-from orchestrator.core.state import ExperimentResult, Incumbent, State
+from orchestrator.core.state import Decided, Incumbent, State
 from orchestrator.policy.noise import estimate_sigma, t_critical
 from orchestrator.policy.thresholds import CALIBRATION_RANGE, CALIBRATION_RUNS, CHECKPOINTS, MAX_FALSE_PRUNES
 
@@ -82,7 +82,7 @@ def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple
             yield loss - usual, final
 
 
-def _measure_deficit(result: ExperimentResult) -> float | None:
+def _measure_deficit(result: Decided) -> float | None:
     """Return how far the first run ended behind the incumbent of its time, in bits per byte."""
     match result.verdict:
         case ev.Evidence(differences=(first, *_)):

@@ -111,7 +111,7 @@ def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, tuple[int, int,
         if not isinstance(need, NeededRun):
             continue
         if need.experiment == number:
-            yield (not stage.scores, number, (number, stage.runs + 1, need.seed))
+            yield (not stage.scores, number, (number, state.grants.get(number, 0) + 1, need.seed))
         elif need.experiment not in state.open:
             yield (False, number, (need.experiment, state.grants[need.experiment] + 1, need.seed))
 
@@ -136,8 +136,8 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.FallBack]:
 def _is_baseline_scored(state: State) -> bool:
     """Return whether the baseline has a score: from then on a first proposal can be made."""
     match state.open.get(0):
-        case (Candidate() as baseline) | Training(baseline) | Decided(baseline):
-            return bool(baseline.scores)
+        case Candidate(scores=scores) | Training(Candidate(scores=scores)) | Decided(scores=scores):
+            return bool(scores)
         case _:
             return False
 

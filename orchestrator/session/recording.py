@@ -20,54 +20,6 @@ class Model(Protocol):
     async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
 
 
-class Outside(Protocol):
-    """The outside of a conversation: models and tools, or the tape of them."""
-
-    async def pause(self, seconds: float) -> None: ...
-    async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
-    async def use(self, tool: Tool, call: ToolCall) -> ToolResult: ...
-
-
-class Recording:
-    """The environment of one conversation (a subagents.agent.Environment): passes everything on and logs it."""
-
-    def __init__(self, outside: Outside, log: Log, task_id: str, experiment: int) -> None:
-        self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment
-
-    async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
-        names = self.log.put(system), self.log.put(opening)
-        event = ev.ConversationOpened(
-            experiment=self.experiment, agent=agent, model=model, system=names[0], opening=names[1]
-        )
-        await self.log.append(self.task_id, event)
-
-    async def pause(self, seconds: float, until: float, reason: str) -> None:
-        await self._wait(until, reason)
-        await self.outside.pause(seconds)
-
-    async def reply(self, request: Request) -> Reply:
-        reply = await self.outside.reply(request, self._wait)
-        replied = ev.ModelReplied(
-            agent=request.agent,
-            experiment=self.experiment,
-            request=request.digest,
-            message=reply.message,
-            tokens=ev.Tokens(**reply.tokens),
-            usd=reply.usd,
-        )
-        await self.log.append(self.task_id, replied)
-        return reply
-
-    async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
-        result = await self.outside.use(tool, call)
-        used = ev.ToolUsed(tool=tool.name, call=call.id, result=result.text, is_error=result.is_error)
-        await self.log.append(self.task_id, used)
-        return result
-
-    async def _wait(self, until: float, reason: str) -> None:
-        await self.log.append(self.task_id, ev.Waiting(until=until, reason=reason))
-
-
 class Live:
     """Models over the network and tools that act. The highest cost of calls in flight counts as spent."""
 
@@ -115,22 +67,40 @@ class Live:
             return affordable
 
 
-class Played:
-    """Models answered by the tape. Only tools that depend on nothing but the conversation are run."""
+class Recording:
+    """The environment of one conversation (a subagents.agent.Environment): passes everything on and logs it."""
 
-    def __init__(self, tape: Tape) -> None:
-        self.tape = tape
+    def __init__(self, outside: Live | Tape, log: Log, task_id: str, experiment: int) -> None:
+        self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment
 
-    async def pause(self, seconds: float) -> None:
-        """Go on at once: the recording says how long it took."""
+    async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
+        system, opening = self.log.put(system), self.log.put(opening)  # their names
+        number = self.experiment
+        opened = ev.ConversationOpened(experiment=number, agent=agent, model=model, system=system, opening=opening)
+        await self.log.append(self.task_id, opened)
 
-    async def reply(self, request: Request, on_wait: OnWait) -> Reply:
-        del request, on_wait  # the request is compared when the reply is appended; the tape plays recorded waits
-        replied = await self.tape.read_reply()
-        return Reply(replied.message, replied.tokens.model_dump(), replied.usd)
+    async def pause(self, seconds: float, until: float, reason: str) -> None:
+        await self._wait(until, reason)
+        await self.outside.pause(seconds)
+
+    async def reply(self, request: Request) -> Reply:
+        reply = await self.outside.reply(request, self._wait)
+        replied = ev.ModelReplied(
+            agent=request.agent,
+            experiment=self.experiment,
+            request=request.digest,
+            message=reply.message,
+            tokens=ev.Tokens(**reply.tokens),
+            usd=reply.usd,
+        )
+        await self.log.append(self.task_id, replied)
+        return reply
 
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
-        if tool.pure:
-            return await tool.run(call)
-        used = await self.tape.read_tool_use()
-        return ToolResult(used.result, used.is_error)
+        result = await self.outside.use(tool, call)
+        used = ev.ToolUsed(tool=tool.name, call=call.id, result=result.text, is_error=result.is_error)
+        await self.log.append(self.task_id, used)
+        return result
+
+    async def _wait(self, until: float, reason: str) -> None:
+        await self.log.append(self.task_id, ev.Waiting(until=until, reason=reason))

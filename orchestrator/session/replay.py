@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isclose
-from typing import Any, NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 from orchestrator.core import events as ev
 from orchestrator.session.store import EventLog
+from subagents.agent import Reply, Request
+from subagents.tools import Tool, ToolCall, ToolResult
 
 E = TypeVar("E", bound=ev.Event)
 T = TypeVar("T")
@@ -37,7 +39,7 @@ class _Stuck(Exception):  # noqa: N818 - a finding, not a fault
 
 
 class Tape(EventLog):
-    """A recorded session played back: a log that knows what comes next, and a lab that has it ready.
+    """A recorded session played back: a log that knows what comes next, a lab and models that have it ready.
 
     Where the loop would write another event than the recorded one, the recorded one is taken in, so that the
     verification goes on.
@@ -105,33 +107,37 @@ class Tape(EventLog):
             self.stop(record, f"{record.task_id}: {' or '.join(kind.__name__ for kind in kinds)} is due")
         return record.event
 
-    # The lab.
+    # The lab. What it is given is compared with the event that follows.
 
     async def commit_baseline(self) -> ev.BaselineCommitted:
         return await self.expect(ev.BaselineCommitted)
 
-    async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        del experiment, parent, source, message  # compared with the event that follows
+    async def commit(self, *_: object, **__: object) -> str:
         return (await self.expect(ev.Committed)).commit
 
-    async def train(self, granted: ev.Granted, source: str) -> ev.Outcome:
-        del granted, source
+    async def train(self, *_: object, **__: object) -> ev.Outcome:
         return await self.expect(ev.Scored, ev.Crashed, ev.Pruned, ev.Aborted)
 
-    async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:
-        del experiment, parent, source, message
+    async def promote(self, *_: object, **__: object) -> str:
         return (await self.expect(ev.Promoted)).commit
 
-    # Models and tools.
+    # Models and tools. Only tools that depend on nothing but the conversation are run.
 
-    async def read_reply(self) -> ev.ModelReplied:
-        """Return the recorded reply. Its request is compared when the reply is appended."""
+    async def pause(self, seconds: float) -> None:
+        """Go on at once: the recording says how long it took."""
+
+    async def reply(self, request: Request, on_wait: object) -> Reply:
+        """Return the recorded reply. The request is compared when the reply is appended."""
+        del request, on_wait
         while isinstance(event := await self.expect(ev.ModelReplied, ev.Waiting), ev.Waiting):
             await self.append(_get_task_id(), event)
-        return event
+        return Reply(event.message, event.tokens.model_dump(), event.usd)
 
-    async def read_tool_use(self) -> ev.ToolUsed:
-        return await self.expect(ev.ToolUsed)
+    async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
+        if tool.pure:
+            return await tool.run(call)
+        used = await self.expect(ev.ToolUsed)
+        return ToolResult(used.result, used.is_error)
 
     def _diff(self, old: ev.Event, new: ev.Event) -> str:
         """Return a line-by-line diff of two events, with the texts that they name written out."""
@@ -173,21 +179,17 @@ async def _replay_life(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None
         tape.stop(rest, "nothing more is due")
 
 
-def _is_same(recorded: ev.Event, now: ev.Event) -> bool:
+def _is_same(recorded: object, now: object) -> bool:
     """Return whether they agree in everything that the version which recorded it knew of."""
-    return type(recorded) is type(now) and _is_within(recorded.model_dump(exclude_unset=True), now.model_dump())
-
-
-def _is_within(old: Any, new: Any) -> bool:
-    if isinstance(old, float) and isinstance(new, float):
-        return isclose(old, new, rel_tol=1e-9, abs_tol=1e-9)  # sums of arrays round differently on another processor
-    if isinstance(old, dict) and isinstance(new, dict):
-        fields, others = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
-        return all(name in others and _is_within(value, others[name]) for name, value in fields.items())
-    if isinstance(old, tuple | list) and isinstance(new, tuple | list):
-        items, those = cast("list[Any]", old), cast("list[Any]", new)
-        return len(items) == len(those) and all(map(_is_within, items, those))
-    return old == new
+    if isinstance(recorded, ev.Frozen):
+        known = recorded.model_fields_set
+        return type(recorded) is type(now) and all(_is_same(getattr(recorded, n), getattr(now, n)) for n in known)
+    if isinstance(recorded, float) and isinstance(now, float):  # sums of arrays round differently on another processor
+        return isclose(recorded, now, rel_tol=1e-9, abs_tol=1e-9)
+    if isinstance(recorded, tuple) and isinstance(now, tuple):
+        old, new = cast("tuple[object, ...]", recorded), cast("tuple[object, ...]", now)
+        return len(old) == len(new) and all(map(_is_same, old, new))
+    return recorded == now
 
 
 def _get_task_id() -> str:

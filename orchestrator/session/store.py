@@ -101,18 +101,10 @@ class Session(EventLog):
         self.write(task_id, *events)
 
     def write(self, task_id: str, *events: Event) -> None:
-        """Write the events in one transaction, fold them, call the watchers."""
-        at = max(self.clock(), self.state.now)
-        first = len(self.records)
-        records = [Record(seq=first + i, at=at, task_id=task_id, event=event) for i, event in enumerate(events)]
-        self.write_records(records)
-        self.fold(*records)
+        """Write the events in one transaction, fold them, call the watchers. Raises SessionError."""
+        at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
+        self._write_records([Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered])
         self.tell()
-
-    def write_records(self, records: list[Record]) -> None:
-        """Put records on disk, all or none. Raises SessionError."""
-        rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
-        self._write_rows("insert into events values (?, ?, ?, ?, ?)", rows)
 
     def put(self, text: str) -> Digest:
         """Store a text, once, and return its name. Raises SessionError."""
@@ -133,13 +125,17 @@ class Session(EventLog):
     def fork(self, path: Path, at: int) -> "Session":
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
-        fork.write_records(self.records[:at])
-        fork.fold(*self.records[:at])
+        fork._write_records(self.records[:at])
         fork._write_rows("insert into texts values (?, ?)", self.db.execute("select digest, body from texts"))
         return fork
 
     def close(self) -> None:
         self.db.close()
+
+    def _write_records(self, records: list[Record]) -> None:
+        rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
+        self._write_rows("insert into events values (?, ?, ?, ?, ?)", rows)
+        self.fold(*records)
 
     def _write_rows(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         try:

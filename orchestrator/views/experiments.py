@@ -75,10 +75,10 @@ class ExperimentRow:
 
 def list_rows(state: st.State) -> list[ExperimentRow]:
     """Return all experiments by number."""
-    names = [field.name for field in fields(st.ExperimentResult)]
-    closed = [ExperimentRow(status=r.status, **{name: getattr(r, name) for name in names}) for r in state.results]
-    under_way = [_make_open_row(state, *item) for item in state.open.items() if not isinstance(item[1], st.Remeasuring)]
-    return sorted([*closed, *under_way], key=lambda row: row.experiment)
+    names = [field.name for field in fields(ExperimentRow)]
+    judged = [ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged]
+    under_way = [row for item in state.open.items() if (row := _make_open_row(state, *item))]
+    return sorted([*judged, *under_way], key=lambda row: row.experiment)
 
 
 def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
@@ -95,16 +95,16 @@ def show_diff(log: LogReader, row: ExperimentRow) -> str:
     return make_printable("\n".join([*lines[:DIFF_LINES], *cut]).rstrip("\n"), DIFF_CHARACTERS)
 
 
-def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentRow:
+def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentRow | None:
     proposal, commit = st.get_proposal(stage), st.get_commit(stage)
     parent = commit.parent if commit else state.best
     match stage:
-        case st.Decided(st.Candidate(scores=scores), verdict, crash, incumbent):
-            return ExperimentRow(number, st.name_status(verdict), proposal, incumbent, commit, scores, crash, verdict)
         case st.Broken(st.Candidate(scores=scores), crash):
             return ExperimentRow(number, "broken", proposal, parent, commit, scores, crash)
         case st.Candidate(scores=scores) | st.Training(st.Candidate(scores=scores)):
             status = "ready" if isinstance(stage, st.Candidate) else "training"
             return ExperimentRow(number, status, proposal, parent, commit, scores)
-        case st.Idea() | st.Remeasuring():
+        case st.Idea():
             return ExperimentRow(number, "proposed", proposal, parent)
+        case st.Remeasuring() | st.Decided():
+            return None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.core.curves import CHECKED_SHARES
-from orchestrator.core.description import count_distinct, describe_run
+from orchestrator.core.description import compare_curves, compare_metrics, count_distinct
 from orchestrator.core.events import Certified, Crashed, Pruned, Record, Resumed, Scored
 from orchestrator.core.state import State, apply, get_scores
 from orchestrator.core.text import flatten, format_count
@@ -98,18 +98,17 @@ def tabulate(state: State, row: ExperimentRow) -> list[tuple[str, str, str, str]
     """Return name, value, the incumbent's value and the change of all that was measured, means over seeds."""
     if not row.runs:
         return []
-    beside = (get_scores(state, row.incumbent), row.verdict) if row.experiment else ((), None)
-    told = describe_run(row.runs, *beside)
-    change = f"{format_change(row)} ± {told.error:.4f}" if told.gain is not None and told.error is not None else ""
-    other = "" if told.incumbent_bpb is None else f"{told.incumbent_bpb:.4f}"
+    incumbent = get_scores(state, row.incumbent) if row.experiment else ()
+    change = f"{format_change(row)} ± {row.error:.4f}" if row.gain is not None and row.error is not None else ""
+    other = f"{row.val_bpb + row.gain:.4f}" if row.val_bpb is not None and row.gain is not None else ""
     table = [("val_bpb", format_score(row), other, change)] if row.scores else []
     if len(row.scores) > 1:
         table.append(("by seed", ", ".join(f"{score.val_bpb:.4f}" for score in row.scores), "", ""))
-    for label, ours, theirs in told.metrics:
+    for label, ours, theirs in compare_metrics(row.runs, incumbent):
         if ours:
             change = f"{ours / theirs - 1:+.0%}".replace("-", "−") if theirs else ""
             table.append((label, format_count(ours), format_count(theirs) if theirs else "", change))
-    for share, gap in told.gaps.items():
+    for share, gap in compare_curves(row.runs, incumbent).items():
         table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+.3f}".replace("-", "−")))
     return table
 
