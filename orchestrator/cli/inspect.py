@@ -14,10 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, read_session
+from orchestrator.cli.preflight import load_style
+from orchestrator.cli.wiring import build_crew, hold_session
 from orchestrator.core.events import Record
+from orchestrator.loop import run
+from orchestrator.session import replay as player
+from orchestrator.session.recording import Played
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
+from orchestrator.views.musings import write_musings
 from orchestrator.views.musings_search import search
+from orchestrator.views.report.tensorboard import write_tensorboard
 
 console = Console(highlight=False, markup=False)
 
@@ -99,20 +106,13 @@ def _walk(records: Sequence[Record], *, step: bool, as_json: bool) -> None:
 
 def _verify(session: Session, until: int | None, musings: Path, style: str) -> None:
     """Run the loop over the recording and print each divergence. Exits with 1 if there is one."""
-    from orchestrator.cli.preflight import load_style
-    from orchestrator.cli.wiring import build_crew
-    from orchestrator.loop import run
-    from orchestrator.session.recording import Played
-    from orchestrator.session.replay import Tape
-    from orchestrator.session.replay import replay as play
-
     began, prompts = time.monotonic(), load_style(style, []) if style else None
-    tape = Tape(session.records, session.get, until)
+    tape = player.Tape(session.records, session.get, until)
 
-    async def live(tape: Tape) -> None:
+    async def live(tape: player.Tape) -> None:
         await run(tape, build_crew(tape, musings, Played(tape), prompts), tape)
 
-    divergences = asyncio.run(play(tape, live))
+    divergences = asyncio.run(player.replay(tape, live))
     for divergence in divergences:
         print(f"{divergence}\n")
     if tape.upcoming:
@@ -134,10 +134,7 @@ def report(
     report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read. Of a
     file that somebody sent: python -m orchestrator report mailed.db
     """
-    from orchestrator.cli.wiring import hold_session
-    from orchestrator.views.musings import write_musings
-    from orchestrator.views.report.files import write_files
-    from orchestrator.views.report.tensorboard import write_tensorboard
+    from orchestrator.views.report.files import write_files  # slow to import
 
     paths: Paths = context.obj
     with read_session(paths, name) as session:

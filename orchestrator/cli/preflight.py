@@ -15,7 +15,7 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.cli.options import Paths, UsageError, import_user_errors
+from orchestrator.cli.options import USER_ERRORS, Paths, UsageError
 from orchestrator.core.state import State
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
@@ -199,7 +199,7 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
     """Return what was found as good, or the reason why it cannot be used as bad."""
     try:
         return CheckResult(subject, "good", describe())
-    except import_user_errors() as error:
+    except USER_ERRORS as error:
         return CheckResult(subject, "bad", str(error))
 
 
