@@ -1,10 +1,10 @@
-"""The crew of three agents, on Claude or any server that speaks its API, and the crew that adds the optimizer."""
+"""The crew of three agents, on Claude or any server that speaks its API; the optimizer advises or replaces them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 from orchestrator.agents import briefing, packets, researcher
 from orchestrator.agents.fidelity import find_deviation
@@ -14,14 +14,23 @@ from orchestrator.core.source import diff
 from orchestrator.core.state import Broken, Decided, State, diff_from_parent
 from orchestrator.policy.limits import compute_pause
 from orchestrator.policy.steps import Edit, Implement, Propose, Rebase, Reflect, Repair
+from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision
 from subagents import mechanic, reflector
 from subagents.agent import Environment, NoAnswer, ask
 from subagents.files import list_packages
 from subagents.prompts import Prompt
 
-Suggest = Callable[[State], Sequence[str]]
-"""Returns what the optimizer would try next, in words."""
+SUGGESTIONS = 3
+"""Of the optimizer, in the briefing of a centaur's researcher."""
+
+
+class Adviser(Crew, Protocol):
+    """The optimizer."""
+
+    def suggest(self, state: State, count: int) -> Sequence[Proposal]:
+        """Return what it would propose next."""
+        ...
 
 
 class Review(Postmortem):
@@ -33,28 +42,39 @@ class Review(Postmortem):
 
 
 class ClaudeCrew:
-    """The researcher, the mechanic and the reflector (a ports.Crew)."""
+    """The researcher, the mechanic and the reflector (a ports.Crew).
+
+    Of a centaur, the optimizer makes a share of the proposals and advises on the others; of every crew, it makes them
+    all once the models lead nowhere.
+    """
 
     def __init__(
         self,
         log: Log,
         connect: Callable[[str, int], Environment],
         prompts: Mapping[str, Prompt],
-        *,
+        get_optimizer: Callable[[], Adviser],
         search: Search | None = None,
-        suggest: Suggest = lambda _: (),
     ) -> None:
         """Take prompts by agent; `connect` returns the environment of a conversation by task id and experiment."""
         self.log, self.connect, self.prompts = log, connect, prompts
-        self.search, self.suggest = search, suggest
+        self.get_optimizer, self.search = get_optimizer, search
         self.packages = list_packages()
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
+        centaur = state.session.crew == "centaur"
+        if state.fallback:
+            return await self.get_optimizer().propose(state, step)
+        if centaur and step.first % CENTAUR_SHARE == 0:
+            with suppress(NoAnswer):
+                return await self.get_optimizer().propose(state, replace(step, count=1))
         source, prompt = self.log.get(state.parent.source), self.prompts["researcher"]
         environment = self.connect(step.task_id, step.first)
         if seconds := compute_pause(state):
             await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
-        facts = briefing.brief_researcher(state, step.first, step.count, source, self.suggest(state))
+        advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
+        suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
+        facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
         agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search)
         answer = await ask(agent, environment, prompt.render_opening(facts))
         return [proposal.model_copy(update={"author": "researcher"}) for proposal in answer.proposals]
@@ -83,20 +103,3 @@ class ClaudeCrew:
         environment = self.connect(step.task_id, step.experiment)
         text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, self.packages, check)
         return Revision(text, answer.summary, answer.deviations)
-
-
-class WithOptimizer:
-    """Models research; the optimizer makes a share of the proposals, and all of them once models lead nowhere."""
-
-    def __init__(self, models: ClaudeCrew, get_optimizer: Callable[[], Crew], share: int = 0) -> None:
-        """One proposal in `share` is the optimizer's; 0 is none. It is built only when it is needed."""
-        self.models, self.get_optimizer, self.share = models, get_optimizer, share
-        self.implement, self.repair, self.reflect = models.implement, models.repair, models.reflect
-
-    async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
-        if state.fallback:
-            return await self.get_optimizer().propose(state, step)
-        if self.share and step.first % self.share == 0:
-            with suppress(NoAnswer):
-                return await self.get_optimizer().propose(state, replace(step, count=1))
-        return await self.models.propose(state, step)

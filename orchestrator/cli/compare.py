@@ -23,11 +23,7 @@ def compare(
     Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far. With several nights of
     one crew and style also intervals: python -m orchestrator compare NAME OTHER THIRD
     """
-    compare_sessions(context.obj, names, chart)
-
-
-def compare_sessions(paths: Paths, names: Sequence[str], chart: Path | None = None) -> None:
-    """Print the sessions' figures and their arms' intervals, and write the chart. Raises UsageError."""
+    paths: Paths = context.obj
     rows = [_summarize(paths, name) for name in names]
     Console(highlight=False).print(_make_table(rows))
     arms = comparison.group_arms(rows)

@@ -10,7 +10,7 @@ from orchestrator.cli import options as opt
 from orchestrator.cli.compare import compare
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.inspect import musings, replay, report, sessions
-from orchestrator.cli.start import NightOptions, exit_if_unmeasured, fork, plan_night, resume, start_night
+from orchestrator.cli.start import fork, plan_night, resume, start_night
 from orchestrator.cli.trial import trial
 from orchestrator.core.events import SessionLimits
 from orchestrator.views.output import harden_streams
@@ -62,8 +62,8 @@ def start(
     if context.invoked_subcommand:
         return
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    options = NightOptions(limits, "optuna" if offline else crew, prompts, model or (), seed, notify)
-    exit_if_unmeasured(start_night(plan_night(paths, name, options), options))
+    chosen = "optuna" if offline else crew
+    start_night(plan_night(paths, name, limits, chosen, prompts, model or (), notify), limits, chosen, prompts, seed)
 
 
 for command in COMMANDS:

@@ -4,7 +4,6 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from orchestrator.cli import options as opt
 from orchestrator.cli.preflight import Preflight, load_style
 from orchestrator.cli.wiring import hold_branch, hold_session, run_session
 from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
+from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State, fold
 from orchestrator.lab.executor import describe_profile
 from orchestrator.policy.thresholds import MAX_REPAIRS
@@ -27,48 +27,33 @@ WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel lar
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
-@dataclass(frozen=True, slots=True)
-class NightOptions:
-    """A new night, as the user asks for it."""
-
-    limits: SessionLimits
-    crew: opt.CrewName
-    style: str
-    models: Sequence[str]
-    seed: int | None
-    notify: str
-
-
-def plan_night(paths: opt.Paths, name: str, options: NightOptions) -> Preflight:
+def plan_night(
+    paths: opt.Paths, name: str, limits: SessionLimits, crew: str, style: str, models: Sequence[str], notify: str
+) -> Preflight:
     """Load the prompts and say what is to run; nothing is checked yet. Raises UsageError, PromptError."""
-    if options.limits.hours <= 0:
-        raise opt.UsageError(f"--hours {options.limits.hours:g}: a night needs more than no time")
-    prompts = {} if options.crew == "optuna" else load_style(options.style, options.models)
-    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=options.notify)
+    if limits.hours <= 0:
+        raise opt.UsageError(f"--hours {limits.hours:g}: a night needs more than no time")
+    prompts = {} if crew == "optuna" else load_style(style, models)
+    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify)
 
 
-def start_night(night: Preflight, options: NightOptions) -> State:
+def start_night(night: Preflight, limits: SessionLimits, crew: str, style: str, seed: int | None) -> None:
     """Check everything that the night needs, create its session and run it. Raises UsageError."""
-
-    def describe(session: Session) -> Started:
-        return Started(
-            name=night.name,
-            limits=options.limits,
-            seed=random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed,
-            commit=night.repo.get_head(),
-            profile=describe_profile(night.manifest),
-            versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
-            **_describe_crew(session, options.crew, options.style, night.prompts),
-        )
-
-    return _begin(night, lambda path: Session(path, create=True), describe)
-
-
-def _begin(
-    night: Preflight, create: Callable[[Path], Session], describe: Callable[[Session], Started | Forked]
-) -> State:
-    """Check everything, create the session with its first event of its own, and run it. Raises UsageError."""
     night.require()
+    started = Started(
+        name=night.name,
+        limits=limits,
+        seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
+        commit=night.repo.get_head(),
+        profile=describe_profile(night.manifest),
+        versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
+        **_describe_crew(crew, style, night.prompts),
+    )
+    _begin(night, started, lambda path: Session(path, create=True))
+
+
+def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:
+    """Create the session with its prompts and its first event of its own, and run it. Raises UsageError."""
     folder = night.paths.sessions / night.name
     draft = folder.with_name(f".{folder.name}.new")
     with hold_session(folder), hold_branch(night):
@@ -76,22 +61,24 @@ def _begin(
         shutil.rmtree(draft, ignore_errors=True)
         try:
             session = create(draft / "session.db")
-            session.write("", describe(session))
+            for prompt in night.prompts.values():
+                session.put(prompt.text)
+            session.write("", first)
             session.close()
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        return run_session(Session(folder / "session.db"), night)
+        run_session(Session(folder / "session.db"), night)
 
 
-def _describe_crew(session: Session, crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
-    """Return what a session's first event holds of its crew, and store the prompts."""
+def _describe_crew(crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+    """Return what a session's first event holds of its crew."""
     return {
         "crew": crew,
         "style": style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
         "reflect_every": prompts["reflector"].settings.cadence if prompts else 1,
-        "prompts": {agent: session.put(prompt.text) for agent, prompt in prompts.items()},
+        "prompts": {agent: compute_digest(prompt.text) for agent, prompt in prompts.items()},
     }
 
 
@@ -105,11 +92,7 @@ def resume(
     Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood. `sessions` lists the
     names; a night that is over is made longer with `fork`.
     """
-    exit_if_unmeasured(resume_night(context.obj, name, notify))
-
-
-def resume_night(paths: opt.Paths, name: str, notify: str) -> State:
-    """Check everything that the rest of the night needs, and run it. Raises UsageError."""
+    paths: opt.Paths = context.obj
     path = paths.find_session(name)
     with hold_session(path.parent):
         session = opt.open_session(path)
@@ -119,7 +102,7 @@ def resume_night(paths: opt.Paths, name: str, notify: str) -> State:
         night.require()
         with hold_branch(night):
             session.write("", Resumed())
-            return run_session(session, night)
+            run_session(session, night)
 
 
 def fork(
@@ -148,22 +131,14 @@ def fork(
     chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
     known = load_style(style, model or []) if chosen != "optuna" else {}
     night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
-
-    def describe(session: Session) -> Forked:
-        return Forked(
-            parent=f"{old.state.session.name}@{at}",
-            name=night.name,
-            limits=_extend_limits(state, hours=hours, experiments=max_experiments, usd=max_usd),
-            **_describe_crew(session, chosen, style, known),
-        )
-
-    exit_if_unmeasured(_begin(night, lambda path: old.fork(path, at), describe))
-
-
-def exit_if_unmeasured(state: State) -> None:
-    """Exit with ExitCode.UNMEASURED where not even the baseline was measured."""
-    if state.incumbent is None:
-        raise SystemExit(opt.ExitCode.UNMEASURED)
+    night.require()
+    forked = Forked(
+        parent=f"{old.state.session.name}@{at}",
+        name=night.name,
+        limits=_extend_limits(state, hours=hours, experiments=max_experiments, usd=max_usd),
+        **_describe_crew(chosen, style, known),
+    )
+    _begin(night, forked, lambda path: old.fork(path, at))
 
 
 def invent_name(sessions: Path) -> str:

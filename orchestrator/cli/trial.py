@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 import typer
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.compare import compare_sessions
-from orchestrator.cli.start import NightOptions, exit_if_unmeasured, plan_night, resume_night, start_night
+from orchestrator.cli.compare import compare
+from orchestrator.cli.start import plan_night, resume, start_night
 from orchestrator.core.events import Record, Resumed, SessionLimits
-from orchestrator.core.state import State, apply
+from orchestrator.core.state import apply
 from orchestrator.policy.limits import explain_stop
 
 
@@ -37,33 +37,37 @@ def trial(
         raise opt.UsageError("--prompts: each style once, please, in folders of different names")
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     nights = {
-        f"{trial_name}-{style}-{repeat + 1}": NightOptions(limits, crew, folder, model or (), seed + repeat, notify)
+        f"{trial_name}-{style}-{repeat + 1}": (folder, seed + repeat)
         for repeat in range(repeats)
         for style, folder in styles.items()
     }
     begun = {path.parent.name for path in paths.sessions.glob("*/session.db")}
-    fresh = {name: plan_night(paths, name, options) for name, options in nights.items() if name not in begun}
-    for night in fresh.values():
+    planned = {
+        name: plan_night(paths, name, limits, crew, folder, model or (), notify)
+        for name, (folder, _) in nights.items()
+        if name not in begun
+    }
+    for night in planned.values():
         night.require()
-    for name, options in nights.items():
-        state = start_night(fresh[name], options) if name in fresh else _finish_night(paths, name, notify)
-        exit_if_unmeasured(state)
-        if not _is_over(state):
+    for name, (folder, own_seed) in nights.items():
+        if name in planned:
+            start_night(planned[name], limits, crew, folder, own_seed)
+        elif _is_over(paths, name):
+            print(f"{name} is done already")
+        else:
+            resume(context, name, notify)
+        if not _is_over(paths, name):
             print(f"{name} was stopped: give the same command again to go on with the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)
-    compare_sessions(paths, list(nights))
+    compare(context, list(nights))
 
 
-def _finish_night(paths: opt.Paths, name: str, notify: str) -> State:
-    """Run the rest of a night that was begun before, if there is any."""
+def _is_over(paths: opt.Paths, name: str) -> bool:
+    """Return whether the night would end at once if it were resumed. Raises SystemExit where it measured nothing."""
     with opt.read_session(paths, name) as session:
         state = session.state
-    if not _is_over(state):
-        return resume_night(paths, name, notify)
-    print(f"{name} is done already")
-    return state
-
-
-def _is_over(state: State) -> bool:
-    """Return whether the night would end at once if it were resumed."""
-    return bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
+    over = bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
+    if over and state.incumbent is None:
+        print(f"{name} measured nothing")
+        raise SystemExit(opt.ExitCode.UNMEASURED)
+    return over

@@ -1,30 +1,30 @@
 """Build what a night runs on, and run it. Models, optimizer and charts are imported only where a night needs them."""
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from orchestrator.agents.crew import ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight
-from orchestrator.core.state import State
 from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.limits import set_limits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
-from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew
 from orchestrator.session.recording import Live, Outside, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
+from orchestrator.views.musings_search import search
 from prepare import profiles
 from prepare.locks import LockedError, hold_lock
 from prepare.machine import list_gpus
@@ -34,12 +34,9 @@ if TYPE_CHECKING:
     from orchestrator.optimizer.crew import Optimizer
     from orchestrator.views.observers import Observers
 
-SUGGESTIONS = 3
-"""Of the optimizer, in the briefing of a centaur's researcher."""
 
-
-def run_session(session: Session, night: Preflight) -> State:
-    """Run a session from here to its end, and return its state. Raises SystemExit when interrupted."""
+def run_session(session: Session, night: Preflight) -> None:
+    """Run a session from here to its end. Raises SystemExit where it was interrupted, or measured not even a score."""
     from orchestrator.views.observers import Observers
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
@@ -63,7 +60,8 @@ def run_session(session: Session, night: Preflight) -> State:
     except KeyboardInterrupt:
         observers.say(f"Stopped at once. Nothing is lost: {paths.write_command('resume', name)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
-    return session.state
+    if session.state.incumbent is None:
+        raise SystemExit(ExitCode.UNMEASURED)
 
 
 def _build_runner(session: Session, night: Preflight, observers: "Observers") -> Runner:
@@ -88,57 +86,43 @@ def build_crew(
 ) -> Crew:
     """Build the session's crew; `outside` answers instead of real models and tools, `prompts` replace the recorded."""
     started = log.state.session
-    if started.crew == "optuna":
-        return _build_optimizer(log)
-    from orchestrator.agents.crew import ClaudeCrew, WithOptimizer
-    from orchestrator.views.musings_search import search
 
-    get_optimizer = cache(lambda: _build_optimizer(log))
-    share = CENTAUR_SHARE if started.crew == "centaur" else 0
+    @cache
+    def get_optimizer() -> "Optimizer":
+        from orchestrator.optimizer.crew import Optimizer
+
+        return Optimizer(log.get)
+
+    if started.crew == "optuna":
+        return get_optimizer()
     if outside is None:
         from subagents.claude import Claude, connect
 
         outside = Live(Claude(connect()), log)
     answers = outside
-
-    def suggest(state: State) -> list[str]:
-        advice = get_optimizer().suggest(state, SUGGESTIONS) if share else []
-        return [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
-
-    models = ClaudeCrew(
+    return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(answers, log, task_id, experiment),
         prompts or {agent: parse_prompt(log.get(text), agent) for agent, text in started.prompts.items()},
-        search=lambda words: "\n".join(f"{hit.title} ({hit.path}): {hit.snippet}" for hit in search(musings, words)),
-        suggest=suggest,
+        get_optimizer,
+        lambda words: "\n".join(f"{hit.title} ({hit.path}): {hit.snippet}" for hit in search(musings, words)),
     )
-    return WithOptimizer(models, get_optimizer, share)
 
 
-def _build_optimizer(log: Session | Tape) -> "Optimizer":
-    from orchestrator.optimizer.crew import Optimizer
-
-    return Optimizer(log.get)
-
-
-@contextlib.contextmanager
-def hold_session(folder: Path) -> Generator[None]:
+def hold_session(folder: Path) -> AbstractContextManager[None]:
     """Hold the session, so that no other process runs it. Raises UsageError."""
-    with _hold(folder.with_name(f".{folder.name}.lock"), f"{folder.name} is running already"):
-        yield
+    return _hold(folder.with_name(f".{folder.name}.lock"), f"{folder.name} is running already")
 
 
-@contextlib.contextmanager
-def hold_branch(night: Preflight) -> Generator[None]:
+def hold_branch(night: Preflight) -> AbstractContextManager[None]:
     """Hold the branch, so that no session in another folder moves it. Raises UsageError."""
     lock = night.repo.common / "nightshift" / f"{night.name}.lock"
-    with _hold(lock, f"another session called {night.name} is running in this repository"):
-        yield
+    return _hold(lock, f"another session called {night.name} is running in this repository")
 
 
-@contextlib.contextmanager
+@contextmanager
 def _hold(lock: Path, taken: str) -> Generator[None]:
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         try:
             descriptor = stack.enter_context(hold_lock(lock))
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
