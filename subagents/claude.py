@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -178,6 +178,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 async def _read_message(stream: AsyncMessageStream[None]) -> Json:
+    """Return the message of a stream. Raises IncompleteStream."""
     arguments: dict[int, str] = {}
     try:
         async for event in stream:
@@ -185,18 +186,16 @@ async def _read_message(stream: AsyncMessageStream[None]) -> Json:
                 arguments[event.index] = arguments.get(event.index, "") + event.delta.partial_json
         for text in arguments.values():
             json.loads(text or "{}")  # the SDK accepts truncated JSON
-        return _check_message(stream.current_message_snapshot.to_dict(mode="json", warnings=False))
+        message: Json = stream.current_message_snapshot.to_dict(mode="json", warnings=False)
+        calls = [block for block in message["content"] if block["type"] == "tool_use"]
+        whole = all(call["id"] and call["name"] and isinstance(call["input"], dict) for call in calls)
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # Malformed events make the SDK, or the code above, raise any of these.
         raise IncompleteStream(f"the stream is malformed: {type(error).__name__}: {error}") from error
-
-
-def _check_message(message: Mapping[str, Any]) -> Json:
     if not message.get("stop_reason"):
         raise IncompleteStream("the stream ended early")
-    for block in message["content"]:
-        if block["type"] == "tool_use" and not (block["id"] and block["name"] and isinstance(block["input"], dict)):
-            raise IncompleteStream("a tool was called without a name or arguments")
+    if not whole:
+        raise IncompleteStream("a tool was called without a name or arguments")
     # A lone surrogate is legal in JSON but cannot be encoded as UTF-8.
     return json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
 

@@ -24,7 +24,7 @@ INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
 
 
-class PromptError(Exception):
+class PromptError(ValueError):
     """A prompt cannot be used; the message says which and why in one line."""
 
 
@@ -68,7 +68,7 @@ class Prompt:
 
 def parse_prompt(text: str, name: str = "the prompt") -> Prompt:
     """Return the prompt that a text states; errors name it. Raises PromptError."""
-    return _make_prompt(*_split(text, name), name)
+    return _make_prompt(*split_front_matter(text, name), name)
 
 
 def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
@@ -80,17 +80,17 @@ def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
     return {name: _overlay(name, (overlay, folder / "default")) for name in NAMES}
 
 
-def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """Return the keys and values between two lines of ---, and the rest. Raises ValueError."""
+def split_front_matter(text: str, name: str = "the text") -> tuple[dict[str, Any], str]:
+    """Return the keys and values between two lines of ---, and the rest; errors name it. Raises PromptError."""
     if not (found := MATTER.match(text)):
-        raise ValueError("front matter between two lines of --- is missing")
+        raise PromptError(f"{name}: front matter between two lines of --- is missing")
     try:
         matter: object = yaml.load(found[1], yaml.CSafeLoader) or {}
     except FAULTS as error:
         first_line, _, _ = str(error).partition("\n")
-        raise ValueError(f"the front matter is not YAML: {first_line}") from error
+        raise PromptError(f"{name}: the front matter is not YAML: {first_line}") from error
     if not isinstance(matter, dict):
-        raise ValueError("the front matter must be keys and values")  # noqa: TRY004 - the text is wrong, not its type
+        raise PromptError(f"{name}: the front matter must be keys and values")
     return cast("dict[str, Any]", matter), text[found.end() :]
 
 
@@ -98,7 +98,7 @@ def _overlay(name: str, folders: Sequence[Path]) -> Prompt:
     matter: dict[str, Any] = {}
     body = ""
     for path in [found for folder in reversed(folders) if (found := folder / f"{name}.md").is_file()]:
-        own_matter, own_body = _split(_read(path), str(path))
+        own_matter, own_body = split_front_matter(_read(path), str(path))
         matter, body = matter | own_matter, own_body if own_body.strip() else body
 
     def include(line: re.Match[str]) -> str:
@@ -113,13 +113,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} cannot be read: {error}") from error
-
-
-def _split(text: str, name: str) -> tuple[dict[str, Any], str]:
-    try:
-        return split_front_matter(text)
-    except ValueError as error:
-        raise PromptError(f"{name}: {error}") from error
 
 
 def _make_prompt(matter: Mapping[str, Any], body: str, name: str) -> Prompt:

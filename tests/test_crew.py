@@ -63,7 +63,7 @@ def make_crew(log, outside):
     def connect(task_id, number):
         return Recording(outside, log, task_id, number)
 
-    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get))
+    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str)
 
 
 def night(path, url, experiments, stall=5.0):

@@ -11,14 +11,13 @@ from orchestrator.agents.fidelity import find_deviation
 from orchestrator.agents.researcher import Search
 from orchestrator.core.events import Postmortem, Proposal
 from orchestrator.core.source import diff
-from orchestrator.core.state import Broken, Decided, State, diff_from_parent
+from orchestrator.core.state import Broken, Decided, State, diff_from_parent, get_scores
 from orchestrator.policy.limits import compute_pause
 from orchestrator.policy.steps import Edit, Implement, Propose, Rebase, Reflect, Repair
 from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision
 from subagents import mechanic, reflector
 from subagents.agent import Environment, NoAnswer, ask
-from subagents.files import list_packages
 from subagents.prompts import Prompt
 
 SUGGESTIONS = 3
@@ -54,12 +53,11 @@ class ClaudeCrew:
         connect: Callable[[str, int], Environment],
         prompts: Mapping[str, Prompt],
         get_optimizer: Callable[[], Adviser],
-        search: Search | None = None,
+        search: Search,
     ) -> None:
         """Take prompts by agent; `connect` returns the environment of a conversation by task id and experiment."""
         self.log, self.connect, self.prompts = log, connect, prompts
         self.get_optimizer, self.search = get_optimizer, search
-        self.packages = list_packages()
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         centaur = state.session.crew == "centaur"
@@ -94,12 +92,14 @@ class ClaudeCrew:
         prompt, log = self.prompts["reflector"], self.log.get(decided.last_run.log)
         change = diff_from_parent(state, decided.candidate.commit, self.log.get)
         facts = packets.pack_reflection(state, decided, log, change)
-        agent = reflector.make_agent(prompt, Review, log, packets.make_curve_table(state, decided))
+        incumbent = get_scores(state, decided.incumbent)
+        compare = partial(packets.write_curve_table, packets.list_runs(decided), incumbent)
+        agent = reflector.make_agent(prompt, Review, log, compare)
         answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
         return Postmortem(**answer.model_dump())
 
     async def _edit(self, step: Edit, proposal: Proposal, source: str, facts: Mapping[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=isinstance(step, Repair))
         environment = self.connect(step.task_id, step.experiment)
-        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, self.packages, check)
+        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, check)
         return Revision(text, answer.summary, answer.deviations)

@@ -3,11 +3,11 @@
 Never a raw log: what the candidate printed is quoted in « » or fenced, so that no agent takes it for instructions.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
-from orchestrator.agents.briefing import clip, describe_budget
+from orchestrator.agents.briefing import DIFF, clip, describe_budget
 from orchestrator.core import events as ev
 from orchestrator.core.curves import interpolate_loss
 from orchestrator.core.description import FinishedRun, describe_run
@@ -19,8 +19,6 @@ POINTS = tuple(i / 10 for i in range(1, 11))
 EXCERPT = 1_800
 """Characters of a log in a packet: about 500 tokens."""
 LAST_LINES = 12
-DIFF = 1_200
-"""Tokens of a diff."""
 
 
 def pack_order(proposal: ev.Proposal) -> dict[str, str]:
@@ -48,12 +46,6 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str) -> di
         "outcome": _describe_outcome(decided, incumbent),
         "packet": "\n".join(_write_packet(decided, incumbent, log, timed=timed)),
     }
-
-
-def make_curve_table(state: State, decided: Decided) -> Callable[[Iterable[float]], str]:
-    """Return a function that writes the table of both curves at shares of the budget."""
-    own, incumbent = _list_runs(decided), get_scores(state, decided.incumbent)
-    return lambda shares: write_curve_table(own, incumbent, shares)
 
 
 def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRun], shares: Iterable[float]) -> str:
@@ -93,7 +85,7 @@ def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
 
 
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:
-    runs = _list_runs(decided)
+    runs = list_runs(decided)
     if any(run.curve for run in runs):
         yield "Training loss by share of the budget, smoothed over the last few steps, means over seeds:"
         yield write_curve_table(runs, incumbent, POINTS)
@@ -126,7 +118,7 @@ def _describe_end(metrics: ev.RunMetrics) -> str:
     return f"after {seconds:.0f} s of training" if seconds else "before its training began"
 
 
-def _list_runs(decided: Decided) -> Sequence[FinishedRun]:
+def list_runs(decided: Decided) -> Sequence[FinishedRun]:
     """Return the runs that the verdict is about: all scored ones, or the one that crashed or was pruned."""
     return decided.candidate.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
 

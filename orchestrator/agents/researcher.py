@@ -48,7 +48,7 @@ class Proposals(BaseModel):
 
 
 def make_agent(
-    prompt: Prompt, state: State, count: int, source: str, read: Callable[[Digest], str], search: Search | None = None
+    prompt: Prompt, state: State, count: int, source: str, read: Callable[[Digest], str], search: Search
 ) -> Agent[Proposals]:
     """Return the researcher of up to `count` proposals; `source` is the best train.py, `read` gives stored texts."""
     values = read_values(source)
@@ -73,7 +73,7 @@ def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
     return find_overlong(proposal)
 
 
-def _make_tools(state: State, source: str, read: Callable[[Digest], str], search: Search | None) -> tuple[Tool, ...]:
+def _make_tools(state: State, source: str, read: Callable[[Digest], str], search: Search) -> tuple[Tool, ...]:
     def read_train_py(first: int = 1, last: int = PAGE) -> str:
         """Read the best train.py so far, from line `first` to line `last`; the outline says what is where."""
         return number_page(source, first, last, PAGE)
@@ -99,7 +99,7 @@ def _make_tools(state: State, source: str, read: Callable[[Digest], str], search
 
     def search_musings(words: str) -> str:
         """Search the musings of this and all earlier sessions: what was tried, why, and what came of it."""
-        return (search(words) if search else "") or "No musings match."
+        return search(words) or "No musings match."
 
     tools = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
-    return (*tools, *([Tool.from_function(search_musings, pure=False)] if search else ()))
+    return *tools, Tool.from_function(search_musings, pure=False)

@@ -24,7 +24,7 @@ from orchestrator.optimizer.space import explain_untunable, list_tunable
 from prepare.machine import list_gpus
 from prepare.manifest import Manifest, load
 from prepare.profiles import apply_to_script, from_manifest
-from subagents.files import find_syntax_error
+from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import Prompt, load_prompts
 
 if TYPE_CHECKING:
@@ -158,11 +158,8 @@ class Preflight:
             source = self.repo.read_source(self.state.parent.commit)
         else:
             source = apply_to_script(self.repo.read_baseline(), from_manifest(self.manifest))
-        try:
-            if not (found := list_tunable(source)):
-                raise UsageError(explain_untunable(source))
-        except (SyntaxError, ValueError) as error:
-            raise UsageError(f"{self.paths.script} is not valid Python: {error}") from error
+        if not (found := list_tunable(source)):
+            raise UsageError(explain_untunable(source))
         return f"{len(found)} for the optimizer to search: {', '.join(found)}"
 
     def _describe_sandbox(self) -> str:
@@ -183,12 +180,7 @@ def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
 
 def find_neighbours(source: str, folder: Path) -> list[str]:
     """Return the modules beside the script that it imports as it starts, and that no package provides."""
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError):
-        return []  # the baseline's run says what is wrong
-    names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in body if isinstance(node, ast.ImportFrom) and not node.level]
+    names = [name for node in ast.parse(source).body for name in list_imports(node)]
     elsewhere = [str(PROMPTS.parent), *(path for path in sys.path if Path(path).resolve() != folder.resolve())]
     heads = dict.fromkeys(name.partition(".")[0] for name in names)
     beside = [head for head in heads if (folder / f"{head}.py").is_file() or any((folder / head).glob("*.py"))]

@@ -17,7 +17,7 @@ from orchestrator.cli.preflight import Preflight, load_style
 from orchestrator.cli.wiring import hold_branch, hold_session, run_session
 from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
 from orchestrator.core.source import compute_digest
-from orchestrator.core.state import State, fold
+from orchestrator.core.state import fold
 from orchestrator.lab.executor import describe_profile
 from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
@@ -131,11 +131,14 @@ def fork(
     chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
     known = load_style(style, model or []) if chosen != "optuna" else {}
     night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
+    used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
+    more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
+    longer = {name: round(used[name] + value, 4) for name, value in more.items() if value is not None}
     night.require()
     forked = Forked(
         parent=f"{old.state.session.name}@{at}",
         name=night.name,
-        limits=_extend_limits(state, hours=hours, experiments=max_experiments, usd=max_usd),
+        limits=state.session.limits.model_copy(update=longer),
         **_describe_crew(chosen, style, known),
     )
     _begin(night, forked, lambda path: old.fork(path, at))
@@ -146,9 +149,3 @@ def invent_name(sessions: Path) -> str:
     today = f"{datetime.now().astimezone():%Y-%m-%d}"
     free = [word for word in WORDS.split() if not (sessions / f"{today}-{word}").exists()]
     return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"
-
-
-def _extend_limits(state: State, **more: float | None) -> SessionLimits:
-    """Return the session's limits, those that are given counted from here on."""
-    used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
-    return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})
