@@ -54,15 +54,15 @@ def quote(text: str, limit: int = 160) -> str:
     return f"«{' '.join(words.split())[:limit]}»"
 
 
-def extract_frames(shown: Sequence[str], script: str = "train.py") -> list[str]:
-    """Return the last traceback's frames in the script, each with its line of code, and the exception."""
+def extract_frames(shown: Sequence[str]) -> list[str]:
+    """Return the last traceback's frames in train.py, each with its line of code, and the exception."""
     starts = [i for i, line in enumerate(shown) if line.startswith("Traceback (most recent call last)")]
     if not starts:
         return []
     traceback = shown[starts[-1] + 1 :]
     frames: list[str] = []
     for i, line in enumerate(traceback):
-        if (frame := FRAME.fullmatch(line)) and frame["path"].rpartition("/")[2] == script:
+        if (frame := FRAME.fullmatch(line)) and frame["path"].rpartition("/")[2] == "train.py":
             code = traceback[i + 1].strip() if i + 1 < len(traceback) else ""
             frames.append(f"line {frame['line']}, in {frame['where']}: {code}")
     raised = [line for line in traceback if not line.startswith(" ")]

@@ -6,7 +6,6 @@ Below the system prompt and the line `<!-- opening -->` stands the opening messa
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,8 +27,8 @@ class PromptError(ValueError):
     """A prompt cannot be used; the message says which and why in one line."""
 
 
-class ModelSettings(BaseModel):
-    """The front matter: how a model is called."""
+class Prompt(BaseModel):
+    """What an agent is told; and the front matter: how its model is called."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,13 +37,6 @@ class ModelSettings(BaseModel):
     max_turns: int = Field(default=12, ge=1)
     max_tokens: int = Field(default=16_000, ge=256)
     cadence: int = Field(default=1, ge=0)  # reflection after every keep and every n-th other experiment; 0 is never
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What an agent is told, and how its model is called."""
-
-    settings: ModelSettings
     system: str
     template: str
 
@@ -55,14 +47,10 @@ class Prompt:
         except UndefinedError as error:
             raise PromptError(f"a prompt asks for an unknown fact: {error}") from error
 
-    def asking(self, model: str) -> "Prompt":
-        """Return the same prompt for another model."""
-        return replace(self, settings=self.settings.model_copy(update={"model": model}))
-
     @property
     def text(self) -> str:
         """The whole prompt as one text, which `parse_prompt` reads."""
-        matter = yaml.safe_dump(self.settings.model_dump(exclude_defaults=True), sort_keys=False)
+        matter = yaml.safe_dump(self.model_dump(exclude={"system", "template"}, exclude_defaults=True), sort_keys=False)
         return f"---\n{matter}---\n{self.system}\n\n{OPENING}\n\n{self.template}\n"
 
 
@@ -121,8 +109,10 @@ def _make_prompt(matter: Mapping[str, Any], body: str, name: str) -> Prompt:
         raise PromptError(f"{name}: the line {OPENING} is missing")
     try:
         JINJA.parse(template.strip())
-        return Prompt(ModelSettings.model_validate(matter), system.strip(), template.strip())
+        return Prompt(**matter, system=system.strip(), template=template.strip())
     except ValidationError as error:
         raise PromptError(f"{name}: {describe_faults(error)}") from error
+    except TypeError as error:
+        raise PromptError(f"{name}: the front matter has a key that it cannot have: {error}") from error
     except TemplateSyntaxError as error:
         raise PromptError(f"{name}: {error.message} (line {error.lineno} of the opening)") from error

@@ -58,7 +58,7 @@ def crashed(log_message="NaN"):
 
 
 def tool(name, log=""):
-    tools = reflector.make_tools(log, lambda shares: f"{len(shares)} points")
+    tools = reflector.make_agent(PROMPT, Postmortem, log, lambda shares: f"{len(shares)} points").tools
     return next(tool for tool in tools if tool.name == name)
 
 

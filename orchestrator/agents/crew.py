@@ -8,9 +8,7 @@ from typing import Literal, Protocol
 
 from orchestrator.agents import briefing, packets, researcher
 from orchestrator.agents.fidelity import find_deviation
-from orchestrator.agents.researcher import Search
 from orchestrator.core.events import Postmortem, Proposal
-from orchestrator.core.source import diff
 from orchestrator.core.state import Broken, Decided, State, diff_from_parent, get_scores
 from orchestrator.policy.limits import compute_pause
 from orchestrator.policy.steps import Edit, Implement, Propose, Rebase, Reflect, Repair
@@ -53,7 +51,7 @@ class ClaudeCrew:
         connect: Callable[[str, int], Environment],
         prompts: Mapping[str, Prompt],
         get_optimizer: Callable[[], Adviser],
-        search: Search,
+        search: Callable[[str], str],
     ) -> None:
         """Take prompts by agent; `connect` returns the environment of a conversation by task id and experiment."""
         self.log, self.connect, self.prompts = log, connect, prompts
@@ -83,7 +81,7 @@ class ClaudeCrew:
 
     async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
-        change = diff(self.log.get(state.parents[commit.parent].source), source)
+        change = diff_from_parent(state, commit, self.log.get)
         facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change)
         repaired = await self._edit(step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))

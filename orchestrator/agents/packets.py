@@ -56,9 +56,10 @@ def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRu
     rows = ["share    this  incumbent  difference  σ over the incumbent's seeds"]
     for share in shares:
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
-        difference = f"{fmean(ours) - fmean(theirs):+.4f}" if ours and theirs else "–".rjust(7)
+        mean, other = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs))
+        difference = f"{fmean(ours) - fmean(theirs):+.4f}" if ours and theirs else "–"
         sigma = f"{stdev(theirs):.4f}" if len(theirs) > 1 else "–"
-        rows.append(f"{share:5.2f} {_format_mean(ours)}    {_format_mean(theirs)}     {difference}  {sigma}")
+        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {difference:>7}  {sigma}")
     return "\n".join(rows)
 
 
@@ -128,7 +129,3 @@ def _get_losses(runs: Sequence[FinishedRun], share: float) -> list[float]:
     reached = [run.curve for run in runs if run.curve and share <= run.curve[-1].progress + 0.05]
     losses = (interpolate_loss(c, min(max(share, c[0].progress), c[-1].progress)) for c in reached)
     return [loss for loss in losses if loss is not None and isfinite(loss)]
-
-
-def _format_mean(losses: Sequence[float]) -> str:
-    return f"{fmean(losses):7.4f}" if losses else "–".rjust(7)

@@ -1,13 +1,13 @@
 """The main agent: reads the state of the research, looks things up, and proposes what to try next, and why."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from orchestrator.agents import briefing
 from orchestrator.core.events import Digest, Family, Proposal, Value, parse_value
-from orchestrator.core.state import State, diff_from_parent
+from orchestrator.core.state import FinalStatus, State, diff_from_parent
 from prepare.constants import read_values
 from subagents.agent import Agent
 from subagents.files import number_page
@@ -16,9 +16,6 @@ from subagents.tools import Tool, ToolError, find_overlong, unquote
 
 PAGE = 200
 """Lines of train.py that one call shows."""
-Search = Callable[[str], str]
-"""Searches the musings of all sessions; returns snippets."""
-FinalStatus = Literal["kept", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
 
 
 def _read_list(given: object) -> list[object]:
@@ -48,9 +45,17 @@ class Proposals(BaseModel):
 
 
 def make_agent(
-    prompt: Prompt, state: State, count: int, source: str, read: Callable[[Digest], str], search: Search
+    prompt: Prompt,
+    state: State,
+    count: int,
+    source: str,
+    read: Callable[[Digest], str],
+    search: Callable[[str], str],
 ) -> Agent[Proposals]:
-    """Return the researcher of up to `count` proposals; `source` is the best train.py, `read` gives stored texts."""
+    """Return the researcher of up to `count` proposals; `source` is the best train.py.
+
+    `read` gives stored texts, `search` snippets of the musings of all sessions.
+    """
     values = read_values(source)
 
     def find_fault(answer: Proposals) -> str:
@@ -58,22 +63,6 @@ def make_agent(
             return f"hand in the best {count} of your proposals: no more can be tried now"
         return "; ".join(fault for proposal in answer.proposals if (fault := _find_fault(proposal, values)))
 
-    return Agent("researcher", prompt, Proposals, _make_tools(state, source, read, search), find_fault)
-
-
-def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
-    """Return why a proposal cannot be carried out as it stands; empty if it can. `values` are train.py's constants."""
-    if proposal.family not in get_args(Family):
-        return f"family: {proposal.family!r} is not offered"
-    for name, value in proposal.settings.items():
-        if name not in values:
-            return f"settings: train.py has no plain constant {name}; leave settings empty and write instructions"
-        if values[name] == value:
-            return f"settings: {name} is {value!r} already"
-    return find_overlong(proposal)
-
-
-def _make_tools(state: State, source: str, read: Callable[[Digest], str], search: Search) -> tuple[Tool, ...]:
     def read_train_py(first: int = 1, last: int = PAGE) -> str:
         """Read the best train.py so far, from line `first` to line `last`; the outline says what is where."""
         return number_page(source, first, last, PAGE)
@@ -102,4 +91,17 @@ def _make_tools(state: State, source: str, read: Callable[[Digest], str], search
         return search(words) or "No musings match."
 
     tools = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
-    return *tools, Tool.from_function(search_musings, pure=False)
+    musings = Tool.from_function(search_musings, pure=False)
+    return Agent("researcher", prompt, Proposals, (*tools, musings), find_fault)
+
+
+def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
+    """Return why a proposal cannot be carried out as it stands; empty if it can. `values` are train.py's constants."""
+    if proposal.family not in get_args(Family):
+        return f"family: {proposal.family!r} is not offered"
+    for name, value in proposal.settings.items():
+        if name not in values:
+            return f"settings: train.py has no plain constant {name}; leave settings empty and write instructions"
+        if values[name] == value:
+            return f"settings: {name} is {value!r} already"
+    return find_overlong(proposal)

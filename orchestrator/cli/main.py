@@ -7,11 +7,9 @@ import typer
 from typer.exceptions import TyperException
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.compare import compare
 from orchestrator.cli.doctor import doctor
-from orchestrator.cli.inspect import musings, replay, report, sessions
-from orchestrator.cli.start import fork, plan_night, resume, start_night
-from orchestrator.cli.trial import trial
+from orchestrator.cli.inspect import compare, musings, replay, report, sessions
+from orchestrator.cli.start import fork, plan_night, resume, start_night, trial
 from orchestrator.core.events import SessionLimits
 from orchestrator.views.output import harden_streams
 

@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from orchestrator.cli.options import USER_ERRORS, Paths, UsageError
 from orchestrator.core.state import State
@@ -21,14 +21,12 @@ from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
+from orchestrator.views.notify import Send, make_sender
 from prepare.machine import list_gpus
 from prepare.manifest import Manifest, load
 from prepare.profiles import apply_to_script, from_manifest
 from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import Prompt, load_prompts
-
-if TYPE_CHECKING:
-    from orchestrator.views.notify import Send
 
 PROMPTS = Path(__file__).parent.parent.parent / "prompts"
 NEEDED_BYTES = 1 << 30
@@ -80,9 +78,7 @@ class Preflight:
         return NoSandbox() if self.paths.unsafe else select_sandbox()
 
     @property
-    def send(self) -> "Send":
-        from orchestrator.views.notify import make_sender  # slow to import
-
+    def send(self) -> Send:
         return make_sender(self.notify)
 
     def require(self) -> None:
@@ -174,7 +170,7 @@ def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
         if agent and agent not in prompts:
             raise UsageError(f"--model {entry}: no agent is called {agent!r}: there are {', '.join(prompts)}")
         chosen = [agent] if agent else list(prompts)
-        prompts |= {name: prompts[name].asking(model) for name in chosen}
+        prompts |= {name: prompts[name].model_copy(update={"model": model}) for name in chosen}
     return prompts
 
 
@@ -206,18 +202,15 @@ def _check_disk(sessions: Path) -> CheckResult:
     folder = next(path for path in [sessions.absolute(), *sessions.absolute().parents] if path.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            free = shutil.disk_usage(folder).free
     except OSError as error:
         remedy = f"{folder} cannot be written ({error.strerror}): choose another folder with --sessions"
         return CheckResult("disk", "bad", remedy)
-    free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
         needed = f"a night needs {NEEDED_BYTES >> 20} MiB"
         return CheckResult("disk", "bad", f"only {free >> 20} MiB are free in {folder}, and {needed}: make room")
-    state = "good" if free > AMPLE_BYTES else "warn"
-    return CheckResult(
-        "disk", state, f"{free / (1 << 30):.0f} GiB free for sessions; a long night may want {AMPLE_BYTES >> 30}"
-    )
+    words = f"{free / (1 << 30):.0f} GiB free for sessions; a long night may want {AMPLE_BYTES >> 30}"
+    return CheckResult("disk", "good" if free > AMPLE_BYTES else "warn", words)
 
 
 def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
@@ -228,8 +221,8 @@ def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
     if missing := credentials_error():
         yield CheckResult("models", "bad", missing)
         return
-    for model in sorted({prompt.settings.model for prompt in prompts.values()}):
-        agents = ", ".join(name for name, prompt in prompts.items() if prompt.settings.model == model)
+    for model in sorted({prompt.model for prompt in prompts.values()}):
+        agents = ", ".join(name for name, prompt in prompts.items() if prompt.model == model)
         if wrong := asyncio.run(check_model(connect(), model)):
             yield CheckResult(model, "bad", f"{wrong} (for {agents}; --offline needs no model)")
         elif prices.estimate_most(model, 0, 0) is not None:

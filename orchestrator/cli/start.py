@@ -1,4 +1,4 @@
-"""The commands that run a night: a new one, the rest of an interrupted one, or one that forks off."""
+"""The commands that run nights: a new one, the rest of an interrupted one, one that forks off, a trial of many."""
 
 import random
 import shutil
@@ -8,17 +8,19 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from orchestrator.cli import options as opt
+from orchestrator.cli.inspect import compare
 from orchestrator.cli.preflight import Preflight, load_style
 from orchestrator.cli.wiring import hold_branch, hold_session, run_session
-from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
+from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, Started
 from orchestrator.core.source import compute_digest
-from orchestrator.core.state import fold
+from orchestrator.core.state import apply, fold
 from orchestrator.lab.executor import describe_profile
+from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
 from subagents.prompts import Prompt, parse_prompt
@@ -77,7 +79,7 @@ def _describe_crew(crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict
         "crew": crew,
         "style": style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
-        "reflect_every": prompts["reflector"].settings.cadence if prompts else 1,
+        "reflect_every": prompts["reflector"].cadence if prompts else 1,
         "prompts": {agent: compute_digest(prompt.text) for agent, prompt in prompts.items()},
     }
 
@@ -133,7 +135,7 @@ def fork(
     night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
     used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
     more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
-    longer = {name: round(used[name] + value, 4) for name, value in more.items() if value is not None}
+    longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
     night.require()
     forked = Forked(
         parent=f"{old.state.session.name}@{at}",
@@ -142,6 +144,66 @@ def fork(
         **_describe_crew(chosen, style, known),
     )
     _begin(night, forked, lambda path: old.fork(path, at))
+
+
+def trial(
+    context: typer.Context,
+    prompts: Annotated[list[str], typer.Option(help="a style; give two or more")],
+    repeats: Annotated[int, typer.Option(min=1, help="nights of each style")] = 3,
+    hours: opt.Hours = 1.0,
+    max_experiments: opt.Experiments = None,
+    max_usd: opt.Dollars = None,
+    crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
+    model: opt.Model = None,
+    seed: Annotated[int, typer.Option(help="of the first repetition; the next has the next one")] = 0,
+    notify: opt.Notify = "",
+    trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
+) -> None:
+    """Find out whether a style helps.
+
+    Nights of each style in turn, with the same seeds and limits; then they are compared. Given again, the command
+    goes on where it was interrupted: python -m orchestrator trial --prompts default --prompts none --hours 2
+    """
+    paths: opt.Paths = context.obj
+    styles = {Path(style).name: style for style in prompts}
+    if len(styles) < len(prompts):
+        raise opt.UsageError("--prompts: each style once, please, in folders of different names")
+    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
+    nights = {
+        f"{trial_name}-{style}-{repeat + 1}": (folder, seed + repeat)
+        for repeat in range(repeats)
+        for style, folder in styles.items()
+    }
+    begun = {path.parent.name for path in paths.sessions.glob("*/session.db")}
+    planned = {
+        name: plan_night(paths, name, limits, crew, folder, model or (), notify)
+        for name, (folder, _) in nights.items()
+        if name not in begun
+    }
+    for night in planned.values():
+        night.require()
+    for name, (folder, own_seed) in nights.items():
+        if name in planned:
+            start_night(planned[name], limits, crew, folder, own_seed)
+        elif _is_over(paths, name):
+            print(f"{name} is done already")
+        else:
+            resume(context, name, notify)
+        if not _is_over(paths, name):
+            print(f"{name} was stopped: give the same command again to go on with the trial")
+            raise SystemExit(opt.ExitCode.INTERRUPTED)
+    compare(context, list(nights))
+
+
+def _is_over(paths: opt.Paths, name: str) -> bool:
+    """Return whether the night would end at once if it were resumed. Raises SystemExit where it measured nothing."""
+    with opt.read_session(paths, name) as session:
+        state = session.state
+    over = bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
+    if over and state.incumbent is None:
+        print(f"{name} measured nothing")
+        raise SystemExit(opt.ExitCode.UNMEASURED)
+    return over
 
 
 def invent_name(sessions: Path) -> str:

@@ -7,11 +7,10 @@ from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
-from orchestrator.agents.crew import ClaudeCrew
+from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.lab.executor import LocalExecutor
@@ -30,19 +29,24 @@ from prepare.locks import LockedError, hold_lock
 from prepare.machine import list_gpus
 from subagents.prompts import Prompt, parse_prompt
 
-if TYPE_CHECKING:
-    from orchestrator.optimizer.crew import Optimizer
-    from orchestrator.views.observers import Observers
-
 
 def run_session(session: Session, night: Preflight) -> None:
     """Run a session from here to its end. Raises SystemExit where it was interrupted, or measured not even a score."""
     from orchestrator.views.observers import Observers
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
-    paths, repo, name = night.paths, night.repo, session.state.session.name
+    paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
     observers = Observers(session, paths.musings, send=night.send, command=paths.write_command)
-    runner = _build_runner(session, night, observers)
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    runner = Runner(
+        folder,
+        list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else []),
+        set_limits(started.profile, cores),
+        Scorer.load(paths.data.resolve()),
+        night.sandbox,
+        session.put,
+        observers.progress,
+    )
     repo.unlock()
     runner.reap()
     if session.state.baseline_commit:
@@ -58,24 +62,10 @@ def run_session(session: Session, night: Preflight) -> None:
         if repo.trouble:
             observers.say(f"\n{repo.trouble}")
     except KeyboardInterrupt:
-        observers.say(f"Stopped at once. Nothing is lost: {paths.write_command('resume', name)}")
+        observers.say(f"Stopped at once. Nothing is lost: {paths.write_command('resume', started.name)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
     if session.state.incumbent is None:
         raise SystemExit(ExitCode.UNMEASURED)
-
-
-def _build_runner(session: Session, night: Preflight, observers: "Observers") -> Runner:
-    started, folder, data = session.state.session, session.path.parent, night.paths.data.resolve()
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return Runner(
-        folder,
-        list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else []),
-        set_limits(started.profile, cores),
-        Scorer.load(data),
-        night.sandbox,
-        session.put,
-        observers.progress,
-    )
 
 
 def build_crew(
@@ -88,7 +78,7 @@ def build_crew(
     started = log.state.session
 
     @cache
-    def get_optimizer() -> "Optimizer":
+    def get_optimizer() -> Adviser:
         from orchestrator.optimizer.crew import Optimizer
 
         return Optimizer(log.get)

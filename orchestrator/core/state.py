@@ -92,20 +92,10 @@ class Decided:
 
 
 Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
-Status = Literal[
-    "proposed",
-    "ready",
-    "training",
-    "broken",
-    "kept",
-    "discarded",
-    "pruned",
-    "crashed",
-    "refused",
-    "abandoned",
-    "not tested",
-]
-"""Where an experiment stands; the last seven are final. What was not tested ran, but not as it was proposed."""
+FinalStatus = Literal["kept", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
+"""How an experiment ended. What was not tested ran, but not as it was proposed."""
+Status = Literal["proposed", "ready", "training", "broken"] | FinalStatus
+"""Where an experiment stands."""
 
 
 @dataclass(frozen=True, slots=True)
