@@ -15,7 +15,7 @@ from opentelemetry import trace
 from pydantic import BaseModel, ValidationError
 
 from subagents.prompts import Prompt
-from subagents.tools import Tool, ToolCall, ToolResult, describe_faults
+from subagents.tools import Tool, ToolCall, ToolError, ToolResult, describe_faults
 
 T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
@@ -163,13 +163,14 @@ class _Conversation(Generic[T]):
         results: list[Json] = []
         failed = ""
         for call in reply.calls:
-            if call.name == SUBMIT:
-                answer, result = self.check_answer(call, failed)
-                if answer is not None:
-                    return answer
-            else:
+            try:
+                if call.name == SUBMIT:
+                    return self.check_answer(call, failed)
                 result = await self.use_tool(call, environment)
-                failed = failed or (call.name if result.is_error else "")
+            except ToolError as error:
+                result = ToolResult(str(error), is_error=True)
+            if result.is_error and call.name != SUBMIT:
+                failed = failed or call.name
             results.append(_make_result_block(call, result))
         calls = [(call.name, call.input) for call in reply.calls]
         if failed and calls == self.last_calls:
@@ -182,25 +183,23 @@ class _Conversation(Generic[T]):
         tools = {tool.name: tool for tool in self.agent.tools}
         if call.name not in tools:
             names = ", ".join([*tools, SUBMIT])
-            return ToolResult(f"There is no tool {call.name!r}; there are {names}.", is_error=True)
+            raise ToolError(f"There is no tool {call.name!r}; there are {names}.")
         with _trace("execute_tool", call.name, {"tool.name": call.name, "tool.call.id": call.id}):
             return await environment.use(tools[call.name], call)
 
-    def check_answer(self, call: ToolCall, failed: str) -> tuple[T | None, ToolResult]:
-        """Return the answer if it is valid, and what to tell the model if not. Raises NoAnswer after too many."""
+    def check_answer(self, call: ToolCall, failed: str) -> T:
+        """Return the answer. Raises ToolError where it is not valid, NoAnswer after too many such answers."""
         if failed:
             # Not a bad answer: it was given before the model could see that a call had failed.
-            reason = f"Not handed in, because `{failed}` failed in the same message. Fix that first."
-            return None, ToolResult(reason, is_error=True)
+            raise ToolError(f"Not handed in, because `{failed}` failed in the same message. Fix that first.")
         try:
             answer = self.agent.answer.model_validate(call.input)
+            if not (reason := self.agent.accept(answer)):
+                return answer
         except ValidationError as error:
             reason = describe_faults(error)
-        else:
-            if not (reason := self.agent.accept(answer)):
-                return answer, ToolResult("")
         self.count_bad_answer(f"its answer was not valid: {reason}")
-        return None, ToolResult(f"Not accepted: {reason}", is_error=True)
+        raise ToolError(f"Not accepted: {reason}")
 
     def count_bad_answer(self, reason: str) -> None:
         self.bad_answers += 1
