@@ -5,7 +5,7 @@ A fence cannot be forged: every line of the log begins with a bar, and the lines
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 HEAD, TAIL = 200_000, 800_000  # characters read, from the beginning and from the end
 LINE = 240  # characters of a line
@@ -38,13 +38,10 @@ def clean(line: str, limit: int = LINE) -> str:
 
 def fence(shown: Iterable[str], limit: int = FENCE) -> str:
     """Return the lines between the marks that prompts call data, cut at the limit."""
-    kept, size = list[str](), 0
-    for line in shown:
-        size += len(line) + 3
-        if size > limit:
-            kept.append("… cut here")
-            break
-        kept.append(line)
+    lines = list(shown)
+    sizes = accumulate(len(line) + 3 for line in lines)
+    kept = [line for line, size in zip(lines, sizes, strict=True) if size <= limit]
+    kept += ["… cut here"] * (len(kept) < len(lines))
     return "\n".join(["<log>", *(f"| {line}" for line in kept), "</log>"])
 
 

@@ -7,7 +7,7 @@ tokenizer is not public.
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import get_args
 
 from orchestrator.core import events as ev
@@ -290,12 +290,7 @@ def _keep_sentences(text: str, limit: int) -> str:
 def _fit_rows(rows: Iterable[str], budget: int) -> str:
     """Return the latest rows that fit into a budget of tokens, and how many were left out."""
     every = [f"- {row}" for row in rows]
-    kept: list[str] = []
-    room = budget * CHARACTERS - 40
-    for row in reversed(every):
-        room -= len(row) + 1
-        if room < 0:
-            break
-        kept.append(row)
-    note = [f"- ({len(every) - len(kept)} earlier ones left out)"] if len(kept) < len(every) else []
-    return "\n".join([*note, *reversed(kept)])
+    sizes = accumulate(len(row) + 1 for row in reversed(every))
+    left_out = sum(size > budget * CHARACTERS - 40 for size in sizes)
+    note = [f"- ({left_out} earlier ones left out)"] if left_out else []
+    return "\n".join([*note, *every[left_out:]])
