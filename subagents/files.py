@@ -90,7 +90,7 @@ def find_missing_packages(source: str) -> list[str]:
 
 
 def list_imports(node: ast.AST) -> list[str]:
-    """Return the full names of the modules that a statement imports, but for relative ones."""
+    """Return the full names of the modules that a statement imports; relative ones are left out."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []

@@ -167,7 +167,10 @@ def compare(
             if session.state.incumbent is None:
                 raise UsageError(f"{session.state.session.name} has no baseline yet")
             rows.append(comparison.summarize_session(session.state, session.records))
-    console.print(_make_table(rows))
+    table = Table("", *(Column(row.course.name, justify="right", overflow="fold") for row in rows), box=None)
+    for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
+        table.add_row(figure, *(row.table[figure] for row in rows))
+    console.print(table)
     arms = comparison.group_arms(rows)
     for arm, members in arms.items():
         if len(members) > 1:
@@ -181,14 +184,6 @@ def compare(
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(comparison.render_comparison(rows), encoding="utf-8")
     print(f"The chart is in {target}")
-
-
-def _make_table(rows: Sequence[comparison.SessionFigures]) -> Table:
-    """Make a line for each figure and a column for each session: two or three fit on any terminal."""
-    table = Table("", *(Column(row.course.name, justify="right", overflow="fold") for row in rows), box=None)
-    for name in rows[0].table:
-        table.add_row(name, *(row.table[name] for row in rows))
-    return table
 
 
 def musings(
