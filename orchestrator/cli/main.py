@@ -27,7 +27,6 @@ a night with Claude                  ANTHROPIC_API_KEY=… python -m orchestrato
 after any interruption               python -m orchestrator resume NAME
 """
 
-
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
