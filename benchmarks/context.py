@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from orchestrator.agents import briefing, packets
-from orchestrator.cli.options import load_style
+from orchestrator.cli.preflight import load_style
 from orchestrator.core.events import Discarded, Kept
 from orchestrator.core.source import diff
 from prepare import profiles
@@ -28,5 +28,5 @@ def main() -> None:
             "mechanic": {**packets.pack_order(last.proposal), "source": source},
             "reflector": packets.pack_reflection(state, last, log.get(last.scores[-1].log), change),
         }
-        cells = [briefing.count_tokens(prompts[a].system + prompts[a].render_opening(facts[a])) for a in facts]
+        cells = [synthetic.count_tokens(prompts[a].system + prompts[a].render_opening(facts[a])) for a in facts]
         print(f"| {number:,} | " + " | ".join(f"{tokens:,}" for tokens in cells) + " |")

@@ -6,7 +6,7 @@ that fails gives a reply that says so, so that a replay needs no exceptions.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,10 +15,11 @@ from opentelemetry import trace
 from pydantic import BaseModel, ValidationError
 
 from subagents.prompts import Prompt
-from subagents.tools import Tool, ToolCall, ToolResult, describe_faults
+from subagents.tools import Tool, ToolCall, ToolError, ToolResult, describe_faults
 
 T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
+OnWait = Callable[[float, str], Awaitable[None]]  # is told when a pause ends, in seconds since the epoch, and why
 
 SUBMIT = "submit"
 MAX_BAD_ANSWERS = 2  # a model that errs three times will err again
@@ -117,12 +118,12 @@ class Environment(Protocol):
 
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
     """Hold a conversation until the agent hands in a valid answer. Raises NoAnswer."""
-    settings, system = agent.prompt.settings, agent.prompt.system
-    with _trace("invoke_agent", agent.name, {"agent.name": agent.name, "request.model": settings.model}):
-        await environment.begin(agent.name, settings.model, system, opening)
+    prompt = agent.prompt
+    with _trace("invoke_agent", agent.name, {"agent.name": agent.name, "request.model": prompt.model}):
+        await environment.begin(agent.name, prompt.model, prompt.system, opening)
         parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 1)]
-        conversation = _Conversation(agent, settings.max_tokens, [_make_message("user", parts)])
-        for turns_left in reversed(range(settings.max_turns)):
+        conversation = _Conversation(agent, prompt.max_tokens, [{"role": "user", "content": parts}])
+        for turns_left in reversed(range(prompt.max_turns)):
             reply = await environment.reply(conversation.request)
             match reply.stop_reason:
                 case "tool_use" if reply.calls:
@@ -140,7 +141,7 @@ async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
                     raise NoAnswer(f"the {agent.name}'s model refused to answer")
                 case _:
                     conversation.reject_text(reply)
-    raise NoAnswer(f"the {agent.name} gave no answer in {settings.max_turns} turns")
+    raise NoAnswer(f"the {agent.name} gave no answer in {prompt.max_turns} turns")
 
 
 @dataclass
@@ -154,52 +155,51 @@ class _Conversation(Generic[T]):
     @property
     def request(self) -> Request:
         name, prompt, schemas = self.agent.name, self.agent.prompt, self.agent.schemas
-        settings, messages = prompt.settings, tuple(self.messages)
-        return Request(name, settings.model, settings.effort, self.max_tokens, prompt.system, schemas, messages)
+        messages = tuple(self.messages)
+        return Request(name, prompt.model, prompt.effort, self.max_tokens, prompt.system, schemas, messages)
 
     async def run_calls(self, reply: Reply, environment: Environment) -> T | None:
         """Run the calls of a message in their order; return the answer if one of them hands it in."""
         results: list[Json] = []
         failed = ""
         for call in reply.calls:
-            if call.name == SUBMIT:
-                answer, result = self.check_answer(call, failed)
-                if answer is not None:
-                    return answer
-            else:
+            try:
+                if call.name == SUBMIT:
+                    return self.check_answer(call, failed)
                 result = await self.use_tool(call, environment)
-                failed = failed or (call.name if result.is_error else "")
+            except ToolError as error:
+                result = ToolResult(str(error), is_error=True)
+            if result.is_error and call.name != SUBMIT:
+                failed = failed or call.name
             results.append(_make_result_block(call, result))
         calls = [(call.name, call.input) for call in reply.calls]
         if failed and calls == self.last_calls:
             self.count_bad_answer(f"it repeated a call of `{failed}` that had failed")
         self.last_calls = calls
-        self.messages += [_make_message("assistant", reply.content), _make_message("user", results)]
+        self.messages += [{"role": "assistant", "content": reply.content}, {"role": "user", "content": results}]
         return None
 
     async def use_tool(self, call: ToolCall, environment: Environment) -> ToolResult:
         tools = {tool.name: tool for tool in self.agent.tools}
         if call.name not in tools:
             names = ", ".join([*tools, SUBMIT])
-            return ToolResult(f"There is no tool {call.name!r}; there are {names}.", is_error=True)
+            raise ToolError(f"There is no tool {call.name!r}; there are {names}.")
         with _trace("execute_tool", call.name, {"tool.name": call.name, "tool.call.id": call.id}):
             return await environment.use(tools[call.name], call)
 
-    def check_answer(self, call: ToolCall, failed: str) -> tuple[T | None, ToolResult]:
-        """Return the answer if it is valid, and what to tell the model if not. Raises NoAnswer after too many."""
+    def check_answer(self, call: ToolCall, failed: str) -> T:
+        """Return the answer. Raises ToolError where it is not valid, NoAnswer after too many such answers."""
         if failed:
             # Not a bad answer: it was given before the model could see that a call had failed.
-            reason = f"Not handed in, because `{failed}` failed in the same message. Fix that first."
-            return None, ToolResult(reason, is_error=True)
+            raise ToolError(f"Not handed in, because `{failed}` failed in the same message. Fix that first.")
         try:
             answer = self.agent.answer.model_validate(call.input)
+            if not (reason := self.agent.accept(answer)):
+                return answer
         except ValidationError as error:
             reason = describe_faults(error)
-        else:
-            if not (reason := self.agent.accept(answer)):
-                return answer, ToolResult("")
         self.count_bad_answer(f"its answer was not valid: {reason}")
-        return None, ToolResult(f"Not accepted: {reason}", is_error=True)
+        raise ToolError(f"Not accepted: {reason}")
 
     def count_bad_answer(self, reason: str) -> None:
         self.bad_answers += 1
@@ -216,7 +216,7 @@ class _Conversation(Generic[T]):
         if reply.content:
             not_run = ToolResult("Not run: the message had already ended.", is_error=True)
             results = [_make_result_block(call, not_run) for call in reply.calls]
-            self.messages += [_make_message("assistant", reply.content), _make_message("user", results)]
+            self.messages += [{"role": "assistant", "content": reply.content}, {"role": "user", "content": results}]
         self.append_text(
             f"Text is not read. Call a tool, or hand in your answer as the arguments of a call of `{SUBMIT}`."
         )
@@ -238,10 +238,6 @@ class _Conversation(Generic[T]):
 def _trace(operation: str, name: str, attributes: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
     named = {f"gen_ai.{key}": value for key, value in {"operation.name": operation, **attributes}.items()}
     return TRACER.start_as_current_span(f"{operation} {name}", attributes=named)
-
-
-def _make_message(role: str, content: Sequence[Json]) -> Json:
-    return {"role": role, "content": list(content)}
 
 
 def _make_result_block(call: ToolCall, result: ToolResult) -> Json:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from anthropic.lib.streaming import AsyncMessageStream
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from subagents import prices
-from subagents.agent import Json, Reply, Request
+from subagents.agent import Json, OnWait, Reply, Request
 
 OFFICIAL = "https://api.anthropic.com"
 READ_TIMEOUT = 180.0  # seconds without a byte after which a connection is dead; Claude sends pings far more often
@@ -41,12 +41,6 @@ TOKENS = {
 }
 HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}  # an experiment takes longer than five minutes
 MINUTES = {"cache_control": {"type": "ephemeral"}}
-
-OnWait = Callable[[float, str], Awaitable[None]]  # is told when a pause ends, in seconds since the epoch, and why
-
-
-class IncompleteStream(Exception):  # noqa: N818 - names a state of a stream
-    """A stream ended early, or does not hold a message."""
 
 
 def credentials_error() -> str:
@@ -137,7 +131,7 @@ class Claude:
         )
         try:
             return await retrying(self._turn, request)
-        except (anthropic.AnthropicError, httpx2.HTTPError, IncompleteStream, TimeoutError) as error:
+        except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError) as error:
             too_long = isinstance(error, anthropic.APIStatusError) and (
                 error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
             )
@@ -171,13 +165,14 @@ class Claude:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
     if not isinstance(error, anthropic.APIStatusError):
-        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, IncompleteStream, TimeoutError))
+        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, TimeoutError))
     if error.status_code == 200:  # an error event inside a stream
         return error.type in TRANSIENT_TYPES
     return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)
 
 
 async def _read_message(stream: AsyncMessageStream[None]) -> Json:
+    """Return the message of a stream. Raises RemoteProtocolError."""
     arguments: dict[int, str] = {}
     try:
         async for event in stream:
@@ -185,18 +180,16 @@ async def _read_message(stream: AsyncMessageStream[None]) -> Json:
                 arguments[event.index] = arguments.get(event.index, "") + event.delta.partial_json
         for text in arguments.values():
             json.loads(text or "{}")  # the SDK accepts truncated JSON
-        return _check_message(stream.current_message_snapshot.to_dict(mode="json", warnings=False))
+        message: Json = stream.current_message_snapshot.to_dict(mode="json", warnings=False)
+        calls = [block for block in message["content"] if block["type"] == "tool_use"]
+        whole = all(call["id"] and call["name"] and isinstance(call["input"], dict) for call in calls)
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         # Malformed events make the SDK, or the code above, raise any of these.
-        raise IncompleteStream(f"the stream is malformed: {type(error).__name__}: {error}") from error
-
-
-def _check_message(message: Mapping[str, Any]) -> Json:
+        raise httpx2.RemoteProtocolError(f"the stream is malformed: {type(error).__name__}: {error}") from error
     if not message.get("stop_reason"):
-        raise IncompleteStream("the stream ended early")
-    for block in message["content"]:
-        if block["type"] == "tool_use" and not (block["id"] and block["name"] and isinstance(block["input"], dict)):
-            raise IncompleteStream("a tool was called without a name or arguments")
+        raise httpx2.RemoteProtocolError("the stream ended early")
+    if not whole:
+        raise httpx2.RemoteProtocolError("a tool was called without a name or arguments")
     # A lone surrogate is legal in JSON but cannot be encoded as UTF-8.
     return json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
 

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import warnings
+from functools import cache
 from importlib.metadata import packages_distributions
 
 from subagents.tools import Tool, ToolError
@@ -19,7 +20,8 @@ class EditedFile:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        return Tool.from_function(self.view), Tool.from_function(self.replace)
+        check = Tool.from_function(self.check, pure=False)  # a replay may run where other packages are installed
+        return Tool.from_function(self.view), Tool.from_function(self.replace), check
 
     def view(self, first: int = 1, last: int = PAGE) -> str:
         """Show train.py from line `first` to line `last` as it stands now. The numbers are not part of the text."""
@@ -43,6 +45,14 @@ class EditedFile:
         self.text = self.text.replace(old, new)
         return f"Replaced at line {places[0]}."
 
+    def check(self) -> str:
+        """Check the syntax and the imports of train.py as it stands now. It is not run."""
+        if fault := self.find_fault():
+            raise ToolError(f"{fault}.")
+        if missing := find_missing_packages(self.text):
+            raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
+        return "Syntax and imports are in order. It was not run: check the shapes."
+
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
         return "train.py is unchanged" if self.text == self.before else find_syntax_error(self.text)
@@ -59,20 +69,6 @@ def number_page(text: str, first: int, last: int, most: int) -> str:
     return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *page])
 
 
-def make_checker(file: EditedFile, packages: frozenset[str]) -> Tool:
-    """Return a tool that checks a candidate without running it."""
-
-    def check() -> str:
-        """Check the syntax and the imports of train.py as it stands now. It is not run."""
-        if fault := file.find_fault():
-            raise ToolError(f"{fault}.")
-        if missing := find_missing_packages(file.text, packages):
-            raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-        return "Syntax and imports are in order. It was not run: check the shapes."
-
-    return Tool.from_function(check, pure=False)  # a replay may run where other packages are installed
-
-
 def find_syntax_error(source: str) -> str:
     """Return why Python cannot compile the source, with the line; empty if it can."""
     try:
@@ -85,23 +81,24 @@ def find_syntax_error(source: str) -> str:
     return ""
 
 
-def find_missing_packages(source: str, packages: frozenset[str]) -> list[str]:
+def find_missing_packages(source: str) -> list[str]:
     """Return the top-level packages that the source imports, outside of any `try`, and that are not installed."""
     tree = ast.parse(source)
     guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
-    names = [name for node in ast.walk(tree) if id(node) not in guarded for name in _list_imports(node)]
-    return sorted({name.partition(".")[0] for name in names} - packages)
+    names = [name for node in ast.walk(tree) if id(node) not in guarded for name in list_imports(node)]
+    return sorted({name.partition(".")[0] for name in names} - _list_packages())
 
 
-def list_packages() -> frozenset[str]:
-    """Return the packages that a script on this machine can import."""
-    return frozenset({*packages_distributions(), *sys.stdlib_module_names, "prepare"})
-
-
-def _list_imports(node: ast.AST) -> list[str]:
+def list_imports(node: ast.AST) -> list[str]:
+    """Return the full names of the modules that a statement imports; relative ones are left out."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+
+
+@cache
+def _list_packages() -> frozenset[str]:
+    return frozenset({*packages_distributions(), *sys.stdlib_module_names, "prepare"})
 
 
 def _suggest(text: str, old: str) -> str:

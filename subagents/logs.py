@@ -5,7 +5,7 @@ A fence cannot be forged: every line of the log begins with a bar, and the lines
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 HEAD, TAIL = 200_000, 800_000  # characters read, from the beginning and from the end
 LINE = 240  # characters of a line
@@ -38,13 +38,10 @@ def clean(line: str, limit: int = LINE) -> str:
 
 def fence(shown: Iterable[str], limit: int = FENCE) -> str:
     """Return the lines between the marks that prompts call data, cut at the limit."""
-    kept, size = list[str](), 0
-    for line in shown:
-        size += len(line) + 3
-        if size > limit:
-            kept.append("… cut here")
-            break
-        kept.append(line)
+    lines = list(shown)
+    sizes = accumulate(len(line) + 3 for line in lines)
+    kept = [line for line, size in zip(lines, sizes, strict=True) if size <= limit]
+    kept += ["… cut here"] * (len(kept) < len(lines))
     return "\n".join(["<log>", *(f"| {line}" for line in kept), "</log>"])
 
 
@@ -54,15 +51,15 @@ def quote(text: str, limit: int = 160) -> str:
     return f"«{' '.join(words.split())[:limit]}»"
 
 
-def extract_frames(shown: Sequence[str], script: str = "train.py") -> list[str]:
-    """Return the last traceback's frames in the script, each with its line of code, and the exception."""
+def extract_frames(shown: Sequence[str]) -> list[str]:
+    """Return the last traceback's frames in train.py, each with its line of code, and the exception."""
     starts = [i for i, line in enumerate(shown) if line.startswith("Traceback (most recent call last)")]
     if not starts:
         return []
     traceback = shown[starts[-1] + 1 :]
     frames: list[str] = []
     for i, line in enumerate(traceback):
-        if (frame := FRAME.fullmatch(line)) and frame["path"].rpartition("/")[2] == script:
+        if (frame := FRAME.fullmatch(line)) and frame["path"].rpartition("/")[2] == "train.py":
             code = traceback[i + 1].strip() if i + 1 < len(traceback) else ""
             frames.append(f"line {frame['line']}, in {frame['where']}: {code}")
     raised = [line for line in traceback if not line.startswith(" ")]

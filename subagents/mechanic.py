@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, make_checker
+from subagents.files import EditedFile
 from subagents.prompts import Prompt
 
 
@@ -31,7 +31,6 @@ async def edit(
     prompt: Prompt,
     source: str,
     facts: Mapping[str, str],
-    packages: frozenset[str],
     find_deviation: Callable[[str, str], str],
 ) -> tuple[str, Edited]:
     """Return the edited source, and what the mechanic says of it; `find_deviation` may refuse it. Raises NoAnswer."""
@@ -40,7 +39,7 @@ async def edit(
     def accept(answer: Edited) -> str:
         return "" if answer.impossible else file.find_fault() or find_deviation(file.text, answer.deviations)
 
-    agent = Agent("mechanic", prompt, Edited, (*file.tools, make_checker(file, packages)), accept)
+    agent = Agent("mechanic", prompt, Edited, file.tools, accept)
     answer = await ask(agent, environment, prompt.render_opening({**facts, "source": source}))
     if answer.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")

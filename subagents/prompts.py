@@ -6,7 +6,6 @@ Below the system prompt and the line `<!-- opening -->` stands the opening messa
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +23,12 @@ INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
 
 
-class PromptError(Exception):
+class PromptError(ValueError):
     """A prompt cannot be used; the message says which and why in one line."""
 
 
-class ModelSettings(BaseModel):
-    """The front matter: how a model is called."""
+class Prompt(BaseModel):
+    """What an agent is told; and the front matter: how its model is called."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,13 +37,6 @@ class ModelSettings(BaseModel):
     max_turns: int = Field(default=12, ge=1)
     max_tokens: int = Field(default=16_000, ge=256)
     cadence: int = Field(default=1, ge=0)  # reflection after every keep and every n-th other experiment; 0 is never
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What an agent is told, and how its model is called."""
-
-    settings: ModelSettings
     system: str
     template: str
 
@@ -55,20 +47,16 @@ class Prompt:
         except UndefinedError as error:
             raise PromptError(f"a prompt asks for an unknown fact: {error}") from error
 
-    def asking(self, model: str) -> "Prompt":
-        """Return the same prompt for another model."""
-        return replace(self, settings=self.settings.model_copy(update={"model": model}))
-
     @property
     def text(self) -> str:
         """The whole prompt as one text, which `parse_prompt` reads."""
-        matter = yaml.safe_dump(self.settings.model_dump(exclude_defaults=True), sort_keys=False)
+        matter = yaml.safe_dump(self.model_dump(exclude={"system", "template"}, exclude_defaults=True), sort_keys=False)
         return f"---\n{matter}---\n{self.system}\n\n{OPENING}\n\n{self.template}\n"
 
 
 def parse_prompt(text: str, name: str = "the prompt") -> Prompt:
     """Return the prompt that a text states; errors name it. Raises PromptError."""
-    return _make_prompt(*_split(text, name), name)
+    return _make_prompt(*split_front_matter(text, name), name)
 
 
 def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
@@ -80,17 +68,17 @@ def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
     return {name: _overlay(name, (overlay, folder / "default")) for name in NAMES}
 
 
-def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """Return the keys and values between two lines of ---, and the rest. Raises ValueError."""
+def split_front_matter(text: str, name: str = "the text") -> tuple[dict[str, Any], str]:
+    """Return the keys and values between two lines of ---, and the rest; errors name it. Raises PromptError."""
     if not (found := MATTER.match(text)):
-        raise ValueError("front matter between two lines of --- is missing")
+        raise PromptError(f"{name}: front matter between two lines of --- is missing")
     try:
         matter: object = yaml.load(found[1], yaml.CSafeLoader) or {}
     except FAULTS as error:
         first_line, _, _ = str(error).partition("\n")
-        raise ValueError(f"the front matter is not YAML: {first_line}") from error
+        raise PromptError(f"{name}: the front matter is not YAML: {first_line}") from error
     if not isinstance(matter, dict):
-        raise ValueError("the front matter must be keys and values")  # noqa: TRY004 - the text is wrong, not its type
+        raise PromptError(f"{name}: the front matter must be keys and values")
     return cast("dict[str, Any]", matter), text[found.end() :]
 
 
@@ -98,7 +86,7 @@ def _overlay(name: str, folders: Sequence[Path]) -> Prompt:
     matter: dict[str, Any] = {}
     body = ""
     for path in [found for folder in reversed(folders) if (found := folder / f"{name}.md").is_file()]:
-        own_matter, own_body = _split(_read(path), str(path))
+        own_matter, own_body = split_front_matter(_read(path), str(path))
         matter, body = matter | own_matter, own_body if own_body.strip() else body
 
     def include(line: re.Match[str]) -> str:
@@ -115,21 +103,16 @@ def _read(path: Path) -> str:
         raise PromptError(f"{path} cannot be read: {error}") from error
 
 
-def _split(text: str, name: str) -> tuple[dict[str, Any], str]:
-    try:
-        return split_front_matter(text)
-    except ValueError as error:
-        raise PromptError(f"{name}: {error}") from error
-
-
 def _make_prompt(matter: Mapping[str, Any], body: str, name: str) -> Prompt:
     system, line, template = body.partition(OPENING)
     if not line:
         raise PromptError(f"{name}: the line {OPENING} is missing")
     try:
         JINJA.parse(template.strip())
-        return Prompt(ModelSettings.model_validate(matter), system.strip(), template.strip())
+        return Prompt(**matter, system=system.strip(), template=template.strip())
     except ValidationError as error:
         raise PromptError(f"{name}: {describe_faults(error)}") from error
+    except TypeError as error:
+        raise PromptError(f"{name}: the front matter has a key that it cannot have: {error}") from error
     except TemplateSyntaxError as error:
         raise PromptError(f"{name}: {error.message} (line {error.lineno} of the opening)") from error

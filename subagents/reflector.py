@@ -11,16 +11,12 @@ PAGE = 60  # lines of a log that one call shows
 MAX_HITS = 40
 MAX_POINTS = 40
 
-Compare = Callable[[Sequence[float]], str]  # returns a table of both curves' losses at these shares of the budget
 
+def make_agent(prompt: Prompt, answer: type[T], log: str, compare: Callable[[Sequence[float]], str]) -> Agent[T]:
+    """Return a reflector with tools that search and page the run's log, cleaned and fenced, and that compare.
 
-def make_agent(prompt: Prompt, answer: type[T], log: str, compare: Compare) -> Agent[T]:
-    """Return a reflector that can search the run's log and compare its loss curve with the incumbent's."""
-    return Agent("reflector", prompt, answer, make_tools(log, compare), find_overlong)
-
-
-def make_tools(log: str, compare: Compare) -> tuple[Tool, ...]:
-    """Return tools that search and page a log, cleaned and fenced, and one that sets two loss curves side by side."""
+    `compare` returns a table of the losses of this change and of the incumbent at these shares of the budget.
+    """
     lines = split_lines(log)
     numbered = [f"{i}: {line}" for i, line in enumerate(lines, 1)]
 
@@ -49,4 +45,5 @@ def make_tools(log: str, compare: Compare) -> tuple[Tool, ...]:
         count = min(max(points, 2), MAX_POINTS)
         return compare([start + (end - start) * i / (count - 1) for i in range(count)])
 
-    return tuple(map(Tool.from_function, (grep_log, page_log, compare_curves)))
+    tools = tuple(map(Tool.from_function, (grep_log, page_log, compare_curves)))
+    return Agent("reflector", prompt, answer, tools, find_overlong)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from subagents.agent import Reply
-from subagents.prompts import ModelSettings, Prompt
+from subagents.prompts import Prompt
 
-PROMPT = Prompt(ModelSettings(model="model", max_turns=6, max_tokens=1000), "You are it.", "{{ task }}")
+PROMPT = Prompt(model="model", max_turns=6, max_tokens=1000, system="You are it.", template="{{ task }}")
 
 
 def says(*blocks, stop="tool_use"):

@@ -6,6 +6,7 @@
 import random
 from collections.abc import Iterator
 
+from orchestrator.agents.briefing import CHARACTERS
 from orchestrator.core import events as ev
 from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.session.store import EventLog
@@ -210,3 +211,8 @@ def _talk(task_id, agent, number, luck):
         )
         if stop == "tool_use":
             yield task_id, ev.ToolUsed(tool="look", call=call["id"], result=sentence(luck, 500))
+
+
+def count_tokens(text: str) -> int:
+    """Return roughly how many tokens a text is."""
+    return round(len(text) / CHARACTERS)

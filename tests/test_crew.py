@@ -19,6 +19,7 @@ from orchestrator.agents.crew import ClaudeCrew
 from orchestrator.core.events import BaselineCommitted, Crashed, Point, RunMetrics, Scored, SessionLimits
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.loop import run
+from orchestrator.optimizer.crew import Optimizer
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
@@ -58,6 +59,13 @@ class Lab(FakeLab):
         return Scored(**known, val_bpb=2.25 - gain + random.Random(granted.seed).gauss(0, 0.003))
 
 
+def make_crew(log, outside):
+    def connect(task_id, number):
+        return Recording(outside, log, task_id, number)
+
+    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str)
+
+
 def night(path, url, experiments, stall=5.0):
     """A session of so many experiments against the server at the address."""
 
@@ -68,8 +76,7 @@ def night(path, url, experiments, stall=5.0):
         session.write("", started(limits=SessionLimits(hours=1, experiments=experiments, usd=20)))
         async with connect(base_url=url, api_key=KEY, stall=stall) as client:
             live = Live(Claude(client, sleep=quick), session)
-            crew = ClaudeCrew(session, lambda task_id, number: Recording(live, session, task_id, number), PROMPTS)
-            await run(session, crew, Lab(session))
+            await run(session, make_crew(session, live), Lab(session))
 
     session = Session(path / "night" / "session.db", time.time, create=True)
     asyncio.run(go())
@@ -80,8 +87,7 @@ def played(session):
     """The session once more, from its tape alone."""
 
     async def live(tape):
-        crew = ClaudeCrew(tape, lambda task_id, number: Recording(tape, tape, task_id, number), PROMPTS)
-        return await run(tape, crew, tape)
+        return await run(tape, make_crew(tape, tape), tape)
 
     async def go():
         tape = Tape(session.records, session.get)

@@ -11,8 +11,6 @@ from subagents.files import (
     EditedFile,
     find_missing_packages,
     find_syntax_error,
-    list_packages,
-    make_checker,
 )
 from subagents.tools import RESULT_BYTES, ToolCall
 
@@ -32,10 +30,10 @@ def used(file, name, **arguments):
     return asyncio.run(tool.run(ToolCall("1", name, arguments)))
 
 
-def checked(text, packages=frozenset({"torch"})):
+def checked(text):
     file = EditedFile(SOURCE)
     file.text = text
-    return asyncio.run(make_checker(file, packages).run(ToolCall("1", "check", {})))
+    return used(file, "check")
 
 
 def test_a_passage_is_replaced_where_it_occurs_once():
@@ -105,11 +103,11 @@ def test_a_check_finds_what_would_not_run():
 def test_a_guarded_import_may_be_missing_and_relative_ones_are_not_packages():
     source = "try:\n    import rare\nexcept ImportError:\n    rare = None\nfrom . import near\n"
 
-    assert find_missing_packages(source, frozenset()) == []
+    assert find_missing_packages(source) == []
 
 
 def test_our_own_train_py_is_in_order():
     source = Path("train.py").read_text()
 
     assert find_syntax_error(source) == ""
-    assert find_missing_packages(source, list_packages()) == []
+    assert find_missing_packages(source) == []

@@ -3,13 +3,11 @@
 import pytest
 
 from orchestrator.agents import briefing
-from orchestrator.agents.crew import ClaudeCrew, WithOptimizer
 from orchestrator.core import events as ev
 from orchestrator.core.state import fold
 from orchestrator.loop import run
-from orchestrator.optimizer.crew import Optimizer
 from orchestrator.policy import thresholds
-from orchestrator.session.recording import Live, Recording
+from orchestrator.session.recording import Live
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from orchestrator.views.musings import write_musings
@@ -18,7 +16,7 @@ from subagents.agent import Reply
 from tests.fakes import started
 from tests.scripted import Scripted
 from tests.simulated import SOURCE, Landscape
-from tests.test_crew import PROMPTS
+from tests.test_crew import make_crew
 from tests.virtual import run_virtually, virtual_clock
 
 TURNS = tuple((name, 1.1) for name in ("MATRIX_LR", "EMBEDDING_LR", "SCALAR_LR", "SOFTCAP", "WEIGHT_DECAY"))
@@ -42,11 +40,6 @@ class Player:
 
     def count_openings(self, agent):
         return sum(request.agent == agent and len(request.messages) == 1 for request in self.asked)
-
-
-def make_crew(log, outside):
-    models = ClaudeCrew(log, lambda task_id, number: Recording(outside, log, task_id, number), PROMPTS)
-    return WithOptimizer(models, lambda: Optimizer(log.get))
 
 
 class Still(Landscape):

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agents import briefing, packets
+from orchestrator.agents import packets
 from orchestrator.agents.fidelity import find_deviation
 from orchestrator.core.events import Committed, Crashed, RunMetrics
 from orchestrator.core.state import Broken, Candidate
 from subagents import mechanic
 from subagents.agent import NoAnswer
-from subagents.files import list_packages
 from subagents.prompts import load_prompts
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
@@ -40,7 +39,7 @@ RuntimeError: mat1 and mat2 shapes cannot be multiplied
 def edited(*replies, facts=ORDER):
     world = FakeWorld(list(replies))
     check = partial(find_deviation, PROPOSAL, SOURCE)
-    commit, _ = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, list_packages(), check))
+    commit, _ = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, check))
     return world, commit
 
 
@@ -106,7 +105,7 @@ def test_the_opening_fits_and_the_code_comes_first():
 
     opening = PROMPT.render_opening(long | {"source": SOURCE})
 
-    assert briefing.count_tokens(PROMPT.system + opening) <= 14_000
+    assert synthetic.count_tokens(PROMPT.system + opening) <= 14_000
     assert opening.index(SOURCE.strip()) < opening.index("<!-- cache -->") < opening.index("Deepen")
     assert "crashed" not in opening
 
@@ -132,7 +131,7 @@ def test_a_crash_without_a_traceback_shows_the_end_of_the_log():
 
     assert "| Killed" in crash
     assert "| line 87" not in crash
-    assert briefing.count_tokens(crash) < 700
+    assert synthetic.count_tokens(crash) < 700
 
 
 WRONG_VALUE = call("replace", old="DEPTH = 8 ", new="DEPTH = 90 ")
@@ -158,7 +157,7 @@ def test_an_edit_that_is_not_the_proposal_goes_back(edits, says_back):
     check = partial(find_deviation, PROPOSAL, SOURCE)
 
     with pytest.raises(NoAnswer):
-        asyncio.run(mechanic.edit(world, PROMPT, SOURCE, ORDER, list_packages(), check))
+        asyncio.run(mechanic.edit(world, PROMPT, SOURCE, ORDER, check))
 
     assert says_back in world.heard()[-1]
 

@@ -58,9 +58,7 @@ def test_a_module_beside_the_script_is_found(tmp_path, line):
     assert len(find_neighbours(line, tmp_path)) == 1
 
 
-@pytest.mark.parametrize(
-    "line", ["import prepare", "import typer, os", "from . import parts", "def f(): import parts", "("]
-)
+@pytest.mark.parametrize("line", ["import prepare", "import typer, os", "from . import parts", "def f(): import parts"])
 def test_what_a_run_finds_elsewhere_or_may_not_need_is_no_neighbour(tmp_path, line):
     for name in ("prepare", "typer", "parts"):
         (tmp_path / f"{name}.py").touch()

@@ -8,6 +8,7 @@ import pytest
 from jinja2 import meta
 
 from orchestrator.agents import briefing, packets
+from orchestrator.cli.preflight import load_style
 from orchestrator.core.state import Broken, Candidate
 from subagents.prompts import JINJA, NAMES, OPENING, PromptError, load_prompts, parse_prompt
 from tests import synthetic
@@ -78,7 +79,7 @@ def test_a_style_differs_only_in_what_it_is_about():
     assert same["structured"] == ["mechanic", "reflector"]
     assert same["critic"] == same["none"] == ["researcher", "mechanic"]
     assert all(prompts[name].template == default[name].template for prompts in styles.values() for name in NAMES)
-    cadences = {style: prompts["reflector"].settings.cadence for style, prompts in styles.items()}
+    cadences = {style: prompts["reflector"].cadence for style, prompts in styles.items()}
     assert cadences == {"default": 1, "socratic": 1, "structured": 1, "critic": 3, "none": 0}
 
 
@@ -90,9 +91,9 @@ def test_a_prompt_can_be_stored_as_one_text(style):
 
 
 def test_one_model_may_be_taken_for_another():
-    prompt = load_prompts(FOLDER)["mechanic"].asking("qwen3-coder")
+    prompt = load_style("default", ["mechanic=qwen3-coder"])["mechanic"]
 
-    assert prompt.settings.model == "qwen3-coder"
+    assert prompt.model == "qwen3-coder"
     assert parse_prompt(prompt.text) == prompt
 
 
@@ -102,7 +103,7 @@ def test_a_folder_of_ones_own_is_a_style(tmp_path):
 
     prompts = load_prompts(FOLDER, str(tmp_path))
 
-    assert prompts["mechanic"].settings.model == "mine"
+    assert prompts["mechanic"].model == "mine"
     assert prompts["mechanic"].system == load_prompts(FOLDER)["mechanic"].system
     assert "Throw a coin." in prompts["researcher"].system
 
@@ -116,6 +117,8 @@ def test_a_folder_of_ones_own_is_a_style(tmp_path):
         ("---\nmodel: m\n---\nno opening", OPENING),
         (MATTER.replace("model: m", "model: m\nmodle: x"), "modle"),
         (MATTER.replace("model: m", "model: m\nmax_turns: 0"), "max_turns"),
+        (MATTER.replace("model: m", "model: m\nsystem: x"), "'system'"),
+        (MATTER.replace("model: m", "model: m\n1: x"), "front matter"),
         (MATTER + "{% if %}", "line 1 of the opening"),
     ],
 )

@@ -3,13 +3,14 @@
 import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.agents import briefing, packets
+from orchestrator.agents import packets
 from orchestrator.core.events import Crashed, Failed, Point, Postmortem, RunMetrics
 from orchestrator.core.state import fold
 from subagents import reflector
@@ -58,7 +59,7 @@ def crashed(log_message="NaN"):
 
 
 def tool(name, log=""):
-    tools = reflector.make_tools(log, lambda shares: f"{len(shares)} points")
+    tools = reflector.make_agent(PROMPT, Postmortem, log, lambda shares: f"{len(shares)} points").tools
     return next(tool for tool in tools if tool.name == name)
 
 
@@ -88,7 +89,8 @@ def test_a_lesson_comes_of_it():
         [says(call("compare_curves", points=3), call("grep_log", words="loss")), says(call("submit", **LESSON))]
     )
 
-    agent = reflector.make_agent(PROMPT, Postmortem, "loss: 1", packets.make_curve_table(state, stage))
+    compare = partial(packets.write_curve_table, stage.scores, stage.scores)
+    agent = reflector.make_agent(PROMPT, Postmortem, "loss: 1", compare)
     lesson = asyncio.run(ask(agent, world, PROMPT.render_opening(facts)))
 
     assert lesson == Postmortem(**LESSON)
@@ -124,7 +126,7 @@ def test_a_hostile_log_stays_within_the_budget_and_the_fence(log):
     facts = packets.pack_reflection(state, stage, log, "-a\n+b\n" * 5000)
     opening = PROMPT.render_opening(facts)
 
-    assert briefing.count_tokens(PROMPT.system + opening) <= 6_000
+    assert synthetic.count_tokens(PROMPT.system + opening) <= 6_000
     assert not any("IGNORE" in line and "«" not in line for line in outside_the_fence(facts["packet"]))
     assert not any(c in opening for c in "\x1b\x00\x07\x9b\u202e\u200b\U000e0041\r")
     json.dumps(opening, ensure_ascii=False).encode()

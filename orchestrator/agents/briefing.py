@@ -7,7 +7,7 @@ tokenizer is not public.
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import get_args
 
 from orchestrator.core import events as ev
@@ -42,30 +42,7 @@ UNDER_WAY: Mapping[type[Stage], str] = {
     Broken: "has crashed, and may be repaired",
 }
 DIFF = 1_200
-"""Tokens of the diff of an experiment that is looked up."""
-
-BUDGET = {
-    "clock": 150,
-    "standing": 250,
-    "constants": 1300,
-    "outline": 450,
-    "branch": 500,
-    "recent": 3300,
-    "families": 450,
-    "near_misses": 450,
-    "refused": 400,
-    "in_flight": 350,
-    "lessons": 1100,
-    "wishes": 400,
-    "guidance": 900,
-    "suggestions": 450,
-}
-"""Tokens of each section. Prompts, and those stored in sessions, know the sections by these names."""
-
-
-def count_tokens(text: str) -> int:
-    """Return roughly how many tokens a text is."""
-    return round(len(text) / CHARACTERS)
+"""Tokens of a diff."""
 
 
 def clip(text: str, budget: int) -> str:
@@ -77,24 +54,16 @@ def clip(text: str, budget: int) -> str:
 def brief_researcher(
     state: State, first: int, count: int, source: str, suggestions: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the facts of the researcher's opening; `source` is the train.py that proposals start from."""
+    """Return the facts of the researcher's opening, each long one with its budget of tokens.
+
+    `source` is the train.py that proposals start from. Prompts, and those stored in sessions, know the facts by these
+    names.
+    """
     judged = [result for result in state.judged if result.experiment > 0]
     untested = [result for result in judged if result.status in UNTESTED]
     tested = [result for result in judged if result.status not in UNTESTED]
-    rows: dict[str, Iterable[str]] = {
-        "constants": list_declarations(source),
-        "outline": _list_definitions(source),
-        "branch": (_write_line(result) for result in tested if result.status == "kept"),
-        "recent": map(_describe_result, tested[-RECENT:]),
-        "families": _summarize_families(tested),
-        "near_misses": _list_near_misses(tested),
-        "refused": map(_write_line, untested),
-        "in_flight": _list_under_way(state),
-        "lessons": _list_lessons(tested[:-RECENT]),
-        "wishes": _list_suggestions(tested),
-        "suggestions": suggestions,
-    }
-    facts = {
+    posts = [(result.experiment, post) for result in tested if (post := result.postmortem)]
+    return {
         "first": str(first),
         "count": str(count),
         "clock": describe_clock(state),
@@ -102,9 +71,19 @@ def brief_researcher(
         "standing": describe_standing(state),
         "silence": _describe_setback(state),
         "stall": _describe_stall(tested),
-        "guidance": clip(state.guidance.strip(), BUDGET["guidance"]),
+        "guidance": clip(state.guidance.strip(), 900),
+        "constants": _fit_rows(list_declarations(source), 1300),
+        "outline": _fit_rows(_list_definitions(source), 450),
+        "branch": _fit_rows((_write_line(result) for result in tested if result.status == "kept"), 500),
+        "recent": _fit_rows(map(_describe_result, tested[-RECENT:]), 3300),
+        "families": _fit_rows(_summarize_families(tested), 450),
+        "near_misses": _fit_rows(_list_near_misses(tested), 450),
+        "refused": _fit_rows(map(_write_line, untested), 400),
+        "in_flight": _fit_rows(_list_under_way(state), 350),
+        "lessons": _fit_rows(_list_lessons(tested[:-RECENT]), 1100),
+        "wishes": _fit_rows((f"after #{number}: {post.next}" for number, post in posts[-SUGGESTIONS:]), 400),
+        "suggestions": _fit_rows(suggestions, 450),
     }
-    return facts | {section: _fit_rows(found, BUDGET[section]) for section, found in rows.items()}
 
 
 def describe_clock(state: State) -> str:
@@ -136,7 +115,11 @@ def describe_budget(profile: ev.SessionProfile) -> str:
 def describe_standing(state: State) -> str:
     """Return the score to beat, the metrics of a run of the incumbent, the noise, and what is kept."""
     if (best := state.incumbent) is None:
-        return f"The baseline is still being measured. {_list_scores(_get_first_scores(state))}".strip()
+        match state.open.get(0):  # a first proposal can be made before all of the baseline's scores are there
+            case Candidate(scores=scores) | Training(Candidate(scores=scores)):
+                return f"The baseline is still being measured. {_list_scores(scores)}".strip()
+            case _:
+                return "The baseline is still being measured."
     start = state.baseline_bpb
     base = f"; the baseline had {start:.4f}" if start is not None and best.experiment else ""
     return (
@@ -192,15 +175,6 @@ def _list_definitions(source: str) -> Iterator[str]:
                 yield f"{node.lineno}–{node.end_lineno} {node.name}()"
             case _:
                 pass
-
-
-def _get_first_scores(state: State) -> Sequence[ev.Scored]:
-    """Return the baseline's scores so far: a first proposal can be made before all of them are there."""
-    match state.open.get(0):
-        case (Candidate() as baseline) | Training(baseline):
-            return baseline.scores
-        case _:
-            return ()
 
 
 def _list_scores(scores: Sequence[ev.Scored]) -> str:
@@ -286,12 +260,6 @@ def _list_lessons(results: Sequence[Decided]) -> list[str]:
     return [f"#{number}: {shorten(post.lesson, LESSON)}" for number, post in clear or lessons]
 
 
-def _list_suggestions(results: Sequence[Decided]) -> list[str]:
-    """Return what the last post-mortems would try next."""
-    nexts = [f"after #{result.experiment}: {post.next}" for result in results if (post := result.postmortem)]
-    return nexts[-SUGGESTIONS:]
-
-
 def _describe_stall(results: Sequence[Decided]) -> str:
     """Return since when nothing has been kept, and in which families; empty where that is not long."""
     since = list(takewhile(lambda result: result.status != "kept", reversed(results)))
@@ -322,12 +290,7 @@ def _keep_sentences(text: str, limit: int) -> str:
 def _fit_rows(rows: Iterable[str], budget: int) -> str:
     """Return the latest rows that fit into a budget of tokens, and how many were left out."""
     every = [f"- {row}" for row in rows]
-    kept: list[str] = []
-    room = budget * CHARACTERS - 40
-    for row in reversed(every):
-        room -= len(row) + 1
-        if room < 0:
-            break
-        kept.append(row)
-    note = [f"- ({len(every) - len(kept)} earlier ones left out)"] if len(kept) < len(every) else []
-    return "\n".join([*note, *reversed(kept)])
+    sizes = accumulate(len(row) + 1 for row in reversed(every))
+    left_out = sum(size > budget * CHARACTERS - 40 for size in sizes)
+    note = [f"- ({left_out} earlier ones left out)"] if left_out else []
+    return "\n".join([*note, *every[left_out:]])

@@ -1,27 +1,33 @@
-"""The crew of three agents, on Claude or any server that speaks its API, and the crew that adds the optimizer."""
+"""The crew of three agents, on Claude or any server that speaks its API; the optimizer advises or replaces them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 from orchestrator.agents import briefing, packets, researcher
 from orchestrator.agents.fidelity import find_deviation
-from orchestrator.agents.researcher import Search
 from orchestrator.core.events import Postmortem, Proposal
-from orchestrator.core.source import diff
-from orchestrator.core.state import Broken, Decided, State, diff_from_parent
+from orchestrator.core.state import Broken, Decided, State, diff_from_parent, get_scores
 from orchestrator.policy.limits import compute_pause
 from orchestrator.policy.steps import Edit, Implement, Propose, Rebase, Reflect, Repair
+from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision
 from subagents import mechanic, reflector
 from subagents.agent import Environment, NoAnswer, ask
-from subagents.files import list_packages
 from subagents.prompts import Prompt
 
-Suggest = Callable[[State], Sequence[str]]
-"""Returns what the optimizer would try next, in words."""
+SUGGESTIONS = 3
+"""Of the optimizer, in the briefing of a centaur's researcher."""
+
+
+class Adviser(Crew, Protocol):
+    """The optimizer."""
+
+    def suggest(self, state: State, count: int) -> Sequence[Proposal]:
+        """Return what it would propose next."""
+        ...
 
 
 class Review(Postmortem):
@@ -33,28 +39,38 @@ class Review(Postmortem):
 
 
 class ClaudeCrew:
-    """The researcher, the mechanic and the reflector (a ports.Crew)."""
+    """The researcher, the mechanic and the reflector (a ports.Crew).
+
+    Of a centaur, the optimizer makes a share of the proposals and advises on the others; of every crew, it makes them
+    all once the models lead nowhere.
+    """
 
     def __init__(
         self,
         log: Log,
         connect: Callable[[str, int], Environment],
         prompts: Mapping[str, Prompt],
-        *,
-        search: Search | None = None,
-        suggest: Suggest = lambda _: (),
+        get_optimizer: Callable[[], Adviser],
+        search: Callable[[str], str],
     ) -> None:
         """Take prompts by agent; `connect` returns the environment of a conversation by task id and experiment."""
         self.log, self.connect, self.prompts = log, connect, prompts
-        self.search, self.suggest = search, suggest
-        self.packages = list_packages()
+        self.get_optimizer, self.search = get_optimizer, search
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
+        centaur = state.session.crew == "centaur"
+        if state.fallback:
+            return await self.get_optimizer().propose(state, step)
+        if centaur and step.first % CENTAUR_SHARE == 0:
+            with suppress(NoAnswer):
+                return await self.get_optimizer().propose(state, replace(step, count=1))
         source, prompt = self.log.get(state.parent.source), self.prompts["researcher"]
         environment = self.connect(step.task_id, step.first)
         if seconds := compute_pause(state):
             await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
-        facts = briefing.brief_researcher(state, step.first, step.count, source, self.suggest(state))
+        advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
+        suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
+        facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
         agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search)
         answer = await ask(agent, environment, prompt.render_opening(facts))
         return [proposal.model_copy(update={"author": "researcher"}) for proposal in answer.proposals]
@@ -65,7 +81,7 @@ class ClaudeCrew:
 
     async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
-        change = diff(self.log.get(state.parents[commit.parent].source), source)
+        change = diff_from_parent(state, commit, self.log.get)
         facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change)
         repaired = await self._edit(step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
@@ -74,29 +90,14 @@ class ClaudeCrew:
         prompt, log = self.prompts["reflector"], self.log.get(decided.last_run.log)
         change = diff_from_parent(state, decided.commit, self.log.get) if decided.commit else ""
         facts = packets.pack_reflection(state, decided, log, change)
-        agent = reflector.make_agent(prompt, Review, log, packets.make_curve_table(state, decided))
+        incumbent = get_scores(state, decided.incumbent)
+        compare = partial(packets.write_curve_table, packets.list_runs(decided), incumbent)
+        agent = reflector.make_agent(prompt, Review, log, compare)
         answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
         return Postmortem(**answer.model_dump())
 
     async def _edit(self, step: Edit, proposal: Proposal, source: str, facts: Mapping[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=isinstance(step, Repair))
         environment = self.connect(step.task_id, step.experiment)
-        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, self.packages, check)
+        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, check)
         return Revision(text, answer.summary, answer.deviations)
-
-
-class WithOptimizer:
-    """Models research; the optimizer makes a share of the proposals, and all of them once models lead nowhere."""
-
-    def __init__(self, models: ClaudeCrew, get_optimizer: Callable[[], Crew], share: int = 0) -> None:
-        """One proposal in `share` is the optimizer's; 0 is none. It is built only when it is needed."""
-        self.models, self.get_optimizer, self.share = models, get_optimizer, share
-        self.implement, self.repair, self.reflect = models.implement, models.repair, models.reflect
-
-    async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
-        if state.fallback:
-            return await self.get_optimizer().propose(state, step)
-        if self.share and step.first % self.share == 0:
-            with suppress(NoAnswer):
-                return await self.get_optimizer().propose(state, replace(step, count=1))
-        return await self.models.propose(state, step)

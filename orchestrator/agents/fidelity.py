@@ -3,7 +3,7 @@
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from orchestrator.core.events import Proposal
 from orchestrator.core.source import compute_fingerprint
@@ -20,23 +20,21 @@ def find_deviation(proposal: Proposal, before: str, after: str, declared: str = 
     """
     if compute_fingerprint(before) == compute_fingerprint(after):
         return "nothing but comments or layout has changed"
-    return "; ".join(_list_deviations(proposal, before, after, declared, repair=repair))
-
-
-def _list_deviations(proposal: Proposal, before: str, after: str, declared: str, *, repair: bool) -> Iterator[str]:
     values, old, new = read_values(after), _read_constants(before), _read_constants(after)
     told = f"{proposal.title}\n{proposal.instructions}\n{' '.join(proposal.settings)}"
-    for name, value in proposal.settings.items():
-        if values.get(name) != value:
-            yield f"the proposal sets {name} to {value!r}: set it to exactly that"
+    wrong = {name: value for name, value in proposal.settings.items() if values.get(name) != value}
+    faults = [f"the proposal sets {name} to {value!r}: set it to exactly that" for name, value in wrong.items()]
     for name, was in old.items():
         now = new.get(name, "removed")
         if was == now or name in proposal.settings:
             continue
         if not _is_named(told, name) and not (repair and _is_named(declared, name)):
-            yield f"{name} has changed, which the proposal does not name: put `{was}` back"
+            faults.append(f"{name} has changed, which the proposal does not name: put `{was}` back")
         elif not _read_numbers(now) <= _read_numbers(f"{told}\n{declared}\n{was}"):
-            yield f"`{now}`: the proposal gives no such value; correct it, or say in `deviations` where it comes from"
+            faults.append(
+                f"`{now}`: the proposal gives no such value; correct it, or say in `deviations` where it comes from"
+            )
+    return "; ".join(faults)
 
 
 def _read_constants(source: str) -> Mapping[str, str]:

@@ -3,11 +3,11 @@
 Never a raw log: what the candidate printed is quoted in « » or fenced, so that no agent takes it for instructions.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
-from orchestrator.agents.briefing import clip, describe_budget
+from orchestrator.agents.briefing import DIFF, clip, describe_budget
 from orchestrator.core import events as ev
 from orchestrator.core.curves import interpolate_loss
 from orchestrator.core.description import FinishedRun, compare_metrics
@@ -19,8 +19,6 @@ POINTS = tuple(i / 10 for i in range(1, 11))
 EXCERPT = 1_800
 """Characters of a log in a packet: about 500 tokens."""
 LAST_LINES = 12
-DIFF = 1_200
-"""Tokens of a diff."""
 
 
 def pack_order(proposal: ev.Proposal) -> dict[str, str]:
@@ -51,12 +49,6 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str) -> di
     }
 
 
-def make_curve_table(state: State, decided: Decided) -> Callable[[Iterable[float]], str]:
-    """Return a function that writes the table of both curves at shares of the budget."""
-    own, incumbent = _list_runs(decided), get_scores(state, decided.incumbent)
-    return lambda shares: write_curve_table(own, incumbent, shares)
-
-
 def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRun], shares: Iterable[float]) -> str:
     """Return a row per share of the budget: mean losses over seeds, their difference, the incumbent's σ over seeds.
 
@@ -65,9 +57,10 @@ def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRu
     rows = ["share    this  incumbent  difference  σ over the incumbent's seeds"]
     for share in shares:
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
-        difference = f"{fmean(ours) - fmean(theirs):+.4f}" if ours and theirs else "–".rjust(7)
+        mean, other = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs))
+        difference = f"{fmean(ours) - fmean(theirs):+.4f}" if ours and theirs else "–"
         sigma = f"{stdev(theirs):.4f}" if len(theirs) > 1 else "–"
-        rows.append(f"{share:5.2f} {_format_mean(ours)}    {_format_mean(theirs)}     {difference}  {sigma}")
+        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {difference:>7}  {sigma}")
     return "\n".join(rows)
 
 
@@ -94,7 +87,7 @@ def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
 
 
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:
-    runs = _list_runs(decided)
+    runs = list_runs(decided)
     if any(run.curve for run in runs):
         yield "Training loss by share of the budget, smoothed over the last few steps, means over seeds:"
         yield write_curve_table(runs, incumbent, POINTS)
@@ -127,7 +120,7 @@ def _describe_end(metrics: ev.RunMetrics) -> str:
     return f"after {seconds:.0f} s of training" if seconds else "before its training began"
 
 
-def _list_runs(decided: Decided) -> Sequence[FinishedRun]:
+def list_runs(decided: Decided) -> Sequence[FinishedRun]:
     """Return the runs that the verdict is about: all scored ones, or the one that crashed or was pruned."""
     return decided.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
 
@@ -137,7 +130,3 @@ def _get_losses(runs: Sequence[FinishedRun], share: float) -> list[float]:
     reached = [run.curve for run in runs if run.curve and share <= run.curve[-1].progress + 0.05]
     losses = (interpolate_loss(c, min(max(share, c[0].progress), c[-1].progress)) for c in reached)
     return [loss for loss in losses if loss is not None and isfinite(loss)]
-
-
-def _format_mean(losses: Sequence[float]) -> str:
-    return f"{fmean(losses):7.4f}" if losses else "–".rjust(7)

@@ -16,8 +16,6 @@ from subagents.tools import Tool, ToolError, find_overlong, unquote
 
 PAGE = 200
 """Lines of train.py that one call shows."""
-Search = Callable[[str], str]
-"""Searches the musings of all sessions; returns snippets."""
 
 
 def _read_list(given: object) -> list[object]:
@@ -47,9 +45,17 @@ class Proposals(BaseModel):
 
 
 def make_agent(
-    prompt: Prompt, state: State, count: int, source: str, read: Callable[[Digest], str], search: Search | None = None
+    prompt: Prompt,
+    state: State,
+    count: int,
+    source: str,
+    read: Callable[[Digest], str],
+    search: Callable[[str], str],
 ) -> Agent[Proposals]:
-    """Return the researcher of up to `count` proposals; `source` is the best train.py, `read` gives stored texts."""
+    """Return the researcher of up to `count` proposals; `source` is the best train.py.
+
+    `read` gives stored texts, `search` snippets of the musings of all sessions.
+    """
     values = read_values(source)
 
     def find_fault(answer: Proposals) -> str:
@@ -57,22 +63,6 @@ def make_agent(
             return f"hand in the best {count} of your proposals: no more can be tried now"
         return "; ".join(fault for proposal in answer.proposals if (fault := _find_fault(proposal, values)))
 
-    return Agent("researcher", prompt, Proposals, _make_tools(state, source, read, search), find_fault)
-
-
-def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
-    """Return why a proposal cannot be carried out as it stands; empty if it can. `values` are train.py's constants."""
-    if proposal.family not in get_args(Family):
-        return f"family: {proposal.family!r} is not offered"
-    for name, value in proposal.settings.items():
-        if name not in values:
-            return f"settings: train.py has no plain constant {name}; leave settings empty and write instructions"
-        if values[name] == value:
-            return f"settings: {name} is {value!r} already"
-    return find_overlong(proposal)
-
-
-def _make_tools(state: State, source: str, read: Callable[[Digest], str], search: Search | None) -> tuple[Tool, ...]:
     def read_train_py(first: int = 1, last: int = PAGE) -> str:
         """Read the best train.py so far, from line `first` to line `last`; the outline says what is where."""
         return number_page(source, first, last, PAGE)
@@ -98,7 +88,20 @@ def _make_tools(state: State, source: str, read: Callable[[Digest], str], search
 
     def search_musings(words: str) -> str:
         """Search the musings of this and all earlier sessions: what was tried, why, and what came of it."""
-        return (search(words) if search else "") or "No musings match."
+        return search(words) or "No musings match."
 
     tools = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
-    return (*tools, *([Tool.from_function(search_musings, pure=False)] if search else ()))
+    musings = Tool.from_function(search_musings, pure=False)
+    return Agent("researcher", prompt, Proposals, (*tools, musings), find_fault)
+
+
+def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
+    """Return why a proposal cannot be carried out as it stands; empty if it can. `values` are train.py's constants."""
+    if proposal.family not in get_args(Family):
+        return f"family: {proposal.family!r} is not offered"
+    for name, value in proposal.settings.items():
+        if name not in values:
+            return f"settings: train.py has no plain constant {name}; leave settings empty and write instructions"
+        if values[name] == value:
+            return f"settings: {name} is {value!r} already"
+    return find_overlong(proposal)

@@ -59,10 +59,8 @@ def check_machine() -> Iterator[CheckResult]:
     busy = psutil.cpu_percent(interval=0.5) / 100
     memory = psutil.virtual_memory().available / (1 << 30)
     words = f"{cores} cores, {busy:.0%} busy; {memory:.0f} GiB of memory free"
-    if busy > BUSY:
-        yield CheckResult("machine", "warn", f"{words}: end what else is running, or runs take longer than expected")
-    else:
-        yield CheckResult("machine", "good" if memory > 2 else "warn", words)
+    hint = ": end what else is running, or runs take longer than expected" * (busy > BUSY)
+    yield CheckResult("machine", "warn" if hint or memory <= 2 else "good", words + hint)
     gpus = list_gpus()
     if not gpus:
         yield CheckResult("gpu", "good", "none; runs use the CPU")

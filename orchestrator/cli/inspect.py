@@ -1,23 +1,30 @@
-"""The commands that look and start nothing: sessions, replay, report, musings."""
+"""The commands that look and start nothing: sessions, replay, report, compare, musings."""
 
 import asyncio
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, read_session
+from orchestrator.cli.preflight import load_style
+from orchestrator.cli.wiring import build_crew, hold_session
 from orchestrator.core.events import Record
+from orchestrator.loop import run
+from orchestrator.session import replay as player
 from orchestrator.session.store import Session, SessionError
-from orchestrator.views import event_text
+from orchestrator.views import comparison, event_text
+from orchestrator.views.musings import write_musings
 from orchestrator.views.musings_search import search
+from orchestrator.views.report.tensorboard import write_tensorboard
 
 console = Console(highlight=False, markup=False)
 
@@ -99,19 +106,13 @@ def _walk(records: Sequence[Record], *, step: bool, as_json: bool) -> None:
 
 def _verify(session: Session, until: int | None, musings: Path, style: str) -> None:
     """Run the loop over the recording and print each divergence. Exits with 1 if there is one."""
-    from orchestrator.cli.preflight import load_style
-    from orchestrator.cli.wiring import build_crew
-    from orchestrator.loop import run
-    from orchestrator.session.replay import Tape
-    from orchestrator.session.replay import replay as play
-
     began, prompts = time.monotonic(), load_style(style, []) if style else None
-    tape = Tape(session.records, session.get, until)
+    tape = player.Tape(session.records, session.get, until)
 
-    async def live(tape: Tape) -> None:
+    async def live(tape: player.Tape) -> None:
         await run(tape, build_crew(tape, musings, prompts), tape)
 
-    divergences = asyncio.run(play(tape, live))
+    divergences = asyncio.run(player.replay(tape, live))
     for divergence in divergences:
         print(f"{divergence}\n")
     if tape.upcoming:
@@ -133,10 +134,7 @@ def report(
     report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read. Of a
     file that somebody sent: python -m orchestrator report mailed.db
     """
-    from orchestrator.cli.wiring import hold_session
-    from orchestrator.views.musings import write_musings
-    from orchestrator.views.report.files import write_files
-    from orchestrator.views.report.tensorboard import write_tensorboard
+    from orchestrator.views.report.files import write_files  # slow to import
 
     paths: Paths = context.obj
     with read_session(paths, name) as session:
@@ -149,6 +147,42 @@ def report(
             if tensorboard:
                 write_tensorboard(session, folder / "tensorboard")
     print(folder / "report.html")
+
+
+def compare(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="two sessions or more")],
+    chart: Annotated[Path | None, typer.Option(help="the chart's file (default: compare.html in --sessions)")] = None,
+) -> None:
+    """Set sessions side by side.
+
+    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far. With several nights of
+    one crew and style also intervals: python -m orchestrator compare NAME OTHER THIRD
+    """
+    paths: Paths = context.obj
+    rows: list[comparison.SessionFigures] = []
+    for name in names:
+        with read_session(paths, name) as session:
+            if session.state.incumbent is None:
+                raise UsageError(f"{session.state.session.name} has no baseline yet")
+            rows.append(comparison.summarize_session(session.state, session.records))
+    table = Table("", *(Column(row.course.name, justify="right", overflow="fold") for row in rows), box=None)
+    for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
+        table.add_row(figure, *(row.table[figure] for row in rows))
+    console.print(table)
+    arms = comparison.group_arms(rows)
+    for arm, members in arms.items():
+        if len(members) > 1:
+            low, high = comparison.compute_interval([row.gain for row in members])
+            print(f"{arm}: gain {low:.4f} to {high:.4f} (90 % t interval of {len(members)} nights)")
+    for (arm, members), (other, others) in combinations(arms.items(), 2):
+        if len(gains := comparison.pair_gains(members, others)) > 1:
+            low, high = comparison.compute_interval(gains)
+            print(f"{arm} gains {low:+.4f} to {high:+.4f} more than {other} (90 %, {len(gains)} pairs of equal seeds)")
+    target = chart or paths.sessions / "compare.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(comparison.render_comparison(rows), encoding="utf-8")
+    print(f"The chart is in {target}")
 
 
 def musings(

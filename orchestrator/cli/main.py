@@ -1,33 +1,19 @@
-"""The table of commands, the options that stand before them, and the errors that become one line.
+"""The commands, the options that stand before them, and the errors that become one line."""
 
-A command's module is imported when the command runs, so that `--help` and listings start at once.
-"""
-
-import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from orchestrator.cli import options as opt
+from orchestrator.cli.doctor import doctor
+from orchestrator.cli.inspect import compare, musings, replay, report, sessions
+from orchestrator.cli.start import fork, plan_night, resume, start_night, trial
+from orchestrator.core.events import SessionLimits
 from orchestrator.views.output import harden_streams
 
-COMMANDS = {
-    "resume": ("orchestrator.cli.start:resume", "Go on after any interruption."),
-    "fork": ("orchestrator.cli.start:fork", "Go on from any event, another way."),
-    "trial": ("orchestrator.cli.trial:trial", "Find out whether a style helps."),
-    "sessions": ("orchestrator.cli.inspect:sessions", "List the sessions."),
-    "replay": ("orchestrator.cli.inspect:replay", "Walk through a recorded session, or verify it."),
-    "report": ("orchestrator.cli.inspect:report", "Rebuild a session's files from its log."),
-    "compare": ("orchestrator.cli.compare:compare", "Set sessions side by side."),
-    "musings": ("orchestrator.cli.inspect:musings", "Search what was tried and learned."),
-    "doctor": ("orchestrator.cli.doctor:doctor", "Check everything that a night needs."),
-}
-"""Module and function of each command, and the first line of its help."""
-
+COMMANDS = (resume, fork, trial, sessions, replay, report, compare, musings, doctor)
 HELP = """Machine-learning research while you sleep.
 
 Without a command it starts a night: the baseline is trained twice or more, then one experiment after another is
@@ -41,33 +27,7 @@ a night with Claude                  ANTHROPIC_API_KEY=… python -m orchestrato
 after any interruption               python -m orchestrator resume NAME
 """
 
-
-class LazyGroup(TyperGroup):
-    """The commands of the table, each imported when it is needed."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return the command; None for an unknown name."""
-        del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, function = COMMANDS[cmd_name][0].partition(":")
-        single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(cmd_name)(getattr(importlib.import_module(module), function))
-        return typer.main.get_command(single)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the table without importing a command."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
-
-
 app = typer.Typer(
-    cls=LazyGroup,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -98,12 +58,13 @@ def start(
     paths = context.obj = opt.Paths(sessions, data, script, musings, unsafe)
     if context.invoked_subcommand:
         return
-    from orchestrator.cli.start import NightOptions, exit_if_unmeasured, plan_night, start_night
-    from orchestrator.core.events import SessionLimits
-
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    options = NightOptions(limits, "optuna" if offline else crew, prompts, model or (), seed, notify)
-    exit_if_unmeasured(start_night(plan_night(paths, name, options), options))
+    chosen = "optuna" if offline else crew
+    start_night(plan_night(paths, name, limits, chosen, prompts, model or (), notify), limits, chosen, prompts, seed)
+
+
+for command in COMMANDS:
+    app.command()(command)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -118,7 +79,7 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit(opt.ExitCode.INTERRUPTED) from None
     except OSError as error:
         _complain(f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)")
-    except opt.import_user_errors() as error:
+    except opt.USER_ERRORS as error:
         _complain(str(error))
 
 

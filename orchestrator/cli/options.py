@@ -1,4 +1,4 @@
-"""The options that commands share, the paths among them, and the exit codes. Imports little, so that help is quick."""
+"""The options that commands share, the paths among them, the errors that a user can mend, and the exit codes."""
 
 import shlex
 from collections.abc import Generator
@@ -6,16 +6,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from orchestrator.session.store import Session
+from orchestrator.lab.repo import RepoError
+from orchestrator.lab.sandbox.select import NoSandboxError
+from orchestrator.session.store import Session, SessionError
+from orchestrator.views.notify import NotifyError
+from orchestrator.views.report.tensorboard import TensorBoardMissingError
+from prepare.manifest import DataError
+from subagents.prompts import PromptError
 
 
 class UsageError(Exception):
     """The request cannot be carried out; the message is one line that says what to do instead."""
+
+
+USER_ERRORS = (
+    *(UsageError, SessionError, RepoError, DataError, PromptError),
+    *(NoSandboxError, NotifyError, TensorBoardMissingError),
+)
+"""Errors that a user can mend."""
 
 
 class ExitCode(IntEnum):
@@ -75,10 +87,8 @@ class Paths:
         return shlex.join(["python", "-m", "orchestrator", *options, *words])
 
 
-def open_session(path: Path, *, read_only: bool = False) -> "Session":
+def open_session(path: Path, *, read_only: bool = False) -> Session:
     """Open a session that has begun. Raises UsageError, SessionError."""
-    from orchestrator.session.store import Session
-
     session = Session(path, read_only=read_only)
     if session.state.started is None:
         raise UsageError(f"{path} holds no events: it never began, delete {path.parent}")
@@ -86,29 +96,15 @@ def open_session(path: Path, *, read_only: bool = False) -> "Session":
 
 
 @contextmanager
-def read_session(paths: Paths, name: str) -> Generator["Session"]:
+def read_session(paths: Paths, name: str) -> Generator[Session]:
     """Open a session only to read it. Whatever its content makes a view raise becomes a UsageError."""
     path = paths.find_session(name)
     session = open_session(path, read_only=True)
     try:
         yield session
-    except (OSError, *import_user_errors()):
+    except (OSError, *USER_ERRORS):
         raise
     except Exception as error:
         raise UsageError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     finally:
         session.close()
-
-
-def import_user_errors() -> tuple[type[Exception], ...]:
-    """Import the errors that a user can mend. Python evaluates an `except` with this only once something was raised."""
-    from orchestrator.lab.repo import RepoError
-    from orchestrator.lab.sandbox.select import NoSandboxError
-    from orchestrator.session.store import SessionError
-    from orchestrator.views.notify import NotifyError
-    from orchestrator.views.report.tensorboard import TensorBoardMissingError
-    from prepare.manifest import DataError
-    from subagents.prompts import PromptError
-
-    ours = UsageError, SessionError, RepoError, DataError, PromptError
-    return *ours, NoSandboxError, NotifyError, TensorBoardMissingError

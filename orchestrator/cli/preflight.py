@@ -13,22 +13,20 @@ from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from orchestrator.cli.options import Paths, UsageError, import_user_errors
+from orchestrator.cli.options import USER_ERRORS, Paths, UsageError
 from orchestrator.core.state import State
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
+from orchestrator.views.notify import Send, make_sender
 from prepare.machine import list_gpus
 from prepare.manifest import Manifest, load
 from prepare.profiles import apply_to_script, from_manifest
-from subagents.files import find_syntax_error
+from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import Prompt, load_prompts
-
-if TYPE_CHECKING:
-    from orchestrator.views.notify import Send
 
 PROMPTS = Path(__file__).parent.parent.parent / "prompts"
 NEEDED_BYTES = 1 << 30
@@ -80,9 +78,7 @@ class Preflight:
         return NoSandbox() if self.paths.unsafe else select_sandbox()
 
     @property
-    def send(self) -> "Send":
-        from orchestrator.views.notify import make_sender  # slow to import
-
+    def send(self) -> Send:
         return make_sender(self.notify)
 
     def require(self) -> None:
@@ -158,11 +154,8 @@ class Preflight:
             source = self.repo.read_source(self.state.parent.commit)
         else:
             source = apply_to_script(self.repo.read_baseline(), from_manifest(self.manifest))
-        try:
-            if not (found := list_tunable(source)):
-                raise UsageError(explain_untunable(source))
-        except (SyntaxError, ValueError) as error:
-            raise UsageError(f"{self.paths.script} is not valid Python: {error}") from error
+        if not (found := list_tunable(source)):
+            raise UsageError(explain_untunable(source))
         return f"{len(found)} for the optimizer to search: {', '.join(found)}"
 
     def _describe_sandbox(self) -> str:
@@ -177,18 +170,13 @@ def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
         if agent and agent not in prompts:
             raise UsageError(f"--model {entry}: no agent is called {agent!r}: there are {', '.join(prompts)}")
         chosen = [agent] if agent else list(prompts)
-        prompts |= {name: prompts[name].asking(model) for name in chosen}
+        prompts |= {name: prompts[name].model_copy(update={"model": model}) for name in chosen}
     return prompts
 
 
 def find_neighbours(source: str, folder: Path) -> list[str]:
     """Return the modules beside the script that it imports as it starts, and that no package provides."""
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError):
-        return []  # the baseline's run says what is wrong
-    names = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in body if isinstance(node, ast.ImportFrom) and not node.level]
+    names = [name for node in ast.parse(source).body for name in list_imports(node)]
     elsewhere = [str(PROMPTS.parent), *(path for path in sys.path if Path(path).resolve() != folder.resolve())]
     heads = dict.fromkeys(name.partition(".")[0] for name in names)
     beside = [head for head in heads if (folder / f"{head}.py").is_file() or any((folder / head).glob("*.py"))]
@@ -199,7 +187,7 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
     """Return what was found as good, or the reason why it cannot be used as bad."""
     try:
         return CheckResult(subject, "good", describe())
-    except import_user_errors() as error:
+    except USER_ERRORS as error:
         return CheckResult(subject, "bad", str(error))
 
 
@@ -214,18 +202,15 @@ def _check_disk(sessions: Path) -> CheckResult:
     folder = next(path for path in [sessions.absolute(), *sessions.absolute().parents] if path.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            free = shutil.disk_usage(folder).free
     except OSError as error:
         remedy = f"{folder} cannot be written ({error.strerror}): choose another folder with --sessions"
         return CheckResult("disk", "bad", remedy)
-    free = shutil.disk_usage(folder).free
     if free < NEEDED_BYTES:
         needed = f"a night needs {NEEDED_BYTES >> 20} MiB"
         return CheckResult("disk", "bad", f"only {free >> 20} MiB are free in {folder}, and {needed}: make room")
-    state = "good" if free > AMPLE_BYTES else "warn"
-    return CheckResult(
-        "disk", state, f"{free / (1 << 30):.0f} GiB free for sessions; a long night may want {AMPLE_BYTES >> 30}"
-    )
+    words = f"{free / (1 << 30):.0f} GiB free for sessions; a long night may want {AMPLE_BYTES >> 30}"
+    return CheckResult("disk", "good" if free > AMPLE_BYTES else "warn", words)
 
 
 def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
@@ -236,8 +221,8 @@ def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
     if missing := credentials_error():
         yield CheckResult("models", "bad", missing)
         return
-    for model in sorted({prompt.settings.model for prompt in prompts.values()}):
-        agents = ", ".join(name for name, prompt in prompts.items() if prompt.settings.model == model)
+    for model in sorted({prompt.model for prompt in prompts.values()}):
+        agents = ", ".join(name for name, prompt in prompts.items() if prompt.model == model)
         if wrong := asyncio.run(check_model(connect(), model)):
             yield CheckResult(model, "bad", f"{wrong} (for {agents}; --offline needs no model)")
         elif prices.estimate_most(model, 0, 0) is not None:

@@ -1,24 +1,26 @@
-"""The commands that run a night: a new one, the rest of an interrupted one, or one that forks off."""
+"""The commands that run nights: a new one, the rest of an interrupted one, one that forks off, a trial of many."""
 
 import random
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from orchestrator.cli import options as opt
+from orchestrator.cli.inspect import compare
 from orchestrator.cli.preflight import Preflight, load_style
 from orchestrator.cli.wiring import hold_branch, hold_session, run_session
-from orchestrator.core.events import Forked, Resumed, SessionLimits, Started
-from orchestrator.core.state import State, fold
+from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, Started
+from orchestrator.core.source import compute_digest
+from orchestrator.core.state import apply, fold
 from orchestrator.lab.executor import describe_profile
+from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
 from subagents.prompts import Prompt, parse_prompt
@@ -27,48 +29,33 @@ WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel lar
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
-@dataclass(frozen=True, slots=True)
-class NightOptions:
-    """A new night, as the user asks for it."""
-
-    limits: SessionLimits
-    crew: opt.CrewName
-    style: str
-    models: Sequence[str]
-    seed: int | None
-    notify: str
-
-
-def plan_night(paths: opt.Paths, name: str, options: NightOptions) -> Preflight:
+def plan_night(
+    paths: opt.Paths, name: str, limits: SessionLimits, crew: str, style: str, models: Sequence[str], notify: str
+) -> Preflight:
     """Load the prompts and say what is to run; nothing is checked yet. Raises UsageError, PromptError."""
-    if options.limits.hours <= 0:
-        raise opt.UsageError(f"--hours {options.limits.hours:g}: a night needs more than no time")
-    prompts = {} if options.crew == "optuna" else load_style(options.style, options.models)
-    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=options.notify)
+    if limits.hours <= 0:
+        raise opt.UsageError(f"--hours {limits.hours:g}: a night needs more than no time")
+    prompts = {} if crew == "optuna" else load_style(style, models)
+    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify)
 
 
-def start_night(night: Preflight, options: NightOptions) -> State:
+def start_night(night: Preflight, limits: SessionLimits, crew: str, style: str, seed: int | None) -> None:
     """Check everything that the night needs, create its session and run it. Raises UsageError."""
-
-    def describe(session: Session) -> Started:
-        return Started(
-            name=night.name,
-            limits=options.limits,
-            seed=random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed,
-            commit=night.repo.get_head(),
-            profile=describe_profile(night.manifest),
-            versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
-            **_describe_crew(session, options.crew, options.style, night.prompts),
-        )
-
-    return _begin(night, lambda path: Session(path, create=True), describe)
-
-
-def _begin(
-    night: Preflight, create: Callable[[Path], Session], describe: Callable[[Session], Started | Forked]
-) -> State:
-    """Check everything, create the session with its first event of its own, and run it. Raises UsageError."""
     night.require()
+    started = Started(
+        name=night.name,
+        limits=limits,
+        seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
+        commit=night.repo.get_head(),
+        profile=describe_profile(night.manifest),
+        versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
+        **_describe_crew(crew, style, night.prompts),
+    )
+    _begin(night, started, lambda path: Session(path, create=True))
+
+
+def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:
+    """Create the session with its prompts and its first event of its own, and run it. Raises UsageError."""
     folder = night.paths.sessions / night.name
     draft = folder.with_name(f".{folder.name}.new")
     with hold_session(folder), hold_branch(night):
@@ -76,22 +63,24 @@ def _begin(
         shutil.rmtree(draft, ignore_errors=True)
         try:
             session = create(draft / "session.db")
-            session.write("", describe(session))
+            for prompt in night.prompts.values():
+                session.put(prompt.text)
+            session.write("", first)
             session.close()
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        return run_session(Session(folder / "session.db"), night)
+        run_session(Session(folder / "session.db"), night)
 
 
-def _describe_crew(session: Session, crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
-    """Return what a session's first event holds of its crew, and store the prompts."""
+def _describe_crew(crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+    """Return what a session's first event holds of its crew."""
     return {
         "crew": crew,
         "style": style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
-        "reflect_every": prompts["reflector"].settings.cadence if prompts else 1,
-        "prompts": {agent: session.put(prompt.text) for agent, prompt in prompts.items()},
+        "reflect_every": prompts["reflector"].cadence if prompts else 1,
+        "prompts": {agent: compute_digest(prompt.text) for agent, prompt in prompts.items()},
     }
 
 
@@ -105,11 +94,7 @@ def resume(
     Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood. `sessions` lists the
     names; a night that is over is made longer with `fork`.
     """
-    exit_if_unmeasured(resume_night(context.obj, name, notify))
-
-
-def resume_night(paths: opt.Paths, name: str, notify: str) -> State:
-    """Check everything that the rest of the night needs, and run it. Raises UsageError."""
+    paths: opt.Paths = context.obj
     path = paths.find_session(name)
     with hold_session(path.parent):
         session = opt.open_session(path)
@@ -119,7 +104,7 @@ def resume_night(paths: opt.Paths, name: str, notify: str) -> State:
         night.require()
         with hold_branch(night):
             session.write("", Resumed())
-            return run_session(session, night)
+            run_session(session, night)
 
 
 def fork(
@@ -148,22 +133,77 @@ def fork(
     chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
     known = load_style(style, model or []) if chosen != "optuna" else {}
     night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
+    used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
+    more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
+    longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
+    night.require()
+    forked = Forked(
+        parent=f"{old.state.session.name}@{at}",
+        name=night.name,
+        limits=state.session.limits.model_copy(update=longer),
+        **_describe_crew(chosen, style, known),
+    )
+    _begin(night, forked, lambda path: old.fork(path, at))
 
-    def describe(session: Session) -> Forked:
-        return Forked(
-            parent=f"{old.state.session.name}@{at}",
-            name=night.name,
-            limits=_extend_limits(state, hours=hours, experiments=max_experiments, usd=max_usd),
-            **_describe_crew(session, chosen, style, known),
-        )
 
-    exit_if_unmeasured(_begin(night, lambda path: old.fork(path, at), describe))
+def trial(
+    context: typer.Context,
+    prompts: Annotated[list[str], typer.Option(help="a style; give two or more")],
+    repeats: Annotated[int, typer.Option(min=1, help="nights of each style")] = 3,
+    hours: opt.Hours = 1.0,
+    max_experiments: opt.Experiments = None,
+    max_usd: opt.Dollars = None,
+    crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
+    model: opt.Model = None,
+    seed: Annotated[int, typer.Option(help="of the first repetition; the next has the next one")] = 0,
+    notify: opt.Notify = "",
+    trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
+) -> None:
+    """Find out whether a style helps.
+
+    Nights of each style in turn, with the same seeds and limits; then they are compared. Given again, the command
+    goes on where it was interrupted: python -m orchestrator trial --prompts default --prompts none --hours 2
+    """
+    paths: opt.Paths = context.obj
+    styles = {Path(style).name: style for style in prompts}
+    if len(styles) < len(prompts):
+        raise opt.UsageError("--prompts: each style once, please, in folders of different names")
+    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
+    nights = {
+        f"{trial_name}-{style}-{repeat + 1}": (folder, seed + repeat)
+        for repeat in range(repeats)
+        for style, folder in styles.items()
+    }
+    begun = {path.parent.name for path in paths.sessions.glob("*/session.db")}
+    planned = {
+        name: plan_night(paths, name, limits, crew, folder, model or (), notify)
+        for name, (folder, _) in nights.items()
+        if name not in begun
+    }
+    for night in planned.values():
+        night.require()
+    for name, (folder, own_seed) in nights.items():
+        if name in planned:
+            start_night(planned[name], limits, crew, folder, own_seed)
+        elif _is_over(paths, name):
+            print(f"{name} is done already")
+        else:
+            resume(context, name, notify)
+        if not _is_over(paths, name):
+            print(f"{name} was stopped: give the same command again to go on with the trial")
+            raise SystemExit(opt.ExitCode.INTERRUPTED)
+    compare(context, list(nights))
 
 
-def exit_if_unmeasured(state: State) -> None:
-    """Exit with ExitCode.UNMEASURED where not even the baseline was measured."""
-    if state.incumbent is None:
+def _is_over(paths: opt.Paths, name: str) -> bool:
+    """Return whether the night would end at once if it were resumed. Raises SystemExit where it measured nothing."""
+    with opt.read_session(paths, name) as session:
+        state = session.state
+    over = bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
+    if over and state.incumbent is None:
+        print(f"{name} measured nothing")
         raise SystemExit(opt.ExitCode.UNMEASURED)
+    return over
 
 
 def invent_name(sessions: Path) -> str:
@@ -171,9 +211,3 @@ def invent_name(sessions: Path) -> str:
     today = f"{datetime.now().astimezone():%Y-%m-%d}"
     free = [word for word in WORDS.split() if not (sessions / f"{today}-{word}").exists()]
     return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"
-
-
-def _extend_limits(state: State, **more: float | None) -> SessionLimits:
-    """Return the session's limits, those that are given counted from here on."""
-    used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
-    return state.session.limits.model_copy(update={k: round(used[k] + m, 4) for k, m in more.items() if m is not None})

@@ -1,16 +1,13 @@
 """Record what passes between agents, models and tools. On a replay the tape answers instead, and is compared."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from orchestrator.core import events as ev
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape
-from subagents.agent import Reply, Request
+from subagents.agent import OnWait, Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
-
-OnWait = Callable[[float, str], Awaitable[None]]
 
 
 class Model(Protocol):
