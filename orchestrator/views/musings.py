@@ -5,7 +5,8 @@ It is a projection of the log: the rationale is on disk before anything is edite
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,51 +20,33 @@ from orchestrator.core.text import flatten
 from orchestrator.views.experiments import ExperimentRow, list_rows, show_diff
 from orchestrator.views.musings_search import read_musing
 from orchestrator.views.render import render_template
-from orchestrator.views.snapshot import LogReader
+from orchestrator.views.snapshot import File, LogReader
 from orchestrator.views.summary import summarize, tabulate
-from prepare import atomic
+from prepare.atomic import write_atomically
 
 
-class Musings:
-    """Knows what the folder of one session holds, and writes what is missing."""
+def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
+    """Yield the page of each experiment, the session's index in the same folder, and the overview above it."""
+    if log.state.baseline_commit is not None:
+        rows, summary = list_rows(log.state), summarize(log.state)
+        yield from (_make_file(log, folder, row) for row in rows)
+        yield folder / "index.md", (rows, summary), partial(render_index, log.state, rows)
+        yield folder.parent / "index.md", replace(summary, hours=0.0), partial(render_overview, folder.parent)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.written: dict[int, ExperimentRow] = {}
 
-    def list_rationales(self, log: LogReader) -> Iterator[Callable[[], None]]:
-        """Yield a write for each experiment that is only proposed and has no file yet."""
-        yield from self._list_changes(log, [row for row in list_rows(log.state) if row.status == "proposed"])
-
-    def list_writes(self, log: LogReader) -> Iterator[Callable[[], object]]:
-        """Yield a write for each file that is not up to date. Each raises OSError."""
-        if log.state.baseline_commit is None:
-            return
-        rows = list_rows(log.state)
-        yield from self._list_changes(log, rows)
-        yield partial(atomic.write_atomically, self.folder / "index.md", render_index(log.state, rows))
-
-    def write_overview(self) -> None:
-        """Write the page over all sessions beside this one. Raises OSError."""
-        atomic.write_atomically(self.folder.parent / "index.md", render_overview(self.folder.parent))
-
-    def _list_changes(self, log: LogReader, rows: Iterable[ExperimentRow]) -> Iterator[Callable[[], None]]:
-        changed = [row for row in rows if row != self.written.get(row.experiment)]
-        times = {r.event.experiment: r.at for r in log.records if isinstance(r.event, Proposed)} if changed else {}
-        for row in changed:
-            yield partial(self._write, log, row, times.get(row.experiment))
-
-    def _write(self, log: LogReader, row: ExperimentRow, proposed: float | None) -> None:
-        atomic.write_atomically(self.folder / make_file_name(row), render_musing(log, row, proposed))
-        self.written[row.experiment] = row
+def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
+    """Yield the page of each experiment that is only proposed."""
+    return (_make_file(log, folder, row) for row in list_rows(log.state) if row.status == "proposed")
 
 
 def write_musings(log: LogReader, folder: Path) -> None:
     """Write all musings of a session into its folder, and the overview beside it. Raises OSError."""
-    musings = Musings(folder)
-    for write in musings.list_writes(log):
-        write()
-    musings.write_overview()
+    for path, _, render in list_musings(log, folder):
+        write_atomically(path, render())
+
+
+def _make_file(log: LogReader, folder: Path, row: ExperimentRow) -> File:
+    return folder / make_file_name(row), row, partial(render_musing, log, row)
 
 
 def make_file_name(row: ExperimentRow) -> str:
@@ -73,9 +56,10 @@ def make_file_name(row: ExperimentRow) -> str:
     return f"{row.experiment:03d}-{slug or 'experiment'}.md"
 
 
-def render_musing(log: LogReader, row: ExperimentRow, proposed: float | None) -> str:
-    """Return the file of one experiment, as far as it has come; `proposed` is in seconds since the epoch."""
-    diff = show_diff(log, row)
+def render_musing(log: LogReader, row: ExperimentRow) -> str:
+    """Return the file of one experiment, as far as it has come."""
+    diff, events = show_diff(log, row), ((record.event, record.at) for record in log.records)
+    proposed = (at for event, at in events if isinstance(event, Proposed) and event.experiment == row.experiment)
     matter = {
         "session": log.state.session.name,
         "experiment": row.experiment,
@@ -90,7 +74,7 @@ def render_musing(log: LogReader, row: ExperimentRow, proposed: float | None) ->
         "base": row.commit.parent if row.commit else row.incumbent,
         "commit": row.commit.commit[:12] if row.commit else None,
         "author": row.proposal.author,
-        "proposed": _format_time(proposed) if proposed else None,
+        "proposed": next(map(_format_time, proposed), None),
     }
     return _render_page(
         "musing.md",
