@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from math import exp, log
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 Value = bool | int | float | str | tuple[float, ...]
 
@@ -102,12 +102,11 @@ class Constant:
     name: str
     value: Value
     space: Space
-    declared: bool = False  # the script declares the space; otherwise it is guessed from the value
 
 
 class _Assignment(NamedTuple):
     name: str
-    value: Value | None  # None unless it is a plain literal
+    value: Any  # of a plain literal, else None
     start: int  # offset of the expression in the script, in characters
     text: str  # the expression
     comment: re.Match[str] | None  # right behind it, with the gap between
@@ -116,30 +115,22 @@ class _Assignment(NamedTuple):
 
 def list_searchable(source: str) -> dict[str, Constant]:
     """Return the constants with a declared space or, if there is none, all with a guessed one. Raises SyntaxError."""
-    found = read_constants(source)
-    return {name: constant for name, constant in found.items() if constant.declared} or found
+    found = _find_constants(source)
+    declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
+    guessed = {name: space for name, at in found.items() if (space := _guess_space(name, at.value))}
+    return {name: Constant(name, found[name].value, space) for name, space in (declared or guessed).items()}
 
 
 def list_declarations(source: str) -> list[str]:
-    """Return name, value and comment of every constant that has a space, as the script states them."""
-    places, names = _find_constants(source), read_constants(source)
-    comments = {name: at.comment.string[at.comment.end("gap") :] if at.comment else "" for name, at in places.items()}
-    return [" ".join(f"{name} = {places[name].text} {comments[name]}".split()) for name in names]
-
-
-def read_constants(source: str) -> dict[str, Constant]:
-    """Return every constant for which there is a space, in the script's order. Raises SyntaxError."""
-    found, places = dict[str, Constant](), _find_constants(source)
-    for name, value in read_values(source).items():
-        declared = _parse_space(places[name].comment, value)
-        if space := declared or _guess_space(name, value):
-            found[name] = Constant(name, value, space, declared is not None)
-    return found
+    """Return name, value and comment of every constant, as the script states them. Raises SyntaxError."""
+    found = _find_constants(source).values()
+    comments = (at.comment.string[at.comment.end("gap") :] if at.comment else "" for at in found)
+    return [" ".join(f"{at.name} = {at.text} {said}".split()) for at, said in zip(found, comments, strict=True)]
 
 
 def read_values(source: str) -> dict[str, Value]:
     """Return the value of every constant that is a plain literal. Raises SyntaxError."""
-    return {name: place.value for name, place in _find_constants(source).items() if place.value is not None}
+    return {name: at.value for name, at in _find_constants(source).items()}
 
 
 def with_constants(source: str, changes: Mapping[str, Value]) -> str:
