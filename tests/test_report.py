@@ -20,8 +20,7 @@ from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import render_index
 from orchestrator.views.report import files
 from orchestrator.views.report.page import Page
-from orchestrator.views.report.parquet import write_parquet
-from orchestrator.views.report.results_tsv import write_results
+from orchestrator.views.report.tables import write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.atomic import write_atomically

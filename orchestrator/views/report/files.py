@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.views.report.page import Page
-from orchestrator.views.report.parquet import write_parquet
-from orchestrator.views.report.results_tsv import write_results
+from orchestrator.views.report.tables import write_parquet, write_results
 from orchestrator.views.snapshot import File, LogReader
 from prepare.atomic import write_atomically
 

@@ -1,4 +1,8 @@
-"""Write ledger.parquet: everything that is known of every experiment, for pandas, DuckDB and similar tools."""
+"""Write the experiments as tables.
+
+ledger.parquet holds all that is known of each, for pandas, DuckDB and similar tools; results.tsv has autoresearch's own
+five columns, so that tools which read those read ours.
+"""
 
 import io
 import json
@@ -10,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.core.events import ModelReplied
-from orchestrator.core.state import Usage
+from orchestrator.core.state import State, Usage
+from orchestrator.core.text import flatten
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.snapshot import LogReader
 
+HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
+STATUS = {"kept": "keep", "discarded": "discard", "pruned": "crash", "crashed": "crash"}
 COLUMNS = """
 string: session
 int64: experiment
@@ -37,8 +44,20 @@ float64: usd
 """Seconds, steps and tokens are of the first run; gain is positive where better; unknown is null, never 0."""
 
 
+def write_results(state: State) -> str:
+    """Return the content of results.tsv: a line for each experiment that was trained and judged, by number."""
+    rows = [HEADER, *(_make_cells(row) for row in list_rows(state) if row.status in STATUS)]
+    return "".join("\t".join(cells) + "\n" for cells in rows)
+
+
+def _make_cells(row: ExperimentRow) -> tuple[str, ...]:
+    commit, status = row.commit.commit[:7] if row.commit else "", STATUS[row.status]
+    score, memory = (0.0, 0.0) if status == "crash" else (row.val_bpb or 0.0, row.memory_mb / 1024)
+    return commit, f"{score:.6f}", f"{memory:.1f}", status, flatten(row.proposal.title)
+
+
 def write_parquet(log: LogReader) -> bytes:
-    """Return the content of the file."""
+    """Return the content of ledger.parquet."""
     session, usage = log.state.session.name, defaultdict[int, Usage](Usage)
     for reply in (record.event for record in log.records if isinstance(record.event, ModelReplied)):
         usage[reply.experiment] = usage[reply.experiment].add(reply)
