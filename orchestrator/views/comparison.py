@@ -22,7 +22,6 @@ class SessionFigures:
     """Seed, data, budget and hours: nights that agree in these are paired."""
     course: Course
     gain: float
-    keep_rate: float
     table: Mapping[str, str]
     """What is told of it, by its name."""
 
@@ -50,7 +49,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     }
     profile, hours = state.session.profile, state.session.limits.hours
     conditions = (state.session.seed, profile.data_hash, profile.budget, hours)
-    return SessionFigures(conditions, _trace_best(arm, summary, records), summary.gain, rate, table)
+    return SessionFigures(conditions, _trace_best(arm, summary, records), summary.gain, table)
 
 
 def _trace_best(arm: str, summary: Summary, records: Sequence[ev.Record]) -> Course:

@@ -7,12 +7,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from orchestrator.core.events import Proposed
 from orchestrator.core.state import State
@@ -60,26 +56,11 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
     """Return the file of one experiment, as far as it has come."""
     diff, events = show_diff(log, row), ((record.event, record.at) for record in log.records)
     proposed = (at for event, at in events if isinstance(event, Proposed) and event.experiment == row.experiment)
-    matter = {
-        "session": log.state.session.name,
-        "experiment": row.experiment,
-        "status": row.status,
-        "verdict": row.postmortem.verdict if row.postmortem else None,
-        "family": row.proposal.family,
-        "val_bpb": _round(row.val_bpb),
-        "delta": None if row.gain is None else _round(-row.gain),
-        "error": _round(row.error),
-        "sigma": _round(row.sigma),
-        "seeds": len(row.scores),
-        "base": row.commit.parent if row.commit else row.incumbent,
-        "commit": row.commit.commit[:12] if row.commit else None,
-        "author": row.proposal.author,
-        "proposed": next(map(_format_time, proposed), None),
-    }
     return _render_page(
         "musing.md",
-        matter,
+        session=log.state.session.name,
         row=row,
+        proposed=next(proposed, None),
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
         numbers=tabulate(log.state, row),
@@ -88,25 +69,8 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
 
 def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
     """Return the page of a session: where it stands, every experiment in a row, the lessons of what was kept."""
-    session, summary = state.session, summarize(state)
-    matter = {
-        "session": session.name,
-        "started": _format_time(state.started_at),
-        "crew": session.crew,
-        "experiments": summary.tried,
-        "kept": summary.kept,
-        "baseline": _round(summary.baseline),
-        "best": _round(summary.best),
-    }
-    return _render_page(
-        "index.md",
-        matter,
-        session=session.name,
-        summary=summary,
-        rows=rows,
-        escape=_escape,
-        file_name=make_file_name,
-    )
+    facts = {"session": state.session, "started": state.started_at, "summary": summarize(state), "rows": rows}
+    return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
 
 
 def render_overview(folder: Path) -> str:
@@ -117,19 +81,10 @@ def render_overview(folder: Path) -> str:
     return render_template("overview.md", sessions=latest, escape=_escape)
 
 
-def _render_page(template: str, matter: dict[str, Any], **facts: object) -> str:
-    """Return a page with front matter and never more than one blank line."""
-    front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
-    return re.sub(r"\n{3,}", "\n\n", render_template(template, matter=front, **facts)).rstrip() + "\n"
+def _render_page(template: str, **facts: object) -> str:
+    """Return a page with never more than one blank line."""
+    return re.sub(r"\n{3,}", "\n\n", render_template(template, **facts)).rstrip() + "\n"
 
 
 def _escape(text: str) -> str:
     return flatten(text).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
-
-
-def _format_time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-
-
-def _round(number: float | None) -> float | None:
-    return None if number is None else round(number, 6)
