@@ -36,7 +36,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "crew and style": arm,
         "experiments": str(len(trained)),
         "kept": f"{summary.kept} ({rate:.0%})",
-        "crashed": str(summary.crashed),
+        "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
         "families tried": str(len({result.proposal.family for result in trained})),
         "baseline": f"{summary.baseline:.4f}",

@@ -15,12 +15,10 @@ import pyarrow.parquet as pq
 
 from orchestrator.core.events import ModelReplied
 from orchestrator.core.state import State, Usage
-from orchestrator.core.text import flatten
 from orchestrator.views.experiments import ExperimentRow, list_rows
+from orchestrator.views.render import render_template
 from orchestrator.views.snapshot import LogReader
 
-HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
-STATUS = {"kept": "keep", "discarded": "discard", "pruned": "crash", "crashed": "crash"}
 COLUMNS = """
 string: session
 int64: experiment
@@ -46,14 +44,7 @@ float64: usd
 
 def write_results(state: State) -> str:
     """Return the content of results.tsv: a line for each experiment that was trained and judged, by number."""
-    rows = [HEADER, *(_make_cells(row) for row in list_rows(state) if row.status in STATUS)]
-    return "".join("\t".join(cells) + "\n" for cells in rows)
-
-
-def _make_cells(row: ExperimentRow) -> tuple[str, ...]:
-    commit, status = row.commit.commit[:7] if row.commit else "", STATUS[row.status]
-    score, memory = (0.0, 0.0) if status == "crash" else (row.val_bpb or 0.0, row.memory_mb / 1024)
-    return commit, f"{score:.6f}", f"{memory:.1f}", status, flatten(row.proposal.title)
+    return render_template("results.tsv", rows=list_rows(state))
 
 
 def write_parquet(log: LogReader) -> bytes:
