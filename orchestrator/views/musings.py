@@ -6,7 +6,6 @@ It is a projection of the log: the rationale is on disk before anything is edite
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,8 @@ def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
         rows, summary = list_rows(log.state), summarize(log.state)
         yield from (_make_file(log, folder, row) for row in rows)
         yield folder / "index.md", (rows, summary), partial(render_index, log.state, rows)
-        yield folder.parent / "index.md", replace(summary, hours=0.0), partial(render_overview, folder.parent)
+        told = summary.tried, summary.kept, summary.baseline, summary.best
+        yield folder.parent / "index.md", told, partial(render_overview, folder.parent)
 
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
