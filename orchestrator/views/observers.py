@@ -5,7 +5,6 @@ What could not be written is tried again at the next event, and can be rebuilt f
 """
 
 import asyncio
-import signal
 import sys
 import time
 from collections import Counter
@@ -61,7 +60,6 @@ class Observers:
         session.subscribe(self.update)
 
     def __enter__(self) -> Self:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no night
         self._guard("the live view", self.terminal.open)
         self._write_all(list_musings(self.session, self.musings))
         return self

@@ -46,7 +46,9 @@ class Terminal:
         self.seen = lives[-1] if lives else 0
         self.readings: dict[int, Reading] = {}
         self.is_live = console.is_terminal and not console.is_dumb_terminal
-        self.live = Live(get_renderable=self._view, console=console)
+        self.live = Live(
+            get_renderable=lambda: render_view(log.state, self.readings, clock(), console.width), console=console
+        )
 
     def open(self) -> None:
         """Put up the live view, or print what happened so far in this life of the session."""
@@ -85,9 +87,6 @@ class Terminal:
             number = "" if experiment is None else f"{experiment}: "
             line = f"{format_clock(at)} {kind.replace('_', ' '):10} {number}{text}".rstrip()
             print(line, file=self.console.file, flush=True)
-
-    def _view(self) -> RenderableType:
-        return render_view(self.log.state, self.readings, self.clock(), self.console.width)
 
 
 def render_view(state: State, readings: Mapping[int, Reading], now: float, width: int = 80) -> RenderableType:
