@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.core.curves import CHECKED_SHARES
 from orchestrator.core.description import count_distinct, describe_run
-from orchestrator.core.events import Certified, Crashed, Pruned, Record, Resumed, Scored
+from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply, get_scores
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
@@ -74,14 +74,7 @@ def summarize(state: State) -> Summary:
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be believed."""
     events = [record.event for record in log.records]
-    runs = [event for event in events if isinstance(event, Scored | Crashed | Pruned)]
-    return render_template(
-        "trust.txt",
-        tiers=sorted({run.tier for run in runs}),
-        runs=runs,
-        corrections=[abs(run.val_bpb - run.audit.claimed) for run in runs if isinstance(run, Scored) and run.audit],
-        controls=count_false_prunes(log.state),
-    )
+    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state))
 
 
 def tabulate(state: State, row: ExperimentRow) -> list[tuple[str, str, str, str]]:
