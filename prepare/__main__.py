@@ -10,8 +10,10 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
+from prepare.locks import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
+LOCK = ".lock"
 console = Console(highlight=False, soft_wrap=True)
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -51,6 +53,8 @@ def main(
             prepare(data, corpus, shards, chosen, work)
         found = manifest.load(data, verify=True)
         check_request(found, data, corpus, None if profile == "auto" else profile, settings or [])
+    except LockedError:
+        fail(f"another `{manifest.write_command(data)}` is at work in {data}: wait for it")
     except DataError as error:
         fail(str(error))
     except OSError as error:  # a full disk, most often
@@ -59,13 +63,13 @@ def main(
 
 
 def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
-    """Fill the folder, and show a bar for each stage. Raises DataError."""
-    from prepare.build.folder import build_folder, lock_folder
+    """Fill the folder, and show a bar for each stage. Raises DataError, LockedError."""
+    from prepare.build.folder import build_folder
     from prepare.corpus.open import open_corpus
 
     budget = BudgetAmount(kind="work", amount=work, seconds=profile.budget.seconds) if work else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with lock_folder(data), Bars(*columns, console=console) as bars:
+    with hold_lock(data / LOCK), Bars(*columns, console=console) as bars:
         stages: dict[str, TaskID] = {}
 
         def report(stage: str, share: float) -> None:

@@ -73,13 +73,10 @@ def receive() -> dict[str, Any]:
 
 def take(size: int) -> bytes:
     """Return the `size` bytes that follow an answer. Raises EOFError."""
-    data = bytearray(size)
-    left = memoryview(data)
-    while left:
-        if not (count := _get_socket().recv_into(left)):
-            raise EOFError("the orchestrator has gone")
-        left = left[count:]
-    return bytes(data)
+    data = _get_socket().recv(size, socket.MSG_WAITALL)
+    if len(data) < size:
+        raise EOFError("the orchestrator has gone")
+    return data
 
 
 def _descriptor() -> int | None:

@@ -14,14 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from math import exp, log
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 Value = bool | int | float | str | tuple[float, ...]
 
 _BOUND = r"[-+]?[\d._]+(?:e[-+]?\d+)?"
-_RANGE = re.compile(rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?", re.IGNORECASE)
-_CHOICE = re.compile(r"one of\s+(?P<options>.+)", re.IGNORECASE)
-_DASH = re.compile(r"\s+[–—-]\s+")
+_SPACE = rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?|one of\s+(?P<options>.+?)"
+_COMMENT = re.compile(rf"(?P<gap>[\s)]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE})(?=\s+[–—-]\s|\s*$))?", re.IGNORECASE)
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
 MAX_BASE, MAX_POWER = 1 << 16, 63  # greater powers are no setting of a training script, and may take long to compute
 GUESS = 4.0  # a constant without a declared range is searched between its value divided by this and multiplied by it
@@ -89,9 +88,8 @@ Space = Numbers | Choices
 _Edit = tuple[int, str, str]  # an offset, the text that stands there, and the text to put in its place
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A value for a constant and, if given, the space to declare for it."""
+class Setting(NamedTuple):
+    """A value for a constant, and the space to declare for it in place of the script's."""
 
     value: Value
     space: Space | None = None
@@ -104,48 +102,35 @@ class Constant:
     name: str
     value: Value
     space: Space
-    declared: bool = False  # the script declares the space; otherwise it is guessed from the value
 
 
 class _Assignment(NamedTuple):
     name: str
-    expression: ast.expr
-    start: int  # offset in the script, in characters
-    before: str  # beginning of the line
-    text: str
-    after: str  # rest of the statement: closing parentheses, or more of a tuple
-    tail: str  # rest of the line
+    value: Any  # of a plain literal, else None
+    start: int  # offset of the expression in the script, in characters
+    text: str  # the expression
+    comment: re.Match[str] | None  # right behind it, with the gap between
     is_top: bool  # not inside another statement, such as an `if`
-    is_alone: bool  # nothing else is assigned, so a comment behind it is about this name
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
     """Return the constants with a declared space or, if there is none, all with a guessed one. Raises SyntaxError."""
-    found = read_constants(source)
-    return {name: constant for name, constant in found.items() if constant.declared} or found
+    found = _find_constants(source)
+    declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
+    guessed = {name: space for name, at in found.items() if (space := _guess_space(name, at.value))}
+    return {name: Constant(name, found[name].value, space) for name, space in (declared or guessed).items()}
 
 
 def list_declarations(source: str) -> list[str]:
-    """Return the line of every constant that has a space, as the script states it, with single blanks."""
-    places, names = _find_constants(source), read_constants(source)
-    lines = (place.before + place.text + place.after + place.tail for place in map(places.__getitem__, names))
-    return [" ".join(line.split()) for line in lines]
-
-
-def read_constants(source: str) -> dict[str, Constant]:
-    """Return every constant for which there is a space, in the script's order. Raises SyntaxError."""
-    found = dict[str, Constant]()
-    for name, place in _find_constants(source).items():
-        value = ast.literal_eval(place.expression)
-        declared = _parse_space(_split_comment(_split_tail(place)[1])[0], value)
-        if space := declared or _guess_space(name, value):
-            found[name] = Constant(name, value, space, declared is not None)
-    return found
+    """Return name, value and comment of every constant, as the script states them. Raises SyntaxError."""
+    found = _find_constants(source).values()
+    comments = (at.comment.string[at.comment.end("gap") :] if at.comment else "" for at in found)
+    return [" ".join(f"{at.name} = {at.text} {said}".split()) for at, said in zip(found, comments, strict=True)]
 
 
 def read_values(source: str) -> dict[str, Value]:
     """Return the value of every constant that is a plain literal. Raises SyntaxError."""
-    return {name: ast.literal_eval(place.expression) for name, place in _find_constants(source).items()}
+    return {name: at.value for name, at in _find_constants(source).items()}
 
 
 def with_constants(source: str, changes: Mapping[str, Value]) -> str:
@@ -153,19 +138,18 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     found = _find_constants(source)
     if unknown := changes.keys() - found.keys():
         raise UnknownConstantError(f"train.py has no plain constant {min(unknown)}")
-    places = [(found[name], value) for name, value in changes.items()]
-    literals = [format_literal(value, like=ast.literal_eval(place.expression)) for place, value in places]
-    return _splice(source, [(place.start, place.text, new) for (place, _), new in zip(places, literals, strict=True)])
+    places = ((found[name], value) for name, value in changes.items())
+    return _splice(source, ((at.start, at.text, format_literal(value, like=at.value)) for at, value in places))
 
 
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
-    """Return the script with other values and spaces for those of its constants that `settings` names.
+    """Return the script with other values for those names that `settings` has, and other spaces where it declares any.
 
     What is assigned to such a name later, or inside an `if`, gets the value, too. The words of the comments stay, in
     their column where possible. Raises SyntaxError.
     """
     found = [place for place in _list_assignments(source) if place.name in settings]
-    return _splice(source, [_rewrite(place, settings[place.name]) for place in found])
+    return _splice(source, (_rewrite(place, settings[place.name]) for place in found))
 
 
 def format_literal(value: Value, like: Value | None = None) -> str:
@@ -180,24 +164,13 @@ def _format_setting(value: Value) -> str:
 
 
 def _rewrite(place: _Assignment, setting: Setting) -> _Edit:
-    literal, (blanks, comment) = _format_setting(setting.value), _split_tail(place)
-    if not place.is_alone or blanks.strip():  # more code on this line
+    literal, comment = _format_setting(setting.value), place.comment
+    if comment is None:
         return place.start, place.text, literal
-    old, new = place.text + place.after, literal + place.after
-    if setting.space:
-        space, words = _split_comment(comment)
-        declared = f" {setting.space} – {words}" if words else f" {setting.space}"
-        comment = comment.replace(space, str(setting.space), 1) if space else declared
-    if comment.strip():
-        column, width = (len((place.before + code).rpartition("\n")[2]) for code in (old + blanks, new))
-        new += f"{' ' * max(column - width, 2)}#{comment}"
-    return place.start, old + place.tail, new
-
-
-def _split_tail(place: _Assignment) -> tuple[str, str]:
-    """Return what follows a statement on its line: blanks, or more code, and the comment without its sign."""
-    blanks, _, comment = place.tail.partition("#")
-    return blanks, comment if place.is_alone and not blanks.strip() else ""
+    column = len(place.text.rpartition("\n")[2] + comment["gap"])
+    code = f"{literal}{comment['gap'].rstrip()}  ".ljust(column)
+    declared = str(setting.space or comment["space"]) if comment["space"] else ""
+    return place.start, place.text + comment[0], code + comment["sign"] + declared
 
 
 def _splice(source: str, edits: Iterable[_Edit]) -> str:
@@ -211,7 +184,7 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
     found = _list_assignments(source)
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.name.isupper()]
-    return {place.name: place for place in single if place.is_top and _is_plain(place.expression)}
+    return {place.name: place for place in single if place.is_top and place.value is not None}
 
 
 def _fold(node: ast.expr) -> ast.expr:
@@ -240,14 +213,10 @@ def _list_assignments(source: str) -> list[_Assignment]:
 
     found: list[_Assignment] = []
     for node in _walk_statements(tree):
-        close, pairs = locate(node.end_lineno, node.end_col_offset), _list_pairs(node)
-        tail = re.split(r"[\r\n]", source[close:], maxsplit=1)[0]
-        for name, value in pairs:
+        for name, value in _list_pairs(node):
             start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
-            parts = source[begins[value.lineno - 1] : start], source[start:end], source[end:close], tail
-            found.append(
-                _Assignment(name, _fold(value), start, *parts, is_top=node in tree.body, is_alone=len(pairs) == 1)
-            )
+            comment = _COMMENT.match(re.split(r"[\r\n]", source[end:], maxsplit=1)[0])
+            found.append(_Assignment(name, _evaluate(value), start, source[start:end], comment, node in tree.body))
     return found
 
 
@@ -273,36 +242,26 @@ def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
             return []
 
 
-def _is_plain(node: ast.expr) -> bool:
-    match node:
-        case ast.Constant(value=value):
-            return isinstance(value, bool | int | float | str)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
-            return isinstance(value, int | float)
-        case ast.Tuple(elts=elements):
-            return bool(elements) and all(map(_is_plain, elements))
-        case _:
-            return False
+def _evaluate(node: ast.expr) -> Value | None:
+    with suppress(ValueError, TypeError):
+        value = ast.literal_eval(_fold(node))
+        return value if _is_plain(value) else None
+    return None
 
 
-def _split_comment(comment: str) -> tuple[str, str]:
-    comment = comment.lstrip("#").strip()
-    space, *rest = _DASH.split(comment, maxsplit=1)
-    if _RANGE.fullmatch(space) or _CHOICE.fullmatch(space):
-        return space, "".join(rest)
-    return "", comment
+def _is_plain(value: object) -> bool:
+    elements = cast("tuple[object, ...]", value) if isinstance(value, tuple) else ()
+    return isinstance(value, bool | int | float | str) or (bool(elements) and all(map(_is_plain, elements)))
 
 
-def _parse_space(text: str, value: Value) -> Space | None:
+def _parse_space(comment: re.Match[str] | None, value: Value) -> Space | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and (match := _RANGE.fullmatch(text)):
-        low, high = float(match["low"]), float(match["high"])
-        logarithmic = bool(match["log"]) and low > 0
-        return Numbers(low, high, logarithmic, whole=isinstance(value, int)) if low < high else None
-    if match := _CHOICE.fullmatch(text):
-        with suppress(ValueError, SyntaxError):
-            options = cast("ast.List", ast.parse(f"[{match['options']}]", mode="eval").body).elts
+    with suppress(ValueError, SyntaxError, TypeError):
+        if comment and comment["options"]:
+            options = cast("ast.List", ast.parse(f"[{comment['options']}]", mode="eval").body).elts
             return _make_choices(ast.literal_eval(_fold(option)) for option in options)
+        if comment and comment["high"] and number and (low := float(comment["low"])) < (high := float(comment["high"])):
+            return Numbers(low, high, log=bool(comment["log"]) and low > 0, whole=isinstance(value, int))
     return None
 
 

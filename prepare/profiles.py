@@ -55,16 +55,7 @@ CPU = Profile(
 
 
 def _make_gpu_profile(
-    name: str,
-    depth: int,
-    dim: int,
-    seq_len: int,
-    *,
-    rows: int,
-    batch: int,
-    eval_tokens: int,
-    pattern: str = "SSSL",
-    head: int = 128,
+    name: str, depth: int, dim: int, seq_len: int, *, rows: int, batch: int, eval_tokens: int, head: int = 128
 ) -> Profile:
     """Return a profile for five minutes on a GPU; rows of 2048 hold whole documents, as upstream packs them."""
     return Profile(
@@ -78,14 +69,14 @@ def _make_gpu_profile(
             "DEPTH": Setting(depth, Numbers(2, 12)),
             "MODEL_DIM": Setting(dim, Choices((256, 384, 512, 640))),
             "HEAD_DIM": Setting(head, Choices((64, 128))),
-            "WINDOW_PATTERN": Setting(pattern, Choices(("L", "SL", "SSSL"))),
+            "WINDOW_PATTERN": Setting("L" if seq_len < 1024 else "SSSL", Choices(("L", "SL", "SSSL"))),
             "TOTAL_BATCH_SIZE": Setting(batch, Choices((batch // 2, batch, 2 * batch))),
             "DEVICE_BATCH_SIZE": Setting(rows),
         },
     )
 
 
-MPS = _make_gpu_profile("mps", 4, 256, 512, rows=16, batch=1 << 14, eval_tokens=1 << 20, pattern="L", head=64)
+MPS = _make_gpu_profile("mps", 4, 256, 512, rows=16, batch=1 << 14, eval_tokens=1 << 20, head=64)
 H100 = Profile("h100", seq_len=2048, vocab_size=8192, eval_tokens=40 * 524_288, budget=FIVE_MINUTES, chunk=False)
 # Least memory in decimal GB: a card of "6 GB" has 6.2 or 6.4, one of "80 GB" 85.
 GPUS = (
@@ -95,8 +86,8 @@ GPUS = (
     (15.0, _make_gpu_profile("gpu16", 6, 384, 2048, rows=16, batch=1 << 16, eval_tokens=1 << 21)),
     (9.5, _make_gpu_profile("gpu12", 6, 384, 2048, rows=16, batch=1 << 15, eval_tokens=1 << 20)),
     (7.5, _make_gpu_profile("gpu8", 4, 256, 1024, rows=32, batch=1 << 15, eval_tokens=1 << 20)),
-    (5.5, _make_gpu_profile("gpu6", 4, 256, 512, rows=32, batch=1 << 14, eval_tokens=1 << 19, pattern="L")),
-    (3.5, _make_gpu_profile("gpu4", 4, 256, 256, rows=32, batch=1 << 14, eval_tokens=1 << 18, pattern="L")),
+    (5.5, _make_gpu_profile("gpu6", 4, 256, 512, rows=32, batch=1 << 14, eval_tokens=1 << 19)),
+    (3.5, _make_gpu_profile("gpu4", 4, 256, 256, rows=32, batch=1 << 14, eval_tokens=1 << 18)),
 )
 
 PROFILES = {profile.name: profile for profile in (CPU, MPS, *(profile for _, profile in GPUS))}
@@ -112,30 +103,15 @@ def find_profile(name: str) -> Profile:
 
 
 def choose_for_gpu(card: Gpu) -> Profile | None:
-    """Return the profile for a card, with as many rows at a time as fit; None if the card is too small."""
+    """Return the profile for a card; None if the card is too small."""
     chosen = next((profile for least, profile in GPUS if card.memory >= least * 1e9), None)
     if chosen is None or chosen is H100:
         return chosen
     if card.capability < (8, 0):  # its attention has no window
         chosen = with_constants(chosen, {"WINDOW_PATTERN": "L"})
-    return with_constants(chosen, {"DEVICE_BATCH_SIZE": count_fitting_rows(chosen, card)})
-
-
-def count_fitting_rows(profile: Profile, card: Gpu) -> int:
-    """Return the rows that fit in a card's memory: a power of two, at most what the profile has."""
-    size = get_values(profile)
-    depth, dim, vocab = size["DEPTH"], size["MODEL_DIM"], profile.vocab_size
-    compiled = card.capability >= (7, 0)
-    # Bytes, measured on real cards.
-    per_token = 26 * depth * dim + 8 * vocab if compiled else 60 * depth * dim + 18 * vocab
-    usable = 0.9 * (card.memory - 1e9) - 16 * count_parameters(depth, dim, vocab)
-    fitting = max(1, int(usable / (per_token * profile.seq_len)))
-    return min(1 << fitting.bit_length() - 1, size["DEVICE_BATCH_SIZE"])
-
-
-def count_parameters(depth: int, dim: int, vocab: int) -> int:
-    """Return the parameters of the baseline: blocks, two embeddings, a value embedding in every other block."""
-    return 12 * depth * dim**2 + (2 + (depth + 1) // 2) * vocab * dim
+    if card.capability < (7, 0):  # nothing is compiled, which takes up to 2.3 times the memory
+        chosen = with_constants(chosen, {"DEVICE_BATCH_SIZE": get_values(chosen)["DEVICE_BATCH_SIZE"] // 2})
+    return chosen
 
 
 def get_values(profile: Profile) -> dict[str, Any]:

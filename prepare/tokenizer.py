@@ -65,14 +65,12 @@ class Tokenizer:
         """Return the id that begins every document."""
         return len(self.merges)
 
-    def encode(
-        self, text: str | list[str], prepend: int | None = None, num_threads: int | None = None
-    ) -> list[int] | list[list[int]]:
+    def encode(self, text: str | list[str], prepend: int | None = None) -> list[int] | list[list[int]]:
         """Return the ids of a text, or of each text of a list, with the id `prepend` in front."""
         front = [] if prepend is None else [prepend]
         if isinstance(text, str):
             return front + self.enc.encode_ordinary(text)
-        rows = self.enc.encode_ordinary_batch(text, num_threads=num_threads or count_cores())
+        rows = self.enc.encode_ordinary_batch(text, num_threads=count_cores())
         return [front + row for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:

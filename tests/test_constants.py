@@ -13,7 +13,6 @@ from prepare.constants import (
     UnknownConstantError,
     list_declarations,
     list_searchable,
-    read_constants,
     read_values,
     with_constants,
     with_settings,
@@ -71,7 +70,6 @@ def test_without_declared_ranges_all_are_guessed():
         "SECONDS": Numbers(150, 600, log=True, whole=True),
         "BIAS": Numbers(-2.0, -0.125),
     }
-    assert not any(constant.declared for constant in found.values())
 
 
 @pytest.mark.parametrize(
@@ -111,18 +109,19 @@ def test_what_is_not_a_plain_constant_cannot_be_turned():
     [
         ("A = 1  # 1..5 – words", Setting(2, Numbers(1, 3)), "A = 2  # 1..3 – words"),
         ("A = 1    #1..5 - words", Setting(2, Numbers(1, 3)), "A = 2    #1..3 - words"),
-        ("A = 1  # words – more", Setting(2, Choices((1, 2))), "A = 2  # one of 1, 2 – words – more"),
+        ("A = 1  # words – more", Setting(2, Choices((1, 2))), "A = 2  # words – more"),
+        ("A = 1  # one of 1, 3", Setting(2, Choices((1, 2))), "A = 2  # one of 1, 2"),
         ("A = 1  # 1..5 – words", Setting(2), "A = 2  # 1..5 – words"),
-        ("A = 1", Setting(2, Numbers(0.01, 3, log=True)), "A = 2  # 0.01..3 log"),
-        ("A = 1  ", Setting(2), "A = 2"),
+        ("A = 1", Setting(2, Numbers(0.01, 3, log=True)), "A = 2"),
+        ("A = 1  ", Setting(2), "A = 2  "),
         ("A = (1)  # words", Setting("é"), 'A = ("é")  # words'),
         ("A: int = 1  # words", Setting(True), "A: int = True  # words"),
         ("A = 1; B = 2  # 1..5", Setting(33, Numbers(1, 40)), "A = 33; B = 2  # 1..5"),
-        ("A = (1,\n    2)  # words", Setting(3), "A = 3   # words"),
+        ("A = (1,\n    2)  # words", Setting(3), "A = 3       # words"),
         ("A = 1 # words\r\nB = 2\r\n", Setting(3), "A = 3  # words\r\nB = 2\r\n"),
     ],
 )
-def test_a_setting_replaces_value_and_space_alone(line, setting, changed):
+def test_a_setting_replaces_the_value_and_a_declared_space_alone(line, setting, changed):
     assert with_settings(line, {"A": setting, "MISSING": setting}) == changed
     assert with_settings(changed, {"A": setting}) == changed
 
@@ -169,6 +168,6 @@ def test_places_stay_within_the_space(low, factor, log, place, whole):
 
 
 def test_our_own_train_py_declares_its_ranges():
-    found = read_constants(Path("train.py").read_text())
-    declared = {name for name, constant in found.items() if constant.declared}
-    assert {"DEPTH", "MATRIX_LR", "UNEMBEDDING_LR", "TOTAL_BATCH_SIZE", "WARMDOWN_RATIO"} <= declared
+    found = list_searchable(Path("train.py").read_text())
+    assert {"DEPTH", "MATRIX_LR", "UNEMBEDDING_LR", "TOTAL_BATCH_SIZE", "WARMDOWN_RATIO"} <= found.keys()
+    assert "DEVICE_BATCH_SIZE" not in found

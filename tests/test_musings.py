@@ -6,7 +6,6 @@ import yaml
 from orchestrator.core.events import BaselineCommitted, Proposal, Proposed, Refused
 from orchestrator.session.store import Session
 from orchestrator.views import musings
-from orchestrator.views.musings import Musings
 from orchestrator.views.musings_search import search
 from prepare import atomic
 from tests.fakes import started
@@ -25,9 +24,9 @@ def folder(session, tmp_path_factory):
     return folder
 
 
-def write_all(writes) -> None:
-    for write in writes:
-        write()
+def write_all(files) -> None:
+    for path, _, render in files:
+        atomic.write_atomically(path, render())
 
 
 def read(path: Path) -> tuple[dict, str]:
@@ -59,10 +58,9 @@ def test_the_rationale_is_written_before_the_edit(session, tmp_path):
     """Told record by record, the file is there as soon as the proposal is."""
     log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
     log.get = session.get
-    writer = Musings(tmp_path / "musings" / "test")
     for record in session.records:
         log.fold(record)
-        write_all(writer.list_rationales(log))
+        write_all(musings.list_rationales(log, tmp_path / "musings" / "test"))
         if isinstance(record.event, Proposed):
             (path,) = (tmp_path / "musings" / "test").glob(f"{record.event.experiment:03d}-*.md")
             matter, body = read(path)
@@ -74,11 +72,9 @@ def test_the_rationale_is_written_before_the_edit(session, tmp_path):
 def test_written_at_once_or_bit_by_bit_is_the_same(session, folder, tmp_path):
     log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
     log.get = session.get
-    writer = Musings(tmp_path / "musings" / "test")
     for record in session.records:
         log.fold(record)
-        write_all(writer.list_writes(log))
-    writer.write_overview()
+        write_all(musings.list_musings(log, tmp_path / "musings" / "test"))
     assert contents(tmp_path / "musings") == contents(folder)
 
 

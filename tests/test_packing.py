@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prepare.build.packing import TokenStore, materialize, pack, write_rows
+from prepare.build.packing import TokenStore, pack, write_rows
 from prepare.corpus.base import make_batches
 from prepare.shards import choose_row_dtype
 from prepare.tokenizer import Tokenizer
@@ -53,17 +53,6 @@ def test_rows_are_full_and_begin_with_a_document(lengths, capacity):
     assert len(set(documents.tolist())) == len(documents), "no document twice"
     assert ends.size == 0 or ends[-1] % capacity == 0, "whole rows"
     assert set(range(capacity, int(takes.sum()) + 1, capacity)) <= set(ends.tolist()), "no document crosses a row"
-
-
-@given(lengths, st.integers(2, 50))
-def test_materialise_copies_what_was_packed(lengths, capacity):
-    documents, takes = pack(np.array(lengths, np.int64), capacity)
-    tokens = np.repeat(np.arange(len(lengths), dtype=np.uint16), np.array(lengths, np.int64))
-    out = np.empty(int(takes.sum()), np.uint16)
-
-    materialize(tokens, np.cumsum(lengths, dtype=np.int64) - np.array(lengths, np.int64), documents, takes, out)
-
-    assert np.repeat(documents, takes).tolist() == out.tolist()
 
 
 @pytest.mark.parametrize("capacity", (257, 2049))
@@ -154,10 +143,10 @@ def test_long_documents_become_pieces_with_a_bos_each(groups, tokenizer, tmp_pat
     ids = [tokenizer.encode(text) for group in groups for text in group]
     bos = tokenizer.get_bos_token_id()
 
-    assert whole.map_tokens().tolist() == [token for doc in ids for token in (bos, *doc)]
+    assert whole.tokens.tolist() == [token for doc in ids for token in (bos, *doc)]
     assert whole.lengths.tolist() == [1 + len(doc) for doc in ids]
     assert list(whole.batch_sizes) == GROUPS
     pieces = [doc[first : first + 16] for doc in ids for first in range(0, len(doc) or 1, 16)]
-    assert cut.map_tokens().tolist() == [token for piece in pieces for token in (bos, *piece)]
+    assert cut.tokens.tolist() == [token for piece in pieces for token in (bos, *piece)]
     assert cut.lengths.tolist() == [1 + len(piece) for piece in pieces]
     assert sum(cut.batch_sizes) == len(pieces)

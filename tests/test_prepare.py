@@ -309,11 +309,11 @@ def test_fitting_twice_changes_nothing_more(profile):
     compile(fitted, "train.py", "exec")
 
 
-def test_fitting_sets_values_and_ranges_and_keeps_words():
+def test_fitting_sets_values_and_declared_ranges_and_keeps_words():
     source = "DEPTH = 8      # 2..16 – blocks\nHEAD_DIM = 128\nOTHER = 1  # stays\n"
 
     assert profiles.apply_to_script(source, "cpu") == (
-        "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32  # one of 16, 32\nOTHER = 1  # stays\n"
+        "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32\nOTHER = 1  # stays\n"
     )
     assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", "cpu").startswith(
         "TOTAL_BATCH_SIZE = 2048 "

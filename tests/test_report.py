@@ -20,10 +20,10 @@ from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import render_index
 from orchestrator.views.report import files
 from orchestrator.views.report.page import Page
-from orchestrator.views.report.parquet import write_parquet
-from orchestrator.views.report.results_tsv import write_results
+from orchestrator.views.report.tables import write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
+from prepare.atomic import write_atomically
 from tests import synthetic
 from tests.browser import CHROMIUM, Browser
 from tests.fakes import started
@@ -127,8 +127,9 @@ def test_bit_by_bit_is_the_same_as_at_once(session, folder, tmp_path):
     writer = files.Files(tmp_path / "files")
     for start in range(0, len(session.records), 29):
         log.fold(*session.records[start : start + 29])
-        for write in writer.list_writes(log):
-            write()
+        writer.append_log(log)
+        for path, _, render in writer.list_files(log):
+            write_atomically(path, render())
     for name in ("results.tsv", "ledger.parquet", "log.jsonl", "report.html"):
         assert (tmp_path / "files" / name).read_bytes() == (folder / name).read_bytes(), name
 

@@ -73,8 +73,8 @@ AXES: Mapping[str, Callable[[ChartPoint], float | None]] = {
 def draw_progress(points: Sequence[ChartPoint], summary: Summary) -> Figure:
     """Draw every experiment's score with its standard error, the score to beat, and the noise of one run around it."""
     scored = [point for point in points if point.row.val_bpb is not None]
-    kept = [point for point in scored if isinstance(point.row.verdict, ev.Kept)]
-    others = [point for point in scored if not isinstance(point.row.verdict, ev.Kept)]
+    kept = [point for point in scored if point.row.status == "kept"]
+    others = [point for point in scored if point.row.status != "kept"]
     failed = [point for point in points if point.row.status in ("crashed", "pruned")]
     scores = sorted(point.row.val_bpb or 0.0 for point in scored) or [0.0]
     top = max(summary.baseline or 0.0, scores[int(0.9 * (len(scores) - 1))]) + 4 * summary.sigma

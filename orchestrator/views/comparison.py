@@ -22,7 +22,6 @@ class SessionFigures:
     """Seed, data, budget and hours: nights that agree in these are paired."""
     course: Course
     gain: float
-    keep_rate: float
     table: Mapping[str, str]
     """What is told of it, by its name."""
 
@@ -37,7 +36,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "crew and style": arm,
         "experiments": str(len(trained)),
         "kept": f"{summary.kept} ({rate:.0%})",
-        "crashed": str(summary.crashed),
+        "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
         "families tried": str(len({result.proposal.family for result in trained})),
         "baseline": f"{summary.baseline:.4f}",
@@ -50,7 +49,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     }
     profile, hours = state.session.profile, state.session.limits.hours
     conditions = (state.session.seed, profile.data_hash, profile.budget, hours)
-    return SessionFigures(conditions, _trace_best(arm, summary, records), summary.gain, rate, table)
+    return SessionFigures(conditions, _trace_best(arm, summary, records), summary.gain, table)
 
 
 def _trace_best(arm: str, summary: Summary, records: Sequence[ev.Record]) -> Course:

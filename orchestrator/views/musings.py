@@ -5,13 +5,9 @@ It is a projection of the log: the rationale is on disk before anything is edite
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from orchestrator.core.events import Proposed
 from orchestrator.core.state import State
@@ -19,51 +15,34 @@ from orchestrator.core.text import flatten
 from orchestrator.views.experiments import ExperimentRow, list_rows, show_diff
 from orchestrator.views.musings_search import read_musing
 from orchestrator.views.render import render_template
-from orchestrator.views.snapshot import LogReader
+from orchestrator.views.snapshot import File, LogReader
 from orchestrator.views.summary import summarize, tabulate
-from prepare import atomic
+from prepare.atomic import write_atomically
 
 
-class Musings:
-    """Knows what the folder of one session holds, and writes what is missing."""
+def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
+    """Yield the page of each experiment, the session's index in the same folder, and the overview above it."""
+    if log.state.baseline_commit is not None:
+        rows, summary = list_rows(log.state), summarize(log.state)
+        yield from (_make_file(log, folder, row) for row in rows)
+        yield folder / "index.md", (rows, summary), partial(render_index, log.state, rows)
+        told = summary.tried, summary.kept, summary.baseline, summary.best
+        yield folder.parent / "index.md", told, partial(render_overview, folder.parent)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.written: dict[int, ExperimentRow] = {}
 
-    def list_rationales(self, log: LogReader) -> Iterator[Callable[[], None]]:
-        """Yield a write for each experiment that is only proposed and has no file yet."""
-        yield from self._list_changes(log, [row for row in list_rows(log.state) if row.status == "proposed"])
-
-    def list_writes(self, log: LogReader) -> Iterator[Callable[[], object]]:
-        """Yield a write for each file that is not up to date. Each raises OSError."""
-        if log.state.baseline_commit is None:
-            return
-        rows = list_rows(log.state)
-        yield from self._list_changes(log, rows)
-        yield partial(atomic.write_atomically, self.folder / "index.md", render_index(log.state, rows))
-
-    def write_overview(self) -> None:
-        """Write the page over all sessions beside this one. Raises OSError."""
-        atomic.write_atomically(self.folder.parent / "index.md", render_overview(self.folder.parent))
-
-    def _list_changes(self, log: LogReader, rows: Iterable[ExperimentRow]) -> Iterator[Callable[[], None]]:
-        changed = [row for row in rows if row != self.written.get(row.experiment)]
-        times = {r.event.experiment: r.at for r in log.records if isinstance(r.event, Proposed)} if changed else {}
-        for row in changed:
-            yield partial(self._write, log, row, times.get(row.experiment))
-
-    def _write(self, log: LogReader, row: ExperimentRow, proposed: float | None) -> None:
-        atomic.write_atomically(self.folder / make_file_name(row), render_musing(log, row, proposed))
-        self.written[row.experiment] = row
+def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
+    """Yield the page of each experiment that is only proposed."""
+    return (_make_file(log, folder, row) for row in list_rows(log.state) if row.status == "proposed")
 
 
 def write_musings(log: LogReader, folder: Path) -> None:
     """Write all musings of a session into its folder, and the overview beside it. Raises OSError."""
-    musings = Musings(folder)
-    for write in musings.list_writes(log):
-        write()
-    musings.write_overview()
+    for path, _, render in list_musings(log, folder):
+        write_atomically(path, render())
+
+
+def _make_file(log: LogReader, folder: Path, row: ExperimentRow) -> File:
+    return folder / make_file_name(row), row, partial(render_musing, log, row)
 
 
 def make_file_name(row: ExperimentRow) -> str:
@@ -73,29 +52,15 @@ def make_file_name(row: ExperimentRow) -> str:
     return f"{row.experiment:03d}-{slug or 'experiment'}.md"
 
 
-def render_musing(log: LogReader, row: ExperimentRow, proposed: float | None) -> str:
-    """Return the file of one experiment, as far as it has come; `proposed` is in seconds since the epoch."""
-    diff = show_diff(log, row)
-    matter = {
-        "session": log.state.session.name,
-        "experiment": row.experiment,
-        "status": row.status,
-        "verdict": row.postmortem.verdict if row.postmortem else None,
-        "family": row.proposal.family,
-        "val_bpb": _round(row.val_bpb),
-        "delta": None if row.gain is None else _round(-row.gain),
-        "error": _round(row.error),
-        "sigma": _round(row.sigma),
-        "seeds": len(row.scores),
-        "base": row.commit.parent if row.commit else row.incumbent,
-        "commit": row.commit.commit[:12] if row.commit else None,
-        "author": row.proposal.author,
-        "proposed": _format_time(proposed) if proposed else None,
-    }
+def render_musing(log: LogReader, row: ExperimentRow) -> str:
+    """Return the file of one experiment, as far as it has come."""
+    diff, events = show_diff(log, row), ((record.event, record.at) for record in log.records)
+    proposed = (at for event, at in events if isinstance(event, Proposed) and event.experiment == row.experiment)
     return _render_page(
         "musing.md",
-        matter,
+        session=log.state.session.name,
         row=row,
+        proposed=next(proposed, None),
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
         numbers=tabulate(log.state, row),
@@ -104,25 +69,8 @@ def render_musing(log: LogReader, row: ExperimentRow, proposed: float | None) ->
 
 def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
     """Return the page of a session: where it stands, every experiment in a row, the lessons of what was kept."""
-    session, summary = state.session, summarize(state)
-    matter = {
-        "session": session.name,
-        "started": _format_time(state.started_at),
-        "crew": session.crew,
-        "experiments": summary.tried,
-        "kept": summary.kept,
-        "baseline": _round(summary.baseline),
-        "best": _round(summary.best),
-    }
-    return _render_page(
-        "index.md",
-        matter,
-        session=session.name,
-        summary=summary,
-        rows=rows,
-        escape=_escape,
-        file_name=make_file_name,
-    )
+    facts = {"session": state.session, "started": state.started_at, "summary": summarize(state), "rows": rows}
+    return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
 
 
 def render_overview(folder: Path) -> str:
@@ -133,19 +81,10 @@ def render_overview(folder: Path) -> str:
     return render_template("overview.md", sessions=latest, escape=_escape)
 
 
-def _render_page(template: str, matter: dict[str, Any], **facts: object) -> str:
-    """Return a page with front matter and never more than one blank line."""
-    front = yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)
-    return re.sub(r"\n{3,}", "\n\n", render_template(template, matter=front, **facts)).rstrip() + "\n"
+def _render_page(template: str, **facts: object) -> str:
+    """Return a page with never more than one blank line."""
+    return re.sub(r"\n{3,}", "\n\n", render_template(template, **facts)).rstrip() + "\n"
 
 
 def _escape(text: str) -> str:
     return flatten(text).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
-
-
-def _format_time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-
-
-def _round(number: float | None) -> float | None:
-    return None if number is None else round(number, 6)

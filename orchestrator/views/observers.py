@@ -5,7 +5,6 @@ What could not be written is tried again at the next event, and can be rebuilt f
 """
 
 import asyncio
-import signal
 import sys
 import time
 from collections import Counter
@@ -21,15 +20,16 @@ from orchestrator.core.state import State
 from orchestrator.core.text import flatten
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import list_rows, select_retried
-from orchestrator.views.musings import Musings
+from orchestrator.views.musings import list_musings, list_rationales
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
 from orchestrator.views.render import render_template
 from orchestrator.views.report.files import Files
-from orchestrator.views.snapshot import LogReader, Snapshot
+from orchestrator.views.snapshot import File, LogReader, Snapshot
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, write_command
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization
+from prepare.atomic import write_atomically
 
 SOON = 0.5
 """Seconds until the files follow the log: events that come together are one change."""
@@ -51,29 +51,27 @@ class Observers:
         self.session, self.folder, self.command = session, session.path.parent, command
         console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
         self.terminal = Terminal(session, console, time.time)
-        self.musings = Musings(musings / session.state.session.name)
+        self.musings = musings / session.state.session.name
         self.files = Files(self.folder)
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
+        self.shown: dict[Path, object] = {}
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
         session.subscribe(self.update)
 
     def __enter__(self) -> Self:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed ends no night
         self._guard("the live view", self.terminal.open)
-        self._write_all(self.musings.list_writes(self.session))
-        self._guard("musings", self.musings.write_overview)
+        self._write_all(list_musings(self.session, self.musings))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._write_files(self.session)
-        self._guard("musings", self.musings.write_overview)
         self._guard("the live view", self.terminal.close)
         self._guard("notifications", lambda: self.notifier.close(error))
 
     def update(self) -> None:
         """Show what is new; only a rationale is written at once, since it must stand before anything is edited."""
-        self._write_all(self.musings.list_rationales(self.session))
+        self._write_all(list_rationales(self.session, self.musings))
         self._guard("the live view", self.terminal.update)
         self._guard("notifications", self.notifier.update)
         if self.writer is None or self.writer.done():
@@ -105,15 +103,21 @@ class Observers:
             self._write_files(Snapshot(state, records, read))
 
     def _write_files(self, log: LogReader) -> None:
-        self._write_all(self.musings.list_writes(log))
-        self._write_all(self.files.list_writes(log))
+        self._guard("the files", partial(self.files.append_log, log))
+        self._write_all(list_musings(log, self.musings))
+        self._write_all(self.files.list_files(log))
 
-    def _write_all(self, writes: Iterable[Callable[[], object]]) -> None:
+    def _write_all(self, files: Iterable[File]) -> None:
         def write_each() -> None:
-            for write in writes:
-                self._guard("the files", write)
+            for file in files:
+                self._guard("the files", partial(self._write, *file))
 
         self._guard("the files", write_each)
+
+    def _write(self, path: Path, shows: object, render: Callable[[], str | bytes]) -> None:
+        if self.shown.get(path) != shows:
+            write_atomically(path, render())
+            self.shown[path] = shows
 
     def _guard(self, view: str, action: Callable[[], object]) -> None:
         """Run an action of a view; tell the user of each kind of failure once."""
@@ -139,6 +143,6 @@ class Observers:
             used=measure_utilization(records, state.session.slots),
             folder=self.folder,
             history=history,
-            musings=self.musings.folder,
+            musings=self.musings,
             command=suggest_command(self.session, self.command),
         ).rstrip()

@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 from markupsafe import Markup
 
-from orchestrator.core.events import Certified
 from orchestrator.core.text import flatten, format_count, format_signed, shorten
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.output import make_printable
@@ -39,12 +39,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def describe_certificate(found: Certified) -> str:
-    """Return what was gained as measured on fresh seeds, with its 90 % interval."""
-    gained, low, high = (format_signed(-bits) for bits in (found.gain, found.low, found.high))
-    return (
-        f"{gained} ({low} to {high}, 90 %) on {count(found.pairs, 'fresh seed')}{' and held-out text' * found.heldout}"
-    )
+def format_time(at: float) -> str:
+    """Return date and time in UTC; `at` is in seconds since the epoch."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _round(number: float | None) -> float | None:
+    return None if number is None else round(number, 6)
 
 
 def _clip(text: str, limit: int) -> Markup:
@@ -57,12 +58,14 @@ FILTERS: dict[str, Any] = {
     "score": format_score,
     "change": format_change,
     "clock": format_clock,
-    "certificate": describe_certificate,
+    "time": format_time,
+    "rounded": _round,
     "plural": count,
     "flat": flatten,
     "shorten": shorten,
     "clip": _clip,
     "json": partial(json.dumps, ensure_ascii=False, indent=1),
+    "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True),
 }
 
 

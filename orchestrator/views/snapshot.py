@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.core.events import Digest, Record
 from orchestrator.core.state import State
@@ -18,3 +19,5 @@ class Snapshot:
 
 
 LogReader = EventLog | Snapshot
+File = tuple[Path, object, Callable[[], str | bytes]]
+"""Where it lies, what it shows, and what renders it: it is written again when it would show something else."""

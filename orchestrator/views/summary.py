@@ -1,18 +1,17 @@
 """Sum a session up in a few numbers: what terminal, last lines of a night, messages, report and musings show."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.core.curves import CHECKED_SHARES
 from orchestrator.core.description import compare_curves, compare_metrics, count_distinct
-from orchestrator.core.events import Certified, Crashed, Pruned, Record, Resumed, Scored
+from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply, get_scores
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.pruning import count_false_prunes
-from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows
+from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.render import format_change, format_score, render_template
 from orchestrator.views.snapshot import LogReader
 
@@ -29,11 +28,6 @@ class Summary:
     """Standard deviation of one run's val_bpb; 0 until it is known."""
     tried: int
     kept: int
-    discarded: int
-    pruned: int
-    crashed: int
-    untrained: int
-    """Refused as repeats, abandoned before they ran, or run as something else than was proposed."""
     seeds: int
     """Of the kept ones, at least."""
     hours: float
@@ -59,7 +53,7 @@ def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
     decided = [row for row in rows if row.experiment and row.is_decided]
-    counts = Counter(row.status for row in decided)
+    kept = [row for row in decided if row.status == "kept"]
     best = state.incumbent.score_to_beat if state.incumbent else None
     baseline = best if state.baseline_bpb is None else state.baseline_bpb
     return Summary(
@@ -67,12 +61,8 @@ def summarize(state: State) -> Summary:
         best=best if state.best else baseline,  # runs that measure the baseline again are no gain
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
-        kept=counts["kept"],
-        discarded=counts["discarded"],
-        pruned=counts["pruned"],
-        crashed=counts["crashed"],
-        untrained=sum(counts[status] for status in UNTRAINED),
-        seeds=min((count_distinct(row.scores) for row in decided if row.status == "kept"), default=0),
+        kept=len(kept),
+        seeds=min((count_distinct(row.scores) for row in kept), default=0),
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
         failure=next((row.reason for row in rows if row.experiment == 0 and row.status == "crashed"), ""),
@@ -84,14 +74,7 @@ def summarize(state: State) -> Summary:
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be believed."""
     events = [record.event for record in log.records]
-    runs = [event for event in events if isinstance(event, Scored | Crashed | Pruned)]
-    return render_template(
-        "trust.txt",
-        tiers=sorted({run.tier for run in runs}),
-        runs=runs,
-        corrections=[abs(run.val_bpb - run.audit.claimed) for run in runs if isinstance(run, Scored) and run.audit],
-        controls=count_false_prunes(log.state),
-    )
+    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state))
 
 
 def tabulate(state: State, row: ExperimentRow) -> list[tuple[str, str, str, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import attrgetter
 from typing import Literal
 
 from orchestrator.core import events as ev
@@ -34,28 +35,22 @@ class Utilization:
 
 def list_runs(records: Iterable[ev.Record]) -> list[Run]:
     """Return all runs in the order of their start."""
-    runs: list[Run] = []
-    open_: dict[tuple[int, int], int] = {}
-    now = 0.0
+    closed, held, now = list[Run](), dict[tuple[int, int], Run](), 0.0
     for record in records:
-        before, now = now, record.at
         match record.event:
             case ev.Granted(experiment=number, run=run, slot=slot):
-                open_[number, run] = len(runs)
-                runs.append(Run(number, run, slot, now, now))
+                held[number, run] = Run(number, run, slot, record.at, record.at)
             case ev.Scored() | ev.Crashed() | ev.Pruned() | ev.Aborted() as event:
-                if (at := open_.pop((event.experiment, event.run), None)) is not None:
+                if ended := held.pop((event.experiment, event.run), None):
                     trained = 0.0 if isinstance(event, ev.Aborted) else event.metrics.train_seconds
-                    runs[at] = replace(runs[at], end=now, outcome=event.kind, train_seconds=trained)
+                    closed.append(replace(ended, end=record.at, outcome=event.kind, train_seconds=trained))
             case ev.Resumed() | ev.Forked():
-                for at in open_.values():
-                    runs[at] = replace(runs[at], end=before, outcome="cut off")
-                open_ = {}
+                closed += (replace(run, end=now, outcome="cut off") for run in held.values())
+                held.clear()
             case _:
                 pass
-    for at in open_.values():
-        runs[at] = replace(runs[at], end=now)
-    return runs
+        now = record.at
+    return sorted([*closed, *(replace(run, end=now) for run in held.values())], key=attrgetter("start"))
 
 
 def measure_utilization(records: Sequence[ev.Record], slots: int) -> Utilization:

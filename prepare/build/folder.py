@@ -9,8 +9,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from itertools import chain
 from math import ceil
@@ -21,14 +20,12 @@ from prepare.atomic import open_replacement, write_atomically
 from prepare.build import calibration
 from prepare.build.packing import TokenStore, write_rows
 from prepare.corpus.base import BATCH, SPLITS, Corpus, Progress, track
-from prepare.locks import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.shards import choose_row_dtype
 from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
 
 PLAN = "plan.json"
-LOCK = ".lock"
 
 
 def build_folder(
@@ -61,16 +58,6 @@ def build_folder(
         built = replace(built, budget=replace(profile.budget, amount=amount))
     write_atomically(folder / manifest.MANIFEST_FILE, built.to_json())
     return built
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Generator[None]:
-    """Hold a folder's lock. Raises DataError at once if another process holds it, OSError."""
-    try:
-        with hold_lock(folder / LOCK):
-            yield
-    except LockedError:
-        raise DataError(f"another `{manifest.write_command(folder)}` is at work in {folder}: wait for it") from None
 
 
 def _begin(folder: Path, plan: Mapping[str, object]) -> None:

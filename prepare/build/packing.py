@@ -31,22 +31,18 @@ class TokenStore:
         self, file: BinaryIO, batches: Iterable[list[str]], tokenizer: Tokenizer, max_length: int | None = None
     ) -> None:
         """Tokenize the batches into `file`; documents longer than `max_length` become several, each with a BOS."""
-        self.dtype = choose_row_dtype(tokenizer.get_vocab_size())
-        self._file, lengths, self.batch_sizes = file, array("q"), array("q")
+        dtype, lengths, self.batch_sizes = choose_row_dtype(tokenizer.get_vocab_size()), array("q"), array("q")
         for documents in tokenizer.encode_batches(batches):
             count, pieces = len(lengths), list[NDArray[np.uint32]]()
             for ids in documents:
                 starts = np.arange(0, len(ids) or 1, max_length or len(ids) or 1)
                 pieces.append(np.insert(ids, starts, tokenizer.get_bos_token_id()))
                 lengths.extend((1 + np.diff(starts, append=len(ids))).tolist())
-            np.concatenate(pieces).astype(self.dtype).tofile(file)
+            np.concatenate(pieces).astype(dtype).tofile(file)
             self.batch_sizes.append(len(lengths) - count)
         file.flush()
+        self.tokens: NDArray[Any] = np.memmap(file, dtype=dtype, mode="r")
         self.lengths: NDArray[np.int64] = np.array(lengths, dtype=np.int64)
-
-    def map_tokens(self) -> NDArray[Any]:
-        """Return all tokens, mapped read-only."""
-        return np.memmap(self._file, dtype=self.dtype, mode="r")
 
 
 def pack(
@@ -80,28 +76,20 @@ def pack(
     return np.array(documents[:whole], dtype=np.int64), np.array(takes[:whole], dtype=np.int64)
 
 
-def materialize(tokens: NDArray[Any], starts: Ints, documents: Ints, takes: Ints, out: NDArray[Any]) -> None:
-    """Copy the packed documents into `out`, flat, sum(takes) long; document d begins at tokens[starts[d]]."""
-    end = 0
-    for start, take in zip(starts[documents].tolist(), takes.tolist(), strict=True):
-        out[end : end + take] = tokens[start : start + take]
-        end += take
-
-
 def write_rows(
-    path: Path, store: TokenStore, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 4096
+    path: Path, store: TokenStore, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 1024
 ) -> None:
     """Pack at most `limit` rows of seq_len + 1 tokens into a file, `block` in memory; shuffles the same every time."""
     capacity, lengths = seq_len + 1, store.lengths
     order = np.random.default_rng(0).permutation(len(lengths)) if shuffle else np.arange(len(lengths))
     documents, takes = pack(lengths[order], capacity, refills=None if shuffle else store.batch_sizes)
     ends, starts = np.cumsum(takes), np.cumsum(lengths, dtype=np.int64) - lengths
+    shifts = starts[order[documents]] - (ends - takes)  # from a token's place in the rows to its place in the store
     rows = int(takes.sum()) // capacity
     rows = rows if limit is None else min(rows, limit)
     with path.open("wb") as file:
         for first in range(0, rows, block):
             last = min(first + block, rows)
             some = slice(*np.searchsorted(ends, [first * capacity, last * capacity], side="right"))
-            out = np.empty((last - first) * capacity, dtype=store.dtype)
-            materialize(store.map_tokens(), starts, order[documents[some]], takes[some], out)
-            out.tofile(file)
+            places = np.repeat(shifts[some], takes[some]) + np.arange(first * capacity, last * capacity)
+            store.tokens[places].tofile(file)

@@ -3,7 +3,7 @@
 Everything that agents wrote is untrusted text, which Jinja escapes; all of it can be read without scripts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -88,23 +88,22 @@ def group_families(rows: Sequence[ExperimentRow]) -> list[list[ExperimentRow]]:
 
 def list_surprises(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
     """Return the experiments that ended furthest from what was predicted, in standard errors, the furthest first."""
-    distances = [
-        (abs(row.gain + row.proposal.expected_delta) / row.error, row)
-        for row in rows
-        if row.proposal.expected_delta and row.gain is not None and row.error
-    ]
-    return [row for distance, row in _rank(distances)[:SURPRISES] if distance >= SURPRISING]
+    predicted = [row for row in rows if row.proposal.expected_delta]
+    return _rank(predicted, lambda row, gain: abs(gain + row.proposal.expected_delta), SURPRISING)[:SURPRISES]
 
 
 def list_near_misses(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
     """Return the discarded experiments that looked better by more than the noise, the surest first."""
     discarded = [row for row in rows if row.status == "discarded"]
-    found = [(row.gain / row.error, row) for row in discarded if row.gain is not None and row.error]
-    return [row for sureness, row in _rank(found)[:NEAR_MISSES] if sureness > NEAR_MISS]
+    return _rank(discarded, lambda _, gain: gain, NEAR_MISS)[:NEAR_MISSES]
 
 
-def _rank(found: Sequence[tuple[float, ExperimentRow]]) -> list[tuple[float, ExperimentRow]]:
-    return sorted(found, key=itemgetter(0), reverse=True)
+def _rank(
+    rows: Sequence[ExperimentRow], measure: Callable[[ExperimentRow, float], float], least: float
+) -> list[ExperimentRow]:
+    """Return those that measure more than `least` standard errors, the most first."""
+    found = [(measure(row, row.gain) / row.error, row) for row in rows if row.gain is not None and row.error]
+    return [row for errors, row in sorted(found, key=itemgetter(0), reverse=True) if errors > least]
 
 
 def _describe_entry(log: LogReader, row: ExperimentRow) -> Entry:

@@ -1,4 +1,8 @@
-"""Write ledger.parquet: everything that is known of every experiment, for pandas, DuckDB and similar tools."""
+"""Write the experiments as tables.
+
+ledger.parquet holds all that is known of each, for pandas, DuckDB and similar tools; results.tsv has autoresearch's own
+five columns, so that tools which read those read ours.
+"""
 
 import io
 import json
@@ -10,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.core.events import ModelReplied
-from orchestrator.core.state import Usage
+from orchestrator.core.state import State, Usage
 from orchestrator.views.experiments import ExperimentRow, list_rows
+from orchestrator.views.render import render_template
 from orchestrator.views.snapshot import LogReader
 
 COLUMNS = """
@@ -37,8 +42,13 @@ float64: usd
 """Seconds, steps and tokens are of the first run; gain is positive where better; unknown is null, never 0."""
 
 
+def write_results(state: State) -> str:
+    """Return the content of results.tsv: a line for each experiment that was trained and judged, by number."""
+    return render_template("results.tsv", rows=list_rows(state))
+
+
 def write_parquet(log: LogReader) -> bytes:
-    """Return the content of the file."""
+    """Return the content of ledger.parquet."""
     session, usage = log.state.session.name, defaultdict[int, Usage](Usage)
     for reply in (record.event for record in log.records if isinstance(record.event, ModelReplied)):
         usage[reply.experiment] = usage[reply.experiment].add(reply)
