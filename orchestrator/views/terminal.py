@@ -1,8 +1,9 @@
 """Show a session while it runs: a live view on a terminal, one plain line per event elsewhere."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TextIO, cast
 
+import structlog
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -49,6 +50,8 @@ class Terminal:
         self.live = Live(
             get_renderable=lambda: render_view(log.state, self.readings, clock(), console.width), console=console
         )
+        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
+        self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=[renderer])
 
     def open(self) -> None:
         """Put up the live view, or print what happened so far in this life of the session."""
@@ -85,8 +88,7 @@ class Terminal:
     def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
         if not self.is_live:
             number = "" if experiment is None else f"{experiment}: "
-            line = f"{format_clock(at)} {kind.replace('_', ' '):10} {number}{text}".rstrip()
-            print(line, file=self.console.file, flush=True)
+            self.lines.info(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_clock(at))
 
 
 def render_view(state: State, readings: Mapping[int, Reading], now: float, width: int = 80) -> RenderableType:
