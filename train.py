@@ -425,6 +425,9 @@ if live:
 raw_model.eval()
 with autocast:
     val_bpb = evaluate_bpb(model, tokenizer, micro_rows)
+if not math.isfinite(val_bpb):
+    print(f"FAIL: val_bpb is {val_bpb}", flush=True)
+    sys.exit(1)
 
 PEAK_TFLOPS = {  # dense bf16 with fp32 sums; the first name that fits
     "B300": 2250, "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,

@@ -57,7 +57,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left is to say how to go on: a second one is no news
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all that is left is to say how to go on
         for task in outside:
             task.cancel()
             with suppress(asyncio.CancelledError):

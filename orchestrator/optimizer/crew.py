@@ -144,7 +144,7 @@ def _to_distribution(constant: Constant) -> BaseDistribution:
 
 
 def _encode(constant: Constant, value: Value | None) -> float | None:
-    """Return a constant's value as TPE sees it, clipped to a range; None where it is no choice."""
+    """Return a constant's value as TPE sees it, clipped to a range; None where it is not a choice."""
     match constant.space, value:
         case Choices(options=options), _ if value in options:
             return options.index(value)
