@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from prepare.constants import Value
+from prepare.errors import UserError
 
 FORMAT = 2  # in format 1, work was FLOPs alone, and the embedded corpus validated on text that a sandbox cannot hide
 MANIFEST_FILE = "manifest.json"
 
 
-class DataError(Exception):
+class DataError(UserError):
     """The data folder cannot be used; the message is one line that says what to do."""
 
 

@@ -13,6 +13,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from subagents.errors import PromptError
 from subagents.tools import describe_faults
 
 NAMES = ("researcher", "mechanic", "reflector")
@@ -21,10 +22,6 @@ MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # all of PyYAML's
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
-
-
-class PromptError(ValueError):
-    """A prompt cannot be used; the message says which and why in one line."""
 
 
 class Prompt(BaseModel):

@@ -1,5 +1,6 @@
 """Hold docs/commands.md to the commands' own help. `python -m tests.test_commands` writes it anew."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def section(title: str, text: str) -> str:
 def page() -> str:
     ours = ("python", "-m", "orchestrator")
     parts = [help_of(prepare, "python", "-m", "prepare"), help_of(app, *ours)]
-    parts += [help_of(app, *ours, command.__name__) for command in COMMANDS]
+    parts += [help_of(app, *ours, name) for name in COMMANDS]
     return OPENING + "".join(parts)
 
 
@@ -74,6 +75,13 @@ def test_a_process_says_the_same(words):
         [sys.executable, *words, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert section(" ".join(["python", *words]), done.stdout) in PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_table_says_what_the_command_says(name):
+    module, text = COMMANDS[name]
+    command = getattr(importlib.import_module(f"orchestrator.cli.{module}"), name)
+    assert command.__doc__.splitlines()[0] == text
 
 
 @pytest.mark.parametrize("code", ExitCode)

@@ -16,7 +16,8 @@ from orchestrator.cli.options import Crew, ExitCode, Model, Notify, Offline, Pat
 from orchestrator.cli.preflight import CheckResult, Preflight, load_style
 from orchestrator.cli.start import invent_name
 from prepare.machine import list_gpus
-from subagents.prompts import Prompt, PromptError
+from subagents.errors import PromptError
+from subagents.prompts import Prompt
 
 BUSY = 0.5
 """Share of the cores: with more already in use, a run takes longer than expected."""

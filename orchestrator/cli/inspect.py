@@ -1,4 +1,7 @@
-"""The commands that look and start nothing: sessions, replay, report, compare, musings."""
+"""The commands that look and start nothing: sessions, replay, report, compare, musings.
+
+What is slow to import is imported where it is used, so that a listing comes at once.
+"""
 
 import asyncio
 import sys
@@ -15,16 +18,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, read_session
-from orchestrator.cli.preflight import load_style
-from orchestrator.cli.wiring import build_crew, hold_session
 from orchestrator.core.events import Record
-from orchestrator.loop import run
-from orchestrator.session import replay as player
 from orchestrator.session.store import Session, SessionError
-from orchestrator.views import comparison, event_text
-from orchestrator.views.musings import write_musings
+from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
-from orchestrator.views.report.tensorboard import write_tensorboard
 
 console = Console(highlight=False, markup=False)
 
@@ -106,13 +103,18 @@ def _walk(records: Sequence[Record], *, step: bool, as_json: bool) -> None:
 
 def _verify(session: Session, until: int | None, musings: Path, style: str) -> None:
     """Run the loop over the recording and print each divergence. Exits with 1 if there is one."""
-    began, prompts = time.monotonic(), load_style(style, []) if style else None
-    tape = player.Tape(session.records, session.get, until)
+    from orchestrator.cli.preflight import load_style
+    from orchestrator.cli.wiring import build_crew
+    from orchestrator.loop import run
+    from orchestrator.session.replay import Tape, replay
 
-    async def live(tape: player.Tape) -> None:
+    began, prompts = time.monotonic(), load_style(style, []) if style else None
+    tape = Tape(session.records, session.get, until)
+
+    async def live(tape: Tape) -> None:
         await run(tape, build_crew(tape, musings, prompts), tape)
 
-    divergences = asyncio.run(player.replay(tape, live))
+    divergences = asyncio.run(replay(tape, live))
     for divergence in divergences:
         print(f"{divergence}\n")
     if tape.upcoming:
@@ -134,7 +136,10 @@ def report(
     report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read. Of a
     file that somebody sent: python -m orchestrator report mailed.db
     """
-    from orchestrator.views.report.files import write_files  # slow to import
+    from orchestrator.cli.wiring import hold_session
+    from orchestrator.views.musings import write_musings
+    from orchestrator.views.report.files import write_files
+    from orchestrator.views.report.tensorboard import write_tensorboard
 
     paths: Paths = context.obj
     with read_session(paths, name) as session:
@@ -159,6 +164,8 @@ def compare(
     Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far. With several nights of
     one crew and style also intervals: python -m orchestrator compare NAME OTHER THIRD
     """
+    from orchestrator.views import comparison
+
     paths: Paths = context.obj
     rows: list[comparison.SessionFigures] = []
     for name in names:

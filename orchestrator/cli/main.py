@@ -1,19 +1,31 @@
-"""The commands, the options that stand before them, and the errors that become one line."""
+"""The table of commands, the options that stand before them, and the errors that become one line."""
 
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.doctor import doctor
-from orchestrator.cli.inspect import compare, musings, replay, report, sessions
-from orchestrator.cli.start import fork, plan_night, resume, start_night, trial
-from orchestrator.core.events import SessionLimits
 from orchestrator.views.output import harden_streams
+from prepare.errors import UserError
+from subagents.errors import PromptError
 
-COMMANDS = (resume, fork, trial, sessions, replay, report, compare, musings, doctor)
+COMMANDS = {
+    "resume": ("start", "Go on after any interruption."),
+    "fork": ("start", "Go on from any event, another way."),
+    "trial": ("start", "Find out whether a style helps."),
+    "sessions": ("inspect", "List the sessions."),
+    "replay": ("inspect", "Walk through a recorded session, or verify it."),
+    "report": ("inspect", "Rebuild a session's files from its log."),
+    "compare": ("inspect", "Set sessions side by side."),
+    "musings": ("inspect", "Search what was tried and learned."),
+    "doctor": ("doctor", "Check everything that a night needs."),
+}
+"""The module of each command in this folder, and the first line of its help."""
 HELP = """Machine-learning research while you sleep.
 
 Without a command it starts a night: the baseline is trained twice or more, then one experiment after another is
@@ -27,7 +39,33 @@ a night with Claude                  ANTHROPIC_API_KEY=… python -m orchestrato
 after any interruption               python -m orchestrator resume NAME
 """
 
+
+class LazyGroup(TyperGroup):
+    """The commands of the table, each imported when it runs, so that help and listings start at once."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import and return the command; None for an unknown name."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        module = importlib.import_module(f"orchestrator.cli.{COMMANDS[cmd_name][0]}")
+        single.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(single)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the table without importing a command."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
 app = typer.Typer(
+    cls=LazyGroup,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -58,13 +96,12 @@ def start(
     paths = context.obj = opt.Paths(sessions, data, script, musings, unsafe)
     if context.invoked_subcommand:
         return
+    from orchestrator.cli.start import plan_night, start_night
+    from orchestrator.core.events import SessionLimits
+
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     chosen = "optuna" if offline else crew
     start_night(plan_night(paths, name, limits, chosen, prompts, model or (), notify), limits, chosen, prompts, seed)
-
-
-for command in COMMANDS:
-    app.command()(command)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -79,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit(opt.ExitCode.INTERRUPTED) from None
     except OSError as error:
         _complain(f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)")
-    except opt.USER_ERRORS as error:
+    except (UserError, PromptError) as error:
         _complain(str(error))
 
 

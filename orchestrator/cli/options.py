@@ -6,28 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.lab.repo import RepoError
-from orchestrator.lab.sandbox.select import NoSandboxError
-from orchestrator.session.store import Session, SessionError
-from orchestrator.views.notify import NotifyError
-from orchestrator.views.report.tensorboard import TensorBoardMissingError
-from prepare.manifest import DataError
-from subagents.prompts import PromptError
+from prepare.errors import UserError
+from subagents.errors import PromptError
+
+if TYPE_CHECKING:
+    from orchestrator.session.store import Session
 
 
-class UsageError(Exception):
+class UsageError(UserError):
     """The request cannot be carried out; the message is one line that says what to do instead."""
-
-
-USER_ERRORS = (
-    *(UsageError, SessionError, RepoError, DataError, PromptError),
-    *(NoSandboxError, NotifyError, TensorBoardMissingError),
-)
-"""Errors that a user can mend."""
 
 
 class ExitCode(IntEnum):
@@ -87,8 +78,10 @@ class Paths:
         return shlex.join(["python", "-m", "orchestrator", *options, *words])
 
 
-def open_session(path: Path, *, read_only: bool = False) -> Session:
+def open_session(path: Path, *, read_only: bool = False) -> "Session":
     """Open a session that has begun. Raises UsageError, SessionError."""
+    from orchestrator.session.store import Session
+
     session = Session(path, read_only=read_only)
     if session.state.started is None:
         raise UsageError(f"{path} holds no events: it never began, delete {path.parent}")
@@ -96,13 +89,13 @@ def open_session(path: Path, *, read_only: bool = False) -> Session:
 
 
 @contextmanager
-def read_session(paths: Paths, name: str) -> Generator[Session]:
+def read_session(paths: Paths, name: str) -> Generator["Session"]:
     """Open a session only to read it. Whatever its content makes a view raise becomes a UsageError."""
     path = paths.find_session(name)
     session = open_session(path, read_only=True)
     try:
         yield session
-    except (OSError, *USER_ERRORS):
+    except (OSError, UserError, PromptError):
         raise
     except Exception as error:
         raise UsageError(f"{path} is damaged: {type(error).__name__}: {error}") from error

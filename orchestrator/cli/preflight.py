@@ -15,13 +15,14 @@ from pathlib import Path
 from platform import python_version
 from typing import Literal
 
-from orchestrator.cli.options import USER_ERRORS, Paths, UsageError
+from orchestrator.cli.options import Paths, UsageError
 from orchestrator.core.state import State
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.views.notify import Send, make_sender
+from prepare.errors import UserError
 from prepare.machine import list_gpus
 from prepare.manifest import Manifest, load
 from prepare.profiles import apply_to_script, from_manifest
@@ -187,7 +188,7 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
     """Return what was found as good, or the reason why it cannot be used as bad."""
     try:
         return CheckResult(subject, "good", describe())
-    except USER_ERRORS as error:
+    except UserError as error:
         return CheckResult(subject, "bad", str(error))
 
 

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from orchestrator.core.source import normalize_lines, restore_lines
+from prepare.errors import UserError
 
 SETTINGS = (
     "core.hooksPath=/dev/null",  # the user's hooks are for the user's commits,
@@ -35,7 +36,7 @@ ENVIRONMENT = {
 """All that git sees of the environment, beside PATH."""
 
 
-class RepoError(Exception):
+class RepoError(UserError):
     """The repository cannot be used; the message is one line that says what to do."""
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State, apply
+from prepare.errors import UserError
 
 SCHEMA = """
 create table events (
@@ -32,7 +33,7 @@ DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, A
 """Raised where a damaged event is parsed or folded."""
 
 
-class SessionError(Exception):
+class SessionError(UserError):
     """A session file cannot be used; the message says why in one line."""
 
 

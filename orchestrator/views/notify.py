@@ -14,6 +14,7 @@ from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
+from prepare.errors import UserError
 
 Send = Callable[[str, str], Awaitable[bool]]
 """Sends a title and a text, and returns whether they arrived."""
@@ -25,7 +26,7 @@ LONGEST = 1_500
 """Characters of a message: most services take no longer ones."""
 
 
-class NotifyError(Exception):
+class NotifyError(UserError):
     """No message can be sent to this URL; the text is one line that does not repeat it."""
 
 

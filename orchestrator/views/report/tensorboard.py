@@ -4,9 +4,10 @@ from pathlib import Path
 
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.snapshot import LogReader
+from prepare.errors import UserError
 
 
-class TensorBoardMissingError(Exception):
+class TensorBoardMissingError(UserError):
     """The package that writes event files is not installed; the message says what to do."""
 
 
