@@ -267,35 +267,83 @@ def paired(night: Night) -> None:
                 break
 
 
+@dataclass
+class Head:
+    """The head of the branch as the product knows it: scores by seed, and what is believed of their luck."""
+
+    scores: dict[int, float] = field(default_factory=dict[int, float])
+    lucks: dict[int, belief.Luck] = field(default_factory=dict[int, belief.Luck])
+
+    def compare(self, night: Night, idea: Idea, scores: dict[int, float]) -> tuple[list[float], float, float]:
+        """Return the differences in σ at the seeds of `scores`, the gain and its error."""
+        differences = [(self.scores[seed] - score) / night.land.sigma for seed, score in scores.items()]
+        return differences, *belief.compare(differences, [self.lucks[seed] for seed in scores], idea.link)
+
+    def measure_at(self, night: Night, seed: int) -> bool:
+        """Run the head with a seed that it lacks; return whether it did."""
+        if seed in self.scores:
+            return False
+        self.scores[seed], self.lucks[seed] = night.run(night.head, seed), belief.Luck()
+        return True
+
+
 def posterior(night: Night) -> None:
-    """Keep by the posterior over differences at equal seeds; certify with the last runs: the product's rule."""
-    sigma, seen = night.land.sigma, list[tuple[float, float]]()
-    best, lucks = [night.run(night.head, 0)], [belief.Luck()]
+    """Keep by the posterior over differences at equal seeds; ablate, then certify with the last runs: the product's."""
+    seen, head, keeps = list[tuple[float, float]](), Head(), list[tuple[Idea, float, float]]()
     last = 2 * math.ceil(thresholds.CERTIFICATE_SHARE * night.runs / 2)
-    while night.left > last * bool(night.kept):
-        idea, runs, prior, decision = night.think(), list[float](), belief.learn_prior(tuple(seen)), "again"
-        while decision == "again" and night.left > last * bool(night.kept):
-            if len(runs) == len(best):
-                best.append(night.run(night.head, len(best)))
-                lucks.append(belief.Luck())
-                continue
-            runs.append(night.run(idea, len(runs)))
-            differences = [(theirs - ours) / sigma for theirs, ours in zip(best, runs, strict=False)]
-            gain, error = belief.compare(differences, lucks[: len(runs)], idea.link)
-            found = belief.infer(prior, gain, error)
-            decision = belief.decide(prior, found, len(runs), 1 if len(runs) < len(best) else 2)
-            updated = [
-                belief.update_luck(luck, difference, idea.link, found, kept=decision == "keep")
-                for luck, difference in zip(lucks, differences, strict=False)
-            ]
-        if runs:
-            seen.append((gain, error))
-            lucks = updated if decision == "keep" else [*updated, *lucks[len(runs) :]]
-        if decision == "keep":
-            best = runs
+    ablations = int(thresholds.ABLATION_SHARE * night.runs)
+    head.measure_at(night, 0)
+    while night.left > (last + ablations) * bool(night.kept):
+        outlook = belief.learn_outlook(tuple(seen))
+        if (found := measure(night, head, night.think(), outlook.prior, outlook, 0, last + ablations)) is None:
+            continue
+        idea, gain, error, kept = found
+        seen.append((gain, error))
+        if kept:
             night.keep(idea)
+            keeps.append(found[:3])
+    outlook, asked = belief.learn_outlook(tuple(seen)), set[int]()
+    while night.left > last and night.kept:
+        doubts = {n: belief.infer(outlook.prior, *keep[1:]) for n, keep in enumerate(keeps) if n not in asked}
+        number = min(doubts, key=lambda n: doubts[n].probability, default=None)
+        if number is None or doubts[number].probability >= thresholds.ABLATE_BELOW:
+            break
+        asked.add(number)
+        undone = keeps[number][0]
+        without = Idea(-undone.effect, night.head.level - undone.effect, undone.link, undone.sigma, night.head)
+        bar = replace(outlook, bar=thresholds.REVERT_BAR)
+        found = measure(night, head, without, doubts[number].mirror(), bar, 1, last)
+        if found and found[3]:
+            night.head = without
+            night.kept.remove(undone)
     if night.kept:
         certify(night, last // 2)
+
+
+def measure(
+    night: Night, head: Head, idea: Idea, prior: belief.Belief, outlook: belief.Outlook, first: int, reserve: int
+) -> tuple[Idea, float, float, bool] | None:
+    """Run an idea from seed `first` on until it is decided; return gain, error and whether it is kept."""
+    scores, decision, found = dict[int, float](), "again", None
+    while decision == "again" and night.left > reserve * bool(night.kept):
+        seed = first + len(scores)
+        if head.measure_at(night, seed):
+            continue
+        scores[seed] = night.run(idea, seed)
+        differences, gain, error = head.compare(night, idea, scores)
+        posterior = belief.infer(prior, gain, error)
+        cost = 1 if seed + 1 in head.scores else 2
+        decision = belief.decide(outlook, posterior, len(scores), cost)
+        found = differences, gain, error, posterior
+    if found is None:
+        return None
+    differences, gain, error, posterior = found
+    kept = decision == "keep"
+    for seed, difference in zip(scores, differences, strict=True):
+        head.lucks[seed] = belief.update_luck(head.lucks[seed], difference, idea.link, posterior, kept=kept)
+    if kept:
+        head.scores, head.lucks = scores, {seed: head.lucks[seed] for seed in scores}
+    return idea, gain, error, kept
 
 
 def certify(night: Night, pairs: int) -> None:

@@ -63,6 +63,8 @@ async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor
             events = [await executor.commit_baseline()]
         case steps.Propose():
             events = await _propose(step, state, crew)
+        case steps.Ablate(number, proposal):
+            events = [ev.Proposed(experiment=number, proposal=proposal)]
         case steps.FallBack(reason):
             events = [ev.FellBack(reason=reason)]
         case steps.Refuse(number, reason):
@@ -134,6 +136,12 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
         commit, before = stage.commit, log.get(state.parents[stage.commit.parent].source)
         if (merged := merge(before, source, log.get(commit.source))) is not None:
             return Revision(merged, commit.summary, commit.deviations)
+    if proposal.reverts is not None:
+        kept = state.parents[proposal.reverts]
+        undone = merge(log.get(kept.source), source, log.get(state.parents[kept.parent].source))
+        if undone is None:
+            raise NoAnswer(f"later keeps build on experiment {proposal.reverts}")
+        return Revision(undone)
     if not proposal.settings:
         return await crew.implement(state, step, proposal, source)
     try:

@@ -74,7 +74,7 @@ def test_a_model_that_leads_nowhere_is_asked_a_few_times_and_then_the_optimizer_
     authors = [result.proposal.author for result in session.state.judged if result.scores and result.experiment]
     assert authors[0] == "researcher"
     assert set(authors[1:]) == {"optimizer"}
-    assert session.state.ended == "the 0.3 hours are over"
+    assert session.state.ended == "the 0.2 hours are over"
 
     waits = list_events(session, ev.Waiting)
     assert [wait.reason for wait in waits][:1] == ["2 rounds in a row led to no run"]

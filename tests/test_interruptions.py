@@ -10,14 +10,14 @@ import pytest
 from orchestrator.core.events import Ended, Resumed
 from orchestrator.session.store import Session
 from tests.test_cli import opened, runs_of, wait_until
-from tests.workplace import begun, command, environment, git, orchestrate, status, workplace
+from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
 
 NIGHT = ("--offline", "--hours", "1", "--session", "night", "--max-experiments", "1", "--seed", "3")
 
 
 @pytest.fixture
 def place(tmp_path):
-    return workplace(tmp_path / "place")
+    return workplace(tmp_path / "place", BEST)
 
 
 def wait_for_line(life: "subprocess.Popen[str]", word: str) -> str:
@@ -137,7 +137,9 @@ def test_a_session_that_is_written_by_another_program_ends_in_one_line(place):
 
 
 def test_a_repository_that_is_away_and_a_branch_that_is_looked_at(place):
-    life = begun(place, "--offline", "--hours", "1", "--session", "night", "--max-experiments", "5", "--seed", "3")
+    (place / "train.py").write_text(TINY)
+    git(place, "commit", "-qam", "much to gain")
+    life = begun(place, *NIGHT[:-4], "--max-experiments", "2", "--seed", "3")
     wait_for_line(life, "promoted")
     git(place, "switch", "-q", "research/night")
     (place / ".git").rename(place / ".git-away")

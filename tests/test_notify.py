@@ -14,7 +14,7 @@ from orchestrator.session.store import EventLog
 from orchestrator.views.notify import Notifier, NotifyError, make_sender, send_nothing
 from orchestrator.views.summary import summarize
 from tests.simulated import night
-from tests.workplace import environment, orchestrate, workplace
+from tests.workplace import BEST, environment, orchestrate, workplace
 
 SECRET = "hunter2-the-token"
 
@@ -158,7 +158,7 @@ def test_a_failure_is_said_once_and_without_its_words(session):
 
 
 def test_a_night_sends_word_and_keeps_the_secret(tmp_path):
-    place = workplace(tmp_path / "place")
+    place = workplace(tmp_path / "place", BEST)
     with Phone() as phone:
         done = orchestrate(
             place,
@@ -181,7 +181,7 @@ def test_a_night_sends_word_and_keeps_the_secret(tmp_path):
 
 
 def test_a_server_that_refuses_is_said_once_without_the_secret(tmp_path):
-    place = workplace(tmp_path / "place")
+    place = workplace(tmp_path / "place", BEST)
     with Phone(status=500) as phone:
         done = orchestrate(
             place, "--offline", "--max-experiments", "1", "--session", "night", "--seed", "3", "--notify", phone.url
@@ -193,7 +193,7 @@ def test_a_server_that_refuses_is_said_once_without_the_secret(tmp_path):
 
 
 def test_a_url_that_is_none_is_one_line_without_it(tmp_path):
-    place = workplace(tmp_path / "place")
+    place = workplace(tmp_path / "place", BEST)
 
     done = orchestrate(place, "--offline", "--notify", f"nonsense-{SECRET}")
 
@@ -206,7 +206,7 @@ def test_a_url_that_is_none_is_one_line_without_it(tmp_path):
 
 def test_without_apprise_one_line_says_what_to_install(tmp_path):
     """None in sys.modules is Python's own way to say that there is no such package."""
-    place = workplace(tmp_path / "place")
+    place = workplace(tmp_path / "place", BEST)
     code = (
         "import sys; sys.modules['apprise'] = None; from orchestrator.cli.main import main; "
         "sys.argv = ['nightshift', '--offline', '--notify', 'json://127.0.0.1']; main()"

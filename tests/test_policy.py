@@ -12,6 +12,7 @@ from orchestrator.core import curves
 from orchestrator.core import events as ev
 from orchestrator.core.state import BASELINE, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import (
+    ablation,
     belief,
     certification,
     evaluation_plan,
@@ -115,17 +116,17 @@ def test_a_session_begun_before_seeds_were_shared_is_compared_by_its_means():
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.1, 2)), max_size=40))
 def test_a_weak_night_raises_the_bar_and_no_prior_is_ever_sure(seen):
-    prior = belief.learn_prior(tuple(seen))
-    assert prior.weights.sum() == pytest.approx(1)
-    assert 0.01 < prior.probability < 0.9
-    assert thresholds.BAR <= belief.find_bar(prior) <= thresholds.MAX_BAR
+    outlook = belief.learn_outlook(tuple(seen))
+    assert outlook.prior.weights.sum() == pytest.approx(1)
+    assert 0.01 < outlook.prior.probability < 0.9
+    assert thresholds.BAR <= outlook.bar <= thresholds.MAX_BAR
 
 
-def test_the_bar_is_higher_for_a_weak_researcher():
+def test_the_bar_is_higher_for_a_weak_researcher_and_later_in_the_night():
     luck = random.Random(0)
     weak = tuple((luck.gauss(-0.05, 0.45), 0.45) for _ in range(40))
     strong = tuple((luck.choice((2.5, -2.0)), 0.45) for _ in range(40))
-    assert belief.find_bar(belief.learn_prior(weak)) > belief.find_bar(belief.learn_prior(strong)) == thresholds.BAR
+    assert belief.learn_outlook(weak).bar > belief.learn_outlook(strong).bar > belief.learn_outlook(strong[:5]).bar
 
 
 def test_scatter_says_what_pairing_is_worth():
@@ -151,7 +152,7 @@ def test_the_less_is_known_of_the_noise_the_larger_it_is_taken():
 
 def test_a_lucky_incumbent_is_known_by_what_is_measured_against_it():
     luck = belief.Luck()
-    prior = belief.learn_prior(())
+    prior = belief.learn_outlook(()).prior
     for _ in range(20):
         difference = -1.5  # everything looks worse by as much
         gain, error = belief.compare([difference], [luck], 0.3)
@@ -391,3 +392,48 @@ def test_one_in_five_is_reprieved_and_too_many_false_alarms_end_the_rule():
     assert evaluation_plan.plan_evaluation(
         replace(state, results=(*state.results, wrong, *right)), 99, 1, 1
     ).pruning_thresholds
+
+
+def keep(number: int, parent: int, gain: float, **facts) -> Decided:
+    """Return a change that was kept on one pair, by a gain in σ."""
+    numbers = NUMBERS | {"experiment": number, "gain": gain * SIGMA, "error": 0.46 * SIGMA}
+    verdict = ev.Kept(**numbers, score_to_beat=2.0, differences=(gain * SIGMA,), same_shape=True)
+    made = MADE.model_copy(update={"experiment": number, "parent": parent})
+    return Decided(number, BASELINE.model_copy(update=facts), verdict, (score(2.0),), made, None, None, parent)
+
+
+def late_state(*results: Decided) -> State:
+    """Return a session of 3,600 runs with so little time left that only the last of them still fit."""
+    limits = ev.SessionLimits(hours=60.0)
+    state = replace(STATE, started=STATE.started.model_copy(update={"limits": limits}), now=59.5 * 3600)
+    return replace(state, results=results, incumbent=replace(state.incumbent, experiment=results[-1].experiment))
+
+
+def test_the_least_certain_keep_is_tried_without_late_in_the_night():
+    state = late_state(keep(1, 0, 5.0), keep(2, 1, 0.6), keep(3, 2, 0.9))
+    found = ablation.find_ablation(state)
+    assert found.reverts == 2
+    assert found.author == "nightshift"
+    assert found.expected_delta > 0, "it is expected to cost what the keep was expected to gain"
+    assert ablation.find_ablation(replace(state, now=3600.0)) is None, "there is time for new ideas"
+    assert ablation.find_ablation(late_state(keep(1, 0, 5.0))) is None, "a certain keep stays"
+
+
+def test_a_keep_is_tried_without_once_and_is_then_believed_accordingly():
+    tested = ev.Discarded(**NUMBERS | {"experiment": 4, "gain": -2 * SIGMA, "error": 0.46 * SIGMA})
+    proposal = BASELINE.model_copy(update={"reverts": 2})
+    state = late_state(keep(2, 0, 0.6))
+    after = replace(state, results=(*state.results, Decided(4, proposal, tested, (), MADE, None, None, 2)))
+    assert ablation.find_ablation(after) is None
+    assert ablation.assess_keep(after, 2).probability > 0.95 > ablation.assess_keep(state, 2).probability
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, ev.Kept), (-0.8, ev.Discarded)])
+def test_an_ablation_runs_with_other_seeds_and_needs_no_proof(gain, verdict):
+    state = late_state(keep(2, 0, 0.6))
+    taken_back = replace(candidate(state=state), proposal=BASELINE.model_copy(update={"reverts": 2}))
+    runs = replace(candidate(gain, gain, gain, state=state), proposal=taken_back.proposal)
+    assert judge.judge(state, 4, taken_back) == NeededRun(4, draw_seed(state, 2))
+    judged = judge.judge(state, 4, runs)
+    assert isinstance(judged, verdict)
+    assert "#2 " in judged.reason

@@ -80,7 +80,7 @@ def reproduce(log, seed, trouble=0.15):
     return tape
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 10**6),
     slots=st.integers(1, 4),

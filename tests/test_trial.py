@@ -8,14 +8,14 @@ import pytest
 from orchestrator.core.events import Proposed
 from orchestrator.session.store import Session
 from tests.scripted import Scripted, served
-from tests.workplace import git, orchestrate, workplace
+from tests.workplace import BEST, git, orchestrate, workplace
 
 STYLES = ("trial", "--prompts", "default", "--prompts", "none", "--repeats", "2", "--max-experiments", "1")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return workplace(tmp_path_factory.mktemp("trial") / "place")
+    return workplace(tmp_path_factory.mktemp("trial") / "place", BEST)
 
 
 def try_styles(place):

@@ -8,7 +8,7 @@ from orchestrator.core.events import Audit, Crashed, Record, RunMetrics, Scored
 from orchestrator.lab.sandbox import select
 from orchestrator.session.store import EventLog
 from orchestrator.views.summary import describe_trust
-from tests.workplace import orchestrate, workplace
+from tests.workplace import BEST, orchestrate, workplace
 
 KEY = {"run": 1, "metrics": RunMetrics(), "curve": (), "log": "x"}
 
@@ -45,7 +45,7 @@ def test_a_night_names_its_sandbox_and_its_audits(tmp_path, words, tier):
         select.select_sandbox()
     except select.NoSandboxError as reason:
         pytest.skip(str(reason))
-    place = workplace(tmp_path / "place")
+    place = workplace(tmp_path / "place", BEST)
     night = orchestrate(place, "--offline", "--max-experiments", "1", "--hours", "1", "--seed", "3", *words)
     assert night.returncode == 0, night.stderr
     assert re.search(rf"trust +({tier}); \d+ audited, off by \S+ at most.*; 0 disqualified", night.stdout), night.stdout

@@ -73,7 +73,7 @@ class ClaudeCrew:
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
         agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search)
         answer = await ask(agent, environment, prompt.render_opening(facts))
-        return [proposal.model_copy(update={"author": "researcher"}) for proposal in answer.proposals]
+        return [proposal.model_copy(update={"author": "researcher", "reverts": None}) for proposal in answer.proposals]
 
     async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> Revision:
         del state

@@ -72,7 +72,7 @@ class Remeasuring:
     since: float
 
 
-FinalStatus = Literal["kept", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
+FinalStatus = Literal["kept", "reverted", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
 """How an experiment ended. What was not tested ran, but not as it was proposed."""
 Status = Literal["proposed", "ready", "training", "broken"] | FinalStatus
 
@@ -93,6 +93,8 @@ class Decided:
     seeds: tuple[int, ...] = ()
     """Seeds of the scores, in their order."""
     promoted: bool = False
+    reverted: bool = False
+    """It was kept, and a later ablation took it back."""
 
     @property
     def val_bpb(self) -> float | None:
@@ -103,6 +105,8 @@ class Decided:
         unfaithful = self.postmortem is not None and self.postmortem.implemented == "no"
         if unfaithful and not isinstance(self.verdict, ev.Kept):
             return "not tested"
+        if self.reverted:
+            return "reverted"
         return "crashed" if isinstance(self.verdict, ev.Failed) else self.verdict.kind
 
     @property
@@ -257,7 +261,8 @@ class State:
 
     @property
     def kept(self) -> tuple[Decided, ...]:
-        return tuple(result for result in self.tried if isinstance(result.verdict, ev.Kept))
+        """Every kept change that has not been taken back."""
+        return tuple(result for result in self.tried if result.status == "kept")
 
     @property
     def baseline_bpb(self) -> float | None:
@@ -390,7 +395,9 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             incumbent = Incumbent(number, decided.scores, kept.score_to_beat, decided.seeds, kept.luck)
             parents = {**state.parents, number: commit.model_copy(update={"commit": head})}
             state = _set_stage(state, number, replace(decided, promoted=True))
-            return replace(state, incumbent=incumbent, parents=parents)
+            back = decided.proposal.reverts
+            results = tuple(replace(r, reverted=True) if r.experiment == back else r for r in state.results)
+            return replace(state, incumbent=incumbent, parents=parents, results=results)
         case ev.Reflected(postmortem=postmortem), Decided() as decided:
             state = replace(state, unreflected=0, reflection_failures=0)
             return _close(state, replace(decided, postmortem=postmortem))

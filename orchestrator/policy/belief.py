@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
-from math import sqrt
+from math import log1p, sqrt
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from orchestrator.policy.thresholds import (
     BAR,
+    BAR_IDEAS,
+    BAR_RISE,
     BAR_SLOPE,
     FADING,
     MAX_BAR,
@@ -67,12 +69,24 @@ class Belief:
         """Return the expected improvement, E[max(effect, 0)]."""
         return float(self.weights @ _GAINS)
 
+    def mirror(self) -> "Belief":
+        """Return the belief in taking the idea back: the same effects with the opposite sign."""
+        return Belief(self.weights[::-1])
+
     def shift(self, price: float) -> "Belief":
         """Return the belief in what is left of the effect after a price in σ, on the same grid."""
         if not price:
             return self
         moved = np.interp(GRID + price, GRID, self.weights / _WIDTH, left=0, right=0) * _WIDTH
         return Belief(moved / moved.sum()) if moved.sum() > 0 else self
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is believed of the next idea, and the probability of being better that a keep needs."""
+
+    prior: Belief
+    bar: float
 
 
 @cache
@@ -94,17 +108,20 @@ def _make_exponential(mean: float) -> Array:
 
 
 @lru_cache(maxsize=64)
-def learn_prior(seen: tuple[tuple[float, float], ...]) -> Belief:
-    """Return the prior of the next idea, given gain and error of those that were measured.
+def learn_outlook(seen: tuple[tuple[float, float], ...]) -> Outlook:
+    """Return the outlook on the next idea, given gain and error of those that were measured.
 
-    Recent ideas weigh most: most nights begin with large gains and end with small ones.
+    Recent ideas weigh most: most nights begin with large gains and end with small ones. The bar is higher where few
+    ideas help, and rises as the night goes on.
     """
     rows, log_weights = _list_regimes()
     if seen:
         age = np.arange(len(seen))[::-1]
         log_weights = log_weights + FADING**age @ np.array([_weigh_regimes(gain, error) for gain, error in seen])
     weights = np.exp(log_weights - log_weights.max())
-    return Belief(weights @ rows / weights.sum())
+    prior = Belief(weights @ rows / weights.sum())
+    bar = BAR + BAR_SLOPE * max(0.0, TYPICAL_SHARE - prior.probability) + BAR_RISE * log1p(len(seen) / BAR_IDEAS)
+    return Outlook(prior, min(bar, MAX_BAR))
 
 
 @lru_cache(maxsize=4096)
@@ -126,21 +143,16 @@ def infer(prior: Belief, gain: float, error: float) -> Belief:
     return Belief(weights / weights.sum())
 
 
-def decide(prior: Belief, belief: Belief, runs: int, cost: int) -> Literal["keep", "discard", "again"]:
+def decide(outlook: Outlook, belief: Belief, runs: int, cost: int) -> Literal["keep", "discard", "again"]:
     """Return what to do with an idea after `runs` runs, where the next comparison costs 1 or 2.
 
     Another run is worth it while it promises enough of what a new idea promises.
     """
-    if belief.mean > 0 and belief.probability >= find_bar(prior):
+    if belief.mean > 0 and belief.probability >= outlook.bar:
         return "keep"
-    if runs >= MAX_RUNS or belief.promise / cost < WORTHWHILE * prior.promise:
+    if runs >= MAX_RUNS or belief.promise / cost < WORTHWHILE * outlook.prior.promise:
         return "discard"
     return "again"
-
-
-def find_bar(prior: Belief) -> float:
-    """Return the probability of being better that a keep needs: more where few ideas help."""
-    return min(MAX_BAR, BAR + BAR_SLOPE * max(0.0, TYPICAL_SHARE - prior.probability))
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def certify(state: State) -> ev.Certified | None:
 
 
 def _list_keeps(state: State) -> list[ev.Kept]:
-    return [result.verdict for result in state.kept if isinstance(result.verdict, ev.Kept)]
+    return [result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept)]
 
 
 def _get_score(score: ev.Scored, heldout: bool) -> float:

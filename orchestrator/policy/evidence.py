@@ -81,8 +81,9 @@ def _list_differences(state: State, same_shape: bool) -> Iterator[tuple[float, .
             yield verdict.differences
 
 
-def learn_prior(state: State) -> belief.Belief:
-    """Return what is believed of the next idea, given the last ones measured in this session."""
-    verdicts = [result.verdict for result in state.judged if result.experiment > 0]
+def learn_outlook(state: State) -> belief.Outlook:
+    """Return the outlook on the next idea, given the last ones measured in this session."""
+    ideas = [result for result in state.judged if result.experiment > 0 and result.proposal.reverts is None]
+    verdicts = [result.verdict for result in ideas]
     measured = [verdict for verdict in verdicts if isinstance(verdict, ev.Evidence) and verdict.error > 0]
-    return belief.learn_prior(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-PRIOR_WINDOW:]))
+    return belief.learn_outlook(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-PRIOR_WINDOW:]))

@@ -1,6 +1,6 @@
 """Judge a candidate: kept, discarded, or what must run first."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2, sqrt
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,8 @@ from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.core.text import format_signed
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.evidence import Comparison, compare, learn_prior
+from orchestrator.policy.ablation import assess_keep, count_seeds_of_keep
+from orchestrator.policy.evidence import Comparison, compare, learn_outlook
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import compute_sigma, pool_variance
 from orchestrator.policy.seeds import draw_seed
@@ -27,15 +28,19 @@ class NeededRun:
 
 def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Discarded | NeededRun:
     """Return the verdict on a candidate, or the run that it waits for."""
-    best, runs = state.incumbent, len(candidate.scores)
-    following = NeededRun(number, draw_seed(state, runs + 1))
+    best, runs, reverts = state.incumbent, len(candidate.scores), candidate.proposal.reverts
+    following = NeededRun(number, draw_seed(state, runs + 1 + count_seeds_of_keep(state, reverts)))
     if best is None:
         return _establish_baseline(state, number, candidate) if runs >= count_baseline_runs(state) else following
     if not runs:
         return following
     missing = [seed for seed in (*candidate.seeds, following.seed) if seed not in best.seeds]
-    found, prior = compare(state, best, candidate), learn_prior(state)
-    verdict = _Reasoning(number, candidate, best, found, prior, _measure_growth(best, candidate))
+    outlook = learn_outlook(state)
+    prior = outlook.prior
+    if reverts is not None:
+        prior, outlook = assess_keep(state, reverts).mirror(), replace(outlook, bar=th.REVERT_BAR)
+    found, growth = compare(state, best, candidate), _measure_growth(best, candidate)
+    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth)
     decision = verdict.decide(2 if missing else 1)
     if decision == "keep":
         return verdict.keep()
@@ -53,7 +58,7 @@ def count_baseline_runs(state: State) -> int:
 
 def describe_rule(state: State) -> str:
     """Return what a keep needs now, in one sentence."""
-    bar = belief.find_bar(learn_prior(state))
+    bar = learn_outlook(state).bar
     return (
         "Every experiment runs with the same seeds in the same order and is compared with the best at equal seeds: it "
         f"is kept once it is better with a probability of at least {bar:.2f}, or loses nothing and is "
@@ -71,8 +76,13 @@ class _Reasoning:
     best: Incumbent
     found: Comparison
     prior: belief.Belief
+    outlook: belief.Outlook
     growth: float
     """Its memory relative to the incumbent's; 1 where it takes no more."""
+
+    @property
+    def reverts(self) -> int | None:
+        return self.candidate.proposal.reverts
 
     @property
     def posterior(self) -> belief.Belief:
@@ -86,7 +96,7 @@ class _Reasoning:
     def decide(self, cost: int) -> str:
         """Return keep, discard or again, where the next comparison costs `cost` runs."""
         runs, gain = len(self.candidate.scores), self.found.gain * self.found.sigma
-        decision = belief.decide(self.prior, self.worth, runs, cost)
+        decision = belief.decide(self.outlook, self.worth, runs, cost)
         if decision == "keep":
             is_implausible = gain > th.IMPLAUSIBLE_GAIN * self.best.score_to_beat
             return "again" if is_implausible and runs < th.IMPLAUSIBLE_RUNS else "keep"
@@ -101,6 +111,7 @@ class _Reasoning:
         posterior = self.posterior
         certainty = "certain" if posterior.probability > 0.995 else f"likely {posterior.probability:.2f}"
         why = "adopted" if posterior.mean > 0 else "adopted for its fewer lines"
+        why = why if self.reverts is None else f"#{self.reverts} is taken back"
         jump = self.found.gain * self.found.sigma / self.best.score_to_beat
         look = f"; a jump of {jump:.0%} is hard to believe, so have a look at it" * (jump > th.IMPLAUSIBLE_GAIN)
         return ev.Kept(
@@ -110,8 +121,9 @@ class _Reasoning:
         )
 
     def discard(self) -> ev.Discarded:
-        needed = f"and a keep needs {belief.find_bar(self.prior):.2f}"
-        likely = f"better with probability {self.worth.probability:.2f}, {needed}"
+        needed = f"and a keep needs {self.outlook.bar:.2f}"
+        stays = "" if self.reverts is None else f"#{self.reverts} stays: without it "
+        likely = f"{stays}better with probability {self.worth.probability:.2f}, {needed}"
         return ev.Discarded(**self._list_numbers(kept=False), reason=f"{likely}: {self._explain()}")
 
     def _explain(self) -> str:

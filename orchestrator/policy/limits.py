@@ -52,10 +52,14 @@ def count_certificate_runs(state: State) -> int:
 
 def count_certificate_pairs(state: State) -> int:
     """Return the number of fresh seeds on which the baseline and the best are compared at the end."""
+    return min(max(ceil(CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), MAX_CERTIFICATE_PAIRS)
+
+
+def estimate_runs(state: State) -> float:
+    """Return the runs of the whole night, as far as they can be foreseen."""
     limits = state.session.limits
     runs = state.session.slots * 3600 * limits.hours / max(estimate_run_seconds(state), 1.0)
-    runs = min(runs, limits.experiments if limits.experiments is not None else runs)
-    return min(max(ceil(CERTIFICATE_SHARE * runs / 2), 1), MAX_CERTIFICATE_PAIRS)
+    return min(runs, limits.experiments if limits.experiments is not None else runs)
 
 
 def is_fruitless(state: State) -> bool:

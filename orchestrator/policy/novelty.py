@@ -26,6 +26,8 @@ def find_duplicate(state: State, number: int, fingerprint: str) -> str:
     same = [n for n, commit in commits.items() if commit.fingerprint == fingerprint and n != number]
     if state.best in same:
         return "it changes nothing but comments, layout or a seed"
+    if get_proposal(state.open[number]).reverts is not None:  # to take back the last keep is to run its parent again
+        return ""
     return f"it is the same code as experiment {same[0]}" if same else ""
 
 

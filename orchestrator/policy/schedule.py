@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Remeasuring, Stage, State, Training
 from orchestrator.policy import steps
+from orchestrator.policy.ablation import find_ablation
 from orchestrator.policy.certification import certify, list_certificate_runs
 from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
 from orchestrator.policy.judge import NeededRun, judge
@@ -71,7 +72,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
                 yield steps.Judge(number, decision)
         case Broken(candidate, crash):
             # Repairing a disqualified candidate would teach it how to pass the audit.
-            final = number == 0 or crash.failure == "disqualified"
+            final = number == 0 or crash.failure == "disqualified" or candidate.proposal.reverts is not None
             repairs = 0 if final else state.session.repairs
             if candidate.repairs < repairs:
                 yield steps.Repair(number, candidate.repairs + 1)
@@ -116,7 +117,7 @@ def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, tuple[int, int,
             yield (False, number, (need.experiment, state.grants[need.experiment] + 1, need.seed))
 
 
-def _request_proposals(state: State) -> list[steps.Propose | steps.FallBack]:
+def _request_proposals(state: State) -> list[steps.Propose | steps.Ablate | steps.FallBack]:
     """Return a request for as many proposals as keep a candidate ready behind each slot."""
     limits, slots = state.session.limits, state.session.slots
     if state.incumbent is None and not _is_baseline_scored(state):
@@ -127,6 +128,8 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.FallBack]:
         wanted = min(wanted, limits.experiments - state.next + 1)
     if wanted <= 0:
         return []
+    if ablation := find_ablation(state):
+        return [steps.Ablate(state.next, ablation)]
     if is_fruitless(state):
         why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
         return [steps.FallBack(f"the optimizer proposes from now on, since {why}")]
@@ -151,4 +154,6 @@ def _needs_reflection(state: State, number: int, decided: Decided) -> bool:
     failures = state.reflection_failures
     every = state.session.reflect_every * 2**failures  # a reflector that keeps failing is asked ever more rarely
     kept = isinstance(decided.verdict, ev.Kept) and not failures
+    if decided.proposal.reverts is not None:
+        return False
     return number > 0 and every > 0 and (kept or state.unreflected + 1 >= every)

@@ -30,6 +30,19 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
+class Ablate:
+    """Propose to take back a kept change that is not certain."""
+
+    experiment: int
+    proposal: ev.Proposal
+    resources: tuple[str, ...] = ("propose",)
+
+    @property
+    def task_id(self) -> str:
+        return f"ablate {self.experiment}"
+
+
+@dataclass(frozen=True, slots=True)
 class FallBack:
     """Let the optimizer propose in the researcher's place."""
 
@@ -158,6 +171,7 @@ Edit = Implement | Rebase | Repair
 Step = (
     CommitBaseline
     | Propose
+    | Ablate
     | FallBack
     | Refuse
     | Edit

@@ -12,6 +12,11 @@ BAR = 0.7
 lower one keeps more that is not better."""
 BAR_SLOPE = 3.0
 """Rise of the bar for each unit by which the share of ideas that help falls below TYPICAL_SHARE."""
+BAR_RISE = 0.07
+"""Rise of the bar with the natural logarithm of one plus the measured ideas over BAR_IDEAS: later ideas gain less, so
+that a false keep costs more of what is left to find, and their number grows with the night."""
+BAR_IDEAS = 20
+"""Measured ideas from which on that is felt."""
 TYPICAL_SHARE = 0.22
 """Share of ideas that help before anything is known: the mean over the regimes of the prior."""
 MAX_BAR = 0.97
@@ -50,6 +55,13 @@ PAIRING_DOF = 8
 """Degrees of freedom that these count for."""
 SAME_STEPS = 0.02
 """Largest relative difference in optimizer steps between runs that see the same data."""
+ABLATION_SHARE = 0.05
+"""Share of a night's runs in which, before the certificate, the least certain keeps are taken back on trial."""
+ABLATE_BELOW = 0.95
+"""Probability of being better below which a keep is tried without."""
+REVERT_BAR = 0.5
+"""Probability that the night's best is better without a change from which on it is taken back: no change needs a proof
+to be absent."""
 CERTIFICATE_SHARE = 0.05
 """Share of a night's runs that certify its gain on fresh seeds, at least one of the baseline and one of the best: in
 the tournament, more of them found less and said it no better."""

@@ -157,7 +157,7 @@ class Session(EventLog):
                 raise SessionError(f"{self.path} is damaged: event {seq}: {reason}") from error
         name = self.state.session.name if self.state.started else "none"
         if name in {"", ".."} or name != Path(name).name:  # it names files, and the session may be a stranger's
-            raise SessionError(f"{self.path} is damaged: {name!r} is not a session name")
+            raise SessionError(f"{self.path} is damaged: {name!r} is no name of a session")
 
 
 def _read_text(db: sqlite3.Connection, name: Digest) -> str:
