@@ -1,6 +1,7 @@
 """The loop against stand-ins: whole nights, deaths, resumptions."""
 
 import asyncio
+import random
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
+from orchestrator.core.commit_message import write_kept_message
 from orchestrator.core.state import Training, apply, fold
 from orchestrator.loop import run
 from orchestrator.policy import pruning, thresholds
+from orchestrator.policy.seeds import draw_seed
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views.musings import write_musings
 from orchestrator.views.report.files import write_files
@@ -269,3 +272,32 @@ def test_a_promotion_from_another_parent_is_refused(tmp_path):
     elsewhere = replace(before, incumbent=replace(before.incumbent, experiment=0))
     with pytest.raises(ValueError, match="while the branch stands at 0"):
         apply(elsewhere, promoted[-1])
+
+
+class Lucky(FakeLab):
+    """Every change but the first helps by nothing; that one helps at the session's first seed only."""
+
+    async def train(self, granted, source):
+        await asyncio.sleep(25)
+        shared = random.Random(granted.seed).gauss(0, 0.004)
+        luck = random.Random(f"{granted.seed}/{source}").gauss(0, 0.001)
+        better = 0.006 * (granted.seed == draw_seed(self.log.state, 1)) - 0.003
+        changed = sum("= 0.0" not in line for line in source.split("\n") if line.startswith("KNOB_"))
+        value = 2.25 + shared + luck - better * (changed == 1) + 0.04 * max(changed - 1, 0)
+        key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put("log"), "curve": ()}
+        return ev.Scored(**key, metrics=ev.RunMetrics(train_seconds=20), val_bpb=value, confirmed=value + 0.1)
+
+
+def test_a_keep_that_was_luck_is_taken_back_by_a_commit_that_says_so(tmp_path):
+    session = night(tmp_path / "s" / "session.db", trouble=0.0, lab=Lucky, limits=ev.SessionLimits(hours=0.6))
+
+    state = session.state
+    back = next(result for result in state.tried if result.proposal.reverts is not None and result.status == "kept")
+    undone = next(result for result in state.tried if result.experiment == back.proposal.reverts)
+    assert undone.status == "reverted"
+    assert undone not in state.kept
+    assert "= 1" not in session.get(state.parent.source)
+    assert back.commit.source == state.parents[undone.commit.parent].source
+    assert back.verdict.reason.startswith(f"#{undone.experiment} is taken back")
+    assert f"take back #{undone.experiment}" in write_kept_message(back)
+    assert state.certificate and state.certificate.experiment == state.best

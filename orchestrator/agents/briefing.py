@@ -213,7 +213,7 @@ def _describe_outcome(result: Decided) -> str:
             steps = result.scores[-1].metrics.steps
             runs = count_seeds(result.scores) + f" of {steps:,} steps" * (steps > 0)
             change = f"{format_signed(-verdict.gain)} ± {verdict.error:.4f} to {verdict.mean:.4f}"
-            return f"{verdict.kind.capitalize()}: {change} over {runs}, against #{result.incumbent}."
+            return f"{result.status.capitalize()}: {change} over {runs}, against #{result.incumbent}."
         case verdict:
             return f"{result.status.capitalize()}: {quote(verdict.reason.rstrip('.'), 200)}."
 

@@ -35,6 +35,10 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     if not runs:
         return following
     missing = [seed for seed in (*candidate.seeds, following.seed) if seed not in best.seeds]
+    # An incumbent that failed twice to run again is known as well as it will ever be.
+    known = best.failures > 1 or bool(explain_stop(state))
+    if missing and missing[0] != following.seed and not known:
+        return NeededRun(best.experiment, missing[0])
     outlook = learn_outlook(state)
     prior = outlook.prior
     if reverts is not None:
@@ -44,9 +48,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     decision = verdict.decide(2 if missing else 1)
     if decision == "keep":
         return verdict.keep()
-    # An incumbent that failed twice to run again is known as well as it will ever be.
-    known = missing and best.failures > 1
-    if decision == "discard" or known or explain_stop(state):
+    if decision == "discard" or (missing and known) or explain_stop(state):
         return verdict.discard()
     return NeededRun(best.experiment, missing[0]) if missing else following
 

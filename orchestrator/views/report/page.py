@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator.core.events import Discarded, Failed, Kept, Pruned
 from orchestrator.core.state import get_scores
+from orchestrator.policy.ablation import assess_keep
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views import charts
 from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows, select_retried, show_diff
@@ -69,6 +70,11 @@ class Page:
             entries=entries,
             families=group_families(rows),
             retried=select_retried(rows),
+            believed={
+                row.experiment: assess_keep(state, row.experiment).probability
+                for row in rows
+                if isinstance(row.verdict, Kept) and row.verdict.probability is not None
+            },
             trust=describe_trust(log),
             surprises=list_surprises(rows),
             near_misses=list_near_misses(rows),
