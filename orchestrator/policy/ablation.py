@@ -42,7 +42,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
     doubts = {
         kept.experiment: (doubt.probability, kept, doubt)
         for kept in state.results
-        if _can_revert(kept) and kept.experiment not in asked
+        if _is_revertible(kept) and kept.experiment not in asked
         if (doubt := assess_keep(state, kept.experiment)).probability < ABLATE_BELOW
     }
     if not doubts:
@@ -63,7 +63,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
     )
 
 
-def _can_revert(result: Decided) -> bool:
+def _is_revertible(result: Decided) -> bool:
     """Return whether a result is a keep on the branch that was adopted for its gain."""
     if result.status != "kept" or not result.experiment or result.proposal.reverts is not None or not result.commit:
         return False
