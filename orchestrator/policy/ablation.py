@@ -35,7 +35,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
     extra = int(ABLATION_SHARE * estimate_runs(state))
     limit = state.session.limits.experiments
     is_late = not has_time_for(state, count_certificate_runs(state) + 1 + ceil(extra / state.session.slots))
-    if not extra or not (is_late or (limit is not None and limit - len(state.tried) <= extra)):
+    if not extra or not (is_late or (limit is not None and limit - state.next < extra)):
         return None
     asked = {result.proposal.reverts for result in state.judged}
     asked |= {get_proposal(stage).reverts for stage in state.open.values()}

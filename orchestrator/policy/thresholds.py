@@ -55,8 +55,9 @@ PAIRING_DOF = 8
 """Degrees of freedom that these count for."""
 SAME_STEPS = 0.02
 """Largest relative difference in optimizer steps between runs that see the same data."""
-ABLATION_SHARE = 0.05
-"""Share of a night's runs in which, before the certificate, the least certain keeps are taken back on trial."""
+ABLATION_SHARE = 0.025
+"""Share of a night's runs in which, before the certificate, the least certain keeps are taken back on trial: none of a
+short night, where a new idea is worth more."""
 ABLATE_BELOW = 0.95
 """Probability of being better below which a keep is tried without."""
 REVERT_BAR = 0.5
