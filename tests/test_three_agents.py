@@ -8,14 +8,14 @@ from tests.scripted import Scripted, served
 from tests.workplace import ROOT, git, orchestrate, workplace
 
 KEY = "sk-ant-never-to-be-seen-0123456789"
-NIGHT = ("--hours", "1", "--max-experiments", "7", "--session", "night", "--seed", "3")
+NIGHT = ("--hours", "1", "--max-experiments", "6", "--session", "night", "--seed", "3")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = workplace(tmp_path_factory.mktemp("agents") / "place")
     (place / "guidance.md").write_text("Try learning rates first.\n")
-    with served(Scripted(("turn", "abandon", "crash", "turn", "repeat", "turn", "turn"))) as url:
+    with served(Scripted(("turn", "abandon", "crash", "turn", "repeat", "turn"))) as url:
         done = orchestrate(place, *NIGHT, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY=KEY)
     assert done.returncode == 0, done.stdout + done.stderr
     return place
@@ -40,7 +40,7 @@ def test_crashes_are_repaired_repeats_refused_proposals_abandoned(place):
 
     kinds = [event["kind"] for event in happened]
     assert kinds[-1] == "ended"
-    assert happened[-1]["reason"] == "7 experiments are done"
+    assert happened[-1]["reason"] == "6 experiments are done"
     assert {"refused", "abandoned", "crashed", "kept", "reflected"} <= set(kinds)
     assert any(event["kind"] == "committed" and event["how"] == "repaired" for event in happened)
     assert any(event["kind"] == "guided" for event in happened)
