@@ -262,7 +262,7 @@ def test_the_incumbents_constants_are_told_and_where_its_schedule_turns():
     told = packets.pack_reflection(state, stage, "log", "", source)["constants"]
 
     assert told.startswith("DEPTH = 4, WARMUP_RATIO = 0.1, WARMDOWN_RATIO = 0.3.\n")
-    assert told.endswith("Its learning rate rises up to share 0.10 and falls from 0.70 on.")
+    assert told.endswith("its learning rate is full from share 0.10 of the budget on, and falls from 0.70 on.")
     assert packets.pack_reflection(state, stage, "log", "", "A = 1\n")["constants"] == "A = 1."
 
 

@@ -62,7 +62,7 @@ def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRu
     Then follow the incumbent's loss after as many steps, and the difference from it. A dash stands where a run had
     ended, where the number of steps is not known, and where fewer than two seeds give no σ.
     """
-    rows = ["share    this  incumbent  difference  σ over seeds  incumbent at equal steps  difference"]
+    rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
     for share in shares:
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
@@ -71,7 +71,7 @@ def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRu
         mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
         gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
         sigma = f"{stdev(theirs):.4f}" if len(theirs) > 1 else "–"
-        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}        {sigma:>6}  {equal:>24}     {later:>7}")
+        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
     return "\n".join(rows)
 
 
@@ -86,7 +86,8 @@ def _describe_constants(values: Mapping[str, Value]) -> str:
     listed = ", ".join(f"{name} = {value!r}" for name, value in values.items())
     match values:
         case {"WARMUP_RATIO": int() | float() as warmup, "WARMDOWN_RATIO": int() | float() as warmdown}:
-            return f"{listed}.\nIts learning rate rises up to share {warmup:.2f} and falls from {1 - warmdown:.2f} on."
+            turns = f"is full from share {warmup:.2f} of the budget on, and falls from {1 - warmdown:.2f} on"
+            return f"{listed}.\nBy WARMUP_RATIO and WARMDOWN_RATIO, its learning rate {turns}."
         case _:
             return f"{listed}." if listed else "It has no plain constants."
 
@@ -127,7 +128,7 @@ def _list_evidence(
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:
     runs = list_runs(decided)
     if any(run.curve for run in runs):
-        yield "Training loss by share of the budget, smoothed over the last ten steps or so, means over seeds:"
+        yield "Training loss by share of the budget, as printed (mostly smoothed over ten steps), means over seeds:"
         yield write_curve_table(runs, incumbent, POINTS)
     yield "Measured, means over seeds, with the incumbent's in brackets:"
     for name, own, other in compare_metrics(runs, incumbent):

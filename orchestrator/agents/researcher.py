@@ -84,7 +84,10 @@ def make_agent(
         return briefing.list_experiments(found) if found else "No experiment matches."
 
     def search_musings(words: str) -> str:
-        """Search the musings of this and all earlier sessions: what was tried, why, and what came of it."""
+        """Search the musings of this and all earlier sessions: what was tried, why, and what came of it.
+
+        The ten that fit best are shown, with the words around the match.
+        """
         return search(words) or "No musings match."
 
     tools = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
