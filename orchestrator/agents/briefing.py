@@ -45,8 +45,8 @@ UNDER_WAY: Mapping[type[Stage], str] = {
 }
 DIFF = 1_200
 """Tokens of a diff."""
-QUOTATION = 300
-"""Characters of a reason."""
+QUOTATION = 450
+"""Characters of a reason: all that a mechanic may say of why something is impossible."""
 
 
 def clip(text: str, budget: int) -> str:
@@ -86,7 +86,7 @@ def brief_researcher(
         "recent": _fit_rows(_list_recent(tested[-RECENT:]), 3750),
         "families": _fit_rows(_summarize_families(tested), 450),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
-        "refused": _fit_rows(map(_write_line, untested), 400),
+        "refused": _fit_rows(map(_write_line, untested), 600),
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "lessons": _fit_rows(_list_lessons(tested[:-RECENT]), 1100),
         "wishes": _fit_rows((f"after #{number}: {post.next}" for number, post in posts[-SUGGESTIONS:]), 400),
@@ -216,7 +216,9 @@ def _describe_outcome(result: Decided) -> str:
             runs = f"{count_seeds(result.scores)}, a run of {describe_metrics(result.scores[-1].metrics)}"
             return f"{result.status.capitalize()}: {change} over {runs}; against #{result.incumbent}."
         case verdict:
-            return f"{result.status.capitalize()}: {_quote_sentences(verdict.reason)}."
+            run = None if isinstance(verdict, ev.Refused | ev.Abandoned) else result.last_run.metrics
+            measured = f" It had {describe_metrics(run)}." if run and run.train_seconds else ""
+            return f"{result.status.capitalize()}: {_quote_sentences(verdict.reason)}.{measured}"
 
 
 def _describe_calibration(results: Sequence[Decided]) -> str:
