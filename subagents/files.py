@@ -65,14 +65,14 @@ class EditedFile:
 def number_page(text: str, first: int, last: int | None) -> str:
     """Return lines with their numbers, as many as fit into a result, and where to go on. Raises ToolError."""
     lines = text.splitlines()
-    if not 1 <= first <= (len(lines) if last is None else last):
+    last = len(lines) if last is None else min(last, len(lines))
+    if not 1 <= first <= last:
         raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
     wanted = [f"{n:4}│{line}" for n, line in enumerate(lines[first - 1 : last], first)]
     fitting = sum(size <= ROOM for size in accumulate(len(line.encode("utf-8", "replace")) + 1 for line in wanted)) or 1
-    page = wanted[:fitting]
-    end = first + len(page) - 1
-    more = f"; go on with first={end + 1}" * (len(page) < len(wanted))
-    return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *page])
+    end = first + fitting - 1
+    more = f"; go on with first={end + 1}" * (end < last)
+    return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *wanted[:fitting]])
 
 
 def find_syntax_error(source: str) -> str:

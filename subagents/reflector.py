@@ -35,6 +35,8 @@ def make_agent(prompt: Prompt, answer: type[T], log: str, compare: Callable[[Seq
     def page_log(first: int) -> str:
         """Read the run's log from line `first`; a negative number counts from the end. Pages say where to go on."""
         start = max(0, first - 1 if first > 0 else len(lines) + first)
+        if start >= len(lines):
+            raise ToolError(f"The log has {len(lines)} lines.")
         shown = numbered[start : start + min(PAGE, count_fitting(numbered[start:]))]
         end = start + len(shown)
         more = f"; go on with first={end + 1}" * (end < len(lines))

@@ -89,6 +89,7 @@ def test_a_view_is_numbered_and_short_enough_whatever_is_asked():
     assert used(file, "view", first=len(shown) + 1).text.splitlines()[1].startswith(f"{len(shown) + 1:4}│")
     assert len(used(file, "view", first=1, last=100_000).text.encode()) <= RESULT_BYTES
     assert used(file, "view", first=0).is_error
+    assert used(file, "view", first=100_001, last=100_002).is_error
     assert used(file, "view", path="/etc/passwd").is_error
 
 

@@ -89,7 +89,7 @@ def test_a_lesson_comes_of_it():
         [says(call("compare_curves", points=3), call("grep_log", words="loss")), says(call("submit", **LESSON))]
     )
 
-    compare = partial(packets.write_curve_table, stage.scores, stage.scores)
+    compare = partial(packets.write_curve_table, stage)
     agent = reflector.make_agent(PROMPT, Postmortem, "loss: 1", compare)
     lesson = asyncio.run(ask(agent, world, PROMPT.render_opening(facts)))
 
@@ -200,7 +200,7 @@ def test_a_run_that_ended_early_has_dashes():
     curve = tuple(Point(seconds=i, progress=i / 10, loss=5 - i / 10) for i in range(1, 4))
     run = stage.crash.model_copy(update={"curve": curve})
 
-    rows = packets.write_curve_table([run], [run], (0.0, 0.25, 0.34, 0.5, 1.0)).splitlines()[1:]
+    rows = packets.write_curve_table(replace(stage, crash=run), (0.0, 0.25, 0.34, 0.5, 1.0)).splitlines()[1:]
 
     assert [row.split()[1] for row in rows] == ["4.9000", "4.7500", "4.7000", "–", "–"]
 
@@ -247,12 +247,16 @@ def test_curves_are_compared_at_equal_steps_too():
         stage.scores[0].model_copy(update={"curve": curve, "metrics": RunMetrics(steps=steps)}) for steps in (50, 100)
     )
 
-    rows = [row.split() for row in packets.write_curve_table([slow], [fast], (0.4, 1.0)).splitlines()[1:]]
-    back = packets.write_curve_table([fast], [slow], (0.4, 1.0)).splitlines()[1:]
+    def compare(own, incumbent):
+        against = replace(stage.against, scores=(incumbent, incumbent), seeds=(1, 2))
+        judged = replace(stage, scores=(own,), seeds=(1,), against=against)
+        return [row.split() for row in packets.write_curve_table(judged, (0.4, 1.0)).splitlines()[1:]]
 
-    assert rows[0] == ["0.40", "4.6000", "4.6000", "+0.0000", "–", "4.8000", "-0.2000"]
-    assert rows[1] == ["1.00", "4.0000", "4.0000", "+0.0000", "–", "4.5000", "-0.5000"]
-    assert [row.split()[-2:] for row in back] == [["4.2000", "+0.4000"], ["–", "–"]]
+    rows, back = compare(slow, fast), compare(fast, slow)
+
+    assert rows[0] == ["0.40", "4.6000", "4.6000", "+0.0000", "0.0000", "4.8000", "-0.2000"]
+    assert rows[1] == ["1.00", "4.0000", "4.0000", "+0.0000", "0.0000", "4.5000", "-0.5000"]
+    assert [row[-2:] for row in back] == [["4.2000", "+0.4000"], ["–", "–"]]
 
 
 def test_the_incumbents_constants_are_told_and_where_its_schedule_turns():
@@ -275,6 +279,7 @@ def test_a_page_of_the_log_says_where_to_go_on():
     assert head == f"(lines 1 to {shown} of 100; go on with first={shown + 1})"
     assert used("page_log", log, first=shown + 1).text.splitlines()[2].startswith(f"| {shown + 1}: line {shown + 1} ")
     assert "go on" not in used("page_log", log, first=-3).text
+    assert used("page_log", log, first=101).text == "The log has 100 lines."
     assert "the first 18 of them; `page_log` shows more" in used("grep_log", log, words="line").text
 
 

@@ -56,12 +56,14 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
     }
 
 
-def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRun], shares: Iterable[float]) -> str:
-    """Return a row per share of the budget: mean losses over seeds, their difference, the incumbent's σ over seeds.
+def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
+    """Return a row per share of the budget: mean losses over seeds, their difference, the incumbent's σ over its seeds.
 
     Then follow the incumbent's loss after as many steps, and the difference from it. A dash stands where a run had
     ended, where the number of steps is not known, and where fewer than two seeds give no σ.
     """
+    own, incumbent = _list_runs(decided), list_compared_runs(decided)
+    every = decided.against.scores if decided.against else ()
     rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
     for share in shares:
@@ -70,7 +72,7 @@ def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRu
         level = _get_losses(incumbent, known) if pace and known <= 1 else []
         mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
         gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
-        sigma = f"{stdev(theirs):.4f}" if len(theirs) > 1 else "–"
+        sigma = f"{stdev(losses):.4f}" if len(losses := _get_losses(every, share)) > 1 else "–"
         rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
     return "\n".join(rows)
 
@@ -126,10 +128,10 @@ def _list_evidence(
 
 
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:
-    runs = list_runs(decided)
+    runs = _list_runs(decided)
     if any(run.curve for run in runs):
         yield "Training loss by share of the budget, as printed (mostly smoothed over ten steps), means over seeds:"
-        yield write_curve_table(runs, incumbent, POINTS)
+        yield write_curve_table(decided, POINTS)
     yield "Measured, means over seeds, with the incumbent's in brackets:"
     for name, own, other in compare_metrics(runs, incumbent):
         if (own or other) and (timed or name != "tokens per second"):
@@ -159,7 +161,7 @@ def _describe_end(metrics: ev.RunMetrics) -> str:
     return f"after {seconds:.0f} s of training" if seconds else "before its training began"
 
 
-def list_runs(decided: Decided) -> Sequence[FinishedRun]:
+def _list_runs(decided: Decided) -> Sequence[FinishedRun]:
     """Return the runs that the verdict is about: all scored ones, or the one that crashed or was pruned."""
     return decided.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
 
