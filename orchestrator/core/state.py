@@ -95,6 +95,8 @@ class Decided:
     promoted: bool = False
     reverted: bool = False
     """It was kept, and a later ablation took it back."""
+    against: "Incumbent | None" = None
+    """The incumbent as the verdict knew it, with the runs that it had by then."""
 
     @property
     def val_bpb(self) -> float | None:
@@ -297,6 +299,12 @@ def get_scores(state: State, experiment: int) -> tuple[ev.Scored, ...]:
     return next((result.scores for result in state.judged if result.experiment == experiment), ())
 
 
+def list_compared_runs(decided: Decided) -> tuple[ev.Scored, ...]:
+    """Return the incumbent's runs that a verdict is about: those at equal seeds, or all where no seed is shared."""
+    runs = dict(zip(decided.against.seeds, decided.against.scores, strict=False)) if decided.against else {}
+    return tuple(runs[seed] for seed in decided.seeds if seed in runs) or tuple(runs.values())
+
+
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
     """Return what a commit changed in its parent's train.py, as a unified diff; `read` gives stored texts."""
     return diff(read(state.parents[commit.parent].source), read(commit.source), context)
@@ -427,7 +435,8 @@ def _decide(
     state: State, number: int, candidate: Candidate, verdict: ev.Verdict, crash: ev.Crashed | None = None
 ) -> State:
     proposal, scores, commit = candidate.proposal, candidate.scores, candidate.commit
-    decided = Decided(number, proposal, verdict, scores, commit, crash, None, state.best, candidate.seeds)
+    best, seeds = state.incumbent, candidate.seeds
+    decided = Decided(number, proposal, verdict, scores, commit, crash, None, state.best, seeds, against=best)
     return _set_stage(state, number, decided)
 
 
