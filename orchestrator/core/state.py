@@ -263,8 +263,8 @@ class State:
 
     @property
     def kept(self) -> tuple[Decided, ...]:
-        """Every kept change that has not been taken back."""
-        return tuple(result for result in self.tried if result.status == "kept")
+        """Every kept change that has not been taken back; an ablation only takes one back."""
+        return tuple(result for result in self.tried if result.status == "kept" and result.proposal.reverts is None)
 
     @property
     def baseline_bpb(self) -> float | None:
