@@ -1,5 +1,6 @@
 """Monitors one run from outside, by its output and our own clock, and finds the reason to stop it."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from orchestrator.core.curves import get_recent_loss
 from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, RunMetrics
 from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.limits import RunLimits
-from orchestrator.lab.log import CurveRecorder, ProgressLine, Transcript
+from orchestrator.lab.log import ProgressLine, Transcript
 
 EXPLODED = 3.0
 """Times the first loss; no model that learns ever gets there."""
@@ -17,6 +18,8 @@ ABSURD_LOSS = 1e6
 """A larger loss is as good as infinite, and sums of a few stay finite."""
 NEARLY_DONE = 0.9
 """Share of the budget after which the next line may be the summary, and evaluation is silent."""
+POINTS = 60
+"""Points of a loss curve at most: enough to draw it and to compare it with another."""
 STANDSTILL = 5.0
 """Seconds between two looks at the clock that count at most. There are ten a second, so what is longer is an
 orchestrator that stood still: Ctrl-Z, a paused container, a machine that does not answer."""
@@ -56,12 +59,14 @@ class RunMonitor:
         self.control_run = plan is not None and plan.control_run
         self.would_prune_at: float | None = None
         """Share of the budget at which it fell behind a pruning threshold."""
-        self.transcript, self.curve = Transcript(), CurveRecorder()
+        self.transcript, self.points = Transcript(), dict[int, Point]()
+        """The output, and the newest point in each of POINTS equal parts of the budget."""
         self.launched = self.heard_at = self.last_at = self.now()
         self.training_began: float | None = None
         """When the first batch was handed out, by our own clock."""
         self.training_ended: float | None = None
         """When the model was handed over."""
+        self.first: ProgressLine | None = None
         self.last: ProgressLine | None = None
         self.paces: deque[float] = deque(maxlen=101)
         self.found: Fault | Prune | None = None
@@ -119,20 +124,20 @@ class RunMonitor:
         now = self.now()
         if self.last:
             self.paces.append(now - self.last_at)
-        self.last, self.last_at = step, now
+        self.first, self.last, self.last_at = self.first or step, step, now
         if not abs(step.loss) <= ABSURD_LOSS:
             self.found = self.found or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
-        self.curve.add(point)
+        self.points[math.ceil((POINTS - 1) * step.progress)] = point
         self.on_point(point, step.tokens_per_second)
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
-        if step.loss > EXPLODED * abs(self.curve.points[0].loss) + 1:
+        if step.loss > EXPLODED * abs(self.first.loss) + 1:
             self.found = self.found or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:
-        loss = get_recent_loss(self.curve.points, threshold.progress)
+        loss = get_recent_loss([*self.points.values()], threshold.progress)
         if self.would_prune_at is not None or loss is None or loss <= threshold.loss:
             return
         self.would_prune_at = threshold.progress

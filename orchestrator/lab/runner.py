@@ -95,12 +95,12 @@ class Runner:
         command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
         server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
         ending = await run_guarded(command, monitor, lock, server.serve)
-        log = _strip_paths(monitor.transcript.log.text, work)
+        log = _strip_paths(monitor.transcript.log, work)
         result = ev.RunResult(
             experiment=granted.experiment,
             run=granted.run,
             metrics=monitor.summarize(None if slot.devices else ending.peak_mb),
-            curve=tuple(monitor.curve.points),
+            curve=tuple(monitor.points.values()),
             log=self.put(log),
             tier=self.sandbox.tier,
         )

@@ -63,7 +63,7 @@ class Auditor:
             self.question.set_result((run, positions))
         ending = await self.process
         if not self.has_started:
-            words = self.monitor.transcript.log.text.rpartition("\n")[2]
+            words = self.monitor.transcript.log.rpartition("\n")[2]
             raise MachineError(f"the auditing process did not start: {words or 'it printed nothing'}")
         return ending
 
@@ -73,7 +73,7 @@ class Auditor:
             return np.concatenate(self.answers)
         if self.monitor.transcript.sealed:
             raise Disqualified("the model that it handed over does not give logits by itself: `model(x)` must")
-        why = classify_failure(ending.status or 0, self.monitor.transcript.log.text).message
+        why = classify_failure(ending.status or 0, self.monitor.transcript.log).message
         raise Disqualified(f"the model that it handed over cannot be loaded: {why}")
 
     async def close(self) -> None:
