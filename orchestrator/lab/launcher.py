@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.lab import guardian
@@ -11,7 +11,7 @@ from orchestrator.lab.slots import Slot
 
 
 def build_command(
-    slot: Slot, sandbox: Sandbox, words: Sequence[str], folder: Path, connection: int, more: Mapping[str, str]
+    slot: Slot, sandbox: Sandbox, words: Sequence[str], folder: Path, connection: int, **more: str
 ) -> Command:
     """Return a command of Python and make its `tmp`; `connection` is a descriptor, `more` adds to the environment."""
     (folder / "tmp").mkdir(parents=True)
@@ -41,4 +41,4 @@ def build_command(
         folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
         env["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in folders if path.startswith("/"))
         env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
-    return sandbox.wrap(Command((sys.executable, *words), {**env, **more}, folder, (connection,), slot.nodes))
+    return sandbox.wrap(Command((sys.executable, *words), env | more, folder, (connection,), slot.nodes))

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from orchestrator.core import events as ev
@@ -20,7 +21,6 @@ from orchestrator.lab.limits import RunLimits
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
-from orchestrator.lab.scoring.audit import Auditor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.server import EvaluationServer
@@ -63,13 +63,9 @@ class Runner:
         try:
             await asyncio.sleep(self.limits.pause * min(self.aborted, 10))
             await self._wait_for_disk()
-            async with (
-                hold_slot(slot) as lock,
-                _make_folder(folder),
-                self._start_auditor(granted, folder / "audit", lock) as auditor,
-            ):
+            async with hold_slot(slot) as lock, _make_folder(folder):
                 run = await self._train(granted, source, folder, lock)
-                outcome = await evaluate(run, auditor, self.archive)
+                outcome = await evaluate(run, self.archive)
         except (OSError, MachineError) as error:
             self.aborted += 1
             self.excuses[granted.experiment] += isinstance(error, ExcusedError)
@@ -92,7 +88,7 @@ class Runner:
         )
         env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
         ours, theirs = await open_pair()
-        command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
+        command = build_command(slot, self.sandbox, ["train.py"], work, theirs, **env)
         server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
         ending = await run_guarded(command, monitor, lock, server.serve)
         log = _strip_paths(monitor.transcript.log, work)
@@ -105,21 +101,8 @@ class Runner:
             tier=self.sandbox.tier,
         )
         disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
-        return Observation(result, log, monitor, server, ending, disk, excusable)
-
-    @asynccontextmanager
-    async def _start_auditor(self, granted: ev.Granted, folder: Path, lock: int) -> AsyncGenerator[Auditor | None]:
-        if not (granted.plan or STRICT_PLAN).needs_audit(0.0):
-            yield None
-            return
-        ours, theirs = await open_pair()
-        command = build_command(self.slots[granted.slot], self.sandbox, ["-m", "prepare.audit"], folder, theirs, {})
-        auditor = Auditor(self.scorer, command, ours, RunMonitor(self.limits), lock)
-        try:
-            await asyncio.sleep(0)  # from now on the descriptors are the auditor's
-            yield auditor
-        finally:
-            await auditor.close()
+        audit = partial(build_command, slot, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
+        return Observation(result, log, monitor, server, ending, disk, excusable, audit, lock)
 
     async def _wait_for_disk(self) -> None:
         """Wait for room on the disk, which another program may fill for a moment. Raises MachineError."""

@@ -66,7 +66,7 @@ def self_check(sandbox: Sandbox) -> str:
             }
             words = ["-c", _PROBE, json.dumps(target)]
             try:
-                command = build_command(Slot(outside / "slot"), sandbox, words, outside / "work", shown.fileno(), {})
+                command = build_command(Slot(outside / "slot"), sandbox, words, outside / "work", shown.fileno())
             except (KeyError, OSError):
                 return f"not for {os.uname().machine}"
             found = _run_probe(command, shown.fileno())
