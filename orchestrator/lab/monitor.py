@@ -25,22 +25,6 @@ STANDSTILL = 5.0
 orchestrator that stood still: Ctrl-Z, a paused container, a machine that does not answer."""
 
 
-class AwakeClock:
-    """Counts seconds in which this process was awake. Monotonic: no change of the wall clock moves it."""
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self.now = now
-        self.last = now()
-        self.lost = 0.0
-        """Seconds that did not count so far."""
-
-    def __call__(self) -> float:
-        now = self.now()
-        self.lost += max(0.0, now - self.last - STANDSTILL)
-        self.last = now
-        return now - self.lost
-
-
 class RunMonitor:
     """The knowledge about a run while it goes on."""
 
@@ -54,7 +38,8 @@ class RunMonitor:
     ) -> None:
         """Start the wall clock; `fills_disk` tells whether the run leaves too little room on the disk."""
         self.limits, self.on_point, self.fills_disk = limits, on_point, fills_disk
-        self.now = AwakeClock(clock)
+        self.clock, self.read_at, self.lost = clock, clock(), 0.0
+        """A monotonic clock, which no change of the wall clock moves, and its seconds in which we stood still."""
         self.pruning_thresholds = list(plan.pruning_thresholds) if plan else []
         self.control_run = plan is not None and plan.control_run
         self.would_prune_at: float | None = None
@@ -71,6 +56,13 @@ class RunMonitor:
         self.paces: deque[float] = deque(maxlen=101)
         self.found: Fault | Prune | None = None
         """The first reason to stop that its output has given."""
+
+    def now(self) -> float:
+        """Return the time, in seconds in which this process was awake."""
+        now = self.clock()
+        self.lost += max(0.0, now - self.read_at - STANDSTILL)
+        self.read_at = now
+        return now - self.lost
 
     @property
     def train_seconds(self) -> float:

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -63,9 +62,13 @@ class Runner:
         try:
             await asyncio.sleep(self.limits.pause * min(self.aborted, 10))
             await self._wait_for_disk()
-            async with hold_slot(slot) as lock, _make_folder(folder):
-                run = await self._train(granted, source, folder, lock)
-                outcome = await evaluate(run, self.archive)
+            async with hold_slot(slot) as lock:
+                await asyncio.to_thread(_remove, folder)
+                try:
+                    run = await self._train(granted, source, folder, lock)
+                    outcome = await evaluate(run, self.archive)
+                finally:
+                    await asyncio.to_thread(_remove, folder)
         except (OSError, MachineError) as error:
             self.aborted += 1
             self.excuses[granted.experiment] += isinstance(error, ExcusedError)
@@ -78,7 +81,7 @@ class Runner:
 
     async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
-        work.mkdir()
+        work.mkdir(parents=True)
         (work / "train.py").write_text(source, encoding="utf-8")
         monitor = RunMonitor(
             self.limits,
@@ -122,16 +125,6 @@ def _strip_paths(text: str, work: Path) -> str:
     for path, name in {f"{work}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
         text = text.replace(path, name)
     return text
-
-
-@asynccontextmanager
-async def _make_folder(folder: Path) -> AsyncGenerator[None]:
-    await asyncio.to_thread(_remove, folder)
-    await asyncio.to_thread(folder.mkdir, parents=True)
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(_remove, folder)
 
 
 def _remove(folder: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,9 @@ def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -
 async def hold_slot(slot: Slot) -> AsyncGenerator[int]:
     """Hold the slot and yield the descriptor of its lock. Raises MachineError where it stays taken, OSError."""
     deadline = time.monotonic() + slot.patience
-    with ExitStack() as stack:
-        while True:
-            try:
-                descriptor = stack.enter_context(hold_lock(slot.lock))
-                break
-            except LockedError:
-                if time.monotonic() > deadline:
-                    raise MachineError(f"{slot.devices or slot.lock.stem} is in use by another session") from None
-            await asyncio.sleep(0.05)
-        yield descriptor
+    while time.monotonic() < deadline:
+        with suppress(LockedError), hold_lock(slot.lock) as descriptor:
+            yield descriptor
+            return
+        await asyncio.sleep(0.05)
+    raise MachineError(f"{slot.devices or slot.lock.stem} is in use by another session")

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, cast
 
 MAX_LINE = 4_096
 """Bytes of a line; what is longer is ignored."""
-CHUNK = 1 << 20
 
 
 class Connection:
@@ -37,11 +36,6 @@ class Connection:
             return await self.reader.readexactly(size)
         except asyncio.IncompleteReadError as error:
             raise ConnectionError("the connection ended in the middle of a message") from error
-
-    async def copy_to(self, file: BinaryIO, size: int) -> None:
-        """Copy `size` bytes to the file. Raises OSError where it cannot be written."""
-        for first in range(0, size, CHUNK):
-            await asyncio.to_thread(file.write, await self.read_exactly(min(CHUNK, size - first)))
 
     async def send(
         self, event: Mapping[str, object], *, files: Sequence[BinaryIO] = (), data: Sequence[bytes] = ()

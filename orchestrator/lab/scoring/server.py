@@ -3,6 +3,7 @@
 Only what happens here starts and stops the clock and makes a score; what a run prints is for people.
 """
 
+import asyncio
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from orchestrator.lab.process import RunningProcess
 from orchestrator.lab.scoring.claims import Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
-MAX_MODEL = 8 << 30
-"""Bytes of a model."""
+MAX_MODEL, CHUNK = 8 << 30, 1 << 20
+"""Bytes of a model, and those that are written at a time."""
 MAX_BATCH = 4096
 """Rows of a batch, and threads."""
 
@@ -80,7 +81,9 @@ class EvaluationServer:
         if not 0 < (size := event["bytes"]) <= MAX_MODEL:
             raise Disqualified(f"its model has {size:,} bytes")
         with self.model.open("xb") as file:
-            await self.connection.copy_to(file, size)
+            for first in range(0, size, CHUNK):
+                chunk = await self.connection.read_exactly(min(CHUNK, size - first))
+                await asyncio.to_thread(file.write, chunk)
         monitor.training_ended = monitor.now()
         cpu_seconds = running.count_cpu_seconds() - cpu_before
         try:
