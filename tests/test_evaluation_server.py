@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from orchestrator.core.events import EvaluationPlan
-from orchestrator.lab.limits import RunLimits
-from orchestrator.lab.monitor import RunMonitor
+from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
 from orchestrator.lab.scoring.server import EvaluationServer

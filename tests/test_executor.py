@@ -10,7 +10,7 @@ import pytest
 from orchestrator.core.events import Granted, Scored
 from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.lab.executor import LocalExecutor, describe_profile
-from orchestrator.lab.limits import RunLimits
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import NoSandbox

@@ -6,13 +6,12 @@ import time
 from itertools import count, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, SessionProfile
 from orchestrator.lab import failures
 from orchestrator.lab.failures import Prune
-from orchestrator.lab.limits import RunLimits, set_limits
 from orchestrator.lab.log import (
     HEAD,
     MAX_LINE,
@@ -20,7 +19,7 @@ from orchestrator.lab.log import (
     Transcript,
     parse_progress,
 )
-from orchestrator.lab.monitor import POINTS, STANDSTILL, RunMonitor
+from orchestrator.lab.monitor import POINTS, STANDSTILL, RunLimits, RunMonitor, set_limits
 
 UPSTREAM = (
     "\rstep 00123 (45.6%) | loss: 3.210000 | lrm: 1.00 | dt: 310ms | tok/sec: 1,690,123 | mfu: 39.8% | epoch: 1 | "
@@ -69,7 +68,7 @@ def monitor_run(clock, **limit):
 
 
 def begin_training(monitor):
-    monitor.training_began = monitor.now()
+    monitor.training_began = monitor.read_clock()
 
 
 def watch(monitor, clock, seconds):
@@ -109,6 +108,7 @@ def test_what_is_no_text_is_replaced():
     assert rows(b"a\xff\xfeb\x00c\x07\n\xe2\x80\xaeright to left") == ["a��bc", "right to left"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([b"x", b"\r", b"\n", b"\xc3", b"\xa9", b"\x1b[1m", b"y" * 900])), st.integers(1, 7))
 def test_pieces_do_not_matter(parts, size):
     data = b"".join(parts)
@@ -137,6 +137,7 @@ def test_a_line_without_end_and_a_flood_of_lines_stay_small_once_sealed():
     assert not transcript.logged
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2 * MAX_LINE), max_size=400), st.integers(0, 2 * (HEAD + TAIL)))
 def test_a_log_keeps_head_and_tail_within_its_size(lengths, more):
     printed = [f"{number} ".ljust(length, ".") for number, length in enumerate([*lengths, *[9] * more])]
@@ -150,6 +151,7 @@ def test_a_log_keeps_head_and_tail_within_its_size(lengths, more):
         assert kept[HEAD] == f"[… {len(printed) - HEAD - TAIL:,} lines left out …]"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500))
 def test_a_curve_is_thinned_evenly(length):
     clock = Clock()
@@ -196,7 +198,7 @@ def test_the_clock_runs_from_start_to_stop():
     begin_training(monitor)
     now.now += 5
     assert monitor.train_seconds == 5.0
-    monitor.training_ended = monitor.now()
+    monitor.training_ended = monitor.read_clock()
     now.now += 5
     assert monitor.train_seconds == 5.0
 

@@ -108,17 +108,17 @@ async def _audit_score(score: ev.Scored, run: Observation, archive: Path) -> ev.
         raise ending.stopped
     _check_kill(run, ending)
     allowed = scorer.get_tolerance(server.plan.baseline_error)
-    found = scorer.correct(claims, auditor.get_answers(ending), positions, allowed)
+    val_bpb, error, worst = scorer.correct(claims, auditor.get_answers(ending), positions, allowed)
     save_claims(archive, score.experiment, claims, incumbent)
     record = ev.Audit(
         claimed=score.val_bpb,
-        error=found.error,
-        worst=found.worst,
+        error=error,
+        worst=worst,
         looks=len(claims),
         seconds=time.monotonic() - began,
         evaluation=server.evaluation,
     )
-    return score.model_copy(update={"val_bpb": found.val_bpb, "audit": record})
+    return score.model_copy(update={"val_bpb": val_bpb, "audit": record})
 
 
 def _check_kill(run: Observation, ending: Ending) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from pathlib import Path, PurePosixPath
 
 from orchestrator.core.source import normalize_lines, restore_lines
@@ -121,14 +120,12 @@ class Repo:
         """Commit under a ref, unless it has the same commit already. Only `kept` moves: others get a number."""
         if self._resolve(f"{parent}:{self.path}"):
             source = restore_lines(source, self.read_source(parent))
-        for attempt in count(1):
-            ref = name + f"-{attempt}" * (attempt > 1)
-            found = self._resolve(ref)
-            if found and self._is_commit(found, parent, source, message):
-                return found
-            if found is None or ref == self.kept:
-                return self._import_commit(ref, parent, source, message)
-        raise AssertionError("integers are endless")
+        found = self._git("for-each-ref", "--format=%(objectname)", name, f"{name}-*").splitlines()
+        for commit in found:
+            if self._is_commit(commit, parent, source, message):
+                return commit
+        moves = name == self.kept or not found
+        return self._import_commit(name if moves else f"{name}-{len(found) + 1}", parent, source, message)
 
     def begin_branch(self, commit: str) -> None:
         """Begin with this commit as the last one that was kept, unless there is one. Raises RepoError."""

@@ -15,9 +15,7 @@ from orchestrator.core import events as ev
 from orchestrator.lab import guardian
 from orchestrator.lab.evaluation import MAX_EXCUSES, ExcusedError, Observation, evaluate
 from orchestrator.lab.failures import MachineError
-from orchestrator.lab.launcher import build_command
-from orchestrator.lab.limits import RunLimits
-from orchestrator.lab.monitor import RunMonitor
+from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
 from orchestrator.lab.scoring.claims import Scorer
@@ -91,7 +89,7 @@ class Runner:
         )
         env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
         ours, theirs = await open_pair()
-        command = build_command(slot, self.sandbox, ["train.py"], work, theirs, **env)
+        command = slot.build_command(self.sandbox, ["train.py"], work, theirs, **env)
         server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
         ending = await run_guarded(command, monitor, lock, server.serve)
         log = _strip_paths(monitor.transcript.log, work)
@@ -104,7 +102,7 @@ class Runner:
             tier=self.sandbox.tier,
         )
         disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
-        audit = partial(build_command, slot, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
+        audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
         return Observation(result, log, monitor, server, ending, disk, excusable, audit, lock)
 
     async def _wait_for_disk(self) -> None:

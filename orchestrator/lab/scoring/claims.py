@@ -58,17 +58,6 @@ class Disqualified(Fault):
 
 
 @dataclass(frozen=True, slots=True)
-class CorrectedScore:
-    """The result of auditing one model."""
-
-    val_bpb: float
-    error: float
-    """Bits per byte: standard error of the correction, 0 where claims are exact."""
-    worst: float
-    """Nats by which a claim was better than the blind answer, at most."""
-
-
-@dataclass(frozen=True, slots=True)
 class AuditPositions:
     """One position in each row, and how many tokens the check there stands for."""
 
@@ -192,10 +181,10 @@ class Scorer:
 
     def correct(
         self, claims: Nats, blind: NDArray[np.float64], positions: AuditPositions, allowed: float
-    ) -> CorrectedScore:
-        """Correct the score by the blind answers, never for the better.
+    ) -> tuple[float, float, float]:
+        """Return the score as the blind answers correct it, never for the better, and the correction's standard error.
 
-        Raises Disqualified where a claim beats an answer by over `allowed`.
+        The third is by how many nats a claim beats an answer, at most. Raises Disqualified where it is over `allowed`.
         """
         rows = np.arange(len(blind))
         gaps = np.where(positions.weight > 0, blind - claims[rows, positions.at], 0.0)
@@ -209,7 +198,7 @@ class Scorer:
         terms = positions.weight * gaps
         error = math.sqrt(len(terms)) * float(terms.std()) / self._nats_per_bpb
         corrected = self.compute_bpb(claims, float(terms.sum())) + CAUTION * error
-        return CorrectedScore(max(claimed, corrected), error, worst)
+        return max(claimed, corrected), error, worst
 
     @property
     def _nats_per_bpb(self) -> float:
