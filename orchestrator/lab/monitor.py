@@ -103,10 +103,9 @@ class RunMonitor:
 
     def read_clock(self) -> float:
         """Return the time, in seconds in which this process was awake."""
-        now = self.clock()
-        self.lost += max(0.0, now - self.read_at - STANDSTILL)
-        self.read_at = now
-        return now - self.lost
+        before, self.read_at = self.read_at, self.clock()
+        self.lost += max(0.0, self.read_at - before - STANDSTILL)
+        return self.read_at - self.lost
 
     @property
     def train_seconds(self) -> float:

@@ -177,14 +177,16 @@ class Repo:
         All are one pack, which `git gc --prune=now` leaves alone until the ref is there.
         """
         executable = self._git("ls-tree", "--full-tree", parent, str(self.path)).startswith("100755")
+        texts = (f"{message.rstrip()}\n", source)
+        said, script = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
         stream = [
             f"commit {ref}",
             "mark :1",
             f"committer {AUTHOR} <{EMAIL}> {time.time():.0f} +0000",
-            _write_data(f"{message.rstrip()}\n"),
+            said,
             f"from {parent}",
             f"M {'100755' if executable else '100644'} inline {json.dumps(str(self.path), ensure_ascii=False)}",
-            _write_data(source),
+            script,
             "get-mark :1\n",
         ]
         return self._git("fast-import", "--quiet", stdin="\n".join(stream))
@@ -220,8 +222,3 @@ class Repo:
             raise RepoError(f"git {arguments[0]}: {reason.partition(': ')[2]}")
         text = done.stdout.decode("utf-8", "surrogateescape")
         return text.strip("\n") if strip else text
-
-
-def _write_data(text: str) -> str:
-    """Return text as `git fast-import` reads it."""
-    return f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}"

@@ -81,12 +81,8 @@ class Runner:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
         work.mkdir(parents=True)
         (work / "train.py").write_text(source, encoding="utf-8")
-        monitor = RunMonitor(
-            self.limits,
-            on_point=lambda point, rate: self.on_point(granted, point, rate),
-            fills_disk=lambda: self._is_filling_disk(folder),
-            plan=plan,
-        )
+        tell, fills_disk = partial(self.on_point, granted), partial(self._is_filling_disk, folder)
+        monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=plan)
         env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
         ours, theirs = await open_pair()
         command = slot.build_command(self.sandbox, ["train.py"], work, theirs, **env)

@@ -77,10 +77,9 @@ class Auditor:
             self.has_started = await self.connection.receive() == {"event": "ready"}
             if not self.has_started:
                 return
-            autocast = None if settings.autocast == "float32" else settings.autocast
-            how = settings.model_dump(include={"precision", "threads"}) | {"autocast": autocast}
+            how = settings.model_dump(exclude={"batch_size"})
             with self.run.model.open("rb") as file:
-                await self.connection.send({"event": "model", "split": "model", **how}, files=[file])
+                await self.connection.send({"event": "model", "split": "model", **how}, file=file)
             if await self.connection.receive() == {"event": "loaded"}:
                 running.seal()
                 for first in range(0, rows, settings.batch_size):
@@ -96,7 +95,7 @@ class Auditor:
         scorer, positions = self.run.scorer, self.positions
         x, at = scorer.mask(first, last, positions, self.rng), positions.at[first:last]
         event = {"event": "rows", "rows": last - first, "length": x.shape[1]}
-        await self.connection.send(event, data=[x.tobytes(), at.tobytes()])
+        await self.connection.send(event, data=x.tobytes() + at.tobytes())
         size = 4 * (last - first) * len(scorer.lengths)
         answer = await self.connection.receive() or {}
         if answer.get("event") != "logits":

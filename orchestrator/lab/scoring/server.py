@@ -113,7 +113,7 @@ class EvaluationServer:
 
     async def _send_rows(self, split: str) -> None:
         with (self.scorer.folder / f"{split}.bin").open("rb") as file:
-            await self.connection.send({"event": "rows", "split": split}, files=[file])
+            await self.connection.send({"event": "rows", "split": split}, file=file)
 
     async def _wait_for(self, *names: str) -> dict[str, Any]:
         """Return the next of these events, all but `ready` with bytes behind them. Raises ConnectionError."""
