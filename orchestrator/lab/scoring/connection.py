@@ -38,7 +38,7 @@ class Connection:
             raise ConnectionError("the connection ended in the middle of a message") from error
 
     async def send(self, event: Mapping[str, object], *, file: BinaryIO | None = None, data: bytes = b"") -> None:
-        """Send one line, with the descriptor of a file to read or bytes behind it."""
+        """Send one line, with the descriptor of a file to read and bytes behind it."""
         if self.writer.transport.is_closing():
             raise ConnectionError("the other end has gone")
         line = json.dumps(event).encode() + b"\n"
