@@ -63,26 +63,14 @@ async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor
             events = [await executor.commit_baseline()]
         case steps.Propose():
             events = await _propose(step, state, crew)
-        case steps.Ablate(number, proposal):
-            events = [ev.Proposed(experiment=number, proposal=proposal)]
-        case steps.FallBack(reason):
-            events = [ev.FellBack(reason=reason)]
-        case steps.Refuse(number, reason):
-            events = [ev.Refused(experiment=number, reason=reason)]
         case steps.Implement() | steps.Rebase() | steps.Repair():
             events = [await _make_candidate(step, state, log, crew, executor)]
-        case steps.Judge(_, verdict):
-            events = [verdict]
         case steps.Promote(number):
             events = [await _promote(number, state, log, executor)]
         case steps.Reflect():
             events = [await _reflect(step, state, crew)]
-        case steps.SkipReflection(number, reason):
-            events = [ev.ReflectionSkipped(experiment=number, reason=reason)]
-        case steps.Certify(certificate):
-            events = [certificate]
-        case steps.Stop(reason):
-            events = [ev.Ended(reason=reason)]
+        case steps.Append(event):
+            events = [event]
     await log.append(step.task_id, *events, last=True)
 
 

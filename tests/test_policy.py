@@ -20,7 +20,6 @@ from orchestrator.policy import (
     judge,
     noise,
     pruning,
-    steps,
     thresholds,
 )
 from orchestrator.policy.judge import NeededRun
@@ -289,7 +288,7 @@ def test_no_run_is_granted_to_a_keep_whose_post_mortem_waits_beyond_the_deadline
         ),
         waiting={"reflect 3": ev.Waiting(until=1e9, reason="overloaded")},
     )
-    assert [type(step) for step in find_due(state)] == [steps.Stop]
+    assert [step.task_id for step in find_due(state)] == ["stop"]
 
 
 def test_every_run_of_the_certificate_has_a_seed_that_no_decision_used():

@@ -21,7 +21,7 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
     if state.baseline_commit is None:
         return (steps.CommitBaseline(),)
     found = _hold_back([step for number, stage in state.open.items() for step in _find_next(state, number, stage)])
-    if not any(isinstance(step, steps.Judge | steps.Promote) for step in found):
+    if not any(isinstance(_get_content(step), steps.Promote | ev.Verdict) for step in found):
         found += _grant_slots(state)
     reason = explain_stop(state)
     if not reason:
@@ -39,15 +39,23 @@ def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
         free = zip(range(state.session.slots), runs, strict=False)
         return tuple(steps.Train(n, state.grants[n] + 1, slot, seed, plan) for slot, (n, seed) in free)
     certificate = certify(state)
-    return (steps.Certify(certificate),) if certificate and certificate != state.certificate else (steps.Stop(reason),)
+    if certificate and certificate != state.certificate:
+        return (steps.Append(certificate, "certify", ("certify",)),)
+    return (steps.Append(ev.Ended(reason=reason), "stop", ("stop",)),)
 
 
 def _hold_back(found: list[steps.Step]) -> list[steps.Step]:
     """Drop what a change of the incumbent would make stale: while one is promoted or kept, only closing goes on."""
     if any(isinstance(step, steps.Promote) for step in found):
-        return [step for step in found if isinstance(step, steps.Promote | steps.Reflect | steps.SkipReflection)]
-    keep = next((step for step in found if isinstance(step, steps.Judge) and isinstance(step.verdict, ev.Kept)), None)
-    return [step for step in found if not isinstance(step, steps.Judge) or step is keep] if keep else found
+        closing = steps.Promote | steps.Reflect | ev.ReflectionSkipped
+        return [step for step in found if isinstance(_get_content(step), closing)]
+    keep = next((step for step in found if isinstance(_get_content(step), ev.Kept)), None)
+    return [step for step in found if step is keep or not isinstance(_get_content(step), ev.Verdict)] if keep else found
+
+
+def _get_content(step: steps.Step) -> steps.Step | ev.Event:
+    """Return the event that a step only appends; any other step as it is."""
+    return step.event if isinstance(step, steps.Append) else step
 
 
 def _is_postponed(state: State, step: steps.Step) -> bool:
@@ -61,15 +69,15 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
     match stage:
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
-            yield steps.Refuse(number, reason) if reason else steps.Implement(number)
+            yield _refuse(number, reason) if reason else steps.Implement(number)
         case Candidate() if _is_stale(state, number, stage):
             yield steps.Rebase(number, state.best)
         case Candidate(scores=()):
             if reason := find_duplicate(state, number, stage.commit.fingerprint):
-                yield steps.Refuse(number, reason)
+                yield _refuse(number, reason)
         case Candidate():
             if not isinstance(decision := judge(state, number, stage), NeededRun):
-                yield steps.Judge(number, decision)
+                yield _judge(decision)
         case Broken(candidate, crash):
             # Repairing a disqualified candidate would teach it how to pass the audit.
             final = number == 0 or crash.failure == "disqualified" or candidate.proposal.reverts is not None
@@ -78,15 +86,27 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
                 yield steps.Repair(number, candidate.repairs + 1)
             if candidate.repairs >= repairs or explain_stop(state):
                 reason = f"{crash.failure}: {crash.message}"
-                yield steps.Judge(number, ev.Failed(experiment=number, reason=reason, failure=crash.failure))
+                yield _judge(ev.Failed(experiment=number, reason=reason, failure=crash.failure))
         case Decided(verdict=ev.Kept(), promoted=False):
             yield steps.Promote(number)
         case Decided() if _needs_reflection(state, number, stage):
             yield steps.Reflect(number)
         case Decided():
-            yield steps.SkipReflection(number, "no post-mortem is due")
+            skipped = ev.ReflectionSkipped(experiment=number, reason="no post-mortem is due")
+            yield steps.Append(skipped, f"close {number}", (f"experiment {number}",))
         case Training() | Remeasuring():
             pass
+
+
+def _refuse(number: int, reason: str) -> steps.Append:
+    """Close a repeat before it costs a run."""
+    return steps.Append(ev.Refused(experiment=number, reason=reason), f"refuse {number}", (f"experiment {number}",))
+
+
+def _judge(verdict: ev.Verdict) -> steps.Append:
+    """Record a verdict, one at a time: a keep changes what the next candidate is judged against."""
+    number = verdict.experiment
+    return steps.Append(verdict, f"judge {number}", (f"experiment {number}", "verdict"))
 
 
 def _grant_slots(state: State) -> list[steps.Train]:
@@ -117,7 +137,7 @@ def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, tuple[int, int,
             yield (False, number, (need.experiment, state.grants[need.experiment] + 1, need.seed))
 
 
-def _request_proposals(state: State) -> list[steps.Propose | steps.Ablate | steps.FallBack]:
+def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     """Return a request for as many proposals as keep a candidate ready behind each slot."""
     limits, slots = state.session.limits, state.session.slots
     if state.incumbent is None and not _is_baseline_scored(state):
@@ -129,10 +149,12 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Ablate | step
     if wanted <= 0:
         return []
     if ablation := find_ablation(state):
-        return [steps.Ablate(state.next, ablation)]
+        proposed = ev.Proposed(experiment=state.next, proposal=ablation)
+        return [steps.Append(proposed, f"ablate {state.next}", ("propose",))]
     if is_fruitless(state):
         why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
-        return [steps.FallBack(f"the optimizer proposes from now on, since {why}")]
+        fallen = ev.FellBack(reason=f"the optimizer proposes from now on, since {why}")
+        return [steps.Append(fallen, "fall back", ("propose",))]
     return [steps.Propose(state.next, wanted, state.unanswered)]
 
 

@@ -1,4 +1,4 @@
-"""What can be due: one small frozen type per step."""
+"""What can be due: one small frozen type for each kind of work, and one for what only has to be recorded."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,22 @@ from orchestrator.core import events as ev
 
 
 @dataclass(frozen=True, slots=True)
+class Append:
+    """Append an event that needs no work: what the policy has decided by itself."""
+
+    event: ev.Event
+    task_id: str
+    """Name of the step's task, used once in a life of the session."""
+    resources: tuple[str, ...]
+    """Exclusive resources: one step at a time holds each."""
+
+
+@dataclass(frozen=True, slots=True)
 class CommitBaseline:
     """Commit the baseline: train.py with its constants fitted to the profile."""
 
     task_id: str = "fit"
-    """Name of the step's task, used once in a life of the session."""
     resources: tuple[str, ...] = ("fit",)
-    """Exclusive resources: one step at a time holds each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +39,6 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
-class Ablate:
-    """Propose to take back a kept change that is not certain."""
-
-    experiment: int
-    proposal: ev.Proposal
-    resources: tuple[str, ...] = ("propose",)
-
-    @property
-    def task_id(self) -> str:
-        return f"ablate {self.experiment}"
-
-
-@dataclass(frozen=True, slots=True)
-class FallBack:
-    """Let the optimizer propose in the researcher's place."""
-
-    reason: str
-    task_id: str = "fall back"
-    resources: tuple[str, ...] = ("propose",)
-
-
-@dataclass(frozen=True, slots=True)
 class _OnExperiment:
     experiment: int
 
@@ -62,13 +49,6 @@ class _OnExperiment:
     @property
     def resources(self) -> tuple[str, ...]:
         return (f"experiment {self.experiment}",)
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse(_OnExperiment):
-    """Close a repeat before it costs a run."""
-
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +97,6 @@ class Repair(_OnExperiment):
 
 
 @dataclass(frozen=True, slots=True)
-class Judge(_OnExperiment):
-    """Record a verdict."""
-
-    verdict: ev.Verdict
-
-    @property
-    def resources(self) -> tuple[str, ...]:
-        # One at a time: a keep changes what the next candidate is judged against.
-        return (f"experiment {self.experiment}", "verdict")
-
-
-@dataclass(frozen=True, slots=True)
 class Promote(_OnExperiment):
     """Move the research branch on to a kept candidate."""
 
@@ -138,48 +106,5 @@ class Reflect(_OnExperiment):
     """Have a post-mortem written."""
 
 
-@dataclass(frozen=True, slots=True)
-class SkipReflection(_OnExperiment):
-    """Close an experiment without a post-mortem."""
-
-    reason: str
-
-    @property
-    def task_id(self) -> str:
-        return f"close {self.experiment}"  # its name in sessions recorded before it was renamed
-
-
-@dataclass(frozen=True, slots=True)
-class Certify:
-    """Record what the night has gained, by runs that no decision has used."""
-
-    certificate: ev.Certified
-    task_id: str = "certify"
-    resources: tuple[str, ...] = ("certify",)
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End the session."""
-
-    reason: str
-    task_id: str = "stop"
-    resources: tuple[str, ...] = ("stop",)
-
-
 Edit = Implement | Rebase | Repair
-Step = (
-    CommitBaseline
-    | Propose
-    | Ablate
-    | FallBack
-    | Refuse
-    | Edit
-    | Train
-    | Judge
-    | Promote
-    | Reflect
-    | SkipReflection
-    | Certify
-    | Stop
-)
+Step = CommitBaseline | Propose | Edit | Train | Promote | Reflect | Append
