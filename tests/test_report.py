@@ -241,8 +241,7 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
     """The page, the chart's stairs, the musings' index and the comparison tell the same."""
     summary = summarize(session.state)
     best = f"{summary.best:.4f}"
-    points = [charts.ChartPoint(row, None, None) for row in list_rows(session.state)]
-    stairs = charts.draw_progress(points, summary)["data"][2]["y"]
+    stairs = charts.draw_progress(list_rows(session.state), {"experiment": {}}, summary)["data"][2]["y"]
     course = comparison.summarize_session(session.state, session.records).course
 
     assert f"→ {best}" in Page().render(session)
@@ -269,9 +268,10 @@ def test_a_baseline_that_is_measured_again_is_no_gain(tmp_path):
 def test_the_charts_are_figures_of_plotly(session):
     """Its own package checks names and values against its schema."""
     rows, runs = list_rows(session.state), list_runs(session.records)
-    points = [charts.ChartPoint(row, float(row.experiment), 100 + row.experiment % 3) for row in rows]
+    names = ["experiment", "hours", "MB of memory", "lines of train.py"]
+    axes = {name: {row.experiment: float(row.experiment) for row in rows} for name in names}
     course = comparison.summarize_session(session.state, session.records).course
-    progress = charts.draw_progress(points, summarize(session.state))
+    progress = charts.draw_progress(rows, axes, summarize(session.state))
     scored = [row for row in rows if row.scores]
 
     for figure in (
@@ -283,7 +283,7 @@ def test_the_charts_are_figures_of_plotly(session):
         go.Figure(figure)
         json.dumps(figure, allow_nan=False)
     labels = [button["label"] for button in progress["layout"]["updatemenus"][0]["buttons"]]
-    assert labels == ["experiment", "hours", "MB of memory", "lines of train.py"]
+    assert labels == names
     bars = dict(zip(progress["data"][-1]["customdata"], progress["data"][-1]["error_y"]["array"], strict=True))
     sigma = summarize(session.state).sigma
     assert bars[0] == pytest.approx(2 * sigma / thresholds.BASELINE_RUNS**0.5)
