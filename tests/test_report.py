@@ -242,7 +242,7 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
     summary = summarize(session.state)
     best = f"{summary.best:.4f}"
     stairs = charts.draw_progress(list_rows(session.state), {"experiment": {}}, summary)["data"][2]["y"]
-    course = comparison.summarize_session(session.state, session.records).course
+    course = comparison.summarize_session(session.state, session.records)
 
     assert f"→ {best}" in Page().render(session)
     assert f"→ {best}" in render_index(session.state, list_rows(session.state))
@@ -270,7 +270,7 @@ def test_the_charts_are_figures_of_plotly(session):
     rows, runs = list_rows(session.state), list_runs(session.records)
     names = ["experiment", "hours", "MB of memory", "lines of train.py"]
     axes = {name: {row.experiment: float(row.experiment) for row in rows} for name in names}
-    course = comparison.summarize_session(session.state, session.records).course
+    course = comparison.summarize_session(session.state, session.records)
     progress = charts.draw_progress(rows, axes, summarize(session.state))
     scored = [row for row in rows if row.scores]
 
@@ -278,7 +278,7 @@ def test_the_charts_are_figures_of_plotly(session):
         progress,
         charts.draw_slots(runs, 1),
         charts.draw_curves({"one": scored[1].runs, "other": scored[0].runs}),
-        charts.draw_courses([course, course]),
+        comparison.draw_courses([course, course]),
     ):
         go.Figure(figure)
         json.dumps(figure, allow_nan=False)

@@ -1,6 +1,6 @@
-"""Build the charts of report and comparison as plotly's figures: once, here; the pages carry, style and draw them.
+"""Build the charts of the report as plotly's figures: once, here; the page carries, styles and draws them.
 
-Their colors are readable on white and on black, since a page follows the reader's system. What agents wrote is escaped.
+Their colors are readable on white and on black, since it follows the reader's system. What agents wrote is escaped.
 """
 
 import base64
@@ -9,9 +9,7 @@ import html
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
 from math import sqrt
 from statistics import fmean
 from typing import Any
@@ -28,7 +26,6 @@ Figure = dict[str, Any]
 """In plotly's own schema: `data`, a list of traces, and `layout`."""
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
-ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
 DASHES = ("solid", "dash", "dot", "dashdot")
 OUTCOMES = {"scored": ACCENT, "training": GOOD, "crashed": BAD, "aborted": BAD}
 SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
@@ -39,19 +36,6 @@ STEPPED = ("experiment", "hours")
 Places = Mapping[int, float | None]
 """Where experiments stand along an axis, by number."""
 STAIRS = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"shape": "hv", "width": 0}}
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How the best score of a session fell."""
-
-    arm: str
-    """Crew and style: sessions of one arm are repetitions of each other."""
-    name: str
-    best: Sequence[float]
-    """The baseline, the score after each keep, and the last once more."""
-    places: Mapping[str, Sequence[float]]
-    """Where the best scores stand, by axis."""
 
 
 def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], summary: Summary) -> Figure:
@@ -139,36 +123,6 @@ def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
         "yaxis": {"title": {"text": "training loss"}, "range": [min(settled) - margin, max(settled) + margin]},
         "showlegend": True,
         "hovermode": "x",
-    }
-    return {"data": traces, "layout": layout}
-
-
-def draw_courses(courses: Sequence[Course]) -> Figure:
-    """Draw the best scores of sessions along the axes that they moved on, a color for each arm."""
-    names = ("x", "x2", "x3")
-    axes = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
-    colors = dict(zip(dict.fromkeys(course.arm for course in courses), cycle(ARMS), strict=False))
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": f"{course.name} ({course.arm})",
-            "legendgroup": course.name,
-            "showlegend": name == "x",
-            "x": course.places[axis],
-            "y": course.best,
-            "xaxis": name,
-            "line": {"color": colors[course.arm], "shape": "hv", "dash": dash},
-        }
-        for course, dash in zip(courses, cycle(DASHES), strict=False)
-        for name, axis in zip(names, axes, strict=False)
-    ]
-    layout = {
-        **{name.replace("x", "xaxis"): {"title": {"text": axis}} for name, axis in zip(names, axes, strict=False)},
-        "yaxis": {"title": {"text": "best val_bpb so far"}},
-        "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25},
-        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},
     }
     return {"data": traces, "layout": layout}
 
