@@ -5,7 +5,6 @@ The loop is a reconciler: overlap, several slots, resumption and replay all foll
 
 import asyncio
 from collections.abc import Sequence
-from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.commit_message import write_candidate_message, write_kept_message
@@ -16,12 +15,6 @@ from orchestrator.policy.schedule import find_due
 from orchestrator.ports import Crew, Executor, Log, Revision
 from prepare.constants import UnknownConstantError, with_constants
 from subagents.agent import NoAnswer
-
-HOW: dict[type[steps.Edit], Literal["implemented", "repaired", "rebased"]] = {
-    steps.Implement: "implemented",
-    steps.Repair: "repaired",
-    steps.Rebase: "rebased",
-}
 
 
 async def run(log: Log, crew: Crew, executor: Executor) -> State:
@@ -63,7 +56,7 @@ async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor
             events = [await executor.commit_baseline()]
         case steps.Propose():
             events = await _propose(step, state, crew)
-        case steps.Implement() | steps.Rebase() | steps.Repair():
+        case steps.Edit():
             events = [await _make_candidate(step, state, log, crew, executor)]
         case steps.Promote(number):
             events = [await _promote(number, state, log, executor)]
@@ -105,7 +98,7 @@ async def _make_candidate(
         fingerprint=compute_fingerprint(source),
         added=added,
         removed=removed,
-        how=HOW[type(step)],
+        how=step.how,
         summary=revision.summary,
         deviations=revision.deviations,
     )
@@ -117,8 +110,7 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
     Constants are set exactly as proposed; any other change is left to the crew.
     """
     proposal = get_proposal(stage)
-    if isinstance(step, steps.Repair):
-        assert isinstance(stage, Broken)
+    if isinstance(stage, Broken):
         return await crew.repair(state, step, stage, log.get(stage.candidate.commit.source))
     if isinstance(stage, Candidate):  # a rebase
         commit, before = stage.commit, log.get(state.parents[stage.commit.parent].source)

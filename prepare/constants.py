@@ -254,8 +254,8 @@ def _parse_space(comment: re.Match[str] | None, value: Value) -> Space | None:
     with suppress(ValueError, SyntaxError, TypeError):
         if comment and comment["options"]:
             options = cast("ast.List", ast.parse(f"[{comment['options']}]", mode="eval").body).elts
-            values = [_evaluate(option) for option in options]
-            return None if None in values else _make_choices(cast("list[Value]", values))
+            values = ((_evaluate(option), option) for option in options)
+            return _make_choices(ast.literal_eval(option) if value is None else value for value, option in values)
         if comment and comment["high"] and number and (low := float(comment["low"])) < (high := float(comment["high"])):
             return Numbers(low, high, log=bool(comment["log"]) and low > 0, whole=isinstance(value, int))
     return None

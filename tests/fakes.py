@@ -61,7 +61,7 @@ class FakeCrew:
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("beyond repair")
-        return Revision(source + f"REPAIRED = {step.attempt}\n", "Repaired it.")
+        return Revision(source + f"REPAIRED = {broken.candidate.repairs + 1}\n", "Repaired it.")
 
     async def reflect(self, state, step, decided):
         luck = self.luck(step.task_id)

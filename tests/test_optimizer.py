@@ -20,7 +20,7 @@ from orchestrator.optimizer.search import (
 )
 from orchestrator.optimizer.space import is_within, list_tunable, take_step
 from orchestrator.policy import novelty
-from orchestrator.policy.steps import Implement, Propose
+from orchestrator.policy.steps import Edit, Propose
 from prepare.constants import Choices, Constant, Numbers, list_searchable
 from subagents.agent import NoAnswer
 from tests.simulated import SOURCE, Fragile, night, true_score
@@ -104,7 +104,7 @@ def test_it_neither_edits_nor_repairs():
     crew = Optimizer({}.__getitem__)
 
     with pytest.raises(NoAnswer, match="mechanic"):
-        asyncio.run(crew.implement(None, Implement(1), BASELINE, SOURCE))
+        asyncio.run(crew.implement(None, Edit(1, "implemented", "implement 1"), BASELINE, SOURCE))
     with pytest.raises(NoAnswer):
         asyncio.run(crew.repair(None, None, None, SOURCE))
 

@@ -69,9 +69,9 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
     match stage:
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
-            yield _refuse(number, reason) if reason else steps.Implement(number)
+            yield _refuse(number, reason) if reason else steps.Edit(number, "implemented", f"implement {number}")
         case Candidate() if _is_stale(state, number, stage):
-            yield steps.Rebase(number, state.best)
+            yield steps.Edit(number, "rebased", f"rebase {number} on {state.best}")
         case Candidate(scores=()):
             if reason := find_duplicate(state, number, stage.commit.fingerprint):
                 yield _refuse(number, reason)
@@ -83,7 +83,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
             final = number == 0 or crash.failure == "disqualified" or candidate.proposal.reverts is not None
             repairs = 0 if final else state.session.repairs
             if candidate.repairs < repairs:
-                yield steps.Repair(number, candidate.repairs + 1)
+                yield steps.Edit(number, "repaired", f"repair {number}.{candidate.repairs + 1}")
             if candidate.repairs >= repairs or explain_stop(state):
                 reason = f"{crash.failure}: {crash.message}"
                 yield _judge(ev.Failed(experiment=number, reason=reason, failure=crash.failure))

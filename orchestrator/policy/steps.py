@@ -1,6 +1,7 @@
 """What can be due: one small frozen type for each kind of work, and one for what only has to be recorded."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator.core import events as ev
 
@@ -39,6 +40,19 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """Have a proposal turned into a candidate, or a candidate repaired or carried over to the new incumbent."""
+
+    experiment: int
+    how: Literal["implemented", "rebased", "repaired"]
+    task_id: str
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        return (f"experiment {self.experiment}",)
+
+
+@dataclass(frozen=True, slots=True)
 class _OnExperiment:
     experiment: int
 
@@ -49,22 +63,6 @@ class _OnExperiment:
     @property
     def resources(self) -> tuple[str, ...]:
         return (f"experiment {self.experiment}",)
-
-
-@dataclass(frozen=True, slots=True)
-class Implement(_OnExperiment):
-    """Have a proposal turned into a candidate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rebase(_OnExperiment):
-    """Carry a waiting candidate over to the new incumbent."""
-
-    parent: int
-
-    @property
-    def task_id(self) -> str:
-        return f"rebase {self.experiment} on {self.parent}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +84,6 @@ class Train(_OnExperiment):
 
 
 @dataclass(frozen=True, slots=True)
-class Repair(_OnExperiment):
-    """Have a crashed candidate repaired."""
-
-    attempt: int
-
-    @property
-    def task_id(self) -> str:
-        return f"repair {self.experiment}.{self.attempt}"
-
-
-@dataclass(frozen=True, slots=True)
 class Promote(_OnExperiment):
     """Move the research branch on to a kept candidate."""
 
@@ -106,5 +93,4 @@ class Reflect(_OnExperiment):
     """Have a post-mortem written."""
 
 
-Edit = Implement | Rebase | Repair
 Step = CommitBaseline | Propose | Edit | Train | Promote | Reflect | Append
