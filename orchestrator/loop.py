@@ -46,7 +46,7 @@ async def run(log: Log, crew: Crew, executor: Executor) -> State:
 async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor: Executor) -> None:
     """Carry out one step, in the state in which it fell due, and append its events."""
     match step:
-        case steps.Train(experiment, run, slot, seed, plan):
+        case steps.Train(experiment, _, run, slot, seed, plan):
             granted = ev.Granted(experiment=experiment, run=run, slot=slot, seed=seed, plan=plan)
             stage = state.open.get(experiment)
             source = stage.commit.source if isinstance(stage, Candidate) else state.parents[experiment].source

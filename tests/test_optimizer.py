@@ -104,7 +104,7 @@ def test_it_neither_edits_nor_repairs():
     crew = Optimizer({}.__getitem__)
 
     with pytest.raises(NoAnswer, match="mechanic"):
-        asyncio.run(crew.implement(None, Edit(1, "implemented", "implement 1"), BASELINE, SOURCE))
+        asyncio.run(crew.implement(None, Edit(1, "implement 1", "implemented"), BASELINE, SOURCE))
     with pytest.raises(NoAnswer):
         asyncio.run(crew.repair(None, None, None, SOURCE))
 

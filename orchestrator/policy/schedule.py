@@ -37,7 +37,7 @@ def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
     if runs and state.incumbent:
         plan = plan_certification(state, state.incumbent)
         free = zip(range(state.session.slots), runs, strict=False)
-        return tuple(steps.Train(n, state.grants[n] + 1, slot, seed, plan) for slot, (n, seed) in free)
+        return tuple(_train(n, state.grants[n] + 1, slot, seed, plan) for slot, (n, seed) in free)
     certificate = certify(state)
     if certificate and certificate != state.certificate:
         return (steps.Append(certificate, "certify", ("certify",)),)
@@ -69,9 +69,9 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
     match stage:
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
-            yield _refuse(number, reason) if reason else steps.Edit(number, "implemented", f"implement {number}")
+            yield _refuse(number, reason) if reason else steps.Edit(number, f"implement {number}", "implemented")
         case Candidate() if _is_stale(state, number, stage):
-            yield steps.Edit(number, "rebased", f"rebase {number} on {state.best}")
+            yield steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
         case Candidate(scores=()):
             if reason := find_duplicate(state, number, stage.commit.fingerprint):
                 yield _refuse(number, reason)
@@ -83,14 +83,14 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
             final = number == 0 or crash.failure == "disqualified" or candidate.proposal.reverts is not None
             repairs = 0 if final else state.session.repairs
             if candidate.repairs < repairs:
-                yield steps.Edit(number, "repaired", f"repair {number}.{candidate.repairs + 1}")
+                yield steps.Edit(number, f"repair {number}.{candidate.repairs + 1}", "repaired")
             if candidate.repairs >= repairs or explain_stop(state):
                 reason = f"{crash.failure}: {crash.message}"
                 yield _judge(ev.Failed(experiment=number, reason=reason, failure=crash.failure))
         case Decided(verdict=ev.Kept(), promoted=False):
-            yield steps.Promote(number)
+            yield steps.Promote(number, f"promote {number}")
         case Decided() if _needs_reflection(state, number, stage):
-            yield steps.Reflect(number)
+            yield steps.Reflect(number, f"reflect {number}")
         case Decided():
             skipped = ev.ReflectionSkipped(experiment=number, reason="no post-mortem is due")
             yield steps.Append(skipped, f"close {number}", (f"experiment {number}",))
@@ -109,6 +109,10 @@ def _judge(verdict: ev.Verdict) -> steps.Append:
     return steps.Append(verdict, f"judge {number}", (f"experiment {number}", "verdict"))
 
 
+def _train(number: int, run: int, slot: int, seed: int, plan: ev.EvaluationPlan) -> steps.Train:
+    return steps.Train(number, f"train {number}.{run}", run, slot, seed, plan)
+
+
 def _grant_slots(state: State) -> list[steps.Train]:
     """Return runs for the free slots: further runs of promising candidates first, then the oldest candidates."""
     taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
@@ -116,7 +120,7 @@ def _grant_slots(state: State) -> list[steps.Train]:
     wanted = sorted(_list_wanted_runs(state)) if free and not explain_stop(state) else []
     runs = dict.fromkeys(wanted_run for *_, wanted_run in wanted)
     return [
-        steps.Train(number, run, slot, seed, plan_evaluation(state, number, run, seed))
+        _train(number, run, slot, seed, plan_evaluation(state, number, run, seed))
         for slot, (number, run, seed) in zip(free, runs, strict=False)
     ]
 

@@ -40,11 +40,8 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
-    """Have a proposal turned into a candidate, or a candidate repaired or carried over to the new incumbent."""
-
+class _OnExperiment:
     experiment: int
-    how: Literal["implemented", "rebased", "repaired"]
     task_id: str
 
     @property
@@ -53,16 +50,10 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True)
-class _OnExperiment:
-    experiment: int
+class Edit(_OnExperiment):
+    """Have a proposal turned into a candidate, or a candidate repaired or carried over to the new incumbent."""
 
-    @property
-    def task_id(self) -> str:
-        return f"{type(self).__name__.lower()} {self.experiment}"
-
-    @property
-    def resources(self) -> tuple[str, ...]:
-        return (f"experiment {self.experiment}",)
+    how: Literal["implemented", "rebased", "repaired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +64,6 @@ class Train(_OnExperiment):
     slot: int
     seed: int
     plan: ev.EvaluationPlan
-
-    @property
-    def task_id(self) -> str:
-        return f"train {self.experiment}.{self.run}"
 
     @property
     def resources(self) -> tuple[str, ...]:
