@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import get_recent_loss
+from orchestrator.core.description import get_recent_loss
 from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.ports import Revision
 from orchestrator.session.store import EventLog

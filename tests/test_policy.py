@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core import curves
 from orchestrator.core import events as ev
+from orchestrator.core.description import get_recent_loss
 from orchestrator.core.state import BASELINE, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import (
     ablation,
@@ -350,7 +350,7 @@ def test_the_hopeless_are_found_and_no_other():
 
 def _condemned(bounds: tuple[ev.PruningThreshold, ...], behind: float, luck: random.Random) -> bool:
     curve = _curve(behind, luck)
-    return any(curves.get_recent_loss(curve, bound.progress) > bound.loss for bound in bounds)
+    return any(get_recent_loss(curve, bound.progress) > bound.loss for bound in bounds)
 
 
 def test_who_is_ahead_of_the_best_is_never_hopeless():

@@ -11,7 +11,7 @@ import pytest
 from markupsafe import escape
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import interpolate_loss
+from orchestrator.core.description import interpolate_loss
 from orchestrator.core.text import flatten, format_signed
 from orchestrator.policy import thresholds
 from orchestrator.session.store import Session

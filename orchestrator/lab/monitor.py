@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-from orchestrator.core.curves import get_recent_loss
+from orchestrator.core.description import get_recent_loss
 from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, RunMetrics
 from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.limits import RunLimits

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from math import fsum, sqrt
 from statistics import StatisticsError, linear_regression
 
-from orchestrator.core import curves
 from orchestrator.core import events as ev
+from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Decided, Incumbent, State
 from orchestrator.policy.noise import estimate_sigma, t_critical
 from orchestrator.policy.thresholds import CALIBRATION_RANGE, CALIBRATION_RUNS, CHECKPOINTS, MAX_FALSE_PRUNES
@@ -31,7 +31,7 @@ def _compute_threshold(state: State, best: Incumbent, progress: float) -> float 
     """Return the loss above which a run is pruned at that share of its budget; None while it is not known."""
     near = CALIBRATION_RANGE * estimate_sigma(state)
     pairs = [(gap, final) for gap, final in _pair_gaps(state, best, progress) if abs(final) <= near]
-    usual = curves.average_recent_loss(best.scores, progress)
+    usual = average_recent_loss(best.scores, progress)
     border = _find_border(pairs) if len(pairs) >= CALIBRATION_RUNS else None
     if usual is None or border is None:
         return None
@@ -59,8 +59,8 @@ def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple
     for result in state.tried:
         if not result.commit or (final := _measure_deficit(result)) is None:
             continue
-        usual = curves.average_recent_loss(runs.get(result.commit.parent, ()), progress)
-        loss = curves.get_recent_loss(result.scores[0].curve, progress)
+        usual = average_recent_loss(runs.get(result.commit.parent, ()), progress)
+        loss = get_recent_loss(result.scores[0].curve, progress)
         if usual is not None and loss is not None:
             yield loss - usual, final
 

@@ -15,8 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import interpolate_loss
-from orchestrator.core.description import FinishedRun
+from orchestrator.core.description import FinishedRun, interpolate_loss
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.render import count, format_change, format_score
 from orchestrator.views.summary import Summary
