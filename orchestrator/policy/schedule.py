@@ -1,6 +1,6 @@
 """Decide which steps are due: a pure function of the state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Remeasuring, Stage, State, Training
@@ -20,9 +20,10 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         return ()
     if state.baseline_commit is None:
         return (steps.CommitBaseline(),)
-    found = _hold_back([step for number, stage in state.open.items() for step in _find_next(state, number, stage)])
+    needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage)]
+    found = _hold_back([need for _, need in needs if not isinstance(need, NeededRun)])
     if not any(isinstance(_get_content(step), steps.Promote | ev.Verdict) for step in found):
-        found += _grant_slots(state)
+        found += _grant_slots(state, [(number, need) for number, need in needs if isinstance(need, NeededRun)])
     reason = explain_stop(state)
     if not reason:
         return (*found, *_request_proposals(state))
@@ -64,7 +65,7 @@ def _is_postponed(state: State, step: steps.Step) -> bool:
     return isinstance(step, steps.Reflect) and waiting is not None and waiting.until > state.deadline
 
 
-def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
+def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step | NeededRun]:
     """Yield what an experiment needs next; runs are granted elsewhere, since slots are scarce."""
     match stage:
         case Idea(proposal):
@@ -72,12 +73,11 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
             yield _refuse(number, reason) if reason else steps.Edit(number, f"implement {number}", "implemented")
         case Candidate() if _is_stale(state, number, stage):
             yield steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
-        case Candidate(scores=()):
-            if reason := find_duplicate(state, number, stage.commit.fingerprint):
-                yield _refuse(number, reason)
-        case Candidate():
-            if not isinstance(decision := judge(state, number, stage), NeededRun):
-                yield _judge(decision)
+        case Candidate(scores=()) if reason := find_duplicate(state, number, stage.commit.fingerprint):
+            yield _refuse(number, reason)
+        case Candidate() if number == 0 or state.incumbent:
+            decision = judge(state, number, stage)
+            yield decision if isinstance(decision, NeededRun) else _judge(decision)
         case Broken(candidate, crash):
             # Repairing a disqualified candidate would teach it how to pass the audit.
             final = number == 0 or crash.failure == "disqualified" or candidate.proposal.reverts is not None
@@ -94,7 +94,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
         case Decided():
             skipped = ev.ReflectionSkipped(experiment=number, reason="no post-mortem is due")
             yield steps.Append(skipped, f"close {number}", (f"experiment {number}",))
-        case Training() | Remeasuring():
+        case Candidate() | Training() | Remeasuring():
             pass
 
 
@@ -113,32 +113,21 @@ def _train(number: int, run: int, slot: int, seed: int, plan: ev.EvaluationPlan)
     return steps.Train(number, f"train {number}.{run}", run, slot, seed, plan)
 
 
-def _grant_slots(state: State) -> list[steps.Train]:
+def _grant_slots(state: State, needs: Iterable[tuple[int, NeededRun]]) -> list[steps.Train]:
     """Return runs for the free slots: further runs of promising candidates first, then the oldest candidates."""
     taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
     free = [slot for slot in range(state.session.slots) if slot not in taken]
-    wanted = sorted(_list_wanted_runs(state)) if free and not explain_stop(state) else []
-    runs = dict.fromkeys(wanted_run for *_, wanted_run in wanted)
+    wanted: list[tuple[bool, int, tuple[int, int, int]]] = []
+    for number, need in needs:
+        if need.experiment == number or need.experiment not in state.open:
+            run = state.grants.get(need.experiment, 0) + 1
+            is_first = need.experiment == number and not getattr(state.open[number], "scores", ())
+            wanted.append((is_first, number, (need.experiment, run, need.seed)))
+    runs = dict.fromkeys(run for *_, run in sorted(wanted)) if not explain_stop(state) else {}
     return [
         _train(number, run, slot, seed, plan_evaluation(state, number, run, seed))
         for slot, (number, run, seed) in zip(free, runs, strict=False)
     ]
-
-
-def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, tuple[int, int, int]]]:
-    """Yield the runs that candidates wait for: (is a first run, waiting experiment, (experiment, run, seed))."""
-    for number, stage in state.open.items():
-        if not isinstance(stage, Candidate) or _is_stale(state, number, stage) or (number > 0 and not state.incumbent):
-            continue
-        if not stage.scores and find_duplicate(state, number, stage.commit.fingerprint):
-            continue
-        need = judge(state, number, stage)
-        if not isinstance(need, NeededRun):
-            continue
-        if need.experiment == number:
-            yield (not stage.scores, number, (number, state.grants.get(number, 0) + 1, need.seed))
-        elif need.experiment not in state.open:
-            yield (False, number, (need.experiment, state.grants[need.experiment] + 1, need.seed))
 
 
 def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
