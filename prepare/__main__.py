@@ -10,7 +10,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
-from prepare.locks import LockedError, hold_lock
+from prepare.files import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 LOCK = ".lock"

@@ -23,7 +23,7 @@ from orchestrator.views.report.page import Page
 from orchestrator.views.report.tables import write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
-from prepare.atomic import write_atomically
+from prepare.files import write_atomically
 from tests import synthetic
 from tests.browser import CHROMIUM, Browser
 from tests.fakes import started

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.lab.failures import MachineError
-from prepare.locks import LockedError, hold_lock
+from prepare.files import LockedError, hold_lock
 from prepare.machine import Gpu
 
 DRIVER_NODES = tuple(

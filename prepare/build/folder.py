@@ -16,10 +16,10 @@ from math import ceil
 from pathlib import Path
 
 from prepare import manifest, profiles
-from prepare.atomic import open_replacement, write_atomically
 from prepare.build import calibration
 from prepare.build.packing import TokenStore, write_rows
 from prepare.corpus.base import BATCH, SPLITS, Corpus, Progress, track
+from prepare.files import open_replacement, write_atomically
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.shards import choose_row_dtype
