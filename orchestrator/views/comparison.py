@@ -61,9 +61,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     return SessionFigures(arm, state.session.name, conditions, summary.gain, *_trace_best(summary, records), table)
 
 
-def _trace_best(
-    summary: Summary, records: Sequence[ev.Record]
-) -> tuple[Sequence[float], Mapping[str, Sequence[float]]]:
+def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
     """Return how the best score fell, and where along each axis."""
     state, moments, best = State(), list[State](), list[float]()
     for record in records:
@@ -73,7 +71,7 @@ def _trace_best(
             best.append(record.event.score_to_beat)
     best[0], best[-1] = summary.baseline or best[0], summary.best or best[-1]
     moments.append(state)
-    places = {
+    places: dict[str, Sequence[float]] = {
         "experiments": [len({*(r.experiment for r in moment.results), moment.best} - {0}) for moment in moments],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
