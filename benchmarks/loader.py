@@ -20,7 +20,7 @@ from pyarrow import parquet
 from prepare import profiles
 from prepare.build.folder import build_folder
 from prepare.build.packing import pack
-from prepare.corpus.base import SPLITS, make_batches
+from prepare.corpus.base import SPLITS, Corpus, make_batches
 from prepare.loader import make_dataloader
 from prepare.manifest import BudgetAmount
 from prepare.shards import open_rows
@@ -41,24 +41,20 @@ def write_corpus(path: Path, documents: int, seed: int = 0) -> None:
     parquet.write_table(pa.table({"text": texts}), path, row_group_size=1024)
 
 
-class Shards:
-    """One Parquet file for each split."""
+def open_shards(folder: Path) -> Corpus:
+    """Return a corpus of one Parquet file for each split."""
+    paths = {split: folder / f"{split}.parquet" for split in SPLITS}
 
-    name, fingerprint, shuffled = "synthetic", "", True
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def count(self, split: str) -> int:
-        return parquet.read_metadata(self.folder / f"{split}.parquet").num_rows
-
-    def read_batches(self, split: str) -> Iterator[list[str]]:
-        file = parquet.ParquetFile(self.folder / f"{split}.parquet")
+    def read_batches(split: str) -> Iterator[list[str]]:
+        file = parquet.ParquetFile(paths[split])
         for group in range(file.num_row_groups):
             yield from make_batches(file.read_row_group(group).column("text").to_pylist())
 
+    counts = {split: parquet.read_metadata(path).num_rows for split, path in paths.items()}
+    return Corpus("synthetic", "", counts, read_batches, shuffled=True)
 
-def upstream_batches(corpus: Shards, tokenizer: Tokenizer, B: int, T: int) -> Iterator[Batch]:
+
+def upstream_batches(corpus: Corpus, tokenizer: Tokenizer, B: int, T: int) -> Iterator[Batch]:
     """Tokenises batches of 128 documents when the buffer falls below 1,000, and scans it for the best fit."""
     texts = (batch for _ in iter(int, 1) for batch in corpus.read_batches("train"))
     waiting: list[list[int]] = []
@@ -95,7 +91,7 @@ def rate(batches: Iterator[Batch], tokens: int, seconds: float, repeats: int = 5
     return float(np.median(rates))
 
 
-def packed_data(folder: Path, corpus: Shards, T: int, *, chunk: bool) -> Path:
+def packed_data(folder: Path, corpus: Corpus, T: int, *, chunk: bool) -> Path:
     data = folder / f"data-{T}-{chunk}"
     data.mkdir()
     profile = replace(profiles.H100, seq_len=T, chunk=chunk, eval_tokens=T * 64)
@@ -113,9 +109,9 @@ def cropped(lengths: np.ndarray, T: int, *, chunk: bool) -> float:
 
 
 def loaders(folder: Path) -> None:
-    corpus = Shards(folder)
     for split in SPLITS:
         write_corpus(folder / f"{split}.parquet", DOCUMENTS if split == "train" else 1024, SPLITS.index(split))
+    corpus = open_shards(folder)
     print("| B × T | upstream's design, tokens/s | ours | ratio |")
     print("|---|---|---|---|")
     for B, T in SHAPES:
@@ -141,7 +137,7 @@ def packing() -> None:
 def same_rows(folder: Path) -> None:
     """Says whether our rows are upstream's, over some batches."""
     os.environ["NIGHTSHIFT_DATA"] = str(folder / "data-2048-False")
-    tokenizer, corpus = Tokenizer.from_directory(), Shards(folder)
+    tokenizer, corpus = Tokenizer.from_directory(), open_shards(folder)
     theirs = torch.cat([x for x, _, _ in islice(upstream_batches(corpus, tokenizer, 16, 2048), 8)]).numpy()
     same = np.array_equal(theirs, open_rows("train")[: len(theirs), :-1])
     print(f"\nFirst {len(theirs)} rows at T = 2048 identical to upstream's: {'yes' if same else 'NO'}")

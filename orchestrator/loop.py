@@ -5,7 +5,6 @@ The loop is a reconciler: overlap, several slots, resumption and replay all foll
 
 import asyncio
 from collections.abc import Sequence
-from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.commit_message import write_candidate_message, write_kept_message
@@ -16,12 +15,6 @@ from orchestrator.policy.schedule import find_due
 from orchestrator.ports import Crew, Executor, Log, Revision
 from prepare.constants import UnknownConstantError, with_constants
 from subagents.agent import NoAnswer
-
-HOW: dict[type[steps.Edit], Literal["implemented", "repaired", "rebased"]] = {
-    steps.Implement: "implemented",
-    steps.Repair: "repaired",
-    steps.Rebase: "rebased",
-}
 
 
 async def run(log: Log, crew: Crew, executor: Executor) -> State:
@@ -53,7 +46,7 @@ async def run(log: Log, crew: Crew, executor: Executor) -> State:
 async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor: Executor) -> None:
     """Carry out one step, in the state in which it fell due, and append its events."""
     match step:
-        case steps.Train(experiment, run, slot, seed, plan):
+        case steps.Train(experiment, _, run, slot, seed, plan):
             granted = ev.Granted(experiment=experiment, run=run, slot=slot, seed=seed, plan=plan)
             stage = state.open.get(experiment)
             source = stage.commit.source if isinstance(stage, Candidate) else state.parents[experiment].source
@@ -63,26 +56,14 @@ async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor
             events = [await executor.commit_baseline()]
         case steps.Propose():
             events = await _propose(step, state, crew)
-        case steps.Ablate(number, proposal):
-            events = [ev.Proposed(experiment=number, proposal=proposal)]
-        case steps.FallBack(reason):
-            events = [ev.FellBack(reason=reason)]
-        case steps.Refuse(number, reason):
-            events = [ev.Refused(experiment=number, reason=reason)]
-        case steps.Implement() | steps.Rebase() | steps.Repair():
+        case steps.Edit():
             events = [await _make_candidate(step, state, log, crew, executor)]
-        case steps.Judge(_, verdict):
-            events = [verdict]
         case steps.Promote(number):
             events = [await _promote(number, state, log, executor)]
         case steps.Reflect():
             events = [await _reflect(step, state, crew)]
-        case steps.SkipReflection(number, reason):
-            events = [ev.ReflectionSkipped(experiment=number, reason=reason)]
-        case steps.Certify(certificate):
-            events = [certificate]
-        case steps.Stop(reason):
-            events = [ev.Ended(reason=reason)]
+        case steps.Append(event):
+            events = [event]
     await log.append(step.task_id, *events, last=True)
 
 
@@ -117,7 +98,7 @@ async def _make_candidate(
         fingerprint=compute_fingerprint(source),
         added=added,
         removed=removed,
-        how=HOW[type(step)],
+        how=step.how,
         summary=revision.summary,
         deviations=revision.deviations,
     )
@@ -129,8 +110,7 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
     Constants are set exactly as proposed; any other change is left to the crew.
     """
     proposal = get_proposal(stage)
-    if isinstance(step, steps.Repair):
-        assert isinstance(stage, Broken)
+    if isinstance(stage, Broken):
         return await crew.repair(state, step, stage, log.get(stage.candidate.commit.source))
     if isinstance(stage, Candidate):  # a rebase
         commit, before = stage.commit, log.get(state.parents[stage.commit.parent].source)

@@ -50,13 +50,11 @@ class Crew(Protocol):
         """Return up to `step.count` proposals."""
         ...
 
-    async def implement(
-        self, state: State, step: steps.Implement | steps.Rebase, proposal: ev.Proposal, source: str
-    ) -> Revision:
+    async def implement(self, state: State, step: steps.Edit, proposal: ev.Proposal, source: str) -> Revision:
         """Return the source with a proposal carried out that changes more than constants; the loop sets those."""
         ...
 
-    async def repair(self, state: State, step: steps.Repair, broken: Broken, source: str) -> Revision:
+    async def repair(self, state: State, step: steps.Edit, broken: Broken, source: str) -> Revision:
         """Return the source of a crashed candidate, repaired."""
         ...
 

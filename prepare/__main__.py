@@ -10,7 +10,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
-from prepare.locks import LockedError, hold_lock
+from prepare.files import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 LOCK = ".lock"
@@ -65,7 +65,7 @@ def main(
 def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
     """Fill the folder, and show a bar for each stage. Raises DataError, LockedError."""
     from prepare.build.folder import build_folder
-    from prepare.corpus.open import open_corpus
+    from prepare.corpus import open_corpus
 
     budget = BudgetAmount(kind="work", amount=work, seconds=profile.budget.seconds) if work else None
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -84,7 +84,7 @@ def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, wor
 
 def check_request(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
     """Raise DataError unless the folder was prepared as it is asked for now."""
-    from prepare.corpus.open import canonicalize
+    from prepare.corpus import canonicalize
 
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
         raise DataError(

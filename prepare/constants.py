@@ -187,21 +187,6 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
     return {place.name: place for place in single if place.is_top and place.value is not None}
 
 
-def _fold(node: ast.expr) -> ast.expr:
-    """Return the literal that a product or a power of numbers comes to, such as 2**19; anything else as it is."""
-    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult | ast.Pow):
-        return node
-    match _fold(node.left), node.op, _fold(node.right):
-        case ast.Constant(value=int() | float() as a), ast.Mult(), ast.Constant(value=int() | float() as b):
-            return ast.Constant(a * b)
-        case ast.Constant(value=int() | float() as a), ast.Pow(), ast.Constant(value=int() | float() as b) if (
-            a <= MAX_BASE and b <= MAX_POWER
-        ):
-            return ast.Constant(a**b)
-        case _:
-            return node
-
-
 def _list_assignments(source: str) -> list[_Assignment]:
     tree = ast.parse(bare := source.removeprefix("\ufeff"))
     lines = io.StringIO(bare, newline="").readlines()
@@ -243,10 +228,20 @@ def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
 
 
 def _evaluate(node: ast.expr) -> Value | None:
-    with suppress(ValueError, TypeError):
-        value = ast.literal_eval(_fold(node))
-        return value if _is_plain(value) else None
-    return None
+    """Return the value of a plain literal, or of a product or power of numbers, such as 2**19; None of all else."""
+    match node:
+        case ast.BinOp(left, ast.Mult() | ast.Pow() as operator, right):
+            a, b = _evaluate(left), _evaluate(right)
+            if not isinstance(a, int | float) or not isinstance(b, int | float) or min(a, b) < 0:
+                return None
+            if isinstance(operator, ast.Mult):
+                return a * b
+            return a**b if a <= MAX_BASE and b <= MAX_POWER else None
+        case _:
+            with suppress(ValueError, TypeError):
+                value = ast.literal_eval(node)
+                return value if _is_plain(value) else None
+            return None
 
 
 def _is_plain(value: object) -> bool:
@@ -259,7 +254,8 @@ def _parse_space(comment: re.Match[str] | None, value: Value) -> Space | None:
     with suppress(ValueError, SyntaxError, TypeError):
         if comment and comment["options"]:
             options = cast("ast.List", ast.parse(f"[{comment['options']}]", mode="eval").body).elts
-            return _make_choices(ast.literal_eval(_fold(option)) for option in options)
+            values = ((_evaluate(option), option) for option in options)
+            return _make_choices(ast.literal_eval(option) if value is None else value for value, option in values)
         if comment and comment["high"] and number and (low := float(comment["low"])) < (high := float(comment["high"])):
             return Numbers(low, high, log=bool(comment["log"]) and low > 0, whole=isinstance(value, int))
     return None

@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass, field
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import get_recent_loss
+from orchestrator.core.description import get_recent_loss
 from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.ports import Revision
 from orchestrator.session.store import EventLog
@@ -61,7 +61,7 @@ class FakeCrew:
         await asyncio.sleep(luck.uniform(0, 8))
         if luck.random() < self.trouble:
             raise NoAnswer("beyond repair")
-        return Revision(source + f"REPAIRED = {step.attempt}\n", "Repaired it.")
+        return Revision(source + f"REPAIRED = {broken.candidate.repairs + 1}\n", "Repaired it.")
 
     async def reflect(self, state, step, decided):
         luck = self.luck(step.task_id)

@@ -18,7 +18,7 @@ from tenacity import wait_none
 
 from prepare import manifest
 from prepare.corpus import climbmix
-from prepare.corpus.base import Documents
+from prepare.corpus.base import split_documents
 from prepare.corpus.text import _read_text, read_texts
 from prepare.manifest import DataError
 from tests.ground import environment, prepare_command
@@ -56,7 +56,7 @@ def dataset(hub, tmp_path):
 
 
 def whole(found, files, names=NAMES):
-    return [file.path.read_bytes() for file in found] == [files[name] for name in names]
+    return [path.read_bytes() for path, _ in found] == [files[name] for name in names]
 
 
 def test_shards_arrive_once_and_are_vouched_for(dataset, files, hub):
@@ -68,7 +68,7 @@ def test_shards_arrive_once_and_are_vouched_for(dataset, files, hub):
 
     assert whole(first, files)
     assert first == again
-    assert [hashlib.sha256(files[name]).hexdigest() for name in NAMES] == [file.sha256 for file in first]
+    assert [hashlib.sha256(files[name]).hexdigest() for name in NAMES] == [sha256 for _, sha256 in first]
     assert asked == len(hub.asked), "nothing is asked for twice"
     assert max(shares) == 1
     assert not list(dataset.cache.rglob("*.incomplete"))
@@ -93,7 +93,7 @@ def test_a_busy_hub_is_asked_again_for_its_description(dataset, files, hub):
 
 @pytest.mark.parametrize("damage", ("flip", "cut", "delete"))
 def test_a_damaged_shard_is_found_and_fetched_again(damage, dataset, files, hub):
-    path = dataset.fetch(NAMES, silent)[2].path
+    path = dataset.fetch(NAMES, silent)[2][0]
     match damage:
         case "flip":
             path.write_bytes(path.read_bytes()[:-5] + b"wrong")
@@ -290,7 +290,7 @@ def test_half_a_surrogate_pair_is_no_stumbling_block(tmp_path):
 @given(st.lists(st.text(min_size=1, max_size=3), min_size=200, unique=True))
 def test_no_document_is_in_two_splits_and_order_is_kept(written):
     try:
-        corpus = Documents("some", lambda: iter(written))
+        corpus = split_documents("some", lambda: iter(written))
     except DataError:
         return
     parts = {
@@ -299,4 +299,4 @@ def test_no_document_is_in_two_splits_and_order_is_kept(written):
 
     assert sorted(written) == sorted(text for part in parts.values() for text in part)
     assert all(part == [text for text in written if text in set(part)] for part in parts.values())
-    assert {split: len(part) for split, part in parts.items()} == {split: corpus.count(split) for split in parts}
+    assert {split: len(part) for split, part in parts.items()} == corpus.counts

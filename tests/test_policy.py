@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core import curves
 from orchestrator.core import events as ev
+from orchestrator.core.description import get_recent_loss
 from orchestrator.core.state import BASELINE, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import (
     ablation,
@@ -20,7 +20,6 @@ from orchestrator.policy import (
     judge,
     noise,
     pruning,
-    steps,
     thresholds,
 )
 from orchestrator.policy.judge import NeededRun
@@ -289,7 +288,7 @@ def test_no_run_is_granted_to_a_keep_whose_post_mortem_waits_beyond_the_deadline
         ),
         waiting={"reflect 3": ev.Waiting(until=1e9, reason="overloaded")},
     )
-    assert [type(step) for step in find_due(state)] == [steps.Stop]
+    assert [step.task_id for step in find_due(state)] == ["stop"]
 
 
 def test_every_run_of_the_certificate_has_a_seed_that_no_decision_used():
@@ -351,7 +350,7 @@ def test_the_hopeless_are_found_and_no_other():
 
 def _condemned(bounds: tuple[ev.PruningThreshold, ...], behind: float, luck: random.Random) -> bool:
     curve = _curve(behind, luck)
-    return any(curves.get_recent_loss(curve, bound.progress) > bound.loss for bound in bounds)
+    return any(get_recent_loss(curve, bound.progress) > bound.loss for bound in bounds)
 
 
 def test_who_is_ahead_of_the_best_is_never_hopeless():

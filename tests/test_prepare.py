@@ -49,7 +49,7 @@ def silent(*_):
 
 
 def splits(texts):
-    whole = base.Documents("some", lambda: iter(texts))
+    whole = base.split_documents("some", lambda: iter(texts))
     return {split: [text for batch in whole.read_batches(split) for text in batch] for split in base.SPLITS}
 
 
@@ -217,7 +217,7 @@ def test_a_document_counts_once(text):
 def test_what_is_held_out_is_all_there_is_to_validate_on(text):
     texts = list(read_texts(str(text), silent))
     known, secret = texts[:200], texts[150:]
-    whole = base.Documents("some", lambda: iter(known), lambda: iter(secret))
+    whole = base.split_documents("some", lambda: iter(known), lambda: iter(secret))
     parts = {split: {text for batch in whole.read_batches(split) for text in batch} for split in base.SPLITS}
 
     assert parts["train"] == set(known)

@@ -11,7 +11,7 @@ import pytest
 from markupsafe import escape
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import interpolate_loss
+from orchestrator.core.description import interpolate_loss
 from orchestrator.core.text import flatten, format_signed
 from orchestrator.policy import thresholds
 from orchestrator.session.store import Session
@@ -23,7 +23,7 @@ from orchestrator.views.report.page import Page
 from orchestrator.views.report.tables import write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
-from prepare.atomic import write_atomically
+from prepare.files import write_atomically
 from tests import synthetic
 from tests.browser import CHROMIUM, Browser
 from tests.fakes import started
@@ -241,9 +241,8 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
     """The page, the chart's stairs, the musings' index and the comparison tell the same."""
     summary = summarize(session.state)
     best = f"{summary.best:.4f}"
-    points = [charts.ChartPoint(row, None, None) for row in list_rows(session.state)]
-    stairs = charts.draw_progress(points, summary)["data"][2]["y"]
-    course = comparison.summarize_session(session.state, session.records).course
+    stairs = charts.draw_progress(list_rows(session.state), {"experiment": {}}, summary)["data"][2]["y"]
+    course = comparison.summarize_session(session.state, session.records)
 
     assert f"→ {best}" in Page().render(session)
     assert f"→ {best}" in render_index(session.state, list_rows(session.state))
@@ -269,21 +268,22 @@ def test_a_baseline_that_is_measured_again_is_no_gain(tmp_path):
 def test_the_charts_are_figures_of_plotly(session):
     """Its own package checks names and values against its schema."""
     rows, runs = list_rows(session.state), list_runs(session.records)
-    points = [charts.ChartPoint(row, float(row.experiment), 100 + row.experiment % 3) for row in rows]
-    course = comparison.summarize_session(session.state, session.records).course
-    progress = charts.draw_progress(points, summarize(session.state))
+    names = ["experiment", "hours", "MB of memory", "lines of train.py"]
+    axes = {name: {row.experiment: float(row.experiment) for row in rows} for name in names}
+    course = comparison.summarize_session(session.state, session.records)
+    progress = charts.draw_progress(rows, axes, summarize(session.state))
     scored = [row for row in rows if row.scores]
 
     for figure in (
         progress,
         charts.draw_slots(runs, 1),
         charts.draw_curves({"one": scored[1].runs, "other": scored[0].runs}),
-        charts.draw_courses([course, course]),
+        comparison.draw_courses([course, course]),
     ):
         go.Figure(figure)
         json.dumps(figure, allow_nan=False)
     labels = [button["label"] for button in progress["layout"]["updatemenus"][0]["buttons"]]
-    assert labels == ["experiment", "hours", "MB of memory", "lines of train.py"]
+    assert labels == names
     bars = dict(zip(progress["data"][-1]["customdata"], progress["data"][-1]["error_y"]["array"], strict=True))
     sigma = summarize(session.state).sigma
     assert bars[0] == pytest.approx(2 * sigma / thresholds.BASELINE_RUNS**0.5)

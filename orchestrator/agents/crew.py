@@ -11,7 +11,7 @@ from orchestrator.agents.fidelity import find_deviation
 from orchestrator.core.events import Postmortem, Proposal
 from orchestrator.core.state import Broken, Decided, State, diff_from_parent
 from orchestrator.policy.limits import compute_pause
-from orchestrator.policy.steps import Edit, Implement, Propose, Rebase, Reflect, Repair
+from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision
 from subagents import mechanic, reflector
@@ -75,11 +75,11 @@ class ClaudeCrew:
         answer = await ask(agent, environment, prompt.render_opening(facts))
         return [proposal.model_copy(update={"author": "researcher", "reverts": None}) for proposal in answer.proposals]
 
-    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> Revision:
+    async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:
         del state
         return await self._edit(step, proposal, source, packets.pack_order(proposal))
 
-    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> Revision:
+    async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
         change = diff_from_parent(state, commit, self.log.get)
         facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change)
@@ -96,7 +96,7 @@ class ClaudeCrew:
         return Postmortem(**answer.model_dump())
 
     async def _edit(self, step: Edit, proposal: Proposal, source: str, facts: Mapping[str, str]) -> Revision:
-        check = partial(find_deviation, proposal, source, repair=isinstance(step, Repair))
+        check = partial(find_deviation, proposal, source, repair=step.how == "repaired")
         environment = self.connect(step.task_id, step.experiment)
         text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, check)
         return Revision(text, answer.summary, answer.deviations)

@@ -9,8 +9,7 @@ from statistics import fmean, stdev
 
 from orchestrator.agents.briefing import DIFF, clip, describe_budget
 from orchestrator.core import events as ev
-from orchestrator.core.curves import interpolate_loss
-from orchestrator.core.description import FinishedRun, compare_metrics
+from orchestrator.core.description import FinishedRun, compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State, list_compared_runs
 from prepare.constants import Value, read_values
 from subagents.logs import extract_frames, fence, quote, split_lines

@@ -173,7 +173,7 @@ def compare(
             if session.state.incumbent is None:
                 raise UsageError(f"{session.state.session.name} has no baseline yet")
             rows.append(comparison.summarize_session(session.state, session.records))
-    table = Table("", *(Column(row.course.name, justify="right", overflow="fold") for row in rows), box=None)
+    table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))
     console.print(table)

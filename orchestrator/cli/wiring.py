@@ -25,7 +25,7 @@ from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
 from orchestrator.views.musings_search import search
 from prepare import profiles
-from prepare.locks import LockedError, hold_lock
+from prepare.files import LockedError, hold_lock
 from prepare.machine import list_gpus
 from subagents.prompts import Prompt, parse_prompt
 

@@ -1,15 +1,19 @@
-"""Compare an experiment in numbers with the incumbent that it was judged against.
+"""Compare an experiment in numbers with the incumbent that it was judged against: metrics, and curves at equal shares.
 
 Every view takes its numbers from here, so that they cannot contradict each other: means over runs on both sides.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from statistics import fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import CHECKED_SHARES, interpolate_loss
 
+CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
+"""Shares of the budget at which two curves are compared in words."""
+WINDOW = 0.1
+"""Share of the budget that a loss is averaged over: the loss of a single step is mostly its batch's."""
 NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
 SAME = 1e-6
@@ -21,6 +25,33 @@ MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "parameters": lambda metrics: metrics.parameters,
     "MB of memory at the peak": lambda metrics: metrics.memory_mb,
 }
+
+
+def interpolate_loss(curve: Sequence[ev.Point], progress: float) -> float | None:
+    """Return the loss at a share of the budget, linear between two points; None outside the curve."""
+    after = bisect_left(curve, progress, key=lambda point: point.progress)
+    if after == len(curve):
+        return None
+    right = curve[after]
+    if right.progress == progress:
+        return right.loss
+    if after == 0:
+        return None
+    left = curve[after - 1]
+    share = (progress - left.progress) / (right.progress - left.progress)
+    return left.loss + share * (right.loss - left.loss)
+
+
+def get_recent_loss(curve: Sequence[ev.Point], progress: float) -> float | None:
+    """Return the mean loss just before a share of the budget; None where the curve has no point there."""
+    losses = [point.loss for point in curve if progress - WINDOW < point.progress <= progress]
+    return fmean(losses) if losses else None
+
+
+def average_recent_loss(scores: Sequence[ev.Scored], progress: float) -> float | None:
+    """Return the mean over runs of their recent losses; None where no run has one."""
+    losses = [loss for score in scores if (loss := get_recent_loss(score.curve, progress)) is not None]
+    return fmean(losses) if losses else None
 
 
 def count_distinct(scores: Sequence[ev.Scored]) -> int:

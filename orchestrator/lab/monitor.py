@@ -9,7 +9,7 @@ from statistics import median
 
 import psutil
 
-from orchestrator.core.curves import get_recent_loss
+from orchestrator.core.description import get_recent_loss
 from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, RunMetrics, SessionProfile
 from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.log import ProgressLine, Transcript

@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.lab import guardian
 from orchestrator.lab.failures import MachineError
 from orchestrator.lab.sandbox.base import KERNELS, TRUSTED, Command, Sandbox
-from prepare.locks import LockedError, hold_lock
+from prepare.files import LockedError, hold_lock
 from prepare.machine import Gpu
 
 DRIVER_NODES = tuple(

@@ -27,7 +27,7 @@ from orchestrator.optimizer.search import (
     stack_near_misses,
 )
 from orchestrator.optimizer.space import explain_untunable, get_direction, list_tunable
-from orchestrator.policy.steps import Implement, Propose, Rebase, Reflect, Repair
+from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.ports import Revision
 from prepare.constants import Choices, Constant, Numbers, Value, format_literal
 from subagents.agent import NoAnswer
@@ -75,10 +75,10 @@ class Optimizer:
             found.append(_write_proposal(search, next_step))
         return found
 
-    async def implement(self, state: State, step: Implement | Rebase, proposal: Proposal, source: str) -> Revision:  # noqa: ARG002
+    async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:  # noqa: ARG002
         raise NoAnswer("the proposal changes more than constants, which needs a mechanic")
 
-    async def repair(self, state: State, step: Repair, broken: Broken, source: str) -> Revision:  # noqa: ARG002
+    async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:  # noqa: ARG002
         raise NoAnswer("settings that crash are not repaired")
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:  # noqa: ARG002

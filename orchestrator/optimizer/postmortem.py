@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import CHECKED_SHARES
-from orchestrator.core.description import compare_curves, compare_metrics, count_seeds
+from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_seeds
 from orchestrator.core.state import Decided, State, get_scores
 from orchestrator.core.text import format_count, format_signed
 from orchestrator.policy.thresholds import NEAR_MISS

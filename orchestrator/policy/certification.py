@@ -1,6 +1,7 @@
 """Certify the night's gain: baseline and best on fresh seeds and held-out text, which no decision has used."""
 
 from math import prod, sqrt
+from operator import attrgetter
 from statistics import fmean
 
 from orchestrator.core import events as ev
@@ -31,10 +32,12 @@ def certify(state: State) -> ev.Certified | None:
     if not state.best or not pairs:
         return None
     heldout = all(score.confirmed is not None for pair in pairs for score in pair)
-    gains = [_get_score(old, heldout) - _get_score(new, heldout) for old, new in pairs]
+    scores = attrgetter("confirmed" if heldout else "val_bpb")
+    gains = [scores(old) - scores(new) for old, new in pairs]
     gain = fmean(gains)
     sigma, spread = estimate_sigma(state), pool_variance(state)
-    links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in _list_keeps(state))
+    keeps = (result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept))
+    links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in keeps)
     squares = spread.dof * 2 * max(1 - links, 0.05) * sigma**2 + sum((each - gain) ** 2 for each in gains)
     dof = max(spread.dof + len(gains) - 1, 1)
     error = sqrt(squares / dof / len(gains))
@@ -47,11 +50,3 @@ def certify(state: State) -> ev.Certified | None:
         pairs=len(gains),
         heldout=heldout,
     )
-
-
-def _list_keeps(state: State) -> list[ev.Kept]:
-    return [result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept)]
-
-
-def _get_score(score: ev.Scored, heldout: bool) -> float:
-    return score.confirmed if heldout and score.confirmed is not None else score.val_bpb

@@ -1,7 +1,7 @@
 """Find proposals and sources that were tried already, before they cost a run."""
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Decided, State, get_commit, get_proposal
+from orchestrator.core.state import State, get_commit, get_proposal
 from orchestrator.policy.thresholds import REPEAT_EXPIRY
 
 
@@ -9,8 +9,8 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     """Return why a proposal was tried already or is under way; empty if it is new."""
     if any("seed" in name.lower() for name in proposal.settings):
         return "another seed is not an improvement: the orchestrator assigns the seeds"
-    recent = state.results[-REPEAT_EXPIRY:]
-    tried = [(result.experiment, result.proposal) for result in recent if _is_discarded_against(result, state.best)]
+    recent = (r for r in state.results[-REPEAT_EXPIRY:] if r.status == "discarded" and r.incumbent == state.best)
+    tried = [(result.experiment, result.proposal) for result in recent]
     under_way = [(n, get_proposal(stage)) for n, stage in state.open.items() if 0 < n < number]
     for experiment, earlier in (*tried, *under_way):
         if _is_same_change(earlier, proposal):
@@ -38,10 +38,6 @@ def describe_settings(proposal: ev.Proposal) -> str:
             return f"{name} {direction} {value}".strip()
         case settings, _:
             return ", ".join(f"{name} = {value}" for name, value in settings)
-
-
-def _is_discarded_against(result: Decided, best: int) -> bool:
-    return result.status == "discarded" and result.incumbent == best
 
 
 def _is_same_change(earlier: ev.Proposal, now: ev.Proposal) -> bool:

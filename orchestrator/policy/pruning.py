@@ -1,46 +1,14 @@
 """Predict from a loss curve how far a run will end behind the incumbent, and prune the runs that cannot come back."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import fsum, sqrt
 from statistics import StatisticsError, linear_regression
 
-from orchestrator.core import curves
 from orchestrator.core import events as ev
+from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Decided, Incumbent, State
 from orchestrator.policy.noise import estimate_sigma, t_critical
 from orchestrator.policy.thresholds import CALIBRATION_RANGE, CALIBRATION_RUNS, CHECKPOINTS, MAX_FALSE_PRUNES
-
-
-@dataclass(frozen=True, slots=True)
-class RegressionLine:
-    """final = offset + slope · gap, fitted by least squares."""
-
-    offset: float
-    slope: float
-    error: float
-    """Standard error of one more prediction near the middle."""
-    dof: int
-
-    def find_border(self, errors: float) -> float | None:
-        """Return the gap from which a run ends behind even if the line is off by that many standard errors.
-
-        None where gaps predict nothing.
-        """
-        return (errors * self.error - self.offset) / self.slope if self.slope > 0 else None
-
-
-def fit_line(pairs: Sequence[tuple[float, float]]) -> RegressionLine | None:
-    """Fit (gap on the way, gap at the end) by least squares; None where that is impossible."""
-    count = len(pairs)
-    if count < 3:
-        return None
-    try:
-        slope, offset = linear_regression(*zip(*pairs, strict=True))
-    except StatisticsError:  # all gaps on the way are equal
-        return None
-    squares = fsum((final - offset - slope * gap) ** 2 for gap, final in pairs)
-    return RegressionLine(offset, slope, sqrt(squares / (count - 2) * (1 + 1 / count)), count - 2)
 
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
@@ -63,11 +31,26 @@ def _compute_threshold(state: State, best: Incumbent, progress: float) -> float 
     """Return the loss above which a run is pruned at that share of its budget; None while it is not known."""
     near = CALIBRATION_RANGE * estimate_sigma(state)
     pairs = [(gap, final) for gap, final in _pair_gaps(state, best, progress) if abs(final) <= near]
-    line = fit_line(pairs) if len(pairs) >= CALIBRATION_RUNS else None
-    usual = curves.average_recent_loss(best.scores, progress)
-    if line is None or usual is None or (border := line.find_border(t_critical(line.dof))) is None:
+    usual = average_recent_loss(best.scores, progress)
+    border = _find_border(pairs) if len(pairs) >= CALIBRATION_RUNS else None
+    if usual is None or border is None:
         return None
     return usual + max([0.0, border, *(gap for gap, final in pairs if final <= 0)])
+
+
+def _find_border(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Return the gap on the way from which a run ends behind, however far the fit of ends to gaps may be off.
+
+    None where gaps predict nothing.
+    """
+    try:
+        slope, offset = linear_regression(*zip(*pairs, strict=True))
+    except StatisticsError:  # all gaps on the way are equal
+        return None
+    dof = len(pairs) - 2
+    squares = fsum((final - offset - slope * gap) ** 2 for gap, final in pairs)
+    error = sqrt(squares / dof * (1 + 1 / len(pairs)))  # of one more prediction near the middle
+    return (t_critical(dof) * error - offset) / slope if slope > 0 else None
 
 
 def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple[float, float]]:
@@ -76,8 +59,8 @@ def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple
     for result in state.tried:
         if not result.commit or (final := _measure_deficit(result)) is None:
             continue
-        usual = curves.average_recent_loss(runs.get(result.commit.parent, ()), progress)
-        loss = curves.get_recent_loss(result.scores[0].curve, progress)
+        usual = average_recent_loss(runs.get(result.commit.parent, ()), progress)
+        loss = get_recent_loss(result.scores[0].curve, progress)
         if usual is not None and loss is not None:
             yield loss - usual, final
 

@@ -1,6 +1,6 @@
 """Decide which steps are due: a pure function of the state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Remeasuring, Stage, State, Training
@@ -20,9 +20,10 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         return ()
     if state.baseline_commit is None:
         return (steps.CommitBaseline(),)
-    found = _hold_back([step for number, stage in state.open.items() for step in _find_next(state, number, stage)])
-    if not any(isinstance(step, steps.Judge | steps.Promote) for step in found):
-        found += _grant_slots(state)
+    needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage)]
+    found = _hold_back([need for _, need in needs if not isinstance(need, NeededRun)])
+    if not any(isinstance(_get_content(step), steps.Promote | ev.Verdict) for step in found):
+        found += _grant_slots(state, [(number, need) for number, need in needs if isinstance(need, NeededRun)])
     reason = explain_stop(state)
     if not reason:
         return (*found, *_request_proposals(state))
@@ -37,17 +38,25 @@ def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
     if runs and state.incumbent:
         plan = plan_certification(state, state.incumbent)
         free = zip(range(state.session.slots), runs, strict=False)
-        return tuple(steps.Train(n, state.grants[n] + 1, slot, seed, plan) for slot, (n, seed) in free)
+        return tuple(_train(n, state.grants[n] + 1, slot, seed, plan) for slot, (n, seed) in free)
     certificate = certify(state)
-    return (steps.Certify(certificate),) if certificate and certificate != state.certificate else (steps.Stop(reason),)
+    if certificate and certificate != state.certificate:
+        return (steps.Append(certificate, "certify", ("certify",)),)
+    return (steps.Append(ev.Ended(reason=reason), "stop", ("stop",)),)
 
 
 def _hold_back(found: list[steps.Step]) -> list[steps.Step]:
     """Drop what a change of the incumbent would make stale: while one is promoted or kept, only closing goes on."""
     if any(isinstance(step, steps.Promote) for step in found):
-        return [step for step in found if isinstance(step, steps.Promote | steps.Reflect | steps.SkipReflection)]
-    keep = next((step for step in found if isinstance(step, steps.Judge) and isinstance(step.verdict, ev.Kept)), None)
-    return [step for step in found if not isinstance(step, steps.Judge) or step is keep] if keep else found
+        closing = steps.Promote | steps.Reflect | ev.ReflectionSkipped
+        return [step for step in found if isinstance(_get_content(step), closing)]
+    keep = next((step for step in found if isinstance(_get_content(step), ev.Kept)), None)
+    return [step for step in found if step is keep or not isinstance(_get_content(step), ev.Verdict)] if keep else found
+
+
+def _get_content(step: steps.Step) -> steps.Step | ev.Event:
+    """Return the event that a step only appends; any other step as it is."""
+    return step.event if isinstance(step, steps.Append) else step
 
 
 def _is_postponed(state: State, step: steps.Step) -> bool:
@@ -56,68 +65,72 @@ def _is_postponed(state: State, step: steps.Step) -> bool:
     return isinstance(step, steps.Reflect) and waiting is not None and waiting.until > state.deadline
 
 
-def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step]:
+def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step | NeededRun]:
     """Yield what an experiment needs next; runs are granted elsewhere, since slots are scarce."""
     match stage:
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
-            yield steps.Refuse(number, reason) if reason else steps.Implement(number)
+            yield _refuse(number, reason) if reason else steps.Edit(number, f"implement {number}", "implemented")
         case Candidate() if _is_stale(state, number, stage):
-            yield steps.Rebase(number, state.best)
-        case Candidate(scores=()):
-            if reason := find_duplicate(state, number, stage.commit.fingerprint):
-                yield steps.Refuse(number, reason)
-        case Candidate():
-            if not isinstance(decision := judge(state, number, stage), NeededRun):
-                yield steps.Judge(number, decision)
+            yield steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
+        case Candidate(scores=()) if reason := find_duplicate(state, number, stage.commit.fingerprint):
+            yield _refuse(number, reason)
+        case Candidate() if number == 0 or state.incumbent:
+            decision = judge(state, number, stage)
+            yield decision if isinstance(decision, NeededRun) else _judge(decision)
         case Broken(candidate, crash):
             # Repairing a disqualified candidate would teach it how to pass the audit.
             final = number == 0 or crash.failure == "disqualified" or candidate.proposal.reverts is not None
             repairs = 0 if final else state.session.repairs
             if candidate.repairs < repairs:
-                yield steps.Repair(number, candidate.repairs + 1)
+                yield steps.Edit(number, f"repair {number}.{candidate.repairs + 1}", "repaired")
             if candidate.repairs >= repairs or explain_stop(state):
                 reason = f"{crash.failure}: {crash.message}"
-                yield steps.Judge(number, ev.Failed(experiment=number, reason=reason, failure=crash.failure))
+                yield _judge(ev.Failed(experiment=number, reason=reason, failure=crash.failure))
         case Decided(verdict=ev.Kept(), promoted=False):
-            yield steps.Promote(number)
+            yield steps.Promote(number, f"promote {number}")
         case Decided() if _needs_reflection(state, number, stage):
-            yield steps.Reflect(number)
+            yield steps.Reflect(number, f"reflect {number}")
         case Decided():
-            yield steps.SkipReflection(number, "no post-mortem is due")
-        case Training() | Remeasuring():
+            skipped = ev.ReflectionSkipped(experiment=number, reason="no post-mortem is due")
+            yield steps.Append(skipped, f"close {number}", (f"experiment {number}",))
+        case Candidate() | Training() | Remeasuring():
             pass
 
 
-def _grant_slots(state: State) -> list[steps.Train]:
+def _refuse(number: int, reason: str) -> steps.Append:
+    """Close a repeat before it costs a run."""
+    return steps.Append(ev.Refused(experiment=number, reason=reason), f"refuse {number}", (f"experiment {number}",))
+
+
+def _judge(verdict: ev.Verdict) -> steps.Append:
+    """Record a verdict, one at a time: a keep changes what the next candidate is judged against."""
+    number = verdict.experiment
+    return steps.Append(verdict, f"judge {number}", (f"experiment {number}", "verdict"))
+
+
+def _train(number: int, run: int, slot: int, seed: int, plan: ev.EvaluationPlan) -> steps.Train:
+    return steps.Train(number, f"train {number}.{run}", run, slot, seed, plan)
+
+
+def _grant_slots(state: State, needs: Iterable[tuple[int, NeededRun]]) -> list[steps.Train]:
     """Return runs for the free slots: further runs of promising candidates first, then the oldest candidates."""
     taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
     free = [slot for slot in range(state.session.slots) if slot not in taken]
-    wanted = sorted(_list_wanted_runs(state)) if free and not explain_stop(state) else []
-    runs = dict.fromkeys(wanted_run for *_, wanted_run in wanted)
+    wanted: list[tuple[bool, int, tuple[int, int, int]]] = []
+    for number, need in needs:
+        if need.experiment == number or need.experiment not in state.open:
+            run = state.grants.get(need.experiment, 0) + 1
+            is_first = need.experiment == number and not getattr(state.open[number], "scores", ())
+            wanted.append((is_first, number, (need.experiment, run, need.seed)))
+    runs = dict.fromkeys(run for *_, run in sorted(wanted)) if not explain_stop(state) else {}
     return [
-        steps.Train(number, run, slot, seed, plan_evaluation(state, number, run, seed))
+        _train(number, run, slot, seed, plan_evaluation(state, number, run, seed))
         for slot, (number, run, seed) in zip(free, runs, strict=False)
     ]
 
 
-def _list_wanted_runs(state: State) -> Iterator[tuple[bool, int, tuple[int, int, int]]]:
-    """Yield the runs that candidates wait for: (is a first run, waiting experiment, (experiment, run, seed))."""
-    for number, stage in state.open.items():
-        if not isinstance(stage, Candidate) or _is_stale(state, number, stage) or (number > 0 and not state.incumbent):
-            continue
-        if not stage.scores and find_duplicate(state, number, stage.commit.fingerprint):
-            continue
-        need = judge(state, number, stage)
-        if not isinstance(need, NeededRun):
-            continue
-        if need.experiment == number:
-            yield (not stage.scores, number, (number, state.grants.get(number, 0) + 1, need.seed))
-        elif need.experiment not in state.open:
-            yield (False, number, (need.experiment, state.grants[need.experiment] + 1, need.seed))
-
-
-def _request_proposals(state: State) -> list[steps.Propose | steps.Ablate | steps.FallBack]:
+def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     """Return a request for as many proposals as keep a candidate ready behind each slot."""
     limits, slots = state.session.limits, state.session.slots
     if state.incumbent is None and not _is_baseline_scored(state):
@@ -129,10 +142,12 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Ablate | step
     if wanted <= 0:
         return []
     if ablation := find_ablation(state):
-        return [steps.Ablate(state.next, ablation)]
+        proposed = ev.Proposed(experiment=state.next, proposal=ablation)
+        return [steps.Append(proposed, f"ablate {state.next}", ("propose",))]
     if is_fruitless(state):
         why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
-        return [steps.FallBack(f"the optimizer proposes from now on, since {why}")]
+        fallen = ev.FellBack(reason=f"the optimizer proposes from now on, since {why}")
+        return [steps.Append(fallen, "fall back", ("propose",))]
     return [steps.Propose(state.next, wanted, state.unanswered)]
 
 

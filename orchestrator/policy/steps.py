@@ -1,8 +1,20 @@
-"""What can be due: one small frozen type per step."""
+"""What can be due: one small frozen type for each kind of work, and one for what only has to be recorded."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from orchestrator.core import events as ev
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Append an event that needs no work: what the policy has decided by itself."""
+
+    event: ev.Event
+    task_id: str
+    """Name of the step's task, used once in a life of the session."""
+    resources: tuple[str, ...]
+    """Exclusive resources: one step at a time holds each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,9 +22,7 @@ class CommitBaseline:
     """Commit the baseline: train.py with its constants fitted to the profile."""
 
     task_id: str = "fit"
-    """Name of the step's task, used once in a life of the session."""
     resources: tuple[str, ...] = ("fit",)
-    """Exclusive resources: one step at a time holds each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,34 +40,9 @@ class Propose:
 
 
 @dataclass(frozen=True, slots=True)
-class Ablate:
-    """Propose to take back a kept change that is not certain."""
-
-    experiment: int
-    proposal: ev.Proposal
-    resources: tuple[str, ...] = ("propose",)
-
-    @property
-    def task_id(self) -> str:
-        return f"ablate {self.experiment}"
-
-
-@dataclass(frozen=True, slots=True)
-class FallBack:
-    """Let the optimizer propose in the researcher's place."""
-
-    reason: str
-    task_id: str = "fall back"
-    resources: tuple[str, ...] = ("propose",)
-
-
-@dataclass(frozen=True, slots=True)
 class _OnExperiment:
     experiment: int
-
-    @property
-    def task_id(self) -> str:
-        return f"{type(self).__name__.lower()} {self.experiment}"
+    task_id: str
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -65,26 +50,10 @@ class _OnExperiment:
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse(_OnExperiment):
-    """Close a repeat before it costs a run."""
+class Edit(_OnExperiment):
+    """Have a proposal turned into a candidate, or a candidate repaired or carried over to the new incumbent."""
 
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Implement(_OnExperiment):
-    """Have a proposal turned into a candidate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rebase(_OnExperiment):
-    """Carry a waiting candidate over to the new incumbent."""
-
-    parent: int
-
-    @property
-    def task_id(self) -> str:
-        return f"rebase {self.experiment} on {self.parent}"
+    how: Literal["implemented", "rebased", "repaired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,35 +66,8 @@ class Train(_OnExperiment):
     plan: ev.EvaluationPlan
 
     @property
-    def task_id(self) -> str:
-        return f"train {self.experiment}.{self.run}"
-
-    @property
     def resources(self) -> tuple[str, ...]:
         return (f"experiment {self.experiment}", f"slot {self.slot}")
-
-
-@dataclass(frozen=True, slots=True)
-class Repair(_OnExperiment):
-    """Have a crashed candidate repaired."""
-
-    attempt: int
-
-    @property
-    def task_id(self) -> str:
-        return f"repair {self.experiment}.{self.attempt}"
-
-
-@dataclass(frozen=True, slots=True)
-class Judge(_OnExperiment):
-    """Record a verdict."""
-
-    verdict: ev.Verdict
-
-    @property
-    def resources(self) -> tuple[str, ...]:
-        # One at a time: a keep changes what the next candidate is judged against.
-        return (f"experiment {self.experiment}", "verdict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,48 +80,4 @@ class Reflect(_OnExperiment):
     """Have a post-mortem written."""
 
 
-@dataclass(frozen=True, slots=True)
-class SkipReflection(_OnExperiment):
-    """Close an experiment without a post-mortem."""
-
-    reason: str
-
-    @property
-    def task_id(self) -> str:
-        return f"close {self.experiment}"  # its name in sessions recorded before it was renamed
-
-
-@dataclass(frozen=True, slots=True)
-class Certify:
-    """Record what the night has gained, by runs that no decision has used."""
-
-    certificate: ev.Certified
-    task_id: str = "certify"
-    resources: tuple[str, ...] = ("certify",)
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End the session."""
-
-    reason: str
-    task_id: str = "stop"
-    resources: tuple[str, ...] = ("stop",)
-
-
-Edit = Implement | Rebase | Repair
-Step = (
-    CommitBaseline
-    | Propose
-    | Ablate
-    | FallBack
-    | Refuse
-    | Edit
-    | Train
-    | Judge
-    | Promote
-    | Reflect
-    | SkipReflection
-    | Certify
-    | Stop
-)
+Step = CommitBaseline | Propose | Edit | Train | Promote | Reflect | Append

@@ -67,7 +67,7 @@ class Tape(EventLog):
         for event in events:
             record = await self._wait_for_turn(task_id)
             if not _is_same(record.event, event):
-                self.divergences.append(Divergence(record.seq, self._diff(record.event, event)))
+                self.divergences.append(Divergence(record.seq, _diff(record.event, event, self.get)))
             self.fold(record)
         self.finished |= {task_id} if last else set()
         self.tell()
@@ -139,11 +139,6 @@ class Tape(EventLog):
         used = await self.expect(ev.ToolUsed)
         return ToolResult(used.result, used.is_error)
 
-    def _diff(self, old: ev.Event, new: ev.Event) -> str:
-        """Return a line-by-line diff of two events, with the texts that they name written out."""
-        before, after = _write_lines(old, self.get), _write_lines(new, self.get)
-        return "\n".join(difflib.unified_diff(before, after, "recorded", "now", lineterm="", n=1))
-
 
 async def replay(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> Sequence[Divergence]:
     """Run every life of the recorded session again, and return all divergences.
@@ -199,10 +194,16 @@ def _get_task_id() -> str:
     return task.get_name()
 
 
-def _write_lines(event: ev.Event, read: Reader) -> list[str]:
-    fields = event.model_dump(mode="json")
-    for name in ("system", "opening", "source", "log"):
-        if isinstance(event, ev.ConversationOpened | ev.Committed) and name in fields:
-            with suppress(KeyError):
-                fields[name] = read(fields[name]).splitlines()
-    return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True).splitlines()
+def _diff(recorded: ev.Event, now: ev.Event, read: Reader) -> str:
+    """Return a line-by-line diff of two events, with the texts that they name written out."""
+
+    def write_lines(event: ev.Event) -> list[str]:
+        fields = event.model_dump(mode="json")
+        for name in ("system", "opening", "source", "log"):
+            if isinstance(event, ev.ConversationOpened | ev.Committed) and name in fields:
+                with suppress(KeyError):
+                    fields[name] = read(fields[name]).splitlines()
+        return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True).splitlines()
+
+    before, after = write_lines(recorded), write_lines(now)
+    return "\n".join(difflib.unified_diff(before, after, "recorded", "now", lineterm="", n=1))

@@ -1,6 +1,6 @@
-"""Build the charts of report and comparison as plotly's figures: once, here; the pages carry, style and draw them.
+"""Build the charts of the report as plotly's figures: once, here; the page carries, styles and draws them.
 
-Their colors are readable on white and on black, since a page follows the reader's system. What agents wrote is escaped.
+Their colors are readable on white and on black, since it follows the reader's system. What agents wrote is escaped.
 """
 
 import base64
@@ -8,17 +8,14 @@ import gzip
 import html
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import cycle
 from math import sqrt
 from statistics import fmean
 from typing import Any
 
 from orchestrator.core import events as ev
-from orchestrator.core.curves import interpolate_loss
-from orchestrator.core.description import FinishedRun
+from orchestrator.core.description import FinishedRun, interpolate_loss
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.render import count, format_change, format_score
 from orchestrator.views.summary import Summary
@@ -28,55 +25,28 @@ Figure = dict[str, Any]
 """In plotly's own schema: `data`, a list of traces, and `layout`."""
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
-ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
 DASHES = ("solid", "dash", "dot", "dashdot")
 OUTCOMES = {"scored": ACCENT, "training": GOOD, "crashed": BAD, "aborted": BAD}
 SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
 """By whether a point is on the scale, and whether it has no score."""
 CURVE_POINTS = 48
+STEPPED = ("experiment", "hours")
+"""Axes along which the score to beat only falls."""
+Places = Mapping[int, float | None]
+"""Where experiments stand along an axis, by number."""
 STAIRS = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"shape": "hv", "width": 0}}
 
 
-@dataclass(frozen=True, slots=True)
-class ChartPoint:
-    """An experiment in the chart of progress."""
+def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], summary: Summary) -> Figure:
+    """Draw every experiment's score with its standard error, the score to beat, and the noise of one run around it.
 
-    row: ExperimentRow
-    hours: float | None
-    """Since the session began, when it was decided."""
-    lines: int | None
-    """Of its train.py."""
-
-
-@dataclass(frozen=True, slots=True)
-class Course:
-    """How the best score of a session fell."""
-
-    arm: str
-    """Crew and style: sessions of one arm are repetitions of each other."""
-    name: str
-    best: Sequence[float]
-    """The baseline, the score after each keep, and the last once more."""
-    places: Mapping[str, Sequence[float]]
-    """Where the best scores stand, by axis."""
-
-
-AXES: Mapping[str, Callable[[ChartPoint], float | None]] = {
-    "experiment": lambda point: point.row.experiment,
-    "hours": lambda point: point.hours,
-    "MB of memory": lambda point: point.row.memory_mb or None,
-    "lines of train.py": lambda point: point.lines,
-}
-"""What the score can be seen against; along the first two the score to beat only falls."""
-
-
-def draw_progress(points: Sequence[ChartPoint], summary: Summary) -> Figure:
-    """Draw every experiment's score with its standard error, the score to beat, and the noise of one run around it."""
-    scored = [point for point in points if point.row.val_bpb is not None]
-    kept = [point for point in scored if point.row.status == "kept"]
-    others = [point for point in scored if point.row.status != "kept"]
-    failed = [point for point in points if point.row.status in ("crashed", "pruned")]
-    scores = sorted(point.row.val_bpb or 0.0 for point in scored) or [0.0]
+    It is drawn along the first of STEPPED, and a button switches to each other axis on which the experiments differ.
+    """
+    scored = [row for row in rows if row.val_bpb is not None]
+    kept = [row for row in scored if row.status == "kept"]
+    others = [row for row in scored if row.status != "kept"]
+    failed = [row for row in rows if row.status in ("crashed", "pruned")]
+    scores = sorted(row.val_bpb or 0.0 for row in scored) or [0.0]
     top = max(summary.baseline or 0.0, scores[int(0.9 * (len(scores) - 1))]) + 4 * summary.sigma
     levels, noise = _list_levels(kept, summary), 2 * summary.sigma
     traces: list[Figure] = [
@@ -87,20 +57,23 @@ def draw_progress(points: Sequence[ChartPoint], summary: Summary) -> Figure:
         _draw_points(failed, top, noise, BAD, 8),
         _draw_points(kept, top, noise, GOOD, 11),
     ]
-    offered = [axis for axis in AXES if axis == "experiment" or len({AXES[axis](point) for point in scored}) > 1]
-    places = {axis: _place(axis, points, kept, (others, failed, kept)) for axis in offered}
+    offered = {
+        axis: _place(axis, places, kept, (others, failed, kept))
+        for axis, places in axes.items()
+        if axis == STEPPED[0] or len({places.get(row.experiment) for row in scored}) > 1
+    }
     buttons = [
         {"label": axis, "method": "update", "args": [{"x": along}, {"xaxis.title.text": axis}]}
-        for axis, along in places.items()
+        for axis, along in offered.items()
     ]
     margin = 0.06 * (top - scores[0]) + noise
     layout = {
-        "xaxis": {"title": {"text": "experiment"}},
+        "xaxis": {"title": {"text": STEPPED[0]}},
         "yaxis": {"title": {"text": "val_bpb"}, "range": [scores[0] - margin, top + margin]},
         "updatemenus": [{"buttons": buttons}] if len(buttons) > 1 else [],
         "margin": {"t": 44},
     }
-    data = [trace | {"x": along} for trace, along in zip(traces, places["experiment"], strict=True)]
+    data = [trace | {"x": x} for trace, x in zip(traces, offered[STEPPED[0]], strict=True)]
     return {"data": data, "layout": layout}
 
 
@@ -153,36 +126,6 @@ def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
-def draw_courses(courses: Sequence[Course]) -> Figure:
-    """Draw the best scores of sessions along the axes that they moved on, a color for each arm."""
-    names = ("x", "x2", "x3")
-    axes = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
-    colors = dict(zip(dict.fromkeys(course.arm for course in courses), cycle(ARMS), strict=False))
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": f"{course.name} ({course.arm})",
-            "legendgroup": course.name,
-            "showlegend": name == "x",
-            "x": course.places[axis],
-            "y": course.best,
-            "xaxis": name,
-            "line": {"color": colors[course.arm], "shape": "hv", "dash": dash},
-        }
-        for course, dash in zip(courses, cycle(DASHES), strict=False)
-        for name, axis in zip(names, axes, strict=False)
-    ]
-    layout = {
-        **{name.replace("x", "xaxis"): {"title": {"text": axis}} for name, axis in zip(names, axes, strict=False)},
-        "yaxis": {"title": {"text": "best val_bpb so far"}},
-        "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25},
-        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},
-    }
-    return {"data": traces, "layout": layout}
-
-
 def pack(value: object) -> str:
     """Return a text, or what becomes JSON, compressed as a page carries it; its script unpacks it."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
@@ -197,20 +140,20 @@ def load_plotly() -> str:
     return pack(get_plotlyjs())
 
 
-def _list_levels(kept: Sequence[ChartPoint], summary: Summary) -> list[float]:
+def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]:
     """Return the score to beat after each keep, as the summary tells the first and the last, and the last once more."""
-    levels = [point.row.verdict.score_to_beat for point in kept if isinstance(point.row.verdict, ev.Kept)]
+    levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
     if levels and summary.baseline and summary.best:
         levels[0], levels[-1] = summary.baseline, summary.best
         levels.append(levels[-1])
     return levels
 
 
-def _draw_points(points: Sequence[ChartPoint], top: float, noise: float, color: str, size: int) -> Figure:
+def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
     """Draw experiments with two standard errors on either side; what is off the scale, or failed, at its top."""
-    scores = [point.row.val_bpb for point in points]
+    scores = [row.val_bpb for row in rows]
     on_scale = [score is not None and score <= top for score in scores]
-    errors = [noise / sqrt(len(p.row.scores)) if shown else 0.0 for p, shown in zip(points, on_scale, strict=True)]
+    errors = [noise / sqrt(len(row.scores)) if shown else 0.0 for row, shown in zip(rows, on_scale, strict=True)]
     symbols = [SYMBOLS[shown, score is None] for shown, score in zip(on_scale, scores, strict=True)]
     return {
         "type": "scatter",
@@ -218,8 +161,8 @@ def _draw_points(points: Sequence[ChartPoint], top: float, noise: float, color: 
         "y": [top if score is None else min(score, top) for score in scores],
         "error_y": {"type": "data", "array": errors, "color": color, "thickness": 1, "width": 0},
         "marker": {"color": color, "size": size, "symbol": symbols},
-        "customdata": [point.row.experiment for point in points],
-        "hovertext": [_describe_point(point.row) for point in points],
+        "customdata": [row.experiment for row in rows],
+        "hovertext": [_describe_point(row) for row in rows],
         "hoverinfo": "text",
     }
 
@@ -231,13 +174,12 @@ def _describe_point(row: ExperimentRow) -> str:
 
 
 def _place(
-    axis: str, points: Iterable[ChartPoint], kept: Iterable[ChartPoint], groups: Iterable[Sequence[ChartPoint]]
+    axis: str, places: Places, kept: Iterable[ExperimentRow], groups: Iterable[Sequence[ExperimentRow]]
 ) -> list[list[float | None]]:
     """Return the positions of all traces along an axis: three times the stairs, then the groups of points."""
-    find = AXES[axis]
-    last = max((at for point in points if (at := find(point)) is not None), default=None)
-    stairs = [*map(find, kept), last] if axis in ("experiment", "hours") else []
-    return [stairs, stairs, stairs, *([find(point) for point in group] for group in groups)]
+    last = max((at for at in places.values() if at is not None), default=None)
+    stairs = [*(places.get(row.experiment) for row in kept), last] if axis in STEPPED else []
+    return [stairs, stairs, stairs, *([places.get(row.experiment) for row in group] for group in groups)]
 
 
 def _average_curve(runs: Sequence[FinishedRun]) -> Iterator[tuple[float, float]]:

@@ -2,26 +2,35 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from math import sqrt
 from statistics import fmean, stdev
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State, apply
 from orchestrator.policy.noise import get_t_90
-from orchestrator.views.charts import Course, draw_courses
+from orchestrator.views.charts import DASHES, Figure
 from orchestrator.views.experiments import UNTRAINED
 from orchestrator.views.render import render_page
 from orchestrator.views.summary import Summary, summarize
+
+ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFigures:
     """A session in figures."""
 
+    arm: str
+    """Crew and style: sessions of one arm are repetitions of each other."""
+    name: str
     conditions: tuple[int, str, float, float]
     """Seed, data, budget and hours: nights that agree in these are paired."""
-    course: Course
     gain: float
+    best: Sequence[float]
+    """The baseline, the score after each keep, and the last once more."""
+    places: Mapping[str, Sequence[float]]
+    """Where the best scores stand, by axis."""
     table: Mapping[str, str]
     """What is told of it, by its name."""
 
@@ -49,10 +58,11 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     }
     profile, hours = state.session.profile, state.session.limits.hours
     conditions = (state.session.seed, profile.data_hash, profile.budget, hours)
-    return SessionFigures(conditions, _trace_best(arm, summary, records), summary.gain, table)
+    return SessionFigures(arm, state.session.name, conditions, summary.gain, *_trace_best(summary, records), table)
 
 
-def _trace_best(arm: str, summary: Summary, records: Sequence[ev.Record]) -> Course:
+def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
+    """Return how the best score fell, and where along each axis."""
     state, moments, best = State(), list[State](), list[float]()
     for record in records:
         state = apply(state, record)
@@ -61,12 +71,12 @@ def _trace_best(arm: str, summary: Summary, records: Sequence[ev.Record]) -> Cou
             best.append(record.event.score_to_beat)
     best[0], best[-1] = summary.baseline or best[0], summary.best or best[-1]
     moments.append(state)
-    places = {
+    places: dict[str, Sequence[float]] = {
         "experiments": [len({*(r.experiment for r in moment.results), moment.best} - {0}) for moment in moments],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
     }
-    return Course(arm, state.session.name, [*best, best[-1]], places)
+    return [*best, best[-1]], places
 
 
 def compute_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -83,9 +93,39 @@ def pair_gains(arm: Sequence[SessionFigures], other: Sequence[SessionFigures]) -
 
 def group_arms(rows: Sequence[SessionFigures]) -> Mapping[str, Sequence[SessionFigures]]:
     """Return repetitions together, in the order of their first appearance."""
-    return {arm: [r for r in rows if r.course.arm == arm] for arm in dict.fromkeys(r.course.arm for r in rows)}
+    return {arm: [r for r in rows if r.arm == arm] for arm in dict.fromkeys(r.arm for r in rows)}
+
+
+def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
+    """Draw the best scores of sessions along the axes that they moved on, a color for each arm."""
+    names = ("x", "x2", "x3")
+    axes = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
+    colors = dict(zip(dict.fromkeys(course.arm for course in courses), cycle(ARMS), strict=False))
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": f"{course.name} ({course.arm})",
+            "legendgroup": course.name,
+            "showlegend": name == "x",
+            "x": course.places[axis],
+            "y": course.best,
+            "xaxis": name,
+            "line": {"color": colors[course.arm], "shape": "hv", "dash": dash},
+        }
+        for course, dash in zip(courses, cycle(DASHES), strict=False)
+        for name, axis in zip(names, axes, strict=False)
+    ]
+    layout = {
+        **{name.replace("x", "xaxis"): {"title": {"text": axis}} for name, axis in zip(names, axes, strict=False)},
+        "yaxis": {"title": {"text": "best val_bpb so far"}},
+        "showlegend": True,
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25},
+        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},
+    }
+    return {"data": traces, "layout": layout}
 
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
     """Return a page with the table of figures, and one stepped line for each session in the color of its arm."""
-    return render_page("compare.html", {"courses": draw_courses([row.course for row in rows])}, rows=rows)
+    return render_page("compare.html", {"courses": draw_courses(rows)}, rows=rows)

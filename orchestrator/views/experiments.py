@@ -1,6 +1,6 @@
 """One row per experiment: all that is known of it, closed or under way. Every view and file is written from rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import fmean
 
@@ -11,7 +11,12 @@ from orchestrator.core.text import flatten, shorten
 from orchestrator.views.output import make_printable
 from orchestrator.views.snapshot import LogReader
 
-UNFINISHED = ("proposed", "ready", "training", "broken")
+UNFINISHED: Mapping[type[st.Stage], st.Status] = {
+    st.Idea: "proposed",
+    st.Candidate: "ready",
+    st.Training: "training",
+    st.Broken: "broken",
+}
 UNTRAINED = ("refused", "abandoned", "not tested")
 """Ends of experiments that say nothing of their hypotheses."""
 REASON = 1_000
@@ -70,14 +75,14 @@ class ExperimentRow:
 
     @property
     def is_decided(self) -> bool:
-        return self.status not in UNFINISHED
+        return self.status not in UNFINISHED.values()
 
 
 def list_rows(state: st.State) -> list[ExperimentRow]:
     """Return all experiments by number."""
     names = [field.name for field in fields(ExperimentRow)]
     judged = [ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged]
-    under_way = [row for item in state.open.items() if (row := _make_open_row(state, *item))]
+    under_way = [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
     return sorted([*judged, *under_way], key=lambda row: row.experiment)
 
 
@@ -95,16 +100,8 @@ def show_diff(log: LogReader, row: ExperimentRow) -> str:
     return make_printable("\n".join([*lines[:DIFF_LINES], *cut]).rstrip("\n"), DIFF_CHARACTERS)
 
 
-def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentRow | None:
-    proposal, commit = st.get_proposal(stage), st.get_commit(stage)
+def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentRow:
+    commit, candidate = st.get_commit(stage), getattr(stage, "candidate", stage)
     parent = commit.parent if commit else state.best
-    match stage:
-        case st.Broken(st.Candidate(scores=scores), crash):
-            return ExperimentRow(number, "broken", proposal, parent, commit, scores, crash)
-        case st.Candidate(scores=scores) | st.Training(st.Candidate(scores=scores)):
-            status = "ready" if isinstance(stage, st.Candidate) else "training"
-            return ExperimentRow(number, status, proposal, parent, commit, scores)
-        case st.Idea():
-            return ExperimentRow(number, "proposed", proposal, parent)
-        case st.Remeasuring() | st.Decided():
-            return None
+    scores, crash = getattr(candidate, "scores", ()), getattr(stage, "crash", None)
+    return ExperimentRow(number, UNFINISHED[type(stage)], st.get_proposal(stage), parent, commit, scores, crash)

@@ -17,7 +17,7 @@ from orchestrator.views.musings_search import read_musing
 from orchestrator.views.render import render_template
 from orchestrator.views.snapshot import File, LogReader
 from orchestrator.views.summary import summarize, tabulate
-from prepare.atomic import write_atomically
+from prepare.files import write_atomically
 
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:

@@ -29,7 +29,7 @@ from orchestrator.views.snapshot import File, LogReader, Snapshot
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, write_command
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization
-from prepare.atomic import write_atomically
+from prepare.files import write_atomically
 
 SOON = 0.5
 """Seconds until the files follow the log: events that come together are one change."""

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.core.curves import CHECKED_SHARES
-from orchestrator.core.description import compare_curves, compare_metrics, count_distinct
+from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply, get_scores
 from orchestrator.core.text import flatten, format_count

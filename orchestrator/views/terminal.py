@@ -6,6 +6,7 @@ from typing import NamedTuple, TextIO, cast
 import structlog
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
@@ -18,7 +19,7 @@ from orchestrator.session.store import EventLog
 from orchestrator.views.event_text import TALK, summarize
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
-from orchestrator.views.render import format_change, format_clock, format_score
+from orchestrator.views.render import format_change, format_clock, format_score, render_template
 from orchestrator.views.summary import summarize as summarize_session
 
 LATEST = 8
@@ -103,17 +104,10 @@ def render_view(state: State, readings: Mapping[int, Reading], now: float, width
 
 
 def _render_headline(state: State, now: float) -> Text:
-    limits, summary = state.session.limits, summarize_session(state)
-    text = Text(overflow="ellipsis", no_wrap=True)
-    text.append(f" {state.session.name}", style="bold")
-    if summary.baseline and summary.best:
-        text.append(f"   {summary.baseline:.4f} → ")
-        text.append(f"{summary.best:.4f}", style="bold green" if summary.gain else "bold")
-        text.append(f"  σ {summary.sigma:.4f}", style="dim")
-    text.append(f"   {summary.tried}{f' of {limits.experiments}' if limits.experiments else ''} tried")
-    text.append(f", {summary.kept} kept   {_format_span(state.deadline - now)} left")
-    if state.usd or limits.usd:
-        text.append(f"   ${state.usd:.2f}" + (f" of ${limits.usd:g}" if limits.usd else ""))
+    session, left = state.session, _format_span(state.deadline - now)
+    facts = {"title": escape(session.name), "limits": session.limits, "usd": state.usd, "left": left}
+    text = Text.from_markup(render_template("terminal.txt", summary=summarize_session(state), **facts), emoji=False)
+    text.overflow, text.no_wrap = "ellipsis", True
     return text
 
 

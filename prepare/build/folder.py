@@ -16,10 +16,10 @@ from math import ceil
 from pathlib import Path
 
 from prepare import manifest, profiles
-from prepare.atomic import open_replacement, write_atomically
 from prepare.build import calibration
 from prepare.build.packing import TokenStore, write_rows
 from prepare.corpus.base import BATCH, SPLITS, Corpus, Progress, track
+from prepare.files import open_replacement, write_atomically
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.shards import choose_row_dtype
@@ -81,7 +81,7 @@ def _train_tokenizer(folder: Path, corpus: Corpus, profile: Profile, progress: P
     if not (folder / TOKENIZER_FILE).exists():
         stage = f"learning {profile.vocab_size:,} tokens"
         texts = chain.from_iterable(corpus.read_batches("train"))
-        learned = Tokenizer.train(track(texts, corpus.count("train"), stage, progress), profile.vocab_size)
+        learned = Tokenizer.train(track(texts, corpus.counts["train"], stage, progress), profile.vocab_size)
         write_atomically(folder / TOKENIZER_FILE, learned.to_json())
     return Tokenizer.from_directory(folder)
 
@@ -91,7 +91,7 @@ def _write_split(
 ) -> int:
     path = folder / f"{split}.bin"
     if not path.exists():
-        batches = track(corpus.read_batches(split), ceil(corpus.count(split) / BATCH), f"packing {split}", progress)
+        batches = track(corpus.read_batches(split), ceil(corpus.counts[split] / BATCH), f"packing {split}", progress)
         limit = None if split == "train" else profile.eval_tokens // profile.seq_len
         # The temporary file has no name: a kill leaves nothing behind.
         with tempfile.TemporaryFile(dir=folder) as file, open_replacement(path) as part:

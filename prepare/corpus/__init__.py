@@ -1,1 +1,26 @@
-"""Text to train on: `open.open_corpus` gives the documentation of installed packages, climbmix, or the user's own."""
+"""Text to train on: the documentation of installed packages, climbmix, or the user's own."""
+
+from pathlib import Path
+
+from prepare.corpus.base import Corpus, Progress, split_documents
+
+
+def open_corpus(source: str, shards: int, progress: Progress) -> Corpus:
+    """Return the corpus "docstrings", "climbmix" (`shards` of it), or the text in a path. Raises DataError."""
+    if source == "climbmix":
+        from prepare.corpus.climbmix import open_climbmix
+
+        return open_climbmix(shards, progress)
+    if source == "docstrings":
+        from prepare.corpus.docstrings import harvest
+
+        known, held_out = harvest(progress)
+        return split_documents(source, lambda: iter(known), lambda: iter(held_out))
+    from prepare.corpus.text import read_texts
+
+    return split_documents(canonicalize(source), lambda: read_texts(source, progress))
+
+
+def canonicalize(source: str) -> str:
+    """Return the name of a corpus in a manifest."""
+    return source if source in {"docstrings", "climbmix"} else str(Path(source).resolve())

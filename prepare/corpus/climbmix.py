@@ -7,11 +7,9 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count, as huggingface_hub read
 
 import hashlib
 import logging
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import huggingface_hub as hub
 from huggingface_hub import constants
@@ -25,7 +23,7 @@ from pyarrow import parquet
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tenacity.wait import wait_base
 
-from prepare.corpus.base import Progress, make_batches, track
+from prepare.corpus.base import Corpus, Progress, make_batches, track
 from prepare.manifest import DataError, compute_sha256
 
 REPO = "karpathy/climbmix-400b-shuffle"
@@ -35,32 +33,25 @@ WAIT = wait_exponential(0.5, max=30)
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 
-class Climbmix:
-    """`shards` of it to train on; batches and their order are upstream's, so that packed rows are, too."""
+def open_climbmix(shards: int, progress: Progress) -> Corpus:
+    """Return `shards` of it to train on, after fetching those that are not cached. Raises DataError.
 
-    name, shuffled = "climbmix", True
+    Batches and their order are upstream's, so that packed rows are, too.
+    """
+    numbers = [*range(shards), VALIDATION, CONFIRMATION]
+    files = Hub().fetch([f"shard_{number:05d}.parquet" for number in numbers], progress)
+    paths = [path for path, _ in files]
+    splits = {"train": paths[:shards], "val": [paths[shards]], "confirm": [paths[shards + 1]]}
 
-    def __init__(self, shards: int, progress: Progress) -> None:
-        """Fetch the shards that are not cached. Raises DataError."""
-        numbers = [*range(shards), VALIDATION, CONFIRMATION]
-        files = Hub().fetch([f"shard_{number:05d}.parquet" for number in numbers], progress)
-        paths = [file.path for file in files]
-        self._paths = {"train": paths[:shards], "val": [paths[shards]], "confirm": [paths[shards + 1]]}
-        self.fingerprint = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
-
-    def count(self, split: str) -> int:
-        return sum(parquet.read_metadata(path).num_rows for path in self._paths[split])
-
-    def read_batches(self, split: str) -> Iterator[list[str]]:
-        for path in self._paths[split]:  # no batch crosses a row group
+    def read_batches(split: str) -> Iterator[list[str]]:
+        for path in splits[split]:  # no batch crosses a row group
             with parquet.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
                     yield from make_batches(file.read_row_group(group, columns=["text"]).column(0).to_pylist())
 
-
-class Shard(NamedTuple):
-    path: Path
-    sha256: str
+    fingerprint = hashlib.sha256("".join(sha256 for _, sha256 in files).encode()).hexdigest()
+    counts = {split: sum(parquet.read_metadata(path).num_rows for path in paths) for split, paths in splits.items()}
+    return Corpus("climbmix", fingerprint, counts, read_batches, shuffled=True)
 
 
 @dataclass(frozen=True)
@@ -71,37 +62,17 @@ class Hub:
     endpoint: str | None = None
     wait: wait_base = WAIT
 
-    def fetch(self, names: Sequence[str], progress: Progress) -> list[Shard]:
-        """Return the files, after fetching those that are missing or damaged. Raises DataError."""
+    def fetch(self, names: Sequence[str], progress: Progress) -> list[tuple[Path, str]]:
+        """Return the files and their SHA-256, after fetching those that are missing or damaged. Raises DataError."""
         disable_progress_bars()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         retrying = Retrying(
             stop=stop_after_attempt(ATTEMPTS), wait=self.wait, retry=retry_if_exception(_is_transient), reraise=True
         )
-        with self._translate_errors():
-            files = track(names, len(names), f"fetching {len(names)} shards", progress)
-            return [retrying(self._load_file, name) for name in files]
-
-    def _load_file(self, name: str) -> Shard:
-        """Return a file that passes all checks. Removes one that does not, and raises OSError without a number."""
-        found = hub.try_to_load_from_cache(REPO, name, cache_dir=self.cache, repo_type="dataset")
-        if not isinstance(found, str):
-            url = hub.hf_hub_url(REPO, name, repo_type="dataset", endpoint=self.endpoint)
-            # Asked for first, because hf_hub_download hides why it cannot reach the hub.
-            hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=self.endpoint)
-            found = hub.hf_hub_download(REPO, name, repo_type="dataset", cache_dir=self.cache, endpoint=self.endpoint)
-        path = Path(found).resolve()
-        try:
-            return Shard(path, _check(path))
-        except ValueError as error:
-            path.unlink()
-            raise OSError(str(error)) from error
-
-    @contextmanager
-    def _translate_errors(self) -> Generator[None]:
         host, instead = self.endpoint or constants.ENDPOINT, "`--corpus docstrings` needs no network"
         try:
-            yield
+            files = track(names, len(names), f"fetching {len(names)} shards", progress)
+            return [retrying(self._load_file, name) for name in files]
         except OfflineModeIsEnabled:
             cache = self.cache or constants.HF_HUB_CACHE
             raise DataError(f"not all shards are in {cache} and HF_HUB_OFFLINE is set: unset it; {instead}") from None
@@ -117,6 +88,21 @@ class Hub:
                 raise
             first, *_ = str(error).splitlines()
             raise DataError(f"{host} keeps sending a damaged shard ({first}): try again later; {instead}") from None
+
+    def _load_file(self, name: str) -> tuple[Path, str]:
+        """Return a file and its SHA-256. Removes one that fails a check, and raises OSError without a number."""
+        found = hub.try_to_load_from_cache(REPO, name, cache_dir=self.cache, repo_type="dataset")
+        if not isinstance(found, str):
+            url = hub.hf_hub_url(REPO, name, repo_type="dataset", endpoint=self.endpoint)
+            # Asked for first, because hf_hub_download hides why it cannot reach the hub.
+            hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=self.endpoint)
+            found = hub.hf_hub_download(REPO, name, repo_type="dataset", cache_dir=self.cache, endpoint=self.endpoint)
+        path = Path(found).resolve()
+        try:
+            return path, _check(path)
+        except ValueError as error:
+            path.unlink()
+            raise OSError(str(error)) from error
 
 
 def _check(path: Path) -> str:

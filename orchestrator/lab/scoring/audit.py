@@ -14,7 +14,7 @@ from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats
 from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import EvaluationServer
-from prepare.atomic import open_replacement
+from prepare.files import open_replacement
 
 
 def load_claims(archive: Path, experiment: int, shape: tuple[int, int]) -> Nats | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.views.report.page import Page
 from orchestrator.views.report.tables import write_parquet, write_results
 from orchestrator.views.snapshot import File, LogReader
-from prepare.atomic import write_atomically
+from prepare.files import write_atomically
 
 
 class Files:

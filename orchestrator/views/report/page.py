@@ -54,9 +54,14 @@ class Page:
             for record in log.records
             if isinstance(record.event, Kept | Discarded | Failed | Pruned)
         }
-        points = [charts.ChartPoint(e.row, decided.get(e.row.experiment), e.lines) for e in entries]
+        axes: dict[str, charts.Places] = {
+            "experiment": {row.experiment: row.experiment for row in rows},
+            "hours": decided,
+            "MB of memory": {row.experiment: row.memory_mb or None for row in rows},
+            "lines of train.py": {e.row.experiment: e.lines for e in entries},
+        }
         figures = {
-            "progress": charts.draw_progress(points, summary),
+            "progress": charts.draw_progress(rows, axes, summary),
             "slots": charts.draw_slots(runs, state.session.slots),
             **{f"curve-{e.row.experiment}": e.curve for e in entries if e.curve},
         }

@@ -1,9 +1,14 @@
-"""Write files atomically: a reader finds the old content or the new, never a part."""
+"""Files that processes share: replaced atomically, so that a reader finds the old content or the new, and locked."""
 
+import fcntl
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
 
 
 @contextmanager
@@ -28,3 +33,18 @@ def write_atomically(path: Path, text: str | bytes) -> bool:
     with open_replacement(path) as part:
         part.write_bytes(data)
     return True
+
+
+@contextmanager
+def hold_lock(path: Path) -> Generator[int]:
+    """Hold the lock while the descriptor is open, here or in a child. Raises LockedError where it is taken, OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(f"{path} is locked by another process") from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
