@@ -1,4 +1,4 @@
-"""Compare loss curves at equal shares of the budget, and what was measured beside them."""
+"""Compare loss curves at equal shares of the budget."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from orchestrator.core import events as ev
 CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
 """Shares of the budget at which two curves are compared in words."""
 WINDOW = 0.1
-"""Share of the budget that a loss is averaged over: the loss of a single step is mostly its batch's."""
+"""Share of the budget that a loss is averaged over: the loss of a single step mostly reflects its batch."""
 
 
 def interpolate_loss(curve: Sequence[ev.Point], progress: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What can be due: one small frozen type per step."""
+"""The steps that can be due: one small frozen type each."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ class CommitBaseline:
     """Commit the baseline: train.py with its constants fitted to the profile."""
 
     task_id: str = "fit"
-    """Name of the step's task, used once in a life of the session."""
+    """Name of the step's task, unique until the session is restarted."""
     resources: tuple[str, ...] = ("fit",)
-    """Exclusive resources: one step at a time holds each."""
+    """Exclusive resources: only one running step holds each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Propose:
 
 @dataclass(frozen=True, slots=True)
 class Ablate:
-    """Propose to take back a kept change that is not certain."""
+    """Propose to revert a kept change that is not certain."""
 
     experiment: int
     proposal: ev.Proposal
@@ -44,7 +44,7 @@ class Ablate:
 
 @dataclass(frozen=True, slots=True)
 class FallBack:
-    """Let the optimizer propose in the researcher's place."""
+    """Let the optimizer propose in place of the researcher."""
 
     reason: str
     task_id: str = "fall back"
@@ -78,7 +78,7 @@ class Implement(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Rebase(_OnExperiment):
-    """Carry a waiting candidate over to the new incumbent."""
+    """Rebase a waiting candidate onto the new incumbent."""
 
     parent: int
 
@@ -89,7 +89,7 @@ class Rebase(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Train(_OnExperiment):
-    """Run a candidate, or the incumbent once more."""
+    """Run a candidate once, or the incumbent or baseline once more."""
 
     run: int
     slot: int
@@ -130,7 +130,7 @@ class Judge(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Promote(_OnExperiment):
-    """Move the research branch on to a kept candidate."""
+    """Advance the research branch to a kept candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,12 @@ class SkipReflection(_OnExperiment):
 
     @property
     def task_id(self) -> str:
-        return f"close {self.experiment}"  # its name in sessions recorded before it was renamed
+        return f"close {self.experiment}"  # the name that recorded sessions use
 
 
 @dataclass(frozen=True, slots=True)
 class Certify:
-    """Record what the night has gained, by runs that no decision has used."""
+    """Record the night's gain, measured by runs that no decision has used."""
 
     certificate: ev.Certified
     task_id: str = "certify"
