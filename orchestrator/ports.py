@@ -53,7 +53,7 @@ class Crew(Protocol):
     async def implement(
         self, state: State, step: steps.Implement | steps.Rebase, proposal: ev.Proposal, source: str
     ) -> Revision:
-        """Return the source with the proposal implemented. Not called where only constants change: the loop sets them."""
+        """Return the source with the proposal implemented. Not called if it only sets constants: the loop does that."""
         ...
 
     async def repair(self, state: State, step: steps.Repair, broken: Broken, source: str) -> Revision:

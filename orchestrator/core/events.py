@@ -49,7 +49,7 @@ class Frozen(BaseModel):
 
 
 class Answer(Frozen):
-    """A value that a model answers with. The model is sent the docstrings; `_limit` constrains its answer, not stored values."""
+    """A model's answer. The model sees the docstrings; `_limit` constrains its answer, not stored values."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
