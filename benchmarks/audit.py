@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.core.events import Granted, Scored
-from orchestrator.lab.limits import RunLimits
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox import select
 from orchestrator.lab.scoring.claims import Scorer

@@ -26,7 +26,7 @@ def main() -> None:
         facts = {
             "researcher": briefing.brief_researcher(state, state.next, 1, source, ()),
             "mechanic": {**packets.pack_order(last.proposal), "source": source},
-            "reflector": packets.pack_reflection(state, last, log.get(last.scores[-1].log), change),
+            "reflector": packets.pack_reflection(state, last, log.get(last.scores[-1].log), change, source),
         }
         cells = [synthetic.count_tokens(prompts[a].system + prompts[a].render_opening(facts[a])) for a in facts]
         print(f"| {number:,} | " + " | ".join(f"{tokens:,}" for tokens in cells) + " |")

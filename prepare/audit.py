@@ -6,7 +6,6 @@ position only; the logits at that position are its answer.
 
 import os
 import pickle
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -27,8 +26,8 @@ def main() -> None:
     with os.fdopen(descriptor, "rb") as file:
         model = pickle.load(file)  # noqa: S301 - this is the sandbox for it
     channel.send({"event": "loaded"})
-    dtype = request["autocast"] and getattr(torch, request["autocast"])
-    with torch.autocast(choose_device().type, dtype) if dtype else nullcontext():
+    dtype = getattr(torch, request["autocast"] or "float32")
+    with torch.autocast(choose_device().type, dtype, enabled=dtype != torch.float32):
         while (request := channel.receive())["event"] == "rows":
             rows, length = request["rows"], request["length"]
             x = np.frombuffer(channel.take(8 * rows * length), dtype=np.int64).reshape(rows, length)

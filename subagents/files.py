@@ -6,10 +6,11 @@ import sys
 import warnings
 from functools import cache
 from importlib.metadata import packages_distributions
+from itertools import accumulate
 
-from subagents.tools import Tool, ToolError
+from subagents.tools import RESULT_BYTES, Tool, ToolError
 
-PAGE = 400  # lines of one view
+ROOM = RESULT_BYTES - 100  # bytes of a page, below a line that says which part of the file it is
 
 
 class EditedFile:
@@ -23,9 +24,12 @@ class EditedFile:
         check = Tool.from_function(self.check, pure=False)  # a replay may run where other packages are installed
         return Tool.from_function(self.view), Tool.from_function(self.replace), check
 
-    def view(self, first: int = 1, last: int = PAGE) -> str:
-        """Show train.py from line `first` to line `last` as it stands now. The numbers are not part of the text."""
-        return number_page(self.text, first, last, PAGE)
+    def view(self, first: int = 1, last: int | None = None) -> str:
+        """Show train.py from line `first` to line `last` as it stands now, in pages that say where to go on.
+
+        The numbers are not part of the text.
+        """
+        return number_page(self.text, first, last)
 
     def replace(self, old: str, new: str) -> str:
         """Replace one passage of train.py.
@@ -58,15 +62,17 @@ class EditedFile:
         return "train.py is unchanged" if self.text == self.before else find_syntax_error(self.text)
 
 
-def number_page(text: str, first: int, last: int, most: int) -> str:
-    """Return at most so many lines with their numbers, and where to go on. Raises ToolError."""
+def number_page(text: str, first: int, last: int | None) -> str:
+    """Return lines with their numbers, as many as fit into a result, and where to go on. Raises ToolError."""
     lines = text.splitlines()
+    last = len(lines) if last is None else min(last, len(lines))
     if not 1 <= first <= last:
         raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
-    end = min(last, first + most - 1, len(lines))
-    more = f"; go on with first={end + 1}" * (end < len(lines) and end - first + 1 == most)
-    page = [f"{n:4}│{line}" for n, line in enumerate(lines[first - 1 : end], first)]
-    return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *page])
+    wanted = [f"{n:4}│{line}" for n, line in enumerate(lines[first - 1 : last], first)]
+    fitting = sum(size <= ROOM for size in accumulate(len(line.encode("utf-8", "replace")) + 1 for line in wanted)) or 1
+    end = first + fitting - 1
+    more = f"; go on with first={end + 1}" * (end < last)
+    return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *wanted[:fitting]])
 
 
 def find_syntax_error(source: str) -> str:

@@ -39,16 +39,21 @@ def clean(line: str, limit: int = LINE) -> str:
 def fence(shown: Iterable[str], limit: int = FENCE) -> str:
     """Return the lines between the marks that prompts call data, cut at the limit."""
     lines = list(shown)
-    sizes = accumulate(len(line) + 3 for line in lines)
-    kept = [line for line, size in zip(lines, sizes, strict=True) if size <= limit]
+    kept = lines[: count_fitting(lines, limit)]
     kept += ["… cut here"] * (len(kept) < len(lines))
     return "\n".join(["<log>", *(f"| {line}" for line in kept), "</log>"])
 
 
+def count_fitting(lines: Iterable[str], limit: int = FENCE) -> int:
+    """Return how many of the lines, from the first on, a fence holds."""
+    return sum(size <= limit for size in accumulate(len(line) + 3 for line in lines))
+
+
 def quote(text: str, limit: int = 160) -> str:
     """Return a few words of a log to stand in a sentence, between quotation marks that they cannot contain."""
-    words = " ".join(clean(part) for part in ENDS.split(text[: 4 * limit])).replace("«", "<").replace("»", ">")
-    return f"«{' '.join(words.split())[:limit]}»"
+    cleaned = " ".join(clean(part, max(LINE, limit)) for part in ENDS.split(text[: 4 * limit]))
+    words = " ".join(cleaned.replace("«", "<").replace("»", ">").split())
+    return f"«{words if len(words) <= limit else words[: limit - 1] + '…'}»"
 
 
 def extract_frames(shown: Sequence[str]) -> list[str]:

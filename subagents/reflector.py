@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from subagents.agent import Agent, T
-from subagents.logs import fence, split_lines
+from subagents.logs import count_fitting, fence, split_lines
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong
 
@@ -25,18 +25,25 @@ def make_agent(prompt: Prompt, answer: type[T], log: str, compare: Callable[[Seq
         wanted = [word.strip().lower() for word in words.split("|") if word.strip()]
         if not wanted:
             raise ToolError("Say what to look for.")
-        hits = [i for i, line in enumerate(lines) if any(word in line.lower() for word in wanted)]
+        hits = [line for line in numbered if any(word in line.partition(": ")[2].lower() for word in wanted)]
         if not hits:
             return f"None of the {len(lines)} lines contains that."
-        return f"{len(hits)} of {len(lines)} lines:\n{fence(numbered[i] for i in hits[:MAX_HITS])}"
+        shown = hits[: min(MAX_HITS, count_fitting(hits))]
+        rest = f", the first {len(shown)} of them; `page_log` shows more" * (len(shown) < len(hits))
+        return f"{len(hits)} of {len(lines)} lines{rest}:\n{fence(shown)}"
 
     def page_log(first: int) -> str:
-        """Read the run's log from line `first` on; a negative number counts from the end."""
+        """Read the run's log from line `first`; a negative number counts from the end. Pages say where to go on."""
         start = max(0, first - 1 if first > 0 else len(lines) + first)
-        return f"The log has {len(lines)} lines.\n{fence(numbered[start : start + PAGE])}"
+        if start >= len(lines):
+            raise ToolError(f"The log has {len(lines)} lines.")
+        shown = numbered[start : start + min(PAGE, count_fitting(numbered[start:]))]
+        end = start + len(shown)
+        more = f"; go on with first={end + 1}" * (end < len(lines))
+        return f"(lines {start + 1} to {end} of {len(lines)}{more})\n{fence(shown)}"
 
     def compare_curves(start: float = 0.0, end: float = 1.0, points: int = 20) -> str:
-        """Show the training loss of this change and of the incumbent, means over seeds, at equal shares of the budget.
+        """Show the training loss of this change and of the incumbent, means over seeds, as in the packet.
 
         `start` and `end` are shares, 0 to 1; `points` is at most 40.
         """

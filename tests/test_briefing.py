@@ -11,6 +11,7 @@ from orchestrator.agents import briefing
 from orchestrator.core.events import Family, Granted, GuidanceChanged, Proposed, Record, Started, Unanswered
 from orchestrator.core.state import fold
 from orchestrator.policy import judge, thresholds
+from subagents.agent import CACHE
 from subagents.prompts import load_prompts
 from tests import synthetic
 
@@ -19,13 +20,14 @@ PROMPTS = load_prompts(Path("prompts"))
 BUDGET = {
     "clock": 150,
     "standing": 250,
+    "source": briefing.SOURCE,
     "constants": 1300,
-    "outline": 450,
     "branch": 500,
-    "recent": 3300,
+    "recent": 3750,
+    "calibration": 50,
     "families": 450,
     "near_misses": 450,
-    "refused": 400,
+    "refused": 600,
     "in_flight": 350,
     "lessons": 1100,
     "wishes": 400,
@@ -50,12 +52,13 @@ def night():
     return synthetic.log(200).state
 
 
-def test_a_thousand_experiments_fit_into_twelve_thousand_tokens():
+def test_a_thousand_experiments_fit_into_twelve_thousand_tokens_beside_train_py():
     prompt = PROMPTS["researcher"]
 
     at = {n: synthetic.count_tokens(prompt.system + opening(n)) for n in (20, 100, 1000)}
 
-    assert max(at.values()) <= 11_000, at  # the tools' schemas take the rest
+    # the tools' schemas take the rest
+    assert max(at.values()) <= 11_000 + synthetic.count_tokens(SOURCE), at
     assert at[1000] <= 1.1 * at[100]
 
 
@@ -71,6 +74,18 @@ def test_the_last_fifteen_are_told_in_full_sentences(night):
 
     assert len(told) == briefing.RECENT
     assert all("Expected" in line and "Lesson:" in line for line in told)
+    assert all("steps, " in line and "training tokens, " in line and "s of training" in line for line in told)
+    assert any("Crashed: " in line for line in told)
+
+
+def test_an_explanation_is_told_whole_or_not_at_all(night):
+    told = briefing.brief_researcher(night, night.next, 1, SOURCE)["recent"].splitlines()
+    reasons = {f"- #{result.experiment} ": result.postmortem.why for result in night.results if result.postmortem}
+
+    explained = [line for line in told if "Why: " in line]
+
+    assert explained == told[-briefing.EXPLAINED :]
+    assert all(f"Why: {reasons[line[: line.index(' ', 2) + 1]]} Lesson: " in line for line in explained)
 
 
 def test_older_experiments_are_folded_by_family(night):
@@ -101,11 +116,58 @@ def test_a_lesson_is_passed_on_whole_and_the_last_wishes_with_it(night):
     assert all(result.postmortem.next in facts["wishes"] for result in told[-briefing.SUGGESTIONS :])
 
 
-def test_the_outline_says_in_which_lines_things_stand():
-    outline = briefing.brief_researcher(synthetic.log(5).state, 6, 1, SOURCE)["outline"]
+def test_the_best_train_py_is_whole_in_the_part_that_stays_the_same_until_a_keep():
+    records = synthetic.records(200)
+    cut = max(i for i, r in enumerate(records) if r.event.kind == "discarded")
+    early, late = fold(records[:cut]), fold(records[: cut + 1])
 
-    first = SOURCE.splitlines().index("class MLP(nn.Module):") + 1
-    assert f"- {first}–{first + 7} MLP: __init__ {first + 1}, forward {first + 6}" in outline
+    openings = [PROMPTS["researcher"].render_opening(briefing.brief_researcher(s, 1, 1, SOURCE)) for s in (early, late)]
+
+    (stable, before), (same, after) = (text.split(CACHE) for text in openings)
+    assert SOURCE.rstrip() in stable
+    assert stable == same
+    assert before != after
+    assert "read_train_py" not in stable
+
+
+def test_a_longer_train_py_is_cut_between_lines_with_a_note_where_it_goes_on():
+    long = SOURCE + "# and so on\n" * 5_000
+
+    told = briefing.brief_researcher(synthetic.log(5).state, 6, 1, long)
+    stable, _ = PROMPTS["researcher"].render_opening(told).split(CACHE)
+
+    rest = int(told["rest"])
+    assert told["source"].splitlines() == long.splitlines()[: rest - 1]
+    assert f"It goes on from line {rest}: `read_train_py` shows the rest." in stable
+    assert "- MATRIX_LR = 0.04 " in stable
+
+
+def test_a_prompt_of_an_older_session_still_finds_its_facts():
+    old = "{{ constants }}\n{% if outline %}What stands where:\n{{ outline }}\n{% endif %}"
+
+    assert "MATRIX_LR" in PROMPTS["researcher"].model_copy(update={"template": old}).render_opening(facts(20))
+
+
+def test_guesses_are_compared_with_what_was_measured():
+    state = synthetic.log(12).state
+    known = [result for result in state.results if result.experiment and result.status in ("kept", "discarded")]
+    right = sum((result.proposal.expected_delta < 0) == (result.verdict.gain > 0) for result in known)
+
+    said = briefing.brief_researcher(state, 13, 1, SOURCE)["calibration"]
+
+    assert said.startswith(f"Your last {len(known)} guesses: mean −0.00")
+    assert said.endswith(f"measured; {right} of {len(known)} had the right sign.")
+    assert briefing.brief_researcher(synthetic.log(0).state, 1, 1, SOURCE)["calibration"] == ""
+
+
+def test_a_reason_ends_with_a_sentence():
+    state = synthetic.log(5).state
+    long = f"{'The first sentence says what failed' * 4}. {'The second goes on' * 20}."
+    mute = fold([Record(seq=10**6, at=2e9, task_id="propose", event=Unanswered(reason=long))], state)
+
+    said = briefing.brief_researcher(mute, 6, 1, SOURCE)["silence"]
+
+    assert said.endswith("what failed»")
 
 
 def test_an_answer_that_could_not_be_used_is_told_to_the_next_attempt():

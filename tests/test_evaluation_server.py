@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from orchestrator.core.events import EvaluationPlan
-from orchestrator.lab.limits import RunLimits
-from orchestrator.lab.monitor import RunMonitor
+from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
 from orchestrator.lab.scoring.server import EvaluationServer
@@ -210,14 +209,14 @@ async def test_what_cannot_be_sent_is_the_others_fault(tmp_path):
             await connection.send({"event": "thanks"})
             await asyncio.sleep(0)
     with pytest.raises(ConnectionError), Path(__file__).open("rb") as file:
-        await connection.send({"event": "rows"}, files=[file])
+        await connection.send({"event": "rows"}, file=file)
     connection.close()
 
 
 async def test_answers_are_taken_apart_byte_by_byte(a_run):
     connection, answers = a_run
     with Path(__file__).open("rb") as file:
-        await connection.send({"event": "rows", "split": "some"}, files=[file], data=[b"12", b"345"])
+        await connection.send({"event": "rows", "split": "some"}, file=file, data=b"12345")
     assert answers() == ["{'event': 'rows', 'split': 'some'}", "b'12345'", str(Path(__file__).stat().st_size)]
     connection.close()
 

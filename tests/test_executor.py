@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.start import describe_profile
 from orchestrator.core.events import Granted, Scored
 from orchestrator.core.source import compute_digest, compute_fingerprint
-from orchestrator.lab.executor import LocalExecutor, describe_profile
-from orchestrator.lab.limits import RunLimits
+from orchestrator.lab.executor import LocalExecutor
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import NoSandbox

@@ -84,9 +84,12 @@ def test_a_view_is_numbered_and_short_enough_whatever_is_asked():
 
     page = ["(lines 2 to 3 of 100000)", "   2│x = 1", "   3│x = 1"]
     assert used(file, "view", first=2, last=3).text.splitlines() == page
-    assert "go on with first=401" in used(file, "view").text
+    head, *shown = used(file, "view").text.splitlines()
+    assert head.endswith(f"; go on with first={len(shown) + 1})")
+    assert used(file, "view", first=len(shown) + 1).text.splitlines()[1].startswith(f"{len(shown) + 1:4}│")
     assert len(used(file, "view", first=1, last=100_000).text.encode()) <= RESULT_BYTES
     assert used(file, "view", first=0).is_error
+    assert used(file, "view", first=100_001, last=100_002).is_error
     assert used(file, "view", path="/etc/passwd").is_error
 
 

@@ -303,6 +303,7 @@ def test_a_keep_that_was_luck_is_taken_back_by_a_commit_that_says_so(tmp_path):
     undone = next(result for result in state.tried if result.experiment == back.proposal.reverts)
     assert undone.status == "reverted"
     assert undone not in state.kept
+    assert state.incumbent.score_to_beat == pytest.approx(state.baseline_bpb), "nothing is expected of it any more"
     assert "= 1" not in session.get(state.parent.source)
     assert back.commit.source == state.parents[undone.commit.parent].source
     assert back.verdict.reason.startswith(f"#{undone.experiment} is taken back")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agents import packets
-from orchestrator.core.events import Crashed, Failed, Point, Postmortem, RunMetrics
-from orchestrator.core.state import fold
+from orchestrator.core.events import Crashed, Failed, Granted, Point, Postmortem, Record, RunMetrics
+from orchestrator.core.state import fold, list_compared_runs
 from subagents import reflector
 from subagents.agent import ask
 from subagents.logs import FENCE, LINE, extract_frames, fence, quote, split_lines
@@ -84,12 +84,12 @@ def outside_the_fence(text):
 
 def test_a_lesson_comes_of_it():
     state, stage = decided()
-    facts = packets.pack_reflection(state, stage, "log", "-a\n+b")
+    facts = packets.pack_reflection(state, stage, "log", "-a\n+b", synthetic.source())
     world = FakeWorld(
         [says(call("compare_curves", points=3), call("grep_log", words="loss")), says(call("submit", **LESSON))]
     )
 
-    compare = partial(packets.write_curve_table, stage.scores, stage.scores)
+    compare = partial(packets.write_curve_table, stage)
     agent = reflector.make_agent(PROMPT, Postmortem, "loss: 1", compare)
     lesson = asyncio.run(ask(agent, world, PROMPT.render_opening(facts)))
 
@@ -111,7 +111,7 @@ def test_the_author_does_not_judge():
     state, stage = decided()
     proposal = stage.proposal
 
-    opening = PROMPT.render_opening(packets.pack_reflection(state, stage, "log", "-a\n+b"))
+    opening = PROMPT.render_opening(packets.pack_reflection(state, stage, "log", "-a\n+b", synthetic.source()))
 
     assert proposal.hypothesis in opening
     assert proposal.rationale[:60] not in opening
@@ -123,7 +123,7 @@ def test_the_author_does_not_judge():
 def test_a_hostile_log_stays_within_the_budget_and_the_fence(log):
     state, stage = crashed(log[:400])
 
-    facts = packets.pack_reflection(state, stage, log, "-a\n+b\n" * 5000)
+    facts = packets.pack_reflection(state, stage, log, "-a\n+b\n" * 5000, synthetic.source())
     opening = PROMPT.render_opening(facts)
 
     assert synthetic.count_tokens(PROMPT.system + opening) <= 6_000
@@ -185,7 +185,7 @@ def test_frames_are_those_of_the_last_traceback_in_the_script():
 def test_the_packet_has_ten_points_beside_the_bases():
     state, stage = decided()
 
-    packet = packets.pack_reflection(state, stage, "log", "")["packet"]
+    packet = packets.pack_reflection(state, stage, "log", "", synthetic.source())["packet"]
 
     rows = [line.split() for line in packet.splitlines() if line[:4].strip().startswith(("0.", "1."))]
     assert [row[0] for row in rows] == [f"{i / 10:.2f}" for i in range(1, 11)]
@@ -200,9 +200,87 @@ def test_a_run_that_ended_early_has_dashes():
     curve = tuple(Point(seconds=i, progress=i / 10, loss=5 - i / 10) for i in range(1, 4))
     run = stage.crash.model_copy(update={"curve": curve})
 
-    rows = packets.write_curve_table([run], [run], (0.0, 0.25, 0.34, 0.5, 1.0)).splitlines()[1:]
+    rows = packets.write_curve_table(replace(stage, crash=run), (0.0, 0.25, 0.34, 0.5, 1.0)).splitlines()[1:]
 
     assert [row.split()[1] for row in rows] == ["4.9000", "4.7500", "4.7000", "–", "–"]
+
+
+def test_the_evidence_is_what_the_verdict_used():
+    """The incumbent's runs at equal seeds, however many it got after its own verdict; and the verdict's own numbers."""
+    state, stage = decided()
+    first, *_ = stage.against.scores
+    later = first.model_copy(update={"val_bpb": 2.3456})
+    numbers = {"differences": (0.0123, -0.0045), "probability": 0.42, "expected": 0.0011}
+    against = replace(stage.against, scores=(first, first, later), seeds=(5, 6, 7))
+    verdict = stage.verdict.model_copy(update=numbers)
+    paired = replace(stage, verdict=verdict, scores=stage.scores * 2, seeds=(7, 5), against=against)
+
+    outcome = packets.pack_reflection(state, paired, "log", "", synthetic.source())["outcome"]
+
+    assert f"the incumbent's at the same seeds: 2.3456, {first.val_bpb:.4f}." in outcome
+    assert "Differences at equal seeds: +0.0123, -0.0045." in outcome
+    assert "Gain to expect, given what ideas have brought so far: +0.0011." in outcome
+    assert "Probability that it is a gain: 0.42." in outcome
+    assert list_compared_runs(replace(paired, seeds=(8,))) == against.scores
+
+
+def test_an_incumbent_that_ran_again_is_known_with_all_its_runs_after_it_was_replaced():
+    records = synthetic.records(30)
+    cut = next(i for i, r in enumerate(records) if r.event.kind == "kept" and r.event.experiment)
+    number = records[cut].event.experiment
+    again = Granted(experiment=0, run=9, slot=0, seed=77)
+    score = next(r.event for r in records if r.event.kind == "scored").model_copy(update={"run": 9})
+    events = [*(r.event for r in records[:cut]), again, score, *(r.event for r in records[cut : cut + 2])]
+
+    state = fold(Record(seq=i, at=1.8e9 + i, task_id="", event=event) for i, event in enumerate(events))
+
+    assert state.best == number
+    assert state.open[number].against.seeds[-1] == 77
+    assert list_compared_runs(state.open[number])[-1] == score
+
+
+def test_curves_are_compared_at_equal_steps_too():
+    """A run of half as many steps stands beside the first half of the incumbent's curve."""
+    curve = tuple(Point(seconds=i, progress=i / 10, loss=5 - i / 10) for i in range(1, 11))
+    _, stage = decided()
+    slow, fast = (
+        stage.scores[0].model_copy(update={"curve": curve, "metrics": RunMetrics(steps=steps)}) for steps in (50, 100)
+    )
+
+    def compare(own, incumbent):
+        against = replace(stage.against, scores=(incumbent, incumbent), seeds=(1, 2))
+        judged = replace(stage, scores=(own,), seeds=(1,), against=against)
+        return [row.split() for row in packets.write_curve_table(judged, (0.4, 1.0)).splitlines()[1:]]
+
+    rows, back = compare(slow, fast), compare(fast, slow)
+
+    assert rows[0] == ["0.40", "4.6000", "4.6000", "+0.0000", "0.0000", "4.8000", "-0.2000"]
+    assert rows[1] == ["1.00", "4.0000", "4.0000", "+0.0000", "0.0000", "4.5000", "-0.5000"]
+    assert [row[-2:] for row in back] == [["4.2000", "+0.4000"], ["–", "–"]]
+
+
+def test_the_incumbents_constants_are_told_and_where_its_schedule_turns():
+    state, stage = decided()
+    source = "DEPTH = 4\nWARMUP_RATIO = 0.1\nWARMDOWN_RATIO = 0.3\n"
+
+    told = packets.pack_reflection(state, stage, "log", "", source)["constants"]
+
+    assert told.startswith("DEPTH = 4, WARMUP_RATIO = 0.1, WARMDOWN_RATIO = 0.3.\n")
+    assert told.endswith("its learning rate is full from share 0.10 of the budget on, and falls from 0.70 on.")
+    assert packets.pack_reflection(state, stage, "log", "", "A = 1\n")["constants"] == "A = 1."
+
+
+def test_a_page_of_the_log_says_where_to_go_on():
+    log = "\n".join(f"line {i} {'x' * 200}" for i in range(1, 101))
+
+    head, *page = used("page_log", log, first=1).text.splitlines()
+
+    shown = len(page) - 2
+    assert head == f"(lines 1 to {shown} of 100; go on with first={shown + 1})"
+    assert used("page_log", log, first=shown + 1).text.splitlines()[2].startswith(f"| {shown + 1}: line {shown + 1} ")
+    assert "go on" not in used("page_log", log, first=-3).text
+    assert used("page_log", log, first=101).text == "The log has 100 lines."
+    assert "the first 18 of them; `page_log` shows more" in used("grep_log", log, words="line").text
 
 
 def test_tools_say_what_is_wrong_with_a_question():

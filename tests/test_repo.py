@@ -226,6 +226,17 @@ def test_a_script_in_a_subfolder(tmp_path):
     assert git(folder, "diff", "--name-only", repo.get_head(), "research/may") == "deep/down/train.py"
 
 
+def test_a_script_with_an_odd_name_that_can_be_executed(tmp_path):
+    folder = project(tmp_path, 'a "ä\\ b.py')
+    (folder / 'a "ä\\ b.py').chmod(0o755)
+    git(folder, "commit", "-qam", "mode")
+    repo = Repo(folder / 'a "ä\\ b.py', "may")
+    kept = night(repo)[2]
+    assert repo.read_source(kept) == "LR = 3\n"
+    assert git(folder, "diff", "--summary", repo.get_head(), kept) == ""
+    assert len(git(folder, "ls-tree", "-r", kept).splitlines()) == 3
+
+
 def test_a_script_that_was_never_committed(folder):
     repo = Repo(folder / "mine.py", "may")
     (folder / "mine.py").write_text("LR = 9\n")

@@ -17,8 +17,7 @@ from orchestrator.core.events import Aborted, Crashed, EvaluationPlan, Granted, 
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
 from orchestrator.lab.evaluation import MAX_EXCUSES
-from orchestrator.lab.limits import RunLimits
-from orchestrator.lab.monitor import STANDSTILL
+from orchestrator.lab.monitor import STANDSTILL, RunLimits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
 from orchestrator.lab.scoring.claims import Scorer

@@ -4,16 +4,16 @@ So it is as long at experiment 1,000 as at experiment 20. Tokens are estimated a
 tokenizer is not public.
 """
 
-import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, takewhile
+from statistics import fmean
 from typing import get_args
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, Training, get_proposal
-from orchestrator.core.text import flatten, format_signed, shorten
+from orchestrator.core.text import flatten, format_count, format_signed, shorten
 from orchestrator.policy import thresholds
 from orchestrator.policy.judge import describe_rule
 from orchestrator.policy.limits import estimate_run_seconds
@@ -31,8 +31,10 @@ ROWS = 40
 SUGGESTIONS = 3
 """Post-mortems whose next experiment is passed on; older ones are out of date."""
 NEAR_MISSES = 6
-WHY, LESSON = 230, 260
-"""Characters of an explanation and of a lesson; a lesson without its end would mislead."""
+EXPLAINED = 4
+"""Of these, the latest ones are told with their whole explanation: cut short, it would lack its conclusion."""
+SOURCE = 7_000
+"""Tokens of train.py; the rest of a longer one is read with a tool."""
 UNTESTED = ("refused", "abandoned", "not tested")
 """Ends of experiments that say nothing of their hypotheses."""
 UNDER_WAY: Mapping[type[Stage], str] = {
@@ -43,6 +45,8 @@ UNDER_WAY: Mapping[type[Stage], str] = {
 }
 DIFF = 1_200
 """Tokens of a diff."""
+QUOTATION = 450
+"""Characters of a reason: all that a mechanic may say of why something is impossible."""
 
 
 def clip(text: str, budget: int) -> str:
@@ -59,6 +63,7 @@ def brief_researcher(
     `source` is the train.py that proposals start from. Prompts, and those stored in sessions, know the facts by these
     names.
     """
+    shown = _count_fitting(source.splitlines(), SOURCE)
     judged = [result for result in state.judged if result.experiment > 0]
     untested = [result for result in judged if result.status in UNTESTED]
     tested = [result for result in judged if result.status not in UNTESTED]
@@ -72,13 +77,16 @@ def brief_researcher(
         "silence": _describe_setback(state),
         "stall": _describe_stall(tested),
         "guidance": clip(state.guidance.strip(), 900),
+        "source": "\n".join(source.splitlines()[:shown]),
+        "rest": str(shown + 1) if shown < len(source.splitlines()) else "",
         "constants": _fit_rows(list_declarations(source), 1300),
-        "outline": _fit_rows(_list_definitions(source), 450),
+        "outline": "",  # prompts of older sessions ask for it
         "branch": _fit_rows((_write_line(result) for result in tested if result.status == "kept"), 500),
-        "recent": _fit_rows(map(_describe_result, tested[-RECENT:]), 3300),
+        "calibration": _describe_calibration(tested),
+        "recent": _fit_rows(_list_recent(tested[-RECENT:]), 3750),
         "families": _fit_rows(_summarize_families(tested), 450),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
-        "refused": _fit_rows(map(_write_line, untested), 400),
+        "refused": _fit_rows(map(_write_line, untested), 600),
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "lessons": _fit_rows(_list_lessons(tested[:-RECENT]), 1100),
         "wishes": _fit_rows((f"after #{number}: {post.next}" for number, post in posts[-SUGGESTIONS:]), 400),
@@ -132,9 +140,11 @@ def describe_standing(state: State) -> str:
 def describe_metrics(metrics: ev.RunMetrics) -> str:
     """Return the metrics of a run, as far as they are known."""
     counts = (
-        f"{metrics.steps:,} optimizer steps" if metrics.steps else "",
+        f"{metrics.steps:,} steps" if metrics.steps else "",
+        f"{format_count(metrics.tokens)} training tokens" if metrics.tokens else "",
         f"{metrics.parameters / 1e6:.1f}M parameters" if metrics.parameters else "",
-        f"{metrics.memory_mb:,.0f} MB at the peak" if metrics.memory_mb else "",
+        f"{metrics.memory_mb:,.0f} MB" if metrics.memory_mb else "",
+        f"{metrics.train_seconds:.1f} s of training" if metrics.train_seconds else "",
     )
     return ", ".join(count for count in counts if count) or "nothing was measured"
 
@@ -143,7 +153,8 @@ def describe_experiment(result: Decided, change: str) -> str:
     """Return all that is known of one experiment; `change` is its diff."""
     proposal, post, commit = result.proposal, result.postmortem, result.commit
     parts = [
-        _describe_result(result, long=True),
+        _describe_result(result),
+        f"What happened: {post.happened}" if post else "",
         f"Hypothesis: {proposal.hypothesis}",
         f"Rationale: {proposal.rationale}",
         f"Instructions: {proposal.instructions}",
@@ -157,24 +168,11 @@ def describe_experiment(result: Decided, change: str) -> str:
 
 def list_experiments(results: Sequence[Decided]) -> str:
     """Return a line for each result, the latest ROWS of them."""
-    head = f"{len(results)} experiments" + (f", the last {ROWS}:" if len(results) > ROWS else ":")
-    return "\n".join([head, *map(_write_line, results[-ROWS:])])
+    head = f"{len(results)} experiments" + f", the last {ROWS}; filter more narrowly for others" * (len(results) > ROWS)
+    return "\n".join([f"{head}:", *map(_write_line, results[-ROWS:])])
 
 
 # Sections
-
-
-def _list_definitions(source: str) -> Iterator[str]:
-    """Yield the lines of each function and class of a source."""
-    for node in ast.parse(source).body:
-        match node:
-            case ast.ClassDef(body=body):
-                methods = [f"{part.name} {part.lineno}" for part in body if isinstance(part, ast.FunctionDef)]
-                yield f"{node.lineno}–{node.end_lineno} {node.name}" + (f": {', '.join(methods)}" if methods else "")
-            case ast.FunctionDef():
-                yield f"{node.lineno}–{node.end_lineno} {node.name}()"
-            case _:
-                pass
 
 
 def _list_scores(scores: Sequence[ev.Scored]) -> str:
@@ -193,29 +191,50 @@ def _write_line(result: Decided) -> str:
     return f"#{result.experiment} {shorten(proposal.title, 90)} ({kind}). {_describe_outcome(result)}"
 
 
-def _describe_result(result: Decided, *, long: bool = False) -> str:
+def _list_recent(results: Sequence[Decided]) -> Iterator[str]:
+    """Yield each experiment in full sentences, the latest ones with their explanations."""
+    for i, result in enumerate(results):
+        yield _describe_result(result, explained=i >= len(results) - EXPLAINED)
+
+
+def _describe_result(result: Decided, *, explained: bool = True) -> str:
     """Return an experiment in full sentences, with what its author expected and what was learned."""
     post = result.postmortem
     parts = [f"{_write_line(result)} Expected {format_signed(result.proposal.expected_delta)}."]
-    if post and long:
-        parts += [post.happened, f"Why: {post.why}"]
     if post and post.implemented != "no":
-        parts += [f"Why: {_keep_sentences(post.why, WHY)}"] * (not long)
-        parts += [f"Lesson: {shorten(post.lesson, LESSON)}"]
+        parts += [f"Why: {flatten(post.why)}"] * explained
+        parts += [f"Lesson: {flatten(post.lesson)}"]
     return " ".join(parts)
 
 
 def _describe_outcome(result: Decided) -> str:
     if result.status == "not tested" and result.postmortem:
-        return f"Not tested, because the edit did something else: {quote(result.postmortem.happened.rstrip('.'), 200)}."
+        return f"Not tested, because the edit did something else: {_quote_sentences(result.postmortem.happened)}."
     match result.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
-            steps = result.scores[-1].metrics.steps
-            runs = count_seeds(result.scores) + f" of {steps:,} steps" * (steps > 0)
             change = f"{format_signed(-verdict.gain)} ± {verdict.error:.4f} to {verdict.mean:.4f}"
-            return f"{result.status.capitalize()}: {change} over {runs}, against #{result.incumbent}."
+            runs = f"{count_seeds(result.scores)}, a run of {describe_metrics(result.scores[-1].metrics)}"
+            return f"{result.status.capitalize()}: {change} over {runs}; against #{result.incumbent}."
         case verdict:
-            return f"{result.status.capitalize()}: {quote(verdict.reason.rstrip('.'), 200)}."
+            run = None if isinstance(verdict, ev.Refused | ev.Abandoned) else result.last_run.metrics
+            measured = f" It had {describe_metrics(run)}." if run and run.train_seconds else ""
+            return f"{result.status.capitalize()}: {_quote_sentences(verdict.reason)}.{measured}"
+
+
+def _describe_calibration(results: Sequence[Decided]) -> str:
+    """Return how the researcher's latest guesses compare with what was measured; empty where there is none."""
+    guesses = [
+        (result.proposal.expected_delta, -result.verdict.gain)
+        for result in results
+        if result.proposal.author == "researcher" and isinstance(result.verdict, ev.Evidence)
+    ][-RECENT:]
+    if not guesses:
+        return ""
+    expected, measured = (format_signed(fmean(values)) for values in zip(*guesses, strict=True))
+    right = sum(guess * found > 0 for guess, found in guesses)
+    which = f"last {len(guesses)} guesses" if len(guesses) > 1 else "one guess so far"
+    signs = f"{right} of {len(guesses)} had the right sign"
+    return f"Your {which}: mean {expected} expected, {measured} measured; {signs}."
 
 
 def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
@@ -257,7 +276,7 @@ def _list_lessons(results: Sequence[Decided]) -> list[str]:
     posts = [(result.experiment, post) for result in results if (post := result.postmortem)]
     lessons = [(number, post) for number, post in posts if post.implemented != "no"]
     clear = [(number, post) for number, post in lessons if post.verdict != "inconclusive"]
-    return [f"#{number}: {shorten(post.lesson, LESSON)}" for number, post in clear or lessons]
+    return [f"#{number}: {flatten(post.lesson)}" for number, post in clear or lessons]
 
 
 def _describe_stall(results: Sequence[Decided]) -> str:
@@ -274,10 +293,15 @@ def _describe_setback(state: State) -> str:
     if not state.fruitless:
         return ""
     rounds = "The last round" if state.fruitless == 1 else f"The last {state.fruitless} rounds"
-    return f"{rounds} led to no run; the latest because of this: {quote(state.setback, 300)}"
+    return f"{rounds} led to no run; the latest because of this: {_quote_sentences(state.setback)}"
 
 
 # Words
+
+
+def _quote_sentences(text: str) -> str:
+    """Return a quotation that ends with a sentence, but without its full stop."""
+    return quote(_keep_sentences(text, QUOTATION).rstrip("."), QUOTATION)
 
 
 def _keep_sentences(text: str, limit: int) -> str:
@@ -290,7 +314,11 @@ def _keep_sentences(text: str, limit: int) -> str:
 def _fit_rows(rows: Iterable[str], budget: int) -> str:
     """Return the latest rows that fit into a budget of tokens, and how many were left out."""
     every = [f"- {row}" for row in rows]
-    sizes = accumulate(len(row) + 1 for row in reversed(every))
-    left_out = sum(size > budget * CHARACTERS - 40 for size in sizes)
+    left_out = len(every) - _count_fitting(every[::-1], budget, reserve=40)
     note = [f"- ({left_out} earlier ones left out)"] if left_out else []
     return "\n".join([*note, *every[left_out:]])
+
+
+def _count_fitting(lines: Sequence[str], budget: int, reserve: int = 0) -> int:
+    """Return how many of the lines, from the first on, fit into a budget of tokens less a few characters."""
+    return sum(size <= budget * CHARACTERS - reserve for size in accumulate(len(line) + 1 for line in lines))

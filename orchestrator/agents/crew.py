@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from orchestrator.agents import briefing, packets, researcher
 from orchestrator.agents.fidelity import find_deviation
 from orchestrator.core.events import Postmortem, Proposal
-from orchestrator.core.state import Broken, Decided, State, diff_from_parent, get_scores
+from orchestrator.core.state import Broken, Decided, State, diff_from_parent
 from orchestrator.policy.limits import compute_pause
 from orchestrator.policy.steps import Edit, Implement, Propose, Rebase, Reflect, Repair
 from orchestrator.policy.thresholds import CENTAUR_SHARE
@@ -89,10 +89,9 @@ class ClaudeCrew:
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
         prompt, log = self.prompts["reflector"], self.log.get(decided.last_run.log)
         change = diff_from_parent(state, decided.commit, self.log.get) if decided.commit else ""
-        facts = packets.pack_reflection(state, decided, log, change)
-        incumbent = get_scores(state, decided.incumbent)
-        compare = partial(packets.write_curve_table, packets.list_runs(decided), incumbent)
-        agent = reflector.make_agent(prompt, Review, log, compare)
+        source = self.log.get(state.parents[decided.incumbent].source)
+        facts = packets.pack_reflection(state, decided, log, change, source)
+        agent = reflector.make_agent(prompt, Review, log, partial(packets.write_curve_table, decided))
         answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
         return Postmortem(**answer.model_dump())
 

@@ -3,7 +3,7 @@
 Never a raw log: what the candidate printed is quoted in « » or fenced, so that no agent takes it for instructions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
@@ -11,11 +11,14 @@ from orchestrator.agents.briefing import DIFF, clip, describe_budget
 from orchestrator.core import events as ev
 from orchestrator.core.curves import interpolate_loss
 from orchestrator.core.description import FinishedRun, compare_metrics
-from orchestrator.core.state import Broken, Decided, State, get_scores
+from orchestrator.core.state import Broken, Decided, State, list_compared_runs
+from prepare.constants import Value, read_values
 from subagents.logs import extract_frames, fence, quote, split_lines
 
 POINTS = tuple(i / 10 for i in range(1, 11))
 """Shares of the budget at which a packet shows the curves."""
+SAME_PACE = 0.01
+"""Share by which the steps of two budgets may differ and count as equal."""
 EXCERPT = 1_800
 """Characters of a log in a packet: about 500 tokens."""
 LAST_LINES = 12
@@ -32,9 +35,12 @@ def pack_repair(broken: Broken, log: str, change: str) -> dict[str, str]:
     return pack_order(broken.candidate.proposal) | {"crash": crash, "diff": clip(change, DIFF)}
 
 
-def pack_reflection(state: State, decided: Decided, log: str, change: str) -> dict[str, str]:
-    """Return the facts of the reflector's opening: no hopes beyond the hypothesis, and no earlier lessons."""
-    proposal, incumbent = decided.proposal, get_scores(state, decided.incumbent)
+def pack_reflection(state: State, decided: Decided, log: str, change: str, source: str) -> dict[str, str]:
+    """Return the facts of the reflector's opening: no hopes beyond the hypothesis, and no earlier lessons.
+
+    `source` is the incumbent's train.py.
+    """
+    proposal, incumbent = decided.proposal, list_compared_runs(decided)
     assert decided.commit, "what is reflected upon has run"
     timed = state.session.profile.budget_kind == "time"
     return {
@@ -44,24 +50,48 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str) -> di
         "instructions": proposal.instructions,
         "edit": _describe_edit(proposal, decided.commit),
         "diff": clip(change, DIFF),
+        "constants": _describe_constants(read_values(source)),
         "outcome": _describe_outcome(decided, incumbent),
         "packet": "\n".join(_write_packet(decided, incumbent, log, timed=timed)),
     }
 
 
-def write_curve_table(own: Sequence[FinishedRun], incumbent: Sequence[FinishedRun], shares: Iterable[float]) -> str:
-    """Return a row per share of the budget: mean losses over seeds, their difference, the incumbent's σ over seeds.
+def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
+    """Return a row per share of the budget: mean losses over seeds, their difference, the incumbent's σ over its seeds.
 
-    A dash stands where a run had ended, and where fewer than two seeds give no σ.
+    Then follow the incumbent's loss after as many steps, and the difference from it. A dash stands where a run had
+    ended, where the number of steps is not known, and where fewer than two seeds give no σ.
     """
-    rows = ["share    this  incumbent  difference  σ over the incumbent's seeds"]
+    own, incumbent = _list_runs(decided), list_compared_runs(decided)
+    every = decided.against.scores if decided.against else ()
+    rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
+    pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
     for share in shares:
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
-        mean, other = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs))
-        difference = f"{fmean(ours) - fmean(theirs):+.4f}" if ours and theirs else "–"
-        sigma = f"{stdev(theirs):.4f}" if len(theirs) > 1 else "–"
-        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {difference:>7}  {sigma}")
+        known = share if abs(pace - 1) < SAME_PACE else pace * share
+        level = _get_losses(incumbent, known) if pace and known <= 1 else []
+        mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
+        gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
+        sigma = f"{stdev(losses):.4f}" if len(losses := _get_losses(every, share)) > 1 else "–"
+        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
     return "\n".join(rows)
+
+
+def _count_steps(runs: Sequence[FinishedRun]) -> float:
+    """Return the steps of a whole budget, mean over the runs that tell; 0 where none does."""
+    counts = [run.metrics.steps / run.curve[-1].progress for run in runs if run.metrics.steps and run.curve]
+    return fmean(counts) if counts else 0.0
+
+
+def _describe_constants(values: Mapping[str, Value]) -> str:
+    """Return the constants, and where the learning rate turns if train.py states that by its usual names."""
+    listed = ", ".join(f"{name} = {value!r}" for name, value in values.items())
+    match values:
+        case {"WARMUP_RATIO": int() | float() as warmup, "WARMDOWN_RATIO": int() | float() as warmdown}:
+            turns = f"is full from share {warmup:.2f} of the budget on, and falls from {1 - warmdown:.2f} on"
+            return f"{listed}.\nBy WARMUP_RATIO and WARMDOWN_RATIO, its learning rate {turns}."
+        case _:
+            return f"{listed}." if listed else "It has no plain constants."
 
 
 def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
@@ -75,22 +105,33 @@ def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
 def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
     match decided.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
-            scores = ", ".join(f"{score.val_bpb:.4f}" for score in decided.scores)
-            others = ", ".join(f"{score.val_bpb:.4f}" for score in incumbent)
-            return (
-                f"{verdict.kind.capitalize()}: {verdict.reason}. val_bpb by seed: {scores}; the incumbent's: {others}. "
-                f"Gain (positive is better): {verdict.gain:+.4f} ± {verdict.error:.4f}. "
-                f"One run's σ over seeds: {verdict.sigma:.4f}."
-            )
+            return " ".join(_list_evidence(verdict, decided.scores, incumbent))
         case verdict:
-            return f"No score. The run ended with {quote(verdict.reason)}."
+            return f"No score. The run ended with {quote(verdict.reason, 300)}."
+
+
+def _list_evidence(
+    verdict: ev.Kept | ev.Discarded, scores: Sequence[ev.Scored], incumbent: Sequence[ev.Scored]
+) -> Iterator[str]:
+    """Yield the numbers that a verdict rests on, a sentence each."""
+    ours, theirs = (", ".join(f"{score.val_bpb:.4f}" for score in runs) for runs in (scores, incumbent))
+    yield f"{verdict.kind.capitalize()}: {verdict.reason}."
+    yield f"val_bpb by seed: {ours}; the incumbent's{' at the same seeds' * bool(verdict.differences)}: {theirs}."
+    yield "In the rest, positive is better."
+    if verdict.differences:
+        yield f"Differences at equal seeds: {', '.join(f'{gap:+.4f}' for gap in verdict.differences)}."
+    yield f"Gain: {verdict.gain:+.4f} ± {verdict.error:.4f}."
+    if verdict.expected is not None and verdict.probability is not None:
+        yield f"Gain to expect, given what ideas have brought so far: {verdict.expected:+.4f}."
+        yield f"Probability that it is a gain: {verdict.probability:.2f}."
+    yield f"One run's σ over seeds: {verdict.sigma:.4f}."
 
 
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:
-    runs = list_runs(decided)
+    runs = _list_runs(decided)
     if any(run.curve for run in runs):
-        yield "Training loss by share of the budget, smoothed over the last few steps, means over seeds:"
-        yield write_curve_table(runs, incumbent, POINTS)
+        yield "Training loss by share of the budget, as printed (mostly smoothed over ten steps), means over seeds:"
+        yield write_curve_table(decided, POINTS)
     yield "Measured, means over seeds, with the incumbent's in brackets:"
     for name, own, other in compare_metrics(runs, incumbent):
         if (own or other) and (timed or name != "tokens per second"):
@@ -107,7 +148,7 @@ def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *,
 def _describe_crash(crash: ev.Crashed, log: str) -> Iterator[str]:
     """Yield what failed, and where in train.py; if that is not known, the end of the log."""
     kind = f"{crash.failure}, " * (crash.failure != "other")
-    yield f"It failed {_describe_end(crash.metrics)}: {kind}{quote(crash.message)}."
+    yield f"It failed {_describe_end(crash.metrics)}: {kind}{quote(crash.message, 300)}."
     lines = split_lines(log)
     if frames := extract_frames(lines):
         yield f"The frames of train.py in its last traceback:\n{fence(frames, EXCERPT)}"
@@ -120,7 +161,7 @@ def _describe_end(metrics: ev.RunMetrics) -> str:
     return f"after {seconds:.0f} s of training" if seconds else "before its training began"
 
 
-def list_runs(decided: Decided) -> Sequence[FinishedRun]:
+def _list_runs(decided: Decided) -> Sequence[FinishedRun]:
     """Return the runs that the verdict is about: all scored ones, or the one that crashed or was pruned."""
     return decided.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
 

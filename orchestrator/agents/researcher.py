@@ -14,9 +14,6 @@ from subagents.files import number_page
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong, unquote
 
-PAGE = 200
-"""Lines of train.py that one call shows."""
-
 
 def _read_list(given: object) -> list[object]:
     """Return the proposals that a smaller model has quoted as JSON, or handed in without a list."""
@@ -63,9 +60,9 @@ def make_agent(
             return f"hand in the best {count} of your proposals: no more can be tried now"
         return "; ".join(fault for proposal in answer.proposals if (fault := _find_fault(proposal, values)))
 
-    def read_train_py(first: int = 1, last: int = PAGE) -> str:
-        """Read the best train.py so far, from line `first` to line `last`; the outline says what is where."""
-        return number_page(source, first, last, PAGE)
+    def read_train_py(first: int = 1, last: int | None = None) -> str:
+        """Read the best train.py so far, from line `first` to line `last`, in pages that say where to go on."""
+        return number_page(source, first, last)
 
     def look_up_experiment(number: int) -> str:
         """Read all that is known of one experiment: its proposal, its scores, its post-mortem, its diff."""
@@ -87,7 +84,10 @@ def make_agent(
         return briefing.list_experiments(found) if found else "No experiment matches."
 
     def search_musings(words: str) -> str:
-        """Search the musings of this and all earlier sessions: what was tried, why, and what came of it."""
+        """Search the musings of this and all earlier sessions: what was tried, why, and what came of it.
+
+        The ten that fit best are shown, with the words around the match.
+        """
         return search(words) or "No musings match."
 
     tools = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))

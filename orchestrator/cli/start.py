@@ -16,16 +16,19 @@ from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
 from orchestrator.cli.preflight import Preflight, load_style
 from orchestrator.cli.wiring import hold_branch, hold_session, run_session
-from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, Started
+from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import apply, fold
-from orchestrator.lab.executor import describe_profile
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
+from prepare import profiles
+from prepare.manifest import Manifest
 from subagents.prompts import Prompt, parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
+STARTUP = {"work": 15.0, "time": 60.0}
+"""Seconds for imports, warm-up and evaluation beside the training; on GPUs, whose budget is time, for compilation."""
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
@@ -52,6 +55,21 @@ def start_night(night: Preflight, limits: SessionLimits, crew: str, style: str, 
         **_describe_crew(crew, style, night.prompts),
     )
     _begin(night, started, lambda path: Session(path, create=True))
+
+
+def describe_profile(manifest: Manifest) -> SessionProfile:
+    """Return what a session records of the prepared data."""
+    budget = manifest.budget
+    return SessionProfile(
+        name=manifest.profile,
+        budget_kind=budget.kind,
+        budget=budget.amount,
+        expected_seconds=STARTUP[budget.kind] + 1.25 * budget.seconds,
+        data_hash=manifest.digest,
+        seq_len=manifest.seq_len,
+        vocab_size=manifest.vocab_size,
+        sigma=profiles.PROFILES[manifest.profile].sigma,
+    )
 
 
 def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:

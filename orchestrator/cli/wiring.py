@@ -14,7 +14,7 @@ from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.lab.executor import LocalExecutor
-from orchestrator.lab.limits import set_limits
+from orchestrator.lab.monitor import set_limits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots

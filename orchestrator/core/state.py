@@ -95,6 +95,8 @@ class Decided:
     promoted: bool = False
     reverted: bool = False
     """It was kept, and a later ablation reverted it."""
+    against: "Incumbent | None" = None
+    """The incumbent as the verdict knew it, with the runs that it had by then."""
 
     @property
     def val_bpb(self) -> float | None:
@@ -261,8 +263,8 @@ class State:
 
     @property
     def kept(self) -> tuple[Decided, ...]:
-        """Every kept change that has not been reverted."""
-        return tuple(result for result in self.tried if result.status == "kept")
+        """Every kept change that has not been reverted; an ablation only reverts one."""
+        return tuple(result for result in self.tried if result.status == "kept" and result.proposal.reverts is None)
 
     @property
     def baseline_bpb(self) -> float | None:
@@ -295,6 +297,12 @@ def get_commit(stage: Stage) -> ev.Committed | None:
 def get_scores(state: State, experiment: int) -> tuple[ev.Scored, ...]:
     """Return the scored runs of an experiment that is closed or just judged; empty where there are none."""
     return next((result.scores for result in state.judged if result.experiment == experiment), ())
+
+
+def list_compared_runs(decided: Decided) -> tuple[ev.Scored, ...]:
+    """Return the incumbent's runs that a verdict is about: those at equal seeds, or all where no seed is shared."""
+    runs = dict(zip(decided.against.seeds, decided.against.scores, strict=False)) if decided.against else {}
+    return tuple(runs[seed] for seed in decided.seeds if seed in runs) or tuple(runs.values())
 
 
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
@@ -427,7 +435,8 @@ def _decide(
     state: State, number: int, candidate: Candidate, verdict: ev.Verdict, crash: ev.Crashed | None = None
 ) -> State:
     proposal, scores, commit = candidate.proposal, candidate.scores, candidate.commit
-    decided = Decided(number, proposal, verdict, scores, commit, crash, None, state.best, candidate.seeds)
+    best, seeds = state.incumbent, candidate.seeds
+    decided = Decided(number, proposal, verdict, scores, commit, crash, None, state.best, seeds, against=best)
     return _set_stage(state, number, decided)
 
 

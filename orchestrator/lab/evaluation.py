@@ -6,18 +6,22 @@ is excused MAX_EXCUSES times.
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from orchestrator.core import events as ev
 from orchestrator.lab.failures import Fault, MachineError, Prune, classify_failure
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import Ending
+from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.scoring.audit import Auditor, load_claims, save_claims
 from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified
+from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.server import EvaluationServer
 
 MAX_EXCUSES = 2
@@ -42,9 +46,13 @@ class Observation:
     """Bytes of disk that its files take."""
     may_be_excused: bool
     """Whether fewer than MAX_EXCUSES earlier runs of the experiment were."""
+    build_audit: Callable[[int], Command]
+    """Builds the command of the blind process, which is given a descriptor of its connection."""
+    lock: int
+    """The slot's, for that process."""
 
 
-async def evaluate(run: Observation, auditor: Auditor | None, archive: Path) -> ev.Scored | ev.Crashed | ev.Pruned:
+async def evaluate(run: Observation, archive: Path) -> ev.Scored | ev.Crashed | ev.Pruned:
     """Return the run's score, or its failure. Raises MachineError where the machine is at fault, OSError."""
     common = vars(run.result)
     try:
@@ -54,9 +62,7 @@ async def evaluate(run: Observation, auditor: Auditor | None, archive: Path) -> 
             would_prune_at=run.monitor.would_prune_at,
             **common,
         )
-        if auditor is None or not run.server.plan.needs_audit(score.val_bpb):
-            return score
-        return await _audit_score(score, run, auditor, archive)
+        return await _audit_score(score, run, archive) if run.server.plan.needs_audit(score.val_bpb) else score
     except Prune as reason:
         return ev.Pruned(reason=str(reason), **common)
     except Fault as fault:
@@ -82,35 +88,37 @@ def _find_claimed(run: Observation) -> float:
         raise fault
     if run.server.val_bpb is None:
         raise Fault("other", "it ended without a score")
-    budget, lost = run.server.scorer.manifest.budget, run.monitor.now.lost
+    budget, lost = run.server.scorer.manifest.budget, run.monitor.lost
     if budget.kind == "time" and lost > (WALL_SLACK - 1) * budget.amount:
         raise MachineError(f"this process stood still for {lost:.0f} s, which the training may have lost")
     return run.server.val_bpb
 
 
-async def _audit_score(score: ev.Scored, run: Observation, auditor: Auditor, archive: Path) -> ev.Scored:
+async def _audit_score(score: ev.Scored, run: Observation, archive: Path) -> ev.Scored:
     """Return the score as the audit corrects it. Raises Fault, MachineError."""
-    server, began = run.server, time.monotonic()
+    server, began, rng = run.server, time.monotonic(), np.random.default_rng()
     scorer, claims, incumbent = server.scorer, server.claims, server.plan.incumbent
     assert claims is not None
     reference = load_claims(archive, incumbent, scorer.shape)
-    positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, auditor.rng)
-    ending = await auditor.examine(server, positions)
+    positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
+    connection, theirs = await open_pair()
+    auditor = Auditor(server, positions, rng, RunMonitor(run.monitor.limits), connection)
+    ending = await auditor.examine(run.build_audit(theirs), run.lock)
     if ending.stopped:
         raise ending.stopped
     _check_kill(run, ending)
     allowed = scorer.get_tolerance(server.plan.baseline_error)
-    found = scorer.correct(claims, auditor.get_answers(ending), positions, allowed)
+    val_bpb, error, worst = scorer.correct(claims, auditor.get_answers(ending), positions, allowed)
     save_claims(archive, score.experiment, claims, incumbent)
     record = ev.Audit(
         claimed=score.val_bpb,
-        error=found.error,
-        worst=found.worst,
+        error=error,
+        worst=worst,
         looks=len(claims),
         seconds=time.monotonic() - began,
         evaluation=server.evaluation,
     )
-    return score.model_copy(update={"val_bpb": found.val_bpb, "audit": record})
+    return score.model_copy(update={"val_bpb": val_bpb, "audit": record})
 
 
 def _check_kill(run: Observation, ending: Ending) -> None:

@@ -4,30 +4,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome, SessionProfile
+from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
 from prepare import profiles
-from prepare.manifest import Manifest
-
-STARTUP = {"work": 15.0, "time": 60.0}
-"""Seconds for imports, warm-up and evaluation beside the training; on GPUs, whose budget is time, for compilation."""
-
-
-def describe_profile(manifest: Manifest) -> SessionProfile:
-    """Return what a session records of the prepared data."""
-    budget = manifest.budget
-    return SessionProfile(
-        name=manifest.profile,
-        budget_kind=budget.kind,
-        budget=budget.amount,
-        expected_seconds=STARTUP[budget.kind] + 1.25 * budget.seconds,
-        data_hash=manifest.digest,
-        seq_len=manifest.seq_len,
-        vocab_size=manifest.vocab_size,
-        sigma=profiles.PROFILES[manifest.profile].sigma,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,14 @@ SEARCHED = 200
 """Last lines of a log that are searched for a reason."""
 
 _ERROR = re.compile(r"[A-Za-z_]?[\w.]*(?:Error|Exception|Interrupt|Iteration|Exit)(?::|$)|Fatal Python error|error: ")
-_PATTERNS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
-    (
-        "out of device memory",
-        re.compile(r"OutOfMemoryError|(?:CUDA|HIP|MPS)\b.*out of memory|CUBLAS_STATUS_ALLOC_FAILED"),
-    ),
-    ("disk full", re.compile(r"No space left on device|Disk quota exceeded|Errno 28\b|Errno 122\b")),
-    ("out of host memory", re.compile(r"\bMemoryError|[Cc]an(?:no|')t allocate memory|not enough memory: you tried")),
-    ("import", re.compile(r"(?:ModuleNotFound|Import)Error")),
-    ("syntax", re.compile(r"(?:Syntax|Indentation|Tab)Error")),
-    ("NaN", re.compile(r"^FAIL\b|\b[Ll]oss\b.*\b(?:nan|NaN|inf|exploded|diverged|not finite)\b")),
-)
+_PATTERNS: dict[FailureKind, str] = {
+    "out of device memory": r"OutOfMemoryError|(?:CUDA|HIP|MPS)\b.*out of memory|CUBLAS_STATUS_ALLOC_FAILED",
+    "disk full": r"No space left on device|Disk quota exceeded|Errno 28\b|Errno 122\b",
+    "out of host memory": r"\bMemoryError|[Cc]an(?:no|')t allocate memory|not enough memory: you tried",
+    "import": r"(?:ModuleNotFound|Import)Error",
+    "syntax": r"(?:Syntax|Indentation|Tab)Error",
+    "NaN": r"^FAIL\b|\b[Ll]oss\b.*\b(?:nan|NaN|inf|exploded|diverged|not finite)\b",
+}
 
 
 class Fault(Exception):  # noqa: N818 - a finding, not a defect
@@ -49,8 +46,8 @@ def classify_failure(status: int, log: str) -> Fault:
     number = -status if status < 0 else status - 128
     if number == signal.SIGXCPU:
         return Fault("timeout", "it used up its CPU time")
-    for kind, pattern in _PATTERNS:
-        if pattern.search(message):
+    for kind, pattern in _PATTERNS.items():
+        if re.search(pattern, message):
             return Fault(kind, message)
     if status < 0:
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

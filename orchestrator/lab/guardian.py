@@ -7,6 +7,7 @@ error is the command's output; standard output is the report, one line of JSON.
 
 import ctypes
 import json
+import math
 import os
 import resource
 import select
@@ -24,6 +25,8 @@ PROGRAM = Path(__file__)
 TAG = "NIGHTSHIFT_RUN"
 """Environment variable by which a run's processes are found if even the guardian dies."""
 PR_SET_CHILD_SUBREAPER = 36
+TICK = 0.02
+"""Seconds between two looks at whether the command has ended."""
 KILL_PATIENCE = 20.0
 """Seconds after which a killed process that is still there will stay: the kernel holds it."""
 
@@ -37,7 +40,9 @@ def main() -> None:
         which = getattr(resource, f"RLIMIT_{name}")
         _, hard = resource.getrlimit(which)
         resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-    bell = _open_signal_pipe()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # A handler, since an ignored signal would stay ignored in the command.
+        signal.signal(number, lambda _number, _frame: None)
     try:
         child = subprocess.Popen(
             sys.argv[2:], stdin=subprocess.DEVNULL, stdout=2, stderr=2, pass_fds=options["fds"], process_group=0
@@ -48,7 +53,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for descriptor in options["fds"]:
         os.close(descriptor)
-    _attend(child, bell, options["grace"])
+    _attend(child, options["grace"])
     left = kill_all(lambda: _list_left(child))
     status = -signal.SIGKILL if child.returncode is None else child.returncode
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
@@ -76,18 +81,14 @@ def kill_all(alive: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
     return processes
 
 
-def _attend(child: "subprocess.Popen[bytes]", bell: int, grace: float) -> None:
+def _attend(child: "subprocess.Popen[bytes]", grace: float) -> None:
     """Wait until the child has ended, or must be killed: the orchestrator is gone, or the grace is over."""
-    deadline = None
-    _reap(child)
-    while child.returncode is None:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select([0, bell], [], [], timeout)
-        if bell in ready:
-            os.read(bell, 4096)
-        if not ready or (0 in ready and not os.read(0, 1)):
+    deadline = math.inf
+    while child.returncode is None and time.monotonic() < deadline:
+        asked, _, _ = select.select([0], [], [], TICK)
+        if asked and not os.read(0, 1):
             return
-        if 0 in ready:
+        if asked:
             deadline = time.monotonic() + grace
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
@@ -105,17 +106,6 @@ def _reap(child: "subprocess.Popen[bytes]") -> None:
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             if found[0] == child.pid:
                 child.returncode = os.waitstatus_to_exitcode(found[1])
-
-
-def _open_signal_pipe() -> int:
-    """Return a descriptor that becomes readable when a child ends; other signals that can be ignored are."""
-    readable, writable = os.pipe()
-    os.set_blocking(writable, False)
-    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # A handler, since an ignored signal would stay ignored in the command.
-        signal.signal(number, lambda _number, _frame: None)
-    return readable
 
 
 def _report(**fields: object) -> None:

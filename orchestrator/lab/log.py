@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf, nan
 
-from orchestrator.core.events import Point
 from subagents.logs import clean
 
-MAX_LINE = 2_000
+MAX_LINE = 1_000
 """Characters of a line that are kept."""
 MAX_RAW_LINE = 2 * MAX_LINE
 """The same while the line is incomplete, since escape sequences take room until then."""
-HEAD, TAIL = 64 << 10, 192 << 10
-"""Characters kept of a log's beginning, where imports fail, and of its end, where everything else does."""
+HEAD, TAIL = 100, 500
+"""Lines kept of a log's beginning, where imports fail, and of its end, where everything else does."""
 SUMMARY = {
     *("val_bpb", "training_seconds", "total_seconds", "peak_vram_mb", "mfu_percent"),
     *("total_tokens_M", "num_steps", "num_params_M", "depth"),
@@ -25,8 +24,6 @@ MAX_NUMBER = 1e9
 """A larger number in a summary counts as this: more steps, millions of tokens or MB than there are."""
 MAX_WITHHELD = 200
 """Lines kept of those that a sealed log withholds."""
-POINTS = 60
-"""Points of a loss curve: enough to draw it and to compare it with another."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
 _SUMMARY = re.compile(r"(\w{1,40}): +(\S{1,40})")
@@ -53,52 +50,13 @@ def parse_progress(line: str) -> ProgressLine | None:
     return ProgressLine(int(number), min(share, 1.0), _parse_number(loss), float(rate.replace(",", "") or 0))
 
 
-class OutputLog:
-    """The head and the tail of the output."""
-
-    def __init__(self) -> None:
-        self.head: list[str] = []
-        self.tail: deque[str] = deque()
-        self.room, self.held, self.dropped = HEAD, 0, 0
-
-    def add(self, line: str) -> None:
-        self.room -= len(line) + 1
-        if self.room >= 0:
-            self.head.append(line)
-            return
-        self.tail.append(line)
-        self.held += len(line) + 1
-        while self.held > TAIL:
-            self.held -= len(self.tail.popleft()) + 1
-            self.dropped += 1
-
-    @property
-    def text(self) -> str:
-        gap = [f"[… {self.dropped:,} lines left out …]"] if self.dropped else []
-        return "\n".join([*self.head, *gap, *self.tail])
-
-
-class CurveRecorder:
-    """A loss curve of at most POINTS points, evenly thinned while it grows, and its newest point."""
-
-    def __init__(self) -> None:
-        self.points: list[Point] = []
-        self.spaced, self.stride, self.seen = 0, 1, 0
-
-    def add(self, point: Point) -> None:
-        self.points[self.spaced :] = [point]  # instead of one that was only the newest
-        self.spaced += self.seen % self.stride == 0
-        self.seen += 1
-        if self.spaced == POINTS - 1:  # an odd number, so that the newest stays
-            self.points, self.stride = self.points[::2], 2 * self.stride
-            self.spaced = len(self.points)
-
-
 class Transcript:
     """The output so far: a log for people, progress lines and the summary's numbers for the monitor."""
 
     def __init__(self) -> None:
-        self.log = OutputLog()
+        self.head: list[str] = []
+        self.tail: deque[str] = deque(maxlen=TAIL)
+        self.dropped = 0
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.open = self.shown = ""
         """The line that is not complete yet: as it came, and as a terminal shows it so far."""
@@ -128,6 +86,12 @@ class Transcript:
                 self._add_row(self.shown)
                 self.shown = ""
 
+    @property
+    def log(self) -> str:
+        """Return the output's head and tail."""
+        gap = [f"[… {self.dropped:,} lines left out …]"] if self.dropped else []
+        return "\n".join([*self.head, *gap, *self.tail])
+
     def _add_row(self, row: str) -> None:
         match = _SUMMARY.fullmatch(row) if self.summary is not None else None
         name, value = (match[1], _parse_number(match[2])) if match else (row, nan)
@@ -138,7 +102,8 @@ class Transcript:
                 self.withheld.append(row)
                 return
             self.logged.add(name)
-        self.log.add(row)
+        self.dropped += len(self.tail) == TAIL
+        (self.tail if len(self.head) == HEAD else self.head).append(row)
         if row == "---":
             self.summary = {}
         elif self.summary is not None and known:

@@ -1,15 +1,18 @@
-"""Monitors one run from outside, by its output and our own clock, and finds the reason to stop it."""
+"""Monitors one run from outside, by its output and our own clock, and finds the reason to stop it: mostly a limit."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
+import psutil
+
 from orchestrator.core.curves import get_recent_loss
-from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, RunMetrics
+from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, RunMetrics, SessionProfile
 from orchestrator.lab.failures import Fault, Prune
-from orchestrator.lab.limits import RunLimits
-from orchestrator.lab.log import CurveRecorder, ProgressLine, Transcript
+from orchestrator.lab.log import ProgressLine, Transcript
 
 EXPLODED = 3.0
 """Times the first loss; no model that learns ever gets there."""
@@ -17,25 +20,53 @@ ABSURD_LOSS = 1e6
 """A larger loss is as good as infinite, and sums of a few stay finite."""
 NEARLY_DONE = 0.9
 """Share of the budget after which the next line may be the summary, and evaluation is silent."""
+POINTS = 60
+"""Points of a loss curve at most: enough to draw it and to compare it with another."""
 STANDSTILL = 5.0
 """Seconds between two looks at the clock that count at most. There are ten a second, so what is longer is an
 orchestrator that stood still: Ctrl-Z, a paused container, a machine that does not answer."""
 
 
-class AwakeClock:
-    """Counts seconds in which this process was awake. Monotonic: no change of the wall clock moves it."""
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """Limits of one run, in seconds and bytes."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self.now = now
-        self.last = now()
-        self.lost = 0.0
-        """Seconds that did not count so far."""
+    wall: float
+    cpu: float
+    """CPU seconds of one process; they do not grow on a busy machine."""
+    quiet: float = 60.0
+    """Seconds without output that are always allowed."""
+    quiet_steps: float = 10.0
+    """The same in median steps; the longer of the two counts."""
+    grace: float = 10.0
+    """Seconds between SIGTERM and SIGKILL."""
+    output: int = 32 << 20
+    free_disk: int = 512 << 20
+    """Bytes of disk that must be free before a run starts."""
+    patience: float = 120.0
+    """Seconds to wait for them."""
+    pause: float = 10.0
+    """Seconds to wait after a run that the machine ended, for each such run in a row."""
+    reserve: int = 256 << 20
+    """Bytes of disk that a run must leave free."""
+    file: int = 4 << 30
+    """Bytes of the largest file."""
+    processes: int = 2_000
+    """More concurrent processes than any data loader needs."""
+    memory: int | None = None
+    """Bytes of one process; None on a GPU, whose driver reserves more than it uses."""
 
-    def __call__(self) -> float:
-        now = self.now()
-        self.lost += max(0.0, now - self.last - STANDSTILL)
-        self.last = now
-        return now - self.lost
+
+def set_limits(profile: SessionProfile, threads: int) -> RunLimits:
+    """Return limits that let a candidate be four times slower than expected, plus a minute for imports.
+
+    With a work budget the machine may be busy with other things, so the wall clock is more generous than CPU time.
+    """
+    seconds = 60 + 4 * profile.expected_seconds
+    busy = 2 if profile.budget_kind == "work" else 1
+    memory = int(0.8 * psutil.virtual_memory().total) if profile.name == "cpu" else None
+    quiet = max(60.0, 0.05 * profile.expected_seconds)  # a progress line comes with every hundredth
+    return RunLimits(wall=busy * seconds, cpu=max(threads, 1) * seconds, quiet=quiet, memory=memory)
 
 
 class RunMonitor:
@@ -51,32 +82,41 @@ class RunMonitor:
     ) -> None:
         """Start the wall clock; `fills_disk` tells whether the run leaves too little room on the disk."""
         self.limits, self.on_point, self.fills_disk = limits, on_point, fills_disk
-        self.now = AwakeClock(clock)
+        self.clock, self.read_at, self.lost = clock, clock(), 0.0
+        """A monotonic clock, which no change of the wall clock moves, and its seconds in which we stood still."""
         self.pruning_thresholds = list(plan.pruning_thresholds) if plan else []
         self.control_run = plan is not None and plan.control_run
         self.would_prune_at: float | None = None
         """Share of the budget at which it fell behind a pruning threshold."""
-        self.transcript, self.curve = Transcript(), CurveRecorder()
-        self.launched = self.heard_at = self.last_at = self.now()
+        self.transcript, self.points = Transcript(), dict[int, Point]()
+        """The output, and the newest point in each of POINTS equal parts of the budget."""
+        self.launched = self.heard_at = self.last_at = self.read_clock()
         self.training_began: float | None = None
         """When the first batch was handed out, by our own clock."""
         self.training_ended: float | None = None
         """When the model was handed over."""
+        self.first: ProgressLine | None = None
         self.last: ProgressLine | None = None
         self.paces: deque[float] = deque(maxlen=101)
         self.found: Fault | Prune | None = None
         """The first reason to stop that its output has given."""
+
+    def read_clock(self) -> float:
+        """Return the time, in seconds in which this process was awake."""
+        before, self.read_at = self.read_at, self.clock()
+        self.lost += max(0.0, self.read_at - before - STANDSTILL)
+        return self.read_at - self.lost
 
     @property
     def train_seconds(self) -> float:
         """Seconds of training so far; 0 before it starts."""
         if self.training_began is None:
             return 0.0
-        return (self.now() if self.training_ended is None else self.training_ended) - self.training_began
+        return (self.read_clock() if self.training_ended is None else self.training_ended) - self.training_began
 
     def feed(self, data: bytes, *, last: bool = False) -> None:
         """Read output. Any is a sign of life, since a script may tell of its progress in its own words."""
-        self.heard_at = self.now()
+        self.heard_at = self.read_clock()
         for step in self.transcript.feed(data, last=last):
             self._follow(step)
 
@@ -85,7 +125,7 @@ class RunMonitor:
         """The reason to stop the run now."""
         if self.found:
             return self.found
-        if self.now() - self.launched > self.limits.wall:
+        if self.read_clock() - self.launched > self.limits.wall:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
         if self.transcript.bytes > self.limits.output:
             return Fault("other", f"it printed more than {self.limits.output >> 20} MB")
@@ -96,7 +136,7 @@ class RunMonitor:
         summary = self.transcript.summary or {}
         return RunMetrics(
             train_seconds=self.train_seconds,
-            total_seconds=self.now() - self.launched,
+            total_seconds=self.read_clock() - self.launched,
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),
             tokens=int(1e6 * summary.get("total_tokens_M", 0.0)),
             parameters=int(1e6 * summary.get("num_params_M", 0.0)),
@@ -109,30 +149,30 @@ class RunMonitor:
         if began is None or self.training_ended is not None or (self.last and self.last.progress >= NEARLY_DONE):
             return None
         quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
-        if self.now() - max(self.heard_at, began) <= quiet:
+        if self.read_clock() - max(self.heard_at, began) <= quiet:
             return None
         where = f"after step {self.last.number}" if self.last else "since training began"
         awaited = "a line such as `step 00012 (3.4%) | loss: 5.678` is awaited, or any other"
         return Fault("hang", f"it printed nothing for {quiet:.0f} s {where}; {awaited}")
 
     def _follow(self, step: ProgressLine) -> None:
-        now = self.now()
+        now = self.read_clock()
         if self.last:
             self.paces.append(now - self.last_at)
-        self.last, self.last_at = step, now
+        self.first, self.last, self.last_at = self.first or step, step, now
         if not abs(step.loss) <= ABSURD_LOSS:
             self.found = self.found or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
-        self.curve.add(point)
+        self.points[math.ceil((POINTS - 1) * step.progress)] = point
         self.on_point(point, step.tokens_per_second)
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
-        if step.loss > EXPLODED * abs(self.curve.points[0].loss) + 1:
+        if step.loss > EXPLODED * abs(self.first.loss) + 1:
             self.found = self.found or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:
-        loss = get_recent_loss(self.curve.points, threshold.progress)
+        loss = get_recent_loss([*self.points.values()], threshold.progress)
         if self.would_prune_at is not None or loss is None or loss <= threshold.loss:
             return
         self.would_prune_at = threshold.progress

@@ -92,20 +92,18 @@ async def run_guarded(
         ours.callback(asyncio.get_running_loop().remove_reader, output)
         running = RunningProcess(process, monitor, output)
         tasks = (asyncio.ensure_future(_read_all(running)), asyncio.ensure_future(listen(running)))
+        for task in tasks:
+            ours.callback(task.cancel)
         try:
             stopped = await _attend(process, monitor, tasks)
             report = await _read_report(process, command.env[guardian.TAG])
             await asyncio.wait(tasks, timeout=DRAIN)
             _raise_errors(tasks)
         finally:
-            try:
-                # The guardian ends everything when its input closes; a second cancellation does not interrupt that.
-                assert process.stdin
-                process.stdin.close()
-                await asyncio.shield(process.wait())
-            finally:
-                for task in tasks:
-                    task.cancel()
+            # The guardian ends everything when its input closes; a second cancellation does not interrupt that.
+            assert process.stdin
+            process.stdin.close()
+            await asyncio.shield(process.wait())
     monitor.feed(b"", last=True)
     return Ending(stopped or monitor.found, report.get("status"), report.get("peak_mb", 0.0))
 
@@ -124,12 +122,9 @@ async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int)
     limits = monitor.limits
     caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file, "DATA": limits.memory}
     options = {"fds": command.fds, "grace": limits.grace, "limits": {k: v for k, v in caps.items() if v is not None}}
+    argv = (sys.executable, "-I", str(guardian.PROGRAM), json.dumps(options), *command.argv)
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        str(guardian.PROGRAM),
-        json.dumps(options),
-        *command.argv,
+        *argv,
         stdin=PIPE,
         stdout=PIPE,
         stderr=printed,

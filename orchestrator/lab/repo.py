@@ -4,13 +4,13 @@ Every candidate stays under `refs/nightshift/<session>/`, and so does the last c
 `research/<session>` follows it, unless the user has it checked out or has moved it.
 """
 
+import json
 import os
 import shlex
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from pathlib import Path, PurePosixPath
 
 from orchestrator.core.source import normalize_lines, restore_lines
@@ -19,6 +19,7 @@ from prepare.errors import UserError
 SETTINGS = (
     "core.hooksPath=/dev/null",  # the user's hooks are for the user's commits,
     "core.fsmonitor=false",  # and no setting of the repository may start a program
+    "fastimport.unpackLimit=1",  # one pack a commit, however small
     "core.fsync=all",  # git's default leaves empty objects behind when the power fails
     "safe.directory=*",  # a mounted repository often belongs to another user
 )
@@ -47,8 +48,6 @@ class Repo:
         """Find the repository around `script`; a write is tried for `patience` seconds. Raises RepoError."""
         self.script, self.session, self.patience = script, session, patience
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
-        self.written: list[tuple[tuple[str, ...], str]] = []
-        """Git's arguments and input for each object: `git gc --prune=now` may remove one that is just being named."""
         self.trouble = ""
         """Why the branch is not at the last commit that was kept, and what to do about it."""
         folder = script.parent.resolve()
@@ -119,17 +118,14 @@ class Repo:
 
     def _commit(self, name: str, parent: str, source: str, message: str) -> str:
         """Commit under a ref, unless it has the same commit already. Only `kept` moves: others get a number."""
-        tree = self._write_tree(parent, source)
-        for attempt in count(1):
-            ref = name + f"-{attempt}" * (attempt > 1)
-            found = self._resolve(ref)
-            if found and self._is_commit(found, tree, parent, message):
-                return found
-            if found is None or ref == self.kept:
-                commit = self._write_commit(tree, parent, message)
-                self._git("update-ref", ref, commit, found or "")
+        if self._resolve(f"{parent}:{self.path}"):
+            source = restore_lines(source, self.read_source(parent))
+        found = self._git("for-each-ref", "--format=%(objectname)", name, f"{name}-*").splitlines()
+        for commit in found:
+            if self._is_commit(commit, parent, source, message):
                 return commit
-        raise AssertionError("integers are endless")
+        moves = name == self.kept or not found
+        return self._import_commit(name if moves else f"{name}-{len(found) + 1}", parent, source, message)
 
     def begin_branch(self, commit: str) -> None:
         """Begin with this commit as the last one that was kept, unless there is one. Raises RepoError."""
@@ -158,7 +154,7 @@ class Repo:
         return ""
 
     def _attempt(self, write: Callable[[], str]) -> str:
-        """Try again while git cannot: a lock is held, `git gc` removed an object, the disk is away."""
+        """Try again while git cannot: a lock is held, `git gc` moves objects, the disk is away."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
@@ -167,9 +163,6 @@ class Repo:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.5)
-                with suppress(RepoError):
-                    for arguments, content in self.written:
-                        self._git(*arguments, stdin=content)
 
     def unlock(self) -> None:
         """Remove the locks that an earlier process, killed in the middle of a write, left on this session's refs."""
@@ -178,40 +171,31 @@ class Repo:
             with suppress(FileNotFoundError):
                 lock.unlink()
 
-    def _write_tree(self, commit: str, source: str) -> str:
-        """Write the commit's tree with another text of the script, whose lines end as they do there."""
-        if self._resolve(f"{commit}:{self.path}"):
-            source = restore_lines(source, self.read_source(commit))
-        blob = self._write_object("hash-object", "-w", "--stdin", stdin=source)
-        return self._replace_blob(f"{commit}^{{tree}}", self.path.parts, blob)
+    def _import_commit(self, ref: str, parent: str, source: str, message: str) -> str:
+        """Write the parent's tree with another text of the script, its commit and its ref, which only moves on.
 
-    def _replace_blob(self, tree: str | None, parts: tuple[str, ...], blob: str) -> str:
-        name, *rest = parts
-        listing = self._git("ls-tree", "--full-tree", "-z", tree).split("\0") if tree else []
-        entries = {entry.partition("\t")[2]: entry.partition("\t")[0] for entry in listing if entry}
-        mode, kind, old = entries.get(name, "100644 blob ").split(" ")
-        if rest:
-            entries[name] = f"040000 tree {self._replace_blob(old if kind == 'tree' else None, tuple(rest), blob)}"
-        else:
-            entries[name] = f"{mode if kind == 'blob' and mode != '120000' else '100644'} blob {blob}"
-        # --missing: in a partial clone the other files need not be here.
-        listing = "".join(f"{entry}\t{name}\0" for name, entry in entries.items())
-        return self._write_object("mktree", "-z", "--missing", stdin=listing)
+        All are one pack, which `git gc --prune=now` leaves alone until the ref is there.
+        """
+        executable = self._git("ls-tree", "--full-tree", parent, str(self.path)).startswith("100755")
+        texts = (f"{message.rstrip()}\n", source)
+        said, script = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
+        stream = [
+            f"commit {ref}",
+            "mark :1",
+            f"committer {AUTHOR} <{EMAIL}> {time.time():.0f} +0000",
+            said,
+            f"from {parent}",
+            f"M {'100755' if executable else '100644'} inline {json.dumps(str(self.path), ensure_ascii=False)}",
+            script,
+            "get-mark :1\n",
+        ]
+        return self._git("fast-import", "--quiet", stdin="\n".join(stream))
 
-    def _write_commit(self, tree: str, parent: str, message: str) -> str:
-        who = f"{AUTHOR} <{EMAIL}> {time.time():.0f} +0000"
-        commit = f"tree {tree}\nparent {parent}\nauthor {who}\ncommitter {who}\n\n{message.rstrip()}\n"
-        return self._write_object("hash-object", "-w", "-t", "commit", "--stdin", stdin=commit)
-
-    def _write_object(self, *arguments: str, stdin: str) -> str:
-        self.written.append((arguments, stdin))
-        return self._git(*arguments, stdin=stdin)
-
-    def _is_commit(self, commit: str, tree: str, parent: str, message: str) -> bool:
-        """Tell whether a commit has this tree, parent and message; its date does not matter."""
+    def _is_commit(self, commit: str, parent: str, source: str, message: str) -> bool:
+        """Tell whether a commit has this parent, script and message; its date does not matter."""
         header, _, body = self._git("cat-file", "commit", commit, strip=False).partition("\n\n")
-        fields = [line.split(" ", 1) for line in header.splitlines()]
-        return [["tree", tree], ["parent", parent]] == fields[:2] and body.rstrip("\n") == message.rstrip("\n")
+        same = header.splitlines()[1] == f"parent {parent}" and body.rstrip("\n") == message.rstrip("\n")
+        return same and self.read_source(commit) == source
 
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None

@@ -7,20 +7,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
 from orchestrator.lab.evaluation import MAX_EXCUSES, ExcusedError, Observation, evaluate
 from orchestrator.lab.failures import MachineError
-from orchestrator.lab.launcher import build_command
-from orchestrator.lab.limits import RunLimits
-from orchestrator.lab.monitor import RunMonitor
+from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
-from orchestrator.lab.scoring.audit import Auditor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.server import EvaluationServer
@@ -63,13 +60,13 @@ class Runner:
         try:
             await asyncio.sleep(self.limits.pause * min(self.aborted, 10))
             await self._wait_for_disk()
-            async with (
-                hold_slot(slot) as lock,
-                _make_folder(folder),
-                self._start_auditor(granted, folder / "audit", lock) as auditor,
-            ):
-                run = await self._train(granted, source, folder, lock)
-                outcome = await evaluate(run, auditor, self.archive)
+            async with hold_slot(slot) as lock:
+                await asyncio.to_thread(_remove, folder)
+                try:
+                    run = await self._train(granted, source, folder, lock)
+                    outcome = await evaluate(run, self.archive)
+                finally:
+                    await asyncio.to_thread(_remove, folder)
         except (OSError, MachineError) as error:
             self.aborted += 1
             self.excuses[granted.experiment] += isinstance(error, ExcusedError)
@@ -82,44 +79,27 @@ class Runner:
 
     async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
-        work.mkdir()
+        work.mkdir(parents=True)
         (work / "train.py").write_text(source, encoding="utf-8")
-        monitor = RunMonitor(
-            self.limits,
-            on_point=lambda point, rate: self.on_point(granted, point, rate),
-            fills_disk=lambda: self._is_filling_disk(folder),
-            plan=plan,
-        )
+        tell, fills_disk = partial(self.on_point, granted), partial(self._is_filling_disk, folder)
+        monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=plan)
         env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
         ours, theirs = await open_pair()
-        command = build_command(slot, self.sandbox, ["train.py"], work, theirs, env)
+        command = slot.build_command(self.sandbox, ["train.py"], work, theirs, **env)
         server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
         ending = await run_guarded(command, monitor, lock, server.serve)
-        log = _strip_paths(monitor.transcript.log.text, work)
+        log = _strip_paths(monitor.transcript.log, work)
         result = ev.RunResult(
             experiment=granted.experiment,
             run=granted.run,
             metrics=monitor.summarize(None if slot.devices else ending.peak_mb),
-            curve=tuple(monitor.curve.points),
+            curve=tuple(monitor.points.values()),
             log=self.put(log),
             tier=self.sandbox.tier,
         )
         disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
-        return Observation(result, log, monitor, server, ending, disk, excusable)
-
-    @asynccontextmanager
-    async def _start_auditor(self, granted: ev.Granted, folder: Path, lock: int) -> AsyncGenerator[Auditor | None]:
-        if not (granted.plan or STRICT_PLAN).needs_audit(0.0):
-            yield None
-            return
-        ours, theirs = await open_pair()
-        command = build_command(self.slots[granted.slot], self.sandbox, ["-m", "prepare.audit"], folder, theirs, {})
-        auditor = Auditor(self.scorer, command, ours, RunMonitor(self.limits), lock)
-        try:
-            await asyncio.sleep(0)  # from now on the descriptors are the auditor's
-            yield auditor
-        finally:
-            await auditor.close()
+        audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
+        return Observation(result, log, monitor, server, ending, disk, excusable, audit, lock)
 
     async def _wait_for_disk(self) -> None:
         """Wait for room on the disk, which another program may fill for a moment. Raises MachineError."""
@@ -139,16 +119,6 @@ def _strip_paths(text: str, work: Path) -> str:
     for path, name in {f"{work}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
         text = text.replace(path, name)
     return text
-
-
-@asynccontextmanager
-async def _make_folder(folder: Path) -> AsyncGenerator[None]:
-    await asyncio.to_thread(_remove, folder)
-    await asyncio.to_thread(folder.mkdir, parents=True)
-    try:
-        yield
-    finally:
-        await asyncio.to_thread(_remove, folder)
 
 
 def _remove(folder: Path) -> None:

@@ -1,18 +1,21 @@
-"""Slots: where one run at a time may train, a GPU of this machine or a share of its cores.
+"""Slots: where one run at a time may train, a GPU of this machine or a share of its cores, and how it is started there.
 
 A slot is held by a file lock whose descriptor the run's guardian inherits, so it is free only when the run is gone.
 """
 
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.lab import guardian
 from orchestrator.lab.failures import MachineError
+from orchestrator.lab.sandbox.base import KERNELS, TRUSTED, Command, Sandbox
 from prepare.locks import LockedError, hold_lock
 from prepare.machine import Gpu
 
@@ -34,6 +37,39 @@ class Slot:
     patience: float = 30.0
     """Seconds to wait for the previous run to end."""
 
+    def build_command(
+        self, sandbox: Sandbox, words: Sequence[str], folder: Path, connection: int, **more: str
+    ) -> Command:
+        """Return a command of Python and make its `tmp`; `connection` is a descriptor, `more` environment."""
+        (folder / "tmp").mkdir(parents=True)
+        env = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(folder),
+            "TMPDIR": str(folder / "tmp"),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(TRUSTED.parent),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",  # the order of a set is not part of an experiment
+            "OMP_WAIT_POLICY": "passive",
+            "MKL_CBWR": "AUTO,STRICT",  # the same sums in the same order in every process
+            # Compilers' caches are never shared, since they hold code.
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp/inductor"),
+            "TRITON_CACHE_DIR": str(folder / "tmp/triton"),
+            "CUDA_CACHE_PATH": str(folder / "tmp/cuda"),
+            "CUDA_VISIBLE_DEVICES": self.devices,
+            "NIGHTSHIFT_FD": str(connection),
+            guardian.TAG: f"{folder}/",
+        }
+        if self.threads:
+            env["OMP_NUM_THREADS"] = str(self.threads)
+        if self.devices:
+            # Where containers keep the driver, and where downloaded kernels are; nothing is downloaded in a sandbox.
+            folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+            env["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in folders if path.startswith("/"))
+            env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
+        return sandbox.wrap(Command((sys.executable, *words), env | more, folder, (connection,), self.nodes))
+
 
 def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
     """Return the first `count` GPUs, locked for all sessions of this user, or without GPUs shares of the cores."""
@@ -50,13 +86,9 @@ def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -
 async def hold_slot(slot: Slot) -> AsyncGenerator[int]:
     """Hold the slot and yield the descriptor of its lock. Raises MachineError where it stays taken, OSError."""
     deadline = time.monotonic() + slot.patience
-    with ExitStack() as stack:
-        while True:
-            try:
-                descriptor = stack.enter_context(hold_lock(slot.lock))
-                break
-            except LockedError:
-                if time.monotonic() > deadline:
-                    raise MachineError(f"{slot.devices or slot.lock.stem} is in use by another session") from None
-            await asyncio.sleep(0.05)
-        yield descriptor
+    while time.monotonic() < deadline:
+        with suppress(LockedError), hold_lock(slot.lock) as descriptor:
+            yield descriptor
+            return
+        await asyncio.sleep(0.05)
+    raise MachineError(f"{slot.devices or slot.lock.stem} is in use by another session")

@@ -26,8 +26,18 @@ def assess_keep(state: State, experiment: int) -> belief.Belief:
 
 def count_seeds_of_keep(state: State, experiment: int | None) -> int:
     """Return how many seeds a keep was judged by; its ablation runs with others, which it was not chosen for."""
-    verdicts = (result.verdict for result in state.judged if result.experiment == experiment)
-    return sum(len(verdict.differences) for verdict in verdicts if isinstance(verdict, ev.Kept))
+    return sum(len(kept.differences) for kept in _list_verdicts(state, experiment))
+
+
+def get_expected_gain(state: State, experiment: int) -> float:
+    """Return the gain in bits per byte that was expected of a keep when it was adopted."""
+    return sum(kept.gain if kept.expected is None else kept.expected for kept in _list_verdicts(state, experiment))
+
+
+def _list_verdicts(state: State, experiment: int | None) -> list[ev.Kept]:
+    """Return the verdict on a keep; nothing where no such experiment was kept."""
+    found = [result.verdict for result in state.judged if result.experiment == experiment]
+    return [verdict for verdict in found if isinstance(verdict, ev.Kept)]
 
 
 def find_ablation(state: State) -> ev.Proposal | None:

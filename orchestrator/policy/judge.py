@@ -11,7 +11,7 @@ from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.core.text import format_signed
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.ablation import assess_keep, count_seeds_of_keep
+from orchestrator.policy.ablation import assess_keep, count_seeds_of_keep, get_expected_gain
 from orchestrator.policy.evidence import Comparison, compare, learn_outlook
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import compute_sigma, pool_variance
@@ -40,11 +40,12 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     if missing and missing[0] != following.seed and not known:
         return NeededRun(best.experiment, missing[0])
     outlook = learn_outlook(state)
-    prior = outlook.prior
+    prior, undone = outlook.prior, 0.0
     if reverts is not None:
         prior, outlook = assess_keep(state, reverts).mirror(), replace(outlook, bar=th.REVERT_BAR)
+        undone = get_expected_gain(state, reverts)
     found, growth = compare(state, best, candidate), _measure_growth(best, candidate)
-    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth)
+    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth, undone)
     decision = verdict.decide(2 if missing else 1)
     if decision == "keep":
         return verdict.keep()
@@ -81,6 +82,8 @@ class _Reasoning:
     outlook: belief.Outlook
     growth: float
     """Its memory relative to the incumbent's; 1 where it takes no more."""
+    undone: float
+    """Gain in bits per byte that was expected of the keep that it takes back."""
 
     @property
     def reverts(self) -> int | None:
@@ -115,10 +118,11 @@ class _Reasoning:
         why = "adopted" if posterior.mean > 0 else "adopted for its fewer lines"
         why = why if self.reverts is None else f"#{self.reverts} is taken back"
         jump = self.found.gain * self.found.sigma / self.best.score_to_beat
+        change = posterior.mean * self.found.sigma if self.reverts is None else -self.undone
         look = f"; a jump of {jump:.0%} is hard to believe, so have a look at it" * (jump > th.IMPLAUSIBLE_GAIN)
         return ev.Kept(
             **self._list_numbers(kept=True),
-            score_to_beat=self.best.score_to_beat - posterior.mean * self.found.sigma,
+            score_to_beat=self.best.score_to_beat - change,
             reason=f"{why}, {certainty}: {self._explain()}{look}",
         )
 

@@ -53,7 +53,7 @@ def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
     decided = [row for row in rows if row.experiment and row.is_decided]
-    kept = [row for row in decided if row.status == "kept"]
+    kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
     best = state.incumbent.score_to_beat if state.incumbent else None
     baseline = best if state.baseline_bpb is None else state.baseline_bpb
     return Summary(

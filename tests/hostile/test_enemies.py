@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.core.events import Scored
-from orchestrator.lab.limits import RunLimits
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.sandbox import select
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock

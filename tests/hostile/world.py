@@ -10,7 +10,7 @@ import numpy as np
 from orchestrator.core.events import EvaluationPlan, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
-from orchestrator.lab.limits import RunLimits
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot

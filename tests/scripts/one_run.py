@@ -6,7 +6,7 @@ from pathlib import Path
 
 from orchestrator.core.events import EvaluationPlan, Granted
 from orchestrator.core.source import compute_digest
-from orchestrator.lab.limits import RunLimits
+from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.scoring.claims import Scorer

@@ -38,43 +38,32 @@ _WITHOUT_EFFECT = {
 # fmt: on
 """Compilers and `shutil.copy` call these and fail on errors, so success is reported."""
 
-
-def build_filter(*, sockets: bool, machine: str = "") -> bytes:
-    """Return the filter for kernel and bubblewrap; `sockets` allows them. Raises KeyError for unknown machines."""
-    column = _MACHINES[machine or platform.machine()]
-    lines = [
-        _emit(_LOAD, _ARCHITECTURE),
-        _emit(_EQUAL, _AUDIT_ARCH[column], yes=1),
-        _emit(_RETURN, KILL),
-        _emit(_LOAD, _NUMBER),
-        _emit(_AT_LEAST, _X32, no=1),
-        _emit(_RETURN, REFUSE | EPERM),
-        *_emit_rule(_CLONE3[column], ENOSYS),  # its flags cannot be read; libraries fall back to clone
-        _emit(_EQUAL, _CLONE[column], no=4),
-        _emit(_LOAD, _FIRST_ARGUMENT),
-        _emit(_ANY_BIT, NEW_USER, no=1),
-        _emit(_RETURN, REFUSE | EPERM),
-        _emit(_RETURN, ALLOW),
-    ]
-    for numbers in _REFUSED.values():
-        lines += _emit_rule(numbers[column], EPERM)
-    for numbers in _WITHOUT_EFFECT.values():
-        if (number := numbers[column]) is not None:
-            lines += _emit_rule(number, SILENTLY)
-    if not sockets:
-        lines += _emit_rule(_SOCKET[column], EPERM)
-    return b"".join([*lines, _emit(_RETURN, ALLOW)])
-
-
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 """Offsets in the kernel's `struct seccomp_data`."""
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
-def _emit_rule(number: int, error: int) -> list[bytes]:
-    return [_emit(_EQUAL, number, no=1), _emit(_RETURN, REFUSE | error)]
-
-
-def _emit(operation: int, value: int, *, yes: int = 0, no: int = 0) -> bytes:
-    """Return one instruction; `yes` and `no` are how many a test skips."""
-    return struct.pack("HBBI", operation, yes, no, value)
+def build_filter(*, sockets: bool, machine: str = "") -> bytes:
+    """Return the filter for kernel and bubblewrap; `sockets` allows them. Raises KeyError for unknown machines."""
+    column = _MACHINES[machine or platform.machine()]
+    rules = [(_CLONE3[column], ENOSYS)]  # its flags cannot be read; libraries fall back to clone
+    rules += [(numbers[column], EPERM) for numbers in _REFUSED.values()]
+    rules += [(number, SILENTLY) for numbers in _WITHOUT_EFFECT.values() if (number := numbers[column]) is not None]
+    if not sockets:
+        rules.append((_SOCKET[column], EPERM))
+    # Operation, instructions to skip where a test holds and where it does not, value.
+    lines = [
+        (_LOAD, 0, 0, _ARCHITECTURE),
+        (_EQUAL, 1, 0, _AUDIT_ARCH[column]),
+        (_RETURN, 0, 0, KILL),
+        (_LOAD, 0, 0, _NUMBER),
+        (_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, REFUSE | EPERM),
+        *(line for number, error in rules for line in ((_EQUAL, 0, 1, number), (_RETURN, 0, 0, REFUSE | error))),
+        (_EQUAL, 0, 3, _CLONE[column]),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_ANY_BIT, 0, 1, NEW_USER),
+        (_RETURN, 0, 0, REFUSE | EPERM),
+        (_RETURN, 0, 0, ALLOW),
+    ]
+    return b"".join(struct.pack("HBBI", *line) for line in lines)

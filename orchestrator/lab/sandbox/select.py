@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.lab.launcher import build_command
 from orchestrator.lab.sandbox.base import Command, Sandbox, list_hidden
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock
@@ -66,7 +65,7 @@ def self_check(sandbox: Sandbox) -> str:
             }
             words = ["-c", _PROBE, json.dumps(target)]
             try:
-                command = build_command(Slot(outside / "slot"), sandbox, words, outside / "work", shown.fileno(), {})
+                command = Slot(outside / "slot").build_command(sandbox, words, outside / "work", shown.fileno())
             except (KeyError, OSError):
                 return f"not for {os.uname().machine}"
             found = _run_probe(command, shown.fileno())

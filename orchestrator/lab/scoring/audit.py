@@ -1,6 +1,7 @@
 """Our side of the blind audit: a fresh process with the handed-over model sees only the past and says what follows."""
 
 import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from orchestrator.lab.failures import MachineError, classify_failure
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import Ending, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import Command
-from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats
 from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import EvaluationServer
 from prepare.atomic import open_replacement
@@ -35,87 +36,71 @@ def save_claims(archive: Path, experiment: int, claims: Nats, incumbent: int) ->
             path.unlink(missing_ok=True)
 
 
+@dataclass(slots=True)
 class Auditor:
-    """The blind process. It starts beside the training, so that its imports are done when it is needed; it serves once.
+    """Questions a blind process, which has seen nothing but `prepare`, about the model of one run."""
 
-    Until then it has seen nothing but `prepare`.
-    """
+    run: EvaluationServer
+    positions: AuditPositions
+    rng: np.random.Generator
+    monitor: RunMonitor
+    connection: Connection
+    has_started: bool = False
+    answers: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
+    """−log p of the true tokens, batch by batch."""
 
-    def __init__(
-        self, scorer: Scorer, command: Command, connection: Connection, monitor: RunMonitor, lock: int
-    ) -> None:
-        """Start it; `lock` as for run_guarded."""
-        self.scorer, self.connection, self.monitor, self.has_started = scorer, connection, monitor, False
-        self.rng = np.random.default_rng()
-        self.answers: list[NDArray[np.float64]] = []
-        """−log p of the true tokens, batch by batch."""
-        self.question: asyncio.Future[tuple[EvaluationServer, AuditPositions]] = asyncio.Future()
-        self.process = asyncio.create_task(run_guarded(command, monitor, lock, self._listen))
-
-    async def examine(self, run: EvaluationServer, positions: AuditPositions) -> Ending:
-        """Ask the run's model about one position in each row; return how the process ended.
+    async def examine(self, command: Command, lock: int) -> Ending:
+        """Run the process, as by run_guarded, and ask about one position in each row; return how it ended.
 
         Raises Disqualified, and MachineError where it could not even start: what goes wrong later may be the model's
         fault.
         """
-        self.monitor.launched = self.monitor.now()
-        if not self.question.done():
-            self.question.set_result((run, positions))
-        ending = await self.process
+        ending = await run_guarded(command, self.monitor, lock, self._listen)
         if not self.has_started:
-            words = self.monitor.transcript.log.text.rpartition("\n")[2]
+            words = self.monitor.transcript.log.rpartition("\n")[2]
             raise MachineError(f"the auditing process did not start: {words or 'it printed nothing'}")
         return ending
 
     def get_answers(self, ending: Ending) -> NDArray[np.float64]:
         """Return −log p of the true token in each row. Raises Disqualified where it ended by itself without them."""
-        if sum(map(len, self.answers)) == self.scorer.shape[0]:
+        if sum(map(len, self.answers)) == self.run.scorer.shape[0]:
             return np.concatenate(self.answers)
         if self.monitor.transcript.sealed:
             raise Disqualified("the model that it handed over does not give logits by itself: `model(x)` must")
-        why = classify_failure(ending.status or 0, self.monitor.transcript.log.text).message
+        why = classify_failure(ending.status or 0, self.monitor.transcript.log).message
         raise Disqualified(f"the model that it handed over cannot be loaded: {why}")
 
-    async def close(self) -> None:
-        """End the process, needed or not."""
-        self.process.cancel()
-        try:
-            await asyncio.gather(self.process, return_exceptions=True)  # `examine` has raised what there is to raise
-        finally:
-            self.connection.close()
-
     async def _listen(self, running: RunningProcess) -> None:
-        run, positions = await self.question
-        assert run.settings
-        batch, rows = run.settings.batch_size, self.scorer.shape[0]
+        assert self.run.settings
+        settings, rows = self.run.settings, self.run.scorer.shape[0]
         try:
             self.has_started = await self.connection.receive() == {"event": "ready"}
             if not self.has_started:
                 return
-            autocast = None if run.settings.autocast == "float32" else run.settings.autocast
-            how = run.settings.model_dump(include={"precision", "threads"}) | {"autocast": autocast}
-            with run.model.open("rb") as file:
-                await self.connection.send({"event": "model", "split": "model", **how}, files=[file])
+            how = settings.model_dump(exclude={"batch_size"})
+            with self.run.model.open("rb") as file:
+                await self.connection.send({"event": "model", "split": "model", **how}, file=file)
             if await self.connection.receive() == {"event": "loaded"}:
                 running.seal()
-                for first in range(0, rows, batch):
-                    self.answers.append(await self._ask(first, min(first + batch, rows), positions))
+                for first in range(0, rows, settings.batch_size):
+                    self.answers.append(await self._ask(first, min(first + settings.batch_size, rows)))
                 await self.connection.send({"event": "thanks"})
         except ConnectionError:
             pass  # the process has ended, which its guardian reports
         finally:
             self.connection.close()
 
-    async def _ask(self, first: int, last: int, positions: AuditPositions) -> NDArray[np.float64]:
+    async def _ask(self, first: int, last: int) -> NDArray[np.float64]:
         """Ask about a batch of rows. Raises Disqualified, ConnectionError."""
-        x, at = self.scorer.mask(first, last, positions, self.rng), positions.at[first:last]
+        scorer, positions = self.run.scorer, self.positions
+        x, at = scorer.mask(first, last, positions, self.rng), positions.at[first:last]
         event = {"event": "rows", "rows": last - first, "length": x.shape[1]}
-        await self.connection.send(event, data=[x.tobytes(), at.tobytes()])
-        size = 4 * (last - first) * len(self.scorer.lengths)
+        await self.connection.send(event, data=x.tobytes() + at.tobytes())
+        size = 4 * (last - first) * len(scorer.lengths)
         answer = await self.connection.receive() or {}
         if answer.get("event") != "logits":
             raise ConnectionError("no answer")
         if answer.get("bytes") != size:
             raise Disqualified("its logits are not for the vocabulary")
         logits = np.frombuffer(await self.connection.read_exactly(size), dtype=np.float32).reshape(last - first, -1)
-        return await asyncio.to_thread(self.scorer.score_blind, logits, first, positions)
+        return await asyncio.to_thread(scorer.score_blind, logits, first, positions)

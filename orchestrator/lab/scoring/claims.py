@@ -39,8 +39,6 @@ CAUTION = 2.0
 """Standard errors of the correction that are added to the score; an honest model's are some 1e-8."""
 MAX_GAIN = 20.0
 """Nats of a gain at one position that count: the reference may have been infinitely wrong there."""
-BLOCK = 256
-"""Rows that are worked on at a time."""
 IMPOSSIBLE = -1e-3
 """Nats: a probability above 1, beyond rounding."""
 ABSURD = 1e4
@@ -57,17 +55,6 @@ class Disqualified(Fault):
 
     def __init__(self, message: str) -> None:
         super().__init__("disqualified", message)
-
-
-@dataclass(frozen=True, slots=True)
-class CorrectedScore:
-    """The result of auditing one model."""
-
-    val_bpb: float
-    error: float
-    """Bits per byte: standard error of the correction, 0 where claims are exact."""
-    worst: float
-    """Nats by which a claim was better than the blind answer, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +135,21 @@ class Scorer:
         return f"it trained for {cpu:.0f} s of CPU time, more than {most:.0f}" if cpu > most else ""
 
     def draw_positions(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
-        """Draw one secret position in every row; `reference` are another model's claims."""
+        """Draw one secret position in every row; `reference` are another model's claims.
+
+        Its weight is one over its chance, 0 in rows in which nothing counts.
+        """
         at, weights = np.zeros(len(claims), dtype=np.int64), np.zeros(len(claims))
-        for first in range(0, len(claims), BLOCK):
-            block = slice(first, first + BLOCK)
-            counted = (self.lengths[self.rows[block, 1:]] > 0).astype(np.float64)
-            gains = None if reference is None else np.clip(reference[block] - claims[block], 0, MAX_GAIN) * counted
-            at[block], weights[block] = _draw_block(counted, gains, rng)
+        for row, counted in enumerate(self.lengths[self.rows[:, 1:]] > 0):
+            chances = counted / max(int(counted.sum()), 1)
+            if reference is not None:
+                gains = np.clip(reference[row] - claims[row], 0, MAX_GAIN, dtype=np.float64) * counted
+                if (total := gains.sum()) > 0:
+                    chances = (1 - SUSPICION) * chances + SUSPICION * gains / total
+            steps = np.cumsum(chances)
+            at[row] = place = min(int((steps <= rng.random() * steps[-1]).sum()), len(steps) - 1)
+            if chances[place] > 0:
+                weights[row] = 1 / chances[place]
         return AuditPositions(at, weights)
 
     def mask(self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator) -> Rows:
@@ -186,10 +181,10 @@ class Scorer:
 
     def correct(
         self, claims: Nats, blind: NDArray[np.float64], positions: AuditPositions, allowed: float
-    ) -> CorrectedScore:
-        """Correct the score by the blind answers, never for the better.
+    ) -> tuple[float, float, float]:
+        """Return the score as the blind answers correct it, never for the better, and the correction's standard error.
 
-        Raises Disqualified where a claim beats an answer by over `allowed`.
+        The third is by how many nats a claim beats an answer, at most. Raises Disqualified where it is over `allowed`.
         """
         rows = np.arange(len(blind))
         gaps = np.where(positions.weight > 0, blind - claims[rows, positions.at], 0.0)
@@ -203,24 +198,8 @@ class Scorer:
         terms = positions.weight * gaps
         error = math.sqrt(len(terms)) * float(terms.std()) / self._nats_per_bpb
         corrected = self.compute_bpb(claims, float(terms.sum())) + CAUTION * error
-        return CorrectedScore(max(claimed, corrected), error, worst)
+        return max(claimed, corrected), error, worst
 
     @property
     def _nats_per_bpb(self) -> float:
         return math.log(2) * int(self.lengths[self.rows[:, 1:]].sum())
-
-
-def _draw_block(
-    counted: NDArray[np.float64], gains: NDArray[np.float64] | None, rng: np.random.Generator
-) -> tuple[Rows, NDArray[np.float64]]:
-    """Draw a position in each row; return them and one over their chances, 0 for rows in which nothing counts."""
-    chances = counted / np.maximum(counted.sum(1, keepdims=True), 1)
-    if gains is not None:
-        sums = gains.sum(1, keepdims=True)
-        share = np.where(sums > 0, SUSPICION, 0.0)
-        chances = (1 - share) * chances + share * gains / np.where(sums > 0, sums, 1)
-    steps = np.cumsum(chances, axis=1)
-    drawn = rng.random((len(steps), 1)) * steps[:, -1:]
-    at = np.minimum((steps <= drawn).sum(1), steps.shape[1] - 1)
-    chance = chances[np.arange(len(at)), at]
-    return at, np.divide(1.0, chance, out=np.zeros_like(chance), where=chance > 0)

@@ -6,13 +6,12 @@ What comes in is hostile: lines and sizes have limits, and anything but a JSON o
 import asyncio
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 MAX_LINE = 4_096
 """Bytes of a line; what is longer is ignored."""
-CHUNK = 1 << 20
 
 
 class Connection:
@@ -38,21 +37,14 @@ class Connection:
         except asyncio.IncompleteReadError as error:
             raise ConnectionError("the connection ended in the middle of a message") from error
 
-    async def copy_to(self, file: BinaryIO, size: int) -> None:
-        """Copy `size` bytes to the file. Raises OSError where it cannot be written."""
-        for first in range(0, size, CHUNK):
-            await asyncio.to_thread(file.write, await self.read_exactly(min(CHUNK, size - first)))
-
-    async def send(
-        self, event: Mapping[str, object], *, files: Sequence[BinaryIO] = (), data: Sequence[bytes] = ()
-    ) -> None:
-        """Send one line, with descriptors of files to read and bytes behind it."""
+    async def send(self, event: Mapping[str, object], *, file: BinaryIO | None = None, data: bytes = b"") -> None:
+        """Send one line, with the descriptor of a file to read and bytes behind it."""
         if self.writer.transport.is_closing():
             raise ConnectionError("the other end has gone")
         line = json.dumps(event).encode() + b"\n"
         # Nothing waits to be sent, since each answer is sent whole before the next.
-        sent = socket.send_fds(self.socket, [line], [file.fileno() for file in files]) if files else 0
-        self.writer.writelines([line[sent:], *data])
+        sent = socket.send_fds(self.socket, [line], [file.fileno()]) if file else 0
+        self.writer.writelines([line[sent:], data])
         await self.writer.drain()
 
     def close(self) -> None:

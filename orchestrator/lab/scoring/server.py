@@ -3,6 +3,7 @@
 Only what happens here starts and stops the clock and makes a score; what a run prints is for people.
 """
 
+import asyncio
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from orchestrator.lab.process import RunningProcess
 from orchestrator.lab.scoring.claims import Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
-MAX_MODEL = 8 << 30
-"""Bytes of a model."""
+MAX_MODEL, CHUNK = 8 << 30, 1 << 20
+"""Bytes of a model, and those that are written at a time."""
 MAX_BATCH = 4096
 """Rows of a batch, and threads."""
 
@@ -74,14 +75,16 @@ class EvaluationServer:
         monitor, cpu_before = running.monitor, 0.0
         event = await self._wait_for("ready", "model")
         if event["event"] == "ready":
-            cpu_before, monitor.training_began = running.count_cpu_seconds(), monitor.now()
+            cpu_before, monitor.training_began = running.count_cpu_seconds(), monitor.read_clock()
             await self._send_rows("train")
             event = await self._wait_for("model")
         if not 0 < (size := event["bytes"]) <= MAX_MODEL:
             raise Disqualified(f"its model has {size:,} bytes")
         with self.model.open("xb") as file:
-            await self.connection.copy_to(file, size)
-        monitor.training_ended = monitor.now()
+            for first in range(0, size, CHUNK):
+                chunk = await self.connection.read_exactly(min(CHUNK, size - first))
+                await asyncio.to_thread(file.write, chunk)
+        monitor.training_ended = monitor.read_clock()
         cpu_seconds = running.count_cpu_seconds() - cpu_before
         try:
             self.settings = InferenceSettings.model_validate(event)
@@ -94,12 +97,11 @@ class EvaluationServer:
         monitor, heldout = running.monitor, self.scorer.heldout
         event = await self._wait_for("claims")
         self.claims, self.val_bpb = await self._read_claims(self.scorer, event["bytes"])
-        self.evaluation = monitor.now() - (monitor.training_ended or 0.0)
+        self.evaluation = monitor.read_clock() - (monitor.training_ended or 0.0)
         if heldout and self.plan.confirmed and self.plan.needs_audit(self.val_bpb):
             await self._send_rows(heldout.split)
-            event = await self.connection.receive()
-            if event and _is_due(event, "claims"):
-                self.confirmed = (await self._read_claims(heldout, event["bytes"]))[1]
+            event = await self._wait_for("claims")
+            self.confirmed = (await self._read_claims(heldout, event["bytes"]))[1]
 
     async def _read_claims(self, scorer: Scorer, size: int) -> tuple[Nats, float]:
         if size != (due := 4 * math.prod(scorer.shape)):
@@ -111,16 +113,12 @@ class EvaluationServer:
 
     async def _send_rows(self, split: str) -> None:
         with (self.scorer.folder / f"{split}.bin").open("rb") as file:
-            await self.connection.send({"event": "rows", "split": split}, files=[file])
+            await self.connection.send({"event": "rows", "split": split}, file=file)
 
     async def _wait_for(self, *names: str) -> dict[str, Any]:
-        """Return the next event that is due; others are ignored. Raises ConnectionError."""
+        """Return the next of these events, all but `ready` with bytes behind them. Raises ConnectionError."""
         while (event := await self.connection.receive()) is not None:
-            if _is_due(event, *names):
+            name = event.get("event")
+            if name in names and (name == "ready" or isinstance(event.get("bytes"), int)):
                 return event
         raise ConnectionError("the run has ended")
-
-
-def _is_due(event: dict[str, Any], *names: str) -> bool:
-    """Tell whether this is one of the events; all but `ready` have bytes behind them."""
-    return event.get("event") in names and (event["event"] == "ready" or isinstance(event.get("bytes"), int))

@@ -73,7 +73,9 @@ class Page:
             believed={
                 row.experiment: assess_keep(state, row.experiment).probability
                 for row in rows
-                if isinstance(row.verdict, Kept) and row.verdict.probability is not None
+                if isinstance(row.verdict, Kept)
+                and row.verdict.probability is not None
+                and row.proposal.reverts is None
             },
             trust=describe_trust(log),
             surprises=list_surprises(rows),
