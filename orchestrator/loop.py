@@ -18,7 +18,7 @@ from subagents.agent import NoAnswer
 
 
 async def run(log: Log, crew: Crew, executor: Executor) -> State:
-    """Research until the policy says stop and return the final state. Raises what a broken machine raises."""
+    """Research until the policy stops the session; return the final state. Raises what the executor or log raises."""
     tasks: dict[str, asyncio.Task[None]] = {}
     holders: dict[str, str] = {}
     """The task that holds each exclusive resource."""
@@ -44,7 +44,7 @@ async def run(log: Log, crew: Crew, executor: Executor) -> State:
 
 
 async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor: Executor) -> None:
-    """Carry out one step, in the state in which it fell due, and append its events."""
+    """Carry out one step, with the state in which it became due, and append its events."""
     match step:
         case steps.Train(experiment, _, run, slot, seed, plan):
             granted = ev.Granted(experiment=experiment, run=run, slot=slot, seed=seed, plan=plan)
@@ -79,7 +79,7 @@ async def _propose(step: steps.Propose, state: State, crew: Crew) -> Sequence[ev
 async def _make_candidate(
     step: steps.Edit, state: State, log: Log, crew: Crew, executor: Executor
 ) -> ev.Committed | ev.Abandoned:
-    """Edit and commit a candidate; abandon the experiment where no edit comes back."""
+    """Edit and commit a candidate; abandon the experiment if no edit comes back."""
     number, stage = step.experiment, state.open[step.experiment]
     parent = state.parents[stage.candidate.commit.parent] if isinstance(stage, Broken) else state.parent
     before = log.get(parent.source)
@@ -131,7 +131,7 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
 
 
 async def _promote(number: int, state: State, log: Log, executor: Executor) -> ev.Promoted:
-    """Move the research branch on to the candidate; its commit message reads like a lab note."""
+    """Move the research branch to the candidate, with a commit message that reads like a lab note."""
     decided = state.open[number]
     assert isinstance(decided, Decided)
     assert decided.commit

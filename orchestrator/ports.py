@@ -1,4 +1,4 @@
-"""The three ports that the loop works through: a log, a crew that thinks, an executor that trains."""
+"""The three interfaces of the loop: a log that stores, a crew that thinks, an executor that trains."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from orchestrator.policy import steps
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """An edited train.py, and what its editor says of it."""
+    """An edited train.py, and what its editor says about it."""
 
     source: str
     summary: str = ""
@@ -20,11 +20,11 @@ class Revision:
 
 
 class Log(Protocol):
-    """Stores events and texts: a session's file, or the recording of one."""
+    """Stores events and texts: a session's file, or a tape of one."""
 
     state: State
     finished: set[str]
-    """Tasks of this life that have appended their last event."""
+    """Tasks that have appended their last event since the session was last started or resumed."""
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Call the watcher after every append."""
@@ -44,7 +44,7 @@ class Log(Protocol):
 
 
 class Crew(Protocol):
-    """Thinks: three agents, an optimizer, or both. Each method raises NoAnswer where nothing usable comes back."""
+    """Thinks: three agents, an optimizer, or both. Each method raises NoAnswer when nothing usable comes back."""
 
     async def propose(self, state: State, step: steps.Propose) -> Sequence[ev.Proposal]:
         """Return up to `step.count` proposals."""

@@ -1,4 +1,4 @@
-"""Run the loop under what comes from outside: the clock, the user's guidance.md and Ctrl-C."""
+"""Run the loop and record external events: the deadline, changes of guidance.md, Ctrl-C."""
 
 import asyncio
 import signal
@@ -13,13 +13,13 @@ from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session, SessionError
 
 LOOK_SECONDS = 2.0
-"""Seconds between two looks at guidance.md."""
+"""Seconds between two checks of guidance.md."""
 GUIDANCE_CHARACTERS = 8_000
 """Characters of guidance.md that are read."""
 
 
 async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path, say: Callable[[str], None]) -> State:
-    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what a broken machine raises."""
+    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what the loop raises."""
     _read_guidance(session, guidance)
     research = asyncio.ensure_future(run(session, crew, lab))
     outside = [
@@ -34,11 +34,11 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
         research.cancel()
 
     def request_stop() -> None:
-        """Finish what is training at the first Ctrl-C, stop at once at the second. Nothing is lost either way."""
+        """Finish the current runs at the first Ctrl-C, stop at once at the second. Nothing is lost either way."""
         if session.state.stopping or session.state.ended:
             stop_now()
             return
-        say("Stopping: what is training is finished and recorded first. Ctrl-C again stops at once.")
+        say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
         try:
             session.write("", StopAsked(reason="you asked to stop"))
         except SessionError as error:
@@ -57,7 +57,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         loop.remove_signal_handler(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all that is left is to say how to go on
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the message how to resume is left
         for task in outside:
             task.cancel()
             with suppress(asyncio.CancelledError):
@@ -65,7 +65,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
 
 
 async def _stop_at_deadline(session: Session) -> None:
-    """Ask to stop when the time is up, whatever is being waited for."""
+    """Record a request to stop when the time is up, even while the loop waits for something."""
     await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
     if not session.state.stopping:
         session.write("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
@@ -78,7 +78,7 @@ async def _watch_guidance(session: Session, path: Path) -> None:
 
 
 def _read_guidance(session: Session, path: Path) -> None:
-    """Record what the user wrote into guidance.md, if it has changed."""
+    """Record the content of guidance.md if it has changed."""
     text = ""
     with suppress(OSError):
         if path.is_file():  # reading a named pipe would wait for a writer

@@ -24,7 +24,7 @@ OnWait = Callable[[float, str], Awaitable[None]]  # is told when a pause ends, i
 SUBMIT = "submit"
 MAX_BAD_ANSWERS = 2  # a model that errs three times will err again
 CACHE = "<!-- cache -->"  # marks the end of the part of an opening that stays the same from one experiment to the next
-TRACER = trace.get_tracer("nightshift")  # spans as in the GenAI conventions; free where there is no collector
+TRACER = trace.get_tracer("nightshift")  # spans by the GenAI conventions; costs nothing without a collector
 STUB = "(left out to save room; call the tool again if you need it)"
 
 

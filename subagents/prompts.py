@@ -61,7 +61,7 @@ def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
     overlay = folder / style if (folder / style).is_dir() else Path(style)
     if not overlay.is_dir():
         known = ", ".join(sorted(path.name for path in folder.glob("*/")))
-        raise PromptError(f"there is no prompt style {style!r}; there are {known}, or give a folder")
+        raise PromptError(f"unknown prompt style {style!r}; the styles are {known}, or name a folder")
     return {name: _overlay(name, (overlay, folder / "default")) for name in NAMES}
 
 

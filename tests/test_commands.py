@@ -17,27 +17,27 @@ from tests.workplace import ROOT, environment
 PAGE = ROOT / "docs/commands.md"
 OPENING = """# The commands
 
-The help of each. `docs/first-night.md` shows them at work. `--sessions`, `--data`, `--script`, `--musings` and
-`--unsafe` stand before the command: `python -m orchestrator --sessions elsewhere resume NAME`.
+The help of every command. `docs/first-night.md` shows them in use. `--sessions`, `--data`, `--script`, `--musings`
+and `--unsafe` go before the command: `python -m orchestrator --sessions elsewhere resume NAME`.
 
 | exit code | meaning |
 |---|---|
 | 0 | done |
-| 1 | `replay --verify` found an event that this version would write otherwise |
-| 2 | wrong usage, or something that you can mend: one line says what |
+| 1 | `replay --verify` found an event that this version would write differently |
+| 2 | wrong usage, or a problem that you can fix: a one-line message says what to do |
 | 3 | `doctor` found something that would spoil a night |
-| 4 | the night measured nothing: the baseline fails, or the night was over before it was measured |
-| 130 | interrupted: `resume` goes on |
+| 4 | the night measured nothing: the baseline failed, or the time was up before it was measured |
+| 130 | interrupted: continue with `resume` |
 
 | environment variable | meaning |
 |---|---|
-| `ANTHROPIC_API_KEY` | the key for Claude; others that Anthropic's SDK reads work, too |
+| `ANTHROPIC_API_KEY` | the API key for Claude; other variables that Anthropic's SDK reads work, too |
 | `ANTHROPIC_BASE_URL` | a server of your own that speaks the Messages API; it needs no key |
 | `NIGHTSHIFT_DATA`, `NIGHTSHIFT_NOTIFY` | defaults of `--data` and `--notify` |
 | `CUDA_VISIBLE_DEVICES` | the GPUs to use, as for any CUDA program |
-| `KERNELS_CACHE` | the folder of fetched attention kernels, on Hopper |
+| `KERNELS_CACHE` | the folder of downloaded attention kernels, on Hopper |
 | `OMP_NUM_THREADS` | threads of a run on a CPU; part of the experiment, since sums change with it |
-| `XDG_CACHE_HOME` | the folder under which `prepare` keeps the shards of climbmix that it has fetched |
+| `XDG_CACHE_HOME` | the folder under which `prepare` keeps downloaded shards of climbmix |
 """
 HEAVY = {"anthropic", "apprise", "genai_prices", "optuna", "plotly", "pyarrow", "tensorboardX", "torch"}
 WIDTH = 78

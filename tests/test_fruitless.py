@@ -137,6 +137,6 @@ def test_what_was_not_done_as_proposed_is_not_tested(tmp_path):
     assert f"#{result.experiment} " not in facts["recent"] + facts["lessons"] + facts["families"]
     write_musings(session, tmp_path / "musings")
     (page,) = (tmp_path / "musings").glob(f"{result.experiment:03}-*.md")
-    assert "**Not tested**: what ran is not what was proposed" in page.read_text()
+    assert "**Not tested**: the run was not what was proposed" in page.read_text()
     assert "The mechanic's summary: " in page.read_text()
     assert "What we learned" not in page.read_text()

@@ -138,7 +138,7 @@ def test_a_fact_that_nobody_supplies_is_an_error():
 
 
 def test_a_style_that_is_not_there_is_said_with_those_that_are():
-    with pytest.raises(PromptError, match="'sokratic'; there are critic, default, none, socratic, structured"):
+    with pytest.raises(PromptError, match="'sokratic'; the styles are critic, default, none, socratic, structured"):
         load_prompts(FOLDER, "sokratic")
 
 

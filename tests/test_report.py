@@ -181,16 +181,16 @@ def belief(log) -> str:
     return Page().render(log).split('<section id="belief">')[1].split("</section>")[0]
 
 
-def test_the_page_tells_what_was_adopted_and_what_was_refused_and_why(tmp_path):
+def test_the_page_tells_what_was_kept_and_what_was_discarded_and_why(tmp_path):
     """With this seed, the luck of the first run raises hopes that a second one does not fulfil."""
     log = night(tmp_path / "s" / "session.db", experiments=60, lab=Noisy, repairs=0, seed=7)
     told = belief(log)
     again = [f for f in log.state.results if f.experiment and len(f.scores) > 1]
     refused = [f for f in again if isinstance(f.verdict, ev.Discarded)]
 
-    assert told.count(">adopted<") == len(again) - len(refused)
+    assert told.count(">kept<") == len(again) - len(refused)
     assert told.count(">discarded<") == len(refused) > 0
-    assert f"{len(log.state.kept)} were adopted" in told
+    assert f"{len(log.state.kept)} changes were kept" in told
     certificate = log.state.certificate
     assert f"on {certificate.pairs} fresh seed" in told
     assert format_signed(-certificate.gain) in told
@@ -262,7 +262,7 @@ def test_a_baseline_that_is_measured_again_is_no_gain(tmp_path):
     summary = summarize(log.state)
     assert log.state.incumbent.score_to_beat < log.state.baseline_bpb
     assert summary.best == summary.baseline == log.state.baseline_bpb
-    assert "Nothing was adopted" in Page().render(log)
+    assert "Nothing was kept" in Page().render(log)
 
 
 def test_the_charts_are_figures_of_plotly(session):

@@ -70,7 +70,7 @@ def make_agent(
             if result.experiment == number:
                 change = diff_from_parent(state, result.commit, read) if result.commit else ""
                 return briefing.describe_experiment(result, change)
-        raise ToolError(f"There is no verdict on an experiment {number} yet.")
+        raise ToolError(f"Experiment {number} does not exist or has not been judged yet.")
 
     def query_ledger(family: Family | None = None, verdict: FinalStatus | None = None, parameter: str = "") -> str:
         """List experiments by family, by verdict, by a constant that they set; all filters are optional."""

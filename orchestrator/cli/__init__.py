@@ -1,4 +1,4 @@
-"""The commands: the one place that builds concrete things, and the one that turns errors into a line.
+"""The commands: they build the concrete objects and turn errors into one-line messages.
 
 Imports everything else, and is imported by nothing. Read `main.py` first: it holds the table of commands.
 """

@@ -1,4 +1,4 @@
-"""The command that checks what a night would run on, and says what to do about each finding."""
+"""The command that checks everything a night needs, and says what to do about each problem."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from subagents.errors import PromptError
 from subagents.prompts import Prompt
 
 BUSY = 0.5
-"""Share of the cores: with more already in use, a run takes longer than expected."""
+"""Share of the cores in use above which runs take longer than expected."""
 MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
 
 
@@ -34,8 +34,8 @@ def doctor(
 ) -> None:
     """Check everything that a night needs.
 
-    The same checks that a night with these options begins with, the data's hashes, and the machine. Exit code 3 if
-    something would spoil it.
+    Runs the checks that a night with these options begins with, and also checks the data's hashes and the machine. Exit
+    code 3 if something would spoil the night.
     """
     paths: Paths = context.obj
     results, texts = list[CheckResult](), dict[str, Prompt]()
@@ -60,7 +60,7 @@ def check_machine() -> Iterator[CheckResult]:
     busy = psutil.cpu_percent(interval=0.5) / 100
     memory = psutil.virtual_memory().available / (1 << 30)
     words = f"{cores} cores, {busy:.0%} busy; {memory:.0f} GiB of memory free"
-    hint = ": end what else is running, or runs take longer than expected" * (busy > BUSY)
+    hint = ": stop other programs, or runs take longer than expected" * (busy > BUSY)
     yield CheckResult("machine", "warn" if hint or memory <= 2 else "good", words + hint)
     gpus = list_gpus()
     if not gpus:
@@ -73,10 +73,10 @@ def check_machine() -> Iterator[CheckResult]:
 
 
 def check_compiler(headers: Path, path: str) -> CheckResult:
-    """Check what torch needs to compile for a GPU: a C compiler on the path, and Python's headers."""
+    """Check for what torch.compile needs on a GPU: a C compiler on the path, and Python's headers."""
     found = shutil.which("gcc", path=path) or shutil.which("clang", path=path)
     lacking = ["C compiler"] * (not found) + [str(headers / "Python.h")] * (not (headers / "Python.h").exists())
     if lacking:
         words = f"no {' and no '.join(lacking)}: every run would fail (on Debian: apt install gcc python3-dev)"
         return CheckResult("compiler", "bad", words)
-    return CheckResult("compiler", "good", f"{found}, as torch needs it for a GPU")
+    return CheckResult("compiler", "good", f"{found}, which torch needs for a GPU")

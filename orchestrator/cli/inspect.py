@@ -1,6 +1,6 @@
-"""The commands that look and start nothing: sessions, replay, report, compare, musings.
+"""The commands that only read: sessions, replay, report, compare, musings.
 
-What is slow to import is imported where it is used, so that a listing comes at once.
+Slow imports are done where they are used, so that a listing comes at once.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ console = Console(highlight=False, markup=False)
 def sessions(context: typer.Context) -> None:
     """List the sessions.
 
-    A line for each: what was tried and kept, the baseline's and the best val_bpb, and how it ended.
+    One line per session: experiments tried and kept, val_bpb of the baseline and of the best, and how it ended.
     """
     paths: Paths = context.obj
     table = Table("session", "crew", "experiments", "kept", "baseline", "best", "hours", "state", box=None)
@@ -51,7 +51,7 @@ def _describe_session(paths: Paths, name: str) -> list[str]:
                 f"{state.baseline_bpb:.4f}" if state.baseline_bpb else "",
                 f"{state.incumbent.score_to_beat:.4f}" if state.incumbent else "",
                 f"{state.hours:.2f}",
-                state.ended or "not ended: resume goes on",
+                state.ended or "not ended: use resume",
             ]
     except (UsageError, SessionError) as error:
         return [*[""] * 6, str(error)]
@@ -61,24 +61,24 @@ def replay(
     context: typer.Context,
     name: NameOrFile,
     until: Annotated[int | None, typer.Option(min=1, help="stop after this many events")] = None,
-    event: Annotated[int | None, typer.Option("--show", min=0, help="only print all about this event")] = None,
-    step: Annotated[bool, typer.Option("--step", help="wait after each event: any key goes on, q ends")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="for machines: one JSON line per event")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="run the production loop over the recording")] = False,
-    prompts: Annotated[str, typer.Option(help="verify with this style instead of the recorded prompts")] = "",
+    event: Annotated[int | None, typer.Option("--show", min=0, help="print this event in full, and no other")] = None,
+    step: Annotated[bool, typer.Option("--step", help="wait after each event: any key continues, q quits")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON line per event")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="run today's code over the recording")] = False,
+    prompts: Annotated[str, typer.Option(help="with --verify: use this style, not the recorded prompts")] = "",
 ) -> None:
-    """Walk through a recorded session, or verify it.
+    """Print a recorded session event by event, or verify it.
 
-    Prints what was recorded, event by event. With --verify the production loop runs over the recording, with no
-    model, GPU or git: every event that it would write otherwise today is shown, and the exit code is 1 if there is one.
+    With --verify the production loop runs over the recording, without model, GPU or git. Every event that today's code
+    would write differently is shown, and the exit code is 1 if there is one.
     """
     paths: Paths = context.obj
     if prompts and not verify:
-        raise UsageError("--prompts is what to verify with: add --verify")
+        raise UsageError("--prompts works only with --verify: add it")
     if verify and (step or as_json or event is not None):
-        raise UsageError("--show, --step and --json walk through the record: leave --verify out")
+        raise UsageError("--show, --step and --json do not work with --verify: leave it out")
     if step and not sys.stdin.isatty():
-        raise UsageError("--step waits for keys, and this is not a terminal: leave it out")
+        raise UsageError("--step needs a terminal, and this is none: leave it out")
     with read_session(paths, name) as session:
         if verify:
             _verify(session, until, paths.musings, prompts)
@@ -128,13 +128,13 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
 def report(
     context: typer.Context,
     name: NameOrFile,
-    out: Annotated[Path | None, typer.Option(help="the folder (default: the session's; of a file, its name)")] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="write TensorBoard's event files, too")] = False,
+    out: Annotated[Path | None, typer.Option(help="output folder (default: the session's folder)")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard event files")] = False,
 ) -> None:
     """Rebuild a session's files from its log.
 
-    report.html, results.tsv, ledger.parquet, log.jsonl and the musings; nothing but the session file is read. Of a
-    file that somebody sent: python -m orchestrator report mailed.db
+    Writes report.html, results.tsv, ledger.parquet, log.jsonl and the musings. Reads only the session file. For a file
+    that somebody sent you: python -m orchestrator report mailed.db
     """
     from orchestrator.cli.wiring import hold_session
     from orchestrator.views.musings import write_musings
@@ -157,12 +157,12 @@ def report(
 def compare(
     context: typer.Context,
     names: Annotated[list[str], typer.Argument(help="two sessions or more")],
-    chart: Annotated[Path | None, typer.Option(help="the chart's file (default: compare.html in --sessions)")] = None,
+    chart: Annotated[Path | None, typer.Option(help="file for the chart (default: compare.html in --sessions)")] = None,
 ) -> None:
-    """Set sessions side by side.
+    """Compare sessions side by side.
 
-    Gains, keep rates, crashes, repeats, breadth, tokens and dollars; a chart of the best so far. With several nights of
-    one crew and style also intervals: python -m orchestrator compare NAME OTHER THIRD
+    Prints gains, keep rates, crashes, repeats, breadth, tokens and dollars, and writes a chart of the best so far. With
+    several nights of one crew and style it adds intervals: python -m orchestrator compare NAME OTHER THIRD
     """
     from orchestrator.views import comparison
 
@@ -194,19 +194,19 @@ def compare(
 
 def musings(
     context: typer.Context,
-    words: Annotated[list[str], typer.Argument(metavar="search WORDS", help="the word search, and what to look for")],
-    family: Annotated[str, typer.Option(help="only of this family")] = "",
-    verdict: Annotated[str, typer.Option(help="only with this verdict: kept, discarded, supported, refuted, …")] = "",
-    session: Annotated[str, typer.Option(help="only of this session")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="at most this many")] = 10,
+    words: Annotated[list[str], typer.Argument(metavar="search WORDS", help="the word search, then your words")],
+    family: Annotated[str, typer.Option(help="only this family")] = "",
+    verdict: Annotated[str, typer.Option(help="only this verdict: kept, discarded, supported, refuted, …")] = "",
+    session: Annotated[str, typer.Option(help="only this session")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="number of results")] = 10,
 ) -> None:
-    """Search what was tried and learned.
+    """Search the musings of all sessions.
 
-    Over all sessions: python -m orchestrator musings search value embeddings
+    Example: python -m orchestrator musings search value embeddings
     """
     paths: Paths = context.obj
     if words[0] != "search" or len(words) == 1:
-        raise UsageError(f"musings {' '.join(words)}: say `musings search WORDS`")
+        raise UsageError(f"musings {' '.join(words)}: use `musings search WORDS`")
     hits = search(paths.musings, " ".join(words[1:]), family=family, verdict=verdict, session=session, limit=limit)
     for hit in hits:
         console.print(Text.assemble((hit.title, "bold"), "  ", (str(hit.path), "dim"), f"\n  {hit.snippet}\n"))

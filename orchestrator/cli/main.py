@@ -1,4 +1,4 @@
-"""The table of commands, the options that stand before them, and the errors that become one line."""
+"""The table of commands, the options that stand before them, and the handling of errors."""
 
 import importlib
 import sys
@@ -15,25 +15,25 @@ from prepare.errors import UserError
 from subagents.errors import PromptError
 
 COMMANDS = {
-    "resume": ("start", "Go on after any interruption."),
-    "fork": ("start", "Go on from any event, another way."),
-    "trial": ("start", "Find out whether a style helps."),
+    "resume": ("start", "Continue an interrupted session."),
+    "fork": ("start", "Start a new session from an event of another."),
+    "trial": ("start", "Compare prompt styles over several nights."),
     "sessions": ("inspect", "List the sessions."),
-    "replay": ("inspect", "Walk through a recorded session, or verify it."),
+    "replay": ("inspect", "Print a recorded session event by event, or verify it."),
     "report": ("inspect", "Rebuild a session's files from its log."),
-    "compare": ("inspect", "Set sessions side by side."),
-    "musings": ("inspect", "Search what was tried and learned."),
+    "compare": ("inspect", "Compare sessions side by side."),
+    "musings": ("inspect", "Search the musings of all sessions."),
     "doctor": ("doctor", "Check everything that a night needs."),
 }
 """The module of each command in this folder, and the first line of its help."""
 HELP = """Machine-learning research while you sleep.
 
-Without a command it starts a night: the baseline is trained twice or more, then one experiment after another is
-proposed, implemented, trained, judged and reflected upon, until the hours are over. What is really better ends up on
-the branch research/SESSION; why it was tried and what was learned, in musings/SESSION/.
+Without a command, start a night: train the baseline two or three times, then propose, implement, train and judge one
+experiment after another until the hours are over. The changes that were kept are commits on the branch
+research/SESSION; the reasons and lessons are in musings/SESSION/.
 
 \b
-once: text, tokenizer, budget        python -m prepare
+first: text, tokenizer, budget       python -m prepare
 no key, no network                   python -m orchestrator --offline --hours 0.15
 a night with Claude                  ANTHROPIC_API_KEY=… python -m orchestrator --hours 8
 after any interruption               python -m orchestrator resume NAME
@@ -92,7 +92,7 @@ def start(
     musings: opt.Musings = opt.Paths.musings,
     unsafe: opt.Unsafe = opt.Paths.unsafe,
 ) -> None:
-    """Start a night, unless a command follows."""
+    """Start a night, unless a command is given."""
     paths = context.obj = opt.Paths(sessions, data, script, musings, unsafe)
     if context.invoked_subcommand:
         return
@@ -105,7 +105,7 @@ def start(
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run a command, by default the process's own. An error that the user can mend is one line and exit code 2."""
+    """Run a command, by default the process's own. An error that the user can fix is one line and exit code 2."""
     try:
         with harden_streams():
             code = app(words, standalone_mode=False)  # 130 after Ctrl-C, else None

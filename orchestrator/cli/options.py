@@ -1,4 +1,4 @@
-"""The options that commands share, the paths among them, the errors that a user can mend, and the exit codes."""
+"""The options that commands share, the paths of a session, usage errors and exit codes."""
 
 import shlex
 from collections.abc import Generator
@@ -32,22 +32,22 @@ class ExitCode(IntEnum):
 
 
 CrewName = Literal["claude", "optuna", "centaur"]
-Hours = Annotated[float, typer.Option(min=0, help="how long the night is, in hours")]
+Hours = Annotated[float, typer.Option(min=0, help="length of the night in hours")]
 Offline = Annotated[bool, typer.Option("--offline", help="no key, no network: the same as --crew optuna")]
-Crew = Annotated[CrewName, typer.Option(help="who does the research")]
-Name = Annotated[str, typer.Option("--session", help="the session's name (default: the date and a word)")]
+Crew = Annotated[CrewName, typer.Option(help="claude: agents; optuna: an optimizer; centaur: both")]
+Name = Annotated[str, typer.Option("--session", help="name of the session (default: the date and a word)")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]
 Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the models cost more than this")]
-Style = Annotated[str, typer.Option(help="the style of prompts: a folder in prompts/, or any other folder")]
+Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or AGENT=MODEL; may be repeated")]
-Seed = Annotated[int | None, typer.Option(help="draws all other seeds (default: by chance)")]
-Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send word to this Apprise URL")]
+Seed = Annotated[int | None, typer.Option(help="seed of the session, for all others (default: random)")]
+Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
-Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only where you trust the code")]
+Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
-NameOrFile = Annotated[str, typer.Argument(help="the session's name, or a session.db that somebody sent")]
+NameOrFile = Annotated[str, typer.Argument(help="name of the session, or the path of a session file (.db)")]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Paths:
         path = Path(name) if name.endswith(".db") else self.sessions / name / "session.db"
         if not path.is_file():
             known = sorted(p.parent.name for p in self.sessions.glob("[!.]*/session.db"))
-            hint = f"there are {', '.join(known[-5:])}" if known else f"there are none in {self.sessions}"
-            raise UsageError(f"no session is called {name!r}: {hint}")
+            hint = f"the latest are {', '.join(known[-5:])}" if known else f"{self.sessions} has no sessions"
+            raise UsageError(f"no session is called {name!r}; {hint}")
         return path
 
     def write_command(self, *words: str) -> str:
@@ -84,13 +84,13 @@ def open_session(path: Path, *, read_only: bool = False) -> "Session":
 
     session = Session(path, read_only=read_only)
     if session.state.started is None:
-        raise UsageError(f"{path} holds no events: it never began, delete {path.parent}")
+        raise UsageError(f"{path} has no events: the session never began; delete {path.parent}")
     return session
 
 
 @contextmanager
 def read_session(paths: Paths, name: str) -> Generator["Session"]:
-    """Open a session only to read it. Whatever its content makes a view raise becomes a UsageError."""
+    """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
     path = paths.find_session(name)
     session = open_session(path, read_only=True)
     try:

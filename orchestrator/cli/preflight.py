@@ -31,12 +31,12 @@ from subagents.prompts import Prompt, load_prompts
 
 PROMPTS = Path(__file__).parent.parent.parent / "prompts"
 NEEDED_BYTES = 1 << 30
-"""Free disk without which no night starts. Each run checks again (RunLimits.free_disk)."""
+"""Free disk that a night needs to start. Each run checks again (RunLimits.free_disk)."""
 NAME = re.compile(r"(?!.*\.(db|lock)$)\w+([.-]\w+)*")
-"""A new session's name: part of files, of a branch, and of commands that are pasted into a shell."""
+"""A new session's name: it becomes part of paths, of a branch, and of commands to paste into a shell."""
 MAX_NAME_BYTES = 100
 AMPLE_BYTES = 5 << 30
-"""Free disk for a few hundred runs, with logs and compilers' caches."""
+"""Free disk for a few hundred runs, with logs and compiler caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class Preflight:
     paths: Paths
     name: str
     prompts: Mapping[str, Prompt]
-    """By agent; empty where no model is asked."""
+    """By agent; empty if the crew uses no model."""
     state: State | None = None
     """The state that the session goes on from; None for one that begins."""
     notify: str = ""
-    """The Apprise URL; empty to send no word."""
+    """The Apprise URL; empty for no notifications."""
     is_new: bool = True
     """The name must still be free."""
     verify: bool = False
@@ -99,7 +99,7 @@ class Preflight:
         yield _attempt("session", self._describe_session)
         yield (data := _attempt("data", self._describe_data))
         if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
-            remedy = "there is a GPU, but the data are for the cpu: python -m prepare --data elsewhere"
+            remedy = "there is a GPU, but the data are for the CPU: python -m prepare --data elsewhere"
             yield CheckResult("data", "warn", remedy)
         if git.state == data.state == "good" and not self.prompts:
             yield _attempt("constants", self._describe_constants)
@@ -118,17 +118,17 @@ class Preflight:
             return f"{script} in its repository, at {commit[:10]}"
         source, head = self.repo.read_baseline(), self.repo.get_head()
         if fault := find_syntax_error(source):
-            raise UsageError(f"{fault}: repair it")
+            raise UsageError(f"{fault}: fix it")
         if missing := find_neighbours(source, script.parent):
             raise UsageError(
                 f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name}: "
-                "move what it needs into it, or install that as a package"
+                "move the code into it, or install it as a package"
             )
         return f"{script} in its repository, at {head[:10]}"
 
     def _describe_session(self) -> str:
         if not self.is_new:
-            return f"{self.name} goes on"
+            return f"{self.name} continues"
         self.check_name()
         return f"{self.name} is free, and so is the branch {self.repo.branch}"
 
@@ -145,12 +145,12 @@ class Preflight:
         manifest, state = self.manifest, self.state
         if state and state.session.profile.data_hash != manifest.digest:
             other = f"{self.paths.data} holds other data than {state.session.name} was measured on"
-            raise UsageError(f"{other}: give its folder as --data")
-        hashes = "; all hashes hold" * self.verify
+            raise UsageError(f"{other}: pass the right folder with --data")
+        hashes = "; all hashes match" * self.verify
         return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
 
     def _describe_constants(self) -> str:
-        """Return what the optimizer will change, in the script as the baseline will be committed."""
+        """Return what the optimizer will change, in the script that will be committed as the baseline."""
         if self.state and self.state.baseline_commit:
             source = self.repo.read_source(self.state.parent.commit)
         else:
@@ -160,7 +160,7 @@ class Preflight:
         return f"{len(found)} for the optimizer to search: {', '.join(found)}"
 
     def _describe_sandbox(self) -> str:
-        return "none, as --unsafe says" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
+        return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
 
 
 def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
@@ -169,14 +169,14 @@ def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
     for entry in models:
         agent, _, model = entry.rpartition("=")
         if agent and agent not in prompts:
-            raise UsageError(f"--model {entry}: no agent is called {agent!r}: there are {', '.join(prompts)}")
+            raise UsageError(f"--model {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")
         chosen = [agent] if agent else list(prompts)
         prompts |= {name: prompts[name].model_copy(update={"model": model}) for name in chosen}
     return prompts
 
 
 def find_neighbours(source: str, folder: Path) -> list[str]:
-    """Return the modules beside the script that it imports as it starts, and that no package provides."""
+    """Return the modules beside the script that it imports at the top level and that no package provides."""
     names = [name for node in ast.parse(source).body for name in list_imports(node)]
     elsewhere = [str(PROMPTS.parent), *(path for path in sys.path if Path(path).resolve() != folder.resolve())]
     heads = dict.fromkeys(name.partition(".")[0] for name in names)
@@ -185,7 +185,7 @@ def find_neighbours(source: str, folder: Path) -> list[str]:
 
 
 def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
-    """Return what was found as good, or the reason why it cannot be used as bad."""
+    """Return the description as a good result, or the error as a bad one."""
     try:
         return CheckResult(subject, "good", describe())
     except UserError as error:
@@ -208,14 +208,14 @@ def _check_disk(sessions: Path) -> CheckResult:
         remedy = f"{folder} cannot be written ({error.strerror}): choose another folder with --sessions"
         return CheckResult("disk", "bad", remedy)
     if free < NEEDED_BYTES:
-        needed = f"a night needs {NEEDED_BYTES >> 20} MiB"
+        needed = f"a night needs at least {NEEDED_BYTES >> 20} MiB"
         return CheckResult("disk", "bad", f"only {free >> 20} MiB are free in {folder}, and {needed}: make room")
-    words = f"{free / (1 << 30):.0f} GiB free for sessions; a long night may want {AMPLE_BYTES >> 30}"
+    words = f"{free / (1 << 30):.0f} GiB free for sessions; a long night may need {AMPLE_BYTES >> 30}"
     return CheckResult("disk", "good" if free > AMPLE_BYTES else "warn", words)
 
 
 def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
-    """Check the key, each model and its price. Asks the server; costs nothing."""
+    """Check the key, each model and its price. Asks the server, at no cost."""
     from subagents import prices
     from subagents.claude import check_model, connect, credentials_error
 
@@ -229,5 +229,5 @@ def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
         elif prices.estimate_most(model, 0, 0) is not None:
             yield CheckResult(model, "good", f"answers, and its price is known ({agents})")
         else:
-            words = f"{model} answers, but its price is not known: --max-usd cannot hold it back ({agents})"
+            words = f"{model} answers, but its price is not known, so --max-usd cannot limit it ({agents})"
             yield CheckResult(model, "warn", words)

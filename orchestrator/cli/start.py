@@ -1,4 +1,4 @@
-"""The commands that run nights: a new one, the rest of an interrupted one, one that forks off, a trial of many."""
+"""The commands that run nights: start, resume, fork and trial."""
 
 import random
 import shutil
@@ -35,9 +35,9 @@ PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 def plan_night(
     paths: opt.Paths, name: str, limits: SessionLimits, crew: str, style: str, models: Sequence[str], notify: str
 ) -> Preflight:
-    """Load the prompts and say what is to run; nothing is checked yet. Raises UsageError, PromptError."""
+    """Load the prompts and return what is to run, unchecked. Raises UsageError, PromptError."""
     if limits.hours <= 0:
-        raise opt.UsageError(f"--hours {limits.hours:g}: a night needs more than no time")
+        raise opt.UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
     prompts = {} if crew == "optuna" else load_style(style, models)
     return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify)
 
@@ -73,11 +73,11 @@ def describe_profile(manifest: Manifest) -> SessionProfile:
 
 
 def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:
-    """Create the session with its prompts and its first event of its own, and run it. Raises UsageError."""
+    """Create the session with its prompts and its first new event, and run it. Raises UsageError."""
     folder = night.paths.sessions / night.name
     draft = folder.with_name(f".{folder.name}.new")
     with hold_session(folder), hold_branch(night):
-        night.check_name()  # another process may have taken it until now
+        night.check_name()  # another process may have taken it since the checks
         shutil.rmtree(draft, ignore_errors=True)
         try:
             session = create(draft / "session.db")
@@ -92,7 +92,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
 
 
 def _describe_crew(crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
-    """Return what a session's first event holds of its crew."""
+    """Return the fields of a session's first event that describe its crew."""
     return {
         "crew": crew,
         "style": style if prompts else "",
@@ -104,13 +104,13 @@ def _describe_crew(crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict
 
 def resume(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="the session's name")],
+    name: Annotated[str, typer.Argument(help="name of the session")],
     notify: opt.Notify = "",
 ) -> None:
-    """Go on after any interruption.
+    """Continue an interrupted session.
 
-    Nothing is lost or counted twice; hours, dollars and experiments go on from where they stood. `sessions` lists the
-    names; a night that is over is made longer with `fork`.
+    Nothing is lost or counted twice; hours, dollars and experiments continue from where they were. `sessions` lists the
+    names. To extend a night that is over, use `fork`.
     """
     paths: opt.Paths = context.obj
     path = paths.find_session(name)
@@ -127,21 +127,21 @@ def resume(
 
 def fork(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="the session to start from")],
-    at: Annotated[int, typer.Option(min=1, help="the first event that is not shared (see: replay NAME)")],
+    name: Annotated[str, typer.Argument(help="the session to fork")],
+    at: Annotated[int, typer.Option(min=1, help="number of the first event that is not shared (see `replay`)")],
     fork_name: opt.Name = "",
-    hours: Annotated[float | None, typer.Option(min=0, help="hours from here on (default: what was left)")] = None,
-    max_experiments: Annotated[int | None, typer.Option(min=1, help="this many from here on")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="this many dollars from here on")] = None,
-    crew: Annotated[opt.CrewName | None, typer.Option(help="who goes on (default: the same)")] = None,
-    prompts: Annotated[str, typer.Option(help="with this style from here on")] = "",
+    hours: Annotated[float | None, typer.Option(min=0, help="hours from the fork on (default: what was left)")] = None,
+    max_experiments: Annotated[int | None, typer.Option(min=1, help="experiments from the fork on")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, help="dollars from the fork on")] = None,
+    crew: Annotated[opt.CrewName | None, typer.Option(help="crew from the fork on (default: the same)")] = None,
+    prompts: Annotated[str, typer.Option(help="style from the fork on (default: the same)")] = "",
     model: opt.Model = None,
     notify: opt.Notify = "",
 ) -> None:
-    """Go on from any event, another way.
+    """Start a new session from an event of another.
 
-    A new session shares what came before the event, and goes on live, with other prompts, models or crew if you
-    like. The old one stays as it is: python -m orchestrator fork NAME --at 120 --prompts socratic
+    The new session shares everything before the event and continues live, with other prompts, models or crew if you
+    like. The old one is not changed: python -m orchestrator fork NAME --at 120 --prompts socratic
     """
     paths: opt.Paths = context.obj
     old = opt.open_session(paths.find_session(name), read_only=True)
@@ -166,26 +166,26 @@ def fork(
 
 def trial(
     context: typer.Context,
-    prompts: Annotated[list[str], typer.Option(help="a style; give two or more")],
-    repeats: Annotated[int, typer.Option(min=1, help="nights of each style")] = 3,
+    prompts: Annotated[list[str], typer.Option(help="a style; repeat for each, two or more")],
+    repeats: Annotated[int, typer.Option(min=1, help="nights per style")] = 3,
     hours: opt.Hours = 1.0,
     max_experiments: opt.Experiments = None,
     max_usd: opt.Dollars = None,
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
     model: opt.Model = None,
-    seed: Annotated[int, typer.Option(help="of the first repetition; the next has the next one")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the first repetition; each further one adds 1")] = 0,
     notify: opt.Notify = "",
-    trial_name: Annotated[str, typer.Option("--name", help="what the sessions' names begin with")] = "trial",
+    trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
 ) -> None:
-    """Find out whether a style helps.
+    """Compare prompt styles over several nights.
 
-    Nights of each style in turn, with the same seeds and limits; then they are compared. Given again, the command
-    goes on where it was interrupted: python -m orchestrator trial --prompts default --prompts none --hours 2
+    Runs nights of each style in turn, with the same seeds and limits, then compares them. Run the same command again to
+    continue an interrupted trial: python -m orchestrator trial --prompts default --prompts none --hours 2
     """
     paths: opt.Paths = context.obj
     styles = {Path(style).name: style for style in prompts}
     if len(styles) < len(prompts):
-        raise opt.UsageError("--prompts: each style once, please, in folders of different names")
+        raise opt.UsageError("--prompts: name each style only once; folders must have different names")
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     nights = {
         f"{trial_name}-{style}-{repeat + 1}": (folder, seed + repeat)
@@ -208,13 +208,13 @@ def trial(
         else:
             resume(context, name, notify)
         if not _is_over(paths, name):
-            print(f"{name} was stopped: give the same command again to go on with the trial")
+            print(f"{name} was stopped: run the same command again to continue the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)
     compare(context, list(nights))
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:
-    """Return whether the night would end at once if it were resumed. Raises SystemExit where it measured nothing."""
+    """Return whether the night would end at once if resumed. Raises SystemExit if it is over and measured nothing."""
     with opt.read_session(paths, name) as session:
         state = session.state
     over = bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
@@ -225,7 +225,7 @@ def _is_over(paths: opt.Paths, name: str) -> bool:
 
 
 def invent_name(sessions: Path) -> str:
-    """Return the date and a word that is still free."""
+    """Return a new name: the date and a word that is not taken yet."""
     today = f"{datetime.now().astimezone():%Y-%m-%d}"
     free = [word for word in WORDS.split() if not (sessions / f"{today}-{word}").exists()]
     return f"{today}-{random.SystemRandom().choice(free)}" if free else f"{today}-{time.time():.0f}"

@@ -31,7 +31,7 @@ from subagents.prompts import Prompt, parse_prompt
 
 
 def run_session(session: Session, night: Preflight) -> None:
-    """Run a session from here to its end. Raises SystemExit where it was interrupted, or measured not even a score."""
+    """Run a session to its end. Raises SystemExit if it was interrupted, or did not measure the baseline."""
     from orchestrator.views.observers import Observers
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
@@ -73,7 +73,7 @@ def build_crew(
     musings: Path,
     prompts: Mapping[str, Prompt] | None = None,
 ) -> Crew:
-    """Build the session's crew; `prompts` replace the recorded. A tape answers in the place of models and tools."""
+    """Build the session's crew; `prompts` replace the recorded ones. A tape answers in place of models and tools."""
     started = log.state.session
 
     @cache
@@ -100,12 +100,12 @@ def build_crew(
 
 
 def hold_session(folder: Path) -> AbstractContextManager[None]:
-    """Hold the session, so that no other process runs it. Raises UsageError."""
+    """Lock the session, so that no other process runs it. Raises UsageError."""
     return _hold(folder.with_name(f".{folder.name}.lock"), f"{folder.name} is running already")
 
 
 def hold_branch(night: Preflight) -> AbstractContextManager[None]:
-    """Hold the branch, so that no session in another folder moves it. Raises UsageError."""
+    """Lock the branch, so that no session in another folder moves it. Raises UsageError."""
     lock = night.repo.common / "nightshift" / f"{night.name}.lock"
     return _hold(lock, f"another session called {night.name} is running in this repository")
 

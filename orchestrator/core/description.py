@@ -1,6 +1,6 @@
 """Compare an experiment in numbers with the incumbent that it was judged against: metrics, and curves at equal shares.
 
-Every view takes its numbers from here, so that they cannot contradict each other: means over runs on both sides.
+All views take their numbers from here, so that they agree: means over runs on both sides.
 """
 
 from bisect import bisect_left
@@ -17,7 +17,7 @@ WINDOW = 0.1
 NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
 SAME = 1e-6
-"""Bits per byte that scores of one model differ by at most."""
+"""Largest difference, in bits per byte, between scores of identical runs."""
 FinishedRun = ev.Scored | ev.Crashed | ev.Pruned
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
@@ -61,7 +61,7 @@ def count_distinct(scores: Sequence[ev.Scored]) -> int:
 
 
 def count_seeds(scores: Sequence[ev.Scored]) -> str:
-    """Return over how many seeds the runs went; where the seed made no difference, say that instead."""
+    """Return the number of seeds in words; if the seed made no difference, say that instead."""
     if len(scores) > 1 and count_distinct(scores) == 1:
         return f"{len(scores)} identical runs (train.py sets its own seed)"
     return f"{len(scores)} seed{'s' * (len(scores) > 1)}"

@@ -38,7 +38,7 @@ Direction = Literal["up", "down", "set"]
 
 
 def _rename(old: str, new: str) -> Any:
-    """Read a field also under the name that older sessions gave it."""
+    """Declare a field that can also be read under its name in older sessions."""
     return Field(validation_alias=AliasChoices(new, old))
 
 
@@ -49,7 +49,7 @@ class Frozen(BaseModel):
 
 
 class Answer(Frozen):
-    """A value that a model answers with. It is sent the docstrings; `_limit` binds its answer, not what is stored."""
+    """A model's answer. The model sees the docstrings; `_limit` constrains its answer, not stored values."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -191,13 +191,13 @@ class Started(SessionSettings):
 
 
 class Resumed(Frozen):
-    """The process came back; whatever was under way is due again."""
+    """The process was started again; the steps that were under way are due again."""
 
     kind: Literal["resumed"] = "resumed"
 
 
 class Forked(SessionSettings):
-    """A new session that shares its parent's past and goes on in its own way."""
+    """A new session that shares the parent's events so far and continues separately."""
 
     kind: Literal["forked"] = "forked"
     parent: str
@@ -210,7 +210,7 @@ class GuidanceChanged(Frozen):
 
 
 class StopAsked(Frozen):
-    """Nothing new is to be started: Ctrl-C, or the time is up."""
+    """Nothing new is started from now on: Ctrl-C, or the time is up."""
 
     kind: Literal["stop_asked"] = "stop_asked"
     reason: str
@@ -277,9 +277,9 @@ class Committed(ExperimentEvent):
     removed: int
     how: Literal["implemented", "repaired", "rebased"] = "implemented"
     summary: str = ""
-    """What the mechanic says that it changed; empty where code set the constants."""
+    """What the mechanic says it changed; empty if the loop set the constants."""
     deviations: str = ""
-    """Where the mechanic says that the edit departs from the proposal."""
+    """Where the mechanic says the edit departs from the proposal."""
 
 
 class PruningThreshold(Frozen):
@@ -304,13 +304,13 @@ class EvaluationPlan(Frozen):
     confirmed: bool
     """Whether what is audited is then scored on the held-out text, which no decision has used."""
     incumbent: Annotated[int, _rename("against", "incumbent")]
-    """The experiment whose claims guide the audit: lies pay where a candidate's claims beat these."""
+    """The experiment whose claims guide the audit: it looks first where a candidate's claims beat these."""
     baseline_error: Annotated[
         Literal["unmeasured"] | float,
         BeforeValidator(lambda value: "unmeasured" if value is None else value),
         _rename("honest", "baseline_error"),
     ] = 0.0
-    """Nats by which the baseline's claims were off at most; its own audit is what measures it."""
+    """Largest error of the baseline's claims, in nats; its own audit measures it."""
     pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
     control_run: Annotated[bool, _rename("reprieved", "control_run")] = False
     """Let the run finish even where it would be pruned, to measure how often pruning is wrong."""
@@ -353,14 +353,14 @@ class RunMetrics(Frozen):
 
 
 class Audit(Frozen):
-    """What a second, blind process found about a claim."""
+    """What a second, blind process found about a run's claims."""
 
     claimed: float
     """val_bpb before the correction."""
     error: float
     """Standard error of the correction, in bits per byte."""
     worst: float
-    """Nats by which a claim was better than the blind answer, at most."""
+    """Largest amount by which a claim beat the blind prediction, in nats."""
     looks: int
     seconds: float
     evaluation: float
@@ -368,7 +368,7 @@ class Audit(Frozen):
 
 
 class RunResult(RunEvent):
-    """What a run left, however it ended."""
+    """The fields common to all runs that ended, except aborted ones."""
 
     metrics: Annotated[RunMetrics, _rename("measures", "metrics")]
     curve: tuple[Point, ...]
@@ -400,7 +400,7 @@ FailureKind = Literal[
     "disqualified",
     "other",
 ]
-"""Why a run failed. Disqualified: it finished, but its score is not to be believed."""
+"""Why a run failed. Disqualified: it finished, but its score cannot be trusted."""
 
 
 class Crashed(RunResult):
@@ -427,7 +427,7 @@ class Aborted(RunEvent):
 
 
 class SeedLuck(Frozen):
-    """What is believed of the incumbent's luck at one seed, in σ: positive made its val_bpb higher."""
+    """Estimate of the incumbent's luck at one seed, in σ: positive if it made the val_bpb higher."""
 
     seed: int
     mean: float
@@ -448,7 +448,7 @@ class Evidence(ExperimentEvent):
     differences: tuple[float, ...] = ()
     """Differences at equal seeds, in bits per byte; empty in sessions that did not pair seeds."""
     same_shape: bool = False
-    """Whether the candidate has the incumbent's parameters and sees its data, so that seeds' luck is shared."""
+    """Whether parameter count and data order equal the incumbent's, so that both share much of a seed's luck."""
     probability: float | None = None
     """Probability that it is better."""
     expected: float | None = None
@@ -463,11 +463,11 @@ class Kept(Evidence):
 
     kind: Literal["kept"] = "kept"
     score_to_beat: Annotated[float, _rename("mark", "score_to_beat")]
-    """val_bpb that is expected of the new incumbent."""
+    """The val_bpb expected of the new incumbent."""
 
 
 class Discarded(Evidence):
-    """The candidate is not better than the incumbent, or not likely enough to be."""
+    """The candidate is not likely enough to be better than the incumbent."""
 
     kind: Literal["discarded"] = "discarded"
 
@@ -495,7 +495,7 @@ class Certified(ExperimentEvent):
 
 
 class Promoted(ExperimentEvent):
-    """The research branch moved on to the kept candidate."""
+    """The research branch was advanced to the kept candidate."""
 
     kind: Literal["promoted"] = "promoted"
     commit: str
@@ -518,7 +518,7 @@ class ReflectionSkipped(ExperimentEvent):
 
 
 class Waiting(Frozen):
-    """A model asks us to come back later; training goes on meanwhile."""
+    """A model's server asked to wait; training continues meanwhile."""
 
     kind: Literal["waiting"] = "waiting"
     until: float
@@ -549,7 +549,7 @@ class ModelReplied(ExperimentEvent):
     kind: Literal["replied"] = "replied"
     agent: str
     request: Digest
-    """Digest of everything that was sent."""
+    """Digest of the whole request."""
     message: dict[str, Any]
     tokens: Tokens
     usd: float | None
@@ -580,7 +580,7 @@ class Record(Frozen):
     at: float
     """Seconds since the epoch."""
     task_id: str
-    """The step that wrote it; empty for what comes from outside: the user, the clock, a restart."""
+    """The step that wrote it; empty for external events: the user, the clock, a restart."""
     event: Event
 
 

@@ -1,4 +1,4 @@
-"""Read a train.py without running it: its fingerprint, its line endings, its difference from another, a merge."""
+"""Analyze a train.py without running it: fingerprint, line endings, diff, three-way merge."""
 
 import ast
 import difflib
@@ -14,11 +14,11 @@ from orchestrator.core.events import Digest
 
 BYTE_ORDER_MARK = "\ufeff"
 SEEDERS = {"PRNGKey", "Random", "RandomState", "SeedSequence", "default_rng"}
-"""Functions that are given a seed and are not named after it."""
+"""Functions that take a seed although their names do not say so."""
 SEEDER_WORDS = {"all", "everything", "fix", "global", "manual", "np", "numpy", "random", "seed", "set", "torch"}
-"""A function whose name has these words alone, `seed` among them, sets a seed and does nothing else."""
+"""A function whose name consists of these words, `seed` among them, only sets a seed."""
 SEEDED_MODULES = {"numpy", "random"}
-"""An import of these is often there for their seeds alone, and does nothing by itself."""
+"""Modules that are often imported only to seed them; the import alone has no effect."""
 
 
 def compute_digest(text: str) -> Digest:
@@ -46,7 +46,7 @@ def _strip_empty(node: object) -> object:
 
 
 class _SeedEraser(ast.NodeTransformer):
-    """Makes sources equal that differ only in seeds: drops statements that set one, and erases those given on."""
+    """Makes sources equal that differ only in seeds: drops statements that set one, and zeroes seed arguments."""
 
     def __init__(self) -> None:
         self.seeded = False
@@ -86,7 +86,7 @@ class _SeedEraser(ast.NodeTransformer):
 
 
 def _erase_seeds(names: Sequence[ast.AST | None], values: Sequence[ast.expr | None]) -> list[Any]:
-    """Return the values, 0 in the place of those that are a seed's."""
+    """Return the values, with 0 in place of seeds."""
     pairs = zip(names, values, strict=True)
     return [ast.Constant(0) if value and _is_seed(name) and _is_number(value) else value for name, value in pairs]
 
@@ -110,7 +110,7 @@ def _is_seeder(function: ast.expr) -> bool:
 
 
 def _is_number(value: ast.expr) -> bool:
-    """Return True for literals, seeds, and what is computed from them."""
+    """Return True for literals, seeds, and expressions of these."""
     known = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.expr_context)
     return all(isinstance(node, known) or (isinstance(node, ast.Name) and _is_seed(node)) for node in ast.walk(value))
 
@@ -123,7 +123,7 @@ def normalize_lines(text: str) -> str:
 def restore_lines(source: str, original: str) -> str:
     """Return the source with the byte order mark and the line endings of the text that it was edited from.
 
-    Where that one mixes endings, each line that both have keeps its own, and new ones get the usual one.
+    If the original mixes endings, unchanged lines keep theirs, and new lines get the most common one.
     """
     if "\r" in (bare := original.removeprefix(BYTE_ORDER_MARK)):
         old, plain, new = (io.StringIO(*text).readlines() for text in ((bare, ""), (bare, None), (source, "")))

@@ -1,6 +1,6 @@
 """The state of a session: a fold over its records.
 
-An experiment is always in one stage, and each stage is a type that holds what is known by then.
+An experiment is always in one stage, and each stage is a type that holds what is known at that point.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -73,7 +73,7 @@ class Remeasuring:
 
 
 FinalStatus = Literal["kept", "reverted", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
-"""How an experiment ended. What was not tested ran, but not as it was proposed."""
+"""How an experiment ended. Not tested: it ran, but not as it was proposed."""
 Status = Literal["proposed", "ready", "training", "broken"] | FinalStatus
 
 
@@ -94,7 +94,7 @@ class Decided:
     """Seeds of the scores, in their order."""
     promoted: bool = False
     reverted: bool = False
-    """It was kept, and a later ablation took it back."""
+    """It was kept, and a later ablation reverted it."""
     against: "Incumbent | None" = None
     """The incumbent as the verdict knew it, with the runs that it had by then."""
 
@@ -127,7 +127,7 @@ class Incumbent:
     experiment: int
     scores: tuple[ev.Scored, ...]
     score_to_beat: float
-    """val_bpb that is expected of it."""
+    """The val_bpb expected of it: measured, and corrected for luck."""
     seeds: tuple[int, ...] = ()
     """Seeds of the scores, in their order."""
     luck: tuple[ev.SeedLuck, ...] = ()
@@ -176,17 +176,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that is known of a session."""
+    """Everything that is known about a session."""
 
     started: ev.Started | None = None
     started_at: float = 0.0
     now: float = 0.0
     away: float = 0.0
-    """Seconds between a death and its resumption; they do not count."""
+    """Seconds between a crash or stop and the resumption; they do not count."""
     baseline_commit: ev.BaselineCommitted | None = None
     open: Mapping[int, Stage] = field(default_factory=dict[int, Stage])
     results: tuple[Decided, ...] = ()
-    """Closed experiments, in the order of their closing."""
+    """Closed experiments, in the order in which they were closed."""
     parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
     """The baseline and every kept train.py, as they stand on the research branch, by experiment."""
     incumbent: Incumbent | None = None
@@ -205,9 +205,9 @@ class State:
     fruitless: int = 0
     """Rounds in a row that led to no run: unanswered, refused or abandoned."""
     setback: str = ""
-    """Why the latest of them did not."""
+    """The reason of the latest of these."""
     fallback: str = ""
-    """Why the optimizer proposes instead of the researcher; empty while it does not."""
+    """Why the optimizer proposes instead of the researcher; empty while the researcher does."""
     aborted: int = 0
     """Runs lost to the machine, in a row."""
     unreflected: int = 0
@@ -263,7 +263,7 @@ class State:
 
     @property
     def kept(self) -> tuple[Decided, ...]:
-        """Every kept change that has not been taken back; an ablation only takes one back."""
+        """Every kept change that has not been reverted; an ablation only reverts one."""
         return tuple(result for result in self.tried if result.status == "kept" and result.proposal.reverts is None)
 
     @property
@@ -311,7 +311,7 @@ def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Dige
 
 
 def fold(records: Iterable[ev.Record], state: State | None = None) -> State:
-    """Return the state after all of the records. Raises ValueError where an event cannot follow what came before."""
+    """Return the state after all of the records. Raises ValueError if an event cannot follow those before it."""
     return reduce(apply, records, state or State())
 
 
@@ -423,7 +423,7 @@ def _count_setback(state: State, reason: str) -> State:
 
 
 def _check_parent(state: State, record: ev.Record, commit: ev.Committed) -> None:
-    """Raise ValueError where a candidate is judged or promoted that did not start from the branch's head."""
+    """Raise ValueError if a judged or promoted candidate did not start from the branch's head."""
     if commit.parent != state.best:
         raise ValueError(
             f"record {record.seq}: {record.event.kind} of a candidate that started from experiment "
@@ -486,7 +486,7 @@ def _average(scores: tuple[ev.Scored, ...]) -> float:
 
 
 def _restart(state: State) -> State:
-    """Go on after a death: runs that were under way are granted again, a request to stop is forgotten."""
+    """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop."""
     stages = {
         number: stage.candidate if isinstance(stage, Training) else stage
         for number, stage in state.open.items()

@@ -1,4 +1,4 @@
-"""Write numbers and sentences the way every view does."""
+"""Format numbers and text in the same way for all views."""
 
 
 def format_count(number: float) -> str:
@@ -7,7 +7,7 @@ def format_count(number: float) -> str:
 
 
 def format_signed(number: float) -> str:
-    """Return a change in four decimals, with its sign and a real minus; 0 is +0.0000."""
+    """Return a change in four decimals, with its sign and a true minus sign; 0 is +0.0000."""
     return f"{number + 0.0:+.4f}".replace("-", "−")
 
 

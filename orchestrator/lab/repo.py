@@ -201,7 +201,7 @@ class Repo:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
     def _git(self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0) -> str:
-        """Return git's output; `absent` is the exit code that is no failure, but finds nothing. Raises RepoError."""
+        """Return git's output; `absent` is the exit code that means "not found" and not failure. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         try:
             done = subprocess.run(

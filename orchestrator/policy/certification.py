@@ -26,7 +26,7 @@ def list_certificate_runs(state: State) -> list[tuple[int, int]]:
 
 
 def certify(state: State) -> ev.Certified | None:
-    """Return what the night has gained over the pairs of fresh runs so far; None where there is none."""
+    """Return the night's gain over the pairs of fresh runs so far; None if there are none."""
     before, now = state.fresh.get(0, {}), state.fresh.get(state.best, {})
     pairs = [(before[seed], now[seed]) for seed in before if seed in now]
     if not state.best or not pairs:

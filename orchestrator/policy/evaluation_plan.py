@@ -39,7 +39,7 @@ def plan_certification(state: State, best: Incumbent) -> EvaluationPlan:
 
 
 def _get_baseline_error(state: State, best: Incumbent) -> float:
-    """Return the nats by which honest claims are off at most, as the audit of the user's own code has shown."""
+    """Return the largest error of honest claims, in nats, as measured by the audits of the user's own code."""
     closed = [score for result in state.results if result.experiment == 0 for score in result.scores]
     runs = best.scores if best.experiment == 0 else closed
     return max((score.audit.worst for score in runs if score.audit and score.audit.worst > 0), default=0.0)

@@ -1,4 +1,4 @@
-"""Say when a session stops, and how long its next run will take."""
+"""Decide when a session stops, and estimate how many runs it has left."""
 
 from math import ceil
 
@@ -15,7 +15,7 @@ from orchestrator.policy.thresholds import (
 
 
 def explain_stop(state: State) -> str:
-    """Return why nothing new is started any more; empty while the session goes on."""
+    """Return why nothing new is started any more; empty while the session continues."""
     limits, closed = state.session.limits, len(state.tried)
     baseline = state.results[0].verdict if state.results else None
     match state:
@@ -56,14 +56,14 @@ def count_certificate_pairs(state: State) -> int:
 
 
 def estimate_runs(state: State) -> float:
-    """Return the runs of the whole night, as far as they can be foreseen."""
+    """Return the expected number of runs in the whole night."""
     limits = state.session.limits
     runs = state.session.slots * 3600 * limits.hours / max(estimate_run_seconds(state), 1.0)
     return min(runs, limits.experiments if limits.experiments is not None else runs)
 
 
 def is_fruitless(state: State) -> bool:
-    """Return whether so many rounds in a row led to no run that something else must be done."""
+    """Return whether too many rounds in a row led to no run."""
     return state.fruitless >= MAX_FRUITLESS * state.session.slots
 
 
@@ -73,5 +73,5 @@ def compute_pause(state: State) -> float:
 
 
 def estimate_run_seconds(state: State) -> float:
-    """Return the wall seconds that the next run will probably take: the longest of the last few."""
+    """Return the expected wall seconds of the next run: the longest of the last few."""
     return max(state.run_seconds, default=state.session.profile.expected_seconds)

@@ -1,4 +1,4 @@
-"""What is known of the noise: the variance of val_bpb over seeds, and quantiles of Student's t."""
+"""Estimate the noise: the variance of val_bpb over seeds, and quantiles of Student's t."""
 
 from math import sqrt
 
@@ -8,7 +8,7 @@ from orchestrator.policy.thresholds import PRIOR_DOF, SIGMA_FLOOR, T_90, T_CRITI
 
 
 def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVariance:
-    """Return the pooled variance over seeds, the profile's prior and these further runs of one candidate included."""
+    """Return the pooled variance over seeds, including the profile's prior and these further runs of one candidate."""
     variance, prior = state.variance.add(scores), state.session.profile.sigma
     dof = PRIOR_DOF if prior else 0
     return PooledVariance(variance.squares + dof * prior**2, variance.dof + dof)

@@ -1,4 +1,4 @@
-"""Find proposals and sources that were tried already, before they cost a run."""
+"""Find repeated proposals and sources before they cost a run."""
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State, get_commit, get_proposal
@@ -6,7 +6,7 @@ from orchestrator.policy.thresholds import REPEAT_EXPIRY
 
 
 def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
-    """Return why a proposal was tried already or is under way; empty if it is new."""
+    """Return why a proposal is a repeat of an earlier or current one; empty if it is new."""
     if any("seed" in name.lower() for name in proposal.settings):
         return "another seed is not an improvement: the orchestrator assigns the seeds"
     recent = (r for r in state.results[-REPEAT_EXPIRY:] if r.status == "discarded" and r.incumbent == state.best)
@@ -19,14 +19,14 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
 
 
 def find_duplicate(state: State, number: int, fingerprint: str) -> str:
-    """Return why a source need not be trained; empty if it must."""
+    """Return why a source need not be trained; empty if it is new."""
     tested = [result for result in state.results if result.status != "not tested"]
     commits = {result.experiment: result.commit for result in tested if result.commit}
     commits |= {n: commit for n, stage in state.open.items() if n < number and (commit := get_commit(stage))}
     same = [n for n, commit in commits.items() if commit.fingerprint == fingerprint and n != number]
     if state.best in same:
         return "it changes nothing but comments, layout or a seed"
-    if get_proposal(state.open[number]).reverts is not None:  # to take back the last keep is to run its parent again
+    if get_proposal(state.open[number]).reverts is not None:  # reverting the last keep gives its parent's code again
         return ""
     return f"it is the same code as experiment {same[0]}" if same else ""
 
@@ -41,7 +41,7 @@ def describe_settings(proposal: ev.Proposal) -> str:
 
 
 def _is_same_change(earlier: ev.Proposal, now: ev.Proposal) -> bool:
-    """Return whether both set the same values, or turn one constant the same way without being an optimizer."""
+    """Return whether both set the same values, or, for agents, move one constant in the same direction."""
     if not now.settings or earlier.settings.keys() != now.settings.keys() or earlier.direction != now.direction:
         return False
     same_way = now.direction in ("up", "down") and now.author != "optimizer"

@@ -1,4 +1,4 @@
-"""Predict from a loss curve how far a run will end behind the incumbent, and prune the runs that cannot come back."""
+"""Predict from loss curves how far behind the incumbent a run will end, and prune runs that cannot catch up."""
 
 from collections.abc import Iterator, Sequence
 from math import fsum, sqrt
@@ -12,7 +12,7 @@ from orchestrator.policy.thresholds import CALIBRATION_RANGE, CALIBRATION_RUNS, 
 
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
-    """Return the losses above which a first run is pruned: no run of this session came back from there."""
+    """Return the losses above which a first run is pruned: no run of this session has recovered from there."""
     controls, wrong = count_false_prunes(state)
     if wrong > MAX_FALSE_PRUNES * controls:
         return ()
@@ -66,7 +66,7 @@ def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple
 
 
 def _measure_deficit(result: Decided) -> float | None:
-    """Return how far the first run ended behind the incumbent of its time, in bits per byte."""
+    """Return how far behind the incumbent of its time the first run ended, in bits per byte."""
     match result.verdict:
         case ev.Evidence(differences=(first, *_)):
             return -first

@@ -46,7 +46,7 @@ def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
 
 
 def _hold_back(found: list[steps.Step]) -> list[steps.Step]:
-    """Drop what a change of the incumbent would make stale: while one is promoted or kept, only closing goes on."""
+    """Drop steps that a new incumbent would make stale: while a keep is due, only it and closing steps start."""
     if any(isinstance(step, steps.Promote) for step in found):
         closing = steps.Promote | steps.Reflect | ev.ReflectionSkipped
         return [step for step in found if isinstance(_get_content(step), closing)]
@@ -60,7 +60,7 @@ def _get_content(step: steps.Step) -> steps.Step | ev.Event:
 
 
 def _is_postponed(state: State, step: steps.Step) -> bool:
-    """Return whether a post-mortem's model asked to come back after the deadline."""
+    """Return whether the reflector's model must be asked again only after the deadline."""
     waiting = state.waiting.get(step.task_id)
     return isinstance(step, steps.Reflect) and waiting is not None and waiting.until > state.deadline
 
@@ -152,7 +152,7 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
 
 
 def _is_baseline_scored(state: State) -> bool:
-    """Return whether the baseline has a score: from then on a first proposal can be made."""
+    """Return whether the baseline has a score, which a first proposal needs."""
     match state.open.get(0):
         case Candidate(scores=scores) | Training(Candidate(scores=scores)) | Decided(scores=scores):
             return bool(scores)
@@ -167,7 +167,7 @@ def _is_stale(state: State, number: int, candidate: Candidate) -> bool:
 
 def _needs_reflection(state: State, number: int, decided: Decided) -> bool:
     failures = state.reflection_failures
-    every = state.session.reflect_every * 2**failures  # a reflector that keeps failing is asked ever more rarely
+    every = state.session.reflect_every * 2**failures  # a reflector that keeps failing is asked less often
     kept = isinstance(decided.verdict, ev.Kept) and not failures
     if decided.proposal.reverts is not None:
         return False

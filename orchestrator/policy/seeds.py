@@ -1,4 +1,4 @@
-"""Seeds, drawn from the session's own: run r of every experiment uses the same one (common random numbers)."""
+"""Seeds, derived from the session's: run r of every experiment uses the same one (common random numbers)."""
 
 import hashlib
 
@@ -11,11 +11,11 @@ def draw_seed(state: State, run: int) -> int:
 
 
 def draw_fresh_seed(state: State, pair: int) -> int:
-    """Return the seed of the certificate's n-th comparison, which no decision has used."""
+    """Return the fresh seed of the certificate's n-th comparison, which no decision has used."""
     return draw(state, "certificate", pair)
 
 
 def draw(state: State, *what: object) -> int:
-    """Return 31 random bits for a purpose, the same at every replay."""
+    """Return 31 pseudorandom bits for a purpose, the same in every replay."""
     digest = hashlib.sha256("/".join(map(str, (state.session.seed, *what))).encode()).digest()
     return int.from_bytes(digest[:4]) >> 1

@@ -58,7 +58,7 @@ class Edit(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Train(_OnExperiment):
-    """Run a candidate, or the incumbent once more."""
+    """Run a candidate once, or the incumbent or baseline once more."""
 
     run: int
     slot: int
@@ -72,7 +72,7 @@ class Train(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Promote(_OnExperiment):
-    """Move the research branch on to a kept candidate."""
+    """Advance the research branch to a kept candidate."""
 
 
 @dataclass(frozen=True, slots=True)

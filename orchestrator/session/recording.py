@@ -1,4 +1,4 @@
-"""Record what passes between agents, models and tools. On a replay the tape answers instead, and is compared."""
+"""Record what passes between agents, models and tools. In a verification the tape answers instead."""
 
 import asyncio
 from typing import Protocol
@@ -18,10 +18,10 @@ class Model(Protocol):
 
 
 class Live:
-    """Models over the network and tools that act. The highest cost of calls in flight counts as spent."""
+    """Models over the network and tools that act. The highest possible cost of pending requests counts as spent."""
 
     def __init__(self, model: Model, log: Log) -> None:
-        """Take the limit and the dollars spent so far from the log's state, which must have begun."""
+        """Take the limit and the dollars spent so far from the state of the log, which must have a first event."""
         self.model, self.log = model, log
         self.limit = log.state.session.limits.usd
         self.spent = log.state.usd
@@ -52,7 +52,7 @@ class Live:
         return await tool.run(call)
 
     async def _reserve(self, most: float) -> bool:
-        """Return whether the money is there, waiting for calls that may cost less than was reserved for them."""
+        """Return whether the limit allows the cost, after waiting for requests that may cost less than was reserved."""
 
         def fits() -> bool:
             return self.limit is None or self.spent + sum(self.reserved) + most <= self.limit
@@ -65,7 +65,7 @@ class Live:
 
 
 class Recording:
-    """The environment of one conversation (a subagents.agent.Environment): passes everything on and logs it."""
+    """The environment of one conversation (a subagents.agent.Environment): forwards everything and logs it."""
 
     def __init__(self, outside: Live | Tape, log: Log, task_id: str, experiment: int) -> None:
         self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment

@@ -1,7 +1,7 @@
-"""Run the production loop over a recorded session, and report every event that it would write otherwise today.
+"""Run the production loop over a recorded session, and report every event that it would write differently today.
 
 The tape answers for models and machines. Each task waits until the next record is its own, so overlapping steps
-are replayed in exactly the recorded order.
+are replayed in exactly the recorded order. A life is the time from a start or restart of the session to the next.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Reader = Callable[[ev.Digest], str]
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A recorded event (-) that the loop would write otherwise (+)."""
+    """A recorded event (-) that the loop would write differently (+)."""
 
     seq: int
     difference: str
@@ -39,10 +39,9 @@ class _Stuck(Exception):  # noqa: N818 - a finding, not a fault
 
 
 class Tape(EventLog):
-    """A recorded session played back: a log that knows what comes next, a lab and models that have it ready.
+    """A recorded session played back: the log, the executor, and the models and tools of a verification.
 
-    Where the loop would write another event than the recorded one, the recorded one is taken in, so that the
-    verification goes on.
+    If the loop would write a different event, the recorded one is used, so that the verification can continue.
     """
 
     def __init__(self, recorded: Sequence[ev.Record], read: Reader, until: int | None = None) -> None:
@@ -63,7 +62,7 @@ class Tape(EventLog):
         return self.recorded[len(self.records)] if len(self.records) < len(self.recorded) else None
 
     async def append(self, task_id: str, *events: ev.Event, last: bool = False) -> None:
-        """Wait for the task's turn, compare each event with the recorded one, take the recorded one in."""
+        """Wait for the task's turn, compare each event with the recorded one, and fold the recorded one."""
         for event in events:
             record = await self._wait_for_turn(task_id)
             if not _is_same(record.event, event):
@@ -76,7 +75,7 @@ class Tape(EventLog):
         self.moved = asyncio.Event()
 
     def take_outside(self) -> None:
-        """Take in what came from outside: the user, the clock. A restart ends this life instead."""
+        """Fold the external events that are next: the user's, the clock's. A restart ends this life instead."""
         while (record := self.upcoming) and not record.task_id and not isinstance(record.event, ev.Resumed | ev.Forked):
             self.fold(record)
             self.tell()
@@ -84,7 +83,7 @@ class Tape(EventLog):
             self.life_over.set()
 
     async def _wait_for_turn(self, task_id: str) -> ev.Record:
-        """Return the next record once it is this task's. Raises _Stuck where it belongs to no running task."""
+        """Return the next record once it is this task's. Raises _Stuck if it belongs to no running task."""
         while True:
             record = self.upcoming
             if record and record.task_id == task_id:
@@ -107,7 +106,7 @@ class Tape(EventLog):
             self.stop(record, f"{record.task_id}: {' or '.join(kind.__name__ for kind in kinds)} is due")
         return record.event
 
-    # The lab. What it is given is compared with the event that follows.
+    # The executor. Its arguments are compared when the event that follows is appended.
 
     async def commit_baseline(self) -> ev.BaselineCommitted:
         return await self.expect(ev.BaselineCommitted)
@@ -121,10 +120,10 @@ class Tape(EventLog):
     async def promote(self, *_: object, **__: object) -> str:
         return (await self.expect(ev.Promoted)).commit
 
-    # Models and tools. Only tools that depend on nothing but the conversation are run.
+    # Models and tools. Only pure tools, which depend on the conversation alone, are run.
 
     async def pause(self, seconds: float) -> None:
-        """Go on at once: the recording says how long it took."""
+        """Return at once: the recording has the time."""
 
     async def reply(self, request: Request, on_wait: object) -> Reply:
         """Return the recorded reply. The request is compared when the reply is appended."""
@@ -175,7 +174,7 @@ async def _replay_life(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None
 
 
 def _is_same(recorded: object, now: object) -> bool:
-    """Return whether they agree in everything that the version which recorded it knew of."""
+    """Return whether they agree in all fields that existed in the version that recorded the session."""
     if isinstance(recorded, ev.Frozen):
         known = recorded.model_fields_set
         return type(recorded) is type(now) and all(_is_same(getattr(recorded, n), getattr(now, n)) for n in known)

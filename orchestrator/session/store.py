@@ -1,4 +1,4 @@
-"""Keep a session in one SQLite file: an append-only list of records, and the texts that they name by digest.
+"""Keep a session in one SQLite file: an append-only list of records, and the texts that they refer to by digest.
 
 This is the only writer of events. Every append is on disk before anything acts on it.
 """
@@ -26,11 +26,11 @@ create table events (
 create table texts (digest text primary key, body blob not null);
 """
 BUSY_SECONDS = 60.0
-"""Seconds that we wait for another program that holds the file's lock."""
+"""Seconds to wait for another program that holds the file's lock."""
 MAX_BYTES = 64 << 20
-"""Bytes of one event or one text, unpacked; a larger one is damage."""
+"""Largest size of one event or text, decompressed; anything larger is treated as damage."""
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
-"""Raised where a damaged event is parsed or folded."""
+"""Exceptions that parsing or folding a damaged event may raise."""
 
 
 class SessionError(UserError):
@@ -46,7 +46,7 @@ class EventLog:
         self.watchers: list[Callable[[], None]] = []
         self.texts: dict[Digest, str] = {}
         self.finished: set[str] = set()
-        """Tasks of this life that have appended their last event."""
+        """Tasks that have appended their last event since the session was last started or resumed."""
 
     def subscribe(self, watcher: Callable[[], None]) -> None:
         """Call the watcher after every append."""
@@ -63,7 +63,7 @@ class EventLog:
         return self.texts[name]
 
     def fold(self, *records: Record) -> None:
-        """Take in records that are stored already. Raises ValueError where one cannot follow."""
+        """Fold records that are already stored. Raises ValueError if an event cannot follow the state."""
         for record in records:
             self.state = apply(self.state, record)
             self.records.append(record)
@@ -119,7 +119,7 @@ class Session(EventLog):
 
     @contextmanager
     def read_texts(self) -> Generator[Callable[[Digest], str]]:
-        """Give what `get` is, over a connection of its own: for another thread. Raises sqlite3.Error."""
+        """Give a `get` with a connection of its own, for another thread. Raises sqlite3.Error."""
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             yield lambda name: _read_text(db, name)
 
@@ -143,21 +143,21 @@ class Session(EventLog):
             with self.db:
                 self.db.executemany(statement, rows)
         except sqlite3.Error as error:
-            raise SessionError(f"{self.path} cannot be written: {error}; nothing before it is lost: resume") from error
+            raise SessionError(f"{self.path} cannot be written: {error}; earlier events are safe: resume") from error
 
     def _load(self) -> None:
         """Fold the records of the file. Raises SessionError for the first that is damaged."""
         for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
             try:
                 if seq != len(self.records):
-                    raise ValueError("one is missing before it")
+                    raise ValueError("the one before it is missing")
                 self.fold(Record(seq=seq, at=at, task_id=task_id, event=parse_event(body)))
             except DAMAGE as error:
                 reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
                 raise SessionError(f"{self.path} is damaged: event {seq}: {reason}") from error
         name = self.state.session.name if self.state.started else "none"
-        if name in {"", ".."} or name != Path(name).name:  # it names files, and the session may be a stranger's
-            raise SessionError(f"{self.path} is damaged: {name!r} is no name of a session")
+        if name in {"", ".."} or name != Path(name).name:  # it becomes part of paths, and may be a stranger's
+            raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")
 
 
 def _read_text(db: sqlite3.Connection, name: Digest) -> str:
@@ -184,9 +184,9 @@ def _create(path: Path) -> sqlite3.Connection:
 
 
 def _open(path: Path, read_only: bool) -> sqlite3.Connection:
-    """Open a session's file, having checked that it is one. Raises SessionError, OSError."""
+    """Check that a file is a session, and open it. Raises SessionError, OSError."""
     if not path.is_file():
-        raise SessionError(f"there is no session at {path}")
+        raise SessionError(f"{path} does not exist")
     with path.open("rb") as file:
         if not file.read(16).startswith(b"SQLite format 3"):
             raise SessionError(f"{path} is not a session file")
@@ -197,7 +197,7 @@ def _open(path: Path, read_only: bool) -> sqlite3.Connection:
         raise SessionError(f"{path} was written by a newer Nightshift (format {version}, ours is {VERSION}): upgrade")
     tables = db.execute("select sql from sqlite_master where tbl_name in ('events', 'texts') and sql is not null")
     if version <= 0 or {sql.lower() for (sql,) in tables} != set(SCHEMA.strip().rstrip(";").split(";\n")):
-        raise SessionError(f"{path} is not a session file")  # a view or a trigger would run somebody else's SQL
+        raise SessionError(f"{path} is not a session file")  # a view or a trigger could run foreign SQL
     return db
 
 

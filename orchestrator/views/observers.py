@@ -7,7 +7,6 @@ What could not be written is tried again at the next event, and can be rebuilt f
 import asyncio
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -133,12 +132,11 @@ class Observers:
 
     def _write_summary(self, history: str) -> str:
         state, records = self.session.state, self.session.records
-        late = [row for row in select_retried(list_rows(state)) if row.status == "discarded"]
         return render_template(
             "ending.txt",
             summary=summarize(state),
             ended=state.ended,
-            late=Counter(row.reason.partition(":")[0] for row in late).most_common(),
+            late=sum(row.status == "discarded" for row in select_retried(list_rows(state))),
             trust=describe_trust(self.session),
             used=measure_utilization(records, state.session.slots),
             folder=self.folder,

@@ -1,10 +1,10 @@
 "use strict";
-// Draws the charts that Python has built, opens the chosen experiment, filters the list. It makes no HTML of its own.
+// Draws the charts that Python has built, opens the chosen experiment, filters the list. It creates no text of its own.
 
 const element = (id) => document.getElementById(id);
 let figures = {};
 
-// What all charts look like, as a template of plotly. Readable on white and on black: a page follows the reader's system.
+// The plotly template of all charts. Readable on white and on black, since the page follows the reader's color scheme.
 const axis = { gridcolor: "rgba(128,133,152,0.25)", linecolor: "rgba(128,133,152,0.25)", showline: true, zeroline: false, automargin: true };
 const template = { layout: {
   paper_bgcolor: "rgba(0,0,0,0)",
@@ -32,7 +32,7 @@ async function unpack(id) {
 function draw(root) {
   for (const chart of root.querySelectorAll("[data-figure]:not(.drawn)")) {
     const figure = figures[chart.dataset.figure];
-    if (!figure || chart.closest("details:not([open])")) continue; // not unpacked yet, or not to be seen
+    if (!figure || chart.closest("details:not([open])")) continue; // not unpacked yet, or not visible
     chart.classList.add("drawn");
     figure.layout.template = template;
     if (innerWidth < 860) figure.layout.dragmode = false; // a finger on a chart scrolls the page
@@ -59,7 +59,7 @@ function filter(event) {
 }
 
 function refresh() {
-  // A page of a session under way looks for a newer one, unless somebody is reading or typing.
+  // While the session runs, reload the page regularly, unless somebody is reading or typing.
   const seconds = +document.body.dataset.refresh;
   const busy = () => document.hidden || document.activeElement === element("filter") || document.querySelector("details[open]");
   if (seconds) setInterval(() => busy() || location.reload(), 1000 * seconds);
@@ -71,7 +71,7 @@ async function begin() {
   addEventListener("hashchange", () => choose());
   choose();
   refresh();
-  await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve))); // words first, then the charts
+  await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve))); // show the text first, then the charts
   const script = document.createElement("script");
   script.textContent = await unpack("plotly");
   document.head.append(script);
