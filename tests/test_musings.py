@@ -7,7 +7,7 @@ from orchestrator.core.events import BaselineCommitted, Proposal, Proposed, Refu
 from orchestrator.session.store import Session
 from orchestrator.views import musings
 from orchestrator.views.musings_search import search
-from prepare import atomic
+from prepare.files import write_atomically
 from tests.fakes import started
 from tests.simulated import SOURCE, night
 
@@ -26,7 +26,7 @@ def folder(session, tmp_path_factory):
 
 def write_all(files) -> None:
     for path, _, render in files:
-        atomic.write_atomically(path, render())
+        write_atomically(path, render())
 
 
 def read(path: Path) -> tuple[dict, str]:
@@ -158,8 +158,8 @@ def test_search_passes_by_what_people_put_there(folder, tmp_path):
 
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    assert atomic.write_atomically(path, "one")
-    assert not atomic.write_atomically(path, "one")
-    assert atomic.write_atomically(path, b"two")
+    assert write_atomically(path, "one")
+    assert not write_atomically(path, "one")
+    assert write_atomically(path, b"two")
     assert path.read_text() == "two"
     assert list(path.parent.iterdir()) == [path]

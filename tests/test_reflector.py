@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.agents import packets
 from orchestrator.core.events import Crashed, Failed, Granted, Point, Postmortem, Record, RunMetrics
-from orchestrator.core.state import fold, list_compared_runs
+from orchestrator.core.state import fold
 from subagents import reflector
 from subagents.agent import ask
 from subagents.logs import FENCE, LINE, extract_frames, fence, quote, split_lines
@@ -221,7 +221,7 @@ def test_the_evidence_is_what_the_verdict_used():
     assert "Differences at equal seeds: +0.0123, -0.0045." in outcome
     assert "Gain to expect, given what ideas have brought so far: +0.0011." in outcome
     assert "Probability that it is a gain: 0.42." in outcome
-    assert list_compared_runs(replace(paired, seeds=(8,))) == against.scores
+    assert replace(paired, seeds=(8,)).compared == against.scores
 
 
 def test_an_incumbent_that_ran_again_is_known_with_all_its_runs_after_it_was_replaced():
@@ -236,7 +236,7 @@ def test_an_incumbent_that_ran_again_is_known_with_all_its_runs_after_it_was_rep
 
     assert state.best == number
     assert state.open[number].against.seeds[-1] == 77
-    assert list_compared_runs(state.open[number])[-1] == score
+    assert state.open[number].compared[-1] == score
 
 
 def test_curves_are_compared_at_equal_steps_too():

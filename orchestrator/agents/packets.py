@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from orchestrator.agents.briefing import DIFF, clip, describe_budget
 from orchestrator.core import events as ev
 from orchestrator.core.description import FinishedRun, compare_metrics, interpolate_loss
-from orchestrator.core.state import Broken, Decided, State, list_compared_runs
+from orchestrator.core.state import Broken, Decided, State
 from prepare.constants import Value, read_values
 from subagents.logs import extract_frames, fence, quote, split_lines
 
@@ -39,7 +39,7 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
 
     `source` is the incumbent's train.py.
     """
-    proposal, incumbent = decided.proposal, list_compared_runs(decided)
+    proposal, incumbent = decided.proposal, decided.compared
     assert decided.commit, "what is reflected upon has run"
     timed = state.session.profile.budget_kind == "time"
     return {
@@ -61,7 +61,7 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
     Then follow the incumbent's loss after as many steps, and the difference from it. A dash stands where a run had
     ended, where the number of steps is not known, and where fewer than two seeds give no σ.
     """
-    own, incumbent = _list_runs(decided), list_compared_runs(decided)
+    own, incumbent = _list_runs(decided), decided.compared
     every = decided.against.scores if decided.against else ()
     rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0

@@ -112,6 +112,12 @@ class Decided:
         return "crashed" if isinstance(self.verdict, ev.Failed) else self.verdict.kind
 
     @property
+    def compared(self) -> tuple[ev.Scored, ...]:
+        """The incumbent's runs that the verdict is about: those at equal seeds, or all where no seed is shared."""
+        runs = dict(zip(self.against.seeds, self.against.scores, strict=False)) if self.against else {}
+        return tuple(runs[seed] for seed in self.seeds if seed in runs) or tuple(runs.values())
+
+    @property
     def last_run(self) -> ev.Scored | ev.Crashed | ev.Pruned:
         """The run that decided: pruned, crashed or scored."""
         return self.verdict if isinstance(self.verdict, ev.Pruned) else self.crash or self.scores[-1]
@@ -292,17 +298,6 @@ def get_commit(stage: Stage) -> ev.Committed | None:
             return candidate.commit
         case Idea() | Remeasuring():
             return None
-
-
-def get_scores(state: State, experiment: int) -> tuple[ev.Scored, ...]:
-    """Return the scored runs of an experiment that is closed or just judged; empty where there are none."""
-    return next((result.scores for result in state.judged if result.experiment == experiment), ())
-
-
-def list_compared_runs(decided: Decided) -> tuple[ev.Scored, ...]:
-    """Return the incumbent's runs that a verdict is about: those at equal seeds, or all where no seed is shared."""
-    runs = dict(zip(decided.against.seeds, decided.against.scores, strict=False)) if decided.against else {}
-    return tuple(runs[seed] for seed in decided.seeds if seed in runs) or tuple(runs.values())
 
 
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:

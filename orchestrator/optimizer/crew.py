@@ -82,7 +82,7 @@ class Optimizer:
         raise NoAnswer("settings that crash are not repaired")
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:  # noqa: ARG002
-        return postmortem.write_postmortem(state, decided)
+        return postmortem.write_postmortem(decided)
 
     def _read(self, parent: Committed) -> Mapping[str, Constant]:
         return list_tunable(self.get(parent.source))

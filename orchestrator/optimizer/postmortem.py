@@ -5,7 +5,7 @@ from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_seeds
-from orchestrator.core.state import Decided, State, get_scores
+from orchestrator.core.state import Decided
 from orchestrator.core.text import format_count, format_signed
 from orchestrator.policy.thresholds import NEAR_MISS
 
@@ -30,10 +30,10 @@ FLAT = 0.01
 """Difference in nats below which two losses count as equal."""
 
 
-def write_postmortem(state: State, decided: Decided) -> ev.Postmortem:
+def write_postmortem(decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
     scores, crash = decided.scores, decided.crash
-    base = get_scores(state, decided.incumbent)
+    base = decided.compared
     match decided.verdict:
         case ev.Pruned() as pruned:
             curve = _describe_curve(compare_curves([pruned], base))

@@ -39,6 +39,8 @@ class ExperimentRow:
     crash: ev.Crashed | None = None
     verdict: ev.Verdict | ev.Refused | ev.Abandoned | None = None
     postmortem: ev.Postmortem | None = None
+    compared: tuple[ev.Scored, ...] = ()
+    """The incumbent's runs that the verdict is about."""
 
     @property
     def title(self) -> str:

@@ -63,7 +63,7 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
         proposed=next(proposed, None),
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
-        numbers=tabulate(log.state, row),
+        numbers=tabulate(row),
     )
 
 

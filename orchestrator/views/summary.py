@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
 from orchestrator.core.events import Certified, Record, Resumed
-from orchestrator.core.state import State, apply, get_scores
+from orchestrator.core.state import State, apply
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma
@@ -76,21 +76,20 @@ def describe_trust(log: LogReader) -> str:
     return render_template("trust.txt", events=events, controls=count_false_prunes(log.state))
 
 
-def tabulate(state: State, row: ExperimentRow) -> list[tuple[str, str, str, str]]:
+def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, the incumbent's value and the change of all that was measured, means over seeds."""
     if not row.runs:
         return []
-    incumbent = get_scores(state, row.incumbent) if row.experiment else ()
     change = f"{format_change(row)} ± {row.error:.4f}" if row.gain is not None and row.error is not None else ""
     other = f"{row.val_bpb + row.gain:.4f}" if row.val_bpb is not None and row.gain is not None else ""
     table = [("val_bpb", format_score(row), other, change)] if row.scores else []
     if len(row.scores) > 1:
         table.append(("by seed", ", ".join(f"{score.val_bpb:.4f}" for score in row.scores), "", ""))
-    for label, ours, theirs in compare_metrics(row.runs, incumbent):
+    for label, ours, theirs in compare_metrics(row.runs, row.compared):
         if ours:
             change = f"{ours / theirs - 1:+.0%}".replace("-", "−") if theirs else ""
             table.append((label, format_count(ours), format_count(theirs) if theirs else "", change))
-    for share, gap in compare_curves(row.runs, incumbent).items():
+    for share, gap in compare_curves(row.runs, row.compared).items():
         table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+.3f}".replace("-", "−")))
     return table
 

@@ -9,7 +9,6 @@ from operator import itemgetter
 from typing import Any
 
 from orchestrator.core.events import Discarded, Failed, Kept, Pruned
-from orchestrator.core.state import get_scores
 from orchestrator.policy.ablation import assess_keep
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views import charts
@@ -120,7 +119,7 @@ def _rank(
 
 
 def _describe_entry(log: LogReader, row: ExperimentRow) -> Entry:
-    beside = {f"experiment {row.incumbent}": get_scores(log.state, row.incumbent)} if row.experiment else {}
+    beside = {f"experiment {row.incumbent}": row.compared} if row.experiment else {}
     curve = charts.draw_curves({f"experiment {row.experiment}": row.runs} | beside) if row.runs else None
     lines = len(log.get(row.commit.source).splitlines()) if row.commit else None
-    return Entry(row, tabulate(log.state, row), show_diff(log, row), lines, curve)
+    return Entry(row, tabulate(row), show_diff(log, row), lines, curve)
