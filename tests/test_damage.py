@@ -170,8 +170,11 @@ ENDLESS = "with recursive n(i) as (select 0 union all select i + 1 from n) selec
         (script("pragma user_version = -5"), "not a session"),
         (script("pragma user_version = 99"), "newer"),
         (script("delete from events"), "no events"),
-        (script("delete from events where seq = 0"), "event 1: one is missing"),
-        (script('update events set body = replace(body, \'"name":"\', \'"name":"../\') where seq = 0'), "no name"),
+        (script("delete from events where seq = 0"), "event 1: the one before it is missing"),
+        (
+            script('update events set body = replace(body, \'"name":"\', \'"name":"../\') where seq = 0'),
+            "cannot be the name of a session",
+        ),
         (grow, "too big"),
         (lambda path: path.write_bytes(b""), "not a session"),
         (lambda path: path.write_bytes(b"SQLite format 3\0"), ""),

@@ -39,7 +39,12 @@ def finish(life: "subprocess.Popen[str]") -> str:
 
 @pytest.mark.parametrize(
     ("seconds", "sent"),
-    [(0.4, signal.SIGINT), (0.8, signal.SIGTERM), (1.5, signal.SIGINT), (1.5, signal.SIGTERM)],
+    [
+        (0.4, signal.SIGINT),
+        (0.8, signal.SIGTERM),
+        (1.5, signal.SIGINT),
+        pytest.param(1.5, signal.SIGTERM, marks=pytest.mark.soak),
+    ],
 )
 def test_a_command_that_is_interrupted_early_says_nothing_odd(place, sent, seconds):
     life = begun(place, *NIGHT)

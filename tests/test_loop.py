@@ -219,7 +219,7 @@ def test_killed_anywhere_it_resumes_and_counts_everything_once(tmp_path, seed):
 
 def test_files_that_are_no_sessions_are_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("hello")
-    for path, words in [(tmp_path / "none", "no session"), (tmp_path / "text", "not a session file")]:
+    for path, words in [(tmp_path / "none", "does not exist"), (tmp_path / "text", "not a session file")]:
         with pytest.raises(SessionError, match=words):
             Session(path, virtual_clock)
 

@@ -39,7 +39,7 @@ def ended(place: Path) -> str:
 @pytest.mark.parametrize(
     "line",
     [
-        "$NIGHT | head -2",
+        pytest.param("$NIGHT | head -2", marks=pytest.mark.soak),
         "$NIGHT 2>&1 | true",
         "exec 5>&1; $NIGHT >&- 2>&- <&-; echo code $? >&5",
         "$NIGHT >/dev/full 2>/dev/full; echo code $?",
