@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/python -m orchestrator --offline --hours 0.15
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff check .
