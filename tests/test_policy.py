@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 from statistics import fmean
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,6 +168,13 @@ def test_less_code_is_kept_where_nothing_was_lost():
     assert isinstance(judged(*[0.0] * thresholds.SIMPLER_RUNS), ev.Kept)
     assert isinstance(judged(*[-0.1] * thresholds.SIMPLER_RUNS), ev.Discarded)
     assert isinstance(judged(0.0), NeededRun)
+
+
+@pytest.mark.parametrize("pairs", [3, 5, 10])
+def test_a_trial_sees_the_stated_difference_in_four_of_five_cases(pairs):
+    gains = np.random.default_rng(0).normal(noise.compute_visible_difference(pairs), 2**0.5, (20_000, pairs))
+    low = gains.mean(1) - noise.get_t_90(pairs - 1) * gains.std(1, ddof=1) / pairs**0.5
+    assert np.mean(low > 0) == pytest.approx(0.8, abs=0.04)
 
 
 def test_the_less_is_known_of_the_noise_the_more_is_asked():

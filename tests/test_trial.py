@@ -39,6 +39,7 @@ def test_two_styles_are_tried_against_each_other(place, tried):
     assert "trial-none-2" in tried
     assert "more than" in tried
     assert "2 pairs of equal seeds" in tried
+    assert "2 see 7.7; 10 see 1.2" in tried
     assert (place / "sessions/compare.html").stat().st_size > 100_000
     assert "reflected" not in list_kinds(place, "trial-none-1")
 

@@ -20,6 +20,7 @@ from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, Ses
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import apply, fold
 from orchestrator.policy.limits import explain_stop
+from orchestrator.policy.noise import compute_visible_difference
 from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
 from prepare import profiles
@@ -200,6 +201,7 @@ def trial(
     }
     for night in planned.values():
         night.require()
+    _say_what_is_visible(repeats)
     for name, (folder, own_seed) in nights.items():
         if name in planned:
             start_night(planned[name], limits, crew, folder, own_seed)
@@ -211,6 +213,15 @@ def trial(
             print(f"{name} was stopped: run the same command again to continue the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)
     compare(context, list(nights))
+
+
+def _say_what_is_visible(repeats: int) -> None:
+    """Print which difference between two styles the trial can see, before a night is spent on it."""
+    if repeats == 1:
+        print("One night per style says nothing about their difference: --repeats 3 is the least that does.")
+        return
+    sees = [f"{nights} see {compute_visible_difference(nights):.1f}" for nights in sorted({repeats, 10})]
+    print(f"Nights per style, and the difference that they see with 80 % power, in σ of one night: {'; '.join(sees)}")
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:

@@ -1,6 +1,7 @@
 """Estimate the noise: the variance of val_bpb over seeds, and quantiles of Student's t."""
 
 from math import sqrt
+from statistics import NormalDist
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import PooledVariance, State
@@ -30,6 +31,17 @@ def estimate_sigma(state: State) -> float:
 def get_t_90(dof: int) -> float:
     """Return the half-width of a 90 % interval, in standard errors, by Student's t."""
     return T_90[max((known for known in T_90 if known <= dof), default=1)]
+
+
+def compute_visible_difference(pairs: int) -> float:
+    """Return the difference of two arms that this many paired nights see with 80 % power, in σ of one night's gain.
+
+    It is the sum of Student's quantiles for the 90 % interval and for the power, the latter by the first terms of its
+    expansion about the normal quantile; nights of equal seeds are taken as independent, the worst case.
+    """
+    dof, z = pairs - 1, NormalDist().inv_cdf(0.8)
+    power = z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
+    return (get_t_90(dof) + power) * sqrt(2 / pairs)
 
 
 def t_critical(dof: int) -> float:
