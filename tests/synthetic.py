@@ -62,6 +62,23 @@ def sentence(luck: random.Random, length: int) -> str:
     return f"{luck.randrange(1000)} {PROSE[start:]}{PROSE * (length // len(PROSE) + 1)}"[: length - 1] + "."
 
 
+def recall_one(luck: random.Random, number: int) -> ev.EarlierResult:
+    """A result of an earlier session, as long as one gets."""
+    name, old, new = luck.choice(NAMES), luck.random(), luck.random()
+    return ev.EarlierResult(
+        session="earlier",
+        experiment=number,
+        title=sentence(luck, 88),
+        family="optimizer",
+        changes={name: new},
+        before={name: old},
+        status=luck.choice(("kept", "discarded")),
+        gain=luck.gauss(0, 0.01),
+        error=0.003,
+        lesson=sentence(luck, 240),
+    )
+
+
 def proposal(luck: random.Random, **changes) -> ev.Proposal:
     """One by an author who uses all the room there is."""
     name = luck.choice(NAMES)
@@ -94,6 +111,7 @@ def _session(n, luck, talk, limits) -> Iterator[tuple[str, object]]:
             profile=profile,
             prompts={},
             versions={},
+            earlier=tuple(recall_one(random.Random(number), number) for number in range(200)),
         ),
     )
     yield "", ev.GuidanceChanged(text=sentence(luck, 6000))

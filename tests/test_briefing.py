@@ -33,6 +33,7 @@ BUDGET = {
     "wishes": 400,
     "guidance": 900,
     "suggestions": 450,
+    "earlier": 1000,
 }
 """Tokens of each section."""
 

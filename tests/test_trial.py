@@ -42,6 +42,10 @@ def test_two_styles_are_tried_against_each_other(place, tried):
     assert "2 see 7.7; 10 see 1.2" in tried
     assert (place / "sessions/compare.html").stat().st_size > 100_000
     assert "reflected" not in list_kinds(place, "trial-none-1")
+    last = Session(place / "sessions/trial-none-2/session.db", read_only=True)
+    assert last.state.session.isolated
+    assert not last.state.session.earlier, "an arm of a trial is told what another found"
+    last.close()
 
 
 def test_a_trial_goes_on_where_it_was_interrupted(place, tried):

@@ -83,6 +83,7 @@ def brief_researcher(
         "outline": "",  # prompts of older sessions ask for it
         "branch": _fit_rows((_write_line(result) for result in tested if result.status == "kept"), 500),
         "calibration": _describe_calibration(tested),
+        "earlier": _fit_rows(_list_earlier(state.session.earlier), 1000),
         "recent": _fit_rows(_list_recent(tested[-RECENT:]), 3750),
         "families": _fit_rows(_summarize_families(tested), 450),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
@@ -262,6 +263,19 @@ def _list_near_misses(results: Sequence[Decided]) -> list[str]:
         and verdict.gain > thresholds.NEAR_MISS * verdict.error
     ]
     return [line for _, line in sorted(ranked)[-NEAR_MISSES:]]
+
+
+def _list_earlier(results: Sequence[ev.EarlierResult]) -> list[str]:
+    """Return what earlier sessions found: what did best there last, since the end of a long list is what is shown."""
+    ranked = sorted(results, key=lambda past: (past.status == "kept", past.gain or 0.0, past.experiment))
+    return [_write_earlier(past) for past in ranked]
+
+
+def _write_earlier(past: ev.EarlierResult) -> str:
+    steps = ", ".join(f"{name} {past.before[name]} → {value}" for name, value in past.changes.items())
+    change = "" if past.gain is None else f", {format_signed(-past.gain)} ± {past.error:.4f}"
+    what = f"{shorten(past.title, 90)} ({past.family}{steps and f', {steps}'})"
+    return f"{past.session}: {what}: {past.status}{change}. {flatten(past.lesson)}".strip()
 
 
 def _list_under_way(state: State) -> Iterator[str]:

@@ -85,6 +85,7 @@ def start(
     prompts: opt.Style = "default",
     model: opt.Model = None,
     seed: opt.Seed = None,
+    memory: opt.Memory = True,
     notify: opt.Notify = "",
     sessions: opt.Sessions = opt.Paths.sessions,
     data: opt.Data = opt.Paths.data,
@@ -101,7 +102,8 @@ def start(
 
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     chosen = "optuna" if offline else crew
-    start_night(plan_night(paths, name, limits, chosen, prompts, model or (), notify), limits, chosen, prompts, seed)
+    night = plan_night(paths, name, limits, chosen, prompts, model or (), notify)
+    start_night(night, limits, chosen, prompts, seed, memory=memory)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -41,6 +41,7 @@ Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the mode
 Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or AGENT=MODEL; may be repeated")]
 Seed = Annotated[int | None, typer.Option(help="seed of the session, for all others (default: random)")]
+Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]

@@ -18,10 +18,11 @@ from orchestrator.cli.preflight import Preflight, load_style
 from orchestrator.cli.wiring import hold_branch, hold_session, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
-from orchestrator.core.state import apply, fold
+from orchestrator.core.state import PooledVariance, apply, fold
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import compute_visible_difference
+from orchestrator.policy.noise import calibrate_noise, compute_visible_difference
 from orchestrator.policy.thresholds import MAX_REPAIRS
+from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare import profiles
 from prepare.manifest import Manifest
@@ -43,16 +44,28 @@ def plan_night(
     return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify)
 
 
-def start_night(night: Preflight, limits: SessionLimits, crew: str, style: str, seed: int | None) -> None:
-    """Check everything that the night needs, create its session and run it. Raises UsageError."""
+def start_night(
+    night: Preflight, limits: SessionLimits, crew: str, style: str, seed: int | None, *, memory: bool
+) -> None:
+    """Check everything that the night needs, create its session and run it. Raises UsageError.
+
+    With `memory` it is told what earlier sessions on the same data found.
+    """
     night.require()
+    profile = describe_profile(night.manifest)
+    earlier, variance = recall_results(night.paths.sessions, profile) if memory else ((), PooledVariance())
+    if earlier:
+        names = ", ".join(dict.fromkeys(result.session for result in earlier))
+        print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
     started = Started(
         name=night.name,
         limits=limits,
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
         commit=night.repo.get_head(),
-        profile=describe_profile(night.manifest),
+        profile=calibrate_noise(profile, variance),
+        earlier=earlier,
         versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
+        isolated=not memory,
         **_describe_crew(crew, style, night.prompts),
     )
     _begin(night, started, lambda path: Session(path, create=True))
@@ -160,6 +173,7 @@ def fork(
         parent=f"{old.state.session.name}@{at}",
         name=night.name,
         limits=state.session.limits.model_copy(update=longer),
+        isolated=True,
         **_describe_crew(chosen, style, known),
     )
     _begin(night, forked, lambda path: old.fork(path, at))
@@ -204,7 +218,7 @@ def trial(
     _say_what_is_visible(repeats)
     for name, (folder, own_seed) in nights.items():
         if name in planned:
-            start_night(planned[name], limits, crew, folder, own_seed)
+            start_night(planned[name], limits, crew, folder, own_seed, memory=False)
         elif _is_over(paths, name):
             print(f"{name} is done already")
         else:

@@ -150,6 +150,10 @@ class SessionProfile(Frozen):
     """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
     default is the one value that the cpu profile had before it was recorded."""
 
+    def is_like(self, other: "SessionProfile") -> bool:
+        """Return whether scores of both can be compared: the same data, and the same budget."""
+        return (self.data_hash, self.budget_kind, self.budget) == (other.data_hash, other.budget_kind, other.budget)
+
 
 class SessionSettings(Frozen):
     """What a session runs with, and a fork may change."""
@@ -163,6 +167,27 @@ class SessionSettings(Frozen):
     reflect_every: int
     """A post-mortem for every keep and every n-th other experiment; 0 means never."""
     prompts: dict[str, Digest]
+    isolated: bool = False
+    """Whether its agents see no other session, because it is compared with one: in a trial, and after a fork."""
+
+
+class EarlierResult(Frozen):
+    """What an earlier session on the same data and budget found out about one change."""
+
+    session: str
+    experiment: int
+    title: str
+    family: StoredFamily
+    changes: dict[str, Value] = {}
+    """Constants that it set, with their new values; empty for a change of structure."""
+    before: dict[str, Value] = {}
+    """The same constants, with their values before."""
+    status: str
+    """How it ended: kept, reverted, discarded, pruned or crashed."""
+    gain: float | None = None
+    """Bits per byte, positive is better; None where it was not measured."""
+    error: float = 0.0
+    lesson: str = ""
 
 
 class ExperimentEvent(Frozen):
@@ -188,6 +213,8 @@ class Started(SessionSettings):
     """The user's commit that the session starts from."""
     profile: SessionProfile
     versions: dict[str, str]
+    earlier: tuple[EarlierResult, ...] = ()
+    """What earlier sessions found, the latest first."""
 
 
 class Resumed(Frozen):

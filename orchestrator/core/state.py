@@ -156,6 +156,10 @@ class PooledVariance:
         squares = fsum((score.val_bpb - mean) ** 2 for score in scores)
         return PooledVariance(self.squares + sign * squares, self.dof + sign * (len(scores) - 1))
 
+    def pool(self, other: "PooledVariance") -> "PooledVariance":
+        """Return the variance over the candidates of both."""
+        return PooledVariance(self.squares + other.squares, self.dof + other.dof)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

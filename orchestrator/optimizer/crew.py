@@ -200,7 +200,8 @@ def _explain(search: SearchState, next_step: SearchStep) -> Iterator[str]:
     for trial in trials[-QUOTED:]:
         ((name, new),) = trial.changes.items()
         step = f"{name} {format_literal(trial.before[name])} → {format_literal(new)}"
-        yield f"Experiment {trial.experiment}: {step} changed val_bpb by {text.format_signed(-(trial.gain or 0.0))}."
+        change = text.format_signed(-(trial.gain or 0.0))
+        yield f"{trial.name[0].upper()}{trial.name[1:]}: {step} changed val_bpb by {change}."
 
 
 def _explain_sample(search: SearchState, changes: Mapping[str, Value]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
-from orchestrator.core.events import Abandoned, Committed, Discarded, Kept, Refused
+from orchestrator.core.events import Abandoned, Committed, Discarded, EarlierResult, Kept, Refused
 from orchestrator.core.state import Decided, State, get_proposal
 from orchestrator.core.text import format_signed
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
@@ -40,6 +40,12 @@ class Trial:
     gain: float | None = None
     error: float = 0.0
     val_bpb: float | None = None
+    earlier: str = ""
+    """How to call it where it belongs to an earlier session."""
+
+    @property
+    def name(self) -> str:
+        return self.earlier or f"experiment {self.experiment}"
 
     @property
     def after(self) -> dict[str, Value]:
@@ -73,7 +79,7 @@ class SearchState:
     def is_new(self, changes: Assignment) -> bool:
         """Return whether these values change something and have not been trained yet."""
         after = self.values | dict(changes)
-        return after != self.values and all(trial.after != after for trial in self.trials)
+        return after != self.values and all({**self.values, **trial.after} != after for trial in self.trials)
 
     def is_known_bad(self, name: str, value: Value) -> bool:
         """Return whether this value alone, or one on the way to it, has clearly hurt."""
@@ -116,8 +122,8 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
     if len(parts) < 2 or not search.is_new(changes):
         return None
     expected = ADDITIVITY * sum(gains[trial.experiment] for trial in parts)
-    numbers = ", ".join(f"{trial.experiment} ({format_signed(-(trial.gain or 0.0))})" for trial in parts)
-    why = f"Experiments {numbers} were better, but within the noise. If their effects add up, they exceed it together."
+    names = ", ".join(f"{trial.name} ({format_signed(-(trial.gain or 0.0))})" for trial in parts)
+    why = f"Each of these was better: {names}. If their effects add up, together they exceed the noise."
     return SearchStep(changes, expected / search.sigma, expected, why)
 
 
@@ -154,6 +160,7 @@ def estimate_sensitivity(search: SearchState, name: str) -> float:
 
 def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> Iterator[Trial]:
     values = {n: {name: c.value for name, c in read(parent).items()} for n, parent in state.parents.items()}
+    yield from _list_earlier_trials(state.session.earlier, values[state.best])
     for result in state.results:
         changes, before = result.proposal.settings, values[result.commit.parent if result.commit else result.incumbent]
         if result.experiment == 0 or (changes and changes.keys() <= before.keys() and result.status != "not tested"):
@@ -162,6 +169,19 @@ def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant
         changes, before = get_proposal(stage).settings, values[state.best]
         if changes and changes.keys() <= before.keys():
             yield Trial(number, changes, before, "running")
+
+
+def _list_earlier_trials(earlier: Sequence[EarlierResult], values: Assignment) -> Iterator[Trial]:
+    """Yield the trials of earlier sessions, oldest first, numbered from −1 down.
+
+    What was kept there but is not in force here is as open as a near-miss.
+    """
+    for i, past in reversed(list(enumerate(earlier, 1))):
+        if past.changes.keys() and past.changes.keys() <= values.keys():
+            in_force = past.status == "kept" and past.changes.items() <= values.items()
+            outcome = "failed" if past.gain is None else "kept" if in_force else "discarded"
+            name = f"experiment {past.experiment} of {past.session}"
+            yield Trial(-i, past.changes, past.before, outcome, past.gain, past.error, earlier=name)
 
 
 def _make_trial(result: Decided, changes: Assignment, before: Assignment) -> Trial:
@@ -203,15 +223,15 @@ def _propose_step(
             expected, size = FURTHER * gain, 2 * _count_steps(constant, last)
             helped = "helped" if last.outcome == "kept" else "helped a little, within the noise"
             effect = expected / search.sigma
-            why = f"The last step this way (experiment {last.experiment}) {helped}: {format_signed(-gain)}. Go further."
+            why = f"The last step this way ({last.name}) {helped}: {format_signed(-gain)}. Go further."
         case Trial(gain=float()) as last, _ if (steps := _count_steps(constant, last)) > 1:
             effect, size = FURTHER**2 * usual, steps / 2
-            why = f"A longer step this way (experiment {last.experiment}) went too far. Go half as far."
+            why = f"A longer step this way ({last.name}) went too far. Go half as far."
         case None, Trial(outcome="discarded", gain=float() as gain) as last if gain < 0:
             effect = MIRROR * min(-gain / search.sigma, usual)
-            why = f"The step the other way (experiment {last.experiment}) cost {-gain:.4f}. Turn back, and beyond."
+            why = f"The step the other way ({last.name}) cost {-gain:.4f}. Turn back, and beyond."
         case None, Trial(outcome="failed") as last:
-            effect, why = MIRROR * usual, f"The step the other way (experiment {last.experiment}) failed."
+            effect, why = MIRROR * usual, f"The step the other way ({last.name}) failed."
         case _:
             return None
     new = take_step(constant, way, size)

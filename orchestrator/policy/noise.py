@@ -15,6 +15,14 @@ def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVar
     return PooledVariance(variance.squares + dof * prior**2, variance.dof + dof)
 
 
+def calibrate_noise(profile: ev.SessionProfile, earlier: PooledVariance) -> ev.SessionProfile:
+    """Return the profile with the σ that earlier sessions on this machine measured, where they say enough."""
+    if earlier.dof < PRIOR_DOF:
+        return profile
+    prior = PooledVariance(PRIOR_DOF * profile.sigma**2, PRIOR_DOF * bool(profile.sigma))
+    return profile.model_copy(update={"sigma": compute_sigma(earlier.pool(prior))})
+
+
 def compute_sigma(variance: PooledVariance) -> float:
     """Return the standard deviation of one run's val_bpb, in bits per byte.
 

@@ -1,0 +1,58 @@
+"""Recall what earlier sessions found, so that a new night starts from there."""
+
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
+from orchestrator.core.state import Decided, PooledVariance
+from orchestrator.session.store import DAMAGE, Session
+from prepare.constants import read_values
+from prepare.errors import UserError
+
+MAX_SESSIONS = 10
+"""Earlier sessions that are read, the latest ones: each takes a moment at the start of a night."""
+MAX_RESULTS = 200
+"""Results that are carried over; the briefing shows what fits into its budget."""
+TESTED = ("kept", "reverted", "discarded", "pruned", "crashed")
+
+
+def recall_results(sessions: Path, profile: SessionProfile) -> tuple[tuple[EarlierResult, ...], PooledVariance]:
+    """Return the results of the latest sessions with this data and budget, newest first, and the variance over seeds.
+
+    What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
+    """
+    files = sorted(sessions.glob("[!.]*/session.db"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found, variance = dict[str, EarlierResult](), PooledVariance()
+    for path in files[:MAX_SESSIONS]:
+        with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
+            if session.state.started and session.state.session.profile.is_like(profile):
+                fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
+                variance = variance.pool(session.state.variance) if fresh else variance
+                found |= fresh
+    return tuple(found.values())[:MAX_RESULTS], variance
+
+
+def _list_results(session: Session) -> Iterator[tuple[str, EarlierResult]]:
+    """Yield what was tested, the latest first, each with the commit that was tested."""
+    for result in reversed(session.state.results):
+        if result.experiment and result.commit and result.status in TESTED and result.proposal.reverts is None:
+            source = session.get(session.state.parents[result.commit.parent].source)
+            yield result.commit.commit, _summarize(session.state.session.name, result, source)
+
+
+def _summarize(name: str, result: Decided, source: str) -> EarlierResult:
+    """Return a result with the constants that it changed; `source` is the train.py that it started from."""
+    proposal, verdict, values = result.proposal, result.verdict, read_values(source)
+    measured = {"gain": verdict.gain, "error": verdict.error} if isinstance(verdict, Evidence) else {}
+    return EarlierResult(
+        session=name,
+        experiment=result.experiment,
+        title=proposal.title,
+        family=proposal.family,
+        changes={constant: value for constant, value in proposal.settings.items() if constant in values},
+        before={constant: values[constant] for constant in proposal.settings if constant in values},
+        status=result.status,
+        lesson=result.postmortem.lesson if result.postmortem else "",
+        **measured,
+    )
