@@ -84,9 +84,9 @@ def _find_claimed(run: Observation) -> float:
         raise fault
     if run.server.val_bpb is None:
         raise Fault("other", "it ended without a score")
-    budget, lost = run.server.scorer.manifest.budget, run.monitor.lost
-    if budget.kind == "time" and lost > (WALL_SLACK - 1) * budget.amount:
-        raise MachineError(f"this process stood still for {lost:.0f} s, so the training may have lost time")
+    budget, suspended = run.server.scorer.manifest.budget, run.monitor.suspended
+    if budget.kind == "time" and suspended > (WALL_SLACK - 1) * budget.amount:
+        raise MachineError(f"this process stood still for {suspended:.0f} s, so the training may have lost time")
     return run.server.val_bpb
 
 

@@ -82,7 +82,7 @@ class RunMonitor:
     ) -> None:
         """Start the wall clock; `fills_disk` returns True if the run leaves too little room on the disk."""
         self.limits, self.on_point, self.fills_disk = limits, on_point, fills_disk
-        self.clock, self.read_at, self.lost = clock, clock(), 0.0
+        self.clock, self.read_at, self.suspended = clock, clock(), 0.0
         """A monotonic clock, its last reading, and the seconds in which this process was suspended."""
         self.pruning_thresholds = list(plan.pruning_thresholds) if plan else []
         self.control_run = plan is not None and plan.control_run
@@ -90,22 +90,22 @@ class RunMonitor:
         """Share of the budget at which it fell behind a pruning threshold."""
         self.transcript, self.points = Transcript(), dict[int, Point]()
         """The output, and the newest point in each of POINTS equal parts of the budget."""
-        self.launched = self.heard_at = self.last_at = self.read_clock()
+        self.launched = self.last_output_at = self.last_step_at = self.read_clock()
         self.training_began: float | None = None
         """Our time when the first batch was handed out."""
         self.training_ended: float | None = None
         """Our time when the model was handed over."""
         self.first: ProgressLine | None = None
         self.last: ProgressLine | None = None
-        self.paces: deque[float] = deque(maxlen=101)
-        self.found: Fault | Prune | None = None
+        self.step_seconds: deque[float] = deque(maxlen=101)
+        self.reason: Fault | Prune | None = None
         """The first reason to stop that the output has given."""
 
     def read_clock(self) -> float:
         """Return the time in seconds, those in which this process was suspended not counted."""
         before, self.read_at = self.read_at, self.clock()
-        self.lost += max(0.0, self.read_at - before - STANDSTILL)
-        return self.read_at - self.lost
+        self.suspended += max(0.0, self.read_at - before - STANDSTILL)
+        return self.read_at - self.suspended
 
     @property
     def train_seconds(self) -> float:
@@ -116,15 +116,15 @@ class RunMonitor:
 
     def feed(self, data: bytes, *, last: bool = False) -> None:
         """Read output. Any output is a sign of life, since a script may print its progress in a format of its own."""
-        self.heard_at = self.read_clock()
+        self.last_output_at = self.read_clock()
         for step in self.transcript.feed(data, last=last):
             self._follow(step)
 
     @property
     def stop_reason(self) -> Fault | Prune | None:
         """The reason to stop the run now; None where there is none."""
-        if self.found:
-            return self.found
+        if self.reason:
+            return self.reason
         if self.read_clock() - self.launched > self.limits.wall:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
         if self.transcript.bytes > self.limits.output:
@@ -148,8 +148,8 @@ class RunMonitor:
         began = self.training_began
         if began is None or self.training_ended is not None or (self.last and self.last.progress >= NEARLY_DONE):
             return None
-        quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
-        if self.read_clock() - max(self.heard_at, began) <= quiet:
+        quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.step_seconds or [0.0]))
+        if self.read_clock() - max(self.last_output_at, began) <= quiet:
             return None
         where = f"after step {self.last.number}" if self.last else "since training began"
         expected = "print lines such as `step 00012 (3.4%) | loss: 5.678`, or any others, more often"
@@ -158,10 +158,10 @@ class RunMonitor:
     def _follow(self, step: ProgressLine) -> None:
         now = self.read_clock()
         if self.last:
-            self.paces.append(now - self.last_at)
-        self.first, self.last, self.last_at = self.first or step, step, now
+            self.step_seconds.append(now - self.last_step_at)
+        self.first, self.last, self.last_step_at = self.first or step, step, now
         if not abs(step.loss) <= ABSURD_LOSS:
-            self.found = self.found or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
+            self.reason = self.reason or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
         self.points[math.ceil((POINTS - 1) * step.progress)] = point
@@ -169,7 +169,7 @@ class RunMonitor:
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
         if step.loss > EXPLODED * abs(self.first.loss) + 1:
-            self.found = self.found or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
+            self.reason = self.reason or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:
         loss = get_recent_loss([*self.points.values()], threshold.progress)
@@ -179,4 +179,4 @@ class RunMonitor:
         if not self.control_run:
             where = f"after {threshold.progress:.0%} of its budget its loss was {loss:.3f}"
             why = f"{where}; no run of this session with over {threshold.loss:.3f} there caught up with the best"
-            self.found = self.found or Prune(why)
+            self.reason = self.reason or Prune(why)

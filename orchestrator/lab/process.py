@@ -105,7 +105,7 @@ async def run_guarded(
             process.stdin.close()
             await asyncio.shield(process.wait())
     monitor.feed(b"", last=True)
-    return Ending(stopped or monitor.found, report.get("status"), report.get("peak_mb", 0.0))
+    return Ending(stopped or monitor.reason, report.get("status"), report.get("peak_mb", 0.0))
 
 
 async def _read_all(running: RunningProcess) -> None:
@@ -155,13 +155,13 @@ async def _attend(
 ) -> Fault | Prune | None:
     """Wait for the end; ask for it as soon as there is a reason to stop, and return that reason."""
     assert process.stdin
-    ended, before, most = asyncio.ensure_future(process.wait()), len(psutil.pids()), monitor.limits.processes
+    ended, before, limit = asyncio.ensure_future(process.wait()), len(psutil.pids()), monitor.limits.processes
     while not ended.done():
         _raise_errors(tasks)
         reason = monitor.stop_reason
         # Counting its own processes is slow, so those of the whole machine are counted first.
-        if not reason and len(psutil.pids()) - before > most and len(_list_descendants(process)) > most:
-            reason = Fault("other", f"it started more than {most:,} processes")
+        if not reason and len(psutil.pids()) - before > limit and len(_list_descendants(process)) > limit:
+            reason = Fault("other", f"it started more than {limit:,} processes")
         if reason:
             process.stdin.write(b"t")
             await ended

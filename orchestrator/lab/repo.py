@@ -178,12 +178,12 @@ class Repo:
         """
         executable = self._git("ls-tree", "--full-tree", parent, str(self.path)).startswith("100755")
         texts = (f"{message.rstrip()}\n", source)
-        said, script = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
+        body, script = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
         stream = [
             f"commit {ref}",
             "mark :1",
             f"committer {AUTHOR} <{EMAIL}> {time.time():.0f} +0000",
-            said,
+            body,
             f"from {parent}",
             f"M {'100755' if executable else '100644'} inline {json.dumps(str(self.path), ensure_ascii=False)}",
             script,

@@ -31,8 +31,8 @@ class Command:
 
 
 class Sandbox(Protocol):
-    @property
-    def tier(self) -> str: ...
+    tier: str
+
     def wrap(self, command: Command) -> Command:
         """Return the command, confined. The caller closes any descriptors added to `fds`."""
         ...

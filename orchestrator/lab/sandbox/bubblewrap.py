@@ -43,9 +43,9 @@ def _bind(place: Path) -> list[str]:
         return ["--symlink", str(place.readlink()), str(place)]
     if not place.exists():
         return []
-    words, real = ["--ro-bind", str(place), str(place)], place.resolve()
+    options, target = ["--ro-bind", str(place), str(place)], place.resolve()
     for path in list_hidden():
-        if path.is_relative_to(real):
-            empty = str(place / path.relative_to(real))
-            words += ["--tmpfs", empty, "--remount-ro", empty]
-    return words
+        if path.is_relative_to(target):
+            empty = str(place / path.relative_to(target))
+            options += ["--tmpfs", empty, "--remount-ro", empty]
+    return options

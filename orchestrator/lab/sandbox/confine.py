@@ -89,13 +89,13 @@ def _walk_around(hide: list[str], place: str) -> Iterator[tuple[str, int]]:
 
 def _allow(rules: int, place: str, rights: int) -> None:
     try:
-        opened = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     rights &= ALL_RIGHTS if os.path.isdir(place) else FILE_RIGHTS  # noqa: PTH112 - pathlib costs 5 ms
-    rule = struct.pack("=Qi", rights, opened)
+    rule = struct.pack("=Qi", rights, descriptor)
     _check_call(LIBC.syscall(ADD_RULE, rules, 1, ctypes.c_char_p(rule), 0), place)
-    os.close(opened)
+    os.close(descriptor)
 
 
 def _filter_calls(code: bytes) -> None:

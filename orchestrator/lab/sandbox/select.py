@@ -93,8 +93,8 @@ def _run_probe(command: Command, given: int) -> str:
         for descriptor in {*command.fds} - {given}:
             os.close(descriptor)
     if done.returncode:
-        said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it does not start"])[-1]
-        return said[:200]
+        last_line = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it does not start"])[-1]
+        return last_line[:200]
     return ", ".join(f"it can {attempt}" for attempt in json.loads(done.stdout))
 
 

@@ -56,8 +56,8 @@ class Auditor:
         """
         ending = await run_guarded(command, self.monitor, lock, self._listen)
         if not self.has_started:
-            words = self.monitor.transcript.log.rpartition("\n")[2]
-            raise MachineError(f"the auditing process did not start: {words or 'it printed nothing'}")
+            last_line = self.monitor.transcript.log.rpartition("\n")[2]
+            raise MachineError(f"the auditing process did not start: {last_line or 'it printed nothing'}")
         return ending
 
     def get_answers(self, ending: Ending) -> NDArray[np.float64]:

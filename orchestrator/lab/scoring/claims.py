@@ -128,10 +128,10 @@ class Scorer:
         """Return why a training of so many seconds, by our own clocks, was too long; empty if it was not."""
         budget = self.manifest.budget
         if budget.kind == "time":
-            most = WALL_SLACK * budget.amount + WALL_GRACE
-            return f"it trained for {wall:.0f} s of {budget.amount:g}" if wall > most else ""
-        most = WORK_SLACK * budget.seconds * max(1, threads) + WALL_GRACE
-        return f"it trained for {cpu:.0f} s of CPU time, more than {most:.0f}" if cpu > most else ""
+            limit = WALL_SLACK * budget.amount + WALL_GRACE
+            return f"it trained for {wall:.0f} s of {budget.amount:g}" if wall > limit else ""
+        limit = WORK_SLACK * budget.seconds * max(1, threads) + WALL_GRACE
+        return f"it trained for {cpu:.0f} s of CPU time, more than {limit:.0f}" if cpu > limit else ""
 
     def draw_positions(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
         """Draw one secret position in every row, weighted by the inverse of its probability; 0 where nothing counts.
