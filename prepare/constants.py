@@ -214,7 +214,7 @@ def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
 
 
 def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
-    """Return the names that a statement assigns to, with their expressions; "" for a target that is no name."""
+    """Return the names that a statement assigns to, with their expressions; "" for any other target."""
     match node:
         case ast.Assign([ast.Tuple(names)], ast.Tuple(values)) if len(names) == len(values):
             pairs = [_list_pairs(ast.Assign([name], value)) for name, value in zip(names, values, strict=True)]

@@ -57,7 +57,7 @@ CPU = Profile(
 def _make_gpu_profile(
     name: str, depth: int, dim: int, seq_len: int, *, rows: int, batch: int, eval_tokens: int, head: int = 128
 ) -> Profile:
-    """Return a profile for five minutes on a GPU; documents are cropped to rows of 2048, as upstream does."""
+    """Return a profile for five minutes on a GPU; rows of 2048 crop long documents, as upstream does."""
     return Profile(
         name=name,
         seq_len=seq_len,

@@ -390,7 +390,7 @@ async def test_a_timed_training_that_the_orchestrator_slept_through_is_run_again
     runner.on_point = stand_still
     outcome = await runner.run(GRANTED, HONEST)
     assert isinstance(outcome, Aborted)
-    assert "stood still" in outcome.reason
+    assert "suspended" in outcome.reason
 
 
 async def test_what_an_earlier_life_left_is_ended_and_removed(bench):

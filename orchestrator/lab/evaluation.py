@@ -86,7 +86,7 @@ def _find_claimed(run: Observation) -> float:
         raise Fault("other", "it ended without a score")
     budget, suspended = run.server.scorer.manifest.budget, run.monitor.suspended
     if budget.kind == "time" and suspended > (WALL_SLACK - 1) * budget.amount:
-        raise MachineError(f"this process stood still for {suspended:.0f} s, so the training may have lost time")
+        raise MachineError(f"this process was suspended for {suspended:.0f} s, so the training may have lost time")
     return run.server.val_bpb
 
 

@@ -92,14 +92,14 @@ class RunMonitor:
         """The output, and the newest point in each of POINTS equal parts of the budget."""
         self.launched = self.last_output_at = self.last_step_at = self.read_clock()
         self.training_began: float | None = None
-        """Our time when the first batch was handed out."""
+        """Time of `read_clock` when the first batch was handed out."""
         self.training_ended: float | None = None
-        """Our time when the model was handed over."""
+        """Time of `read_clock` when the model had been submitted."""
         self.first: ProgressLine | None = None
         self.last: ProgressLine | None = None
         self.step_seconds: deque[float] = deque(maxlen=101)
-        self.reason: Fault | Prune | None = None
-        """The first reason to stop that the output has given."""
+        self.cause: Fault | Prune | None = None
+        """The first reason to stop that was found in the output."""
 
     def read_clock(self) -> float:
         """Return the time in seconds, those in which this process was suspended not counted."""
@@ -123,8 +123,8 @@ class RunMonitor:
     @property
     def stop_reason(self) -> Fault | Prune | None:
         """The reason to stop the run now; None where there is none."""
-        if self.reason:
-            return self.reason
+        if self.cause:
+            return self.cause
         if self.read_clock() - self.launched > self.limits.wall:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
         if self.transcript.bytes > self.limits.output:
@@ -161,7 +161,7 @@ class RunMonitor:
             self.step_seconds.append(now - self.last_step_at)
         self.first, self.last, self.last_step_at = self.first or step, step, now
         if not abs(step.loss) <= ABSURD_LOSS:
-            self.reason = self.reason or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
+            self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
         self.points[math.ceil((POINTS - 1) * step.progress)] = point
@@ -169,7 +169,7 @@ class RunMonitor:
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
         if step.loss > EXPLODED * abs(self.first.loss) + 1:
-            self.reason = self.reason or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
+            self.cause = self.cause or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:
         loss = get_recent_loss([*self.points.values()], threshold.progress)
@@ -179,4 +179,4 @@ class RunMonitor:
         if not self.control_run:
             where = f"after {threshold.progress:.0%} of its budget its loss was {loss:.3f}"
             why = f"{where}; no run of this session with over {threshold.loss:.3f} there caught up with the best"
-            self.reason = self.reason or Prune(why)
+            self.cause = self.cause or Prune(why)

@@ -105,7 +105,7 @@ async def run_guarded(
             process.stdin.close()
             await asyncio.shield(process.wait())
     monitor.feed(b"", last=True)
-    return Ending(stopped or monitor.reason, report.get("status"), report.get("peak_mb", 0.0))
+    return Ending(stopped or monitor.cause, report.get("status"), report.get("peak_mb", 0.0))
 
 
 async def _read_all(running: RunningProcess) -> None:
@@ -146,7 +146,7 @@ async def _read_report(process: Process, tag: str) -> dict[str, Any]:
     if "error" in report:
         raise MachineError(f"the run could not be started: {report['error']}")
     if left:
-        raise MachineError(f"{left} processes of the run do not end")
+        raise MachineError(f"{left} processes of the run cannot be killed")
     return report
 
 

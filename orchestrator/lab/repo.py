@@ -106,12 +106,12 @@ class Repo:
         return shlex.join(["git", *folder, *words])
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        """Commit a candidate under its own ref, once however often repeated. Raises RepoError."""
+        """Commit a candidate under its own ref; repeating it changes nothing. Raises RepoError."""
         ref = f"refs/nightshift/{self.session}/{experiment}"
         return self._attempt(lambda: self._commit(ref, parent, source, message))
 
     def promote(self, parent: str, source: str, message: str) -> str:
-        """Commit a keep on top of `parent`, once however often repeated; advance the branch. Raises RepoError."""
+        """Commit a keep on top of `parent` and advance the branch; repeating it changes nothing. Raises RepoError."""
         kept = self._attempt(lambda: self._commit(self.kept, parent, source, message))
         self.advance_branch()
         return kept
@@ -201,7 +201,7 @@ class Repo:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
     def _git(self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0) -> str:
-        """Return git's output; the exit code `absent` means "not found" and is no failure. Raises RepoError."""
+        """Return git's output; the exit code `absent` means "not found", not an error. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         try:
             done = subprocess.run(

@@ -24,7 +24,7 @@ from orchestrator.lab.scoring.server import EvaluationServer
 from orchestrator.lab.slots import Slot, hold_slot
 
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
-"""For a run that was granted without a plan, as in old sessions."""
+"""The plan of a run that was granted without one."""
 
 
 class Runner:
@@ -49,8 +49,9 @@ class Runner:
 
     def reap(self) -> int:
         """Kill what earlier runs of this session left, and remove their folders; return the number of processes."""
-        left = len(guardian.find_tagged(f"{self.runs}/"))
-        guardian.kill_all(lambda: guardian.find_tagged(f"{self.runs}/"))
+        find = partial(guardian.find_tagged, f"{self.runs}/")
+        left = len(find())
+        guardian.kill_all(find)
         _remove(self.runs)
         return left
 

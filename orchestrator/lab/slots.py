@@ -72,7 +72,7 @@ class Slot:
 
 
 def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
-    """Return the first `count` GPUs, locked for all sessions of this user, or without any GPU shares of the cores."""
+    """Return the first `count` GPUs, locked for all sessions of this user; without GPUs, shares of the cores."""
     if not gpus:
         return tuple(Slot(folder / f"slot-{i}.lock", threads=max(1, cores // count)) for i in range(count))
     shared = Path(tempfile.gettempdir(), f"nightshift-{os.getuid()}")

@@ -30,7 +30,7 @@ def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[lis
     known = [path for root in roots for path in list_sources(root)]
     unknown = [path for root in filter(None, map(find_package, held_out)) for path in list_sources(root)]
     if not unknown:
-        raise DataError(f"nothing to validate on: docstrings needs one of {', '.join(held_out)} to be installed")
+        raise DataError(f"nothing to validate on: the corpus docstrings needs one of {', '.join(held_out)} installed")
     with ProcessPoolExecutor(count_cores(), get_context("spawn"), _end_with_parent) as pool:
         found = pool.map(extract_documentation, [*known, *unknown], chunksize=64)
         texts = ["\n\n".join(parts) for parts in track(found, len(known + unknown), "reading docstrings", progress)]
