@@ -105,7 +105,7 @@ class EvaluationServer:
 
     async def _read_claims(self, scorer: Scorer, size: int) -> tuple[Nats, float]:
         if size != (due := 4 * math.prod(scorer.shape)):
-            raise Disqualified(f"its claims have {size:,} bytes instead of {due:,}")
+            raise Disqualified(f"it claimed {size:,} bytes instead of {due:,}")
         claims = scorer.parse_claims(await self.connection.read_exactly(size))
         if (bpb := scorer.compute_bpb(claims)) <= 0:
             raise Disqualified("it claims a loss of zero")
