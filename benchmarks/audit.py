@@ -1,4 +1,4 @@
-"""What the blind audit costs, and how well an honest model agrees with itself: the baseline, trained for a moment."""
+"""Measure what the blind audit costs, and how well an honest model agrees with itself, on a short run."""
 
 import asyncio
 import dataclasses
@@ -17,7 +17,7 @@ from prepare import manifest, profiles
 
 RUNS = 3
 SHARE = 20
-"""The budget is divided by this: the audit does not care how good the model is."""
+"""Divisor of the budget: the model need not be good."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the cpu profile's baseline scores on the data at hand over a few seeds, and what two of its settings do."""
+"""Measure the cpu profile's baseline on the local data over a few seeds, and the effect of two of its settings."""
 
 import os
 from statistics import mean, stdev

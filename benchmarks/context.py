@@ -1,4 +1,4 @@
-"""Tokens at the start of each agent's conversation, from experiment 1 to 1,000: flat, or a night grows dear."""
+"""Estimate the tokens at the start of each agent's conversation, from experiment 1 to 1,000: they must stay flat."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def main() -> None:
     for number in (1, 10, 100, 1000):
         log = synthetic.log(number)
         state = log.state
-        last = next(f for f in reversed(state.results) if isinstance(f.verdict, Kept | Discarded) and f.commit)
+        last = next(r for r in reversed(state.results) if isinstance(r.verdict, Kept | Discarded) and r.commit)
         change = diff(log.get(state.parents[last.commit.parent].source), log.get(last.commit.source))
         facts = {
             "researcher": briefing.brief_researcher(state, state.next, 1, source, ()),

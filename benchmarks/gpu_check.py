@@ -1,6 +1,6 @@
-"""Everything that needs a GPU, in less than 8 minutes, as a table for docs/benchmarks.md. `make gpu-check` runs it.
+"""Check everything that needs a GPU in less than 8 minutes, and print a table for docs/benchmarks.md: `make gpu-check`.
 
-Without a GPU it says so and ends with exit code 2; when something is wrong, with 1.
+Exits with code 2 without a GPU, with 1 if a check fails.
 """
 
 import math
@@ -30,22 +30,22 @@ MINUTES = 8.0
 SHORT, LONG = 10.0, 30.0
 """Seconds of training."""
 LAST_RUN = 150.0
-"""Seconds for a run of a session that has begun just before its end."""
+"""Seconds for a run that starts just before the session's end."""
 REPEATS = 5
 Rows = Iterator[tuple[str, str]]
 
 
-class Wrong(Exception):
-    """A check has found something; the message is what."""
+class CheckError(Exception):
+    """A check has failed; the message says how."""
 
 
-FAILURES = (Wrong, RuntimeError, OSError, subprocess.SubprocessError, manifest.DataError)
-"""RuntimeError is what torch raises for whatever goes wrong on a device."""
+FAILURES = (CheckError, RuntimeError, OSError, subprocess.SubprocessError, manifest.DataError)
+"""torch raises RuntimeError for whatever fails on a device."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the checks work: `data` is prepared by the first of them."""
+class Workspace:
+    """The working folder of the checks, and their time limit; one of the first prepares `data`."""
 
     folder: Path
     began: float
@@ -54,12 +54,12 @@ class Place:
     def data(self) -> Path:
         return self.folder / "data"
 
-    def left(self) -> float:
-        """Seconds."""
+    def count_seconds_left(self) -> float:
+        """Return the seconds until the time limit."""
         return 60 * MINUTES - (time.monotonic() - self.began)
 
     def run(self, *command: str, where: Path | None = None, **variables: str) -> str:
-        """What a Python program prints. Raises Wrong with its last words."""
+        """Return the output of a Python program. Raises CheckError with its last line if it fails."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("NIGHTSHIFT_")}
         done = subprocess.run(
             [sys.executable, *command],
@@ -68,36 +68,36 @@ class Place:
             capture_output=True,
             text=True,
             check=False,
-            timeout=max(1.0, self.left()),
+            timeout=max(1.0, self.count_seconds_left()),
         )
         if done.returncode:
-            raise Wrong(f"exit code {done.returncode}: {_last(done.stderr) or _last(done.stdout)}")
+            raise CheckError(f"exit code {done.returncode}: {_last_line(done.stderr) or _last_line(done.stdout)}")
         return done.stdout
 
     def train(self, seconds: float, seed: int = 42) -> dict[str, float]:
-        """The summary of the baseline after so many seconds."""
+        """Return the baseline's summary after training for so many seconds."""
         work = Path(tempfile.mkdtemp(dir=self.folder))
         stored = manifest.load(self.data)
         for name in stored.files:
             (work / name).symlink_to(self.data / name)
         short = replace(stored, budget=BudgetAmount(kind="time", amount=seconds, seconds=seconds))
         (work / manifest.MANIFEST_FILE).write_text(short.to_json())
-        (work / "train.py").write_text(fitted(stored))
+        (work / "train.py").write_text(fit_baseline(stored))
         out = self.run("train.py", where=work, NIGHTSHIFT_DATA=str(work), NIGHTSHIFT_SEED=str(seed))
         _, _, summary = out.rpartition("---\n")
         return {name: float(value) for name, value in re.findall(r"^(\w+): +(\S+)$", summary, re.MULTILINE)}
 
 
-def _last(words: str) -> str:
-    """Their last line, for a cell of the table."""
+def _last_line(words: str) -> str:
+    """Return the last line, for a cell of the table."""
     return words.strip().rpartition("\n")[2].replace("|", "/")
 
 
-def fitted(stored: Manifest) -> str:
+def fit_baseline(stored: Manifest) -> str:
     return profiles.apply_to_script((ROOT / "train.py").read_text(), profiles.from_manifest(stored))
 
 
-def machine(_: Place) -> Rows:
+def machine(_: Workspace) -> Rows:
     import torch
 
     card = torch.cuda.get_device_properties(0)
@@ -105,23 +105,23 @@ def machine(_: Place) -> Rows:
     yield "software", f"Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}"
 
 
-def prepared(place: Place) -> Rows:
-    """The data of all that follows, for the profile that fits this card."""
+def preparation(workspace: Workspace) -> Rows:
+    """Prepare the data for all later checks, with the profile for this GPU."""
     began = time.monotonic()
-    place.run("-m", "prepare", "--data", str(place.data), "--set", "seconds=300")
+    workspace.run("-m", "prepare", "--data", str(workspace.data), "--set", "seconds=300")
     yield "prepare docstrings", f"{time.monotonic() - began:.0f} s"
-    yield "profile", manifest.load(place.data).profile
+    yield "profile", manifest.load(workspace.data).profile
 
 
-def loader(place: Place) -> Rows:
-    """Batches under load are the rows themselves: no buffer is written while it is still being copied."""
+def loader(workspace: Workspace) -> Rows:
+    """Check that batches on a busy GPU are the rows: no buffer is reused while it is still being copied."""
     import torch
 
     from prepare.loader import make_dataloader
     from prepare.shards import open_rows
     from prepare.tokenizer import Tokenizer
 
-    os.environ["NIGHTSHIFT_DATA"] = str(place.data)
+    os.environ["NIGHTSHIFT_DATA"] = str(workspace.data)
     rows, tokenizer = np.asarray(open_rows("train")), Tokenizer.from_directory()
     length, size = rows.shape[1] - 1, min(128, len(rows))
     batches = make_dataloader(tokenizer, size, length, "train")
@@ -133,7 +133,7 @@ def loader(place: Place) -> Rows:
             busy = torch.tanh(busy @ busy)
     endless = np.concatenate([rows] * (1 + 12 * size // len(rows)))[: 12 * size, :-1].astype(np.int64)
     if not np.array_equal(torch.cat(seen).cpu().numpy(), endless):
-        raise Wrong("batches on a busy GPU are not the rows")
+        raise CheckError("batches on a busy GPU are not the rows")
     torch.cuda.synchronize()
     began, count = time.monotonic(), 200
     for _ in range(count):
@@ -143,8 +143,8 @@ def loader(place: Place) -> Rows:
     yield f"loader, {size} × {length}", f"{rate / 1e6:.0f} M tokens/s; batches on a busy GPU are right"
 
 
-def evaluation(place: Place) -> Rows:
-    """The score on the GPU against a plain, slow count."""
+def evaluation(workspace: Workspace) -> Rows:
+    """Compare the score on the GPU with a slow, plain computation."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -164,7 +164,7 @@ def evaluation(place: Place) -> Rows:
                 return logits
             return functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction=reduction)
 
-    os.environ["NIGHTSHIFT_DATA"] = str(place.data)
+    os.environ["NIGHTSHIFT_DATA"] = str(workspace.data)
     tokenizer = Tokenizer.from_directory()
     torch.manual_seed(0)
     model = Bigram(tokenizer.get_vocab_size())
@@ -178,12 +178,12 @@ def evaluation(place: Place) -> Rows:
     began = time.monotonic()
     gap = abs(evaluate_bpb(model.cuda(), tokenizer, 16) - nats / math.log(2) / nbytes)
     if not gap < 1e-5:
-        raise Wrong(f"evaluation is {gap:.1e} bits per byte away from a plain count")
+        raise CheckError(f"evaluation is {gap:.1e} bits per byte away from a plain count")
     yield "evaluation against a plain count", f"{gap:.1e} bpb apart, {time.monotonic() - began:.1f} s"
 
 
-def attention(_: Place) -> Rows:
-    """Windowed attention inside torch against a mask, forward and backward."""
+def attention(_: Workspace) -> Rows:
+    """Compare torch's windowed attention with a mask, forward and backward."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -208,13 +208,13 @@ def attention(_: Place) -> Rows:
     pairs = [(ours.view(B, T, H, D), plain), *zip(*gradients, strict=True)]
     gap = max((a - b).abs().max().item() for a, b in pairs)
     if not gap < 0.1:
-        raise Wrong(f"windowed attention is {gap:.2g} away from a mask")
+        raise CheckError(f"windowed attention is {gap:.2g} away from a mask")
     yield "varlen attention against a mask", f"{gap:.1g} apart, gradients included"
 
 
-def training(place: Place) -> Rows:
+def training(workspace: Workspace) -> Rows:
     for seconds in (SHORT, LONG):
-        done = place.train(seconds)
+        done = workspace.train(seconds)
         overhead = done["total_seconds"] - done["training_seconds"]
         rate = done["total_tokens_M"] / done["training_seconds"]
         speed = f"{done['num_steps']:.0f} steps, {rate:.2f} M tokens/s, MFU {done['mfu_percent']:.1f} %"
@@ -222,25 +222,25 @@ def training(place: Place) -> Rows:
         yield f"train.py, {seconds:.0f} s", f"val_bpb {done['val_bpb']:.4f}, {speed}, {cost}"
 
 
-def noise(place: Place) -> Rows:
-    """Identical runs, and runs that differ in the seed only."""
+def noise(workspace: Workspace) -> Rows:
+    """Measure σ over identical runs, and over runs that differ only in the seed."""
     for what, seeds in (("identical runs", [42] * REPEATS), ("runs with other seeds", range(REPEATS))):
         scores = []
         for seed in seeds:
-            if place.left() < 180:
+            if workspace.count_seconds_left() < 180:
                 break
-            scores.append(place.train(SHORT, seed)["val_bpb"])
+            scores.append(workspace.train(SHORT, seed)["val_bpb"])
         if len(scores) > 1:
             yield f"σ over {len(scores)} {what} of {SHORT:.0f} s", f"{statistics.stdev(scores):.5f}"
 
 
-def session(place: Place) -> Rows:
-    """A short night without a model: sandbox, scoring and audit as they are in use."""
-    project = place.folder / "project"
+def session(workspace: Workspace) -> Rows:
+    """Run a short offline night, with sandbox, scoring and audit."""
+    project = workspace.folder / "project"
     project.mkdir()
-    stored = manifest.load(place.data)
+    stored = manifest.load(workspace.data)
     short = replace(stored, budget=BudgetAmount(kind="time", amount=SHORT, seconds=SHORT))
-    (place.data / manifest.MANIFEST_FILE).write_text(short.to_json())
+    (workspace.data / manifest.MANIFEST_FILE).write_text(short.to_json())
     (project / "train.py").write_text((ROOT / "train.py").read_text())
     who = ("-c", "user.name=gpu-check", "-c", "user.email=gpu-check@localhost")
     for words in (("init", "-q"), ("add", "train.py"), (*who, "commit", "-qm", "baseline")):
@@ -251,34 +251,34 @@ def session(place: Place) -> Rows:
         tier, trust = f"none: {reason}", ("--unsafe",)
     yield "sandbox", tier
     began = time.monotonic()
-    hours = min(0.05, (place.left() - LAST_RUN) / 3600)  # what is training then is left to finish
+    hours = min(0.05, (workspace.count_seconds_left() - LAST_RUN) / 3600)  # a run in progress then may finish
     options = ("--offline", f"--hours={hours:.4f}", "--max-experiments=1", "--session=gpu-check", *trust)
-    place.run("-m", "orchestrator", *options, "--data", str(place.data), where=project)
+    workspace.run("-m", "orchestrator", *options, "--data", str(workspace.data), where=project)
     runs = [record.event for record in Session(project / "sessions/gpu-check/session.db", time.time).records]
     for run in runs:
         match run:
             case Scored(audit=Audit() as audit):
                 audited = f"audit ±{audit.error:.1g}, worst of {audit.looks} looks {audit.worst:.2f} nats"
-                yield "audited run", f"{_measured(run)}; {audited}, {audit.seconds:.0f} s"
+                yield "audited run", f"{_describe_run(run)}; {audited}, {audit.seconds:.0f} s"
             case Scored():
-                yield "run", _measured(run)
+                yield "run", _describe_run(run)
             case Crashed() | Aborted():
-                raise Wrong(f"a run of the session failed: {getattr(run, 'message', '') or getattr(run, 'reason', '')}")
+                raise CheckError(f"a run failed: {getattr(run, 'message', '') or getattr(run, 'reason', '')}")
             case _:
                 pass
     if not any(isinstance(run, Scored) for run in runs):
-        raise Wrong("the session trained nothing")
+        raise CheckError("the session trained nothing")
     yield "offline session", f"{time.monotonic() - began:.0f} s"
 
 
-def _measured(run: Scored) -> str:
+def _describe_run(run: Scored) -> str:
     spent = run.metrics.total_seconds - run.metrics.train_seconds
     return f"val_bpb {run.val_bpb:.4f}, {run.metrics.steps} steps, {spent:.0f} s around training, all compiled anew"
 
 
-CHECKS: tuple[Callable[[Place], Rows], ...] = (
+CHECKS: tuple[Callable[[Workspace], Rows], ...] = (
     machine,
-    prepared,
+    preparation,
     attention,
     loader,
     evaluation,
@@ -287,7 +287,7 @@ CHECKS: tuple[Callable[[Place], Rows], ...] = (
     noise,
 )
 NEED = {session: 240.0}
-"""Seconds that a check should have left, 60 if not said; the last ones are skipped on a slow machine."""
+"""Seconds that a check needs, 60 by default; on a slow machine the last checks are skipped."""
 
 
 def main() -> int:
@@ -299,23 +299,23 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"gpu-check: torch {torch.__version__} cannot use the GPU here: install one for CUDA", file=sys.stderr)
         return 1
-    wrong = 0
+    failures = 0
     print("| check | result |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder), time.monotonic())
+        workspace = Workspace(Path(folder), time.monotonic())
         for check in CHECKS:
-            if place.left() < NEED.get(check, 60.0):
+            if workspace.count_seconds_left() < NEED.get(check, 60.0):
                 print(f"| {check.__name__} | skipped: out of time |")
                 continue
             try:
-                for what, result in check(place):
+                for what, result in check(workspace):
                     print(f"| {what} | {result} |", flush=True)
             except FAILURES as error:
-                wrong += 1
-                print(f"| {check.__name__} | WRONG: {_last(str(error)) or type(error).__name__} |", flush=True)
-            torch.cuda.empty_cache()  # the next check may train in a process of its own
-        print(f"\nin {(time.monotonic() - place.began) / 60:.1f} minutes")
-    return 1 if wrong else 0
+                failures += 1
+                print(f"| {check.__name__} | FAILED: {_last_line(str(error)) or type(error).__name__} |", flush=True)
+            torch.cuda.empty_cache()  # the next check may train in another process
+        print(f"\nin {(time.monotonic() - workspace.began) / 60:.1f} minutes")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

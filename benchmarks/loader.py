@@ -1,4 +1,4 @@
-"""Our loader against upstream's design, which tokenises and packs on the fly; packing alone; crop fractions.
+"""Compare our loader with upstream's, which tokenizes and packs on the fly; measure packing and cropping.
 
 The text is synthetic: documents of made-up words whose lengths are those of a web corpus (median 626 tokens).
 """
@@ -32,7 +32,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, int]
 
 
 def write_corpus(path: Path, documents: int, seed: int = 0) -> None:
-    """Words with a Zipf-like frequency; row groups of 1,024 documents, as in climbmix."""
+    """Write words with a Zipf-like frequency, in row groups of 1,024 documents, as in climbmix."""
     luck, lengths = random.Random(seed), np.random.default_rng(seed).lognormal(6.4, 0.9, documents)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
     words = [f" {''.join(luck.choices(letters, range(26, 0, -1), k=luck.randint(2, 10)))}" for _ in range(20_000)]
@@ -54,8 +54,8 @@ def open_shards(folder: Path) -> Corpus:
     return Corpus("synthetic", "", counts, read_batches, shuffled=True)
 
 
-def upstream_batches(corpus: Corpus, tokenizer: Tokenizer, B: int, T: int) -> Iterator[Batch]:
-    """Tokenises batches of 128 documents when the buffer falls below 1,000, and scans it for the best fit."""
+def load_like_upstream(corpus: Corpus, tokenizer: Tokenizer, B: int, T: int) -> Iterator[Batch]:
+    """Tokenize batches of 128 documents when the buffer falls below 1,000, and scan it for the best fit."""
     texts = (batch for _ in iter(int, 1) for batch in corpus.read_batches("train"))
     waiting: list[list[int]] = []
     rows = torch.empty((B, T + 1), dtype=torch.long)
@@ -78,8 +78,8 @@ def upstream_batches(corpus: Corpus, tokenizer: Tokenizer, B: int, T: int) -> It
         yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), 1
 
 
-def rate(batches: Iterator[Batch], tokens: int, seconds: float, repeats: int = 5) -> float:
-    """Tokens per second, the median of some stretches of about so many seconds together."""
+def measure_rate(batches: Iterator[Batch], tokens: int, seconds: float, repeats: int = 5) -> float:
+    """Return tokens per second: the median of `repeats` measurements that take about `seconds` in total."""
     next(batches)
     rates = []
     for _ in range(repeats):
@@ -91,7 +91,7 @@ def rate(batches: Iterator[Batch], tokens: int, seconds: float, repeats: int = 5
     return float(np.median(rates))
 
 
-def packed_data(folder: Path, corpus: Corpus, T: int, *, chunk: bool) -> Path:
+def pack_data(folder: Path, corpus: Corpus, T: int, *, chunk: bool) -> Path:
     data = folder / f"data-{T}-{chunk}"
     data.mkdir()
     profile = replace(profiles.H100, seq_len=T, chunk=chunk, eval_tokens=T * 64)
@@ -99,7 +99,7 @@ def packed_data(folder: Path, corpus: Corpus, T: int, *, chunk: bool) -> Path:
     return data
 
 
-def cropped(lengths: np.ndarray, T: int, *, chunk: bool) -> float:
+def measure_cropped(lengths: np.ndarray, T: int, *, chunk: bool) -> float:
     if chunk:
         whole, rest = np.divmod(lengths - 1, T)
         lengths = np.concatenate([np.full(int(whole.sum()), T + 1), rest[rest > 0] + 1])
@@ -108,37 +108,37 @@ def cropped(lengths: np.ndarray, T: int, *, chunk: bool) -> float:
     return 1 - used / int(lengths.sum())
 
 
-def loaders(folder: Path) -> None:
+def compare_loaders(folder: Path) -> None:
     for split in SPLITS:
         write_corpus(folder / f"{split}.parquet", DOCUMENTS if split == "train" else 1024, SPLITS.index(split))
     corpus = open_shards(folder)
     print("| B × T | upstream's design, tokens/s | ours | ratio |")
     print("|---|---|---|---|")
     for B, T in SHAPES:
-        os.environ["NIGHTSHIFT_DATA"] = str(packed_data(folder, corpus, T, chunk=T < 2048))
+        os.environ["NIGHTSHIFT_DATA"] = str(pack_data(folder, corpus, T, chunk=T < 2048))
         tokenizer = Tokenizer.from_directory()
-        plain = rate(upstream_batches(corpus, tokenizer, B, T), B * T, seconds=8)
-        ours = rate(make_dataloader(tokenizer, B, T, "train"), B * T, seconds=3)
+        plain = measure_rate(load_like_upstream(corpus, tokenizer, B, T), B * T, seconds=8)
+        ours = measure_rate(make_dataloader(tokenizer, B, T, "train"), B * T, seconds=3)
         print(f"| {B} × {T} | {plain / 1e6:.2f} M | {ours / 1e6:.0f} M | {ours / plain:,.0f} |")
 
 
-def packing() -> None:
+def measure_packing() -> None:
     lengths = np.random.default_rng(0).lognormal(6.4, 0.9, 300_000).astype(np.int64) + 2
     print("\n| T | documents | packing, tokens/s | cropped |")
     print("|---|---|---|---|")
     for T, chunk in ((2048, False), (2048, True), (256, False), (256, True)):
         began = time.perf_counter()
-        share = cropped(lengths, T, chunk=chunk)
+        share = measure_cropped(lengths, T, chunk=chunk)
         speed = lengths.sum() / (time.perf_counter() - began)
         kind = "cut to rows" if chunk else "whole, as upstream"
         print(f"| {T} | {kind} | {speed / 1e6:.0f} M | {100 * share:.1f} % |")
 
 
-def same_rows(folder: Path) -> None:
-    """Says whether our rows are upstream's, over some batches."""
+def compare_rows(folder: Path) -> None:
+    """Print whether our rows are identical to upstream's, over several batches."""
     os.environ["NIGHTSHIFT_DATA"] = str(folder / "data-2048-False")
     tokenizer, corpus = Tokenizer.from_directory(), open_shards(folder)
-    theirs = torch.cat([x for x, _, _ in islice(upstream_batches(corpus, tokenizer, 16, 2048), 8)]).numpy()
+    theirs = torch.cat([x for x, _, _ in islice(load_like_upstream(corpus, tokenizer, 16, 2048), 8)]).numpy()
     same = np.array_equal(theirs, open_rows("train")[: len(theirs), :-1])
     print(f"\nFirst {len(theirs)} rows at T = 2048 identical to upstream's: {'yes' if same else 'NO'}")
 
@@ -146,7 +146,7 @@ def same_rows(folder: Path) -> None:
 def main() -> None:
     saved = os.environ.get("NIGHTSHIFT_DATA")
     with tempfile.TemporaryDirectory() as folder:
-        loaders(Path(folder))
-        same_rows(Path(folder))
-    packing()
+        compare_loaders(Path(folder))
+        compare_rows(Path(folder))
+    measure_packing()
     os.environ.pop("NIGHTSHIFT_DATA") if saved is None else os.environ.update(NIGHTSHIFT_DATA=saved)

@@ -1,9 +1,9 @@
-"""A tournament of keep rules on simulated nights: what each finds, and how much of what it keeps is not better.
+"""Compare keep rules on simulated nights: the gain that each finds, and the share of its keeps that is not better.
 
 A night is a stream of ideas with hidden effects and a number of runs. A score is the hidden level plus luck; at equal
 seeds a candidate inherits part of its parent's luck (common random numbers). Effects are drawn as in published nights.
 A rule sees scores only, and knows σ. Ours decides by `orchestrator.policy.belief` and spends its last runs on a
-certificate. With --check, exits 1 where it falls short of upstream or keeps too much that is not better.
+certificate. With --check, exits with 1 if it gains less than upstream or keeps too much that is not better.
 """
 
 import math
@@ -19,7 +19,7 @@ from orchestrator.policy.noise import get_t_90
 NIGHTS = 80
 LENGTHS = (20, 35, 90, 300)
 FRESH = 1_000
-"""First seed of those that are used once."""
+"""First of the seeds that are used only once."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class Landscape:
     slightly: float
     sigma: float
     weak: bool = False
-    """The researcher is weak: one keep in ten may be no better."""
+    """The researcher is weak: one keep in ten may be false."""
     own: float = 0.45
-    """Standard deviation of luck that a change of a constant does not inherit at equal seeds, in σ."""
+    """Standard deviation, in σ, of the luck that a changed constant does not inherit at equal seeds."""
     own_shape: float = 0.95
+    """The same for a changed shape."""
     shapes: float = 0.4
     """Share of ideas that change a shape."""
     heavy: bool = False
@@ -75,7 +76,7 @@ LANDSCAPES = (
 
 @dataclass
 class Idea:
-    """A candidate as the simulation knows it; rules may look at `link` only."""
+    """A candidate; rules may read only `link`."""
 
     effect: float
     level: float
@@ -96,7 +97,7 @@ class Idea:
 
 @dataclass
 class Night:
-    """One simulated night; `keep` moves the branch."""
+    """A simulated night."""
 
     land: Landscape
     runs: int
@@ -106,9 +107,9 @@ class Night:
     kept: list[Idea] = field(default_factory=list[Idea])
     spoiled: int = 0
     claimed: float | None = None
-    """Gain that the rule states at the end, where it states one."""
+    """Gain that the rule's certificate states; None without one."""
     covered: bool = False
-    """Whether its interval holds the true gain."""
+    """True if its interval contains the true gain."""
 
     def __post_init__(self) -> None:
         self.dice = np.random.default_rng((self.seed, self.runs))
@@ -149,7 +150,7 @@ class Night:
         return -idea.level + idea.sigma * idea.get_luck(seed, self.draw) + drift
 
     def run_fresh(self, idea: Idea) -> float:
-        """Return a score on a seed that was not used before."""
+        """Return a score on an unused seed."""
         self.next_seed += 1
         return self.run(idea, self.next_seed)
 
@@ -269,7 +270,7 @@ def paired(night: Night) -> None:
 
 @dataclass
 class Head:
-    """The head of the branch as the product knows it: scores by seed, and what is believed of their luck."""
+    """The head of the branch as the product sees it: scores by seed, and beliefs about their luck."""
 
     scores: dict[int, float] = field(default_factory=dict[int, float])
     lucks: dict[int, belief.Luck] = field(default_factory=dict[int, belief.Luck])
@@ -280,7 +281,7 @@ class Head:
         return differences, *belief.compare(differences, [self.lucks[seed] for seed in scores], idea.link)
 
     def measure_at(self, night: Night, seed: int) -> bool:
-        """Run the head with a seed that it lacks; return whether it did."""
+        """Run the head with a seed unless it has; return True if it ran."""
         if seed in self.scores:
             return False
         self.scores[seed], self.lucks[seed] = night.run(night.head, seed), belief.Luck()
@@ -288,7 +289,7 @@ class Head:
 
 
 def posterior(night: Night) -> None:
-    """Keep by the posterior over differences at equal seeds; ablate, then certify with the last runs: the product's."""
+    """Keep by the posterior of differences at equal seeds, then ablate and certify: the product's rule."""
     seen, head, keeps = list[tuple[float, float]](), Head(), list[tuple[Idea, float, float]]()
     last = 2 * math.ceil(thresholds.CERTIFICATE_SHARE * night.runs / 2)
     ablations = int(thresholds.ABLATION_SHARE * night.runs)
@@ -323,7 +324,7 @@ def posterior(night: Night) -> None:
 def measure(
     night: Night, head: Head, idea: Idea, prior: belief.Belief, outlook: belief.Outlook, first: int, reserve: int
 ) -> tuple[Idea, float, float, bool] | None:
-    """Run an idea from seed `first` on until it is decided; return gain, error and whether it is kept."""
+    """Run an idea from seed `first` on until decided; return idea, gain, error and True if kept; None without runs."""
     scores, decision, found = dict[int, float](), "again", None
     while decision == "again" and night.left > reserve * bool(night.kept):
         seed = first + len(scores)
@@ -347,7 +348,7 @@ def measure(
 
 
 def certify(night: Night, pairs: int) -> None:
-    """State the gain by pairs of runs on fresh seeds, with a 90 % interval that knows σ from eight earlier runs."""
+    """State the gain by pairs of runs on fresh seeds, with a 90 % interval and a prior on σ."""
     gains = [night.run(night.baseline, FRESH * 9 + n) - night.run(night.head, FRESH * 9 + n) for n in range(pairs)]
     night.claimed = float(np.mean(gains))
     expected = 2 * (1 - math.prod(idea.link for idea in night.kept)) * night.land.sigma**2
@@ -381,13 +382,13 @@ class Outcome:
     ideas: float
     """Ideas per run."""
     covered: float
-    """Share of certificates whose 90 % interval holds the true gain."""
+    """Share of certificates whose 90 % interval contains the true gain."""
     claimed: float
     """Claimed gain as a multiple of the true one."""
 
 
 def play(rule: Rule, land: Landscape, runs: int, nights: int = NIGHTS) -> Outcome:
-    """Play the same nights, by seed, with every rule."""
+    """Play nights with a rule; nights of equal seeds are the same for every rule."""
     played = [Night(land, runs, seed) for seed in range(nights)]
     for night in played:
         rule(night)
@@ -419,13 +420,13 @@ def main() -> None:
             cells += [f"{ours.ideas:.2f}", f"{ours.covered:.0%}", f"{ours.claimed:.2f}"]
             print(f"| {land.name} | {runs} | {' | '.join(cells)} |", flush=True)
             short += [f"{land.name}, {runs} runs: {words}" for words in find_shortfalls(land, found)]
-    print("\n" + "\n".join(short or ["The posterior rule holds every line."]))
+    print("\n" + "\n".join(short or ["The posterior rule meets all requirements."]))
     if "--check" in sys.argv and short:
         raise SystemExit(1)
 
 
 def find_shortfalls(land: Landscape, found: dict[Rule, Outcome]) -> list[str]:
-    """Return where the posterior rule finds less than upstream's does, or keeps too much that is not better."""
+    """Return where the posterior rule gains less than upstream's, or keeps too much that is not better."""
     ours, theirs = found[posterior], found[upstream]
     most = 0.10 if land.weak else 0.05
     less = ours.gain < theirs.gain - math.hypot(ours.error, theirs.error)

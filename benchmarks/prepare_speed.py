@@ -1,4 +1,4 @@
-"""How fast `python -m prepare` works through text, and how much memory it takes; the larger corpus is 2 GB."""
+"""Measure the speed and memory of `python -m prepare` on two corpora, the larger of 2 GB."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SIZES = (200_000_000, 2_000_000_000)
 
 
 def write_lines(path: Path, size: int) -> None:
-    """So many bytes of JSON lines; no two documents are equal."""
+    """Write `size` bytes of JSON lines, all documents different."""
     base = path.with_suffix(".base")
     write_corpus(base, 4_000)
     texts = parquet.read_table(base).column("text").to_pylist()
@@ -29,7 +29,7 @@ def write_lines(path: Path, size: int) -> None:
 
 
 def prepare(folder: Path, corpus: Path) -> tuple[float, int]:
-    """Seconds, and bytes of memory at the peak."""
+    """Return seconds, and peak memory in bytes."""
     command = [sys.executable, "-m", "prepare", "--data", str(folder), "--corpus", str(corpus)]
     began = time.perf_counter()
     child = subprocess.Popen([*command, "--profile", "gpu12", "--set", "seconds=300"], stdout=subprocess.DEVNULL)

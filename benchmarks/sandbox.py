@@ -1,4 +1,4 @@
-"""What each sandbox adds to the start of a Python program, and what choosing one costs at the start of a night."""
+"""Measure what each sandbox adds to the start of a Python program, and what its self-check costs."""
 
 import os
 import statistics
@@ -17,7 +17,7 @@ STARTS = 40
 
 
 def start(sandbox: Sandbox) -> float:
-    """Seconds from nothing to the end of a program that does nothing."""
+    """Return the seconds to run a program that does nothing."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         (folder / "tmp").mkdir()
@@ -32,7 +32,7 @@ def start(sandbox: Sandbox) -> float:
 
 def main() -> None:
     plain = statistics.median(start(NoSandbox()) for _ in range(STARTS))
-    print("| sandbox | start, ms over plain | self-test, ms |\n|---|---|---|")
+    print("| sandbox | start, ms over plain | self-check, ms |\n|---|---|---|")
     for sandbox in (Bubblewrap(), Landlock()):
         began = time.perf_counter()
         if weakness := select.self_check(sandbox):

@@ -1,4 +1,4 @@
-"""How well counted work predicts the time of a step: variants of the cpu profile's baseline, each for a moment."""
+"""Measure how well counted work predicts a step's time, on variants of the cpu profile's baseline."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ VARIANTS: tuple[dict[str, Value], ...] = (
     {"DEPTH": 2, "MLP_RATIO": 2, "TOTAL_BATCH_SIZE": 1024},
 )
 SHARE = 4
-"""The budget is divided by this."""
+"""Divisor of the budget."""
 
 
 def main() -> None:
@@ -31,10 +31,10 @@ def main() -> None:
     shorter = dataclasses.replace(found.budget, amount=found.budget.amount / SHARE)
     paces: list[float] = []
     print("| variant | work of a step | ms | work per second, over the baseline's |\n|---|---|---|---|")
-    commit = dataclasses.replace(found, budget=shorter)
+    short = dataclasses.replace(found, budget=shorter)
     for variant in VARIANTS:
         work, seconds = calibration.measure_step(
-            manifest.get_data_dir(), commit, profiles.with_constants(profiles.CPU, variant), lambda _stage, _share: None
+            manifest.get_data_dir(), short, profiles.with_constants(profiles.CPU, variant), lambda _stage, _share: None
         )
         paces.append(work / seconds)
         words = ", ".join(f"{constant} {value}" for constant, value in variant.items()) or "baseline"

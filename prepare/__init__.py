@@ -1,7 +1,7 @@
-"""The fixed ground of every experiment: text, tokenizer, batches, budget and score, under karpathy's own names.
+"""What every experiment shares and none may change: tokenizer, batches, budget and score, under karpathy's names.
 
-`from prepare import MAX_SEQ_LEN, TIME_BUDGET, Tokenizer, make_dataloader, evaluate_bpb` is what a training script
-writes. Names are looked up on first use, so that `prepare.profiles` and `prepare.manifest` load without torch.
+A training script writes `from prepare import MAX_SEQ_LEN, TIME_BUDGET, Tokenizer, make_dataloader, evaluate_bpb`.
+Names are resolved on first use, so that `prepare.profiles` and `prepare.manifest` load without torch.
 """
 
 import importlib
@@ -27,7 +27,7 @@ SEED = int(os.environ.get("NIGHTSHIFT_SEED", "42"))
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name; print one line and exit with code 2 where no data is prepared."""
+    """Return a public name; print one line and exit with code 2 if no data is prepared."""
     if name in _FROM_MODULE:
         return getattr(importlib.import_module(f"prepare.{_FROM_MODULE[name]}"), name)
     if name in _FROM_MANIFEST:

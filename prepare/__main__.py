@@ -1,4 +1,4 @@
-"""`python -m prepare`: text, tokenizer, packed rows and budget into a data folder, once."""
+"""Fill a data folder, once, with tokenizer, packed rows and budget: `python -m prepare`."""
 
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ def main(
     try:
         chosen = profiles.with_overrides(profiles.find_profile(profile), settings or [])
     except KeyError:
-        fail(f"no profile {profile}: one of auto, {', '.join(profiles.PROFILES)}")
+        fail(f"no profile {profile}: choose auto, {', '.join(profiles.PROFILES)}")
     except ValueError as error:
         fail(str(error))
     try:
@@ -54,7 +54,7 @@ def main(
         found = manifest.load(data, verify=True)
         check_request(found, data, corpus, None if profile == "auto" else profile, settings or [])
     except LockedError:
-        fail(f"another `{manifest.write_command(data)}` is at work in {data}: wait for it")
+        fail(f"another `{manifest.write_command(data)}` is running in {data}: wait for it")
     except DataError as error:
         fail(str(error))
     except OSError as error:  # a full disk, most often
@@ -63,7 +63,7 @@ def main(
 
 
 def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
-    """Fill the folder, and show a bar for each stage. Raises DataError, LockedError."""
+    """Fill the folder and show a progress bar for each stage. Raises DataError, LockedError."""
     from prepare.build.folder import build_folder
     from prepare.corpus import open_corpus
 
@@ -83,7 +83,7 @@ def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, wor
 
 
 def check_request(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
-    """Raise DataError unless the folder was prepared as it is asked for now."""
+    """Raise DataError unless the folder was prepared with this corpus, profile and settings."""
     from prepare.corpus import canonicalize
 
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
@@ -96,7 +96,7 @@ def check_request(found: Manifest, data: Path, corpus: str, profile: str | None,
 
 
 def describe(found: Manifest, data: Path) -> str:
-    """Return the sentence that says what the folder holds."""
+    """Return a sentence about the folder's content."""
     tokens = {split: rows * found.seq_len for split, rows in found.rows.items()}
     work = f"{found.budget.amount:.3g} units of work, " if found.budget.kind == "work" else ""
     return (

@@ -1,7 +1,7 @@
-"""The blind half of the audit: `python -m prepare.audit` loads a submitted model and answers with logits.
+"""Answer the blind audit: `python -m prepare.audit` loads a submitted model and returns logits.
 
-It runs in a sandbox of its own, with nothing of the training left. Each row that it receives is genuine up to one
-position only; the logits at that position are its answer.
+It runs in a sandbox of its own, without anything from the training. Each row that it receives is genuine up to one
+position only; it returns the logits at that position.
 """
 
 import os
@@ -16,15 +16,15 @@ from prepare.loader import choose_device
 
 @torch.no_grad()
 def main() -> None:
-    """Load the model and answer every request for logits, until the orchestrator ends the audit."""
-    channel.send({"event": "ready"})  # the imports are done
+    """Load the model and answer requests for logits until the orchestrator ends the audit."""
+    channel.send({"event": "ready"})  # torch is imported
     request = channel.receive()
     torch.set_float32_matmul_precision(request["precision"])
     torch.set_num_threads(request["threads"])
     descriptor = channel.shard("model")
     assert descriptor is not None
     with os.fdopen(descriptor, "rb") as file:
-        model = pickle.load(file)  # noqa: S301 - this is the sandbox for it
+        model = pickle.load(file)  # noqa: S301 - inside a sandbox
     channel.send({"event": "loaded"})
     dtype = getattr(torch, request["autocast"] or "float32")
     with torch.autocast(choose_device().type, dtype, enabled=dtype != torch.float32):
@@ -39,4 +39,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # nothing is left to tidy up, and torch would take its time over it
+    os._exit(0)  # torch's clean-up is slow and not needed

@@ -1,4 +1,4 @@
-"""What one run may spend: on a GPU wall time from the first real batch, on a CPU work, in equivalents of FLOPs."""
+"""Measure what a run spends: on a GPU wall time from the first batch, on a CPU work, in FLOP equivalents."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,23 +12,21 @@ from torch.utils._pytree import tree_leaves
 from prepare import channel
 from prepare.manifest import BudgetAmount, load
 
-# torch counts attention on GPUs only.
+# torch counts attention only on GPUs.
 _CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 flop_counter.flop_registry[getattr(torch.ops.aten, _CPU_ATTENTION)] = flop_counter.sdpa_flop
 flop_counter.flop_registry[getattr(torch.ops.aten, f"{_CPU_ATTENTION}_backward")] = flop_counter.sdpa_backward_flop
 
 FLOPS_PER_BYTE, FLOPS_PER_CALL = 16, 10_000_000
-"""FLOPs that a CPU does while a byte of a tensor is read or written, and while an operation is called. With them work
-predicts the time of a step within 15 %, over twelve variants of the baseline; without, by a factor of three between
-extremes (`python -m benchmarks work`)."""
+"""FLOPs that take a CPU as long as reading or writing one byte of a tensor, and as calling one operation. With them,
+work predicts a step's time within 15 % over twelve variants of the baseline; FLOPs alone are off by a factor of three
+between extremes (`python -m benchmarks work`)."""
 
 
 class TrafficCounter(TorchDispatchMode):
-    """Counts what FLOPs leave out: the operations, and the bytes of the tensors that they read and write."""
+    """Counts the work that FLOPs leave out: operations, and the bytes of the tensors that they read and write."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.work = 0
+    work = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,17 +39,17 @@ class TrafficCounter(TorchDispatchMode):
 
 
 class Budget:
-    """Measure one step, then call `step` after each: `progress` runs from 0 to 1, and `done` says when to stop."""
+    """The budget of this run. Measure one step, then call `step` after each, and stop when it is `done`."""
 
     def __init__(self, amount: BudgetAmount | None = None) -> None:
-        given = amount or load().budget
-        self.kind, self.amount = given.kind, given.amount
+        chosen = amount or load().budget
+        self.kind, self.amount = chosen.kind, chosen.amount
         self.step_work = 0
         self._work = 0.0
 
     @contextmanager
     def measure(self) -> Generator[None]:
-        """Count the work of one whole step, the body; measure again when steps change. Raises RuntimeError if none."""
+        """Count the work of the body, one whole step; repeat when steps change. Raises RuntimeError if it is none."""
         if self.kind == "time":
             yield
             return
@@ -63,7 +61,7 @@ class Budget:
         channel.send({"event": "measured", "work": self.step_work})
 
     def step(self) -> None:
-        """Charge one step. Raises RuntimeError if none was measured."""
+        """Charge one step. Raises RuntimeError if no step was measured."""
         if self.kind == "work" and not self.step_work:
             raise RuntimeError("measure a step first: `with budget.measure(): ...`")
         self._work += self.step_work
@@ -75,10 +73,10 @@ class Budget:
 
     @property
     def progress(self) -> float:
-        """Share of the amount that is spent, at most 1."""
+        """Share of the budget spent, 0 to 1."""
         return min(self.spent / self.amount, 1.0)
 
     @property
     def done(self) -> bool:
-        """True when one more step would end further from the amount than stopping now: large steps gain nothing."""
+        """True if one more step would miss the amount by more than stopping now, so that large steps gain nothing."""
         return self.spent + self.step_work / 2 >= self.amount

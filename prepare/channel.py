@@ -1,7 +1,7 @@
-"""The connection to the orchestrator, the descriptor $NIGHTSHIFT_FD: JSON lines, some followed by bytes.
+"""Talk to the orchestrator over the descriptor $NIGHTSHIFT_FD: JSON lines, some followed by bytes.
 
-A pipe only listens. A socket answers, and hands out the shards as read-only descriptors, each when it is due. Without
-either, in a script run by hand, the shards are files. This module alone knows when training began.
+Over a socket it answers, and hands out each shard as a read-only descriptor when it is due; over a pipe it only
+listens. Without either, in a script run by hand, shards are files. Only this module knows when training began.
 """
 
 import json
@@ -13,14 +13,14 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-MAX_LINE = 4_096  # bytes of an answer's line, at most
+MAX_LINE = 4_096  # bytes of an answer's line
 
 _began: float | None = None
 _shards: dict[str, int] = {}
 
 
 def ready() -> None:
-    """Start the clock at the first real batch, after warm-up; later calls do nothing."""
+    """Start the clock at the first real batch, after any warm-up; later calls do nothing."""
     global _began  # noqa: PLW0603 - a process trains once
     if _began is None:
         send({"event": "ready"})
@@ -30,18 +30,18 @@ def ready() -> None:
 
 
 def elapsed() -> float:
-    """Return the seconds of wall time since the first real batch, 0 before it."""
+    """Return the seconds of wall time since the first real batch; 0 before it."""
     return 0.0 if _began is None else time.monotonic() - _began
 
 
 def answers() -> bool:
-    """Return True if the orchestrator answers, and so hands out the shards."""
+    """Return True if the orchestrator answers, and hands out the shards."""
     descriptor = _descriptor()
     return descriptor is not None and stat.S_ISSOCK(os.fstat(descriptor).st_mode)
 
 
 def shard(split: str) -> int | None:
-    """Return the descriptor of a shard that was handed out."""
+    """Return the descriptor of a shard; None if it was not handed out."""
     return _shards.get(split)
 
 
@@ -55,11 +55,11 @@ def send(event: dict[str, object], data: bytes | memoryview = b"") -> None:
 
 
 def receive() -> dict[str, Any]:
-    """Return the next answer and keep the descriptor that comes with it. Raises EOFError at the end."""
+    """Return the next answer, and store a descriptor that comes with it. Raises EOFError at the end."""
     line = b""
     descriptors: list[int] = []
     while not line.endswith(b"\n"):
-        # Byte by byte: what follows the line belongs to `take`.
+        # Byte by byte, since bytes after the line are for `take`.
         data, given, _, _ = socket.recv_fds(_get_socket(), 1, 1)
         if not data or len(line) > MAX_LINE:
             raise EOFError("the orchestrator has gone")

@@ -22,17 +22,17 @@ _BOUND = r"[-+]?[\d._]+(?:e[-+]?\d+)?"
 _SPACE = rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?|one of\s+(?P<options>.+?)"
 _COMMENT = re.compile(rf"(?P<gap>[\s)]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE})(?=\s+[–—-]\s|\s*$))?", re.IGNORECASE)
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
-MAX_BASE, MAX_POWER = 1 << 16, 63  # greater powers are no setting of a training script, and may take long to compute
-GUESS = 4.0  # a constant without a declared range is searched between its value divided by this and multiplied by it
+MAX_BASE, MAX_POWER = 1 << 16, 63  # larger powers are no plausible setting, and could take long to compute
+GUESS = 4.0  # a range that is not declared goes from the value divided by this to the value times this
 
 
 class UnknownConstantError(ValueError):
-    """The script has no such constant, or not as a plain literal."""
+    """The script assigns no plain literal to such a constant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """All numbers from `low` to `high`, inclusive; in equal factors if `log`, integers if `whole`."""
+    """Numbers from `low` to `high`, inclusive; on a log scale if `log`, only integers if `whole`."""
 
     low: float
     high: float
@@ -40,7 +40,7 @@ class Numbers:
     whole: bool = False
 
     def to_unit(self, value: float) -> float:
-        """Return the position of a value between low (0.0) and high (1.0)."""
+        """Return the position of a value, from 0 at `low` to 1 at `high`."""
         low, high, at = (log(x) if self.log else x for x in (self.low, self.high, self.clip(value)))
         return (at - low) / (high - low) if high > low else 0.0
 
@@ -67,7 +67,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """A few values; in rising order where they are numbers."""
+    """A few values, in ascending order if they are numbers."""
 
     options: tuple[Value, ...]
 
@@ -77,7 +77,7 @@ class Choices:
         return all(isinstance(option, int | float) and not isinstance(option, bool) for option in self.options)
 
     def include(self, value: Value) -> "Choices":
-        """Return the choices with one more option, unless they have it already."""
+        """Return the choices with a value among them."""
         return self if value in self.options else _make_choices((*self.options, value))
 
     def __str__(self) -> str:
@@ -85,11 +85,11 @@ class Choices:
 
 
 Space = Numbers | Choices
-_Edit = tuple[int, str, str]  # an offset, the text that stands there, and the text to put in its place
+_Edit = tuple[int, str, str]  # an offset, the text there, and its replacement
 
 
 class Setting(NamedTuple):
-    """A value for a constant, and the space to declare for it in place of the script's."""
+    """A value for a constant, and the space to declare for it instead of the script's."""
 
     value: Value
     space: Space | None = None
@@ -109,12 +109,12 @@ class _Assignment(NamedTuple):
     value: Any  # of a plain literal, else None
     start: int  # offset of the expression in the script, in characters
     text: str  # the expression
-    comment: re.Match[str] | None  # right behind it, with the gap between
+    comment: re.Match[str] | None  # on the same line, with the gap before it
     is_top: bool  # not inside another statement, such as an `if`
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
-    """Return the constants with a declared space or, if there is none, all with a guessed one. Raises SyntaxError."""
+    """Return the constants with a declared space, or if none declares one, with guessed ones. Raises SyntaxError."""
     found = _find_constants(source)
     declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
     guessed = {name: space for name, at in found.items() if (space := _guess_space(name, at.value))}
@@ -122,7 +122,7 @@ def list_searchable(source: str) -> dict[str, Constant]:
 
 
 def list_declarations(source: str) -> list[str]:
-    """Return name, value and comment of every constant, as the script states them. Raises SyntaxError."""
+    """Return name, value and comment of every constant, as written in the script. Raises SyntaxError."""
     found = _find_constants(source).values()
     comments = (at.comment.string[at.comment.end("gap") :] if at.comment else "" for at in found)
     return [" ".join(f"{at.name} = {at.text} {said}".split()) for at, said in zip(found, comments, strict=True)]
@@ -143,17 +143,17 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
 
 
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
-    """Return the script with other values for those names that `settings` has, and other spaces where it declares any.
+    """Return the script with the values of `settings`, and with their spaces where the script declares one.
 
-    What is assigned to such a name later, or inside an `if`, gets the value, too. The words of the comments stay, in
-    their column where possible. Raises SyntaxError.
+    Later assignments to the same name, and those inside an `if`, get the value, too. The comments' words stay, in their
+    column where possible. Raises SyntaxError.
     """
     found = [place for place in _list_assignments(source) if place.name in settings]
     return _splice(source, (_rewrite(place, settings[place.name]) for place in found))
 
 
 def format_literal(value: Value, like: Value | None = None) -> str:
-    """Return a literal for the value: a float if the old value was one, digits in groups of three."""
+    """Return a literal for the value: a float if `like` is one, with digits in groups of three."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return repr(value)
     return f"{float(value) if isinstance(like, float) else value:_}"
@@ -180,7 +180,7 @@ def _splice(source: str, edits: Iterable[_Edit]) -> str:
 
 
 def _find_constants(source: str) -> dict[str, _Assignment]:
-    """Return the plain literals that are assigned at the top level to one name each, which gets no other value."""
+    """Return the top-level constants: names that are assigned exactly once, alone, and a plain literal."""
     found = _list_assignments(source)
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.name.isupper()]
@@ -214,7 +214,7 @@ def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
 
 
 def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
-    """Return the names that a statement assigns to, each with its expression; "" stands for anything but a name."""
+    """Return the names that a statement assigns to, with their expressions; "" for any other target."""
     match node:
         case ast.Assign([ast.Tuple(names)], ast.Tuple(values)) if len(names) == len(values):
             pairs = [_list_pairs(ast.Assign([name], value)) for name, value in zip(names, values, strict=True)]
@@ -228,7 +228,7 @@ def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
 
 
 def _evaluate(node: ast.expr) -> Value | None:
-    """Return the value of a plain literal, or of a product or power of numbers, such as 2**19; None of all else."""
+    """Return the value of a plain literal, or of a product or power of numbers, such as 2**19; else None."""
     match node:
         case ast.BinOp(left, ast.Mult() | ast.Pow() as operator, right):
             a, b = _evaluate(left), _evaluate(right)

@@ -1,5 +1,5 @@
-"""The error that commands turn into one line."""
+"""The error that commands print as one line."""
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message is one line that says what to do."""
+    """A problem that the user can fix; the message is one line that says what to do."""

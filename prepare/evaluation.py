@@ -1,7 +1,7 @@
-"""The metric: bits per byte of held-out text, independent of the vocabulary. Lower is better.
+"""Compute the metric: bits per byte of validation text, independent of the vocabulary. Lower is better.
 
-Under an orchestrator the model is submitted first, and only then are there validation rows; what goes back are
-claims, one per token, which the orchestrator adds up itself and audits.
+Under an orchestrator the model is submitted first, and only then are validation rows handed out. The run returns
+claims, one per token, which the orchestrator adds up and audits.
 """
 
 import math
@@ -19,9 +19,9 @@ from prepare.tokenizer import Tokenizer
 
 @torch.no_grad()
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
-    """Return the bits per byte over all validation rows; `model(x, y, reduction="none")` gives nats per token.
+    """Return the bits per byte of all validation rows; `model(x, y, reduction="none")` returns nats per token.
 
-    Special tokens count neither as loss nor as bytes. `model(x)` must give the logits [rows, tokens, vocabulary].
+    Special tokens count neither as loss nor as bytes. `model(x)` must return logits [rows, tokens, vocabulary].
     """
     sealed = channel.answers() and channel.shard("val") is None
     if sealed:
@@ -45,7 +45,7 @@ def _compute_claims(model: torch.nn.Module, split: str, batch_size: int) -> NDAr
     claims = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
     size = min(batch_size, len(rows))
     for first in range(0, len(rows), size):
-        # The last batch is filled up from the first: for another shape the model would be compiled again.
+        # The last batch is filled up from the first: another shape would compile the model again.
         block = rows.take(np.arange(first, first + size), axis=0, mode="wrap").astype(np.int64)
         x, y = (torch.from_numpy(half.copy()).to(choose_device()) for half in (block[:, :-1], block[:, 1:]))
         losses = model(x, y, reduction="none").float().cpu().numpy().reshape(x.shape)
@@ -54,9 +54,8 @@ def _compute_claims(model: torch.nn.Module, split: str, batch_size: int) -> NDAr
 
 
 def hand_over(model: torch.nn.Module, batch_size: int) -> None:
-    """Submit the model as it is now and how to run it, and return once the validation rows are here."""
-    bare = getattr(model, "_orig_mod", model)  # inside what torch.compile returned
-    pickled = cloudpickle.dumps(bare)
+    """Submit the model and how to run it; return once the validation rows are handed out."""
+    pickled = cloudpickle.dumps(getattr(model, "_orig_mod", model))  # without the wrapper of torch.compile
     kind = choose_device().type
     autocast = str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if torch.is_autocast_enabled(kind) else None
     header: dict[str, object] = {

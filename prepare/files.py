@@ -1,4 +1,4 @@
-"""Files that processes share: replaced atomically, so that a reader finds the old content or the new, and locked."""
+"""Replace files atomically, so that a reader finds either the old content or the new, and lock them."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ class LockedError(Exception):
 
 @contextmanager
 def open_replacement(path: Path) -> Generator[Path]:
-    """Yield a path to write to, and put that file in the place of `path` if the body succeeds. Raises OSError."""
+    """Yield a path to write to, and replace `path` by that file if the body succeeds. Raises OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
@@ -25,7 +25,7 @@ def open_replacement(path: Path) -> Generator[Path]:
 
 
 def write_atomically(path: Path, text: str | bytes) -> bool:
-    """Replace the content of a file and return True, or False if it is the same already. Raises OSError."""
+    """Replace a file's content and return True, or False if it is the same already. Raises OSError."""
     data = text.encode() if isinstance(text, str) else text
     if path.is_file() and path.read_bytes() == data:
         return False
@@ -37,7 +37,7 @@ def write_atomically(path: Path, text: str | bytes) -> bool:
 
 @contextmanager
 def hold_lock(path: Path) -> Generator[int]:
-    """Hold the lock while the descriptor is open, here or in a child. Raises LockedError where it is taken, OSError."""
+    """Hold the lock while the descriptor is open, here or in a child. Raises LockedError if it is taken, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:

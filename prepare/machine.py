@@ -1,4 +1,4 @@
-"""What this machine has: cores for threads, memory of its accelerators. Never imports torch."""
+"""Inspect this machine: its cores and GPUs. Never imports torch."""
 
 import os
 from contextlib import suppress
@@ -9,14 +9,14 @@ import psutil
 
 
 def count_cores() -> int:
-    """Return the cores this process may use, hyper-threads not counted, at least 1."""
+    """Return the number of cores this process may use, without hyper-threads, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory` and `used` in bytes; `capability` is CUDA's, (8, 0) for Ampere; `node` numbers its file in /dev."""
+    """`memory` and `used` are bytes; `capability` is CUDA's, (8, 0) for Ampere; `node` is the N of /dev/nvidiaN."""
 
     memory: int
     capability: tuple[int, int]
@@ -27,7 +27,7 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """Return the NVIDIA GPUs that may be used: all, or those that CUDA_VISIBLE_DEVICES names."""
+    """Return the usable NVIDIA GPUs: all, or those in CUDA_VISIBLE_DEVICES."""
     import pynvml
 
     try:
@@ -39,15 +39,15 @@ def list_gpus() -> list[Gpu]:
 
 
 def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
-    """Return the GPUs named by number or by the beginning of a UUID, up to the first name that fits none, like CUDA."""
+    """Return the GPUs named by number or by prefix of a UUID, up to the first unknown name, as CUDA does."""
     if names is None:
         return found
     chosen: list[Gpu] = []
     for name in map(str.strip, names.split(",")):
-        meant = [gpu for i, gpu in enumerate(found) if name == str(i) or (name and gpu.uuid.startswith(name))]
-        if len(meant) != 1 or meant[0] in chosen:
+        matches = [gpu for i, gpu in enumerate(found) if name == str(i) or (name and gpu.uuid.startswith(name))]
+        if len(matches) != 1 or matches[0] in chosen:
             break
-        chosen += meant
+        chosen += matches
     return chosen
 
 
@@ -56,15 +56,15 @@ def _read_gpu(handle: Any) -> Gpu:
 
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     uuid, node, used = str(pynvml.nvmlDeviceGetUUID(handle)), 0, 0
-    memory = psutil.virtual_memory().total  # of a card that has none of its own
+    memory = psutil.virtual_memory().total  # for a GPU that shares it
     unsupported = cast("type[Exception]", pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_NOT_SUPPORTED))
     with suppress(unsupported):
         info = pynvml.nvmlDeviceGetMemoryInfo(handle)
         memory, used = int(info.total), int(info.used)
-    with suppress(unsupported):  # a virtual machine's single node
+    with suppress(unsupported):  # in a virtual machine with one node
         node = int(pynvml.nvmlDeviceGetMinorNumber(handle))
     return Gpu(memory, (major, minor), uuid, node, str(pynvml.nvmlDeviceGetName(handle)), used)
 
 
-# The number of threads is part of an experiment: sums change with it in the last digits.
+# The number of threads is part of an experiment: it changes the last digits of sums.
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or count_cores())

@@ -1,4 +1,4 @@
-"""manifest.json describes a data folder. It is written last, so a folder with a manifest is whole. No torch."""
+"""Describe a data folder in manifest.json, which is written last: a folder that has it is complete. No torch."""
 
 import dataclasses
 import hashlib
@@ -12,21 +12,21 @@ from typing import Literal
 from prepare.constants import Value
 from prepare.errors import UserError
 
-FORMAT = 2  # in format 1, work was FLOPs alone, and the embedded corpus validated on text that a sandbox cannot hide
+FORMAT = 2  # in format 1, work was FLOPs alone, and the built-in corpus validated on text that no sandbox could hide
 MANIFEST_FILE = "manifest.json"
 
 
 class DataError(UserError):
-    """The data folder cannot be used; the message is one line that says what to do."""
+    """The data folder cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class BudgetAmount:
-    """What one run may spend: equivalents of FLOPs where `kind` is "work", else seconds of wall time."""
+    """What one run may spend: FLOP equivalents if `kind` is "work", else seconds of wall time."""
 
     kind: Literal["work", "time"]
     amount: float
-    seconds: float  # seconds that the amount takes the baseline on the machine that prepared the data
+    seconds: float  # that the baseline takes for it on the machine that prepared the data
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Manifest:
     rows: dict[str, int]
     files: dict[str, StoredFile]
     versions: dict[str, str]
-    constants: dict[str, Value] = field(default_factory=dict[str, Value])  # that differ from the profile's
+    constants: dict[str, Value] = field(default_factory=dict[str, Value])  # those that differ from the profile's
     format: int = field(default=FORMAT)
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of the whole manifest: runs may be compared only where it is the same."""
+        """Hex SHA-256 of the whole manifest; only runs with the same digest are comparable."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -80,7 +80,7 @@ def get_data_dir() -> Path:
 
 
 def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
-    """Return the manifest of a folder after checking its files' sizes or, to `verify`, hashes. Raises DataError."""
+    """Return a folder's manifest; check its files' sizes and, with `verify`, their hashes. Raises DataError."""
     folder = get_data_dir() if folder is None else Path(folder)
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
@@ -111,5 +111,5 @@ def compute_sha256(path: Path) -> str:
 
 
 def write_command(folder: Path) -> str:
-    """Return the command that fills the folder, to be pasted into a shell."""
+    """Return the command that fills the folder, quoted for a shell."""
     return shlex.join(["python", "-m", "prepare", *([] if folder == Path("data") else ["--data", str(folder)])])

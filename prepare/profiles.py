@@ -1,4 +1,4 @@
-"""A profile is what a kind of machine can train in one run: lengths, vocabulary, budget and baseline. No torch."""
+"""Choose a profile: what a kind of machine can train in one run, from lengths to budget. No torch."""
 
 import platform
 from ast import literal_eval
@@ -17,16 +17,16 @@ FIVE_MINUTES = BudgetAmount(kind="time", amount=300, seconds=300)
 
 @dataclass(frozen=True)
 class Profile:
-    """What a kind of machine trains in one run."""
+    """Lengths, vocabulary, budget and baseline for one kind of machine."""
 
     name: str
     seq_len: int
     vocab_size: int
     eval_tokens: int
     budget: BudgetAmount
-    chunk: bool  # split long documents into several, each with its own BOS, instead of cropping them to a row
+    chunk: bool  # split long documents, each part with its own BOS, instead of cropping them to a row
     constants: Mapping[str, Setting] = field(default_factory=dict[str, Setting])  # of the training script
-    sigma: float = 0.0  # standard deviation of val_bpb over seeds, where it was measured (docs/benchmarks.md)
+    sigma: float = 0.0  # standard deviation of val_bpb over seeds; 0 if not measured (docs/benchmarks.md)
 
 
 CPU = Profile(
@@ -34,7 +34,7 @@ CPU = Profile(
     seq_len=256,
     vocab_size=2048,
     eval_tokens=1 << 16,
-    # The amount is measured on the machine at hand; with start-up, evaluation and audit a run takes about 20 s.
+    # The amount is measured on each machine; with start-up, evaluation and audit a run takes about 20 s.
     budget=BudgetAmount(kind="work", amount=1.8e12, seconds=10.0),
     chunk=True,
     sigma=0.008,
@@ -46,9 +46,9 @@ CPU = Profile(
         "WINDOW_PATTERN": Setting("L", Choices(("L", "SL"))),
         "TOTAL_BATCH_SIZE": Setting(2048, Choices((1024, 2048, 4096))),
         "DEVICE_BATCH_SIZE": Setting(8),
-        # Where nothing fuses it with the loss, it costs a twelfth of a step's work, and gains less than that.
+        # Not fused with the loss, it costs a twelfth of a step's work, and gains less than that.
         "LOGIT_SOFTCAP": Setting(0.0, Choices((0.0, 15.0, 30.0))),
-        # Over seeds, val_bpb varies three times as much at the 0.5 of large batches as at 0.05.
+        # With 0.5, upstream's value for large batches, val_bpb varies three times as much over seeds.
         "SCALAR_LR": Setting(0.05, Numbers(0.01, 0.5, log=True)),
     },
 )
@@ -57,7 +57,7 @@ CPU = Profile(
 def _make_gpu_profile(
     name: str, depth: int, dim: int, seq_len: int, *, rows: int, batch: int, eval_tokens: int, head: int = 128
 ) -> Profile:
-    """Return a profile for five minutes on a GPU; rows of 2048 hold whole documents, as upstream packs them."""
+    """Return a profile for five minutes on a GPU; rows of 2048 crop long documents, as upstream does."""
     return Profile(
         name=name,
         seq_len=seq_len,
@@ -78,7 +78,7 @@ def _make_gpu_profile(
 
 MPS = _make_gpu_profile("mps", 4, 256, 512, rows=16, batch=1 << 14, eval_tokens=1 << 20, head=64)
 H100 = Profile("h100", seq_len=2048, vocab_size=8192, eval_tokens=40 * 524_288, budget=FIVE_MINUTES, chunk=False)
-# Least memory in decimal GB: a card of "6 GB" has 6.2 or 6.4, one of "80 GB" 85.
+# Least memory in decimal GB: a "6 GB" card has 6.2 or 6.4, an "80 GB" one 85.
 GPUS = (
     (70.0, H100),
     (38.0, _make_gpu_profile("gpu40", 8, 512, 2048, rows=64, batch=1 << 18, eval_tokens=1 << 22)),
@@ -94,7 +94,7 @@ PROFILES = {profile.name: profile for profile in (CPU, MPS, *(profile for _, pro
 
 
 def find_profile(name: str) -> Profile:
-    """Return the profile of a name, or of this machine for "auto". Raises KeyError."""
+    """Return the profile of that name; for "auto", this machine's. Raises KeyError."""
     if name != "auto":
         return PROFILES[name]
     if (cards := list_gpus()) and (found := choose_for_gpu(cards[0])):
@@ -103,13 +103,13 @@ def find_profile(name: str) -> Profile:
 
 
 def choose_for_gpu(card: Gpu) -> Profile | None:
-    """Return the profile for a card; None if the card is too small."""
+    """Return the profile for a GPU; None if it is too small."""
     chosen = next((profile for least, profile in GPUS if card.memory >= least * 1e9), None)
     if chosen is None or chosen is H100:
         return chosen
-    if card.capability < (8, 0):  # its attention has no window
+    if card.capability < (8, 0):  # no windowed attention
         chosen = with_constants(chosen, {"WINDOW_PATTERN": "L"})
-    if card.capability < (7, 0):  # nothing is compiled, which takes up to 2.3 times the memory
+    if card.capability < (7, 0):  # without torch.compile, which takes up to 2.3 times the memory
         chosen = with_constants(chosen, {"DEVICE_BATCH_SIZE": get_values(chosen)["DEVICE_BATCH_SIZE"] // 2})
     return chosen
 
@@ -120,7 +120,7 @@ def get_values(profile: Profile) -> dict[str, Any]:
 
 
 def with_constants(profile: Profile, changes: Mapping[str, Value]) -> Profile:
-    """Return the profile with other values; a range is widened where a value lies outside. Raises ValueError."""
+    """Return the profile with other values, and with ranges widened to include them. Raises ValueError."""
     constants = dict(profile.constants)
     for name, value in changes.items():
         space = constants[name].space if name in constants else None
@@ -129,7 +129,7 @@ def with_constants(profile: Profile, changes: Mapping[str, Value]) -> Profile:
 
 
 def find_changes(profile: Profile) -> dict[str, Value]:
-    """Return the constants whose values differ from those of the profile's name."""
+    """Return the constants whose values differ from those of the named profile."""
     usual = get_values(PROFILES[profile.name])
     return {name: value for name, value in get_values(profile).items() if usual.get(name) != value}
 
@@ -169,7 +169,7 @@ def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
 
 
 def apply_to_script(source: str, profile: str | Profile) -> str:
-    """Return the script with the profile's values and ranges; one that does not parse is returned as it is."""
+    """Return the script with the profile's values and ranges; unchanged if it does not parse."""
     chosen = PROFILES[profile] if isinstance(profile, str) else profile
     try:
         return with_settings(source, chosen.constants)

@@ -1,4 +1,4 @@
-"""Shards: documents, packed once into a file of equal rows that every run maps into memory. No torch."""
+"""Open shards: files of equal rows, packed once, that every run maps into memory. No torch."""
 
 import os
 from pathlib import Path
@@ -11,12 +11,12 @@ from prepare import channel, manifest
 
 
 def choose_row_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the smallest unsigned type that holds every token."""
+    """Return the smallest unsigned type that can hold every token."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def open_rows(split: str, folder: Path | None = None) -> NDArray[Any]:
-    """Map the rows of a split, [rows, MAX_SEQ_LEN + 1]. Raises ValueError where the orchestrator holds them back."""
+    """Map the rows of a split, [rows, MAX_SEQ_LEN + 1]. Raises ValueError if the orchestrator withholds them."""
     stored = manifest.load(folder)
     if split not in stored.rows:
         raise ValueError(f"no split {split!r}: one of {', '.join(sorted(stored.rows))}")

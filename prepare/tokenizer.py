@@ -1,4 +1,4 @@
-"""Byte-pair encoding: rustbpe learns the merges, tiktoken applies them, tokenizer.json keeps them (never a pickle)."""
+"""Tokenize by byte pairs: rustbpe learns the merges, tiktoken applies them, tokenizer.json stores them (no pickle)."""
 
 import base64
 import importlib
@@ -16,17 +16,17 @@ from prepare import manifest
 from prepare.machine import count_cores
 
 TOKENIZER_FILE = "tokenizer.json"
-# GPT-4's pattern with numbers in pairs of digits: a small vocabulary has no room for all triples.
+# GPT-4's pattern, but at most two digits per token: a small vocabulary has no room for all triples.
 PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
 SPECIALS = [f"<|reserved_{i}|>" for i in range(4)]
 BOS = SPECIALS[0]
-MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000  # of a corpus and of a document, at most, are merges learned from
+MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000  # of a corpus, and of each document, to learn merges from
 
 
 class Tokenizer:
-    """Text to token ids and back. Ids below the specials are byte strings in the order they were merged."""
+    """Converts text to token ids and back. Ids below the special tokens are in the order of the merges."""
 
     def __init__(self, merges: Sequence[bytes], pattern: str = PATTERN) -> None:
         self.merges, self.pattern = list(merges), pattern
@@ -39,7 +39,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn `vocab_size` tokens, specials included, from the beginnings of the texts."""
+        """Learn `vocab_size` tokens, special ones included, from the beginnings of the texts."""
         rustbpe = importlib.import_module("rustbpe")  # has no types
         learner = rustbpe.Tokenizer()
         learner.train_from_iterator(_sample_text(texts), vocab_size - len(SPECIALS), pattern=PATTERN)
@@ -58,15 +58,15 @@ class Tokenizer:
         return json.dumps({"pattern": self.pattern, "specials": SPECIALS, "merges": merges}, indent=0)
 
     def get_vocab_size(self) -> int:
-        """Return the number of tokens, specials included."""
+        """Return the number of tokens, special ones included."""
         return self.enc.n_vocab
 
     def get_bos_token_id(self) -> int:
-        """Return the id that begins every document."""
+        """Return the id of the token that begins every document."""
         return len(self.merges)
 
     def encode(self, text: str | list[str], prepend: int | None = None) -> list[int] | list[list[int]]:
-        """Return the ids of a text, or of each text of a list, with the id `prepend` in front."""
+        """Return the ids of a text, or of each text in a list, after the id `prepend` if given."""
         front = [] if prepend is None else [prepend]
         if isinstance(text, str):
             return front + self.enc.encode_ordinary(text)
@@ -85,7 +85,7 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> NDArray[np.int32]:
-        """Byte length of each token, [vocab]; 0 for the specials, which no score counts."""
+        """Bytes of each token, [vocabulary]; 0 for special tokens, which no score counts."""
         return np.array([len(token) for token in self.merges] + [0] * len(SPECIALS), dtype=np.int32)
 
 

@@ -131,7 +131,7 @@ def test_a_small_difference_is_corrected_and_a_large_one_disqualifies():
     val_bpb, _, worst = this.correct(claims, np.full(ROWS, 2.01), places, 0.05)
     assert val_bpb == pytest.approx(this.compute_bpb(claims + np.float32(0.01)), abs=3e-3)
     assert worst == pytest.approx(0.01, abs=1e-6)
-    with pytest.raises(Disqualified, match=r"6 of 6 places, by up to 1\.00 nats"):
+    with pytest.raises(Disqualified, match=r"6 of 6 positions, by up to 1\.00 nats"):
         this.correct(claims, np.full(ROWS, 3.0), places, 0.05)
     assert this.correct(claims, np.full(ROWS, 2.3), places, 0.5)[2] == pytest.approx(0.3)
 
@@ -181,7 +181,7 @@ def test_an_answer_that_is_no_number_disqualifies(answer):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        *((value, "no numbers") for value in (np.nan, np.inf, -np.inf)),
+        *((value, "not numbers") for value in (np.nan, np.inf, -np.inf)),
         (-0.5, "probability above 1"),
         (3e38, "a loss of 3e"),
         (2 * ABSURD, "a loss of 2e"),

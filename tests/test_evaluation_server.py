@@ -140,7 +140,7 @@ def test_who_claims_something_that_counts_is_examined_on_fresh_text(visit):
 
 @pytest.mark.parametrize(
     ("nats", "objection"),
-    [(0.0, "nothing ever surprises"), (-1.0, "above 1"), (np.nan, "no numbers"), (None, "")],
+    [(0.0, "a loss of zero"), (-1.0, "above 1"), (np.nan, "not numbers"), (None, "")],
 )
 def test_the_fresh_text_is_no_place_for_lies_either(visit, nats, objection):
     evaluated(visit)

@@ -267,7 +267,7 @@ def test_an_orchestrator_that_stood_still_blames_no_run():
     for _ in range(5):
         clock.now += 75  # Ctrl-Z and fg
         assert monitor.stop_reason is None
-    assert monitor.lost == 5 * (75 - STANDSTILL)
+    assert monitor.suspended == 5 * (75 - STANDSTILL)
     assert monitor.train_seconds == 10 + 5 * STANDSTILL
     assert watch(monitor, clock, 26).kind == "hang"
 

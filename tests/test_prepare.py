@@ -153,7 +153,7 @@ def test_a_manifest_survives_its_own_text(data):
         (["--profile", "toaster"], "no profile toaster"),
         (["--corpus", "docstrings", "--data", "DATA"], "already holds"),
         (["--data", "/dev/null/x"], "cannot work in"),
-        (["--data", "."], "holds other things"),
+        (["--data", "."], "holds other files"),
     ),
 )
 def test_bad_input_is_one_line_and_exit_code_2(options, says, data, text, tmp_path):

@@ -327,7 +327,7 @@ def test_bad_repositories_are_told_in_one_line(tmp_path, folder):
 def test_a_branch_in_the_way_is_named_with_what_to_do(folder, repo, name):
     repo.check_free()
     git(folder, "branch", name)
-    with pytest.raises(RepoError, match=f"the branch {name} is in the way") as caught:
+    with pytest.raises(RepoError, match=f"the branch {name} conflicts with") as caught:
         repo.check_free()
     subprocess.run(str(caught.value).split("`")[1], shell=True, cwd=folder, env=ENV, check=True)
     repo.unlock()

@@ -112,8 +112,8 @@ async def test_a_score_is_what_is_claimed_and_not_what_is_printed(bench):
         ("print('step 00003 (1.0%) | loss: nan | lrm: 1.0'); import time; time.sleep(600)", "NaN", "became nan"),
         ("print('val_bpb: 0.9')", "other", "without a score"),
         ("from prepare.channel import send; send({'event': 'score', 'val_bpb': 1.0})", "other", "without a score"),
-        (f"{PROTOCOL}\nchannel.ready(); finish(float('nan'))", "disqualified", "no numbers"),
-        (f"{PROTOCOL}\nchannel.ready(); finish(float('inf'))", "disqualified", "no numbers"),
+        (f"{PROTOCOL}\nchannel.ready(); finish(float('nan'))", "disqualified", "not numbers"),
+        (f"{PROTOCOL}\nchannel.ready(); finish(float('inf'))", "disqualified", "not numbers"),
         (f"{PROTOCOL}\nchannel.ready(); finish(-1.0)", "disqualified", "above 1"),
         (f"{PROTOCOL}\nchannel.ready(); finish(1.0); exit(4)", "other", "exit code 4"),
     ],
@@ -390,7 +390,7 @@ async def test_a_timed_training_that_the_orchestrator_slept_through_is_run_again
     runner.on_point = stand_still
     outcome = await runner.run(GRANTED, HONEST)
     assert isinstance(outcome, Aborted)
-    assert "stood still" in outcome.reason
+    assert "suspended" in outcome.reason
 
 
 async def test_what_an_earlier_life_left_is_ended_and_removed(bench):

@@ -1,7 +1,7 @@
-"""Decides what came of a run that has ended: a score, audited where it matters, or the candidate's failure.
+"""Decide the outcome of a run that has ended: a score, audited where it could lead to a keep, or a failure.
 
-What may be the machine's fault is a MachineError, and the run is granted again. A candidate that brings it about itself
-is excused MAX_EXCUSES times.
+A failure that may be the machine's fault is a MachineError, and the run is granted again. A candidate could cause such
+failures on purpose, so it is excused at most MAX_EXCUSES times in a row.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.server import EvaluationServer
 
 MAX_EXCUSES = 2
-"""Runs of one experiment that the machine may seem to have ended, before it is the candidate's fault: one that takes
-too much memory would otherwise be run, and killed, until the session gives up."""
+"""Runs of one experiment in a row whose failure may be attributed to the machine. Without a limit, a candidate that
+takes too much memory would be run, and killed, until the session gives up."""
 
 
 class ExcusedError(MachineError):
-    """A failure that the candidate may have brought about, and that is put down to the machine for now."""
+    """A failure that the candidate may have caused, attributed to the machine for now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A run that has ended, before it is evaluated."""
+    """A run that has ended and is yet to be evaluated."""
 
     result: ev.RunResult
     log: str
@@ -43,26 +43,22 @@ class Observation:
     server: EvaluationServer
     ending: Ending
     disk: int
-    """Bytes of disk that its files take."""
+    """Bytes of disk that the run's files take."""
     may_be_excused: bool
-    """Whether fewer than MAX_EXCUSES earlier runs of the experiment were."""
+    """False once MAX_EXCUSES runs of the experiment in a row have been excused."""
     build_audit: Callable[[int], Command]
-    """Builds the command of the blind process, which is given a descriptor of its connection."""
+    """Builds the command of the auditing process, given the descriptor of its connection."""
     lock: int
-    """The slot's, for that process."""
+    """Descriptor of the slot's lock, which the auditing process inherits."""
 
 
 async def evaluate(run: Observation, archive: Path) -> ev.Scored | ev.Crashed | ev.Pruned:
-    """Return the run's score, or its failure. Raises MachineError where the machine is at fault, OSError."""
-    common = vars(run.result)
+    """Return the run's score or failure. Raises MachineError where the machine is at fault, and OSError."""
+    common, server, prune_at = vars(run.result), run.server, run.monitor.would_prune_at
     try:
-        score = ev.Scored(
-            val_bpb=_find_claimed(run),
-            confirmed=run.server.confirmed,
-            would_prune_at=run.monitor.would_prune_at,
-            **common,
-        )
-        return await _audit_score(score, run, archive) if run.server.plan.needs_audit(score.val_bpb) else score
+        claimed = _find_claimed(run)
+        score = ev.Scored(val_bpb=claimed, confirmed=server.confirmed, would_prune_at=prune_at, **common)
+        return await _audit_score(score, run, archive) if server.plan.needs_audit(claimed) else score
     except Prune as reason:
         return ev.Pruned(reason=str(reason), **common)
     except Fault as fault:
@@ -70,7 +66,7 @@ async def evaluate(run: Observation, archive: Path) -> ev.Scored | ev.Crashed | 
 
 
 def _find_claimed(run: Observation) -> float:
-    """Return the score that the run claims. Raises Prune, Fault, MachineError where it does not count."""
+    """Return the score that the run claims. Raises Prune, Fault or MachineError where no score counts."""
     status, transcript = run.ending.status or 0, run.monitor.transcript
     if run.ending.stopped:
         raise run.ending.stopped
@@ -78,24 +74,24 @@ def _find_claimed(run: Observation) -> float:
         raise Disqualified(run.server.objection)
     _check_kill(run, run.ending)
     if status and transcript.sealed:
-        # Its own words may quote the validation text.
+        # Its last lines may quote the validation text, so they only serve to classify the failure.
         kind = classify_failure(status, "\n".join(transcript.withheld)).kind
         raise Fault(kind, f"it failed while it was evaluated, with exit code {status}")
     if status:
-        fault, others = classify_failure(status, run.log), run.disk < run.monitor.limits.reserve
-        if fault.kind == "disk full" and others and run.result.tier != Bubblewrap.tier and run.may_be_excused:
+        fault, is_small = classify_failure(status, run.log), run.disk < run.monitor.limits.reserve
+        if fault.kind == "disk full" and is_small and run.result.tier != Bubblewrap.tier and run.may_be_excused:
             raise ExcusedError(f"the disk is full, and its own files take {run.disk >> 20} MB ({fault.message})")
         raise fault
     if run.server.val_bpb is None:
         raise Fault("other", "it ended without a score")
-    budget, lost = run.server.scorer.manifest.budget, run.monitor.lost
-    if budget.kind == "time" and lost > (WALL_SLACK - 1) * budget.amount:
-        raise MachineError(f"this process stood still for {lost:.0f} s, which the training may have lost")
+    budget, suspended = run.server.scorer.manifest.budget, run.monitor.suspended
+    if budget.kind == "time" and suspended > (WALL_SLACK - 1) * budget.amount:
+        raise MachineError(f"this process was suspended for {suspended:.0f} s, so the training may have lost time")
     return run.server.val_bpb
 
 
 async def _audit_score(score: ev.Scored, run: Observation, archive: Path) -> ev.Scored:
-    """Return the score as the audit corrects it. Raises Fault, MachineError."""
+    """Return the score, corrected by the blind audit. Raises Fault, MachineError."""
     server, began, rng = run.server, time.monotonic(), np.random.default_rng()
     scorer, claims, incumbent = server.scorer, server.claims, server.plan.incumbent
     assert claims is not None
@@ -110,22 +106,16 @@ async def _audit_score(score: ev.Scored, run: Observation, archive: Path) -> ev.
     allowed = scorer.get_tolerance(server.plan.baseline_error)
     val_bpb, error, worst = scorer.correct(claims, auditor.get_answers(ending), positions, allowed)
     save_claims(archive, score.experiment, claims, incumbent)
-    record = ev.Audit(
-        claimed=score.val_bpb,
-        error=error,
-        worst=worst,
-        looks=len(claims),
-        seconds=time.monotonic() - began,
-        evaluation=server.evaluation,
-    )
+    times = {"seconds": time.monotonic() - began, "evaluation": server.evaluation}
+    record = ev.Audit(claimed=score.val_bpb, error=error, worst=worst, looks=len(claims), **times)
     return score.model_copy(update={"val_bpb": val_bpb, "audit": record})
 
 
 def _check_kill(run: Observation, ending: Ending) -> None:
-    """Raise Fault for a process that was killed for its size, or too often, and ExcusedError for others."""
+    """Raise ExcusedError if the process was killed from outside, Fault if it was large or excused too often."""
     if not ending.was_killed:
         return
     if 2 * ending.peak_mb < psutil.virtual_memory().total >> 20 and run.may_be_excused:
         raise ExcusedError(f"{'its guardian' if ending.status is None else 'it'} was killed from outside")
-    size = f"using {ending.peak_mb:,.0f} MB"
-    raise Fault("out of host memory", f"it was killed from outside, {size}, as the system does when memory runs out")
+    where = f"it was killed from outside at {ending.peak_mb:,.0f} MB"
+    raise Fault("out of host memory", f"{where}, as happens when the system runs out of memory")

@@ -1,4 +1,4 @@
-"""Executes a session on this machine: candidates become commits, runs become outcomes, keeps move the branch."""
+"""Execute a session on this machine: commit candidates, train them, and move the branch to what is kept."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from prepare import profiles
 
 @dataclass(frozen=True, slots=True)
 class LocalExecutor:
-    """Git and the runner behind the loop's port. Git works in a thread, so that a slow disk never stops the clock."""
+    """The loop's port, by git and the runner. Git runs in a thread, so that a slow disk never blocks the loop."""
 
     repo: Repo
     runner: Runner
     put: Callable[[str], Digest]
     profile: profiles.Profile
     say: Callable[[str], None] = print
-    """Tells the user why the branch stays behind."""
+    """Tells the user why the branch was not moved."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""

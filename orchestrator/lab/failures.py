@@ -1,4 +1,4 @@
-"""Why a run did not count: a failure of one of a few kinds, a failure of the machine, or an early end by pruning."""
+"""Name why a run has no score: the candidate's failure, the machine's failure, or pruning."""
 
 import re
 import signal
@@ -6,10 +6,8 @@ import signal
 from orchestrator.core.events import FailureKind
 from orchestrator.lab.log import parse_progress
 
-MAX_MESSAGE = 300
-"""Characters of a message."""
-SEARCHED = 200
-"""Last lines of a log that are searched for a reason."""
+MAX_MESSAGE, SEARCHED = 300, 200
+"""Characters of a failure's message, and lines at the end of a log that are searched for it."""
 
 _ERROR = re.compile(r"[A-Za-z_]?[\w.]*(?:Error|Exception|Interrupt|Iteration|Exit)(?::|$)|Fatal Python error|error: ")
 _PATTERNS: dict[FailureKind, str] = {
@@ -36,7 +34,7 @@ class MachineError(Exception):
 
 
 class Prune(Exception):  # noqa: N818 - a finding, not a defect
-    """An early end: the run was too far behind the incumbent to catch up."""
+    """An early end by pruning: the run was too far behind the incumbent to catch up."""
 
 
 def classify_failure(status: int, log: str) -> Fault:

@@ -1,8 +1,8 @@
-"""A small process between the orchestrator and a command, which sees to it that no process of a run outlives it.
+"""Run a command so that none of its processes outlives it, nor the orchestrator that started this guardian.
 
-Executed by path: `python -I guardian.py OPTIONS COMMAND…`. It adopts the processes that the command leaves behind, and
-kills them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
-error is the command's output; standard output is the report, one line of JSON.
+Executed by path: `python -I guardian.py OPTIONS COMMAND…`. It adopts orphaned processes of the command, and kills all
+of them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
+error carries the command's output, standard output the report: one line of JSON.
 """
 
 import ctypes
@@ -23,16 +23,16 @@ import psutil
 
 PROGRAM = Path(__file__)
 TAG = "NIGHTSHIFT_RUN"
-"""Environment variable by which a run's processes are found if even the guardian dies."""
+"""Environment variable that marks a run's processes, to find them even if the guardian dies."""
 PR_SET_CHILD_SUBREAPER = 36
 TICK = 0.02
-"""Seconds between two looks at whether the command has ended."""
+"""Seconds between two checks for the command's end."""
 KILL_PATIENCE = 20.0
-"""Seconds after which a killed process that is still there will stay: the kernel holds it."""
+"""Seconds to wait for killed processes; what is left after that is stuck in the kernel."""
 
 
 def main() -> None:
-    """Run the command, and report how it ended once nothing of it is left."""
+    """Run the command, and report how it ended once none of its processes is left."""
     options = json.loads(sys.argv[1])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -71,7 +71,7 @@ def find_tagged(prefix: str) -> list[psutil.Process]:
 
 
 def kill_all(alive: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
-    """Kill until none is alive; return those that do not die."""
+    """Kill until none is alive, for KILL_PATIENCE seconds at most; return the survivors."""
     deadline = time.monotonic() + KILL_PATIENCE
     while (processes := alive()) and time.monotonic() < deadline:
         for process in processes:
@@ -82,7 +82,7 @@ def kill_all(alive: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
 
 
 def _attend(child: "subprocess.Popen[bytes]", grace: float) -> None:
-    """Wait until the child has ended, or must be killed: the orchestrator is gone, or the grace is over."""
+    """Wait until the child has ended or must be killed: the orchestrator has gone, or the grace period is over."""
     deadline = math.inf
     while child.returncode is None and time.monotonic() < deadline:
         asked, _, _ = select.select([0], [], [], TICK)
@@ -101,7 +101,7 @@ def _list_left(child: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 
 
 def _reap(child: "subprocess.Popen[bytes]") -> None:
-    """Collect the exit codes of the child and of the processes that were adopted."""
+    """Collect the exit codes of the child and of adopted processes."""
     with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             if found[0] == child.pid:

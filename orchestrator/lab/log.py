@@ -1,4 +1,4 @@
-"""Reads the output of a run, which is hostile text: shown as a terminal would, cut to size, searched for numbers."""
+"""Read the output of a run, which is hostile text: render it as a terminal would, cap it, parse its numbers."""
 
 import codecs
 import re
@@ -12,18 +12,18 @@ from subagents.logs import clean
 MAX_LINE = 1_000
 """Characters of a line that are kept."""
 MAX_RAW_LINE = 2 * MAX_LINE
-"""The same while the line is incomplete, since escape sequences take room until then."""
+"""The same of an incomplete line, whose escape sequences are not removed yet."""
 HEAD, TAIL = 100, 500
-"""Lines kept of a log's beginning, where imports fail, and of its end, where everything else does."""
+"""Lines kept from the start of a log, where imports fail, and from its end, where everything else does."""
 SUMMARY = {
     *("val_bpb", "training_seconds", "total_seconds", "peak_vram_mb", "mfu_percent"),
     *("total_tokens_M", "num_steps", "num_params_M", "depth"),
 }
-"""Names in a run's summary."""
+"""Names that a run's summary may hold."""
 MAX_NUMBER = 1e9
-"""A larger number in a summary counts as this: more steps, millions of tokens or MB than there are."""
+"""Larger numbers in a summary are capped at this, which exceeds any real count of steps, megatokens or MB."""
 MAX_WITHHELD = 200
-"""Lines kept of those that a sealed log withholds."""
+"""Most recent lines kept of those that a sealed log withholds."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
 _SUMMARY = re.compile(r"(\w{1,40}): +(\S{1,40})")
@@ -35,7 +35,7 @@ class ProgressLine:
     progress: float
     """Share of the budget, 0 to 1."""
     loss: float
-    """Any float, infinite and NaN included."""
+    """May be infinite or NaN."""
     tokens_per_second: float
 
 
@@ -51,7 +51,7 @@ def parse_progress(line: str) -> ProgressLine | None:
 
 
 class Transcript:
-    """The output so far: a log for people, progress lines and the summary's numbers for the monitor."""
+    """The output so far: the log, and the summary's numbers."""
 
     def __init__(self) -> None:
         self.head: list[str] = []
@@ -59,18 +59,18 @@ class Transcript:
         self.dropped = 0
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.open = self.shown = ""
-        """The line that is not complete yet: as it came, and as a terminal shows it so far."""
+        """The incomplete line: as received, and as a terminal would show it."""
         self.bytes = 0
         self.summary: dict[str, float] | None = None
         self.sealed = False
-        """Only the summary's numbers are still read: other lines may quote the validation text."""
+        """True once validation text is handed out, which any line but the summary's may quote."""
         self.logged: set[str] = set()
-        """Names that the sealed log has shown."""
+        """Names logged since sealing."""
         self.withheld: deque[str] = deque(maxlen=MAX_WITHHELD)
-        """The last lines that were kept out of a sealed log; a failure is classified by them."""
+        """Lines withheld since sealing, to classify a failure by."""
 
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[ProgressLine]:
-        """Read output, in pieces of any size, and yield its progress lines; text at the end counts as a line."""
+        """Read a piece of output and yield its progress lines; `last` completes an open line."""
         self.bytes += len(data)
         printed = self.open + self.decoder.decode(data, last)
         if last and (printed or self.shown):
@@ -97,7 +97,7 @@ class Transcript:
         name, value = (match[1], _parse_number(match[2])) if match else (row, nan)
         known = name in SUMMARY and abs(value) < inf
         if self.sealed:
-            # Once each: repetitions could spell the validation text.
+            # Each name once, since repetitions could encode validation text.
             if name in self.logged or not (known or row == "---"):
                 self.withheld.append(row)
                 return

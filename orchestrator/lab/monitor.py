@@ -1,4 +1,4 @@
-"""Monitors one run from outside, by its output and our own clock, and finds the reason to stop it: mostly a limit."""
+"""Watch one run from outside, by its output and our own clock, and find a reason to stop it."""
 
 import math
 import time
@@ -15,16 +15,16 @@ from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.log import ProgressLine, Transcript
 
 EXPLODED = 3.0
-"""Times the first loss; no model that learns ever gets there."""
+"""Multiple of the first loss that no model that learns ever reaches."""
 ABSURD_LOSS = 1e6
-"""A larger loss is as good as infinite, and sums of a few stay finite."""
+"""Larger losses count as infinite, so that sums of losses stay finite."""
 NEARLY_DONE = 0.9
-"""Share of the budget after which the next line may be the summary, and evaluation is silent."""
+"""Share of the budget after which silence is normal: evaluation prints nothing before the summary."""
 POINTS = 60
-"""Points of a loss curve at most: enough to draw it and to compare it with another."""
+"""Most points of a loss curve: enough to draw it and to compare it with another."""
 STANDSTILL = 5.0
-"""Seconds between two looks at the clock that count at most. There are ten a second, so what is longer is an
-orchestrator that stood still: Ctrl-Z, a paused container, a machine that does not answer."""
+"""Most seconds that count between two readings of the clock. It is read ten times a second, so a longer gap means that
+the orchestrator was suspended: Ctrl-Z, a paused container, an unresponsive machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +33,20 @@ class RunLimits:
 
     wall: float
     cpu: float
-    """CPU seconds of one process; they do not grow on a busy machine."""
+    """CPU seconds of one process, which do not depend on how busy the machine is."""
     quiet: float = 60.0
     """Seconds without output that are always allowed."""
     quiet_steps: float = 10.0
-    """The same in median steps; the longer of the two counts."""
+    """The same in median steps; the longer of the two applies."""
     grace: float = 10.0
     """Seconds between SIGTERM and SIGKILL."""
     output: int = 32 << 20
     free_disk: int = 512 << 20
     """Bytes of disk that must be free before a run starts."""
     patience: float = 120.0
-    """Seconds to wait for them."""
+    """Seconds to wait for that space."""
     pause: float = 10.0
-    """Seconds to wait after a run that the machine ended, for each such run in a row."""
+    """Seconds to wait before the next run, for each run in a row that the machine ended."""
     reserve: int = 256 << 20
     """Bytes of disk that a run must leave free."""
     file: int = 4 << 30
@@ -54,23 +54,23 @@ class RunLimits:
     processes: int = 2_000
     """More concurrent processes than any data loader needs."""
     memory: int | None = None
-    """Bytes of one process; None on a GPU, whose driver reserves more than it uses."""
+    """Bytes of one process; None on a GPU, whose driver reserves far more than it uses."""
 
 
 def set_limits(profile: SessionProfile, threads: int) -> RunLimits:
-    """Return limits that let a candidate be four times slower than expected, plus a minute for imports.
+    """Return limits that allow four times the expected seconds, plus a minute for imports.
 
-    With a work budget the machine may be busy with other things, so the wall clock is more generous than CPU time.
+    With a work budget the machine may be busy with other programs, so twice as much wall time as CPU time is allowed.
     """
     seconds = 60 + 4 * profile.expected_seconds
     busy = 2 if profile.budget_kind == "work" else 1
     memory = int(0.8 * psutil.virtual_memory().total) if profile.name == "cpu" else None
-    quiet = max(60.0, 0.05 * profile.expected_seconds)  # a progress line comes with every hundredth
+    quiet = max(60.0, 0.05 * profile.expected_seconds)  # a progress line is printed at every percent
     return RunLimits(wall=busy * seconds, cpu=max(threads, 1) * seconds, quiet=quiet, memory=memory)
 
 
 class RunMonitor:
-    """The knowledge about a run while it goes on."""
+    """Follows a run in progress: its log, its loss curve, and the first reason to stop it."""
 
     def __init__(
         self,
@@ -80,32 +80,32 @@ class RunMonitor:
         fills_disk: Callable[[], bool] = lambda: False,
         plan: EvaluationPlan | None = None,
     ) -> None:
-        """Start the wall clock; `fills_disk` tells whether the run leaves too little room on the disk."""
+        """Start the wall clock; `fills_disk` returns True if the run leaves too little room on the disk."""
         self.limits, self.on_point, self.fills_disk = limits, on_point, fills_disk
-        self.clock, self.read_at, self.lost = clock, clock(), 0.0
-        """A monotonic clock, which no change of the wall clock moves, and its seconds in which we stood still."""
+        self.clock, self.read_at, self.suspended = clock, clock(), 0.0
+        """A monotonic clock, its last reading, and the seconds in which this process was suspended."""
         self.pruning_thresholds = list(plan.pruning_thresholds) if plan else []
         self.control_run = plan is not None and plan.control_run
         self.would_prune_at: float | None = None
         """Share of the budget at which it fell behind a pruning threshold."""
         self.transcript, self.points = Transcript(), dict[int, Point]()
         """The output, and the newest point in each of POINTS equal parts of the budget."""
-        self.launched = self.heard_at = self.last_at = self.read_clock()
+        self.launched = self.last_output_at = self.last_step_at = self.read_clock()
         self.training_began: float | None = None
-        """When the first batch was handed out, by our own clock."""
+        """Time of `read_clock` when the first batch was handed out."""
         self.training_ended: float | None = None
-        """When the model was handed over."""
+        """Time of `read_clock` when the model had been submitted."""
         self.first: ProgressLine | None = None
         self.last: ProgressLine | None = None
-        self.paces: deque[float] = deque(maxlen=101)
-        self.found: Fault | Prune | None = None
-        """The first reason to stop that its output has given."""
+        self.step_seconds: deque[float] = deque(maxlen=101)
+        self.cause: Fault | Prune | None = None
+        """The first reason to stop that was found in the output."""
 
     def read_clock(self) -> float:
-        """Return the time, in seconds in which this process was awake."""
+        """Return the time in seconds, those in which this process was suspended not counted."""
         before, self.read_at = self.read_at, self.clock()
-        self.lost += max(0.0, self.read_at - before - STANDSTILL)
-        return self.read_at - self.lost
+        self.suspended += max(0.0, self.read_at - before - STANDSTILL)
+        return self.read_at - self.suspended
 
     @property
     def train_seconds(self) -> float:
@@ -115,16 +115,16 @@ class RunMonitor:
         return (self.read_clock() if self.training_ended is None else self.training_ended) - self.training_began
 
     def feed(self, data: bytes, *, last: bool = False) -> None:
-        """Read output. Any is a sign of life, since a script may tell of its progress in its own words."""
-        self.heard_at = self.read_clock()
+        """Read output. Any output is a sign of life, since a script may print its progress in a format of its own."""
+        self.last_output_at = self.read_clock()
         for step in self.transcript.feed(data, last=last):
             self._follow(step)
 
     @property
     def stop_reason(self) -> Fault | Prune | None:
-        """The reason to stop the run now."""
-        if self.found:
-            return self.found
+        """The reason to stop the run now; None where there is none."""
+        if self.cause:
+            return self.cause
         if self.read_clock() - self.launched > self.limits.wall:
             return Fault("timeout", f"it was not done after {self.limits.wall:.0f} s")
         if self.transcript.bytes > self.limits.output:
@@ -132,7 +132,7 @@ class RunMonitor:
         return Fault("disk full", "it filled the disk") if self.fills_disk() else self._find_hang()
 
     def summarize(self, peak_mb: float | None) -> RunMetrics:
-        """Return the run in numbers; `peak_mb` is its largest process's memory, None on a GPU: its summary counts."""
+        """Return the run's metrics; `peak_mb` is its largest process's memory, None on a GPU, to take its summary's."""
         summary = self.transcript.summary or {}
         return RunMetrics(
             train_seconds=self.train_seconds,
@@ -144,24 +144,24 @@ class RunMonitor:
         )
 
     def _find_hang(self) -> Fault | None:
-        """Return a hang where training has been silent; compilation and evaluation print nothing."""
+        """Return a hang if training has been silent too long; compilation and evaluation may be silent."""
         began = self.training_began
         if began is None or self.training_ended is not None or (self.last and self.last.progress >= NEARLY_DONE):
             return None
-        quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.paces or [0.0]))
-        if self.read_clock() - max(self.heard_at, began) <= quiet:
+        quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.step_seconds or [0.0]))
+        if self.read_clock() - max(self.last_output_at, began) <= quiet:
             return None
         where = f"after step {self.last.number}" if self.last else "since training began"
-        awaited = "a line such as `step 00012 (3.4%) | loss: 5.678` is awaited, or any other"
-        return Fault("hang", f"it printed nothing for {quiet:.0f} s {where}; {awaited}")
+        expected = "print lines such as `step 00012 (3.4%) | loss: 5.678`, or any others, more often"
+        return Fault("hang", f"it printed nothing for {quiet:.0f} s {where}: {expected}")
 
     def _follow(self, step: ProgressLine) -> None:
         now = self.read_clock()
         if self.last:
-            self.paces.append(now - self.last_at)
-        self.first, self.last, self.last_at = self.first or step, step, now
+            self.step_seconds.append(now - self.last_step_at)
+        self.first, self.last, self.last_step_at = self.first or step, step, now
         if not abs(step.loss) <= ABSURD_LOSS:
-            self.found = self.found or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
+            self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
         self.points[math.ceil((POINTS - 1) * step.progress)] = point
@@ -169,7 +169,7 @@ class RunMonitor:
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
         if step.loss > EXPLODED * abs(self.first.loss) + 1:
-            self.found = self.found or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
+            self.cause = self.cause or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:
         loss = get_recent_loss([*self.points.values()], threshold.progress)
@@ -178,5 +178,5 @@ class RunMonitor:
         self.would_prune_at = threshold.progress
         if not self.control_run:
             where = f"after {threshold.progress:.0%} of its budget its loss was {loss:.3f}"
-            why = f"{where}; from {threshold.loss:.3f} on no run of this session came back to the best"
-            self.found = self.found or Prune(why)
+            why = f"{where}; no run of this session with over {threshold.loss:.3f} there caught up with the best"
+            self.cause = self.cause or Prune(why)

@@ -1,4 +1,4 @@
-"""Runs a sandboxed command under a guardian: monitored until it ends or must end, and then nothing of it is left."""
+"""Run a sandboxed command under a guardian, monitored until it ends or must be stopped; no process of it is left."""
 
 import asyncio
 import json
@@ -21,9 +21,9 @@ from orchestrator.lab.sandbox.base import Command
 TICK = 0.1
 """Seconds between two checks of a run."""
 DRAIN = 5.0
-"""Seconds for the pipes to drain when every process has ended."""
-OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-"""Signals that come from outside: a user, a shutdown, the system when memory runs out."""
+"""Seconds to drain the pipes once every process has ended."""
+FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""Signals sent by a user, a shutdown, or the system when memory runs out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +31,20 @@ class Ending:
     """How a run ended."""
 
     stopped: Fault | Prune | None
-    """The reason it was stopped for."""
+    """The reason why it was stopped; None if it ended by itself."""
     status: int | None
-    """Exit code; negative: a signal. None if its guardian was killed."""
+    """Exit code, or a signal's number negated; None if the guardian was killed."""
     peak_mb: float
 
     @property
     def was_killed(self) -> bool:
-        """True where a signal from outside ended it, or its guardian."""
-        return self.status is None or self.status in {number for sent in OUTSIDE for number in (-sent, 128 + sent)}
+        """True if a signal from outside ended it or its guardian."""
+        return self.status is None or self.status in {number for sent in FROM_OUTSIDE for number in (-sent, 128 + sent)}
 
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """A started command, for the task that talks to it."""
+    """A started command, as the task sees that serves its connection."""
 
     process: Process
     monitor: RunMonitor
@@ -60,7 +60,7 @@ class RunningProcess:
         return total
 
     def read_output(self) -> bool:
-        """Feed the monitor what has been printed up to now; return False at the end."""
+        """Feed the monitor what has been printed so far; return False at the end of the output."""
         try:
             data = os.read(self.output, 1 << 20)  # all that a pipe can hold
         except BlockingIOError:
@@ -69,7 +69,7 @@ class RunningProcess:
         return bool(data)
 
     def seal(self) -> None:
-        """Seal the log after the output up to now."""
+        """Seal the log after what has been printed so far."""
         self.read_output()
         self.monitor.transcript.sealed = True
 
@@ -77,9 +77,9 @@ class RunningProcess:
 async def run_guarded(
     command: Command, monitor: RunMonitor, lock: int, listen: Callable[[RunningProcess], Awaitable[None]]
 ) -> Ending:
-    """Run the command to its end, and close its descriptors.
+    """Run the command to its end, and close its descriptors; the guardian inherits `lock`.
 
-    The guardian inherits `lock`; `listen` ends when the command does. Raises MachineError, and what `listen` raises.
+    `listen` must return once the command has ended. Raises MachineError, and what `listen` raises.
     """
     output, printed = os.pipe()
     os.set_blocking(output, False)
@@ -100,12 +100,12 @@ async def run_guarded(
             await asyncio.wait(tasks, timeout=DRAIN)
             _raise_errors(tasks)
         finally:
-            # The guardian ends everything when its input closes; a second cancellation does not interrupt that.
+            # The guardian kills everything when its input closes; a second cancellation must not interrupt that.
             assert process.stdin
             process.stdin.close()
             await asyncio.shield(process.wait())
     monitor.feed(b"", last=True)
-    return Ending(stopped or monitor.found, report.get("status"), report.get("peak_mb", 0.0))
+    return Ending(stopped or monitor.cause, report.get("status"), report.get("peak_mb", 0.0))
 
 
 async def _read_all(running: RunningProcess) -> None:
@@ -118,7 +118,7 @@ async def _read_all(running: RunningProcess) -> None:
 
 
 async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int) -> Process:
-    """Start a guardian with the command; its environment is the command's, which could read it anyway."""
+    """Start a guardian with the command. It gets the command's own environment, since the command can read it."""
     limits = monitor.limits
     caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file, "DATA": limits.memory}
     options = {"fds": command.fds, "grace": limits.grace, "limits": {k: v for k, v in caps.items() if v is not None}}
@@ -136,10 +136,7 @@ async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int)
 
 
 async def _read_report(process: Process, tag: str) -> dict[str, Any]:
-    """Return the guardian's report, once nothing of the run is left; empty if the guardian was killed.
-
-    Raises MachineError where something is left, or nothing started.
-    """
+    """Return the guardian's report, empty if it was killed. Raises MachineError if nothing started or ended."""
     assert process.stdout
     report = json.loads(await process.stdout.read() or b"{}")
     left = report.get("left", 0)
@@ -149,22 +146,22 @@ async def _read_report(process: Process, tag: str) -> dict[str, Any]:
     if "error" in report:
         raise MachineError(f"the run could not be started: {report['error']}")
     if left:
-        raise MachineError(f"{left} processes of the run do not end")
+        raise MachineError(f"{left} processes of the run cannot be killed")
     return report
 
 
 async def _attend(
     process: Process, monitor: RunMonitor, tasks: "Sequence[asyncio.Future[None]]"
 ) -> Fault | Prune | None:
-    """Wait for the end; ask for it as soon as there is a reason to stop, and return the reason."""
+    """Wait for the end; ask for it as soon as there is a reason to stop, and return that reason."""
     assert process.stdin
-    ended, before, most = asyncio.ensure_future(process.wait()), len(psutil.pids()), monitor.limits.processes
+    ended, before, limit = asyncio.ensure_future(process.wait()), len(psutil.pids()), monitor.limits.processes
     while not ended.done():
         _raise_errors(tasks)
         reason = monitor.stop_reason
-        # Its processes are counted, which is slow, only when the whole machine has become crowded.
-        if not reason and len(psutil.pids()) - before > most and len(_list_descendants(process)) > most:
-            reason = Fault("other", f"it started more than {most:,} processes")
+        # Counting its own processes is slow, so those of the whole machine are counted first.
+        if not reason and len(psutil.pids()) - before > limit and len(_list_descendants(process)) > limit:
+            reason = Fault("other", f"it started more than {limit:,} processes")
         if reason:
             process.stdin.write(b"t")
             await ended

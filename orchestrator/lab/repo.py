@@ -1,7 +1,7 @@
 """Git plumbing in the user's own repository: writes objects and refs, never the work tree or the index.
 
-Every candidate stays under `refs/nightshift/<session>/`, and so does the last commit that was kept. The branch
-`research/<session>` follows it, unless the user has it checked out or has moved it.
+Every candidate stays under `refs/nightshift/<session>/`, and so does the last keep. The branch `research/<session>`
+follows it, unless the user has checked the branch out or moved it.
 """
 
 import json
@@ -17,9 +17,9 @@ from orchestrator.core.source import normalize_lines, restore_lines
 from prepare.errors import UserError
 
 SETTINGS = (
-    "core.hooksPath=/dev/null",  # the user's hooks are for the user's commits,
-    "core.fsmonitor=false",  # and no setting of the repository may start a program
-    "fastimport.unpackLimit=1",  # one pack a commit, however small
+    "core.hooksPath=/dev/null",  # the user's hooks are for the user's own commits
+    "core.fsmonitor=false",  # no setting of the repository may start a program
+    "fastimport.unpackLimit=1",  # one pack per commit, however small
     "core.fsync=all",  # git's default leaves empty objects behind when the power fails
     "safe.directory=*",  # a mounted repository often belongs to another user
 )
@@ -31,25 +31,25 @@ ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_NO_LAZY_FETCH": "1",
-    "GIT_COMMITTER_NAME": AUTHOR,  # of the reflog
+    "GIT_COMMITTER_NAME": AUTHOR,  # for the reflog
     "GIT_COMMITTER_EMAIL": EMAIL,
 }
-"""All that git sees of the environment, beside PATH."""
+"""The environment that git runs in, besides PATH."""
 
 
 class RepoError(UserError):
-    """The repository cannot be used; the message is one line that says what to do."""
+    """The repository cannot be used; the message says why and what to do."""
 
 
 class Repo:
     """The training script in its repository, and the refs of one session."""
 
     def __init__(self, script: Path, session: str, patience: float = 20.0) -> None:
-        """Find the repository around `script`; a write is tried for `patience` seconds. Raises RepoError."""
+        """Find the repository around `script`; writes are retried for `patience` seconds. Raises RepoError."""
         self.script, self.session, self.patience = script, session, patience
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""
-        """Why the branch is not at the last commit that was kept, and what to do about it."""
+        """Why the branch is not at the last keep, and what to do about it; empty if it is."""
         folder = script.parent.resolve()
         try:
             facts = self._git("rev-parse", "--is-inside-work-tree", "--git-common-dir", "--show-prefix", strip=False)
@@ -63,7 +63,7 @@ class Repo:
         self.path, self.common = PurePosixPath(prefix, script.name), folder / common
 
     def check_free(self) -> None:
-        """Raise RepoError where the session's branch cannot be created: it is there, or another is in the way."""
+        """Raise RepoError if the session's branch cannot be created: it exists, or another conflicts with it."""
         ours = f"refs/heads/{self.branch}"
         for ref in self._git("for-each-ref", "--format=%(refname)", "refs/heads/research").splitlines():
             if ref == ours:
@@ -71,19 +71,19 @@ class Repo:
             if ours.startswith(f"{ref}/") or ref.startswith(f"{ours}/"):
                 name = ref.removeprefix("refs/heads/")
                 remedy = self.write_command("branch", "-m", name, name.replace("/", "-") + "-old")
-                raise RepoError(f"the branch {name} is in the way of {self.branch}: rename it (`{remedy}`)")
+                raise RepoError(f"the branch {name} conflicts with {self.branch}: rename it (`{remedy}`)")
         if not os.access(self.common / "objects", os.W_OK):
             raise RepoError(f"{self.common} cannot be written")
 
     def get_head(self) -> str:
-        """Return the user's commit, on a branch or not. Raises RepoError where there is none."""
+        """Return the commit at HEAD, detached or not. Raises RepoError if there is none."""
         commit = self._resolve("HEAD")
         if commit is None:
             raise RepoError(f"{self.script.parent.resolve()} has no commit yet: commit {self.script.name} first")
         return commit
 
     def read_baseline(self) -> str:
-        """Return the script's file, uncommitted edits included, or else its text at the head. Raises RepoError."""
+        """Return the script as it is on disk, uncommitted edits included, else as at HEAD. Raises RepoError."""
         if not self.script.is_file():
             return normalize_lines(self.read_source(self.get_head()))
         try:
@@ -101,23 +101,23 @@ class Repo:
         return self._git("cat-file", "blob", blob, strip=False)
 
     def write_command(self, *words: str) -> str:
-        """Return a command of git about this repository that can be pasted into a shell."""
+        """Return a git command for this repository, to be pasted into a shell."""
         folder = [] if self.script.parent == Path() else ["-C", str(self.script.parent)]
         return shlex.join(["git", *folder, *words])
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        """Commit a candidate under a ref of its own; the same one twice is one commit. Raises RepoError."""
+        """Commit a candidate under its own ref; repeating it changes nothing. Raises RepoError."""
         ref = f"refs/nightshift/{self.session}/{experiment}"
         return self._attempt(lambda: self._commit(ref, parent, source, message))
 
     def promote(self, parent: str, source: str, message: str) -> str:
-        """Commit what is kept on top of `parent`; the same one twice is one commit. Raises RepoError."""
+        """Commit a keep on top of `parent` and advance the branch; repeating it changes nothing. Raises RepoError."""
         kept = self._attempt(lambda: self._commit(self.kept, parent, source, message))
         self.advance_branch()
         return kept
 
     def _commit(self, name: str, parent: str, source: str, message: str) -> str:
-        """Commit under a ref, unless it has the same commit already. Only `kept` moves: others get a number."""
+        """Commit under a ref, unless it has the same commit already. Only `kept` is moved; other refs get a number."""
         if self._resolve(f"{parent}:{self.path}"):
             source = restore_lines(source, self.read_source(parent))
         found = self._git("for-each-ref", "--format=%(objectname)", name, f"{name}-*").splitlines()
@@ -128,12 +128,12 @@ class Repo:
         return self._import_commit(name if moves else f"{name}-{len(found) + 1}", parent, source, message)
 
     def begin_branch(self, commit: str) -> None:
-        """Begin with this commit as the last one that was kept, unless there is one. Raises RepoError."""
+        """Create the branch, with this commit as the last keep unless there is one. Raises RepoError."""
         self._attempt(lambda: self._resolve(self.kept) or self._git("update-ref", self.kept, commit))
         self.advance_branch()
 
     def advance_branch(self) -> None:
-        """Move the branch on to the last commit that was kept; where that is not ours to do, set `trouble`."""
+        """Move the branch to the last keep, or set `trouble` where it must stay."""
         try:
             self.trouble = self._attempt(self._advance_branch)
         except RepoError as error:
@@ -144,7 +144,7 @@ class Repo:
         at, _, user = self._git("for-each-ref", "--format=%(objectname) %(worktreepath)", ref).partition(" ")
         if at == kept:
             return ""
-        if user:  # its index would take back what the commits brought
+        if user:  # moving it would make the user's index look like a revert
             remedy = shlex.join(["git", "-C", user, "merge", "--ff-only", self.kept])
             return f"{self.branch} is checked out in {user} and stays as it is: {remedy}"
         if at and self._git("rev-list", "-1", at, f"^{kept}"):
@@ -154,7 +154,7 @@ class Repo:
         return ""
 
     def _attempt(self, write: Callable[[], str]) -> str:
-        """Try again while git cannot: a lock is held, `git gc` moves objects, the disk is away."""
+        """Retry while git fails: a lock is held, `git gc` moves objects, a disk is unavailable."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
@@ -165,25 +165,25 @@ class Repo:
                 time.sleep(0.5)
 
     def unlock(self) -> None:
-        """Remove the locks that an earlier process, killed in the middle of a write, left on this session's refs."""
+        """Remove locks on this session's refs, left by an earlier process that was killed while it wrote."""
         branch = self.common / "refs/heads" / f"{self.branch}.lock"
         for lock in [branch, *(self.common / "refs/nightshift" / self.session).glob("*.lock")]:
             with suppress(FileNotFoundError):
                 lock.unlink()
 
     def _import_commit(self, ref: str, parent: str, source: str, message: str) -> str:
-        """Write the parent's tree with another text of the script, its commit and its ref, which only moves on.
+        """Commit the parent's tree with another text of the script, and move the ref there, by fast-forward only.
 
-        All are one pack, which `git gc --prune=now` leaves alone until the ref is there.
+        All objects are in one pack, which `git gc --prune=now` does not touch before the ref exists.
         """
         executable = self._git("ls-tree", "--full-tree", parent, str(self.path)).startswith("100755")
         texts = (f"{message.rstrip()}\n", source)
-        said, script = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
+        body, script = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
         stream = [
             f"commit {ref}",
             "mark :1",
             f"committer {AUTHOR} <{EMAIL}> {time.time():.0f} +0000",
-            said,
+            body,
             f"from {parent}",
             f"M {'100755' if executable else '100644'} inline {json.dumps(str(self.path), ensure_ascii=False)}",
             script,
@@ -192,7 +192,7 @@ class Repo:
         return self._git("fast-import", "--quiet", stdin="\n".join(stream))
 
     def _is_commit(self, commit: str, parent: str, source: str, message: str) -> bool:
-        """Tell whether a commit has this parent, script and message; its date does not matter."""
+        """Return True if a commit has this parent, script and message, whatever its date."""
         header, _, body = self._git("cat-file", "commit", commit, strip=False).partition("\n\n")
         same = header.splitlines()[1] == f"parent {parent}" and body.rstrip("\n") == message.rstrip("\n")
         return same and self.read_source(commit) == source
@@ -201,7 +201,7 @@ class Repo:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
     def _git(self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0) -> str:
-        """Return git's output; `absent` is the exit code that means "not found" and not failure. Raises RepoError."""
+        """Return git's output; the exit code `absent` means "not found", not an error. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
         try:
             done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Runs train.py once: in a slot, a fresh folder and a sandbox, served and monitored, and evaluated at the end."""
+"""Run train.py once, in a slot, a fresh folder and a sandbox; serve, monitor and evaluate it."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from orchestrator.lab.scoring.server import EvaluationServer
 from orchestrator.lab.slots import Slot, hold_slot
 
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
-"""For a run that was granted without a plan."""
+"""The plan of a run that was granted without one."""
 
 
 class Runner:
@@ -40,22 +40,23 @@ class Runner:
         put: Callable[[str], ev.Digest],
         on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None,
     ) -> None:
-        """Work in the session's `folder`; `put` stores a log, `on_point` is told of progress and tokens per second."""
+        """Work in the session's `folder`; `put` stores a log, `on_point` gets each point and tokens per second."""
         self.runs, self.archive = folder.resolve() / "runs", folder.resolve() / "claims"
         self.slots, self.limits, self.scorer, self.sandbox = slots, limits, scorer, sandbox
         self.put, self.on_point = put, on_point
         self.aborted, self.excuses = 0, Counter[int]()
-        """Runs in a row that the machine ended, and those of each experiment that may have been its own fault."""
+        """Runs in a row that the machine ended, and by experiment those that were excused."""
 
     def reap(self) -> int:
-        """End the runs that an earlier life of this session left, and remove their folders; return their processes."""
-        left = len(guardian.find_tagged(f"{self.runs}/"))
-        guardian.kill_all(lambda: guardian.find_tagged(f"{self.runs}/"))
+        """Kill what earlier runs of this session left, and remove their folders; return the number of processes."""
+        find = partial(guardian.find_tagged, f"{self.runs}/")
+        left = len(find())
+        guardian.kill_all(find)
         _remove(self.runs)
         return left
 
     async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
-        """Train once. A failure of the machine is an Aborted; cancelling ends every process of the run."""
+        """Train once. A failure of the machine is returned as Aborted; cancelling kills every process of the run."""
         folder, slot = self.runs / f"{granted.experiment}-{granted.run}", self.slots[granted.slot]
         try:
             await asyncio.sleep(self.limits.pause * min(self.aborted, 10))
@@ -102,7 +103,7 @@ class Runner:
         return Observation(result, log, monitor, server, ending, disk, excusable, audit, lock)
 
     async def _wait_for_disk(self) -> None:
-        """Wait for room on the disk, which another program may fill for a moment. Raises MachineError."""
+        """Wait for free disk space, which another program may take for a moment. Raises MachineError."""
         deadline = time.monotonic() + self.limits.patience
         while (free := shutil.disk_usage(self.runs.parent).free) < self.limits.free_disk:
             if time.monotonic() > deadline:
@@ -115,20 +116,20 @@ class Runner:
 
 
 def _strip_paths(text: str, work: Path) -> str:
-    """Remove this machine's folders from tracebacks: sessions are mailed."""
+    """Remove this machine's folders from tracebacks, since sessions are shared."""
     for path, name in {f"{work}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
         text = text.replace(path, name)
     return text
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that hostile code has filled: of any depth, and without permissions."""
+    """Remove a folder that hostile code has filled, whatever its depth and permissions."""
     if folder.exists():
         subprocess.run(["chmod", "-R", "u+rwx", "--", folder], check=False, capture_output=True)
         subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
 
 
 def _measure(folder: Path) -> int:
-    """Return the bytes of disk that its files take, of any depth; those without permissions do not count."""
+    """Return the bytes of disk that the readable files in a folder take, at any depth."""
     done = subprocess.run(["du", "-sk", "--", folder], check=False, capture_output=True)
     return int((done.stdout.split() or [b"0"])[0]) << 10

@@ -1,6 +1,6 @@
-"""Slots: where one run at a time may train, a GPU of this machine or a share of its cores, and how it is started there.
+"""Slots: a GPU or a share of the cores, where one run at a time trains, and the command that starts it there.
 
-A slot is held by a file lock whose descriptor the run's guardian inherits, so it is free only when the run is gone.
+A slot is held by a file lock whose descriptor the run's guardian inherits, so it is free only once the run has ended.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ DRIVER_NODES = tuple(
 class Slot:
     lock: Path
     devices: str = ""
-    """Value of CUDA_VISIBLE_DEVICES; empty where runs use the CPU."""
+    """Value of CUDA_VISIBLE_DEVICES; empty for the CPU."""
     threads: int = 0
-    """Threads for arithmetic on the CPU; 0 leaves the number to the libraries."""
+    """Threads for arithmetic on the CPU; 0 for the libraries' default."""
     nodes: tuple[str, ...] = ()
     """Device files of the GPU and its driver."""
     patience: float = 30.0
@@ -40,7 +40,7 @@ class Slot:
     def build_command(
         self, sandbox: Sandbox, words: Sequence[str], folder: Path, connection: int, **more: str
     ) -> Command:
-        """Return a command of Python and make its `tmp`; `connection` is a descriptor, `more` environment."""
+        """Return a sandboxed Python command, and make its `tmp`; `connection` is a descriptor, `more` environment."""
         (folder / "tmp").mkdir(parents=True)
         env = {
             "PATH": os.environ.get("PATH", os.defpath),
@@ -50,9 +50,9 @@ class Slot:
             "PYTHONPATH": str(TRUSTED.parent),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONHASHSEED": "0",  # the order of a set is not part of an experiment
+            "PYTHONHASHSEED": "0",  # a set's order must not differ between runs
             "OMP_WAIT_POLICY": "passive",
-            "MKL_CBWR": "AUTO,STRICT",  # the same sums in the same order in every process
+            "MKL_CBWR": "AUTO,STRICT",  # sums in the same order in every process
             # Compilers' caches are never shared, since they hold code.
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp/inductor"),
             "TRITON_CACHE_DIR": str(folder / "tmp/triton"),
@@ -64,7 +64,7 @@ class Slot:
         if self.threads:
             env["OMP_NUM_THREADS"] = str(self.threads)
         if self.devices:
-            # Where containers keep the driver, and where downloaded kernels are; nothing is downloaded in a sandbox.
+            # Where containers keep the driver and where downloaded kernels are; a sandbox has no network.
             folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
             env["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in folders if path.startswith("/"))
             env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
@@ -72,7 +72,7 @@ class Slot:
 
 
 def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
-    """Return the first `count` GPUs, locked for all sessions of this user, or without GPUs shares of the cores."""
+    """Return the first `count` GPUs, locked for all sessions of this user; without GPUs, shares of the cores."""
     if not gpus:
         return tuple(Slot(folder / f"slot-{i}.lock", threads=max(1, cores // count)) for i in range(count))
     shared = Path(tempfile.gettempdir(), f"nightshift-{os.getuid()}")
@@ -84,7 +84,7 @@ def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -
 
 @asynccontextmanager
 async def hold_slot(slot: Slot) -> AsyncGenerator[int]:
-    """Hold the slot and yield the descriptor of its lock. Raises MachineError where it stays taken, OSError."""
+    """Hold the slot and yield its lock's descriptor. Raises MachineError if it stays taken, OSError."""
     deadline = time.monotonic() + slot.patience
     while time.monotonic() < deadline:
         with suppress(LockedError), hold_lock(slot.lock) as descriptor:

@@ -1,6 +1,6 @@
-"""Build the charts of the report as plotly's figures: once, here; the page carries, styles and draws them.
+"""Build the report's charts as plotly figures, which the page styles and draws.
 
-Their colors are readable on white and on black, since it follows the reader's system. What agents wrote is escaped.
+Colors are readable on white and on black, since the page follows the reader's system. Text by agents is escaped.
 """
 
 import base64
@@ -28,19 +28,19 @@ BAND = "rgba(122,112,232,0.16)"
 DASHES = ("solid", "dash", "dot", "dashdot")
 OUTCOMES = {"scored": ACCENT, "training": GOOD, "crashed": BAD, "aborted": BAD}
 SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
-"""By whether a point is on the scale, and whether it has no score."""
+"""Marker by (on the scale, without a score)."""
 CURVE_POINTS = 48
 STEPPED = ("experiment", "hours")
-"""Axes along which the score to beat only falls."""
+"""Axes along which the score to beat is drawn as steps."""
 Places = Mapping[int, float | None]
-"""Where experiments stand along an axis, by number."""
+"""Position along an axis by experiment."""
 STAIRS = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"shape": "hv", "width": 0}}
 
 
 def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], summary: Summary) -> Figure:
-    """Draw every experiment's score with its standard error, the score to beat, and the noise of one run around it.
+    """Draw every experiment's score with its error bar, and the score to beat within the noise band of one run.
 
-    It is drawn along the first of STEPPED, and a button switches to each other axis on which the experiments differ.
+    The chart opens along the first of STEPPED; buttons switch to the other axes on which experiments differ.
     """
     scored = [row for row in rows if row.val_bpb is not None]
     kept = [row for row in scored if row.status == "kept"]
@@ -78,7 +78,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
 
 
 def draw_slots(runs: Sequence[Run], slots: int) -> Figure:
-    """Draw what ran where and when: light for the whole run, dark for the budgeted training in it."""
+    """Draw each slot's runs over time: light for the whole run, dark for the budgeted training in it."""
     start = runs[0].start if runs else 0.0
     known = {
         "type": "bar",
@@ -106,7 +106,7 @@ def draw_slots(runs: Sequence[Run], slots: int) -> Figure:
 
 
 def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
-    """Draw mean training losses by name, the first as a line and the second dotted; None without points."""
+    """Draw the mean training loss of two groups of runs, the second dotted; return None without points."""
     traces, settled = list[Figure](), list[float]()
     for (name, runs), color, dash in zip(curves.items(), (ACCENT, GREY), DASHES[::2], strict=False):
         points = list(_average_curve(runs))
@@ -127,21 +127,21 @@ def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
 
 
 def pack(value: object) -> str:
-    """Return a text, or what becomes JSON, compressed as a page carries it; its script unpacks it."""
+    """Return a text, or a value as JSON, gzipped and in base64; the page's script unpacks it."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
 @cache
 def load_plotly() -> str:
-    """Return plotly.js as its own Python package brings it, packed: 4.8 MB, then 2.0 MB."""
+    """Return plotly.js from its Python package, packed from 4.8 MB to 2.0 MB."""
     from plotly.offline import get_plotlyjs  # takes a while to import
 
     return pack(get_plotlyjs())
 
 
 def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]:
-    """Return the score to beat after each keep, as the summary tells the first and the last, and the last once more."""
+    """Return the score to beat after each keep, the first and last as in the summary, and the last one twice."""
     levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
     if levels and summary.baseline and summary.best:
         levels[0], levels[-1] = summary.baseline, summary.best
@@ -150,7 +150,7 @@ def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]
 
 
 def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
-    """Draw experiments with two standard errors on either side; what is off the scale, or failed, at its top."""
+    """Draw experiments with error bars of two standard errors; failures and those off the scale at its top."""
     scores = [row.val_bpb for row in rows]
     on_scale = [score is not None and score <= top for score in scores]
     errors = [noise / sqrt(len(row.scores)) if shown else 0.0 for row, shown in zip(rows, on_scale, strict=True)]
@@ -176,14 +176,14 @@ def _describe_point(row: ExperimentRow) -> str:
 def _place(
     axis: str, places: Places, kept: Iterable[ExperimentRow], groups: Iterable[Sequence[ExperimentRow]]
 ) -> list[list[float | None]]:
-    """Return the positions of all traces along an axis: three times the stairs, then the groups of points."""
+    """Return the positions of all traces along an axis: three times the steps, then the groups of points."""
     last = max((at for at in places.values() if at is not None), default=None)
     stairs = [*(places.get(row.experiment) for row in kept), last] if axis in STEPPED else []
     return [stairs, stairs, stairs, *([places.get(row.experiment) for row in group] for group in groups)]
 
 
 def _average_curve(runs: Sequence[FinishedRun]) -> Iterator[tuple[float, float]]:
-    """Yield percent of the budget and mean loss of the runs, at CURVE_POINTS places or fewer."""
+    """Yield percent of the budget and mean loss of the runs, at most CURVE_POINTS times."""
     for share in (point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)):
         losses = [loss for run in runs if (loss := interpolate_loss(run.curve, share)) is not None]
         if losses:

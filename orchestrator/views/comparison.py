@@ -1,4 +1,4 @@
-"""Set sessions side by side: what each gained, and what it cost."""
+"""Compare sessions side by side: what each gained, and what it cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
 
 @dataclass(frozen=True, slots=True)
 class SessionFigures:
-    """A session in figures."""
+    """The figures of one session."""
 
     arm: str
-    """Crew and style: sessions of one arm are repetitions of each other."""
+    """Crew and style; sessions of one arm are repetitions."""
     name: str
     conditions: tuple[int, str, float, float]
-    """Seed, data, budget and hours: nights that agree in these are paired."""
+    """Seed, data, budget and hours; sessions of two arms that agree in these are paired."""
     gain: float
     best: Sequence[float]
-    """The baseline, the score after each keep, and the last once more."""
+    """The baseline, the score to beat after each keep, and the last one twice."""
     places: Mapping[str, Sequence[float]]
-    """Where the best scores stand, by axis."""
+    """Positions of the best scores, by axis."""
     table: Mapping[str, str]
-    """What is told of it, by its name."""
+    """Cells of the table, by row name."""
 
 
 def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:
@@ -62,11 +62,11 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
 
 
 def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
-    """Return how the best score fell, and where along each axis."""
+    """Return the best scores in order, and their positions along each axis."""
     state, moments, best = State(), list[State](), list[float]()
     for record in records:
         state = apply(state, record)
-        if isinstance(record.event, ev.Kept):  # nothing else: later runs correct a score from its keep on
+        if isinstance(record.event, ev.Kept):  # only keeps: later runs correct the score from its keep on
             moments.append(state)
             best.append(record.event.score_to_beat)
     best[0], best[-1] = summary.baseline or best[0], summary.best or best[-1]
@@ -80,24 +80,24 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
 
 
 def compute_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 90 % interval of the mean by Student's t: of few nights it is wide, and holds what it says."""
+    """Return the 90 % interval of the mean by Student's t, which is valid for few sessions, too."""
     margin = get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
     return fmean(values) - margin, fmean(values) + margin
 
 
 def pair_gains(arm: Sequence[SessionFigures], other: Sequence[SessionFigures]) -> list[float]:
-    """Return how much more one arm gained, for nights of equal seeds that were measured alike."""
+    """Return how much more one arm gained than the other, for each pair of sessions under the same conditions."""
     theirs = {row.conditions: row.gain for row in other}
     return [row.gain - theirs[row.conditions] for row in arm if row.conditions in theirs]
 
 
 def group_arms(rows: Sequence[SessionFigures]) -> Mapping[str, Sequence[SessionFigures]]:
-    """Return repetitions together, in the order of their first appearance."""
+    """Return the sessions by arm, in order of first appearance."""
     return {arm: [r for r in rows if r.arm == arm] for arm in dict.fromkeys(r.arm for r in rows)}
 
 
 def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
-    """Draw the best scores of sessions along the axes that they moved on, a color for each arm."""
+    """Draw the best scores of sessions along each axis that is not all zero, in one color per arm."""
     names = ("x", "x2", "x3")
     axes = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
     colors = dict(zip(dict.fromkeys(course.arm for course in courses), cycle(ARMS), strict=False))
@@ -127,5 +127,5 @@ def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
 
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
-    """Return a page with the table of figures, and one stepped line for each session in the color of its arm."""
+    """Return a page with the table of figures and the chart of best scores."""
     return render_page("compare.html", {"courses": draw_courses(rows)}, rows=rows)

@@ -1,4 +1,4 @@
-"""Say in a few words what an event is, or show on a page everything about it: `event.txt`, `event_page.txt`."""
+"""Describe an event in one line (`event.txt`), or in full on a page (`event_page.txt`)."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,24 @@ from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_clock, render_template
 
 TALK = ev.ConversationOpened | ev.ModelReplied | ev.ToolUsed
-"""Events of a conversation with an agent: they change nothing that a view shows."""
+"""Events of a conversation with an agent, which change nothing that a view shows."""
 LONGEST = 200_000
-"""Characters of one text on a page about an event."""
+"""Characters of one text on an event's page."""
 
 
 def write_line(record: ev.Record) -> str:
-    """Return a line for a walk through the session: number, time, task, kind, summary."""
+    """Return a line of `replay`: number, time, task, kind, summary."""
     event = record.event
     return f"{record.seq:5}  {format_clock(record.at)}  {record.task_id:18}  {event.kind:11} {summarize(event)}"
 
 
 def summarize(event: ev.Event) -> str:
-    """Return what happened on one line, in a few words; of an event without a case of its own, its reason."""
+    """Return a few words on one line; for an event without a case in the template, its reason."""
     return make_printable(shorten(render_template("event.txt", event=event), 100))
 
 
 def write_page(log: EventLog, records: Sequence[ev.Record], number: int) -> str:
-    """Return everything about one event; of a conversation, all that the agent saw and said up to it."""
+    """Return everything about one event; in a conversation, all that the agent saw and said up to it."""
     record, talk = records[number], list[ev.Event]()
     if isinstance(record.event, TALK):
         talk = [r.event for r in records[: number + 1] if r.task_id == record.task_id]

@@ -1,4 +1,4 @@
-"""One row per experiment: all that is known of it, closed or under way. Every view and file is written from rows."""
+"""Give each experiment, closed or open, a row with all that is known about it; every view is written from rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,16 +18,16 @@ UNFINISHED: Mapping[type[st.Stage], st.Status] = {
     st.Broken: "broken",
 }
 UNTRAINED = ("refused", "abandoned", "not tested")
-"""Ends of experiments that say nothing of their hypotheses."""
+"""Final statuses that say nothing about the hypothesis."""
 REASON = 1_000
 """Characters of a verdict's reason."""
 DIFF_LINES, DIFF_CHARACTERS = 80, 20_000
-"""A longer diff is cut: the commit holds all of it."""
+"""Longer diffs are cut; the commit holds the whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRow:
-    """An experiment as a row: what is not known yet is empty."""
+    """An experiment; what is not known yet is empty."""
 
     experiment: int
     status: st.Status
@@ -40,7 +40,7 @@ class ExperimentRow:
     verdict: ev.Verdict | ev.Refused | ev.Abandoned | None = None
     postmortem: ev.Postmortem | None = None
     compared: tuple[ev.Scored, ...] = ()
-    """The incumbent's runs that the verdict is about."""
+    """The incumbent's runs that the verdict compares with."""
 
     @property
     def title(self) -> str:
@@ -68,7 +68,7 @@ class ExperimentRow:
 
     @property
     def runs(self) -> Sequence[FinishedRun]:
-        """The scored runs; without any, the one that crashed or was pruned."""
+        """The scored runs; if there are none, the run that crashed or was pruned."""
         return self.scores or [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
 
     @property
@@ -89,12 +89,12 @@ def list_rows(state: st.State) -> list[ExperimentRow]:
 
 
 def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
-    """Return those that were worth a second seed: kept once confirmed, or discarded after all."""
+    """Return the experiments that ran with more than one seed."""
     return [row for row in rows if row.gain is not None and len(row.scores) > 1]
 
 
 def show_diff(log: LogReader, row: ExperimentRow) -> str:
-    """Return what the experiment changed in its parent's train.py, or its beginning; empty for the baseline."""
+    """Return the diff from the parent's train.py, cut if it is long; empty for the baseline."""
     if row.commit is None or row.experiment == 0:
         return ""
     lines = make_printable(st.diff_from_parent(log.state, row.commit, log.get, context=1)).split("\n")

@@ -1,6 +1,6 @@
-"""Write the learning trail: one Markdown file per experiment, and an index of them.
+"""Write the musings: one Markdown page per experiment, and an index of them.
 
-It is a projection of the log: the rationale is on disk before anything is edited, and all of it can be rebuilt.
+They are derived from the log and can be rebuilt. A rationale is on disk before anything is edited.
 """
 
 import re
@@ -46,14 +46,14 @@ def _make_file(log: LogReader, folder: Path, row: ExperimentRow) -> File:
 
 
 def make_file_name(row: ExperimentRow) -> str:
-    """Return the file's name: the number, and the title in characters that every file system accepts."""
+    """Return the page's file name: the number, and the title in characters that every file system accepts."""
     plain = unicodedata.normalize("NFKD", row.proposal.title).encode("ascii", "ignore").decode().lower()
     slug = "-".join(re.findall(r"[a-z0-9.]+", plain)).strip("-.")[:60].rstrip("-.")
     return f"{row.experiment:03d}-{slug or 'experiment'}.md"
 
 
 def render_musing(log: LogReader, row: ExperimentRow) -> str:
-    """Return the file of one experiment, as far as it has come."""
+    """Return the page of one experiment, as far as it has come."""
     diff, events = show_diff(log, row), ((record.event, record.at) for record in log.records)
     proposed = (at for event, at in events if isinstance(event, Proposed) and event.experiment == row.experiment)
     return _render_page(
@@ -68,13 +68,13 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
 
 
 def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
-    """Return the page of a session: where it stands, every experiment in a row, the lessons of what was kept."""
+    """Return a session's index: its summary, a table of experiments, and the lessons of what was kept."""
     facts = {"session": state.session, "started": state.started_at, "summary": summarize(state), "rows": rows}
     return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
 
 
 def render_overview(folder: Path) -> str:
-    """Return the page over all sessions in the folder, read from their indexes, the newest first."""
+    """Return the overview of all sessions in the folder, read from their indexes, newest first."""
     found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
     sessions = [(name, matter) for name, matter in found if "session" in matter]
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
@@ -82,7 +82,7 @@ def render_overview(folder: Path) -> str:
 
 
 def _render_page(template: str, **facts: object) -> str:
-    """Return a page with never more than one blank line."""
+    """Return a page without consecutive blank lines."""
     return re.sub(r"\n{3,}", "\n\n", render_template(template, **facts)).rstrip() + "\n"
 
 

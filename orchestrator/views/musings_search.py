@@ -1,4 +1,4 @@
-"""Read musings back, and search them by words over all sessions."""
+"""Read musings, and search those of all sessions by words."""
 
 import re
 import sqlite3
@@ -13,23 +13,23 @@ from subagents.prompts import split_front_matter
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One musing that a search has found."""
+    """A musing found by a search."""
 
     path: Path
     title: str
     matter: Mapping[str, Any]
     """The musing's front matter."""
     snippet: str
-    """The words around the match, which stands between ** and **."""
+    """The text around the match, which is between ** and **."""
 
 
 def search(
     folder: Path, query: str, *, family: str = "", verdict: str = "", session: str = "", limit: int = 10
 ) -> list[Hit]:
-    """Return the musings under the folder that fit the words best, over all sessions.
+    """Return the musings under the folder, of all sessions, that match the words best.
 
-    Filters are exact; `verdict` takes the reflector's (supported, …) or the judge's (kept, discarded, …). Musings with
-    all the words come first; if there are none, those with any.
+    Filters are exact; `verdict` is the reflector's (supported, …) or the judge's (kept, discarded, …). If no musing
+    has all the words, those with any are returned.
     """
     words = re.findall(r"\w+", query)
     with closing(sqlite3.connect(":memory:")) as db:
@@ -50,7 +50,7 @@ def search(
 
 
 def read_musing(path: Path) -> tuple[dict[str, Any], str]:
-    """Return front matter and body; without the former where a person has put another text into the folder."""
+    """Return front matter and body; the former is empty if the file is not a musing, both if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # not from a FIFO
     except OSError:
@@ -63,7 +63,7 @@ def read_musing(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _match(db: sqlite3.Connection, match: str, limit: int) -> list[tuple[str, str, str]]:
-    """Return path, title and snippet of the best matches; without words, of the latest musings."""
+    """Return path, title and snippet of the best matches; without words, of the newest musings."""
     if not match:
         newest = "select path, title, substr(body, 1, 160) from m order by path desc limit ?"
         return db.execute(newest, (limit,)).fetchall()

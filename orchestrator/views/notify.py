@@ -1,6 +1,6 @@
-"""Send messages to the user's phone or chat: at a new best, when the models make us wait, at the end.
+"""Send messages to the user's phone or chat: about a new best, a pause, and the end.
 
-The URL holds a secret: it is never logged, printed or stored. Sending never delays a night, or ends one.
+The URL holds a secret, so it is never logged, printed or stored. Sending never delays or ends a night.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from prepare.errors import UserError
 Send = Callable[[str, str], Awaitable[bool]]
 """Sends a title and a text, and returns whether they arrived."""
 PATIENCE = 15.0
-"""Seconds that sending a message may take."""
+"""Seconds allowed to send a message."""
 QUIET = 600.0
-"""Seconds after a pause in which another one is the same pause."""
+"""Seconds after a pause in which another one counts as the same."""
 LONGEST = 1_500
-"""Characters of a message: most services take no longer ones."""
+"""Characters of a message; most services reject longer ones."""
 
 
 class NotifyError(UserError):
-    """No message can be sent to this URL; the text is one line that does not repeat it."""
+    """No message can be sent to this URL; the text does not repeat it."""
 
 
 async def send_nothing(_title: str, _text: str) -> bool:
@@ -36,7 +36,7 @@ async def send_nothing(_title: str, _text: str) -> bool:
 
 
 def make_sender(url: str) -> Send:
-    """Return what sends to an Apprise URL; without a URL, what sends nothing. Raises NotifyError."""
+    """Return a function that sends to an Apprise URL, or without a URL sends nothing. Raises NotifyError."""
     if not url:
         return send_nothing
     try:
@@ -46,7 +46,7 @@ def make_sender(url: str) -> Send:
     logging.getLogger("apprise").disabled = True  # its messages repeat the URL
     service = apprise.Apprise(asset=apprise.AppriseAsset(storage_mode="memory"))
     if not service.add(url):
-        raise NotifyError("--notify: Apprise knows no such URL; its wiki lists them, such as ntfy://TOPIC")
+        raise NotifyError("--notify: Apprise does not support this URL; its wiki lists others, such as ntfy://TOPIC")
 
     async def send(title: str, text: str) -> bool:
         return bool(await service.async_notify(body=text, title=title))
@@ -55,10 +55,10 @@ def make_sender(url: str) -> Send:
 
 
 class Notifier:
-    """Watches a session from now on, and sends what is worth a message."""
+    """Watches a session from now on, and sends messages about it."""
 
     def __init__(self, log: EventLog, send: Send, say: Callable[[str], None], resume: str = "resume it") -> None:
-        """Watch the log; `resume` is the command that goes on."""
+        """Watch the log; `resume` is the command that continues the session."""
         self.log, self.send, self.say, self.resume = log, send, say, resume
         self.seen = len(log.records)
         self.has_ended = self.has_failed = False
@@ -66,7 +66,7 @@ class Notifier:
         self.sending: set[asyncio.Task[None]] = set()
 
     def update(self) -> None:
-        """Begin to send what is worth a message of all that is new; needs a running loop."""
+        """Start sending messages about new events; needs a running loop."""
         fresh, self.seen = self.log.records[self.seen :], len(self.log.records)
         for record in fresh:
             if message := self._choose_message(record):
@@ -75,7 +75,7 @@ class Notifier:
                 task.add_done_callback(self.sending.discard)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Send that the night is over, or that this error ended it; wait at most PATIENCE."""
+        """Send that the night is over, or that an error ended it; wait at most PATIENCE seconds."""
         if isinstance(error, Exception):
             asyncio.run(self._deliver("stopped by a fault", f"Nothing is lost: {self.resume}"))
         elif self.has_ended:
@@ -92,7 +92,7 @@ class Notifier:
                 text = f"{shorten(reason, 300)}. Training continues meanwhile."
                 return ("a pause", text) if is_new else None
             case Ended():
-                self.has_ended = True  # sent by `close`: the loop ends too soon after this
+                self.has_ended = True  # sent by `close`, since the loop ends right after this
             case _:
                 pass
         return None

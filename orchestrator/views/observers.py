@@ -1,7 +1,7 @@
-"""Show a session and write it down as it happens: terminal, musings, the files beside it, messages.
+"""Show a session as it happens: terminal, musings, the files beside it, messages.
 
-All are projections of the log, and all run behind one boundary: none can end or delay a night, whatever it raises.
-What could not be written is tried again at the next event, and can be rebuilt from the log.
+All are derived from the log and run behind one boundary: none can end or delay a night, whatever it raises. What could
+not be written is tried again at the next event, and can be rebuilt from the log.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ from orchestrator.views.usage import measure_utilization
 from prepare.files import write_atomically
 
 SOON = 0.5
-"""Seconds until the files follow the log: events that come together are one change."""
+"""Seconds before the files follow the log, so that events in quick succession are one change."""
 
 
 class Observers:
-    """Shows and writes down what happens in a session. Use as a context around the event loop."""
+    """Shows and writes down a session. Use as a context manager around the event loop."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Observers:
         send: Send = send_nothing,
         command: Callable[..., str] = write_command,
     ) -> None:
-        """Watch the session; `command` completes the words of a command that the user is told."""
+        """Watch the session; `command` completes a command that is suggested to the user."""
         self.session, self.folder, self.command = session, session.path.parent, command
         console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
         self.terminal = Terminal(session, console, time.time)
@@ -69,7 +69,7 @@ class Observers:
         self._guard("notifications", lambda: self.notifier.close(error))
 
     def update(self) -> None:
-        """Show what is new; only a rationale is written at once, since it must stand before anything is edited."""
+        """Show what is new. Only rationales are written at once, since they must precede any edit."""
         self._write_all(list_rationales(self.session, self.musings))
         self._guard("the live view", self.terminal.update)
         self._guard("notifications", self.notifier.update)
@@ -85,11 +85,11 @@ class Observers:
         self._guard("the live view", lambda: self.terminal.say(text))
 
     def print_summary(self, history: str) -> None:
-        """Print how the night ended, and where everything is; `history` is the command that lists what was kept."""
+        """Print how the night ended and where its files are; `history` is the command that lists the keeps."""
         self._guard("the summary", lambda: self.say(self._write_summary(history)))
 
     async def _follow(self) -> None:
-        """Write the files on a thread until they show the last record: one snapshot at a time, always the latest."""
+        """Write the files in a thread, one snapshot at a time, until they show the last record."""
         written = 0
         while written < len(self.session.records):
             await asyncio.sleep(SOON)
@@ -119,7 +119,7 @@ class Observers:
             self.shown[path] = shows
 
     def _guard(self, view: str, action: Callable[[], object]) -> None:
-        """Run an action of a view; tell the user of each kind of failure once."""
+        """Run an action of a view; report each distinct failure to the user once."""
         try:
             action()
         except Exception as error:  # noqa: BLE001 - this is the boundary: a view may fail in any way

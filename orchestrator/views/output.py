@@ -1,4 +1,4 @@
-"""Print where perhaps nothing reads: readers go away, disks fill up, terminals stall, locales lack characters.
+"""Print safely although readers go away, disks fill up, terminals stall and locales lack characters.
 
 `harden_streams` is for every command. `Outlet` is for a night, which must not even wait for its reader.
 """
@@ -17,24 +17,24 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 PLAIN = {"→": "->", "−": "-", "–": "-", "±": "+/-", "σ": "sigma", "…": "...", "─": "-", "✓": "+", "✗": "x"}
-"""What is printed in place of characters that the locale's encoding lacks; of all others, a question mark."""
+"""Replacements for characters that the locale's encoding lacks; any other becomes a question mark."""
 PENDING = 1_000
-"""Writes that wait for a slow reader; later ones are dropped."""
+"""Writes that may wait for a slow reader; further ones are dropped."""
 PATIENCE = 5.0
-"""Seconds that the end of the process waits for what is still to be printed."""
+"""Seconds that the process waits at its end for pending output."""
 UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-"""Control characters but tab and newline, marks that change the direction of writing, halves of characters."""
+"""Control characters except tab and newline, marks of text direction, lone surrogates."""
 
 
 def make_printable(text: str, limit: int | None = None) -> str:
-    """Return a text of any origin so that it cannot steer a terminal or reorder its surroundings, cut to a limit."""
+    """Return an untrusted text that cannot control a terminal or reorder its surroundings, cut to a limit."""
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]}\n… {len(text) - limit:,} more characters"
     return UNPRINTABLE.sub("�", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def spell_out(error: UnicodeError) -> tuple[str, int]:
-    """Return what is printed in place of characters that an encoding lacks, and where encoding goes on."""
+    """Return replacements for characters that an encoding lacks, and the index at which to continue."""
     assert isinstance(error, UnicodeEncodeError)
     return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
@@ -43,7 +43,7 @@ codecs.register_error("spell-out", spell_out)
 
 
 class LenientStream(io.TextIOWrapper):
-    """A standard stream that keeps its first failure instead of raising it."""
+    """A standard stream that stores its first failure instead of raising it."""
 
     failure: OSError | None = None
 
@@ -63,15 +63,15 @@ class LenientStream(io.TextIOWrapper):
 
 @contextmanager
 def harden_streams() -> Generator[None]:
-    """Let nothing that a command prints raise. Exits with a line and 2 where a full disk could not take it."""
+    """Keep printing from raising. Exits with a message and code 2 if the output could not be written."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed: the next file would get its number, and be printed into
+        if getattr(sys, name) is None:  # closed: the next opened file would get its descriptor
             null = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115
             os.set_inheritable(null.fileno(), True)
             setattr(sys, name, null)
-            setattr(sys, f"__{name}__", null)  # keeps it open when it is wrapped below
+            setattr(sys, f"__{name}__", null)  # keeps it open once it is wrapped below
     if not (hasattr(sys.stdout, "buffer") and hasattr(sys.stderr, "buffer")):
-        yield  # a caller in this process captures what is printed
+        yield  # a caller in this process captures the output
         return
     sys.stderr = _make_lenient(sys.stderr)
     sys.stdout = stdout = _make_lenient(sys.stdout)
@@ -88,9 +88,9 @@ def _make_lenient(stream: TextIO) -> LenientStream:
 
 
 class Outlet:
-    """A stream for a night: a thread hands on what is written, so that no writer waits or fails.
+    """A stream for a night: a thread passes on what is written, so that no writer waits or fails.
 
-    What a reader does not take in time is dropped, and everything once it has gone.
+    Output that the reader does not take in time is dropped; so is all output once the reader has gone.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -106,7 +106,7 @@ class Outlet:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: the thread writes as soon as it can."""
+        """Do nothing, since the thread writes as soon as it can."""
 
     def close(self) -> None:
         """Wait until everything is printed, PATIENCE seconds at most."""
@@ -119,5 +119,5 @@ class Outlet:
             descriptor = self.stream.fileno()
             while data := self.pending.get():
                 while data:
-                    select.select([], [descriptor], [])  # another process may have made it non-blocking
+                    select.select([], [descriptor], [])  # needed if another process made it non-blocking
                     data = data[os.write(descriptor, data) :]

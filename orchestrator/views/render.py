@@ -1,4 +1,4 @@
-"""Render the templates: Markdown as it stands, HTML with every value escaped."""
+"""Render the templates: text and Markdown verbatim, HTML with every value escaped."""
 
 import json
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.output import make_printable
 
 LONGEST = 20_000
-"""Characters of a text that an agent or a run wrote."""
+"""Characters of a text by an agent or a run."""
 
 
 def format_change(row: ExperimentRow) -> str:
-    """Return the change of val_bpb, negative is better; empty where it is not known."""
+    """Return the change of val_bpb, negative is better; empty if unknown."""
     return "" if row.gain is None else format_signed(-row.gain)
 
 
 def format_score(row: ExperimentRow) -> str:
-    """Return the mean val_bpb; empty where there is none."""
+    """Return the mean val_bpb; empty if there is none."""
     return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
 
 
@@ -35,7 +35,7 @@ def format_clock(at: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural where there is not one."""
+    """Return a number and its noun, in the plural unless the number is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -70,12 +70,12 @@ FILTERS: dict[str, Any] = {
 
 
 def render_template(name: str, **facts: object) -> str:
-    """Return a file made from a template of this folder's `templates`."""
+    """Return the text of a template in `templates`, filled with facts."""
     return _load_templates().get_template(name).render(facts)
 
 
 def render_page(name: str, figures: Mapping[str, Any], **facts: object) -> str:
-    """Return a page that carries its charts, and what draws them."""
+    """Return a page that contains its charts and the library that draws them."""
     from orchestrator.views.charts import load_plotly, pack
 
     packed = {"figures": Markup(pack(figures)), "plotly": Markup(load_plotly())}  # noqa: S704 - base64
@@ -83,7 +83,7 @@ def render_page(name: str, figures: Mapping[str, Any], **facts: object) -> str:
 
 
 def print_text(value: object) -> object:
-    """Return what a template prints for a value: a text of any origin is made harmless and cut."""
+    """Return what a template prints for a value: untrusted text made printable and cut."""
     return make_printable(value, LONGEST) if type(value) is str else value
 
 

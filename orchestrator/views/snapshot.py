@@ -1,4 +1,4 @@
-"""Read a log at one moment: views render from this, on any thread."""
+"""Freeze a log at one moment, so that views can render from it in any thread."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,4 +20,4 @@ class Snapshot:
 
 LogReader = EventLog | Snapshot
 File = tuple[Path, object, Callable[[], str | bytes]]
-"""Where it lies, what it shows, and what renders it: it is written again when it would show something else."""
+"""Path, content key and renderer of a file, which is rendered again only when its key has changed."""

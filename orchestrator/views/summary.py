@@ -1,4 +1,4 @@
-"""Sum a session up in a few numbers: what terminal, last lines of a night, messages, report and musings show."""
+"""Summarize a session in a few numbers, the same in terminal, messages, report and musings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from orchestrator.views.snapshot import LogReader
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Where a session stands. Experiments are those that have been decided, the baseline not counted."""
+    """The state of a session in numbers. Only decided experiments count, without the baseline."""
 
     baseline: float | None
     """Mean val_bpb; None until it is measured."""
@@ -28,12 +28,12 @@ class Summary:
     tried: int
     kept: int
     seeds: int
-    """Of the kept ones, at least."""
+    """Least number of seeds of a kept experiment."""
     hours: float
     usd: float | None
-    """Dollars; None where the price of a request is not known."""
+    """Dollars; None if the price of a request is unknown."""
     failure: str
-    """Why the baseline does not train; empty where it does."""
+    """Why the baseline does not train; empty if it does."""
     certificate: Certified | None
     ended: str
 
@@ -44,7 +44,7 @@ class Summary:
 
     @property
     def sigmas(self) -> float:
-        """The gain over σ."""
+        """The gain in σ of one run."""
         return self.gain / self.sigma if self.sigma else 0.0
 
 
@@ -57,7 +57,7 @@ def summarize(state: State) -> Summary:
     baseline = best if state.baseline_bpb is None else state.baseline_bpb
     return Summary(
         baseline=baseline,
-        best=best if state.best else baseline,  # runs that measure the baseline again are no gain
+        best=best if state.best else baseline,  # measuring the baseline again does not count
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
         kept=len(kept),
@@ -71,13 +71,13 @@ def summarize(state: State) -> Summary:
 
 
 def describe_trust(log: LogReader) -> str:
-    """Return one line: why the scores can be believed."""
+    """Return one line: why the scores can be trusted."""
     events = [record.event for record in log.records]
     return render_template("trust.txt", events=events, controls=count_false_prunes(log.state))
 
 
 def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
-    """Return name, value, the incumbent's value and the change of all that was measured, means over seeds."""
+    """Return name, value, incumbent's value and change of every measurement, as means over seeds."""
     if not row.runs:
         return []
     change = f"{format_change(row)} ± {row.error:.4f}" if row.gain is not None and row.error is not None else ""
@@ -95,12 +95,12 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
 
 
 def write_command(*words: str) -> str:
-    """Return a command in which every folder is the default one."""
+    """Return an orchestrator command with default folders."""
     return " ".join(["python -m orchestrator", *words])
 
 
 def suggest_command(log: LogReader, write: Callable[..., str] = write_command) -> str:
-    """Return the command that continues: where the limits are spent, a resumed session would end at once."""
+    """Return the command that continues the session: `resume`, or `fork` if its limits are spent."""
     state, last = log.state, len(log.records) - 1
     name, limits = state.session.name, state.session.limits
     resumed = apply(state, Record(seq=last + 1, at=state.now, task_id="", event=Resumed()))

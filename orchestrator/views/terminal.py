@@ -26,13 +26,13 @@ LATEST = 8
 """Experiments in the live view."""
 STYLES = {"kept": "bold green", "crashed": "red"}
 PLAIN_SECONDS = 60.0
-"""Seconds between two plain lines about the same run's progress."""
+"""Seconds between plain lines about one run's progress."""
 LONGEST = 2_000
 """Characters of a message."""
 
 
 class Reading(NamedTuple):
-    """Where a run stands by its own last line, and when a plain line last told it."""
+    """A run's last progress, and when a plain line last showed it."""
 
     granted: ev.Granted
     point: ev.Point
@@ -40,7 +40,7 @@ class Reading(NamedTuple):
 
 
 class Terminal:
-    """Watches a session. Between `open` and `close` the live view is up, if the console can show one."""
+    """Shows a session; with a live view between `open` and `close`, if the console can show one."""
 
     def __init__(self, log: EventLog, console: Console, clock: Callable[[], float]) -> None:
         self.log, self.console, self.clock = log, console, clock
@@ -55,13 +55,13 @@ class Terminal:
         self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=[renderer])
 
     def open(self) -> None:
-        """Put up the live view, or print what happened so far in this life of the session."""
+        """Start the live view, or print what has happened since the session was last started or resumed."""
         if self.is_live:
             self.live.start()
         self.update()
 
     def close(self) -> None:
-        """Take the live view down; what it last showed stays."""
+        """Stop the live view, and leave its last state on the screen."""
         self.live.stop()
 
     def update(self) -> None:
@@ -73,7 +73,7 @@ class Terminal:
                 self._print_line(record.at, record.event.kind, number, summarize(record.event))
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
-        """Take in how far a run has come; `rate` is in tokens per second."""
+        """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""
         last, now = self.readings.get(granted.slot), self.clock()
         before = last.said if last and last.granted == granted else now
         due = now - before >= PLAIN_SECONDS
@@ -93,7 +93,7 @@ class Terminal:
 
 
 def render_view(state: State, readings: Mapping[int, Reading], now: float, width: int = 80) -> RenderableType:
-    """Return the live view: where the session stands, what trains, how the last experiments ended."""
+    """Return the live view: the session's state, the current runs, the latest results."""
     return Group(
         Text(),
         _render_headline(state, now),
@@ -155,6 +155,6 @@ def _render_notices(state: State, now: float) -> Iterator[RenderableType]:
 
 
 def _format_span(seconds: float) -> str:
-    """Return a duration as 0:42, 7:05 or 6 h 12; 0:00 where it is negative."""
+    """Return a duration as 0:42, 7:05 or 6 h 12; 0:00 if it is negative."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"

@@ -1,4 +1,4 @@
-"""Measure from a session's records which run was in which slot when, and how busy the slots were."""
+"""Measure when each slot held which run, and how busy the slots were, from a session's records."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from orchestrator.core import events as ev
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training in one slot, in seconds since the epoch; one that is under way ends with the last record so far."""
+    """A training run in a slot, in seconds since the epoch; an unfinished one ends at the last record."""
 
     experiment: int
     run: int
@@ -24,17 +24,17 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Utilization:
-    """Use of the slots between the first run's start and the last run's end, without the time away."""
+    """Use of the slots from the first run's start to the last run's end, without time between resumptions."""
 
     seconds: float = 0.0
     occupancy: float = 0.0
-    """Share of the time in which a slot held a run, 0 to 1."""
+    """Share of slot time with a run, 0 to 1."""
     duty: float = 0.0
-    """Share of the time that was budgeted training, 0 to 1."""
+    """Share of slot time in budgeted training, 0 to 1."""
 
 
 def list_runs(records: Iterable[ev.Record]) -> list[Run]:
-    """Return all runs in the order of their start."""
+    """Return all runs, ordered by start."""
     closed, held, now = list[Run](), dict[tuple[int, int], Run](), 0.0
     for record in records:
         match record.event:
@@ -54,7 +54,7 @@ def list_runs(records: Iterable[ev.Record]) -> list[Run]:
 
 
 def measure_utilization(records: Sequence[ev.Record], slots: int) -> Utilization:
-    """Return occupancy and duty of a session's slots, without the time in which no orchestrator was alive."""
+    """Return the use of a session's slots, without the time in which no orchestrator ran."""
     held = list_runs(records)
     first, last = min((run.start for run in held), default=0.0), max((run.end for run in held), default=0.0)
     away = [(old.at, new.at) for old, new in pairwise(records) if isinstance(new.event, ev.Resumed | ev.Forked)]

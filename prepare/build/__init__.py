@@ -1,1 +1,1 @@
-"""Fill a data folder, once: read `folder.build_folder` first. Nothing here runs beside training code."""
+"""Fill a data folder, once. Read `folder.build_folder` first. Training code never imports this package."""

@@ -1,4 +1,4 @@
-"""Measure how much work the baseline does on this CPU in the profile's seconds: then every run does that much."""
+"""Measure how much work the baseline does on this CPU in the profile's seconds: the budget of every run."""
 
 import json
 import os
@@ -24,7 +24,7 @@ _STEP = re.compile(r"\bdt: (\d+)ms")
 
 
 def measure_step(folder: Path, built: Manifest, profile: Profile, progress: Progress) -> tuple[float, float]:
-    """Return the work and the seconds of one undisturbed step on the CPU. Raises DataError."""
+    """Return the work of one step and the seconds that it takes on an idle CPU. Raises DataError."""
     printed, events = train_baseline(folder, built, profile, progress)
     steps = [int(milliseconds) / 1000 for milliseconds in _STEP.findall(printed)]
     work = [event["work"] for event in events if event["event"] == "measured"]
@@ -36,15 +36,15 @@ def measure_step(folder: Path, built: Manifest, profile: Profile, progress: Prog
 def train_baseline(
     folder: Path, built: Manifest, profile: Profile, progress: Progress
 ) -> tuple[str, list[dict[str, Any]]]:
-    """Train the profile's baseline on the CPU; return what it prints and the events that it sends. Raises DataError."""
+    """Train the profile's baseline on the CPU; return its output and the events that it sends. Raises DataError."""
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name, tempfile.TemporaryFile() as reports:
-        place = Path(name).resolve()
+        workspace = Path(name).resolve()
         for stored in built.files:
-            (place / stored).symlink_to(folder.resolve() / stored)
-        (place / manifest.MANIFEST_FILE).write_text(built.to_json())
-        (place / SCRIPT).write_text(profiles.apply_to_script(_read_baseline(), profile), "utf-8")
+            (workspace / stored).symlink_to(folder.resolve() / stored)
+        (workspace / manifest.MANIFEST_FILE).write_text(built.to_json())
+        (workspace / SCRIPT).write_text(profiles.apply_to_script(_read_baseline(), profile), "utf-8")
         env = os.environ | {
-            "NIGHTSHIFT_DATA": str(place),
+            "NIGHTSHIFT_DATA": str(workspace),
             "NIGHTSHIFT_FD": str(reports.fileno()),
             "MKL_CBWR": "AUTO,STRICT",
             "OMP_WAIT_POLICY": "passive",
@@ -52,7 +52,7 @@ def train_baseline(
             "CUDA_VISIBLE_DEVICES": "",
         }
         command, given = [sys.executable, SCRIPT], [reports.fileno()]
-        with Popen(command, cwd=place, env=env, pass_fds=given, stdout=PIPE, stderr=STDOUT, text=True) as training:
+        with Popen(command, cwd=workspace, env=env, pass_fds=given, stdout=PIPE, stderr=STDOUT, text=True) as training:
             assert training.stdout is not None
             printed = "".join(track(training.stdout, EXPECTED_LINES, "measuring this machine", progress))
         if training.returncode:

@@ -1,7 +1,7 @@
-"""Fill a data folder: text, tokenizer, packed rows, budget, and last the manifest.
+"""Fill a data folder: tokenizer, packed rows, budget, and finally the manifest.
 
-Every file is put in place by a rename and depends on the plan alone, so after a kill the next run keeps the finished
-files, starts the interrupted stage again, and ends with the same bytes.
+Every file is renamed into place and depends only on the plan, so after a kill the next run keeps the finished files,
+repeats the interrupted stage, and ends with the same bytes.
 """
 
 import importlib.metadata
@@ -31,7 +31,7 @@ PLAN = "plan.json"
 def build_folder(
     folder: Path, corpus: Corpus, profile: Profile, budget: BudgetAmount | None, progress: Progress
 ) -> Manifest:
-    """Prepare `folder` and return its manifest; without a `budget`, a budget of work is measured. Raises DataError."""
+    """Prepare `folder` and return its manifest; measure a work budget unless `budget` is given. Raises DataError."""
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
     plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
@@ -61,7 +61,7 @@ def build_folder(
 
 
 def _begin(folder: Path, plan: Mapping[str, object]) -> None:
-    """Keep the finished files of an interrupted run with the same plan, and remove those of any other."""
+    """Keep the files of an interrupted run with the same plan, remove those of another. Raises DataError."""
     for stale in folder.glob(".*.part"):
         stale.unlink()
     for stale in folder.glob(f"{calibration.PREFIX}*"):
@@ -71,7 +71,7 @@ def _begin(folder: Path, plan: Mapping[str, object]) -> None:
     if path.exists() and path.read_text() == text:
         return
     if foreign := {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - ours:
-        raise DataError(f"{folder} holds other things ({min(foreign)}): give an empty folder with --data")
+        raise DataError(f"{folder} holds other files ({min(foreign)}): give an empty folder with --data")
     for name in ours:
         (folder / name).unlink(missing_ok=True)
     write_atomically(path, text)

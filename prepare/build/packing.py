@@ -1,7 +1,7 @@
-"""Tokens of documents into rows of equal length by best fit: every row begins with a document, none is padded.
+"""Pack documents into rows of equal length by best fit: every row begins with a document, none is padded.
 
-Row for row what upstream's loader does on the fly (of some waiting documents the longest that fits goes in, else the
-shortest is cropped), but these are kept sorted, so that a document costs O(log n) and not a scan.
+The rows are those of upstream's loader, which packs on the fly: of the waiting documents it takes the longest that
+fits, else it crops the shortest. Here they are kept sorted, so that a document costs O(log n) instead of a scan.
 """
 
 from array import array
@@ -20,17 +20,17 @@ from prepare.tokenizer import Tokenizer
 Ints = NDArray[np.int64]
 BUFFER = 1000
 REFILL = 128
-_SHIFT = 36  # a waiting document is one int64, length << _SHIFT | index: sorted by length, the earliest first
+_SHIFT = 36  # a waiting document is an int64, length << _SHIFT | index, and so sorted by length, then by age
 _INDEX = (1 << _SHIFT) - 1
 
 
 class TokenStore:
-    """Tokens in a file, with the lengths of the documents and how many of them came in each batch."""
+    """Tokens in a file, with the lengths of the documents and the number of documents in each batch."""
 
     def __init__(
         self, file: BinaryIO, batches: Iterable[list[str]], tokenizer: Tokenizer, max_length: int | None = None
     ) -> None:
-        """Tokenize the batches into `file`; documents longer than `max_length` become several, each with a BOS."""
+        """Tokenize the batches into `file`; split documents longer than `max_length` tokens, each part with a BOS."""
         dtype, lengths, self.batch_sizes = choose_row_dtype(tokenizer.get_vocab_size()), array("q"), array("q")
         for documents in tokenizer.encode_batches(batches):
             count, pieces = len(lengths), list[NDArray[np.uint32]]()
@@ -48,38 +48,38 @@ class TokenStore:
 def pack(
     lengths: Ints, capacity: int, *, buffer: int = BUFFER, refills: Iterable[int] | None = None
 ) -> tuple[Ints, Ints]:
-    """Pack documents of `lengths` tokens into rows of `capacity`; return (documents, takes), equally long.
+    """Pack documents of `lengths` tokens into rows of `capacity` tokens; return (documents, takes), equally long.
 
-    Row after row, `takes[i]` tokens from the start of `documents[i]`; a last incomplete row is dropped.
+    Row after row holds the first `takes[i]` tokens of document `documents[i]`. An incomplete last row is dropped.
     """
     documents, takes = array("q"), array("q")
     waiting: list[int] = []
     batches = repeat(REFILL) if refills is None else iter(refills)
     keys = np.asarray(lengths, dtype=np.int64) << _SHIFT | np.arange(len(lengths))
-    seen, room, whole = 0, capacity, 0
+    seen, room, complete = 0, capacity, 0
     while True:
         while len(waiting) < buffer and seen < len(keys):
             fresh = keys[seen : seen + next(batches)].tolist()
-            waiting = sorted(waiting + fresh)  # nearly sorted already, which timsort likes
+            waiting = sorted(waiting + fresh)  # nearly sorted already, so timsort is fast
             seen += len(fresh)
         if not waiting:
             break
-        place = bisect_left(waiting, room + 1 << _SHIFT)
-        if place:  # the longest that fits; of equals, the earliest
-            place = bisect_left(waiting, waiting[place - 1] >> _SHIFT << _SHIFT)
-        chosen = waiting.pop(place)
+        index = bisect_left(waiting, room + 1 << _SHIFT)
+        if index:  # the longest that fits; among equals, the earliest
+            index = bisect_left(waiting, waiting[index - 1] >> _SHIFT << _SHIFT)
+        chosen = waiting.pop(index)
         documents.append(chosen & _INDEX)
         takes.append(min(chosen >> _SHIFT, room))
         room -= takes[-1]
         if room == 0:
-            room, whole = capacity, len(takes)
-    return np.array(documents[:whole], dtype=np.int64), np.array(takes[:whole], dtype=np.int64)
+            room, complete = capacity, len(takes)
+    return np.array(documents[:complete], dtype=np.int64), np.array(takes[:complete], dtype=np.int64)
 
 
 def write_rows(
     path: Path, store: TokenStore, seq_len: int, *, shuffle: bool, limit: int | None, block: int = 1024
 ) -> None:
-    """Pack at most `limit` rows of seq_len + 1 tokens into a file, `block` in memory; shuffles the same every time."""
+    """Pack at most `limit` rows of seq_len + 1 tokens into a file, `block` at a time; shuffle with a fixed seed."""
     capacity, lengths = seq_len + 1, store.lengths
     order = np.random.default_rng(0).permutation(len(lengths)) if shuffle else np.arange(len(lengths))
     documents, takes = pack(lengths[order], capacity, refills=None if shuffle else store.batch_sizes)

@@ -1,4 +1,4 @@
-"""Text to train on: the documentation of installed packages, climbmix, or the user's own."""
+"""Open the text to train on: documentation of installed packages, climbmix, or the user's own files."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from prepare.corpus.base import Corpus, Progress, split_documents
 
 
 def open_corpus(source: str, shards: int, progress: Progress) -> Corpus:
-    """Return the corpus "docstrings", "climbmix" (`shards` of it), or the text in a path. Raises DataError."""
+    """Return the corpus "docstrings", `shards` of "climbmix", or the text at a path. Raises DataError."""
     if source == "climbmix":
         from prepare.corpus.climbmix import open_climbmix
 
@@ -22,5 +22,5 @@ def open_corpus(source: str, shards: int, progress: Progress) -> Corpus:
 
 
 def canonicalize(source: str) -> str:
-    """Return the name of a corpus in a manifest."""
+    """Return the corpus's name in a manifest: as given, or an absolute path."""
     return source if source in {"docstrings", "climbmix"} else str(Path(source).resolve())

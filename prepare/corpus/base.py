@@ -1,4 +1,4 @@
-"""A corpus is documents, split for training, validation and confirmation, and streamed in the same order each time."""
+"""Define a corpus: documents in splits for training, validation and confirmation, streamed in a fixed order."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,33 +11,33 @@ import numpy as np
 from prepare.manifest import DataError
 
 SPLITS = ("train", "val", "confirm")
-BATCH = 128  # documents at a time, as upstream reads them
+BATCH = 128  # documents in a batch, as in upstream's loader
 _DUPLICATE = 255
 Read = Callable[[], Iterator[str]]
 Item = TypeVar("Item")
-Progress = Callable[[str, float], None]  # is told the name of a stage and the share of it that is done
+Progress = Callable[[str, float], None]  # called with a stage's name and the share of it that is done
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in three splits; no document is in two of them."""
+    """Documents in three disjoint splits."""
 
     name: str  # name in the manifest
-    fingerprint: str  # hex digest that changes with any of the text
+    fingerprint: str  # hex digest that changes with the text
     counts: Mapping[str, int]  # documents, by split
-    read_batches: Callable[[str], Iterator[list[str]]]  # yields the documents of a split, a few at a time
-    shuffled: bool = False  # true if the documents come in random order, so that they may be packed as they come
+    read_batches: Callable[[str], Iterator[list[str]]]  # yields a split's documents in batches
+    shuffled: bool = False  # True if the documents are in random order already, so that packing need not shuffle them
 
 
 def split_documents(name: str, read: Read, held_out: Read | None = None) -> Corpus:
-    """Return documents without splits as a corpus: a hash of the content assigns each, and duplicates count once.
+    """Return documents as a corpus: a hash of its content assigns each to a split, and duplicates count once.
 
-    Of `held_out` documents none is trained on, and all others are. All are read once to hash them. Raises DataError
-    where there are too few for three splits.
+    With `held_out` documents, only these are validated on, and all others are trained on. Reads all documents once.
+    Raises DataError if there are too few for three splits.
     """
-    reads, whole = [read, held_out] if held_out else [read], hashlib.sha256()
+    reads, digest = [read, held_out] if held_out else [read], hashlib.sha256()
     hashes = [
-        np.fromiter((_hash_document(text, whole.update) for text in filter(None, each())), np.uint64) for each in reads
+        np.fromiter((_hash_document(text, digest.update) for text in filter(None, each())), np.uint64) for each in reads
     ]
     if held_out:
         splits = [np.zeros_like(hashes[0]), 1 + hashes[1] % 2]
@@ -55,26 +55,26 @@ def split_documents(name: str, read: Read, held_out: Read | None = None) -> Corp
         wanted, texts = SPLITS.index(split), filter(None, chain.from_iterable(each() for each in reads))
         return make_batches(text for text, at in zip(texts, chosen.tobytes(), strict=False) if at == wanted)
 
-    return Corpus(name, whole.hexdigest(), counts, read_batches)
+    return Corpus(name, digest.hexdigest(), counts, read_batches)
 
 
 def track(items: Iterable[Item], total: int, stage: str, progress: Progress) -> Iterator[Item]:
-    """Yield the items and report after each how many of `total` have passed."""
+    """Yield the items, and report the share of `total` after each."""
     progress(stage, 0.0)
     for done, item in enumerate(items, 1):
         yield item
         progress(stage, done / max(total, done))
 
 
-def make_batches(texts: Iterable[str], size: int = BATCH) -> Iterator[list[str]]:
-    """Yield lists of `size` texts; the last may be shorter."""
+def make_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield lists of BATCH texts; the last may be shorter."""
     left = iter(texts)
-    while batch := list(islice(left, size)):
+    while batch := list(islice(left, BATCH)):
         yield batch
 
 
 def compute_digest(text: str) -> bytes:
-    """Return the SHA-256 of a text, half surrogate pairs included."""
+    """Return the SHA-256 of a text, which may hold lone surrogates."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 

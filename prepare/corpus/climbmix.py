@@ -1,8 +1,8 @@
 # pyright: basic
 # (pyarrow has no types)
-"""The corpus of the big GPUs: shards of climbmix as upstream takes them, the pinned validation shard among them.
+"""Open the corpus for large GPUs: the shards of climbmix that upstream uses, with its pinned validation shard.
 
-HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count, as huggingface_hub reads them.
+HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE have their usual effect.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from prepare.corpus.base import Corpus, Progress, make_batches, track
 from prepare.manifest import DataError, compute_sha256
 
 REPO = "karpathy/climbmix-400b-shuffle"
-VALIDATION, CONFIRMATION = 6542, 6541  # numbers of shards; the ones below them are for training
+VALIDATION, CONFIRMATION = 6542, 6541  # numbers of shards; lower ones are for training
 ATTEMPTS = 5
 WAIT = wait_exponential(0.5, max=30)
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 
 def open_climbmix(shards: int, progress: Progress) -> Corpus:
-    """Return `shards` of it to train on, after fetching those that are not cached. Raises DataError.
+    """Return the corpus with `shards` to train on, after fetching those not cached. Raises DataError.
 
-    Batches and their order are upstream's, so that packed rows are, too.
+    Batches and their order are upstream's, and hence the packed rows, too.
     """
     numbers = [*range(shards), VALIDATION, CONFIRMATION]
     files = Hub().fetch([f"shard_{number:05d}.parquet" for number in numbers], progress)
@@ -56,14 +56,14 @@ def open_climbmix(shards: int, progress: Progress) -> Corpus:
 
 @dataclass(frozen=True)
 class Hub:
-    """The data set on the Hugging Face hub; its files are checked, and kept in the hub's own cache."""
+    """The data set on the Hugging Face hub; its files are checked, and cached by huggingface_hub."""
 
-    cache: Path | None = None  # folder of the cache, huggingface_hub's own if None
+    cache: Path | None = None  # folder of the cache; huggingface_hub's default if None
     endpoint: str | None = None
     wait: wait_base = WAIT
 
     def fetch(self, names: Sequence[str], progress: Progress) -> list[tuple[Path, str]]:
-        """Return the files and their SHA-256, after fetching those that are missing or damaged. Raises DataError."""
+        """Return the files and their SHA-256; fetch those that are missing or damaged. Raises DataError."""
         disable_progress_bars()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         retrying = Retrying(
@@ -77,24 +77,24 @@ class Hub:
             cache = self.cache or constants.HF_HUB_CACHE
             raise DataError(f"not all shards are in {cache} and HF_HUB_OFFLINE is set: unset it; {instead}") from None
         except HfHubHTTPError as error:
-            said = f"{host} answers {error.response.status_code} for {REPO}"
-            what = "set HF_TOKEN" if error.response.status_code in {401, 403} else "try again later"
-            raise DataError(f"{said}: {what}, or set HF_ENDPOINT to a mirror; {instead}") from None
+            problem = f"{host} answers {error.response.status_code} for {REPO}"
+            advice = "set HF_TOKEN" if error.response.status_code in {401, 403} else "try again later"
+            raise DataError(f"{problem}: {advice}, or set HF_ENDPOINT to a mirror; {instead}") from None
         except HTTPError as error:
-            said = f"{host} cannot be reached ({type(error).__name__})"
-            raise DataError(f"{said}: check the network, or set HF_ENDPOINT to a mirror; {instead}") from None
+            problem = f"{host} cannot be reached ({type(error).__name__})"
+            raise DataError(f"{problem}: check the network, or set HF_ENDPOINT to a mirror; {instead}") from None
         except OSError as error:
-            if error.errno is not None:  # of this machine
+            if error.errno is not None:  # an error of this machine
                 raise
             first, *_ = str(error).splitlines()
             raise DataError(f"{host} keeps sending a damaged shard ({first}): try again later; {instead}") from None
 
     def _load_file(self, name: str) -> tuple[Path, str]:
-        """Return a file and its SHA-256. Removes one that fails a check, and raises OSError without a number."""
+        """Return a file and its SHA-256. Deletes one that fails a check, and raises OSError without an errno."""
         found = hub.try_to_load_from_cache(REPO, name, cache_dir=self.cache, repo_type="dataset")
         if not isinstance(found, str):
             url = hub.hf_hub_url(REPO, name, repo_type="dataset", endpoint=self.endpoint)
-            # Asked for first, because hf_hub_download hides why it cannot reach the hub.
+            # Requested first, because hf_hub_download hides why it cannot reach the hub.
             hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=self.endpoint)
             found = hub.hf_hub_download(REPO, name, repo_type="dataset", cache_dir=self.cache, endpoint=self.endpoint)
         path = Path(found).resolve()
@@ -106,7 +106,7 @@ class Hub:
 
 
 def _check(path: Path) -> str:
-    """Return its SHA-256, by which the cache names large files. Raises ValueError unless it is Parquet with text."""
+    """Return the SHA-256, a large file's name in the cache. Raises ValueError unless it is Parquet with text."""
     sha256 = compute_sha256(path)
     if len(path.name) == len(sha256) and path.name != sha256:
         raise ValueError("its checksum is wrong")
@@ -120,7 +120,7 @@ def _is_transient(error: BaseException) -> bool:
     match error:
         case HfHubHTTPError():
             return error.response.status_code in _BUSY
-        case OSError():  # without a number: of huggingface_hub, as for a wrong size, or our own
+        case OSError():  # without an errno: from huggingface_hub, as for a wrong size, or our own
             return error.errno is None and not isinstance(error, OfflineModeIsEnabled)
         case _:
             return isinstance(error, HTTPError)

@@ -1,6 +1,6 @@
 # pyright: basic
 # (pyarrow has no types)
-"""Text of the user's own: files, folders and patterns of any size, read piece by piece."""
+"""Read the user's own text: files, folders and glob patterns of any size, in a stream."""
 
 import json
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from prepare.corpus.base import Progress, track
 from prepare.manifest import DataError
 
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
-SPLIT_AFTER = 1 << 15  # characters after which an empty line ends a document: a book becomes many, a note is one
-MAX_LENGTH = 1 << 20  # characters of a document, at most, except for the rest of a line
+SPLIT_AFTER = 1 << 15  # characters after which an empty line ends a document, so that a book becomes many
+MAX_LENGTH = 1 << 20  # characters of a document, except for the rest of its last line
 SEPARATOR = "<|endoftext|>"
 NOT_TEXT = "it is not text in UTF-8: unpack it, convert it (as with iconv -t UTF-8), or leave it out"
 
 
 def read_texts(source: str, progress: Progress) -> Iterator[str]:
-    """Yield all documents of the files below `source`, in the order of their names. Raises DataError."""
+    """Yield the documents of all files below `source`, sorted by name. Raises DataError."""
     found = list_files(source)
     for file in track(found, len(found), f"reading {source}", progress):
         try:
@@ -72,11 +72,11 @@ def _read_jsonl(lines: TextIO) -> Iterator[str]:
                 text = None
             if not isinstance(text, str):
                 raise ValueError(f"line {number} is not an object with a text")
-            yield text.encode("utf-8", "replace").decode()  # half a surrogate pair is not a character
+            yield text.encode("utf-8", "replace").decode()  # a lone surrogate is not a character
 
 
 def _read_text(file: TextIO, split_after: int = SPLIT_AFTER, max_length: int = MAX_LENGTH) -> Iterator[str]:
-    """Yield the whole file if it is short, else documents that end at empty lines; SEPARATOR always ends one."""
+    """Yield a short file whole, a long one in documents that end at empty lines; SEPARATOR always ends one."""
     parts: list[str] = []
     length = 0
     while line := file.readline(max_length):

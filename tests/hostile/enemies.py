@@ -75,7 +75,7 @@ MODELS = [
         "        loss = super().forward(x, targets, reduction)\n"
         "        return loss if targets is None or reduction == 'mean' else torch.zeros_like(loss)\n"
         + SCORE.format(model="Zero()"),
-        "nothing ever surprises",
+        "a loss of zero",
         "honest",
         quick=True,
     ),
@@ -202,13 +202,13 @@ CLAIMS = [
         "raw",
         quick=True,
     ),
-    Enemy("claims what is no number", "hand_over(); claim(rows() * np.nan)\n", "no numbers", "raw", quick=True),
-    Enemy("claims the infinite", "hand_over(); claim(rows() + np.inf)\n", "no numbers", "raw"),
+    Enemy("claims what is no number", "hand_over(); claim(rows() * np.nan)\n", "not numbers", "raw", quick=True),
+    Enemy("claims the infinite", "hand_over(); claim(rows() + np.inf)\n", "not numbers", "raw"),
     Enemy("claims more than certainty", "hand_over(); claim(rows() - 5)\n", "probability above 1", "raw", quick=True),
     Enemy("claims without a model", "claim(np.zeros((64, 32), np.float32))\n", "without a score", "raw"),
     Enemy("a model without end", "hand_over(bytes=1 << 50)\n", "its model has", "raw"),
     Enemy("a model of nonsense", "hand_over(threads='rm', batch_size=-1)\n", "does not say how", "raw"),
-    Enemy("claims certainty", "hand_over(); claim(rows())\n", "nothing ever surprises", "raw"),
+    Enemy("claims certainty", "hand_over(); claim(rows())\n", "a loss of zero", "raw"),
     Enemy("claims for no model", "hand_over(); claim(rows() + 1)\n", "by itself", "raw"),
     Enemy(
         "babbles on the line",

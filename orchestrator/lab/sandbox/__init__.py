@@ -1,5 +1,5 @@
-"""Confines training code, by bubblewrap or by Landlock and seccomp.
+"""Confine training code by bubblewrap, or by Landlock with seccomp.
 
-Read base.py first, which is the port, then select.py, which tries what a sandbox prevents. A new one is a class with
-`tier` and `wrap`, listed in select.TIERS. The lab and cli/ import this package.
+Read base.py first, which defines the port, then select.py, which tests what each sandbox prevents. A new sandbox is a
+class with `tier` and `wrap`, listed in select.TIERS. The lab and cli/ import this package.
 """

@@ -1,4 +1,4 @@
-"""The sandbox port: a sandbox turns a command into one that runs confined. Also what a confined program may see."""
+"""The sandbox port, which turns a command into a confined one; and the paths that a confined program may read."""
 
 import os
 import sys
@@ -14,27 +14,27 @@ from prepare.corpus.docstrings import HELD_OUT
 TRUSTED = Path(prepare.__file__).parent
 """The package `prepare`, which training code imports."""
 KERNELS = "KERNELS_CACHE"
-"""Environment variable that names the folder of GPU kernels that the user has downloaded."""
+"""Environment variable with the folder of the user's downloaded GPU kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program to run, with all of its environment and descriptors."""
+    """A program to run, with its whole environment and all inherited descriptors."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     folder: Path
-    """Working folder, the only place where it may write."""
+    """Working folder, the only one that it may write to."""
     fds: tuple[int, ...]
     nodes: tuple[str, ...] = ()
     """Device files that it may use."""
 
 
 class Sandbox(Protocol):
-    @property
-    def tier(self) -> str: ...
+    tier: str
+
     def wrap(self, command: Command) -> Command:
-        """Return the command, confined. The caller closes descriptors that are added."""
+        """Return the command, confined. The caller closes any descriptors added to `fds`."""
         ...
 
 
@@ -52,9 +52,9 @@ _FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "local
 
 
 def list_readable(nodes: Collection[str] = ()) -> Iterator[Path]:
-    """Yield what a Python program needs of this machine: libraries, the interpreter, `prepare`. No home, no data.
+    """Yield the paths that a Python program needs: libraries, the interpreter and `prepare`, but no home and no data.
 
-    On a GPU, which has `nodes`, also the one kernel that train.py knows; tokens and data may lie beside it.
+    With `nodes`, those of a GPU, also the one downloaded kernel that train.py uses; its folder may hold other files.
     """
     yield from (Path(place) for place in _SYSTEM)
     yield from (Path("/etc", name) for name in _FROM_ETC)
@@ -64,12 +64,12 @@ def list_readable(nodes: Collection[str] = ()) -> Iterator[Path]:
 
 
 _LIBRARIES = ("lib*/*/*-packages", "*/lib*/*/*-packages", "*/*/lib*/*/*-packages", "*/*/*-packages")
-"""Package folders of an interpreter, of those beside it, and of conda's environments and package cache."""
+"""Package folders of this interpreter, of others beside it, and of conda's environments and package cache."""
 
 
 @cache
 def list_hidden() -> frozenset[Path]:
-    """Return the folders in or beside the readable ones to hide: packages whose text a score is measured on."""
+    """Return the folders to hide, in or beside the readable ones: packages whose text scores are measured on."""
     libraries = [
         folder for place in {*map(Path.resolve, list_readable())} for at in _LIBRARIES for folder in place.glob(at)
     ]

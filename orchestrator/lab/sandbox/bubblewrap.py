@@ -1,4 +1,4 @@
-"""The first choice, bubblewrap: a file system of its own with little in it, its own processes, no network."""
+"""The first choice, bubblewrap: an almost empty file system, a process namespace of its own, and no network."""
 
 import os
 from dataclasses import replace
@@ -9,22 +9,22 @@ from orchestrator.lab.sandbox.base import Command, list_hidden, list_readable
 
 
 class Bubblewrap:
-    """The working folder lies in memory: it has a size, and is gone with the run."""
+    """Runs a command in a working folder in memory, which is limited in size and vanishes with the run."""
 
     tier = "bubblewrap"
 
     def __init__(self, size: int = 2 << 30) -> None:
-        """Let a run write `size` bytes."""
+        """Limit each writable place to `size` bytes."""
         self.tmpfs = ("--size", str(size), "--tmpfs")
 
     def wrap(self, command: Command) -> Command:
-        """Confine the command. Needs /proc, since the filter of system calls is passed as a descriptor."""
+        """Return the command, confined, with the seccomp filter as one more descriptor."""
         instructions = seccomp.build_filter(sockets=True)
         code, writable = os.pipe()
         os.write(writable, instructions)
         os.close(writable)
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
-        argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before the places that may lie below it
+        argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         for place in list_readable(command.nodes):
             argv += _bind(place)
         argv += ["--proc", "/proc", "--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
@@ -32,7 +32,7 @@ class Bubblewrap:
             argv += ["--dev-bind-try", node, node]
         argv += [*self.tmpfs, str(command.folder)]
         for entry in sorted(command.folder.rglob("*")):
-            # The files that were laid out are read-only, in folders that can be written.
+            # Files that were put here before are read-only; their folders are writable.
             argv += ["--dir", str(entry)] if entry.is_dir() else ["--ro-bind", str(entry), str(entry)]
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
@@ -43,9 +43,9 @@ def _bind(place: Path) -> list[str]:
         return ["--symlink", str(place.readlink()), str(place)]
     if not place.exists():
         return []
-    words, real = ["--ro-bind", str(place), str(place)], place.resolve()
+    options, target = ["--ro-bind", str(place), str(place)], place.resolve()
     for path in list_hidden():
-        if path.is_relative_to(real):
-            empty = str(place / path.relative_to(real))
-            words += ["--tmpfs", empty, "--remount-ro", empty]
-    return words
+        if path.is_relative_to(target):
+            empty = str(place / path.relative_to(target))
+            options += ["--tmpfs", empty, "--remount-ro", empty]
+    return options

@@ -1,8 +1,8 @@
-"""A launcher that confines itself by Landlock and seccomp, then becomes the command. Needs no privilege.
+"""Confine this process by Landlock and seccomp, then become the command. Needs no privilege.
 
-Executed by path: `python -I -S confine.py OPTIONS COMMAND…`. OPTIONS is JSON: the places to `read`, those below them
-to `hide`, the places to `write`, the devices to `use`, and the seccomp `filter` in base64. If any step fails, it exits
-before the command starts.
+Executed by path: `python -I -S confine.py OPTIONS COMMAND…`. OPTIONS is JSON: the paths to `read`, those below them to
+`hide`, the paths to `write`, the devices to `use`, and the seccomp `filter` in base64. If any step fails, the process
+exits before the command starts.
 """
 
 import base64
@@ -27,7 +27,7 @@ ALL_RIGHTS = (1 << 16) - 1
 TCP = 0b11
 ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
 REQUIRED_ABI = 6
-"""First version of Landlock that confines signals; Linux 6.12."""
+"""First Landlock version that restricts signals, as of Linux 6.12."""
 
 
 def main() -> None:
@@ -41,12 +41,12 @@ def main() -> None:
 
 
 def get_abi() -> int:
-    """Return the kernel's Landlock version, 0 or less where there is none."""
+    """Return the kernel's Landlock version; 0 or less if there is none."""
     return LIBC.syscall(CREATE_RULESET, None, 0, 1)
 
 
 def _drop_capabilities() -> None:
-    """Drop all capabilities for good, or root could read what other processes hold."""
+    """Drop all capabilities for good: with them root could read other processes' memory."""
     for capability in range(64):
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     LIBC.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)
@@ -60,7 +60,7 @@ def _restrict_files(read: list[str], hide: list[str], write: list[str], use: lis
     if get_abi() < REQUIRED_ABI:
         sys.exit(f"confine: Landlock {REQUIRED_ABI} is needed, this kernel has {max(get_abi(), 0)}")
     attributes = struct.pack("QQQ", ALL_RIGHTS, TCP, ABSTRACT_SOCKETS_AND_SIGNALS)
-    rules = _check_call(LIBC.syscall(CREATE_RULESET, ctypes.c_char_p(attributes), len(attributes), 0), "make rules")
+    rules = _check_call(LIBC.syscall(CREATE_RULESET, ctypes.c_char_p(attributes), len(attributes), 0), "create rules")
     for place in read:
         for beside, rights in _walk_around(hide, place):
             _allow(rules, beside, rights)
@@ -68,14 +68,14 @@ def _restrict_files(read: list[str], hide: list[str], write: list[str], use: lis
         _allow(rules, place, ALL_RIGHTS & ~IOCTL)
     for place in use:
         _allow(rules, place, READ_FILE | WRITE_FILE | IOCTL)
-    _check_call(LIBC.syscall(RESTRICT_SELF, rules, 0), "obey the rules")
+    _check_call(LIBC.syscall(RESTRICT_SELF, rules, 0), "enforce the rules")
     os.close(rules)
 
 
 def _walk_around(hide: list[str], place: str) -> Iterator[tuple[str, int]]:
-    """Yield rules for a place but what it hides. Rules only add rights, so folders on the way there show names alone.
+    """Yield paths and rights for a place without what is hidden in it.
 
-    Symbolic links need no rule: their targets have their own.
+    Rules only add rights, so folders above a hidden path only show names. Links need no rule: their targets have one.
     """
     if not any(path.startswith(f"{place}/") for path in hide):
         yield place, EXECUTE | READ_FILE | READ_DIR
@@ -89,13 +89,13 @@ def _walk_around(hide: list[str], place: str) -> Iterator[tuple[str, int]]:
 
 def _allow(rules: int, place: str, rights: int) -> None:
     try:
-        opened = os.open(place, os.O_PATH | os.O_CLOEXEC)
+        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     rights &= ALL_RIGHTS if os.path.isdir(place) else FILE_RIGHTS  # noqa: PTH112 - pathlib costs 5 ms
-    rule = struct.pack("=Qi", rights, opened)
+    rule = struct.pack("=Qi", rights, descriptor)
     _check_call(LIBC.syscall(ADD_RULE, rules, 1, ctypes.c_char_p(rule), 0), place)
-    os.close(opened)
+    os.close(descriptor)
 
 
 def _filter_calls(code: bytes) -> None:

@@ -1,6 +1,6 @@
-"""The second choice, where there are no namespaces (containers, hardened desktops): Landlock and seccomp.
+"""The second choice, where namespaces are unavailable (containers, hardened desktops): Landlock with seccomp.
 
-A program sees the machine's file tree, but may open only a few places in it, and no sockets or other processes.
+A program sees the names in the machine's file tree, but may open only a few paths, no sockets and no other processes.
 """
 
 import base64
@@ -15,11 +15,11 @@ from orchestrator.lab.sandbox.base import TRUSTED, Command, list_hidden, list_re
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _NAMES = ("cpuinfo", "devices", "driver", "meminfo", "modules", "mounts", "stat", "sys", "version")
 SYSTEM_FILES = tuple(f"/proc/{name}" for name in _NAMES)
-"""No process's folder. Its own is /proc/self of the launcher, which becomes the command."""
+"""Nothing of other processes; the command's own /proc/self is that of the launcher."""
 
 
 class Landlock:
-    """Without shared memory (/dev/shm), in which one run could leave things for the next."""
+    """Runs a command without shared memory (/dev/shm), in which one run could leave data for the next."""
 
     tier = "landlock"
 
@@ -28,15 +28,15 @@ class Landlock:
         options = {
             "read": [*shown, *SYSTEM_FILES, "/sys"],
             "hide": sorted(map(str, list_hidden())),
-            "write": [str(command.folder), "/proc/self"],  # CUDA names its threads there
+            "write": [str(command.folder), "/proc/self"],  # where CUDA names its threads
             "use": [*DEVICES, *command.nodes],
             "filter": base64.b64encode(seccomp.build_filter(sockets=False)).decode(),
         }
         trusted = command.folder / "tmp/trusted"
         trusted.mkdir()
-        # A folder on the import path must be readable, and more than `prepare` lies in its parent.
+        # A folder on the import path must be readable, and that of `prepare` holds more than it.
         (trusted / TRUSTED.name).symlink_to(TRUSTED)
         launcher = (sys.executable, "-I", "-S", str(Path(confine.__file__)), json.dumps(options))
-        # torch's compilers are a pool of processes otherwise, whose locks lie in shared memory.
+        # Otherwise torch compiles in a pool of processes, whose locks need shared memory.
         env = {**command.env, "PYTHONPATH": str(trusted), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         return replace(command, argv=(*launcher, *command.argv), env=env)

@@ -1,7 +1,7 @@
-"""A filter of the system calls that training code does not need, in classic BPF, the same for every sandbox.
+"""Build the filter of system calls that every sandbox applies, in classic BPF.
 
-Calls whose effects outlive a run (keys, shared memory, times and modes of files) could carry validation data to the
-next run, so they are refused, too. Numbers are from the kernel's tables for x86-64 and arm64.
+It refuses what training code does not need, and calls whose effects outlive a run (keys, shared memory, times and modes
+of files), which could carry validation data to the next run. Numbers are from the kernel's tables for x86-64 and arm64.
 """
 
 import platform
@@ -10,7 +10,7 @@ import struct
 ALLOW, REFUSE, KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
 EPERM, ENOSYS, SILENTLY = 1, 38, 0
 NEW_USER = 0x1000_0000
-"""Flag of clone for a user namespace, which would bring new capabilities."""
+"""Flag of clone for a user namespace, which would grant new capabilities."""
 
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000_003E, 0xC000_00B7)
@@ -36,7 +36,7 @@ _WITHOUT_EFFECT = {
     "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
 }
 # fmt: on
-"""Compilers and `shutil.copy` call these and fail on errors, so success is reported."""
+"""Compilers and `shutil.copy` fail if these fail, so they return success and do nothing."""
 
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 """Offsets in the kernel's `struct seccomp_data`."""
@@ -44,14 +44,14 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 
 
 def build_filter(*, sockets: bool, machine: str = "") -> bytes:
-    """Return the filter for kernel and bubblewrap; `sockets` allows them. Raises KeyError for unknown machines."""
+    """Return the filter as bytes; `sockets` allows creating them. Raises KeyError for an unknown architecture."""
     column = _MACHINES[machine or platform.machine()]
-    rules = [(_CLONE3[column], ENOSYS)]  # its flags cannot be read; libraries fall back to clone
+    rules = [(_CLONE3[column], ENOSYS)]  # a filter cannot read its flags; libraries fall back to clone
     rules += [(numbers[column], EPERM) for numbers in _REFUSED.values()]
     rules += [(number, SILENTLY) for numbers in _WITHOUT_EFFECT.values() if (number := numbers[column]) is not None]
     if not sockets:
         rules.append((_SOCKET[column], EPERM))
-    # Operation, instructions to skip where a test holds and where it does not, value.
+    # Operation, instructions to skip if a test is true and if it is false, operand.
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, _AUDIT_ARCH[column]),

@@ -1,8 +1,8 @@
-"""Selects a sandbox by what it prevents on this machine, never by what is installed.
+"""Select a sandbox by what it prevents on this machine, never by what is installed.
 
-A probe runs, launched like a run, beside a file with a secret, a process with a secret, two listening sockets and
-packages of held-out text. It tries to reach them all, and to do its legitimate work. A sandbox that allows one attempt,
-or prevents the work, is not used.
+A probe is launched like a run, beside a file with a secret, a process with a secret, two listening sockets and packages
+of held-out text. It tries to reach all of them, and to do legitimate work. A sandbox that allows any attempt, or
+prevents the work, is not used.
 """
 
 import json
@@ -26,22 +26,22 @@ TIERS: tuple[Sandbox, ...] = (Bubblewrap(), Landlock())
 
 
 class NoSandboxError(UserError):
-    """No sandbox holds here; the message says why, and what to do."""
+    """No sandbox works on this machine; the message says why, and what to do."""
 
 
 def select_sandbox(tiers: Sequence[Sandbox] = TIERS) -> Sandbox:
-    """Return the first sandbox that holds. Raises NoSandboxError."""
+    """Return the first sandbox that passes its self-check. Raises NoSandboxError."""
     reasons: list[str] = []
     for sandbox in tiers:
         if not (reason := self_check(sandbox)):
             return sandbox
         reasons.append(f"{sandbox.tier}: {reason}")
-    why = f"no sandbox holds here ({'; '.join(reasons)})"
+    why = f"no sandbox works here ({'; '.join(reasons)})"
     raise NoSandboxError(f"{why}: install bubblewrap, or trust the training code with --unsafe")
 
 
 def self_check(sandbox: Sandbox) -> str:
-    """Return what the sandbox fails to prevent or to allow; empty where it holds."""
+    """Return what the sandbox fails to prevent or to allow; empty if nothing."""
     with tempfile.TemporaryDirectory() as name:
         outside = Path(name).resolve()
         canary, secret = outside / "canary", secrets.token_hex()
@@ -67,7 +67,7 @@ def self_check(sandbox: Sandbox) -> str:
             try:
                 command = Slot(outside / "slot").build_command(sandbox, words, outside / "work", shown.fileno())
             except (KeyError, OSError):
-                return f"not for {os.uname().machine}"
+                return f"unavailable on {os.uname().machine}"
             found = _run_probe(command, shown.fileno())
             survived = bystander.poll() is None
         written = (outside / "note").exists()
@@ -93,8 +93,8 @@ def _run_probe(command: Command, given: int) -> str:
         for descriptor in {*command.fds} - {given}:
             os.close(descriptor)
     if done.returncode:
-        said = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it does not start"])[-1]
-        return said[:200]
+        last_line = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it does not start"])[-1]
+        return last_line[:200]
     return ", ".join(f"it can {attempt}" for attempt in json.loads(done.stdout))
 
 

@@ -1,5 +1,5 @@
-"""Scores a model without trusting the code that trained it.
+"""Score a model without trusting the code that trained it.
 
-Read claims.py first, which is the arithmetic and its argument, then server.py, which serves a run over connection.py,
-and audit.py, which questions the model in a second process. Only the lab imports this package.
+Read claims.py first, the arithmetic and why it can be trusted, then server.py, which serves a run over connection.py,
+and audit.py, which queries the model in a second process. Only the lab imports this package.
 """

@@ -1,4 +1,4 @@
-"""Our side of the blind audit: a fresh process with the handed-over model sees only the past and says what follows."""
+"""Our side of the blind audit, in which a fresh process runs the submitted model without seeing what it predicts."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from prepare.files import open_replacement
 
 
 def load_claims(archive: Path, experiment: int, shape: tuple[int, int]) -> Nats | None:
-    """Return an experiment's claims, which proved true; None where there are none of that shape."""
+    """Return an experiment's audited claims; None if there are none of that shape."""
     try:
         claims: Nats = np.load(archive / f"claims-{experiment}.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -27,7 +27,7 @@ def load_claims(archive: Path, experiment: int, shape: tuple[int, int]) -> Nats 
 
 
 def save_claims(archive: Path, experiment: int, claims: Nats, incumbent: int) -> None:
-    """Save an experiment's claims, to compare later ones with; drop those from before the incumbent's."""
+    """Save an experiment's claims as a reference for later audits; delete those older than the incumbent's."""
     archive.mkdir(exist_ok=True)
     with open_replacement(archive / f"claims-{experiment}.npy") as part, part.open("wb") as file:
         np.save(file, claims)
@@ -38,7 +38,7 @@ def save_claims(archive: Path, experiment: int, claims: Nats, incumbent: int) ->
 
 @dataclass(slots=True)
 class Auditor:
-    """Questions a blind process, which has seen nothing but `prepare`, about the model of one run."""
+    """Queries the model of one run, in a process that has seen neither the training nor the answers."""
 
     run: EvaluationServer
     positions: AuditPositions
@@ -50,19 +50,18 @@ class Auditor:
     """−log p of the true tokens, batch by batch."""
 
     async def examine(self, command: Command, lock: int) -> Ending:
-        """Run the process, as by run_guarded, and ask about one position in each row; return how it ended.
+        """Run the process by run_guarded and query one position in each row; return how it ended.
 
-        Raises Disqualified, and MachineError where it could not even start: what goes wrong later may be the model's
-        fault.
+        Raises Disqualified, and MachineError if it did not start; later failures may be the model's fault.
         """
         ending = await run_guarded(command, self.monitor, lock, self._listen)
         if not self.has_started:
-            words = self.monitor.transcript.log.rpartition("\n")[2]
-            raise MachineError(f"the auditing process did not start: {words or 'it printed nothing'}")
+            last_line = self.monitor.transcript.log.rpartition("\n")[2]
+            raise MachineError(f"the auditing process did not start: {last_line or 'it printed nothing'}")
         return ending
 
     def get_answers(self, ending: Ending) -> NDArray[np.float64]:
-        """Return −log p of the true token in each row. Raises Disqualified where it ended by itself without them."""
+        """Return −log p of the true token in each row. Raises Disqualified if the process ended without giving all."""
         if sum(map(len, self.answers)) == self.run.scorer.shape[0]:
             return np.concatenate(self.answers)
         if self.monitor.transcript.sealed:
@@ -86,12 +85,12 @@ class Auditor:
                     self.answers.append(await self._ask(first, min(first + settings.batch_size, rows)))
                 await self.connection.send({"event": "thanks"})
         except ConnectionError:
-            pass  # the process has ended, which its guardian reports
+            pass  # the process has ended; its guardian reports how
         finally:
             self.connection.close()
 
     async def _ask(self, first: int, last: int) -> NDArray[np.float64]:
-        """Ask about a batch of rows. Raises Disqualified, ConnectionError."""
+        """Query a batch of rows; return −log p of their true tokens. Raises Disqualified, ConnectionError."""
         scorer, positions = self.run.scorer, self.positions
         x, at = scorer.mask(first, last, positions, self.rng), positions.at[first:last]
         event = {"event": "rows", "rows": last - first, "length": x.shape[1]}

@@ -1,9 +1,9 @@
-"""The arithmetic of trust: what claims add up to, where to check them, and what the check has shown.
+"""Turn claims into a score: add them up, choose where to audit them, and correct them by the audit.
 
 A claim is −log p of one validation token, in nats, from code that sees all the tokens and may lie. At one secret
 position in every row a blind process gives its own −log p. The mean of the claims plus the weighted mean of the
-differences is unbiased for the blind loss, whatever was claimed. The score is that plus CAUTION standard errors, so
-that no lottery of claims pays, or what was claimed, if that is worse.
+differences is an unbiased estimate of the blind loss, whatever was claimed. The score is that estimate plus CAUTION
+standard errors, so that gambling with claims does not pay, or the claimed value if that is worse.
 """
 
 import math
@@ -25,33 +25,32 @@ Rows = NDArray[np.int64]
 Nats = NDArray[np.float32]
 
 SUSPICION = 0.5
-"""Share of the checks that go where a claim beats the reference's: lies that pay are there. The others go anywhere."""
+"""Share of the checks where a claim beats the reference, since lies that pay are there; the others are anywhere."""
 TOLERANCE = {"work": 0.25, "time": 0.5}
-"""Nats by which a claim may always be better than the blind answer at one position, by the kind of budget: a script
-cannot choose it. The same code on the same machine agrees within 1e-4 in float32; compiled and plain bfloat16, usual on
-GPUs, differ by some tenths at worst. Smaller lies are not caught, but do not pay: the score corrects them."""
+"""Nats by which a claim may always beat the blind answer at one position, by the kind of budget, which a script cannot
+choose. The same code on the same machine agrees within 1e-4 in float32; compiled and eager bfloat16, usual on GPUs,
+differ by a few tenths at worst. Smaller lies are not detected but corrected, so they do not pay."""
 BASELINE_FACTOR = 3.0
-"""Times the baseline's own difference on this machine, if that is more."""
+"""Multiple of the baseline's own difference on this machine that is allowed, if that is more."""
 BASELINE_TOLERANCE = 2.0
-"""Nats for the baseline itself, and the most for anything: its audit measures how far honest claims are off, but a leak
-is a leak."""
+"""Nats allowed for the baseline, whose audit measures how far honest claims are off, and at most for any experiment."""
 CAUTION = 2.0
-"""Standard errors of the correction that are added to the score; an honest model's are some 1e-8."""
+"""Standard errors of the correction added to the score; for an honest model they are about 1e-8."""
 MAX_GAIN = 20.0
-"""Nats of a gain at one position that count: the reference may have been infinitely wrong there."""
+"""Most nats that count as a gain at one position, where the reference may have been infinitely wrong."""
 IMPOSSIBLE = -1e-3
-"""Nats: a probability above 1, beyond rounding."""
+"""Nats below which a probability is above 1 by more than rounding."""
 ABSURD = 1e4
-"""Nats that no model is ever wrong by: larger claims are made up, and so would be the variance of a correction."""
+"""Nats above which a claim is invented; it would only inflate the variance of the correction."""
 WALL_SLACK, WALL_GRACE = 1.03, 10.0
-"""Factor and seconds beyond a time budget: the step that was under way, and writing the model."""
+"""Factor and seconds allowed beyond a time budget: for the step in progress, and to write the model."""
 WORK_SLACK = 2.0
-"""Times the expected CPU seconds: work cannot be counted from outside, and CPU time for the same work differs by 15 %
-either way between honest models, and by half again on a busy machine."""
+"""Multiple of the expected CPU seconds that is allowed. Work cannot be counted from outside, and its CPU time varies by
+15 % either way between honest models, and by half again on a busy machine."""
 
 
 class Disqualified(Fault):
-    """The score cannot be believed; the message is the reason."""
+    """The score cannot be trusted; the message is the reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__("disqualified", message)
@@ -59,7 +58,7 @@ class Disqualified(Fault):
 
 @dataclass(frozen=True, slots=True)
 class AuditPositions:
-    """One position in each row, and how many tokens the check there stands for."""
+    """One position in each row, and the weight of the check there: the number of tokens that it represents."""
 
     at: Rows
     weight: NDArray[np.float64]
@@ -73,13 +72,13 @@ class Scorer:
     rows: NDArray[np.unsignedinteger]
     """[rows, length + 1] tokens of the split."""
     decoys: NDArray[np.unsignedinteger]
-    """The same of training text, which hides the future in the audit."""
+    """The same of training text, which replaces the future in the audit."""
     lengths: NDArray[np.int32]
-    """Bytes of each token of the vocabulary; tokens of 0 bytes do not count."""
+    """Bytes of each token, [vocabulary]; tokens of 0 bytes do not count."""
     manifest: Manifest
     split: str = "val"
     heldout: "Scorer | None" = None
-    """Scores on text that no decision has used."""
+    """Scores models on text that no decision has used."""
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
@@ -88,15 +87,15 @@ class Scorer:
         if missing := {"train", "val", "confirm"} - manifest.rows.keys():
             raise DataError(f"{folder} has no {min(missing)} rows: prepare it again, in an empty folder")
         for split in manifest.rows:
-            # A run that is given a file to read could open it again for writing, unless the file is read-only.
-            with suppress(PermissionError):  # another user's
+            # Otherwise a run could reopen the descriptor of a shard for writing.
+            with suppress(PermissionError):  # the file is another user's
                 (folder / f"{split}.bin").chmod(0o444)
         lengths, decoys = Tokenizer.from_directory(folder).token_bytes, open_rows("train", folder)
         heldout = cls(folder, open_rows("confirm", folder), decoys, lengths, manifest, "confirm")
         return cls(folder, open_rows("val", folder), decoys, lengths, manifest, heldout=heldout)
 
     def lay_out(self, folder: Path) -> Path:
-        """Make the data folder that a run sees: everything but the shards, which it is sent when they are due."""
+        """Make the data folder that a run sees: all but the shards, which the server hands out when they are due."""
         folder.mkdir()
         files = {TOKENIZER_FILE: self.manifest.files[TOKENIZER_FILE]}
         (folder / MANIFEST_FILE).write_text(replace(self.manifest, files=files).to_json())
@@ -105,14 +104,14 @@ class Scorer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and tokens of a row: the shape of claims."""
+        """Shape of claims: [rows, tokens to predict in a row]."""
         return self.rows.shape[0], self.rows.shape[1] - 1
 
     def parse_claims(self, data: bytes) -> Nats:
-        """Return the claims, an array of `shape`. Raises Disqualified for impossible ones."""
+        """Return the claims, an array of `shape`. Raises Disqualified for impossible values."""
         claims = np.frombuffer(data, dtype=np.float32).reshape(self.shape)
         if not np.isfinite(claims).all():
-            raise Disqualified("some of its claims are no numbers")
+            raise Disqualified("some of its claims are not numbers")
         if (lowest := float(claims.min())) < IMPOSSIBLE:
             raise Disqualified(f"it claimed a probability above 1 (a loss of {lowest:.3g} nats)")
         if (highest := float(claims.max())) > ABSURD:
@@ -120,24 +119,24 @@ class Scorer:
         return np.maximum(claims, np.float32(0))
 
     def compute_bpb(self, claims: Nats, correction: float = 0.0) -> float:
-        """Return the bits per byte of claims; `correction` is added to their sum, in nats."""
+        """Return the claims' bits per byte; `correction`, in nats, is added to their sum."""
         counted = self.lengths[self.rows[:, 1:]] > 0
         total = float(claims[counted].sum(dtype=np.float64)) + correction
         return total / self._nats_per_bpb
 
     def explain_overtime(self, wall: float, cpu: float, threads: int) -> str:
-        """Return why the training, in seconds by our own clocks, was too long; empty where it was not."""
+        """Return why a training of so many seconds, by our own clocks, was too long; empty if it was not."""
         budget = self.manifest.budget
         if budget.kind == "time":
-            most = WALL_SLACK * budget.amount + WALL_GRACE
-            return f"it trained for {wall:.0f} s of {budget.amount:g}" if wall > most else ""
-        most = WORK_SLACK * budget.seconds * max(1, threads) + WALL_GRACE
-        return f"it trained for {cpu:.0f} s of CPU time, more than {most:.0f}" if cpu > most else ""
+            limit = WALL_SLACK * budget.amount + WALL_GRACE
+            return f"it trained for {wall:.0f} s of {budget.amount:g}" if wall > limit else ""
+        limit = WORK_SLACK * budget.seconds * max(1, threads) + WALL_GRACE
+        return f"it trained for {cpu:.0f} s of CPU time, more than {limit:.0f}" if cpu > limit else ""
 
     def draw_positions(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
-        """Draw one secret position in every row; `reference` are another model's claims.
+        """Draw one secret position in every row, weighted by the inverse of its probability; 0 where nothing counts.
 
-        Its weight is one over its chance, 0 in rows in which nothing counts.
+        `reference` are another model's claims: positions where `claims` are better are drawn more often.
         """
         at, weights = np.zeros(len(claims), dtype=np.int64), np.zeros(len(claims))
         for row, counted in enumerate(self.lengths[self.rows[:, 1:]] > 0):
@@ -153,20 +152,20 @@ class Scorer:
         return AuditPositions(at, weights)
 
     def mask(self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator) -> Rows:
-        """Return those rows' inputs, validation text up to their positions, then training text."""
+        """Return the inputs of rows `first` to `last`: validation text up to the position, then training text."""
         other = self.decoys[rng.integers(len(self.decoys), size=last - first), :-1]
         genuine = np.arange(self.shape[1]) <= positions.at[first:last, None]
         return np.where(genuine, self.rows[first:last, :-1], other).astype(np.int64)
 
     def score_blind(self, logits: NDArray[np.float32], first: int, positions: AuditPositions) -> NDArray[np.float64]:
-        """Return −log p, in nats, of the true tokens at the positions of the rows from `first`. Raises Disqualified.
+        """Return −log p, in nats, of the true tokens of the rows from `first` on. Raises Disqualified.
 
-        `logits` are [rows, vocabulary], those at the positions.
+        `logits` are those at the positions, [rows, vocabulary].
         """
         if logits.shape[1] != len(self.lengths):
             raise Disqualified(f"its logits are for {logits.shape[1]} tokens of {len(self.lengths)}")
         if not np.isfinite(logits.max(1)).all() or np.isnan(logits).any():
-            raise Disqualified("shown only the past, it gives no probabilities")
+            raise Disqualified("shown only the past, its logits give no probabilities")
         rows = np.arange(first, first + len(logits))
         true = self.rows[rows, positions.at[rows] + 1]
         wide = logits.astype(np.float64)
@@ -174,7 +173,7 @@ class Scorer:
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
 
     def get_tolerance(self, baseline_error: float | Literal["unmeasured"]) -> float:
-        """Return the nats by which a claim may be better than the blind answer, given what the baseline was off."""
+        """Return the nats by which a claim may beat the blind answer, given by how many the baseline's claims did."""
         if baseline_error == "unmeasured":
             return BASELINE_TOLERANCE
         return min(max(TOLERANCE[self.manifest.budget.kind], BASELINE_FACTOR * baseline_error), BASELINE_TOLERANCE)
@@ -182,9 +181,9 @@ class Scorer:
     def correct(
         self, claims: Nats, blind: NDArray[np.float64], positions: AuditPositions, allowed: float
     ) -> tuple[float, float, float]:
-        """Return the score as the blind answers correct it, never for the better, and the correction's standard error.
+        """Return the corrected score, never below the claimed one, the correction's standard error, and the worst gap.
 
-        The third is by how many nats a claim beats an answer, at most. Raises Disqualified where it is over `allowed`.
+        The gap is by how many nats a claim beats the blind answer. Raises Disqualified if one exceeds `allowed`.
         """
         rows = np.arange(len(blind))
         gaps = np.where(positions.weight > 0, blind - claims[rows, positions.at], 0.0)
@@ -192,8 +191,8 @@ class Scorer:
         if not worst <= allowed:
             caught = int((gaps > allowed).sum())
             raise Disqualified(
-                f"it claimed {claimed:.4f}, but shown only the past it does worse at {caught} of {len(gaps)} places,"
-                f" by up to {worst:.2f} nats: the model sees what it is to predict, or the claims are not its own"
+                f"it claimed {claimed:.4f}, but shown only the past it does worse at {caught} of {len(gaps)} positions,"
+                f" by up to {worst:.2f} nats: the model sees what it should predict, or the claims are not its own"
             )
         terms = positions.weight * gaps
         error = math.sqrt(len(terms)) * float(terms.std()) / self._nats_per_bpb

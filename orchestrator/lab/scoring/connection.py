@@ -1,6 +1,6 @@
-"""Our end of the socket to a sandboxed process: JSON lines, some with bytes behind them; answers may carry descriptors.
+"""Our end of the socket to a sandboxed process: JSON lines, some followed by bytes, ours also with descriptors.
 
-What comes in is hostile: lines and sizes have limits, and anything but a JSON object is ignored.
+Received data is hostile: lines and sizes are limited, and anything but a JSON object is ignored.
 """
 
 import asyncio
@@ -11,18 +11,18 @@ from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 MAX_LINE = 4_096
-"""Bytes of a line; what is longer is ignored."""
+"""Bytes of a line; longer ones are ignored."""
 
 
 class Connection:
-    """Every method raises ConnectionError where the other end has gone, and no other OSError of the socket's."""
+    """A connection; its methods raise ConnectionError if the other end has gone, and no other OSError."""
 
     def __init__(self, end: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.socket, self.reader, self.writer = end, reader, writer
-        writer.transport.set_write_buffer_limits(0)  # `drain` waits until all is sent
+        writer.transport.set_write_buffer_limits(0)  # so that `drain` waits until all is sent
 
     async def receive(self) -> dict[str, Any] | None:
-        """Return the next object, None at the end."""
+        """Return the next object; None at the end."""
         while True:
             with suppress(ValueError, RecursionError):  # not JSON, or too long
                 if not (line := await self.reader.readline()):
@@ -38,11 +38,11 @@ class Connection:
             raise ConnectionError("the connection ended in the middle of a message") from error
 
     async def send(self, event: Mapping[str, object], *, file: BinaryIO | None = None, data: bytes = b"") -> None:
-        """Send one line, with the descriptor of a file to read and bytes behind it."""
+        """Send one line, with the descriptor of a file to read, and followed by bytes."""
         if self.writer.transport.is_closing():
             raise ConnectionError("the other end has gone")
         line = json.dumps(event).encode() + b"\n"
-        # Nothing waits to be sent, since each answer is sent whole before the next.
+        # Bypasses the writer's buffer, which is empty: every message is drained before the next.
         sent = socket.send_fds(self.socket, [line], [file.fileno()]) if file else 0
         self.writer.writelines([line[sent:], data])
         await self.writer.drain()

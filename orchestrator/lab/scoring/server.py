@@ -1,6 +1,6 @@
-"""Serves one run over its socket, $NIGHTSHIFT_FD: hands out shards when they are due, receives model and claims.
+"""Serve one run over its socket, $NIGHTSHIFT_FD: hand out each shard when it is due, receive the model and claims.
 
-Only what happens here starts and stops the clock and makes a score; what a run prints is for people.
+Only these messages start and stop the clock and make a score; what a run prints is for people.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from orchestrator.lab.scoring.claims import Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
 MAX_MODEL, CHUNK = 8 << 30, 1 << 20
-"""Bytes of a model, and those that are written at a time."""
+"""Bytes of a model, and of a chunk in which it is received and written."""
 MAX_BATCH = 4096
-"""Rows of a batch, and threads."""
+"""Largest number of rows in a batch, and of threads."""
 
 
 class InferenceSettings(BaseModel):
-    """How a model was run: hints for the audit, of no other consequence."""
+    """How the run evaluated its model: hints for the audit, which affect nothing else."""
 
     model_config = ConfigDict(frozen=True, strict=True)
     batch_size: int = Field(gt=0, le=MAX_BATCH)
@@ -40,23 +40,23 @@ class EvaluationServer:
     scorer: Scorer
     plan: EvaluationPlan
     threads: int
-    """Threads for arithmetic that the run has."""
+    """Threads for arithmetic in the run."""
     model: Path
-    """File outside the sandbox: the model as it was when the clock stopped."""
+    """File outside the sandbox for the model as submitted when the clock stops."""
     settings: InferenceSettings | None = None
-    """None until the model is handed over."""
+    """None until the model is submitted."""
     claims: Nats | None = None
     val_bpb: float | None = None
-    """Bits per byte that the claims add up to."""
+    """Bits per byte according to the claims."""
     objection: str = ""
-    """Reason for a disqualification."""
+    """Reason for a disqualification; empty if there is none."""
     evaluation: float = 0.0
     """Seconds from the first validation row to the last claim."""
     confirmed: float | None = None
-    """val_bpb on the held-out text, where it was asked for; not audited, since a run can only lose by it."""
+    """val_bpb on the held-out text, if asked for; not audited, since a run can only lose by it."""
 
     async def serve(self, running: RunningProcess) -> None:
-        """Answer until the other end closes, makes its claims, or is disqualified. Raises OSError of our own files."""
+        """Answer until the run has ended, made its claims, or is disqualified. Raises OSError for our own files."""
         try:
             await self._receive_model(running)
             running.seal()
@@ -66,12 +66,12 @@ class EvaluationServer:
         except Disqualified as reason:
             self.objection = str(reason)
         except ConnectionError:
-            pass  # the run has ended, which its guardian reports
+            pass  # the run has ended; its guardian reports how
         finally:
             self.connection.close()
 
     async def _receive_model(self, running: RunningProcess) -> None:
-        """Hand out the training rows and store the model; the clock stops with its last byte. Raises Disqualified."""
+        """Hand out the training rows, store the model, and stop the clock at its last byte. Raises Disqualified."""
         monitor, cpu_before = running.monitor, 0.0
         event = await self._wait_for("ready", "model")
         if event["event"] == "ready":
@@ -93,7 +93,7 @@ class EvaluationServer:
         self.objection = self.scorer.explain_overtime(monitor.train_seconds, cpu_seconds, self.threads)
 
     async def _receive_claims(self, running: RunningProcess) -> None:
-        """Receive the claims and, where they matter, those on held-out text. Raises Disqualified."""
+        """Receive the claims and, where the plan asks for it, those on held-out text. Raises Disqualified."""
         monitor, heldout = running.monitor, self.scorer.heldout
         event = await self._wait_for("claims")
         self.claims, self.val_bpb = await self._read_claims(self.scorer, event["bytes"])
@@ -105,10 +105,10 @@ class EvaluationServer:
 
     async def _read_claims(self, scorer: Scorer, size: int) -> tuple[Nats, float]:
         if size != (due := 4 * math.prod(scorer.shape)):
-            raise Disqualified(f"it claimed {size:,} bytes, and {due:,} were to be claimed")
+            raise Disqualified(f"it claimed {size:,} bytes instead of {due:,}")
         claims = scorer.parse_claims(await self.connection.read_exactly(size))
         if (bpb := scorer.compute_bpb(claims)) <= 0:
-            raise Disqualified("it claims that nothing ever surprises it")
+            raise Disqualified("it claims a loss of zero")
         return claims, bpb
 
     async def _send_rows(self, split: str) -> None:
@@ -116,7 +116,7 @@ class EvaluationServer:
             await self.connection.send({"event": "rows", "split": split}, file=file)
 
     async def _wait_for(self, *names: str) -> dict[str, Any]:
-        """Return the next of these events, all but `ready` with bytes behind them. Raises ConnectionError."""
+        """Return the next of these events, all but `ready` with a size in bytes. Raises ConnectionError at the end."""
         while (event := await self.connection.receive()) is not None:
             name = event.get("event")
             if name in names and (name == "ready" or isinstance(event.get("bytes"), int)):

@@ -1,4 +1,4 @@
-"""Write the files beside a session: log.jsonl, results.tsv, ledger.parquet, report.html. All can be deleted."""
+"""Write log.jsonl, results.tsv, ledger.parquet and report.html beside a session; all can be rebuilt."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +12,7 @@ from prepare.files import write_atomically
 
 
 class Files:
-    """The files of one session; log.jsonl grows, the others are rendered."""
+    """The files of one session: log.jsonl is appended to, the others are rendered."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.page = folder, Page()
@@ -21,7 +21,7 @@ class Files:
 
     def list_files(self, log: LogReader) -> Iterator[File]:
         """Yield all but log.jsonl."""
-        state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone is worth a new page
+        state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
         yield self.folder / "results.tsv", state, partial(write_results, log.state)
         yield self.folder / "ledger.parquet", state, partial(write_parquet, log)
         yield self.folder / "report.html", state, partial(self.page.render, log)

@@ -1,6 +1,6 @@
-"""Render report.html: a session on one page, in one file that asks nothing of any network.
+"""Render report.html: a session on one self-contained page that needs no network.
 
-Everything that agents wrote is untrusted text, which Jinja escapes; all of it can be read without scripts.
+Text by agents is untrusted, and escaped by Jinja; all of it can be read without scripts.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,30 +20,30 @@ from orchestrator.views.usage import list_runs, measure_utilization
 
 SURPRISES = 5
 SURPRISING = 2.0
-"""Standard errors between what was predicted and what came."""
+"""Standard errors between the predicted and the measured change."""
 LESSONS, NEAR_MISSES = 40, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An experiment as the page tells it."""
+    """An experiment as the page shows it."""
 
     row: ExperimentRow
     numbers: Sequence[Sequence[str]]
     diff: str
     lines: int | None
     curve: Any
-    """The figure of its loss; None where it has none."""
+    """The figure of its loss curve; None without points."""
 
 
 class Page:
-    """Renders the page; what it shows of a closed experiment is worked out once."""
+    """Renders the page, and computes the entry of a closed experiment once."""
 
     def __init__(self) -> None:
         self.known: dict[int, Entry] = {}
 
     def render(self, log: LogReader) -> str:
-        """Return the whole file as the log now stands."""
+        """Return the whole page for the current log."""
         state, rows, runs, summary = log.state, list_rows(log.state), list_runs(log.records), summarize(log.state)
         entries = [self.known.get(row.experiment) or _describe_entry(log, row) for row in rows]
         closed = {result.experiment for result in state.results}
@@ -90,7 +90,7 @@ class Page:
 
 
 def group_families(rows: Sequence[ExperimentRow]) -> list[list[ExperimentRow]]:
-    """Return what was trained by family, the most fruitful first."""
+    """Return the trained experiments by family, by total gain of their keeps, largest first."""
     trained = [row for row in rows if row.experiment and row.is_decided and row.status not in UNTRAINED]
     names = dict.fromkeys(row.proposal.family for row in trained)
     families = [[row for row in trained if row.proposal.family == name] for name in names]
@@ -99,13 +99,13 @@ def group_families(rows: Sequence[ExperimentRow]) -> list[list[ExperimentRow]]:
 
 
 def list_surprises(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the experiments that ended furthest from what was predicted, in standard errors, the furthest first."""
+    """Return the experiments furthest from their predicted change, in standard errors, furthest first."""
     predicted = [row for row in rows if row.proposal.expected_delta]
     return _rank(predicted, lambda row, gain: abs(gain + row.proposal.expected_delta), SURPRISING)[:SURPRISES]
 
 
 def list_near_misses(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the discarded experiments that looked better by more than the noise, the surest first."""
+    """Return the discarded experiments that looked better by more than the noise, most certain first."""
     discarded = [row for row in rows if row.status == "discarded"]
     return _rank(discarded, lambda _, gain: gain, NEAR_MISS)[:NEAR_MISSES]
 
@@ -113,7 +113,7 @@ def list_near_misses(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
 def _rank(
     rows: Sequence[ExperimentRow], measure: Callable[[ExperimentRow, float], float], least: float
 ) -> list[ExperimentRow]:
-    """Return those that measure more than `least` standard errors, the most first."""
+    """Return the rows with a measure above `least` standard errors, largest first."""
     found = [(measure(row, row.gain) / row.error, row) for row in rows if row.gain is not None and row.error]
     return [row for errors, row in sorted(found, key=itemgetter(0), reverse=True) if errors > least]
 

@@ -1,7 +1,7 @@
 """Write the experiments as tables.
 
-ledger.parquet holds all that is known of each, for pandas, DuckDB and similar tools; results.tsv has autoresearch's own
-five columns, so that tools which read those read ours.
+ledger.parquet holds everything about each, for pandas, DuckDB and similar tools; results.tsv has autoresearch's own
+five columns, so that its tools can read it.
 """
 
 import io
@@ -39,7 +39,7 @@ string: tier verdict happened why lesson next
 int64: input_tokens cached_tokens output_tokens
 float64: usd
 """
-"""Seconds, steps and tokens are of the first run; gain is positive where better; unknown is null, never 0."""
+"""Seconds, steps and tokens are those of the first run; positive gain is better; unknown is null, never 0."""
 
 
 def write_results(state: State) -> str:
