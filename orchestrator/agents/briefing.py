@@ -12,7 +12,7 @@ from typing import get_args
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
-from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, Training, get_proposal
+from orchestrator.core.state import UNTESTED, Broken, Candidate, Decided, Idea, Stage, State, Training, get_proposal
 from orchestrator.core.text import flatten, format_count, format_signed, shorten
 from orchestrator.policy import thresholds
 from orchestrator.policy.judge import describe_rule
@@ -35,8 +35,6 @@ EXPLAINED = 4
 """Of these, the latest ones are told with their whole explanation: cut short, it would lack its conclusion."""
 SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
-UNTESTED = ("refused", "abandoned", "not tested")
-"""Ends of experiments that say nothing of their hypotheses."""
 UNDER_WAY: Mapping[type[Stage], str] = {
     Idea: "is being implemented",
     Candidate: "waits for a run",
