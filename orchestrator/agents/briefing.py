@@ -6,7 +6,7 @@ tokenizer is not public.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from statistics import fmean
 from typing import get_args
 
@@ -20,7 +20,7 @@ from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.novelty import describe_settings
 from prepare.constants import list_declarations
-from subagents.logs import quote
+from subagents.logs import count_fitting, quote
 
 CHARACTERS = 3.5
 """Characters of one token, roughly."""
@@ -61,7 +61,7 @@ def brief_researcher(
     `source` is the train.py that proposals start from. Prompts, and those stored in sessions, know the facts by these
     names.
     """
-    shown = _count_fitting(source.splitlines(), SOURCE)
+    shown = count_fitting(source.splitlines(), int(SOURCE * CHARACTERS), extra=1)
     judged = [result for result in state.judged if result.experiment > 0]
     untested = [result for result in judged if result.status in UNTESTED]
     tested = [result for result in judged if result.status not in UNTESTED]
@@ -312,11 +312,6 @@ def _keep_sentences(text: str, limit: int) -> str:
 def _fit_rows(rows: Iterable[str], budget: int) -> str:
     """Return the latest rows that fit into a budget of tokens, and how many were left out."""
     every = [f"- {row}" for row in rows]
-    left_out = len(every) - _count_fitting(every[::-1], budget, reserve=40)
+    left_out = len(every) - count_fitting(every[::-1], int(budget * CHARACTERS) - 40, extra=1)
     note = [f"- ({left_out} earlier ones left out)"] if left_out else []
     return "\n".join([*note, *every[left_out:]])
-
-
-def _count_fitting(lines: Sequence[str], budget: int, reserve: int = 0) -> int:
-    """Return how many of the lines, from the first on, fit into a budget of tokens less a few characters."""
-    return sum(size <= budget * CHARACTERS - reserve for size in accumulate(len(line) + 1 for line in lines))
