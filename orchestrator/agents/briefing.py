@@ -1,7 +1,6 @@
 """Write the researcher's briefing: a pure rendering of the state, each section within its own budget of tokens.
 
-So it is as long at experiment 1,000 as at experiment 20. Tokens are estimated at 3.5 characters each, since Claude's
-tokenizer is not public.
+It is as long at experiment 1,000 as at experiment 20.
 """
 
 from collections import Counter, defaultdict
@@ -23,7 +22,7 @@ from prepare.constants import list_declarations
 from subagents.logs import count_fitting, quote
 
 CHARACTERS = 3.5
-"""Characters of one token, roughly."""
+"""Characters of one token, roughly: Claude's tokenizer is not public."""
 RECENT = 15
 """Experiments told in full sentences; of all the forms tried elsewhere, this one helped most."""
 ROWS = 40
