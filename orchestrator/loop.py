@@ -118,10 +118,10 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
             return Revision(merged, commit.summary, commit.deviations)
     if proposal.reverts is not None:
         kept = state.parents[proposal.reverts]
-        undone = merge(log.get(kept.source), source, log.get(state.parents[kept.parent].source))
-        if undone is None:
+        reverted = merge(log.get(kept.source), source, log.get(state.parents[kept.parent].source))
+        if reverted is None:
             raise NoAnswer(f"later keeps build on experiment {proposal.reverts}")
-        return Revision(undone)
+        return Revision(reverted)
     if not proposal.settings:
         return await crew.implement(state, step, proposal, source)
     try:

@@ -1,7 +1,7 @@
 """The kernel of every agent: a prompt, a few tools and an answer type; `ask` is the only loop that talks to a model.
 
-An answer is a valid call of the tool `submit`. Turns, bad answers and the length of tool results are bounded. A model
-that fails gives a reply that says so, so that a replay needs no exceptions.
+An answer is a valid call of the tool `submit`. Turns, invalid answers and the length of tool results are bounded. An
+error of the model is a reply, too, so a replay needs no exceptions.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ from subagents.tools import Tool, ToolCall, ToolError, ToolResult, describe_faul
 
 T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
-OnWait = Callable[[float, str], Awaitable[None]]  # is told when a pause ends, in seconds since the epoch, and why
+OnWait = Callable[[float, str], Awaitable[None]]  # takes the end of a pause, in seconds since the epoch, and why
 
 SUBMIT = "submit"
-MAX_BAD_ANSWERS = 2  # a model that errs three times will err again
-CACHE = "<!-- cache -->"  # marks the end of the part of an opening that stays the same from one experiment to the next
-TRACER = trace.get_tracer("nightshift")  # spans by the GenAI conventions; costs nothing without a collector
+MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
+CACHE = "<!-- cache -->"  # in an opening, ends the part that stays the same from one experiment to the next
+TRACER = trace.get_tracer("nightshift")  # spans follow the GenAI conventions
 STUB = "(left out to save room; call the tool again if you need it)"
 
 
 class NoAnswer(Exception):  # noqa: N818 - an expected outcome, not an error
-    """An agent gave no usable answer. The step is given up, never the session."""
+    """An agent gave no usable answer. Only the step fails, never the session."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Agent(Generic[T]):
     prompt: Prompt
     answer: type[T]
     tools: tuple[Tool, ...] = ()
-    accept: Callable[[T], str] = lambda _: ""  # returns the fault of an answer of the right shape, or nothing
+    accept: Callable[[T], str] = lambda _: ""  # returns why a well-formed answer is refused, or ""
 
     @property
     def schemas(self) -> tuple[Json, ...]:
-        """The schemas of the tools as the model is sent them; the last one takes the answer."""
+        """The schemas of the tools as sent to the model; the last one takes the answer."""
         answer = {
             "name": SUBMIT,
             "description": "Hand in your answer. It ends the conversation.",
@@ -53,7 +53,7 @@ class Agent(Generic[T]):
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that is sent to a model for one reply."""
+    """What is sent to a model for one reply."""
 
     agent: str
     model: str
@@ -72,16 +72,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's whole message as it came, thinking and signatures included; or the error that came instead."""
+    """A model's whole message, thinking and signatures included; or the error that came instead."""
 
     message: Json
     tokens: Mapping[str, int] = field(default_factory=dict[str, int])
     """Tokens as the provider counts them: `input` (without the cached ones), `cache_read`, `cache_write`, `output`."""
-    usd: float | None = None  # dollars; None where the model's price is not known
+    usd: float | None = None  # None if the model's price is unknown
 
     @classmethod
     def from_error(cls, stop_reason: str, error: str) -> "Reply":
-        """Return a reply without a message: `failed`, `unaffordable`, or the context was full. It costs nothing."""
+        """Return a reply without a message, at no cost; the reason is `failed`, `unaffordable` or a full context."""
         return cls({"content": [], "stop_reason": stop_reason, "error": error}, usd=0.0)
 
     @property
@@ -99,20 +99,20 @@ class Reply:
 
 
 class Environment(Protocol):
-    """Everything that an agent can reach: a model that replies, and tools that act."""
+    """What an agent can reach: a model that replies, and tools that act."""
 
     async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
         """Begin a conversation."""
 
     async def pause(self, seconds: float, until: float, reason: str) -> None:
-        """Wait, and let the user know until when, in seconds since the epoch."""
+        """Wait that many seconds; tell the user why, and until when, in seconds since the epoch."""
 
     async def reply(self, request: Request) -> Reply:
         """Return the model's next message; an error is a reply, too."""
         ...
 
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
-        """Return the result of a tool; its failure is a result, too."""
+        """Return the result of a tool call; a failure is a result, too."""
         ...
 
 
@@ -159,7 +159,7 @@ class _Conversation(Generic[T]):
         return Request(name, prompt.model, prompt.effort, self.max_tokens, prompt.system, schemas, messages)
 
     async def run_calls(self, reply: Reply, environment: Environment) -> T | None:
-        """Run the calls of a message in their order; return the answer if one of them hands it in."""
+        """Run the calls of a message in order; return the answer if one of them submits it."""
         results: list[Json] = []
         failed = ""
         for call in reply.calls:
@@ -188,9 +188,9 @@ class _Conversation(Generic[T]):
             return await environment.use(tools[call.name], call)
 
     def check_answer(self, call: ToolCall, failed: str) -> T:
-        """Return the answer. Raises ToolError where it is not valid, NoAnswer after too many such answers."""
+        """Return the answer. Raises ToolError if it is not valid, NoAnswer after too many such answers."""
         if failed:
-            # Not a bad answer: it was given before the model could see that a call had failed.
+            # It does not count as a bad answer: the model could not know yet that a call had failed.
             raise ToolError(f"Not handed in, because `{failed}` failed in the same message. Fix that first.")
         try:
             answer = self.agent.answer.model_validate(call.input)
@@ -211,7 +211,7 @@ class _Conversation(Generic[T]):
         self.messages[-1] = last | {"content": [*last["content"], {"type": "text", "text": text}]}
 
     def reject_text(self, reply: Reply) -> None:
-        """Tell a model that only talked, or stopped for an unknown reason, to call a tool. Its calls are not run."""
+        """Ask for a tool call after a message that ended otherwise, and run none of the calls in it."""
         self.count_bad_answer(f"it ended with {reply.stop_reason!r} instead of a call of `{SUBMIT}`")
         if reply.content:
             not_run = ToolResult("Not run: the message had already ended.", is_error=True)
@@ -222,13 +222,13 @@ class _Conversation(Generic[T]):
         )
 
     def drop_truncated(self) -> None:
-        """Drop a message that was cut off, whose last call may be incomplete, and allow twice the tokens."""
+        """Drop a truncated message, whose last call may be incomplete, and allow twice the tokens."""
         self.count_bad_answer(f"it was cut off at {self.max_tokens} tokens")
         self.append_text(f"Your last message was cut off at {self.max_tokens} tokens and is lost. Be briefer.")
         self.max_tokens *= 2
 
     def drop_results(self) -> None:
-        """Replace all tool results so far by a stub, to fit into the model's context."""
+        """Replace all tool results so far by a stub, to fit the model's context window."""
         self.count_bad_answer("the conversation does not fit into the model's context")
         for i, message in enumerate(self.messages):
             parts = [part | {"content": STUB} if part["type"] == "tool_result" else part for part in message["content"]]

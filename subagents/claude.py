@@ -1,7 +1,7 @@
 """Call Anthropic's API, or any server that speaks it (ANTHROPIC_BASE_URL).
 
 Replies are streamed. A transient failure is retried from the start of the turn, for an hour or two; a permanent one (a
-wrong key, spent money, a bad request) becomes a reply that says so. Tools run only once a turn is complete.
+wrong key, a spending limit, a bad request) becomes a reply with the error. Tools run only once a turn is complete.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import anthropic
@@ -22,12 +23,12 @@ from subagents import prices
 from subagents.agent import Json, OnWait, Reply, Request
 
 OFFICIAL = "https://api.anthropic.com"
-READ_TIMEOUT = 180.0  # seconds without a byte after which a connection is dead; Claude sends pings far more often
-TURN_TIMEOUT = 1800.0  # seconds after which a turn is given up although bytes still come
+READ_TIMEOUT = 180.0  # seconds without a byte after which a connection counts as dead; Claude sends pings more often
+TURN_TIMEOUT = 1800.0  # seconds after which a turn is abandoned although bytes still arrive
 ATTEMPTS = 30  # attempts at a turn; with pauses that grow to MAX_PAUSE they last about an hour and a half
 MAX_PAUSE = 300.0  # seconds between two attempts, unless the server asks for more
-LONG_PAUSE = 60.0  # seconds of a pause from which on the user is told
-MAX_RETRY_AFTER = 86_400.0  # seconds that a server can make us wait
+LONG_PAUSE = 60.0  # seconds of a pause above which the user is told
+MAX_RETRY_AFTER = 86_400.0  # longest pause in seconds that a server can ask for
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
@@ -47,7 +48,7 @@ def credentials_error() -> str:
     """Return what the user must set before a model can be reached, in one line; empty if nothing."""
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         if re.search(r"""[^!-~]|["'`]""", os.environ.get(name, "")):
-            return f"{name} holds a space, a line break, a quote or a letter that no key has: set it again without"
+            return f"{name} contains a space, a line break, a quote or a character that no key has: set it again"
     try:
         httpx2.AsyncClient(base_url=os.environ.get("ANTHROPIC_BASE_URL", ""))  # the SDK's own leaves a traceback
         client = anthropic.AsyncAnthropic()
@@ -66,7 +67,7 @@ def credentials_error() -> str:
 def connect(
     *, base_url: str | None = None, api_key: str | None = None, stall: float = READ_TIMEOUT
 ) -> anthropic.AsyncAnthropic:
-    """Return a client; the environment's settings fill in what is not given.
+    """Return a client, with settings from the environment unless given; `stall` is its read timeout in seconds.
 
     The SDK's own retries are off: they end once a stream has begun, and do not report how long they sleep.
     """
@@ -78,9 +79,9 @@ def connect(
 
 
 async def check_model(client: anthropic.AsyncAnthropic, model: str) -> str:
-    """Return why this model cannot be asked, in one line; empty if no reason is known. Closes the client."""
+    """Return why this model cannot be used, in one line; empty if no reason is known. Closes the client."""
     try:
-        async with client:  # left open, it might be closed after the event loop has ended
+        async with client:  # or it might be closed after the event loop has ended
             await client.models.retrieve(model)
     except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
         return f"{client.base_url} refuses the key"
@@ -95,26 +96,22 @@ async def check_model(client: anthropic.AsyncAnthropic, model: str) -> str:
     return ""
 
 
+@dataclass(frozen=True)
 class Claude:
-    """Models that reply, over the network."""
+    """A model that is asked over the network."""
 
-    def __init__(
-        self,
-        client: anthropic.AsyncAnthropic,
-        *,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.client, self.sleep, self.clock = client, sleep, clock
-        self.without_effort: set[str] = set()  # models that turned out not to know the setting
+    client: anthropic.AsyncAnthropic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    clock: Callable[[], float] = time.time
+    without_effort: set[str] = field(default_factory=set[str])  # models that have refused the setting
 
     def at_most(self, request: Request) -> float | None:
-        """Return the most dollars that the request may cost; None where the price is unknown."""
+        """Return the most dollars that the request may cost; None if the price is unknown."""
         characters = len(request.system) + len(json.dumps([request.tools, request.messages]))
         return prices.estimate_most(request.model, characters, request.max_tokens)
 
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
-        """Return the model's message, retrying transient failures; or a reply that states the error."""
+        """Return the model's message, or a reply that states the error; retry transient failures."""
 
         async def before_sleep(state: RetryCallState) -> None:
             pause = state.upcoming_sleep
@@ -155,7 +152,7 @@ class Claude:
         return Reply(message, tokens, prices.compute_usd(message))
 
     def _reason(self, error: BaseException | None) -> str:
-        """Return one line that says what went wrong, without the key, which a server may echo."""
+        """Return the error in one line, without the key, which a server may echo."""
         text = f"{type(error).__name__}: {error}"
         for secret in (self.client.api_key, self.client.auth_token):
             text = text.replace(secret, "…") if secret else text
@@ -172,7 +169,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 async def _read_message(stream: AsyncMessageStream[None]) -> Json:
-    """Return the message of a stream. Raises RemoteProtocolError."""
+    """Return the message of a stream. Raises httpx2.RemoteProtocolError if it is malformed or incomplete."""
     arguments: dict[int, str] = {}
     try:
         async for event in stream:
@@ -184,7 +181,7 @@ async def _read_message(stream: AsyncMessageStream[None]) -> Json:
         calls = [block for block in message["content"] if block["type"] == "tool_use"]
         whole = all(call["id"] and call["name"] and isinstance(call["input"], dict) for call in calls)
     except (AssertionError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        # Malformed events make the SDK, or the code above, raise any of these.
+        # The SDK, or the code above, raises any of these for malformed events.
         raise httpx2.RemoteProtocolError(f"the stream is malformed: {type(error).__name__}: {error}") from error
     if not message.get("stop_reason"):
         raise httpx2.RemoteProtocolError("the stream ended early")
@@ -206,7 +203,7 @@ def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
 
 
 def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
-    """Cache up to the opening's stable part, for the next experiment, and up to the end, for the next turn."""
+    """Mark the opening's stable part for caching, for the next experiment, and all the rest, for the next turn."""
     marked = [message | {"content": list(message["content"])} for message in messages]
     if len(opening := marked[0]["content"]) > 1:
         opening[0] = opening[0] | HOUR

@@ -1,5 +1,5 @@
-"""What is wrong with a prompt, apart from the module that reads prompts, so that a listing need not load that."""
+"""Define PromptError apart from prompts.py, whose imports are slow."""
 
 
 class PromptError(ValueError):
-    """A prompt cannot be used; the message says which and why in one line."""
+    """A prompt cannot be used; the message names it and says why, in one line."""

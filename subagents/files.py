@@ -1,4 +1,4 @@
-"""Tools on one file held in memory: view, replace, check. There are no paths, so no other file can be reached."""
+"""Tools for one file in memory: view, replace, check. They take no paths, so no other file can be reached."""
 
 import ast
 import re
@@ -6,11 +6,11 @@ import sys
 import warnings
 from functools import cache
 from importlib.metadata import packages_distributions
-from itertools import accumulate
 
+from subagents.logs import count_fitting
 from subagents.tools import RESULT_BYTES, Tool, ToolError
 
-ROOM = RESULT_BYTES - 100  # bytes of a page, below a line that says which part of the file it is
+ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 
 
 class EditedFile:
@@ -63,13 +63,13 @@ class EditedFile:
 
 
 def number_page(text: str, first: int, last: int | None) -> str:
-    """Return lines with their numbers, as many as fit into a result, and where to go on. Raises ToolError."""
+    """Return numbered lines, as many as fit into a result, and where to continue. Raises ToolError."""
     lines = text.splitlines()
     last = len(lines) if last is None else min(last, len(lines))
     if not 1 <= first <= last:
         raise ToolError(f"Lines count from 1 to {len(lines)}, and `first` is not after `last`.")
     wanted = [f"{n:4}│{line}" for n, line in enumerate(lines[first - 1 : last], first)]
-    fitting = sum(size <= ROOM for size in accumulate(len(line.encode("utf-8", "replace")) + 1 for line in wanted)) or 1
+    fitting = count_fitting((line.encode("utf-8", "replace") for line in wanted), ROOM, extra=1) or 1
     end = first + fitting - 1
     more = f"; go on with first={end + 1}" * (end < last)
     return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *wanted[:fitting]])
@@ -88,7 +88,7 @@ def find_syntax_error(source: str) -> str:
 
 
 def find_missing_packages(source: str) -> list[str]:
-    """Return the top-level packages that the source imports, outside of any `try`, and that are not installed."""
+    """Return the top-level packages that the source imports outside of any `try` and that are not installed."""
     tree = ast.parse(source)
     guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
     names = [name for node in ast.walk(tree) if id(node) not in guarded for name in list_imports(node)]

@@ -1,10 +1,10 @@
-"""Clean, cut and fence what a candidate printed before a model sees it: it is hostile text.
+"""Clean, cut and fence what a candidate printed before a model sees it, since it may be hostile.
 
 A fence cannot be forged: every line of the log begins with a bar, and the lines that open and close it do not.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from itertools import accumulate, groupby
 
 HEAD, TAIL = 200_000, 800_000  # characters read, from the beginning and from the end
@@ -16,12 +16,12 @@ ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ 
 UNSEEN = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
-"""Control characters, and characters that are invisible to people but not to a model."""
+"""Control characters, and characters that people cannot see but a model reads."""
 FRAME = re.compile(r'\s*File "(?P<path>[^"]+)", line (?P<line>\d+), in (?P<where>.+)')
 
 
 def split_lines(log: str) -> list[str]:
-    """Return the lines that a person would have read: cleaned, none empty; repeated ones once, with their count."""
+    """Return the cleaned lines of a log, without empty ones; repeated ones appear once, with their count."""
     if len(log) > HEAD + TAIL:
         log = f"{log[:HEAD]}\n… {len(log) - HEAD - TAIL:,} characters left out …\n{log[-TAIL:]}"
     cleaned = (clean(line) for line in ENDS.split(log))
@@ -30,38 +30,37 @@ def split_lines(log: str) -> list[str]:
 
 
 def clean(line: str, limit: int = LINE) -> str:
-    """Return one line without escapes and invisible characters, cut to `limit` characters."""
+    """Return one line without escape sequences and invisible characters, cut to `limit` characters."""
     text = UNSEEN.sub("", ANSI.sub("", line[: 4 * limit])).replace("\t", "    ").rstrip()
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def fence(shown: Iterable[str], limit: int = FENCE) -> str:
-    """Return the lines between the marks that prompts call data, cut at the limit."""
-    lines = list(shown)
+def fence(lines: Sequence[str], limit: int = FENCE) -> str:
+    """Return the lines between the marks that prompts declare to be data, cut at `limit` characters."""
     kept = lines[: count_fitting(lines, limit)]
-    kept += ["… cut here"] * (len(kept) < len(lines))
-    return "\n".join(["<log>", *(f"| {line}" for line in kept), "</log>"])
+    note = ["… cut here"] * (len(kept) < len(lines))
+    return "\n".join(["<log>", *(f"| {line}" for line in (*kept, *note)), "</log>"])
 
 
-def count_fitting(lines: Iterable[str], limit: int = FENCE) -> int:
-    """Return how many of the lines, from the first on, a fence holds."""
-    return sum(size <= limit for size in accumulate(len(line) + 3 for line in lines))
+def count_fitting(lines: Iterable[Sized], limit: int = FENCE, extra: int = 3) -> int:
+    """Return how many of the first lines fit into `limit`, each with `extra` more characters (or bytes)."""
+    return sum(size <= limit for size in accumulate(len(line) + extra for line in lines))
 
 
 def quote(text: str, limit: int = 160) -> str:
-    """Return a few words of a log to stand in a sentence, between quotation marks that they cannot contain."""
+    """Return a few words of a log for use in a sentence, between quotation marks that they cannot contain."""
     cleaned = " ".join(clean(part, max(LINE, limit)) for part in ENDS.split(text[: 4 * limit]))
     words = " ".join(cleaned.replace("«", "<").replace("»", ">").split())
     return f"«{words if len(words) <= limit else words[: limit - 1] + '…'}»"
 
 
-def extract_frames(shown: Sequence[str]) -> list[str]:
-    """Return the last traceback's frames in train.py, each with its line of code, and the exception."""
-    starts = [i for i, line in enumerate(shown) if line.startswith("Traceback (most recent call last)")]
+def extract_frames(lines: Sequence[str]) -> list[str]:
+    """Return the last traceback's frames in train.py, each with its line of code, and the exception; or nothing."""
+    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     if not starts:
         return []
-    traceback = shown[starts[-1] + 1 :]
+    traceback = lines[starts[-1] + 1 :]
     frames: list[str] = []
     for i, line in enumerate(traceback):
         if (frame := FRAME.fullmatch(line)) and frame["path"].rpartition("/")[2] == "train.py":

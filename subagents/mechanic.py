@@ -1,4 +1,4 @@
-"""The mechanic: edits train.py as a proposal says. It never decides what to try."""
+"""The mechanic: edits train.py as a proposal says, and decides nothing else."""
 
 from collections.abc import Callable, Mapping
 
@@ -22,7 +22,7 @@ class Edited(BaseModel):
     impossible: str = Field(
         default="",
         max_length=400,
-        description="Only if the instructions cannot be carried out: why. The proposal is then given up.",
+        description="Only if the instructions cannot be carried out: why. The proposal is then abandoned.",
     )
 
 
@@ -33,7 +33,10 @@ async def edit(
     facts: Mapping[str, str],
     find_deviation: Callable[[str, str], str],
 ) -> tuple[str, Edited]:
-    """Return the edited source, and what the mechanic says of it; `find_deviation` may refuse it. Raises NoAnswer."""
+    """Return the edited source and the mechanic's answer. Raises NoAnswer.
+
+    `find_deviation` takes the source and the declared deviations, and returns why the edit is refused, or "".
+    """
     file = EditedFile(source)
 
     def accept(answer: Edited) -> str:

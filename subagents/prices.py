@@ -1,4 +1,4 @@
-"""Price requests by genai-prices' offline table; None where it does not know the model."""
+"""Price requests by the offline table of genai-prices; None if it does not know the model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from genai_prices import Usage, calc_price, extract_usage
 
 PROVIDER = "anthropic"
-CHARACTERS = 2.5  # characters of a token, fewer than in code and English, so that an estimate is on the safe side
+CHARACTERS = 2.5  # characters of a token: fewer than in code and English, so that the estimate is an upper bound
 
 
 def compute_usd(message: Mapping[str, Any]) -> float | None:
-    """Return the dollars of one message, by its usage. Prices depend on a request's length, so sums would be wrong."""
+    """Return the price of one message in dollars; it depends on the request's length, so usages must not be summed."""
     try:
         return float(extract_usage(dict(message), provider_id=PROVIDER).calc_price().total_price)
     except (LookupError, ValueError):

@@ -19,26 +19,26 @@ from subagents.tools import describe_faults
 NAMES = ("researcher", "mechanic", "reflector")
 OPENING = "<!-- opening -->"
 MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
-FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # all of PyYAML's
+FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # PyYAML raises any
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
 
 
 class Prompt(BaseModel):
-    """What an agent is told; and the front matter: how its model is called."""
+    """The texts that an agent is given, and from the front matter, how its model is called."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    effort: str = ""  # low to max; empty is the model's default, which servers other than Claude's expect
+    effort: str = ""  # low to max; empty for the model's default, which servers other than Claude's need
     max_turns: int = Field(default=12, ge=1)
     max_tokens: int = Field(default=16_000, ge=256)
-    cadence: int = Field(default=1, ge=0)  # reflection after every keep and every n-th other experiment; 0 is never
+    cadence: int = Field(default=1, ge=0)  # a post-mortem for every keep and every n-th other experiment; 0: never
     system: str
     template: str
 
     def render_opening(self, facts: Mapping[str, Any]) -> str:
-        """Return the opening message. Raises PromptError where it asks for a fact that is not supplied."""
+        """Return the opening message. Raises PromptError if it asks for a fact that is not supplied."""
         try:
             return JINJA.from_string(self.template).render(facts).strip()
         except UndefinedError as error:
@@ -46,13 +46,13 @@ class Prompt(BaseModel):
 
     @property
     def text(self) -> str:
-        """The whole prompt as one text, which `parse_prompt` reads."""
+        """The prompt as one text, the inverse of `parse_prompt`."""
         matter = yaml.safe_dump(self.model_dump(exclude={"system", "template"}, exclude_defaults=True), sort_keys=False)
         return f"---\n{matter}---\n{self.system}\n\n{OPENING}\n\n{self.template}\n"
 
 
 def parse_prompt(text: str, name: str = "the prompt") -> Prompt:
-    """Return the prompt that a text states; errors name it. Raises PromptError."""
+    """Return the prompt of a text; errors call it `name`. Raises PromptError."""
     return _make_prompt(*split_front_matter(text, name), name)
 
 
@@ -66,7 +66,7 @@ def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
 
 
 def split_front_matter(text: str, name: str = "the text") -> tuple[dict[str, Any], str]:
-    """Return the keys and values between two lines of ---, and the rest; errors name it. Raises PromptError."""
+    """Return the keys and values between two lines of ---, and the rest. Raises PromptError."""
     if not (found := MATTER.match(text)):
         raise PromptError(f"{name}: front matter between two lines of --- is missing")
     try:

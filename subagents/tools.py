@@ -1,4 +1,4 @@
-"""A tool is a plain function with a docstring: its schema, its checks and the cap on its result come from here."""
+"""Make tools of plain functions with docstrings: their schemas, their checks, and the cap on their results."""
 
 import inspect
 import json
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, validate_call
 
-RESULT_BYTES = 12_000  # bytes of a result: about 3,500 tokens. A model that needs more asks again, more narrowly.
+RESULT_BYTES = 12_000  # bytes of a result: about 3,500 tokens
 
 
 class ToolError(Exception):
@@ -35,22 +35,22 @@ class Tool:
 
     name: str
     call: Callable[..., str | Awaitable[str]]
-    pure: bool  # it depends on the conversation alone, so a replay runs it again instead of taking its recorded result
+    pure: bool  # depends on the conversation alone, so a replay runs it again instead of using its recorded result
     schema: dict[str, Any] = field(repr=False)
 
     @classmethod
     def from_function(cls, function: Callable[..., str | Awaitable[str]], *, pure: bool = True) -> "Tool":
-        """Return a function as a tool: its name, its docstring, its annotated parameters."""
+        """Return a function as a tool with its name, docstring and annotated parameters."""
         arguments = TypeAdapter[Any](cast("Any", function)).json_schema()
         description = inspect.getdoc(function) or ""
         schema = {"name": function.__name__, "description": description, "input_schema": arguments}
         return cls(function.__name__, validate_call(function), pure, schema)
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """Call the function. Wrong arguments and ToolErrors become results; anything else is a bug and raises."""
+        """Call the function. Wrong arguments and ToolErrors become results; any other exception is a bug."""
         try:
-            said = self.call(**call.input)
-            text = said if isinstance(said, str) else await said
+            result = self.call(**call.input)
+            text = result if isinstance(result, str) else await result
         except ValidationError as error:
             return ToolResult(f"Wrong arguments: {describe_faults(error)}", is_error=True)
         except ToolError as error:
@@ -68,7 +68,7 @@ def cap(text: str, limit: int = RESULT_BYTES) -> str:
 
 
 def unquote(value: object) -> object:
-    """Return the object or list that a smaller model has put into a string of JSON; any other value as it is."""
+    """Return the object or list that a smaller model has quoted as JSON; any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with suppress(ValueError):
             return json.loads(value)
@@ -76,7 +76,7 @@ def unquote(value: object) -> object:
 
 
 def find_overlong(answer: BaseModel) -> str:
-    """Return the texts that exceed the `maxLength` in their `json_schema_extra`, which does not bind older files."""
+    """Return which fields exceed the `maxLength` in their `json_schema_extra`, which older files may exceed."""
     faults: list[str] = []
     for name, info in type(answer).model_fields.items():
         limit = cast("dict[str, int]", info.json_schema_extra or {}).get("maxLength")
@@ -86,6 +86,6 @@ def find_overlong(answer: BaseModel) -> str:
 
 
 def describe_faults(error: ValidationError) -> str:
-    """Return the first faults of arguments, a few words each, without the values, which may be long."""
+    """Return the first faults in a few words each, without the values, which may be long."""
     found = error.errors(include_input=False, include_url=False)[:8]
     return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in found)

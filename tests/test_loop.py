@@ -293,19 +293,19 @@ class Lucky(FakeLab):
         return ev.Scored(**key, metrics=ev.RunMetrics(train_seconds=20), val_bpb=value, confirmed=value + 0.1)
 
 
-def test_a_keep_that_was_luck_is_taken_back_by_a_commit_that_says_so(tmp_path):
+def test_a_keep_that_was_luck_is_reverted_by_a_commit_that_says_so(tmp_path):
     session = night(
         tmp_path / "s" / "session.db", trouble=0.0, lab=Lucky, limits=ev.SessionLimits(hours=9, experiments=80)
     )
 
     state = session.state
-    back = next(result for result in state.tried if result.proposal.reverts is not None and result.status == "kept")
-    undone = next(result for result in state.tried if result.experiment == back.proposal.reverts)
-    assert undone.status == "reverted"
-    assert undone not in state.kept
+    ablation = next(r for r in state.tried if r.proposal.reverts is not None and r.status == "kept")
+    reverted = next(result for result in state.tried if result.experiment == ablation.proposal.reverts)
+    assert reverted.status == "reverted"
+    assert reverted not in state.kept
     assert state.incumbent.score_to_beat == pytest.approx(state.baseline_bpb), "nothing is expected of it any more"
     assert "= 1" not in session.get(state.parent.source)
-    assert back.commit.source == state.parents[undone.commit.parent].source
-    assert back.verdict.reason.startswith(f"#{undone.experiment} is taken back")
-    assert f"take back #{undone.experiment}" in write_kept_message(back)
+    assert ablation.commit.source == state.parents[reverted.commit.parent].source
+    assert ablation.verdict.reason.startswith(f"#{reverted.experiment} is reverted")
+    assert f"revert #{reverted.experiment}" in write_kept_message(ablation)
     assert state.certificate and state.certificate.experiment == state.best

@@ -132,7 +132,7 @@ def test_postmortems_state_what_was_measured(long_night):
     assert post.lesson.startswith(f"{kept.proposal.title}: helps (−0.0")
     lessons = [result.postmortem.happened for result in long_night.state.results[1:] if result.postmortem]
     assert any("optimizer steps against" in happened for happened in lessons)
-    assert "training loss stood" in post.happened
+    assert "training loss was" in post.happened
     verdicts = {result.postmortem.verdict for result in long_night.state.results if result.postmortem}
     assert verdicts == {"supported", "refuted", "inconclusive"}
 

@@ -1,18 +1,17 @@
 """Write the researcher's briefing: a pure rendering of the state, each section within its own budget of tokens.
 
-So it is as long at experiment 1,000 as at experiment 20. Tokens are estimated at 3.5 characters each, since Claude's
-tokenizer is not public.
+It is as long at experiment 1,000 as at experiment 20.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from statistics import fmean
 from typing import get_args
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
-from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, Training, get_proposal
+from orchestrator.core.state import UNTESTED, Broken, Candidate, Decided, Idea, Stage, State, Training, get_proposal
 from orchestrator.core.text import flatten, format_count, format_signed, shorten
 from orchestrator.policy import thresholds
 from orchestrator.policy.judge import describe_rule
@@ -20,10 +19,10 @@ from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.novelty import describe_settings
 from prepare.constants import list_declarations
-from subagents.logs import quote
+from subagents.logs import count_fitting, quote
 
 CHARACTERS = 3.5
-"""Characters of one token, roughly."""
+"""Characters of one token, roughly: Claude's tokenizer is not public."""
 RECENT = 15
 """Experiments told in full sentences; of all the forms tried elsewhere, this one helped most."""
 ROWS = 40
@@ -35,8 +34,6 @@ EXPLAINED = 4
 """Of these, the latest ones are told with their whole explanation: cut short, it would lack its conclusion."""
 SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
-UNTESTED = ("refused", "abandoned", "not tested")
-"""Ends of experiments that say nothing of their hypotheses."""
 UNDER_WAY: Mapping[type[Stage], str] = {
     Idea: "is being implemented",
     Candidate: "waits for a run",
@@ -63,7 +60,7 @@ def brief_researcher(
     `source` is the train.py that proposals start from. Prompts, and those stored in sessions, know the facts by these
     names.
     """
-    shown = _count_fitting(source.splitlines(), SOURCE)
+    shown = count_fitting(source.splitlines(), int(SOURCE * CHARACTERS), extra=1)
     judged = [result for result in state.judged if result.experiment > 0]
     untested = [result for result in judged if result.status in UNTESTED]
     tested = [result for result in judged if result.status not in UNTESTED]
@@ -328,11 +325,6 @@ def _keep_sentences(text: str, limit: int) -> str:
 def _fit_rows(rows: Iterable[str], budget: int) -> str:
     """Return the latest rows that fit into a budget of tokens, and how many were left out."""
     every = [f"- {row}" for row in rows]
-    left_out = len(every) - _count_fitting(every[::-1], budget, reserve=40)
+    left_out = len(every) - count_fitting(every[::-1], int(budget * CHARACTERS) - 40, extra=1)
     note = [f"- ({left_out} earlier ones left out)"] if left_out else []
     return "\n".join([*note, *every[left_out:]])
-
-
-def _count_fitting(lines: Sequence[str], budget: int, reserve: int = 0) -> int:
-    """Return how many of the lines, from the first on, fit into a budget of tokens less a few characters."""
-    return sum(size <= budget * CHARACTERS - reserve for size in accumulate(len(line) + 1 for line in lines))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
 
@@ -19,14 +19,14 @@ from subagents.agent import Environment, NoAnswer, ask
 from subagents.prompts import Prompt
 
 SUGGESTIONS = 3
-"""Of the optimizer, in the briefing of a centaur's researcher."""
+"""Suggestions of the optimizer in the briefing of a centaur crew."""
 
 
 class Adviser(Crew, Protocol):
-    """The optimizer."""
+    """The optimizer, which can also advise."""
 
     def suggest(self, state: State, count: int) -> Sequence[Proposal]:
-        """Return what it would propose next."""
+        """Return up to `count` proposals as advice."""
         ...
 
 
@@ -38,24 +38,21 @@ class Review(Postmortem):
     tested. Then the other fields teach nothing; say in `happened` what was done instead."""
 
 
+@dataclass(frozen=True)
 class ClaudeCrew:
-    """The researcher, the mechanic and the reflector (a ports.Crew).
+    """A ports.Crew of researcher, mechanic and reflector.
 
-    Of a centaur, the optimizer makes a share of the proposals and advises on the others; of every crew, it makes them
-    all once the models lead nowhere.
+    In a centaur crew the optimizer makes a share of the proposals and advises on the others. In every crew it makes all
+    proposals after a fallback.
     """
 
-    def __init__(
-        self,
-        log: Log,
-        connect: Callable[[str, int], Environment],
-        prompts: Mapping[str, Prompt],
-        get_optimizer: Callable[[], Adviser],
-        search: Callable[[str], str],
-    ) -> None:
-        """Take prompts by agent; `connect` returns the environment of a conversation by task id and experiment."""
-        self.log, self.connect, self.prompts = log, connect, prompts
-        self.get_optimizer, self.search = get_optimizer, search
+    log: Log
+    connect: Callable[[str, int], Environment]
+    """Return the environment of a conversation, by task id and experiment."""
+    prompts: Mapping[str, Prompt]
+    """Prompts by agent."""
+    get_optimizer: Callable[[], Adviser]
+    search: Callable[[str], str]
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         centaur = state.session.crew == "centaur"

@@ -13,10 +13,10 @@ NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:e[+-]?\d+)?", re
 
 
 def find_deviation(proposal: Proposal, before: str, after: str, declared: str = "", *, repair: bool = False) -> str:
-    """Return where an edit departs from its proposal, and what to do about it; empty if it does not.
+    """Return where an edit departs from its proposal, and how to correct it; empty if it does not.
 
-    A constant that the proposal does not name must stay as it is; only a repair may change one that it declares. The
-    new value of a constant must be in the proposal, or be declared.
+    A constant that the proposal does not name must keep its value, unless a repair declares the change. The new value
+    of a constant must be in the proposal or be declared.
     """
     if compute_fingerprint(before) == compute_fingerprint(after):
         return "nothing but comments or layout has changed"
@@ -38,7 +38,7 @@ def find_deviation(proposal: Proposal, before: str, after: str, declared: str = 
 
 
 def _read_constants(source: str) -> Mapping[str, str]:
-    """Return every top-level statement that assigns an UPPER_CASE name, by that name, without layout."""
+    """Return the normalized top-level statements that assign an UPPER_CASE name, by that name."""
     found = defaultdict[str, list[str]](list)
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):

@@ -1,6 +1,6 @@
-"""Write what the mechanic and the reflector are told of one experiment: measurements and the few lines that matter.
+"""Write what the mechanic and the reflector are told of one experiment: its measurements, and excerpts of its log.
 
-Never a raw log: what the candidate printed is quoted in « » or fenced, so that no agent takes it for instructions.
+What the candidate printed is quoted in « » or fenced, so that no agent takes it for instructions.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from subagents.logs import extract_frames, fence, quote, split_lines
 POINTS = tuple(i / 10 for i in range(1, 11))
 """Shares of the budget at which a packet shows the curves."""
 SAME_PACE = 0.01
-"""Share by which the steps of two budgets may differ and count as equal."""
+"""Relative difference below which two numbers of steps count as equal."""
 EXCERPT = 1_800
 """Characters of a log in a packet: about 500 tokens."""
 LAST_LINES = 12
@@ -35,12 +35,12 @@ def pack_repair(broken: Broken, log: str, change: str) -> dict[str, str]:
 
 
 def pack_reflection(state: State, decided: Decided, log: str, change: str, source: str) -> dict[str, str]:
-    """Return the facts of the reflector's opening: no hopes beyond the hypothesis, and no earlier lessons.
+    """Return the facts of the reflector's opening, without the expected effect and earlier lessons.
 
     `source` is the incumbent's train.py.
     """
     proposal, incumbent = decided.proposal, decided.compared
-    assert decided.commit, "what is reflected upon has run"
+    assert decided.commit, "an experiment that is reflected on has run"
     timed = state.session.profile.budget_kind == "time"
     return {
         "title": proposal.title,
@@ -77,13 +77,13 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
 
 
 def _count_steps(runs: Sequence[FinishedRun]) -> float:
-    """Return the steps of a whole budget, mean over the runs that tell; 0 where none does."""
+    """Return the steps of a whole budget, mean over the runs that report them; 0 if none does."""
     counts = [run.metrics.steps / run.curve[-1].progress for run in runs if run.metrics.steps and run.curve]
     return fmean(counts) if counts else 0.0
 
 
 def _describe_constants(values: Mapping[str, Value]) -> str:
-    """Return the constants, and where the learning rate turns if train.py states that by its usual names."""
+    """Return the constants, and when the learning rate is full, if train.py defines that by the usual names."""
     listed = ", ".join(f"{name} = {value!r}" for name, value in values.items())
     match values:
         case {"WARMUP_RATIO": int() | float() as warmup, "WARMDOWN_RATIO": int() | float() as warmdown}:
@@ -94,7 +94,7 @@ def _describe_constants(values: Mapping[str, Value]) -> str:
 
 
 def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
-    """Return who edited train.py, and what the mechanic said of it."""
+    """Return who edited train.py, and what the mechanic said about it."""
     if proposal.settings and not commit.summary:
         return "Code set the constants to exactly the proposed values."
     deviations = f"It declared deviations: {quote(commit.deviations.rstrip('.'), 700)}." if commit.deviations else ""
@@ -145,7 +145,7 @@ def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *,
 
 
 def _describe_crash(crash: ev.Crashed, log: str) -> Iterator[str]:
-    """Yield what failed, and where in train.py; if that is not known, the end of the log."""
+    """Yield what failed, and where in train.py; if that is unknown, the end of the log."""
     kind = f"{crash.failure}, " * (crash.failure != "other")
     yield f"It failed {_describe_end(crash.metrics)}: {kind}{quote(crash.message, 300)}."
     lines = split_lines(log)
@@ -166,7 +166,7 @@ def _list_runs(decided: Decided) -> Sequence[FinishedRun]:
 
 
 def _get_losses(runs: Sequence[FinishedRun], share: float) -> list[float]:
-    """Return the losses of the runs that reached the share; a curve's ends stand for the moments beside them."""
+    """Return the losses of the runs that reached the share; just beyond a curve's ends, those of its ends."""
     reached = [run.curve for run in runs if run.curve and share <= run.curve[-1].progress + 0.05]
     losses = (interpolate_loss(c, min(max(share, c[0].progress), c[-1].progress)) for c in reached)
     return [loss for loss in losses if loss is not None and isfinite(loss)]

@@ -1,4 +1,4 @@
-"""The main agent: reads the state of the research, looks things up, and proposes what to try next, and why."""
+"""The researcher: reads the state of the research, looks things up, and proposes what to try next, and why."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, cast, get_args
@@ -16,13 +16,13 @@ from subagents.tools import Tool, ToolError, find_overlong, unquote
 
 
 def _read_list(given: object) -> list[object]:
-    """Return the proposals that a smaller model has quoted as JSON, or handed in without a list."""
+    """Return the list of proposals, even if a smaller model has quoted it as JSON or submitted a single proposal."""
     found = unquote(given)
     return [_read_settings(item) for item in (cast("list[object]", found) if isinstance(found, list) else [found])]
 
 
 def _read_settings(given: object) -> object:
-    """Return a proposal whose settings, or their values, may have been quoted."""
+    """Return a proposal with its settings unquoted; without them if they are empty."""
     found = unquote(given)
     if not isinstance(found, dict):
         return found
@@ -49,9 +49,9 @@ def make_agent(
     read: Callable[[Digest], str],
     search: Callable[[str], str],
 ) -> Agent[Proposals]:
-    """Return the researcher of up to `count` proposals; `source` is the best train.py.
+    """Return a researcher that makes up to `count` proposals; `source` is the best train.py.
 
-    `read` gives stored texts, `search` snippets of the musings of all sessions.
+    `read` returns stored texts, `search` snippets of the musings of all sessions.
     """
     values = read_values(source)
 
@@ -96,7 +96,7 @@ def make_agent(
 
 
 def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
-    """Return why a proposal cannot be carried out as it stands; empty if it can. `values` are train.py's constants."""
+    """Return why a proposal cannot be carried out; empty if it can. `values` are the constants of train.py."""
     if proposal.family not in get_args(Family):
         return f"family: {proposal.family!r} is not offered"
     for name, value in proposal.settings.items():

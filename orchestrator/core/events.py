@@ -80,7 +80,7 @@ class Proposal(Answer):
     """What the mechanic is to change in train.py, so precisely that nothing is left to decide."""
     author: SkipJsonSchema[str] = "researcher"
     reverts: SkipJsonSchema[int | None] = None
-    """Kept experiment whose change this one takes back; the orchestrator proposes it."""
+    """Kept experiment whose change this one reverts; the orchestrator proposes it."""
 
     @model_validator(mode="before")
     @classmethod

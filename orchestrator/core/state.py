@@ -74,6 +74,8 @@ class Remeasuring:
 
 FinalStatus = Literal["kept", "reverted", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
 """How an experiment ended. Not tested: it ran, but not as it was proposed."""
+UNTESTED: tuple[FinalStatus, ...] = ("refused", "abandoned", "not tested")
+"""Ends that say nothing of the hypothesis."""
 Status = Literal["proposed", "ready", "training", "broken"] | FinalStatus
 
 

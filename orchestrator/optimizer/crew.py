@@ -1,4 +1,4 @@
-"""The classical researcher: no key, no network. It is the scientific control of every other crew.
+"""The classical crew: the scientific control of every other crew.
 
 Its next proposal is a pure function of the state: a coordinate search step (search.py) while one promises enough,
 otherwise Optuna's TPE over a few constants that have shown an effect, with all others held.
@@ -35,23 +35,23 @@ from subagents.agent import NoAnswer
 SAMPLE_BELOW = 1.0
 """Expected effect in σ below which TPE takes over from coordinate search."""
 STACK_EVERY = 6
-"""One proposal in this many stacks what looked good, where at least two near-misses are at hand."""
+"""One proposal in this many stacks near-misses, if there are at least two."""
 MAX_FREE = 2
-"""Constants that TPE may turn at once: few enough to tell which one had the effect."""
+"""Constants that TPE may change at once: few enough to tell which one had the effect."""
 DRAWS, ASKS = 6, 10
-"""Draws of such constants, and samples of each draw, before giving up on finding a new step."""
+"""Draws of such constants, and samples for each draw, before giving up on finding a new step."""
 QUOTED = 3
 """Earlier trials of the same constants that a rationale quotes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """A crew without models (a ports.Crew); `get` returns stored texts."""
+    """A ports.Crew without models; `get` returns stored texts."""
 
     get: Callable[[Digest], str]
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
-        """Return up to `count` proposals, each as if those before it were in flight. Raises NoAnswer."""
+        """Return up to `count` proposals, each as if those before it were running. Raises NoAnswer."""
         search = read_search_state(state, self._read)
         proposals: list[Proposal] = []
         for number in range(step.first, step.first + step.count):
@@ -68,7 +68,7 @@ class Optimizer:
         return proposals
 
     def suggest(self, state: State, count: int) -> list[Proposal]:
-        """Return what it would propose next, the most promising first, as advice to another researcher."""
+        """Return up to `count` proposals, the most promising first, as advice to another researcher."""
         search = read_search_state(state, self._read)
         found = [_write_proposal(search, next_step) for next_step in rank_steps(search)[:count]]
         if len(found) < count and (next_step := _sample(search, f"{state.session.seed}/{state.next}")) is not None:
@@ -98,14 +98,14 @@ def _choose_step(search: SearchState, number: int, seed: str) -> SearchStep | No
 
 
 def _sample(search: SearchState, seed: str) -> SearchStep | None:
-    """Return a step that TPE draws on a few constants, themselves drawn by their effect; None where none is new."""
-    luck = random.Random(seed)  # noqa: S311 - reproducible on purpose
+    """Return a step that TPE draws on a few constants, themselves drawn by their effect; None if none is new."""
+    rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     for avoid_bad in (True, False):
         for _ in range(DRAWS):
-            # The first to arrive, at these rates, are a draw without replacement in proportion to the rates.
-            waits = {n: luck.expovariate(estimate_sensitivity(search, n) + 1e-9) for n in search.constants}
+            # The shortest of exponential waits are a draw without replacement in proportion to their rates.
+            waits = {n: rng.expovariate(estimate_sensitivity(search, n) + 1e-9) for n in search.constants}
             free = sorted(waits, key=waits.__getitem__)[:MAX_FREE]
-            for changes in _ask_tpe(search, free, luck.getrandbits(31)):
+            for changes in _ask_tpe(search, free, rng.getrandbits(31)):
                 bad = any(search.is_known_bad(name, value) for name, value in changes.items())
                 if search.is_new(changes) and not (avoid_bad and bad):
                     return SearchStep(changes, 0.0, 0.0, _explain_sample(search, changes))
@@ -113,9 +113,9 @@ def _sample(search: SearchState, seed: str) -> SearchStep | None:
 
 
 def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[dict[str, Value]]:
-    """Yield what TPE would change about these constants of the incumbent, sample by sample.
+    """Yield changes to these constants of the incumbent as TPE samples them, given all trials.
 
-    It has seen all trials; failed ones count as pruned, never as a bad score.
+    Failed trials count as pruned, never as a bad score.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
@@ -134,7 +134,7 @@ def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[di
 
 
 def _to_distribution(constant: Constant) -> BaseDistribution:
-    """Return what TPE draws from: a position in a range, or the index of a choice."""
+    """Return the distribution that TPE draws from: over a range mapped to 0..1, or over indices of choices."""
     match constant.space:
         case Choices(options=options) as space:
             last = len(options) - 1
@@ -144,7 +144,7 @@ def _to_distribution(constant: Constant) -> BaseDistribution:
 
 
 def _encode(constant: Constant, value: Value | None) -> float | None:
-    """Return a constant's value as TPE sees it, clipped to a range; None where it is not a choice."""
+    """Return a constant's value in TPE's space, clipped to a range; None if it is not a choice."""
     match constant.space, value:
         case Choices(options=options), _ if value in options:
             return options.index(value)
@@ -160,13 +160,11 @@ def _decode(constant: Constant, drawn: float) -> Value:
 
 
 def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
-    """Return a step as a proposal in plain words."""
-    changes, old = next_step.changes, search.constants
+    """Return a step as a proposal."""
+    changes, old = next_step.changes, search.values
     first, *others = changes
-    steps = ", ".join(
-        f"{name} {format_literal(old[name].value)} → {format_literal(new)}" for name, new in changes.items()
-    )
-    settings = " and ".join(f"{name} = {format_literal(new, like=old[name].value)}" for name, new in changes.items())
+    steps = ", ".join(f"{name} {format_literal(old[name])} → {format_literal(new)}" for name, new in changes.items())
+    settings = " and ".join(f"{name} = {format_literal(new, like=old[name])}" for name, new in changes.items())
     label, family = _label(search, next_step), find_family(first).family
     return Proposal(
         title=text.shorten(f"{label}: {steps if len(changes) <= MAX_FREE else ', '.join(changes)}", 120),
@@ -175,7 +173,7 @@ def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
         expected_delta=0.0 - next_step.expected_gain,
         family=family,
         settings=dict(changes),
-        direction=None if others else get_direction(old[first], changes[first]),
+        direction=None if others else get_direction(search.constants[first], changes[first]),
         instructions=f"In train.py set {settings}. Change nothing else.",
         author="optimizer",
     )
@@ -185,12 +183,12 @@ def _label(search: SearchState, next_step: SearchStep) -> str:
     if len(next_step.changes) > 1:
         return f"{len(next_step.changes)} at once"
     ((name, new),) = next_step.changes.items()
-    family, way = find_family(name), get_direction(search.constants[name], new)
-    return {"up": family.up, "down": family.down, "set": "Another value"}[way]
+    family = find_family(name)
+    return {"up": family.up, "down": family.down, "set": "Another value"}[get_direction(search.constants[name], new)]
 
 
 def _explain(search: SearchState, next_step: SearchStep) -> Iterator[str]:
-    """Yield what this session has measured of the constants, and what their families usually do."""
+    """Yield the usual effect of the constants' families, and what this session has measured of the constants."""
     families: list[Family] = [find_family(name).family for name in next_step.changes]
     for family in dict.fromkeys(families):
         usual = USUAL_EFFECT[family]
@@ -209,5 +207,5 @@ def _explain_sample(search: SearchState, changes: Mapping[str, Value]) -> str:
     return (
         "No single step promises much any more. TPE (Bergstra et al. 2011) models the good and the bad of "
         f"{known} trials separately and samples where the good ones are denser. It may change {' and '.join(changes)}, "
-        "drawn by the effects measured so far; all other constants are held."
+        "chosen by the effects measured so far; all other constants are held."
     )

@@ -21,9 +21,9 @@ USUAL_EFFECT: dict[Family, float] = {
     "simplification": 1.5,
     "other": 1.5,
 }
-"""Effect of one step on a constant of this family, in σ of one run: which constants to turn first."""
+"""Usual effect of one step on a constant of a family, in σ of one run: the order in which constants are tried."""
 CHEAPER_DOWN = {"size", "MLP", "attention"}
-"""Families whose smaller values compute less: where nothing else speaks for a direction, down is tried first."""
+"""Families whose smaller values need less compute: unless measurements favor up, down is tried first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ FAMILIES = (
     ConstantFamily("init", r"INIT|STD|SCALE|GAIN|LAMBDA", "A larger scale", "A smaller scale"),
     ConstantFamily("other", r"", "More", "Less"),
 )
-"""The first entry whose pattern is found in a name counts; the last one fits every name."""
+"""The first entry whose pattern matches a name counts; the last one matches every name."""
 
 
 def find_family(name: str) -> ConstantFamily:

@@ -1,4 +1,4 @@
-"""Write a rule-based post-mortem: what was measured of an experiment, in plain words."""
+"""Write a rule-based post-mortem: the measurements of an experiment, in words."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
@@ -10,21 +10,21 @@ from orchestrator.core.text import format_count, format_signed
 from orchestrator.policy.thresholds import NEAR_MISS
 
 WORTH_SAYING = 0.03
-"""Share by which a metric must change to be mentioned."""
+"""Relative change from which a metric is mentioned."""
 FOLLOWS: dict[str, tuple[Literal["supported", "refuted", "inconclusive"], str]] = {
-    "helps": ("supported", "Turn the same constants further the same way; then ask what the new train.py lacks."),
-    "hurts": ("refuted", "Try the other way, unless that has been tried."),
-    "may help, within the noise": ("inconclusive", "Keep it as a near-miss, to be combined with others."),
-    "changes little": ("inconclusive", "Leave it alone; look where the score moves."),
+    "helps": ("supported", "Move the same constants further in the same direction."),
+    "hurts": ("refuted", "Try the other direction, unless that has been tried."),
+    "may help, within the noise": ("inconclusive", "Combine it with other near-misses."),
+    "changes little": ("inconclusive", "Leave it, and change what affects the score more."),
     "does not run": ("inconclusive", "Avoid these values; the idea itself has not been tested."),
 }
 """Verdict on the hypothesis and advice for the next experiment, by outcome."""
 CAUSES: dict[ev.FailureKind, str] = {
     "out of device memory": "It needed more memory than the machine has.",
     "out of host memory": "It needed more memory than the machine has.",
-    "NaN": "The loss left the range of numbers: the steps were too large for this model.",
+    "NaN": "The loss became NaN or infinite: the steps were too large for this model.",
     "timeout": "It did not end in time.",
-    "hang": "It did not end in time.",
+    "hang": "It stopped making progress.",
 }
 FLAT = 0.01
 """Difference in nats below which two losses count as equal."""
@@ -32,13 +32,11 @@ FLAT = 0.01
 
 def write_postmortem(decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
-    scores, crash = decided.scores, decided.crash
-    base = decided.compared
+    scores, crash, base = decided.scores, decided.crash, decided.compared
     match decided.verdict:
         case ev.Pruned() as pruned:
-            curve = _describe_curve(compare_curves([pruned], base))
-            why = "It learned too slowly to catch up in the budget that was left."
-            happened = [f"It was pruned: {pruned.reason}.", *curve]
+            why = "It learned too slowly to catch up in the rest of the budget."
+            happened = [f"It was pruned: {pruned.reason}.", *_describe_curve(compare_curves([pruned], base))]
             return _write(decided, "hurts", "it was pruned, far behind", happened, why)
         case ev.Kept() | ev.Discarded() as verdict:
             change = format_signed(-verdict.gain)
@@ -50,7 +48,7 @@ def write_postmortem(decided: Decided) -> ev.Postmortem:
     best = f"the best's {verdict.mean + verdict.gain:.4f} (± {verdict.error:.4f})"
     score = f"val_bpb {verdict.mean:.4f} over {count_seeds(scores)}: {change} against {best}."
     metrics, gaps = compare_metrics(scores, base), compare_curves(scores, base)
-    why = _interpret(metrics, gaps, verdict.gain) if base else "There is nothing to compare it with."
+    why = _interpret(metrics, gaps, verdict.gain) if base else "There is no run to compare it with."
     happened = [score, *_describe_curve(gaps), *_describe_metrics(metrics)]
     return _write(decided, _classify(verdict), f"{change} ± {verdict.error:.4f}", happened, why)
 
@@ -72,37 +70,36 @@ def _write(decided: Decided, outcome: str, detail: str, happened: Sequence[str],
 def _describe_curve(gaps: Mapping[float, float]) -> Iterator[str]:
     if gaps:
         parts = [f"{_describe_gap(gap)} at {CHECKED_SHARES[share]}" for share, gap in gaps.items()]
-        yield f"Its training loss stood {' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}."
+        yield f"Its training loss was {' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}."
 
 
 def _describe_gap(gap: float) -> str:
     if abs(gap) < FLAT:
-        return "level with the incumbent's"
+        return "equal to the incumbent's"
     return f"{abs(gap):.3f} {'above' if gap > 0 else 'below'} the incumbent's"
 
 
 def _describe_metrics(metrics: Sequence[tuple[str, float, float]]) -> Iterator[str]:
-    """Yield the metrics that differ enough from the incumbent's to say so."""
+    """Yield the metrics that differ from the incumbent's by at least WORTH_SAYING."""
     for name, mine, other in metrics:
         if mine and other and abs(mine / other - 1) >= WORTH_SAYING:
             yield f"{format_count(mine)} {name} against {format_count(other)} ({mine / other - 1:+.0%})."
 
 
 def _interpret(metrics: Sequence[tuple[str, float, float]], gaps: Mapping[float, float], gain: float) -> str:
-    """Return what the metrics suggest: more steps, or more from each step; and how the curves crossed."""
+    """Return whether the number of steps or the progress per step explains the gain, and whether the curves crossed."""
     mine, other = next((mine, other) for name, mine, other in metrics if name == "optimizer steps")
     steps = mine / other - 1 if mine and other else 0.0
-    better = gain > 0
+    number = "more" if steps > 0 else "fewer"
     if abs(steps) < WORTH_SAYING:
-        words = "It made as many steps as the incumbent, so the difference is in what each step taught."
-    elif (steps > 0) == better:
-        words = f"{'More' if better else 'Fewer'} steps from the same budget ({steps:+.0%}) are part of the difference."
+        words = "It made as many steps as the incumbent, so the progress per step differs."
+    elif (steps > 0) == (gain > 0):
+        words = f"It made {number} steps in the same budget ({steps:+.0%}), which is part of the difference."
     else:
-        number, yielded = ("fewer", "more") if better else ("more", "less")
-        words = f"It made {number} steps ({steps:+.0%}), and each taught {yielded}."
+        words = f"It made {number} steps ({steps:+.0%}), with {'more' if gain > 0 else 'less'} progress per step."
     course = [*gaps.values()] or [0.0]
     if course[0] > FLAT and course[-1] < -FLAT:
-        words += " It started behind and overtook: it learns slower at first and goes further."
+        words += " It was behind at first and ahead at the end: it learns more slowly but for longer."
     elif course[0] < -FLAT and course[-1] > FLAT:
-        words += " It started ahead and was overtaken: quick at first, but it does not go as far."
+        words += " It was ahead at first and behind at the end: it learns faster but stops sooner."
     return words

@@ -1,7 +1,7 @@
 """Coordinate search: rank steps from the incumbent, one constant at a time, by their expected effect.
 
-Every constant is turned once, those first that usually matter; what helped is turned further, in growing steps; what
-hurt is turned the other way; near-misses are stacked. Pure functions of the trials.
+Every constant is moved once, those with large usual effects first. What helped is moved further, in growing steps; what
+hurt is moved in the other direction; near-misses are stacked. Pure functions of the trials.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +20,18 @@ from prepare.constants import Choices, Constant, Numbers, Value
 Assignment = Mapping[str, Value]
 
 FURTHER = 0.5
-"""Share of a gain that one more step the same way is expected to bring."""
+"""Expected gain of one more step in the same direction, as a share of the last one's."""
 MIRROR = 0.5
-"""Share of a loss that a step the other way may gain; it does not if the incumbent sits at the optimum."""
+"""Expected gain of a step in the other direction, as a share of a loss; at the optimum there is none."""
 MAX_STACKED = 5
-"""Constants that a stack of near-misses sets at most: with more of them, more that only luck helped get in."""
+"""Most constants in a stack of near-misses: with more of them, more are there by luck."""
 ADDITIVITY = 0.85
-"""Share of the sum of its parts' gains that a stack has: changes overlap."""
+"""Expected gain of a stack, as a share of the sum of its parts' gains: effects overlap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The constants that an experiment set, the values before, and its gain; None while or where that is unknown."""
+    """The constants that an experiment set, their values before, and its gain; None if that is unknown."""
 
     experiment: int
     changes: Assignment
@@ -60,13 +60,13 @@ class SearchStep:
     expected_effect: float
     """In σ; only for comparing steps."""
     expected_gain: float
-    """Bits per byte; 0 where nothing is known."""
+    """In bits per byte; 0 if unknown."""
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """What the next step is chosen by: the constants of the incumbent, and the trials so far."""
+    """The constants of the incumbent, and the trials so far: what the next step is chosen by."""
 
     constants: Mapping[str, Constant]
     trials: Sequence[Trial]
@@ -77,7 +77,7 @@ class SearchState:
         return {name: constant.value for name, constant in self.constants.items()}
 
     def is_new(self, changes: Assignment) -> bool:
-        """Return whether these values change something and have not been trained yet."""
+        """Return whether these values differ from the incumbent's and have not been tried yet."""
         after = self.values | dict(changes)
         return after != self.values and all({**self.values, **trial.after} != after for trial in self.trials)
 
@@ -89,7 +89,7 @@ class SearchState:
         return any(bad == value or is_between(bad, old, value) for bad in hurt)
 
     def list_trials(self, name: str) -> list[Trial]:
-        """Return the trials that turned this constant and no other, oldest first."""
+        """Return the trials that set this constant and no other, oldest first."""
         return [trial for trial in self.trials if list(trial.changes) == [name]]
 
 
@@ -107,9 +107,9 @@ def rank_steps(search: SearchState) -> list[SearchStep]:
 
 
 def stack_near_misses(search: SearchState) -> SearchStep | None:
-    """Return the step that repeats the most promising near-misses all at once; None where there are not two.
+    """Return the step that combines the most promising near-misses; None if there are fewer than two.
 
-    Their gains may add up to one beyond the noise. Each takes part in one stack only: later ones are made of new
+    Their gains may exceed the noise together. Each takes part in one stack only: later ones consist of new
     near-misses, and of earlier stacks.
     """
     gains = {trial.experiment: estimate_true_gain(search, trial) for trial in search.trials}
@@ -128,10 +128,9 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
 
 
 def estimate_true_gain(search: SearchState, trial: Trial) -> float:
-    """Return the posterior mean of a trial's gain, in bits per byte; 0 where it was not measured.
+    """Return the posterior mean of a trial's gain, in bits per byte; 0 if it was not measured.
 
-    The prior is normal, with the median and the median deviation of this session's gains: where most changes do
-    nothing, luck is the better explanation of a small gain.
+    The prior is normal, with the median and the median deviation of this session's gains.
     """
     gains = [other.gain for other in search.trials if other.gain is not None and other.changes]
     if trial.gain is None or not trial.changes:
@@ -142,7 +141,7 @@ def estimate_true_gain(search: SearchState, trial: Trial) -> float:
 
 
 def _is_open_near_miss(search: SearchState, trial: Trial) -> bool:
-    """Return whether a discarded change can be repeated on the incumbent, and no larger trial has included it."""
+    """Return whether a discarded change still applies to the incumbent, and no larger trial has included it."""
     return (
         trial.outcome == "discarded"
         and all(search.values.get(name) == trial.before[name] for name in trial.changes)
@@ -154,8 +153,8 @@ def _is_open_near_miss(search: SearchState, trial: Trial) -> bool:
 def estimate_sensitivity(search: SearchState, name: str) -> float:
     """Return the constant's largest effect so far, or its family's usual one, in σ, divided by 1 + its trials."""
     gains = [abs(trial.gain) / search.sigma for trial in search.list_trials(name) if trial.gain is not None]
-    turned = sum(name in trial.changes for trial in search.trials)
-    return max(gains, default=get_usual_effect(name)) / (1 + turned)
+    tried = sum(name in trial.changes for trial in search.trials)
+    return max(gains, default=get_usual_effect(name)) / (1 + tried)
 
 
 def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> Iterator[Trial]:
@@ -197,41 +196,41 @@ def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:
     constant, history = search.constants[name], search.list_trials(name)
     if any(trial.outcome == "running" for trial in history):
         return
-    given_up = {trial.before[name] for trial in history if trial.outcome == "kept"}
+    left_behind = {trial.before[name] for trial in history if trial.outcome == "kept"}
     if isinstance(constant.space, Choices) and not constant.space.ordered:
         failed = sum(trial.outcome != "kept" for trial in history)  # each halves the expected effect
         effect = get_usual_effect(name) * 0.5 ** (1 + failed)
         why = f"{failed} of its other values did not help." if failed else "None of its other values has failed yet."
-        others = [option for option in constant.space.options if option not in {constant.value, *given_up}]
+        others = [option for option in constant.space.options if option not in {constant.value, *left_behind}]
         yield from (SearchStep({name: option}, effect, 0.0, why) for option in others)
         return
     for way in ("down", "up") if find_family(name).family in CHEAPER_DOWN else ("up", "down"):
         step = _propose_step(search, constant, way, history)
-        if step and not any(is_between(old, constant.value, step.changes[name]) for old in given_up):
+        if step and not any(is_between(old, constant.value, step.changes[name]) for old in left_behind):
             yield step
 
 
 def _propose_step(
     search: SearchState, constant: Constant, way: Literal["up", "down"], history: Sequence[Trial]
 ) -> SearchStep | None:
-    """Return a step up or down, by the results of earlier ones on the constant; None where it promises nothing."""
+    """Return a step up or down, by the results of earlier ones on the constant; None if it promises nothing."""
     usual, size, expected = get_usual_effect(constant.name), 1.0, 0.0
     match _find_latest(history, constant, way), _find_latest(history, constant, "down" if way == "up" else "up"):
         case None, None:
-            effect, why = usual, "It has not been turned yet."
+            effect, why = usual, "It has not been changed yet."
         case Trial(gain=float() as gain) as last, _ if gain > 0:
             expected, size = FURTHER * gain, 2 * _count_steps(constant, last)
             helped = "helped" if last.outcome == "kept" else "helped a little, within the noise"
             effect = expected / search.sigma
-            why = f"The last step this way ({last.name}) {helped}: {format_signed(-gain)}. Go further."
+            why = f"The last step {way} ({last.name}) {helped}: {format_signed(-gain)}. Go further."
         case Trial(gain=float()) as last, _ if (steps := _count_steps(constant, last)) > 1:
             effect, size = FURTHER**2 * usual, steps / 2
-            why = f"A longer step this way ({last.name}) went too far. Go half as far."
+            why = f"A longer step {way} ({last.name}) went too far. Go half as far."
         case None, Trial(outcome="discarded", gain=float() as gain) as last if gain < 0:
             effect = MIRROR * min(-gain / search.sigma, usual)
-            why = f"The step the other way ({last.name}) cost {-gain:.4f}. Turn back, and beyond."
+            why = f"The step in the other direction ({last.name}) cost {-gain:.4f}."
         case None, Trial(outcome="failed") as last:
-            effect, why = MIRROR * usual, f"The step the other way ({last.name}) failed."
+            effect, why = MIRROR * usual, f"The step in the other direction ({last.name}) failed."
         case _:
             return None
     new = take_step(constant, way, size)
@@ -239,7 +238,7 @@ def _propose_step(
 
 
 def _count_steps(constant: Constant, trial: Trial) -> float:
-    """Return the length of a trial's step, in step sizes; 1 at least."""
+    """Return the length of a trial's step, in step sizes; at least 1."""
     space, old, new = constant.space, trial.before[constant.name], trial.changes[constant.name]
     if not isinstance(space, Numbers) or not isinstance(old, int | float) or not isinstance(new, int | float):
         return 1.0
@@ -249,7 +248,7 @@ def _count_steps(constant: Constant, trial: Trial) -> float:
 
 
 def _find_latest(history: Sequence[Trial], constant: Constant, way: str) -> Trial | None:
-    """Return the last trial that turned the constant this way, from its present value or to it."""
+    """Return the last trial that moved the constant in this direction, from its present value or to it."""
     for trial in reversed(history):
         if trial.outcome == "refused":
             continue

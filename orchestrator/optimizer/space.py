@@ -11,28 +11,25 @@ from orchestrator.core.text import shorten
 from prepare.constants import Choices, Constant, Numbers, Space, Value, list_searchable, read_values
 
 STEP_SIZE = 0.375
-"""A first step, as a share of the constant's space, or of a count: long, because small effects drown in the noise."""
+"""A first step, as a share of the constant's space, or of a count: long, so that effects exceed the noise."""
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
-"""Functions that only show what they are given, where a statement is nothing but their call."""
+"""Functions whose call has no effect on training if the statement is nothing but the call."""
 PLAIN = OUTPUT | {"str", "repr", "format", "join", "round", "len", "int", "float", "max", "min", "sum", "sorted"}
-"""Functions that do nothing but compute a value, or show it."""
+"""Functions without side effects on training."""
 REFLECTION = {"globals", "locals", "vars", "exec", "eval"}
-"""Functions through which a script may read a constant without naming it."""
+"""Functions that may read a constant without naming it."""
 
 
 @lru_cache(maxsize=64)
 def list_tunable(source: str) -> dict[str, Constant]:
-    """Return the constants that training reads and whose space holds another value. Raises SyntaxError.
-
-    Seeds are left out: the orchestrator assigns them.
-    """
+    """Return the constants but seeds that training reads and whose space holds another value. Raises SyntaxError."""
     names = _find_names_read(source)
     read = {n: c for n, c in list_searchable(source).items() if (n in names or names & REFLECTION)}
     return {n: c for n, c in read.items() if "seed" not in n.lower() and _has_steps(c)}
 
 
 def explain_untunable(source: str) -> str:
-    """Return why a script without tunable constants has none, and what to do about it. Raises SyntaxError."""
+    """Return why a script has no tunable constants, and what to do about it. Raises SyntaxError."""
     found = shorten(", ".join(read_values(source)), 80)
     reason = f"{found}: each lacks a range, or is read only for output" if found else "it assigns none"
     return (
@@ -42,7 +39,7 @@ def explain_untunable(source: str) -> str:
 
 
 def _has_steps(constant: Constant) -> bool:
-    """Return whether the space holds another value, and only values that a proposal can state."""
+    """Return whether the space holds another value, and only values that a proposal can express."""
     options = constant.space.options if isinstance(constant.space, Choices) else ()
     if any(parse_value(repr(value)) != value for value in (constant.value, *options)):
         return False
@@ -51,7 +48,7 @@ def _has_steps(constant: Constant) -> bool:
 
 
 def get_direction(constant: Constant, new: Value) -> Direction:
-    """Return which way a new value turns a constant; `set` where its values have no order."""
+    """Return the direction from a constant's value to a new one; `set` if its values have no order."""
     old, ordered = constant.value, not isinstance(constant.space, Choices) or constant.space.ordered
     if ordered and isinstance(old, int | float) and isinstance(new, int | float):
         return "up" if new > old else "down"
@@ -59,7 +56,7 @@ def get_direction(constant: Constant, new: Value) -> Direction:
 
 
 def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Value | None:
-    """Return the value `size` step sizes away, within its space; None where it is at the end already."""
+    """Return the value `size` step sizes away, within the constant's space; None at the end of the space."""
     sign = 1 if way == "up" else -1
     match constant.space, constant.value:
         case Choices(options=options), old:
@@ -94,9 +91,9 @@ def is_between(middle: Value, a: Value, b: Value) -> bool:
 
 
 def _find_names_read(source: str) -> set[str]:
-    """Return the names whose values reach more than output; where in doubt, a name counts as read."""
+    """Return the names whose values may affect more than output."""
     tree, known, found = ast.parse(source), None, set[str]()
-    while known != found:  # what reads a name may have to be read itself first
+    while known != found:  # a name counts once the name that it is assigned to counts
         known = found
         nodes = [node for node in _walk_effective(tree, known) if isinstance(node, ast.Name)]
         found = known | {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
@@ -104,7 +101,7 @@ def _find_names_read(source: str) -> set[str]:
 
 
 def _walk_effective(node: ast.AST, known: set[str]) -> Iterator[ast.AST]:
-    """Yield the parts of a syntax tree; of statements without effect, only the calls that may have one."""
+    """Yield the nodes of a syntax tree; of statements without effect, only the calls that may have one."""
     for child in ast.iter_child_nodes(node):
         # What a class body assigns is read as an attribute.
         if isinstance(child, ast.stmt) and not isinstance(node, ast.ClassDef) and _is_idle(child, known):
@@ -117,7 +114,7 @@ def _walk_effective(node: ast.AST, known: set[str]) -> Iterator[ast.AST]:
 
 
 def _is_idle(node: ast.stmt, known: set[str]) -> bool:
-    """Return whether a statement only shows values, or assigns them to names that are not known to be read."""
+    """Return whether a statement only prints values, or assigns them to names that are not known to be read."""
     match node:
         case ast.Expr(value=ast.Call(func=function)):
             return _get_name(function) in OUTPUT

@@ -1,9 +1,9 @@
-"""Take back a kept change that is not certain, on trial: late in the night, and for good where nothing is lost."""
+"""Propose ablations: late in a long night, runs of the best train.py without one of its least certain keeps."""
 
 from math import ceil
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Decided, State, get_proposal
+from orchestrator.core.state import State, get_proposal
 from orchestrator.core.text import format_signed
 from orchestrator.policy import belief
 from orchestrator.policy.evidence import learn_outlook
@@ -12,10 +12,7 @@ from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, SIMPLER
 
 
 def assess_keep(state: State, experiment: int) -> belief.Belief:
-    """Return what is believed of a kept change now.
-
-    That is its own comparison under the prior that the whole night has taught, and its ablation where it had one.
-    """
+    """Return the posterior of a kept change now, from its comparison, its ablation if any, and the present prior."""
     found = learn_outlook(state).prior
     for result in state.judged:
         sign = 1 if result.experiment == experiment else -1 if result.proposal.reverts == experiment else 0
@@ -24,20 +21,10 @@ def assess_keep(state: State, experiment: int) -> belief.Belief:
     return found
 
 
-def count_seeds_of_keep(state: State, experiment: int | None) -> int:
-    """Return how many seeds a keep was judged by; its ablation runs with others, which it was not chosen for."""
-    return sum(len(kept.differences) for kept in _list_verdicts(state, experiment))
-
-
-def get_expected_gain(state: State, experiment: int) -> float:
-    """Return the gain in bits per byte that was expected of a keep when it was adopted."""
-    return sum(kept.gain if kept.expected is None else kept.expected for kept in _list_verdicts(state, experiment))
-
-
-def _list_verdicts(state: State, experiment: int | None) -> list[ev.Kept]:
-    """Return the verdict on a keep; nothing where no such experiment was kept."""
-    found = [result.verdict for result in state.judged if result.experiment == experiment]
-    return [verdict for verdict in found if isinstance(verdict, ev.Kept)]
+def find_keep(state: State, experiment: int | None) -> ev.Kept | None:
+    """Return the verdict on a keep; None if no such experiment was kept."""
+    verdicts = (result.verdict for result in state.judged if result.experiment == experiment)
+    return next((verdict for verdict in verdicts if isinstance(verdict, ev.Kept)), None)
 
 
 def find_ablation(state: State) -> ev.Proposal | None:
@@ -47,34 +34,24 @@ def find_ablation(state: State) -> ev.Proposal | None:
     is_late = not has_time_for(state, count_certificate_runs(state) + 1 + ceil(extra / state.session.slots))
     if not extra or not (is_late or (limit is not None and limit - state.next < extra)):
         return None
-    asked = {result.proposal.reverts for result in state.judged}
-    asked |= {get_proposal(stage).reverts for stage in state.open.values()}
-    doubts = {
-        kept.experiment: (doubt.probability, kept, doubt)
-        for kept in state.results
-        if _is_revertible(kept) and kept.experiment not in asked
-        if (doubt := assess_keep(state, kept.experiment)).probability < ABLATE_BELOW
-    }
+    ablated = {get_proposal(stage).reverts for stage in (*state.results, *state.open.values())}
+    # A keep without a gain has nothing to lose, so only those that were kept for their gain are ablated.
+    for_gain = [k for k in state.kept if k.commit and k.commit.removed - k.commit.added < SIMPLER_LINES]
+    beliefs = [(assess_keep(state, kept.experiment), kept) for kept in for_gain if kept.experiment not in ablated]
+    doubts = [(doubt, kept) for doubt, kept in beliefs if doubt.probability < ABLATE_BELOW]
     if not doubts:
         return None
-    probability, kept, doubt = min(doubts.values(), key=lambda entry: entry[0])
+    doubt, kept = min(doubts, key=lambda pair: pair[0].probability)
     number, sigma = kept.experiment, kept.verdict.sigma if isinstance(kept.verdict, ev.Kept) else 0.0
     return ev.Proposal(
-        title=f"take back #{number}: {kept.proposal.title}"[:120],
+        title=f"revert #{number}: {kept.proposal.title}"[:120],
         hypothesis=f"Without the change of #{number}, val_bpb is no higher: its gain was luck.",
-        rationale=f"#{number} was adopted on little evidence and is better with a probability of {probability:.2f} "
-        f"now, expected {format_signed(-doubt.mean * sigma)}. An ablation compares the best train.py with and without "
-        "it at equal seeds; it is taken back where the one without is the likelier to be better.",
+        rationale=f"#{number} was kept on little evidence. It is now better with probability {doubt.probability:.2f}, "
+        f"expected {format_signed(-doubt.mean * sigma)}. An ablation compares the best train.py with and without it "
+        "at equal seeds; it is reverted if the one without is more likely to be better.",
         expected_delta=doubt.mean * sigma,
         family=kept.proposal.family,
-        instructions=f"Take the change of experiment {number} out of train.py, and nothing else.",
+        instructions=f"Remove the change of experiment {number} from train.py, and nothing else.",
         author="nightshift",
         reverts=number,
     )
-
-
-def _is_revertible(result: Decided) -> bool:
-    """Return whether a result is a keep on the branch that was adopted for its gain."""
-    if result.status != "kept" or not result.experiment or result.proposal.reverts is not None or not result.commit:
-        return False
-    return result.commit.removed - result.commit.added < SIMPLER_LINES

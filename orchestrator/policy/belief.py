@@ -1,9 +1,9 @@
-"""What is believed of an idea: how much it gains over the incumbent, given a prior that learns from the night.
+"""Infer the posterior of an idea's gain over the incumbent, under a prior that is learned during the night.
 
 Effects are in units of σ, the standard deviation of one run; positive is better. The prior is a mixture of regimes,
 each a way in which a researcher's ideas turn out: how often they help, by how much, and how badly they hurt. The
-regimes cover the published nights; each measured idea shifts weight between them, so that a weak researcher meets a
-stricter bar than a strong one.
+regimes cover the published nights. Each measured idea shifts weight between them, so a weak researcher faces a higher
+bar than a strong one.
 """
 
 from collections.abc import Sequence
@@ -33,18 +33,18 @@ Array = NDArray[np.float64]
 
 _SIDE = np.geomspace(0.02, 100, 40)
 GRID: Array = np.concatenate([-_SIDE[::-1], _SIDE])
-"""Effects that are told apart, in σ of one run."""
+"""Grid of effects, in σ of one run."""
 _WIDTH = np.abs(np.gradient(GRID))
 _BETTER = GRID > 0
 _GAINS = np.maximum(GRID, 0)
 
 HELPING = ((0.05, 1.0), (0.1, 1.0), (0.2, 1.0), (0.35, 1.0), (0.5, 1.0), (0.65, 0.5))
-"""Shares of ideas that help, with the regime's weight: one in ten of a weak researcher, half in the best nights."""
+"""Shares of ideas that help, each with the regime's weight: 0.1 for a weak researcher, 0.5 in the best nights."""
 SIZES = (0.3, 1.0, 3.0, 9.0)
 """Mean gains of ideas that help, in σ: from the end of a night to its beginning."""
 HARMS = ((0.4, 0.7, 0.5, 1.0), (0.75, 0.1, 3.0, 0.1), (0.75, 0.7, 0.5, 1.0))
-"""Ideas that do not help: share that hurts slightly, mean of that in σ, and the regime's weight for a weak and for a
-strong researcher. Only a weak one proposes mostly what does nothing at all."""
+"""Ideas that do not help: share that hurts slightly, its mean loss in σ, and the regime's weight for a weak and for a
+strong researcher. Only a weak one proposes mostly changes without an effect."""
 HARM = 4.0
 """Mean loss of an idea that hurts, in σ."""
 
@@ -70,11 +70,11 @@ class Belief:
         return float(self.weights @ _GAINS)
 
     def mirror(self) -> "Belief":
-        """Return the belief in taking the idea back: the same effects with the opposite sign."""
+        """Return the belief in reverting the idea: the same effects with the opposite sign."""
         return Belief(self.weights[::-1])
 
     def shift(self, price: float) -> "Belief":
-        """Return the belief in what is left of the effect after a price in σ, on the same grid."""
+        """Return the belief in the effect less a price in σ, on the same grid."""
         if not price:
             return self
         moved = np.interp(GRID + price, GRID, self.weights / _WIDTH, left=0, right=0) * _WIDTH
@@ -83,7 +83,7 @@ class Belief:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What is believed of the next idea, and the probability of being better that a keep needs."""
+    """The prior of the next idea, and the probability of being better that a keep needs."""
 
     prior: Belief
     bar: float
@@ -102,17 +102,16 @@ def _list_regimes() -> tuple[Array, Array]:
 
 
 def _make_exponential(mean: float) -> Array:
-    """Return an exponential distribution over effects of the sign of its mean."""
+    """Return an exponential distribution over the effects that have the sign of its mean, in σ."""
     density = np.where(np.sign(GRID) == np.sign(mean), np.exp(-np.abs(GRID / mean)), 0.0) * _WIDTH
     return density / density.sum()
 
 
 @lru_cache(maxsize=64)
 def learn_outlook(seen: tuple[tuple[float, float], ...]) -> Outlook:
-    """Return the outlook on the next idea, given gain and error of those that were measured.
+    """Return the outlook on the next idea, given gain and error in σ of those measured so far, oldest first.
 
-    Recent ideas weigh most: most nights begin with large gains and end with small ones. The bar is higher where few
-    ideas help, and rises as the night goes on.
+    Recent ideas weigh most, because most nights begin with large gains and end with small ones.
     """
     rows, log_weights = _list_regimes()
     if seen:
@@ -131,23 +130,20 @@ def _weigh_regimes(gain: float, error: float) -> Array:
 
 
 def compute_likelihood(gain: float, error: float) -> Array:
-    """Return the likelihood of a measured gain for each effect; a few gains are outliers by more than their error."""
+    """Return the likelihood of a measured gain for each effect of GRID; a small share of gains are outliers."""
     squares = ((gain - GRID) / error) ** 2
     wide = 2.2
     return (1 - OUTLIERS) * np.exp(-0.5 * squares) + OUTLIERS / wide * np.exp(-0.5 * squares / wide**2) + 1e-9
 
 
 def infer(prior: Belief, gain: float, error: float) -> Belief:
-    """Return the posterior after a measured gain and its standard error."""
+    """Return the posterior after a measured gain and its standard error, both in σ."""
     weights = prior.weights * compute_likelihood(gain, error)
     return Belief(weights / weights.sum())
 
 
 def decide(outlook: Outlook, belief: Belief, runs: int, cost: int) -> Literal["keep", "discard", "again"]:
-    """Return what to do with an idea after `runs` runs, where the next comparison costs 1 or 2.
-
-    Another run is worth it while it promises enough of what a new idea promises.
-    """
+    """Return what to do with an idea after `runs` runs, where the next comparison costs 1 or 2 runs."""
     if belief.mean > 0 and belief.probability >= outlook.bar:
         return "keep"
     if runs >= MAX_RUNS or belief.promise / cost < WORTHWHILE * outlook.prior.promise:
@@ -157,17 +153,17 @@ def decide(outlook: Outlook, belief: Belief, runs: int, cost: int) -> Literal["k
 
 @dataclass(frozen=True, slots=True)
 class Luck:
-    """What is believed of an incumbent's luck at one seed, in σ: positive made its val_bpb higher."""
+    """Estimate of an incumbent's luck at one seed, in σ: positive if it made the val_bpb higher."""
 
     mean: float = 0.0
     variance: float = 1.0
 
 
 def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) -> tuple[float, float]:
-    """Return the gain over the incumbent and its standard error, from differences at equal seeds.
+    """Return the gain over the incumbent and its standard error, from differences at equal seeds, all in σ.
 
-    `link` is the correlation of the two sides' luck at one seed. An incumbent was chosen partly for its luck; the part
-    that the candidate does not share is subtracted.
+    `link` is the correlation of the two sides' luck at one seed. An incumbent was selected partly for its luck; the
+    part that the candidate does not share is subtracted.
     """
     own, left = 1 - link**2, 1 - link
     weights = [1 / (own + left**2 * luck.variance) for luck in lucks]
@@ -177,7 +173,7 @@ def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) ->
 
 
 def update_luck(luck: Luck, difference: float, link: float, belief: Belief, *, kept: bool) -> Luck:
-    """Return the incumbent's luck at a seed after an idea was measured there; if it is kept, the new incumbent's."""
+    """Return the incumbent's luck at a seed after an idea was measured there; the new incumbent's if `kept`."""
     own, left = 1 - link**2, 1 - link
     gain = -left * luck.variance / (own + left**2 * luck.variance)
     surprise = GRID - difference

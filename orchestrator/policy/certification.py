@@ -1,5 +1,6 @@
 """Certify the night's gain: baseline and best on fresh seeds and held-out text, which no decision has used."""
 
+from itertools import accumulate
 from math import prod, sqrt
 from operator import attrgetter
 from statistics import fmean
@@ -14,19 +15,22 @@ from orchestrator.policy.thresholds import MAX_ABORTED
 
 
 def list_certificate_runs(state: State) -> list[tuple[int, int]]:
-    """Return the runs that the certificate still needs, as (experiment, seed), the baseline's first at each seed.
+    """Return the runs that the certificate still needs and that can be finished, as (experiment, seed), pair by pair.
 
-    Empty where too many of them have failed, and while the best one's post-mortem is still open.
+    Empty if too many of them have failed, and while the best experiment's post-mortem is still open.
     """
     if not state.best or state.best in state.open or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
         return []
-    pairs = count_certificate_pairs(state)
-    needed = [(number, draw_fresh_seed(state, pair)) for pair in range(1, pairs + 1) for number in (0, state.best)]
-    return [(number, seed) for number, seed in needed if seed not in state.fresh.get(number, {})]
+    seeds = [draw_fresh_seed(state, pair) for pair in range(1, count_certificate_pairs(state) + 1)]
+    pairs = [[(n, seed) for n in (0, state.best) if seed not in state.fresh.get(n, {})] for seed in seeds]
+    if not has_time_for(state, 2):  # one of a pair alone would be a wasted run
+        sizes = accumulate(map(len, pairs))
+        pairs = [pair for pair, size in zip(pairs, sizes, strict=True) if size <= state.session.slots]
+    return [run for pair in pairs for run in pair]
 
 
 def certify(state: State) -> ev.Certified | None:
-    """Return the night's gain over the pairs of fresh runs so far; None if there are none."""
+    """Return the night's gain, from the pairs of fresh runs so far; None if there are none."""
     before, now = state.fresh.get(0, {}), state.fresh.get(state.best, {})
     pairs = [(before[seed], now[seed]) for seed in before if seed in now]
     if not state.best or not pairs:

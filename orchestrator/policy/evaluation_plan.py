@@ -1,4 +1,4 @@
-"""Decide how a run is evaluated: what is audited, what is scored on held-out text, where it is pruned."""
+"""Decide how a run is evaluated: whether it is audited or scored on held-out text, and where it is pruned."""
 
 from orchestrator.core.events import EvaluationPlan
 from orchestrator.core.state import Candidate, Incumbent, State
@@ -12,8 +12,8 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
     """Return how a run is to be evaluated.
 
     Every run that enters a mean is audited, because claims and corrected scores are on different scales. A candidate's
-    first run is audited unless it is clearly worse than the incumbent at that seed. No decision looks at the held-out
-    text, which is kept for the certificate; the baseline's first run is scored on it, too.
+    first run is audited unless it is clearly worse than the incumbent at that seed. The held-out text is reserved for
+    the certificate; the baseline's first run is scored on it, too, but no decision uses that score.
     """
     best, stage = state.incumbent, state.open.get(experiment)
     first = isinstance(stage, Candidate) and not stage.scores
@@ -33,7 +33,7 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
 
 
 def plan_certification(state: State, best: Incumbent) -> EvaluationPlan:
-    """Return how a run of the certificate is evaluated: audited, and on the held-out text."""
+    """Return how a run of the certificate is evaluated: audited, and scored on the held-out text."""
     error = _get_baseline_error(state, best)
     return EvaluationPlan(audit="always", confirmed=True, incumbent=0, baseline_error=error, certifies=True)
 

@@ -1,12 +1,12 @@
-"""Compare a candidate with the incumbent at equal seeds: the differences, and how far they are to be trusted."""
+"""Compare a candidate with the incumbent at equal seeds: the differences, and how certain they are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import fsum, sqrt
 from statistics import fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Candidate, Incumbent, State
+from orchestrator.core.state import UNTESTED, Candidate, Decided, Incumbent, State
 from orchestrator.policy import belief
 from orchestrator.policy.noise import compute_sigma, pool_variance
 from orchestrator.policy.thresholds import OTHER_SHAPE, PAIRING_DOF, PRIOR_DOF, PRIOR_WINDOW, SAME_SHAPE, SAME_STEPS
@@ -18,7 +18,7 @@ class Comparison:
 
     sigma: float
     seeds: tuple[int, ...]
-    """Seeds that both ran with."""
+    """Seeds that both have run with."""
     differences: tuple[float, ...]
     """Incumbent minus candidate at these seeds, in bits per byte; of the means where no seed is shared."""
     same_shape: bool
@@ -27,6 +27,7 @@ class Comparison:
     gain: float
     """In σ; positive is better."""
     error: float
+    """Standard error of the gain, in σ."""
     lucks: tuple[belief.Luck, ...]
     """Luck of the incumbent at these seeds before this comparison."""
 
@@ -43,7 +44,7 @@ def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
     if seeds:
         differences = tuple(theirs[seed] - ours[seed] for seed in seeds)
         link = estimate_link(state, same_shape, differences, sigma)
-    else:  # a session that was begun before seeds were shared
+    else:  # a session that started before seeds were shared
         differences, link = (fmean(s.val_bpb for s in best.scores) - candidate.mean,), 0.0
     known = {luck.seed: belief.Luck(luck.mean, luck.variance) for luck in best.luck}
     lucks = tuple(known.get(seed, belief.Luck()) for seed in seeds) or (belief.Luck(0.0, 1 / len(best.scores)),)
@@ -60,30 +61,30 @@ def has_same_shape(state: State, best: Incumbent, candidate: Candidate) -> bool:
 
 
 def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...], sigma: float) -> float:
-    """Return the correlation of luck at equal seeds, from the scatter of differences in changes of this kind.
+    """Return the correlation of luck at equal seeds, from the scatter of differences among changes of this kind.
 
-    What was measured before the session acts as a prior worth PAIRING_DOF degrees of freedom. Where pairing does not
-    help, the correlation comes out as 0, and the comparison is that of independent runs.
+    Earlier measurements act as a prior worth PAIRING_DOF degrees of freedom. Where pairing does not help, the
+    correlation is 0, and the comparison is that of independent runs.
     """
     unlinked = state.session.profile.budget_kind == "time" or not same_shape
     squares, dof = PAIRING_DOF * (OTHER_SHAPE if unlinked else SAME_SHAPE) * sigma**2, PAIRING_DOF
-    groups = [group for group in (differences, *_list_differences(state, same_shape)) if len(group) > 1]
-    for group in groups:
+    alike = [verdict for verdict in _list_evidence(state.results[-PRIOR_WINDOW:]) if verdict.same_shape == same_shape]
+    for group in (differences, *(verdict.differences for verdict in alike)):
+        if len(group) < 2:
+            continue
         mean = fmean(group)
         squares += fsum((difference - mean) ** 2 for difference in group)
         dof += len(group) - 1
     return min(max(1 - squares / dof / (2 * sigma**2), 0.0), 0.98)
 
 
-def _list_differences(state: State, same_shape: bool) -> Iterator[tuple[float, ...]]:
-    for result in state.results[-PRIOR_WINDOW:]:
-        if isinstance(verdict := result.verdict, ev.Evidence) and verdict.same_shape == same_shape:
-            yield verdict.differences
-
-
 def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
     ideas = [result for result in state.judged if result.experiment > 0 and result.proposal.reverts is None]
-    verdicts = [result.verdict for result in ideas]
-    measured = [verdict for verdict in verdicts if isinstance(verdict, ev.Evidence) and verdict.error > 0]
+    measured = [verdict for verdict in _list_evidence(ideas) if verdict.error > 0]
     return belief.learn_outlook(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-PRIOR_WINDOW:]))
+
+
+def _list_evidence(results: Iterable[Decided]) -> list[ev.Evidence]:
+    """Return the verdicts that rest on scores of the proposed change."""
+    return [r.verdict for r in results if isinstance(r.verdict, ev.Evidence) and r.status not in UNTESTED]

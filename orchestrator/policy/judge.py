@@ -1,4 +1,4 @@
-"""Judge a candidate: kept, discarded, or what must run first."""
+"""Judge a candidate: keep it, discard it, or say which run the verdict waits for."""
 
 from dataclasses import dataclass, replace
 from math import log2, sqrt
@@ -11,7 +11,7 @@ from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.core.text import format_signed
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.ablation import assess_keep, count_seeds_of_keep, get_expected_gain
+from orchestrator.policy.ablation import assess_keep, find_keep
 from orchestrator.policy.evidence import Comparison, compare, learn_outlook
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import compute_sigma, pool_variance
@@ -28,28 +28,28 @@ class NeededRun:
 
 def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Discarded | NeededRun:
     """Return the verdict on a candidate, or the run that it waits for."""
-    best, runs, reverts = state.incumbent, len(candidate.scores), candidate.proposal.reverts
-    following = NeededRun(number, draw_seed(state, runs + 1 + count_seeds_of_keep(state, reverts)))
+    best, runs, reverted = state.incumbent, len(candidate.scores), find_keep(state, candidate.proposal.reverts)
+    # An ablation uses later seeds than those that the keep was selected by.
+    following = NeededRun(number, draw_seed(state, runs + 1 + (len(reverted.differences) if reverted else 0)))
     if best is None:
         return _establish_baseline(state, number, candidate) if runs >= count_baseline_runs(state) else following
     if not runs:
         return following
     missing = [seed for seed in (*candidate.seeds, following.seed) if seed not in best.seeds]
-    # An incumbent that failed twice to run again is known as well as it will ever be.
-    known = best.failures > 1 or bool(explain_stop(state))
-    if missing and missing[0] != following.seed and not known:
+    # Nothing more is learned at the end of the night, nor of an incumbent that failed twice to run again.
+    is_last = bool(explain_stop(state)) or (bool(missing) and best.failures > 1)
+    if missing and missing[0] != following.seed and not is_last:
         return NeededRun(best.experiment, missing[0])
     outlook = learn_outlook(state)
-    prior, undone = outlook.prior, 0.0
-    if reverts is not None:
-        prior, outlook = assess_keep(state, reverts).mirror(), replace(outlook, bar=th.REVERT_BAR)
-        undone = get_expected_gain(state, reverts)
+    prior = outlook.prior
+    if reverted:
+        prior, outlook = assess_keep(state, reverted.experiment).mirror(), replace(outlook, bar=th.REVERT_BAR)
     found, growth = compare(state, best, candidate), _measure_growth(best, candidate)
-    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth, undone)
+    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth, reverted)
     decision = verdict.decide(2 if missing else 1)
     if decision == "keep":
         return verdict.keep()
-    if decision == "discard" or (missing and known) or explain_stop(state):
+    if decision == "discard" or is_last:
         return verdict.discard()
     return NeededRun(best.experiment, missing[0]) if missing else following
 
@@ -72,7 +72,7 @@ def describe_rule(state: State) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Reasoning:
-    """What speaks for and against a candidate."""
+    """The evidence for and against a candidate."""
 
     number: int
     candidate: Candidate
@@ -82,12 +82,8 @@ class _Reasoning:
     outlook: belief.Outlook
     growth: float
     """Its memory relative to the incumbent's; 1 where it takes no more."""
-    undone: float
-    """Gain in bits per byte that was expected of the keep that it takes back."""
-
-    @property
-    def reverts(self) -> int | None:
-        return self.candidate.proposal.reverts
+    reverted: ev.Kept | None
+    """The verdict on the keep that it reverts, if it is an ablation."""
 
     @property
     def posterior(self) -> belief.Belief:
@@ -95,7 +91,7 @@ class _Reasoning:
 
     @property
     def worth(self) -> belief.Belief:
-        """Return the posterior of what is left of the effect after the price of memory."""
+        """Return the posterior of the effect less the price of memory."""
         return self.posterior.shift(th.MEMORY_PRICE * log2(self.growth))
 
     def decide(self, cost: int) -> str:
@@ -113,24 +109,25 @@ class _Reasoning:
         return "again" if self.found.gain > -self.found.error else decision
 
     def keep(self) -> ev.Kept:
-        posterior = self.posterior
-        certainty = "certain" if posterior.probability > 0.995 else f"likely {posterior.probability:.2f}"
-        why = "adopted" if posterior.mean > 0 else "adopted for its fewer lines"
-        why = why if self.reverts is None else f"#{self.reverts} is taken back"
+        posterior, commit = self.posterior, self.candidate.commit
+        why = "" if posterior.mean > 0 else f"{commit.removed - commit.added} lines shorter and no worse on average, "
+        change = posterior.mean * self.found.sigma
+        if keep := self.reverted:
+            why = f"#{keep.experiment} is reverted: without it "
+            change = -(keep.gain if keep.expected is None else keep.expected)
+        likely = f"{posterior.probability:.2f}" if posterior.probability < 0.995 else "above 0.99"
         jump = self.found.gain * self.found.sigma / self.best.score_to_beat
-        change = posterior.mean * self.found.sigma if self.reverts is None else -self.undone
-        look = f"; a jump of {jump:.0%} is hard to believe, so have a look at it" * (jump > th.IMPLAUSIBLE_GAIN)
+        look = f"; a jump of {jump:.0%} is implausible: check the change" * (jump > th.IMPLAUSIBLE_GAIN)
         return ev.Kept(
             **self._list_numbers(kept=True),
             score_to_beat=self.best.score_to_beat - change,
-            reason=f"{why}, {certainty}: {self._explain()}{look}",
+            reason=f"{why}better with probability {likely}: {self._explain()}{look}",
         )
 
     def discard(self) -> ev.Discarded:
-        needed = f"and a keep needs {self.outlook.bar:.2f}"
-        stays = "" if self.reverts is None else f"#{self.reverts} stays: without it "
-        likely = f"{stays}better with probability {self.worth.probability:.2f}, {needed}"
-        return ev.Discarded(**self._list_numbers(kept=False), reason=f"{likely}: {self._explain()}")
+        stays = f"#{self.reverted.experiment} stays: without it " if self.reverted else ""
+        likely = f"better with probability {self.worth.probability:.2f} (needed: {self.outlook.bar:.2f})"
+        return ev.Discarded(**self._list_numbers(kept=False), reason=f"{stays}{likely}: {self._explain()}")
 
     def _explain(self) -> str:
         found, pairs = self.found, len(self.found.differences)
@@ -160,7 +157,7 @@ class _Reasoning:
 
 
 def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
-    """Return the multiple of the incumbent's memory that it takes; 1 where that is not more, or not known."""
+    """Return the candidate's memory as a multiple of the incumbent's; 1 if it takes no more, or if that is unknown."""
     before, now = (fmean(score.metrics.memory_mb for score in runs) for runs in (best.scores, candidate.scores))
     return min(now / before, th.MAX_MEMORY_GROWTH) if before > 0 and now > th.MEMORY_SLACK * before else 1.0
 

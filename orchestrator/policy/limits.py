@@ -15,7 +15,7 @@ from orchestrator.policy.thresholds import (
 
 
 def explain_stop(state: State) -> str:
-    """Return why nothing new is started any more; empty while the session continues."""
+    """Return why nothing new may start; empty while the session continues."""
     limits, closed = state.session.limits, len(state.tried)
     baseline = state.results[0].verdict if state.results else None
     match state:
@@ -43,7 +43,7 @@ def has_time_for(state: State, runs: int) -> bool:
 
 
 def count_certificate_runs(state: State) -> int:
-    """Return the runs that the certificate still needs; 0 where nothing was kept."""
+    """Return how many runs the certificate still needs; 0 if nothing was kept."""
     if not state.best:
         return 0
     pairs = count_certificate_pairs(state)
@@ -51,7 +51,7 @@ def count_certificate_runs(state: State) -> int:
 
 
 def count_certificate_pairs(state: State) -> int:
-    """Return the number of fresh seeds on which the baseline and the best are compared at the end."""
+    """Return on how many fresh seeds the certificate compares the baseline and the best."""
     return min(max(ceil(CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), MAX_CERTIFICATE_PAIRS)
 
 

@@ -1,4 +1,4 @@
-"""Estimate the noise: the variance of val_bpb over seeds, and quantiles of Student's t."""
+"""Estimate the variance of val_bpb over seeds; look up quantiles of Student's t."""
 
 from math import sqrt
 from statistics import NormalDist
@@ -9,7 +9,7 @@ from orchestrator.policy.thresholds import PRIOR_DOF, SIGMA_FLOOR, T_90, T_CRITI
 
 
 def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVariance:
-    """Return the pooled variance over seeds, including the profile's prior and these further runs of one candidate."""
+    """Return the pooled variance over seeds, including the profile's prior and these further runs of a candidate."""
     variance, prior = state.variance.add(scores), state.session.profile.sigma
     dof = PRIOR_DOF if prior else 0
     return PooledVariance(variance.squares + dof * prior**2, variance.dof + dof)
@@ -24,15 +24,12 @@ def calibrate_noise(profile: ev.SessionProfile, earlier: PooledVariance) -> ev.S
 
 
 def compute_sigma(variance: PooledVariance) -> float:
-    """Return the standard deviation of one run's val_bpb, in bits per byte.
-
-    It is never 0: runs that agree to the last bit did not differ by their seeds.
-    """
+    """Return the standard deviation of one run's val_bpb in bits per byte, at least SIGMA_FLOOR."""
     return max(sqrt(variance.squares / max(variance.dof, 1)), SIGMA_FLOOR)
 
 
 def estimate_sigma(state: State) -> float:
-    """Return the standard deviation of one run's val_bpb as the session knows it now."""
+    """Return the session's present estimate of the standard deviation of one run's val_bpb, in bits per byte."""
     return compute_sigma(pool_variance(state))
 
 

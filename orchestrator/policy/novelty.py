@@ -26,9 +26,9 @@ def find_duplicate(state: State, number: int, fingerprint: str) -> str:
     same = [n for n, commit in commits.items() if commit.fingerprint == fingerprint and n != number]
     if state.best in same:
         return "it changes nothing but comments, layout or a seed"
-    if get_proposal(state.open[number]).reverts is not None:  # reverting the last keep gives its parent's code again
-        return ""
-    return f"it is the same code as experiment {same[0]}" if same else ""
+    # An ablation of the last keep has its parent's code on purpose.
+    is_ablation = get_proposal(state.open[number]).reverts is not None
+    return f"it is the same code as experiment {same[0]}" if same and not is_ablation else ""
 
 
 def describe_settings(proposal: ev.Proposal) -> str:

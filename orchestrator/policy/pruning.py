@@ -1,4 +1,4 @@
-"""Predict from loss curves how far behind the incumbent a run will end, and prune runs that cannot catch up."""
+"""Predict from loss curves how far behind the incumbent a run will end, and set the losses at which it is pruned."""
 
 from collections.abc import Iterator, Sequence
 from math import fsum, sqrt
@@ -12,7 +12,7 @@ from orchestrator.policy.thresholds import CALIBRATION_RANGE, CALIBRATION_RUNS, 
 
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
-    """Return the losses above which a first run is pruned: no run of this session has recovered from there."""
+    """Return the losses above which a first run is pruned; none while uncalibrated, or after too many false prunes."""
     controls, wrong = count_false_prunes(state)
     if wrong > MAX_FALSE_PRUNES * controls:
         return ()
@@ -21,14 +21,14 @@ def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThresho
 
 
 def count_false_prunes(state: State) -> tuple[int, int]:
-    """Return how many control runs would have been pruned, and how many of those ended as good as the incumbent."""
+    """Return how many control runs would have been pruned, and how many of those ended at least as good."""
     controls = [_measure_deficit(r) for r in state.results if r.scores and r.scores[0].would_prune_at is not None]
     ends = [end for end in controls if end is not None]
     return len(ends), sum(end <= 0 for end in ends)
 
 
 def _compute_threshold(state: State, best: Incumbent, progress: float) -> float | None:
-    """Return the loss above which a run is pruned at that share of its budget; None while it is not known."""
+    """Return the loss above which a run is pruned at that share of its budget; None while uncalibrated."""
     near = CALIBRATION_RANGE * estimate_sigma(state)
     pairs = [(gap, final) for gap, final in _pair_gaps(state, best, progress) if abs(final) <= near]
     usual = average_recent_loss(best.scores, progress)
@@ -39,22 +39,22 @@ def _compute_threshold(state: State, best: Incumbent, progress: float) -> float 
 
 
 def _find_border(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Return the gap on the way from which a run ends behind, however far the fit of ends to gaps may be off.
+    """Return the gap from which a run ends behind even at the prediction interval's lower end; None if there is none.
 
-    None where gaps predict nothing.
+    Each pair is a gap in training loss at a checkpoint and the final deficit in val_bpb.
     """
     try:
         slope, offset = linear_regression(*zip(*pairs, strict=True))
-    except StatisticsError:  # all gaps on the way are equal
+    except StatisticsError:  # all gaps are equal
         return None
     dof = len(pairs) - 2
     squares = fsum((final - offset - slope * gap) ** 2 for gap, final in pairs)
-    error = sqrt(squares / dof * (1 + 1 / len(pairs)))  # of one more prediction near the middle
+    error = sqrt(squares / dof * (1 + 1 / len(pairs)))  # of a prediction near the mean gap
     return (t_critical(dof) * error - offset) / slope if slope > 0 else None
 
 
 def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple[float, float]]:
-    """Yield, for each finished candidate, how far its first run was behind its parent on the way and at the end."""
+    """Yield, for each finished candidate, how far its first run was behind its parent then and at the end."""
     runs = {result.experiment: result.scores for result in state.results} | {best.experiment: best.scores}
     for result in state.tried:
         if not result.commit or (final := _measure_deficit(result)) is None:
@@ -66,7 +66,7 @@ def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple
 
 
 def _measure_deficit(result: Decided) -> float | None:
-    """Return how far behind the incumbent of its time the first run ended, in bits per byte."""
+    """Return how far behind its incumbent the first run ended, in bits per byte; None if it has no score."""
     match result.verdict:
         case ev.Evidence(differences=(first, *_)):
             return -first

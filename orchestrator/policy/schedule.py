@@ -15,7 +15,7 @@ from orchestrator.policy.thresholds import LOOKAHEAD
 
 
 def find_due(state: State) -> tuple[steps.Step, ...]:
-    """Return the steps that should be under way now, most urgent first."""
+    """Return the steps that should be running now, most urgent first."""
     if state.ended:
         return ()
     if state.baseline_commit is None:
@@ -60,13 +60,13 @@ def _get_content(step: steps.Step) -> steps.Step | ev.Event:
 
 
 def _is_postponed(state: State, step: steps.Step) -> bool:
-    """Return whether the reflector's model must be asked again only after the deadline."""
+    """Return whether a post-mortem waits for its model until after the deadline."""
     waiting = state.waiting.get(step.task_id)
     return isinstance(step, steps.Reflect) and waiting is not None and waiting.until > state.deadline
 
 
 def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step | NeededRun]:
-    """Yield what an experiment needs next; runs are granted elsewhere, since slots are scarce."""
+    """Yield what an experiment needs next; `_grant_slots` grants the runs, since slots are scarce."""
     match stage:
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
@@ -79,7 +79,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
             decision = judge(state, number, stage)
             yield decision if isinstance(decision, NeededRun) else _judge(decision)
         case Broken(candidate, crash):
-            # Repairing a disqualified candidate would teach it how to pass the audit.
+            # A repair of a disqualified candidate would learn how to pass the audit.
             final = number == 0 or crash.failure == "disqualified" or candidate.proposal.reverts is not None
             repairs = 0 if final else state.session.repairs
             if candidate.repairs < repairs:
@@ -99,12 +99,12 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
 
 
 def _refuse(number: int, reason: str) -> steps.Append:
-    """Close a repeat before it costs a run."""
+    """Return the step that closes a repeat before it costs a run."""
     return steps.Append(ev.Refused(experiment=number, reason=reason), f"refuse {number}", (f"experiment {number}",))
 
 
 def _judge(verdict: ev.Verdict) -> steps.Append:
-    """Record a verdict, one at a time: a keep changes what the next candidate is judged against."""
+    """Return the step that records a verdict, one at a time: a keep changes the incumbent for the next."""
     number = verdict.experiment
     return steps.Append(verdict, f"judge {number}", (f"experiment {number}", "verdict"))
 
@@ -114,7 +114,7 @@ def _train(number: int, run: int, slot: int, seed: int, plan: ev.EvaluationPlan)
 
 
 def _grant_slots(state: State, needs: Iterable[tuple[int, NeededRun]]) -> list[steps.Train]:
-    """Return runs for the free slots: further runs of promising candidates first, then the oldest candidates."""
+    """Return runs for the free slots: further runs of promising candidates, then first runs, the oldest first."""
     taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
     free = [slot for slot in range(state.session.slots) if slot not in taken]
     wanted: list[tuple[bool, int, tuple[int, int, int]]] = []
@@ -131,7 +131,7 @@ def _grant_slots(state: State, needs: Iterable[tuple[int, NeededRun]]) -> list[s
 
 
 def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
-    """Return a request for as many proposals as keep a candidate ready behind each slot."""
+    """Return the step that gets as many proposals as keep a candidate ready for each slot; empty if none is needed."""
     limits, slots = state.session.limits, state.session.slots
     if state.incumbent is None and not _is_baseline_scored(state):
         return []
@@ -146,13 +146,13 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
         return [steps.Append(proposed, f"ablate {state.next}", ("propose",))]
     if is_fruitless(state):
         why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
-        fallen = ev.FellBack(reason=f"the optimizer proposes from now on, since {why}")
-        return [steps.Append(fallen, "fall back", ("propose",))]
+        fallback = ev.FellBack(reason=f"the optimizer proposes from now on, since {why}")
+        return [steps.Append(fallback, "fall back", ("propose",))]
     return [steps.Propose(state.next, wanted, state.unanswered)]
 
 
 def _is_baseline_scored(state: State) -> bool:
-    """Return whether the baseline has a score, which a first proposal needs."""
+    """Return whether the baseline has a score, as the first proposal requires."""
     match state.open.get(0):
         case Candidate(scores=scores) | Training(Candidate(scores=scores)) | Decided(scores=scores):
             return bool(scores)
@@ -168,7 +168,5 @@ def _is_stale(state: State, number: int, candidate: Candidate) -> bool:
 def _needs_reflection(state: State, number: int, decided: Decided) -> bool:
     failures = state.reflection_failures
     every = state.session.reflect_every * 2**failures  # a reflector that keeps failing is asked less often
-    kept = isinstance(decided.verdict, ev.Kept) and not failures
-    if decided.proposal.reverts is not None:
-        return False
-    return number > 0 and every > 0 and (kept or state.unreflected + 1 >= every)
+    is_due = state.unreflected + 1 >= every or (isinstance(decided.verdict, ev.Kept) and not failures)
+    return number > 0 and every > 0 and is_due and decided.proposal.reverts is None

@@ -1,4 +1,4 @@
-"""Seeds, derived from the session's: run r of every experiment uses the same one (common random numbers)."""
+"""Derive seeds from the session's: run r of every experiment uses the same one (common random numbers)."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ def draw_seed(state: State, run: int) -> int:
 
 
 def draw_fresh_seed(state: State, pair: int) -> int:
-    """Return the fresh seed of the certificate's n-th comparison, which no decision has used."""
+    """Return the fresh seed of the certificate's n-th pair, which no decision has used."""
     return draw(state, "certificate", pair)
 
 

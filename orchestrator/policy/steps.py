@@ -1,4 +1,4 @@
-"""What can be due: one small frozen type for each kind of work, and one for what only has to be recorded."""
+"""Define the steps that can be due: one frozen type for each kind of work, and one that only appends an event."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,11 +8,11 @@ from orchestrator.core import events as ev
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Append an event that needs no work: what the policy has decided by itself."""
+    """Append an event that the policy has decided by itself."""
 
     event: ev.Event
     task_id: str
-    """Name of the step's task, used once in a life of the session."""
+    """Name of the step's task, unique in a life of the session."""
     resources: tuple[str, ...]
     """Exclusive resources: one step at a time holds each."""
 
@@ -51,14 +51,14 @@ class _OnExperiment:
 
 @dataclass(frozen=True, slots=True)
 class Edit(_OnExperiment):
-    """Have a proposal turned into a candidate, or a candidate repaired or carried over to the new incumbent."""
+    """Implement a proposal, repair a candidate, or rebase it on the new incumbent."""
 
     how: Literal["implemented", "rebased", "repaired"]
 
 
 @dataclass(frozen=True, slots=True)
 class Train(_OnExperiment):
-    """Run a candidate once, or the incumbent or baseline once more."""
+    """Run a candidate, the incumbent or the baseline once."""
 
     run: int
     slot: int
@@ -77,7 +77,7 @@ class Promote(_OnExperiment):
 
 @dataclass(frozen=True, slots=True)
 class Reflect(_OnExperiment):
-    """Have a post-mortem written."""
+    """Write the post-mortem of a judged experiment."""
 
 
 Step = CommitBaseline | Propose | Edit | Train | Promote | Reflect | Append

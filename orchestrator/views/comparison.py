@@ -7,10 +7,9 @@ from math import sqrt
 from statistics import fmean, stdev
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State, apply
+from orchestrator.core.state import UNTESTED, State, apply
 from orchestrator.policy.noise import get_t_90
 from orchestrator.views.charts import DASHES, Figure
-from orchestrator.views.experiments import UNTRAINED
 from orchestrator.views.render import render_page
 from orchestrator.views.summary import Summary, summarize
 
@@ -38,16 +37,16 @@ class SessionFigures:
 def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:
     """Return the figures of one session that has a baseline."""
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
-    trained = [result for result in state.tried if result.status not in UNTRAINED]
-    number, rate = max(len(trained), 1), summary.kept / max(len(trained), 1)
+    tested = [result for result in state.tried if result.status not in UNTESTED]
+    number, rate = max(len(tested), 1), summary.kept / max(len(tested), 1)
     tokens = sum(usage.input + usage.output for usage in state.usage.values())
     table = {
         "crew and style": arm,
-        "experiments": str(len(trained)),
+        "experiments": str(len(tested)),
         "kept": f"{summary.kept} ({rate:.0%})",
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
-        "families tried": str(len({result.proposal.family for result in trained})),
+        "families tried": str(len({result.proposal.family for result in tested})),
         "baseline": f"{summary.baseline:.4f}",
         "best": f"{summary.best:.4f}",
         "gain": f"{summary.gain:.4f}",

@@ -17,8 +17,6 @@ UNFINISHED: Mapping[type[st.Stage], st.Status] = {
     st.Training: "training",
     st.Broken: "broken",
 }
-UNTRAINED = ("refused", "abandoned", "not tested")
-"""Final statuses that say nothing about the hypothesis."""
 REASON = 1_000
 """Characters of a verdict's reason."""
 DIFF_LINES, DIFF_CHARACTERS = 80, 20_000

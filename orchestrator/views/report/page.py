@@ -9,10 +9,11 @@ from operator import itemgetter
 from typing import Any
 
 from orchestrator.core.events import Discarded, Failed, Kept, Pruned
+from orchestrator.core.state import UNTESTED
 from orchestrator.policy.ablation import assess_keep
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views import charts
-from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows, select_retried, show_diff
+from orchestrator.views.experiments import ExperimentRow, list_rows, select_retried, show_diff
 from orchestrator.views.render import render_page
 from orchestrator.views.snapshot import LogReader
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
@@ -90,10 +91,10 @@ class Page:
 
 
 def group_families(rows: Sequence[ExperimentRow]) -> list[list[ExperimentRow]]:
-    """Return the trained experiments by family, by total gain of their keeps, largest first."""
-    trained = [row for row in rows if row.experiment and row.is_decided and row.status not in UNTRAINED]
-    names = dict.fromkeys(row.proposal.family for row in trained)
-    families = [[row for row in trained if row.proposal.family == name] for name in names]
+    """Return what was tested by family, by total gain of its keeps, largest first."""
+    tested = [row for row in rows if row.experiment and row.is_decided and row.status not in UNTESTED]
+    names = dict.fromkeys(row.proposal.family for row in tested)
+    families = [[row for row in tested if row.proposal.family == name] for name in names]
     by_size = sorted(families, key=len, reverse=True)
     return sorted(by_size, key=lambda rows: sum(row.gain or 0.0 for row in rows if row.status == "kept"), reverse=True)
 
