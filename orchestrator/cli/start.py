@@ -24,6 +24,8 @@ from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
 from prepare import profiles
 from prepare.manifest import Manifest
+from prepare.shards import open_rows
+from prepare.tokenizer import Tokenizer
 from subagents.prompts import Prompt, parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
@@ -50,14 +52,20 @@ def start_night(night: Preflight, limits: SessionLimits, crew: str, style: str, 
         limits=limits,
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
         commit=night.repo.get_head(),
-        profile=describe_profile(night.manifest),
+        profile=describe_profile(night.manifest, measure_token(night.paths.data)),
         versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
         **_describe_crew(crew, style, night.prompts),
     )
     _begin(night, started, lambda path: Session(path, create=True))
 
 
-def describe_profile(manifest: Manifest) -> SessionProfile:
+def measure_token(folder: Path) -> float:
+    """Return the bytes of a token: the mean over the validation text, without special tokens."""
+    lengths = Tokenizer.from_directory(folder).token_bytes[open_rows("val", folder)[:, 1:]]
+    return float(lengths[lengths > 0].mean())
+
+
+def describe_profile(manifest: Manifest, bytes_per_token: float) -> SessionProfile:
     """Return what a session records of the prepared data."""
     budget = manifest.budget
     return SessionProfile(
@@ -68,6 +76,8 @@ def describe_profile(manifest: Manifest) -> SessionProfile:
         data_hash=manifest.digest,
         seq_len=manifest.seq_len,
         vocab_size=manifest.vocab_size,
+        train_tokens=manifest.rows["train"] * manifest.seq_len,
+        bytes_per_token=bytes_per_token,
         sigma=profiles.PROFILES[manifest.profile].sigma,
     )
 
