@@ -88,8 +88,9 @@ class Scripted:
 
     def researcher(self, request):
         opening = _opening(request)
-        first = int(re.search(r"The first will be experiment (\d+)", opening)[1])
-        count = int(re.search(r"Propose up to (\d+)", opening)[1])
+        first = int(re.search(r"will be experiment (\d+)", opening)[1])
+        several = re.search(r"Propose up to (\d+)", opening)
+        count = int(several[1]) if several else 1
         if len(request["messages"]) == 1:
             return [_thinking("What limits this model?"), _call("read_train_py", first=1, last=60)], "tool_use"
         if self.kind(first) == "mute":

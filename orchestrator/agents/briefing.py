@@ -136,11 +136,11 @@ def describe_standing(state: State) -> str:
             case _:
                 return f"The baseline is still being measured. {noise}"
     start, mean = state.baseline_bpb, fmean(score.val_bpb for score in best.scores)
-    luck = f". On other seeds expect {best.score_to_beat:.4f} of it, because the best of many tries was lucky, too"
-    base = f"{luck}; the baseline had {start:.4f}" if start is not None and best.experiment else ""
+    base = f"; the baseline had {start:.4f}" if start is not None and best.experiment else ""
+    luck = f"On other seeds expect {best.score_to_beat:.4f} of it: a winner has usually been lucky. " * bool(base)
     return (
         f"The best is experiment {best.experiment} with val_bpb {mean:.4f} over {count_seeds(best.scores)}{base}. "
-        f"A run of it: {describe_metrics(best.scores[-1].metrics)}. {noise}"
+        f"{luck}A run of it: {describe_metrics(best.scores[-1].metrics)}. {noise}"
     )
 
 
@@ -303,8 +303,7 @@ def _describe_setback(state: State) -> str:
     """Return why the latest rounds led to no run; empty where the last one did."""
     if not state.fruitless:
         return ""
-    rounds = "round" if state.fruitless == 1 else f"{state.fruitless} rounds"
-    latest = "; the latest" * (state.fruitless > 1)
+    rounds, latest = ("round", "") if state.fruitless == 1 else (f"{state.fruitless} rounds", "; the latest")
     return f"The last {rounds} led to no run{latest} because of this: {_quote_sentences(state.setback)}"
 
 

@@ -119,13 +119,10 @@ def _list_evidence(
     ours, theirs = (", ".join(f"{score.val_bpb:.4f}" for score in runs) for runs in (scores, incumbent))
     yield f"{verdict.kind.capitalize()}: {verdict.reason}."
     yield f"val_bpb by seed: {ours}; the incumbent's{' at the same seeds' * bool(verdict.differences)}: {theirs}."
-    measured = "Change"
     if verdict.differences:
-        yield f"Change by seed: {', '.join(format_signed(-gap) for gap in verdict.differences)}; negative is better."
-        measured = "Less the incumbent's estimated luck at these seeds"
-    yield f"{measured}: {format_signed(-verdict.gain)} ± {verdict.error:.4f}."
+        yield f"Change by seed: {', '.join(format_signed(-gap) for gap in verdict.differences)}."
     if verdict.expected is not None:
-        yield f"To be expected of it, given what ideas have brought so far: {format_signed(-verdict.expected)}."
+        yield f"Change to expect, given what ideas have brought so far: {format_signed(-verdict.expected)}."
     yield f"One run's σ over seeds: {verdict.sigma:.4f}."
 
 
