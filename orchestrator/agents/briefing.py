@@ -112,10 +112,9 @@ def describe_budget(profile: ev.SessionProfile) -> str:
     shape = f" in rows of {profile.seq_len:,}, from a vocabulary of {profile.vocab_size:,}" if profile.seq_len else ""
     place = f"The machine's profile is {profile.name}; text comes as tokens{shape}."
     if profile.bytes_per_token:
-        nat = 1 / (log(2) * profile.bytes_per_token)
         place += (
             f" The training text has {format_count(profile.train_tokens)} tokens. A token of the validation text has "
-            f"{profile.bytes_per_token:.2f} bytes on average: 1 nat per token is {nat:.3f} bits per byte."
+            f"{(size := profile.bytes_per_token):.2f} bytes: 1 nat per token is {1 / log(2) / size:.3f} bits per byte."
         )
     if profile.budget_kind == "time":
         return f"{profile.budget:g} seconds of training on this machine. Slower steps mean fewer steps. {place}"
@@ -223,9 +222,8 @@ def _describe_outcome(result: Decided, brief: bool) -> str:
     match result.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
             change = f"{format_signed(-verdict.gain)} ± {verdict.error:.4f} to {verdict.mean:.4f}"
-            runs = count_seeds(result.scores)
-            runs += "" if brief else f", a run of {describe_metrics(result.scores[-1].metrics)}"
-            return f"{result.status.capitalize()}: {change} over {runs}; against #{result.incumbent}."
+            ran = count_seeds(result.scores) + f", a run of {describe_metrics(result.scores[-1].metrics)}" * (not brief)
+            return f"{result.status.capitalize()}: {change} over {ran}; against #{result.incumbent}."
         case verdict:
             run = None if isinstance(verdict, ev.Refused | ev.Abandoned) else result.last_run.metrics
             measured = f" It had {describe_metrics(run)}." if run and run.train_seconds else ""

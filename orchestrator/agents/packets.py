@@ -19,6 +19,8 @@ POINTS = tuple(i / 10 for i in range(1, 11))
 """Shares of the budget at which a packet shows the curves."""
 SAME_PACE = 0.01
 """Share by which the steps of two budgets may differ and count as equal."""
+AT_EQUAL_SHARES = 51
+"""Characters of a row of the curve table before the comparison at equal steps, needless where the steps are equal."""
 EXCERPT = 1_800
 """Characters of a log in a packet: about 500 tokens."""
 LAST_LINES = 12
@@ -65,18 +67,15 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
     own, incumbent = _list_runs(decided), decided.compared
     every = decided.against.scores if decided.against else ()
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
-    same = abs(pace - 1) < SAME_PACE
-    more = "" if same else "  incumbent at equal steps  difference"
-    rows = [f"share    this  incumbent  difference  incumbent's σ{more}"]
+    rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
     for share in shares:
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
         level = _get_losses(incumbent, pace * share) if pace and pace * share <= 1 else []
         mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
         gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
         sigma = f"{stdev(losses):.4f}" if len(losses := _get_losses(every, share)) > 1 else "–"
-        rest = "" if same else f"  {equal:>24}     {later:>7}"
-        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}{rest}")
-    return "\n".join(rows)
+        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
+    return "\n".join(row[: AT_EQUAL_SHARES if abs(pace - 1) < SAME_PACE else None] for row in rows)
 
 
 def _count_steps(runs: Sequence[FinishedRun]) -> float:

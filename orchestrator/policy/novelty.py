@@ -14,8 +14,7 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     under_way = [(n, get_proposal(stage)) for n, stage in state.open.items() if 0 < n < number]
     for experiment, earlier in (*tried, *under_way):
         if _is_same_change(earlier, proposal):
-            same = f"experiment {experiment} ({describe_settings(earlier)}), from the same train.py"
-            return f"{describe_settings(proposal)} repeats {same}"
+            return f"{describe_settings(proposal)} repeats experiment {experiment} ({describe_settings(earlier)})"
     return ""
 
 
