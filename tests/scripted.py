@@ -88,8 +88,9 @@ class Scripted:
 
     def researcher(self, request):
         opening = _opening(request)
-        first = int(re.search(r"The first will be experiment (\d+)", opening)[1])
-        count = int(re.search(r"Propose up to (\d+)", opening)[1])
+        first = int(re.search(r"will be experiment (\d+)", opening)[1])
+        several = re.search(r"Propose up to (\d+)", opening)
+        count = int(several[1]) if several else 1
         if len(request["messages"]) == 1:
             return [_thinking("What limits this model?"), _call("read_train_py", first=1, last=60)], "tool_use"
         if self.kind(first) == "mute":
@@ -136,7 +137,7 @@ class Scripted:
             back = _call("replace", old="HEAD_DIM = 127", new="HEAD_DIM = 128")
             return [back, _call("submit", summary=f"{name} is {value} now.")], "tool_use"
         fault = f"\n{CRASH.rstrip()}" if "Then break it." in opening else ""
-        fault += "\nEXTRA_LINE = 1" if "Add a line." in opening else ""
+        fault += "\nextra_line = 1" if "Add a line." in opening else ""
         edits = [_call("replace", old=line, new=new + fault)]
         if "Stray." in opening:
             edits.append(_call("replace", old="HEAD_DIM = 128", new="HEAD_DIM = 127"))
@@ -148,7 +149,7 @@ class Scripted:
             return [_call("compare_curves", points=5), _call("grep_log", words="error|nan")], "tool_use"
         verdict = "supported" if "Kept:" in opening else "inconclusive"
         lesson = {
-            "implemented": "no" if "EXTRA_LINE" in opening else "yes",
+            "implemented": "no" if "extra_line" in opening else "yes",
             "verdict": verdict,
             "happened": "The score moved by less than luck could move it." if verdict != "supported" else "It gained.",
             "why": "The learning rate was near its best value, where the loss is flat (to first order).",

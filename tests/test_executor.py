@@ -77,12 +77,13 @@ def test_the_profile_says_what_the_data_was_prepared_for():
         files={},
         versions={},
     )
-    found = describe_profile(manifest)
+    found = describe_profile(manifest, 2.8)
     assert (found.name, found.budget_kind, found.budget) == ("cpu", "work", 3e12)
     assert found.expected_seconds > 20
     timed = replace(manifest, budget=BudgetAmount("time", 20.0, 20.0))
-    assert describe_profile(timed).expected_seconds > found.expected_seconds  # a GPU's code is compiled first
+    assert describe_profile(timed, 2.8).expected_seconds > found.expected_seconds  # a GPU's code is compiled first
     assert found.data_hash == manifest.digest
+    assert (found.train_tokens, found.bytes_per_token) == (256, 2.8)
 
 
 def test_a_slot_is_a_card_with_its_node_or_a_share_of_the_cores(tmp_path):

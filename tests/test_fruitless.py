@@ -130,7 +130,7 @@ def test_what_was_not_done_as_proposed_is_not_tested(tmp_path):
     session = night(tmp_path, Player(["turn", "unfaithful", "turn"]), experiments=3)
     state = session.state
 
-    result = next(result for result in state.judged if "EXTRA_LINE" in session.get(result.commit.source))
+    result = next(result for result in state.judged if "extra_line" in session.get(result.commit.source))
     assert result.status == "not tested"
     facts = briefing.brief_researcher(state, state.next, 1, SOURCE)
     assert f"#{result.experiment} " in facts["refused"]

@@ -170,10 +170,13 @@ def test_a_value_that_is_derived_may_be_declared():
     assert not find_deviation(doubled, SOURCE, after, "DEPTH is 16, twice 8.")
 
 
-def test_new_constants_and_changes_of_code_are_free():
-    after = SOURCE.replace("DEPTH = 8 ", "GATES = 3\nDEPTH = 8 ")
+def test_a_new_constant_has_a_value_that_the_proposal_gives_or_that_is_declared():
+    after = SOURCE.replace("DEPTH = 8 ", "GATE_LR = 1.0\nDEPTH = 8 ")
+    gated = PROPOSAL.model_copy(update={"instructions": "Add GATE_LR = 0.1."})
 
-    assert not find_deviation(PROPOSAL, SOURCE, after)
+    assert "`GATE_LR = 1.0`: the proposal gives no such value" in find_deviation(gated, SOURCE, after)
+    assert not find_deviation(gated, SOURCE, after.replace("GATE_LR = 1.0", "GATE_LR = 0.1"))
+    assert not find_deviation(gated, SOURCE, after, "GATE_LR is 1.0, as in the paper.")
 
 
 def test_a_repair_keeps_what_was_proposed_and_declares_what_it_changes():

@@ -71,6 +71,15 @@ def decide(*gains: float, state: State = STATE, **how) -> object:
     return judge.judge(state, 1, candidate(*gains, state=state, **how))
 
 
+@pytest.mark.parametrize("error", [0.1, 0.44, 1.2])
+@pytest.mark.parametrize("gain", [5.0, 20.0, 47.0, 60.0, 90.0, 150.0, 400.0])
+def test_a_large_effect_is_believed_however_small_its_error(gain, error):
+    prior = belief.learn_outlook(()).prior
+
+    assert belief.infer(prior, gain, error).probability > 0.95
+    assert belief.infer(prior, -gain, error).probability < 0.01
+
+
 def test_one_pair_is_enough_where_luck_is_shared_and_not_where_it_is_not():
     assert isinstance(decide(2.0), ev.Kept)
     assert not isinstance(decide(1.0, family="data order"), ev.Kept)

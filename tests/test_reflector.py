@@ -218,9 +218,8 @@ def test_the_evidence_is_what_the_verdict_used():
     outcome = packets.pack_reflection(state, paired, "log", "", synthetic.source())["outcome"]
 
     assert f"the incumbent's at the same seeds: 2.3456, {first.val_bpb:.4f}." in outcome
-    assert "Differences at equal seeds: +0.0123, -0.0045." in outcome
-    assert "Gain to expect, given what ideas have brought so far: +0.0011." in outcome
-    assert "Probability that it is a gain: 0.42." in outcome
+    assert "Change by seed: −0.0123, +0.0045." in outcome
+    assert "given what ideas have brought so far: −0.0011." in outcome
     assert replace(paired, seeds=(8,)).compared == against.scores
 
 

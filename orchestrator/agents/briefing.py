@@ -6,6 +6,7 @@ It is as long at experiment 1,000 as at experiment 20.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
+from math import log
 from statistics import fmean
 from typing import get_args
 
@@ -40,7 +41,7 @@ UNDER_WAY: Mapping[type[Stage], str] = {
     Training: "is training",
     Broken: "has crashed, and may be repaired",
 }
-DIFF = 1_200
+DIFF = 2_400
 """Tokens of a diff."""
 QUOTATION = 450
 """Characters of a reason: all that a mechanic may say of why something is impossible."""
@@ -78,7 +79,7 @@ def brief_researcher(
         "rest": str(shown + 1) if shown < len(source.splitlines()) else "",
         "constants": _fit_rows(list_declarations(source), 1300),
         "outline": "",  # prompts of older sessions ask for it
-        "branch": _fit_rows((_write_line(result) for result in tested if result.status == "kept"), 500),
+        "branch": _fit_rows((_write_line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "calibration": _describe_calibration(tested),
         "earlier": _fit_rows(_list_earlier(state.session.earlier), 1000),
         "recent": _fit_rows(_list_recent(tested[-RECENT:]), 3750),
@@ -108,30 +109,35 @@ def describe_budget(profile: ev.SessionProfile) -> str:
     """Return what every run gets, and where it runs."""
     shape = f" in rows of {profile.seq_len:,}, from a vocabulary of {profile.vocab_size:,}" if profile.seq_len else ""
     place = f"The machine's profile is {profile.name}; text comes as tokens{shape}."
+    if profile.bytes_per_token:
+        place += (
+            f" The training text has {format_count(profile.train_tokens)} tokens. A token of the validation text has "
+            f"{(size := profile.bytes_per_token):.2f} bytes: 1 nat per token is {1 / log(2) / size:.3f} bits per byte."
+        )
     if profile.budget_kind == "time":
         return f"{profile.budget:g} seconds of training on this machine. Slower steps mean fewer steps. {place}"
     return (
-        f"{profile.budget:.3g} units of work; a whole run takes about {profile.expected_seconds:.0f} s here. A FLOP of "
-        "a step, the optimizer's included, is one unit, each byte that an operation reads or writes 16, and each call "
-        "10 million: about what they cost on this CPU, whatever else runs on it. More work per step means fewer steps. "
-        f"{place}"
+        f"{profile.budget:.3g} units of work. A FLOP of a step, the optimizer's included, is one unit, each byte that "
+        "an operation reads or writes 16, and each call 10 million: about what they cost on this CPU, whatever else "
+        f"runs on it. More work per step means fewer steps. {place}"
     )
 
 
 def describe_standing(state: State) -> str:
     """Return the score to beat, the metrics of a run of the incumbent, the noise, and what is kept."""
+    noise = f"One run's σ over seeds is {estimate_sigma(state):.4f}. {describe_rule(state)}"
     if (best := state.incumbent) is None:
         match state.open.get(0):  # a first proposal can be made before all of the baseline's scores are there
             case Candidate(scores=scores) | Training(Candidate(scores=scores)):
-                return f"The baseline is still being measured. {_list_scores(scores)}".strip()
+                return f"The baseline is still being measured. {_list_scores(scores)} {noise}"
             case _:
-                return "The baseline is still being measured."
-    start = state.baseline_bpb
+                return f"The baseline is still being measured. {noise}"
+    start, mean = state.baseline_bpb, fmean(score.val_bpb for score in best.scores)
     base = f"; the baseline had {start:.4f}" if start is not None and best.experiment else ""
+    luck = f"On other seeds expect {best.score_to_beat:.4f} of it: a winner has usually been lucky. " * bool(base)
     return (
-        f"The best is experiment {best.experiment} with val_bpb {best.score_to_beat:.4f}{base}. A run of it: "
-        f"{describe_metrics(best.scores[-1].metrics)}. One run's σ over seeds is {estimate_sigma(state):.4f}. "
-        f"{describe_rule(state)}"
+        f"The best is experiment {best.experiment} with val_bpb {mean:.4f} over {count_seeds(best.scores)}{base}. "
+        f"{luck}A run of it: {describe_metrics(best.scores[-1].metrics)}. {noise}"
     )
 
 
@@ -142,7 +148,6 @@ def describe_metrics(metrics: ev.RunMetrics) -> str:
         f"{format_count(metrics.tokens)} training tokens" if metrics.tokens else "",
         f"{metrics.parameters / 1e6:.1f}M parameters" if metrics.parameters else "",
         f"{metrics.memory_mb:,.0f} MB" if metrics.memory_mb else "",
-        f"{metrics.train_seconds:.1f} s of training" if metrics.train_seconds else "",
     )
     return ", ".join(count for count in counts if count) or "nothing was measured"
 
@@ -152,7 +157,7 @@ def describe_experiment(result: Decided, change: str) -> str:
     proposal, post, commit = result.proposal, result.postmortem, result.commit
     parts = [
         _describe_result(result),
-        f"What happened: {post.happened}" if post else "",
+        f"What happened: {post.happened}" if post and post.implemented != "partly" else "",
         f"Hypothesis: {proposal.hypothesis}",
         f"Rationale: {proposal.rationale}",
         f"Instructions: {proposal.instructions}",
@@ -181,12 +186,13 @@ def _list_scores(scores: Sequence[ev.Scored]) -> str:
     return f"Seeds: {values}; a run of it: {describe_metrics(scores[-1].metrics)}."
 
 
-def _write_line(result: Decided) -> str:
-    """Return an experiment and what came of it, on one line."""
+def _write_line(result: Decided, *, brief: bool = False) -> str:
+    """Return an experiment and what came of it, on one line; in brief, without the metrics of a run."""
     proposal = result.proposal
     settings = f", {describe_settings(proposal)}" if proposal.settings else ""
     kind = f"{proposal.family}{shorten(settings, 60)}"
-    return f"#{result.experiment} {shorten(proposal.title, 90)} ({kind}). {_describe_outcome(result)}"
+    partly = " Implemented only in part." if result.postmortem and result.postmortem.implemented == "partly" else ""
+    return f"#{result.experiment} {shorten(proposal.title, 90)} ({kind}). {_describe_outcome(result, brief)}{partly}"
 
 
 def _list_recent(results: Sequence[Decided]) -> Iterator[str]:
@@ -199,20 +205,23 @@ def _describe_result(result: Decided, *, explained: bool = True) -> str:
     """Return an experiment in full sentences, with what its author expected and what was learned."""
     post = result.postmortem
     parts = [f"{_write_line(result)} Expected {format_signed(result.proposal.expected_delta)}."]
-    if post and post.implemented != "no":
+    if not post:
+        parts += ["No post-mortem so far."]
+    elif post.implemented != "no":
+        parts += [f"What happened: {flatten(post.happened)}"] * (post.implemented == "partly")
         parts += [f"Why: {flatten(post.why)}"] * explained
         parts += [f"Lesson: {flatten(post.lesson)}"]
     return " ".join(parts)
 
 
-def _describe_outcome(result: Decided) -> str:
+def _describe_outcome(result: Decided, brief: bool) -> str:
     if result.status == "not tested" and result.postmortem:
         return f"Not tested, because the edit did something else: {_quote_sentences(result.postmortem.happened)}."
     match result.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
             change = f"{format_signed(-verdict.gain)} ± {verdict.error:.4f} to {verdict.mean:.4f}"
-            runs = f"{count_seeds(result.scores)}, a run of {describe_metrics(result.scores[-1].metrics)}"
-            return f"{result.status.capitalize()}: {change} over {runs}; against #{result.incumbent}."
+            ran = count_seeds(result.scores) + f", a run of {describe_metrics(result.scores[-1].metrics)}" * (not brief)
+            return f"{result.status.capitalize()}: {change} over {ran}; against #{result.incumbent}."
         case verdict:
             run = None if isinstance(verdict, ev.Refused | ev.Abandoned) else result.last_run.metrics
             measured = f" It had {describe_metrics(run)}." if run and run.train_seconds else ""
@@ -230,9 +239,9 @@ def _describe_calibration(results: Sequence[Decided]) -> str:
         return ""
     expected, measured = (format_signed(fmean(values)) for values in zip(*guesses, strict=True))
     right = sum(guess * found > 0 for guess, found in guesses)
-    which = f"last {len(guesses)} guesses" if len(guesses) > 1 else "one guess so far"
+    which = f"last {len(guesses)} guesses: mean" if len(guesses) > 1 else "one guess so far:"
     signs = f"{right} of {len(guesses)} had the right sign"
-    return f"Your {which}: mean {expected} expected, {measured} measured; {signs}."
+    return f"Your {which} {expected} expected, {measured} measured; {signs}."
 
 
 def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
@@ -253,7 +262,7 @@ def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
 def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     """Return discarded changes that looked like a gain, the most promising last."""
     ranked = [
-        (verdict.gain / verdict.error, _write_line(result))
+        (verdict.gain / verdict.error, _write_line(result, brief=True))
         for result in results
         if isinstance(verdict := result.verdict, ev.Discarded)
         and verdict.error
@@ -303,8 +312,8 @@ def _describe_setback(state: State) -> str:
     """Return why the latest rounds led to no run; empty where the last one did."""
     if not state.fruitless:
         return ""
-    rounds = "The last round" if state.fruitless == 1 else f"The last {state.fruitless} rounds"
-    return f"{rounds} led to no run; the latest because of this: {_quote_sentences(state.setback)}"
+    rounds, latest = ("round", "") if state.fruitless == 1 else (f"{state.fruitless} rounds", "; the latest")
+    return f"The last {rounds} led to no run{latest} because of this: {_quote_sentences(state.setback)}"
 
 
 # Words

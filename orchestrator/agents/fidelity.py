@@ -15,8 +15,8 @@ NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:e[+-]?\d+)?", re
 def find_deviation(proposal: Proposal, before: str, after: str, declared: str = "", *, repair: bool = False) -> str:
     """Return where an edit departs from its proposal, and how to correct it; empty if it does not.
 
-    A constant that the proposal does not name must keep its value, unless a repair declares the change. The new value
-    of a constant must be in the proposal or be declared.
+    A constant that the proposal does not name must keep its value, unless a repair declares the change. The value of a
+    new constant, and the new value of an old one, must be in the proposal or be declared.
     """
     if compute_fingerprint(before) == compute_fingerprint(after):
         return "nothing but comments or layout has changed"
@@ -24,11 +24,11 @@ def find_deviation(proposal: Proposal, before: str, after: str, declared: str = 
     told = f"{proposal.title}\n{proposal.instructions}\n{' '.join(proposal.settings)}"
     wrong = {name: value for name, value in proposal.settings.items() if values.get(name) != value}
     faults = [f"the proposal sets {name} to {value!r}: set it to exactly that" for name, value in wrong.items()]
-    for name, was in old.items():
-        now = new.get(name, "removed")
+    for name in {**old, **new}:
+        was, now = old.get(name, ""), new.get(name, "removed")
         if was == now or name in proposal.settings:
             continue
-        if not _is_named(told, name) and not (repair and _is_named(declared, name)):
+        if was and not _is_named(told, name) and not (repair and _is_named(declared, name)):
             faults.append(f"{name} has changed, which the proposal does not name: put `{was}` back")
         elif not _read_numbers(now) <= _read_numbers(f"{told}\n{declared}\n{was}"):
             faults.append(

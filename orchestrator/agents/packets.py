@@ -11,6 +11,7 @@ from orchestrator.agents.briefing import DIFF, clip, describe_budget
 from orchestrator.core import events as ev
 from orchestrator.core.description import FinishedRun, compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
+from orchestrator.core.text import format_signed
 from prepare.constants import Value, read_values
 from subagents.logs import extract_frames, fence, quote, split_lines
 
@@ -18,6 +19,8 @@ POINTS = tuple(i / 10 for i in range(1, 11))
 """Shares of the budget at which a packet shows the curves."""
 SAME_PACE = 0.01
 """Relative difference below which two numbers of steps count as equal."""
+AT_EQUAL_SHARES = 51
+"""Characters of a row of the curve table before the comparison at equal steps, needless where the steps are equal."""
 EXCERPT = 1_800
 """Characters of a log in a packet: about 500 tokens."""
 LAST_LINES = 12
@@ -58,22 +61,21 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
 def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
     """Return a row per share of the budget: mean losses over seeds, their difference, the incumbent's σ over its seeds.
 
-    Then follow the incumbent's loss after as many steps, and the difference from it. A dash stands where a run had
-    ended, where the number of steps is not known, and where fewer than two seeds give no σ.
+    If the numbers of steps differ, then follow the incumbent's loss after as many steps, and the difference from it. A
+    dash stands where a run had ended, where the number of steps is not known, and where fewer than two seeds give no σ.
     """
     own, incumbent = _list_runs(decided), decided.compared
     every = decided.against.scores if decided.against else ()
-    rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
+    rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
     for share in shares:
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
-        known = share if abs(pace - 1) < SAME_PACE else pace * share
-        level = _get_losses(incumbent, known) if pace and known <= 1 else []
+        level = _get_losses(incumbent, pace * share) if pace and pace * share <= 1 else []
         mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
         gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
         sigma = f"{stdev(losses):.4f}" if len(losses := _get_losses(every, share)) > 1 else "–"
         rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
-    return "\n".join(rows)
+    return "\n".join(row[: AT_EQUAL_SHARES if abs(pace - 1) < SAME_PACE else None] for row in rows)
 
 
 def _count_steps(runs: Sequence[FinishedRun]) -> float:
@@ -112,17 +114,14 @@ def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
 def _list_evidence(
     verdict: ev.Kept | ev.Discarded, scores: Sequence[ev.Scored], incumbent: Sequence[ev.Scored]
 ) -> Iterator[str]:
-    """Yield the numbers that a verdict rests on, a sentence each."""
+    """Yield the numbers that a verdict rests on, a sentence each; of changes, negative is better everywhere."""
     ours, theirs = (", ".join(f"{score.val_bpb:.4f}" for score in runs) for runs in (scores, incumbent))
     yield f"{verdict.kind.capitalize()}: {verdict.reason}."
     yield f"val_bpb by seed: {ours}; the incumbent's{' at the same seeds' * bool(verdict.differences)}: {theirs}."
-    yield "In the rest, positive is better."
     if verdict.differences:
-        yield f"Differences at equal seeds: {', '.join(f'{gap:+.4f}' for gap in verdict.differences)}."
-    yield f"Gain: {verdict.gain:+.4f} ± {verdict.error:.4f}."
-    if verdict.expected is not None and verdict.probability is not None:
-        yield f"Gain to expect, given what ideas have brought so far: {verdict.expected:+.4f}."
-        yield f"Probability that it is a gain: {verdict.probability:.2f}."
+        yield f"Change by seed: {', '.join(format_signed(-gap) for gap in verdict.differences)}."
+    if verdict.expected is not None:
+        yield f"Change to expect, given what ideas have brought so far: {format_signed(-verdict.expected)}."
     yield f"One run's σ over seeds: {verdict.sigma:.4f}."
 
 

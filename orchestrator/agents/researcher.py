@@ -86,7 +86,7 @@ def make_agent(
     def search_musings(words: str) -> str:
         """Search the musings of this and all earlier sessions: what was tried, why, and what came of it.
 
-        The ten that fit best are shown, with the words around the match.
+        The ten that fit best are shown: session, number there, verdicts, change of val_bpb, the words around the match.
         """
         return search(words) or "No musings match."
 

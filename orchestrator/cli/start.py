@@ -26,6 +26,8 @@ from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare import profiles
 from prepare.manifest import Manifest
+from prepare.shards import open_rows
+from prepare.tokenizer import Tokenizer
 from subagents.prompts import Prompt, parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
@@ -52,7 +54,7 @@ def start_night(
     With `memory` it is told what earlier sessions on the same data found.
     """
     night.require()
-    profile = describe_profile(night.manifest)
+    profile = describe_profile(night.manifest, measure_token(night.paths.data))
     earlier, variance = recall_results(night.paths.sessions, profile) if memory else ((), PooledVariance())
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
@@ -71,7 +73,13 @@ def start_night(
     _begin(night, started, lambda path: Session(path, create=True))
 
 
-def describe_profile(manifest: Manifest) -> SessionProfile:
+def measure_token(folder: Path) -> float:
+    """Return the bytes of a token: the mean over the validation text, without special tokens."""
+    lengths = Tokenizer.from_directory(folder).token_bytes[open_rows("val", folder)[:, 1:]]
+    return float(lengths[lengths > 0].mean())
+
+
+def describe_profile(manifest: Manifest, bytes_per_token: float) -> SessionProfile:
     """Return what a session records of the prepared data."""
     budget = manifest.budget
     return SessionProfile(
@@ -82,6 +90,8 @@ def describe_profile(manifest: Manifest) -> SessionProfile:
         data_hash=manifest.digest,
         seq_len=manifest.seq_len,
         vocab_size=manifest.vocab_size,
+        train_tokens=manifest.rows["train"] * manifest.seq_len,
+        bytes_per_token=bytes_per_token,
         sigma=profiles.PROFILES[manifest.profile].sigma,
     )
 

@@ -95,10 +95,7 @@ def build_crew(
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
         prompts or {agent: parse_prompt(log.get(text), agent) for agent, text in started.prompts.items()},
         get_optimizer,
-        lambda words: "\n".join(
-            f"{hit.title} ({hit.path}): {hit.snippet}"
-            for hit in search(musings, words, session=started.name if started.isolated else "")
-        ),
+        lambda words: "\n".join(map(str, search(musings, words, session=started.name if started.isolated else ""))),
     )
 
 

@@ -146,6 +146,9 @@ class SessionProfile(Frozen):
     seq_len: int = 0
     """Row length in tokens; 0 in sessions recorded before this field existed."""
     vocab_size: int = 0
+    train_tokens: int = 0
+    bytes_per_token: float = 0.0
+    """Mean over the validation text: it relates nats per token to bits per byte."""
     sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
     """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
     default is the one value that the cpu profile had before it was recorded."""

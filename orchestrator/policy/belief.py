@@ -45,6 +45,8 @@ SIZES = (0.3, 1.0, 3.0, 9.0)
 HARMS = ((0.4, 0.7, 0.5, 1.0), (0.75, 0.1, 3.0, 0.1), (0.75, 0.7, 0.5, 1.0))
 """Ideas that do not help: share that hurts slightly, its mean loss in σ, and the regime's weight for a weak and for a
 strong researcher. Only a weak one proposes mostly changes without an effect."""
+HOPELESS = -50.0
+"""A loss in σ; larger ones say no more than it."""
 HARM = 4.0
 """Mean loss of an idea that hurts, in σ."""
 
@@ -131,7 +133,9 @@ def _weigh_regimes(gain: float, error: float) -> Array:
 
 def compute_likelihood(gain: float, error: float) -> Array:
     """Return the likelihood of a measured gain for each effect of GRID; a small share of gains are outliers."""
-    squares = ((gain - GRID) / error) ** 2
+    # Else no effect would explain a gain beyond the regimes or between two points of the grid, and the prior decide.
+    gain = min(max(gain, HOPELESS), GRID[-1])
+    squares = ((gain - GRID) / max(error, np.abs(gain - GRID).min())) ** 2
     wide = 2.2
     return (1 - OUTLIERS) * np.exp(-0.5 * squares) + OUTLIERS / wide * np.exp(-0.5 * squares / wide**2) + 1e-9
 

@@ -14,7 +14,7 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     under_way = [(n, get_proposal(stage)) for n, stage in state.open.items() if 0 < n < number]
     for experiment, earlier in (*tried, *under_way):
         if _is_same_change(earlier, proposal):
-            return f"{describe_settings(proposal)} repeats experiment {experiment}: {earlier.title}"
+            return f"{describe_settings(proposal)} repeats experiment {experiment} ({describe_settings(earlier)})"
     return ""
 
 
@@ -32,10 +32,10 @@ def find_duplicate(state: State, number: int, fingerprint: str) -> str:
 
 
 def describe_settings(proposal: ev.Proposal) -> str:
-    """Return the constants that a proposal sets: `MATRIX_LR up 0.06`, or `A = 1, B = 2` for several."""
+    """Return the constants that a proposal sets: `MATRIX_LR up to 0.06`, or `A = 1, B = 2` for several."""
     match list(proposal.settings.items()), proposal.direction:
         case [(name, value)], str(direction):
-            return f"{name} {direction} {value}".strip()
+            return f"{name} {direction} to {value}"
         case settings, _:
             return ", ".join(f"{name} = {value}" for name, value in settings)
 

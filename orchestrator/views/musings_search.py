@@ -22,6 +22,11 @@ class Hit:
     snippet: str
     """The text around the match, which is between ** and **."""
 
+    def __str__(self) -> str:
+        """Return session and title, what came of it, and the snippet, on one line."""
+        outcome = filter(None, (self.matter.get(key) for key in ("status", "verdict", "delta")))
+        return f"{self.path.parent.name} {self.title} ({', '.join(map(str, outcome))}): {self.snippet}"
+
 
 def search(
     folder: Path, query: str, *, family: str = "", verdict: str = "", session: str = "", limit: int = 10
