@@ -1,5 +1,6 @@
 """Signals, terminals that hang up, and two commands at once, with real processes: a night ends recorded or goes on."""
 
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -7,7 +8,7 @@ import time
 
 import pytest
 
-from orchestrator.core.events import Ended, Resumed
+from orchestrator.core.events import Crashed, Ended, Resumed, Scored
 from orchestrator.session.store import Session
 from tests.test_cli import opened, runs_of, wait_until
 from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
@@ -117,17 +118,25 @@ def test_two_nights_of_one_name_in_one_repository(place, tmp_path):
     assert sum((folder / "sessions/night").exists() for folder in (place, other)) == 1
 
 
-def test_a_night_waits_for_another_writer(place):
+def test_a_night_outlives_programs_that_lock_and_delete_its_session(place):
     life = begun(place, *NIGHT)
     wait_for_line(life, "granted")
     with sqlite3.connect(place / "sessions/night/session.db", isolation_level=None) as other:
         other.execute("begin immediate")
-        time.sleep(7)
+        wait_for_line(life, "database is locked")
         other.execute("rollback")
     other.close()
+    wait_for_line(life, "granted")
+    shutil.rmtree(place / "sessions/night", ignore_errors=True)
+    wait_for_line(life, "written anew")
     finish(life)
     assert life.returncode == 0
-    assert opened(place).state.ended == "1 experiments are done"
+    session = opened(place)
+    assert session.state.ended == "1 experiments are done"
+    assert all(session.get(record.event.log) for record in session.records if isinstance(record.event, Scored))
+    crashes = [record.event for record in session.records if isinstance(record.event, Crashed)]
+    assert not crashes, "a run whose folder was deleted is run again"
+    assert (place / "sessions/night/report.html").exists()
 
 
 def test_a_session_that_is_written_by_another_program_ends_in_one_line(place):

@@ -37,6 +37,7 @@ def run_session(session: Session, night: Preflight) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
     paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
     observers = Observers(session, paths.musings, send=night.send, command=paths.write_command)
+    session.say = observers.say
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     runner = Runner(
         folder,
@@ -89,7 +90,7 @@ def build_crew(
     else:
         from subagents.claude import Claude, connect
 
-        outside = Live(Claude(connect()), log)
+        outside = Live(Claude(connect(), clock=log.clock), log)
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
