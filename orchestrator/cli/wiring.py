@@ -52,7 +52,8 @@ def run_session(session: Session, night: Preflight) -> None:
     runner.reap()
     if session.state.baseline_commit:
         repo.begin_branch(session.state.parent.commit)
-    lab = LocalExecutor(repo, runner, session.put, profiles.from_manifest(night.manifest), observers.say)
+    profile = profiles.from_manifest(night.manifest)
+    lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
     try:
         with observers:
             crew, guidance = build_crew(session, paths.musings), paths.script.parent / "guidance.md"

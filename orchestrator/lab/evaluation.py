@@ -77,8 +77,6 @@ def _find_claimed(run: Observation) -> float:
     if run.server.objection:
         raise Disqualified(run.server.objection)
     _check_kill(run, run.ending)
-    if status and run.may_be_excused and not run.server.model.parent.exists():
-        raise ExcusedError("its folder was deleted by another program")
     if status and transcript.sealed:
         # Its own words may quote the validation text.
         kind = classify_failure(status, "\n".join(transcript.withheld)).kind

@@ -3,12 +3,19 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import TypeVar
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
 from orchestrator.core.source import compute_fingerprint
-from orchestrator.lab.repo import Repo
+from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from prepare import profiles
+
+T = TypeVar("T")
+RETRY = 0.5
+"""Seconds between two attempts of git."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +27,11 @@ class LocalExecutor:
     put: Callable[[str], Digest]
     profile: profiles.Profile
     say: Callable[[str], None] = print
-    """Tells the user why the branch stays behind."""
+    """Tells the user why git waits, or why the branch stays behind."""
+    is_stopping: Callable[[], bool] = lambda: False
+    """Tells whether the night ends, so that git is no longer waited for."""
+    patience: int = 40
+    """Attempts before either: a lock is held, `git gc` moves objects."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""
@@ -28,17 +39,30 @@ class LocalExecutor:
         source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
         message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
         commit = await self.commit(0, head, source, message)
-        await asyncio.to_thread(self.repo.begin_branch, commit)
+        await self._insist(partial(self.repo.begin_branch, commit))
         return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        return await asyncio.to_thread(self.repo.commit, experiment, parent, source, message)
+        return await self._insist(partial(self.repo.commit, experiment, parent, source, message))
 
     async def train(self, granted: Granted, source: str) -> Outcome:
         return await self.runner.run(granted, source)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        head = await asyncio.to_thread(self.repo.promote, parent, source, message)
+        head = await self._insist(partial(self.repo.promote, parent, source, message))
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
+
+    async def _insist(self, write: Callable[[], T]) -> T:
+        """Return what git has written, however long the repository cannot be used. Raises RepoError."""
+        for attempt in count():
+            try:
+                return await asyncio.to_thread(write)
+            except RepoError as error:
+                if attempt >= self.patience and self.is_stopping():
+                    raise
+                if attempt == self.patience:
+                    self.say(f"{error}. It is tried again until it works; training goes on")
+                await asyncio.sleep(RETRY)
+        raise AssertionError

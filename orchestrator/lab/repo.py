@@ -9,7 +9,6 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -44,9 +43,9 @@ class RepoError(UserError):
 class Repo:
     """The training script in its repository, and the refs of one session."""
 
-    def __init__(self, script: Path, session: str, patience: float = 20.0) -> None:
-        """Find the repository around `script`; a write is tried for `patience` seconds. Raises RepoError."""
-        self.script, self.session, self.patience = script, session, patience
+    def __init__(self, script: Path, session: str) -> None:
+        """Find the repository around `script`. Raises RepoError."""
+        self.script, self.session = script, session
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""
         """Why the branch is not at the last commit that was kept, and what to do about it."""
@@ -108,11 +107,11 @@ class Repo:
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Commit a candidate under a ref of its own; the same one twice is one commit. Raises RepoError."""
         ref = f"refs/nightshift/{self.session}/{experiment}"
-        return self._attempt(lambda: self._commit(ref, parent, source, message))
+        return self._commit(ref, parent, source, message)
 
     def promote(self, parent: str, source: str, message: str) -> str:
         """Commit what is kept on top of `parent`; the same one twice is one commit. Raises RepoError."""
-        kept = self._attempt(lambda: self._commit(self.kept, parent, source, message))
+        kept = self._commit(self.kept, parent, source, message)
         self.advance_branch()
         return kept
 
@@ -129,13 +128,14 @@ class Repo:
 
     def begin_branch(self, commit: str) -> None:
         """Begin with this commit as the last one that was kept, unless there is one. Raises RepoError."""
-        self._attempt(lambda: self._resolve(self.kept) or self._git("update-ref", self.kept, commit))
+        if self._resolve(self.kept) is None:
+            self._git("update-ref", self.kept, commit)
         self.advance_branch()
 
     def advance_branch(self) -> None:
         """Move the branch on to the last commit that was kept; where that is not ours to do, set `trouble`."""
         try:
-            self.trouble = self._attempt(self._advance_branch)
+            self.trouble = self._advance_branch()
         except RepoError as error:
             self.trouble = f"{self.branch} stays behind {self.kept}: {error}"
 
@@ -152,17 +152,6 @@ class Repo:
             return f"{self.branch} was moved by another program and stays as it is: {remedy}"
         self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
         return ""
-
-    def _attempt(self, write: Callable[[], str]) -> str:
-        """Try again while git cannot: a lock is held, `git gc` moves objects, the disk is away."""
-        deadline = time.monotonic() + self.patience
-        while True:
-            try:
-                return write()
-            except RepoError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
 
     def unlock(self) -> None:
         """Remove the locks that an earlier process, killed in the middle of a write, left on this session's refs."""
