@@ -6,6 +6,7 @@ This is the only writer of events. Every append is on disk before anything acts 
 import asyncio
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 import zlib
@@ -96,12 +97,16 @@ class Session(EventLog):
         *,
         create: bool = False,
         read_only: bool = False,
+        salvage: bool = False,
     ) -> None:
-        """Open or create the file, and fold it; `clock` gives seconds since the epoch. Raises SessionError."""
+        """Open or create the file, and fold it; `clock` gives seconds since the epoch. Raises SessionError.
+
+        To `salvage` is to fold the events before the first that is damaged, and to leave out texts that are.
+        """
         super().__init__()
-        self.path, self.turn = path, asyncio.Lock()
-        self.say: Callable[[str], None] = print
-        """Tells the user why the night waits."""
+        self.path, self.salvage, self.turn = path, salvage, asyncio.Lock()
+        self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
+        """Tells the user why the night waits, or what is lost."""
         try:
             self.db = _create(path) if create else _open(path, read_only)
             self._load()
@@ -143,7 +148,12 @@ class Session(EventLog):
 
     def get(self, name: Digest) -> str:
         """Return the text of that digest. Raises KeyError, SessionError."""
-        return self.texts[name] if name in self.texts else _read_text(self.db, name)
+        try:
+            return self.texts[name] if name in self.texts else _read_text(self.db, name)
+        except (KeyError, SessionError):
+            if self.salvage:
+                return "(damaged)"
+            raise
 
     @contextmanager
     def read_texts(self) -> Generator[Callable[[Digest], str]]:
@@ -199,14 +209,18 @@ class Session(EventLog):
 
     def _load(self) -> None:
         """Fold the records of the file. Raises SessionError for the first that is damaged."""
-        for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
-            try:
+        seq = 0
+        try:
+            for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
                 if seq != len(self.records):
                     raise ValueError("the one before it is missing")
                 self.fold(Record(seq=seq, at=at, task_id=task_id, event=parse_event(body)))
-            except DAMAGE as error:
-                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-                raise SessionError(f"{self.path} is damaged: event {seq}: {reason}") from error
+        except (*DAMAGE, sqlite3.Error) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            damage = f"{self.path} is damaged: event {seq}: {reason}"
+            if not self.salvage:
+                raise SessionError(damage) from error
+            self.say(f"{damage}; what follows is left out")
         name = self.state.session.name if self.state.started else "none"
         if name in {"", ".."} or name != Path(name).name:  # it becomes part of paths, and may be a stranger's
             raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")
