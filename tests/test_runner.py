@@ -25,7 +25,7 @@ from orchestrator.lab.slots import Slot
 from prepare.manifest import BudgetAmount
 from tests.small import small_data
 
-LIMITS = RunLimits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20, patience=0.0, pause=0.0)
+LIMITS = RunLimits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20, pause=0.0)
 UNAUDITED = EvaluationPlan(audited_below=0.0, confirmed=False, incumbent=0)
 GRANTED = Granted(experiment=7, run=2, slot=0, seed=123, plan=UNAUDITED)
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -145,8 +145,8 @@ async def test_a_hang_after_ready_is_noticed(bench):
 
 
 async def test_a_script_that_tells_its_progress_in_its_own_words_does_not_hang(bench):
-    told = "from prepare.channel import *\nready()\nfor n in range(12): print(n, 'of 12', flush=True); time.sleep(0.1)"
-    outcome = await bench.run(f"{told}\n{HONEST}", quiet=0.6)
+    told = "channel.ready()\nimport time\nfor n in range(25): print(n, 'of 25', flush=True); time.sleep(0.1)\n"
+    outcome = await bench.run(HONEST.replace(PROTOCOL, PROTOCOL + told), quiet=2.0)
     assert outcome.kind == "scored"
 
 

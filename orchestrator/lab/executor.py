@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
-from typing import TypeVar
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
 from orchestrator.core.source import compute_fingerprint
@@ -13,7 +11,6 @@ from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from prepare import profiles
 
-T = TypeVar("T")
 RETRY = 0.5
 """Seconds between two attempts of git."""
 
@@ -39,26 +36,26 @@ class LocalExecutor:
         source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
         message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
         commit = await self.commit(0, head, source, message)
-        await self._insist(partial(self.repo.begin_branch, commit))
+        await self._insist(self.repo.begin_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        return await self._insist(partial(self.repo.commit, experiment, parent, source, message))
+        return await self._insist(self.repo.commit, experiment, parent, source, message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
         return await self.runner.run(granted, source)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        head = await self._insist(partial(self.repo.promote, parent, source, message))
+        head = await self._insist(self.repo.promote, parent, source, message)
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
 
-    async def _insist(self, write: Callable[[], T]) -> T:
+    async def _insist(self, write: Callable[..., str], *words: object) -> str:
         """Return what git has written, however long the repository cannot be used. Raises RepoError."""
         for attempt in count():
             try:
-                return await asyncio.to_thread(write)
+                return await asyncio.to_thread(write, *words)
             except RepoError as error:
                 if attempt >= self.patience and self.is_stopping():
                     raise

@@ -43,10 +43,8 @@ class RunLimits:
     output: int = 32 << 20
     free_disk: int = 512 << 20
     """Bytes of disk that must be free before a run starts."""
-    patience: float = 120.0
-    """Seconds to wait for them."""
     pause: float = 10.0
-    """Seconds to wait after a run that the machine ended, for each such run in a row."""
+    """Seconds to wait after a run that the machine ended; they more than double with each further one in a row."""
     reserve: int = 256 << 20
     """Bytes of disk that a run must leave free."""
     file: int = 4 << 30

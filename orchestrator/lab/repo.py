@@ -126,11 +126,11 @@ class Repo:
         moves = name == self.kept or not found
         return self._import_commit(name if moves else f"{name}-{len(found) + 1}", parent, source, message)
 
-    def begin_branch(self, commit: str) -> None:
-        """Begin with this commit as the last one that was kept, unless there is one. Raises RepoError."""
-        if self._resolve(self.kept) is None:
-            self._git("update-ref", self.kept, commit)
+    def begin_branch(self, commit: str) -> str:
+        """Begin with this commit as the last one that was kept, unless there is one; return it. Raises RepoError."""
+        kept = self._resolve(self.kept) or self._git("update-ref", self.kept, commit) or commit
         self.advance_branch()
+        return kept
 
     def advance_branch(self) -> None:
         """Move the branch on to the last commit that was kept; where that is not ours to do, set `trouble`."""

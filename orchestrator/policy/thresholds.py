@@ -109,8 +109,8 @@ MAX_FRUITLESS = 6
 over, and after as many rounds of its own the night ends: every round is paid for, and the reason has been told."""
 FRUITLESS_PAUSE = 15.0
 """Seconds before the researcher is asked a third time; they double with each further round that leads to no run."""
-MAX_ABORTED = 3
-"""Runs in a row lost to the machine after which the session ends: the machine needs attention."""
+MAX_ABORTED = 5
+"""Runs in a row lost to the machine after which the session ends: over four minutes of pauses have not helped."""
 FINISH_MARGIN = 1.15
 """A run is started only if its expected length times this is left."""
 REPEAT_EXPIRY = 20

@@ -11,7 +11,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -110,10 +110,8 @@ class Session(EventLog):
         try:
             self.db = _create(path) if create else _open(path, read_only)
             self._load()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except (sqlite3.Error, OSError) as error:
             raise SessionError(f"{path} cannot be used as a session: {error}") from error
-        except OSError as error:
-            raise SessionError(f"{path} cannot be opened: {error.strerror}") from error
         behind = max(0.0, self.state.now - clock())  # the wall clock was set back since the last life
         self.clock = lambda: clock() + behind
         self.files = self._identify()
@@ -148,12 +146,9 @@ class Session(EventLog):
 
     def get(self, name: Digest) -> str:
         """Return the text of that digest. Raises KeyError, SessionError."""
-        try:
+        with suppress(*(KeyError, SessionError) if self.salvage else ()):
             return self.texts[name] if name in self.texts else _read_text(self.db, name)
-        except (KeyError, SessionError):
-            if self.salvage:
-                return "(damaged)"
-            raise
+        return "(damaged)"
 
     @contextmanager
     def read_texts(self) -> Generator[Callable[[Digest], str]]:
