@@ -7,13 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.core.events import GuidanceChanged, StopAsked
-from orchestrator.core.state import State
+from orchestrator.core.state import State, is_training
 from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session, SessionError
 
 LOOK_SECONDS = 2.0
 """Seconds between two checks of guidance.md."""
+STALL = 60.0
+"""Seconds without an event after which a model has stalled, when you have asked to stop and nothing trains."""
 GUIDANCE_CHARACTERS = 8_000
 """Characters of guidance.md that are read."""
 
@@ -41,6 +43,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
         asked = True
         say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
         outside.append(asyncio.ensure_future(session.append("", StopAsked(reason="you asked to stop"))))
+        outside.append(asyncio.ensure_future(_stop_stalled(session, stop_now)))
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, request_stop)
@@ -66,6 +69,14 @@ async def _stop_at_deadline(session: Session) -> None:
     await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
     if not session.state.stopping:
         await session.append("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
+
+
+async def _stop_stalled(session: Session, stop: Callable[[], None]) -> None:
+    """Stop as soon as nothing trains and nothing has happened for a while: a model or git holds up the end."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if session.clock() > session.state.now + STALL and not is_training(session.state):
+            return stop()
 
 
 async def _watch_guidance(session: Session, path: Path) -> None:
