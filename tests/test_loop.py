@@ -217,6 +217,38 @@ def test_killed_anywhere_it_resumes_and_counts_everything_once(tmp_path, seed):
     assert session.state == Session(path, virtual_clock).state
 
 
+@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.soak)])
+def test_killed_at_an_event_it_resumes_and_counts_everything_once(tmp_path, stride):
+    """Killed as soon as event n is on disk, for every n in the night; the second life goes on to the end."""
+
+    async def life(path, last=None):
+        session = Session(path, virtual_clock, create=last is not None)
+        limits = ev.SessionLimits(hours=0.1)
+        session.write("", ev.Resumed() if last is None else started(limits=limits))
+        task = asyncio.ensure_future(run(session, FakeCrew(3), FakeLab(session, 3)))
+        session.watchers.insert(0, lambda: task.cancel() if len(session.records) == last else None)
+        with suppress(asyncio.CancelledError):
+            await task
+        session.close()
+        return session
+
+    whole = len(run_virtually(life(tmp_path / "whole/session.db", 0)).records)
+    for last in range(2, whole, stride):
+        path = tmp_path / f"{last}/session.db"
+        run_virtually(life(path, last))
+        session = run_virtually(life(path))
+        events = [record.event for record in session.records]
+        assert isinstance(events[-1], ev.Ended)
+        assert isinstance(events[last], ev.Resumed)
+        proposed = [event.experiment for event in events if isinstance(event, ev.Proposed)]
+        assert proposed == list(range(1, session.state.next))
+        for kind in (ev.Granted, ev.Scored):
+            runs = [(event.experiment, event.run) for event in events if isinstance(event, kind)]
+            assert len(set(runs)) == len(runs)
+        promoted = [event.experiment for event in events if isinstance(event, ev.Promoted)]
+        assert promoted == [event.experiment for event in events if isinstance(event, ev.Kept)]
+
+
 def test_files_that_are_no_sessions_are_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("hello")
     for path, words in [(tmp_path / "none", "does not exist"), (tmp_path / "text", "not a session file")]:
