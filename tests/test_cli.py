@@ -70,11 +70,13 @@ def test_a_night_offline(place):
 
 def kill_something(place: Path, life, luck: random.Random) -> None:
     """Kill the orchestrator or its group; before that, sometimes, a process of a run: guardian, sandbox or trainer."""
-    time.sleep(luck.uniform(0.3, 1.2))
+    for _ in range(luck.randrange(6)):
+        life.stdout.readline()  # of an event each
+    time.sleep(luck.choice([0.0, luck.uniform(0.0, 1.5)]))
     if luck.random() < 0.5 and (found := runs_of(place)):
         with contextlib.suppress(psutil.Error):
             luck.choice(found).kill()
-    time.sleep(luck.uniform(0.0, 0.6))
+        time.sleep(luck.uniform(0.0, 0.6))
     luck.choice([os.kill, os.killpg])(life.pid, signal.SIGKILL)
 
 

@@ -3,16 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from prepare import profiles
-
-RETRY = 0.5
-"""Seconds between two attempts of git."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +24,7 @@ class LocalExecutor:
     is_stopping: Callable[[], bool] = lambda: False
     """Tells whether the night ends, so that git is no longer waited for."""
     patience: int = 40
-    """Attempts before either: a lock is held, `git gc` moves objects."""
+    """Attempts, two a second, before either: a lock is held, `git gc` moves objects."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""
@@ -53,13 +49,14 @@ class LocalExecutor:
 
     async def _insist(self, write: Callable[..., str], *words: object) -> str:
         """Return what git has written, however long the repository cannot be used. Raises RepoError."""
-        for attempt in count():
+        attempts = 0
+        while True:
             try:
                 return await asyncio.to_thread(write, *words)
             except RepoError as error:
-                if attempt >= self.patience and self.is_stopping():
+                attempts += 1
+                if attempts > self.patience and self.is_stopping():
                     raise
-                if attempt == self.patience:
+                if attempts == self.patience:
                     self.say(f"{error}. It is tried again until it works; training goes on")
-                await asyncio.sleep(RETRY)
-        raise AssertionError
+                await asyncio.sleep(0.5)

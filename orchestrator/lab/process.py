@@ -20,10 +20,8 @@ from orchestrator.lab.sandbox.base import Command
 
 TICK = 0.1
 """Seconds between two checks of a run."""
-WAKE = 5.0
-"""Seconds between two signals that wake up a guardian that somebody may have suspended."""
-DRAIN = 5.0
-"""Seconds for the pipes to drain when every process has ended."""
+DRAIN = WAKE = 5.0
+"""Seconds for the pipes to drain when every process has ended, and between two attempts to wake up a guardian."""
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that come from outside: a user, a shutdown, the system when memory runs out."""
 

@@ -99,10 +99,7 @@ class Session(EventLog):
         read_only: bool = False,
         salvage: bool = False,
     ) -> None:
-        """Open or create the file, and fold it; `clock` gives seconds since the epoch. Raises SessionError.
-
-        To `salvage` is to fold the events before the first that is damaged, and to leave out texts that are.
-        """
+        """Open or create the file, and fold it, or all before the first damage to `salvage` it. Raises SessionError."""
         super().__init__()
         self.path, self.salvage, self.turn = path, salvage, asyncio.Lock()
         self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
@@ -117,12 +114,12 @@ class Session(EventLog):
         self.files = self._identify()
 
     async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
-        """Write the events, as `write` does, in the order of the calls; wait until the end of the night where it fails.
-
-        Raises SessionError.
-        """
+        """Write the events, in the order of the calls, as soon as the file can be written. Raises SessionError."""
         async with self.turn:
-            deadline, said = max(self.state.deadline, self.clock() + BUSY_SECONDS), False
+            deadline, said = (
+                max(self.state.deadline, self.clock() + BUSY_SECONDS),
+                False,
+            )  # the night's, or a little more
             self.db.execute(f"pragma busy_timeout = {1000 * RETRY:.0f}")
             while True:
                 try:
