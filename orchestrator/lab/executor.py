@@ -28,7 +28,7 @@ class LocalExecutor:
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""
-        head = await asyncio.to_thread(self.repo.get_head)
+        head = await self._insist(self.repo.get_head)
         source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
         message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
         commit = await self.commit(0, head, source, message)
