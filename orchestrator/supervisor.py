@@ -7,26 +7,27 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.core.events import GuidanceChanged, StopAsked
-from orchestrator.core.state import State
+from orchestrator.core.state import State, is_training
 from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session, SessionError
 
 LOOK_SECONDS = 2.0
 """Seconds between two checks of guidance.md."""
+STALL = 60.0
+"""Seconds without an event after which a model has stalled, when you have asked to stop and nothing trains."""
 GUIDANCE_CHARACTERS = 8_000
 """Characters of guidance.md that are read."""
 
 
 async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path, say: Callable[[str], None]) -> State:
     """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what the loop raises."""
-    _read_guidance(session, guidance)
-    research = asyncio.ensure_future(run(session, crew, lab))
     outside = [
-        asyncio.ensure_future(_watch_guidance(session, guidance)),
+        asyncio.ensure_future(_watch_guidance(session, guidance)),  # before the first proposal
         asyncio.ensure_future(_stop_at_deadline(session)),
     ]
-    stopped = False
+    research = asyncio.ensure_future(run(session, crew, lab))
+    asked = stopped = False
 
     def stop_now() -> None:
         nonlocal stopped
@@ -35,15 +36,14 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
 
     def request_stop() -> None:
         """Finish the current runs at the first Ctrl-C, stop at once at the second. Nothing is lost either way."""
-        if session.state.stopping or session.state.ended:
+        nonlocal asked
+        if asked or session.state.stopping or session.state.ended:
             stop_now()
             return
+        asked = True
         say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
-        try:
-            session.write("", StopAsked(reason="you asked to stop"))
-        except SessionError as error:
-            say(str(error))
-            stop_now()
+        outside.append(asyncio.ensure_future(session.append("", StopAsked(reason="you asked to stop"))))
+        outside.append(asyncio.ensure_future(_stop_stalled(session, stop_now)))
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, request_stop)
@@ -60,7 +60,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the message how to resume is left
         for task in outside:
             task.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, SessionError):  # the loop raises it, too
                 await task
 
 
@@ -68,20 +68,27 @@ async def _stop_at_deadline(session: Session) -> None:
     """Record a request to stop when the time is up, even while the loop waits for something."""
     await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
     if not session.state.stopping:
-        session.write("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
+        await session.append("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
+
+
+async def _stop_stalled(session: Session, stop: Callable[[], None]) -> None:
+    """Stop as soon as nothing trains and nothing has happened for a while: a model or git holds up the end."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if session.clock() > session.state.now + STALL and not is_training(session.state):
+            return stop()
 
 
 async def _watch_guidance(session: Session, path: Path) -> None:
+    """Record the content of guidance.md whenever it has changed."""
     while True:
+        if (text := _read_guidance(path)) != session.state.guidance:
+            await session.append("", GuidanceChanged(text=text))
         await asyncio.sleep(LOOK_SECONDS)
-        _read_guidance(session, path)
 
 
-def _read_guidance(session: Session, path: Path) -> None:
-    """Record the content of guidance.md if it has changed."""
-    text = ""
+def _read_guidance(path: Path) -> str:
     with suppress(OSError):
         if path.is_file():  # reading a named pipe would wait for a writer
-            text = path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
-    if text != session.state.guidance:
-        session.write("", GuidanceChanged(text=text))
+            return path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
+    return ""

@@ -1,5 +1,6 @@
 """The commands as a user types them: real processes, real git, a real session file."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.core.events import Ended, Granted, Kept, Promoted, Proposed, Scored
+from orchestrator.core.events import Crashed, Ended, Granted, Kept, Promoted, Proposed, Scored
 from orchestrator.session.store import Session
 from tests.workplace import BEST, begun, git, orchestrate, status, workplace
 
@@ -67,30 +68,44 @@ def test_a_night_offline(place):
     assert len(list((place / "musings/night").glob("0*.md"))) == 4
 
 
-def test_killed_six_times_nothing_is_lost_or_counted_twice(place):
+def kill_something(place: Path, life, luck: random.Random) -> None:
+    """Kill the orchestrator or its group; before that, sometimes, a process of a run: guardian, sandbox or trainer."""
+    for _ in range(luck.randrange(6)):
+        life.stdout.readline()  # of an event each
+    time.sleep(luck.choice([0.0, luck.uniform(0.0, 1.5)]))
+    if luck.random() < 0.5 and (found := runs_of(place)):
+        with contextlib.suppress(psutil.Error):
+            luck.choice(found).kill()
+        time.sleep(luck.uniform(0.0, 0.6))
+    luck.choice([os.kill, os.killpg])(life.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("lives", "count"), [(6, 8), pytest.param(200, 30, marks=pytest.mark.soak)])
+def test_killed_again_and_again_nothing_is_lost_or_counted_twice(place, lives, count):
     luck = random.Random(11)
-    words = ("--offline", "--hours", "1", "--max-experiments", "8", "--session", "night", "--seed", "5")
-    for _ in range(6):
+    words = ("--offline", "--hours", "1", "--max-experiments", str(count), "--session", "night", "--seed", "5")
+    for _ in range(lives):
         life = begun(place, *words)
         wait_until((place / "sessions/night/session.db").exists)
-        time.sleep(luck.uniform(0.3, 1.6))
-        os.kill(life.pid, signal.SIGKILL)
-        life.wait()
+        kill_something(place, life, luck)
+        life.communicate()
         wait_until(lambda: not runs_of(place))
         words = ("resume", "night")
 
-    done = orchestrate(place, "resume", "night")
+    last = begun(place, *words)
+    printed, _ = last.communicate(timeout=200 + 30 * count)
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert last.returncode == 0, printed
     session = opened(place)
     events = [record.event for record in session.records]
     proposed = [event.experiment for event in events if isinstance(event, Proposed)]
-    assert proposed == list(range(1, 9))
-    assert [f.experiment for f in sorted(session.state.results, key=lambda f: f.experiment)] == list(range(9))
+    assert proposed == list(range(1, count + 1))
+    assert [f.experiment for f in sorted(session.state.results, key=lambda f: f.experiment)] == list(range(count + 1))
     grants = [(event.experiment, event.run) for event in events if isinstance(event, Granted)]
     scores = [(event.experiment, event.run) for event in events if isinstance(event, Scored)]
     assert len(set(grants)) == len(grants)
     assert len(set(scores)) == len(scores)
+    assert not [event for event in events if isinstance(event, Crashed)], "no idea is charged for it"
     assert isinstance(events[-1], Ended)
     promoted = [event.commit for event in events if isinstance(event, Promoted)]
     assert len(promoted) == sum(isinstance(event, Kept) for event in events)

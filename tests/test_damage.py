@@ -11,6 +11,8 @@ import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orchestrator.cli import main as cli
 from tests.workplace import ROOT
@@ -120,18 +122,85 @@ def edit_columns(luck: random.Random, path: Path) -> None:
 DAMAGES = (flip_bytes, cut_off, blank_a_page, repeat_pages, edit_events, edit_columns)
 
 
+def salvage_everywhere(path: Path) -> set[int]:
+    """Read what is sound of a file; each command answers, or says in one line what is wrong."""
+    codes = set()
+    for words in (["replay", str(path)], ["report", str(path), "--out", "saved"]):
+        code, _, err = run(*words, "--salvage")
+        assert code in {0, 2}, err
+        assert err.count("\n") <= 2, err  # what is damaged, and that nothing is left
+        assert "Traceback" not in err
+        codes.add(code)
+    return codes
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_no_damage_is_a_traceback(damage, tmp_path):
+@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 200), marks=pytest.mark.soak)])
+def test_no_damage_is_a_traceback(damage, seeds, tmp_path):
     refused = 0
     (tmp_path / "s/x").mkdir(parents=True)
-    for seed in range(20):
+    for seed in seeds:
         luck = random.Random(seed)
         path = Path(shutil.copyfile(GOLDEN[seed % 2], tmp_path / "s/x/session.db"))
         damage(luck, path)
         readers = [*READERS[:3], READERS[3 + seed % 3]]  # the slow ones take turns
-        refused += 2 in read_everywhere(path, readers)
+        if 2 in read_everywhere(path, readers):
+            refused += 1
+            salvage_everywhere(path)
     assert refused, "the damage is real"
-    assert {item.name for item in tmp_path.iterdir()} <= {"s", "out", "sessions"}
+    assert {item.name for item in tmp_path.iterdir()} <= {"s", "out", "saved", "sessions"}
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def fuzz_events(examples: int):
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(where=st.integers(0), which=st.integers(0), value=JUNK, drop=st.booleans())
+    def check(tmp_path, where, which, value, drop):
+        path = Path(shutil.copyfile(GOLDEN[which % 2], tmp_path / "mailed.db"))
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            rows = db.execute("select seq, body from events").fetchall()
+            seq, body = rows[where % len(rows)]
+            fields = json.loads(body)
+            name = sorted(fields)[which % len(fields)]
+            fields = {key: field for key, field in fields.items() if key != name} | ({} if drop else {name: value})
+            db.execute("update events set body = ? where seq = ?", (json.dumps(fields), seq))
+            db.commit()
+        code, out, err = run("replay", str(path))
+        assert code in {0, 2}
+        assert err.count("\n") == (code == 2), err
+        code, out, err = run("replay", str(path), "--salvage")
+        assert code == 0 or seq == 0
+        assert f"{len(rows)} events" in out or "is damaged" in err
+
+    return check
+
+
+test_any_value_in_any_field_is_read_or_refused_in_a_line = fuzz_events(25)
+test_any_value_in_any_field_a_thousand_times = pytest.mark.soak(fuzz_events(1_000))
+
+
+def test_what_is_sound_of_a_damaged_file_is_read_when_asked(tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[1], tmp_path / "mailed.db"))
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("update events set body = '{}' where seq = 70")
+        db.execute("update texts set body = x'00' where rowid % 2 = 0")
+        db.commit()
+    assert run("replay", str(path))[0] == 2
+
+    code, out, err = run("replay", str(path), "--salvage")
+    assert code == 0
+    assert out.endswith("\n70 events\n")
+    assert err.count("\n") == 1
+    assert "event 70" in err
+    code, _, err = run("report", str(path), "--out", "saved", "--salvage")
+    assert code == 0, err
+    assert "<html" in (tmp_path / "saved/report.html").read_text()
 
 
 def script(statements: str):

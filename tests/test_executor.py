@@ -1,5 +1,6 @@
 """The loop's port as a whole: a real repository, real runs, the text store of a session."""
 
+import asyncio
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ from orchestrator.core.events import Granted, Scored
 from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.monitor import RunLimits
-from orchestrator.lab.repo import Repo
+from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.scoring.claims import Scorer
@@ -62,6 +63,29 @@ async def test_a_small_night(bench):
     assert git(folder, "rev-parse", "research/may") == kept
     assert git(folder, "show", f"{kept}:train.py") == source.strip()
     assert git(folder, "status", "--porcelain") == ""
+
+
+async def test_git_is_waited_for_with_a_line_while_runs_go_on_until_the_night_stops(bench):
+    lab, texts, folder = bench
+    said, stopping = [], []
+    lab = replace(lab, say=said.append, is_stopping=lambda: bool(stopping), patience=1)
+    fitted = await lab.commit_baseline()
+    base = texts[fitted.source]
+    locks = [folder / f".git/refs/nightshift/may/{name}.lock" for name in ("1", "kept")]
+    for lock in locks:
+        lock.touch()
+    waiting = asyncio.create_task(lab.commit(1, fitted.commit, base, "candidate 1: try"))
+    outcome = await lab.train(Granted(experiment=1, run=1, slot=0, seed=5, plan=UNAUDITED), base)
+    assert outcome.kind == "scored"
+    assert not waiting.done()
+    assert "1.lock" in "".join(said)
+    locks[0].unlink()
+    assert await waiting == git(folder, "rev-parse", "refs/nightshift/may/1")
+    assert len(said) == 1
+
+    stopping.append("the hours are over")
+    with pytest.raises(RepoError, match="lock"):
+        await lab.promote(1, fitted.commit, base, "try\n\nExperiment: 1\n")
 
 
 def test_the_profile_says_what_the_data_was_prepared_for():

@@ -1,13 +1,19 @@
 """Signals, terminals that hang up, and two commands at once, with real processes: a night ends recorded or goes on."""
 
+import contextlib
+import itertools
+import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
-from orchestrator.core.events import Ended, Resumed
+from orchestrator.core.events import BaselineCommitted, Committed, Crashed, Ended, Promoted, Resumed, Scored
 from orchestrator.session.store import Session
 from tests.test_cli import opened, runs_of, wait_until
 from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
@@ -37,13 +43,16 @@ def finish(life: "subprocess.Popen[str]") -> str:
     return printed
 
 
+STORMS = itertools.product(range(2, 62, 3), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+
+
 @pytest.mark.parametrize(
     ("seconds", "sent"),
     [
         (0.4, signal.SIGINT),
         (0.8, signal.SIGTERM),
         (1.5, signal.SIGINT),
-        pytest.param(1.5, signal.SIGTERM, marks=pytest.mark.soak),
+        *(pytest.param(tenths / 10, sent, marks=pytest.mark.soak) for tenths, sent in STORMS),
     ],
 )
 def test_a_command_that_is_interrupted_early_says_nothing_odd(place, sent, seconds):
@@ -86,19 +95,20 @@ def test_ctrl_c_during_the_farewell_is_calm_and_the_end_is_recorded(place):
     assert isinstance(opened(place).records[-1].event, Ended)
 
 
-def test_only_one_of_two_resumes_goes_on(place):
+@pytest.mark.parametrize("count", [2, pytest.param(10, marks=pytest.mark.soak)])
+def test_only_one_of_several_resumes_goes_on(place, count):
     life = begun(place, *NIGHT)
     wait_for_line(life, "granted")
     life.kill()
     life.communicate()
 
-    both = [begun(place, "resume", "night") for _ in range(2)]
-    printed = [process.communicate(timeout=150)[0] for process in both]
+    racing = [begun(place, "resume", "night") for _ in range(count)]
+    printed = [process.communicate(timeout=150 + 10 * count)[0] for process in racing]
 
-    assert sorted(process.returncode for process in both) == [0, 2], printed
-    refused = printed[[process.returncode for process in both].index(2)]
-    assert "is running already, as process" in refused
-    assert len(refused.splitlines()) == 1
+    assert sorted(process.returncode for process in racing) == [0, *[2] * (count - 1)], printed
+    for process, refused in zip(racing, printed, strict=True):
+        assert process.returncode == 0 or "is running already, as process" in refused
+        assert process.returncode == 0 or len(refused.splitlines()) == 1
     assert sum(isinstance(record.event, Resumed) for record in opened(place).records) == 1
 
 
@@ -117,17 +127,25 @@ def test_two_nights_of_one_name_in_one_repository(place, tmp_path):
     assert sum((folder / "sessions/night").exists() for folder in (place, other)) == 1
 
 
-def test_a_night_waits_for_another_writer(place):
+def test_a_night_outlives_programs_that_lock_and_delete_its_session(place):
     life = begun(place, *NIGHT)
     wait_for_line(life, "granted")
     with sqlite3.connect(place / "sessions/night/session.db", isolation_level=None) as other:
         other.execute("begin immediate")
-        time.sleep(7)
+        wait_for_line(life, "database is locked")
         other.execute("rollback")
     other.close()
+    wait_for_line(life, "granted")
+    shutil.rmtree(place / "sessions/night", ignore_errors=True)
+    wait_for_line(life, "written anew")
     finish(life)
     assert life.returncode == 0
-    assert opened(place).state.ended == "1 experiments are done"
+    session = opened(place)
+    assert session.state.ended == "1 experiments are done"
+    assert all(session.get(record.event.log) for record in session.records if isinstance(record.event, Scored))
+    crashes = [record.event for record in session.records if isinstance(record.event, Crashed)]
+    assert not crashes, "a run whose folder was deleted is run again"
+    assert (place / "sessions/night/report.html").exists()
 
 
 def test_a_session_that_is_written_by_another_program_ends_in_one_line(place):
@@ -159,6 +177,90 @@ def test_a_repository_that_is_away_and_a_branch_that_is_looked_at(place):
     paste = printed.strip().splitlines()[-1].partition(" as it is: ")[2]
     subprocess.run(paste, shell=True, check=True, cwd="/", stdout=subprocess.DEVNULL)
     assert git(place, "rev-parse", "HEAD") == opened(place).state.parent.commit
+
+
+def disturb_git(place: Path, luck: random.Random) -> None:
+    """Do to the repository what other programs and users do."""
+    refs = place / ".git/refs/nightshift/night"
+    match luck.randrange(5):
+        case 0:
+            subprocess.run(["git", "gc", "-q", "--prune=now"], cwd=place, check=False, capture_output=True)
+        case 1:
+            words = ["git", "update-ref", "-d", "refs/heads/research/night"]
+            subprocess.run(words, cwd=place, check=False, capture_output=True)
+        case 2:
+            (place / ".git").rename(place / ".git-away")
+            time.sleep(luck.uniform(0, 3))
+            (place / ".git-away").rename(place / ".git")
+        case 3:
+            subprocess.run(["git", "pack-refs", "--all"], cwd=place, check=False, capture_output=True)
+        case 4 if refs.is_dir():
+            locks = [refs / f"{name}.lock" for name in ("kept", *range(9))]
+            for lock in locks:
+                lock.touch()
+            time.sleep(luck.uniform(0, 3))
+            for lock in locks:
+                lock.unlink(missing_ok=True)
+
+
+def disturb_session(place: Path, luck: random.Random) -> None:
+    """Do to the session what backup tools and users do."""
+    path = place / "sessions/night/session.db"
+    match luck.randrange(4):
+        case 0 | 1:
+            failures = contextlib.suppress(sqlite3.Error)
+            with failures, contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute("begin immediate")
+                time.sleep(luck.uniform(0, 4))
+                other.execute("rollback")
+        case 2:
+            path.with_name("session.db-wal").unlink(missing_ok=True)
+        case 3:
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def disturb_processes(place: Path, luck: random.Random) -> None:
+    """Kill or suspend a process of a run."""
+    for process in luck.sample(found := runs_of(place), min(1, len(found))):
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(luck.choice([signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP]))
+            time.sleep(luck.uniform(0, 2))
+            process.send_signal(signal.SIGCONT)
+
+
+STORMS_OF = {"git": disturb_git, "session": disturb_session, "processes": disturb_processes}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("what", STORMS_OF)
+def test_a_night_in_a_storm_ends_well(place, what, seed):
+    luck = random.Random(seed)
+    (place / "train.py").write_text(TINY)
+    git(place, "commit", "-qam", "much to gain")
+    printed = (place.parent / "printed").open("w+")
+    words = command("--offline", "--hours", "1", "--session", "night", "--max-experiments", "4", "--seed", str(seed))
+    life = subprocess.Popen(words, cwd=place, env=environment(), stdout=printed, stderr=subprocess.STDOUT)
+    wait_until((place / "sessions/night/session.db").exists)
+    while life.poll() is None:
+        STORMS_OF[what](place, luck)
+        time.sleep(luck.uniform(0, 10))
+    printed.seek(0)
+    said = printed.read()
+
+    assert life.returncode == 0, said
+    assert "Traceback" not in said
+    session = opened(place)
+    assert session.state.ended == "4 experiments are done"
+    events = [record.event for record in session.records]
+    assert not [event for event in events if isinstance(event, Crashed)], "no idea is charged for it"
+    assert all(session.get(event.log) for event in events if isinstance(event, Scored))
+    commits = [event.commit for event in events if isinstance(event, Promoted | Committed | BaselineCommitted)]
+    git(place, "fsck", "--connectivity-only")
+    assert git(place, "rev-parse", "refs/nightshift/night/kept") == session.state.parent.commit
+    assert git(place, "rev-parse", "research/night") == session.state.parent.commit
+    assert all(git(place, "cat-file", "-t", commit) == "commit" for commit in commits)
+    wait_until(lambda: not runs_of(place))
 
 
 def test_commands_that_are_printed_can_be_pasted(place, tmp_path):

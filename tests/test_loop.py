@@ -5,6 +5,7 @@ import random
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,38 @@ def test_killed_anywhere_it_resumes_and_counts_everything_once(tmp_path, seed):
     closed = [result.experiment for result in session.state.results]
     assert len(closed) == len(set(closed))
     assert session.state == Session(path, virtual_clock).state
+
+
+@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.soak)])
+def test_killed_at_an_event_it_resumes_and_counts_everything_once(tmp_path, stride):
+    """Killed as soon as event n is on disk, for every n in the night; the second life goes on to the end."""
+
+    async def life(path, last):
+        session = Session(path, virtual_clock, create=not path.exists())
+        limits = ev.SessionLimits(hours=0.1)
+        session.write("", ev.Resumed() if session.records else started(limits=limits))
+        task = asyncio.ensure_future(run(session, FakeCrew(3), FakeLab(session, 3)))
+        session.watchers.insert(0, lambda: task.cancel() if len(session.records) >= last else None)
+        with suppress(asyncio.CancelledError):
+            await task
+        session.close()
+        return session
+
+    whole = len(run_virtually(life(tmp_path / "whole/session.db", inf)).records)
+    for last in range(2, whole, stride):
+        path = tmp_path / f"{last}/session.db"
+        run_virtually(life(path, last))
+        session = run_virtually(life(path, inf))
+        events = [record.event for record in session.records]
+        assert isinstance(events[-1], ev.Ended)
+        assert sum(isinstance(event, ev.Resumed) for event in events[last:]) == 1
+        proposed = [event.experiment for event in events if isinstance(event, ev.Proposed)]
+        assert proposed == list(range(1, session.state.next))
+        for kind in (ev.Granted, ev.Scored):
+            runs = [(event.experiment, event.run) for event in events if isinstance(event, kind)]
+            assert len(set(runs)) == len(runs)
+        promoted = [event.experiment for event in events if isinstance(event, ev.Promoted)]
+        assert promoted == [event.experiment for event in events if isinstance(event, ev.Kept)]
 
 
 def test_files_that_are_no_sessions_are_refused_in_one_line(tmp_path):

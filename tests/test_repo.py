@@ -1,16 +1,17 @@
 """The lab's git, against real repositories."""
 
+import asyncio
 import hashlib
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.repo import Repo, RepoError
 
 ENV = {
@@ -47,7 +48,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def repo(folder):
-    return Repo(folder / "train.py", "may", patience=0)
+    return Repo(folder / "train.py", "may")
 
 
 def outside_refs(folder):
@@ -171,21 +172,19 @@ def test_a_branch_that_is_checked_out_stays_as_it_is_until_it_is_free(folder, re
     assert repo.trouble == ""
 
 
-def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folder):
-    patient = Repo(folder / "train.py", "may", patience=30)
-    away = folder / ".git-away"
+async def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folder, repo):
+    lab, away, said = LocalExecutor(repo, None, None, None, print), folder / ".git-away", []
+    lab = replace(lab, say=said.append, patience=2)
 
-    def bring_back():
-        time.sleep(1.5)
-        away.rename(folder / ".git")
-
-    head = patient.get_head()
+    head = repo.get_head()
     (folder / ".git").rename(away)
-    thread = threading.Thread(target=bring_back)
-    thread.start()
-    commit = patient.commit(1, head, "LR = 2\n", "fit")
-    thread.join()
-    assert patient.read_source(commit) == "LR = 2\n"
+    committing = asyncio.create_task(lab.commit(1, head, "LR = 2\n", "fit"))
+    while not said:
+        await asyncio.sleep(0.01)
+    away.rename(folder / ".git")
+    commit = await committing
+    assert repo.read_source(commit) == "LR = 2\n"
+    assert "It is tried again until it works" in said[0]
 
     collector = subprocess.Popen(
         ["sh", "-c", "while :; do git gc -q --prune=now; done"],
@@ -195,16 +194,17 @@ def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folder):
         start_new_session=True,
     )
     try:
-        patient.begin_branch(commit)
+        repo.begin_branch(commit)
         for number in range(2, 12):
-            patient.commit(number, commit, f"LR = {number}\n", "candidate")
-            commit = patient.promote(commit, f"LR = {number}  # kept\n", "keep")
+            await lab.commit(number, commit, f"LR = {number}\n", "candidate")
+            commit = await lab.promote(1, commit, f"LR = {number}  # kept\n", "keep")
     finally:
         os.killpg(collector.pid, signal.SIGKILL)
         collector.wait()
     Repo(folder / "train.py", "may").unlock()
+    repo.advance_branch()
     assert git(folder, "rev-parse", "research/may") == commit
-    assert patient.trouble == ""
+    assert repo.trouble == ""
 
 
 def test_text_survives_byte_for_byte(repo):

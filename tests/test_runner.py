@@ -25,7 +25,7 @@ from orchestrator.lab.slots import Slot
 from prepare.manifest import BudgetAmount
 from tests.small import small_data
 
-LIMITS = RunLimits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20, patience=0.0, pause=0.0)
+LIMITS = RunLimits(wall=60.0, cpu=60.0, quiet=30.0, grace=0.3, free_disk=1 << 20, pause=0.0)
 UNAUDITED = EvaluationPlan(audited_below=0.0, confirmed=False, incumbent=0)
 GRANTED = Granted(experiment=7, run=2, slot=0, seed=123, plan=UNAUDITED)
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -145,8 +145,8 @@ async def test_a_hang_after_ready_is_noticed(bench):
 
 
 async def test_a_script_that_tells_its_progress_in_its_own_words_does_not_hang(bench):
-    told = "from prepare.channel import *\nready()\nfor n in range(12): print(n, 'of 12', flush=True); time.sleep(0.1)"
-    outcome = await bench.run(f"{told}\n{HONEST}", quiet=0.6)
+    told = "channel.ready()\nimport time\nfor n in range(25): print(n, 'of 25', flush=True); time.sleep(0.1)\n"
+    outcome = await bench.run(HONEST.replace(PROTOCOL, PROTOCOL + told), quiet=2.0)
     assert outcome.kind == "scored"
 
 
@@ -316,14 +316,14 @@ time.sleep(600)
 """
 
 
-async def kill_when_there(bench, which, runner):
-    """Run a script that waits, and kill a process of it from outside."""
-    running = asyncio.create_task(runner.run(GRANTED, WAITING))
+async def signal_when_there(bench, which, runner, sent=signal.SIGKILL, source=WAITING):
+    """Run a script that waits, and send a signal to a process of it from outside."""
+    running = asyncio.create_task(runner.run(GRANTED, source))
     note = bench.folder / "runs/7-2/work/data/trainer"
     while not (note.exists() and note.read_text()):
         await asyncio.sleep(0.02)
     trainer = psutil.Process(int(note.read_text()))
-    (trainer if which == "trainer" else trainer.parent()).send_signal(signal.SIGKILL)
+    (trainer if which == "trainer" else trainer.parent()).send_signal(sent)
     outcome = await running
     assert not guardian.find_tagged(f"{bench.folder}/runs/")
     return outcome
@@ -331,9 +331,37 @@ async def kill_when_there(bench, which, runner):
 
 @pytest.mark.parametrize(("which", "words"), [("trainer", "it was killed"), ("guardian", "its guardian was killed")])
 async def test_a_run_that_is_killed_from_outside_is_no_failure_of_the_candidate(bench, which, words):
-    outcome = await kill_when_there(bench, which, bench.runner())
+    outcome = await signal_when_there(bench, which, bench.runner())
     assert isinstance(outcome, Aborted)
     assert words in outcome.reason
+
+
+async def test_a_run_that_is_suspended_from_outside_is_no_hang_of_the_candidate(bench):
+    silent = f"from prepare.channel import ready\nready()\n{WAITING}"
+    runner = bench.runner(quiet=1.0, grace=0.2)
+    outcome = await signal_when_there(bench, "trainer", runner, signal.SIGSTOP, silent)
+    assert isinstance(outcome, Aborted)
+    assert "suspended from outside" in outcome.reason
+
+
+@pytest.mark.parametrize(("source", "kind"), [(WAITING.replace("600", "1") + HONEST, "scored"), (WAITING, "crashed")])
+async def test_a_guardian_that_is_suspended_is_woken_up(bench, source, kind):
+    outcome = await signal_when_there(bench, "guardian", bench.runner(wall=9.0), signal.SIGSTOP, source)
+    assert outcome.kind == kind
+
+
+async def test_a_run_whose_guardian_is_suspended_can_be_cancelled(bench):
+    running = asyncio.create_task(signal_when_there(bench, "guardian", bench.runner(), signal.SIGSTOP))
+    while not any(is_suspended(process) for process in guardian.find_tagged(f"{bench.folder}/runs/")):
+        await asyncio.sleep(0.02)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not guardian.find_tagged(f"{bench.folder}/runs/")
+
+
+def is_suspended(process):
+    return process.status() == psutil.STATUS_STOPPED
 
 
 async def test_a_candidate_that_is_killed_again_and_again_is_at_fault(bench):
@@ -376,6 +404,17 @@ async def test_a_model_that_cannot_be_stored_is_no_failure_of_the_candidate(benc
     outcome = await running
     assert isinstance(outcome, Aborted)
     assert "model" in outcome.reason
+
+
+async def test_a_run_whose_folder_is_deleted_is_no_failure_of_the_candidate(bench):
+    waiting = "import os, time\nwhile os.path.exists(os.environ['HOME']): time.sleep(0.02)\nopen('file', 'w')\n"
+    running = asyncio.create_task(bench.runner().run(GRANTED, waiting + HONEST))
+    folder = bench.folder / "runs/7-2"
+    while not (folder / "work/tmp").exists():
+        await asyncio.sleep(0.01)
+    shutil.rmtree(bench.folder / "runs")
+    outcome = await running
+    assert isinstance(outcome, Aborted)
 
 
 async def test_a_timed_training_that_the_orchestrator_slept_through_is_run_again(bench):

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, read_session
+from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, read_session
 from orchestrator.core.events import Record
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
@@ -66,6 +66,7 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON line per event")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="run today's code over the recording")] = False,
     prompts: Annotated[str, typer.Option(help="with --verify: use this style, not the recorded prompts")] = "",
+    salvage: Salvage = False,
 ) -> None:
     """Print a recorded session event by event, or verify it.
 
@@ -79,7 +80,7 @@ def replay(
         raise UsageError("--show, --step and --json do not work with --verify: leave it out")
     if step and not sys.stdin.isatty():
         raise UsageError("--step needs a terminal, and this is none: leave it out")
-    with read_session(paths, name) as session:
+    with read_session(paths, name, salvage=salvage) as session:
         if verify:
             _verify(session, until, paths.musings, prompts)
         elif event is None:
@@ -130,6 +131,7 @@ def report(
     name: NameOrFile,
     out: Annotated[Path | None, typer.Option(help="output folder (default: the session's folder)")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard event files")] = False,
+    salvage: Salvage = False,
 ) -> None:
     """Rebuild a session's files from its log.
 
@@ -142,7 +144,7 @@ def report(
     from orchestrator.views.report.tensorboard import write_tensorboard
 
     paths: Paths = context.obj
-    with read_session(paths, name) as session:
+    with read_session(paths, name, salvage=salvage) as session:
         own = None if out or name.endswith(".db") else session.path.parent
         title = session.state.session.name
         folder = own or out or Path(title)

@@ -48,6 +48,7 @@ Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder t
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
+Salvage = Annotated[bool, typer.Option("--salvage", help="read a damaged file as far as it is sound")]
 NameOrFile = Annotated[str, typer.Argument(help="name of the session, or the path of a session file (.db)")]
 
 
@@ -79,21 +80,21 @@ class Paths:
         return shlex.join(["python", "-m", "orchestrator", *options, *words])
 
 
-def open_session(path: Path, *, read_only: bool = False) -> "Session":
+def open_session(path: Path, *, read_only: bool = False, salvage: bool = False) -> "Session":
     """Open a session that has begun. Raises UsageError, SessionError."""
     from orchestrator.session.store import Session
 
-    session = Session(path, read_only=read_only)
+    session = Session(path, read_only=read_only, salvage=salvage)
     if session.state.started is None:
         raise UsageError(f"{path} has no events: the session never began; delete {path.parent}")
     return session
 
 
 @contextmanager
-def read_session(paths: Paths, name: str) -> Generator["Session"]:
+def read_session(paths: Paths, name: str, *, salvage: bool = False) -> Generator["Session"]:
     """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
     path = paths.find_session(name)
-    session = open_session(path, read_only=True)
+    session = open_session(path, read_only=True, salvage=salvage)
     try:
         yield session
     except (OSError, UserError, PromptError):

@@ -37,6 +37,7 @@ def run_session(session: Session, night: Preflight) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
     paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
     observers = Observers(session, paths.musings, send=night.send, command=paths.write_command)
+    session.say = observers.say
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     runner = Runner(
         folder,
@@ -51,7 +52,8 @@ def run_session(session: Session, night: Preflight) -> None:
     runner.reap()
     if session.state.baseline_commit:
         repo.begin_branch(session.state.parent.commit)
-    lab = LocalExecutor(repo, runner, session.put, profiles.from_manifest(night.manifest), observers.say)
+    profile = profiles.from_manifest(night.manifest)
+    lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
     try:
         with observers:
             crew, guidance = build_crew(session, paths.musings), paths.script.parent / "guidance.md"
@@ -89,7 +91,7 @@ def build_crew(
     else:
         from subagents.claude import Claude, connect
 
-        outside = Live(Claude(connect()), log)
+        outside = Live(Claude(connect(), clock=log.clock), log)
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),

@@ -306,6 +306,11 @@ def get_commit(stage: Stage) -> ev.Committed | None:
             return None
 
 
+def is_training(state: State) -> bool:
+    """Return whether a run is under way."""
+    return any(isinstance(stage, Training | Remeasuring) for stage in state.open.values())
+
+
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
     """Return what a commit changed in its parent's train.py, as a unified diff; `read` gives stored texts."""
     return diff(read(state.parents[commit.parent].source), read(commit.source), context)

@@ -116,6 +116,6 @@ def _check_kill(run: Observation, ending: Ending) -> None:
     if not ending.was_killed:
         return
     if 2 * ending.peak_mb < psutil.virtual_memory().total >> 20 and run.may_be_excused:
-        raise ExcusedError(f"{'its guardian' if ending.status is None else 'it'} was killed from outside")
+        raise ExcusedError(f"{'its guardian' if ending.status is None else 'it'} was killed or suspended from outside")
     where = f"it was killed from outside at {ending.peak_mb:,.0f} MB"
     raise Fault("out of host memory", f"{where}, as happens when the system runs out of memory")

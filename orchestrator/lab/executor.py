@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
 from orchestrator.core.source import compute_fingerprint
-from orchestrator.lab.repo import Repo
+from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from prepare import profiles
 
@@ -20,25 +20,43 @@ class LocalExecutor:
     put: Callable[[str], Digest]
     profile: profiles.Profile
     say: Callable[[str], None] = print
-    """Tells the user why the branch was not moved."""
+    """Tells the user why git waits, or why the branch was not moved."""
+    is_stopping: Callable[[], bool] = lambda: False
+    """Returns whether the night ends, so that git is no longer waited for."""
+    patience: int = 40
+    """Attempts, two a second, before the user is told: a lock is held, `git gc` moves objects."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""
-        head = await asyncio.to_thread(self.repo.get_head)
+        head = await self._insist(self.repo.get_head)
         source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
         message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
         commit = await self.commit(0, head, source, message)
-        await asyncio.to_thread(self.repo.begin_branch, commit)
+        await self._insist(self.repo.begin_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        return await asyncio.to_thread(self.repo.commit, experiment, parent, source, message)
+        return await self._insist(self.repo.commit, experiment, parent, source, message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
         return await self.runner.run(granted, source)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        head = await asyncio.to_thread(self.repo.promote, parent, source, message)
+        head = await self._insist(self.repo.promote, parent, source, message)
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
+
+    async def _insist(self, write: Callable[..., str], *words: object) -> str:
+        """Return what git has written, however long the repository cannot be used. Raises RepoError."""
+        attempts = 0
+        while True:
+            try:
+                return await asyncio.to_thread(write, *words)
+            except RepoError as error:
+                attempts += 1
+                if attempts > self.patience and self.is_stopping():
+                    raise
+                if attempts == self.patience:
+                    self.say(f"{error}. It is tried again until it works; training goes on")
+                await asyncio.sleep(0.5)

@@ -43,10 +43,8 @@ class RunLimits:
     output: int = 32 << 20
     free_disk: int = 512 << 20
     """Bytes of disk that must be free before a run starts."""
-    patience: float = 120.0
-    """Seconds to wait for that space."""
     pause: float = 10.0
-    """Seconds to wait before the next run, for each run in a row that the machine ended."""
+    """Seconds to wait after a run that the machine ended; more than doubled for each further one in a row."""
     reserve: int = 256 << 20
     """Bytes of disk that a run must leave free."""
     file: int = 4 << 30

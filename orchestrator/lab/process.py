@@ -20,8 +20,8 @@ from orchestrator.lab.sandbox.base import Command
 
 TICK = 0.1
 """Seconds between two checks of a run."""
-DRAIN = 5.0
-"""Seconds to drain the pipes once every process has ended."""
+DRAIN = WAKE = 5.0
+"""Seconds to drain the pipes once every process has ended, and between two attempts to wake up a guardian."""
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals sent by a user, a shutdown, or the system when memory runs out."""
 
@@ -38,7 +38,7 @@ class Ending:
 
     @property
     def was_killed(self) -> bool:
-        """True if a signal from outside ended it or its guardian."""
+        """True if a signal from outside ended it or its guardian, or it had to be ended because one suspended it."""
         return self.status is None or self.status in {number for sent in FROM_OUTSIDE for number in (-sent, 128 + sent)}
 
 
@@ -103,7 +103,7 @@ async def run_guarded(
             # The guardian kills everything when its input closes; a second cancellation must not interrupt that.
             assert process.stdin
             process.stdin.close()
-            await asyncio.shield(process.wait())
+            await asyncio.shield(_wait(process))
     monitor.feed(b"", last=True)
     return Ending(stopped or monitor.cause, report.get("status"), report.get("peak_mb", 0.0))
 
@@ -155,7 +155,7 @@ async def _attend(
 ) -> Fault | Prune | None:
     """Wait for the end; ask for it as soon as there is a reason to stop, and return that reason."""
     assert process.stdin
-    ended, before, limit = asyncio.ensure_future(process.wait()), len(psutil.pids()), monitor.limits.processes
+    ended, before, limit = asyncio.ensure_future(_wait(process)), len(psutil.pids()), monitor.limits.processes
     while not ended.done():
         _raise_errors(tasks)
         reason = monitor.stop_reason
@@ -163,11 +163,27 @@ async def _attend(
         if not reason and len(psutil.pids()) - before > limit and len(_list_descendants(process)) > limit:
             reason = Fault("other", f"it started more than {limit:,} processes")
         if reason:
+            suspended = any(map(_is_suspended, _list_descendants(process)))
             process.stdin.write(b"t")
             await ended
-            return reason
+            return None if suspended else reason
         await asyncio.wait({ended}, timeout=TICK)
     return None
+
+
+async def _wait(process: Process) -> None:
+    """Wait for the end of a guardian, and wake it up: if it is suspended, it holds the slot for ever."""
+    while process.returncode is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGCONT)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), WAKE)
+
+
+def _is_suspended(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.status() == psutil.STATUS_STOPPED
+    return False
 
 
 def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:

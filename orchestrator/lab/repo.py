@@ -9,7 +9,6 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -44,9 +43,9 @@ class RepoError(UserError):
 class Repo:
     """The training script in its repository, and the refs of one session."""
 
-    def __init__(self, script: Path, session: str, patience: float = 20.0) -> None:
-        """Find the repository around `script`; writes are retried for `patience` seconds. Raises RepoError."""
-        self.script, self.session, self.patience = script, session, patience
+    def __init__(self, script: Path, session: str) -> None:
+        """Find the repository around `script`. Raises RepoError."""
+        self.script, self.session = script, session
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""
         """Why the branch is not at the last keep, and what to do about it; empty if it is."""
@@ -108,11 +107,11 @@ class Repo:
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Commit a candidate under its own ref; repeating it changes nothing. Raises RepoError."""
         ref = f"refs/nightshift/{self.session}/{experiment}"
-        return self._attempt(lambda: self._commit(ref, parent, source, message))
+        return self._commit(ref, parent, source, message)
 
     def promote(self, parent: str, source: str, message: str) -> str:
         """Commit a keep on top of `parent` and advance the branch; repeating it changes nothing. Raises RepoError."""
-        kept = self._attempt(lambda: self._commit(self.kept, parent, source, message))
+        kept = self._commit(self.kept, parent, source, message)
         self.advance_branch()
         return kept
 
@@ -127,15 +126,16 @@ class Repo:
         moves = name == self.kept or not found
         return self._import_commit(name if moves else f"{name}-{len(found) + 1}", parent, source, message)
 
-    def begin_branch(self, commit: str) -> None:
-        """Create the branch, with this commit as the last keep unless there is one. Raises RepoError."""
-        self._attempt(lambda: self._resolve(self.kept) or self._git("update-ref", self.kept, commit))
+    def begin_branch(self, commit: str) -> str:
+        """Create the branch, and return its last keep: `commit` unless there is one. Raises RepoError."""
+        kept = self._resolve(self.kept) or self._git("update-ref", self.kept, commit) or commit
         self.advance_branch()
+        return kept
 
     def advance_branch(self) -> None:
         """Move the branch to the last keep, or set `trouble` where it must stay."""
         try:
-            self.trouble = self._attempt(self._advance_branch)
+            self.trouble = self._advance_branch()
         except RepoError as error:
             self.trouble = f"{self.branch} stays behind {self.kept}: {error}"
 
@@ -152,17 +152,6 @@ class Repo:
             return f"{self.branch} was moved by another program and stays as it is: {remedy}"
         self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
         return ""
-
-    def _attempt(self, write: Callable[[], str]) -> str:
-        """Retry while git fails: a lock is held, `git gc` moves objects, a disk is unavailable."""
-        deadline = time.monotonic() + self.patience
-        while True:
-            try:
-                return write()
-            except RepoError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
 
     def unlock(self) -> None:
         """Remove locks on this session's refs, left by an earlier process that was killed while it wrote."""

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -59,8 +58,7 @@ class Runner:
         """Train once. A failure of the machine is returned as Aborted; cancelling kills every process of the run."""
         folder, slot = self.runs / f"{granted.experiment}-{granted.run}", self.slots[granted.slot]
         try:
-            await asyncio.sleep(self.limits.pause * min(self.aborted, 10))
-            await self._wait_for_disk()
+            await asyncio.sleep(self.limits.pause * (2**self.aborted - 1))
             async with hold_slot(slot) as lock:
                 await asyncio.to_thread(_remove, folder)
                 try:
@@ -81,6 +79,8 @@ class Runner:
     async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
         work.mkdir(parents=True)
+        if (free := shutil.disk_usage(work).free) < self.limits.free_disk:
+            raise MachineError(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
         (work / "train.py").write_text(source, encoding="utf-8")
         tell, fills_disk = partial(self.on_point, granted), partial(self._is_filling_disk, folder)
         monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=plan)
@@ -101,14 +101,6 @@ class Runner:
         disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
         audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
         return Observation(result, log, monitor, server, ending, disk, excusable, audit, lock)
-
-    async def _wait_for_disk(self) -> None:
-        """Wait for free disk space, which another program may take for a moment. Raises MachineError."""
-        deadline = time.monotonic() + self.limits.patience
-        while (free := shutil.disk_usage(self.runs.parent).free) < self.limits.free_disk:
-            if time.monotonic() > deadline:
-                raise MachineError(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
-            await asyncio.sleep(1)
 
     def _is_filling_disk(self, folder: Path) -> bool:
         free = shutil.disk_usage(self.runs).free

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Broken, Candidate, Decided, Idea, Remeasuring, Stage, State, Training
+from orchestrator.core.state import Broken, Candidate, Decided, Idea, Remeasuring, Stage, State, Training, is_training
 from orchestrator.policy import steps
 from orchestrator.policy.ablation import find_ablation
 from orchestrator.policy.certification import certify, list_certificate_runs
@@ -28,8 +28,7 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
     if not reason:
         return (*found, *_request_proposals(state))
     found = [step for step in found if not isinstance(step, steps.Edit) and not _is_postponed(state, step)]
-    busy = any(isinstance(stage, Training | Remeasuring) for stage in state.open.values())
-    return tuple(found) if found or busy else _finish(state, reason)
+    return tuple(found) if found or is_training(state) else _finish(state, reason)
 
 
 def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:

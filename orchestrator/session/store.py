@@ -3,13 +3,15 @@
 This is the only writer of events. Every append is on disk before anything acts on it.
 """
 
+import asyncio
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,6 +20,7 @@ from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State, apply
 from prepare.errors import UserError
+from prepare.files import open_replacement
 
 SCHEMA = """
 create table events (
@@ -26,15 +29,25 @@ create table events (
 create table texts (digest text primary key, body blob not null);
 """
 BUSY_SECONDS = 60.0
-"""Seconds to wait for another program that holds the file's lock."""
+"""Seconds to wait for another program that holds the file's lock, where no night waits; one waits until its end."""
+RETRY = 0.5
+"""Seconds between two attempts to write during a night, and of each."""
 MAX_BYTES = 64 << 20
 """Largest size of one event or text, decompressed; anything larger is treated as damage."""
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 """Exceptions that parsing or folding a damaged event may raise."""
 
 
+_BEGAN = time.time() - time.monotonic()
+
+
 class SessionError(UserError):
     """A session file cannot be used; the message says why in one line."""
+
+
+def read_clock() -> float:
+    """Return the seconds since the epoch: by the wall clock when this process began, and by a monotonic one since."""
+    return _BEGAN + time.monotonic()
 
 
 class EventLog:
@@ -80,42 +93,59 @@ class Session(EventLog):
     def __init__(
         self,
         path: Path,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = read_clock,
         *,
         create: bool = False,
         read_only: bool = False,
+        salvage: bool = False,
     ) -> None:
-        """Open or create the file, and fold it; `clock` gives seconds since the epoch. Raises SessionError."""
+        """Open or create the file, and fold it, or all before the first damage to `salvage` it. Raises SessionError."""
         super().__init__()
-        self.path, self.clock = path, clock
+        self.path, self.salvage, self.turn = path, salvage, asyncio.Lock()
+        self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
+        """Tells the user why the night waits, or what is lost."""
         try:
             self.db = _create(path) if create else _open(path, read_only)
             self._load()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except (sqlite3.Error, OSError) as error:
             raise SessionError(f"{path} cannot be used as a session: {error}") from error
-        except OSError as error:
-            raise SessionError(f"{path} cannot be opened: {error.strerror}") from error
+        behind = max(0.0, self.state.now - clock())  # the wall clock was set back since the last life
+        self.clock = lambda: clock() + behind
+        self.files = self._identify()
 
     async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
-        """Write the events, as `write` does; asynchronous because a replay waits for its turn here."""
-        self.finished |= {task_id} if last else set()
-        self.write(task_id, *events)
+        """Write the events, in the order of the calls, as soon as the file can be written. Raises SessionError."""
+        async with self.turn:
+            deadline, said = (
+                max(self.state.deadline, self.clock() + BUSY_SECONDS),
+                False,
+            )  # the night's, or a little more
+            self.db.execute(f"pragma busy_timeout = {1000 * RETRY:.0f}")
+            while True:
+                try:
+                    records = self._store(self._number(task_id, events))
+                    break
+                except SessionError as error:
+                    if not isinstance(error.__cause__, sqlite3.OperationalError | OSError) or self.clock() > deadline:
+                        raise
+                    if not said:
+                        self.say(f"{self.path} cannot be written ({error.__cause__}): make it so; training goes on")
+                    said = True
+                await asyncio.sleep(RETRY)
+            self.finished |= {task_id} if last else set()
+            self.fold(*records)
+            self.tell()
 
     def write(self, task_id: str, *events: Event) -> None:
-        """Write the events in one transaction, fold them, call the watchers. Raises SessionError."""
-        at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
-        self._write_records([Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered])
+        """Write the events and what was put in one transaction, fold them, call the watchers. Raises SessionError."""
+        self.fold(*self._store(self._number(task_id, events)))
         self.tell()
-
-    def put(self, text: str) -> Digest:
-        """Store a text, once, and return its name. Raises SessionError."""
-        name = compute_digest(text)
-        self._write_rows("insert or ignore into texts values (?, ?)", [(name, zlib.compress(text.encode(), 9))])
-        return name
 
     def get(self, name: Digest) -> str:
         """Return the text of that digest. Raises KeyError, SessionError."""
-        return _read_text(self.db, name)
+        with suppress(*(KeyError, SessionError) if self.salvage else ()):
+            return self.texts[name] if name in self.texts else _read_text(self.db, name)
+        return "(damaged)"
 
     @contextmanager
     def read_texts(self) -> Generator[Callable[[Digest], str]]:
@@ -126,35 +156,63 @@ class Session(EventLog):
     def fork(self, path: Path, at: int) -> "Session":
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
-        fork._write_records(self.records[:at])
-        fork._write_rows("insert into texts values (?, ?)", self.db.execute("select digest, body from texts"))
+        fork._store(self.records[:at], self.db.execute("select digest, body from texts"))
+        fork.fold(*self.records[:at])
         return fork
 
     def close(self) -> None:
         self.db.close()
 
-    def _write_records(self, records: list[Record]) -> None:
-        rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
-        self._write_rows("insert into events values (?, ?, ?, ?, ?)", rows)
-        self.fold(*records)
+    def _number(self, task_id: str, events: Iterable[Event]) -> list[Record]:
+        at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
+        return [Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered]
 
-    def _write_rows(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+    def _store(self, records: list[Record], texts: Iterable[tuple[str, bytes]] | None = None) -> list[Record]:
+        """Write records and texts, by default those that were put, and return the records. Raises SessionError."""
+        rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
+        put = [(name, zlib.compress(text.encode(), 9)) for name, text in self.texts.items()]
         try:
+            if any(old not in {0, new} for old, new in zip(self.files, self._identify(), strict=True)):
+                self._rewrite()
             with self.db:
-                self.db.executemany(statement, rows)
-        except sqlite3.Error as error:
+                self.db.executemany("insert or ignore into texts values (?, ?)", put if texts is None else texts)
+                self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
+            self.files = self._identify()
+        except (sqlite3.Error, OSError) as error:
             raise SessionError(f"{self.path} cannot be written: {error}; earlier events are safe: resume") from error
+        self.texts.clear()
+        return records
+
+    def _identify(self) -> list[int]:
+        """Return the inodes of the file and of its -wal; 0 for one that is not there."""
+        paths = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        return [path.stat().st_ino if path.exists() else 0 for path in paths]
+
+    def _rewrite(self) -> None:
+        """Write the session anew after its file was deleted: the open connection still has all of it."""
+        self.say(f"{self.path} was deleted or replaced by another program: the session is written anew")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open_replacement(self.path) as part, closing(sqlite3.connect(part)) as copy:
+            self.db.backup(copy)
+        self.db.close()
+        for end in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+        self.db = _connect(self.path)
 
     def _load(self) -> None:
         """Fold the records of the file. Raises SessionError for the first that is damaged."""
-        for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
-            try:
+        seq = 0
+        try:
+            for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
                 if seq != len(self.records):
                     raise ValueError("the one before it is missing")
                 self.fold(Record(seq=seq, at=at, task_id=task_id, event=parse_event(body)))
-            except DAMAGE as error:
-                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-                raise SessionError(f"{self.path} is damaged: event {seq}: {reason}") from error
+        except (*DAMAGE, sqlite3.Error) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            damage = f"{self.path} is damaged: event {seq}: {reason}"
+            if not self.salvage:
+                raise SessionError(damage) from error
+            self.say(f"{damage}; what follows is left out")
         name = self.state.session.name if self.state.started else "none"
         if name in {"", ".."} or name != Path(name).name:  # it becomes part of paths, and may be a stranger's
             raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")

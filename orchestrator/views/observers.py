@@ -6,7 +6,6 @@ not be written is tried again at the next event, and can be rebuilt from the log
 
 import asyncio
 import sys
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -49,7 +48,7 @@ class Observers:
         """Watch the session; `command` completes a command that is suggested to the user."""
         self.session, self.folder, self.command = session, session.path.parent, command
         console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
-        self.terminal = Terminal(session, console, time.time)
+        self.terminal = Terminal(session, console, session.clock)
         self.musings = musings / session.state.session.name
         self.files = Files(self.folder)
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
