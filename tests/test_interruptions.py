@@ -66,7 +66,7 @@ def test_sigterm_stops_at_once_and_the_night_goes_on_later(place, word):
     wait_for_line(life, word)
     for _ in range(3):
         life.send_signal(signal.SIGTERM)
-    assert "python -m orchestrator resume night" in finish(life)
+    assert "-m orchestrator resume night" in finish(life)
     assert life.returncode == 130
     wait_until(lambda: not runs_of(place))
 

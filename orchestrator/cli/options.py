@@ -1,20 +1,25 @@
 """The options that commands share, the paths of a session, usage errors and exit codes."""
 
-import shlex
+import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from os.path import relpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from prepare.command import write_command
 from prepare.errors import UserError
+from prepare.files import write_atomically
 from subagents.errors import PromptError
 
 if TYPE_CHECKING:
     from orchestrator.session.store import Session
+
+PLACES = "places.json"
 
 
 class UsageError(UserError):
@@ -43,7 +48,7 @@ Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or 
 Seed = Annotated[int | None, typer.Option(help="seed of the session, for all others (default: random)")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
-Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
+Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
@@ -60,6 +65,8 @@ class Paths:
     musings: Path = Path("musings")
     unsafe: bool = False
     """The training code is trusted."""
+    given: frozenset[str] = frozenset()
+    """The names of those that the command states itself."""
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
@@ -71,11 +78,57 @@ class Paths:
         return path
 
     def write_command(self, *words: str) -> str:
-        """Return a command about these paths that can be pasted into a shell."""
-        given = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        chosen = [(f"--{name}", value) for name, value in given if value != getattr(Paths, name)]
-        options = [word for name, value in chosen for word in ([name] if value is True else [name, str(value)])]
-        return shlex.join(["python", "-m", "orchestrator", *options, *words])
+        """Return a command about a session that can be pasted into a shell; the session knows its other places."""
+        return write_command(*words, *(["--sessions", str(self.sessions)] if self.sessions != Paths.sessions else []))
+
+    def remember(self, folder: Path) -> None:
+        """Write the places beside the session's file, which may be mailed and so names no folder. Raises OSError."""
+        places = {"data": self.data, "script": self.script, "musings": self.musings}
+        known = {name: str(at) if at.is_absolute() else relpath(at, folder) for name, at in places.items()}
+        write_atomically(folder / PLACES, json.dumps({**known, "unsafe": self.unsafe}))
+
+    def recall(self, folder: Path) -> "Paths":
+        """Return the places of the session in that folder, but for those that the command gives. Raises UsageError."""
+        if not (path := folder / PLACES).is_file():
+            return self  # an older session, or a file without its folder
+        try:
+            known: dict[str, Any] = json.loads(path.read_text())
+            found: dict[str, Any] = {"unsafe": bool(known.pop("unsafe"))}
+            for name, at in known.items():
+                found[name] = Path(at) if Path(at).is_absolute() else Path(relpath(str(folder / at)))
+            return replace(self, **{name: at for name, at in found.items() if name not in self.given})
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
+
+
+def choose_place(context: Any, param: Any, value: Any) -> None:
+    """Put a place into the context's, for commands whose functions do not ask for it."""
+    paths: Paths = context.obj or Paths()
+    given = [param.name] if is_given(context, param.name) else []
+    context.obj = replace(paths, **{param.name: value}, given=paths.given.union(given))
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Tell whether the command states the option itself: it is not from the environment, and no default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse(context: typer.Context, where: str, *names: str) -> None:
+    """Raise UsageError for an option that the command states and that would do nothing."""
+    for param in context.command.params:
+        if param.name in names and is_given(context, param.name):
+            raise UsageError(f"{param.opts[0]} does nothing {where}: leave it out")
+
+
+def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> str:
+    """Return the crew. Raises UsageError for options that it would not use."""
+    if offline and crew != "optuna":
+        refuse(context, "with --offline", "crew")
+    chosen = "optuna" if offline else crew
+    if chosen == "optuna":
+        refuse(context, "without models (--offline)", "prompts", "model", "max_usd")
+    return chosen
 
 
 def open_session(path: Path, *, read_only: bool = False) -> "Session":

@@ -18,10 +18,11 @@ from typing import Literal
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.core.state import State
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
+from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.views.notify import Send, make_sender
+from prepare.command import write_command
 from prepare.errors import UserError
 from prepare.machine import list_gpus
 from prepare.manifest import Manifest, load
@@ -29,7 +30,8 @@ from prepare.profiles import apply_to_script, from_manifest
 from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import Prompt, load_prompts
 
-PROMPTS = Path(__file__).parent.parent.parent / "prompts"
+PROMPTS = next(path for path in (at / "prompts" for at in Path(__file__).parents[1:]) if path.is_dir())
+"""In a wheel they lie in the package, else at the top of the repository."""
 NEEDED_BYTES = 1 << 30
 """Free disk that a night needs to start. Each run checks again (RunLimits.free_disk)."""
 NAME = re.compile(r"(?!.*\.(db|lock)$)\w+([.-]\w+)*")
@@ -99,7 +101,7 @@ class Preflight:
         yield _attempt("session", self._describe_session)
         yield (data := _attempt("data", self._describe_data))
         if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
-            remedy = "there is a GPU, but the data are for the CPU: python -m prepare --data elsewhere"
+            remedy = f"there is a GPU, but the data are for the CPU: {write_command('prepare', '--data', 'elsewhere')}"
             yield CheckResult("data", "warn", remedy)
         if git.state == data.state == "good" and not self.prompts:
             yield _attempt("constants", self._describe_constants)
@@ -121,8 +123,8 @@ class Preflight:
             raise UsageError(f"{fault}: fix it")
         if missing := find_neighbours(source, script.parent):
             raise UsageError(
-                f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name}: "
-                "move the code into it, or install it as a package"
+                f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
+                f"and Nightshift's own {TRUSTED.name}: move the code into it, or install it as a package"
             )
         return f"{script} in its repository, at {head[:10]}"
 
@@ -176,12 +178,15 @@ def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
 
 
 def find_neighbours(source: str, folder: Path) -> list[str]:
-    """Return the modules beside the script that it imports at the top level and that no package provides."""
+    """Return the modules that the script, run by hand, imports at the top level from its own folder."""
     names = [name for node in ast.parse(source).body for name in list_imports(node)]
-    elsewhere = [str(PROMPTS.parent), *(path for path in sys.path if Path(path).resolve() != folder.resolve())]
-    heads = dict.fromkeys(name.partition(".")[0] for name in names)
-    beside = [head for head in heads if (folder / f"{head}.py").is_file() or any((folder / head).glob("*.py"))]
-    return [head for head in beside if PathFinder.find_spec(head, elsewhere) is None]
+    places = [str(folder := folder.resolve()), *sys.path]
+    found: dict[str, list[Path]] = {}
+    for head in {name.partition(".")[0]: "" for name in names if name not in sys.builtin_module_names}:
+        if spec := PathFinder.find_spec(head, places):
+            found[head] = [Path(at) for at in spec.submodule_search_locations or [spec.origin or ""]]
+    ours = TRUSTED.resolve()
+    return [head for head, at in found.items() if ours not in at and folder in {path.parent for path in at}]
 
 
 def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
