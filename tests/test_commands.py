@@ -18,8 +18,8 @@ PAGE = ROOT / "docs/commands.md"
 OPENING = """# The commands
 
 The help of every command. `docs/first-night.md` shows them in use. `nightshift` and `python -m orchestrator` are the
-same; in a folder with an `orchestrator.py` of your own, use `nightshift`. Options go before or after a command; one that
-would do nothing is refused. `nightshift --install-completion` makes your shell complete commands and options;
+same; in a folder with an `orchestrator.py` of your own, use `nightshift`. Options go before or after a command; one
+that would do nothing is refused. `nightshift --install-completion` makes your shell complete commands and options;
 `--show-completion` prints what it would install.
 
 A session remembers `--data`, `--script`, `--musings` and `--unsafe` in `sessions/NAME/places.json`, so `resume NAME`

@@ -111,8 +111,8 @@ def test_init_replaces_nothing(run, place):
     "source", [TINY, pytest.param((ROOT / "train.py").read_text(), marks=pytest.mark.soak)], ids=["tiny", "ours"]
 )
 def test_a_night_of_three_experiments_in_a_folder_that_clashes(run, place, source):
-    (place / "prepare.py").unlink()
-    (place / "torch.py").unlink()
+    for name in ("prepare.py", "torch.py", "random.py"):  # which the scripts import
+        (place / name).unlink()
     (place / "train.py").write_text(source)
     commit(place, "train.py")
     small_corpus(place / "text")

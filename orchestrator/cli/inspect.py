@@ -139,6 +139,7 @@ def report(
     that somebody sent you: nightshift report mailed.db
     """
     from orchestrator.cli.wiring import hold_session
+    from orchestrator.lab.repo import write_git
     from orchestrator.views.musings import write_musings
     from orchestrator.views.report.files import write_files
     from orchestrator.views.report.tensorboard import write_tensorboard
@@ -151,7 +152,7 @@ def report(
         beside = own or "musings" in paths.given
         paths = paths.recall(session.path.parent)
         with hold_session(own) if own else nullcontext():
-            write_files(session, folder)
+            write_files(session, folder, paths.write_command, write_git(paths.script))
             write_musings(session, paths.musings / title if beside else folder / "musings")
             if tensorboard:
                 write_tensorboard(session, folder / "tensorboard")

@@ -20,10 +20,10 @@ ALL = "sessions data script musings unsafe"
 COMMANDS = {
     "init": (".init", "Write a train.py to start from.", "data script"),
     "prepare": ("prepare.__main__", "Prepare the data that every experiment trains on.", ""),
-    "doctor": (".doctor", "Check everything that a night needs.", ALL),
+    "doctor": (".doctor", "Check everything that a night needs.", f"{ALL} fit"),
     "resume": (".start", "Continue an interrupted session.", ALL),
     "fork": (".start", "Start a new session from an event of another.", ALL),
-    "trial": (".start", "Compare prompt styles over several nights.", ALL),
+    "trial": (".start", "Compare prompt styles over several nights.", f"{ALL} fit"),
     "sessions": (".inspect", "List the sessions.", "sessions"),
     "replay": (".inspect", "Print a session event by event, or verify it.", "sessions musings"),
     "report": (".inspect", "Rebuild a session's files from its log.", "sessions musings"),
@@ -54,13 +54,13 @@ class LazyGroup(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import and return the command, with the options of the places that it uses; None for an unknown name."""
+        del ctx
         if cmd_name not in COMMANDS:
             return None
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         module, _, places = COMMANDS[cmd_name]
         single.command(cmd_name)(getattr(importlib.import_module(module, __package__), cmd_name))
         command = typer.main.get_command(single)
-        command.help = _name_program(ctx, command.help or "")
         for param in [copy(param) for param in self.params if param.name in places.split()]:
             param.expose_value, param.callback = False, opt.choose_place
             command.params.append(param)
@@ -69,29 +69,21 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return a command and its words; options that stand before it are among them. Raises UsageError."""
         name, command, words = super().resolve_command(ctx, args)
-        known = {word for param in command.params for word in param.opts} if command else set[str]()
-        for param in [param for param in self.params if param.name and opt.is_given(ctx, param.name)]:
-            word, value = param.opts[0], ctx.params[param.name]
+        known = [word for param in command.params for word in (*param.opts, *param.secondary_opts)] if command else []
+        for param in [param for param in self.params if opt.is_given(ctx, str(param.name))]:
+            value: object = ctx.params[param.name]
+            word = (param.secondary_opts if value is False else param.opts)[0]
             if word not in known:
                 ctx.fail(f"{word} does nothing with {name}: leave it out")
-            values = cast("list[object]", value if isinstance(value, list) else [value])
-            words = [*(part for one in values for part in ([word] if one is True else [word, str(one)])), *words]
+            values = cast("list[object]", value) if isinstance(value, list) else [value] * (not isinstance(value, bool))
+            words = [*(part for one in values for part in (word, str(one))), *([] if values else [word]), *words]
         return name, command, words
-
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
-        """Write the help with the program's name as it was called."""
-        self.help = _name_program(ctx, HELP)
-        super().format_help_text(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the table without importing a command."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text, _) in COMMANDS.items()])
-
-
-def _name_program(ctx: Any, text: str) -> str:
-    return text.replace("nightshift ", f"{ctx.find_root().info_name} ")
 
 
 def print_version(wanted: bool) -> None:
@@ -127,6 +119,7 @@ def start(
     script: opt.Script = opt.Paths.script,
     musings: opt.Musings = opt.Paths.musings,
     unsafe: opt.Unsafe = opt.Paths.unsafe,
+    fit: opt.Fit = opt.Paths.fit,
     show_version: Annotated[  # noqa: ARG001 - it never returns
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="show the version and exit")
     ] = False,
@@ -138,7 +131,7 @@ def start(
     from orchestrator.core.events import SessionLimits
 
     chosen = opt.choose_crew(context, crew, offline=offline)
-    paths = opt.Paths(sessions, data, script, musings, unsafe)
+    paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     start_night(plan_night(paths, name, limits, chosen, prompts, model or (), notify), limits, chosen, prompts, seed)
 

@@ -51,6 +51,7 @@ Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
+Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
 NameOrFile = Annotated[str, typer.Argument(help="name of the session, or the path of a session file (.db)")]
 
@@ -65,6 +66,8 @@ class Paths:
     musings: Path = Path("musings")
     unsafe: bool = False
     """The training code is trusted."""
+    fit: bool | None = None
+    """The baseline gets the profile's constants; None for a train.py of ours only."""
     given: frozenset[str] = frozenset()
     """The names of those that the command states itself."""
 
@@ -83,9 +86,9 @@ class Paths:
 
     def remember(self, folder: Path) -> None:
         """Write the places beside the session's file, which may be mailed and so names no folder. Raises OSError."""
-        places = {"data": self.data, "script": self.script, "musings": self.musings}
-        known = {name: str(at) if at.is_absolute() else relpath(at, folder) for name, at in places.items()}
-        write_atomically(folder / PLACES, json.dumps({**known, "unsafe": self.unsafe}))
+        known = {name: at for name, at in vars(self).items() if name not in {"sessions", "given"}}
+        relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
+        write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
 
     def recall(self, folder: Path) -> "Paths":
         """Return the places of the session in that folder, but for those that the command gives. Raises UsageError."""
@@ -93,10 +96,10 @@ class Paths:
             return self  # an older session, or a file without its folder
         try:
             known: dict[str, Any] = json.loads(path.read_text())
-            found: dict[str, Any] = {"unsafe": bool(known.pop("unsafe"))}
             for name, at in known.items():
-                found[name] = Path(at) if Path(at).is_absolute() else Path(relpath(str(folder / at)))
-            return replace(self, **{name: at for name, at in found.items() if name not in self.given})
+                if isinstance(at, str):
+                    known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
+            return replace(self, **{name: at for name, at in known.items() if name not in self.given})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
 

@@ -22,11 +22,13 @@ from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.views.notify import Send, make_sender
+from prepare.build.calibration import read_baseline
 from prepare.command import write_command
+from prepare.constants import read_values
 from prepare.errors import UserError
 from prepare.machine import list_gpus
 from prepare.manifest import Manifest, load
-from prepare.profiles import apply_to_script, from_manifest
+from prepare.profiles import Profile, apply_to_script, from_manifest
 from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import Prompt, load_prompts
 
@@ -80,6 +82,14 @@ class Preflight:
     def sandbox(self) -> Sandbox:
         return NoSandbox() if self.paths.unsafe else select_sandbox()
 
+    @cached_property
+    def profile(self) -> Profile | None:
+        """Whose constants replace the script's: by default only those of the train.py that comes with Nightshift."""
+        fit = self.paths.fit
+        if fit is None:
+            fit = self.repo.read_baseline() == read_baseline()
+        return from_manifest(self.manifest) if fit else None
+
     @property
     def send(self) -> Send:
         return make_sender(self.notify)
@@ -103,8 +113,8 @@ class Preflight:
         if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
             remedy = f"there is a GPU, but the data are for the CPU: {write_command('prepare', '--data', 'elsewhere')}"
             yield CheckResult("data", "warn", remedy)
-        if git.state == data.state == "good" and not self.prompts:
-            yield _attempt("constants", self._describe_constants)
+        if git.state == data.state == "good":
+            yield from self._check_constants()
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
@@ -151,15 +161,25 @@ class Preflight:
         hashes = "; all hashes match" * self.verify
         return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
 
-    def _describe_constants(self) -> str:
-        """Return what the optimizer will change, in the script that will be committed as the baseline."""
+    def _check_constants(self) -> Iterator[CheckResult]:
+        """Check what the profile sets, and in the baseline that results what the optimizer will change."""
         if self.state and self.state.baseline_commit:
             source = self.repo.read_source(self.state.parent.commit)
         else:
-            source = apply_to_script(self.repo.read_baseline(), from_manifest(self.manifest))
-        if not (found := list_tunable(source)):
-            raise UsageError(explain_untunable(source))
-        return f"{len(found)} for the optimizer to search: {', '.join(found)}"
+            source = self.repo.read_baseline()
+            fitted = apply_to_script(source, from_manifest(self.manifest))
+            before, after = read_values(source), read_values(fitted)
+            others = ", ".join(f"{name} {before[name]} → {to}" for name, to in after.items() if to != before[name])
+            words = f"{others} as profile {self.manifest.profile} has it"
+            if others and self.profile:
+                source, words = fitted, f"runs have {words}, commits keep your values (--no-fit: runs, too)"
+                yield CheckResult("constants", "warn", words)
+            elif others and self.paths.fit is None:
+                yield CheckResult("constants", "warn", f"runs have your constants, not {words} (--fit)")
+        if not self.prompts:
+            found = list_tunable(source)
+            words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
+            yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
 
     def _describe_sandbox(self) -> str:
         return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"

@@ -9,36 +9,49 @@ from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
 from prepare import profiles
+from prepare.constants import with_originals
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LocalExecutor:
-    """Git and the runner behind the loop's port. Git works in a thread, so that a slow disk never stops the clock."""
+    """Git and the runner behind the loop's port. Git works in a thread, so that a slow disk never stops the clock.
+
+    Runs get the fitted constants; the branch has the user's, and so holds the gains only.
+    """
 
     repo: Repo
     runner: Runner
     put: Callable[[str], Digest]
-    profile: profiles.Profile
+    profile: profiles.Profile | None
+    """To fit the baseline to; None to leave it as it is."""
     say: Callable[[str], None] = print
     """Tells the user why the branch stays behind."""
+    fitted: str = ""
+    own: str = ""
+    """The baseline as it is trained, and as the user has it."""
 
     async def commit_baseline(self) -> BaselineCommitted:
-        """Commit the baseline and create the branch. Raises RepoError."""
-        head = await asyncio.to_thread(self.repo.get_head)
-        source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
-        message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
-        commit = await self.commit(0, head, source, message)
+        """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
+        own, commit = await asyncio.to_thread(self.repo.read_baseline), await asyncio.to_thread(self.repo.get_head)
+        fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
+        if fitted != own:
+            await self.commit(0, commit, fitted, "fit the baseline to the profile\n\nExperiment: 0\n")
+        self.own, self.fitted = own, fitted
         await asyncio.to_thread(self.repo.begin_branch, commit)
-        return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
+        return BaselineCommitted(commit=commit, source=self.put(fitted), fingerprint=compute_fingerprint(fitted))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        return await asyncio.to_thread(self.repo.commit, experiment, parent, source, message)
+        return await asyncio.to_thread(self.repo.commit, experiment, parent, self._restore(source), message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
         return await self.runner.run(granted, source)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        head = await asyncio.to_thread(self.repo.promote, parent, source, message)
+        head = await asyncio.to_thread(self.repo.promote, parent, self._restore(source), message)
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
+
+    def _restore(self, source: str) -> str:
+        """Return a candidate with the user's constants, but for those that it changes itself."""
+        return source if self.fitted == self.own else with_originals(source, self.fitted, self.own)
