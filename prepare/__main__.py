@@ -1,5 +1,6 @@
 """`nightshift prepare`, or `python -m prepare`: text, tokenizer, packed rows and budget into a data folder, once."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
+from prepare.build.calibration import SCRIPT, read_baseline
 from prepare.files import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
@@ -45,6 +47,10 @@ def prepare(
     """  # noqa: D301 - for typer, \b keeps the lines of a paragraph
     try:
         chosen = profiles.with_overrides(profiles.find_profile(profile), settings or [])
+        scripts = [read_baseline(), *(path.read_text("utf-8", "replace") for path in [Path(SCRIPT)] if path.is_file())]
+        known = chosen.constants.keys() & profiles.CPU.constants.keys() | {*re.findall(r"\b[A-Z]\w*", "".join(scripts))}
+        if unknown := chosen.constants.keys() - known:
+            fail(f"--set {min(unknown)}: train.py has no such constant")
     except KeyError:
         fail(f"no profile {profile}: one of auto, {', '.join(profiles.PROFILES)}")
     except ValueError as error:

@@ -240,7 +240,7 @@ def test_the_doctor_checks_what_would_run(place, tmp_path):
         (["doctor"], "ANTHROPIC_API_KEY"),
         (["doctor", "--prompts", "unheard-of"], "unheard-of"),
         (["--script", "none.py", "doctor", "--offline"], "none.py"),
-        (["--data", str(tmp_path), "doctor", "--offline"], "python -m prepare"),
+        (["--data", str(tmp_path), "doctor", "--offline"], "-m orchestrator prepare"),
     ]:
         done = orchestrate(place, *words)
         assert done.returncode == 3
@@ -254,7 +254,7 @@ def test_no_data_names_the_command_that_prepares_it(place):
     done = orchestrate(place, "--offline")
 
     assert done.returncode == 2
-    assert "python -m prepare" in done.stderr
+    assert "-m orchestrator prepare" in done.stderr
 
 
 def test_a_file_that_is_no_session(place):

@@ -8,9 +8,8 @@ import time
 import pytest
 
 from orchestrator.core.events import Ended, Resumed
-from orchestrator.session.store import Session
 from tests.test_cli import opened, runs_of, wait_until
-from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
+from tests.workplace import BEST, TINY, begun, git, orchestrate, status, workplace
 
 NIGHT = ("--offline", "--hours", "1", "--session", "night", "--max-experiments", "1", "--seed", "3")
 
@@ -159,32 +158,3 @@ def test_a_repository_that_is_away_and_a_branch_that_is_looked_at(place):
     paste = printed.strip().splitlines()[-1].partition(" as it is: ")[2]
     subprocess.run(paste, shell=True, check=True, cwd="/", stdout=subprocess.DEVNULL)
     assert git(place, "rev-parse", "HEAD") == opened(place).state.parent.commit
-
-
-def test_commands_that_are_printed_can_be_pasted(place, tmp_path):
-    elsewhere = tmp_path / "my nights"
-    options = [
-        "--sessions",
-        str(elsewhere / "s"),
-        "--musings",
-        str(elsewhere / "it's m"),
-        "--data",
-        str(place / "data"),
-    ]
-    done = orchestrate(place, *options, *NIGHT)
-    assert done.returncode == 0, done.stderr
-    line = done.stdout.split("  go on     ")[1].splitlines()[0]
-    assert line.startswith("python -m orchestrator --sessions ")
-    words = line.replace("--hours 1", "--hours 0.001") + " --session longer"
-    assert "fork night" in words
-    pasted = subprocess.run(
-        words.replace("python", command()[0], 1),
-        shell=True,
-        cwd=place,
-        env=environment(),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert pasted.returncode == 0, pasted.stdout + pasted.stderr
-    assert Session(elsewhere / "s/longer/session.db").state.ended

@@ -22,6 +22,7 @@ from orchestrator.core.events import Record
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
+from prepare.files import write_atomically
 
 console = Console(highlight=False, markup=False)
 
@@ -192,9 +193,11 @@ def compare(
             low, high = comparison.compute_interval(gains)
             print(f"{arm} gains {low:+.4f} to {high:+.4f} more than {other} (90 %, {len(gains)} pairs of equal seeds)")
     target = chart or paths.sessions / "compare.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(comparison.render_comparison(rows), encoding="utf-8")
-    print(f"The chart is in {target}")
+    try:
+        write_atomically(target, comparison.render_comparison(rows))
+        print(f"The chart is in {target}")
+    except OSError as error:
+        print(f"There is no chart: {target} cannot be written ({error.strerror}); --chart names another file")
 
 
 def musings(
