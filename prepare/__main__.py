@@ -17,7 +17,7 @@ from prepare.manifest import BudgetAmount, DataError, Manifest
 
 LOCK = ".lock"
 console = Console(highlight=False, soft_wrap=True)
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 @app.command()
