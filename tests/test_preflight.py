@@ -5,7 +5,7 @@ import pytest
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.preflight import Preflight, find_neighbours
 from orchestrator.lab.repo import RepoError
-from tests.workplace import ROOT, git, orchestrate, workplace
+from tests.workplace import ROOT, git, orchestrate, save, workplace
 
 
 @pytest.fixture
@@ -81,8 +81,7 @@ def test_our_own_prepare_may_lie_beside_the_script():
 
 def test_a_script_with_a_neighbour_is_refused_with_what_to_do(place):
     (place / "parts.py").write_text("WIDTH = 1\n")
-    script = place / "train.py"
-    script.write_text(f"import parts\n{script.read_text()}")
+    save(place, f"import parts\n{(place / 'train.py').read_text()}")
 
     checked = orchestrate(place, "doctor", "--offline")
     started = orchestrate(place, "--offline", "--session", "night")

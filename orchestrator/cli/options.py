@@ -126,12 +126,11 @@ def refuse(context: typer.Context, where: str, *names: str) -> None:
 
 def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> str:
     """Return the crew. Raises UsageError for options that it would not use."""
-    if offline and crew != "optuna":
+    if offline:
         refuse(context, "with --offline", "crew")
-    chosen = "optuna" if offline else crew
-    if chosen == "optuna":
+    if offline or crew == "optuna":
         refuse(context, "without models (--offline)", "prompts", "model", "max_usd")
-    return chosen
+    return "optuna" if offline else crew
 
 
 def open_session(path: Path, *, read_only: bool = False) -> "Session":

@@ -85,10 +85,8 @@ class Preflight:
     @cached_property
     def profile(self) -> Profile | None:
         """Whose constants replace the script's: by default only those of the train.py that comes with Nightshift."""
-        fit = self.paths.fit
-        if fit is None:
-            fit = self.repo.read_baseline() == read_baseline()
-        return from_manifest(self.manifest) if fit else None
+        ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
+        return from_manifest(self.manifest) if ours or self.paths.fit else None
 
     @property
     def send(self) -> Send:

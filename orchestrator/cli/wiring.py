@@ -51,8 +51,9 @@ def run_session(session: Session, night: Preflight) -> None:
     )
     repo.unlock()
     runner.reap()
-    lab = LocalExecutor(repo, runner, session.put, night.profile, observers.say)
-    if begun := session.state.baseline_commit:
+    begun = session.state.baseline_commit
+    lab = LocalExecutor(repo, runner, session.put, None if begun else night.profile, observers.say)
+    if begun:
         repo.begin_branch(session.state.parent.commit)
         lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
     try:
