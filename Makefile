@@ -4,15 +4,19 @@ BIN := .venv/bin
 
 .PHONY: demo test check bench gpu-check soak clean
 
-.venv/ready: pyproject.toml
+.venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/ready: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: .venv/ready
-	$(BIN)/python -m prepare
-	$(BIN)/python -m orchestrator --offline --hours 0.15
+demo: .venv/installed
+	$(BIN)/nightshift prepare
+	$(BIN)/nightshift --offline --hours 0.15
 
 test: .venv/ready
 	$(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder

@@ -1,5 +1,6 @@
-"""Fill a data folder, once, with tokenizer, packed rows and budget: `python -m prepare`."""
+"""Fill a data folder, once, with tokenizer, packed rows and budget: `nightshift prepare`, or `python -m prepare`."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -10,16 +11,17 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
+from prepare.build.calibration import SCRIPT, read_baseline
 from prepare.files import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 LOCK = ".lock"
 console = Console(highlight=False, soft_wrap=True)
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 @app.command()
-def main(
+def prepare(
     data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="folder to fill")] = Path("data"),
     corpus: Annotated[
         str, typer.Option(help="docstrings, climbmix, or a path: .txt, .md, .rst, .py, .jsonl, .parquet")
@@ -33,28 +35,33 @@ def main(
         list[str] | None, typer.Option("--set", help="change the profile: DEPTH=6, seq_len=512, seconds=60")
     ] = None,
 ) -> None:
-    """Prepare the data that every experiment trains on: text, tokenizer, packed rows, and the budget of a run.
+    """Prepare the data that every experiment trains on.
 
-    This is done once and takes about a minute. Run it again after an interruption, or to check the folder.
+    Text, tokenizer, packed rows, and the budget of a run: once, in about a minute. Run it again after an interruption,
+    or to check the folder.
 
     \b
-    the built-in text             python -m prepare
-    your own text                 python -m prepare --corpus notes/ --data mine
-    a smaller model, a slow GPU   python -m prepare --set DEPTH=4
+    the built-in text             nightshift prepare
+    your own text                 nightshift prepare --corpus notes/ --data mine
+    a smaller model, a slow GPU   nightshift prepare --set DEPTH=4
     """  # noqa: D301 - for typer, \b keeps the lines of a paragraph
     try:
         chosen = profiles.with_overrides(profiles.find_profile(profile), settings or [])
+        scripts = [read_baseline(), *(path.read_text("utf-8", "replace") for path in [Path(SCRIPT)] if path.is_file())]
+        known = chosen.constants.keys() & profiles.CPU.constants.keys() | {*re.findall(r"\b[A-Z]\w*", "".join(scripts))}
+        if unknown := chosen.constants.keys() - known:
+            fail(f"--set {min(unknown)}: train.py has no such constant")
     except KeyError:
         fail(f"no profile {profile}: choose auto, {', '.join(profiles.PROFILES)}")
     except ValueError as error:
         fail(str(error))
     try:
         if not (data / manifest.MANIFEST_FILE).exists():
-            prepare(data, corpus, shards, chosen, work)
+            fill(data, corpus, shards, chosen, work)
         found = manifest.load(data, verify=True)
         check_request(found, data, corpus, None if profile == "auto" else profile, settings or [])
     except LockedError:
-        fail(f"another `{manifest.write_command(data)}` is running in {data}: wait for it")
+        fail(f"another `{manifest.suggest_command(data)}` is running in {data}: wait for it")
     except DataError as error:
         fail(str(error))
     except OSError as error:  # a full disk, most often
@@ -62,7 +69,7 @@ def main(
     console.print(describe(found, data))
 
 
-def prepare(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
+def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
     """Fill the folder and show a progress bar for each stage. Raises DataError, LockedError."""
     from prepare.build.folder import build_folder
     from prepare.corpus import open_corpus

@@ -152,6 +152,20 @@ def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     return _splice(source, (_rewrite(place, settings[place.name]) for place in found))
 
 
+def with_originals(source: str, fitted: str, own: str) -> str:
+    """Return the script with the values and comments of `own` where it still has those of `fitted`, its fitted form."""
+    now, put, before = (_list_declared(text) for text in (source, fitted, own))
+    same = [key for key, (_, text) in now.items() if key in put and text == put[key][1]]
+    return _splice(source, ((now[key][0], now[key][1], before[key][1]) for key in same))
+
+
+def _list_declared(source: str) -> dict[tuple[str, int], tuple[int, str]]:
+    """Return offset and text, comment included, of each assigned value, by name and how often that came before."""
+    found = [(at.name, at.start, at.text + (at.comment[0] if at.comment else "")) for at in _list_assignments(source)]
+    names = [name for name, _, _ in found]
+    return {(name, names[:i].count(name)): (start, text) for i, (name, start, text) in enumerate(found)}
+
+
 def format_literal(value: Value, like: Value | None = None) -> str:
     """Return a literal for the value: a float if `like` is one, with digits in groups of three."""
     if isinstance(value, bool) or not isinstance(value, int | float):

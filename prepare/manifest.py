@@ -4,11 +4,11 @@ import dataclasses
 import hashlib
 import json
 import os
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from prepare.command import write_command
 from prepare.constants import Value
 from prepare.errors import UserError
 
@@ -85,7 +85,7 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"no data in {folder}: run `{write_command(folder)}` first") from None
+        raise DataError(f"no data in {folder}: run `{suggest_command(folder)}` first") from None
     except OSError as error:
         raise DataError(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -101,7 +101,7 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
 
 
 def _make_damage_error(folder: Path, name: str, how: str) -> DataError:
-    return DataError(f"{folder} is damaged ({name} {how}): delete the folder and run `{write_command(folder)}` again")
+    return DataError(f"{folder} is damaged ({name} {how}): delete the folder and run `{suggest_command(folder)}` again")
 
 
 def compute_sha256(path: Path) -> str:
@@ -110,6 +110,6 @@ def compute_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_command(folder: Path) -> str:
-    """Return the command that fills the folder, quoted for a shell."""
-    return shlex.join(["python", "-m", "prepare", *([] if folder == Path("data") else ["--data", str(folder)])])
+def suggest_command(folder: Path) -> str:
+    """Return the command that fills the folder, to be pasted into a shell."""
+    return write_command("prepare", *([] if folder == Path("data") else ["--data", str(folder)]))

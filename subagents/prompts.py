@@ -62,6 +62,10 @@ def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
     if not overlay.is_dir():
         known = ", ".join(sorted(path.name for path in folder.glob("*/")))
         raise PromptError(f"unknown prompt style {style!r}; the styles are {known}, or name a folder")
+    known = {path.name for path in (folder / "default").iterdir()} | {"README.md"}
+    known |= {name for path in overlay.glob("*.md") for name in INCLUDE.findall(_read(path))}
+    if unread := sorted(path.name for path in overlay.glob("[!.]*") if path.name not in known):
+        raise PromptError(f"{overlay}: no agent reads {', '.join(unread)}; the files are {', '.join(sorted(known))}")
     return {name: _overlay(name, (overlay, folder / "default")) for name in NAMES}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.core.events import Crashed, Ended, Granted, Kept, Promoted, Proposed, Scored
 from orchestrator.session.store import Session
-from tests.workplace import BEST, begun, git, orchestrate, status, workplace
+from tests.workplace import BEST, begun, git, orchestrate, save, status, workplace
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_name_that_is_taken(place):
 
 
 def test_a_baseline_that_fails_is_said_first_and_is_exit_code_4(place):
-    (place / "train.py").write_text("LR = 0.1\nraise ValueError('the baseline is broken', LR)\n")
+    save(place, "LR = 0.1\nraise ValueError('the baseline is broken', LR)\n")
 
     done = orchestrate(place, "--offline", "--session", "night")
 
@@ -237,7 +237,7 @@ def test_a_baseline_that_fails_is_said_first_and_is_exit_code_4(place):
     ],
 )
 def test_a_script_with_nothing_to_search_is_said_before_anything_trains(place, script, answer):
-    (place / "train.py").write_text(script)
+    save(place, script)
 
     done = orchestrate(place, "--offline", "--session", "night")
 
@@ -255,11 +255,11 @@ def test_the_doctor_checks_what_would_run(place, tmp_path):
         (["doctor"], "ANTHROPIC_API_KEY"),
         (["doctor", "--prompts", "unheard-of"], "unheard-of"),
         (["--script", "none.py", "doctor", "--offline"], "none.py"),
-        (["--data", str(tmp_path), "doctor", "--offline"], "python -m prepare"),
+        (["--data", str(tmp_path), "doctor", "--offline"], "-m orchestrator prepare"),
     ]:
         done = orchestrate(place, *words)
         assert done.returncode == 3
-        assert answer in done.stdout
+        assert answer in " ".join(done.stdout.split())
     assert not (place / "sessions").exists()
 
 
@@ -269,7 +269,7 @@ def test_no_data_names_the_command_that_prepares_it(place):
     done = orchestrate(place, "--offline")
 
     assert done.returncode == 2
-    assert "python -m prepare" in done.stderr
+    assert "-m orchestrator prepare" in done.stderr
 
 
 def test_a_file_that_is_no_session(place):
@@ -311,7 +311,7 @@ def test_without_a_key_one_line_says_what_to_set(place):
 
 @pytest.mark.parametrize("source", ("x = (\n", "x = 1\0\n", "if x:\n\ty\n        z\n"))
 def test_a_script_that_is_not_python_costs_no_run(source, place):
-    (place / "train.py").write_text(source)
+    save(place, source)
 
     done = orchestrate(place, "--offline")
 

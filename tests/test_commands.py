@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 
@@ -11,14 +12,18 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.main import COMMANDS, app
 from orchestrator.cli.options import ExitCode
-from prepare.__main__ import app as prepare
 from tests.workplace import ROOT, environment
 
 PAGE = ROOT / "docs/commands.md"
 OPENING = """# The commands
 
-The help of every command. `docs/first-night.md` shows them in use. `--sessions`, `--data`, `--script`, `--musings`
-and `--unsafe` go before the command: `python -m orchestrator --sessions elsewhere resume NAME`.
+The help of every command. `docs/first-night.md` shows them in use. `nightshift` and `python -m orchestrator` are the
+same; in a folder with an `orchestrator.py` of your own, use `nightshift`. Options go before or after a command; one
+that would do nothing is refused. `nightshift --install-completion` makes your shell complete commands and options;
+`--show-completion` prints what it would install.
+
+A session remembers `--data`, `--script`, `--musings` and `--unsafe` in `sessions/NAME/places.json`, so `resume NAME`
+and `fork NAME --at N` need none of them. Give them again only where something has moved.
 
 | exit code | meaning |
 |---|---|
@@ -47,7 +52,7 @@ WIDTH = 78
 def help_of(command: Typer, *words: str) -> str:
     """Return a section of the page."""
     calm = CliRunner(env={"NIGHTSHIFT_DATA": None, "NIGHTSHIFT_NOTIFY": None})
-    done = calm.invoke(command, [*words[3:], "--help"], prog_name=" ".join(words[:3]), terminal_width=WIDTH)
+    done = calm.invoke(command, [*words[1:], "--help"], prog_name=words[0], terminal_width=WIDTH)
     assert done.exit_code == 0, done.output
     return section(" ".join(words), done.output)
 
@@ -58,29 +63,28 @@ def section(title: str, text: str) -> str:
 
 
 def page() -> str:
-    ours = ("python", "-m", "orchestrator")
-    parts = [help_of(prepare, "python", "-m", "prepare"), help_of(app, *ours)]
-    parts += [help_of(app, *ours, name) for name in COMMANDS]
-    return OPENING + "".join(parts)
+    return OPENING + "".join(help_of(app, "nightshift", *words) for words in [(), *((name,) for name in COMMANDS)])
 
 
 def test_the_page_is_what_the_commands_say():
     assert PAGE.read_text() == page(), "write it anew: python -m tests.test_commands"
 
 
-@pytest.mark.parametrize("words", [["-m", "orchestrator", "fork"], ["-m", "prepare"]])
-def test_a_process_says_the_same(words):
+@pytest.mark.parametrize("words", [["orchestrator", "fork"], ["orchestrator", "prepare"], ["prepare"]])
+def test_a_process_says_the_same_by_its_own_name(words):
     environment = {"PATH": os.environ["PATH"], "COLUMNS": "100", "NO_COLOR": "1", "PYTHONUTF8": "1"}
     done = subprocess.run(
-        [sys.executable, *words, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-m", *words, "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    assert section(" ".join(["python", *words]), done.stdout) in PAGE.read_text()
+    known = re.search(rf"## nightshift {words[-1]}\n\n```text\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    said = " ".join(done.stdout.split()).replace(" ".join(["python -m", *words]), f"nightshift {words[-1]}")
+    assert " ".join(known[1].split()) == said
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_table_says_what_the_command_says(name):
-    module, text = COMMANDS[name]
-    command = getattr(importlib.import_module(f"orchestrator.cli.{module}"), name)
+    module, text, _ = COMMANDS[name]
+    command = getattr(importlib.import_module(module, "orchestrator.cli"), name)
     assert command.__doc__.splitlines()[0] == text
 
 

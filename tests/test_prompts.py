@@ -109,6 +109,16 @@ def test_a_folder_of_ones_own_is_a_style(tmp_path):
     assert "Throw a coin." in prompts["researcher"].system
 
 
+@pytest.mark.parametrize("name", ["reseacher.md", "researcher.txt", "researcher.methods.md"])
+def test_a_file_that_no_agent_would_read_is_refused(tmp_path, name):
+    (tmp_path / "reflector.md").write_text("<!-- include extra.md -->\n", encoding="utf-8")
+    for known in ("extra.md", "README.md", ".hidden", name):
+        (tmp_path / known).touch()
+    with pytest.raises(PromptError, match=f"no agent reads {name};") as caught:
+        load_prompts(FOLDER, str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -212,11 +213,18 @@ def test_text_survives_byte_for_byte(repo):
     assert repo.read_source(repo.commit(1, repo.get_head(), text, "Δ\n\nσ = 1")) == text
 
 
-def test_edits_that_are_not_committed_are_part_of_the_baseline(folder, repo):
+def test_edits_that_are_not_committed_are_refused_with_both_ways_on(folder, repo):
     dirty(folder)
+    with pytest.raises(RepoError, match="has edits that are not committed") as caught:
+        repo.read_baseline()
+    take, leave = re.findall("`(.+?)`", str(caught.value))
+    subprocess.run(leave, shell=True, check=True, env=ENV)
+    assert repo.read_baseline() == "LR = 1\n"
+    git(folder, "stash", "pop")
+    subprocess.run(take, shell=True, check=True, env=ENV)
     assert repo.read_baseline() == "LR = 1  # edited\n"
     (folder / "train.py").unlink()
-    assert repo.read_baseline() == "LR = 1\n"
+    assert repo.read_baseline() == "LR = 1  # edited\n"
 
 
 def test_a_script_in_a_subfolder(tmp_path):
@@ -237,11 +245,10 @@ def test_a_script_with_an_odd_name_that_can_be_executed(tmp_path):
     assert len(git(folder, "ls-tree", "-r", kept).splitlines()) == 3
 
 
-def test_a_script_that_was_never_committed(folder):
-    repo = Repo(folder / "mine.py", "may")
+def test_a_script_that_was_never_committed_is_refused(folder):
     (folder / "mine.py").write_text("LR = 9\n")
-    commit = repo.commit(0, repo.get_head(), repo.read_baseline(), "fit")
-    assert repo.read_source(commit) == "LR = 9\n"
+    with pytest.raises(RepoError, match="commit it first"):
+        Repo(folder / "mine.py", "may").read_baseline()
 
 
 def test_no_setting_of_the_repository_starts_a_program(folder, repo):
@@ -365,7 +372,6 @@ def test_a_commit_changes_no_more_lines_than_were_changed(folder, mark, endings)
     committed = mark + b"LR = 1\n\nDEPTH = 3\nWIDTH = 4\n".replace(b"\n", endings)
     (folder / "train.py").write_bytes(committed)
     git(folder, "commit", "-qam", "as an editor of another system writes it")
-    (folder / "train.py").write_bytes(committed.replace(b"WIDTH", b"BREADTH"))
     repo = Repo(folder / "train.py", "may")
 
     source = repo.read_baseline()
@@ -373,10 +379,10 @@ def test_a_commit_changes_no_more_lines_than_were_changed(folder, mark, endings)
     repo.begin_branch(base)
     kept = repo.promote(base, source.replace("LR = 1\n", "LR = 3\nNEW = 5\n"), "better")
 
-    assert source == "LR = 1\n\nDEPTH = 3\nBREADTH = 4\n"
-    assert (folder / "train.py").read_bytes() == committed.replace(b"WIDTH", b"BREADTH")
+    assert source == "LR = 1\n\nDEPTH = 3\nWIDTH = 4\n"
+    assert (folder / "train.py").read_bytes() == committed
     found = subprocess.check_output(["git", "cat-file", "blob", f"{kept}:train.py"], cwd=folder)
-    assert found == mark + b"LR = 3\nNEW = 5\n\nDEPTH = 3\nBREADTH = 4\n".replace(b"\n", endings)
+    assert found == mark + b"LR = 3\nNEW = 5\n\nDEPTH = 3\nWIDTH = 4\n".replace(b"\n", endings)
 
 
 def test_a_work_tree_with_other_line_endings_is_no_change(folder, repo):

@@ -109,7 +109,7 @@ def test_a_fork_shares_the_past_and_goes_its_own_way(place):
 
 def test_a_night_that_is_over_can_be_made_longer(place):
     """The command is the one that the night itself names at its end."""
-    end = orchestrate(place, "resume", "night").stdout.split("python -m orchestrator ")[1].split()
+    end = orchestrate(place, "resume", "night").stdout.split(" -m orchestrator ")[1].split()
     assert end[:2] == ["fork", "night"]
 
     done = orchestrate(place, *end, "--session", "longer")

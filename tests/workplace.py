@@ -32,6 +32,12 @@ def workplace(folder: Path, source: str = TINY) -> Path:
     return folder
 
 
+def save(folder: Path, source: str) -> None:
+    """Write and commit another train.py."""
+    (folder / "train.py").write_text(source)
+    git(folder, "commit", "-qam", "another script")
+
+
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator", *words]
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.options import Crew, ExitCode, Model, Notify, Offline, Paths, Style
+from orchestrator.cli import options as opt
 from orchestrator.cli.preflight import CheckResult, Preflight, load_style
 from orchestrator.cli.start import invent_name
 from prepare.machine import list_gpus
@@ -26,20 +26,20 @@ MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[re
 
 def doctor(
     context: typer.Context,
-    offline: Offline = False,
-    crew: Crew = "claude",
-    prompts: Style = "default",
-    model: Model = None,
-    notify: Notify = "",
+    offline: opt.Offline = False,
+    crew: opt.Crew = "claude",
+    prompts: opt.Style = "default",
+    model: opt.Model = None,
+    notify: opt.Notify = "",
 ) -> None:
     """Check everything that a night needs.
 
     Runs the checks that a night with these options begins with, and also checks the data's hashes and the machine. Exit
     code 3 if something would spoil the night.
     """
-    paths: Paths = context.obj
+    paths: opt.Paths = context.obj
     results, texts = list[CheckResult](), dict[str, Prompt]()
-    if not offline and crew != "optuna":
+    if opt.choose_crew(context, crew, offline=offline) != "optuna":
         try:
             texts = load_style(prompts, model or [])
         except PromptError as error:
@@ -51,7 +51,7 @@ def doctor(
         table.add_row(MARKS[result.state], escape(result.subject), escape(result.message))
     Console(highlight=False).print(table)
     if any(result.state == "bad" for result in results):
-        raise SystemExit(ExitCode.UNHEALTHY)
+        raise SystemExit(opt.ExitCode.UNHEALTHY)
 
 
 def check_machine() -> Iterator[CheckResult]:

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, read_session
+from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, read_session, refuse
 from orchestrator.core.events import Record
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
+from prepare.files import write_atomically
 
 console = Console(highlight=False, markup=False)
 
@@ -68,21 +69,23 @@ def replay(
     prompts: Annotated[str, typer.Option(help="with --verify: use this style, not the recorded prompts")] = "",
     salvage: Salvage = False,
 ) -> None:
-    """Print a recorded session event by event, or verify it.
+    """Print a session event by event, or verify it.
 
     With --verify the production loop runs over the recording, without model, GPU or git. Every event that today's code
     would write differently is shown, and the exit code is 1 if there is one.
     """
     paths: Paths = context.obj
-    if prompts and not verify:
-        raise UsageError("--prompts works only with --verify: add it")
-    if verify and (step or as_json or event is not None):
-        raise UsageError("--show, --step and --json do not work with --verify: leave it out")
+    if verify:
+        refuse(context, "with --verify", "event", "step", "as_json")
+    else:
+        refuse(context, "without --verify", "prompts", "musings")
+    if event is not None:
+        refuse(context, "with --show", "until", "step")
     if step and not sys.stdin.isatty():
         raise UsageError("--step needs a terminal, and this is none: leave it out")
     with read_session(paths, name, salvage=salvage) as session:
         if verify:
-            _verify(session, until, paths.musings, prompts)
+            _verify(session, until, paths.recall(session.path.parent).musings, prompts)
         elif event is None:
             _walk(session.records[:until], step=step, as_json=as_json)
         elif event >= len(session.records):
@@ -136,9 +139,10 @@ def report(
     """Rebuild a session's files from its log.
 
     Writes report.html, results.tsv, ledger.parquet, log.jsonl and the musings. Reads only the session file. For a file
-    that somebody sent you: python -m orchestrator report mailed.db
+    that somebody sent you: nightshift report mailed.db
     """
     from orchestrator.cli.wiring import hold_session
+    from orchestrator.lab.repo import write_git
     from orchestrator.views.musings import write_musings
     from orchestrator.views.report.files import write_files
     from orchestrator.views.report.tensorboard import write_tensorboard
@@ -148,9 +152,11 @@ def report(
         own = None if out or name.endswith(".db") else session.path.parent
         title = session.state.session.name
         folder = own or out or Path(title)
+        beside = own or "musings" in paths.given
+        paths = paths.recall(session.path.parent)
         with hold_session(own) if own else nullcontext():
-            write_files(session, folder)
-            write_musings(session, paths.musings / title if own else folder / "musings")
+            write_files(session, folder, paths.write_command, write_git(paths.script))
+            write_musings(session, paths.musings / title if beside else folder / "musings")
             if tensorboard:
                 write_tensorboard(session, folder / "tensorboard")
     print(folder / "report.html")
@@ -164,7 +170,7 @@ def compare(
     """Compare sessions side by side.
 
     Prints gains, keep rates, crashes, repeats, breadth, tokens and dollars, and writes a chart of the best so far. With
-    several nights of one crew and style it adds intervals: python -m orchestrator compare NAME OTHER THIRD
+    several nights of one crew and style it adds intervals: nightshift compare NAME OTHER THIRD
     """
     from orchestrator.views import comparison
 
@@ -189,9 +195,11 @@ def compare(
             low, high = comparison.compute_interval(gains)
             print(f"{arm} gains {low:+.4f} to {high:+.4f} more than {other} (90 %, {len(gains)} pairs of equal seeds)")
     target = chart or paths.sessions / "compare.html"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(comparison.render_comparison(rows), encoding="utf-8")
-    print(f"The chart is in {target}")
+    try:
+        write_atomically(target, comparison.render_comparison(rows))
+        print(f"The chart is in {target}")
+    except OSError as error:
+        print(f"There is no chart: {target} cannot be written ({error.strerror}); --chart names another file")
 
 
 def musings(
@@ -204,7 +212,7 @@ def musings(
 ) -> None:
     """Search the musings of all sessions.
 
-    Example: python -m orchestrator musings search value embeddings
+    Example: nightshift musings search value embeddings
     """
     paths: Paths = context.obj
     if words[0] != "search" or len(words) == 1:

@@ -3,7 +3,9 @@
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
+from importlib.metadata import version
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -14,18 +16,21 @@ from orchestrator.views.output import harden_streams
 from prepare.errors import UserError
 from subagents.errors import PromptError
 
+ALL = "sessions data script musings unsafe"
 COMMANDS = {
-    "resume": ("start", "Continue an interrupted session."),
-    "fork": ("start", "Start a new session from an event of another."),
-    "trial": ("start", "Compare prompt styles over several nights."),
-    "sessions": ("inspect", "List the sessions."),
-    "replay": ("inspect", "Print a recorded session event by event, or verify it."),
-    "report": ("inspect", "Rebuild a session's files from its log."),
-    "compare": ("inspect", "Compare sessions side by side."),
-    "musings": ("inspect", "Search the musings of all sessions."),
-    "doctor": ("doctor", "Check everything that a night needs."),
+    "init": (".init", "Write a train.py to start from.", "data script"),
+    "prepare": ("prepare.__main__", "Prepare the data that every experiment trains on.", ""),
+    "doctor": (".doctor", "Check everything that a night needs.", f"{ALL} fit"),
+    "resume": (".start", "Continue an interrupted session.", ALL),
+    "fork": (".start", "Start a new session from an event of another.", ALL),
+    "trial": (".start", "Compare prompt styles over several nights.", f"{ALL} fit"),
+    "sessions": (".inspect", "List the sessions.", "sessions"),
+    "replay": (".inspect", "Print a session event by event, or verify it.", "sessions musings"),
+    "report": (".inspect", "Rebuild a session's files from its log.", "sessions musings"),
+    "compare": (".inspect", "Compare sessions side by side.", "sessions"),
+    "musings": (".inspect", "Search the musings of all sessions.", "musings"),
 }
-"""The module of each command in this folder, and the first line of its help."""
+"""The module of each command, the first line of its help, and the places that it uses."""
 HELP = """Machine-learning research while you sleep.
 
 Without a command, start a night: train the baseline two or three times, then propose, implement, train and judge one
@@ -33,10 +38,10 @@ experiment after another until the hours are over. The changes that were kept ar
 research/SESSION; the reasons and lessons are in musings/SESSION/.
 
 \b
-first: text, tokenizer, budget       python -m prepare
-no key, no network                   python -m orchestrator --offline --hours 0.15
-a night with Claude                  ANTHROPIC_API_KEY=… python -m orchestrator --hours 8
-after any interruption               python -m orchestrator resume NAME
+first: text, tokenizer, budget       nightshift prepare
+no key, no network                   nightshift --offline --hours 0.15
+a night with Claude                  ANTHROPIC_API_KEY=… nightshift --hours 8
+after any interruption               nightshift resume NAME
 """
 
 
@@ -48,25 +53,48 @@ class LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return the command; None for an unknown name."""
+        """Import and return the command, with the options of the places that it uses; None for an unknown name."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        module = importlib.import_module(f"orchestrator.cli.{COMMANDS[cmd_name][0]}")
-        single.command(cmd_name)(getattr(module, cmd_name))
-        return typer.main.get_command(single)
+        module, _, places = COMMANDS[cmd_name]
+        single.command(cmd_name)(getattr(importlib.import_module(module, __package__), cmd_name))
+        command = typer.main.get_command(single)
+        for param in [copy(param) for param in self.params if param.name in places.split()]:
+            param.expose_value, param.callback = False, opt.choose_place
+            command.params.append(param)
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return a command and its words; options that stand before it are among them. Raises UsageError."""
+        name, command, words = super().resolve_command(ctx, args)
+        known = [word for param in command.params for word in (*param.opts, *param.secondary_opts)] if command else []
+        for param in [param for param in self.params if opt.is_given(ctx, str(param.name))]:
+            value: object = ctx.params[param.name]
+            word = (param.secondary_opts if value is False else param.opts)[0]
+            if word not in known:
+                ctx.fail(f"{word} does nothing with {name}: leave it out")
+            values = cast("list[object]", value) if isinstance(value, list) else [value] * (not isinstance(value, bool))
+            words = [*(part for one in values for part in (word, str(one))), *([] if values else [word]), *words]
+        return name, command, words
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the table without importing a command."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text, _) in COMMANDS.items()])
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and exit."""
+    if wanted:
+        print(f"nightshift {version('nightshift')}")
+        raise typer.Exit
 
 
 app = typer.Typer(
     cls=LazyGroup,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,16 +120,20 @@ def start(
     script: opt.Script = opt.Paths.script,
     musings: opt.Musings = opt.Paths.musings,
     unsafe: opt.Unsafe = opt.Paths.unsafe,
+    fit: opt.Fit = opt.Paths.fit,
+    show_version: Annotated[  # noqa: ARG001 - it never returns
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="show the version and exit")
+    ] = False,
 ) -> None:
     """Start a night, unless a command is given."""
-    paths = context.obj = opt.Paths(sessions, data, script, musings, unsafe)
     if context.invoked_subcommand:
         return
     from orchestrator.cli.start import plan_night, start_night
     from orchestrator.core.events import SessionLimits
 
+    chosen = opt.choose_crew(context, crew, offline=offline)
+    paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    chosen = "optuna" if offline else crew
     night = plan_night(paths, name, limits, chosen, prompts, model or (), notify)
     start_night(night, limits, chosen, prompts, seed, memory=memory)
 

@@ -1,20 +1,25 @@
 """The options that commands share, the paths of a session, usage errors and exit codes."""
 
-import shlex
+import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from os.path import relpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from prepare.command import write_command
 from prepare.errors import UserError
+from prepare.files import write_atomically
 from subagents.errors import PromptError
 
 if TYPE_CHECKING:
     from orchestrator.session.store import Session
+
+PLACES = "places.json"
 
 
 class UsageError(UserError):
@@ -44,9 +49,10 @@ Seed = Annotated[int | None, typer.Option(help="seed of the session, for all oth
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
-Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `python -m prepare` filled")]
+Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
+Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
 Salvage = Annotated[bool, typer.Option("--salvage", help="read a damaged file as far as it is sound")]
 NameOrFile = Annotated[str, typer.Argument(help="name of the session, or the path of a session file (.db)")]
@@ -62,6 +68,10 @@ class Paths:
     musings: Path = Path("musings")
     unsafe: bool = False
     """The training code is trusted."""
+    fit: bool | None = None
+    """The baseline gets the profile's constants; None for a train.py of ours only."""
+    given: frozenset[str] = frozenset()
+    """The names of those that the command states itself."""
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
@@ -73,11 +83,56 @@ class Paths:
         return path
 
     def write_command(self, *words: str) -> str:
-        """Return a command about these paths that can be pasted into a shell."""
-        given = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        chosen = [(f"--{name}", value) for name, value in given if value != getattr(Paths, name)]
-        options = [word for name, value in chosen for word in ([name] if value is True else [name, str(value)])]
-        return shlex.join(["python", "-m", "orchestrator", *options, *words])
+        """Return a command about a session that can be pasted into a shell; the session knows its other places."""
+        return write_command(*words, *(["--sessions", str(self.sessions)] if self.sessions != Paths.sessions else []))
+
+    def remember(self, folder: Path) -> None:
+        """Write the places beside the session's file, which may be mailed and so names no folder. Raises OSError."""
+        known = {name: at for name, at in vars(self).items() if name not in {"sessions", "given"}}
+        relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
+        write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
+
+    def recall(self, folder: Path) -> "Paths":
+        """Return the places of the session in that folder, but for those that the command gives. Raises UsageError."""
+        if not (path := folder / PLACES).is_file():
+            return self  # an older session, or a file without its folder
+        try:
+            known: dict[str, Any] = json.loads(path.read_text())
+            for name, at in known.items():
+                if isinstance(at, str):
+                    known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
+            return replace(self, **{name: at for name, at in known.items() if name not in self.given})
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
+
+
+def choose_place(context: Any, param: Any, value: Any) -> None:
+    """Put a place into the context's, for commands whose functions do not ask for it."""
+    paths: Paths = context.obj or Paths()
+    given = [param.name] if is_given(context, param.name) else []
+    context.obj = replace(paths, **{param.name: value}, given=paths.given.union(given))
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Tell whether the command states the option itself: it is not from the environment, and no default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse(context: typer.Context, where: str, *names: str) -> None:
+    """Raise UsageError for an option that the command states and that would do nothing."""
+    for param in context.command.params:
+        if param.name in names and is_given(context, param.name):
+            raise UsageError(f"{param.opts[0]} does nothing {where}: leave it out")
+
+
+def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> str:
+    """Return the crew. Raises UsageError for options that it would not use."""
+    if offline:
+        refuse(context, "with --offline", "crew")
+    if offline or crew == "optuna":
+        refuse(context, "without models (--offline)", "prompts", "model", "max_usd")
+    return "optuna" if offline else crew
 
 
 def open_session(path: Path, *, read_only: bool = False, salvage: bool = False) -> "Session":

@@ -18,18 +18,22 @@ from typing import Literal
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.core.state import State
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
+from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.views.notify import Send, make_sender
+from prepare.build.calibration import read_baseline
+from prepare.command import write_command
+from prepare.constants import read_values
 from prepare.errors import UserError
 from prepare.machine import list_gpus
 from prepare.manifest import Manifest, load
-from prepare.profiles import apply_to_script, from_manifest
+from prepare.profiles import Profile, apply_to_script, from_manifest
 from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import Prompt, load_prompts
 
-PROMPTS = Path(__file__).parent.parent.parent / "prompts"
+PROMPTS = next(path for path in (at / "prompts" for at in Path(__file__).parents[1:]) if path.is_dir())
+"""In a wheel they lie in the package, else at the top of the repository."""
 NEEDED_BYTES = 1 << 30
 """Free disk that a night needs to start. Each run checks again (RunLimits.free_disk)."""
 NAME = re.compile(r"(?!.*\.(db|lock)$)\w+([.-]\w+)*")
@@ -78,6 +82,12 @@ class Preflight:
     def sandbox(self) -> Sandbox:
         return NoSandbox() if self.paths.unsafe else select_sandbox()
 
+    @cached_property
+    def profile(self) -> Profile | None:
+        """Whose constants replace the script's: by default only those of the train.py that comes with Nightshift."""
+        ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
+        return from_manifest(self.manifest) if ours or self.paths.fit else None
+
     @property
     def send(self) -> Send:
         return make_sender(self.notify)
@@ -99,10 +109,10 @@ class Preflight:
         yield _attempt("session", self._describe_session)
         yield (data := _attempt("data", self._describe_data))
         if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
-            remedy = "there is a GPU, but the data are for the CPU: python -m prepare --data elsewhere"
+            remedy = f"there is a GPU, but the data are for the CPU: {write_command('prepare', '--data', 'elsewhere')}"
             yield CheckResult("data", "warn", remedy)
-        if git.state == data.state == "good" and not self.prompts:
-            yield _attempt("constants", self._describe_constants)
+        if git.state == data.state == "good":
+            yield from self._check_constants()
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
@@ -121,8 +131,8 @@ class Preflight:
             raise UsageError(f"{fault}: fix it")
         if missing := find_neighbours(source, script.parent):
             raise UsageError(
-                f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name}: "
-                "move the code into it, or install it as a package"
+                f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
+                f"and Nightshift's own {TRUSTED.name}: move the code into it, or install it as a package"
             )
         return f"{script} in its repository, at {head[:10]}"
 
@@ -149,15 +159,25 @@ class Preflight:
         hashes = "; all hashes match" * self.verify
         return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
 
-    def _describe_constants(self) -> str:
-        """Return what the optimizer will change, in the script that will be committed as the baseline."""
+    def _check_constants(self) -> Iterator[CheckResult]:
+        """Check what the profile sets, and in the baseline that results what the optimizer will change."""
         if self.state and self.state.baseline_commit:
             source = self.repo.read_source(self.state.parent.commit)
         else:
-            source = apply_to_script(self.repo.read_baseline(), from_manifest(self.manifest))
-        if not (found := list_tunable(source)):
-            raise UsageError(explain_untunable(source))
-        return f"{len(found)} for the optimizer to search: {', '.join(found)}"
+            source = self.repo.read_baseline()
+            fitted = apply_to_script(source, from_manifest(self.manifest))
+            before, after = read_values(source), read_values(fitted)
+            others = ", ".join(f"{name} {before[name]} → {to}" for name, to in after.items() if to != before[name])
+            words = f"{others} as profile {self.manifest.profile} has it"
+            if others and self.profile:
+                source, words = fitted, f"runs have {words}, commits keep your values (--no-fit: runs, too)"
+                yield CheckResult("constants", "warn", words)
+            elif others and self.paths.fit is None:
+                yield CheckResult("constants", "warn", f"runs have your constants, not {words} (--fit)")
+        if not self.prompts:
+            found = list_tunable(source)
+            words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
+            yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
 
     def _describe_sandbox(self) -> str:
         return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
@@ -176,12 +196,15 @@ def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
 
 
 def find_neighbours(source: str, folder: Path) -> list[str]:
-    """Return the modules beside the script that it imports at the top level and that no package provides."""
+    """Return the modules that the script, run by hand, imports at the top level from its own folder."""
     names = [name for node in ast.parse(source).body for name in list_imports(node)]
-    elsewhere = [str(PROMPTS.parent), *(path for path in sys.path if Path(path).resolve() != folder.resolve())]
-    heads = dict.fromkeys(name.partition(".")[0] for name in names)
-    beside = [head for head in heads if (folder / f"{head}.py").is_file() or any((folder / head).glob("*.py"))]
-    return [head for head in beside if PathFinder.find_spec(head, elsewhere) is None]
+    places = [str(folder := folder.resolve()), *sys.path]
+    found: dict[str, list[Path]] = {}
+    for head in {name.partition(".")[0]: "" for name in names if name not in sys.builtin_module_names}:
+        if spec := PathFinder.find_spec(head, places):
+            found[head] = [Path(at) for at in spec.submodule_search_locations or [spec.origin or ""]]
+    ours = TRUSTED.resolve()
+    return [head for head, at in found.items() if ours not in at and folder in {path.parent for path in at}]
 
 
 def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:

@@ -109,6 +109,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
                 session.put(prompt.text)
             session.write("", first)
             session.close()
+            night.paths.remember(draft)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -138,6 +139,7 @@ def resume(
     """
     paths: opt.Paths = context.obj
     path = paths.find_session(name)
+    paths = paths.recall(path.parent)
     with hold_session(path.parent):
         session = opt.open_session(path)
         started = session.state.session
@@ -145,6 +147,7 @@ def resume(
         night = Preflight(paths, started.name, prompts, state=session.state, notify=notify, is_new=False)
         night.require()
         with hold_branch(night):
+            paths.remember(path.parent)
             session.write("", Resumed())
             run_session(session, night)
 
@@ -165,14 +168,16 @@ def fork(
     """Start a new session from an event of another.
 
     The new session shares everything before the event and continues live, with other prompts, models or crew if you
-    like. The old one is not changed: python -m orchestrator fork NAME --at 120 --prompts socratic
+    like. The old one is not changed: nightshift fork NAME --at 120 --prompts socratic
     """
     paths: opt.Paths = context.obj
     old = opt.open_session(paths.find_session(name), read_only=True)
+    paths = paths.recall(old.path.parent)
     if at > len(old.records):
         raise opt.UsageError(f"{name} has only {len(old.records)} events")
     state = fold(old.records[:at])
-    chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
+    chosen = opt.choose_crew(context, crew or state.session.crew)
+    style = prompts or state.session.style or "default"
     known = load_style(style, model or []) if chosen != "optuna" else {}
     night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
     used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
@@ -205,7 +210,7 @@ def trial(
     """Compare prompt styles over several nights.
 
     Runs nights of each style in turn, with the same seeds and limits, then compares them. Run the same command again to
-    continue an interrupted trial: python -m orchestrator trial --prompts default --prompts none --hours 2
+    continue an interrupted trial: nightshift trial --prompts default --prompts none --hours 2
     """
     paths: opt.Paths = context.obj
     styles = {Path(style).name: style for style in prompts}

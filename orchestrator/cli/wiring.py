@@ -13,6 +13,7 @@ import psutil
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight
+from orchestrator.core.source import normalize_lines
 from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.monitor import set_limits
 from orchestrator.lab.runner import Runner
@@ -24,7 +25,6 @@ from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
 from orchestrator.views.musings_search import search
-from prepare import profiles
 from prepare.files import LockedError, hold_lock
 from prepare.machine import list_gpus
 from subagents.prompts import Prompt, parse_prompt
@@ -36,7 +36,9 @@ def run_session(session: Session, night: Preflight) -> None:
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
     paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
-    observers = Observers(session, paths.musings, send=night.send, command=paths.write_command)
+    observers = Observers(
+        session, paths.musings, send=night.send, command=paths.write_command, git=repo.write_command()
+    )
     session.say = observers.say
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     runner = Runner(
@@ -50,10 +52,12 @@ def run_session(session: Session, night: Preflight) -> None:
     )
     repo.unlock()
     runner.reap()
-    if session.state.baseline_commit:
-        repo.begin_branch(session.state.parent.commit)
-    profile = profiles.from_manifest(night.manifest)
+    begun = session.state.baseline_commit
+    profile = None if begun else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
+    if begun:
+        repo.begin_branch(session.state.parent.commit)
+        lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
     try:
         with observers:
             crew, guidance = build_crew(session, paths.musings), paths.script.parent / "guidance.md"

@@ -9,43 +9,56 @@ from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from prepare import profiles
+from prepare.constants import with_originals
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LocalExecutor:
-    """The loop's port, by git and the runner. Git runs in a thread, so that a slow disk never blocks the loop."""
+    """The loop's port, by git and the runner. Git runs in a thread, so that a slow disk never blocks the loop.
+
+    Runs get the fitted constants; the branch has the user's, and so holds the gains only.
+    """
 
     repo: Repo
     runner: Runner
     put: Callable[[str], Digest]
-    profile: profiles.Profile
+    profile: profiles.Profile | None
+    """To fit the baseline to; None to leave it as it is."""
     say: Callable[[str], None] = print
     """Tells the user why git waits, or why the branch was not moved."""
     is_stopping: Callable[[], bool] = lambda: False
     """Returns whether the night ends, so that git is no longer waited for."""
     patience: int = 40
     """Attempts, two a second, before the user is told: a lock is held, `git gc` moves objects."""
+    fitted: str = ""
+    own: str = ""
+    """The baseline as it is trained, and as the user has it."""
 
     async def commit_baseline(self) -> BaselineCommitted:
-        """Commit the baseline and create the branch. Raises RepoError."""
-        head = await self._insist(self.repo.get_head)
-        source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
-        message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
-        commit = await self.commit(0, head, source, message)
+        """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
+        own, commit = await asyncio.to_thread(self.repo.read_baseline), await self._insist(self.repo.get_head)
+        fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
+        if fitted != own:
+            await self.commit(0, commit, fitted, "fit the baseline to the profile\n\nExperiment: 0\n")
+        self.own, self.fitted = own, fitted
         await self._insist(self.repo.begin_branch, commit)
-        return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
+        return BaselineCommitted(commit=commit, source=self.put(fitted), fingerprint=compute_fingerprint(fitted))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        return await self._insist(self.repo.commit, experiment, parent, source, message)
+        return await self._insist(self.repo.commit, experiment, parent, self._restore(source), message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
         return await self.runner.run(granted, source)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        head = await self._insist(self.repo.promote, parent, source, message)
+        head = await self._insist(self.repo.promote, parent, self._restore(source), message)
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
+
+    def _restore(self, source: str) -> str:
+        """Return a candidate with the user's constants, except those that it changes itself."""
+        return source if self.fitted == self.own else with_originals(source, self.fitted, self.own)
 
     async def _insist(self, write: Callable[..., str], *words: object) -> str:
         """Return what git has written, however long the repository cannot be used. Raises RepoError."""

@@ -36,6 +36,11 @@ ENVIRONMENT = {
 """The environment that git runs in, besides PATH."""
 
 
+def write_git(script: Path, *words: str) -> str:
+    """Return a command of git in the script's folder that can be pasted into a shell."""
+    return shlex.join(["git", *([] if script.parent == Path() else ["-C", str(script.parent)]), *words])
+
+
 class RepoError(UserError):
     """The repository cannot be used; the message says why and what to do."""
 
@@ -82,27 +87,31 @@ class Repo:
         return commit
 
     def read_baseline(self) -> str:
-        """Return the script as it is on disk, uncommitted edits included, else as at HEAD. Raises RepoError."""
-        if not self.script.is_file():
-            return normalize_lines(self.read_source(self.get_head()))
+        """Return the script in the user's commit. Raises RepoError, also where the file has edits beyond it."""
+        source = normalize_lines(self.read_source(self.get_head()))
         try:
-            return normalize_lines(self.script.read_bytes().decode())
-        except UnicodeDecodeError as error:
+            source.encode()
+            edited = self.script.is_file() and normalize_lines(self.script.read_bytes().decode()) != source
+        except UnicodeError as error:
             raise RepoError(f"{self.script} is not UTF-8 text") from error
         except OSError as error:
             raise RepoError(f"{self.script} cannot be read: {error.strerror}") from error
+        if edited:
+            take = self.write_command("commit", "-m", "edits", self.script.name)
+            leave = self.write_command("stash", "push", self.script.name)
+            raise RepoError(f"{self.script} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
+        return source
 
     def read_source(self, commit: str) -> str:
         """Return the script's text in a commit. Raises RepoError."""
         blob = self._resolve(f"{commit}:{self.path}")
         if blob is None:
-            raise RepoError(f"{self.script} does not exist, neither as a file nor in {commit[:10]}")
+            raise RepoError(f"{self.script} does not exist in commit {commit[:10]}: commit it first")
         return self._git("cat-file", "blob", blob, strip=False)
 
     def write_command(self, *words: str) -> str:
         """Return a git command for this repository, to be pasted into a shell."""
-        folder = [] if self.script.parent == Path() else ["-C", str(self.script.parent)]
-        return shlex.join(["git", *folder, *words])
+        return write_git(self.script, *words)
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Commit a candidate under its own ref; repeating it changes nothing. Raises RepoError."""

@@ -1,7 +1,7 @@
 """Give each experiment, closed or open, a row with all that is known about it; every view is written from rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
 from orchestrator.core import events as ev
@@ -81,7 +81,10 @@ class ExperimentRow:
 def list_rows(state: st.State) -> list[ExperimentRow]:
     """Return all experiments by number."""
     names = [field.name for field in fields(ExperimentRow)]
-    judged = [ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged]
+    judged = [
+        replace(row, commit=state.parents.get(row.experiment, row.commit))  # the one on the branch, where it is kept
+        for row in (ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged)
+    ]
     under_way = [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
     return sorted([*judged, *under_way], key=lambda row: row.experiment)
 

@@ -24,9 +24,10 @@ from orchestrator.views.output import Outlet
 from orchestrator.views.render import render_template
 from orchestrator.views.report.files import Files
 from orchestrator.views.snapshot import File, LogReader, Snapshot
-from orchestrator.views.summary import describe_trust, suggest_command, summarize, write_command
+from orchestrator.views.summary import describe_trust, suggest_command, summarize
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization
+from prepare.command import write_command
 from prepare.files import write_atomically
 
 SOON = 0.5
@@ -44,13 +45,14 @@ class Observers:
         *,
         send: Send = send_nothing,
         command: Callable[..., str] = write_command,
+        git: str = "git",
     ) -> None:
-        """Watch the session; `command` completes a command that is suggested to the user."""
+        """Watch the session; `command` completes a suggested command of ours, `git` begins one of git."""
         self.session, self.folder, self.command = session, session.path.parent, command
         console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
         self.terminal = Terminal(session, console, session.clock)
         self.musings = musings / session.state.session.name
-        self.files = Files(self.folder)
+        self.files = Files(self.folder, command, git)
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
         self.shown: dict[Path, object] = {}
         self.failures: set[str] = set()

@@ -13,6 +13,7 @@ from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.render import format_change, format_score, render_template
 from orchestrator.views.snapshot import LogReader
+from prepare.command import write_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +93,6 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     for share, gap in compare_curves(row.runs, row.compared).items():
         table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+.3f}".replace("-", "−")))
     return table
-
-
-def write_command(*words: str) -> str:
-    """Return an orchestrator command with default folders."""
-    return " ".join(["python -m orchestrator", *words])
 
 
 def suggest_command(log: LogReader, write: Callable[..., str] = write_command) -> str:

@@ -42,7 +42,7 @@ def train_baseline(
         for stored in built.files:
             (workspace / stored).symlink_to(folder.resolve() / stored)
         (workspace / manifest.MANIFEST_FILE).write_text(built.to_json())
-        (workspace / SCRIPT).write_text(profiles.apply_to_script(_read_baseline(), profile), "utf-8")
+        (workspace / SCRIPT).write_text(profiles.apply_to_script(read_baseline(), profile), "utf-8")
         env = os.environ | {
             "NIGHTSHIFT_DATA": str(workspace),
             "NIGHTSHIFT_FD": str(reports.fileno()),
@@ -61,11 +61,10 @@ def train_baseline(
         return printed, [json.loads(line) for line in reports]
 
 
-def _read_baseline() -> str:
-    for path in (HOME / SCRIPT, Path(SCRIPT)):
-        if path.is_file():
-            return path.read_text("utf-8", "replace")
-    raise DataError(f"no {SCRIPT} to measure this machine with: go to its folder, or give the work with --work")
+def read_baseline() -> str:
+    """Return the train.py that comes with Nightshift; a wheel holds it beside this module."""
+    path = Path(__file__).with_name(SCRIPT)
+    return (path if path.is_file() else HOME / SCRIPT).read_text("utf-8")
 
 
 def _make_error(printed: str) -> DataError:

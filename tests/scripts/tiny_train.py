@@ -6,7 +6,7 @@ import sys
 import time
 
 # fmt: off
-DEPTH = 4                # 1..8 – the true optimum is 2
+DEPTH = 3                # 1..5 – the true optimum is 2
 MATRIX_LR = 0.04         # 0.005..0.4 log – best at 0.08
 UNEMBEDDING_LR = 0.004   # 0.001..0.1 log – best at 0.016
 EMBEDDING_LR = 0.2       # 0.05..1.0 log – best where it is

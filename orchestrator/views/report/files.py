@@ -1,6 +1,6 @@
 """Write log.jsonl, results.tsv, ledger.parquet and report.html beside a session; all can be rebuilt."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,14 +8,16 @@ from pathlib import Path
 from orchestrator.views.report.page import Page
 from orchestrator.views.report.tables import write_parquet, write_results
 from orchestrator.views.snapshot import File, LogReader
+from prepare.command import write_command
 from prepare.files import write_atomically
 
 
 class Files:
     """The files of one session: log.jsonl is appended to, the others are rendered."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.page = folder, Page()
+    def __init__(self, folder: Path, command: Callable[..., str] = write_command, git: str = "git") -> None:
+        """Write into the folder; `command` completes a command of ours, `git` begins one about the script."""
+        self.folder, self.page = folder, Page(command, git)
         self.logged = 0
         """Records that log.jsonl holds."""
 
@@ -39,9 +41,9 @@ class Files:
         self.logged = len(log.records)
 
 
-def write_files(log: LogReader, folder: Path) -> None:
+def write_files(log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git") -> None:
     """Write all files of a session into its folder. Raises OSError."""
-    files = Files(folder)
+    files = Files(folder, command, git)
     files.append_log(log)
     for path, _, render in files.list_files(log):
         write_atomically(path, render())

@@ -18,6 +18,7 @@ from orchestrator.views.render import render_page
 from orchestrator.views.snapshot import LogReader
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
 from orchestrator.views.usage import list_runs, measure_utilization
+from prepare.command import write_command
 
 SURPRISES = 5
 SURPRISING = 2.0
@@ -40,7 +41,8 @@ class Entry:
 class Page:
     """Renders the page, and computes the entry of a closed experiment once."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Callable[..., str] = write_command, git: str = "git") -> None:
+        self.command, self.git = command, git
         self.known: dict[int, Entry] = {}
 
     def render(self, log: LogReader) -> str:
@@ -86,7 +88,8 @@ class Page:
             surprises=list_surprises(rows),
             near_misses=list_near_misses(rows),
             lessons=[row for row in reversed(rows) if row.postmortem][:LESSONS],
-            command=suggest_command(log),
+            command=suggest_command(log, self.command),
+            git=self.git,
         )
 
 

@@ -1,0 +1,41 @@
+"""The command that makes a folder ready: a training script to start from, and lines of .gitignore."""
+
+import typer
+
+from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.preflight import find_neighbours
+from orchestrator.lab.repo import write_git
+from prepare.build.calibration import read_baseline
+from prepare.command import write_command
+from prepare.manifest import MANIFEST_FILE, load
+from prepare.profiles import apply_to_script, find_profile, from_manifest
+
+
+def init(context: typer.Context) -> None:
+    """Write a train.py to start from.
+
+    Its constants fit the prepared data or, where there are none yet, this machine. Also adds data/ and sessions/ to
+    .gitignore. A file that is there is never replaced.
+    """
+    paths: Paths = context.obj
+    script, ignore = paths.script, paths.script.with_name(".gitignore")
+    prepared = (paths.data / MANIFEST_FILE).exists()
+    profile = from_manifest(load(paths.data)) if prepared else find_profile("auto")
+    source = apply_to_script(read_baseline(), profile)
+    if beside := find_neighbours(source, script.parent):
+        raise UsageError(f"the script would import {', '.join(beside)}, which lies here: choose another folder")
+    try:
+        with script.open("x", encoding="utf-8") as file:
+            file.write(source)
+    except FileExistsError:
+        raise UsageError(f"{script} is there already and stays as it is: choose another name with --script") from None
+    known = ignore.read_text("utf-8") if ignore.exists() else ""
+    missing = [at for at in ("data/", "sessions/") if at not in known.split()]
+    with ignore.open("a", encoding="utf-8") as file:
+        file.write("\n" * (known[-1:] > "\n") + "".join(f"{at}\n" for at in missing))
+    begin = "" if any((at / ".git").exists() for at in script.absolute().parents) else f"{write_git(script, 'init')}\n"
+    print(f"{script} is a script for profile {profile.name}. To start from it:\n{begin}", end="")
+    print(write_git(script, "add", script.name, ignore.name))
+    print(write_git(script, "commit", "-m", "a script to start from"))
+    print("" if prepared else f"{write_command('prepare')}\n", end="")
+    print(write_command("--offline", "--hours", "0.15", *(["--script", str(script)] if script != Paths.script else [])))
