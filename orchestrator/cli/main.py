@@ -82,6 +82,7 @@ def start(
     name: opt.Name = "",
     max_experiments: opt.Experiments = None,
     max_usd: opt.Dollars = None,
+    slots: opt.Slots = "1",
     prompts: opt.Style = "default",
     model: opt.Model = None,
     seed: opt.Seed = None,
@@ -101,7 +102,8 @@ def start(
 
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     chosen = "optuna" if offline else crew
-    start_night(plan_night(paths, name, limits, chosen, prompts, model or (), notify), limits, chosen, prompts, seed)
+    night = plan_night(paths, name, hours, chosen, prompts, model or (), notify, slots)
+    start_night(night, limits, chosen, prompts, seed)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -57,14 +57,14 @@ class RunLimits:
     """Bytes of one process; None on a GPU, whose driver reserves more than it uses."""
 
 
-def set_limits(profile: SessionProfile, threads: int) -> RunLimits:
+def set_limits(profile: SessionProfile, threads: int, slots: int = 1) -> RunLimits:
     """Return limits that let a candidate be four times slower than expected, plus a minute for imports.
 
     With a work budget the machine may be busy with other things, so the wall clock is more generous than CPU time.
     """
     seconds = 60 + 4 * profile.expected_seconds
     busy = 2 if profile.budget_kind == "work" else 1
-    memory = int(0.8 * psutil.virtual_memory().total) if profile.name == "cpu" else None
+    memory = int(0.8 * psutil.virtual_memory().total / slots) if profile.name == "cpu" else None
     quiet = max(60.0, 0.05 * profile.expected_seconds)  # a progress line comes with every hundredth
     return RunLimits(wall=busy * seconds, cpu=max(threads, 1) * seconds, quiet=quiet, memory=memory)
 

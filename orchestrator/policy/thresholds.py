@@ -110,7 +110,7 @@ over, and after as many rounds of its own the night ends: every round is paid fo
 FRUITLESS_PAUSE = 15.0
 """Seconds before the researcher is asked a third time; they double with each further round that leads to no run."""
 MAX_ABORTED = 3
-"""Runs in a row lost to the machine after which the session ends: the machine needs attention."""
+"""Runs in a row lost to the machine, for each slot, after which the session ends: the machine needs attention."""
 FINISH_MARGIN = 1.15
 """A run is started only if its expected length times this is left."""
 REPEAT_EXPIRY = 20
