@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import psutil
@@ -32,10 +32,23 @@ def list_gpus() -> list[Gpu]:
 
     try:
         pynvml.nvmlInit()
-        found = [_read_gpu(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        found = [gpu for handle in handles for gpu in _read_gpus(handle)]
     except pynvml.NVMLError:
         return []
     return filter_visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def read_used_memory(uuid: str) -> int:
+    """Return the bytes in use of a GPU or of a MIG instance. Raises OSError."""
+    import pynvml
+
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).used)
+    except pynvml.NVMLError as error:
+        if cast("Any", error).value == pynvml.NVML_ERROR_NOT_SUPPORTED:  # its memory is the machine's
+            return 0
+        raise OSError(f"NVML: {error}") from error
 
 
 def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
@@ -49,6 +62,23 @@ def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
             break
         chosen += matches
     return chosen
+
+
+def _read_gpus(handle: Any) -> list[Gpu]:
+    """Return the GPU, or the MIG instances that it is divided into."""
+    import pynvml
+
+    whole, instances = _read_gpu(handle), list[Gpu]()
+    with suppress(pynvml.NVMLError):  # most cards cannot be divided
+        if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
+            return [whole]
+        for i in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with suppress(pynvml.NVMLError):  # there are fewer instances than possible
+                part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i)
+                info, uuid = pynvml.nvmlDeviceGetMemoryInfo(part), str(pynvml.nvmlDeviceGetUUID(part))
+                instances.append(replace(whole, memory=int(info.total), used=int(info.used), uuid=uuid))
+        return instances
+    return [whole]
 
 
 def _read_gpu(handle: Any) -> Gpu:

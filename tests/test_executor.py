@@ -41,7 +41,7 @@ def bench(tmp_path):
         return compute_digest(text)
 
     limits, scorer = RunLimits(wall=60, cpu=60, free_disk=1), Scorer.load(small_data(tmp_path / "data"))
-    runner = Runner(session, list_slots(1, session, cores=2), limits, scorer, NoSandbox(), put)
+    runner = Runner(session, list_slots(1, session, threads=2), limits, scorer, NoSandbox(), put)
     return LocalExecutor(Repo(folder / "train.py", "may"), runner, put, profiles.CPU), texts, folder
 
 
@@ -121,7 +121,9 @@ def test_a_slot_is_a_card_with_its_node_or_a_share_of_the_cores(tmp_path):
     assert not any("nvidia1" in node for node in first.nodes)
     assert first.lock.parent == second.lock.parent != tmp_path
 
-    assert [(slot.devices, slot.threads) for slot in list_slots(2, tmp_path, 8)] == [("", 4)] * 2
+    shares = list_slots(2, tmp_path, 8)
+    assert [(slot.devices, slot.threads) for slot in shares] == [("", 8)] * 2
+    assert not set(shares[0].cpus) & set(shares[1].cpus)
 
 
 def test_the_lab_needs_no_torch():

@@ -110,6 +110,7 @@ def start(
     name: opt.Name = "",
     max_experiments: opt.Experiments = None,
     max_usd: opt.Dollars = None,
+    slots: opt.Slots = "1",
     prompts: opt.Style = "default",
     model: opt.Model = None,
     seed: opt.Seed = None,
@@ -134,7 +135,7 @@ def start(
     chosen = opt.choose_crew(context, crew, offline=offline)
     paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    night = plan_night(paths, name, limits, chosen, prompts, model or (), notify)
+    night = plan_night(paths, name, hours, chosen, prompts, model or (), notify, slots)
     start_night(night, limits, chosen, prompts, seed, memory=memory)
 
 

@@ -41,6 +41,7 @@ Hours = Annotated[float, typer.Option(min=0, help="length of the night in hours"
 Offline = Annotated[bool, typer.Option("--offline", help="no key, no network: the same as --crew optuna")]
 Crew = Annotated[CrewName, typer.Option(help="claude: agents; optuna: an optimizer; centaur: both")]
 Name = Annotated[str, typer.Option("--session", help="name of the session (default: the date and a word)")]
+Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]
 Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the models cost more than this")]
 Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]

@@ -26,7 +26,7 @@ from prepare.build.calibration import read_baseline
 from prepare.command import write_command
 from prepare.constants import read_values
 from prepare.errors import UserError
-from prepare.machine import list_gpus
+from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
 from subagents.files import find_syntax_error, list_imports
@@ -65,6 +65,8 @@ class Preflight:
     """The state that the session goes on from; None for one that begins."""
     notify: str = ""
     """The Apprise URL; empty for no notifications."""
+    slots: str = "1"
+    """Runs at a time: a number, or auto for one on each GPU."""
     is_new: bool = True
     """The name must still be free."""
     verify: bool = False
@@ -113,6 +115,8 @@ class Preflight:
             yield CheckResult("data", "warn", remedy)
         if git.state == data.state == "good":
             yield from self._check_constants()
+        if data.state == "good":
+            yield _attempt("slots", lambda: f"{(count := self.count_slots())} run{'s' * (count > 1)} at a time")
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
@@ -150,6 +154,22 @@ class Preflight:
         if (folder := self.paths.sessions / self.name).exists():
             raise UsageError(f"there is a session in {folder} already: resume it, or choose another name")
         self.repo.check_free()
+
+    def list_gpus(self) -> list[Gpu]:
+        """Return the GPUs that runs can use: none where the data are for the CPU."""
+        return [] if self.manifest.profile == "cpu" else list_gpus()
+
+    def count_slots(self) -> int:
+        """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
+        gpus, wanted = len(self.list_gpus()), self.slots
+        if wanted == "auto":
+            return gpus or 1
+        if not wanted.isdecimal() or not int(wanted):
+            raise UsageError(f"--slots {wanted}: give a number of runs, or auto")
+        most, what = (gpus, "GPU") if gpus else (count_cores(), "core")
+        if int(wanted) > most:
+            raise UsageError(f"{wanted} slots need as many {what}s, and {most} may be used here")
+        return int(wanted)
 
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state

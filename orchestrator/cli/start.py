@@ -15,7 +15,7 @@ import typer
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
 from orchestrator.cli.preflight import Preflight, load_style
-from orchestrator.cli.wiring import hold_branch, hold_session, run_session
+from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, apply, fold
@@ -37,13 +37,13 @@ PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
 def plan_night(
-    paths: opt.Paths, name: str, limits: SessionLimits, crew: str, style: str, models: Sequence[str], notify: str
+    paths: opt.Paths, name: str, hours: float, crew: str, style: str, models: Sequence[str], notify: str, slots: str
 ) -> Preflight:
     """Load the prompts and return what is to run, unchecked. Raises UsageError, PromptError."""
-    if limits.hours <= 0:
-        raise opt.UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
+    if hours <= 0:
+        raise opt.UsageError(f"--hours {hours:g}: a night must be longer than 0 hours")
     prompts = {} if crew == "optuna" else load_style(style, models)
-    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify)
+    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify, slots=slots)
 
 
 def start_night(
@@ -54,7 +54,7 @@ def start_night(
     With `memory` it is told what earlier sessions on the same data found.
     """
     night.require()
-    profile = describe_profile(night.manifest, measure_token(night.paths.data))
+    profile = describe_profile(night.manifest, measure_token(night.paths.data), night.count_slots())
     earlier, variance = recall_results(night.paths.sessions, profile) if memory else ((), PooledVariance())
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
@@ -62,6 +62,7 @@ def start_night(
     started = Started(
         name=night.name,
         limits=limits,
+        slots=night.count_slots(),
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
         commit=night.repo.get_head(),
         profile=calibrate_noise(profile, variance),
@@ -79,14 +80,15 @@ def measure_token(folder: Path) -> float:
     return float(lengths[lengths > 0].mean())
 
 
-def describe_profile(manifest: Manifest, bytes_per_token: float) -> SessionProfile:
-    """Return what a session records of the prepared data."""
+def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1) -> SessionProfile:
+    """Return what a session records of the prepared data, and how long a run takes on a share of the machine."""
     budget = manifest.budget
+    share = slots if budget.kind == "work" else 1
     return SessionProfile(
         name=manifest.profile,
         budget_kind=budget.kind,
         budget=budget.amount,
-        expected_seconds=STARTUP[budget.kind] + 1.25 * budget.seconds,
+        expected_seconds=STARTUP[budget.kind] + 1.25 * budget.seconds * share,
         data_hash=manifest.digest,
         seq_len=manifest.seq_len,
         vocab_size=manifest.vocab_size,
@@ -100,7 +102,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
     """Create the session with its prompts and its first new event, and run it. Raises UsageError."""
     folder = night.paths.sessions / night.name
     draft = folder.with_name(f".{folder.name}.new")
-    with hold_session(folder), hold_branch(night):
+    with hold_session(folder), hold_slots(night) as slots:
         night.check_name()  # another process may have taken it since the checks
         shutil.rmtree(draft, ignore_errors=True)
         try:
@@ -113,7 +115,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        run_session(Session(folder / "session.db"), night)
+        run_session(Session(folder / "session.db"), night, slots)
 
 
 def _describe_crew(crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
@@ -144,12 +146,13 @@ def resume(
         session = opt.open_session(path)
         started = session.state.session
         prompts = {agent: parse_prompt(session.get(text), agent) for agent, text in started.prompts.items()}
-        night = Preflight(paths, started.name, prompts, state=session.state, notify=notify, is_new=False)
+        slots = str(started.slots)
+        night = Preflight(paths, started.name, prompts, session.state, notify=notify, slots=slots, is_new=False)
         night.require()
-        with hold_branch(night):
+        with hold_slots(night) as places:
             paths.remember(path.parent)
             session.write("", Resumed())
-            run_session(session, night)
+            run_session(session, night, places)
 
 
 def fork(
@@ -179,7 +182,8 @@ def fork(
     chosen = opt.choose_crew(context, crew or state.session.crew)
     style = prompts or state.session.style or "default"
     known = load_style(style, model or []) if chosen != "optuna" else {}
-    night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
+    name, slots = fork_name or invent_name(paths.sessions), str(state.session.slots)
+    night = Preflight(paths, name, known, state, notify=notify, slots=slots)
     used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
     more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
     longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
@@ -201,6 +205,7 @@ def trial(
     hours: opt.Hours = 1.0,
     max_experiments: opt.Experiments = None,
     max_usd: opt.Dollars = None,
+    slots: opt.Slots = "1",
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
     model: opt.Model = None,
     seed: Annotated[int, typer.Option(help="seed of the first repetition; each further one adds 1")] = 0,
@@ -224,7 +229,7 @@ def trial(
     }
     begun = {path.parent.name for path in paths.sessions.glob("*/session.db")}
     planned = {
-        name: plan_night(paths, name, limits, crew, folder, model or (), notify)
+        name: plan_night(paths, name, hours, crew, folder, model or (), notify, slots)
         for name, (folder, _) in nights.items()
         if name not in begun
     }

@@ -3,12 +3,10 @@
 import asyncio
 import os
 import signal
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-
-import psutil
 
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
@@ -18,7 +16,7 @@ from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.monitor import set_limits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
-from orchestrator.lab.slots import list_slots
+from orchestrator.lab.slots import Slot, list_slots
 from orchestrator.ports import Crew
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
@@ -26,11 +24,11 @@ from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
 from orchestrator.views.musings_search import search
 from prepare.files import LockedError, hold_lock
-from prepare.machine import list_gpus
+from prepare.machine import THREADS
 from subagents.prompts import Prompt, parse_prompt
 
 
-def run_session(session: Session, night: Preflight) -> None:
+def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> None:
     """Run a session to its end. Raises SystemExit if it was interrupted, or did not measure the baseline."""
     from orchestrator.views.observers import Observers
 
@@ -40,11 +38,10 @@ def run_session(session: Session, night: Preflight) -> None:
         session, paths.musings, send=night.send, command=paths.write_command, git=repo.write_command()
     )
     session.say = observers.say
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     runner = Runner(
         folder,
-        list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else []),
-        set_limits(started.profile, cores),
+        slots,
+        set_limits(started.profile, THREADS, started.slots),
         Scorer.load(paths.data.resolve()),
         night.sandbox,
         session.put,
@@ -110,10 +107,18 @@ def hold_session(folder: Path) -> AbstractContextManager[None]:
     return _hold(folder.with_name(f".{folder.name}.lock"), f"{folder.name} is running already")
 
 
-def hold_branch(night: Preflight) -> AbstractContextManager[None]:
-    """Lock the branch, so that no session in another folder moves it. Raises UsageError."""
+@contextmanager
+def hold_slots(night: Preflight) -> Generator[Sequence[Slot]]:
+    """Lock the branch and the GPUs against sessions in other folders, and yield the slots. Raises UsageError."""
     lock = night.repo.common / "nightshift" / f"{night.name}.lock"
-    return _hold(lock, f"another session called {night.name} is running in this repository")
+    slots = list_slots(night.count_slots(), night.paths.sessions / night.name, THREADS, night.list_gpus())
+    with ExitStack() as stack:
+        stack.enter_context(_hold(lock, f"another session called {night.name} is running in this repository"))
+        for slot in slots:
+            if slot.devices:
+                taken = f"{slot.devices} is in use by another session (CUDA_VISIBLE_DEVICES chooses others)"
+                stack.enter_context(_hold(slot.lock.with_suffix(".session"), taken))
+        yield slots
 
 
 @contextmanager

@@ -454,6 +454,8 @@ class Aborted(RunEvent):
 
     kind: Literal["aborted"] = "aborted"
     reason: str
+    quarantined: bool = False
+    """The slot is sick: nothing is started there until the session is resumed."""
 
 
 class SeedLuck(Frozen):

@@ -222,6 +222,8 @@ class State:
     """Why the optimizer proposes instead of the researcher; empty while the researcher does."""
     aborted: int = 0
     """Runs lost to the machine, in a row."""
+    sick: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Why nothing is started there any more, by slot."""
     unreflected: int = 0
     """Experiments since the last post-mortem."""
     reflection_failures: int = 0
@@ -258,6 +260,11 @@ class State:
     def best(self) -> int:
         """Number of the best experiment so far; 0, the baseline, until it is measured."""
         return self.incumbent.experiment if self.incumbent else 0
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The slots that are not sick."""
+        return tuple(slot for slot in range(self.session.slots) if slot not in self.sick)
 
     @property
     def usd(self) -> float:
@@ -391,8 +398,8 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return _set_stage(replace(state, aborted=0), number, Broken(candidate, crash))
         case ev.Pruned() as pruned, Training(candidate):
             return _decide(replace(state, aborted=0), number, candidate, pruned)
-        case ev.Aborted(), Training(candidate):
-            return _set_stage(replace(state, aborted=state.aborted + 1), number, candidate)
+        case ev.Aborted() as aborted, Training(candidate, granted):
+            return _set_stage(_count_aborted(state, granted.slot, aborted), number, candidate)
         case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring(granted):
             return _end_remeasurement(_drop_stage(state, number), granted, outcome)
         case ev.Failed() as verdict, Broken(candidate, crash):
@@ -421,6 +428,12 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return _close(state, decided)
         case _:
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
+
+
+def _count_aborted(state: State, slot: int, aborted: ev.Aborted) -> State:
+    """Count one more run that the machine ended, and give up its slot where that is sick."""
+    sick = {**state.sick, slot: aborted.reason} if aborted.quarantined else state.sick
+    return replace(state, aborted=state.aborted + 1, sick=sick)
 
 
 def _count_setback(state: State, reason: str) -> State:
@@ -464,7 +477,7 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
     number, incumbent, certifies = granted.experiment, state.incumbent, bool(granted.plan and granted.plan.certifies)
     assert incumbent is not None
     if not isinstance(outcome, ev.Scored):
-        state = replace(state, aborted=state.aborted + isinstance(outcome, ev.Aborted))
+        state = _count_aborted(state, granted.slot, outcome) if isinstance(outcome, ev.Aborted) else state
         if certifies:
             return replace(state, lost_fresh=state.lost_fresh + 1)
         failures = incumbent.failures + (number == incumbent.experiment)
@@ -498,5 +511,5 @@ def _restart(state: State) -> State:
         for number, stage in state.open.items()
         if not isinstance(stage, Remeasuring)
     }
-    state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0)
+    state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0, sick={})
     return replace(state, open=stages, waiting={}, stopping="", ended="")

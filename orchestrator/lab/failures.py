@@ -20,6 +20,13 @@ _PATTERNS: dict[FailureKind, str] = {
 }
 
 
+DEVICE_FAULT = re.compile(
+    r"ECC error|fallen off the bus|GPU is lost|busy or unavailable|driver initialization failed|not yet initialized|"
+    r"[Nn]o CUDA(?:-capable device| GPUs)|CUDA.* unknown error|NVML|stays in use"
+)
+"""A message about the GPU itself rather than about the program on it."""
+
+
 class Fault(Exception):  # noqa: N818 - a finding, not a defect
     """A failure that is the candidate's own."""
 

@@ -36,6 +36,8 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if options.get("cpus"):
+        os.sched_setaffinity(0, options["cpus"])
     for name, value in options["limits"].items():
         which = getattr(resource, f"RLIMIT_{name}")
         _, hard = resource.getrlimit(which)

@@ -55,14 +55,14 @@ class RunLimits:
     """Bytes of one process; None on a GPU, whose driver reserves far more than it uses."""
 
 
-def set_limits(profile: SessionProfile, threads: int) -> RunLimits:
+def set_limits(profile: SessionProfile, threads: int, slots: int = 1) -> RunLimits:
     """Return limits that allow four times the expected seconds, plus a minute for imports.
 
     With a work budget the machine may be busy with other programs, so twice as much wall time as CPU time is allowed.
     """
     seconds = 60 + 4 * profile.expected_seconds
     busy = 2 if profile.budget_kind == "work" else 1
-    memory = int(0.8 * psutil.virtual_memory().total) if profile.name == "cpu" else None
+    memory = int(0.8 * psutil.virtual_memory().total / slots) if profile.name == "cpu" else None
     quiet = max(60.0, 0.05 * profile.expected_seconds)  # a progress line is printed at every percent
     return RunLimits(wall=busy * seconds, cpu=max(threads, 1) * seconds, quiet=quiet, memory=memory)
 

@@ -121,7 +121,8 @@ async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int)
     """Start a guardian with the command. It gets the command's own environment, since the command can read it."""
     limits = monitor.limits
     caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file, "DATA": limits.memory}
-    options = {"fds": command.fds, "grace": limits.grace, "limits": {k: v for k, v in caps.items() if v is not None}}
+    given = {k: v for k, v in caps.items() if v is not None}
+    options = {"fds": command.fds, "grace": limits.grace, "limits": given, "cpus": command.cpus}
     argv = (sys.executable, "-I", str(guardian.PROGRAM), json.dumps(options), *command.argv)
     return await asyncio.create_subprocess_exec(
         *argv,

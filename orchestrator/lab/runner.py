@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
 from orchestrator.lab.evaluation import MAX_EXCUSES, ExcusedError, Observation, evaluate
-from orchestrator.lab.failures import MachineError
+from orchestrator.lab.failures import DEVICE_FAULT, MachineError
 from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
@@ -24,6 +25,10 @@ from orchestrator.lab.slots import Slot, hold_slot
 
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
+SPARE_MEMORY = 1 << 30
+"""Bytes of a GPU's memory that others may take between two runs."""
+MAX_DEVICE_FAULTS = 3
+"""Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
 
 class Runner:
@@ -45,6 +50,8 @@ class Runner:
         self.put, self.on_point = put, on_point
         self.aborted, self.excuses = 0, Counter[int]()
         """Runs in a row that the machine ended, and by experiment those that were excused."""
+        self.faults, self.least = Counter[int](), dict[int, int]()
+        """Faults of a slot's GPU, and its least memory in use between runs, by slot."""
 
     def reap(self) -> int:
         """Kill what earlier runs of this session left, and remove their folders; return the number of processes."""
@@ -60,10 +67,14 @@ class Runner:
         try:
             await asyncio.sleep(self.limits.pause * (2**self.aborted - 1))
             async with hold_slot(slot) as lock:
+                await self._wait_for_memory(granted.slot)
                 await asyncio.to_thread(_remove, folder)
                 try:
                     run = await self._train(granted, source, folder, lock)
                     outcome = await evaluate(run, self.archive)
+                    excusable = slot.devices and self.excuses[granted.experiment] < MAX_EXCUSES
+                    if excusable and isinstance(outcome, ev.Crashed) and DEVICE_FAULT.search(outcome.message):
+                        raise ExcusedError(outcome.message)
                 finally:
                     await asyncio.to_thread(_remove, folder)
         except (OSError, MachineError) as error:
@@ -72,8 +83,12 @@ class Runner:
             reason = (
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
-            return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=reason)
+            self.faults[granted.slot] += bool(slot.devices and DEVICE_FAULT.search(reason))
+            if is_sick := self.faults[granted.slot] >= MAX_DEVICE_FAULTS:
+                reason = f"{slot.devices} is sick, and is not used any more: {reason}"
+            return ev.Aborted(experiment=granted.experiment, run=granted.run, reason=reason, quarantined=is_sick)
         self.aborted = self.excuses[granted.experiment] = 0
+        self.faults[granted.slot] *= isinstance(outcome, ev.Crashed)
         return outcome
 
     async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
@@ -101,6 +116,15 @@ class Runner:
         disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
         audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
         return Observation(result, log, monitor, server, ending, disk, excusable, audit, lock)
+
+    async def _wait_for_memory(self, number: int) -> None:
+        """Wait until a slot's GPU has its memory back from the run before. Raises MachineError, OSError."""
+        slot, deadline = self.slots[number], time.monotonic() + self.slots[number].patience
+        while (used := await asyncio.to_thread(slot.read_used)) > self.least.get(number, used) + SPARE_MEMORY:
+            if time.monotonic() > deadline:
+                raise MachineError(f"{used >> 20:,} MiB of its memory stays in use after a run")
+            await asyncio.sleep(0.5)
+        self.least[number] = min(used, self.least.get(number, used))
 
     def _is_filling_disk(self, folder: Path) -> bool:
         free = shutil.disk_usage(self.runs).free

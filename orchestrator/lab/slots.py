@@ -8,16 +8,17 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.lab import guardian
 from orchestrator.lab.failures import MachineError
 from orchestrator.lab.sandbox.base import KERNELS, TRUSTED, Command, Sandbox
 from prepare.files import LockedError, hold_lock
-from prepare.machine import Gpu
+from prepare.machine import Gpu, read_used_memory
 
 DRIVER_NODES = tuple(
     f"/dev/{name}" for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps", "dxg")
@@ -32,10 +33,14 @@ class Slot:
     """Value of CUDA_VISIBLE_DEVICES; empty for the CPU."""
     threads: int = 0
     """Threads for arithmetic on the CPU; 0 for the libraries' default."""
+    cpus: tuple[int, ...] = ()
+    """Logical CPUs that its runs share; empty for all."""
     nodes: tuple[str, ...] = ()
     """Device files of the GPU and its driver."""
     patience: float = 30.0
-    """Seconds to wait for the previous run to end."""
+    """Seconds to wait for the previous run to end, and for its memory."""
+    read_used: Callable[[], int] = lambda: 0
+    """Returns the bytes of the GPU's memory that are in use."""
 
     def build_command(
         self, sandbox: Sandbox, words: Sequence[str], folder: Path, connection: int, **more: str
@@ -68,16 +73,26 @@ class Slot:
             folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
             env["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in folders if path.startswith("/"))
             env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
-        return sandbox.wrap(Command((sys.executable, *words), env | more, folder, (connection,), self.nodes))
+        return sandbox.wrap(Command((sys.executable, *words), env | more, folder, (connection,), self.nodes, self.cpus))
 
 
-def list_slots(count: int, folder: Path, cores: int, gpus: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
-    """Return the first `count` GPUs, locked for all sessions of this user; without GPUs, shares of the cores."""
+def list_slots(count: int, folder: Path, threads: int, gpus: Sequence[Gpu] = ()) -> tuple[Slot, ...]:
+    """Return the first `count` GPUs, locked for all sessions of this user; without GPUs, shares of the cores.
+
+    A share does not change the number of threads: sums depend on it, and scores must not depend on the other slots.
+    """
     if not gpus:
-        return tuple(Slot(folder / f"slot-{i}.lock", threads=max(1, cores // count)) for i in range(count))
+        cpus = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+        shares = enumerate(tuple(cpus[i::count]) for i in range(count))
+        return tuple(Slot(folder / f"slot-{i}.lock", threads=threads, cpus=share) for i, share in shares)
     shared = Path(tempfile.gettempdir(), f"nightshift-{os.getuid()}")
     return tuple(
-        Slot(shared / f"{gpu.uuid}.lock", devices=gpu.uuid, nodes=(f"/dev/nvidia{gpu.node}", *DRIVER_NODES))
+        Slot(
+            shared / f"{gpu.uuid}.lock",
+            devices=gpu.uuid,
+            nodes=(f"/dev/nvidia{gpu.node}", *DRIVER_NODES),
+            read_used=partial(read_used_memory, gpu.uuid),
+        )
         for gpu in gpus[:count]
     )
 

@@ -31,8 +31,10 @@ def explain_stop(state: State) -> str:
             return f"${limits.usd:g} are spent"
         case _ if is_fruitless(state) and (state.fallback or state.session.crew == "optuna"):
             return f"{state.fruitless} rounds in a row led to no run: {state.setback}"
-        case _ if state.aborted >= MAX_ABORTED:
-            return f"the machine failed {MAX_ABORTED} times in a row"
+        case _ if not state.slots:
+            return f"no GPU is left: {'; '.join(state.sick.values())}"
+        case _ if state.aborted >= MAX_ABORTED * state.session.slots:
+            return f"the machine failed {state.aborted} times in a row"
         case _:
             return ""
 

@@ -33,10 +33,10 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
 
 def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
     """Return the last steps of a night: the certificate's runs while there is time, the certificate, the end."""
-    runs = [] if state.stopping else list_certificate_runs(state)
+    runs = [] if state.stopping or not state.slots else list_certificate_runs(state)
     if runs and state.incumbent:
         plan = plan_certification(state, state.incumbent)
-        free = zip(range(state.session.slots), runs, strict=False)
+        free = zip(state.slots, runs, strict=False)
         return tuple(_train(n, state.grants[n] + 1, slot, seed, plan) for slot, (n, seed) in free)
     certificate = certify(state)
     if certificate and certificate != state.certificate:
@@ -115,7 +115,7 @@ def _train(number: int, run: int, slot: int, seed: int, plan: ev.EvaluationPlan)
 def _grant_slots(state: State, needs: Iterable[tuple[int, NeededRun]]) -> list[steps.Train]:
     """Return runs for the free slots: further runs of promising candidates, then first runs, the oldest first."""
     taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
-    free = [slot for slot in range(state.session.slots) if slot not in taken]
+    free = [slot for slot in state.slots if slot not in taken]
     wanted: list[tuple[bool, int, tuple[int, int, int]]] = []
     for number, need in needs:
         if need.experiment == number or need.experiment not in state.open:
@@ -131,7 +131,7 @@ def _grant_slots(state: State, needs: Iterable[tuple[int, NeededRun]]) -> list[s
 
 def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     """Return the step that gets as many proposals as keep a candidate ready for each slot; empty if none is needed."""
-    limits, slots = state.session.limits, state.session.slots
+    limits, slots = state.session.limits, len(state.slots)
     if state.incumbent is None and not _is_baseline_scored(state):
         return []
     behind = sum(1 for n, stage in state.open.items() if n > 0 and isinstance(stage, Idea | Candidate | Broken))

@@ -107,7 +107,8 @@ over, and after as many rounds of its own the night ends: every round costs mone
 FRUITLESS_PAUSE = 15.0
 """Seconds of pause after the second round without a run; they double with each further one."""
 MAX_ABORTED = 5
-"""Runs in a row lost to the machine after which the session ends: over four minutes of pauses have not helped."""
+"""Runs in a row, for each slot, lost to the machine after which the session ends: over four minutes of pauses have not
+helped."""
 FINISH_MARGIN = 1.15
 """A run starts only if at least its expected length times this factor is left."""
 REPEAT_EXPIRY = 20

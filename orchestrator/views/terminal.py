@@ -148,6 +148,7 @@ def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
 
 def _render_notices(state: State, now: float) -> Iterator[RenderableType]:
     notices = [f"waiting {_format_span(waiting.until - now)}: {waiting.reason}" for waiting in state.waiting.values()]
+    notices += state.sick.values()
     if state.stopping and not state.ended:
         notices.append(f"stopping: {state.stopping}")
     for text in notices:

@@ -28,6 +28,8 @@ class Command:
     fds: tuple[int, ...]
     nodes: tuple[str, ...] = ()
     """Device files that it may use."""
+    cpus: tuple[int, ...] = ()
+    """Logical CPUs that it may use; empty for all."""
 
 
 class Sandbox(Protocol):

@@ -1,0 +1,154 @@
+"""Several runs at a time: a night with two slots, the locks on GPUs, and what becomes of a sick one."""
+
+import os
+import time
+
+import psutil
+import pytest
+
+from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.preflight import Preflight
+from orchestrator.cli.wiring import hold_slots
+from orchestrator.core import events as ev
+from orchestrator.core.state import fold
+from orchestrator.lab.slots import Slot
+from orchestrator.session.store import Session
+from orchestrator.views.usage import list_runs
+from prepare.machine import Gpu
+from tests.fakes import FakeLab
+from tests.test_loop import night
+from tests.test_runner import GRANTED, HONEST, bench  # noqa: F401 - a fixture
+from tests.workplace import orchestrate, workplace
+
+
+def list_scores(place, name):
+    """The scores of a night by source and seed, and the most runs at a time."""
+    session = Session(place / f"sessions/{name}/session.db", time.time)
+    seeds = {(r.event.experiment, r.event.run): r.event.seed for r in session.records if r.event.kind == "granted"}
+    sources = {r.event.experiment: r.event.source for r in session.records if r.event.kind == "committed"}
+    sources[0] = session.state.baseline_commit.source
+    scored = [record.event for record in session.records if record.event.kind == "scored"]
+    claimed = {(e.experiment, e.run): e.audit.claimed if e.audit else e.val_bpb for e in scored}
+    found = {(sources[run[0]], seeds[run]): value for run, value in claimed.items()}
+    runs = list_runs(session.records)
+    most = max(sum(run.start <= other.start < run.end for run in runs) for other in runs)
+    return session, found, most
+
+
+@pytest.mark.skipif(psutil.cpu_count(logical=False) < 2, reason="two slots need two cores")
+def test_two_slots_give_the_scores_of_one(tmp_path):
+    place, words = workplace(tmp_path / "place"), ("--offline", "--hours", "1", "--max-experiments", "6", "--seed", "3")
+    for count in ("1", "2"):
+        done = orchestrate(place, *words, "--slots", count, "--session", f"night-{count}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    (_, one, least), (session, two, most) = list_scores(place, "night-1"), list_scores(place, "night-2")
+
+    assert (least, most) == (1, 2)
+    assert session.state.session.slots == 2
+    assert session.state.ended == "6 experiments are done"
+    assert not [record for record in session.records if record.event.kind in ("aborted", "crashed")]
+    shared = one.keys() & two.keys()
+    assert len(shared) > 3
+    assert {key: one[key] for key in shared} == {key: two[key] for key in shared}
+    session.close()
+
+    refused = orchestrate(place, "--offline", "--slots", "4096")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "4096 slots need as many cores, and " in refused.stderr
+
+
+SHARE = f"import os; print(sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])\n{HONEST}"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes cannot be bound to cores here")
+async def test_a_run_has_its_share_of_the_cores_and_all_threads(bench):  # noqa: F811
+    last = max(os.sched_getaffinity(0))
+    outcome = await bench.run(SHARE, slot=Slot(bench.folder / "slot.lock", threads=2, cpus=(last,)))
+    assert bench.log(outcome).splitlines()[0] == f"[{last}] 2"
+
+
+class WithGpus(Preflight):
+    """A night on a machine that has two GPUs."""
+
+    def list_gpus(self):
+        return [Gpu(1 << 33, (8, 0), f"GPU-{i}-{os.getpid()}", i) for i in range(2)]
+
+
+def test_a_gpu_belongs_to_one_session(tmp_path):
+    place = workplace(tmp_path / "place")
+    paths = Paths(place / "sessions", place / "data", place / "train.py")
+    all_of_them, one = WithGpus(paths, "a", {}, slots="auto"), WithGpus(paths, "b", {}, slots="1")
+
+    with hold_slots(all_of_them) as slots:
+        assert [slot.devices for slot in slots] == [gpu.uuid for gpu in one.list_gpus()]
+        with pytest.raises(UsageError, match="is in use by another session"), hold_slots(one):
+            pass
+    with hold_slots(one) as slots:
+        assert len(slots) == 1
+    for count, words in (
+        ("3", "3 slots need as many GPUs, and 2 may be used"),
+        ("0", "give a number"),
+        ("x", "or auto"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            WithGpus(paths, "c", {}, slots=count).count_slots()
+
+
+async def test_a_gpu_that_keeps_its_memory_is_given_up(bench):  # noqa: F811
+    used = iter([5 << 20, *[3 << 30] * 100])
+    slot = Slot(bench.folder / "gpu.lock", devices="GPU-1", patience=0.3, read_used=lambda: next(used))
+    runner = bench.runner(slot=slot)
+    outcomes = [await runner.run(GRANTED, HONEST) for _ in range(4)]
+
+    assert [outcome.kind for outcome in outcomes] == ["scored", "aborted", "aborted", "aborted"]
+    assert [outcome.quarantined for outcome in outcomes[1:]] == [False, False, True]
+    assert outcomes[-1].reason == (
+        "GPU-1 is sick, and is not used any more: 3,072 MiB of its memory stays in use after a run"
+    )
+
+
+async def test_a_fault_of_the_gpu_is_not_the_candidates(bench):  # noqa: F811
+    slot = Slot(bench.folder / "gpu.lock", devices="GPU-1")
+    runner = bench.runner(slot=slot)
+    broken = "raise RuntimeError('CUDA error: uncorrectable ECC error encountered')"
+    outcomes = [await runner.run(GRANTED.model_copy(update={"experiment": n}), broken) for n in (7, 7, 8)]
+    assert [outcome.kind for outcome in outcomes] == ["aborted"] * 3
+    assert outcomes[-1].quarantined
+    on_a_cpu = await bench.run(broken)
+    assert on_a_cpu.kind == "crashed"
+
+
+class Sick(FakeLab):
+    """From the third run on, the slots of this set lose every run."""
+
+    slots = (1,)
+
+    async def train(self, granted, source):
+        outcome = await super().train(granted, source)
+        if granted.slot not in self.slots or len(self.trained) < 3:
+            return outcome
+        return ev.Aborted(experiment=granted.experiment, run=granted.run, reason="GPU-1 is sick", quarantined=True)
+
+
+def test_nothing_is_started_on_a_sick_gpu(tmp_path):
+    session = night(tmp_path / "s" / "session.db", trouble=0.0, lab=Sick, slots=2)
+
+    sick = next(r.seq for r in session.records if r.event.kind == "aborted")
+    after = [r.event.slot for r in session.records[sick:] if r.event.kind == "granted"]
+    assert len(after) > 20
+    assert set(after) == {0}
+    assert session.state.certificate
+    assert session.state.ended == "the 1 hours are over"
+
+
+class AllSick(Sick):
+    slots = (0, 1)
+
+
+def test_without_a_gpu_the_night_ends_and_says_so(tmp_path):
+    session = night(tmp_path / "s" / "session.db", trouble=0.0, lab=AllSick, slots=2)
+    assert session.state.ended == "no GPU is left: GPU-1 is sick; GPU-1 is sick"
+    assert fold([*session.records, ev.Record(seq=0, at=session.state.now, task_id="", event=ev.Resumed())]).slots == (
+        0,
+        1,
+    )
