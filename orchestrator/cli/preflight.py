@@ -16,7 +16,9 @@ from platform import python_version
 from typing import Literal
 
 from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.task_file import find_task
 from orchestrator.core.state import State
+from orchestrator.core.task import Task
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
@@ -67,8 +69,18 @@ class Preflight:
     """Check the data's hashes, not only its sizes."""
 
     @cached_property
+    def task(self) -> Task:
+        return self.state.session.task if self.state else find_task(self.paths.script)
+
+    @cached_property
+    def script(self) -> Path:
+        """The file that candidates change."""
+        script = self.paths.script
+        return script.with_name(self.task.editable[0]) if self.task.is_reported else script
+
+    @cached_property
     def repo(self) -> Repo:
-        return Repo(self.paths.script, self.name)
+        return Repo(self.script, self.name)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -97,8 +109,15 @@ class Preflight:
         yield _attempt("python", _describe_python)
         yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
-        yield (data := _attempt("data", self._describe_data))
-        if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
+        yield (task := _attempt("scores", self._describe_task))
+        reported = task.state == "good" and self.task.is_reported
+        if reported and git.state == "good" and (changed := self._list_left_out()):
+            words = f"uncommitted changes of {', '.join(changed)} take no part: a run sees what is committed"
+            yield CheckResult("git", "warn", words)
+        data = task if reported else _attempt("data", self._describe_data)
+        if data is not task:
+            yield data
+        if not reported and data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
             remedy = "there is a GPU, but the data are for the CPU: python -m prepare --data elsewhere"
             yield CheckResult("data", "warn", remedy)
         if git.state == data.state == "good" and not self.prompts:
@@ -111,14 +130,16 @@ class Preflight:
             yield from _check_models(self.prompts)
 
     def _describe_repository(self) -> str:
-        script = self.paths.script
+        script = self.script
         if self.state and self.state.baseline_commit:
             commit = self.state.parent.commit
             self.repo.read_source(commit)
             return f"{script} in its repository, at {commit[:10]}"
         source, head = self.repo.read_baseline(), self.repo.get_head()
-        if fault := find_syntax_error(source):
+        if script.suffix == ".py" and (fault := find_syntax_error(source)):
             raise UsageError(f"{fault}: fix it")
+        if self.task.is_reported:
+            return f"{script} in its repository, at {head[:10]}"
         if missing := find_neighbours(source, script.parent):
             raise UsageError(
                 f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name}: "
@@ -141,6 +162,12 @@ class Preflight:
             raise UsageError(f"there is a session in {folder} already: resume it, or choose another name")
         self.repo.check_free()
 
+    def _describe_task(self) -> str:
+        return self.task.describe()
+
+    def _list_left_out(self) -> list[str]:
+        return [name for name in self.repo.list_changed() if name != str(self.repo.path)]
+
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state
         if state and state.session.profile.data_hash != manifest.digest:
@@ -154,7 +181,8 @@ class Preflight:
         if self.state and self.state.baseline_commit:
             source = self.repo.read_source(self.state.parent.commit)
         else:
-            source = apply_to_script(self.repo.read_baseline(), from_manifest(self.manifest))
+            source = self.repo.read_baseline()
+            source = source if self.task.is_reported else apply_to_script(source, from_manifest(self.manifest))
         if not (found := list_tunable(source)):
             raise UsageError(explain_untunable(source))
         return f"{len(found)} for the optimizer to search: {', '.join(found)}"

@@ -15,6 +15,7 @@ from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.monitor import set_limits
+from orchestrator.lab.reported import ReportedRunner, TaskFolder, set_reported_limits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
@@ -38,22 +39,23 @@ def run_session(session: Session, night: Preflight) -> None:
     paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
     observers = Observers(session, paths.musings, send=night.send, command=paths.write_command)
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    runner = Runner(
-        folder,
-        list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else []),
-        set_limits(started.profile, cores),
-        Scorer.load(paths.data.resolve()),
-        night.sandbox,
-        session.put,
-        observers.progress,
-    )
+    slots = list_slots(started.slots, folder, cores, list_gpus() if started.profile.name != "cpu" else [])
+    if (task := started.task).is_reported:
+        scorer, limits = TaskFolder(task, repo, started.commit), set_reported_limits(task, cores)
+        runner = ReportedRunner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
+    else:
+        scorer, limits = Scorer.load(paths.data.resolve()), set_limits(started.profile, cores)
+        runner = Runner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
     repo.unlock()
     runner.reap()
     if session.state.baseline_commit:
         repo.begin_branch(session.state.parent.commit)
-    lab = LocalExecutor(repo, runner, session.put, profiles.from_manifest(night.manifest), observers.say)
+    profile = None if task.is_reported else profiles.from_manifest(night.manifest)
+    lab = LocalExecutor(repo, runner, session.put, profile, observers.say)
     try:
         with observers:
+            if task.is_reported:
+                observers.say(task.describe())
             crew, guidance = build_crew(session, paths.musings), paths.script.parent / "guidance.md"
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
         if session.state.baseline_commit:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from orchestrator.core.task import Task
+
 VERSION = 2
 """Version of the event format. A session written by a newer version is refused; older ones always load."""
 
@@ -188,6 +190,8 @@ class Started(SessionSettings):
     """The user's commit that the session starts from."""
     profile: SessionProfile
     versions: dict[str, str]
+    task: Task = Task()
+    """How runs are scored; the default is that of all sessions recorded before there was another."""
 
 
 class Resumed(Frozen):
@@ -380,6 +384,9 @@ class RunResult(RunEvent):
 class Scored(RunResult):
     kind: Literal["scored"] = "scored"
     val_bpb: float
+    """The score, lower is better: val_bpb, or what the task's metric makes of its value."""
+    reported: dict[str, float] = {}
+    """Other numbers that the script reported, by name."""
     audit: Audit | None = None
     """None where the plan asked for none."""
     confirmed: float | None = None

@@ -6,8 +6,9 @@ is excused MAX_EXCUSES times.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -34,64 +35,77 @@ class ExcusedError(MachineError):
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class EndedRun:
     """A run that has ended, before it is evaluated."""
 
     result: ev.RunResult
     log: str
     monitor: RunMonitor
-    server: EvaluationServer
     ending: Ending
     disk: int
     """Bytes of disk that its files take."""
     may_be_excused: bool
     """Whether fewer than MAX_EXCUSES earlier runs of the experiment were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An ended run that was served, and may be audited."""
+
+    ended: EndedRun
+    server: EvaluationServer
     build_audit: Callable[[int], Command]
     """Builds the command of the blind process, which is given a descriptor of its connection."""
     lock: int
     """The slot's, for that process."""
 
 
-async def evaluate(run: Observation, archive: Path) -> ev.Scored | ev.Crashed | ev.Pruned:
+async def evaluate(result: ev.RunResult, score: Awaitable[ev.Scored]) -> ev.Scored | ev.Crashed | ev.Pruned:
     """Return the run's score, or its failure. Raises MachineError where the machine is at fault, OSError."""
-    common = vars(run.result)
     try:
-        score = ev.Scored(
-            val_bpb=_find_claimed(run),
-            confirmed=run.server.confirmed,
-            would_prune_at=run.monitor.would_prune_at,
-            **common,
-        )
-        return await _audit_score(score, run, archive) if run.server.plan.needs_audit(score.val_bpb) else score
+        return await score
     except Prune as reason:
-        return ev.Pruned(reason=str(reason), **common)
+        return ev.Pruned(reason=str(reason), **vars(result))
     except Fault as fault:
-        return ev.Crashed(failure=fault.kind, message=fault.message, **common)
+        return ev.Crashed(failure=fault.kind, message=fault.message, **vars(result))
+
+
+async def score_claims(run: Observation, archive: Path) -> ev.Scored:
+    """Return the score that the run claims, audited where that matters. Raises Prune, Fault, MachineError, OSError."""
+    claimed, server = _find_claimed(run), run.server
+    own = {"confirmed": server.confirmed, "would_prune_at": run.ended.monitor.would_prune_at}
+    score = ev.Scored(val_bpb=claimed, **own, **vars(run.ended.result))
+    return await _audit_score(score, run, archive) if server.plan.needs_audit(claimed) else score
 
 
 def _find_claimed(run: Observation) -> float:
     """Return the score that the run claims. Raises Prune, Fault, MachineError where it does not count."""
-    status, transcript = run.ending.status or 0, run.monitor.transcript
+    ending, transcript = run.ended.ending, run.ended.monitor.transcript
+    if run.server.objection and not ending.stopped:
+        raise Disqualified(run.server.objection)
+    if ending.status and transcript.sealed and not ending.stopped and not ending.was_killed:
+        # Its own words may quote the validation text.
+        kind = classify_failure(ending.status, "\n".join(transcript.withheld)).kind
+        raise Fault(kind, f"it failed while it was evaluated, with exit code {ending.status}")
+    budget = run.server.scorer.manifest.budget
+    check_ending(run.ended, budget.amount if budget.kind == "time" else inf)
+    if run.server.val_bpb is None:
+        raise Fault("other", "it ended without a score")
+    return run.server.val_bpb
+
+
+def check_ending(run: EndedRun, budget: float) -> None:
+    """Raise Prune, Fault or MachineError where a run did not end well; `budget` is in seconds of wall time."""
     if run.ending.stopped:
         raise run.ending.stopped
-    if run.server.objection:
-        raise Disqualified(run.server.objection)
     _check_kill(run, run.ending)
-    if status and transcript.sealed:
-        # Its own words may quote the validation text.
-        kind = classify_failure(status, "\n".join(transcript.withheld)).kind
-        raise Fault(kind, f"it failed while it was evaluated, with exit code {status}")
-    if status:
-        fault, others = classify_failure(status, run.log), run.disk < run.monitor.limits.reserve
+    if run.ending.status:
+        fault, others = classify_failure(run.ending.status, run.log), run.disk < run.monitor.limits.reserve
         if fault.kind == "disk full" and others and run.result.tier != Bubblewrap.tier and run.may_be_excused:
             raise ExcusedError(f"the disk is full, and its own files take {run.disk >> 20} MB ({fault.message})")
         raise fault
-    if run.server.val_bpb is None:
-        raise Fault("other", "it ended without a score")
-    budget, lost = run.server.scorer.manifest.budget, run.monitor.lost
-    if budget.kind == "time" and lost > (WALL_SLACK - 1) * budget.amount:
+    if (lost := run.monitor.lost) > (WALL_SLACK - 1) * budget:
         raise MachineError(f"this process stood still for {lost:.0f} s, which the training may have lost")
-    return run.server.val_bpb
 
 
 async def _audit_score(score: ev.Scored, run: Observation, archive: Path) -> ev.Scored:
@@ -102,11 +116,11 @@ async def _audit_score(score: ev.Scored, run: Observation, archive: Path) -> ev.
     reference = load_claims(archive, incumbent, scorer.shape)
     positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
     connection, theirs = await open_pair()
-    auditor = Auditor(server, positions, rng, RunMonitor(run.monitor.limits), connection)
+    auditor = Auditor(server, positions, rng, RunMonitor(run.ended.monitor.limits), connection)
     ending = await auditor.examine(run.build_audit(theirs), run.lock)
     if ending.stopped:
         raise ending.stopped
-    _check_kill(run, ending)
+    _check_kill(run.ended, ending)
     allowed = scorer.get_tolerance(server.plan.baseline_error)
     val_bpb, error, worst = scorer.correct(claims, auditor.get_answers(ending), positions, allowed)
     save_claims(archive, score.experiment, claims, incumbent)
@@ -121,7 +135,7 @@ async def _audit_score(score: ev.Scored, run: Observation, archive: Path) -> ev.
     return score.model_copy(update={"val_bpb": val_bpb, "audit": record})
 
 
-def _check_kill(run: Observation, ending: Ending) -> None:
+def _check_kill(run: EndedRun, ending: Ending) -> None:
     """Raise Fault for a process that was killed for its size, or too often, and ExcusedError for others."""
     if not ending.was_killed:
         return

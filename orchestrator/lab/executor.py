@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.runner import Runner
+from orchestrator.lab.runner import BaseRunner
 from prepare import profiles
 
 
@@ -16,18 +17,21 @@ class LocalExecutor:
     """Git and the runner behind the loop's port. Git works in a thread, so that a slow disk never stops the clock."""
 
     repo: Repo
-    runner: Runner
+    runner: BaseRunner[Any]
     put: Callable[[str], Digest]
-    profile: profiles.Profile
+    profile: profiles.Profile | None
+    """None where the script is not fitted to one: its scores are reported."""
     say: Callable[[str], None] = print
     """Tells the user why the branch stays behind."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""
         head = await asyncio.to_thread(self.repo.get_head)
-        source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
-        message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
-        commit = await self.commit(0, head, source, message)
+        source, message = await asyncio.to_thread(self.repo.read_baseline), "begin with the script as it is"
+        if self.profile:
+            source = profiles.apply_to_script(source, self.profile)
+            message = f"fit the baseline to the {self.profile.name} profile"
+        commit = await self.commit(0, head, source, f"{message}\n\nExperiment: 0\n")
         await asyncio.to_thread(self.repo.begin_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
 

@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf, nan
 
@@ -68,6 +68,8 @@ class Transcript:
         """Names that the sealed log has shown."""
         self.withheld: deque[str] = deque(maxlen=MAX_WITHHELD)
         """The last lines that were kept out of a sealed log; a failure is classified by them."""
+        self.on_row: Callable[[str], None] = lambda _row: None
+        """Is told of every line."""
 
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[ProgressLine]:
         """Read output, in pieces of any size, and yield its progress lines; text at the end counts as a line."""
@@ -93,6 +95,7 @@ class Transcript:
         return "\n".join([*self.head, *gap, *self.tail])
 
     def _add_row(self, row: str) -> None:
+        self.on_row(row)
         match = _SUMMARY.fullmatch(row) if self.summary is not None else None
         name, value = (match[1], _parse_number(match[2])) if match else (row, nan)
         known = name in SUMMARY and abs(value) < inf

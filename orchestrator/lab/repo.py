@@ -18,6 +18,7 @@ from prepare.errors import UserError
 
 SETTINGS = (
     "core.hooksPath=/dev/null",  # the user's hooks are for the user's commits,
+    "diff.autoRefreshIndex=false",  # the user's index is the user's
     "core.fsmonitor=false",  # and no setting of the repository may start a program
     "fastimport.unpackLimit=1",  # one pack a commit, however small
     "core.fsync=all",  # git's default leaves empty objects behind when the power fails
@@ -50,7 +51,7 @@ class Repo:
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""
         """Why the branch is not at the last commit that was kept, and what to do about it."""
-        folder = script.parent.resolve()
+        self.folder = folder = script.parent.resolve()
         try:
             facts = self._git("rev-parse", "--is-inside-work-tree", "--git-common-dir", "--show-prefix", strip=False)
         except RepoError as error:
@@ -99,6 +100,24 @@ class Repo:
         if blob is None:
             raise RepoError(f"{self.script} does not exist, neither as a file nor in {commit[:10]}")
         return self._git("cat-file", "blob", blob, strip=False)
+
+    def extract(self, commit: str, folder: Path) -> None:
+        """Write everything that git tracks at a commit into a folder. Raises RepoError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
+        self._git("read-tree", commit, index=index)
+        self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
+
+    def write_source(self, commit: str, folder: Path, source: str) -> None:
+        """Put the script's new text into its place in an extracted commit, with the line endings that it has there."""
+        path = folder / self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old = self.read_source(commit) if path.exists() else ""
+        path.write_bytes(restore_lines(source, old).encode("utf-8", "surrogateescape"))
+
+    def list_changed(self) -> list[str]:
+        """Return the tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
+        return self._git("diff", "--name-only", "HEAD").splitlines()
 
     def write_command(self, *words: str) -> str:
         """Return a command of git about this repository that can be pasted into a shell."""
@@ -200,14 +219,17 @@ class Repo:
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
-    def _git(self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0) -> str:
+    def _git(
+        self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0, index: Path | None = None
+    ) -> str:
         """Return git's output; `absent` is the exit code that means "not found" and not failure. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
+        more = {"GIT_INDEX_FILE": str(index)} if index else {}
         try:
             done = subprocess.run(
                 ["git", *settings, *arguments],
                 cwd=self.script.parent,
-                env={"PATH": os.environ.get("PATH", os.defpath), **ENVIRONMENT},
+                env={"PATH": os.environ.get("PATH", os.defpath), **ENVIRONMENT, **more},
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,

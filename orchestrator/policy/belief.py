@@ -34,6 +34,10 @@ Array = NDArray[np.float64]
 _SIDE = np.geomspace(0.02, 100, 40)
 GRID: Array = np.concatenate([-_SIDE[::-1], _SIDE])
 """Effects that are told apart, in σ of one run."""
+RESOLUTION = 0.05
+"""Share of a gain below which its error is finer than the grid: all that is told apart of such gains is their sign."""
+FAR = 20.0
+"""Difference in σ beyond which the grid is too coarse for it to say anything of a seed's luck."""
 _WIDTH = np.abs(np.gradient(GRID))
 _BETTER = GRID > 0
 _GAINS = np.maximum(GRID, 0)
@@ -132,7 +136,8 @@ def _weigh_regimes(gain: float, error: float) -> Array:
 
 def compute_likelihood(gain: float, error: float) -> Array:
     """Return the likelihood of a measured gain for each effect; a few gains are outliers by more than their error."""
-    squares = ((gain - GRID) / error) ** 2
+    gain = min(max(gain, float(GRID[0])), float(GRID[-1]))
+    squares = ((gain - GRID) / max(error, RESOLUTION * abs(gain))) ** 2
     wide = 2.2
     return (1 - OUTLIERS) * np.exp(-0.5 * squares) + OUTLIERS / wide * np.exp(-0.5 * squares / wide**2) + 1e-9
 
@@ -178,6 +183,8 @@ def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) ->
 
 def update_luck(luck: Luck, difference: float, link: float, belief: Belief, *, kept: bool) -> Luck:
     """Return the incumbent's luck at a seed after an idea was measured there; if it is kept, the new incumbent's."""
+    if abs(difference) > FAR:
+        return Luck() if kept else luck
     own, left = 1 - link**2, 1 - link
     gain = -left * luck.variance / (own + left**2 * luck.variance)
     surprise = GRID - difference

@@ -94,6 +94,11 @@ class _Reasoning:
         return belief.infer(self.prior, self.found.gain, self.found.error)
 
     @property
+    def expected(self) -> float:
+        """Return the gain to expect in σ: the posterior's, or the measured one where that is off the grid."""
+        return self.found.gain if abs(self.found.gain) > belief.GRID[-1] else self.posterior.mean
+
+    @property
     def worth(self) -> belief.Belief:
         """Return the posterior of what is left of the effect after the price of memory."""
         return self.posterior.shift(th.MEMORY_PRICE * log2(self.growth))
@@ -118,7 +123,7 @@ class _Reasoning:
         why = "adopted" if posterior.mean > 0 else "adopted for its fewer lines"
         why = why if self.reverts is None else f"#{self.reverts} is taken back"
         jump = self.found.gain * self.found.sigma / self.best.score_to_beat
-        change = posterior.mean * self.found.sigma if self.reverts is None else -self.undone
+        change = self.expected * self.found.sigma if self.reverts is None else -self.undone
         look = f"; a jump of {jump:.0%} is hard to believe, so have a look at it" * (jump > th.IMPLAUSIBLE_GAIN)
         return ev.Kept(
             **self._list_numbers(kept=True),
@@ -154,7 +159,7 @@ class _Reasoning:
             "differences": found.differences,
             "same_shape": found.same_shape,
             "probability": posterior.probability,
-            "expected": posterior.mean * found.sigma,
+            "expected": self.expected * found.sigma,
             "luck": tuple(lucks.values()),
         }
 

@@ -73,7 +73,8 @@ def summarize(state: State) -> Summary:
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be believed."""
     events = [record.event for record in log.records]
-    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state))
+    caveat = log.state.started.task.caveat if log.state.started else ""
+    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state), caveat=caveat)
 
 
 def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:

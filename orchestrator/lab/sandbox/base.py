@@ -28,6 +28,14 @@ class Command:
     fds: tuple[int, ...]
     nodes: tuple[str, ...] = ()
     """Device files that it may use."""
+    shown: tuple[Path, ...] = ()
+    """Places that it may read beside those of every Python program."""
+    hides: bool = True
+    """Whether packages are hidden whose text a score is measured on."""
+
+    @property
+    def hidden(self) -> frozenset[Path]:
+        return list_hidden() if self.hides else frozenset()
 
 
 class Sandbox(Protocol):

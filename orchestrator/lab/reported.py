@@ -1,0 +1,160 @@
+"""Runs the user's own command on a candidate, and reads the score from what it prints: reported, not audited.
+
+Each run has a fresh folder with everything that git tracks at the session's first commit, and the candidate in its
+place, so that no candidate changes its judge. A protected file that a run has changed nevertheless disqualifies it.
+"""
+
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from math import isfinite
+from pathlib import Path
+
+from orchestrator.core import events as ev
+from orchestrator.core.task import Metric, Task
+from orchestrator.lab.evaluation import EndedRun, check_ending, evaluate
+from orchestrator.lab.failures import Fault
+from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.process import RunningProcess, run_guarded
+from orchestrator.lab.repo import Repo
+from orchestrator.lab.runner import BaseRunner
+from orchestrator.lab.sandbox.base import Command
+from prepare.manifest import compute_sha256
+
+LEAST_TIMEOUT = 600.0
+"""Seconds that a run may take at least where no timeout is set: autoresearch's own rule for its five minutes."""
+MAX_NUMBERS = 64
+"""Numbers of one run that are kept."""
+_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
+_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
+
+
+class NumberReader:
+    """Finds the numbers that a script reports in its output; the last one of a name counts."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric, self.pattern = metric, re.compile(metric.pattern) if metric.pattern else None
+        self.numbers: dict[str, float] = {}
+        self.in_summary = False
+
+    def read(self, row: str) -> None:
+        """Read a line: `METRIC name=number`, `name: number` behind a line of `---`, or what the pattern finds."""
+        self.in_summary = self.in_summary or row == "---"
+        found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
+        if found and not (self.pattern and found[1] == self.metric.name):
+            self._keep(found[1], found[2])
+        if self.pattern and (match := self.pattern.search(row)):
+            self._keep(self.metric.name, match[1])
+
+    def _keep(self, name: str, text: str) -> None:
+        if name == self.metric.name or name in self.numbers or len(self.numbers) < MAX_NUMBERS:
+            try:
+                self.numbers[name] = float(text.replace(",", ""))
+            except ValueError:
+                self.numbers.pop(name, None)
+
+    def find_score(self) -> float:
+        """Return the score, lower is better. Raises Fault where none was reported."""
+        name = self.metric.name
+        if (value := self.numbers.get(name)) is None:
+            wanted = f"whose {name} matches {self.metric.pattern!r}" if self.pattern else f"`METRIC {name}=1.23`"
+            also = "" if self.pattern else f", or `{name}: 1.23` below `---`"
+            raise Fault("other", f"it ended without a number for {name}: a line {wanted}{also}")
+        if not isfinite(value):
+            raise Fault("NaN", f"its {name} is {value}")
+        return self.metric.sign * value
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFolder:
+    """What a run of a task sees: the tree of a commit, the folders of its data, the environment of its command."""
+
+    task: Task
+    repo: Repo
+    commit: str
+
+    def lay_out(self, work: Path, source: str) -> dict[Path, str]:
+        """Fill the folder of a run; return the digests of what it may not change. Raises RepoError, OSError."""
+        self.repo.extract(self.commit, work)
+        self.repo.write_source(self.commit, work, source)
+        here = work / self.repo.path.parent
+        for name in self.task.data:
+            link, target = self._locate(name, here, work)
+            if link and not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(target)
+        files = [path for path in work.rglob("*") if path.is_file() and not path.is_symlink()]
+        return {path: compute_sha256(path) for path in files if self._is_protected(path, here)}
+
+    def build_command(self, work: Path, env: dict[str, str], seed: int, nodes: tuple[str, ...]) -> Command:
+        """Return what runs the checks and the command in a folder that was laid out."""
+        passing, venv = self.task.seed, self.repo.folder / ".venv"
+        shown, python = [self._locate(name, work, work)[1] for name in self.task.data], Path(sys.executable)
+        if (venv / "bin/python").exists():
+            python = venv / "bin/python"
+            env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
+            shown += [venv, python.resolve().parent.parent]
+        if uv := shutil.which("uv"):
+            env |= {"UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
+            shown.append(Path(uv).resolve())
+        env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "NIGHTSHIFT_SEED": str(seed)}
+        env |= {passing.env: str(seed)} if passing.env else {}
+        here, given = work / self.repo.path.parent, f" {passing.argument} {seed}" if passing.argument else ""
+        failed = "|| {{ echo error: check {} failed; exit 1; }}"
+        checks = [f"({check}) {failed.format(number)}" for number, check in enumerate(self.task.checks, 1)]
+        script = "\n".join([f"cd {shlex.quote(str(here))}", *checks, self.task.command + given])
+        return Command(("/bin/sh", "-c", script), env, work, (), nodes, tuple(shown), hides=False)
+
+    def _locate(self, name: str, here: Path, home: Path) -> tuple[Path | None, Path]:
+        """Return where a run finds a folder of data, None for where it is, and where that is."""
+        target = (self.repo.folder / Path(name).expanduser()).resolve()
+        if name.startswith("~/"):
+            return home / name[2:], target
+        return (None if Path(name).is_absolute() else here / name), target
+
+    def _is_protected(self, path: Path, here: Path) -> bool:
+        name = os.path.relpath(path, here)
+        if any(fnmatch(name, pattern) for pattern in self.task.editable):
+            return False
+        return not self.task.protected or any(fnmatch(name, pattern) for pattern in self.task.protected)
+
+
+class ReportedRunner(BaseRunner[TaskFolder]):
+    """Runs the command of a task, and takes the number that it prints."""
+
+    async def _attempt(
+        self, granted: ev.Granted, source: str, folder: Path, lock: int
+    ) -> ev.Scored | ev.Crashed | ev.Pruned:
+        slot, work, task = self.slots[granted.slot], folder / "work", self.scorer.task
+        before = await asyncio.to_thread(self.scorer.lay_out, work, source)
+        monitor, reader = self._make_monitor(granted, folder), NumberReader(task.metric)
+        monitor.transcript.on_row, monitor.training_began = reader.read, monitor.launched
+        command = self.scorer.build_command(work, slot.make_env(work), granted.seed, slot.nodes)
+        ending = await run_guarded(self.sandbox.wrap(command), monitor, lock, _listen)
+        run = await self._record(granted, monitor, ending, folder)
+        return await evaluate(run.result, _find_score(run, reader, before, task.budget))
+
+
+async def _listen(_running: RunningProcess) -> None:
+    """Do nothing: the command talks to nobody."""
+
+
+async def _find_score(run: EndedRun, reader: NumberReader, before: dict[Path, str], budget: float) -> ev.Scored:
+    check_ending(run, budget)
+    changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
+    if changed:
+        raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
+    score, name = reader.find_score(), reader.metric.name
+    others = {key: number for key, number in reader.numbers.items() if key != name and isfinite(number)}
+    return ev.Scored(val_bpb=score, reported=others, would_prune_at=run.monitor.would_prune_at, **vars(run.result))
+
+
+def set_reported_limits(task: Task, threads: int) -> RunLimits:
+    """Return limits by the task's own timeout; silence is no hang, since only the user knows what a run prints."""
+    wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
+    return RunLimits(wall=wall, cpu=max(threads, 1) * wall, quiet=2 * wall)
