@@ -1,6 +1,8 @@
 """Nights on the user's own ground: any command, with the user's own preparation, evaluation and metric."""
 
+import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.slots import Slot
 from orchestrator.session.store import Session
+from tests.scripted import SOURCE, Scripted, _call, _opening, served
 from tests.test_cli import wait_until
 from tests.workplace import ROOT, begun, git, orchestrate
 
@@ -289,3 +292,156 @@ def test_the_form_is_chosen_by_what_is_found(tmp_path):
 
 def test_a_session_of_before_is_examined():
     assert Task() == Task(form="examined", metric=Metric(name="val_bpb", goal="min"))
+
+
+# Three tasks of other kinds
+
+
+CLASSIFIER = '''"""Classify points by a ball around the origin; the data never change."""
+
+import math
+import random
+
+RADIUS = 0.5   # 0.1..2.0 – of the ball
+DEPTH = 3      # 1..6 – does nothing but cost
+SHARPNESS = 1.0
+
+luck = random.Random(0)
+points = [(luck.uniform(-1, 1), luck.uniform(-1, 1)) for _ in range(400)]
+right = sum((math.hypot(*p) * SHARPNESS < RADIUS) == (math.hypot(*p) < 0.9) for p in points)
+print(f"accuracy is {right / len(points):.4f} at depth {DEPTH}")
+print(f"METRIC f1={right / len(points) / 2:.4f}")
+'''
+KERNEL = '''"""A kernel with a tile size; its latency is noisy."""
+
+import json
+import os
+import re
+import random
+
+TILE = 16      # one of 4, 8, 16, 32, 64
+UNROLL = 2     # 1..8
+
+luck = random.Random(int(os.environ["MY_SEED"]))
+latency = 12.4 + 0.4 * abs(TILE - 32) ** 0.5 + 0.2 * abs(UNROLL - 4) + luck.gauss(0, 0.02)
+print(f"---\\nlatency_ms: {latency:.3f}\\nbytes: {TILE * 1024}")
+'''
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A deterministic accuracy to maximize, found by a pattern."""
+    metric = "metric = {name = 'accuracy', goal = 'max', pattern = 'accuracy is ([0-9.]+)'}"
+    toml = f"{metric}\neditable = ['fit.py']\nbudget = 2\n"
+    place = ground(tmp_path_factory.mktemp("classifier") / "place", {"fit.py": CLASSIFIER, "nightshift.toml": toml})
+    return place, research(place)
+
+
+def test_an_accuracy_rises_and_is_shown_as_one(classifier):
+    place, done = classifier
+
+    state = opened(place).state
+    assert state.incumbent.score_to_beat < state.baseline_bpb < 0
+    assert len(state.kept) >= 1
+    found = re.search(r"accuracy +(0\.\d+) → (0\.\d+) \((0\.\d+) better", done.stdout)
+    assert found
+    assert float(found[1]) < float(found[2]) <= 1
+    rows = (place / "sessions/night/results.tsv").read_text().splitlines()
+    assert rows[0].split("\t")[1] == "accuracy"
+    assert 0 < float(rows[1].split("\t")[1]) < 1
+    kept = next(result for result in state.kept if result.experiment)
+    message = git(place, "log", "-1", "--format=%B", "refs/nightshift/night/kept")
+    assert "Accuracy: 0." in message
+    assert kept.verdict.reason.endswith("reported by the script, not audited")
+    assert re.search(r"\+0\.\d+ ± ", kept.verdict.reason)
+    page = (place / "sessions/night/report.html").read_text()
+    assert "accuracy" in page
+    assert "f1" in page
+    musing = next((place / "musings/night").glob("001-*.md")).read_text()
+    assert "change of accuracy" in musing
+    assert "accuracy rises by more than the noise" in musing
+    for words in (("sessions",), ("replay", "night")):
+        assert "-0." not in orchestrate(place, *words, **SAFE).stdout.replace("−", "")
+
+
+def test_runs_without_a_seed_are_called_repeats(classifier):
+    place, done = classifier
+
+    state = opened(place).state
+    assert state.results[0].verdict.reason.startswith("the baseline, over 3 identical runs, reported")
+    written = [done.stdout, *(path.read_text() for path in (place / "musings/night").glob("*.md"))]
+    page = (place / "sessions/night/report.html").read_text()
+    written.append(page[page.index("<header") :])
+    for text in written:
+        for claim in ("fresh seed", "equal seed", " seeds", "val_bpb", "audited, off by", "confirmed"):
+            assert claim not in text, claim
+        assert "audited" not in text.replace("not audited", "")
+
+
+def test_a_noisy_latency_falls_at_seeds_that_are_passed(tmp_path):
+    toml = "editable = ['bench.py']\nmetric = {name = 'latency_ms'}\nseed = {env = 'MY_SEED'}\n"
+    place = ground(tmp_path / "place", {"bench.py": KERNEL, "nightshift.toml": toml})
+
+    done = research(place)
+
+    state = opened(place).state
+    assert state.incumbent.score_to_beat < state.baseline_bpb
+    assert 0.001 < state.results[0].verdict.sigma < 0.2
+    assert state.results[0].verdict.reason.startswith("the baseline, over 3 seeds")
+    assert re.search(r"latency_ms 1\d\.\d+ → 1\d\.\d+", done.stdout)
+    assert state.results[0].scores[0].reported == {"bytes": 16384}
+
+
+JUDGE = """words = open('prompt.txt').read().split()
+print('METRIC score=%d' % (10 + 5 * ('kindly' in words) - words.count('stupid')))
+"""
+
+
+class Poet(Scripted):
+    """Plays the agents for a text: the researcher asks for a word, and the mechanic adds it."""
+
+    def draft(self, number, known):
+        word = ("kindly", "stupid")[(number - 1) % 2]
+        return {
+            "title": f"Add the word {word}",
+            "hypothesis": f"The word {word} raises the score.",
+            "rationale": "Words matter.",
+            "expected_delta": 3.0,
+            "family": "other",
+            "settings": {},
+            "direction": None,
+            "instructions": f"Append the word {word}.",
+        }
+
+    def mechanic(self, request):
+        opening = _opening(request)
+        source, word = SOURCE.search(opening)[1], re.search(r"Append the word (\w+)\.", opening)[1]
+        edits = [_call("replace", old=source, new=f"{source} {word}"), _call("check")]
+        return [*edits, _call("submit", summary=f"{word} is in it.")], "tool_use"
+
+
+def test_a_text_is_improved_by_three_agents(tmp_path):
+    toml = "command = 'python judge.py'\neditable = ['prompt.txt']\nmetric = {name = 'score', goal = 'max'}\n"
+    files = {
+        "prompt.txt": "Answer the question",
+        "judge.py": JUDGE,
+        "nightshift.toml": toml,
+        "program.md": "Be nice.",
+    }
+    place, app = ground(tmp_path / "place", files | {"program.md": "Be nice."}), Poet(("turn",))
+    words = ("--hours", "1", "--session", "night", "--seed", "3", "--max-experiments", "2")
+
+    with served(app) as url:
+        done = orchestrate(place, *words, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY="none", **SAFE)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    state = opened(place).state
+    assert [result.status for result in state.results[1:]] == ["kept", "discarded"]
+    assert state.results[1].proposal.expected_delta == -3.0
+    assert git(place, "show", "research/night:prompt.txt") == "Answer the question kindly"
+    told = json.dumps(app.requests)
+    assert "score, higher is better, reported by the script, not audited" in told
+    assert "Be nice." in told
+    assert "bits per byte" not in told.replace("change of val_bpb in bits per byte", "")
+    assert "Expected change of score: +3.0000" in (place / "musings/night/001-add-the-word-kindly.md").read_text()
+    assert orchestrate(place, "replay", "night", "--verify", **SAFE).returncode == 0

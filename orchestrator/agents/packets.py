@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
-from orchestrator.agents.briefing import DIFF, clip, describe_budget
+from orchestrator.agents.briefing import DIFF, clip, describe_budget, describe_task
 from orchestrator.core import events as ev
 from orchestrator.core.description import FinishedRun, compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
+from orchestrator.core.task import Task
 from prepare.constants import Value, read_values
 from subagents.logs import extract_frames, fence, quote, split_lines
 
@@ -45,6 +46,7 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
     return {
         "title": proposal.title,
         "hypothesis": proposal.hypothesis,
+        "task": describe_task(state.session.task),
         "budget": describe_budget(state.session.profile),
         "instructions": proposal.instructions,
         "edit": _describe_edit(proposal, decided.commit),
@@ -104,26 +106,30 @@ def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
 def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
     match decided.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
-            return " ".join(_list_evidence(verdict, decided.scores, incumbent))
+            return " ".join(_list_evidence(verdict, decided.scores, incumbent, decided.task))
         case verdict:
             return f"No score. The run ended with {quote(verdict.reason, 300)}."
 
 
 def _list_evidence(
-    verdict: ev.Kept | ev.Discarded, scores: Sequence[ev.Scored], incumbent: Sequence[ev.Scored]
+    verdict: ev.Kept | ev.Discarded, scores: Sequence[ev.Scored], incumbent: Sequence[ev.Scored], task: Task
 ) -> Iterator[str]:
     """Yield the numbers that a verdict rests on, a sentence each."""
-    ours, theirs = (", ".join(f"{score.val_bpb:.4f}" for score in runs) for runs in (scores, incumbent))
+    metric, noun, size = task.metric, task.noun, task.metric.format_size
+    ours, theirs = (", ".join(metric.format_score(score.val_bpb) for score in runs) for runs in (scores, incumbent))
+    same = " at the same seeds" * (bool(verdict.differences) and noun == "seed")
     yield f"{verdict.kind.capitalize()}: {verdict.reason}."
-    yield f"val_bpb by seed: {ours}; the incumbent's{' at the same seeds' * bool(verdict.differences)}: {theirs}."
+    yield f"{metric.name} by {noun}: {ours}; the incumbent's{same}: {theirs}."
     yield "In the rest, positive is better."
     if verdict.differences:
-        yield f"Differences at equal seeds: {', '.join(f'{gap:+.4f}' for gap in verdict.differences)}."
-    yield f"Gain: {verdict.gain:+.4f} ± {verdict.error:.4f}."
+        gaps = ", ".join(f"{'+' * (gap >= 0)}{size(gap)}" for gap in verdict.differences)
+        yield f"Differences {'at equal seeds' if noun == 'seed' else 'run by run'}: {gaps}."
+    yield f"Gain: {'+' * (verdict.gain >= 0)}{size(verdict.gain)} ± {size(verdict.error)}."
     if verdict.expected is not None and verdict.probability is not None:
-        yield f"Gain to expect, given what ideas have brought so far: {verdict.expected:+.4f}."
+        expected = f"{'+' * (verdict.expected >= 0)}{size(verdict.expected)}"
+        yield f"Gain to expect, given what ideas have brought so far: {expected}."
         yield f"Probability that it is a gain: {verdict.probability:.2f}."
-    yield f"One run's σ over seeds: {verdict.sigma:.4f}."
+    yield f"One run's σ over {noun}s: {size(verdict.sigma)}."
 
 
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.options import Crew, ExitCode, Model, Notify, Offline, Paths, Style
+from orchestrator.cli.options import Crew, ExitCode, Model, Notify, Offline, Paths, Style, UsageError
 from orchestrator.cli.preflight import CheckResult, Preflight, load_style
 from orchestrator.cli.start import invent_name
+from orchestrator.cli.task_file import find_task
 from prepare.machine import list_gpus
 from subagents.errors import PromptError
 from subagents.prompts import Prompt
@@ -41,8 +42,8 @@ def doctor(
     results, texts = list[CheckResult](), dict[str, Prompt]()
     if not offline and crew != "optuna":
         try:
-            texts = load_style(prompts, model or [])
-        except PromptError as error:
+            texts = load_style(prompts, model or [], find_task(paths.script))
+        except (PromptError, UsageError) as error:
             results.append(CheckResult("prompts", "bad", str(error)))
     results += Preflight(paths, invent_name(paths.sessions), texts, notify=notify, verify=True).check()
     results += check_machine()

@@ -18,7 +18,7 @@ from typing import Literal
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.state import State
-from orchestrator.core.task import Task
+from orchestrator.core.task import EXAMINED, Task
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
@@ -109,14 +109,13 @@ class Preflight:
         yield _attempt("python", _describe_python)
         yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
-        yield (task := _attempt("scores", self._describe_task))
-        reported = task.state == "good" and self.task.is_reported
-        if reported and git.state == "good" and (changed := self._list_left_out()):
-            words = f"uncommitted changes of {', '.join(changed)} take no part: a run sees what is committed"
+        yield (data := _attempt("scores", self._describe_task))
+        reported = data.state == "good" and self.task.is_reported
+        if reported and git.state == "good" and (changed := set(self.repo.list_changed()) - {str(self.repo.path)}):
+            words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
             yield CheckResult("git", "warn", words)
-        data = task if reported else _attempt("data", self._describe_data)
-        if data is not task:
-            yield data
+        if data.state == "good" and not reported:
+            yield (data := _attempt("data", self._describe_data))
         if not reported and data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
             remedy = "there is a GPU, but the data are for the CPU: python -m prepare --data elsewhere"
             yield CheckResult("data", "warn", remedy)
@@ -165,9 +164,6 @@ class Preflight:
     def _describe_task(self) -> str:
         return self.task.describe()
 
-    def _list_left_out(self) -> list[str]:
-        return [name for name in self.repo.list_changed() if name != str(self.repo.path)]
-
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state
         if state and state.session.profile.data_hash != manifest.digest:
@@ -183,7 +179,7 @@ class Preflight:
         else:
             source = self.repo.read_baseline()
             source = source if self.task.is_reported else apply_to_script(source, from_manifest(self.manifest))
-        if not (found := list_tunable(source)):
+        if not (found := list_tunable(source, self.task.is_reported)):
             raise UsageError(explain_untunable(source))
         return f"{len(found)} for the optimizer to search: {', '.join(found)}"
 
@@ -191,9 +187,9 @@ class Preflight:
         return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
 
 
-def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
-    """Load the style's prompts, each for its model. Raises PromptError, UsageError."""
-    prompts = load_prompts(PROMPTS, style)
+def load_style(style: str, models: Sequence[str], task: Task = EXAMINED) -> dict[str, Prompt]:
+    """Load the style's prompts for the task, each for its model. Raises PromptError, UsageError."""
+    prompts = load_prompts(PROMPTS, style, "default/reported" if task.is_reported else "default")
     for entry in models:
         agent, _, model = entry.rpartition("=")
         if agent and agent not in prompts:

@@ -15,6 +15,7 @@ import typer
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
 from orchestrator.cli.preflight import Preflight, load_style
+from orchestrator.cli.task_file import find_task
 from orchestrator.cli.wiring import hold_branch, hold_session, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -39,7 +40,7 @@ def plan_night(
     """Load the prompts and return what is to run, unchecked. Raises UsageError, PromptError."""
     if limits.hours <= 0:
         raise opt.UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
-    prompts = {} if crew == "optuna" else load_style(style, models)
+    prompts = {} if crew == "optuna" else load_style(style, models, find_task(paths.script))
     return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify)
 
 
@@ -159,7 +160,7 @@ def fork(
         raise opt.UsageError(f"{name} has only {len(old.records)} events")
     state = fold(old.records[:at])
     chosen, style = crew or state.session.crew, prompts or state.session.style or "default"
-    known = load_style(style, model or []) if chosen != "optuna" else {}
+    known = load_style(style, model or [], state.session.task) if chosen != "optuna" else {}
     night = Preflight(paths, fork_name or invent_name(paths.sessions), known, state=state, notify=notify)
     used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
     more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}

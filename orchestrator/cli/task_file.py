@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from orchestrator.cli.options import UsageError
-from orchestrator.core.task import Task, TaskFile
+from orchestrator.core.task import Task
 from subagents.files import list_imports
 
 NAME = "nightshift.toml"
+KEYS = Task.model_fields.keys() - {"form", "program"}
 PROGRAM_CHARACTERS = 12_000
 """Characters of program.md that are read."""
 CACHE = "~/.cache/autoresearch"
@@ -20,45 +21,41 @@ CACHE = "~/.cache/autoresearch"
 
 def find_task(script: Path) -> Task:
     """Return the task in the script's folder. Raises UsageError."""
-    folder = script.parent
-    given = read_task_file(folder / NAME)
+    folder, given = script.parent, _read_task(script.with_name(NAME))
     editable = given.editable or (script.name,)
     if not given.model_fields_set and not (folder / "prepare.py").is_file() and _has_protocol(script):
         return Task()
     python = f"python {shlex.quote(editable[0])}" if editable[0].endswith(".py") else ""
     if not (command := given.command or python):
         raise UsageError(f"{folder / NAME}: command is missing, and {editable[0]} is no Python script")
-    data = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir()
+    data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
     for name in data:
         if not (folder / Path(name).expanduser()).is_dir():
             raise UsageError(f"{folder / NAME}: data: {name} is not a folder")
-    chosen = given.model_copy(update={"editable": editable, "command": command, "data": data})
-    return Task(**dict(chosen), form="reported", program=_read_program(folder / "program.md"))
+    text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
+    found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
+    return given.model_copy(update={"form": "reported", **found})
 
 
-def read_task_file(path: Path) -> TaskFile:
-    """Return the content of nightshift.toml; the defaults where there is none. Raises UsageError."""
+def _read_task(path: Path) -> Task:
+    """Return what nightshift.toml says; the defaults where there is none. Raises UsageError."""
     try:
-        given = TaskFile(**tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return TaskFile()
+        table = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if unknown := table.keys() - KEYS:
+            raise UsageError(f"{path}: unknown key {min(unknown)}")
+        given = Task(**table)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        what = f"unknown key {key}" if fault["type"] == "extra_forbidden" else f"{key}: {fault['msg']}"
-        raise UsageError(f"{path}: {what}") from error
+        key, unknown = ".".join(map(str, fault["loc"])), fault["type"] == "extra_forbidden"
+        raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {fault['msg']}")) from error
     if len(given.editable) > 1:
         raise UsageError(f"{path}: editable names {len(given.editable)} files, and only one can be edited so far")
     for name in given.editable:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or set(name) & set("*?["):
             raise UsageError(f"{path}: editable: {name} is not the path of a file in its folder")
     return given
-
-
-def _read_program(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")[:PROGRAM_CHARACTERS] if path.is_file() else ""
 
 
 def _has_protocol(script: Path) -> bool:

@@ -1,6 +1,6 @@
-"""Say how a session's runs are scored: by which metric, by whom, and in which words the user reads it.
+"""What a session's runs are scored by and by whom, and the words in which the user reads it.
 
-Inside, every score is lower is better: that of a metric to maximize is its negative. Only this module turns it back.
+Inside, every score is lower is better: that of a metric to maximize is its negative. Only Metric turns it back.
 """
 
 import re
@@ -8,19 +8,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Words = tuple[Annotated[str, Field(pattern=r"\S")], ...]
 
 
 class Metric(BaseModel):
     """What a run is scored by."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: Annotated[str, Field(pattern=r"^\w[\w./-]{0,39}$")] = "val_bpb"
     goal: Literal["min", "max"] = "min"
     pattern: str = ""
-    """Finds the number in a line of output, as its first group; empty for autoresearch's summary and METRIC lines."""
+    """Its first group is the number in a line of output; empty for autoresearch's summary and METRIC lines."""
 
     @field_validator("pattern")
     @classmethod
@@ -34,73 +32,53 @@ class Metric(BaseModel):
 
     @property
     def sign(self) -> int:
-        """Return what turns a value into a score, and a score into a value."""
+        """Turn a value into a score, and a score into a value, as a factor."""
         return -1 if self.goal == "max" else 1
 
     @property
     def is_bpb(self) -> bool:
-        """True for bits per byte, whose scale is known."""
+        """Whether it is bits per byte, whose scale is known."""
         return self.name == "val_bpb"
-
-    @property
-    def direction(self) -> str:
-        return "higher is better" if self.goal == "max" else "lower is better"
 
     def format_score(self, score: float) -> str:
         """Return a score as the user's value."""
-        return self.format_number(self.sign * score)
+        return self.format_size(self.sign * score)
 
     def format_change(self, change: float) -> str:
         """Return a change of the score as one of the user's value, with its sign and a true minus sign."""
         value = self.sign * change + 0.0
-        return ("+" * (value >= 0) + self.format_number(value)).replace("-", "−")
+        return ("+" * (value >= 0) + self.format_size(value)).replace("-", "−")
 
-    def format_number(self, number: float) -> str:
-        """Return a number of the metric's scale: four decimals, or four digits where those would not suit it."""
+    def format_size(self, number: float) -> str:
+        """Return a number on the metric's scale in four decimals, or in four digits where those do not suit it."""
         if self.is_bpb or not number or 0.1 <= abs(number) < 1e4:
             return f"{number:.4f}"
         return f"{number:,.0f}" if abs(number) >= 1e4 else f"{number:.4g}"
 
 
-class SeedPassing(BaseModel):
-    """How the command is given a run's seed; where both are empty, it is not."""
+class Task(BaseModel):
+    """How runs come about and are scored. The default is that of sessions recorded before there was another."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    env: str = ""
-    """Environment variable."""
-    argument: str = ""
-    """Argument that stands before the seed, at the end of the command."""
-
-
-class TaskFile(BaseModel):
-    """The content of nightshift.toml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    form: Literal["examined", "reported"] = "examined"
+    """Examined: scored by us, by the protocol of `prepare`. Reported: by a number that the script prints."""
     command: str = ""
-    """What a shell runs in the script's folder; empty for `python SCRIPT`."""
-    editable: tuple[Text, ...] = ()
-    """The files that candidates change, relative to the folder of nightshift.toml; empty for the script."""
-    protected: tuple[Text, ...] = ()
+    """What a shell runs in the script's folder."""
+    editable: Words = ()
+    """The files that candidates change, relative to the folder of nightshift.toml."""
+    protected: Words = ()
     """Patterns of files that a run may not change; empty for all that git tracks and that are not editable."""
     metric: Metric = Metric()
-    budget: Seconds = 300.0
+    budget: float = Field(default=300.0, gt=0, allow_inf_nan=False)
     """Seconds that a run is meant to take."""
     timeout: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds after which a run is ended; 0 for twice the budget, and at least ten minutes."""
-    checks: tuple[Text, ...] = ()
+    checks: Words = ()
     """Commands that must succeed before the command runs."""
-    data: tuple[Text, ...] = ()
+    data: Words = ()
     """Folders that a run may read, relative to nightshift.toml or to the home folder."""
-    seed: SeedPassing = SeedPassing()
-
-
-class Task(TaskFile):
-    """How runs come about and are scored. The default is that of sessions recorded before there was another."""
-
-    form: Literal["examined", "reported"] = "examined"
-    """Examined: scored by us, by the protocol of `prepare`. Reported: a number that the script prints."""
+    seed: dict[Literal["env", "argument"], str] = {}
+    """How the command is given a run's seed; empty where it is not."""
     program: str = ""
     """The user's program.md."""
 
@@ -109,24 +87,22 @@ class Task(TaskFile):
         return self.form == "reported"
 
     @property
-    def is_seeded(self) -> bool:
-        """True if runs are given their seeds; otherwise runs of one candidate are only repeats."""
-        return not self.is_reported or bool(self.seed.env or self.seed.argument)
-
-    @property
     def noun(self) -> str:
-        """Return what runs of one candidate differ by."""
-        return "seed" if self.is_seeded else "repeat"
+        """Name what runs of one candidate differ by: their seeds, where they are given any."""
+        return "seed" if self.seed or not self.is_reported else "repeat"
 
     @property
     def caveat(self) -> str:
-        """Return what must be said with every verdict; empty for examined scores."""
+        """Say what must be said with every verdict; nothing for examined scores."""
         return "reported by the script, not audited" if self.is_reported else ""
 
     def describe(self) -> str:
-        """Return the form, the metric and who states it, in one line."""
+        """Return form, metric and who states it, in one line."""
         if not self.is_reported:
-            return "examined: val_bpb, lower is better, is measured by Nightshift and audited"
-        seeds = "" if self.is_seeded else "; the script is given no seed, so that runs of it are repeats"
-        metric = f"{self.metric.name}, {self.metric.direction}, is {self.caveat}"
-        return f"reported: {metric}; each run is `{self.command}`{seeds}"
+            return "examined: val_bpb, lower is better, measured by Nightshift"
+        seeds = "; no seed is passed, so runs of one candidate are repeats" * (not self.seed)
+        direction = "higher" if self.metric.goal == "max" else "lower"
+        return f"{self.metric.name}, {direction} is better, {self.caveat}; a run is `{self.command}`{seeds}"
+
+
+BPB, EXAMINED = Metric(), Task()

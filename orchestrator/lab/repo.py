@@ -101,15 +101,15 @@ class Repo:
             raise RepoError(f"{self.script} does not exist, neither as a file nor in {commit[:10]}")
         return self._git("cat-file", "blob", blob, strip=False)
 
-    def extract(self, commit: str, folder: Path) -> None:
-        """Write everything that git tracks at a commit into a folder. Raises RepoError."""
+    def extract(self, commit: str, folder: Path, source: str) -> None:
+        """Write everything that git tracks at a commit into a folder, with another text of the script.
+
+        Raises RepoError, OSError.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
         self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
-
-    def write_source(self, commit: str, folder: Path, source: str) -> None:
-        """Put the script's new text into its place in an extracted commit, with the line endings that it has there."""
         path = folder / self.path
         path.parent.mkdir(parents=True, exist_ok=True)
         old = self.read_source(commit) if path.exists() else ""

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import isfinite
@@ -29,13 +30,12 @@ from prepare.manifest import compute_sha256
 LEAST_TIMEOUT = 600.0
 """Seconds that a run may take at least where no timeout is set: autoresearch's own rule for its five minutes."""
 MAX_NUMBERS = 64
-"""Numbers of one run that are kept."""
 _REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
 _SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
 
 
 class NumberReader:
-    """Finds the numbers that a script reports in its output; the last one of a name counts."""
+    """Finds the numbers that a script reports; the last one of a name counts."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric, self.pattern = metric, re.compile(metric.pattern) if metric.pattern else None
@@ -43,28 +43,23 @@ class NumberReader:
         self.in_summary = False
 
     def read(self, row: str) -> None:
-        """Read a line: `METRIC name=number`, `name: number` behind a line of `---`, or what the pattern finds."""
+        """Read a line: `METRIC name=number`, `name: number` below a line of `---`, or what the pattern finds."""
         self.in_summary = self.in_summary or row == "---"
         found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
-        if found and not (self.pattern and found[1] == self.metric.name):
-            self._keep(found[1], found[2])
+        pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
         if self.pattern and (match := self.pattern.search(row)):
-            self._keep(self.metric.name, match[1])
-
-    def _keep(self, name: str, text: str) -> None:
-        if name == self.metric.name or name in self.numbers or len(self.numbers) < MAX_NUMBERS:
-            try:
-                self.numbers[name] = float(text.replace(",", ""))
-            except ValueError:
-                self.numbers.pop(name, None)
+            pair = self.metric.name, match[1]
+        if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
+            with suppress(ValueError):
+                self.numbers[pair[0]] = float(pair[1].replace(",", ""))
 
     def find_score(self) -> float:
         """Return the score, lower is better. Raises Fault where none was reported."""
         name = self.metric.name
         if (value := self.numbers.get(name)) is None:
-            wanted = f"whose {name} matches {self.metric.pattern!r}" if self.pattern else f"`METRIC {name}=1.23`"
-            also = "" if self.pattern else f", or `{name}: 1.23` below `---`"
-            raise Fault("other", f"it ended without a number for {name}: a line {wanted}{also}")
+            usual = f"`METRIC {name}=1.23`, or `{name}: 1.23` below `---`"
+            wanted = f"that matches {self.metric.pattern!r}" if self.pattern else usual
+            raise Fault("other", f"it ended without a number for {name}: a line {wanted}")
         if not isfinite(value):
             raise Fault("NaN", f"its {name} is {value}")
         return self.metric.sign * value
@@ -80,56 +75,45 @@ class TaskFolder:
 
     def lay_out(self, work: Path, source: str) -> dict[Path, str]:
         """Fill the folder of a run; return the digests of what it may not change. Raises RepoError, OSError."""
-        self.repo.extract(self.commit, work)
-        self.repo.write_source(self.commit, work, source)
+        self.repo.extract(self.commit, work, source)
         here = work / self.repo.path.parent
         for name in self.task.data:
-            link, target = self._locate(name, here, work)
-            if link and not link.exists():
+            link = work / name[2:] if name.startswith("~/") else here / name
+            if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(target)
+                link.symlink_to(self._locate(name))
         files = [path for path in work.rglob("*") if path.is_file() and not path.is_symlink()]
-        return {path: compute_sha256(path) for path in files if self._is_protected(path, here)}
+        return {path: compute_sha256(path) for path in files if self._is_protected(os.path.relpath(path, here))}
 
     def build_command(self, work: Path, env: dict[str, str], seed: int, nodes: tuple[str, ...]) -> Command:
         """Return what runs the checks and the command in a folder that was laid out."""
-        passing, venv = self.task.seed, self.repo.folder / ".venv"
-        shown, python = [self._locate(name, work, work)[1] for name in self.task.data], Path(sys.executable)
+        task, venv, python = self.task, self.repo.folder / ".venv", Path(sys.executable)
+        shown = [self._locate(name) for name in task.data]
         if (venv / "bin/python").exists():
             python = venv / "bin/python"
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
             shown += [venv, python.resolve().parent.parent]
         if uv := shutil.which("uv"):
-            env |= {"UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
             shown.append(Path(uv).resolve())
-        env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "NIGHTSHIFT_SEED": str(seed)}
-        env |= {passing.env: str(seed)} if passing.env else {}
-        here, given = work / self.repo.path.parent, f" {passing.argument} {seed}" if passing.argument else ""
-        failed = "|| {{ echo error: check {} failed; exit 1; }}"
-        checks = [f"({check}) {failed.format(number)}" for number, check in enumerate(self.task.checks, 1)]
-        script = "\n".join([f"cd {shlex.quote(str(here))}", *checks, self.task.command + given])
-        return Command(("/bin/sh", "-c", script), env, work, (), nodes, tuple(shown), hides=False)
+        env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
+        env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
+        given = f" {task.seed['argument']} {seed}" if "argument" in task.seed else ""
+        checks = [f"({check}) || {{ echo error: check {i} failed; exit 1; }}" for i, check in enumerate(task.checks, 1)]
+        script = [f"cd {shlex.quote(str(work / self.repo.path.parent))}", *checks, task.command + given]
+        return Command(("/bin/sh", "-c", "\n".join(script)), env, work, (), nodes, tuple(shown), hides=False)
 
-    def _locate(self, name: str, here: Path, home: Path) -> tuple[Path | None, Path]:
-        """Return where a run finds a folder of data, None for where it is, and where that is."""
-        target = (self.repo.folder / Path(name).expanduser()).resolve()
-        if name.startswith("~/"):
-            return home / name[2:], target
-        return (None if Path(name).is_absolute() else here / name), target
+    def _locate(self, name: str) -> Path:
+        return (self.repo.folder / Path(name).expanduser()).resolve()
 
-    def _is_protected(self, path: Path, here: Path) -> bool:
-        name = os.path.relpath(path, here)
-        if any(fnmatch(name, pattern) for pattern in self.task.editable):
-            return False
-        return not self.task.protected or any(fnmatch(name, pattern) for pattern in self.task.protected)
+    def _is_protected(self, name: str) -> bool:
+        patterns = self.task.protected or ("*",)
+        return name not in self.task.editable and any(fnmatch(name, pattern) for pattern in patterns)
 
 
 class ReportedRunner(BaseRunner[TaskFolder]):
     """Runs the command of a task, and takes the number that it prints."""
 
-    async def _attempt(
-        self, granted: ev.Granted, source: str, folder: Path, lock: int
-    ) -> ev.Scored | ev.Crashed | ev.Pruned:
+    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
         slot, work, task = self.slots[granted.slot], folder / "work", self.scorer.task
         before = await asyncio.to_thread(self.scorer.lay_out, work, source)
         monitor, reader = self._make_monitor(granted, folder), NumberReader(task.metric)
@@ -149,8 +133,8 @@ async def _find_score(run: EndedRun, reader: NumberReader, before: dict[Path, st
     changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
     if changed:
         raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
-    score, name = reader.find_score(), reader.metric.name
-    others = {key: number for key, number in reader.numbers.items() if key != name and isfinite(number)}
+    score, numbers = reader.find_score(), reader.numbers.items()
+    others = {name: number for name, number in numbers if name != reader.metric.name and isfinite(number)}
     return ev.Scored(val_bpb=score, reported=others, would_prune_at=run.monitor.would_prune_at, **vars(run.result))
 
 

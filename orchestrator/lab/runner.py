@@ -80,9 +80,7 @@ class BaseRunner(ABC, Generic[S]):
         return outcome
 
     @abstractmethod
-    async def _attempt(
-        self, granted: ev.Granted, source: str, folder: Path, lock: int
-    ) -> ev.Scored | ev.Crashed | ev.Pruned:
+    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
         """Run the source once in an empty folder; `lock` is the slot's. Raises MachineError, OSError."""
 
     def _make_monitor(self, granted: ev.Granted, folder: Path) -> RunMonitor:
@@ -119,9 +117,7 @@ class BaseRunner(ABC, Generic[S]):
 class Runner(BaseRunner[Scorer]):
     """Trains scripts that use the protocol of `prepare`, and examines what they claim."""
 
-    async def _attempt(
-        self, granted: ev.Granted, source: str, folder: Path, lock: int
-    ) -> ev.Scored | ev.Crashed | ev.Pruned:
+    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
         work.mkdir(parents=True)
         (work / "train.py").write_text(source, encoding="utf-8")

@@ -4,7 +4,6 @@ from math import ceil
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Decided, State, get_proposal
-from orchestrator.core.text import format_signed
 from orchestrator.policy import belief
 from orchestrator.policy.evidence import learn_outlook
 from orchestrator.policy.limits import count_certificate_runs, estimate_runs, has_time_for
@@ -58,13 +57,16 @@ def find_ablation(state: State) -> ev.Proposal | None:
     if not doubts:
         return None
     probability, kept, doubt = min(doubts.values(), key=lambda entry: entry[0])
+    metric = state.session.task.metric
+    at = " at equal seeds" * (state.session.task.noun == "seed")
+    worse = "lower" if metric.goal == "max" else "higher"
     number, sigma = kept.experiment, kept.verdict.sigma if isinstance(kept.verdict, ev.Kept) else 0.0
     return ev.Proposal(
         title=f"take back #{number}: {kept.proposal.title}"[:120],
-        hypothesis=f"Without the change of #{number}, val_bpb is no higher: its gain was luck.",
+        hypothesis=f"Without the change of #{number}, {metric.name} is no {worse}: its gain was luck.",
         rationale=f"#{number} was adopted on little evidence and is better with a probability of {probability:.2f} "
-        f"now, expected {format_signed(-doubt.mean * sigma)}. An ablation compares the best train.py with and without "
-        "it at equal seeds; it is taken back where the one without is the likelier to be better.",
+        f"now, expected {metric.format_change(-doubt.mean * sigma)}. An ablation compares the best train.py with "
+        f"and without it{at}; it is taken back where the one without is the likelier to be better.",
         expected_delta=doubt.mean * sigma,
         family=kept.proposal.family,
         instructions=f"Take the change of experiment {number} out of train.py, and nothing else.",

@@ -8,13 +8,13 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
 from orchestrator.core.state import Candidate, Incumbent, State
-from orchestrator.core.text import format_signed
+from orchestrator.core.task import Task
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.ablation import assess_keep, count_seeds_of_keep, get_expected_gain
 from orchestrator.policy.evidence import Comparison, compare, learn_outlook
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import compute_sigma, pool_variance
+from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.seeds import draw_seed
 
 
@@ -45,7 +45,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
         prior, outlook = assess_keep(state, reverts).mirror(), replace(outlook, bar=th.REVERT_BAR)
         undone = get_expected_gain(state, reverts)
     found, growth = compare(state, best, candidate), _measure_growth(best, candidate)
-    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth, undone)
+    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth, undone, state.session.task)
     decision = verdict.decide(2 if missing else 1)
     if decision == "keep":
         return verdict.keep()
@@ -62,11 +62,12 @@ def count_baseline_runs(state: State) -> int:
 def describe_rule(state: State) -> str:
     """Return what a keep needs now, in one sentence."""
     bar = learn_outlook(state).bar
+    seeds = "runs with the same seeds in the same order and is compared with the best at equal seeds"
+    how = seeds if state.session.task.noun == "seed" else "is compared with the best, run by run"
     return (
-        "Every experiment runs with the same seeds in the same order and is compared with the best at equal seeds: it "
-        f"is kept once it is better with a probability of at least {bar:.2f}, or loses nothing and is "
-        f"{th.SIMPLER_LINES} lines shorter, and runs again while that could still pay; each doubling of memory costs "
-        f"{th.MEMORY_PRICE:g}σ."
+        f"Every experiment {how}: it is kept once it is better with a probability of at least {bar:.2f}, or loses "
+        f"nothing and is {th.SIMPLER_LINES} lines shorter, and runs again while that could still pay; each doubling of "
+        f"memory costs {th.MEMORY_PRICE:g}σ."
     )
 
 
@@ -83,7 +84,8 @@ class _Reasoning:
     growth: float
     """Its memory relative to the incumbent's; 1 where it takes no more."""
     undone: float
-    """Gain in bits per byte that was expected of the keep that it takes back."""
+    """Gain that was expected of the keep that it takes back."""
+    task: Task
 
     @property
     def reverts(self) -> int | None:
@@ -92,6 +94,11 @@ class _Reasoning:
     @property
     def posterior(self) -> belief.Belief:
         return belief.infer(self.prior, self.found.gain, self.found.error)
+
+    @property
+    def jump(self) -> float:
+        """Return the gain as a share of val_bpb; 0 for other metrics, of which no gain is known to be implausible."""
+        return self.task.metric.is_bpb * self.found.gain * self.found.sigma / (self.best.score_to_beat or 1.0)
 
     @property
     def expected(self) -> float:
@@ -108,8 +115,7 @@ class _Reasoning:
         runs, gain = len(self.candidate.scores), self.found.gain * self.found.sigma
         decision = belief.decide(self.outlook, self.worth, runs, cost)
         if decision == "keep":
-            is_implausible = gain > th.IMPLAUSIBLE_GAIN * self.best.score_to_beat
-            return "again" if is_implausible and runs < th.IMPLAUSIBLE_RUNS else "keep"
+            return "again" if self.jump > th.IMPLAUSIBLE_GAIN and runs < th.IMPLAUSIBLE_RUNS else "keep"
         commit = self.candidate.commit
         if commit.removed - commit.added < th.SIMPLER_LINES or self.growth > 1:
             return decision
@@ -122,9 +128,9 @@ class _Reasoning:
         certainty = "certain" if posterior.probability > 0.995 else f"likely {posterior.probability:.2f}"
         why = "adopted" if posterior.mean > 0 else "adopted for its fewer lines"
         why = why if self.reverts is None else f"#{self.reverts} is taken back"
-        jump = self.found.gain * self.found.sigma / self.best.score_to_beat
         change = self.expected * self.found.sigma if self.reverts is None else -self.undone
-        look = f"; a jump of {jump:.0%} is hard to believe, so have a look at it" * (jump > th.IMPLAUSIBLE_GAIN)
+        strange = self.jump > th.IMPLAUSIBLE_GAIN
+        look = f"; a jump of {self.jump:.0%} is hard to believe, so have a look at it" * strange
         return ev.Kept(
             **self._list_numbers(kept=True),
             score_to_beat=self.best.score_to_beat - change,
@@ -140,8 +146,10 @@ class _Reasoning:
     def _explain(self) -> str:
         found, pairs = self.found, len(self.found.differences)
         price = f", and takes {self.growth:.2g} times the memory" * (self.growth > 1)
-        change, error = format_signed(-found.gain * found.sigma), found.error * found.sigma
-        return f"{change} ± {error:.4f} at {pairs} equal seed{'s' * (pairs != 1)}{price}"
+        metric, noun = self.task.metric, {"seed": "equal seed"}.get(self.task.noun, self.task.noun)
+        change, error = metric.format_change(-found.gain * found.sigma), metric.format_size(found.error * found.sigma)
+        caveat = self.task.caveat and f", {self.task.caveat}"
+        return f"{change} ± {error} at {pairs} {noun}{'s' * (pairs != 1)}{price}{caveat}"
 
     def _list_numbers(self, *, kept: bool) -> dict[str, Any]:
         found, posterior = self.found, self.posterior
@@ -171,7 +179,7 @@ def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
 
 
 def _establish_baseline(state: State, number: int, candidate: Candidate) -> ev.Kept:
-    runs, sigma = len(candidate.scores), compute_sigma(pool_variance(state, candidate.scores))
+    runs, sigma, task = len(candidate.scores), estimate_sigma(state, candidate.scores), state.session.task
     return ev.Kept(
         experiment=number,
         mean=candidate.mean,
@@ -179,5 +187,5 @@ def _establish_baseline(state: State, number: int, candidate: Candidate) -> ev.K
         error=sigma / sqrt(runs),
         sigma=sigma,
         score_to_beat=candidate.mean,
-        reason=f"the baseline, over {count_seeds(candidate.scores)}",
+        reason=", ".join(filter(None, [f"the baseline, over {count_seeds(candidate.scores, task.noun)}", task.caveat])),
     )

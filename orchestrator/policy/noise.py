@@ -14,17 +14,15 @@ def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVar
     return PooledVariance(variance.squares + dof * prior**2, variance.dof + dof)
 
 
-def compute_sigma(variance: PooledVariance) -> float:
-    """Return the standard deviation of one run's val_bpb, in bits per byte.
+def estimate_sigma(state: State, scores: tuple[ev.Scored, ...] = ()) -> float:
+    """Return the standard deviation of one run's score as the session and further runs of one candidate show it.
 
-    It is never 0: runs that agree to the last bit did not differ by their seeds.
+    It is never 0: runs that agree to the last digit did not differ by their seeds.
     """
-    return max(sqrt(variance.squares / max(variance.dof, 1)), SIGMA_FLOOR)
-
-
-def estimate_sigma(state: State) -> float:
-    """Return the standard deviation of one run's val_bpb as the session knows it now."""
-    return compute_sigma(pool_variance(state))
+    variance, scale, base = pool_variance(state, scores), 1.0, state.baseline_bpb
+    if not state.session.task.metric.is_bpb:
+        scale = abs((scores[0].val_bpb if scores else 0.0) if base is None else base) or 1.0
+    return max(sqrt(variance.squares / max(variance.dof, 1)), SIGMA_FLOOR * scale)
 
 
 def get_t_90(dof: int) -> float:

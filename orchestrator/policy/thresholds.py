@@ -69,9 +69,11 @@ the tournament, more of them found less and said it no better."""
 MAX_CERTIFICATE_PAIRS = 10
 """Pairs of runs after which the certificate is as sharp as anybody needs."""
 SIGMA_FLOOR = 1e-4
-"""Smallest σ in bits per byte: the H100's own jitter is a few of these, and less means that seeds were ignored."""
+"""Smallest σ in bits per byte: the H100's own jitter is a few of these, and less means that seeds were ignored. Of any
+other metric, whose scale is not known, it is this share of the baseline's score."""
 IMPLAUSIBLE_GAIN = 0.1
-"""Share of val_bpb that is hard to gain at once: most candidates that seemed to saw what they were to predict."""
+"""Share of val_bpb that is hard to gain at once: most candidates that seemed to saw what they were to predict. Other
+metrics may well jump."""
 IMPLAUSIBLE_RUNS = 3
 """Runs that such a jump needs, each audited at other positions. The verdict then asks the user to have a look."""
 SIMPLER_LINES = 3

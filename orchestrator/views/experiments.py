@@ -7,6 +7,7 @@ from statistics import fmean
 from orchestrator.core import events as ev
 from orchestrator.core import state as st
 from orchestrator.core.description import FinishedRun
+from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, shorten
 from orchestrator.views.output import make_printable
 from orchestrator.views.snapshot import LogReader
@@ -41,13 +42,20 @@ class ExperimentRow:
     postmortem: ev.Postmortem | None = None
     compared: tuple[ev.Scored, ...] = ()
     """The incumbent's runs that the verdict is about."""
+    task: Task = EXAMINED
 
     @property
     def title(self) -> str:
         return make_printable(flatten(self.proposal.title))
 
     @property
+    def value(self) -> float | None:
+        """Return the metric's mean, as the user knows it."""
+        return None if self.val_bpb is None else self.task.metric.sign * self.val_bpb
+
+    @property
     def val_bpb(self) -> float | None:
+        """Return the mean score, lower is better."""
         return fmean(score.val_bpb for score in self.scores) if self.scores else None
 
     @property
@@ -106,4 +114,5 @@ def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentR
     commit, candidate = st.get_commit(stage), getattr(stage, "candidate", stage)
     parent = commit.parent if commit else state.best
     scores, crash = getattr(candidate, "scores", ()), getattr(stage, "crash", None)
-    return ExperimentRow(number, UNFINISHED[type(stage)], st.get_proposal(stage), parent, commit, scores, crash)
+    status, task = UNFINISHED[type(stage)], state.session.task
+    return ExperimentRow(number, status, st.get_proposal(stage), parent, commit, scores, crash, task=task)

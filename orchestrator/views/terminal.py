@@ -70,7 +70,8 @@ class Terminal:
         for record in fresh:
             if not isinstance(record.event, TALK):
                 number = getattr(record.event, "experiment", None)
-                self._print_line(record.at, record.event.kind, number, summarize(record.event))
+                text = summarize(record.event, self.log.state.session.task)
+                self._print_line(record.at, record.event.kind, number, text)
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Take in how far a run has come; `rate` is in tokens per second."""
