@@ -75,8 +75,7 @@ class Preflight:
     @cached_property
     def script(self) -> Path:
         """The file that candidates change."""
-        script = self.paths.script
-        return script.with_name(self.task.editable[0]) if self.task.is_reported else script
+        return self.paths.script.parent / (*self.task.editable, self.paths.script.name)[0]
 
     @cached_property
     def repo(self) -> Repo:

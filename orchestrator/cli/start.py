@@ -20,7 +20,6 @@ from orchestrator.cli.wiring import hold_branch, hold_session, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import apply, fold
-from orchestrator.core.task import Task
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.store import Session
@@ -52,7 +51,7 @@ def start_night(night: Preflight, limits: SessionLimits, crew: str, style: str, 
         limits=limits,
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
         commit=night.repo.get_head(),
-        profile=describe_task(night.task) if night.task.is_reported else describe_profile(night.manifest),
+        profile=_make_profile(night.task.budget) if night.task.is_reported else describe_profile(night.manifest),
         task=night.task,
         versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
         **_describe_crew(crew, style, night.prompts),
@@ -75,12 +74,10 @@ def describe_profile(manifest: Manifest) -> SessionProfile:
     )
 
 
-def describe_task(task: Task) -> SessionProfile:
-    """Return what a session records where no data are prepared: how long a run is meant to take."""
-    expected = 1.25 * task.budget
-    return SessionProfile(
-        name="reported", budget_kind="time", budget=task.budget, expected_seconds=expected, data_hash=""
-    )
+def _make_profile(seconds: float) -> SessionProfile:
+    """Return what is recorded where no data are prepared."""
+    common = {"budget_kind": "time", "budget": seconds, "expected_seconds": 1.25 * seconds}
+    return SessionProfile.model_validate({"name": "reported", "data_hash": "", **common})
 
 
 def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:

@@ -3,7 +3,7 @@
 import ast
 import shlex
 import tomllib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -11,12 +11,9 @@ from orchestrator.cli.options import UsageError
 from orchestrator.core.task import Task
 from subagents.files import list_imports
 
-NAME = "nightshift.toml"
-KEYS = Task.model_fields.keys() - {"form", "program"}
-PROGRAM_CHARACTERS = 12_000
-"""Characters of program.md that are read."""
-CACHE = "~/.cache/autoresearch"
-"""Where autoresearch's prepare.py puts its data."""
+NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program"}
+CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
+"""Where autoresearch's prepare.py puts its data; what is read of program.md."""
 
 
 def find_task(script: Path) -> Task:
@@ -52,9 +49,6 @@ def _read_task(path: Path) -> Task:
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {fault['msg']}")) from error
     if len(given.editable) > 1:
         raise UsageError(f"{path}: editable names {len(given.editable)} files, and only one can be edited so far")
-    for name in given.editable:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or set(name) & set("*?["):
-            raise UsageError(f"{path}: editable: {name} is not the path of a file in its folder")
     return given
 
 

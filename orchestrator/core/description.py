@@ -73,19 +73,6 @@ def compare_metrics(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored])
     return [(name, _average(runs, read), _average(incumbent, read)) for name, read in MEASURES.items()]
 
 
-def compare_reported(
-    runs: Sequence[ev.Scored], incumbent: Sequence[ev.Scored]
-) -> Mapping[str, tuple[float | None, float | None]]:
-    """Return the mean of each other number that the script reported, over the runs and over the incumbent's."""
-
-    def average(side: Sequence[ev.Scored], name: str) -> float | None:
-        values = [run.reported[name] for run in side if name in run.reported]
-        return fmean(values) if values else None
-
-    names = dict.fromkeys(name for run in runs for name in run.reported)
-    return {name: (average(runs, name), average(incumbent, name)) for name in names}
-
-
 def compare_curves(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
     """Return our mean training loss minus the incumbent's at each of CHECKED_SHARES that both curves reach."""
     found: dict[float, list[float]] = {share: [] for share in CHECKED_SHARES}

@@ -6,7 +6,7 @@ Inside, every score is lower is better: that of a metric to maximize is its nega
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 Words = tuple[Annotated[str, Field(pattern=r"\S")], ...]
 
@@ -17,27 +17,15 @@ class Metric(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Annotated[str, Field(pattern=r"^\w[\w./-]{0,39}$")] = "val_bpb"
     goal: Literal["min", "max"] = "min"
-    pattern: str = ""
-    """Its first group is the number in a line of output; empty for autoresearch's summary and METRIC lines."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _check_pattern(cls, pattern: str) -> str:
-        try:
-            if pattern and not re.compile(pattern).groups:
-                raise ValueError("it needs a group, in parentheses, around the number")
-        except re.error as error:
-            raise ValueError(f"it is no regular expression: {error}") from error
-        return pattern
+    pattern: re.Pattern[str] | None = None
 
     @property
     def sign(self) -> int:
-        """Turn a value into a score, and a score into a value, as a factor."""
+        """Turn values into scores, and scores into values."""
         return -1 if self.goal == "max" else 1
 
     @property
     def is_bpb(self) -> bool:
-        """Whether it is bits per byte, whose scale is known."""
         return self.name == "val_bpb"
 
     def format_score(self, score: float) -> str:
@@ -57,30 +45,20 @@ class Metric(BaseModel):
 
 
 class Task(BaseModel):
-    """How runs come about and are scored. The default is that of sessions recorded before there was another."""
+    """How runs come about and are scored; docs/nightshift-toml.md explains the keys. The default is of old sessions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     form: Literal["examined", "reported"] = "examined"
-    """Examined: scored by us, by the protocol of `prepare`. Reported: by a number that the script prints."""
     command: str = ""
-    """What a shell runs in the script's folder."""
-    editable: Words = ()
-    """The files that candidates change, relative to the folder of nightshift.toml."""
+    editable: tuple[Annotated[str, Field(pattern=r"^(\.?\w[\w.-]*/)*\.?\w[\w.-]*$")], ...] = ()
     protected: Words = ()
-    """Patterns of files that a run may not change; empty for all that git tracks and that are not editable."""
     metric: Metric = Metric()
     budget: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    """Seconds that a run is meant to take."""
     timeout: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Seconds after which a run is ended; 0 for twice the budget, and at least ten minutes."""
     checks: Words = ()
-    """Commands that must succeed before the command runs."""
     data: Words = ()
-    """Folders that a run may read, relative to nightshift.toml or to the home folder."""
     seed: dict[Literal["env", "argument"], str] = {}
-    """How the command is given a run's seed; empty where it is not."""
     program: str = ""
-    """The user's program.md."""
 
     @property
     def is_reported(self) -> bool:

@@ -21,15 +21,15 @@ from orchestrator.core.task import Metric, Task
 from orchestrator.lab.evaluation import EndedRun, check_ending, evaluate
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.monitor import RunLimits
-from orchestrator.lab.process import RunningProcess, run_guarded
+from orchestrator.lab.process import run_guarded
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import BaseRunner
 from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.slots import Slot
 from prepare.manifest import compute_sha256
 
-LEAST_TIMEOUT = 600.0
-"""Seconds that a run may take at least where no timeout is set: autoresearch's own rule for its five minutes."""
-MAX_NUMBERS = 64
+LEAST_TIMEOUT, MAX_NUMBERS = 600.0, 64
+"""Seconds that a run may take where no timeout is set, at least: autoresearch's own rule. Numbers kept of a run."""
 _REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
 _SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
 
@@ -38,7 +38,7 @@ class NumberReader:
     """Finds the numbers that a script reports; the last one of a name counts."""
 
     def __init__(self, metric: Metric) -> None:
-        self.metric, self.pattern = metric, re.compile(metric.pattern) if metric.pattern else None
+        self.metric, self.pattern = metric, metric.pattern
         self.numbers: dict[str, float] = {}
         self.in_summary = False
 
@@ -48,17 +48,16 @@ class NumberReader:
         found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
         pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
         if self.pattern and (match := self.pattern.search(row)):
-            pair = self.metric.name, match[1]
+            pair = self.metric.name, match[match.lastindex or 0]
         if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
             with suppress(ValueError):
                 self.numbers[pair[0]] = float(pair[1].replace(",", ""))
 
     def find_score(self) -> float:
         """Return the score, lower is better. Raises Fault where none was reported."""
-        name = self.metric.name
+        name, wanted = self.metric.name, f"`METRIC {self.metric.name}=1.23`, or `{self.metric.name}: 1.23` below `---`"
         if (value := self.numbers.get(name)) is None:
-            usual = f"`METRIC {name}=1.23`, or `{name}: 1.23` below `---`"
-            wanted = f"that matches {self.metric.pattern!r}" if self.pattern else usual
+            wanted = f"that matches {self.pattern.pattern!r}" if self.pattern else wanted
             raise Fault("other", f"it ended without a number for {name}: a line {wanted}")
         if not isfinite(value):
             raise Fault("NaN", f"its {name} is {value}")
@@ -81,14 +80,14 @@ class TaskFolder:
             link = work / name[2:] if name.startswith("~/") else here / name
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(self._locate(name))
+                link.symlink_to(self._find_data(name))
         files = [path for path in work.rglob("*") if path.is_file() and not path.is_symlink()]
         return {path: compute_sha256(path) for path in files if self._is_protected(os.path.relpath(path, here))}
 
-    def build_command(self, work: Path, env: dict[str, str], seed: int, nodes: tuple[str, ...]) -> Command:
+    def build_command(self, work: Path, slot: Slot, seed: int) -> Command:
         """Return what runs the checks and the command in a folder that was laid out."""
-        task, venv, python = self.task, self.repo.folder / ".venv", Path(sys.executable)
-        shown = [self._locate(name) for name in task.data]
+        task, env, venv, python = self.task, slot.make_env(work), self.repo.folder / ".venv", Path(sys.executable)
+        shown = [self._find_data(name) for name in task.data]
         if (venv / "bin/python").exists():
             python = venv / "bin/python"
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
@@ -100,9 +99,9 @@ class TaskFolder:
         given = f" {task.seed['argument']} {seed}" if "argument" in task.seed else ""
         checks = [f"({check}) || {{ echo error: check {i} failed; exit 1; }}" for i, check in enumerate(task.checks, 1)]
         script = [f"cd {shlex.quote(str(work / self.repo.path.parent))}", *checks, task.command + given]
-        return Command(("/bin/sh", "-c", "\n".join(script)), env, work, (), nodes, tuple(shown), hides=False)
+        return Command(("/bin/sh", "-c", "\n".join(script)), env, work, (), slot.nodes, tuple(shown), hides=False)
 
-    def _locate(self, name: str) -> Path:
+    def _find_data(self, name: str) -> Path:
         return (self.repo.folder / Path(name).expanduser()).resolve()
 
     def _is_protected(self, name: str) -> bool:
@@ -118,14 +117,10 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         before = await asyncio.to_thread(self.scorer.lay_out, work, source)
         monitor, reader = self._make_monitor(granted, folder), NumberReader(task.metric)
         monitor.transcript.on_row, monitor.training_began = reader.read, monitor.launched
-        command = self.scorer.build_command(work, slot.make_env(work), granted.seed, slot.nodes)
-        ending = await run_guarded(self.sandbox.wrap(command), monitor, lock, _listen)
+        command = self.sandbox.wrap(self.scorer.build_command(work, slot, granted.seed))
+        ending = await run_guarded(command, monitor, lock, lambda _: asyncio.sleep(0))
         run = await self._record(granted, monitor, ending, folder)
         return await evaluate(run.result, _find_score(run, reader, before, task.budget))
-
-
-async def _listen(_running: RunningProcess) -> None:
-    """Do nothing: the command talks to nobody."""
 
 
 async def _find_score(run: EndedRun, reader: NumberReader, before: dict[Path, str], budget: float) -> ev.Scored:

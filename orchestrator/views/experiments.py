@@ -50,12 +50,10 @@ class ExperimentRow:
 
     @property
     def value(self) -> float | None:
-        """Return the metric's mean, as the user knows it."""
         return None if self.val_bpb is None else self.task.metric.sign * self.val_bpb
 
     @property
     def val_bpb(self) -> float | None:
-        """Return the mean score, lower is better."""
         return fmean(score.val_bpb for score in self.scores) if self.scores else None
 
     @property

@@ -3,13 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.core.description import (
-    CHECKED_SHARES,
-    compare_curves,
-    compare_metrics,
-    compare_reported,
-    count_distinct,
-)
+from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply
 from orchestrator.core.task import EXAMINED, Task
@@ -97,13 +91,13 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     if len(row.scores) > 1:
         values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
         table.append((f"by {row.task.noun}", values, "", ""))
-    for name, means in compare_reported(row.scores, row.compared).items():
-        ours, theirs = ("" if mean is None else f"{mean:g}" for mean in means)
-        table.append((name, ours, theirs, ""))
-    for label, ours, theirs in compare_metrics(row.runs, row.compared):
+    theirs = row.compared[0].reported if row.compared else {}
+    for name, value in (row.scores[0].reported if row.scores else {}).items():
+        table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
+    for label, ours, base in compare_metrics(row.runs, row.compared):
         if ours:
-            change = f"{ours / theirs - 1:+.0%}".replace("-", "−") if theirs else ""
-            table.append((label, format_count(ours), format_count(theirs) if theirs else "", change))
+            change = f"{ours / base - 1:+.0%}".replace("-", "−") if base else ""
+            table.append((label, format_count(ours), format_count(base) if base else "", change))
     for share, gap in compare_curves(row.runs, row.compared).items():
         table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+.3f}".replace("-", "−")))
     return table
