@@ -119,7 +119,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         monitor.transcript.on_row, monitor.training_began = reader.read, monitor.launched
         command = self.sandbox.wrap(self.scorer.build_command(work, slot, granted.seed))
         ending = await run_guarded(command, monitor, lock, lambda _: asyncio.sleep(0))
-        run = await self._record(granted, monitor, ending, folder)
+        run = await self._summarize(granted, monitor, ending, folder)
         return await evaluate(run.result, _find_score(run, reader, before, task.budget))
 
 

@@ -87,7 +87,7 @@ class BaseRunner(ABC, Generic[S]):
         tell, fills_disk = partial(self.on_point, granted), partial(self._is_filling_disk, folder)
         return RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=granted.plan or STRICT_PLAN)
 
-    async def _record(self, granted: ev.Granted, monitor: RunMonitor, ending: Ending, folder: Path) -> EndedRun:
+    async def _summarize(self, granted: ev.Granted, monitor: RunMonitor, ending: Ending, folder: Path) -> EndedRun:
         """Store the log of a run in the folder, and return all that was observed of it."""
         log = _strip_paths(monitor.transcript.log, folder / "work")
         result = ev.RunResult(
@@ -127,7 +127,7 @@ class Runner(BaseRunner[Scorer]):
         command = slot.build_command(self.sandbox, ["train.py"], work, theirs, **env)
         server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
         ending = await run_guarded(command, monitor, lock, server.serve)
-        ended = await self._record(granted, monitor, ending, folder)
+        ended = await self._summarize(granted, monitor, ending, folder)
         audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
         run = Observation(ended, server, audit, lock)
         return await evaluate(ended.result, score_claims(run, self.archive))
