@@ -235,6 +235,14 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
     assert (await bench.run(sandbox)).val_bpb == 1.5
 
 
+async def test_a_script_below_the_top_runs_in_its_folder(tmp_path):
+    files = {"deep/er/train.py": "x", "helper.py": "A = 1", "tmp/kept.txt": "x", "deep/er/near.txt": "2.5"}
+    bench = Bench(tmp_path, "unused", files)
+    bench.scorer = TaskFolder(bench.task, Repo(tmp_path / "place/deep/er/train.py", "n"), bench.scorer.commit)
+    source = "print(open('../../tmp/kept.txt').read()); print('METRIC val_bpb=' + open('near.txt').read())"
+    assert (await bench.run(source=source)).val_bpb == 2.5
+
+
 def test_the_last_number_of_a_name_counts():
     reader = NumberReader(Metric(name="ms", pattern=r"took (\S+) ms"))
     for row in ("ms: 1", "took 12.5 ms", "---", "ms: 3", "rows: 1,000", "took 11.5 ms", "took long ms x"):
@@ -442,6 +450,6 @@ def test_a_text_is_improved_by_three_agents(tmp_path):
     told = json.dumps(app.requests)
     assert "score, higher is better, reported by the script, not audited" in told
     assert "Be nice." in told
-    assert "bits per byte" not in told.replace("change of val_bpb in bits per byte", "")
+    assert "bits per byte" not in told
     assert "Expected change of score: +3.0000" in (place / "musings/night/001-add-the-word-kindly.md").read_text()
     assert orchestrate(place, "replay", "night", "--verify", **SAFE).returncode == 0

@@ -47,7 +47,7 @@ class Slot:
 
     def make_env(self, folder: Path) -> dict[str, str]:
         """Return the environment of a run in this folder, and make the folder's `tmp`."""
-        (folder / "tmp").mkdir(parents=True)
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
         env = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(folder),
