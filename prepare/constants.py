@@ -114,7 +114,7 @@ class _Assignment(NamedTuple):
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
-    """Return the constants with a declared space, or if none declares one, with guessed ones. Raises SyntaxError."""
+    """Return the constants with a declared space, or if none declares one, with guessed ones."""
     found = _find_constants(source)
     declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
     guessed = {name: space for name, at in found.items() if (space := _guess_space(name, at.value))}
@@ -122,14 +122,14 @@ def list_searchable(source: str) -> dict[str, Constant]:
 
 
 def list_declarations(source: str) -> list[str]:
-    """Return name, value and comment of every constant, as written in the script. Raises SyntaxError."""
+    """Return name, value and comment of every constant, as written in the script."""
     found = _find_constants(source).values()
     comments = (at.comment.string[at.comment.end("gap") :] if at.comment else "" for at in found)
     return [" ".join(f"{at.name} = {at.text} {said}".split()) for at, said in zip(found, comments, strict=True)]
 
 
 def read_values(source: str) -> dict[str, Value]:
-    """Return the value of every constant that is a plain literal. Raises SyntaxError."""
+    """Return the value of every constant that is a plain literal."""
     return {name: at.value for name, at in _find_constants(source).items()}
 
 
@@ -194,8 +194,14 @@ def _splice(source: str, edits: Iterable[_Edit]) -> str:
 
 
 def _find_constants(source: str) -> dict[str, _Assignment]:
-    """Return the top-level constants: names that are assigned exactly once, alone, and a plain literal."""
-    found = _list_assignments(source)
+    """Return the top-level constants: names that are assigned exactly once, alone, and a plain literal.
+
+    Text that is not Python has none.
+    """
+    try:
+        found = _list_assignments(source)
+    except SyntaxError:
+        return {}
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.name.isupper()]
     return {place.name: place for place in single if place.is_top and place.value is not None}

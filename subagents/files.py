@@ -53,13 +53,15 @@ class EditedFile:
         """Check the syntax and the imports of train.py as it stands now. It is not run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
-        if missing := find_missing_packages(self.text):
+        if not find_syntax_error(self.text) and (missing := find_missing_packages(self.text)):
             raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
         return "Syntax and imports are in order. It was not run: check the shapes."
 
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
-        return "train.py is unchanged" if self.text == self.before else find_syntax_error(self.text)
+        if self.text == self.before:
+            return "train.py is unchanged"
+        return "" if find_syntax_error(self.before) else find_syntax_error(self.text)  # it may be no Python at all
 
 
 def number_page(text: str, first: int, last: int | None) -> str:

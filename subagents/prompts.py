@@ -56,17 +56,22 @@ def parse_prompt(text: str, name: str = "the prompt") -> Prompt:
     return _make_prompt(*split_front_matter(text, name), name)
 
 
-def load_prompts(folder: Path, style: str = "default") -> dict[str, Prompt]:
-    """Return the prompts of a style by agent; it is a folder beside `default`, or any folder. Raises PromptError."""
-    overlay = folder / style if (folder / style).is_dir() else Path(style)
+def load_prompts(folder: Path, style: str = "default", base: str = "default") -> dict[str, Prompt]:
+    """Return the prompts of a style by agent; it is a folder beside `default`, or any folder. Raises PromptError.
+
+    What the style lacks comes from the folder `base`, and then from `default`.
+    """
+    overlay = folder / (base if style == "default" else style)
+    overlay = overlay if overlay.is_dir() else Path(style)
     if not overlay.is_dir():
         known = ", ".join(sorted(path.name for path in folder.glob("*/")))
         raise PromptError(f"unknown prompt style {style!r}; the styles are {known}, or name a folder")
+    folders = (overlay, folder / base, folder / "default")
     known = {path.name for path in (folder / "default").iterdir()} | {"README.md"}
     known |= {name for path in overlay.glob("*.md") for name in INCLUDE.findall(_read(path))}
     if unread := sorted(path.name for path in overlay.glob("[!.]*") if path.name not in known):
         raise PromptError(f"{overlay}: no agent reads {', '.join(unread)}; the files are {', '.join(sorted(known))}")
-    return {name: _overlay(name, (overlay, folder / "default")) for name in NAMES}
+    return {name: _overlay(name, folders) for name in NAMES}
 
 
 def split_front_matter(text: str, name: str = "the text") -> tuple[dict[str, Any], str]:

@@ -171,3 +171,7 @@ def test_our_own_train_py_declares_its_ranges():
     found = list_searchable(Path("train.py").read_text())
     assert {"DEPTH", "MATRIX_LR", "UNEMBEDDING_LR", "TOTAL_BATCH_SIZE", "WARMDOWN_RATIO"} <= found.keys()
     assert "DEVICE_BATCH_SIZE" not in found
+
+
+def test_text_that_is_not_python_has_no_constants():
+    assert list_searchable("Answer the question, kindly.") == {}

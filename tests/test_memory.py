@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.agents import briefing
 from orchestrator.core.state import PooledVariance
+from orchestrator.core.task import EXAMINED
 from orchestrator.policy.noise import calibrate_noise
 from orchestrator.session.memory import recall_results
 from prepare.constants import read_values
@@ -29,7 +30,7 @@ def sessions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def earlier(sessions):
-    return recall_results(sessions, PROFILE)[0]
+    return recall_results(sessions, PROFILE, EXAMINED)[0]
 
 
 def test_every_tested_change_is_recalled_with_its_constants_before_and_after(earlier):
@@ -51,7 +52,7 @@ def test_what_a_fork_shares_counts_once_and_what_cannot_be_compared_not_at_all(s
     (folder / "empty").mkdir()
     (folder / "empty" / "session.db").touch()
 
-    found, variance = recall_results(folder, PROFILE)
+    found, variance = recall_results(folder, PROFILE, EXAMINED)
 
     assert len(found) == len(earlier)
     assert variance == first.state.variance

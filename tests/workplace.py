@@ -54,12 +54,12 @@ def orchestrate(folder: Path, *words: str, **values: str) -> subprocess.Complete
     )
 
 
-def begun(folder: Path, *words: str) -> "subprocess.Popen[str]":
+def begun(folder: Path, *words: str, **values: str) -> "subprocess.Popen[str]":
     """Start a command and leave it running."""
     return subprocess.Popen(
         command(*words),
         cwd=folder,
-        env=environment(),
+        env=environment(**values),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -13,7 +13,8 @@ from typing import get_args
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
 from orchestrator.core.state import UNTESTED, Broken, Candidate, Decided, Idea, Stage, State, Training, get_proposal
-from orchestrator.core.text import flatten, format_count, format_signed, shorten
+from orchestrator.core.task import Metric, Task
+from orchestrator.core.text import flatten, format_count, shorten
 from orchestrator.policy import thresholds
 from orchestrator.policy.judge import describe_rule
 from orchestrator.policy.limits import estimate_run_seconds
@@ -70,7 +71,9 @@ def brief_researcher(
         "first": str(first),
         "count": str(count),
         "clock": describe_clock(state),
+        "task": describe_task(state.session.task),
         "budget": describe_budget(state.session.profile),
+        "program": clip(state.session.task.program.strip(), 1500),
         "standing": describe_standing(state),
         "silence": _describe_setback(state),
         "stall": _describe_stall(tested),
@@ -81,7 +84,7 @@ def brief_researcher(
         "outline": "",  # prompts of older sessions ask for it
         "branch": _fit_rows((_write_line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "calibration": _describe_calibration(tested),
-        "earlier": _fit_rows(_list_earlier(state.session.earlier), 1000),
+        "earlier": _fit_rows(_list_earlier(state.session.earlier, state.session.task.metric), 1000),
         "recent": _fit_rows(_list_recent(tested[-RECENT:]), 3750),
         "families": _fit_rows(_summarize_families(tested), 450),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
@@ -105,8 +108,17 @@ def describe_clock(state: State) -> str:
     return f"Left: {'; '.join(parts)}."
 
 
+def describe_task(task: Task) -> str:
+    """Return what a run is scored by."""
+    if not task.is_reported:
+        return "val_bpb, lower is better."
+    return f"{task.describe()}. Candidates may change {', '.join(task.editable)}, and no other file."
+
+
 def describe_budget(profile: ev.SessionProfile) -> str:
     """Return what every run gets, and where it runs."""
+    if profile.name == "reported":
+        return f"about {profile.budget:g} seconds on this machine, by the script's own clock."
     shape = f" in rows of {profile.seq_len:,}, from a vocabulary of {profile.vocab_size:,}" if profile.seq_len else ""
     place = f"The machine's profile is {profile.name}; text comes as tokens{shape}."
     if profile.bytes_per_token:
@@ -125,18 +137,20 @@ def describe_budget(profile: ev.SessionProfile) -> str:
 
 def describe_standing(state: State) -> str:
     """Return the score to beat, the metrics of a run of the incumbent, the noise, and what is kept."""
-    noise = f"One run's σ over seeds is {estimate_sigma(state):.4f}. {describe_rule(state)}"
+    task, metric = state.session.task, state.session.task.metric
+    noise = f"One run's σ over {task.noun}s is {metric.format_size(estimate_sigma(state))}. {describe_rule(state)}"
     if (best := state.incumbent) is None:
         match state.open.get(0):  # a first proposal can be made before all of the baseline's scores are there
             case Candidate(scores=scores) | Training(Candidate(scores=scores)):
-                return f"The baseline is still being measured. {_list_scores(scores)} {noise}"
+                return f"The baseline is still being measured. {_list_scores(scores, task)} {noise}"
             case _:
                 return f"The baseline is still being measured. {noise}"
     start, mean = state.baseline_bpb, fmean(score.val_bpb for score in best.scores)
-    base = f"; the baseline had {start:.4f}" if start is not None and best.experiment else ""
-    luck = f"On other seeds expect {best.score_to_beat:.4f} of it: a winner has usually been lucky. " * bool(base)
+    base = f"; the baseline had {metric.format_score(start)}" if start is not None and best.experiment else ""
+    expected, ran = metric.format_score(best.score_to_beat), count_seeds(best.scores, task.noun)
+    luck = f"On other {task.noun}s expect {expected} of it: a winner has usually been lucky. " * bool(base)
     return (
-        f"The best is experiment {best.experiment} with val_bpb {mean:.4f} over {count_seeds(best.scores)}{base}. "
+        f"The best is experiment {best.experiment} with {metric.name} {metric.format_score(mean)} over {ran}{base}. "
         f"{luck}A run of it: {describe_metrics(best.scores[-1].metrics)}. {noise}"
     )
 
@@ -162,7 +176,7 @@ def describe_experiment(result: Decided, change: str) -> str:
         f"Rationale: {proposal.rationale}",
         f"Instructions: {proposal.instructions}",
         f"The mechanic departed from them: {commit.deviations}" if commit and commit.deviations else "",
-        _list_scores(result.scores),
+        _list_scores(result.scores, result.task),
         f"The post-mortem's next experiment: {post.next}" if post else "",
         f"The change:\n{clip(change, DIFF)}" if change else "",
     ]
@@ -178,12 +192,13 @@ def list_experiments(results: Sequence[Decided]) -> str:
 # Sections
 
 
-def _list_scores(scores: Sequence[ev.Scored]) -> str:
-    """Return the scores by seed, and the metrics of the last run."""
+def _list_scores(scores: Sequence[ev.Scored], task: Task) -> str:
+    """Return the scores by seed, the metrics of the last run, and the other numbers that it reported."""
     if not scores:
         return ""
-    values = ", ".join(f"{score.val_bpb:.4f}" for score in scores)
-    return f"Seeds: {values}; a run of it: {describe_metrics(scores[-1].metrics)}."
+    values = ", ".join(task.metric.format_score(score.val_bpb) for score in scores)
+    others = "".join(f" {shorten(name, 40)} {number:g}." for name, number in scores[-1].reported.items())
+    return f"{task.noun.capitalize()}s: {values}; a run of it: {describe_metrics(scores[-1].metrics)}.{others}"
 
 
 def _write_line(result: Decided, *, brief: bool = False) -> str:
@@ -204,7 +219,7 @@ def _list_recent(results: Sequence[Decided]) -> Iterator[str]:
 def _describe_result(result: Decided, *, explained: bool = True) -> str:
     """Return an experiment in full sentences, with what its author expected and what was learned."""
     post = result.postmortem
-    parts = [f"{_write_line(result)} Expected {format_signed(result.proposal.expected_delta)}."]
+    parts = [f"{_write_line(result)} Expected {result.task.metric.format_change(result.proposal.expected_delta)}."]
     if not post:
         parts += ["No post-mortem so far."]
     elif post.implemented != "no":
@@ -219,8 +234,10 @@ def _describe_outcome(result: Decided, brief: bool) -> str:
         return f"Not tested, because the edit did something else: {_quote_sentences(result.postmortem.happened)}."
     match result.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
-            change = f"{format_signed(-verdict.gain)} ± {verdict.error:.4f} to {verdict.mean:.4f}"
-            ran = count_seeds(result.scores) + f", a run of {describe_metrics(result.scores[-1].metrics)}" * (not brief)
+            metric, error = result.task.metric, result.task.metric.format_size(verdict.error)
+            change = f"{metric.format_change(-verdict.gain)} ± {error} to {metric.format_score(verdict.mean)}"
+            ran, last = count_seeds(result.scores, result.task.noun), describe_metrics(result.scores[-1].metrics)
+            ran += f", a run of {last}" * (not brief)
             return f"{result.status.capitalize()}: {change} over {ran}; against #{result.incumbent}."
         case verdict:
             run = None if isinstance(verdict, ev.Refused | ev.Abandoned) else result.last_run.metrics
@@ -237,7 +254,7 @@ def _describe_calibration(results: Sequence[Decided]) -> str:
     ][-RECENT:]
     if not guesses:
         return ""
-    expected, measured = (format_signed(fmean(values)) for values in zip(*guesses, strict=True))
+    expected, measured = (results[0].task.metric.format_change(fmean(v)) for v in zip(*guesses, strict=True))
     right = sum(guess * found > 0 for guess, found in guesses)
     which = f"last {len(guesses)} guesses: mean" if len(guesses) > 1 else "one guess so far:"
     signs = f"{right} of {len(guesses)} had the right sign"
@@ -253,7 +270,7 @@ def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
         gains = [result.verdict.gain for result in group if isinstance(result.verdict, ev.Kept | ev.Discarded)]
         statuses = Counter(result.status for result in group)
         counts = ", ".join(f"{status} {statuses[status]}" for status in ("kept", "pruned", "crashed"))
-        best = format_signed(-max(gains)) if gains else "–"
+        best = group[0].task.metric.format_change(-max(gains)) if gains else "–"
         yield f"{family}: tried {len(group)}, {counts}, best {best}, last #{group[-1].experiment}"
     if groups and (untried := [family for family in get_args(ev.Family) if family not in groups]):
         yield f"never: {', '.join(untried)}"
@@ -271,15 +288,15 @@ def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     return [line for _, line in sorted(ranked)[-NEAR_MISSES:]]
 
 
-def _list_earlier(results: Sequence[ev.EarlierResult]) -> list[str]:
+def _list_earlier(results: Sequence[ev.EarlierResult], metric: Metric) -> list[str]:
     """Return what earlier sessions found: what did best there last, since the end of a long list is what is shown."""
     ranked = sorted(results, key=lambda past: (past.status == "kept", past.gain or 0.0, past.experiment))
-    return [_write_earlier(past) for past in ranked]
+    return [_write_earlier(past, metric) for past in ranked]
 
 
-def _write_earlier(past: ev.EarlierResult) -> str:
+def _write_earlier(past: ev.EarlierResult, metric: Metric) -> str:
     steps = ", ".join(f"{name} {past.before[name]} → {value}" for name, value in past.changes.items())
-    change = "" if past.gain is None else f", {format_signed(-past.gain)} ± {past.error:.4f}"
+    change = "" if past.gain is None else f", {metric.format_change(-past.gain)} ± {metric.format_size(past.error)}"
     what = f"{shorten(past.title, 90)} ({past.family}{steps and f', {steps}'})"
     return f"{past.session}: {what}: {past.status}{change}. {flatten(past.lesson)}".strip()
 

@@ -70,7 +70,10 @@ class ClaudeCrew:
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
         agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search)
         answer = await ask(agent, environment, prompt.render_opening(facts))
-        return [proposal.model_copy(update={"author": "researcher", "reverts": None}) for proposal in answer.proposals]
+        own, sign = {"author": "researcher", "reverts": None}, state.session.task.metric.sign
+        guesses = [sign * proposal.expected_delta for proposal in answer.proposals]
+        pairs = zip(answer.proposals, guesses, strict=True)
+        return [proposal.model_copy(update={**own, "expected_delta": guess}) for proposal, guess in pairs]
 
     async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:
         del state

@@ -4,6 +4,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 
 from orchestrator.core.events import Proposal
 from orchestrator.core.source import compute_fingerprint
@@ -39,8 +40,10 @@ def find_deviation(proposal: Proposal, before: str, after: str, declared: str = 
 
 def _read_constants(source: str) -> Mapping[str, str]:
     """Return the normalized top-level statements that assign an UPPER_CASE name, by that name."""
-    found = defaultdict[str, list[str]](list)
-    for node in ast.parse(source).body:
+    found, tree = defaultdict[str, list[str]](list), ast.Module([], [])
+    with suppress(SyntaxError):  # not Python
+        tree = ast.parse(source)
+    for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
             stored = (part for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
             for name in dict.fromkeys(part.id for part in stored if part.id.isupper()):

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
-from orchestrator.agents.briefing import DIFF, clip, describe_budget
+from orchestrator.agents.briefing import DIFF, clip, describe_budget, describe_task
 from orchestrator.core import events as ev
 from orchestrator.core.description import FinishedRun, compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
-from orchestrator.core.text import format_signed
+from orchestrator.core.task import Task
 from prepare.constants import Value, read_values
 from subagents.logs import extract_frames, fence, quote, split_lines
 
@@ -48,6 +48,7 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
     return {
         "title": proposal.title,
         "hypothesis": proposal.hypothesis,
+        "task": describe_task(state.session.task),
         "budget": describe_budget(state.session.profile),
         "instructions": proposal.instructions,
         "edit": _describe_edit(proposal, decided.commit),
@@ -106,23 +107,25 @@ def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
 def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
     match decided.verdict:
         case ev.Kept() | ev.Discarded() as verdict:
-            return " ".join(_list_evidence(verdict, decided.scores, incumbent))
+            return " ".join(_list_evidence(verdict, decided.scores, incumbent, decided.task))
         case verdict:
             return f"No score. The run ended with {quote(verdict.reason, 300)}."
 
 
 def _list_evidence(
-    verdict: ev.Kept | ev.Discarded, scores: Sequence[ev.Scored], incumbent: Sequence[ev.Scored]
+    verdict: ev.Kept | ev.Discarded, scores: Sequence[ev.Scored], incumbent: Sequence[ev.Scored], task: Task
 ) -> Iterator[str]:
-    """Yield the numbers that a verdict rests on, a sentence each; of changes, negative is better everywhere."""
-    ours, theirs = (", ".join(f"{score.val_bpb:.4f}" for score in runs) for runs in (scores, incumbent))
+    """Yield the numbers that a verdict rests on, a sentence each; all changes have the metric's own sign."""
+    metric, noun, size = task.metric, task.noun, task.metric.format_size
+    ours, theirs = (", ".join(metric.format_score(score.val_bpb) for score in runs) for runs in (scores, incumbent))
+    same = " at the same seeds" * (bool(verdict.differences) and noun == "seed")
     yield f"{verdict.kind.capitalize()}: {verdict.reason}."
-    yield f"val_bpb by seed: {ours}; the incumbent's{' at the same seeds' * bool(verdict.differences)}: {theirs}."
+    yield f"{metric.name} by {noun}: {ours}; the incumbent's{same}: {theirs}."
     if verdict.differences:
-        yield f"Change by seed: {', '.join(format_signed(-gap) for gap in verdict.differences)}."
+        yield f"Change by {noun}: {', '.join(metric.format_change(-gap) for gap in verdict.differences)}."
     if verdict.expected is not None:
-        yield f"Change to expect, given what ideas have brought so far: {format_signed(-verdict.expected)}."
-    yield f"One run's σ over seeds: {verdict.sigma:.4f}."
+        yield f"Change to expect, given what ideas have brought so far: {metric.format_change(-verdict.expected)}."
+    yield f"One run's σ over {noun}s: {size(verdict.sigma)}."
 
 
 def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:

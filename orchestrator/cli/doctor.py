@@ -13,8 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.cli import options as opt
+from orchestrator.cli.options import UsageError
 from orchestrator.cli.preflight import CheckResult, Preflight, load_style
 from orchestrator.cli.start import invent_name
+from orchestrator.cli.task_file import find_task
 from prepare.machine import list_gpus
 from subagents.errors import PromptError
 from subagents.prompts import Prompt
@@ -41,8 +43,8 @@ def doctor(
     results, texts = list[CheckResult](), dict[str, Prompt]()
     if opt.choose_crew(context, crew, offline=offline) != "optuna":
         try:
-            texts = load_style(prompts, model or [])
-        except PromptError as error:
+            texts = load_style(prompts, model or [], find_task(paths.script))
+        except (PromptError, UsageError) as error:
             results.append(CheckResult("prompts", "bad", str(error)))
     results += Preflight(paths, invent_name(paths.sessions), texts, notify=notify, verify=True).check()
     results += check_machine()

@@ -6,7 +6,6 @@ Slow imports are done where they are used, so that a listing comes at once.
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +17,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, read_session, refuse
-from orchestrator.core.events import Record
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
@@ -30,7 +28,7 @@ console = Console(highlight=False, markup=False)
 def sessions(context: typer.Context) -> None:
     """List the sessions.
 
-    One line per session: experiments tried and kept, val_bpb of the baseline and of the best, and how it ended.
+    One line per session: experiments tried and kept, the metric of the baseline and of the best, and how it ended.
     """
     paths: Paths = context.obj
     table = Table("session", "crew", "experiments", "kept", "baseline", "best", "hours", "state", box=None)
@@ -44,13 +42,13 @@ def _describe_session(paths: Paths, name: str) -> list[str]:
     """Return the columns of a session after its name."""
     try:
         with read_session(paths, name) as session:
-            state = session.state
+            state, metric = session.state, session.state.session.task.metric
             return [
                 f"{state.session.crew} {state.session.style}".strip(),
                 str(len(state.tried)),
                 str(len(state.kept)),
-                f"{state.baseline_bpb:.4f}" if state.baseline_bpb else "",
-                f"{state.incumbent.score_to_beat:.4f}" if state.incumbent else "",
+                "" if state.baseline_bpb is None else metric.format_score(state.baseline_bpb),
+                metric.format_score(state.incumbent.score_to_beat) if state.incumbent else "",
                 f"{state.hours:.2f}",
                 state.ended or "not ended: use resume",
             ]
@@ -87,7 +85,7 @@ def replay(
         if verify:
             _verify(session, until, paths.recall(session.path.parent).musings, prompts)
         elif event is None:
-            _walk(session.records[:until], step=step, as_json=as_json)
+            _walk(session, until, step=step, as_json=as_json)
         elif event >= len(session.records):
             raise UsageError(f"{name} has events 0 to {len(session.records) - 1}")
         elif as_json:
@@ -96,9 +94,10 @@ def replay(
             print(event_text.write_page(session, session.records, event))
 
 
-def _walk(records: Sequence[Record], *, step: bool, as_json: bool) -> None:
+def _walk(session: Session, until: int | None, *, step: bool, as_json: bool) -> None:
+    records, task = session.records[:until], session.state.session.task
     for record in records:
-        print(record.model_dump_json() if as_json else event_text.write_line(record))
+        print(record.model_dump_json() if as_json else event_text.write_line(record, task))
         if step and typer.getchar() in {"q", "\x1b", "\x03"}:
             return
     if not as_json:
@@ -112,7 +111,7 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
     from orchestrator.loop import run
     from orchestrator.session.replay import Tape, replay
 
-    began, prompts = time.monotonic(), load_style(style, []) if style else None
+    began, prompts = time.monotonic(), load_style(style, [], session.state.session.task) if style else None
     tape = Tape(session.records, session.get, until)
 
     async def live(tape: Tape) -> None:

@@ -16,7 +16,9 @@ from platform import python_version
 from typing import Literal
 
 from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.task_file import find_task
 from orchestrator.core.state import State
+from orchestrator.core.task import EXAMINED, Task
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
@@ -73,8 +75,17 @@ class Preflight:
     """Check the data's hashes, not only its sizes."""
 
     @cached_property
+    def task(self) -> Task:
+        return self.state.session.task if self.state else find_task(self.paths.script)
+
+    @cached_property
+    def script(self) -> Path:
+        """The file that candidates change."""
+        return self.paths.script.parent / (*self.task.editable, self.paths.script.name)[0]
+
+    @cached_property
     def repo(self) -> Repo:
-        return Repo(self.paths.script, self.name)
+        return Repo(self.script, self.name)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -109,8 +120,14 @@ class Preflight:
         yield _attempt("python", _describe_python)
         yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
-        yield (data := _attempt("data", self._describe_data))
-        if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
+        yield (data := _attempt("scores", self._describe_task))
+        reported = data.state == "good" and self.task.is_reported
+        if reported and git.state == "good" and (changed := set(self.repo.list_changed()) - {str(self.repo.path)}):
+            words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
+            yield CheckResult("git", "warn", words)
+        if data.state == "good" and not reported:
+            yield (data := _attempt("data", self._describe_data))
+        if not reported and data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
             remedy = f"there is a GPU, but the data are for the CPU: {write_command('prepare', '--data', 'elsewhere')}"
             yield CheckResult("data", "warn", remedy)
         if git.state == data.state == "good":
@@ -125,14 +142,16 @@ class Preflight:
             yield from _check_models(self.prompts)
 
     def _describe_repository(self) -> str:
-        script = self.paths.script
+        script = self.script
         if self.state and self.state.baseline_commit:
             commit = self.state.parent.commit
             self.repo.read_source(commit)
             return f"{script} in its repository, at {commit[:10]}"
         source, head = self.repo.read_baseline(), self.repo.get_head()
-        if fault := find_syntax_error(source):
+        if script.suffix == ".py" and (fault := find_syntax_error(source)):
             raise UsageError(f"{fault}: fix it")
+        if self.task.is_reported:
+            return f"{script} in its repository, at {head[:10]}"
         if missing := find_neighbours(source, script.parent):
             raise UsageError(
                 f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
@@ -157,7 +176,7 @@ class Preflight:
 
     def list_gpus(self) -> list[Gpu]:
         """Return the GPUs that runs can use: none where the data are for the CPU."""
-        return [] if self.manifest.profile == "cpu" else list_gpus()
+        return [] if not self.task.is_reported and self.manifest.profile == "cpu" else list_gpus()
 
     def count_slots(self) -> int:
         """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
@@ -170,6 +189,9 @@ class Preflight:
         if int(wanted) > most:
             raise UsageError(f"{wanted} slots need as many {what}s, and {most} may be used here")
         return int(wanted)
+
+    def _describe_task(self) -> str:
+        return self.task.describe()
 
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state
@@ -203,9 +225,9 @@ class Preflight:
         return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
 
 
-def load_style(style: str, models: Sequence[str]) -> dict[str, Prompt]:
-    """Load the style's prompts, each for its model. Raises PromptError, UsageError."""
-    prompts = load_prompts(PROMPTS, style)
+def load_style(style: str, models: Sequence[str], task: Task = EXAMINED) -> dict[str, Prompt]:
+    """Load the style's prompts for the task, each for its model. Raises PromptError, UsageError."""
+    prompts = load_prompts(PROMPTS, style, "default/reported" if task.is_reported else "default")
     for entry in models:
         agent, _, model = entry.rpartition("=")
         if agent and agent not in prompts:

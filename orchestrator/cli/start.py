@@ -15,6 +15,7 @@ import typer
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
 from orchestrator.cli.preflight import Preflight, load_style
+from orchestrator.cli.task_file import find_task
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -42,7 +43,7 @@ def plan_night(
     """Load the prompts and return what is to run, unchecked. Raises UsageError, PromptError."""
     if hours <= 0:
         raise opt.UsageError(f"--hours {hours:g}: a night must be longer than 0 hours")
-    prompts = {} if crew == "optuna" else load_style(style, models)
+    prompts = {} if crew == "optuna" else load_style(style, models, find_task(paths.script))
     return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify, slots=slots)
 
 
@@ -54,8 +55,11 @@ def start_night(
     With `memory` it is told what earlier sessions on the same data found.
     """
     night.require()
-    profile = describe_profile(night.manifest, measure_token(night.paths.data), night.count_slots())
-    earlier, variance = recall_results(night.paths.sessions, profile) if memory else ((), PooledVariance())
+    if night.task.is_reported:
+        profile = _make_profile(night.task.budget)
+    else:
+        profile = describe_profile(night.manifest, measure_token(night.paths.data), night.count_slots())
+    earlier, variance = recall_results(night.paths.sessions, profile, night.task) if memory else ((), PooledVariance())
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
         print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
@@ -67,6 +71,7 @@ def start_night(
         commit=night.repo.get_head(),
         profile=calibrate_noise(profile, variance),
         earlier=earlier,
+        task=night.task,
         versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
         isolated=not memory,
         **_describe_crew(crew, style, night.prompts),
@@ -96,6 +101,12 @@ def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1)
         bytes_per_token=bytes_per_token,
         sigma=profiles.PROFILES[manifest.profile].sigma,
     )
+
+
+def _make_profile(seconds: float) -> SessionProfile:
+    """Return what is recorded where no data are prepared."""
+    common = {"budget_kind": "time", "budget": seconds, "expected_seconds": 1.25 * seconds}
+    return SessionProfile.model_validate({"name": "reported", "data_hash": "", **common})
 
 
 def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:
@@ -181,7 +192,7 @@ def fork(
     state = fold(old.records[:at])
     chosen = opt.choose_crew(context, crew or state.session.crew)
     style = prompts or state.session.style or "default"
-    known = load_style(style, model or []) if chosen != "optuna" else {}
+    known = load_style(style, model or [], state.session.task) if chosen != "optuna" else {}
     name, slots = fork_name or invent_name(paths.sessions), str(state.session.slots)
     night = Preflight(paths, name, known, state, notify=notify, slots=slots)
     used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}

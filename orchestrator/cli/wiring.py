@@ -14,6 +14,7 @@ from orchestrator.cli.preflight import Preflight
 from orchestrator.core.source import normalize_lines
 from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.monitor import set_limits
+from orchestrator.lab.reported import ReportedRunner, TaskFolder, set_reported_limits
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot, list_slots
@@ -38,15 +39,12 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         session, paths.musings, send=night.send, command=paths.write_command, git=repo.write_command()
     )
     session.say = observers.say
-    runner = Runner(
-        folder,
-        slots,
-        set_limits(started.profile, THREADS, started.slots),
-        Scorer.load(paths.data.resolve()),
-        night.sandbox,
-        session.put,
-        observers.progress,
-    )
+    if (task := started.task).is_reported:
+        scorer, limits = TaskFolder(task, repo, started.commit), set_reported_limits(task, THREADS)
+        runner = ReportedRunner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
+    else:
+        scorer, limits = Scorer.load(paths.data.resolve()), set_limits(started.profile, THREADS, started.slots)
+        runner = Runner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
     repo.unlock()
     runner.reap()
     begun = session.state.baseline_commit
@@ -57,6 +55,8 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
     try:
         with observers:
+            if task.is_reported:
+                observers.say(task.describe())
             crew, guidance = build_crew(session, paths.musings), paths.script.parent / "guidance.md"
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
         if session.state.baseline_commit:

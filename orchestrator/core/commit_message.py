@@ -16,11 +16,13 @@ def write_kept_message(decided: Decided) -> str:
     """Return the message of a kept change: why it was tried, the result, and trailers for machines."""
     proposal, kept = decided.proposal, decided.verdict
     assert isinstance(kept, Kept)
-    scores = ", ".join(f"{score.val_bpb:.6f}" for score in decided.scores)
-    result = f"Result: {kept.reason}. val_bpb {kept.mean:.6f}, {kept.gain:+.6f} better, over seeds: {scores}."
+    metric, noun = decided.task.metric, decided.task.noun
+    scores = ", ".join(f"{metric.sign * score.val_bpb:.6f}" for score in decided.scores)
+    mean = f"{metric.sign * kept.mean:.6f}"
+    result = f"Result: {kept.reason}. {metric.name} {mean}, {kept.gain:+.6f} better, over {noun}s: {scores}."
     trailers = [
         f"Experiment: {decided.experiment}",
-        f"Val-bpb: {kept.mean:.6f}",
+        f"{metric.name.capitalize().replace('_', '-')}: {mean}",
         f"Sigma: {kept.sigma:.6f}",
         f"Hypothesis: {flatten(proposal.hypothesis)}\n",
     ]

@@ -6,6 +6,7 @@ All views take their numbers from here, so that they agree: means over runs on b
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
+from math import isclose
 from statistics import fmean
 
 from orchestrator.core import events as ev
@@ -16,8 +17,8 @@ WINDOW = 0.1
 """Share of the budget that a loss is averaged over: the loss of a single step is mostly its batch's."""
 NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
-SAME = 1e-6
-"""Largest difference, in bits per byte, between scores of identical runs."""
+SAME = 3e-7
+"""Largest relative difference between scores of identical runs: less than the last digit of a printed val_bpb."""
 FinishedRun = ev.Scored | ev.Crashed | ev.Pruned
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
@@ -57,14 +58,14 @@ def average_recent_loss(scores: Sequence[ev.Scored], progress: float) -> float |
 def count_distinct(scores: Sequence[ev.Scored]) -> int:
     """Return how many of the runs differ: 1 for a script that sets its own seed. Corrections are noise of their own."""
     claims = sorted(score.audit.claimed if score.audit else score.val_bpb for score in scores)
-    return bool(claims) + sum(after - before > SAME for before, after in pairwise(claims))
+    return bool(claims) + sum(not isclose(*pair, rel_tol=SAME) for pair in pairwise(claims))
 
 
-def count_seeds(scores: Sequence[ev.Scored]) -> str:
-    """Return the number of seeds in words; if the seed made no difference, say that instead."""
+def count_seeds(scores: Sequence[ev.Scored], noun: str = "seed") -> str:
+    """Return the number of seeds or repeats in words; if the seed made no difference, say that instead."""
     if len(scores) > 1 and count_distinct(scores) == 1:
-        return f"{len(scores)} identical runs (train.py sets its own seed)"
-    return f"{len(scores)} seed{'s' * (len(scores) > 1)}"
+        return f"{len(scores)} identical runs" + " (train.py sets its own seed)" * (noun == "seed")
+    return f"{len(scores)} {noun}{'s' * (len(scores) > 1)}"
 
 
 def compare_metrics(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> list[tuple[str, float, float]]:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from orchestrator.core.task import Task
+
 VERSION = 2
 """Version of the event format. A session written by a newer version is refused; older ones always load."""
 
@@ -64,12 +66,12 @@ class Proposal(Answer):
     title: str = Field(min_length=3, max_length=120)
     """An imperative that a colleague understands at a glance; at most 90 characters."""
     hypothesis: str = _limit(300)
-    """One falsifiable sentence: this change has this effect on val_bpb, for this reason."""
+    """One falsifiable sentence: this change has this effect on the score, for this reason."""
     rationale: str = _limit(1800)
     """Why it should hold, for a reader who is learning: the mechanism by its name, the theory or paper behind it, and
     the results of this session, by #number, that speak for and against it. Three to eight sentences."""
     expected_delta: float
-    """Your honest median guess of the change of val_bpb in bits per byte; negative is better."""
+    """Your honest median guess of the change of val_bpb (negative is better), or of the metric that the task names."""
     family: StoredFamily
     settings: dict[str, Value] = {}
     """Only where the change sets nothing but constants of train.py: each by its name, with its new value. Code sets
@@ -218,6 +220,8 @@ class Started(SessionSettings):
     versions: dict[str, str]
     earlier: tuple[EarlierResult, ...] = ()
     """What earlier sessions found, the latest first."""
+    task: Task = Task()
+    """How runs are scored; the default is that of all sessions recorded before there was another."""
 
 
 class Resumed(Frozen):
@@ -410,6 +414,9 @@ class RunResult(RunEvent):
 class Scored(RunResult):
     kind: Literal["scored"] = "scored"
     val_bpb: float
+    """The score, lower is better: val_bpb, or what the task's metric makes of its value."""
+    reported: dict[str, float] = {}
+    """Other numbers that the script reported, by name."""
     audit: Audit | None = None
     """None where the plan asked for none."""
     confirmed: float | None = None
@@ -470,15 +477,15 @@ class Evidence(ExperimentEvent):
     """What a verdict on a scored candidate rests on. Differences are incumbent minus candidate: positive is better."""
 
     mean: float
-    """Mean val_bpb of the candidate's runs."""
+    """Mean score of the candidate's runs."""
     gain: float
-    """Estimated difference from the incumbent, in bits per byte."""
+    """Estimated difference from the incumbent, in units of the metric."""
     error: float
     """Standard error of the gain."""
     sigma: float
-    """Standard deviation of one run's val_bpb."""
+    """Standard deviation of one run's score."""
     differences: tuple[float, ...] = ()
-    """Differences at equal seeds, in bits per byte; empty in sessions that did not pair seeds."""
+    """Differences at equal seeds, in the same units; empty in sessions that did not pair seeds."""
     same_shape: bool = False
     """Whether parameter count and data order equal the incumbent's, so that both share much of a seed's luck."""
     probability: float | None = None

@@ -12,11 +12,12 @@ from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.source import diff
+from orchestrator.core.task import EXAMINED, Task
 
 BASELINE = ev.Proposal(
     title="baseline",
-    hypothesis="train.py, fitted to this machine, sets the mark that everything else is measured against.",
-    rationale="Runs with several seeds show how far luck alone moves the score.",
+    hypothesis="train.py, as the night begins with it, sets the mark that everything else is measured against.",
+    rationale="Several runs of it show how far luck alone moves the score.",
     expected_delta=0.0,
     family="other",
     instructions="Change nothing.",
@@ -99,6 +100,7 @@ class Decided:
     """It was kept, and a later ablation reverted it."""
     against: "Incumbent | None" = None
     """The incumbent as the verdict knew it, with the runs that it had by then."""
+    task: Task = EXAMINED
 
     @property
     def val_bpb(self) -> float | None:
@@ -287,7 +289,7 @@ class State:
 
     @property
     def baseline_bpb(self) -> float | None:
-        """Mean val_bpb of the baseline; None until it is closed."""
+        """Mean score of the baseline; None until it is closed."""
         return next((result.val_bpb for result in self.results if result.experiment == 0), None)
 
 
@@ -377,7 +379,8 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
             state = state if number in state.grants else _count_setback(state, verdict.reason)
             proposal, commit = get_proposal(stage), get_commit(stage)
-            return _close(state, Decided(number, proposal, verdict, (), commit, None, None, state.best))
+            task = state.session.task
+            return _close(state, Decided(number, proposal, verdict, (), commit, None, None, state.best, task=task))
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
@@ -454,8 +457,10 @@ def _decide(
     state: State, number: int, candidate: Candidate, verdict: ev.Verdict, crash: ev.Crashed | None = None
 ) -> State:
     proposal, scores, commit = candidate.proposal, candidate.scores, candidate.commit
-    best, seeds = state.incumbent, candidate.seeds
-    decided = Decided(number, proposal, verdict, scores, commit, crash, None, state.best, seeds, against=best)
+    best, seeds, task = state.incumbent, candidate.seeds, state.session.task
+    decided = Decided(
+        number, proposal, verdict, scores, commit, crash, None, state.best, seeds, against=best, task=task
+    )
     return _set_stage(state, number, decided)
 
 

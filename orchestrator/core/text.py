@@ -6,11 +6,6 @@ def format_count(number: float) -> str:
     return f"{number:.3g}" if number < 1000 else f"{number / 1000:.3g}k" if number < 1e6 else f"{number / 1e6:.3g}M"
 
 
-def format_signed(number: float) -> str:
-    """Return a change in four decimals, with its sign and a true minus sign; 0 is +0.0000."""
-    return f"{number + 0.0:+.4f}".replace("-", "−")
-
-
 def flatten(text: str) -> str:
     """Return the text on one line, with single spaces."""
     return " ".join(text.split())

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.repo import Repo, RepoError
-from orchestrator.lab.runner import Runner
+from orchestrator.lab.runner import BaseRunner
 from prepare import profiles
 from prepare.constants import with_originals
 
@@ -20,7 +21,7 @@ class LocalExecutor:
     """
 
     repo: Repo
-    runner: Runner
+    runner: BaseRunner[Any]
     put: Callable[[str], Digest]
     profile: profiles.Profile | None
     """To fit the baseline to; None to leave it as it is."""

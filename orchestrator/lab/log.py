@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf, nan
 
@@ -68,6 +68,8 @@ class Transcript:
         """Names logged since sealing."""
         self.withheld: deque[str] = deque(maxlen=MAX_WITHHELD)
         """Lines withheld since sealing, to classify a failure by."""
+        self.on_row: Callable[[str], None] = lambda _row: None
+        """Called with every line."""
 
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[ProgressLine]:
         """Read a piece of output and yield its progress lines; `last` completes an open line."""
@@ -93,6 +95,7 @@ class Transcript:
         return "\n".join([*self.head, *gap, *self.tail])
 
     def _add_row(self, row: str) -> None:
+        self.on_row(row)
         match = _SUMMARY.fullmatch(row) if self.summary is not None else None
         name, value = (match[1], _parse_number(match[2])) if match else (row, nan)
         known = name in SUMMARY and abs(value) < inf

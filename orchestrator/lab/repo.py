@@ -17,6 +17,7 @@ from prepare.errors import UserError
 
 SETTINGS = (
     "core.hooksPath=/dev/null",  # the user's hooks are for the user's own commits
+    "diff.autoRefreshIndex=false",  # the user's index is the user's
     "core.fsmonitor=false",  # no setting of the repository may start a program
     "fastimport.unpackLimit=1",  # one pack per commit, however small
     "core.fsync=all",  # git's default leaves empty objects behind when the power fails
@@ -54,7 +55,7 @@ class Repo:
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""
         """Why the branch is not at the last keep, and what to do about it; empty if it is."""
-        folder = script.parent.resolve()
+        self.folder = folder = script.parent.resolve()
         try:
             facts = self._git("rev-parse", "--is-inside-work-tree", "--git-common-dir", "--show-prefix", strip=False)
         except RepoError as error:
@@ -108,6 +109,24 @@ class Repo:
         if blob is None:
             raise RepoError(f"{self.script} does not exist in commit {commit[:10]}: commit it first")
         return self._git("cat-file", "blob", blob, strip=False)
+
+    def extract(self, commit: str, folder: Path, source: str) -> None:
+        """Write everything that git tracks at a commit into a folder, with another text of the script.
+
+        Raises RepoError, OSError.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
+        self._git("read-tree", commit, index=index)
+        self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
+        path = folder / self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        old = self.read_source(commit) if path.exists() else ""
+        path.write_bytes(restore_lines(source, old).encode("utf-8", "surrogateescape"))
+
+    def list_changed(self) -> list[str]:
+        """Return the tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
+        return self._git("diff", "--name-only", "HEAD").splitlines()
 
     def write_command(self, *words: str) -> str:
         """Return a git command for this repository, to be pasted into a shell."""
@@ -198,14 +217,17 @@ class Repo:
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
 
-    def _git(self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0) -> str:
+    def _git(
+        self, *arguments: str, stdin: str = "", strip: bool = True, absent: int = 0, index: Path | None = None
+    ) -> str:
         """Return git's output; the exit code `absent` means "not found", not an error. Raises RepoError."""
         settings = [word for setting in SETTINGS for word in ("-c", setting)]
+        more = {"GIT_INDEX_FILE": str(index)} if index else {}
         try:
             done = subprocess.run(
                 ["git", *settings, *arguments],
                 cwd=self.script.parent,
-                env={"PATH": os.environ.get("PATH", os.defpath), **ENVIRONMENT},
+                env={"PATH": os.environ.get("PATH", os.defpath), **ENVIRONMENT, **more},
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,

@@ -1,4 +1,4 @@
-"""Run train.py once, in a slot, a fresh folder and a sandbox; serve, monitor and evaluate it."""
+"""Run a candidate once, in a slot, a fresh folder and a sandbox; serve, monitor and evaluate it."""
 
 import asyncio
 import os
@@ -6,23 +6,26 @@ import shutil
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.evaluation import MAX_EXCUSES, ExcusedError, Observation, evaluate
+from orchestrator.lab.evaluation import MAX_EXCUSES, EndedRun, ExcusedError, Observation, evaluate, score_claims
 from orchestrator.lab.failures import DEVICE_FAULT, MachineError
 from orchestrator.lab.monitor import RunLimits, RunMonitor
-from orchestrator.lab.process import run_guarded
+from orchestrator.lab.process import Ending, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.server import EvaluationServer
 from orchestrator.lab.slots import Slot, hold_slot
 
+S = TypeVar("S")
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
 SPARE_MEMORY = 1 << 30
@@ -31,15 +34,15 @@ MAX_DEVICE_FAULTS = 3
 """Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
 
-class Runner:
-    """Trains candidates of one session, one at a time in each slot."""
+class BaseRunner(ABC, Generic[S]):
+    """Runs candidates of one session, one at a time in each slot."""
 
     def __init__(
         self,
         folder: Path,
         slots: Sequence[Slot],
         limits: RunLimits,
-        scorer: Scorer,
+        scorer: S,
         sandbox: Sandbox,
         put: Callable[[str], ev.Digest],
         on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None,
@@ -70,8 +73,10 @@ class Runner:
                 await self._wait_for_memory(granted.slot)
                 await asyncio.to_thread(_remove, folder)
                 try:
-                    run = await self._train(granted, source, folder, lock)
-                    outcome = await evaluate(run, self.archive)
+                    if (free := shutil.disk_usage(self.runs.parent).free) < self.limits.free_disk:
+                        needed = f"a run needs {self.limits.free_disk >> 20} MB of disk"
+                        raise MachineError(f"{needed}; {free >> 20} MB are free")
+                    outcome = await self._attempt(granted, source, folder, lock)
                     excusable = slot.devices and self.excuses[granted.experiment] < MAX_EXCUSES
                     if excusable and isinstance(outcome, ev.Crashed) and DEVICE_FAULT.search(outcome.message):
                         raise ExcusedError(outcome.message)
@@ -91,31 +96,27 @@ class Runner:
         self.faults[granted.slot] *= isinstance(outcome, ev.Crashed)
         return outcome
 
-    async def _train(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> Observation:
-        plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
-        work.mkdir(parents=True)
-        if (free := shutil.disk_usage(work).free) < self.limits.free_disk:
-            raise MachineError(f"a run needs {self.limits.free_disk >> 20} MB of disk; {free >> 20} MB are free")
-        (work / "train.py").write_text(source, encoding="utf-8")
+    @abstractmethod
+    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
+        """Run the source once in an empty folder; `lock` is the slot's. Raises MachineError, OSError."""
+
+    def _make_monitor(self, granted: ev.Granted, folder: Path) -> RunMonitor:
         tell, fills_disk = partial(self.on_point, granted), partial(self._is_filling_disk, folder)
-        monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=plan)
-        env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
-        ours, theirs = await open_pair()
-        command = slot.build_command(self.sandbox, ["train.py"], work, theirs, **env)
-        server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
-        ending = await run_guarded(command, monitor, lock, server.serve)
-        log = _strip_paths(monitor.transcript.log, work)
+        return RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=granted.plan or STRICT_PLAN)
+
+    async def _summarize(self, granted: ev.Granted, monitor: RunMonitor, ending: Ending, folder: Path) -> EndedRun:
+        """Store the log of a run in the folder, and return all that was observed of it."""
+        log = _strip_paths(monitor.transcript.log, folder / "work")
         result = ev.RunResult(
             experiment=granted.experiment,
             run=granted.run,
-            metrics=monitor.summarize(None if slot.devices else ending.peak_mb),
+            metrics=monitor.summarize(None if self.slots[granted.slot].devices else ending.peak_mb),
             curve=tuple(monitor.points.values()),
             log=self.put(log),
             tier=self.sandbox.tier,
         )
         disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
-        audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
-        return Observation(result, log, monitor, server, ending, disk, excusable, audit, lock)
+        return EndedRun(result, log, monitor, ending, disk, excusable)
 
     async def _wait_for_memory(self, number: int) -> None:
         """Wait until a slot's GPU has its memory back from the run before. Raises MachineError, OSError."""
@@ -129,6 +130,25 @@ class Runner:
     def _is_filling_disk(self, folder: Path) -> bool:
         free = shutil.disk_usage(self.runs).free
         return free < self.limits.reserve <= free + _measure(folder)
+
+
+class Runner(BaseRunner[Scorer]):
+    """Trains scripts that use the protocol of `prepare`, and examines what they claim."""
+
+    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
+        plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
+        work.mkdir(parents=True)
+        (work / "train.py").write_text(source, encoding="utf-8")
+        monitor = self._make_monitor(granted, folder)
+        env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
+        ours, theirs = await open_pair()
+        command = slot.build_command(self.sandbox, ["train.py"], work, theirs, **env)
+        server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
+        ending = await run_guarded(command, monitor, lock, server.serve)
+        ended = await self._summarize(granted, monitor, ending, folder)
+        audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
+        run = Observation(ended, server, audit, lock)
+        return await evaluate(ended.result, score_claims(run, self.archive))
 
 
 def _strip_paths(text: str, work: Path) -> str:

@@ -46,13 +46,18 @@ class Slot:
         self, sandbox: Sandbox, words: Sequence[str], folder: Path, connection: int, **more: str
     ) -> Command:
         """Return a sandboxed Python command, and make its `tmp`; `connection` is a descriptor, `more` environment."""
-        (folder / "tmp").mkdir(parents=True)
+        env = {"PYTHONPATH": str(TRUSTED.parent), "NIGHTSHIFT_FD": str(connection), **more}
+        argv = (sys.executable, *words)
+        return sandbox.wrap(Command(argv, self.make_env(folder) | env, folder, (connection,), self.nodes, self.cpus))
+
+    def make_env(self, folder: Path) -> dict[str, str]:
+        """Return the environment of a run in this folder, and make the folder's `tmp`."""
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
         env = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(folder),
             "TMPDIR": str(folder / "tmp"),
             "LANG": "C.UTF-8",
-            "PYTHONPATH": str(TRUSTED.parent),
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",  # a set's order must not differ between runs
@@ -63,7 +68,6 @@ class Slot:
             "TRITON_CACHE_DIR": str(folder / "tmp/triton"),
             "CUDA_CACHE_PATH": str(folder / "tmp/cuda"),
             "CUDA_VISIBLE_DEVICES": self.devices,
-            "NIGHTSHIFT_FD": str(connection),
             guardian.TAG: f"{folder}/",
         }
         if self.threads:
@@ -73,7 +77,7 @@ class Slot:
             folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
             env["LD_LIBRARY_PATH"] = os.pathsep.join(path for path in folders if path.startswith("/"))
             env |= {KERNELS: str(Path(os.environ.get(KERNELS, "/nowhere")).resolve()), "HF_HUB_OFFLINE": "1"}
-        return sandbox.wrap(Command((sys.executable, *words), env | more, folder, (connection,), self.nodes, self.cpus))
+        return env
 
 
 def list_slots(count: int, folder: Path, threads: int, gpus: Sequence[Gpu] = ()) -> tuple[Slot, ...]:

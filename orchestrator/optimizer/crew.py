@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.core import text
-from orchestrator.core.events import Committed, Digest, Family, Postmortem, Proposal
+from orchestrator.core.events import Digest, Family, Postmortem, Proposal
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.optimizer import postmortem
 from orchestrator.optimizer.families import USUAL_EFFECT, find_family
@@ -26,7 +26,7 @@ from orchestrator.optimizer.search import (
     read_search_state,
     stack_near_misses,
 )
-from orchestrator.optimizer.space import explain_untunable, get_direction, list_tunable
+from orchestrator.optimizer.space import explain_untunable, get_direction
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.ports import Revision
 from prepare.constants import Choices, Constant, Numbers, Value, format_literal
@@ -52,7 +52,7 @@ class Optimizer:
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         """Return up to `count` proposals, each as if those before it were running. Raises NoAnswer."""
-        search = read_search_state(state, self._read)
+        search = read_search_state(state, self.get)
         proposals: list[Proposal] = []
         for number in range(step.first, step.first + step.count):
             next_step = _choose_step(search, number, f"{state.session.seed}/{number}/{step.attempt}")
@@ -69,7 +69,7 @@ class Optimizer:
 
     def suggest(self, state: State, count: int) -> list[Proposal]:
         """Return up to `count` proposals, the most promising first, as advice to another researcher."""
-        search = read_search_state(state, self._read)
+        search = read_search_state(state, self.get)
         found = [_write_proposal(search, next_step) for next_step in rank_steps(search)[:count]]
         if len(found) < count and (next_step := _sample(search, f"{state.session.seed}/{state.next}")) is not None:
             found.append(_write_proposal(search, next_step))
@@ -83,9 +83,6 @@ class Optimizer:
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:  # noqa: ARG002
         return postmortem.write_postmortem(decided)
-
-    def _read(self, parent: Committed) -> Mapping[str, Constant]:
-        return list_tunable(self.get(parent.source))
 
 
 def _choose_step(search: SearchState, number: int, seed: str) -> SearchStep | None:
@@ -165,10 +162,11 @@ def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
     first, *others = changes
     steps = ", ".join(f"{name} {format_literal(old[name])} → {format_literal(new)}" for name, new in changes.items())
     settings = " and ".join(f"{name} = {format_literal(new, like=old[name])}" for name, new in changes.items())
-    label, family = _label(search, next_step), find_family(first).family
+    label, family, metric = _label(search, next_step), find_family(first).family, search.metric
+    moves, sigma = "rises" if metric.goal == "max" else "falls", metric.format_size(search.sigma)
     return Proposal(
         title=text.shorten(f"{label}: {steps if len(changes) <= MAX_FREE else ', '.join(changes)}", 120),
-        hypothesis=f"With {settings} val_bpb falls by more than the noise (σ {search.sigma:.4f}).",
+        hypothesis=f"With {settings} {metric.name} {moves} by more than the noise (σ {sigma}).",
         rationale=" ".join(_explain(search, next_step)),
         expected_delta=0.0 - next_step.expected_gain,
         family=family,
@@ -189,17 +187,18 @@ def _label(search: SearchState, next_step: SearchStep) -> str:
 
 def _explain(search: SearchState, next_step: SearchStep) -> Iterator[str]:
     """Yield the usual effect of the constants' families, and what this session has measured of the constants."""
+    metric = search.metric
     families: list[Family] = [find_family(name).family for name in next_step.changes]
     for family in dict.fromkeys(families):
-        usual = USUAL_EFFECT[family]
-        yield f"A constant of the family {family} usually moves val_bpb by {usual:g} σ ({usual * search.sigma:.4f})."
+        usual, size = USUAL_EFFECT[family], metric.format_size(USUAL_EFFECT[family] * search.sigma)
+        yield f"A constant of the family {family} usually moves {metric.name} by {usual:g} σ ({size})."
     yield next_step.why
     trials = [trial for name in next_step.changes for trial in search.list_trials(name) if trial.gain is not None]
     for trial in trials[-QUOTED:]:
         ((name, new),) = trial.changes.items()
-        step = f"{name} {format_literal(trial.before[name])} → {format_literal(new)}"
-        change = text.format_signed(-(trial.gain or 0.0))
-        yield f"{trial.name[0].upper()}{trial.name[1:]}: {step} changed val_bpb by {change}."
+        step, change = f"{name} {format_literal(trial.before[name])} → {format_literal(new)}", -(trial.gain or 0.0)
+        title = f"{trial.name[0].upper()}{trial.name[1:]}"
+        yield f"{title}: {step} changed {metric.name} by {metric.format_change(change)}."
 
 
 def _explain_sample(search: SearchState, changes: Mapping[str, Value]) -> str:

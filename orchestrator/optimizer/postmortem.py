@@ -6,7 +6,7 @@ from typing import Literal
 from orchestrator.core import events as ev
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_seeds
 from orchestrator.core.state import Decided
-from orchestrator.core.text import format_count, format_signed
+from orchestrator.core.text import format_count
 from orchestrator.policy.thresholds import NEAR_MISS
 
 WORTH_SAYING = 0.03
@@ -39,18 +39,19 @@ def write_postmortem(decided: Decided) -> ev.Postmortem:
             happened = [f"It was pruned: {pruned.reason}.", *_describe_curve(compare_curves([pruned], base))]
             return _write(decided, "hurts", "it was pruned, far behind", happened, why)
         case ev.Kept() | ev.Discarded() as verdict:
-            change = format_signed(-verdict.gain)
+            metric, change = decided.task.metric, decided.task.metric.format_change(-verdict.gain)
         case verdict:
             reached = [f"It had reached {crash.curve[-1].progress:.0%} of its budget."] if crash and crash.curve else []
             why = CAUSES.get(crash.failure if crash else "other", "These values do not work together in this train.py.")
             failure = crash.failure if crash else "crash"
             return _write(decided, "does not run", failure, [f"It crashed: {verdict.reason}.", *reached], why)
-    best = f"the best's {verdict.mean + verdict.gain:.4f} (± {verdict.error:.4f})"
-    score = f"val_bpb {verdict.mean:.4f} over {count_seeds(scores)}: {change} against {best}."
+    error, mean = metric.format_size(verdict.error), metric.format_score(verdict.mean)
+    best = f"the best's {metric.format_score(verdict.mean + verdict.gain)} (± {error})"
+    score = f"{metric.name} {mean} over {count_seeds(scores, decided.task.noun)}: {change} against {best}."
     metrics, gaps = compare_metrics(scores, base), compare_curves(scores, base)
     why = _interpret(metrics, gaps, verdict.gain) if base else "There is no run to compare it with."
     happened = [score, *_describe_curve(gaps), *_describe_metrics(metrics)]
-    return _write(decided, _classify(verdict), f"{change} ± {verdict.error:.4f}", happened, why)
+    return _write(decided, _classify(verdict), f"{change} ± {error}", happened, why)
 
 
 def _classify(verdict: ev.Kept | ev.Discarded) -> str:

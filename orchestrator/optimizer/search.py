@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
-from orchestrator.core.events import Abandoned, Committed, Discarded, EarlierResult, Kept, Refused
+from orchestrator.core.events import Abandoned, Committed, Digest, Discarded, EarlierResult, Kept, Refused
 from orchestrator.core.state import Decided, State, get_proposal
-from orchestrator.core.text import format_signed
+from orchestrator.core.task import BPB, Metric
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
-from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, take_step
+from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, list_tunable, take_step
 from orchestrator.policy.noise import estimate_sigma
 from prepare.constants import Choices, Constant, Numbers, Value
 
@@ -71,6 +71,7 @@ class SearchState:
     constants: Mapping[str, Constant]
     trials: Sequence[Trial]
     sigma: float
+    metric: Metric = BPB
 
     @property
     def values(self) -> dict[str, Value]:
@@ -93,9 +94,14 @@ class SearchState:
         return [trial for trial in self.trials if list(trial.changes) == [name]]
 
 
-def read_search_state(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> SearchState:
-    """Return the search state of a session; `read` returns the constants of a train.py on the research branch."""
-    return SearchState(read(state.parent), tuple(_list_trials(state, read)), estimate_sigma(state))
+def read_search_state(state: State, get: Callable[[Digest], str]) -> SearchState:
+    """Return the search state of a session; `get` returns stored texts."""
+    task = state.session.task
+
+    def read(parent: Committed) -> Mapping[str, Constant]:
+        return list_tunable(get(parent.source), task.is_reported)
+
+    return SearchState(read(state.parent), tuple(_list_trials(state, read)), estimate_sigma(state), task.metric)
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:
@@ -122,7 +128,7 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
     if len(parts) < 2 or not search.is_new(changes):
         return None
     expected = ADDITIVITY * sum(gains[trial.experiment] for trial in parts)
-    names = ", ".join(f"{trial.name} ({format_signed(-(trial.gain or 0.0))})" for trial in parts)
+    names = ", ".join(f"{trial.name} ({search.metric.format_change(-(trial.gain or 0.0))})" for trial in parts)
     why = f"Each of these was better: {names}. If their effects add up, together they exceed the noise."
     return SearchStep(changes, expected / search.sigma, expected, why)
 
@@ -222,13 +228,14 @@ def _propose_step(
             expected, size = FURTHER * gain, 2 * _count_steps(constant, last)
             helped = "helped" if last.outcome == "kept" else "helped a little, within the noise"
             effect = expected / search.sigma
-            why = f"The last step {way} ({last.name}) {helped}: {format_signed(-gain)}. Go further."
+            change = search.metric.format_change(-gain)
+            why = f"The last step {way} ({last.name}) {helped}: {change}. Go further."
         case Trial(gain=float()) as last, _ if (steps := _count_steps(constant, last)) > 1:
             effect, size = FURTHER**2 * usual, steps / 2
             why = f"A longer step {way} ({last.name}) went too far. Go half as far."
         case None, Trial(outcome="discarded", gain=float() as gain) as last if gain < 0:
             effect = MIRROR * min(-gain / search.sigma, usual)
-            why = f"The step in the other direction ({last.name}) cost {-gain:.4f}."
+            why = f"The step in the other direction ({last.name}) cost {search.metric.format_size(-gain)}."
         case None, Trial(outcome="failed") as last:
             effect, why = MIRROR * usual, f"The step in the other direction ({last.name}) failed."
         case _:

@@ -21,15 +21,20 @@ REFLECTION = {"globals", "locals", "vars", "exec", "eval"}
 
 
 @lru_cache(maxsize=64)
-def list_tunable(source: str) -> dict[str, Constant]:
-    """Return the constants but seeds that training reads and whose space holds another value. Raises SyntaxError."""
-    names = _find_names_read(source)
-    read = {n: c for n, c in list_searchable(source).items() if (n in names or names & REFLECTION)}
+def list_tunable(source: str, is_reported: bool = False) -> dict[str, Constant]:
+    """Return the constants that training reads and whose space holds another value.
+
+    Seeds are left out: the orchestrator assigns them. Where the score is a number that the script prints, everything
+    has an effect except what is printed as it is.
+    """
+    found = list_searchable(source)
+    names = (_find_names_computed if is_reported else _find_names_read)(source) if found else set[str]()
+    read = {n: c for n, c in found.items() if (n in names or names & REFLECTION)}
     return {n: c for n, c in read.items() if "seed" not in n.lower() and _has_steps(c)}
 
 
 def explain_untunable(source: str) -> str:
-    """Return why a script has no tunable constants, and what to do about it. Raises SyntaxError."""
+    """Return why a script without tunable constants has none, and what to do about it."""
     found = shorten(", ".join(read_values(source)), 80)
     reason = f"{found}: each lacks a range, or is read only for output" if found else "it assigns none"
     return (
@@ -88,6 +93,15 @@ def is_within(space: Space, value: Value) -> bool:
 def is_between(middle: Value, a: Value, b: Value) -> bool:
     numbers = [x for x in (a, middle, b) if isinstance(x, int | float) and not isinstance(x, bool)]
     return len(numbers) == 3 and numbers in (sorted(numbers), sorted(numbers, reverse=True))
+
+
+def _find_names_computed(source: str) -> set[str]:
+    """Return the names that are read other than to be printed as they are."""
+    nodes = [*ast.walk(ast.parse(source))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and _get_name(node.func) in OUTPUT]
+    shown = {id(value) for call in calls for value in call.args}
+    shown |= {id(part.value) for call in calls for part in ast.walk(call) if isinstance(part, ast.FormattedValue)}
+    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and id(n) not in shown}
 
 
 def _find_names_read(source: str) -> set[str]:

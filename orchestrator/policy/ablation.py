@@ -4,7 +4,6 @@ from math import ceil
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State, get_proposal
-from orchestrator.core.text import format_signed
 from orchestrator.policy import belief
 from orchestrator.policy.evidence import learn_outlook
 from orchestrator.policy.limits import count_certificate_runs, estimate_runs, has_time_for
@@ -43,12 +42,15 @@ def find_ablation(state: State) -> ev.Proposal | None:
         return None
     doubt, kept = min(doubts, key=lambda pair: pair[0].probability)
     number, sigma = kept.experiment, kept.verdict.sigma if isinstance(kept.verdict, ev.Kept) else 0.0
+    metric = state.session.task.metric
+    at = " at equal seeds" * (state.session.task.noun == "seed")
+    worse = "lower" if metric.goal == "max" else "higher"
     return ev.Proposal(
         title=f"revert #{number}: {kept.proposal.title}"[:120],
-        hypothesis=f"Without the change of #{number}, val_bpb is no higher: its gain was luck.",
+        hypothesis=f"Without the change of #{number}, {metric.name} is no {worse}: its gain was luck.",
         rationale=f"#{number} was kept on little evidence. It is now better with probability {doubt.probability:.2f}, "
-        f"expected {format_signed(-doubt.mean * sigma)}. An ablation compares the best train.py with and without it "
-        "at equal seeds; it is reverted if the one without is more likely to be better.",
+        f"expected {metric.format_change(-doubt.mean * sigma)}. An ablation compares the best train.py with and "
+        f"without it{at}; it is reverted if the one without is more likely to be better.",
         expected_delta=doubt.mean * sigma,
         family=kept.proposal.family,
         instructions=f"Remove the change of experiment {number} from train.py, and nothing else.",

@@ -34,6 +34,8 @@ Array = NDArray[np.float64]
 _SIDE = np.geomspace(0.02, 100, 40)
 GRID: Array = np.concatenate([-_SIDE[::-1], _SIDE])
 """Grid of effects, in σ of one run."""
+FAR = 20.0
+"""Difference in σ above which the grid is too coarse to say anything about a seed's luck."""
 _WIDTH = np.abs(np.gradient(GRID))
 _BETTER = GRID > 0
 _GAINS = np.maximum(GRID, 0)
@@ -178,6 +180,8 @@ def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) ->
 
 def update_luck(luck: Luck, difference: float, link: float, belief: Belief, *, kept: bool) -> Luck:
     """Return the incumbent's luck at a seed after an idea was measured there; the new incumbent's if `kept`."""
+    if abs(difference) > FAR:
+        return Luck() if kept else luck
     own, left = 1 - link**2, 1 - link
     gain = -left * luck.variance / (own + left**2 * luck.variance)
     surprise = GRID - difference

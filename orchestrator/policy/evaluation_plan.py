@@ -7,6 +7,8 @@ from orchestrator.policy.pruning import compute_thresholds
 from orchestrator.policy.seeds import draw
 from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
 
+REPORTED_PLAN = EvaluationPlan(audit="never", confirmed=False, incumbent=0)
+
 
 def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> EvaluationPlan:
     """Return how a run is to be evaluated.
@@ -17,6 +19,10 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
     """
     best, stage = state.incumbent, state.open.get(experiment)
     first = isinstance(stage, Candidate) and not stage.scores
+    if state.session.task.is_reported:
+        thresholds = compute_thresholds(state, best) if best and first else ()
+        control = first and draw(state, experiment, run) % CONTROL_RUN_EVERY == 0
+        return REPORTED_PLAN.model_copy(update={"pruning_thresholds": thresholds, "control_run": control})
     if best is None or experiment == 0:
         return EvaluationPlan(audit="always", confirmed=first, incumbent=0, baseline_error="unmeasured")
     simpler = isinstance(stage, Candidate) and stage.commit.removed - stage.commit.added >= SIMPLER_LINES
@@ -34,6 +40,8 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
 
 def plan_certification(state: State, best: Incumbent) -> EvaluationPlan:
     """Return how a run of the certificate is evaluated: audited, and scored on the held-out text."""
+    if state.session.task.is_reported:
+        return REPORTED_PLAN.model_copy(update={"certifies": True})
     error = _get_baseline_error(state, best)
     return EvaluationPlan(audit="always", confirmed=True, incumbent=0, baseline_error=error, certifies=True)
 

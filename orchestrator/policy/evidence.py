@@ -8,7 +8,7 @@ from statistics import fmean
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, Candidate, Decided, Incumbent, State
 from orchestrator.policy import belief
-from orchestrator.policy.noise import compute_sigma, pool_variance
+from orchestrator.policy.noise import estimate_sigma, pool_variance
 from orchestrator.policy.thresholds import OTHER_SHAPE, PAIRING_DOF, PRIOR_DOF, PRIOR_WINDOW, SAME_SHAPE, SAME_STEPS
 
 
@@ -36,7 +36,7 @@ def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
     """Return how a candidate that has run compares with the incumbent."""
     spread = pool_variance(state, candidate.scores)
     # Inflate σ where few degrees of freedom support it: with two it is easily off by a factor of two.
-    sigma = compute_sigma(spread) * sqrt(max(PRIOR_DOF / max(spread.dof, 1), 1.0))
+    sigma = estimate_sigma(state, candidate.scores) * sqrt(max(PRIOR_DOF / max(spread.dof, 1), 1.0))
     ours = {seed: score.val_bpb for seed, score in zip(candidate.seeds, candidate.scores, strict=False)}
     theirs = {seed: score.val_bpb for seed, score in zip(best.seeds, best.scores, strict=False)}
     seeds = tuple(seed for seed in ours if seed in theirs)
@@ -66,6 +66,8 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
     Earlier measurements act as a prior worth PAIRING_DOF degrees of freedom. Where pairing does not help, the
     correlation is 0, and the comparison is that of independent runs.
     """
+    if state.session.task.noun != "seed":
+        return 0.0
     unlinked = state.session.profile.budget_kind == "time" or not same_shape
     squares, dof = PAIRING_DOF * (OTHER_SHAPE if unlinked else SAME_SHAPE) * sigma**2, PAIRING_DOF
     alike = [verdict for verdict in _list_evidence(state.results[-PRIOR_WINDOW:]) if verdict.same_shape == same_shape]

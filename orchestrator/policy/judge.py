@@ -8,13 +8,13 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
 from orchestrator.core.state import Candidate, Incumbent, State
-from orchestrator.core.text import format_signed
+from orchestrator.core.task import Task
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.ablation import assess_keep, find_keep
 from orchestrator.policy.evidence import Comparison, compare, learn_outlook
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import compute_sigma, pool_variance
+from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.seeds import draw_seed
 
 
@@ -45,7 +45,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     if reverted:
         prior, outlook = assess_keep(state, reverted.experiment).mirror(), replace(outlook, bar=th.REVERT_BAR)
     found, growth = compare(state, best, candidate), _measure_growth(best, candidate)
-    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth, reverted)
+    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)
     if decision == "keep":
         return verdict.keep()
@@ -62,11 +62,12 @@ def count_baseline_runs(state: State) -> int:
 def describe_rule(state: State) -> str:
     """Return what a keep needs now, in one sentence."""
     bar = learn_outlook(state).bar
+    seeds = "runs with the same seeds in the same order and is compared with the best at equal seeds"
+    how = seeds if state.session.task.noun == "seed" else "is compared with the best, run by run"
     return (
-        "Every experiment runs with the same seeds in the same order and is compared with the best at equal seeds: it "
-        f"is kept once it is better with a probability of at least {bar:.2f}, or loses nothing and is "
-        f"{th.SIMPLER_LINES} lines shorter, and runs again while that could still pay; each doubling of memory costs "
-        f"{th.MEMORY_PRICE:g}σ."
+        f"Every experiment {how}: it is kept once it is better with a probability of at least {bar:.2f}, or loses "
+        f"nothing and is {th.SIMPLER_LINES} lines shorter, and runs again while that could still pay; each doubling of "
+        f"memory costs {th.MEMORY_PRICE:g}σ."
     )
 
 
@@ -84,10 +85,21 @@ class _Reasoning:
     """Its memory relative to the incumbent's; 1 where it takes no more."""
     reverted: ev.Kept | None
     """The verdict on the keep that it reverts, if it is an ablation."""
+    task: Task
 
     @property
     def posterior(self) -> belief.Belief:
         return belief.infer(self.prior, self.found.gain, self.found.error)
+
+    @property
+    def jump(self) -> float:
+        """Return the gain as a share of val_bpb; 0 for other metrics, of which no gain is known to be implausible."""
+        return self.task.metric.is_bpb * self.found.gain * self.found.sigma / (self.best.score_to_beat or 1.0)
+
+    @property
+    def expected(self) -> float:
+        """Return the gain to expect in σ: the posterior's, or the measured one where that is off the grid."""
+        return self.found.gain if abs(self.found.gain) > belief.GRID[-1] else self.posterior.mean
 
     @property
     def worth(self) -> belief.Belief:
@@ -99,8 +111,7 @@ class _Reasoning:
         runs, gain = len(self.candidate.scores), self.found.gain * self.found.sigma
         decision = belief.decide(self.outlook, self.worth, runs, cost)
         if decision == "keep":
-            is_implausible = gain > th.IMPLAUSIBLE_GAIN * self.best.score_to_beat
-            return "again" if is_implausible and runs < th.IMPLAUSIBLE_RUNS else "keep"
+            return "again" if self.jump > th.IMPLAUSIBLE_GAIN and runs < th.IMPLAUSIBLE_RUNS else "keep"
         commit = self.candidate.commit
         if commit.removed - commit.added < th.SIMPLER_LINES or self.growth > 1:
             return decision
@@ -111,13 +122,12 @@ class _Reasoning:
     def keep(self) -> ev.Kept:
         posterior, commit = self.posterior, self.candidate.commit
         why = "" if posterior.mean > 0 else f"{commit.removed - commit.added} lines shorter and no worse on average, "
-        change = posterior.mean * self.found.sigma
+        change = self.expected * self.found.sigma
         if keep := self.reverted:
             why = f"#{keep.experiment} is reverted: without it "
             change = -(keep.gain if keep.expected is None else keep.expected)
         likely = f"{posterior.probability:.2f}" if posterior.probability < 0.995 else "above 0.99"
-        jump = self.found.gain * self.found.sigma / self.best.score_to_beat
-        look = f"; a jump of {jump:.0%} is implausible: check the change" * (jump > th.IMPLAUSIBLE_GAIN)
+        look = f"; a jump of {self.jump:.0%} is implausible: check the change" * (self.jump > th.IMPLAUSIBLE_GAIN)
         return ev.Kept(
             **self._list_numbers(kept=True),
             score_to_beat=self.best.score_to_beat - change,
@@ -132,8 +142,10 @@ class _Reasoning:
     def _explain(self) -> str:
         found, pairs = self.found, len(self.found.differences)
         price = f", and takes {self.growth:.2g} times the memory" * (self.growth > 1)
-        change, error = format_signed(-found.gain * found.sigma), found.error * found.sigma
-        return f"{change} ± {error:.4f} at {pairs} equal seed{'s' * (pairs != 1)}{price}"
+        metric, noun = self.task.metric, {"seed": "equal seed"}.get(self.task.noun, self.task.noun)
+        change, error = metric.format_change(-found.gain * found.sigma), metric.format_size(found.error * found.sigma)
+        caveat = self.task.caveat and f", {self.task.caveat}"
+        return f"{change} ± {error} at {pairs} {noun}{'s' * (pairs != 1)}{price}{caveat}"
 
     def _list_numbers(self, *, kept: bool) -> dict[str, Any]:
         found, posterior = self.found, self.posterior
@@ -151,7 +163,7 @@ class _Reasoning:
             "differences": found.differences,
             "same_shape": found.same_shape,
             "probability": posterior.probability,
-            "expected": posterior.mean * found.sigma,
+            "expected": self.expected * found.sigma,
             "luck": tuple(lucks.values()),
         }
 
@@ -163,7 +175,7 @@ def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
 
 
 def _establish_baseline(state: State, number: int, candidate: Candidate) -> ev.Kept:
-    runs, sigma = len(candidate.scores), compute_sigma(pool_variance(state, candidate.scores))
+    runs, sigma, task = len(candidate.scores), estimate_sigma(state, candidate.scores), state.session.task
     return ev.Kept(
         experiment=number,
         mean=candidate.mean,
@@ -171,5 +183,5 @@ def _establish_baseline(state: State, number: int, candidate: Candidate) -> ev.K
         error=sigma / sqrt(runs),
         sigma=sigma,
         score_to_beat=candidate.mean,
-        reason=f"the baseline, over {count_seeds(candidate.scores)}",
+        reason=", ".join(filter(None, [f"the baseline, over {count_seeds(candidate.scores, task.noun)}", task.caveat])),
     )

@@ -20,17 +20,19 @@ def calibrate_noise(profile: ev.SessionProfile, earlier: PooledVariance) -> ev.S
     if earlier.dof < PRIOR_DOF:
         return profile
     prior = PooledVariance(PRIOR_DOF * profile.sigma**2, PRIOR_DOF * bool(profile.sigma))
-    return profile.model_copy(update={"sigma": compute_sigma(earlier.pool(prior))})
+    total = earlier.pool(prior)
+    return profile.model_copy(update={"sigma": sqrt(total.squares / total.dof)})
 
 
-def compute_sigma(variance: PooledVariance) -> float:
-    """Return the standard deviation of one run's val_bpb in bits per byte, at least SIGMA_FLOOR."""
-    return max(sqrt(variance.squares / max(variance.dof, 1)), SIGMA_FLOOR)
+def estimate_sigma(state: State, scores: tuple[ev.Scored, ...] = ()) -> float:
+    """Return the standard deviation of one run's score as the session and further runs of one candidate show it.
 
-
-def estimate_sigma(state: State) -> float:
-    """Return the session's present estimate of the standard deviation of one run's val_bpb, in bits per byte."""
-    return compute_sigma(pool_variance(state))
+    It is never 0: runs that agree to the last digit did not differ by their seeds.
+    """
+    variance, scale, base = pool_variance(state, scores), 1.0, state.baseline_bpb
+    if not state.session.task.metric.is_bpb:
+        scale = abs((scores[0].val_bpb if scores else 0.0) if base is None else base) or 1.0
+    return max(sqrt(variance.squares / max(variance.dof, 1)), SIGMA_FLOOR * scale)
 
 
 def get_t_90(dof: int) -> float:

@@ -66,9 +66,11 @@ docs/benchmarks.md a larger share found less, with no better certificate."""
 MAX_CERTIFICATE_PAIRS = 10
 """Most pairs of runs of the certificate: more would hardly narrow its interval."""
 SIGMA_FLOOR = 1e-4
-"""Smallest σ in bits per byte: the jitter of an H100 is a few times this, and less means that seeds were ignored."""
+"""Smallest σ in bits per byte: the jitter of an H100 is a few times this, and less means that seeds were ignored. For
+any other metric, whose scale is not known, it is this share of the baseline's score."""
 IMPLAUSIBLE_GAIN = 0.1
-"""Share of val_bpb above which a single gain is implausible: most such candidates saw what they were to predict."""
+"""Share of val_bpb above which a single gain is implausible: most such candidates saw what they were to predict. Other
+metrics may well jump."""
 IMPLAUSIBLE_RUNS = 3
 """Runs that such a jump needs, each audited at other positions. The verdict then asks the user to check the change."""
 SIMPLER_LINES = 3

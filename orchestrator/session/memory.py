@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
 from orchestrator.core.state import Decided, PooledVariance
+from orchestrator.core.task import Task
 from orchestrator.session.store import DAMAGE, Session
 from prepare.constants import read_values
 from prepare.errors import UserError
@@ -17,8 +18,10 @@ MAX_RESULTS = 200
 TESTED = ("kept", "reverted", "discarded", "pruned", "crashed")
 
 
-def recall_results(sessions: Path, profile: SessionProfile) -> tuple[tuple[EarlierResult, ...], PooledVariance]:
-    """Return the results of the latest sessions with this data and budget, newest first, and the variance over seeds.
+def recall_results(
+    sessions: Path, profile: SessionProfile, task: Task
+) -> tuple[tuple[EarlierResult, ...], PooledVariance]:
+    """Return the results of the latest sessions with this task, data and budget, newest first, and the noise over seeds.
 
     What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
     """
@@ -26,7 +29,8 @@ def recall_results(sessions: Path, profile: SessionProfile) -> tuple[tuple[Earli
     found, variance = dict[str, EarlierResult](), PooledVariance()
     for path in files[:MAX_SESSIONS]:
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
-            if session.state.started and session.state.session.profile.is_like(profile):
+            started = session.state.started
+            if started and started.task == task and started.profile.is_like(profile):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
                 variance = variance.pool(session.state.variance) if fresh else variance
                 found |= fresh

@@ -46,8 +46,9 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     kept = [row for row in scored if row.status == "kept"]
     others = [row for row in scored if row.status != "kept"]
     failed = [row for row in rows if row.status in ("crashed", "pruned")]
-    scores = sorted(row.val_bpb or 0.0 for row in scored) or [0.0]
-    top = max(summary.baseline or 0.0, scores[int(0.9 * (len(scores) - 1))]) + 4 * summary.sigma
+    scores, metric = sorted(row.val_bpb or 0.0 for row in scored) or [0.0], summary.task.metric
+    sign, usual, low = metric.sign, scores[int(0.9 * (len(scores) - 1))], scores[0]
+    top = max(usual if summary.baseline is None else summary.baseline, usual) + 4 * summary.sigma
     levels, noise = _list_levels(kept, summary), 2 * summary.sigma
     traces: list[Figure] = [
         STAIRS | {"y": [level - noise for level in levels]},
@@ -66,14 +67,17 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
         {"label": axis, "method": "update", "args": [{"x": along}, {"xaxis.title.text": axis}]}
         for axis, along in offered.items()
     ]
-    margin = 0.06 * (top - scores[0]) + noise
+    margin = 0.06 * (top - low) + noise
     layout = {
         "xaxis": {"title": {"text": STEPPED[0]}},
-        "yaxis": {"title": {"text": "val_bpb"}, "range": [scores[0] - margin, top + margin]},
+        "yaxis": {"title": {"text": metric.name}, "range": sorted((sign * (low - margin), sign * (top + margin)))},
         "updatemenus": [{"buttons": buttons}] if len(buttons) > 1 else [],
         "margin": {"t": 44},
     }
-    data = [trace | {"x": x} for trace, x in zip(traces, offered[STEPPED[0]], strict=True)]
+    data = [
+        trace | {"x": x, "y": [sign * y for y in trace["y"]]}
+        for trace, x in zip(traces, offered[STEPPED[0]], strict=True)
+    ]
     return {"data": data, "layout": layout}
 
 
@@ -143,7 +147,7 @@ def load_plotly() -> str:
 def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]:
     """Return the score to beat after each keep, the first and last as in the summary, and the last one twice."""
     levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
-    if levels and summary.baseline and summary.best:
+    if levels and summary.baseline is not None and summary.best is not None:
         levels[0], levels[-1] = summary.baseline, summary.best
         levels.append(levels[-1])
     return levels
@@ -169,7 +173,7 @@ def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color:
 
 def _describe_point(row: ExperimentRow) -> str:
     title = "<br>".join(textwrap.wrap(html.escape(f"{row.experiment}. {row.title}"), 60))
-    seeds = f"{format_score(row)}, {count(len(row.scores), 'seed')}" if row.scores else ""
+    seeds = f"{format_score(row)}, {count(len(row.scores), row.task.noun)}" if row.scores else ""
     return f"<b>{title}</b><br>" + " · ".join(filter(None, (row.status, seeds, format_change(row))))
 
 

@@ -39,6 +39,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     tested = [result for result in state.tried if result.status not in UNTESTED]
     number, rate = max(len(tested), 1), summary.kept / max(len(tested), 1)
+    metric = summary.task.metric
     tokens = sum(usage.input + usage.output for usage in state.usage.values())
     table = {
         "crew and style": arm,
@@ -47,10 +48,10 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
         "families tried": str(len({result.proposal.family for result in tested})),
-        "baseline": f"{summary.baseline:.4f}",
-        "best": f"{summary.best:.4f}",
-        "gain": f"{summary.gain:.4f}",
-        "σ of one run": f"{summary.sigma:.4f}",
+        "baseline": metric.format_score(summary.baseline or 0.0),
+        "best": metric.format_score(summary.best or 0.0),
+        "gain": metric.format_size(summary.gain),
+        "σ of one run": metric.format_size(summary.sigma),
         "hours": f"{summary.hours:.2f}",
         "tokens/experiment": f"{tokens // number:,}",
         "$/experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
@@ -68,14 +69,15 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
         if isinstance(record.event, ev.Kept):  # only keeps: later runs correct the score from its keep on
             moments.append(state)
             best.append(record.event.score_to_beat)
-    best[0], best[-1] = summary.baseline or best[0], summary.best or best[-1]
+    ends = (summary.baseline, best[0]), (summary.best, best[-1])
+    best[0], best[-1] = (usual if known is None else known for known, usual in ends)
     moments.append(state)
     places: dict[str, Sequence[float]] = {
         "experiments": [len({*(r.experiment for r in moment.results), moment.best} - {0}) for moment in moments],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
     }
-    return [*best, best[-1]], places
+    return [summary.task.metric.sign * score for score in (*best, best[-1])], places
 
 
 def compute_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -117,7 +119,7 @@ def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
     ]
     layout = {
         **{name.replace("x", "xaxis"): {"title": {"text": axis}} for name, axis in zip(names, axes, strict=False)},
-        "yaxis": {"title": {"text": "best val_bpb so far"}},
+        "yaxis": {"title": {"text": "best so far"}},
         "showlegend": True,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25},
         "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.core import events as ev
+from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import shorten
 from orchestrator.session.store import EventLog
 from orchestrator.views.output import make_printable
@@ -14,15 +15,15 @@ LONGEST = 200_000
 """Characters of one text on an event's page."""
 
 
-def write_line(record: ev.Record) -> str:
+def write_line(record: ev.Record, task: Task = EXAMINED) -> str:
     """Return a line of `replay`: number, time, task, kind, summary."""
     event = record.event
-    return f"{record.seq:5}  {format_clock(record.at)}  {record.task_id:18}  {event.kind:11} {summarize(event)}"
+    return f"{record.seq:5}  {format_clock(record.at)}  {record.task_id:18}  {event.kind:11} {summarize(event, task)}"
 
 
-def summarize(event: ev.Event) -> str:
+def summarize(event: ev.Event, task: Task = EXAMINED) -> str:
     """Return a few words on one line; for an event without a case in the template, its reason."""
-    return make_printable(shorten(render_template("event.txt", event=event), 100))
+    return make_printable(shorten(render_template("event.txt", event=event, task=task), 100))
 
 
 def write_page(log: EventLog, records: Sequence[ev.Record], number: int) -> str:
@@ -33,4 +34,4 @@ def write_page(log: EventLog, records: Sequence[ev.Record], number: int) -> str:
     openings = (i for i, event in enumerate(talk) if isinstance(event, ev.ConversationOpened))
     facts = {"talk": talk[max(openings, default=0) :], "read": log.get, "summarize": summarize, "longest": LONGEST}
     fields = {} if talk else record.event.model_dump(mode="json", exclude={"kind"})
-    return render_template("event_page.txt", line=write_line(record), fields=fields, **facts)
+    return render_template("event_page.txt", line=write_line(record, log.state.session.task), fields=fields, **facts)

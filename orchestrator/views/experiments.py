@@ -7,6 +7,7 @@ from statistics import fmean
 from orchestrator.core import events as ev
 from orchestrator.core import state as st
 from orchestrator.core.description import FinishedRun
+from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, shorten
 from orchestrator.views.output import make_printable
 from orchestrator.views.snapshot import LogReader
@@ -39,10 +40,15 @@ class ExperimentRow:
     postmortem: ev.Postmortem | None = None
     compared: tuple[ev.Scored, ...] = ()
     """The incumbent's runs that the verdict compares with."""
+    task: Task = EXAMINED
 
     @property
     def title(self) -> str:
         return make_printable(flatten(self.proposal.title))
+
+    @property
+    def value(self) -> float | None:
+        return None if self.val_bpb is None else self.task.metric.sign * self.val_bpb
 
     @property
     def val_bpb(self) -> float | None:
@@ -107,4 +113,5 @@ def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentR
     commit, candidate = st.get_commit(stage), getattr(stage, "candidate", stage)
     parent = commit.parent if commit else state.best
     scores, crash = getattr(candidate, "scores", ()), getattr(stage, "crash", None)
-    return ExperimentRow(number, UNFINISHED[type(stage)], st.get_proposal(stage), parent, commit, scores, crash)
+    status, task = UNFINISHED[type(stage)], state.session.task
+    return ExperimentRow(number, status, st.get_proposal(stage), parent, commit, scores, crash, task=task)

@@ -11,7 +11,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from orchestrator.core.text import flatten, format_count, format_signed, shorten
+from orchestrator.core.text import flatten, format_count, shorten
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.output import make_printable
 
@@ -20,13 +20,13 @@ LONGEST = 20_000
 
 
 def format_change(row: ExperimentRow) -> str:
-    """Return the change of val_bpb, negative is better; empty if unknown."""
-    return "" if row.gain is None else format_signed(-row.gain)
+    """Return the change of the metric; empty where it is not known."""
+    return "" if row.gain is None else row.task.metric.format_change(-row.gain)
 
 
 def format_score(row: ExperimentRow) -> str:
-    """Return the mean val_bpb; empty if there is none."""
-    return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
+    """Return the metric's mean; empty where there is none."""
+    return "" if row.val_bpb is None else row.task.metric.format_score(row.val_bpb)
 
 
 def format_clock(at: float) -> str:
@@ -53,7 +53,6 @@ def _clip(text: str, limit: int) -> Markup:
 
 
 FILTERS: dict[str, Any] = {
-    "signed": format_signed,
     "count": format_count,
     "score": format_score,
     "change": format_change,

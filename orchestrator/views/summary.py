@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply
+from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma
@@ -20,12 +21,13 @@ from prepare.command import write_command
 class Summary:
     """The state of a session in numbers. Only decided experiments count, without the baseline."""
 
+    task: Task
     baseline: float | None
-    """Mean val_bpb; None until it is measured."""
+    """Mean score, lower is better; None until it is measured."""
     best: float | None
     """The score to beat once something was kept; until then the baseline."""
     sigma: float
-    """Standard deviation of one run's val_bpb; 0 until it is known."""
+    """Standard deviation of one run's score; 0 until it is known."""
     tried: int
     kept: int
     seeds: int
@@ -40,8 +42,8 @@ class Summary:
 
     @property
     def gain(self) -> float:
-        """Bits per byte from the baseline to the best; positive is better."""
-        return self.baseline - self.best if self.baseline and self.best else 0.0
+        """What lies between the baseline and the best; positive is better."""
+        return 0.0 if self.baseline is None or self.best is None else self.baseline - self.best
 
     @property
     def sigmas(self) -> float:
@@ -57,6 +59,7 @@ def summarize(state: State) -> Summary:
     best = state.incumbent.score_to_beat if state.incumbent else None
     baseline = best if state.baseline_bpb is None else state.baseline_bpb
     return Summary(
+        task=state.started.task if state.started else EXAMINED,
         baseline=baseline,
         best=best if state.best else baseline,  # measuring the baseline again does not count
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
@@ -74,22 +77,28 @@ def summarize(state: State) -> Summary:
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be trusted."""
     events = [record.event for record in log.records]
-    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state))
+    task = log.state.started.task if log.state.started else EXAMINED
+    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state), caveat=task.caveat)
 
 
 def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, incumbent's value and change of every measurement, as means over seeds."""
     if not row.runs:
         return []
-    change = f"{format_change(row)} ± {row.error:.4f}" if row.gain is not None and row.error is not None else ""
-    other = f"{row.val_bpb + row.gain:.4f}" if row.val_bpb is not None and row.gain is not None else ""
-    table = [("val_bpb", format_score(row), other, change)] if row.scores else []
+    metric = row.task.metric
+    change = f"{format_change(row)} ± {metric.format_size(row.error)}" if row.gain is not None and row.error else ""
+    other = metric.format_score(row.val_bpb + row.gain) if row.val_bpb is not None and row.gain is not None else ""
+    table = [(metric.name, format_score(row), other, change)] if row.scores else []
     if len(row.scores) > 1:
-        table.append(("by seed", ", ".join(f"{score.val_bpb:.4f}" for score in row.scores), "", ""))
-    for label, ours, theirs in compare_metrics(row.runs, row.compared):
+        values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
+        table.append((f"by {row.task.noun}", values, "", ""))
+    theirs = row.compared[0].reported if row.compared else {}
+    for name, value in (row.scores[0].reported if row.scores else {}).items():
+        table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
+    for label, ours, base in compare_metrics(row.runs, row.compared):
         if ours:
-            change = f"{ours / theirs - 1:+.0%}".replace("-", "−") if theirs else ""
-            table.append((label, format_count(ours), format_count(theirs) if theirs else "", change))
+            change = f"{ours / base - 1:+.0%}".replace("-", "−") if base else ""
+            table.append((label, format_count(ours), format_count(base) if base else "", change))
     for share, gap in compare_curves(row.runs, row.compared).items():
         table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+.3f}".replace("-", "−")))
     return table

@@ -70,7 +70,8 @@ class Terminal:
         for record in fresh:
             if not isinstance(record.event, TALK):
                 number = getattr(record.event, "experiment", None)
-                self._print_line(record.at, record.event.kind, number, summarize(record.event))
+                text = summarize(record.event, self.log.state.session.task)
+                self._print_line(record.at, record.event.kind, number, text)
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""

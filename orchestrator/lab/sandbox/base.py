@@ -30,6 +30,14 @@ class Command:
     """Device files that it may use."""
     cpus: tuple[int, ...] = ()
     """Logical CPUs that it may use; empty for all."""
+    shown: tuple[Path, ...] = ()
+    """Paths that it may read besides those of every Python program."""
+    hides: bool = True
+    """Whether to hide the packages whose text a score is measured on."""
+
+    @property
+    def hidden(self) -> frozenset[Path]:
+        return list_hidden() if self.hides else frozenset()
 
 
 class Sandbox(Protocol):

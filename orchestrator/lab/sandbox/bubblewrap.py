@@ -1,11 +1,16 @@
 """The first choice, bubblewrap: an almost empty file system, a process namespace of its own, and no network."""
 
 import os
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from orchestrator.lab.sandbox import seccomp
-from orchestrator.lab.sandbox.base import Command, list_hidden, list_readable
+from orchestrator.lab.sandbox.base import Command, list_readable
+
+MANY = 300
+"""Entries from which on a folder is bound as a whole: each takes a mount of its own."""
 
 
 class Bubblewrap:
@@ -26,25 +31,36 @@ class Bubblewrap:
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         for place in list_readable(command.nodes):
-            argv += _bind(place)
+            argv += _bind(place, command.hidden)
         argv += ["--proc", "/proc", "--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
+        for place in command.shown:
+            argv += _bind(place, command.hidden)
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
         argv += [*self.tmpfs, str(command.folder)]
-        for entry in sorted(command.folder.rglob("*")):
-            # Files that were put here before are read-only; their folders are writable.
-            argv += ["--dir", str(entry)] if entry.is_dir() else ["--ro-bind", str(entry), str(entry)]
+        argv += _lay(command.folder)
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
 
 
-def _bind(place: Path) -> list[str]:
+def _lay(folder: Path) -> Iterator[str]:
+    """Yield what binds the files that were laid out read-only, in folders that can be written unless they hold many."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_symlink():
+            yield from ("--symlink", str(entry.readlink()), str(entry))
+        elif entry.is_dir() and len(list(islice(entry.rglob("*"), MANY))) < MANY:
+            yield from ("--dir", str(entry), *_lay(entry))
+        else:
+            yield from ("--ro-bind", str(entry), str(entry))
+
+
+def _bind(place: Path, hidden: Collection[Path]) -> list[str]:
     if place.is_symlink():
         return ["--symlink", str(place.readlink()), str(place)]
     if not place.exists():
         return []
     options, target = ["--ro-bind", str(place), str(place)], place.resolve()
-    for path in list_hidden():
+    for path in hidden:
         if path.is_relative_to(target):
             empty = str(place / path.relative_to(target))
             options += ["--tmpfs", empty, "--remount-ro", empty]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab.sandbox import confine, seccomp
-from orchestrator.lab.sandbox.base import TRUSTED, Command, list_hidden, list_readable
+from orchestrator.lab.sandbox.base import TRUSTED, Command, list_readable
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _NAMES = ("cpuinfo", "devices", "driver", "meminfo", "modules", "mounts", "stat", "sys", "version")
@@ -24,10 +24,10 @@ class Landlock:
     tier = "landlock"
 
     def wrap(self, command: Command) -> Command:
-        shown = sorted({str(place.resolve()) for place in list_readable(command.nodes)})
+        shown = sorted({str(place.resolve()) for place in (*list_readable(command.nodes), *command.shown)})
         options = {
             "read": [*shown, *SYSTEM_FILES, "/sys"],
-            "hide": sorted(map(str, list_hidden())),
+            "hide": sorted(map(str, command.hidden)),
             "write": [str(command.folder), "/proc/self"],  # where CUDA names its threads
             "use": [*DEVICES, *command.nodes],
             "filter": base64.b64encode(seccomp.build_filter(sockets=False)).decode(),
@@ -38,5 +38,6 @@ class Landlock:
         (trusted / TRUSTED.name).symlink_to(TRUSTED)
         launcher = (sys.executable, "-I", "-S", str(Path(confine.__file__)), json.dumps(options))
         # Otherwise torch compiles in a pool of processes, whose locks need shared memory.
-        env = {**command.env, "PYTHONPATH": str(trusted), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        path = {"PYTHONPATH": str(trusted)} if "PYTHONPATH" in command.env else {}
+        env = {**command.env, **path, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         return replace(command, argv=(*launcher, *command.argv), env=env)

@@ -62,6 +62,8 @@ class Page:
             "MB of memory": {row.experiment: row.memory_mb or None for row in rows},
             "lines of train.py": {e.row.experiment: e.lines for e in entries},
         }
+        for name in dict.fromkeys(name for row in rows for score in row.scores for name in score.reported):
+            axes[name] = {row.experiment: row.scores[0].reported.get(name) if row.scores else None for row in rows}
         figures = {
             "progress": charts.draw_progress(rows, axes, summary),
             "slots": charts.draw_slots(runs, state.session.slots),

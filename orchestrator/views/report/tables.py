@@ -29,6 +29,7 @@ int64: base against
 string: commit fingerprint
 int64: added removed
 string: how
+string: metric
 list: scores
 float64: val_bpb gain error sigma
 string: reason failure message
@@ -39,12 +40,13 @@ string: tier verdict happened why lesson next
 int64: input_tokens cached_tokens output_tokens
 float64: usd
 """
-"""Seconds, steps and tokens are those of the first run; positive gain is better; unknown is null, never 0."""
+"""val_bpb and scores are values of the metric. Seconds, steps and tokens are of the first run; gain is positive where
+better; unknown is null, never 0."""
 
 
 def write_results(state: State) -> str:
     """Return the content of results.tsv: a line for each experiment that was trained and judged, by number."""
-    return render_template("results.tsv", rows=list_rows(state))
+    return render_template("results.tsv", rows=list_rows(state), metric=state.session.task.metric)
 
 
 def write_parquet(log: LogReader) -> bytes:
@@ -73,8 +75,10 @@ def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, An
         "session": session,
         "against": row.incumbent,
         **row.proposal.model_dump(exclude={"settings"}),
-        **{name: getattr(row, name) for name in ("experiment", "status", "val_bpb", "gain", "error", "sigma")},
-        "scores": [score.val_bpb for score in row.scores],
+        **{name: getattr(row, name) for name in ("experiment", "status", "gain", "error", "sigma")},
+        "metric": row.task.metric.name,
+        "val_bpb": row.value,
+        "scores": [row.task.metric.sign * score.val_bpb for score in row.scores],
         "reason": row.reason or None,
         "input_tokens": usage.input,
         "cached_tokens": usage.cached,

@@ -33,6 +33,6 @@ def write_tensorboard(log: LogReader, folder: Path) -> None:
                 for point in row.runs[0].curve:
                     run.add_scalar("loss", point.loss, round(100 * point.progress))
             if row.val_bpb is not None:
-                best = min(best, row.val_bpb) if row.status == "kept" else best
-                session.add_scalar("val_bpb", row.val_bpb, row.experiment)
-                session.add_scalar("best", best, row.experiment)
+                best, metric = min(best, row.val_bpb) if row.status == "kept" else best, row.task.metric
+                session.add_scalar(metric.name, row.value, row.experiment)
+                session.add_scalar("best", metric.sign * best, row.experiment)

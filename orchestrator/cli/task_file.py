@@ -1,0 +1,61 @@
+"""Read nightshift.toml, and find out how a script's runs are scored: examined, or reported by the script itself."""
+
+import ast
+import shlex
+import tomllib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from orchestrator.cli.options import UsageError
+from orchestrator.core.task import Task
+from subagents.files import list_imports
+
+NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program"}
+CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
+"""Where autoresearch's prepare.py puts its data; what is read of program.md."""
+
+
+def find_task(script: Path) -> Task:
+    """Return the task in the script's folder. Raises UsageError."""
+    folder, given = script.parent, _read_task(script.with_name(NAME))
+    editable = given.editable or (script.name,)
+    if not given.model_fields_set and not (folder / "prepare.py").is_file() and _has_protocol(script):
+        return Task()
+    python = f"python {shlex.quote(editable[0])}" if editable[0].endswith(".py") else ""
+    if not (command := given.command or python):
+        raise UsageError(f"{folder / NAME}: command is missing, and {editable[0]} is no Python script")
+    data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
+    for name in data:
+        if not (folder / Path(name).expanduser()).is_dir():
+            raise UsageError(f"{folder / NAME}: data: {name} is not a folder")
+    text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
+    found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
+    return given.model_copy(update={"form": "reported", **found})
+
+
+def _read_task(path: Path) -> Task:
+    """Return what nightshift.toml says; the defaults where there is none. Raises UsageError."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if unknown := table.keys() - KEYS:
+            raise UsageError(f"{path}: unknown key {min(unknown)}")
+        given = Task(**table)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key, unknown = ".".join(map(str, fault["loc"])), fault["type"] == "extra_forbidden"
+        raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {fault['msg']}")) from error
+    if len(given.editable) > 1:
+        raise UsageError(f"{path}: editable names {len(given.editable)} files, and only one can be edited so far")
+    return given
+
+
+def _has_protocol(script: Path) -> bool:
+    """Return whether a script imports `prepare`; True where it cannot be read, which is said elsewhere."""
+    try:
+        tree = ast.parse(script.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return True
+    return any(name.partition(".")[0] == "prepare" for node in ast.walk(tree) for name in list_imports(node))

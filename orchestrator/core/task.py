@@ -1,0 +1,86 @@
+"""What a session's runs are scored by and by whom, and the words in which the user reads it.
+
+Inside, every score is lower is better: that of a metric to maximize is its negative. Only Metric turns it back.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Words = tuple[Annotated[str, Field(pattern=r"\S")], ...]
+
+
+class Metric(BaseModel):
+    """What a run is scored by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: Annotated[str, Field(pattern=r"^\w[\w./-]{0,39}$")] = "val_bpb"
+    goal: Literal["min", "max"] = "min"
+    pattern: re.Pattern[str] | None = None
+
+    @property
+    def sign(self) -> int:
+        """Turn values into scores, and scores into values."""
+        return -1 if self.goal == "max" else 1
+
+    @property
+    def is_bpb(self) -> bool:
+        return self.name == "val_bpb"
+
+    def format_score(self, score: float) -> str:
+        """Return a score as the user's value."""
+        return self.format_size(self.sign * score)
+
+    def format_change(self, change: float) -> str:
+        """Return a change of the score as one of the user's value, with its sign and a true minus sign."""
+        value = self.sign * change + 0.0
+        return ("+" * (value >= 0) + self.format_size(value)).replace("-", "−")
+
+    def format_size(self, number: float) -> str:
+        """Return a number on the metric's scale in four decimals, or in four digits where those do not suit it."""
+        if self.is_bpb or not number or 0.1 <= abs(number) < 1e4:
+            return f"{number:.4f}"
+        return f"{number:,.0f}" if abs(number) >= 1e4 else f"{number:.4g}"
+
+
+class Task(BaseModel):
+    """How runs come about and are scored; docs/nightshift-toml.md explains the keys. The default is of old sessions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    form: Literal["examined", "reported"] = "examined"
+    command: str = ""
+    editable: tuple[Annotated[str, Field(pattern=r"^(\.?\w[\w.-]*/)*\.?\w[\w.-]*$")], ...] = ()
+    protected: Words = ()
+    metric: Metric = Metric()
+    budget: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    timeout: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    checks: Words = ()
+    data: Words = ()
+    seed: dict[Literal["env", "argument"], str] = {}
+    program: str = ""
+
+    @property
+    def is_reported(self) -> bool:
+        return self.form == "reported"
+
+    @property
+    def noun(self) -> str:
+        """Name what runs of one candidate differ by: their seeds, where they are given any."""
+        return "seed" if self.seed or not self.is_reported else "repeat"
+
+    @property
+    def caveat(self) -> str:
+        """Say what must be said with every verdict; nothing for examined scores."""
+        return "reported by the script, not audited" if self.is_reported else ""
+
+    def describe(self) -> str:
+        """Return form, metric and who states it, in one line."""
+        if not self.is_reported:
+            return "examined: val_bpb, lower is better, measured by Nightshift"
+        seeds = "; no seed is passed, so runs of one candidate are repeats" * (not self.seed)
+        direction = "higher" if self.metric.goal == "max" else "lower"
+        return f"{self.metric.name}, {direction} is better, {self.caveat}; a run is `{self.command}`{seeds}"
+
+
+BPB, EXAMINED = Metric(), Task()

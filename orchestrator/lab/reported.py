@@ -1,0 +1,141 @@
+"""Run the user's own command on a candidate, and read the score from its output: reported, not audited.
+
+Each run has a fresh folder with everything that git tracks at the session's first commit, and the candidate in its
+place, so that no candidate changes its judge. A protected file that a run has changed nevertheless disqualifies it.
+"""
+
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from math import isfinite
+from pathlib import Path
+
+from orchestrator.core import events as ev
+from orchestrator.core.task import Metric, Task
+from orchestrator.lab.evaluation import EndedRun, check_ending, evaluate
+from orchestrator.lab.failures import Fault
+from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.process import run_guarded
+from orchestrator.lab.repo import Repo
+from orchestrator.lab.runner import BaseRunner
+from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.slots import Slot
+from prepare.manifest import compute_sha256
+
+LEAST_TIMEOUT, MAX_NUMBERS = 600.0, 64
+"""Seconds that a run may take where no timeout is set, at least: autoresearch's own rule. Numbers kept of a run."""
+_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
+_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
+
+
+class NumberReader:
+    """Finds the numbers that a script reports; the last one of a name counts."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.metric, self.pattern = metric, metric.pattern
+        self.numbers: dict[str, float] = {}
+        self.in_summary = False
+
+    def read(self, row: str) -> None:
+        """Read a line: `METRIC name=number`, `name: number` below a line of `---`, or what the pattern finds."""
+        self.in_summary = self.in_summary or row == "---"
+        found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
+        pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
+        if self.pattern and (match := self.pattern.search(row)):
+            pair = self.metric.name, match[match.lastindex or 0]
+        if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
+            with suppress(ValueError):
+                self.numbers[pair[0]] = float(pair[1].replace(",", ""))
+
+    def find_score(self) -> float:
+        """Return the score, lower is better. Raises Fault where none was reported."""
+        name, wanted = self.metric.name, f"`METRIC {self.metric.name}=1.23`, or `{self.metric.name}: 1.23` below `---`"
+        if (value := self.numbers.get(name)) is None:
+            wanted = f"that matches {self.pattern.pattern!r}" if self.pattern else wanted
+            raise Fault("other", f"it ended without a number for {name}: a line {wanted}")
+        if not isfinite(value):
+            raise Fault("NaN", f"its {name} is {value}")
+        return self.metric.sign * value
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFolder:
+    """What a run of a task sees: the tree of a commit, the folders of its data, the environment of its command."""
+
+    task: Task
+    repo: Repo
+    commit: str
+
+    def lay_out(self, work: Path, source: str) -> dict[Path, str]:
+        """Fill the folder of a run; return the digests of what it may not change. Raises RepoError, OSError."""
+        self.repo.extract(self.commit, work, source)
+        here = work / self.repo.path.parent
+        for name in self.task.data:
+            link = work / name[2:] if name.startswith("~/") else here / name
+            if not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(self._find_data(name))
+        files = [path for path in work.rglob("*") if path.is_file() and not path.is_symlink()]
+        return {path: compute_sha256(path) for path in files if self._is_protected(os.path.relpath(path, here))}
+
+    def build_command(self, work: Path, slot: Slot, seed: int) -> Command:
+        """Return what runs the checks and the command in a folder that was laid out."""
+        task, env, venv, python = self.task, slot.make_env(work), self.repo.folder / ".venv", Path(sys.executable)
+        shown = [self._find_data(name) for name in task.data]
+        if (venv / "bin/python").exists():
+            python = venv / "bin/python"
+            env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
+            shown += [venv, python.resolve().parent.parent]
+        if uv := shutil.which("uv"):
+            shown.append(Path(uv).resolve())
+        env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
+        env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
+        given = f" {task.seed['argument']} {seed}" if "argument" in task.seed else ""
+        checks = [f"({check}) || {{ echo error: check {i} failed; exit 1; }}" for i, check in enumerate(task.checks, 1)]
+        script = [f"cd {shlex.quote(str(work / self.repo.path.parent))}", *checks, task.command + given]
+        return Command(
+            ("/bin/sh", "-c", "\n".join(script)), env, work, (), slot.nodes, slot.cpus, tuple(shown), hides=False
+        )
+
+    def _find_data(self, name: str) -> Path:
+        return (self.repo.folder / Path(name).expanduser()).resolve()
+
+    def _is_protected(self, name: str) -> bool:
+        patterns = self.task.protected or ("*",)
+        return name not in self.task.editable and any(fnmatch(name, pattern) for pattern in patterns)
+
+
+class ReportedRunner(BaseRunner[TaskFolder]):
+    """Runs the command of a task, and takes the number that it prints."""
+
+    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
+        slot, work, task = self.slots[granted.slot], folder / "work", self.scorer.task
+        before = await asyncio.to_thread(self.scorer.lay_out, work, source)
+        monitor, reader = self._make_monitor(granted, folder), NumberReader(task.metric)
+        monitor.transcript.on_row, monitor.training_began = reader.read, monitor.launched
+        command = self.sandbox.wrap(self.scorer.build_command(work, slot, granted.seed))
+        ending = await run_guarded(command, monitor, lock, lambda _: asyncio.sleep(0))
+        run = await self._summarize(granted, monitor, ending, folder)
+        return await evaluate(run.result, _find_score(run, reader, before, task.budget))
+
+
+async def _find_score(run: EndedRun, reader: NumberReader, before: dict[Path, str], budget: float) -> ev.Scored:
+    check_ending(run, budget)
+    changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
+    if changed:
+        raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
+    score, numbers = reader.find_score(), reader.numbers.items()
+    others = {name: number for name, number in numbers if name != reader.metric.name and isfinite(number)}
+    return ev.Scored(val_bpb=score, reported=others, would_prune_at=run.monitor.would_prune_at, **vars(run.result))
+
+
+def set_reported_limits(task: Task, threads: int) -> RunLimits:
+    """Return limits by the task's own timeout; silence is no hang, since only the user knows what a run prints."""
+    wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
+    return RunLimits(wall=wall, cpu=max(threads, 1) * wall, quiet=2 * wall)

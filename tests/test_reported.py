@@ -1,0 +1,455 @@
+"""Nights on the user's own ground: any command, with the user's own preparation, evaluation and metric."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.options import UsageError
+from orchestrator.cli.task_file import find_task
+from orchestrator.core.events import BaselineCommitted, Crashed, Granted, Scored
+from orchestrator.core.source import compute_digest
+from orchestrator.core.task import Metric, Task
+from orchestrator.lab.failures import Fault
+from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.repo import Repo
+from orchestrator.lab.reported import NumberReader, ReportedRunner, TaskFolder, set_reported_limits
+from orchestrator.lab.sandbox.base import NoSandbox
+from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
+from orchestrator.lab.slots import Slot
+from orchestrator.session.store import Session
+from tests.scripted import SOURCE, Scripted, _call, _opening, served
+from tests.test_cli import wait_until
+from tests.workplace import ROOT, begun, git, orchestrate
+
+UPSTREAM = ROOT / "tests/scripts/upstream"
+SAFE = {"PYTHONSAFEPATH": "1"}
+"""The folder holds a prepare.py of its own, which must not be ours."""
+WORDS = ("--offline", "--hours", "1", "--session", "night", "--seed", "3")
+LIMITS = RunLimits(wall=30, cpu=30, free_disk=1)
+
+
+def ground(folder: Path, files: dict[str, str]) -> Path:
+    """A user's repository with these files, committed."""
+    folder.mkdir(parents=True)
+    for name, text in ({".gitignore": "/sessions/\n/musings/\n__pycache__/\n"} | files).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "begin")
+    return folder
+
+
+def upstream(folder: Path, **more: str) -> Path:
+    return ground(folder, {path.name: path.read_text() for path in UPSTREAM.iterdir() if path.is_file()} | more)
+
+
+def opened(place: Path) -> Session:
+    return Session(place / "sessions/night/session.db", time.time, read_only=True)
+
+
+def research(place: Path, *words: str, experiments: int = 3):
+    done = orchestrate(place, *WORDS, "--max-experiments", str(experiments), *words, **SAFE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    """A night in an unmodified upstream-shaped folder, killed in the middle and resumed."""
+    place = upstream(tmp_path_factory.mktemp("upstream") / "place")
+    life = begun(place, *WORDS, "--max-experiments", "3", **SAFE)
+    wait_until((place / "sessions/night/session.db").exists)
+    wait_until(lambda: any(isinstance(record.event, Scored) for record in opened(place).records))
+    os.kill(life.pid, signal.SIGKILL)
+    life.communicate()
+    return place, orchestrate(place, "resume", "night", **SAFE)
+
+
+def test_an_unmodified_upstream_folder_runs_and_survives_a_kill(night):
+    place, done = night
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    session = opened(place)
+    task = session.state.session.task
+    assert (task.form, task.metric, task.command) == ("reported", Metric(), "python train.py")
+    assert "be bold" in task.program
+    assert session.state.ended == "3 experiments are done"
+    assert len(session.state.results) == 4
+    events = [record.event for record in session.records]
+    grants = [(event.experiment, event.run) for event in events if isinstance(event, Granted)]
+    assert len(set(grants)) == len(grants)
+    score = next(event for event in events if isinstance(event, Scored))
+    assert score.audit is None
+    assert score.metrics.steps == 20
+    assert len(score.curve) > 10
+    assert score.reported["depth"] == 8
+    assert "step 00019" in session.get(score.log)
+
+
+def test_the_users_own_files_are_the_ground(night):
+    place, _ = night
+    session = opened(place)
+
+    baseline = next(record.event for record in session.records if isinstance(record.event, BaselineCommitted))
+    assert session.get(baseline.source) == (UPSTREAM / "train.py").read_text()
+    assert git(place, "diff", "--name-only", "main", "research/night") == "train.py"
+    assert git(place, "status", "--porcelain") == ""
+
+
+def test_what_it_says_is_what_the_record_shows(night):
+    place, done = night
+
+    told = done.stdout + (place / "sessions/night/report.html").read_text()
+    assert "reported by the script, not audited" in done.stdout
+    assert told.count("reported by the script, not audited") > 1
+    doctor = orchestrate(place, "doctor", "--offline", **SAFE)
+    assert "reported" in doctor.stdout
+    assert "not audited" in " ".join(doctor.stdout.split())
+
+
+def test_it_replays_and_its_report_can_be_rebuilt(night):
+    place, _ = night
+
+    verified = orchestrate(place, "replay", "night", "--verify", **SAFE)
+    assert verified.returncode == 0, verified.stdout
+    (place / "sessions/night/results.tsv").unlink()
+    assert orchestrate(place, "report", "night", **SAFE).returncode == 0
+    assert (place / "sessions/night/results.tsv").read_text().startswith("commit\tval_bpb\tmemory_gb\t")
+
+
+# One run
+
+
+class Bench:
+    """A runner of a task in a folder of its own, and the logs that it stored."""
+
+    def __init__(self, folder: Path, source: str, files: dict[str, str] | None = None, **task):
+        self.source, self.logs = source, {}
+        place = ground(folder / "place", {"train.py": source} | (files or {}))
+        self.task = Task(**({"form": "reported", "command": "python train.py", "editable": ["train.py"]} | task))
+        repo = Repo(place / "train.py", "night")
+        self.folder, self.scorer = folder, TaskFolder(self.task, repo, repo.get_head())
+
+    def put(self, text):
+        self.logs[compute_digest(text)] = text
+        return compute_digest(text)
+
+    async def run(self, sandbox=None, source=None, limits=LIMITS):
+        slots = [Slot(self.folder / "slot.lock", threads=2)]
+        runner = ReportedRunner(self.folder, slots, limits, self.scorer, sandbox or NoSandbox(), self.put)
+        outcome = await runner.run(Granted(experiment=7, run=1, slot=0, seed=123), source or self.source)
+        assert not list((self.folder / "runs").iterdir())
+        return outcome
+
+
+ACCURACY = {"name": "accuracy", "goal": "max"}
+
+
+async def test_a_metric_to_maximize_is_scored_by_its_negative(tmp_path):
+    source = "print('METRIC accuracy=0.5\\nMETRIC f1=0.25\\nMETRIC accuracy=0.75\\nMETRIC bad=nan')"
+    outcome = await Bench(tmp_path, source, metric=ACCURACY).run()
+    assert isinstance(outcome, Scored)
+    assert outcome.val_bpb == -0.75
+    assert outcome.reported == {"f1": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "words"),
+    [
+        ("print('accuracy: 0.5')", {}, "`METRIC accuracy=1.23`, or `accuracy: 1.23` below `---`"),
+        ("print('METRIC accuracy=nan')", {}, "its accuracy is nan"),
+        ("print('METRIC accuracy=1'); raise SystemExit('gone')", {}, "gone"),
+        ("raise ValueError('no luck')", {}, "ValueError: no luck"),
+        ("print('METRIC accuracy=1')", {"checks": ["true", "test -f missing"]}, "check 2 failed"),
+        ("print('METRIC accuracy=1')", {"metric": ACCURACY | {"pattern": "top1 (.+)"}}, "matches 'top1 (.+)'"),
+    ],
+)
+async def test_without_a_number_it_is_the_candidates_crash(tmp_path, source, task, words):
+    bench = Bench(tmp_path, source, **({"metric": ACCURACY} | task))
+    outcome = await bench.run()
+    assert isinstance(outcome, Crashed)
+    assert words in outcome.message
+    assert outcome.log in bench.logs
+
+
+async def test_a_run_ends_at_its_timeout_and_silence_is_no_hang(tmp_path):
+    task = Task(form="reported", timeout=1.5)
+    limits = set_reported_limits(task, 2)
+    assert (limits.wall, set_reported_limits(Task(), 1).wall) == (1.5, 600)
+    outcome = await Bench(tmp_path, "import time; time.sleep(60)").run(limits=limits)
+    assert (outcome.kind, outcome.failure) == ("crashed", "timeout")
+
+
+@pytest.mark.parametrize(
+    ("seed", "source"),
+    [
+        ({"env": "MY_SEED"}, "import os; print('METRIC val_bpb=' + os.environ['MY_SEED'])"),
+        ({"argument": "--seed"}, "import sys; assert sys.argv[1] == '--seed'; print('METRIC val_bpb=' + sys.argv[2])"),
+    ],
+)
+async def test_a_seed_is_passed_as_the_user_says(tmp_path, seed, source):
+    outcome = await Bench(tmp_path, source, seed=seed).run()
+    assert outcome.val_bpb == 123
+
+
+JUDGED = """import pathlib, evaluation
+assert pathlib.Path('corpus/words.txt').read_text() == 'hello'
+assert pathlib.Path('~/.cache/far/words.txt').expanduser().read_text() == 'hello'
+pathlib.Path('notes.txt').write_text('mine')
+pathlib.Path('out/notes.txt').write_text('mine')
+print('METRIC val_bpb=%s' % evaluation.judge(1.5))
+"""
+FILES = {"evaluation.py": "def judge(x):\n    return x\n", "out/.gitkeep": "", "deep/er/file.txt": "x"}
+
+
+async def test_a_candidate_cannot_change_its_judge(tmp_path):
+    cheat = "open('evaluation.py', 'w').write('def judge(x): return 0'); print('METRIC val_bpb=0')"
+    try:
+        sandboxes = [NoSandbox(), select_sandbox()]
+    except NoSandboxError:
+        sandboxes = [NoSandbox()]
+    for number, sandbox in enumerate(sandboxes):
+        bench = Bench(tmp_path / str(number), "print('METRIC val_bpb=1')", FILES)
+        outcome = await bench.run(sandbox, source=cheat)
+        assert outcome.kind == "crashed"
+        assert outcome.failure == "disqualified" or "Read-only" in outcome.message
+        assert (await bench.run(sandbox)).val_bpb == 1
+
+
+async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkeypatch):
+    try:
+        sandbox = select_sandbox()
+    except NoSandboxError as reason:
+        pytest.skip(str(reason))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    bench = Bench(tmp_path, JUDGED, FILES, data=("corpus", "~/.cache/far"))
+    for folder in (tmp_path / "place/corpus", tmp_path / "home/.cache/far"):
+        folder.mkdir(parents=True)
+        (folder / "words.txt").write_text("hello")
+    assert (await bench.run(sandbox)).val_bpb == 1.5
+
+
+async def test_a_script_below_the_top_runs_in_its_folder(tmp_path):
+    files = {"deep/er/train.py": "x", "helper.py": "A = 1", "tmp/kept.txt": "x", "deep/er/near.txt": "2.5"}
+    bench = Bench(tmp_path, "unused", files)
+    bench.scorer = TaskFolder(bench.task, Repo(tmp_path / "place/deep/er/train.py", "n"), bench.scorer.commit)
+    source = "print(open('../../tmp/kept.txt').read()); print('METRIC val_bpb=' + open('near.txt').read())"
+    assert (await bench.run(source=source)).val_bpb == 2.5
+
+
+def test_the_last_number_of_a_name_counts():
+    reader = NumberReader(Metric(name="ms", pattern=r"took (\S+) ms"))
+    for row in ("ms: 1", "took 12.5 ms", "---", "ms: 3", "rows: 1,000", "took 11.5 ms", "took long ms x"):
+        reader.read(row)
+    assert reader.numbers == {"ms": 11.5, "rows": 1000.0}
+    assert reader.find_score() == 11.5
+    with pytest.raises(Fault, match="without a number"):
+        NumberReader(Metric()).find_score()
+
+
+# nightshift.toml
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("comand = 'x'", "unknown key comand"),
+        ("[metric]\nnmae = 'x'", "unknown key metric.nmae"),
+        ("metric = {goal = 'up'}", "metric.goal"),
+        ("metric = {pattern = '('}", "metric.pattern"),
+        ("budget = -1", "budget"),
+        ("editable = ['a.py', 'b.py']", "2 files"),
+        ("editable = ['../a.py']", "editable"),
+        ("editable = ['*.py']", "editable"),
+        ("editable = ['/etc/passwd']", "editable"),
+        ("editable = ['notes.txt']", "command is missing"),
+        ("data = ['nowhere']", "nowhere is not a folder"),
+        ("command = ", "not TOML"),
+    ],
+)
+def test_what_is_wrong_with_the_file_is_one_line(tmp_path, text, says):
+    (tmp_path / "nightshift.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        find_task(tmp_path / "train.py")
+    assert says in str(caught.value)
+    assert "nightshift.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_form_is_chosen_by_what_is_found(tmp_path):
+    script = tmp_path / "train.py"
+    assert find_task(script).form == "examined", "that it is missing is said elsewhere"
+    script.write_text("from prepare import evaluate_bpb\n")
+    assert find_task(script) == Task()
+    (tmp_path / "prepare.py").write_text("")
+    assert find_task(script).form == "reported"
+    (tmp_path / "prepare.py").unlink()
+    (tmp_path / "nightshift.toml").write_text("# nothing yet\n")
+    assert find_task(script) == Task()
+    script.write_text("print('val_bpb: 1')\n")
+    assert find_task(script).command == "python train.py"
+    (tmp_path / "nightshift.toml").write_text("command = 'make score'\neditable = ['a.txt']\n")
+    assert (find_task(script).command, find_task(script).editable) == ("make score", ("a.txt",))
+
+
+def test_a_session_of_before_is_examined():
+    assert Task() == Task(form="examined", metric=Metric(name="val_bpb", goal="min"))
+
+
+# Three tasks of other kinds
+
+
+CLASSIFIER = '''"""Classify points by a ball around the origin; the data never change."""
+
+import math
+import random
+
+RADIUS = 0.5   # 0.1..2.0 – of the ball
+DEPTH = 3      # 1..6 – does nothing but cost
+SHARPNESS = 1.0
+
+luck = random.Random(0)
+points = [(luck.uniform(-1, 1), luck.uniform(-1, 1)) for _ in range(400)]
+right = sum((math.hypot(*p) * SHARPNESS < RADIUS) == (math.hypot(*p) < 0.9) for p in points)
+print(f"accuracy is {right / len(points):.4f} at depth {DEPTH}")
+print(f"METRIC f1={right / len(points) / 2:.4f}")
+'''
+KERNEL = '''"""A kernel with a tile size; its latency is noisy."""
+
+import json
+import os
+import re
+import random
+
+TILE = 16      # one of 4, 8, 16, 32, 64
+UNROLL = 2     # 1..8
+
+luck = random.Random(int(os.environ["MY_SEED"]))
+latency = 12.4 + 0.4 * abs(TILE - 32) ** 0.5 + 0.2 * abs(UNROLL - 4) + luck.gauss(0, 0.02)
+print(f"---\\nlatency_ms: {latency:.3f}\\nbytes: {TILE * 1024}")
+'''
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A deterministic accuracy to maximize, found by a pattern."""
+    metric = "metric = {name = 'accuracy', goal = 'max', pattern = 'accuracy is ([0-9.]+)'}"
+    toml = f"{metric}\neditable = ['fit.py']\nbudget = 2\n"
+    place = ground(tmp_path_factory.mktemp("classifier") / "place", {"fit.py": CLASSIFIER, "nightshift.toml": toml})
+    return place, research(place)
+
+
+def test_an_accuracy_rises_and_is_shown_as_one(classifier):
+    place, done = classifier
+
+    state = opened(place).state
+    assert state.incumbent.score_to_beat < state.baseline_bpb < 0
+    assert len(state.kept) >= 1
+    found = re.search(r"accuracy +(0\.\d+) → (0\.\d+) \((0\.\d+) better", done.stdout)
+    assert found
+    assert float(found[1]) < float(found[2]) <= 1
+    rows = (place / "sessions/night/results.tsv").read_text().splitlines()
+    assert rows[0].split("\t")[1] == "accuracy"
+    assert 0 < float(rows[1].split("\t")[1]) < 1
+    kept = next(result for result in state.kept if result.experiment)
+    message = git(place, "log", "-1", "--format=%B", "refs/nightshift/night/kept")
+    assert "Accuracy: 0." in message
+    assert kept.verdict.reason.endswith("reported by the script, not audited")
+    assert re.search(r"\+0\.\d+ ± ", kept.verdict.reason)
+    page = (place / "sessions/night/report.html").read_text()
+    assert "accuracy" in page
+    assert "f1" in page
+    musing = next((place / "musings/night").glob("001-*.md")).read_text()
+    assert "change of accuracy" in musing
+    assert "accuracy rises by more than the noise" in musing
+    for words in (("sessions",), ("replay", "night")):
+        assert "-0." not in orchestrate(place, *words, **SAFE).stdout.replace("−", "")
+
+
+def test_runs_without_a_seed_are_called_repeats(classifier):
+    place, done = classifier
+
+    state = opened(place).state
+    assert state.results[0].verdict.reason.startswith("the baseline, over 3 identical runs, reported")
+    written = [done.stdout, *(path.read_text() for path in (place / "musings/night").glob("*.md"))]
+    page = (place / "sessions/night/report.html").read_text()
+    written.append(page[page.index("<header") :])
+    for text in written:
+        for claim in ("fresh seed", "equal seed", " seeds", "val_bpb", "audited, off by", "confirmed"):
+            assert claim not in text, claim
+        assert "audited" not in text.replace("not audited", "")
+
+
+def test_a_noisy_latency_falls_at_seeds_that_are_passed(tmp_path):
+    toml = "editable = ['bench.py']\nmetric = {name = 'latency_ms'}\nseed = {env = 'MY_SEED'}\n"
+    place = ground(tmp_path / "place", {"bench.py": KERNEL, "nightshift.toml": toml})
+
+    done = research(place)
+
+    state = opened(place).state
+    assert state.incumbent.score_to_beat < state.baseline_bpb
+    assert 0.001 < state.results[0].verdict.sigma < 0.2
+    assert state.results[0].verdict.reason.startswith("the baseline, over 3 seeds")
+    assert re.search(r"latency_ms 1\d\.\d+ → 1\d\.\d+", done.stdout)
+    assert state.results[0].scores[0].reported == {"bytes": 16384}
+
+
+JUDGE = """words = open('prompt.txt').read().split()
+print('METRIC score=%d' % (10 + 5 * ('kindly' in words) - words.count('stupid')))
+"""
+
+
+class Poet(Scripted):
+    """Plays the agents for a text: the researcher asks for a word, and the mechanic adds it."""
+
+    def draft(self, number, known):
+        word = ("kindly", "stupid")[(number - 1) % 2]
+        return {
+            "title": f"Add the word {word}",
+            "hypothesis": f"The word {word} raises the score.",
+            "rationale": "Words matter.",
+            "expected_delta": 3.0,
+            "family": "other",
+            "settings": {},
+            "direction": None,
+            "instructions": f"Append the word {word}.",
+        }
+
+    def mechanic(self, request):
+        opening = _opening(request)
+        source, word = SOURCE.search(opening)[1], re.search(r"Append the word (\w+)\.", opening)[1]
+        edits = [_call("replace", old=source, new=f"{source} {word}"), _call("check")]
+        return [*edits, _call("submit", summary=f"{word} is in it.")], "tool_use"
+
+
+def test_a_text_is_improved_by_three_agents(tmp_path):
+    toml = "command = 'python judge.py'\neditable = ['prompt.txt']\nmetric = {name = 'score', goal = 'max'}\n"
+    files = {
+        "prompt.txt": "Answer the question",
+        "judge.py": JUDGE,
+        "nightshift.toml": toml,
+        "program.md": "Be nice.",
+    }
+    place, app = ground(tmp_path / "place", files | {"program.md": "Be nice."}), Poet(("turn",))
+    words = ("--hours", "1", "--session", "night", "--seed", "3", "--max-experiments", "2")
+
+    with served(app) as url:
+        done = orchestrate(place, *words, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY="none", **SAFE)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    state = opened(place).state
+    assert [result.status for result in state.results[1:]] == ["kept", "discarded"]
+    assert state.results[1].proposal.expected_delta == -3.0
+    assert git(place, "show", "research/night:prompt.txt") == "Answer the question kindly"
+    told = json.dumps(app.requests)
+    assert "score, higher is better, reported by the script, not audited" in told
+    assert "Be nice." in told
+    assert "bits per byte" not in told
+    assert "Expected change of score: +3.0000" in (place / "musings/night/001-add-the-word-kindly.md").read_text()
+    assert orchestrate(place, "replay", "night", "--verify", **SAFE).returncode == 0
