@@ -81,6 +81,14 @@ def test_a_process_says_the_same_by_its_own_name(words):
     assert " ".join(known[1].split()) == said
 
 
+def test_on_windows_one_line_says_where_it_runs():
+    code = "import sys; sys.platform = 'win32'; from orchestrator.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "WSL" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_table_says_what_the_command_says(name):
     module, text, _ = COMMANDS[name]

@@ -9,6 +9,7 @@ from zipfile import ZipFile
 import pytest
 
 from tests.ground import small_corpus
+from tests.small import small_data
 from tests.workplace import ROOT, TINY, git
 
 TRAP = "raise SystemExit('a module of the folder was imported')\n"
@@ -115,9 +116,12 @@ def test_a_night_of_three_experiments_in_a_folder_that_clashes(run, place, sourc
         (place / name).unlink()
     (place / "train.py").write_text(source)
     commit(place, "train.py")
-    small_corpus(place / "text")
-    filled = run("prepare", "--corpus", "text", "--profile", "cpu", "--work", "1e9")
-    assert filled.returncode == 0, filled.stderr
+    if source == TINY:
+        small_data(place / "data")
+    else:
+        small_corpus(place / "text")
+        filled = run("prepare", "--corpus", "text", "--profile", "cpu", "--work", "1e9")
+        assert filled.returncode == 0, filled.stderr
 
     done = run("--offline", "--hours", "1", "--max-experiments", "3", "--session", "first")
 

@@ -10,7 +10,6 @@ import psutil
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.options import UsageError
@@ -48,10 +47,9 @@ def doctor(
             results.append(CheckResult("prompts", "bad", str(error)))
     results += Preflight(paths, invent_name(paths.sessions), texts, notify=notify, verify=True).check()
     results += check_machine()
-    table = Table.grid(padding=(0, 1))
-    for result in results:
-        table.add_row(MARKS[result.state], escape(result.subject), escape(result.message))
-    Console(highlight=False).print(table)
+    for result in results:  # no table, which would break the commands that it names
+        words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
+        Console(highlight=False).print(words, soft_wrap=True)
     if any(result.state == "bad" for result in results):
         raise SystemExit(opt.ExitCode.UNHEALTHY)
 

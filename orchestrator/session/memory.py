@@ -21,7 +21,7 @@ TESTED = ("kept", "reverted", "discarded", "pruned", "crashed")
 def recall_results(
     sessions: Path, profile: SessionProfile, task: Task
 ) -> tuple[tuple[EarlierResult, ...], PooledVariance]:
-    """Return the results of the latest sessions with this task, data and budget, newest first, and the noise over seeds.
+    """Return the results of the latest sessions with this task, data and budget, newest first, and their noise.
 
     What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
     """
