@@ -107,7 +107,7 @@ class Session(EventLog):
         try:
             self.db = _create(path) if create else _open(path, read_only)
             self._load()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
             raise SessionError(f"{path} cannot be used as a session: {error}") from error
         behind = max(0.0, self.state.now - clock())  # the wall clock was set back since the last life
         self.clock = lambda: clock() + behind
