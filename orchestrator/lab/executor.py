@@ -28,26 +28,26 @@ class LocalExecutor:
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Commit the baseline and create the branch. Raises RepoError."""
-        head = await self._insist(self.repo.get_head)
+        head = await self._attempt(self.repo.get_head)
         source = profiles.apply_to_script(await asyncio.to_thread(self.repo.read_baseline), self.profile)
         message = f"fit the baseline to the {self.profile.name} profile\n\nExperiment: 0\n"
         commit = await self.commit(0, head, source, message)
-        await self._insist(self.repo.begin_branch, commit)
+        await self._attempt(self.repo.begin_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(source), fingerprint=compute_fingerprint(source))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        return await self._insist(self.repo.commit, experiment, parent, source, message)
+        return await self._attempt(self.repo.commit, experiment, parent, source, message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
         return await self.runner.run(granted, source)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        head = await self._insist(self.repo.promote, parent, source, message)
+        head = await self._attempt(self.repo.promote, parent, source, message)
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
 
-    async def _insist(self, write: Callable[..., str], *words: object) -> str:
+    async def _attempt(self, write: Callable[..., str], *words: object) -> str:
         """Return what git has written, however long the repository cannot be used. Raises RepoError."""
         attempts = 0
         while True:
