@@ -32,7 +32,7 @@ gpu-check: .venv/ready
 	$(BIN)/python -m benchmarks.gpu_check
 
 soak: .venv/ready
-	$(BIN)/python -m pytest -m soak --timeout 3600
+	$(BIN)/python -m pytest -m soak -n 2 --timeout 3600
 
 clean:
 	rm -rf .venv data sessions build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

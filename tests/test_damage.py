@@ -245,6 +245,7 @@ ENDLESS = "with recursive n(i) as (select 0 union all select i + 1 from n) selec
             "cannot be the name of a session",
         ),
         (grow, "too big"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"lane text", b"l\xe3ne text")), "cannot be used"),
         (lambda path: path.write_bytes(b""), "not a session"),
         (lambda path: path.write_bytes(b"SQLite format 3\0"), ""),
         (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(5000)), ""),

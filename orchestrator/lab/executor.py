@@ -37,22 +37,22 @@ class LocalExecutor:
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
-        own, commit = await asyncio.to_thread(self.repo.read_baseline), await self._insist(self.repo.get_head)
+        own, commit = await asyncio.to_thread(self.repo.read_baseline), await self._attempt(self.repo.get_head)
         fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
         if fitted != own:
             await self.commit(0, commit, fitted, "fit the baseline to the profile\n\nExperiment: 0\n")
         self.own, self.fitted = own, fitted
-        await self._insist(self.repo.begin_branch, commit)
+        await self._attempt(self.repo.begin_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(fitted), fingerprint=compute_fingerprint(fitted))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        return await self._insist(self.repo.commit, experiment, parent, self._restore(source), message)
+        return await self._attempt(self.repo.commit, experiment, parent, self._restore(source), message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
         return await self.runner.run(granted, source)
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        head = await self._insist(self.repo.promote, parent, self._restore(source), message)
+        head = await self._attempt(self.repo.promote, parent, self._restore(source), message)
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
@@ -61,7 +61,7 @@ class LocalExecutor:
         """Return a candidate with the user's constants, except those that it changes itself."""
         return source if self.fitted == self.own else with_originals(source, self.fitted, self.own)
 
-    async def _insist(self, write: Callable[..., str], *words: object) -> str:
+    async def _attempt(self, write: Callable[..., str], *words: object) -> str:
         """Return what git has written, however long the repository cannot be used. Raises RepoError."""
         attempts = 0
         while True:

@@ -107,11 +107,11 @@ class Session(EventLog):
         try:
             self.db = _create(path) if create else _open(path, read_only)
             self._load()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
             raise SessionError(f"{path} cannot be used as a session: {error}") from error
         behind = max(0.0, self.state.now - clock())  # the wall clock was set back since the last life
         self.clock = lambda: clock() + behind
-        self.files = self._identify()
+        self.inodes = self._get_inodes()
 
     async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
         """Write the events, in the order of the calls, as soon as the file can be written. Raises SessionError."""
@@ -123,7 +123,7 @@ class Session(EventLog):
             self.db.execute(f"pragma busy_timeout = {1000 * RETRY:.0f}")
             while True:
                 try:
-                    records = self._store(self._number(task_id, events))
+                    records = self._save(self._number(task_id, events))
                     break
                 except SessionError as error:
                     if not isinstance(error.__cause__, sqlite3.OperationalError | OSError) or self.clock() > deadline:
@@ -138,7 +138,7 @@ class Session(EventLog):
 
     def write(self, task_id: str, *events: Event) -> None:
         """Write the events and what was put in one transaction, fold them, call the watchers. Raises SessionError."""
-        self.fold(*self._store(self._number(task_id, events)))
+        self.fold(*self._save(self._number(task_id, events)))
         self.tell()
 
     def get(self, name: Digest) -> str:
@@ -156,7 +156,7 @@ class Session(EventLog):
     def fork(self, path: Path, at: int) -> "Session":
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
-        fork._store(self.records[:at], self.db.execute("select digest, body from texts"))
+        fork._save(self.records[:at], self.db.execute("select digest, body from texts"))
         fork.fold(*self.records[:at])
         return fork
 
@@ -167,23 +167,23 @@ class Session(EventLog):
         at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
         return [Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered]
 
-    def _store(self, records: list[Record], texts: Iterable[tuple[str, bytes]] | None = None) -> list[Record]:
+    def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] | None = None) -> list[Record]:
         """Write records and texts, by default those that were put, and return the records. Raises SessionError."""
         rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
         put = [(name, zlib.compress(text.encode(), 9)) for name, text in self.texts.items()]
         try:
-            if any(old not in {0, new} for old, new in zip(self.files, self._identify(), strict=True)):
+            if any(old not in {0, new} for old, new in zip(self.inodes, self._get_inodes(), strict=True)):
                 self._rewrite()
             with self.db:
                 self.db.executemany("insert or ignore into texts values (?, ?)", put if texts is None else texts)
                 self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
-            self.files = self._identify()
+            self.inodes = self._get_inodes()
         except (sqlite3.Error, OSError) as error:
             raise SessionError(f"{self.path} cannot be written: {error}; earlier events are safe: resume") from error
         self.texts.clear()
         return records
 
-    def _identify(self) -> list[int]:
+    def _get_inodes(self) -> list[int]:
         """Return the inodes of the file and of its -wal; 0 for one that is not there."""
         paths = (self.path, self.path.with_name(f"{self.path.name}-wal"))
         return [path.stat().st_ino if path.exists() else 0 for path in paths]
