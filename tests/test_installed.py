@@ -73,7 +73,7 @@ def test_a_command_imports_nothing_from_the_folder_it_is_called_in(run, place):
     assert completed.stdout.split() == ["resume"]
     checked = run("doctor")
     assert checked.returncode == 3
-    assert "run `nightshift prepare` first" in " ".join(checked.stdout.split()), checked.stdout + checked.stderr
+    assert "reported by the script" in checked.stdout, "a prepare.py of its own makes it a task of its own"
     (place / "orchestrator.py").unlink()
     by_module = run("doctor", program=(sys.executable, "-m", "orchestrator"))
     assert f"run `{sys.executable} -m orchestrator prepare` first" in " ".join(by_module.stdout.split())

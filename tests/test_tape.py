@@ -164,7 +164,7 @@ def test_a_fork_needs_the_data_and_the_commits_that_it_goes_on_from(place, tmp_p
     shutil.copytree(place / "data", tmp_path / "other")
     manifest = tmp_path / "other/manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"corpus": "another"}))
-    file = str(place / "sessions/night/session.db")
+    file = str(shutil.copy(place / "sessions/night/session.db", tmp_path / "mailed.db"))  # without its places
 
     for folder, words, answer in [
         (place, ["--data", str(tmp_path / "other"), "fork", "night", "--at", "25"], "other data"),
