@@ -25,8 +25,6 @@ from orchestrator.lab.slots import Slot, hold_slot
 
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """For a run that was granted without a plan."""
-SPARE_MEMORY = 1 << 30
-"""Bytes of a GPU's memory that others may take between two runs."""
 MAX_DEVICE_FAULTS = 3
 """Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
@@ -50,8 +48,8 @@ class Runner:
         self.put, self.on_point = put, on_point
         self.aborted, self.excuses = 0, Counter[int]()
         """Runs in a row that the machine ended, and those of each experiment that may have been its own fault."""
-        self.faults, self.least = Counter[int](), dict[int, int]()
-        """Faults of a slot's GPU, and the least memory that was in use of it between runs, by slot."""
+        self.faults = Counter[int]()
+        """Faults of the GPU, by slot."""
 
     def reap(self) -> int:
         """End the runs that an earlier life of this session left, and remove their folders; return their processes."""
@@ -67,7 +65,6 @@ class Runner:
             await asyncio.sleep(self.limits.pause * min(self.aborted, 10))
             await self._wait_for_disk()
             async with hold_slot(slot) as lock:
-                await self._wait_for_memory(granted.slot)
                 await asyncio.to_thread(_remove, folder)
                 try:
                     run = await self._train(granted, source, folder, lock)
@@ -114,15 +111,6 @@ class Runner:
         disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
         audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
         return Observation(result, log, monitor, server, ending, disk, excusable, audit, lock)
-
-    async def _wait_for_memory(self, number: int) -> None:
-        """Wait until a slot's GPU has its memory back from the run before. Raises MachineError, OSError."""
-        slot, deadline = self.slots[number], time.monotonic() + self.slots[number].patience
-        while (used := await asyncio.to_thread(slot.read_used)) > self.least.get(number, used) + SPARE_MEMORY:
-            if time.monotonic() > deadline:
-                raise MachineError(f"{used >> 20:,} MiB of its memory stays in use after a run")
-            await asyncio.sleep(0.5)
-        self.least[number] = min(used, self.least.get(number, used))
 
     async def _wait_for_disk(self) -> None:
         """Wait for room on the disk, which another program may fill for a moment. Raises MachineError."""

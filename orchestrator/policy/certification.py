@@ -7,22 +7,25 @@ from statistics import fmean
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
 from orchestrator.policy.evidence import estimate_link
+from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.limits import count_certificate_pairs, has_time_for
 from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.seeds import draw_fresh_seed
 from orchestrator.policy.thresholds import MAX_ABORTED
 
 
-def list_certificate_runs(state: State) -> list[tuple[int, int]]:
-    """Return the runs that the certificate still needs, as (experiment, seed), the baseline's first at each seed.
+def list_certificate_runs(state: State) -> list[NeededRun]:
+    """Return the runs that the certificate still needs, the baseline's first at each seed.
 
-    Empty where too many of them have failed, and while the best one's post-mortem is still open.
+    Empty where too many of them have failed.
     """
-    if not state.best or state.best in state.open or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
+    if not state.best or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
         return []
+    under_way = {NeededRun(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
     pairs = count_certificate_pairs(state)
-    needed = [(number, draw_fresh_seed(state, pair)) for pair in range(1, pairs + 1) for number in (0, state.best)]
-    return [(number, seed) for number, seed in needed if seed not in state.fresh.get(number, {})]
+    seeds = [draw_fresh_seed(state, pair) for pair in range(1, pairs + 1)]
+    needed = [NeededRun(number, seed) for seed in seeds for number in (0, state.best)]
+    return [run for run in needed if run.seed not in state.fresh.get(run.experiment, {}) and run not in under_way]
 
 
 def certify(state: State) -> ev.Certified | None:

@@ -28,7 +28,7 @@ class NeededRun:
 
 def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Discarded | NeededRun:
     """Return the verdict on a candidate, or the run that it waits for."""
-    best, runs, reverts = state.incumbent, len(candidate.scores), candidate.proposal.reverts
+    best, runs, reverts = state.get_rival(candidate.commit), len(candidate.scores), candidate.proposal.reverts
     following = NeededRun(number, draw_seed(state, runs + 1 + count_seeds_of_keep(state, reverts)))
     if best is None:
         return _establish_baseline(state, number, candidate) if runs >= count_baseline_runs(state) else following
