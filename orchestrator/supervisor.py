@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.core.events import GuidanceChanged, StopAsked
-from orchestrator.core.state import State, is_training
+from orchestrator.core.state import State
 from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session, SessionError
@@ -75,7 +75,7 @@ async def _stop_stalled(session: Session, stop: Callable[[], None]) -> None:
     """Stop as soon as nothing trains and nothing has happened for a while: a model or git holds up the end."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        if session.clock() > session.state.now + STALL and not is_training(session.state):
+        if session.clock() > session.state.now + STALL and not session.state.running:
             return stop()
 
 

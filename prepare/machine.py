@@ -7,6 +7,9 @@ from typing import Any, cast
 
 import psutil
 
+MIG_INSTANCES = 7
+"""Parts that a GPU can be divided into at most."""
+
 
 def count_cores() -> int:
     """Return the number of cores this process may use, without hyper-threads, at least 1."""
@@ -68,17 +71,13 @@ def _read_gpus(handle: Any) -> list[Gpu]:
     """Return the GPU, or the MIG instances that it is divided into."""
     import pynvml
 
-    whole, instances = _read_gpu(handle), list[Gpu]()
-    with suppress(pynvml.NVMLError):  # most cards cannot be divided
-        if pynvml.nvmlDeviceGetMigMode(handle)[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
-            return [whole]
-        for i in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            with suppress(pynvml.NVMLError):  # there are fewer instances than possible
-                part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i)
-                info, uuid = pynvml.nvmlDeviceGetMemoryInfo(part), str(pynvml.nvmlDeviceGetUUID(part))
-                instances.append(replace(whole, memory=int(info.total), used=int(info.used), uuid=uuid))
-        return instances
-    return [whole]
+    whole, parts = _read_gpu(handle), list[Gpu]()
+    for i in range(MIG_INSTANCES):
+        with suppress(pynvml.NVMLError):  # there is no such instance, or the card cannot be divided
+            part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i)
+            info, uuid = pynvml.nvmlDeviceGetMemoryInfo(part), str(pynvml.nvmlDeviceGetUUID(part))
+            parts.append(replace(whole, memory=int(info.total), used=int(info.used), uuid=uuid))
+    return parts or [whole]
 
 
 def _read_gpu(handle: Any) -> Gpu:

@@ -302,8 +302,7 @@ def test_certificate_intervals_cover_what_they_say():
     assert 0.86 < covered / 400 < 0.99
 
 
-def test_no_run_is_granted_to_a_keep_whose_post_mortem_waits_beyond_the_deadline():
-    """Its stage is still open then, and a grant could not follow."""
+def test_the_certificate_does_not_wait_for_a_post_mortem():
     kept = ev.Kept(**{**NUMBERS, "experiment": 3}, score_to_beat=1.9)
     state = replace(
         STATE,
@@ -315,15 +314,19 @@ def test_no_run_is_granted_to_a_keep_whose_post_mortem_waits_beyond_the_deadline
         ),
         waiting={"reflect 3": ev.Waiting(until=1e9, reason="overloaded")},
     )
-    assert [step.task_id for step in find_due(state)] == ["stop"]
+    assert [step.task_id for step in find_due(state)] == ["train 0.1"]
+    due = find_due(replace(state, started=state.started.model_copy(update={"slots": 4})))
+    assert [step.task_id for step in due] == ["train 0.1", "train 3.1", "train 0.2", "train 3.2"]
+    assert len({step.seed for step in due}) == 2
+    assert len({resource for step in due for resource in step.resources}) == 4
 
 
 def test_every_run_of_the_certificate_has_a_seed_that_no_decision_used():
     state = replace(STATE, incumbent=replace(STATE.incumbent, experiment=3))
     runs = certification.list_certificate_runs(state)
-    assert {number for number, _ in runs} == {0, 3}
-    assert not {seed for _, seed in runs} & {draw_seed(state, run) for run in range(1, 1000)}
-    plan = evaluation_plan.plan_certification(state, state.incumbent)
+    assert {run.experiment for run in runs} == {0, 3}
+    assert not {run.seed for run in runs} & {draw_seed(state, run) for run in range(1, 1000)}
+    plan = evaluation_plan.plan_certification(state)
     assert plan.certifies
     assert plan.confirmed
     assert plan.needs_audit(99.0)
@@ -340,7 +343,7 @@ def test_no_pair_of_the_certificate_is_begun_that_cannot_be_finished(slots, half
         now=state.deadline - runs_left * seconds,
         fresh={0: {first: score(2.0)}} if half else {},
     )
-    runs = certification.list_certificate_runs(state)
+    runs = [(run.experiment, run.seed) for run in certification.list_certificate_runs(state)]
     started = set(runs[: slots * int(runs_left)])
     assert started == set(runs) or runs_left >= 2
     lonely = {seed for n, seed in started if (1 - n, seed) not in started} - ({first} if half else set())

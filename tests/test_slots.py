@@ -6,6 +6,7 @@ import time
 import psutil
 import pytest
 
+from benchmarks.slots import measure, simulate
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.wiring import hold_slots
@@ -95,15 +96,15 @@ def test_a_gpu_belongs_to_one_session(tmp_path):
 
 
 async def test_a_gpu_that_keeps_its_memory_is_given_up(bench):  # noqa: F811
-    used = iter([5 << 20, *[3 << 30] * 100])
-    slot = Slot(bench.folder / "gpu.lock", devices="GPU-1", patience=0.3, read_used=lambda: next(used))
+    answers = iter([True])
+    slot = Slot(bench.folder / "gpu.lock", devices="GPU-1", patience=0.3, is_free=lambda: next(answers, False))
     runner = bench.runner(slot=slot)
     outcomes = [await runner.run(GRANTED, HONEST) for _ in range(4)]
 
     assert [outcome.kind for outcome in outcomes] == ["scored", "aborted", "aborted", "aborted"]
     assert [outcome.quarantined for outcome in outcomes[1:]] == [False, False, True]
     assert outcomes[-1].reason == (
-        "GPU-1 is sick, and is not used any more: 3,072 MiB of its memory stays in use after a run"
+        "GPU-1 is sick, and is not used any more: GPU-1 is in use by another session, or by what a run has left"
     )
 
 
@@ -152,3 +153,33 @@ def test_without_a_gpu_the_night_ends_and_says_so(tmp_path):
         0,
         1,
     )
+
+
+def test_one_slot_trains_while_the_models_think(tmp_path):
+    """A proposal takes a minute, an edit and a post-mortem most of another."""
+    found = measure(simulate(tmp_path / "s" / "session.db", 1))
+    assert found.busy >= 0.98
+    assert found.kept > 5
+
+
+def test_an_overtaken_candidate_that_is_worse_than_its_parent_does_not_run_again(tmp_path):
+    session = simulate(tmp_path / "s" / "session.db", 4, hours=2.5)
+
+    state, best, overtaken = session.state, 0, 0
+    for record in session.records:
+        match record.event:
+            case ev.Promoted(experiment=number):
+                best = number
+            case ev.Discarded(experiment=number):
+                result = next(result for result in state.judged if result.experiment == number)
+                assert result.incumbent == result.commit.parent == result.against.experiment
+                overtaken += result.incumbent != best
+            case ev.Kept(experiment=number) if number:
+                result = next(result for result in state.judged if result.experiment == number)
+                assert result.commit.parent == best
+            case _:
+                pass
+    assert overtaken
+    fresh = [run for run in list_runs(session.records) if run.end > state.now - 1000]
+    assert {run.slot for run in fresh} == {0, 1, 2, 3}, "the certificate's runs go to all slots"
+    assert state.certificate

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Decided, is_training
+from orchestrator.core.state import Decided
 from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
 from tests.fakes import FakeCrew, FakeLab, started
@@ -57,7 +57,7 @@ def test_ctrl_c_does_not_wait_for_a_model_that_has_stalled(tmp_path):
         live(tmp_path, Stalled(), [signal.SIGINT])
     state = Session(tmp_path / "s/session.db", virtual_clock).state
     assert state.stopping == "you asked to stop"
-    assert not is_training(state), "the current runs were finished"
+    assert not state.running, "the current runs were finished"
     assert state.now < state.started_at + 400
 
     session, _ = live(tmp_path, FakeCrew())

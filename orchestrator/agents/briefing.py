@@ -103,6 +103,8 @@ def describe_clock(state: State) -> str:
     parts = [f"{left / 3600:.1f} of {limits.hours:g} hours, enough for about {runs} runs"]
     if limits.experiments is not None:
         parts.append(f"{max(0, limits.experiments - state.next + 1)} of {limits.experiments} experiments")
+    if state.session.slots > 1:
+        parts.append(f"{len(state.slots) - len(state.running)} of {len(state.slots)} slots are free now")
     if limits.usd is not None:
         parts.append(f"${max(0.0, limits.usd - state.usd):.2f} of ${limits.usd:g}")
     return f"Left: {'; '.join(parts)}."

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from orchestrator.agents import briefing
 from orchestrator.core.events import Digest, Family, Proposal, Value, parse_value
 from orchestrator.core.state import FinalStatus, State, diff_from_parent
+from orchestrator.policy.steps import BATCH
 from prepare.constants import read_values
 from subagents.agent import Agent
 from subagents.files import number_page
@@ -38,7 +39,7 @@ def _read_settings(given: object) -> object:
 class Proposals(BaseModel):
     """The researcher's answer."""
 
-    proposals: Annotated[list[Proposal], BeforeValidator(_read_list)] = Field(min_length=1, max_length=8)
+    proposals: Annotated[list[Proposal], BeforeValidator(_read_list)] = Field(min_length=1, max_length=BATCH)
 
 
 def make_agent(

@@ -127,7 +127,7 @@ class Decided:
         return self.verdict if isinstance(self.verdict, ev.Pruned) else self.crash or self.scores[-1]
 
 
-Stage = Idea | Candidate | Training | Broken | Remeasuring | Decided
+Stage = Idea | Candidate | Training | Broken | Decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +199,15 @@ class State:
     """Seconds between a crash or stop and the resumption; they do not count."""
     baseline_commit: ev.BaselineCommitted | None = None
     open: Mapping[int, Stage] = field(default_factory=dict[int, Stage])
+    reruns: Mapping[tuple[int, int], Remeasuring] = field(default_factory=dict[tuple[int, int], Remeasuring])
+    """Runs of the incumbent and the baseline that are under way, by experiment and run."""
     results: tuple[Decided, ...] = ()
     """Closed experiments, in the order in which they were closed."""
     parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
     """The baseline and every kept train.py, as they stand on the research branch, by experiment."""
     incumbent: Incumbent | None = None
+    former: Mapping[int, Incumbent] = field(default_factory=dict[int, Incumbent])
+    """Earlier incumbents by experiment, as they were when another was promoted."""
     variance: PooledVariance = PooledVariance()
     grants: Mapping[int, int] = field(default_factory=dict[int, int])
     """Runs granted so far, by experiment."""
@@ -213,7 +217,9 @@ class State:
     """Runs of the certificate that failed."""
     certificate: ev.Certified | None = None
     next: int = 1
-    """Number of the next experiment; 0 is the baseline."""
+    """Number after the last experiment; 0 is the baseline."""
+    skipped: frozenset[int] = frozenset()
+    """Smaller numbers that another request of the researcher has not used yet."""
     unanswered: int = 0
     """Rounds without an answer from the researcher, in a row."""
     fruitless: int = 0
@@ -263,6 +269,15 @@ class State:
         """Number of the best experiment so far; 0, the baseline, until it is measured."""
         return self.incumbent.experiment if self.incumbent else 0
 
+    def get_rival(self, commit: ev.Committed) -> Incumbent | None:
+        """Return what a candidate is compared with: its parent, which may be an earlier incumbent."""
+        return self.former.get(commit.parent, self.incumbent)
+
+    @property
+    def running(self) -> tuple[Training | Remeasuring, ...]:
+        """The runs under way."""
+        return (*(stage for stage in self.open.values() if isinstance(stage, Training)), *self.reruns.values())
+
     @property
     def slots(self) -> tuple[int, ...]:
         """The slots that are not sick."""
@@ -300,8 +315,6 @@ def get_proposal(stage: Stage) -> ev.Proposal:
             return stage.proposal
         case Training(candidate) | Broken(candidate):
             return candidate.proposal
-        case Remeasuring():
-            return BASELINE
 
 
 def get_commit(stage: Stage) -> ev.Committed | None:
@@ -311,13 +324,8 @@ def get_commit(stage: Stage) -> ev.Committed | None:
             return stage.commit
         case Training(candidate) | Broken(candidate):
             return candidate.commit
-        case Idea() | Remeasuring():
+        case Idea():
             return None
-
-
-def is_training(state: State) -> bool:
-    """Return whether a run is under way."""
-    return any(isinstance(stage, Training | Remeasuring) for stage in state.open.values())
 
 
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
@@ -368,7 +376,10 @@ def apply(state: State, record: ev.Record) -> State:
             state = _set_stage(state, 0, Candidate(BASELINE, commit))
             return replace(state, baseline_commit=event, parents={0: commit})
         case ev.Proposed(experiment=number, proposal=proposal):
-            return replace(_set_stage(state, number, Idea(proposal)), next=number + 1, unanswered=0)
+            skipped = state.skipped.union(range(state.next, number)) - {number}
+            unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
+            state = replace(state, skipped=skipped, next=max(state.next, number + 1), unanswered=unanswered)
+            return _set_stage(state, number, Idea(proposal))
         case event:
             return _advance(state, record, event.experiment, state.open.get(event.experiment))
 
@@ -391,8 +402,9 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case ev.Granted() as granted, Candidate() as candidate:
             state = replace(_count_grant(state, granted), fruitless=0 if granted.run == 1 else state.fruitless)
             return _set_stage(state, number, Training(candidate, granted, record.at))
-        case ev.Granted() as granted, None:
-            return _set_stage(_count_grant(state, granted), number, Remeasuring(granted, record.at))
+        case ev.Granted() as granted, None | Decided():
+            reruns = {**state.reruns, (number, granted.run): Remeasuring(granted, record.at)}
+            return replace(_count_grant(state, granted), reruns=reruns)
         case ev.Scored() as score, Training(candidate, granted, since):
             state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
             scores, seeds = (*candidate.scores, score), (*candidate.seeds, granted.seed)
@@ -403,17 +415,17 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return _decide(replace(state, aborted=0), number, candidate, pruned)
         case ev.Aborted() as aborted, Training(candidate, granted):
             return _set_stage(_count_aborted(state, granted.slot, aborted), number, candidate)
-        case (ev.Scored() | ev.Crashed() | ev.Aborted()) as outcome, Remeasuring(granted):
-            return _end_remeasurement(_drop_stage(state, number), granted, outcome)
+        case (ev.Scored() | ev.Crashed() | ev.Aborted()) as end, None | Decided() if (number, end.run) in state.reruns:
+            return _end_remeasurement(state, state.reruns[number, end.run].granted, end)
         case ev.Failed() as verdict, Broken(candidate, crash):
             return _decide(state, number, candidate, verdict, crash)
         case ev.Failed(), Decided(verdict=ev.Pruned()):
             return state  # sessions of format 1 judged a pruned run once more
         case (ev.Kept() | ev.Discarded()) as verdict, Candidate() as candidate:
             _check_parent(state, record, candidate.commit)
-            state = _decide(state, number, candidate, verdict)
-            incumbent = state.incumbent and replace(state.incumbent, luck=verdict.luck)
-            return replace(state, variance=state.variance.add(candidate.scores), incumbent=incumbent)
+            state = _decide(replace(state, variance=state.variance.add(candidate.scores)), number, candidate, verdict)
+            current = state.incumbent if candidate.commit.parent == state.best else None
+            return replace(state, incumbent=replace(current, luck=verdict.luck)) if current else state
         case ev.Promoted(commit=head), Decided(verdict=ev.Kept() as kept, commit=ev.Committed() as commit) as decided:
             _check_parent(state, record, commit)
             incumbent = Incumbent(number, decided.scores, kept.score_to_beat, decided.seeds, kept.luck)
@@ -421,7 +433,8 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             state = _set_stage(state, number, replace(decided, promoted=True))
             back = decided.proposal.reverts
             results = tuple(replace(r, reverted=True) if r.experiment == back else r for r in state.results)
-            return replace(state, incumbent=incumbent, parents=parents, results=results)
+            former = {**state.former, state.best: state.incumbent} if state.incumbent else {}
+            return replace(state, incumbent=incumbent, former=former, parents=parents, results=results)
         case ev.Reflected(postmortem=postmortem), Decided() as decided:
             state = replace(state, unreflected=0, reflection_failures=0)
             return _close(state, replace(decided, postmortem=postmortem))
@@ -445,8 +458,8 @@ def _count_setback(state: State, reason: str) -> State:
 
 
 def _check_parent(state: State, record: ev.Record, commit: ev.Committed) -> None:
-    """Raise ValueError if a judged or promoted candidate did not start from the branch's head."""
-    if commit.parent != state.best:
+    """Raise ValueError if a kept or promoted candidate did not start from the branch's head."""
+    if commit.parent != state.best and not isinstance(record.event, ev.Discarded):
         raise ValueError(
             f"record {record.seq}: {record.event.kind} of a candidate that started from experiment "
             f"{commit.parent}, while the branch stands at {state.best}"
@@ -457,10 +470,9 @@ def _decide(
     state: State, number: int, candidate: Candidate, verdict: ev.Verdict, crash: ev.Crashed | None = None
 ) -> State:
     proposal, scores, commit = candidate.proposal, candidate.scores, candidate.commit
-    best, seeds, task = state.incumbent, candidate.seeds, state.session.task
-    decided = Decided(
-        number, proposal, verdict, scores, commit, crash, None, state.best, seeds, against=best, task=task
-    )
+    best, seeds, task = state.get_rival(commit), candidate.seeds, state.session.task
+    rival = best.experiment if best else state.best
+    decided = Decided(number, proposal, verdict, scores, commit, crash, None, rival, seeds, against=best, task=task)
     return _set_stage(state, number, decided)
 
 
@@ -479,6 +491,7 @@ def _close(state: State, result: Decided) -> State:
 
 def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -> State:
     """Count one more run of the incumbent or for the certificate, unless it failed or the incumbent has changed."""
+    state = replace(state, reruns={key: stage for key, stage in state.reruns.items() if stage.granted != granted})
     number, incumbent, certifies = granted.experiment, state.incumbent, bool(granted.plan and granted.plan.certifies)
     assert incumbent is not None
     if not isinstance(outcome, ev.Scored):
@@ -511,10 +524,6 @@ def _average(scores: tuple[ev.Scored, ...]) -> float:
 
 def _restart(state: State) -> State:
     """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop."""
-    stages = {
-        number: stage.candidate if isinstance(stage, Training) else stage
-        for number, stage in state.open.items()
-        if not isinstance(stage, Remeasuring)
-    }
+    stages = {n: stage.candidate if isinstance(stage, Training) else stage for n, stage in state.open.items()}
     state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0, sick={})
-    return replace(state, open=stages, waiting={}, stopping="", ended="")
+    return replace(state, open=stages, reruns={}, waiting={}, stopping="", ended="")

@@ -22,7 +22,7 @@ _PATTERNS: dict[FailureKind, str] = {
 
 DEVICE_FAULT = re.compile(
     r"ECC error|fallen off the bus|GPU is lost|busy or unavailable|driver initialization failed|not yet initialized|"
-    r"[Nn]o CUDA(?:-capable device| GPUs)|CUDA.* unknown error|NVML|stays in use"
+    r"[Nn]o CUDA(?:-capable device| GPUs)|CUDA.* unknown error|NVML|is in use by"
 )
 """A message about the GPU itself rather than about the program on it."""
 

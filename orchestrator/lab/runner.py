@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,8 +27,6 @@ from orchestrator.lab.slots import Slot, hold_slot
 S = TypeVar("S")
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
-SPARE_MEMORY = 1 << 30
-"""Bytes of a GPU's memory that others may take between two runs."""
 MAX_DEVICE_FAULTS = 3
 """Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
@@ -53,8 +50,8 @@ class BaseRunner(ABC, Generic[S]):
         self.put, self.on_point = put, on_point
         self.aborted, self.excuses = 0, Counter[int]()
         """Runs in a row that the machine ended, and by experiment those that were excused."""
-        self.faults, self.least = Counter[int](), dict[int, int]()
-        """Faults of a slot's GPU, and its least memory in use between runs, by slot."""
+        self.faults = Counter[int]()
+        """Faults of the GPU, by slot."""
 
     def reap(self) -> int:
         """Kill what earlier runs of this session left, and remove their folders; return the number of processes."""
@@ -70,7 +67,6 @@ class BaseRunner(ABC, Generic[S]):
         try:
             await asyncio.sleep(self.limits.pause * (2**self.aborted - 1))
             async with hold_slot(slot) as lock:
-                await self._wait_for_memory(granted.slot)
                 await asyncio.to_thread(_remove, folder)
                 try:
                     if (free := shutil.disk_usage(self.runs.parent).free) < self.limits.free_disk:
@@ -117,15 +113,6 @@ class BaseRunner(ABC, Generic[S]):
         )
         disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
         return EndedRun(result, log, monitor, ending, disk, excusable)
-
-    async def _wait_for_memory(self, number: int) -> None:
-        """Wait until a slot's GPU has its memory back from the run before. Raises MachineError, OSError."""
-        slot, deadline = self.slots[number], time.monotonic() + self.slots[number].patience
-        while (used := await asyncio.to_thread(slot.read_used)) > self.least.get(number, used) + SPARE_MEMORY:
-            if time.monotonic() > deadline:
-                raise MachineError(f"{used >> 20:,} MiB of its memory stays in use after a run")
-            await asyncio.sleep(0.5)
-        self.least[number] = min(used, self.least.get(number, used))
 
     def _is_filling_disk(self, folder: Path) -> bool:
         free = shutil.disk_usage(self.runs).free

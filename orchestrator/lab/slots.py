@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from orchestrator.lab import guardian
@@ -24,6 +23,8 @@ DRIVER_NODES = tuple(
     f"/dev/{name}" for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps", "dxg")
 )
 """Device files that programs on any NVIDIA GPU share."""
+SPARE_MEMORY = 1 << 30
+"""Bytes of a GPU's memory that others may take during a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class Slot:
     """Device files of the GPU and its driver."""
     patience: float = 30.0
     """Seconds to wait for the previous run to end, and for its memory."""
-    read_used: Callable[[], int] = lambda: 0
-    """Returns the bytes of the GPU's memory that are in use."""
+    is_free: Callable[[], bool] = lambda: True
+    """Tells whether the GPU has the memory back that runs have used."""
 
     def build_command(
         self, sandbox: Sandbox, words: Sequence[str], folder: Path, connection: int, **more: str
@@ -95,7 +96,7 @@ def list_slots(count: int, folder: Path, threads: int, gpus: Sequence[Gpu] = ())
             shared / f"{gpu.uuid}.lock",
             devices=gpu.uuid,
             nodes=(f"/dev/nvidia{gpu.node}", *DRIVER_NODES),
-            read_used=partial(read_used_memory, gpu.uuid),
+            is_free=lambda gpu=gpu: read_used_memory(gpu.uuid) < gpu.used + SPARE_MEMORY,
         )
         for gpu in gpus[:count]
     )
@@ -107,7 +108,8 @@ async def hold_slot(slot: Slot) -> AsyncGenerator[int]:
     deadline = time.monotonic() + slot.patience
     while time.monotonic() < deadline:
         with suppress(LockedError), hold_lock(slot.lock) as descriptor:
-            yield descriptor
-            return
+            if slot.is_free():
+                yield descriptor
+                return
         await asyncio.sleep(0.05)
-    raise MachineError(f"{slot.devices or slot.lock.stem} is in use by another session")
+    raise MachineError(f"{slot.devices or slot.lock.stem} is in use by another session, or by what a run has left")

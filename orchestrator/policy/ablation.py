@@ -6,7 +6,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import State, get_proposal
 from orchestrator.policy import belief
 from orchestrator.policy.evidence import learn_outlook
-from orchestrator.policy.limits import count_certificate_runs, estimate_runs, has_time_for
+from orchestrator.policy.limits import count_certificate_rounds, estimate_runs, has_time_for
 from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, SIMPLER_LINES
 
 
@@ -30,7 +30,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
     """Return the ablation that is due: of the least certain keep, within the last runs before the certificate."""
     extra = int(ABLATION_SHARE * estimate_runs(state))
     limit = state.session.limits.experiments
-    is_late = not has_time_for(state, count_certificate_runs(state) + 1 + ceil(extra / state.session.slots))
+    is_late = not has_time_for(state, count_certificate_rounds(state) + 1 + ceil(extra / state.session.slots))
     if not extra or not (is_late or (limit is not None and limit - state.next < extra)):
         return None
     ablated = {get_proposal(stage).reverts for stage in (*state.results, *state.open.values())}

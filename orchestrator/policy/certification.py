@@ -8,24 +8,27 @@ from statistics import fmean
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
 from orchestrator.policy.evidence import estimate_link
+from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.limits import count_certificate_pairs, has_time_for
 from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.seeds import draw_fresh_seed
 from orchestrator.policy.thresholds import MAX_ABORTED
 
 
-def list_certificate_runs(state: State) -> list[tuple[int, int]]:
-    """Return the runs that the certificate still needs and that can be finished, as (experiment, seed), pair by pair.
+def list_certificate_runs(state: State) -> list[NeededRun]:
+    """Return the runs that the certificate still needs and that can be finished, pair by pair.
 
-    Empty if too many of them have failed, and while the best experiment's post-mortem is still open.
+    Empty if too many of them have failed.
     """
-    if not state.best or state.best in state.open or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
+    if not state.best or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
         return []
+    under_way = {NeededRun(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
     seeds = [draw_fresh_seed(state, pair) for pair in range(1, count_certificate_pairs(state) + 1)]
-    pairs = [[(n, seed) for n in (0, state.best) if seed not in state.fresh.get(n, {})] for seed in seeds]
+    needed = [[NeededRun(n, seed) for n in (0, state.best) if seed not in state.fresh.get(n, {})] for seed in seeds]
+    pairs = [[run for run in pair if run not in under_way] for pair in needed]
     if not has_time_for(state, 2):  # one of a pair alone would be a wasted run
-        sizes = accumulate(map(len, pairs))
-        pairs = [pair for pair, size in zip(pairs, sizes, strict=True) if size <= state.session.slots]
+        sizes, free = accumulate(map(len, pairs)), len(state.slots) - len(state.running)
+        pairs = [pair for pair, size in zip(pairs, sizes, strict=True) if size <= free]
     return [run for pair in pairs for run in pair]
 
 

@@ -38,11 +38,12 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
     )
 
 
-def plan_certification(state: State, best: Incumbent) -> EvaluationPlan:
+def plan_certification(state: State) -> EvaluationPlan:
     """Return how a run of the certificate is evaluated: audited, and scored on the held-out text."""
     if state.session.task.is_reported:
         return REPORTED_PLAN.model_copy(update={"certifies": True})
-    error = _get_baseline_error(state, best)
+    assert state.incumbent
+    error = _get_baseline_error(state, state.incumbent)
     return EvaluationPlan(audit="always", confirmed=True, incumbent=0, baseline_error=error, certifies=True)
 
 

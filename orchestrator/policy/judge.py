@@ -28,7 +28,8 @@ class NeededRun:
 
 def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Discarded | NeededRun:
     """Return the verdict on a candidate, or the run that it waits for."""
-    best, runs, reverted = state.incumbent, len(candidate.scores), find_keep(state, candidate.proposal.reverts)
+    best, runs = state.get_rival(candidate.commit), len(candidate.scores)
+    reverted = find_keep(state, candidate.proposal.reverts)
     # An ablation uses later seeds than those that the keep was selected by.
     following = NeededRun(number, draw_seed(state, runs + 1 + (len(reverted.differences) if reverted else 0)))
     if best is None:

@@ -23,7 +23,7 @@ def explain_stop(state: State) -> str:
             return state.stopping
         case _ if isinstance(baseline, ev.Failed) and not state.incumbent:
             return f"the baseline does not train: {baseline.reason}"
-        case _ if not has_time_for(state, 1 + count_certificate_runs(state)):
+        case _ if not has_time_for(state, 1 + count_certificate_rounds(state)):
             return f"the {limits.hours:g} hours are over"
         case _ if limits.experiments is not None and closed >= limits.experiments:
             return f"{closed} experiments are done"
@@ -52,9 +52,16 @@ def count_certificate_runs(state: State) -> int:
     return sum(max(pairs - len(state.fresh.get(number, {})), 0) for number in (0, state.best))
 
 
+def count_certificate_rounds(state: State) -> int:
+    """Return how often all slots must run for the certificate."""
+    return ceil(count_certificate_runs(state) / max(len(state.slots), 1))
+
+
 def count_certificate_pairs(state: State) -> int:
     """Return on how many fresh seeds the certificate compares the baseline and the best."""
-    return min(max(ceil(CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), MAX_CERTIFICATE_PAIRS)
+    pairs = min(max(ceil(CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), MAX_CERTIFICATE_PAIRS)
+    slots = max(len(state.slots), 1)
+    return ceil(2 * pairs / slots) * slots // 2  # no slot is left idle
 
 
 def estimate_runs(state: State) -> float:

@@ -1,9 +1,12 @@
 """Decide which steps are due: a pure function of the state."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from operator import itemgetter
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Broken, Candidate, Decided, Idea, Remeasuring, Stage, State, Training, is_training
+from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, Training
 from orchestrator.policy import steps
 from orchestrator.policy.ablation import find_ablation
 from orchestrator.policy.certification import certify, list_certificate_runs
@@ -12,6 +15,9 @@ from orchestrator.policy.judge import NeededRun, judge
 from orchestrator.policy.limits import explain_stop, is_fruitless
 from orchestrator.policy.novelty import find_duplicate, find_repeat
 from orchestrator.policy.thresholds import LOOKAHEAD
+
+CLOSING = steps.Reflect | ev.ReflectionSkipped
+"""What closes an experiment, and changes no verdict."""
 
 
 def find_due(state: State) -> tuple[steps.Step, ...]:
@@ -22,23 +28,20 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         return (steps.CommitBaseline(),)
     needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage)]
     found = _hold_back([need for _, need in needs if not isinstance(need, NeededRun)])
-    if not any(isinstance(_get_content(step), steps.Promote | ev.Verdict) for step in found):
-        found += _grant_slots(state, [(number, need) for number, need in needs if isinstance(need, NeededRun)])
     reason = explain_stop(state)
     if not reason:
+        if not any(isinstance(_get_content(step), steps.Promote | ev.Verdict) for step in found):
+            found += _grant(state, _list_needed(state, needs))
         return (*found, *_request_proposals(state))
     found = [step for step in found if not isinstance(step, steps.Edit) and not _is_postponed(state, step)]
-    return tuple(found) if found or is_training(state) else _finish(state, reason)
-
-
-def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
-    """Return the last steps of a night: the certificate's runs while there is time, the certificate, the end."""
-    runs = [] if state.stopping or not state.slots else list_certificate_runs(state)
-    if runs and state.incumbent:
-        plan = plan_certification(state, state.incumbent)
-        free = zip(state.slots, runs, strict=False)
-        return tuple(_train(n, state.grants[n] + 1, slot, seed, plan) for slot, (n, seed) in free)
+    decisive = [run for run in state.running if not (run.granted.plan and run.granted.plan.certifies)]
+    decisive += [step for step in found if not isinstance(_get_content(step), CLOSING)]
+    is_last = len(state.slots) > 1 or not found  # a single slot certifies after everything else
+    fresh = list_certificate_runs(state) if is_last and not state.stopping else []
+    found += _grant(state, [run for run in fresh if run.experiment == 0 or not decisive], certifies=True)
     certificate = certify(state)
+    if found or state.running:
+        return tuple(found)
     if certificate and certificate != state.certificate:
         return (steps.Append(certificate, "certify", ("certify",)),)
     return (steps.Append(ev.Ended(reason=reason), "stop", ("stop",)),)
@@ -47,8 +50,7 @@ def _finish(state: State, reason: str) -> tuple[steps.Step, ...]:
 def _hold_back(found: list[steps.Step]) -> list[steps.Step]:
     """Drop steps that a new incumbent would make stale: while a keep is due, only it and closing steps start."""
     if any(isinstance(step, steps.Promote) for step in found):
-        closing = steps.Promote | steps.Reflect | ev.ReflectionSkipped
-        return [step for step in found if isinstance(_get_content(step), closing)]
+        return [step for step in found if isinstance(_get_content(step), steps.Promote | CLOSING)]
     keep = next((step for step in found if isinstance(_get_content(step), ev.Kept)), None)
     return [step for step in found if step is keep or not isinstance(_get_content(step), ev.Verdict)] if keep else found
 
@@ -65,16 +67,18 @@ def _is_postponed(state: State, step: steps.Step) -> bool:
 
 
 def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step | NeededRun]:
-    """Yield what an experiment needs next; `_grant_slots` grants the runs, since slots are scarce."""
+    """Yield what an experiment needs next; `_grant` grants the runs, since slots are scarce."""
     match stage:
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
             yield _refuse(number, reason) if reason else steps.Edit(number, f"implement {number}", "implemented")
         case Candidate() if _is_stale(state, number, stage):
-            yield steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
+            rebase = steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
+            decision = judge(state, number, stage) if stage.scores and not explain_stop(state) else rebase
+            yield _judge(decision) if isinstance(decision, ev.Discarded) else rebase
         case Candidate(scores=()) if reason := find_duplicate(state, number, stage.commit.fingerprint):
             yield _refuse(number, reason)
-        case Candidate() if number == 0 or state.incumbent:
+        case Candidate() if number == 0 or state.incumbent or not stage.scores:
             decision = judge(state, number, stage)
             yield decision if isinstance(decision, NeededRun) else _judge(decision)
         case Broken(candidate, crash):
@@ -93,7 +97,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
         case Decided():
             skipped = ev.ReflectionSkipped(experiment=number, reason="no post-mortem is due")
             yield steps.Append(skipped, f"close {number}", (f"experiment {number}",))
-        case Candidate() | Training() | Remeasuring():
+        case Candidate() | Training():
             pass
 
 
@@ -108,55 +112,54 @@ def _judge(verdict: ev.Verdict) -> steps.Append:
     return steps.Append(verdict, f"judge {number}", (f"experiment {number}", "verdict"))
 
 
-def _train(number: int, run: int, slot: int, seed: int, plan: ev.EvaluationPlan) -> steps.Train:
-    return steps.Train(number, f"train {number}.{run}", run, slot, seed, plan)
-
-
-def _grant_slots(state: State, needs: Iterable[tuple[int, NeededRun]]) -> list[steps.Train]:
-    """Return runs for the free slots: further runs of promising candidates, then first runs, the oldest first."""
-    taken = {stage.granted.slot for stage in state.open.values() if isinstance(stage, Training | Remeasuring)}
-    free = [slot for slot in state.slots if slot not in taken]
-    wanted: list[tuple[bool, int, tuple[int, int, int]]] = []
+def _list_needed(state: State, needs: Iterable[tuple[int, steps.Step | NeededRun]]) -> list[NeededRun]:
+    """Return the runs that verdicts wait for: those of promising candidates, then first runs, the oldest first."""
+    under_way = {(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
+    wanted: list[tuple[bool, int, NeededRun]] = []
     for number, need in needs:
-        if need.experiment == number or need.experiment not in state.open:
-            run = state.grants.get(need.experiment, 0) + 1
+        if isinstance(need, NeededRun) and (need.experiment, need.seed) not in under_way:
             is_first = need.experiment == number and not getattr(state.open[number], "scores", ())
-            wanted.append((is_first, number, (need.experiment, run, need.seed)))
-    runs = dict.fromkeys(run for *_, run in sorted(wanted)) if not explain_stop(state) else {}
-    return [
-        _train(number, run, slot, seed, plan_evaluation(state, number, run, seed))
-        for slot, (number, run, seed) in zip(free, runs, strict=False)
-    ]
+            wanted.append((is_first, number, need))
+    return list(dict.fromkeys(need for *_, need in sorted(wanted, key=itemgetter(0, 1))))
+
+
+def _grant(state: State, needs: Iterable[NeededRun], *, certifies: bool = False) -> list[steps.Train]:
+    """Return as many of the runs as slots are free."""
+    taken = {run.granted.slot for run in state.running}
+    grants, found = Counter(state.grants), list[steps.Train]()
+    for slot, need in zip((slot for slot in state.slots if slot not in taken), needs, strict=False):
+        number, seed = need.experiment, need.seed
+        grants[number] += 1
+        run, again = grants[number], not isinstance(state.open.get(number), Candidate)
+        plan = plan_certification(state) if certifies else plan_evaluation(state, number, run, seed)
+        found.append(steps.Train(number, f"train {number}.{run}", run, slot, seed, plan, again))
+    return found
 
 
 def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
-    """Return the step that gets as many proposals as keep a candidate ready for each slot; empty if none is needed."""
+    """Return the steps that get as many proposals as keep a candidate ready for each slot; empty if none is needed.
+
+    Each full batch gets a request of its own, since they take their time.
+    """
     limits, slots = state.session.limits, len(state.slots)
-    if state.incumbent is None and not _is_baseline_scored(state):
+    if state.incumbent is None and slots == 1 and not state.run_seconds:  # the first score of the baseline is told
         return []
     behind = sum(1 for n, stage in state.open.items() if n > 0 and isinstance(stage, Idea | Candidate | Broken))
     wanted = slots * LOOKAHEAD - behind
-    if limits.experiments is not None:
-        wanted = min(wanted, limits.experiments - state.next + 1)
-    if wanted <= 0:
+    end = state.next + max(wanted, 0) if limits.experiments is None else limits.experiments + 1
+    numbers = [*sorted(state.skipped), *range(state.next, end)][: max(wanted, 0)]
+    if not numbers:
         return []
     if ablation := find_ablation(state):
         proposed = ev.Proposed(experiment=state.next, proposal=ablation)
-        return [steps.Append(proposed, f"ablate {state.next}", ("propose",))]
+        return [steps.Append(proposed, f"ablate {state.next}", steps.Propose(state.next, 1, 0).resources)]
     if is_fruitless(state):
         why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
         fallback = ev.FellBack(reason=f"the optimizer proposes from now on, since {why}")
-        return [steps.Append(fallback, "fall back", ("propose",))]
-    return [steps.Propose(state.next, wanted, state.unanswered)]
-
-
-def _is_baseline_scored(state: State) -> bool:
-    """Return whether the baseline has a score, as the first proposal requires."""
-    match state.open.get(0):
-        case Candidate(scores=scores) | Training(Candidate(scores=scores)) | Decided(scores=scores):
-            return bool(scores)
-        case _:
-            return False
+        return [steps.Append(fallback, "fall back", ("fall back",))]
+    batches = (list(batch) for _, batch in groupby(numbers, lambda number: (number - 1) // steps.BATCH))
+    requests = (steps.Propose(batch[0], len(batch), state.unanswered) for batch in batches)
+    return list(islice(requests, max(1, len(numbers) // steps.BATCH)))
 
 
 def _is_stale(state: State, number: int, candidate: Candidate) -> bool:

@@ -5,6 +5,9 @@ from typing import Literal
 
 from orchestrator.core import events as ev
 
+BATCH = 8
+"""Proposals that one request asks for at most; a request stays within a batch of numbers, and has it to itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Append:
@@ -32,7 +35,10 @@ class Propose:
     first: int
     count: int
     attempt: int
-    resources: tuple[str, ...] = ("propose",)
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        return (f"proposals {(self.first - 1) // BATCH}",)
 
     @property
     def task_id(self) -> str:
@@ -64,10 +70,12 @@ class Train(_OnExperiment):
     slot: int
     seed: int
     plan: ev.EvaluationPlan
+    again: bool = False
+    """It is closed: several runs of it may be under way."""
 
     @property
     def resources(self) -> tuple[str, ...]:
-        return (f"experiment {self.experiment}", f"slot {self.slot}")
+        return (f"slot {self.slot}",) if self.again else (f"experiment {self.experiment}", f"slot {self.slot}")
 
 
 @dataclass(frozen=True, slots=True)

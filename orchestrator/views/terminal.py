@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State, Training, get_proposal
+from orchestrator.core.state import State, Training
 from orchestrator.core.text import format_count, shorten
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import EventLog
@@ -116,13 +116,11 @@ def _render_slots(state: State, readings: Mapping[int, Reading], now: float, wid
     rights = [Column(justify="right", no_wrap=True) for _ in range(3)]
     title = Column(no_wrap=True, max_width=max(24, width - 42), overflow="ellipsis")
     table = Table.grid(title, Column(width=16), *rights, padding=(0, 1), pad_edge=True)
-    for number, stage in state.open.items():
-        granted = getattr(stage, "granted", None)
-        if granted is None:
-            continue
+    for stage in state.running:
+        granted, number = stage.granted, stage.granted.experiment
         reading = readings.get(granted.slot)
         point = reading.point if reading and reading.granted == granted else None
-        name = get_proposal(stage).title if isinstance(stage, Training) else "the incumbent once more"
+        name = stage.candidate.proposal.title if isinstance(stage, Training) else "the incumbent once more"
         run = f" (run {granted.run})" if granted.run > 1 else ""
         table.add_row(
             Text(f"{number}{run} {make_printable(name)}"),
