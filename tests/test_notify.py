@@ -95,7 +95,7 @@ def test_every_new_best_and_the_end_are_told(session):
     ]
     assert session.state.kept[0].proposal.title in told[0][1]
     assert f"{summarize(log.state).gain:.4f} better" in told[-1][1]
-    assert f"→ {session.state.incumbent.score_to_beat:.4f}" in told[-1][1]
+    assert f"→ {summarize(log.state).best:.4f}" in told[-1][1]
     assert "12 experiments" in told[-1][1]
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from orchestrator.core.events import Record
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
+from orchestrator.views.render import format_score
 
 console = Console(highlight=False, markup=False)
 
@@ -177,15 +177,8 @@ def compare(
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))
     console.print(table)
-    arms = comparison.group_arms(rows)
-    for arm, members in arms.items():
-        if len(members) > 1:
-            low, high = comparison.compute_interval([row.gain for row in members])
-            print(f"{arm}: gain {low:.4f} to {high:.4f} (90 % t interval of {len(members)} nights)")
-    for (arm, members), (other, others) in combinations(arms.items(), 2):
-        if len(gains := comparison.pair_gains(members, others)) > 1:
-            low, high = comparison.compute_interval(gains)
-            print(f"{arm} gains {low:+.4f} to {high:+.4f} more than {other} (90 %, {len(gains)} pairs of equal seeds)")
+    for finding, gain, margin in comparison.list_findings(rows):
+        print(f"{finding}: gain {format_score(gain)} ± {format_score(margin)} (90 % interval)")
     target = chart or paths.sessions / "compare.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(comparison.render_comparison(rows), encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import FinishedRun, interpolate_loss
+from orchestrator.core.text import shorten
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.render import count, format_change, format_score
 from orchestrator.views.summary import Summary
@@ -141,12 +142,9 @@ def load_plotly() -> str:
 
 
 def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]:
-    """Return the score to beat after each keep, as the summary tells the first and the last, and the last once more."""
+    """Return the score to beat after each keep, the baseline's first, and the summary's best at the end."""
     levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
-    if levels and summary.baseline and summary.best:
-        levels[0], levels[-1] = summary.baseline, summary.best
-        levels.append(levels[-1])
-    return levels
+    return [summary.baseline, *levels[1:], summary.best] if levels and summary.baseline and summary.best else levels
 
 
 def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
@@ -168,9 +166,13 @@ def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color:
 
 
 def _describe_point(row: ExperimentRow) -> str:
-    title = "<br>".join(textwrap.wrap(html.escape(f"{row.experiment}. {row.title}"), 60))
-    seeds = f"{format_score(row)}, {count(len(row.scores), 'seed')}" if row.scores else ""
-    return f"<b>{title}</b><br>" + " · ".join(filter(None, (row.status, seeds, format_change(row))))
+    title, why = (
+        "<br>".join(textwrap.wrap(html.escape(text), 60))
+        for text in (f"{row.experiment}. {row.title}", shorten(row.reason, 240) if row.experiment else "")
+    )
+    seeds = f"{format_score(row.val_bpb)}, {count(len(row.scores), 'seed')}" if row.scores else ""
+    facts = " · ".join(filter(None, (row.status, seeds, format_change(row.gain))))
+    return "<br>".join(filter(None, (f"<b>{title}</b>", facts, why)))
 
 
 def _place(

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from math import sqrt
+from itertools import combinations, cycle
+from math import hypot, sqrt
 from statistics import fmean, stdev
 
 from orchestrator.core import events as ev
@@ -11,7 +11,7 @@ from orchestrator.core.state import State, apply
 from orchestrator.policy.noise import get_t_90
 from orchestrator.views.charts import DASHES, Figure
 from orchestrator.views.experiments import UNTRAINED
-from orchestrator.views.render import render_page
+from orchestrator.views.render import format_score, render_page
 from orchestrator.views.summary import Summary, summarize
 
 ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
@@ -27,6 +27,8 @@ class SessionFigures:
     conditions: tuple[int, str, float, float]
     """Seed, data, budget and hours: nights that agree in these are paired."""
     gain: float
+    margin: float
+    """Half the width of the gain's 90 % interval."""
     best: Sequence[float]
     """The baseline, the score after each keep, and the last once more."""
     places: Mapping[str, Sequence[float]]
@@ -48,17 +50,20 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
         "families tried": str(len({result.proposal.family for result in trained})),
-        "baseline": f"{summary.baseline:.4f}",
-        "best": f"{summary.best:.4f}",
-        "gain": f"{summary.gain:.4f}",
-        "σ of one run": f"{summary.sigma:.4f}",
+        "baseline": format_score(summary.baseline),
+        "best": format_score(summary.best),
+        "gain": format_score(summary.gain),
+        "± at 90 %": format_score(summary.margin),
+        "measured": "on fresh seeds" if summary.certificate else "by estimate",
+        "σ of one run": format_score(summary.sigma),
         "hours": f"{summary.hours:.2f}",
         "tokens/experiment": f"{tokens // number:,}",
         "$/experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
     }
     profile, hours = state.session.profile, state.session.limits.hours
     conditions = (state.session.seed, profile.data_hash, profile.budget, hours)
-    return SessionFigures(arm, state.session.name, conditions, summary.gain, *_trace_best(summary, records), table)
+    best = _trace_best(summary, records)
+    return SessionFigures(arm, state.session.name, conditions, summary.gain, summary.margin, *best, table)
 
 
 def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
@@ -69,31 +74,44 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
         if isinstance(record.event, ev.Kept):  # nothing else: later runs correct a score from its keep on
             moments.append(state)
             best.append(record.event.score_to_beat)
-    best[0], best[-1] = summary.baseline or best[0], summary.best or best[-1]
     moments.append(state)
     places: dict[str, Sequence[float]] = {
         "experiments": [len({*(r.experiment for r in moment.results), moment.best} - {0}) for moment in moments],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
     }
-    return [*best, best[-1]], places
+    return [summary.baseline or 0.0, *best[1:], summary.best or 0.0], places
 
 
 def compute_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 90 % interval of the mean by Student's t: of few nights it is wide, and holds what it says."""
-    margin = get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
-    return fmean(values) - margin, fmean(values) + margin
+    """Return the mean and half its 90 % interval by Student's t: of few nights it is wide, and holds what it says."""
+    return fmean(values), get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
+
+
+def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, float]]:
+    """Return what the sessions show together: each a sentence, a gain, and half its 90 % interval.
+
+    Repetitions are averaged, and arms compared by pairs of nights of equal seeds. Where there are none, each session is
+    compared with the first, both with the errors of their own.
+    """
+    found = list[tuple[str, float, float]]()
+    arms = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
+    for arm, members in arms.items():
+        if len(members) > 1:
+            found.append((f"{arm}, mean of {len(members)} nights", *compute_interval([row.gain for row in members])))
+    for (arm, members), (other, others) in combinations(arms.items(), 2):
+        if len(gains := pair_gains(members, others)) > 1:
+            found.append((f"{arm} more than {other}, {len(gains)} pairs of equal seeds", *compute_interval(gains)))
+    return found or [
+        (f"{row.name} more than {rows[0].name}", row.gain - rows[0].gain, hypot(row.margin, rows[0].margin))
+        for row in rows[1:]
+    ]
 
 
 def pair_gains(arm: Sequence[SessionFigures], other: Sequence[SessionFigures]) -> list[float]:
     """Return how much more one arm gained, for nights of equal seeds that were measured alike."""
     theirs = {row.conditions: row.gain for row in other}
     return [row.gain - theirs[row.conditions] for row in arm if row.conditions in theirs]
-
-
-def group_arms(rows: Sequence[SessionFigures]) -> Mapping[str, Sequence[SessionFigures]]:
-    """Return repetitions together, in the order of their first appearance."""
-    return {arm: [r for r in rows if r.arm == arm] for arm in dict.fromkeys(r.arm for r in rows)}
 
 
 def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
@@ -128,4 +146,4 @@ def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
     """Return a page with the table of figures, and one stepped line for each session in the color of its arm."""
-    return render_page("compare.html", {"courses": draw_courses(rows)}, rows=rows)
+    return render_page("compare.html", {"courses": draw_courses(rows)}, rows=rows, found=list_findings(rows))

@@ -12,21 +12,20 @@ import yaml
 from markupsafe import Markup
 
 from orchestrator.core.text import flatten, format_count, format_signed, shorten
-from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.output import make_printable
 
 LONGEST = 20_000
 """Characters of a text that an agent or a run wrote."""
 
 
-def format_change(row: ExperimentRow) -> str:
-    """Return the change of val_bpb, negative is better; empty where it is not known."""
-    return "" if row.gain is None else format_signed(-row.gain)
+def format_score(score: float | None) -> str:
+    """Return a score, or a distance between scores; empty where there is none."""
+    return "" if score is None else f"{score:.4f}"
 
 
-def format_score(row: ExperimentRow) -> str:
-    """Return the mean val_bpb; empty where there is none."""
-    return "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
+def format_change(gain: float | None) -> str:
+    """Return the change of the score that a gain is, negative is better; empty where it is not known."""
+    return "" if gain is None else format_signed(-gain)
 
 
 def format_clock(at: float) -> str:
@@ -79,7 +78,7 @@ def render_page(name: str, figures: Mapping[str, Any], **facts: object) -> str:
     from orchestrator.views.charts import load_plotly, pack
 
     packed = {"figures": Markup(pack(figures)), "plotly": Markup(load_plotly())}  # noqa: S704 - base64
-    return render_template(name, **packed, **facts)
+    return render_template(name, packed=packed, figures=figures, **facts)
 
 
 def print_text(value: object) -> object:

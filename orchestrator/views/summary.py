@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import hypot
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import estimate_sigma
+from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.render import format_change, format_score, render_template
@@ -22,7 +23,14 @@ class Summary:
     baseline: float | None
     """Mean val_bpb; None until it is measured."""
     best: float | None
-    """The score to beat once something was kept; until then the baseline."""
+    """The baseline less the gain."""
+    gain: float
+    """From the baseline to the best; positive is better: the certificate's once there is one, until then `estimate`."""
+    margin: float
+    """Half the width of the gain's 90 % interval; `wide` is that in standard errors."""
+    wide: float
+    estimate: float
+    """The gain by the runs that decided, corrected for luck."""
     sigma: float
     """Standard deviation of one run's val_bpb; 0 until it is known."""
     tried: int
@@ -37,27 +45,28 @@ class Summary:
     certificate: Certified | None
     ended: str
 
-    @property
-    def gain(self) -> float:
-        """Bits per byte from the baseline to the best; positive is better."""
-        return self.baseline - self.best if self.baseline and self.best else 0.0
-
-    @property
-    def sigmas(self) -> float:
-        """The gain over σ."""
-        return self.gain / self.sigma if self.sigma else 0.0
-
 
 def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
     decided = [row for row in rows if row.experiment and row.is_decided]
     kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
-    best = state.incumbent.score_to_beat if state.incumbent else None
-    baseline = best if state.baseline_bpb is None else state.baseline_bpb
+    expected = state.incumbent.score_to_beat if state.incumbent else None
+    baseline = expected if state.baseline_bpb is None else state.baseline_bpb
+    found = state.certificate if state.certificate and state.certificate.experiment == state.best else None
+    # Runs that measure the baseline again are no gain.
+    estimate = gain = baseline - expected if state.best and baseline is not None and expected is not None else 0.0
+    wide = get_t_90(pool_variance(state).dof) if state.incumbent else 0.0
+    margin = wide * hypot(*(row.error or 0.0 for row in kept))
+    if found:
+        gain, margin = found.gain, (found.high - found.low) / 2
     return Summary(
         baseline=baseline,
-        best=best if state.best else baseline,  # runs that measure the baseline again are no gain
+        best=None if baseline is None else baseline - gain,
+        gain=gain,
+        margin=margin,
+        wide=wide,
+        estimate=estimate,
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
         kept=len(kept),
@@ -65,7 +74,7 @@ def summarize(state: State) -> Summary:
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
         failure=next((row.reason for row in rows if row.experiment == 0 and row.status == "crashed"), ""),
-        certificate=state.certificate if state.certificate and state.certificate.experiment == state.best else None,
+        certificate=found,
         ended=flatten(state.ended),
     )
 
@@ -80,11 +89,11 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, the incumbent's value and the change of all that was measured, means over seeds."""
     if not row.runs:
         return []
-    change = f"{format_change(row)} ± {row.error:.4f}" if row.gain is not None and row.error is not None else ""
-    other = f"{row.val_bpb + row.gain:.4f}" if row.val_bpb is not None and row.gain is not None else ""
-    table = [("val_bpb", format_score(row), other, change)] if row.scores else []
+    change = f"{format_change(row.gain)} ± {format_score(row.error)}" if row.gain is not None and row.error else ""
+    other = row.val_bpb + row.gain if row.val_bpb is not None and row.gain is not None else None
+    table = [("val_bpb", format_score(row.val_bpb), format_score(other), change)] if row.scores else []
     if len(row.scores) > 1:
-        table.append(("by seed", ", ".join(f"{score.val_bpb:.4f}" for score in row.scores), "", ""))
+        table.append(("by seed", ", ".join(format_score(score.val_bpb) for score in row.scores), "", ""))
     for label, ours, theirs in compare_metrics(row.runs, row.compared):
         if ours:
             change = f"{ours / theirs - 1:+.0%}".replace("-", "−") if theirs else ""

@@ -140,7 +140,7 @@ def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
     title = Column(no_wrap=True, max_width=max(24, width - 34), overflow="ellipsis")
     table = Table.grid(number, title, "", score, change, padding=(0, 1), pad_edge=True)
     for row in reversed(decided[-LATEST:]):
-        cells = (Text(row.title), row.status, format_score(row), format_change(row))
+        cells = (Text(row.title), row.status, format_score(row.val_bpb), format_change(row.gain))
         table.add_row(str(row.experiment), *cells, style=STYLES.get(row.status, "dim"))
     if decided:
         yield from (Text(), table)

@@ -3,25 +3,25 @@
 Everything that agents wrote is untrusted text, which Jinja escapes; all of it can be read without scripts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from orchestrator.core.events import Discarded, Failed, Kept, Pruned
 from orchestrator.policy.ablation import assess_keep
+from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views import charts
 from orchestrator.views.experiments import UNTRAINED, ExperimentRow, list_rows, select_retried, show_diff
 from orchestrator.views.render import render_page
 from orchestrator.views.snapshot import LogReader
-from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
+from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate, write_command
 from orchestrator.views.usage import list_runs, measure_utilization
 
-SURPRISES = 5
 SURPRISING = 2.0
-"""Standard errors between what was predicted and what came."""
-LESSONS, NEAR_MISSES = 40, 8
+"""Standard errors between what was expected and what was measured."""
+PATIENCE = 2.0
+"""Runs, in their usual length, after which a page that was not written again is overdue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,6 @@ class Page:
             runs=len(runs),
             used=measure_utilization(log.records, state.session.slots),
             entries=entries,
-            families=group_families(rows),
             retried=select_retried(rows),
             believed={
                 row.experiment: assess_keep(state, row.experiment).probability
@@ -82,40 +81,13 @@ class Page:
                 and row.proposal.reverts is None
             },
             trust=describe_trust(log),
-            surprises=list_surprises(rows),
-            near_misses=list_near_misses(rows),
-            lessons=[row for row in reversed(rows) if row.postmortem][:LESSONS],
+            surprising=SURPRISING,
+            near_miss=NEAR_MISS,
+            untested=UNTRAINED,
             command=suggest_command(log),
+            resume=write_command("resume", state.session.name),
+            due=max([state.now + PATIENCE * estimate_run_seconds(state), *(w.until for w in state.waiting.values())]),
         )
-
-
-def group_families(rows: Sequence[ExperimentRow]) -> list[list[ExperimentRow]]:
-    """Return what was trained by family, the most fruitful first."""
-    trained = [row for row in rows if row.experiment and row.is_decided and row.status not in UNTRAINED]
-    names = dict.fromkeys(row.proposal.family for row in trained)
-    families = [[row for row in trained if row.proposal.family == name] for name in names]
-    by_size = sorted(families, key=len, reverse=True)
-    return sorted(by_size, key=lambda rows: sum(row.gain or 0.0 for row in rows if row.status == "kept"), reverse=True)
-
-
-def list_surprises(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the experiments that ended furthest from what was predicted, in standard errors, the furthest first."""
-    predicted = [row for row in rows if row.proposal.expected_delta]
-    return _rank(predicted, lambda row, gain: abs(gain + row.proposal.expected_delta), SURPRISING)[:SURPRISES]
-
-
-def list_near_misses(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the discarded experiments that looked better by more than the noise, the surest first."""
-    discarded = [row for row in rows if row.status == "discarded"]
-    return _rank(discarded, lambda _, gain: gain, NEAR_MISS)[:NEAR_MISSES]
-
-
-def _rank(
-    rows: Sequence[ExperimentRow], measure: Callable[[ExperimentRow, float], float], least: float
-) -> list[ExperimentRow]:
-    """Return those that measure more than `least` standard errors, the most first."""
-    found = [(measure(row, row.gain) / row.error, row) for row in rows if row.gain is not None and row.error]
-    return [row for errors, row in sorted(found, key=itemgetter(0), reverse=True) if errors > least]
 
 
 def _describe_entry(log: LogReader, row: ExperimentRow) -> Entry:
