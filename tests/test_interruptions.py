@@ -1,5 +1,6 @@
 """Signals, terminals that hang up, and two commands at once, with real processes: a night ends recorded or goes on."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -91,6 +92,7 @@ def test_only_one_of_two_resumes_goes_on(place):
     wait_for_line(life, "granted")
     life.kill()
     life.communicate()
+    assert "died or was stopped; last sign of life" in orchestrate(place, "sessions").stdout
 
     both = [begun(place, "resume", "night") for _ in range(2)]
     printed = [process.communicate(timeout=150)[0] for process in both]
@@ -100,6 +102,23 @@ def test_only_one_of_two_resumes_goes_on(place):
     assert "is running already, as process" in refused
     assert len(refused.splitlines()) == 1
     assert sum(isinstance(record.event, Resumed) for record in opened(place).records) == 1
+
+
+def test_a_night_goes_on_when_its_terminal_goes_away(place):
+    """The kernel sends SIGHUP, and every write to the terminal fails from then on."""
+    master, terminal = os.openpty()
+    words = ["setsid", "--ctty", *command(*NIGHT)]  # the terminal is the one that controls it
+    life = subprocess.Popen(
+        words, cwd=place, env=environment(TERM="xterm"), stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    wait_until(lambda: runs_of(place))
+    assert f"running as process {life.pid} since" in orchestrate(place, "sessions").stdout
+    os.close(master)
+
+    assert life.wait(100) == 0
+    assert opened(place).state.ended
+    assert "  ended " in orchestrate(place, "sessions").stdout
 
 
 def test_two_nights_of_one_name_in_one_repository(place, tmp_path):

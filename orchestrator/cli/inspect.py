@@ -7,54 +7,61 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, UsageError, read_session
-from orchestrator.core.events import Record
+from orchestrator.core.events import Forked, Record, Resumed, Started
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
-from orchestrator.views.render import format_score
+from orchestrator.views.render import format_score, render_template
+from orchestrator.views.summary import summarize
 
 console = Console(highlight=False, markup=False)
 
 
 def sessions(context: typer.Context) -> None:
-    """List the sessions.
+    """List the sessions, the newest first.
 
-    One line per session: experiments tried and kept, val_bpb of the baseline and of the best, and how it ended.
+    Each with what it gained, and whether it runs (as which process, since when), has ended (why), or died (when it last
+    wrote something).
     """
     paths: Paths = context.obj
-    table = Table("session", "crew", "experiments", "kept", "baseline", "best", "hours", "state", box=None)
-    for path in sorted(paths.sessions.glob("[!.]*/session.db")):
-        name = path.parent.name
-        table.add_row(*map(Text, [name, *_describe_session(paths, name)]))
-    console.print(table if table.row_count else f"There are no sessions in {paths.sessions} yet.")
+    found = [_describe_session(paths, path.parent.name) for path in paths.sessions.glob("[!.]*/session.db")]
+    for _, text in sorted(found, reverse=True):
+        console.print(text, soft_wrap=True)
+    if not found:
+        console.print(f"There are no sessions in {paths.sessions} yet.")
 
 
-def _describe_session(paths: Paths, name: str) -> list[str]:
-    """Return the columns of a session after its name."""
+def _describe_session(paths: Paths, name: str) -> tuple[float, str]:
+    """Return when a session began, in seconds since the epoch, and what is told of it."""
     try:
         with read_session(paths, name) as session:
             state = session.state
-            return [
-                f"{state.session.crew} {state.session.style}".strip(),
-                str(len(state.tried)),
-                str(len(state.kept)),
-                f"{state.baseline_bpb:.4f}" if state.baseline_bpb else "",
-                f"{state.incumbent.score_to_beat:.4f}" if state.incumbent else "",
-                f"{state.hours:.2f}",
-                state.ended or "not ended: use resume",
-            ]
+            lives = [record.at for record in session.records if isinstance(record.event, Started | Resumed | Forked)]
+            facts = {"summary": summarize(state), "since": lives[-1], "process": find_process(paths, name, state.now)}
+            resume = paths.write_command("resume", name)
+            return lives[0], render_template("session.txt", title=name, state=state, resume=resume, **facts)
     except (UsageError, SessionError) as error:
-        return [*[""] * 6, str(error)]
+        return 0.0, f"{name}: {error}\n"
+
+
+def find_process(paths: Paths, name: str, now: float) -> int | None:
+    """Return the id of the process that runs a session, which last wrote something at `now`; None if there is none."""
+    with suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int((paths.sessions / f".{name}.lock").read_text()))
+        if process.create_time() <= now + 1 and process.status() != psutil.STATUS_ZOMBIE:
+            return process.pid  # one that began later only has the same number
+    return None
 
 
 def replay(

@@ -18,7 +18,7 @@ COMMANDS = {
     "resume": ("start", "Continue an interrupted session."),
     "fork": ("start", "Start a new session from an event of another."),
     "trial": ("start", "Compare prompt styles over several nights."),
-    "sessions": ("inspect", "List the sessions."),
+    "sessions": ("inspect", "List the sessions, the newest first."),
     "replay": ("inspect", "Print a recorded session event by event, or verify it."),
     "report": ("inspect", "Rebuild a session's files from its log."),
     "compare": ("inspect", "Compare sessions side by side."),

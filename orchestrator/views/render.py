@@ -33,6 +33,11 @@ def format_clock(at: float) -> str:
     return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
 
 
+def format_day(at: float) -> str:
+    """Return the local date and time of day to the minute; `at` is in seconds since the epoch."""
+    return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M}"
+
+
 def count(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural where there is not one."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
@@ -57,6 +62,7 @@ FILTERS: dict[str, Any] = {
     "score": format_score,
     "change": format_change,
     "clock": format_clock,
+    "day": format_day,
     "time": format_time,
     "rounded": _round,
     "plural": count,
