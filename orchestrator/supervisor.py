@@ -12,6 +12,7 @@ from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session, SessionError
 
+ASKED = "you asked to stop"
 LOOK_SECONDS = 2.0
 """Seconds between two checks of guidance.md."""
 GUIDANCE_CHARACTERS = 8_000
@@ -40,7 +41,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
             return
         say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
         try:
-            session.write("", StopAsked(reason="you asked to stop"))
+            session.write("", StopAsked(reason=ASKED))
         except SessionError as error:
             say(str(error))
             stop_now()

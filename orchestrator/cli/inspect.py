@@ -212,3 +212,4 @@ def musings(
         console.print(Text.assemble((hit.title, "bold"), "  ", (str(hit.path), "dim"), f"\n  {hit.snippet}\n"))
     if not hits:
         print("No musings match.")
+        raise SystemExit(ExitCode.NOTHING_FOUND)

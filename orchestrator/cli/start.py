@@ -14,7 +14,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, load_style
+from orchestrator.cli.preflight import Preflight, expect_run_seconds, load_style
 from orchestrator.cli.wiring import hold_branch, hold_session, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -27,8 +27,6 @@ from prepare.manifest import Manifest
 from subagents.prompts import Prompt, parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
-STARTUP = {"work": 15.0, "time": 60.0}
-"""Seconds for imports, warm-up and evaluation beside the training; on GPUs, whose budget is time, for compilation."""
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
@@ -45,6 +43,7 @@ def plan_night(
 def start_night(night: Preflight, limits: SessionLimits, crew: str, style: str, seed: int | None) -> None:
     """Check everything that the night needs, create its session and run it. Raises UsageError."""
     night.require()
+    print(night.estimate(limits), flush=True)
     started = Started(
         name=night.name,
         limits=limits,
@@ -64,7 +63,7 @@ def describe_profile(manifest: Manifest) -> SessionProfile:
         name=manifest.profile,
         budget_kind=budget.kind,
         budget=budget.amount,
-        expected_seconds=STARTUP[budget.kind] + 1.25 * budget.seconds,
+        expected_seconds=expect_run_seconds(budget),
         data_hash=manifest.digest,
         seq_len=manifest.seq_len,
         vocab_size=manifest.vocab_size,
@@ -220,7 +219,7 @@ def _is_over(paths: opt.Paths, name: str) -> bool:
     over = bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
     if over and state.incumbent is None:
         print(f"{name} measured nothing")
-        raise SystemExit(opt.ExitCode.UNMEASURED)
+        raise SystemExit(opt.ExitCode.NOTHING_RAN)
     return over
 
 

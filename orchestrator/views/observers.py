@@ -49,7 +49,7 @@ class Observers:
         """Watch the session; `command` completes the words of a command that the user is told."""
         self.session, self.folder, self.command = session, session.path.parent, command
         console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
-        self.terminal = Terminal(session, console, time.time)
+        self.terminal = Terminal(session, console, time.time, str(self.folder / "report.html"))
         self.musings = musings / session.state.session.name
         self.files = Files(self.folder)
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))

@@ -16,7 +16,19 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-PLAIN = {"→": "->", "−": "-", "–": "-", "±": "+/-", "σ": "sigma", "…": "...", "─": "-", "✓": "+", "✗": "x"}
+PLAIN = {
+    "→": "->",
+    "−": "-",
+    "–": "-",
+    "±": "+/-",
+    "σ": "sigma",
+    "…": "...",
+    "─": "-",
+    "━": "=",
+    "·": "|",
+    "✓": "+",
+    "✗": "x",
+}
 """What is printed in place of characters that the locale's encoding lacks; of all others, a question mark."""
 PENDING = 1_000
 """Writes that wait for a slow reader; later ones are dropped."""

@@ -33,9 +33,9 @@ def format_clock(at: float) -> str:
     return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
 
 
-def format_day(at: float) -> str:
+def format_day(at: float, *, seconds: bool = False) -> str:
     """Return the local date and time of day to the minute; `at` is in seconds since the epoch."""
-    return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M}"
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M" + ":%S" * seconds)
 
 
 def count(number: int, noun: str) -> str:
