@@ -81,17 +81,17 @@ def _check_opening(prompt: Prompt, default: Prompt, paths: Collection[Path]) -> 
     """Render the opening once, from the facts that the default's asks for. Raises PromptError."""
     known, asked = (meta.find_undeclared_variables(JINJA.parse(each.template)) for each in (default, prompt))
     for fact in sorted(asked - known):
-        where = _find_place(rf"{{[{{%][^}}]*\b{fact}\b", paths)
+        where = _find_place(rf"{{[{{%][^}}]*\b({fact})\b", paths)
         raise PromptError(f"{where}: no fact is called {fact!r}; there are {', '.join(sorted(known))}")
     prompt.render_opening(dict.fromkeys(known, "1"))
 
 
 def _find_place(pattern: str, paths: Collection[Path]) -> str:
-    """Return file, line and column of the first match, counted from 1."""
+    """Return file, line and column, counted from 1, of the first match: of its group, if it has one."""
     for path in sorted(paths):
         if found := re.search(pattern, text := _read(path)):
-            line = text.count("\n", 0, found.start()) + 1
-            return f"{path}:{line}:{found.start() - text.rfind(chr(10), 0, found.start())}"
+            at = found.start(found.lastindex or 0)
+            return f"{path}:{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
     return "the prompt"
 
 

@@ -73,7 +73,7 @@ def test_sigterm_stops_at_once_and_the_night_goes_on_later(place, word):
 
     done = orchestrate(place, "resume", "night")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert opened(place).state.ended == "1 experiments are done"
+    assert opened(place).state.ended == "1 experiment is done"
 
 
 def test_ctrl_c_during_the_farewell_is_calm_and_the_end_is_recorded(place):
@@ -146,7 +146,7 @@ def test_a_night_waits_for_another_writer(place):
     other.close()
     finish(life)
     assert life.returncode == 0
-    assert opened(place).state.ended == "1 experiments are done"
+    assert opened(place).state.ended == "1 experiment is done"
 
 
 def test_a_session_that_is_written_by_another_program_ends_in_one_line(place):

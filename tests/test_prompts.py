@@ -154,7 +154,7 @@ def test_facts_are_never_taken_for_templates():
         (
             "researcher.md",
             f"{MATTER}Hello.\nThe best is {{{{ bset }}}}.\n",
-            "researcher.md:8:13: no fact is called 'bset'",
+            "researcher.md:8:16: no fact is called 'bset'",
         ),
         ("researcher.md", f"{MATTER}{{% if source %}}\nopen\n", "researcher.md:8:1: Unexpected end of template"),
         ("researcher.md", f"{MATTER}Hello.\n  {{{{ source|shout }}}}\n", "researcher.md:8:1: No filter named 'shout'"),

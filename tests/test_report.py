@@ -295,7 +295,7 @@ def test_a_baseline_that_is_measured_again_is_no_gain(tmp_path):
 
 def test_the_charts_are_figures_of_plotly(session):
     """Its own package checks names and values against its schema."""
-    rows, runs = list_rows(session.state), list_runs(session.records)
+    rows = list_rows(session.state)
     names = ["experiment", "hours", "MB of memory", "lines of train.py"]
     axes = {name: {row.experiment: float(row.experiment) for row in rows} for name in names}
     course = comparison.summarize_session(session.state, session.records)
@@ -304,7 +304,6 @@ def test_the_charts_are_figures_of_plotly(session):
 
     for figure in (
         progress,
-        charts.draw_slots(runs, 1),
         charts.draw_curves({"one": scored[1].runs, "other": scored[0].runs}),
         comparison.draw_courses([course, course]),
     ):

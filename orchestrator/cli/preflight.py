@@ -143,7 +143,7 @@ class Preflight:
             return f"{script} in its repository, at {commit[:10]}"
         source, head = self.repo.read_baseline(), self.repo.get_head()
         if fault := find_syntax_error(source):
-            raise UsageError(f"{fault}: fix it")
+            raise UsageError(f"{fault.replace('train.py', script.name, 1)}: fix it")
         if missing := find_neighbours(source, script.parent):
             raise UsageError(
                 f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name}: "

@@ -20,14 +20,12 @@ from orchestrator.core.text import shorten
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.render import count, format_change, format_score
 from orchestrator.views.summary import Summary
-from orchestrator.views.usage import Run
 
 Figure = dict[str, Any]
 """In plotly's own schema: `data`, a list of traces, and `layout`."""
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
 DASHES = ("solid", "dash", "dot", "dashdot")
-OUTCOMES = {"scored": ACCENT, "training": GOOD, "crashed": BAD, "aborted": BAD}
 SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
 """By whether a point is on the scale, and whether it has no score."""
 CURVE_POINTS = 48
@@ -75,34 +73,6 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
         "margin": {"t": 44},
     }
     data = [trace | {"x": x} for trace, x in zip(traces, offered[STEPPED[0]], strict=True)]
-    return {"data": data, "layout": layout}
-
-
-def draw_slots(runs: Sequence[Run], slots: int) -> Figure:
-    """Draw what ran where and when: light for the whole run, dark for the budgeted training in it."""
-    start = runs[0].start if runs else 0.0
-    known = {
-        "type": "bar",
-        "orientation": "h",
-        "y": [f"slot {run.slot}" for run in runs],
-        "base": [(run.start - start) / 3600 for run in runs],
-        "customdata": [run.experiment for run in runs],
-        "hovertext": [f"experiment {r.experiment}, run {r.run}: {r.outcome}, {r.end - r.start:.0f} s" for r in runs],
-        "hoverinfo": "text",
-    }
-    colors = [OUTCOMES.get(run.outcome, GREY) for run in runs]
-    spans = ((0.3, [run.end - run.start for run in runs]), (1.0, [run.train_seconds for run in runs]))
-    layout = {
-        "xaxis": {"title": {"text": "hours"}},
-        "yaxis": {"type": "category", "autorange": "reversed"},
-        "barmode": "overlay",
-        "bargap": 0.25,
-        "height": 90 + 34 * slots,
-    }
-    data = [
-        known | {"x": [seconds / 3600 for seconds in lengths], "marker": {"color": colors, "opacity": opacity}}
-        for opacity, lengths in spans
-    ]
     return {"data": data, "layout": layout}
 
 

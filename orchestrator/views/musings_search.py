@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.core.text import format_signed
 from subagents.prompts import split_front_matter
 
 
@@ -21,6 +22,12 @@ class Hit:
     """The musing's front matter."""
     snippet: str
     """The words around the match, which stands between ** and **."""
+
+    @property
+    def outcome(self) -> str:
+        """How the experiment ended, and its change of the score where there is one."""
+        delta, status = self.matter.get("delta"), str(self.matter.get("status", ""))
+        return f"{status} {format_signed(delta)}" if isinstance(delta, float) else status
 
 
 def search(

@@ -61,7 +61,6 @@ class Page:
         }
         figures = {
             "progress": charts.draw_progress(rows, axes, summary),
-            "slots": charts.draw_slots(runs, state.session.slots),
             **{f"curve-{e.row.experiment}": e.curve for e in entries if e.curve},
         }
         return render_page(
@@ -69,7 +68,7 @@ class Page:
             figures,
             state=state,
             summary=summary,
-            runs=len(runs),
+            held=runs,
             used=measure_utilization(log.records, state.session.slots),
             entries=entries,
             retried=select_retried(rows),
