@@ -48,7 +48,7 @@ def ended(place: Path) -> str:
 def test_a_night_goes_on_without_its_reader(place, line):
     done = run_shell(place, line)
 
-    assert ended(place) == "1 experiments are done"
+    assert ended(place) == "1 experiment is done"
     assert b"Traceback" not in done.stderr
     if "code" in line:
         assert b"code 0" in done.stdout
