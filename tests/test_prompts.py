@@ -172,7 +172,7 @@ def test_facts_are_never_taken_for_templates():
         ("mechanic.md", f"{MATTER}{{% include 'other' %}}\n", "cannot be rendered: no loader"),
         ("mechanic.md", "---\nmodel: [m\n---\n", "mechanic.md:3:1: the front matter is not YAML"),
         ("mechanic.md", "---\nmodel: m\nturns: 3\n---\n", "turns"),
-        ("mechanik.md", f"{MATTER}Hello.\n", "no prompt uses mechanik.md"),
+        ("mechanik.md", f"{MATTER}Hello.\n", "no agent reads mechanik.md"),
         ("README.md", "My style.\n", "holds no prompt"),
     ],
 )

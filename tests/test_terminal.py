@@ -64,7 +64,7 @@ def test_plain_lines_tell_the_night_in_order(session):
     lines = told(session)
 
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[(info|warning) *\] [a-z]+", line) for line in lines)
-    kinds = [line.split()[3] for line in lines]
+    kinds = [line.split()[4] for line in lines]
     assert kinds[:4] == ["started", "fitted", "granted", "scored"]
     assert kinds.count("proposed") == 12
     assert kinds.count("kept") == 1 + len(session.state.kept)  # the baseline, too
@@ -206,4 +206,4 @@ def test_a_resumed_session_starts_with_its_resumption(session):
     to = console()
     with watching(log, to, lambda: 20.0):
         pass
-    assert [line.split()[3] for line in to.file.getvalue().splitlines()] == ["resumed"]
+    assert [line.split()[4] for line in to.file.getvalue().splitlines()] == ["resumed"]

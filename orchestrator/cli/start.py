@@ -61,7 +61,6 @@ def start_night(
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
         print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
-    print(night.estimate(limits), flush=True)
     started = Started(
         name=night.name,
         limits=limits,

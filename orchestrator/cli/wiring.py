@@ -51,7 +51,9 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     begun = session.state.baseline_commit
     profile = None if begun else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
-    if begun:
+    if not begun:
+        observers.say(night.estimate(started.limits))  # before the live view, so that it stays
+    else:
         repo.begin_branch(session.state.parent.commit)
         lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
     try:
