@@ -80,6 +80,12 @@ def test_a_second_night_goes_on_from_what_the_first_kept(tmp_path, earlier):
     assert knowing < plain - 0.03
 
 
+def test_a_single_keep_that_is_not_in_force_is_tried_first(tmp_path, earlier):
+    kept = next(past for past in earlier if past.status == "kept")
+    session = simulate(tmp_path, "second", experiments=1, earlier=(kept,))
+    assert session.state.results[-1].proposal.settings == kept.changes
+
+
 def test_the_researcher_is_told_what_did_best_and_what_failed_and_never_by_a_bare_number(tmp_path, earlier):
     session = simulate(tmp_path, "second", earlier=earlier)
 

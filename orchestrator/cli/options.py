@@ -96,7 +96,7 @@ class Paths:
         write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
 
     def recall(self, folder: Path) -> "Paths":
-        """Return the places of the session in that folder, but for those that the command gives. Raises UsageError."""
+        """Return the places of the session in that folder, except those that the command gives. Raises UsageError."""
         if not (path := folder / PLACES).is_file():
             return self  # an older session, or a file without its folder
         try:

@@ -106,7 +106,7 @@ class Preflight:
     def profile(self) -> Profile | None:
         """Whose constants replace the script's: by default only those of the train.py that comes with Nightshift."""
         ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
-        return from_manifest(self.manifest) if ours or self.paths.fit else None
+        return from_manifest(self.manifest) if (ours or self.paths.fit) and not self.task.is_reported else None
 
     @property
     def send(self) -> Send:
@@ -231,6 +231,8 @@ class Preflight:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
         if self.state and self.state.baseline_commit:
             source = self.repo.read_source(self.state.parent.commit)
+        elif self.task.is_reported:
+            source = self.repo.read_baseline()
         else:
             source = self.repo.read_baseline()
             fitted = apply_to_script(source, from_manifest(self.manifest))
@@ -243,7 +245,7 @@ class Preflight:
             elif others and self.paths.fit is None:
                 yield CheckResult("constants", "warn", f"runs have your constants, not {words} (--fit)")
         if not self.prompts:
-            found = list_tunable(source)
+            found = list_tunable(source, self.task.is_reported)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
             yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
 

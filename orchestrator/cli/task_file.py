@@ -24,7 +24,7 @@ def find_task(script: Path) -> Task:
         return Task()
     python = f"python {shlex.quote(editable[0])}" if editable[0].endswith(".py") else ""
     if not (command := given.command or python):
-        raise UsageError(f"{folder / NAME}: command is missing, and {editable[0]} is no Python script")
+        raise UsageError(f"{folder / NAME}: command is missing, and {editable[0]} is not a Python script")
     data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
     for name in data:
         if not (folder / Path(name).expanduser()).is_dir():

@@ -136,6 +136,6 @@ async def _find_score(run: EndedRun, reader: NumberReader, before: dict[Path, st
 
 
 def set_reported_limits(task: Task, threads: int) -> RunLimits:
-    """Return limits by the task's own timeout; silence is no hang, since only the user knows what a run prints."""
+    """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints."""
     wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
     return RunLimits(wall=wall, cpu=max(threads, 1) * wall, quiet=2 * wall)

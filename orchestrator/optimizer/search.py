@@ -6,6 +6,7 @@ hurt is moved in the other direction; near-misses are stacked. Pure functions of
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from statistics import median
 from typing import Literal
 
@@ -36,7 +37,8 @@ class Trial:
     experiment: int
     changes: Assignment
     before: Assignment
-    outcome: Literal["kept", "discarded", "failed", "refused", "running"]
+    outcome: Literal["kept", "open", "discarded", "failed", "refused", "running"]
+    """Open: an earlier session kept it, and it is not in force here."""
     gain: float | None = None
     error: float = 0.0
     val_bpb: float | None = None
@@ -80,7 +82,8 @@ class SearchState:
     def is_new(self, changes: Assignment) -> bool:
         """Return whether these values differ from the incumbent's and have not been tried yet."""
         after = self.values | dict(changes)
-        return after != self.values and all({**self.values, **trial.after} != after for trial in self.trials)
+        tried = (trial for trial in self.trials if trial.outcome != "open")
+        return after != self.values and all({**self.values, **trial.after} != after for trial in tried)
 
     def is_known_bad(self, name: str, value: Value) -> bool:
         """Return whether this value alone, or one on the way to it, has clearly hurt."""
@@ -115,6 +118,8 @@ def rank_steps(search: SearchState) -> list[SearchStep]:
 def stack_near_misses(search: SearchState) -> SearchStep | None:
     """Return the step that combines the most promising near-misses; None if there are fewer than two.
 
+    What an earlier session kept and is not in force here counts as one, comes first, and is enough alone.
+
     Their gains may exceed the noise together. Each takes part in one stack only: later ones consist of new
     near-misses, and of earlier stacks.
     """
@@ -125,12 +130,15 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
         if gains[trial.experiment] > 0 and fits and _is_open_near_miss(search, trial):
             parts.append(trial)
             changes |= trial.changes
-    if len(parts) < 2 or not search.is_new(changes):
+    has_open = any(trial.outcome == "open" for trial in parts)
+    if (len(parts) < 2 and not has_open) or not search.is_new(changes):
         return None
     expected = ADDITIVITY * sum(gains[trial.experiment] for trial in parts)
     names = ", ".join(f"{trial.name} ({search.metric.format_change(-(trial.gain or 0.0))})" for trial in parts)
     why = f"Each of these was better: {names}. If their effects add up, together they exceed the noise."
-    return SearchStep(changes, expected / search.sigma, expected, why)
+    if len(parts) == 1:
+        why = f"It was kept before, and is not in force here: {names}."
+    return SearchStep(changes, inf if has_open else expected / search.sigma, expected, why)
 
 
 def estimate_true_gain(search: SearchState, trial: Trial) -> float:
@@ -149,7 +157,7 @@ def estimate_true_gain(search: SearchState, trial: Trial) -> float:
 def _is_open_near_miss(search: SearchState, trial: Trial) -> bool:
     """Return whether a discarded change still applies to the incumbent, and no larger trial has included it."""
     return (
-        trial.outcome == "discarded"
+        trial.outcome in {"discarded", "open"}
         and all(search.values.get(name) == trial.before[name] for name in trial.changes)
         and all(is_within(search.constants[name].space, value) for name, value in trial.changes.items())
         and not any(other.changes.items() > trial.changes.items() for other in search.trials)
@@ -179,12 +187,13 @@ def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant
 def _list_earlier_trials(earlier: Sequence[EarlierResult], values: Assignment) -> Iterator[Trial]:
     """Yield the trials of earlier sessions, oldest first, numbered from −1 down.
 
-    What was kept there but is not in force here is as open as a near-miss.
+    What was kept there but is not in force here is open, as a near-miss is.
     """
     for i, past in reversed(list(enumerate(earlier, 1))):
         if past.changes.keys() and past.changes.keys() <= values.keys():
-            in_force = past.status == "kept" and past.changes.items() <= values.items()
-            outcome = "failed" if past.gain is None else "kept" if in_force else "discarded"
+            outcome = "failed" if past.gain is None else "discarded"
+            if past.status == "kept":
+                outcome = "kept" if past.changes.items() <= values.items() else "open"
             name = f"experiment {past.experiment} of {past.session}"
             yield Trial(-i, past.changes, past.before, outcome, past.gain, past.error, earlier=name)
 

@@ -47,7 +47,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
     worse = "lower" if metric.goal == "max" else "higher"
     return ev.Proposal(
         title=f"revert #{number}: {kept.proposal.title}"[:120],
-        hypothesis=f"Without the change of #{number}, {metric.name} is no {worse}: its gain was luck.",
+        hypothesis=f"Without the change of #{number}, {metric.name} is not {worse}: its gain was luck.",
         rationale=f"#{number} was kept on little evidence. It is now better with probability {doubt.probability:.2f}, "
         f"expected {metric.format_change(-doubt.mean * sigma)}. An ablation compares the best train.py with and "
         f"without it{at}; it is reverted if the one without is more likely to be better.",
