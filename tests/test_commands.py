@@ -32,7 +32,7 @@ and `fork NAME --at N` need none of them. Give them again only where something h
 | 2 | wrong usage, or a problem that you can fix: a one-line message says what to do |
 | 3 | `doctor` found something that would spoil a night |
 | 4 | the baseline does not train |
-| 5 | nothing ran: the time was up, or the machine failed, before the first experiment |
+| 5 | nothing ran: the time was up, you stopped it, or the machine failed, before the first experiment |
 | 6 | no model answered with anything usable, and the optimizer went on in its place |
 | 130 | interrupted: continue with `resume` |
 
