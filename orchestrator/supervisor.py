@@ -12,6 +12,7 @@ from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session, SessionError
 
+ASKED = "you asked to stop"
 LOOK_SECONDS = 2.0
 """Seconds between two checks of guidance.md."""
 STALL = 60.0
@@ -42,7 +43,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
             return
         asked = True
         say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
-        outside.append(asyncio.ensure_future(session.append("", StopAsked(reason="you asked to stop"))))
+        outside.append(asyncio.ensure_future(session.append("", StopAsked(reason=ASKED))))
         outside.append(asyncio.ensure_future(_stop_stalled(session, stop_now)))
 
     loop = asyncio.get_running_loop()

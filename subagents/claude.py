@@ -29,6 +29,7 @@ ATTEMPTS = 30  # attempts at a turn; with pauses that grow to MAX_PAUSE they las
 MAX_PAUSE = 300.0  # seconds between two attempts, unless the server asks for more
 LONG_PAUSE = 60.0  # seconds of a pause above which the user is told
 MAX_RETRY_AFTER = 86_400.0  # longest pause in seconds that a server can ask for
+CHECK_TIMEOUT, CHECK_TOKENS = 120.0, 2_000  # of the one small request before a night
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
@@ -78,24 +79,6 @@ def connect(
     return client
 
 
-async def check_model(client: anthropic.AsyncAnthropic, model: str) -> str:
-    """Return why this model cannot be used, in one line; empty if no reason is known. Closes the client."""
-    try:
-        async with client:  # or it might be closed after the event loop has ended
-            await client.models.retrieve(model)
-    except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
-        return f"{client.base_url} refuses the key"
-    except anthropic.NotFoundError:
-        # Other servers may not list their models.
-        return f"there is no model {model!r}" if str(client.base_url).startswith(OFFICIAL) else ""
-    except anthropic.APIConnectionError:
-        proxies = [name for name in PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
-        return f"no server answers at {client.base_url}" + f", by way of {' or '.join(proxies)}" * bool(proxies)
-    except anthropic.APIStatusError:
-        return ""  # it may be transient
-    return ""
-
-
 @dataclass(frozen=True)
 class Claude:
     """A model that is asked over the network."""
@@ -133,6 +116,35 @@ class Claude:
                 error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
             )
             return Reply.from_error("model_context_window_exceeded" if too_long else "failed", self._reason(error))
+
+    async def check(self, model: str, effort: str = "") -> tuple[bool, str]:
+        """Have a model call one small tool, as agents do, and close the client.
+
+        Returns whether a night may begin all the same, and what went wrong, in one line; empty if nothing did.
+        """
+        ask = {"role": "user", "content": [{"type": "text", "text": "Call the tool `ready` now, and say nothing."}]}
+        tool = {"name": "ready", "description": "Says that you can call tools.", "input_schema": {"type": "object"}}
+        request = Request("doctor", model, effort, CHECK_TOKENS, "This is a check before a night.", (tool,), (ask,))
+        url = self.client.base_url
+        try:
+            async with self.client, asyncio.timeout(CHECK_TIMEOUT):
+                reply = await self._turn(request)  # one attempt, without the patience of a night
+        except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
+            return False, f"{url} refuses the key"
+        except anthropic.NotFoundError:
+            return False, f"{url} has no model {model!r}, or is not the address of a Messages API (404)"
+        except anthropic.APIConnectionError:
+            proxies = [name for name in PROXIES if os.environ.get(name) or os.environ.get(name.lower())]
+            return False, f"no server answers at {url}" + f", by way of {' or '.join(proxies)}" * bool(proxies)
+        except httpx2.RemoteProtocolError:
+            return False, f"{url} is no Messages API, but perhaps a web page: see ANTHROPIC_BASE_URL"
+        except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError) as error:
+            wait = is_transient(error)
+            hint = "; a night would wait for it" * wait
+            return wait, f"{model} does not answer now: {self._reason(error)}{hint}"
+        if not reply.calls:
+            return False, f"{model} answers, but called no tool when told to: agents need a model that uses tools"
+        return True, ""
 
     async def _turn(self, request: Request) -> Reply:
         effort = request.effort if request.model not in self.without_effort else ""

@@ -6,6 +6,12 @@ from typing import Any
 from genai_prices import Usage, calc_price, extract_usage
 
 PROVIDER = "anthropic"
+TYPICAL = {
+    "researcher": {"input_tokens": 45_000, "cache_read_tokens": 30_000, "output_tokens": 3_500},
+    "mechanic": {"input_tokens": 20_000, "cache_read_tokens": 13_000, "output_tokens": 1_500},
+    "reflector": {"input_tokens": 9_000, "cache_read_tokens": 5_000, "output_tokens": 1_500},
+}
+"""Tokens of an agent's usual conversation: a few turns on an opening as docs/benchmarks.md measures it."""
 CHARACTERS = 2.5  # characters of a token: fewer than in code and English, so that the estimate is an upper bound
 
 
@@ -26,3 +32,15 @@ def estimate_most(model: str, characters: int, max_tokens: int) -> float | None:
         return float(calc_price(usage, model, provider_id=PROVIDER).total_price)
     except (LookupError, ValueError):
         return None
+
+
+def estimate_experiment(models: Mapping[str, str]) -> tuple[float, float] | None:
+    """Return the least and the most dollars that an experiment usually costs; None where a price is unknown."""
+    try:
+        costs = [
+            float(calc_price(Usage(**TYPICAL[agent]), model, provider_id=PROVIDER).total_price)
+            for agent, model in models.items()
+        ]
+    except (LookupError, ValueError):
+        return None
+    return sum(costs) / 2, sum(costs) * 1.5

@@ -5,12 +5,12 @@ Below the system prompt and the line `<!-- opening -->` stands the opening messa
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError
+from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError, meta
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from subagents.errors import PromptError
@@ -38,11 +38,11 @@ class Prompt(BaseModel):
     template: str
 
     def render_opening(self, facts: Mapping[str, Any]) -> str:
-        """Return the opening message. Raises PromptError if it asks for a fact that is not supplied."""
+        """Return the opening message. Raises PromptError where it cannot be rendered from these facts."""
         try:
             return JINJA.from_string(self.template).render(facts).strip()
-        except UndefinedError as error:
-            raise PromptError(f"a prompt asks for an unknown fact: {error}") from error
+        except (UndefinedError, TypeError, ValueError, ArithmeticError) as error:
+            raise PromptError(f"a prompt cannot be rendered: {error}") from error
 
     @property
     def text(self) -> str:
@@ -57,21 +57,45 @@ def parse_prompt(text: str, name: str = "the prompt") -> Prompt:
 
 
 def load_prompts(folder: Path, style: str = "default", base: str = "default") -> dict[str, Prompt]:
-    """Return the prompts of a style by agent; it is a folder beside `default`, or any folder. Raises PromptError.
+    """Return the prompts of a style by agent; it is a folder beside `default`, or any folder.
 
-    What the style lacks comes from the folder `base`, and then from `default`.
+    What the style lacks comes from the folder `base`, and then from `default`. Each prompt is rendered once. Raises
+    PromptError, with file, line and column where it can be told.
     """
     overlay = folder / (base if style == "default" else style)
     overlay = overlay if overlay.is_dir() else Path(style)
     if not overlay.is_dir():
         known = ", ".join(sorted(path.name for path in folder.glob("*/")))
         raise PromptError(f"unknown prompt style {style!r}; the styles are {known}, or name a folder")
-    folders = (overlay, folder / base, folder / "default")
-    known = {path.name for path in (folder / "default").iterdir()} | {"README.md"}
+    folders, used = (overlay, folder / base, folder / "default"), set[Path]()
+    known = {path.name for path in folders[2].iterdir()} | {"README.md"}
     known |= {name for path in overlay.glob("*.md") for name in INCLUDE.findall(_read(path))}
     if unread := sorted(path.name for path in overlay.glob("[!.]*") if path.name not in known):
         raise PromptError(f"{overlay}: no agent reads {', '.join(unread)}; the files are {', '.join(sorted(known))}")
-    return {name: _overlay(name, folders) for name in NAMES}
+    if not any(path.name != "README.md" for path in overlay.glob("*.md")):
+        raise PromptError(f"{overlay} holds no prompt: copy one of {folders[2]} into it")
+    prompts = {name: _overlay(name, folders, used) for name in NAMES}
+    for name, prompt in prompts.items():
+        _check_opening(prompt, _overlay(name, folders[1:], set()), used)
+    return prompts
+
+
+def _check_opening(prompt: Prompt, default: Prompt, paths: Collection[Path]) -> None:
+    """Render the opening once, from the facts that the default's asks for. Raises PromptError."""
+    known, asked = (meta.find_undeclared_variables(JINJA.parse(each.template)) for each in (default, prompt))
+    for fact in sorted(asked - known):
+        where = _find_place(rf"{{[{{%][^}}]*\b({fact})\b", paths)
+        raise PromptError(f"{where}: no fact is called {fact!r}; there are {', '.join(sorted(known))}")
+    prompt.render_opening(dict.fromkeys(known, "1"))
+
+
+def _find_place(pattern: str, paths: Collection[Path]) -> str:
+    """Return file, line and column, counted from 1, of the first match: of its group, if it has one."""
+    for path in sorted(paths):
+        if found := re.search(pattern, text := _read(path)):
+            at = found.start(found.lastindex or 0)
+            return f"{path}:{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
+    return "the prompt"
 
 
 def split_front_matter(text: str, name: str = "the text") -> tuple[dict[str, Any], str]:
@@ -82,24 +106,29 @@ def split_front_matter(text: str, name: str = "the text") -> tuple[dict[str, Any
         matter: object = yaml.load(found[1], yaml.CSafeLoader) or {}
     except FAULTS as error:
         first_line, _, _ = str(error).partition("\n")
-        raise PromptError(f"{name}: the front matter is not YAML: {first_line}") from error
+        mark: Any = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 2}:{mark.column + 1}" if mark else ""
+        raise PromptError(f"{name}{where}: the front matter is not YAML: {first_line}") from error
     if not isinstance(matter, dict):
         raise PromptError(f"{name}: the front matter must be keys and values")
     return cast("dict[str, Any]", matter), text[found.end() :]
 
 
-def _overlay(name: str, folders: Sequence[Path]) -> Prompt:
+def _overlay(name: str, folders: Sequence[Path], used: set[Path]) -> Prompt:
+    """Return an agent's prompt, and enter the files that it comes from in `used`."""
     matter: dict[str, Any] = {}
     body = ""
     for path in [found for folder in reversed(folders) if (found := folder / f"{name}.md").is_file()]:
+        used.add(path)
         own_matter, own_body = split_front_matter(_read(path), str(path))
         matter, body = matter | own_matter, own_body if own_body.strip() else body
 
     def include(line: re.Match[str]) -> str:
         found = next((path for folder in folders if (path := folder / line[1]).is_file()), folders[-1] / line[1])
+        used.add(found)
         return _read(found).strip()
 
-    return _make_prompt(matter, INCLUDE.sub(include, body), f"prompt {name!r} in {folders[0]}")
+    return _make_prompt(matter, INCLUDE.sub(include, body), f"prompt {name!r} in {folders[0]}", used)
 
 
 def _read(path: Path) -> str:
@@ -109,16 +138,18 @@ def _read(path: Path) -> str:
         raise PromptError(f"{path} cannot be read: {error}") from error
 
 
-def _make_prompt(matter: Mapping[str, Any], body: str, name: str) -> Prompt:
+def _make_prompt(matter: Mapping[str, Any], body: str, name: str, paths: Collection[Path] = ()) -> Prompt:
     system, line, template = body.partition(OPENING)
     if not line:
         raise PromptError(f"{name}: the line {OPENING} is missing")
     try:
-        JINJA.parse(template.strip())
+        JINJA.from_string(template.strip())
         return Prompt(**matter, system=system.strip(), template=template.strip())
     except ValidationError as error:
         raise PromptError(f"{name}: {describe_faults(error)}") from error
     except TypeError as error:
         raise PromptError(f"{name}: the front matter has a key that it cannot have: {error}") from error
     except TemplateSyntaxError as error:
-        raise PromptError(f"{name}: {error.message} (line {error.lineno} of the opening)") from error
+        line = template.strip().splitlines()[error.lineno - 1]
+        where = _find_place(rf"(?m)^{re.escape(line)}$", paths) if paths else name
+        raise PromptError(f"{where}: {error.message} (line {error.lineno} of the opening)") from error

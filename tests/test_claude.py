@@ -11,7 +11,7 @@ import pytest
 from llmock.scenarios import Fail, Reply, StreamFault, ToolCall, ToolFault
 
 from subagents.agent import Request
-from subagents.claude import ATTEMPTS, Claude, check_model, connect
+from subagents.claude import ATTEMPTS, Claude, connect
 from tests.scripted import events, served
 
 KEY = "sk-secret-0123456789"
@@ -71,11 +71,13 @@ def server(*answers):
         answer = answers[min(len(asked), len(answers)) - 1]
         answer = answer(asked[-1]) if callable(answer) else answer
         status, body, headers = answer if isinstance(answer, tuple) else (200, answer, {})
-        lines = [f"event: {part['type']}\ndata: {json.dumps(part)}\n\n" for part in body] if status == 200 else []
+        lines = (
+            [f"event: {part['type']}\ndata: {json.dumps(part)}\n\n" for part in body] if isinstance(body, list) else []
+        )
         kind = "text/event-stream" if lines else "application/json"
         head = [(key.encode(), value.encode()) for key, value in {"content-type": kind, **headers}.items()]
         await send({"type": "http.response.start", "status": status, "headers": head})
-        for line in lines or [json.dumps(body)]:
+        for line in lines or [body if isinstance(body, str) else json.dumps(body)]:
             await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
@@ -301,19 +303,36 @@ def test_what_to_set_is_said_in_one_line(tmp_path):
     assert said(ANTHROPIC_BASE_URL="http://127.0.0.1:11434") == ""
 
 
-def test_what_stands_in_the_way_of_a_model_is_said_beforehand(mock):
-    def said(url, model="claude-opus-4-6"):
-        async def go():
-            async with connect(base_url=url, api_key=KEY) as client:
-                return await check_model(client, model)
+CALLED = message({"type": "tool_use", "id": "a", "name": "ready", "input": {}}, stop="tool_use")
+WEB_PAGE = (200, "<html>a login page</html>", {"content-type": "text/html"})
 
-        return asyncio.run(go())
 
-    own = mock.base_url("anthropic")
-    assert said(own) == ""
-    assert said(own, "qwen3-coder") == ""
-    assert said("http://127.0.0.1:1") == "no server answers at http://127.0.0.1:1"
-    mock.state.scenarios.add(Fail(401))
-    assert said(own) == f"{own}/ refuses the key"
-    mock.state.scenarios.add(Fail(529))
-    assert said(own) == ""
+@pytest.mark.parametrize(
+    ("answer", "passes", "said"),
+    [
+        (list(events(CALLED)), True, ""),
+        (whole({"type": "text", "text": "ready!"}), False, "called no tool"),
+        (refusal(401, "authentication_error", "no"), False, "refuses the key"),
+        (refusal(404, "not_found_error", "no"), False, "has no model 'claude-opus-5-5'"),
+        (refusal(400, "invalid_request_error", "this model does not support tools"), False, "does not support tools"),
+        (refusal(429, "rate_limit_error", "slow down"), True, "; a night would wait for it"),
+        (refusal(500, "api_error", "oh"), True, "does not answer now"),
+        (WEB_PAGE, False, "perhaps a web page: see ANTHROPIC_BASE_URL"),
+        ((404, "<html>nginx</html>", {"content-type": "text/html"}), False, "not the address of a Messages API (404)"),
+    ],
+)
+def test_a_model_is_asked_for_one_small_call_beforehand(answer, passes, said):
+    with server(answer) as (url, asked):
+        found = asyncio.run(Claude(connect(base_url=url, api_key=KEY)).check("claude-opus-5-5", "low"))
+
+    assert found[0] is passes
+    assert said in found[1]
+    assert bool(said) == bool(found[1])
+    assert "\n" not in found[1]
+    assert len(asked) == 1, "a check has no patience"
+    assert asked[0]["body"]["tools"][0]["name"] == "ready"
+
+
+def test_a_server_that_is_not_there_is_said_beforehand():
+    found = asyncio.run(Claude(connect(base_url="http://127.0.0.1:1", api_key=KEY)).check("m"))
+    assert found == (False, "no server answers at http://127.0.0.1:1")

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import random
 import shutil
 import signal
@@ -80,7 +81,7 @@ def test_sigterm_stops_at_once_and_the_night_goes_on_later(place, word):
 
     done = orchestrate(place, "resume", "night")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert opened(place).state.ended == "1 experiments are done"
+    assert opened(place).state.ended == "1 experiment is done"
 
 
 def test_ctrl_c_during_the_farewell_is_calm_and_the_end_is_recorded(place):
@@ -100,6 +101,7 @@ def test_only_one_of_several_resumes_goes_on(place, count):
     wait_for_line(life, "granted")
     life.kill()
     life.communicate()
+    assert "died or was stopped; last sign of life" in orchestrate(place, "sessions").stdout
 
     racing = [begun(place, "resume", "night") for _ in range(count)]
     printed = [process.communicate(timeout=150 + 10 * count)[0] for process in racing]
@@ -109,6 +111,23 @@ def test_only_one_of_several_resumes_goes_on(place, count):
         assert process.returncode == 0 or "is running already, as process" in refused
         assert process.returncode == 0 or len(refused.splitlines()) == 1
     assert sum(isinstance(record.event, Resumed) for record in opened(place).records) == 1
+
+
+def test_a_night_goes_on_when_its_terminal_goes_away(place):
+    """The kernel sends SIGHUP, and every write to the terminal fails from then on."""
+    master, terminal = os.openpty()
+    words = ["setsid", "--ctty", *command(*NIGHT)]  # the terminal is the one that controls it
+    life = subprocess.Popen(
+        words, cwd=place, env=environment(TERM="xterm"), stdin=terminal, stdout=terminal, stderr=terminal
+    )
+    os.close(terminal)
+    wait_until(lambda: runs_of(place))
+    assert f"running as process {life.pid} since" in orchestrate(place, "sessions").stdout
+    os.close(master)
+
+    assert life.wait(100) == 0
+    assert opened(place).state.ended
+    assert "  ended " in orchestrate(place, "sessions").stdout
 
 
 def test_two_nights_of_one_name_in_one_repository(place, tmp_path):
@@ -140,7 +159,7 @@ def test_a_night_outlives_programs_that_lock_and_delete_its_session(place):
     finish(life)
     assert life.returncode == 0
     session = opened(place)
-    assert session.state.ended == "1 experiments are done"
+    assert session.state.ended == "1 experiment is done"
     assert all(session.get(record.event.log) for record in session.records if isinstance(record.event, Scored))
     crashes = [record.event for record in session.records if isinstance(record.event, Crashed)]
     assert not crashes, "a run whose folder was deleted is run again"

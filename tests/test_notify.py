@@ -95,7 +95,7 @@ def test_every_new_best_and_the_end_are_told(session):
     ]
     assert session.state.kept[0].proposal.title in told[0][1]
     assert f"{summarize(log.state).gain:.4f} better" in told[-1][1]
-    assert f"→ {session.state.incumbent.score_to_beat:.4f}" in told[-1][1]
+    assert f"→ {summarize(log.state).best:.4f}" in told[-1][1]
     assert "12 experiments" in told[-1][1]
 
 
@@ -174,7 +174,7 @@ def test_a_night_sends_word_and_keeps_the_secret(tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert phone.got[-1]["title"] == "night: the night is over"
-    assert "1 experiments are done" in phone.got[-1]["message"]
+    assert "1 experiment is done" in phone.got[-1]["message"]
     assert SECRET not in done.stdout + done.stderr
     for path in (place / "sessions").rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path

@@ -48,7 +48,7 @@ def ended(place: Path) -> str:
 def test_a_night_goes_on_without_its_reader(place, line):
     done = run_shell(place, line)
 
-    assert ended(place) == "1 experiments are done"
+    assert ended(place) == "1 experiment is done"
     assert b"Traceback" not in done.stderr
     if "code" in line:
         assert b"code 0" in done.stdout
@@ -145,12 +145,13 @@ def test_ctrl_c_still_ends_a_night_whose_reader_has_gone(place):
             pass
         night.stdout.close()
         night.send_signal(signal.SIGINT)
-        assert night.wait(100) in (0, 4)
+        assert night.wait(100) in (0, 5)
     assert ended(place) == "you asked to stop"
 
 
 def test_ctrl_c_before_the_first_step_is_no_success(place):
     with subprocess.Popen(command(*NIGHT), cwd=place, env=environment(), stdout=subprocess.PIPE) as night:
+        assert b"until" in night.stdout.readline()
         assert b"started" in night.stdout.readline()
         night.send_signal(signal.SIGINT)
         assert night.wait(100) != 0

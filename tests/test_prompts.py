@@ -156,3 +156,28 @@ def test_facts_are_never_taken_for_templates():
     assert (
         parse_prompt(MATTER + "{{ words }}").render_opening({"words": "{{ moon }} {% if %}"}) == "{{ moon }} {% if %}"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "researcher.md",
+            f"{MATTER}Hello.\nThe best is {{{{ bset }}}}.\n",
+            "researcher.md:8:16: no fact is called 'bset'",
+        ),
+        ("researcher.md", f"{MATTER}{{% if source %}}\nopen\n", "researcher.md:8:1: Unexpected end of template"),
+        ("researcher.md", f"{MATTER}Hello.\n  {{{{ source|shout }}}}\n", "researcher.md:8:1: No filter named 'shout'"),
+        ("mechanic.md", f"{MATTER}{{{{ source + 1 }}}}\n", "cannot be rendered: can only concatenate str"),
+        ("mechanic.md", f"{MATTER}{{% include 'other' %}}\n", "cannot be rendered: no loader"),
+        ("mechanic.md", "---\nmodel: [m\n---\n", "mechanic.md:3:1: the front matter is not YAML"),
+        ("mechanic.md", "---\nmodel: m\nturns: 3\n---\n", "turns"),
+        ("mechanik.md", f"{MATTER}Hello.\n", "no agent reads mechanik.md"),
+        ("README.md", "My style.\n", "holds no prompt"),
+    ],
+)
+def test_a_style_that_cannot_be_used_is_refused_with_the_place(tmp_path, file, text, said):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(PromptError, match=r"^[^\n]+$") as caught:
+        load_prompts(FOLDER, str(tmp_path))
+    assert said in str(caught.value)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import time
 
 import plotly.graph_objects as go
 import pyarrow.parquet as pq
@@ -12,7 +13,6 @@ from markupsafe import escape
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
-from orchestrator.core.task import BPB
 from orchestrator.core.text import flatten
 from orchestrator.policy import thresholds
 from orchestrator.session.store import Session
@@ -194,7 +194,9 @@ def test_the_page_tells_what_was_kept_and_what_was_discarded_and_why(tmp_path):
     assert f"{len(log.state.kept)} changes were kept" in told
     certificate = log.state.certificate
     assert f"on {certificate.pairs} fresh seed" in told
-    assert BPB.format_change(-certificate.gain) in told
+    assert f"{certificate.gain:.4f} better" in told
+    kept = told.split('<table class="steps">')[1].split("</table>")[0]
+    assert kept.count("<svg") == 2 + len(log.state.kept)  # the baseline, each step, the best
     for result in again:
         assert escape(result.proposal.title) in told
         assert escape(result.verdict.reason) in told
@@ -225,7 +227,7 @@ def test_the_order_is_what_a_reader_asks_for(session):
     html = Page().render(session)
     titles = re.findall("<h2>(.*?)</h2>", html)
     assert titles == [
-        "Progress",
+        "What was gained",
         "Can you believe it?",
         "What was kept",
         "What was learned",
@@ -239,17 +241,42 @@ def test_the_order_is_what_a_reader_asks_for(session):
 
 
 def test_the_best_score_is_one_number_everywhere(session, tmp_path):
-    """The page, the chart's stairs, the musings' index and the comparison tell the same."""
+    """Page, stairs of the chart, index of the musings and comparison tell the same: the certificate's, once there."""
     summary = summarize(session.state)
     best = f"{summary.best:.4f}"
     stairs = charts.draw_progress(list_rows(session.state), {"experiment": {}}, summary)["data"][2]["y"]
     course = comparison.summarize_session(session.state, session.records)
 
-    assert f"→ {best}" in Page().render(session)
-    assert f"→ {best}" in render_index(session.state, list_rows(session.state))
+    assert summary.gain == session.state.certificate.gain != summary.estimate
+    assert summary.best == summary.baseline - summary.gain
+    page, index = Page().render(session), render_index(session.state, list_rows(session.state))
+    for text in (page, index):
+        assert f"→ {best}" in text
+        assert f"{summary.gain:.4f} better (90 % interval {summary.gain - summary.margin:.4f} to" in text
+    assert f"had put the gain at {summary.estimate:.4f}" in page
     for levels in (stairs, course.best):
         assert (levels[0], levels[-1]) == (summary.baseline, summary.best)
-        assert levels == sorted(levels, reverse=True)
+        assert levels[:-1] == sorted(levels[:-1], reverse=True)
+
+
+def test_before_the_certificate_the_gain_is_an_estimate(session, tmp_path):
+    log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
+    log.get = session.get
+    log.fold(*(record for record in session.records if record.event.kind not in ("certified", "ended")))
+    summary = summarize(log.state)
+
+    assert summary.gain == summary.estimate == summary.baseline - log.state.incumbent.score_to_beat
+    assert summary.margin > 0
+    assert f"{summary.gain:.4f} better (90 % interval" in Page().render(log)
+
+
+def test_why_a_point_was_not_kept_stands_at_the_point(session):
+    rows = list_rows(session.state)
+    trace = charts.draw_progress(rows, {"experiment": {}}, summarize(session.state))["data"][3]
+    told = dict(zip(trace["customdata"], trace["hovertext"], strict=True))
+    for row in rows:
+        if row.status == "discarded":
+            assert row.reason[:30] in told[row.experiment].replace("<br>", " ")
 
 
 def test_a_baseline_that_is_measured_again_is_no_gain(tmp_path):
@@ -268,7 +295,7 @@ def test_a_baseline_that_is_measured_again_is_no_gain(tmp_path):
 
 def test_the_charts_are_figures_of_plotly(session):
     """Its own package checks names and values against its schema."""
-    rows, runs = list_rows(session.state), list_runs(session.records)
+    rows = list_rows(session.state)
     names = ["experiment", "hours", "MB of memory", "lines of train.py"]
     axes = {name: {row.experiment: float(row.experiment) for row in rows} for name in names}
     course = comparison.summarize_session(session.state, session.records)
@@ -277,7 +304,6 @@ def test_the_charts_are_figures_of_plotly(session):
 
     for figure in (
         progress,
-        charts.draw_slots(runs, 1),
         charts.draw_curves({"one": scored[1].runs, "other": scored[0].runs}),
         comparison.draw_courses([course, course]),
     ):
@@ -354,7 +380,7 @@ EXPERIMENT = "details[id='{}']"
 def test_an_experiment_is_clicked_and_read(page, session, folder):
     page.open(folder / "report.html")
     kept = session.state.kept[-1]
-    assert f"{session.state.incumbent.score_to_beat:.4f}" in page.text("h1")
+    assert f"{summarize(session.state).best:.4f}" in page.text("h1")
     result = next(f for f in session.state.results[3:] if isinstance(f.verdict, ev.Discarded))
     page.click(f"{EXPERIMENT.format(result.experiment)} summary")
     musing = page.text(EXPERIMENT.format(result.experiment))
@@ -394,6 +420,92 @@ def test_the_list_can_be_filtered_by_any_word_of_a_musing(page, session, folder)
     seen = page.run("[...document.querySelectorAll('#experiments details')].filter(e => !e.hidden).map(e => +e.id)")
     assert result.experiment in seen
     assert len(seen) < 10
+    assert page.run("location.hash").startswith("#?find=")
+
+
+SHOWN = "[...document.querySelectorAll('#list > details')].filter(e => !e.hidden).map(e => +e.id)"
+
+
+@browser
+def test_an_address_holds_search_and_order(page, session, folder):
+    changes = {row.experiment: row.gain for row in list_rows(session.state) if row.gain is not None}
+    page.open(folder / "report.html", fragment="#?find=kept&sort=-change")
+    seen = page.run(SHOWN)
+    assert {result.experiment for result in session.state.kept} <= set(seen) < set(range(25))
+    gains = [changes[number] for number in seen if number in changes]
+    assert gains == sorted(gains)
+
+    page.click("[data-sort=n]")
+    assert page.run("location.hash") == "#?find=kept&sort=n"
+    assert page.run(SHOWN) == sorted(seen)
+
+
+@browser
+def test_the_list_is_walked_by_keys(page, folder):
+    def press(key, code=""):
+        for kind in ("keyDown", "keyUp"):
+            page.ask("Input.dispatchKeyEvent", type=kind, key=key, code=code, text="\r" if key == "Enter" else key[:1])
+
+    page.open(folder / "report.html")
+    for key in "jjk":
+        press(key)
+    first = page.run(SHOWN)[0]
+    assert page.run("document.activeElement.closest('details').id") == str(first)
+    press("Enter", "Enter")
+    page.wait(f"document.querySelector('{EXPERIMENT.format(first).replace(chr(39), chr(34))}').open")
+    press("/")
+    assert page.run("document.activeElement.id") == "filter"
+
+
+@browser
+def test_chosen_curves_are_drawn_over_each_other(page, session, folder):
+    for result in session.state.kept[:2]:
+        page.open(folder / "report.html") if result is session.state.kept[0] else None
+        page.click(f"{EXPERIMENT.format(result.experiment)} summary")
+        page.click(f"[data-curve='{result.experiment}']")
+    page.wait("document.querySelectorAll('[data-overlay] .scatterlayer .trace').length === 2")
+    assert page.complaints() == []
+
+
+NESTED = """[...document.querySelectorAll('main *')].filter(e => e.scrollWidth > e.clientWidth + 1
+    && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)).length"""
+
+
+@browser
+def test_on_a_phone_nothing_scrolls_within_the_page(session, folder, tmp_path):
+    rows = [comparison.summarize_session(session.state, session.records)] * 3
+    (tmp_path / "compare.html").write_text(comparison.render_comparison(rows))
+    with Browser(390, 844, dark=True) as phone:
+        for path in (folder / "report.html", tmp_path / "compare.html"):
+            phone.open(path)
+            phone.run("document.querySelectorAll('details').forEach(e => { e.open = true; })")
+            assert phone.run("document.documentElement.scrollWidth") <= 390
+            assert phone.run(NESTED) == 0
+
+
+@browser
+def test_without_scripts_the_chart_is_there_and_nothing_is_offered_that_needs_them(folder):
+    with Browser() as page:
+        page.ask("Emulation.setScriptExecutionDisabled", value=True)
+        page.ask("Page.navigate", url=(folder / "report.html").as_uri())
+        page.wait("document.readyState === 'complete'")
+        assert page.run("document.querySelectorAll('.sketch path').length") == 4
+        assert page.run("document.querySelector('#filter').offsetParent === null")
+
+
+@browser
+@pytest.mark.parametrize(("late", "hidden"), [(60.0, True), (9000.0, False)])
+def test_a_page_that_is_long_overdue_says_so(page, session, late, hidden, tmp_path):
+    """It is the page of a night that died: it stops to reload, and names the command that continues."""
+    log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
+    log.get = session.get
+    shift = time.time() - late - session.records[30].at
+    log.fold(*(record.model_copy(update={"at": record.at + shift}) for record in session.records[:31]))
+    files.write_files(log, tmp_path)
+    page.open(tmp_path / "report.html")
+    assert page.run("document.getElementById('overdue').hidden") is hidden
+    assert "to be written again by" in page.text("header")
+    assert hidden or "resume test" in page.text("#overdue")
 
 
 @browser

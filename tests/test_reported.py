@@ -351,7 +351,7 @@ def test_an_accuracy_rises_and_is_shown_as_one(classifier):
     state = opened(place).state
     assert state.incumbent.score_to_beat < state.baseline_bpb < 0
     assert len(state.kept) >= 1
-    found = re.search(r"accuracy +(0\.\d+) → (0\.\d+) \((0\.\d+) better", done.stdout)
+    found = re.search(r"accuracy +(0\.\d+) → (0\.\d+): (0\.\d+) better", done.stdout)
     assert found
     assert float(found[1]) < float(found[2]) <= 1
     rows = (place / "sessions/night/results.tsv").read_text().splitlines()

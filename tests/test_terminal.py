@@ -63,13 +63,13 @@ def told(session) -> list[str]:
 def test_plain_lines_tell_the_night_in_order(session):
     lines = told(session)
 
-    assert all(re.match(r"\d\d:\d\d:\d\d [a-z]+ ", line) for line in lines)
-    kinds = [line.split()[1] for line in lines]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[(info|warning) *\] [a-z]+", line) for line in lines)
+    kinds = [line.split()[4] for line in lines]
     assert kinds[:4] == ["started", "fitted", "granted", "scored"]
     assert kinds.count("proposed") == 12
     assert kinds.count("kept") == 1 + len(session.state.kept)  # the baseline, too
     assert kinds[-1] == "ended"
-    assert any("crashed" in line and "NaN" in line for line in lines)
+    assert any("[warning  ] crashed" in line and "NaN" in line for line in lines)
     first = lines[kinds.index("proposed")]
     assert "Shallower: DEPTH 3 → 2" in first
 
@@ -118,9 +118,45 @@ def test_the_live_view_fits_and_shows_what_counts(session, width):
 
     assert all(len(line) <= width for line in text.splitlines())
     assert len(text.splitlines()) <= 16
-    for word in ("42%", "loss 4.312", "0:12", f"{log.state.incumbent.score_to_beat:.4f}", "σ", "left", "kept", " 9 "):
+    for word in ("42%", "loss 4.312", "0:11", f"{log.state.incumbent.score_to_beat:.4f}", "σ", "left", "kept", " 9 "):
         assert word in text
     assert shown(log.state, now=log.state.now + 1).count("starting") == 1
+
+
+def test_the_live_view_says_who_does_what_and_what_it_costs():
+    log, to, now = synthetic.log(3), console(), [1.9e9]
+    terminal = Terminal(log, to, lambda: now[0])
+    text = "0" * 64
+    opened = {"model": "m", "system": text, "opening": text}
+    reply = {"request": "r", "message": {"content": [], "stop_reason": "end_turn"}, "tokens": ev.Tokens()}
+    for task, agent, number in (("propose 4", "researcher", 4), ("implement 3", "mechanic", 3)):
+        for event in (
+            ev.ConversationOpened(experiment=number, agent=agent, **opened),
+            ev.ModelReplied(experiment=number, agent=agent, usd=0.03, **reply),
+        ):
+            log.fold(ev.Record(seq=len(log.records), at=now[0], task_id=task, event=event))
+            terminal.update()
+    now[0] += 48
+    to.print(terminal.render())
+    assert "researcher thinks about #4 0:48, $0.03" in to.file.getvalue()
+    log.finished.add("propose 4")
+
+    later = console()
+    later.print(terminal.render())
+    assert "researcher" not in later.file.getvalue()
+    assert "mechanic edits #3 0:48" in later.file.getvalue()
+
+
+def test_a_large_window_is_used_and_a_small_one_is_not_overrun():
+    log = synthetic.log(60, talk=True)
+    for width, height in ((200, 50), (80, 24), (60, 20)):
+        to = Console(file=io.StringIO(), width=width, height=height, color_system=None)
+        to.print(render_view(log.state, {}, log.state.now, width, height))
+        lines = to.file.getvalue().splitlines()
+        assert len(lines) <= max(height, 20)
+        assert all(len(line) <= width for line in lines)
+        assert len(lines) > 0.8 * height
+        assert "Ctrl-C" in lines[-1]
 
 
 @pytest.mark.parametrize("stage", range(1, 90, 6))
@@ -170,4 +206,4 @@ def test_a_resumed_session_starts_with_its_resumption(session):
     to = console()
     with watching(log, to, lambda: 20.0):
         pass
-    assert [line.split()[1] for line in to.file.getvalue().splitlines()] == ["resumed"]
+    assert [line.split()[4] for line in to.file.getvalue().splitlines()] == ["resumed"]

@@ -6,54 +6,62 @@ Slow imports are done where they are used, so that a listing comes at once.
 import asyncio
 import sys
 import time
-from contextlib import nullcontext
-from itertools import combinations
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, read_session, refuse
+from orchestrator.core.events import Forked, Resumed, Started
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings_search import search
+from orchestrator.views.render import format_size, render_template
+from orchestrator.views.summary import summarize
 from prepare.files import write_atomically
 
 console = Console(highlight=False, markup=False)
 
 
 def sessions(context: typer.Context) -> None:
-    """List the sessions.
+    """List the sessions, the newest first.
 
-    One line per session: experiments tried and kept, the metric of the baseline and of the best, and how it ended.
+    Each with what it gained, and whether it runs (as which process, since when), has ended (why), or died (when it last
+    wrote something).
     """
     paths: Paths = context.obj
-    table = Table("session", "crew", "experiments", "kept", "baseline", "best", "hours", "state", box=None)
-    for path in sorted(paths.sessions.glob("[!.]*/session.db")):
-        name = path.parent.name
-        table.add_row(*map(Text, [name, *_describe_session(paths, name)]))
-    console.print(table if table.row_count else f"There are no sessions in {paths.sessions} yet.")
+    found = [_describe_session(paths, path.parent.name) for path in paths.sessions.glob("[!.]*/session.db")]
+    for _, text in sorted(found, reverse=True):
+        console.print(text, soft_wrap=True)
+    if not found:
+        console.print(f"There are no sessions in {paths.sessions} yet.")
 
 
-def _describe_session(paths: Paths, name: str) -> list[str]:
-    """Return the columns of a session after its name."""
+def _describe_session(paths: Paths, name: str) -> tuple[float, str]:
+    """Return when a session began, in seconds since the epoch, and what is told of it."""
     try:
         with read_session(paths, name) as session:
-            state, metric = session.state, session.state.session.task.metric
-            return [
-                f"{state.session.crew} {state.session.style}".strip(),
-                str(len(state.tried)),
-                str(len(state.kept)),
-                "" if state.baseline_bpb is None else metric.format_score(state.baseline_bpb),
-                metric.format_score(state.incumbent.score_to_beat) if state.incumbent else "",
-                f"{state.hours:.2f}",
-                state.ended or "not ended: use resume",
-            ]
+            state = session.state
+            lives = [record.at for record in session.records if isinstance(record.event, Started | Resumed | Forked)]
+            facts = {"summary": summarize(state), "since": lives[-1], "process": find_process(paths, name, state.now)}
+            resume = paths.write_command("resume", name)
+            return lives[0], render_template("session.txt", title=name, state=state, resume=resume, **facts)
     except (UsageError, SessionError) as error:
-        return [*[""] * 6, str(error)]
+        return 0.0, f"{name}: {error}\n"
+
+
+def find_process(paths: Paths, name: str, now: float) -> int | None:
+    """Return the id of the process that runs a session, which last wrote something at `now`; None if there is none."""
+    with suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int((paths.sessions / f".{name}.lock").read_text()))
+        if process.create_time() <= now + 1 and process.status() != psutil.STATUS_ZOMBIE:
+            return process.pid  # one that began later only has the same number
+    return None
 
 
 def replay(
@@ -184,15 +192,8 @@ def compare(
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))
     console.print(table)
-    arms = comparison.group_arms(rows)
-    for arm, members in arms.items():
-        if len(members) > 1:
-            low, high = comparison.compute_interval([row.gain for row in members])
-            print(f"{arm}: gain {low:.4f} to {high:.4f} (90 % t interval of {len(members)} nights)")
-    for (arm, members), (other, others) in combinations(arms.items(), 2):
-        if len(gains := comparison.pair_gains(members, others)) > 1:
-            low, high = comparison.compute_interval(gains)
-            print(f"{arm} gains {low:+.4f} to {high:+.4f} more than {other} (90 %, {len(gains)} pairs of equal seeds)")
+    for finding, *gained in comparison.list_findings(rows):
+        print(f"{finding}: gain {' ± '.join(format_size(size, rows[0].metric) for size in gained)} (90 % interval)")
     target = chart or paths.sessions / "compare.html"
     try:
         write_atomically(target, comparison.render_comparison(rows))
@@ -218,6 +219,9 @@ def musings(
         raise UsageError(f"musings {' '.join(words)}: use `musings search WORDS`")
     hits = search(paths.musings, " ".join(words[1:]), family=family, verdict=verdict, session=session, limit=limit)
     for hit in hits:
-        console.print(Text.assemble((hit.title, "bold"), "  ", (str(hit.path), "dim"), f"\n  {hit.snippet}\n"))
+        console.print(
+            Text.assemble((hit.title, "bold"), f"  {hit.outcome}  ", (str(hit.path), "dim"), f"\n  {hit.snippet}\n")
+        )
     if not hits:
         print("No musings match.")
+        raise SystemExit(ExitCode.NOTHING_FOUND)

@@ -24,7 +24,7 @@ COMMANDS = {
     "resume": (".start", "Continue an interrupted session.", ALL),
     "fork": (".start", "Start a new session from an event of another.", ALL),
     "trial": (".start", "Compare prompt styles over several nights.", f"{ALL} fit"),
-    "sessions": (".inspect", "List the sessions.", "sessions"),
+    "sessions": (".inspect", "List the sessions, the newest first.", "sessions"),
     "replay": (".inspect", "Print a session event by event, or verify it.", "sessions musings"),
     "report": (".inspect", "Rebuild a session's files from its log.", "sessions musings"),
     "compare": (".inspect", "Compare sessions side by side.", "sessions"),

@@ -29,10 +29,12 @@ class UsageError(UserError):
 class ExitCode(IntEnum):
     """How a command ends, other than by 0; docs/commands.md describes each."""
 
-    DIVERGED = 1
+    DIVERGED = NOTHING_FOUND = 1
     USAGE = 2
     UNHEALTHY = 3
-    UNMEASURED = 4
+    BASELINE_FAILED = 4
+    NOTHING_RAN = 5
+    NO_MODEL = 6
     INTERRUPTED = 130
 
 

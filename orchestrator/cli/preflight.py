@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from typing import Literal
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.task_file import find_task
+from orchestrator.core.events import SessionLimits
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.lab.repo import Repo
@@ -24,12 +26,13 @@ from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.views.notify import Send, make_sender
+from orchestrator.views.render import count
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
 from prepare.constants import read_values
 from prepare.errors import UserError
 from prepare.machine import Gpu, count_cores, list_gpus
-from prepare.manifest import Manifest, load
+from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
 from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import Prompt, load_prompts
@@ -41,6 +44,10 @@ NEEDED_BYTES = 1 << 30
 NAME = re.compile(r"(?!.*\.(db|lock)$)\w+([.-]\w+)*")
 """A new session's name: it becomes part of paths, of a branch, and of commands to paste into a shell."""
 MAX_NAME_BYTES = 100
+STARTUP = {"work": 15.0, "time": 60.0}
+"""Seconds for imports, warm-up and evaluation beside the training; on GPUs, whose budget is time, for compilation."""
+SHARES = (0.7, 0.95)
+"""Experiments by run, at least and at most: other runs repeat, measure the noise, or certify."""
 AMPLE_BYTES = 5 << 30
 """Free disk for a few hundred runs, with logs and compiler caches."""
 
@@ -133,13 +140,32 @@ class Preflight:
         if git.state == data.state == "good":
             yield from self._check_constants()
         if data.state == "good":
-            yield _attempt("slots", lambda: f"{(count := self.count_slots())} run{'s' * (count > 1)} at a time")
+            yield (slots := _attempt("slots", lambda: f"{count(self.count_slots(), 'run')} at a time"))
+            if slots.state == "good":
+                yield _attempt("8 hours", lambda: self.estimate(SessionLimits(hours=8)))
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
             yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(self.send))
         if self.prompts:
             yield from _check_models(self.prompts)
+
+    def estimate(self, limits: SessionLimits) -> str:
+        """Return how far a night of these limits should come, and what it should cost, in a line."""
+        slots, task = self.count_slots(), self.task
+        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, slots)
+        runs = slots * 3600 * limits.hours / usual
+        low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
+        tried = f"{low:,} to {high:,} experiments" if low < high else count(low, "experiment")
+        parts = [f"about {runs:,.0f} runs", tried]
+        if self.prompts:
+            from subagents.prices import estimate_experiment
+
+            costs = estimate_experiment({name: prompt.model for name, prompt in self.prompts.items()})
+            dollars = [min(n * cost, limits.usd or n * cost) for n, cost in zip((low, high), costs or (), strict=False)]
+            parts.append(f"${dollars[0]:.1f} to ${dollars[1]:.1f}" if dollars else "at an unknown price")
+        end = datetime.now().astimezone() + timedelta(hours=limits.hours)
+        return f"until {end:%H:%M}: {', '.join(parts)}"
 
     def _describe_repository(self) -> str:
         script = self.script
@@ -149,7 +175,7 @@ class Preflight:
             return f"{script} in its repository, at {commit[:10]}"
         source, head = self.repo.read_baseline(), self.repo.get_head()
         if script.suffix == ".py" and (fault := find_syntax_error(source)):
-            raise UsageError(f"{fault}: fix it")
+            raise UsageError(f"{fault.replace('train.py', script.name, 1)}: fix it")
         if self.task.is_reported:
             return f"{script} in its repository, at {head[:10]}"
         if missing := find_neighbours(source, script.parent):
@@ -239,6 +265,12 @@ def load_style(style: str, models: Sequence[str], task: Task = EXAMINED) -> dict
     return prompts
 
 
+def expect_run_seconds(budget: BudgetAmount, slots: int = 1) -> float:
+    """Return the wall seconds that a run should take in one of the slots of the machine that prepared the data."""
+    share = slots if budget.kind == "work" else 1
+    return STARTUP[budget.kind] + 1.25 * budget.seconds * share
+
+
 def find_neighbours(source: str, folder: Path) -> list[str]:
     """Return the modules that the script, run by hand, imports at the top level from its own folder."""
     names = [name for node in ast.parse(source).body for name in list_imports(node)]
@@ -282,19 +314,21 @@ def _check_disk(sessions: Path) -> CheckResult:
 
 
 def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
-    """Check the key, each model and its price. Asks the server, at no cost."""
+    """Check the key, each model and its price. Each is asked to call a small tool, for a fraction of a cent."""
     from subagents import prices
-    from subagents.claude import check_model, connect, credentials_error
+    from subagents.claude import Claude, connect, credentials_error
 
     if missing := credentials_error():
         yield CheckResult("models", "bad", missing)
         return
     for model in sorted({prompt.model for prompt in prompts.values()}):
         agents = ", ".join(name for name, prompt in prompts.items() if prompt.model == model)
-        if wrong := asyncio.run(check_model(connect(), model)):
-            yield CheckResult(model, "bad", f"{wrong} (for {agents}; --offline needs no model)")
+        effort = next(prompt.effort for prompt in prompts.values() if prompt.model == model)
+        passes, wrong = asyncio.run(Claude(connect()).check(model, effort))
+        if wrong:
+            yield CheckResult(model, "warn" if passes else "bad", f"{wrong} (for {agents}; --offline needs no model)")
         elif prices.estimate_most(model, 0, 0) is not None:
-            yield CheckResult(model, "good", f"answers, and its price is known ({agents})")
+            yield CheckResult(model, "good", f"called a tool, and its price is known ({agents})")
         else:
-            words = f"{model} answers, but its price is not known, so --max-usd cannot limit it ({agents})"
+            words = f"{model} called a tool, but its price is not known, so --max-usd cannot limit it ({agents})"
             yield CheckResult(model, "warn", words)

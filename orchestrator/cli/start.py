@@ -14,7 +14,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, load_style
+from orchestrator.cli.preflight import Preflight, expect_run_seconds, load_style
 from orchestrator.cli.task_file import find_task
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
@@ -32,8 +32,6 @@ from prepare.tokenizer import Tokenizer
 from subagents.prompts import Prompt, parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
-STARTUP = {"work": 15.0, "time": 60.0}
-"""Seconds for imports, warm-up and evaluation beside the training; on GPUs, whose budget is time, for compilation."""
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
@@ -88,12 +86,11 @@ def measure_token(folder: Path) -> float:
 def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1) -> SessionProfile:
     """Return what a session records of the prepared data, and how long a run takes on a share of the machine."""
     budget = manifest.budget
-    share = slots if budget.kind == "work" else 1
     return SessionProfile(
         name=manifest.profile,
         budget_kind=budget.kind,
         budget=budget.amount,
-        expected_seconds=STARTUP[budget.kind] + 1.25 * budget.seconds * share,
+        expected_seconds=expect_run_seconds(budget, slots),
         data_hash=manifest.digest,
         seq_len=manifest.seq_len,
         vocab_size=manifest.vocab_size,
@@ -276,7 +273,7 @@ def _is_over(paths: opt.Paths, name: str) -> bool:
     over = bool(explain_stop(apply(state, Record(seq=0, at=state.now, task_id="", event=Resumed()))))
     if over and state.incumbent is None:
         print(f"{name} measured nothing")
-        raise SystemExit(opt.ExitCode.UNMEASURED)
+        raise SystemExit(opt.ExitCode.NOTHING_RAN)
     return over
 
 

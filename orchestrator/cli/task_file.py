@@ -18,7 +18,7 @@ CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 
 def find_task(script: Path) -> Task:
     """Return the task in the script's folder. Raises UsageError."""
-    folder, given = script.parent, _read_task(script.with_name(NAME))
+    folder, given = script.parent, _read_task(script.parent / NAME)
     editable = given.editable or (script.name,)
     if not given.model_fields_set and not (folder / "prepare.py").is_file() and _has_protocol(script):
         return Task()

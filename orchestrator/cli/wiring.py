@@ -12,6 +12,7 @@ from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.core.source import normalize_lines
+from orchestrator.core.state import State
 from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.monitor import set_limits
 from orchestrator.lab.reported import ReportedRunner, TaskFolder, set_reported_limits
@@ -22,7 +23,7 @@ from orchestrator.ports import Crew
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
-from orchestrator.supervisor import supervise
+from orchestrator.supervisor import ASKED, supervise
 from orchestrator.views.musings_search import search
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
@@ -30,7 +31,7 @@ from subagents.prompts import Prompt, parse_prompt
 
 
 def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> None:
-    """Run a session to its end. Raises SystemExit if it was interrupted, or did not measure the baseline."""
+    """Run a session to its end. Raises SystemExit if it was interrupted, or did not do its work."""
     from orchestrator.views.observers import Observers
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
@@ -50,7 +51,9 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     begun = session.state.baseline_commit
     profile = None if begun else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
-    if begun:
+    if not begun:
+        observers.say(night.estimate(started.limits))  # before the live view, so that it stays
+    else:
         repo.begin_branch(session.state.parent.commit)
         lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
     try:
@@ -67,8 +70,17 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     except KeyboardInterrupt:
         observers.say(f"Stopped at once. Nothing is lost: {paths.write_command('resume', started.name)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
-    if session.state.incumbent is None:
-        raise SystemExit(ExitCode.UNMEASURED)
+    if code := judge_night(session.state):
+        raise SystemExit(code)
+
+
+def judge_night(state: State) -> ExitCode | None:
+    """Return the exit code of a night that did not do its work; None where it did."""
+    if state.incumbent is None:
+        return ExitCode.BASELINE_FAILED if state.results else ExitCode.NOTHING_RAN
+    if state.fallback:
+        return ExitCode.NO_MODEL
+    return None if state.ended == ASKED or any(state.grants) else ExitCode.NOTHING_RAN
 
 
 def build_crew(

@@ -26,7 +26,7 @@ def explain_stop(state: State) -> str:
         case _ if not has_time_for(state, 1 + count_certificate_rounds(state)):
             return f"the {limits.hours:g} hours are over"
         case _ if limits.experiments is not None and closed >= limits.experiments:
-            return f"{closed} experiments are done"
+            return "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
         case _ if limits.usd is not None and state.usd >= limits.usd:
             return f"${limits.usd:g} are spent"
         case _ if is_fruitless(state) and (state.fallback or state.session.crew == "optuna"):

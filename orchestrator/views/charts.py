@@ -16,17 +16,16 @@ from typing import Any
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import FinishedRun, interpolate_loss
+from orchestrator.core.text import shorten
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.render import count, format_change, format_score
 from orchestrator.views.summary import Summary
-from orchestrator.views.usage import Run
 
 Figure = dict[str, Any]
 """In plotly's own schema: `data`, a list of traces, and `layout`."""
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
 DASHES = ("solid", "dash", "dot", "dashdot")
-OUTCOMES = {"scored": ACCENT, "training": GOOD, "crashed": BAD, "aborted": BAD}
 SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
 """Marker by (on the scale, without a score)."""
 CURVE_POINTS = 48
@@ -81,34 +80,6 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     return {"data": data, "layout": layout}
 
 
-def draw_slots(runs: Sequence[Run], slots: int) -> Figure:
-    """Draw each slot's runs over time: light for the whole run, dark for the budgeted training in it."""
-    start = runs[0].start if runs else 0.0
-    known = {
-        "type": "bar",
-        "orientation": "h",
-        "y": [f"slot {run.slot}" for run in runs],
-        "base": [(run.start - start) / 3600 for run in runs],
-        "customdata": [run.experiment for run in runs],
-        "hovertext": [f"experiment {r.experiment}, run {r.run}: {r.outcome}, {r.end - r.start:.0f} s" for r in runs],
-        "hoverinfo": "text",
-    }
-    colors = [OUTCOMES.get(run.outcome, GREY) for run in runs]
-    spans = ((0.3, [run.end - run.start for run in runs]), (1.0, [run.train_seconds for run in runs]))
-    layout = {
-        "xaxis": {"title": {"text": "hours"}},
-        "yaxis": {"type": "category", "autorange": "reversed"},
-        "barmode": "overlay",
-        "bargap": 0.25,
-        "height": 90 + 34 * slots,
-    }
-    data = [
-        known | {"x": [seconds / 3600 for seconds in lengths], "marker": {"color": colors, "opacity": opacity}}
-        for opacity, lengths in spans
-    ]
-    return {"data": data, "layout": layout}
-
-
 def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
     """Draw the mean training loss of two groups of runs, the second dotted; return None without points."""
     traces, settled = list[Figure](), list[float]()
@@ -145,12 +116,11 @@ def load_plotly() -> str:
 
 
 def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]:
-    """Return the score to beat after each keep, the first and last as in the summary, and the last one twice."""
+    """Return the score to beat after each keep, the baseline's first, and the summary's best at the end."""
     levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
-    if levels and summary.baseline is not None and summary.best is not None:
-        levels[0], levels[-1] = summary.baseline, summary.best
-        levels.append(levels[-1])
-    return levels
+    if not levels or summary.baseline is None or summary.best is None:
+        return levels
+    return [summary.baseline, *levels[1:], summary.best]
 
 
 def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
@@ -172,9 +142,14 @@ def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color:
 
 
 def _describe_point(row: ExperimentRow) -> str:
-    title = "<br>".join(textwrap.wrap(html.escape(f"{row.experiment}. {row.title}"), 60))
-    seeds = f"{format_score(row)}, {count(len(row.scores), row.task.noun)}" if row.scores else ""
-    return f"<b>{title}</b><br>" + " · ".join(filter(None, (row.status, seeds, format_change(row))))
+    title, why = (
+        "<br>".join(textwrap.wrap(html.escape(text), 60))
+        for text in (f"{row.experiment}. {row.title}", shorten(row.reason, 240) if row.experiment else "")
+    )
+    metric = row.task.metric
+    seeds = f"{format_score(row.val_bpb, metric)}, {count(len(row.scores), row.task.noun)}" if row.scores else ""
+    facts = " · ".join(filter(None, (row.status, seeds, format_change(row.gain, metric))))
+    return "<br>".join(filter(None, (f"<b>{title}</b>", facts, why)))
 
 
 def _place(

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from math import sqrt
+from itertools import combinations, cycle
+from math import hypot, sqrt
 from statistics import fmean, stdev
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, State, apply
+from orchestrator.core.task import Metric
 from orchestrator.policy.noise import get_t_90
 from orchestrator.views.charts import DASHES, Figure
-from orchestrator.views.render import render_page
+from orchestrator.views.render import format_score, format_size, render_page
 from orchestrator.views.summary import Summary, summarize
 
 ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
@@ -23,9 +24,12 @@ class SessionFigures:
     arm: str
     """Crew and style; sessions of one arm are repetitions."""
     name: str
+    metric: Metric
     conditions: tuple[int, str, float, float]
     """Seed, data, budget and hours; sessions of two arms that agree in these are paired."""
     gain: float
+    margin: float
+    """Half the width of the gain's 90 % interval."""
     best: Sequence[float]
     """The baseline, the score to beat after each keep, and the last one twice."""
     places: Mapping[str, Sequence[float]]
@@ -48,17 +52,20 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
         "families tried": str(len({result.proposal.family for result in tested})),
-        "baseline": metric.format_score(summary.baseline or 0.0),
-        "best": metric.format_score(summary.best or 0.0),
-        "gain": metric.format_size(summary.gain),
-        "σ of one run": metric.format_size(summary.sigma),
+        "baseline": format_score(summary.baseline, metric),
+        "best": format_score(summary.best, metric),
+        "gain": format_size(summary.gain, metric),
+        "± at 90 %": format_size(summary.margin, metric),
+        "measured": "on fresh seeds" if summary.certificate else "by estimate",
+        "σ of one run": format_size(summary.sigma, metric),
         "hours": f"{summary.hours:.2f}",
         "tokens/experiment": f"{tokens // number:,}",
         "$/experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
     }
     profile, hours = state.session.profile, state.session.limits.hours
     conditions = (state.session.seed, profile.data_hash, profile.budget, hours)
-    return SessionFigures(arm, state.session.name, conditions, summary.gain, *_trace_best(summary, records), table)
+    best = _trace_best(summary, records)
+    return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, *best, table)
 
 
 def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
@@ -69,32 +76,45 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
         if isinstance(record.event, ev.Kept):  # only keeps: later runs correct the score from its keep on
             moments.append(state)
             best.append(record.event.score_to_beat)
-    ends = (summary.baseline, best[0]), (summary.best, best[-1])
-    best[0], best[-1] = (usual if known is None else known for known, usual in ends)
     moments.append(state)
     places: dict[str, Sequence[float]] = {
         "experiments": [len({*(r.experiment for r in moment.results), moment.best} - {0}) for moment in moments],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
     }
-    return [summary.task.metric.sign * score for score in (*best, best[-1])], places
+    levels = (summary.baseline or 0.0, *best[1:], summary.best or 0.0)
+    return [summary.task.metric.sign * level for level in levels], places
 
 
 def compute_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 90 % interval of the mean by Student's t, which is valid for few sessions, too."""
-    margin = get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
-    return fmean(values) - margin, fmean(values) + margin
+    """Return the mean and half its 90 % interval by Student's t, which is valid for few sessions, too."""
+    return fmean(values), get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
+
+
+def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, float]]:
+    """Return what the sessions show together: each a sentence, a gain, and half its 90 % interval.
+
+    Repetitions are averaged, and arms compared by pairs of nights of equal seeds. Where there are none, each session is
+    compared with the first, both with the errors of their own.
+    """
+    found = list[tuple[str, float, float]]()
+    arms = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
+    for arm, members in arms.items():
+        if len(members) > 1:
+            found.append((f"{arm}, mean of {len(members)} nights", *compute_interval([row.gain for row in members])))
+    for (arm, members), (other, others) in combinations(arms.items(), 2):
+        if len(gains := pair_gains(members, others)) > 1:
+            found.append((f"{arm} more than {other}, {len(gains)} pairs of equal seeds", *compute_interval(gains)))
+    return found or [
+        (f"{row.name} more than {rows[0].name}", row.gain - rows[0].gain, hypot(row.margin, rows[0].margin))
+        for row in rows[1:]
+    ]
 
 
 def pair_gains(arm: Sequence[SessionFigures], other: Sequence[SessionFigures]) -> list[float]:
     """Return how much more one arm gained than the other, for each pair of sessions under the same conditions."""
     theirs = {row.conditions: row.gain for row in other}
     return [row.gain - theirs[row.conditions] for row in arm if row.conditions in theirs]
-
-
-def group_arms(rows: Sequence[SessionFigures]) -> Mapping[str, Sequence[SessionFigures]]:
-    """Return the sessions by arm, in order of first appearance."""
-    return {arm: [r for r in rows if r.arm == arm] for arm in dict.fromkeys(r.arm for r in rows)}
 
 
 def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
@@ -128,5 +148,5 @@ def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
 
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
-    """Return a page with the table of figures and the chart of best scores."""
-    return render_page("compare.html", {"courses": draw_courses(rows)}, rows=rows)
+    """Return a page with the gains and what they show, the chart of best scores and the table of figures."""
+    return render_page("compare.html", {"courses": draw_courses(rows)}, rows=rows, found=list_findings(rows))

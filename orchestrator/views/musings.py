@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.core.events import Proposed
-from orchestrator.core.state import State
+from orchestrator.core.state import Decided, State
 from orchestrator.core.text import flatten
 from orchestrator.views.experiments import ExperimentRow, list_rows, show_diff
 from orchestrator.views.musings_search import read_musing
@@ -45,7 +45,7 @@ def _make_file(log: LogReader, folder: Path, row: ExperimentRow) -> File:
     return folder / make_file_name(row), row, partial(render_musing, log, row)
 
 
-def make_file_name(row: ExperimentRow) -> str:
+def make_file_name(row: ExperimentRow | Decided) -> str:
     """Return the page's file name: the number, and the title in characters that every file system accepts."""
     plain = unicodedata.normalize("NFKD", row.proposal.title).encode("ascii", "ignore").decode().lower()
     slug = "-".join(re.findall(r"[a-z0-9.]+", plain)).strip("-.")[:60].rstrip("-.")
@@ -64,6 +64,9 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
         numbers=tabulate(row),
+        profile=log.state.session.profile,
+        judged={result.experiment: result for result in log.state.judged},
+        file_name=make_file_name,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.core.task import BPB
 from subagents.prompts import split_front_matter
 
 
@@ -26,6 +27,12 @@ class Hit:
         """Return session and title, what came of it, and the snippet, on one line."""
         outcome = filter(None, (self.matter.get(key) for key in ("status", "verdict", "delta")))
         return f"{self.path.parent.name} {self.title} ({', '.join(map(str, outcome))}): {self.snippet}"
+
+    @property
+    def outcome(self) -> str:
+        """How the experiment ended, and its change of the score where there is one."""
+        delta, status = self.matter.get("delta"), str(self.matter.get("status", ""))
+        return f"{status} {BPB.format_change(delta)}" if isinstance(delta, float) else status
 
 
 def search(

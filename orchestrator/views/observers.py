@@ -50,7 +50,7 @@ class Observers:
         """Watch the session; `command` completes a suggested command of ours, `git` begins one of git."""
         self.session, self.folder, self.command = session, session.path.parent, command
         console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
-        self.terminal = Terminal(session, console, session.clock)
+        self.terminal = Terminal(session, console, session.clock, str(self.folder / "report.html"))
         self.musings = musings / session.state.session.name
         self.files = Files(self.folder, command, git)
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))

@@ -11,27 +11,37 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten, format_count, shorten
-from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.output import make_printable
 
 LONGEST = 20_000
 """Characters of a text by an agent or a run."""
 
 
-def format_change(row: ExperimentRow) -> str:
-    """Return the change of the metric; empty where it is not known."""
-    return "" if row.gain is None else row.task.metric.format_change(-row.gain)
+def format_score(score: float | None, metric: Metric) -> str:
+    """Return a score as the user's value; empty where there is none."""
+    return "" if score is None else metric.format_score(score)
 
 
-def format_score(row: ExperimentRow) -> str:
-    """Return the metric's mean; empty where there is none."""
-    return "" if row.val_bpb is None else row.task.metric.format_score(row.val_bpb)
+def format_size(number: float | None, metric: Metric) -> str:
+    """Return a distance between scores, such as a gain or its error; empty where there is none."""
+    return "" if number is None else metric.format_size(number).replace("-", "−")
+
+
+def format_change(gain: float | None, metric: Metric) -> str:
+    """Return the change of the metric that a gain is; empty where it is not known."""
+    return "" if gain is None else metric.format_change(-gain)
 
 
 def format_clock(at: float) -> str:
     """Return the local time of day; `at` is in seconds since the epoch."""
     return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
+
+
+def format_day(at: float, *, seconds: bool = False) -> str:
+    """Return the local date and time of day to the minute; `at` is in seconds since the epoch."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M" + ":%S" * seconds)
 
 
 def count(number: int, noun: str) -> str:
@@ -55,8 +65,10 @@ def _clip(text: str, limit: int) -> Markup:
 FILTERS: dict[str, Any] = {
     "count": format_count,
     "score": format_score,
+    "size": format_size,
     "change": format_change,
     "clock": format_clock,
+    "day": format_day,
     "time": format_time,
     "rounded": _round,
     "plural": count,
@@ -78,7 +90,7 @@ def render_page(name: str, figures: Mapping[str, Any], **facts: object) -> str:
     from orchestrator.views.charts import load_plotly, pack
 
     packed = {"figures": Markup(pack(figures)), "plotly": Markup(load_plotly())}  # noqa: S704 - base64
-    return render_template(name, **packed, **facts)
+    return render_template(name, packed=packed, figures=figures, **facts)
 
 
 def print_text(value: object) -> object:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import hypot
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
 from orchestrator.core.events import Certified, Record, Resumed
@@ -9,10 +10,10 @@ from orchestrator.core.state import State, apply
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import estimate_sigma
+from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import ExperimentRow, list_rows
-from orchestrator.views.render import format_change, format_score, render_template
+from orchestrator.views.render import format_change, format_score, format_size, render_template
 from orchestrator.views.snapshot import LogReader
 from prepare.command import write_command
 
@@ -25,7 +26,14 @@ class Summary:
     baseline: float | None
     """Mean score, lower is better; None until it is measured."""
     best: float | None
-    """The score to beat once something was kept; until then the baseline."""
+    """The baseline less the gain."""
+    gain: float
+    """From the baseline to the best; positive is better: the certificate's once there is one, until then `estimate`."""
+    margin: float
+    """Half the width of the gain's 90 % interval; `wide` is that in standard errors."""
+    wide: float
+    estimate: float
+    """The gain by the runs that decided, corrected for luck."""
     sigma: float
     """Standard deviation of one run's score; 0 until it is known."""
     tried: int
@@ -40,28 +48,29 @@ class Summary:
     certificate: Certified | None
     ended: str
 
-    @property
-    def gain(self) -> float:
-        """What lies between the baseline and the best; positive is better."""
-        return 0.0 if self.baseline is None or self.best is None else self.baseline - self.best
-
-    @property
-    def sigmas(self) -> float:
-        """The gain in σ of one run."""
-        return self.gain / self.sigma if self.sigma else 0.0
-
 
 def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
     decided = [row for row in rows if row.experiment and row.is_decided]
     kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
-    best = state.incumbent.score_to_beat if state.incumbent else None
-    baseline = best if state.baseline_bpb is None else state.baseline_bpb
+    expected = state.incumbent.score_to_beat if state.incumbent else None
+    baseline = expected if state.baseline_bpb is None else state.baseline_bpb
+    found = state.certificate if state.certificate and state.certificate.experiment == state.best else None
+    # Runs that measure the baseline again are no gain.
+    estimate = gain = baseline - expected if state.best and baseline is not None and expected is not None else 0.0
+    wide = get_t_90(pool_variance(state).dof) if state.incumbent else 0.0
+    margin = wide * hypot(*(row.error or 0.0 for row in kept))
+    if found:
+        gain, margin = found.gain, (found.high - found.low) / 2
     return Summary(
         task=state.started.task if state.started else EXAMINED,
         baseline=baseline,
-        best=best if state.best else baseline,  # measuring the baseline again does not count
+        best=None if baseline is None else baseline - gain,
+        gain=gain,
+        margin=margin,
+        wide=wide,
+        estimate=estimate,
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
         kept=len(kept),
@@ -69,7 +78,7 @@ def summarize(state: State) -> Summary:
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
         failure=next((row.reason for row in rows if row.experiment == 0 and row.status == "crashed"), ""),
-        certificate=state.certificate if state.certificate and state.certificate.experiment == state.best else None,
+        certificate=found,
         ended=flatten(state.ended),
     )
 
@@ -85,10 +94,12 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, incumbent's value and change of every measurement, as means over seeds."""
     if not row.runs:
         return []
-    metric = row.task.metric
-    change = f"{format_change(row)} ± {metric.format_size(row.error)}" if row.gain is not None and row.error else ""
-    other = metric.format_score(row.val_bpb + row.gain) if row.val_bpb is not None and row.gain is not None else ""
-    table = [(metric.name, format_score(row), other, change)] if row.scores else []
+    metric, change, other = row.task.metric, "", ""
+    if row.gain is not None and row.error:
+        change = f"{format_change(row.gain, metric)} ± {format_size(row.error, metric)}"
+    if row.gain is not None and row.val_bpb is not None:
+        other = metric.format_score(row.val_bpb + row.gain)
+    table = [(metric.name, format_score(row.val_bpb, metric), other, change)] if row.scores else []
     if len(row.scores) > 1:
         values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
         table.append((f"by {row.task.noun}", values, "", ""))

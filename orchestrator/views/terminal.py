@@ -1,34 +1,31 @@
 """Show a session while it runs: a live view on a terminal, one plain line per event elsewhere."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TextIO, cast
 
 import structlog
-from rich.console import Console, Group, RenderableType
+from rich.cells import set_cell_size
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
 from rich.text import Text
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State, Training
-from orchestrator.core.text import format_count, shorten
+from orchestrator.core.state import State
+from orchestrator.core.text import format_count
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import EventLog
-from orchestrator.views.event_text import TALK, summarize
+from orchestrator.views.event_text import summarize
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
-from orchestrator.views.render import format_change, format_clock, format_score, render_template
+from orchestrator.views.render import format_day, render_template
 from orchestrator.views.summary import summarize as summarize_session
 
-LATEST = 8
-"""Experiments in the live view."""
-STYLES = {"kept": "bold green", "crashed": "red"}
 PLAIN_SECONDS = 60.0
 """Seconds between plain lines about one run's progress."""
 LONGEST = 2_000
 """Characters of a message."""
+TROUBLE = {"crashed", "aborted", "failed", "abandoned", "unanswered", "fell_back", "waiting"}
 
 
 class Reading(NamedTuple):
@@ -39,39 +36,71 @@ class Reading(NamedTuple):
     said: float
 
 
+class Talk(NamedTuple):
+    """A conversation with an agent: since when, in seconds since the epoch, and the dollars that it has cost."""
+
+    agent: str
+    experiment: int
+    since: float
+    usd: float = 0.0
+
+
 class Terminal:
     """Shows a session; with a live view between `open` and `close`, if the console can show one."""
 
-    def __init__(self, log: EventLog, console: Console, clock: Callable[[], float]) -> None:
-        self.log, self.console, self.clock = log, console, clock
+    def __init__(
+        self, log: EventLog, console: Console, clock: Callable[[], float], report: str = "report.html"
+    ) -> None:
+        self.log, self.console, self.clock, self.report = log, console, clock, report
         lives = [record.seq for record in log.records if isinstance(record.event, ev.Started | ev.Resumed)]
         self.seen = lives[-1] if lives else 0
         self.readings: dict[int, Reading] = {}
+        self.talks: dict[str, Talk] = {}
+        self.messages: list[str] = []
         self.is_live = console.is_terminal and not console.is_dumb_terminal
-        self.live = Live(
-            get_renderable=lambda: render_view(log.state, self.readings, clock(), console.width), console=console
-        )
+        self.live = Live(get_renderable=self.render, console=console, screen=self.is_live)
         renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
-        self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=[renderer])
+        plain, steps = (
+            structlog.PrintLogger(cast("TextIO", console.file)),
+            [structlog.processors.add_log_level, renderer],
+        )
+        self.lines = structlog.wrap_logger(plain, processors=steps)
 
     def open(self) -> None:
         """Start the live view, or print what has happened since the session was last started or resumed."""
+        self.update()
         if self.is_live:
             self.live.start()
-        self.update()
 
     def close(self) -> None:
-        """Stop the live view, and leave its last state on the screen."""
-        self.live.stop()
+        """Stop the live view, and print its last state and all messages where they stay."""
+        if self.live.is_started:
+            self.live.stop()
+            self.is_live = False
+            self.console.print(self.render())
+            for text in self.messages:
+                self.say(text)
+
+    def render(self) -> Group:
+        """Return the live view as it is now."""
+        talks = [talk for task, talk in self.talks.items() if task not in self.log.finished]
+        facts = {"talks": talks, "messages": self.messages, "report": self.report}
+        return render_view(self.log.state, self.readings, self.clock(), *self.console.size, **facts)
 
     def update(self) -> None:
-        """Print a line for each new event, unless the live view shows it."""
+        """Take in the new events, and print a line for each unless the live view shows it."""
         fresh, self.seen = self.log.records[self.seen :], len(self.log.records)
         for record in fresh:
-            if not isinstance(record.event, TALK):
-                number = getattr(record.event, "experiment", None)
-                text = summarize(record.event, self.log.state.session.task)
-                self._print_line(record.at, record.event.kind, number, text)
+            match record.event:
+                case ev.ConversationOpened(agent=agent, experiment=number):
+                    self.talks[record.task_id] = Talk(agent, number, record.at)
+                case ev.ModelReplied(usd=usd) if talk := self.talks.get(record.task_id):
+                    self.talks[record.task_id] = talk._replace(usd=talk.usd + (usd or 0.0))
+                case ev.ToolUsed() | ev.ModelReplied():
+                    pass
+                case event:
+                    number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)
+                    self._print_line(record.at, event.kind, number, text, trouble=event.kind in TROUBLE)
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""
@@ -84,74 +113,43 @@ class Terminal:
             self._print_line(now, "training", granted.experiment, text)
 
     def say(self, text: str) -> None:
-        """Print a message to the user, above the live view."""
-        self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
+        """Show a message to the user."""
+        if self.live.is_started:
+            self.messages.append(text)
+        else:
+            self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
 
-    def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
+    def _print_line(self, at: float, kind: str, experiment: int | None, text: str, *, trouble: bool = False) -> None:
         if not self.is_live:
             number = "" if experiment is None else f"{experiment}: "
-            self.lines.info(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_clock(at))
+            tell = self.lines.warning if trouble else self.lines.info
+            tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_day(at, seconds=True))
 
 
-def render_view(state: State, readings: Mapping[int, Reading], now: float, width: int = 80) -> RenderableType:
-    """Return the live view: the session's state, the current runs, the latest results."""
-    return Group(
-        Text(),
-        _render_headline(state, now),
-        *_render_slots(state, readings, now, width),
-        *_render_latest(state, width),
-        *_render_notices(state, now),
-    )
-
-
-def _render_headline(state: State, now: float) -> Text:
-    session, left = state.session, _format_span(state.deadline - now)
-    facts = {"title": escape(session.name), "limits": session.limits, "usd": state.usd, "left": left}
-    text = Text.from_markup(render_template("terminal.txt", summary=summarize_session(state), **facts), emoji=False)
-    text.overflow, text.no_wrap = "ellipsis", True
-    return text
-
-
-def _render_slots(state: State, readings: Mapping[int, Reading], now: float, width: int) -> Iterator[RenderableType]:
-    rights = [Column(justify="right", no_wrap=True) for _ in range(3)]
-    title = Column(no_wrap=True, max_width=max(24, width - 42), overflow="ellipsis")
-    table = Table.grid(title, Column(width=16), *rights, padding=(0, 1), pad_edge=True)
+def render_view(
+    state: State, readings: Mapping[int, Reading], now: float, width: int = 80, height: int = 24, **facts: object
+) -> Group:
+    """Return the live view: where the session stands, who does what now, how the last experiments ended."""
+    trains = list[tuple[int, ev.Granted, ev.Point | None, float]]()
     for stage in state.running:
-        granted, number = stage.granted, stage.granted.experiment
-        reading = readings.get(granted.slot)
+        granted, reading = stage.granted, readings.get(stage.granted.slot)
         point = reading.point if reading and reading.granted == granted else None
-        name = stage.candidate.proposal.title if isinstance(stage, Training) else "the incumbent once more"
-        run = f" (run {granted.run})" if granted.run > 1 else ""
-        table.add_row(
-            Text(f"{number}{run} {make_printable(name)}"),
-            ProgressBar(total=1.0, completed=point.progress if point else 0.0, width=16),
-            f"{point.progress:.0%}" if point else "",
-            f"loss {point.loss:.3f}" if point else "starting",
-            _format_span(estimate_run_seconds(state) - (now - stage.since)) if isinstance(stage, Training) else "",
-        )
-    yield Text()
-    yield table if table.row_count else Text(" nothing is training", style="dim")
+        left = estimate_run_seconds(state) - (now - stage.since)
+        if point and point.progress:
+            left = point.seconds * (1 - point.progress) / point.progress
+        trains.append((granted.experiment, granted, point, left))
+    known = {"talks": (), "messages": (), "report": "report.html"} | facts
+    rows = {row.experiment: row for row in list_rows(state)}
+    shown = {"state": state, "summary": summarize_session(state), "rows": rows, "trains": trains, "now": now}
+    tools = {"span": _format_span, "fit": set_cell_size, "escape": escape, "width": width, "height": height}
+    text = render_template("terminal.txt", **shown, **tools, **known)
+    return Group(*(_make_line(line) for line in text.split("\n")))
 
 
-def _render_latest(state: State, width: int) -> Iterator[RenderableType]:
-    decided = [row for row in list_rows(state) if row.is_decided and row.experiment > 0]
-    number, score, change = (Column(justify="right", no_wrap=True) for _ in range(3))
-    title = Column(no_wrap=True, max_width=max(24, width - 34), overflow="ellipsis")
-    table = Table.grid(number, title, "", score, change, padding=(0, 1), pad_edge=True)
-    for row in reversed(decided[-LATEST:]):
-        cells = (Text(row.title), row.status, format_score(row), format_change(row))
-        table.add_row(str(row.experiment), *cells, style=STYLES.get(row.status, "dim"))
-    if decided:
-        yield from (Text(), table)
-
-
-def _render_notices(state: State, now: float) -> Iterator[RenderableType]:
-    notices = [f"waiting {_format_span(waiting.until - now)}: {waiting.reason}" for waiting in state.waiting.values()]
-    notices += state.sick.values()
-    if state.stopping and not state.ended:
-        notices.append(f"stopping: {state.stopping}")
-    for text in notices:
-        yield Text(f" {make_printable(shorten(text, LONGEST))}", style="yellow", overflow="ellipsis", no_wrap=True)
+def _make_line(markup: str) -> Text:
+    line = Text.from_markup(markup, emoji=False)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _format_span(seconds: float) -> str:

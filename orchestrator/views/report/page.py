@@ -5,12 +5,12 @@ Text by agents is untrusted, and escaped by Jinja; all of it can be read without
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from orchestrator.core.events import Discarded, Failed, Kept, Pruned
 from orchestrator.core.state import UNTESTED
 from orchestrator.policy.ablation import assess_keep
+from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views import charts
 from orchestrator.views.experiments import ExperimentRow, list_rows, select_retried, show_diff
@@ -20,10 +20,10 @@ from orchestrator.views.summary import describe_trust, suggest_command, summariz
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.command import write_command
 
-SURPRISES = 5
 SURPRISING = 2.0
 """Standard errors between the predicted and the measured change."""
-LESSONS, NEAR_MISSES = 40, 8
+PATIENCE = 2.0
+"""Runs, in their usual length, after which a page that was not written again is overdue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,6 @@ class Page:
             axes[name] = {row.experiment: row.scores[0].reported.get(name) if row.scores else None for row in rows}
         figures = {
             "progress": charts.draw_progress(rows, axes, summary),
-            "slots": charts.draw_slots(runs, state.session.slots),
             **{f"curve-{e.row.experiment}": e.curve for e in entries if e.curve},
         }
         return render_page(
@@ -74,10 +73,9 @@ class Page:
             figures,
             state=state,
             summary=summary,
-            runs=len(runs),
+            held=runs,
             used=measure_utilization(log.records, state.session.slots),
             entries=entries,
-            families=group_families(rows),
             retried=select_retried(rows),
             believed={
                 row.experiment: assess_keep(state, row.experiment).probability
@@ -87,41 +85,15 @@ class Page:
                 and row.proposal.reverts is None
             },
             trust=describe_trust(log),
-            surprises=list_surprises(rows),
-            near_misses=list_near_misses(rows),
-            lessons=[row for row in reversed(rows) if row.postmortem][:LESSONS],
+            surprising=SURPRISING,
+            near_miss=NEAR_MISS,
+            untested=UNTESTED,
             command=suggest_command(log, self.command),
+            resume=self.command("resume", state.session.name),
+            listing=self.command("sessions"),
+            due=max([state.now + PATIENCE * estimate_run_seconds(state), *(w.until for w in state.waiting.values())]),
             git=self.git,
         )
-
-
-def group_families(rows: Sequence[ExperimentRow]) -> list[list[ExperimentRow]]:
-    """Return what was tested by family, by total gain of its keeps, largest first."""
-    tested = [row for row in rows if row.experiment and row.is_decided and row.status not in UNTESTED]
-    names = dict.fromkeys(row.proposal.family for row in tested)
-    families = [[row for row in tested if row.proposal.family == name] for name in names]
-    by_size = sorted(families, key=len, reverse=True)
-    return sorted(by_size, key=lambda rows: sum(row.gain or 0.0 for row in rows if row.status == "kept"), reverse=True)
-
-
-def list_surprises(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the experiments furthest from their predicted change, in standard errors, furthest first."""
-    predicted = [row for row in rows if row.proposal.expected_delta]
-    return _rank(predicted, lambda row, gain: abs(gain + row.proposal.expected_delta), SURPRISING)[:SURPRISES]
-
-
-def list_near_misses(rows: Sequence[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the discarded experiments that looked better by more than the noise, most certain first."""
-    discarded = [row for row in rows if row.status == "discarded"]
-    return _rank(discarded, lambda _, gain: gain, NEAR_MISS)[:NEAR_MISSES]
-
-
-def _rank(
-    rows: Sequence[ExperimentRow], measure: Callable[[ExperimentRow, float], float], least: float
-) -> list[ExperimentRow]:
-    """Return the rows with a measure above `least` standard errors, largest first."""
-    found = [(measure(row, row.gain) / row.error, row) for row in rows if row.gain is not None and row.error]
-    return [row for errors, row in sorted(found, key=itemgetter(0), reverse=True) if errors > least]
 
 
 def _describe_entry(log: LogReader, row: ExperimentRow) -> Entry:

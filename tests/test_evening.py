@@ -1,0 +1,101 @@
+"""The wrong inputs of a user's evening: each is one line and its exit code, at the start, and leaves nothing behind."""
+
+import contextlib
+import os
+import shutil
+
+import pytest
+
+from orchestrator.cli.main import main
+from tests.workplace import ROOT, git, workplace
+
+GOLDEN = str(ROOT / "tests/golden/offline-4.db")
+OFFLINE = ("--offline", "--session", "night")
+WRONG = {
+    ("--hours", "-1"): "--hours",
+    ("--hours", "eight"): "--hours",
+    ("--offline", "--hours", "0"): "longer than 0 hours",
+    ("--hours",): "--hours",
+    ("--max-experiments", "0"): "--max-experiments",
+    ("--max-experiments", "2.5"): "--max-experiments",
+    ("--max-usd", "-3"): "--max-usd",
+    ("--max-usd", "$5"): "--max-usd",
+    ("--seed", "x"): "--seed",
+    ("--crew", "gemini"): "gemini",
+    ("--nonsense",): "--nonsense",
+    ("dance",): "dance",
+    ("--prompts", "unheard-of"): "unheard-of",
+    ("--prompts", "empty"): "holds no prompt",
+    ("--prompts", "typo"): "no agent reads reasercher.md",
+    ("--prompts", "fault"): "researcher.md:6:4: no fact is called 'bset'",
+    ("--model", "critic=m"): "no agent is called 'critic'",
+    ("--session", "night"): "set ANTHROPIC_API_KEY",
+    ("--offline", "--session", "a/b"): "cannot be a name",
+    ("--offline", "--session", "no good~name"): "cannot be a name",
+    ("--offline", "--session", "taken"): "choose another name",
+    ("--offline", "--script", "none.py"): "none.py",
+    ("--offline", "--script", "."): "does not exist",
+    ("--offline", "--script", "fault.py"): "fault.py",
+    ("--offline", "--data", "nowhere"): "orchestrator prepare --data nowhere",
+    ("--offline", "--data", "train.py"): "train.py",
+    (*OFFLINE, "--sessions", "/proc/sessions"): "/proc",
+    (*OFFLINE, "--sessions", "train.py"): "train.py",
+    (*OFFLINE, "--notify", "not a url"): "URL",
+    ("resume",): "name",
+    ("resume", "nothing"): "no session is called 'nothing'",
+    ("resume", "train.py"): "no session is called",
+    ("fork", "nothing", "--at", "1"): "no session",
+    ("fork", GOLDEN): "--at",
+    ("fork", GOLDEN, "--at", "99999"): "has only",
+    ("replay", "nothing"): "no session",
+    ("replay", GOLDEN, "--show", "99999"): "has events 0 to",
+    ("replay", GOLDEN, "--prompts", "none"): "--verify",
+    ("replay", GOLDEN, "--verify", "--json"): "--verify",
+    ("replay", GOLDEN, "--step"): "terminal",
+    ("report", "train.db"): "no session",
+    ("compare", "one", "two"): "no session",
+    ("musings", "find", "depth"): "musings search",
+    ("musings", "search"): "musings search",
+    ("trial", "--prompts", "default", "--prompts", "default"): "once",
+    ("trial", "--prompts", "default", "--crew", "optuna"): "optuna",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = workplace(tmp_path_factory.mktemp("evening") / "place")
+    (place / "fault.py").write_text("DEPTH = = 3\n")
+    for name, file in (("empty", ""), ("typo", "reasercher.md"), ("fault", "researcher.md")):
+        (place / name).mkdir()
+        if file:
+            (place / name / file).write_text("---\nmodel: m\n---\nYou are it.\n<!-- opening -->\n{{ bset }}\n")
+    git(place, "add", ".")
+    git(place, "commit", "-qm", "what a user has lying about")
+    git(place, "branch", "research/taken")
+    return place
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_a_wrong_input_is_one_line(place, words, capsys):
+    """In this process, since forty starts of Python would take longer than all else here."""
+    keys = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(("ANTHROPIC_", "NIGHTSHIFT_"))}
+    try:
+        with contextlib.chdir(place), pytest.raises(SystemExit) as ended:
+            main(words)
+    finally:
+        os.environ.update(keys)
+    said = capsys.readouterr().err.strip()
+
+    assert ended.value.code == 2
+    assert len(said.splitlines()) == 1, said
+    assert said.startswith("nightshift: ")
+    assert WRONG[words] in said
+    assert not (place / "sessions").exists(), "a refused start leaves nothing behind"
+
+
+def test_a_search_that_finds_nothing_says_so_by_its_exit_code(place, capsys):
+    with contextlib.chdir(place), pytest.raises(SystemExit) as ended:
+        main(["musings", "search", "zebra"])
+    assert ended.value.code == 1
+    assert "No musings match" in capsys.readouterr().out
+    shutil.rmtree(place / "musings", ignore_errors=True)
