@@ -73,6 +73,8 @@ class BaseRunner(ABC, Generic[S]):
                         needed = f"a run needs {self.limits.free_disk >> 20} MB of disk"
                         raise MachineError(f"{needed}; {free >> 20} MB are free")
                     outcome = await self._attempt(granted, source, folder, lock)
+                    if isinstance(outcome, ev.Crashed) and not folder.exists():
+                        raise MachineError("the folder of the run was deleted")
                     excusable = slot.devices and self.excuses[granted.experiment] < MAX_EXCUSES
                     if excusable and isinstance(outcome, ev.Crashed) and DEVICE_FAULT.search(outcome.message):
                         raise ExcusedError(outcome.message)
