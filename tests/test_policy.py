@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import get_recent_loss
-from orchestrator.core.state import BASELINE, Candidate, Decided, Incumbent, PooledVariance, State
+from orchestrator.core.state import BASELINE, Broken, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import (
     ablation,
     belief,
@@ -485,3 +485,17 @@ def test_an_ablation_runs_with_other_seeds_and_needs_no_proof(gain, verdict):
     judged = judge.judge(state, 4, runs)
     assert isinstance(judged, verdict)
     assert "#2 " in judged.reason
+
+
+@pytest.mark.parametrize(("settings", "due"), [({}, "repair 5.1"), ({"MATRIX_LR": 9.0}, "judge 5")])
+def test_a_proposed_value_that_diverges_is_judged_and_not_repaired(settings, due):
+    made = candidate()
+    proposal = made.proposal.model_copy(update={"settings": settings})
+    crash = ev.Crashed(
+        experiment=5, run=1, failure="NaN", message="loss is nan", metrics=ev.RunMetrics(), curve=(), log=""
+    )
+    started = STATE.started.model_copy(update={"repairs": 2})
+    fitted = ev.BaselineCommitted(commit="", source="", fingerprint="")
+    open_experiments = {5: Broken(replace(made, proposal=proposal), crash)}
+    state = replace(STATE, started=started, baseline_commit=fitted, open=open_experiments)
+    assert due in [step.task_id for step in find_due(state)]

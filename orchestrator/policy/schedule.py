@@ -82,8 +82,9 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
             decision = judge(state, number, stage)
             yield decision if isinstance(decision, NeededRun) else _judge(decision)
         case Broken(candidate, crash):
-            # A repair of a disqualified candidate would learn how to pass the audit.
-            final = number == 0 or crash.failure == "disqualified" or candidate.proposal.reverts is not None
+            # A repair of a disqualified candidate would learn how to pass the audit; none may change a proposed value.
+            hopeless = crash.failure == "disqualified" or (crash.failure == "NaN" and candidate.proposal.settings)
+            final = number == 0 or hopeless or candidate.proposal.reverts is not None
             repairs = 0 if final else state.session.repairs
             if candidate.repairs < repairs:
                 yield steps.Edit(number, f"repair {number}.{candidate.repairs + 1}", "repaired")
