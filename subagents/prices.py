@@ -7,11 +7,12 @@ from genai_prices import Usage, calc_price, extract_usage
 
 PROVIDER = "anthropic"
 TYPICAL = {
-    "researcher": {"input_tokens": 45_000, "cache_read_tokens": 30_000, "output_tokens": 3_500},
-    "mechanic": {"input_tokens": 20_000, "cache_read_tokens": 13_000, "output_tokens": 1_500},
-    "reflector": {"input_tokens": 9_000, "cache_read_tokens": 5_000, "output_tokens": 1_500},
+    "researcher": {"input_tokens": 10_800, "cache_read_tokens": 6_500, "output_tokens": 1_500},
+    "mechanic": {"input_tokens": 5_100, "cache_read_tokens": 2_800, "output_tokens": 800},
+    "reflector": {"input_tokens": 3_100, "cache_read_tokens": 1_800, "output_tokens": 1_100},
 }
-"""Tokens of an agent's usual conversation: a few turns on an opening as docs/benchmarks.md measures it."""
+"""Tokens of an agent per experiment. What it reads is from the night of twelve experiments in docs/benchmarks.md; what
+it writes is a guess, four times what was written there, since models that think write more."""
 CHARACTERS = 2.5  # characters of a token: fewer than in code and English, so that the estimate is an upper bound
 
 

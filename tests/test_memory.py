@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.agents import briefing
 from orchestrator.core.state import PooledVariance
-from orchestrator.core.task import EXAMINED
+from orchestrator.core.task import EXAMINED, Metric, Task
 from orchestrator.policy.noise import calibrate_noise
 from orchestrator.session.memory import recall_results
 from prepare.constants import read_values
@@ -102,3 +102,14 @@ def test_noise_that_was_measured_enough_replaces_the_profiles():
     few, many = PooledVariance(4 * 0.01**2, 4), PooledVariance(80 * 0.01**2, 80)
     assert calibrate_noise(PROFILE, few) == PROFILE
     assert calibrate_noise(PROFILE, many).sigma == pytest.approx(0.01, rel=0.1)
+
+
+def test_what_the_user_asks_for_does_not_part_nights_and_another_metric_does(tmp_path):
+    task = Task(form="reported", command="python fit.py", editable=("fit.py",), program="be bold")
+    simulate(tmp_path, "first", experiments=3, task=task).close()
+
+    def recall(**changes):
+        return len(recall_results(tmp_path, PROFILE, task.model_copy(update=changes))[0])
+
+    assert recall() == recall(program="be careful") > 0
+    assert recall(metric=Metric(name="loss")) == recall(command="python other.py") == 0

@@ -30,7 +30,7 @@ def recall_results(
     for path in files[:MAX_SESSIONS]:
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.started
-            if started and started.task == task and started.profile.is_like(profile):
+            if started and started.task.is_like(task) and started.profile.is_like(profile):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
                 variance = variance.pool(session.state.variance) if fresh else variance
                 found |= fresh

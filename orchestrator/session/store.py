@@ -116,10 +116,7 @@ class Session(EventLog):
     async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
         """Write the events, in the order of the calls, as soon as the file can be written. Raises SessionError."""
         async with self.turn:
-            deadline, said = (
-                max(self.state.deadline, self.clock() + BUSY_SECONDS),
-                False,
-            )  # the night's, or a little more
+            deadline, said = max(self.state.deadline, self.clock() + BUSY_SECONDS), False
             self.db.execute(f"pragma busy_timeout = {1000 * RETRY:.0f}")
             while True:
                 try:

@@ -60,11 +60,8 @@ class Terminal:
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(get_renderable=self.render, console=console, screen=self.is_live)
         renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
-        plain, steps = (
-            structlog.PrintLogger(cast("TextIO", console.file)),
-            [structlog.processors.add_log_level, renderer],
-        )
-        self.lines = structlog.wrap_logger(plain, processors=steps)
+        steps = [structlog.processors.add_log_level, renderer]
+        self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=steps)
 
     def open(self) -> None:
         """Start the live view, or print what has happened since the session was last started or resumed."""
