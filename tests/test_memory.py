@@ -12,6 +12,7 @@ from orchestrator.session.memory import recall_results
 from prepare.constants import read_values
 from tests.fakes import PROFILE
 from tests.simulated import SOURCE, night, true_score
+from tests.workplace import orchestrate
 
 EXPERIMENTS = 14
 
@@ -111,5 +112,10 @@ def test_what_the_user_asks_for_does_not_part_nights_and_another_metric_does(tmp
     def recall(**changes):
         return len(recall_results(tmp_path, PROFILE, task.model_copy(update=changes))[0])
 
+    simulate(tmp_path, "other", experiments=3, task=task.model_copy(update={"metric": Metric(name="loss")})).close()
+    compared = orchestrate(tmp_path, "compare", "first", "other", "--sessions", ".")
+    assert (compared.returncode, len(compared.stderr.splitlines())) == (2, 1), compared.stderr
+    assert "scored differently" in compared.stderr
+
     assert recall() == recall(program="be careful") > 0
-    assert recall(metric=Metric(name="loss")) == recall(command="python other.py") == 0
+    assert recall(metric=Metric(name="accuracy")) == recall(command="python other.py") == 0
