@@ -188,7 +188,7 @@ def compare(
             if session.state.incumbent is None:
                 raise UsageError(f"{session.state.session.name} has no baseline yet")
             rows.append(comparison.summarize_session(session.state, session.records))
-    if len({row.metric for row in rows}) > 1:
+    if any(row.metric != rows[0].metric for row in rows):
         metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
         raise UsageError(f"these sessions are scored differently: {metrics}")
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
