@@ -3,6 +3,9 @@
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from typing import Any
 
 
 def main() -> None:
@@ -13,14 +16,47 @@ def main() -> None:
     home, here = (os.path.realpath(path) for path in (f"{__file__}/../..", "."))
     sys.path[:] = [path for path in sys.path if home == here or os.path.realpath(path) != here]
     os.environ["PYTHONSAFEPATH"] = "1"  # nor by the processes that it starts
-    try:
-        from orchestrator.cli import main as cli
+    run_interruptible(_import_and_run)
 
-        cli.main()
-    except KeyboardInterrupt:  # before the command started
+
+def run_interruptible(command: Callable[[], None]) -> None:
+    """Run a command that Ctrl-C ends without a traceback, also where it interrupts an import or a finalizer.
+
+    Raises SystemExit with code 130 then.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def interrupt_again(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:  # a finalizer was running, out of which nothing can be raised
+            main_thread = threading.main_thread().ident or 0
+            threading.Timer(0.02, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+        else:
+            sys.__unraisablehook__(lost)
+
+    signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = interrupt_again
+    try:
+        command()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:  # a library may turn the interrupt into an error of its own
+        if not interrupted.is_set():
+            raise
+        sys.stderr.write(f"nightshift: interrupted ({type(error).__name__})\n")
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python shuts down
+
+
+def _import_and_run() -> None:
+    from orchestrator.cli import main as cli
+
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
         outside.append(asyncio.ensure_future(session.append("", StopAsked(reason=ASKED))))
         outside.append(asyncio.ensure_future(_stop_stalled(session, stop_now)))
 
-    loop = asyncio.get_running_loop()
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
     loop.add_signal_handler(signal.SIGINT, request_stop)
     loop.add_signal_handler(signal.SIGTERM, stop_now)
     try:
@@ -57,6 +57,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
         raise
     finally:
         loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
         loop.remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the message how to resume is left
         for task in outside:

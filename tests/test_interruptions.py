@@ -8,12 +8,14 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from orchestrator.cli.options import ExitCode
 from orchestrator.core.events import BaselineCommitted, Committed, Crashed, Ended, Promoted, Resumed, Scored
 from tests.test_cli import opened, runs_of, wait_until
 from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
@@ -62,11 +64,50 @@ def test_a_command_that_is_interrupted_early_says_nothing_odd(place, sent, secon
         life.send_signal(sent)
         time.sleep(0.02)
     finish(life)
-    assert life.returncode in {0, 130, -sent, 4}
+    assert life.returncode in {0, 130, -sent, ExitCode.BASELINE_FAILED, ExitCode.NOTHING_RAN}
     wait_until(lambda: not runs_of(place))
     if (place / "sessions/night/session.db").exists():
         done = orchestrate(place, "resume", "night")
         assert done.returncode == 0, done.stderr
+
+
+LOST = """
+import signal, time
+from orchestrator.__main__ import run_interruptible
+
+class Held:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def lose_in_finalizer():
+    Held()
+    time.sleep(60)
+
+def turn_into_another_error():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ValueError("a model could not be built") from error
+
+def fail():
+    raise ValueError("a fault")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("lose_in_finalizer", 130, ""),
+        ("turn_into_another_error", 130, "nightshift: interrupted (ValueError)"),
+        ("fail", 1, "ValueError: a fault"),
+    ],
+)
+def test_an_interrupt_that_a_library_swallows_or_renames_still_ends_the_command(command, code, said):
+    words = [sys.executable, "-c", f"{LOST}\nrun_interruptible({command})"]
+    done = subprocess.run(words, env=environment(), check=False, capture_output=True, text=True, timeout=50)
+    assert done.returncode == code
+    assert done.stderr.strip().endswith(said)
+    assert (done.stderr.strip() == said) is (code == 130)
 
 
 @pytest.mark.parametrize("word", ["granted", "scored"])
