@@ -1,7 +1,7 @@
 """Compute the metric: bits per byte of validation text, independent of the vocabulary. Lower is better.
 
-Under an orchestrator the model is submitted first, and only then are validation rows handed out. The run returns
-claims, one per token, which the orchestrator adds up and audits.
+Under an orchestrator a script only hands its model over. It is scored after the script has ended, by processes that
+have not trained it (`prepare.evaluator`): no script ever sees validation text.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from prepare import channel
+from prepare.evaluator import compute_losses
 from prepare.loader import choose_device
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
@@ -21,41 +22,37 @@ from prepare.tokenizer import Tokenizer
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
     """Return the bits per byte of all validation rows; `model(x, y, reduction="none")` returns nats per token.
 
-    Special tokens count neither as loss nor as bytes. `model(x)` must return logits [rows, tokens, vocabulary].
+    Special tokens count neither as loss nor as bytes. `model(x)` must return logits [rows, tokens, vocabulary]. Under
+    an orchestrator, hand the model over and return the bits per byte of a batch of training rows, which is no score.
     """
-    sealed = channel.answers() and channel.shard("val") is None
-    if sealed:
+    is_run = channel.answers()
+    if is_run:
+        model = getattr(model, "_orig_mod", model)  # without the wrapper of torch.compile
         hand_over(model, batch_size)
-    claims = _compute_claims(model, "val", batch_size)
-    lengths = tokenizer.token_bytes[open_rows("val")[:, 1:]]
+    rows = open_rows("train")[:batch_size] if is_run else open_rows("val")
+    lengths = tokenizer.token_bytes[rows[:, 1:]]
     nbytes = int(lengths.sum())
-    bpb = float(claims[lengths > 0].sum(dtype=np.float64)) / (math.log(2) * nbytes)
-    if sealed:
-        channel.send({"event": "claims", "bytes": claims.nbytes}, claims.data)
-        while (answer := channel.receive())["event"] == "rows":
-            claims = _compute_claims(model, answer["split"], batch_size)
-            channel.send({"event": "claims", "bytes": claims.nbytes}, claims.data)
-    elif not channel.answers():
-        channel.send({"event": "score", "val_bpb": bpb, "tokens": claims.size, "bytes": nbytes})
+    losses = _compute_all_losses(model, rows, batch_size)
+    bpb = float(losses[lengths > 0].sum(dtype=np.float64)) / (math.log(2) * nbytes)
+    if not is_run:
+        channel.send({"event": "score", "val_bpb": bpb, "tokens": losses.size, "bytes": nbytes})
     return bpb
 
 
-def _compute_claims(model: torch.nn.Module, split: str, batch_size: int) -> NDArray[np.float32]:
-    rows = open_rows(split)
-    claims = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
-    size = min(batch_size, len(rows))
+def _compute_all_losses(model: torch.nn.Module, rows: NDArray[np.unsignedinteger], size: int) -> NDArray[np.float32]:
+    losses = np.empty((len(rows), rows.shape[1] - 1), dtype=np.float32)
+    size = min(size, len(rows))
     for first in range(0, len(rows), size):
         # The last batch is filled up from the first: another shape would compile the model again.
         block = rows.take(np.arange(first, first + size), axis=0, mode="wrap").astype(np.int64)
-        x, y = (torch.from_numpy(half.copy()).to(choose_device()) for half in (block[:, :-1], block[:, 1:]))
-        losses = model(x, y, reduction="none").float().cpu().numpy().reshape(x.shape)
-        claims[first : first + size] = losses[: len(rows) - first]
-    return claims
+        found = compute_losses(model, block[:, :-1], block[:, 1:]).reshape(size, -1)
+        losses[first : first + size] = found[: len(rows) - first]
+    return losses
 
 
 def hand_over(model: torch.nn.Module, batch_size: int) -> None:
-    """Submit the model and how to run it; return once the validation rows are handed out."""
-    pickled = cloudpickle.dumps(getattr(model, "_orig_mod", model))  # without the wrapper of torch.compile
+    """Submit the model and how to run it; return once the orchestrator has it."""
+    pickled = cloudpickle.dumps(model)
     kind = choose_device().type
     autocast = str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if torch.is_autocast_enabled(kind) else None
     header: dict[str, object] = {

@@ -94,7 +94,7 @@ def test_what_follows_a_place_is_never_validation_text(first, places):
     this = make_scorer()
     this.decoys[:] = 99
     at = AuditPositions(np.array(places), np.ones(ROWS))
-    shown = this.mask(first, ROWS, at, np.random.default_rng(0))
+    shown = this.mask(np.arange(first, ROWS), at, np.random.default_rng(0))
     for row, place, genuine in zip(shown, places[first:], this.rows[first:], strict=True):
         assert (row[: place + 1] == genuine[: place + 1]).all()
         assert (row[place + 1 :] == 99).all()
@@ -104,7 +104,7 @@ def test_the_blind_answer_is_normalised_here():
     this = make_scorer()
     places = AuditPositions(np.zeros(ROWS, dtype=np.int64), np.ones(ROWS))
     logits = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
-    shifted = this.score_blind(logits + 100, 0, places)
+    shifted = this.score_blind(logits + 100, np.arange(ROWS), places)
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert shifted == pytest.approx(-np.log(chances[np.arange(ROWS), this.rows[:, 1]]), abs=1e-4)
 
@@ -121,7 +121,9 @@ def test_the_blind_answer_is_normalised_here():
 def test_what_is_no_distribution_is_no_answer(spoil, words):
     logits = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
     with pytest.raises(Disqualified, match=words):
-        make_scorer().score_blind(spoil(logits), 0, AuditPositions(np.zeros(ROWS, dtype=np.int64), np.ones(ROWS)))
+        make_scorer().score_blind(
+            spoil(logits), np.arange(ROWS), AuditPositions(np.zeros(ROWS, dtype=np.int64), np.ones(ROWS))
+        )
 
 
 def test_a_small_difference_is_corrected_and_a_large_one_disqualifies():
@@ -192,7 +194,7 @@ def test_impossible_claims(value, words):
     claims = np.ones(this.shape, dtype=np.float32)
     claims[2, 3] = value
     with pytest.raises(Disqualified, match=words):
-        this.parse_claims(claims.tobytes())
+        this.check_claims(claims)
 
 
 def test_training_has_an_end():
@@ -223,7 +225,10 @@ def test_shards_can_be_read_and_not_written(tmp_path):
 def test_rounding_below_no_loss_at_all_is_worth_nothing():
     this = make_scorer()
     claims = np.full(this.shape, -5e-4, dtype=np.float32)
-    assert this.compute_bpb(this.parse_claims(claims.tobytes())) == 0
+    with pytest.raises(Disqualified, match="a loss of zero"):
+        this.check_claims(claims)
+    claims[0, 0] = 1.0
+    assert this.check_claims(claims).min() == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The connection to a run: what is handed out and when, whatever it sends; and what a run by hand does without one."""
 
 import asyncio
+import itertools
 import os
 import queue
 import socket
@@ -10,14 +11,12 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
-from orchestrator.lab.scoring.server import EvaluationServer
+from orchestrator.lab.scoring.server import TrainingServer
 from prepare import channel
 from tests.small import LENGTH, small_data
 
@@ -35,13 +34,14 @@ class Ticks:
 
 
 class Running:
-    """A process that has used seven CPU seconds."""
+    """A process that has used seven CPU seconds, if not told otherwise."""
 
     def __init__(self):
         self.monitor, self.sealed = RunMonitor(RunLimits(wall=1e9, cpu=1e9), Ticks()), []
+        self.seconds = itertools.repeat(7.0)
 
     def count_cpu_seconds(self):
-        return 7.0
+        return next(self.seconds)
 
     def seal(self):
         self.sealed.append(True)
@@ -60,15 +60,9 @@ class Visit:
 
     async def serve(self, model, descriptors):
         connection, descriptor = await open_pair()
-        plan = EvaluationPlan(audit=1 - 1e-9, confirmed=True, incumbent=0)
-        self.submission = EvaluationServer(connection, self.scorer, plan, 1, model)
+        self.submission = TrainingServer(connection, self.scorer, 1, 10.0, model)
         descriptors.put(descriptor)
         await self.submission.serve(self.running)
-
-    def claim(self, nats):
-        claims = np.full(self.scorer.shape, nats, dtype=np.float32)
-        self.say(f'{{"event": "claims", "bytes": {claims.nbytes}}}')
-        self.run.sendall(claims.tobytes())
 
     def say(self, *words):
         self.run.sendall("".join(f"{word}\n" for word in words).encode())
@@ -96,7 +90,7 @@ def visit(tmp_path):
     visit.leave()
 
 
-def test_shards_are_shown_when_they_are_due(visit):
+def test_a_run_is_shown_the_training_text_and_nothing_else(visit):
     visit.say('{"event": "ready"}')
     message, found = visit.shown()
     assert b'"train"' in message
@@ -105,49 +99,23 @@ def test_shards_are_shown_when_they_are_due(visit):
     visit.say(f'{{"event": "model", "bytes": 5, {MANNER}}}')
     visit.run.sendall(b"abcde")
     message, found = visit.shown()
-    assert b'"val"' in message
-    assert found == [(visit.scorer.folder / "val.bin").read_bytes()]
+    assert (message, found) == (b'{"event": "thanks"}\n', [])
     assert visit.sealed == [True]
     assert visit.submission.model.read_bytes() == b"abcde"
-    visit.claim(np.log(2))
-    assert b'"thanks"' in visit.shown()[0]
     visit.server.join(timeout=30)
-    assert visit.submission.val_bpb == pytest.approx(1.0)
-    assert visit.submission.confirmed is None
     assert (visit.submission.objection, visit.monitor.train_seconds > 0) == ("", True)
+    assert visit.monitor.startup == 7.0
 
 
-def evaluated(visit):
-    """A model was handed over, and a tempting score is claimed."""
+def test_a_start_that_takes_longer_than_the_baselines_counts_as_training(visit):
+    visit.running.seconds = iter([500.0, 501.0])  # of CPU time, at the first batch and at the end; 10 are free
     visit.say('{"event": "ready"}')
     visit.shown()
     visit.say(f'{{"event": "model", "bytes": 1, {MANNER}}}')
     visit.run.sendall(b"m")
     visit.shown()
-    visit.claim(np.log(2) / 2)
-    return visit.shown()
-
-
-def test_who_claims_something_that_counts_is_examined_on_fresh_text(visit):
-    message, found = evaluated(visit)
-    assert b'"confirm"' in message
-    assert found == [(visit.scorer.folder / "confirm.bin").read_bytes()]
-    visit.claim(np.log(2) / 4)
-    assert b'"thanks"' in visit.shown()[0]
-    assert visit.submission.val_bpb == pytest.approx(0.5)
-    assert visit.submission.confirmed == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize(
-    ("nats", "objection"),
-    [(0.0, "a loss of zero"), (-1.0, "above 1"), (np.nan, "not numbers"), (None, "")],
-)
-def test_the_fresh_text_is_no_place_for_lies_either(visit, nats, objection):
-    evaluated(visit)
-    visit.say('{"event": "no"}') if nats is None else visit.claim(nats)
-    visit.server.join(timeout=2 if nats is None else 30)  # after a "no" it waits for the claim that may still come
-    assert objection in visit.submission.objection
-    assert visit.submission.confirmed is None
+    visit.server.join(timeout=30)
+    assert visit.submission.objection.startswith("it trained for 486 s of CPU time")
 
 
 def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
@@ -157,7 +125,7 @@ def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):
     visit.run.settimeout(0.2)
     with pytest.raises(TimeoutError):
         visit.run.recv(1)
-    assert visit.submission.val_bpb is None
+    assert visit.submission.settings is None
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,8 @@ class EvaluationPlan(Frozen):
         _rename("honest", "baseline_error"),
     ] = 0.0
     """Largest error of the baseline's claims, in nats; its own audit measures it."""
+    startup: float | None = None
+    """CPU seconds that the baseline takes until its first batch; None if they are not known yet."""
     pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
     control_run: Annotated[bool, _rename("reprieved", "control_run")] = False
     """Let the run finish even where it would be pruned, to measure how often pruning is wrong."""
@@ -378,6 +380,8 @@ class Point(Frozen):
 class RunMetrics(Frozen):
     """Measurements of a run, from outside and from its own summary; 0 where unknown."""
 
+    startup: float = 0.0
+    """CPU seconds until the first batch."""
     train_seconds: float = 0.0
     total_seconds: float = 0.0
     steps: int = 0

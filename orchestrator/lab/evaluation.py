@@ -8,8 +8,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -17,13 +19,15 @@ import psutil
 from orchestrator.core import events as ev
 from orchestrator.lab.failures import Fault, MachineError, Prune, classify_failure
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import Ending
+from orchestrator.lab.process import Ending, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.audit import Auditor, load_claims, save_claims
-from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified
+from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
-from orchestrator.lab.scoring.server import EvaluationServer
+from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
+from orchestrator.lab.scoring.server import TrainingServer
+
+T = TypeVar("T")
 
 MAX_EXCUSES = 2
 """Runs of one experiment in a row whose failure may be attributed to the machine. Without a limit, a candidate that
@@ -49,15 +53,16 @@ class EndedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """An ended run that was served, and may be audited."""
+class HandedOver:
+    """An ended run that may have handed over a model, and what it takes to evaluate that."""
 
     ended: EndedRun
-    server: EvaluationServer
-    build_audit: Callable[[int], Command]
-    """Builds the command of the auditing process, given the descriptor of its connection."""
+    server: TrainingServer
+    plan: ev.EvaluationPlan
+    build_evaluator: Callable[[str, int], Command]
+    """Builds the command of an evaluating process, given the name of its folder and a descriptor of its connection."""
     lock: int
-    """Descriptor of the slot's lock, which the auditing process inherits."""
+    """Descriptor of the slot's lock, which that process inherits."""
 
 
 async def evaluate(result: ev.RunResult, score: Awaitable[ev.Scored]) -> ev.Scored | ev.Crashed | ev.Pruned:
@@ -70,28 +75,61 @@ async def evaluate(result: ev.RunResult, score: Awaitable[ev.Scored]) -> ev.Scor
         return ev.Crashed(failure=fault.kind, message=fault.message, **vars(result))
 
 
-async def score_claims(run: Observation, archive: Path) -> ev.Scored:
-    """Return the score that the run claims, audited where that matters. Raises Prune, Fault, MachineError, OSError."""
-    claimed, server = _find_claimed(run), run.server
-    own = {"confirmed": server.confirmed, "would_prune_at": run.ended.monitor.would_prune_at}
-    score = ev.Scored(val_bpb=claimed, **own, **vars(run.ended.result))
-    return await _audit_score(score, run, archive) if server.plan.needs_audit(claimed) else score
+async def score_model(run: HandedOver, archive: Path) -> ev.Scored:
+    """Return the score of the model that a run handed over, audited where that matters.
 
-
-def _find_claimed(run: Observation) -> float:
-    """Return the score that the run claims. Raises Prune, Fault or MachineError where no score counts."""
-    ending, transcript = run.ended.ending, run.ended.monitor.transcript
-    if run.server.objection and not ending.stopped:
+    No process that sees validation text exists while the run does. Raises Prune, Fault, MachineError, OSError.
+    """
+    scorer, began = run.server.scorer, time.monotonic()
+    if run.server.objection and not run.ended.ending.stopped:
         raise Disqualified(run.server.objection)
-    if ending.status and transcript.sealed and not ending.stopped and not ending.was_killed:
-        # Its last lines may quote the validation text, so they only serve to classify the failure.
-        kind = classify_failure(ending.status, "\n".join(transcript.withheld)).kind
-        raise Fault(kind, f"it failed while it was evaluated, with exit code {ending.status}")
-    budget = run.server.scorer.manifest.budget
-    check_ending(run.ended, budget.amount if budget.kind == "time" else inf)
-    if run.server.val_bpb is None:
-        raise Fault("other", "it ended without a score")
-    return run.server.val_bpb
+    check_ending(run.ended, scorer.manifest.budget.amount if scorer.manifest.budget.kind == "time" else inf)
+    if run.server.settings is None:
+        raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
+    claims, confirmed = await _evaluate(run, "claims", partial(_compute_claims, scorer, run.plan))
+    score = ev.Scored(
+        val_bpb=scorer.compute_bpb(claims),
+        confirmed=confirmed,
+        would_prune_at=run.ended.monitor.would_prune_at,
+        **vars(run.ended.result),
+    )
+    if not run.plan.needs_audit(score.val_bpb):
+        return score
+    return await _audit_score(score, claims, time.monotonic() - began, run, archive)
+
+
+async def _compute_claims(scorer: Scorer, plan: ev.EvaluationPlan, evaluator: Evaluator) -> tuple[Nats, float | None]:
+    """Return the model's losses on validation text and, where the plan asks for it, its val_bpb on held-out text."""
+    claims, heldout = await evaluator.compute_claims(scorer), scorer.heldout
+    if not (heldout and plan.confirmed and plan.needs_audit(scorer.compute_bpb(claims))):
+        return claims, None
+    return claims, heldout.compute_bpb(await evaluator.compute_claims(heldout))
+
+
+async def _evaluate(run: HandedOver, folder: str, ask: Callable[[Evaluator], Awaitable[T]]) -> T:
+    """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError."""
+    assert run.server.settings
+    connection, theirs = await open_pair()
+    evaluator, monitor = Evaluator(connection, run.server.settings), RunMonitor(run.ended.monitor.limits)
+    answers: list[T] = []
+
+    async def listen(_: RunningProcess) -> None:
+        try:
+            await evaluator.load(run.server.model)
+            answers.append(await ask(evaluator))
+            await connection.send({"event": "thanks"})
+        except ConnectionError:
+            pass  # the process has ended; its guardian reports how
+        finally:
+            connection.close()
+
+    ending = await run_guarded(run.build_evaluator(folder, theirs), monitor, run.lock, listen)
+    if answers:
+        return answers[0]
+    if ending.stopped:
+        raise ending.stopped
+    _check_kill(run.ended, ending)
+    raise evaluator.explain_silence(ending, monitor.transcript.log)
 
 
 def check_ending(run: EndedRun, budget: float) -> None:
@@ -108,23 +146,15 @@ def check_ending(run: EndedRun, budget: float) -> None:
         raise MachineError(f"this process was suspended for {suspended:.0f} s, so the training may have lost time")
 
 
-async def _audit_score(score: ev.Scored, run: Observation, archive: Path) -> ev.Scored:
-    """Return the score, corrected by the blind audit. Raises Fault, MachineError."""
-    server, began, rng = run.server, time.monotonic(), np.random.default_rng()
-    scorer, claims, incumbent = server.scorer, server.claims, server.plan.incumbent
-    assert claims is not None
-    reference = load_claims(archive, incumbent, scorer.shape)
+async def _audit_score(score: ev.Scored, claims: Nats, seconds: float, run: HandedOver, archive: Path) -> ev.Scored:
+    """Return the score, corrected by the blind audit; `seconds` took the evaluation. Raises Fault, MachineError."""
+    scorer, plan, began, rng = run.server.scorer, run.plan, time.monotonic(), np.random.default_rng()
+    reference = load_claims(archive, plan.incumbent, scorer.shape)
     positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-    connection, theirs = await open_pair()
-    auditor = Auditor(server, positions, rng, RunMonitor(run.ended.monitor.limits), connection)
-    ending = await auditor.examine(run.build_audit(theirs), run.lock)
-    if ending.stopped:
-        raise ending.stopped
-    _check_kill(run.ended, ending)
-    allowed = scorer.get_tolerance(server.plan.baseline_error)
-    val_bpb, error, worst = scorer.correct(claims, auditor.get_answers(ending), positions, allowed)
-    save_claims(archive, score.experiment, claims, incumbent)
-    times = {"seconds": time.monotonic() - began, "evaluation": server.evaluation}
+    blind = await _evaluate(run, "audit", lambda evaluator: evaluator.predict_blind(scorer, positions, rng))
+    val_bpb, error, worst = scorer.correct(claims, blind, positions, scorer.get_tolerance(plan.baseline_error))
+    save_claims(archive, score.experiment, claims, plan.incumbent)
+    times = {"seconds": time.monotonic() - began, "evaluation": seconds}
     record = ev.Audit(claimed=score.val_bpb, error=error, worst=worst, looks=len(claims), **times)
     return score.model_copy(update={"val_bpb": val_bpb, "audit": record})
 

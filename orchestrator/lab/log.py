@@ -22,8 +22,6 @@ SUMMARY = {
 """Names that a run's summary may hold."""
 MAX_NUMBER = 1e9
 """Larger numbers in a summary are capped at this, which exceeds any real count of steps, megatokens or MB."""
-MAX_WITHHELD = 200
-"""Most recent lines kept of those that a sealed log withholds."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
 _SUMMARY = re.compile(r"(\w{1,40}): +(\S{1,40})")
@@ -63,11 +61,7 @@ class Transcript:
         self.bytes = 0
         self.summary: dict[str, float] | None = None
         self.sealed = False
-        """True once validation text is handed out, which any line but the summary's may quote."""
-        self.logged: set[str] = set()
-        """Names logged since sealing."""
-        self.withheld: deque[str] = deque(maxlen=MAX_WITHHELD)
-        """Lines withheld since sealing, to classify a failure by."""
+        """True once the model is handed over: what is printed as val_bpb from then on is no score, and left out."""
         self.on_row: Callable[[str], None] = lambda _row: None
         """Called with every line."""
 
@@ -99,12 +93,8 @@ class Transcript:
         match = _SUMMARY.fullmatch(row) if self.summary is not None else None
         name, value = (match[1], _parse_number(match[2])) if match else (row, nan)
         known = name in SUMMARY and abs(value) < inf
-        if self.sealed:
-            # Each name once, since repetitions could encode validation text.
-            if name in self.logged or not (known or row == "---"):
-                self.withheld.append(row)
-                return
-            self.logged.add(name)
+        if self.sealed and name == "val_bpb":
+            return
         self.dropped += len(self.tail) == TAIL
         (self.tail if len(self.head) == HEAD else self.head).append(row)
         if row == "---":

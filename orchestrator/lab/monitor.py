@@ -91,6 +91,8 @@ class RunMonitor:
         self.launched = self.last_output_at = self.last_step_at = self.read_clock()
         self.training_began: float | None = None
         """Time of `read_clock` when the first batch was handed out."""
+        self.startup = 0.0
+        """CPU seconds until then."""
         self.training_ended: float | None = None
         """Time of `read_clock` when the model had been submitted."""
         self.first: ProgressLine | None = None
@@ -104,6 +106,10 @@ class RunMonitor:
         before, self.read_at = self.read_at, self.clock()
         self.suspended += max(0.0, self.read_at - before - STANDSTILL)
         return self.read_at - self.suspended
+
+    def begin_training(self, cpu_seconds: float) -> None:
+        """Start the clock of the training; so many CPU seconds were used before."""
+        self.startup, self.training_began = cpu_seconds, self.read_clock()
 
     @property
     def train_seconds(self) -> float:
@@ -133,6 +139,7 @@ class RunMonitor:
         """Return the run's metrics; `peak_mb` is its largest process's memory, None on a GPU, to take its summary's."""
         summary = self.transcript.summary or {}
         return RunMetrics(
+            startup=self.startup,
             train_seconds=self.train_seconds,
             total_seconds=self.read_clock() - self.launched,
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),

@@ -51,9 +51,9 @@ class RunningProcess:
     output: int
 
     def count_cpu_seconds(self) -> float:
-        """Return the CPU seconds that its whole process tree has used so far."""
+        """Return the CPU seconds that its whole process tree has used so far, with what the guardian has reaped."""
         total = 0.0
-        for process in _list_descendants(self.process):
+        for process in [*_list_descendants(self.process), *_find(self.process)]:
             with suppress(psutil.Error):
                 times = process.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
@@ -69,7 +69,7 @@ class RunningProcess:
         return bool(data)
 
     def seal(self) -> None:
-        """Seal the log after what has been printed so far."""
+        """Mark that the model is handed over, after what has been printed so far."""
         self.read_output()
         self.monitor.transcript.sealed = True
 
@@ -194,7 +194,12 @@ def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:
 
 
 def _list_descendants(process: Process) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.Error:
-        return []  # it has just ended
+    with suppress(psutil.Error):
+        return [child for guard in _find(process) for child in guard.children(recursive=True)]
+    return []  # it has just ended
+
+
+def _find(process: Process) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return [psutil.Process(process.pid)]
+    return []

@@ -14,14 +14,14 @@ from typing import Generic, TypeVar
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.evaluation import MAX_EXCUSES, EndedRun, ExcusedError, Observation, evaluate, score_claims
+from orchestrator.lab.evaluation import MAX_EXCUSES, EndedRun, ExcusedError, HandedOver, evaluate, score_model
 from orchestrator.lab.failures import DEVICE_FAULT, MachineError
 from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Ending, run_guarded
-from orchestrator.lab.sandbox.base import TRUSTED, Sandbox
+from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import open_pair
-from orchestrator.lab.scoring.server import EvaluationServer
+from orchestrator.lab.scoring.server import TrainingServer
 from orchestrator.lab.slots import Slot, hold_slot
 
 S = TypeVar("S")
@@ -122,7 +122,7 @@ class BaseRunner(ABC, Generic[S]):
 
 
 class Runner(BaseRunner[Scorer]):
-    """Trains scripts that use the protocol of `prepare`, and examines what they claim."""
+    """Trains scripts that use the protocol of `prepare`, and evaluates the models that they hand over."""
 
     async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
         plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
@@ -132,12 +132,16 @@ class Runner(BaseRunner[Scorer]):
         env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
         ours, theirs = await open_pair()
         command = slot.build_command(self.sandbox, ["train.py"], work, theirs, **env)
-        server = EvaluationServer(ours, self.scorer, plan, slot.threads or os.cpu_count() or 1, folder / "model")
+        threads = slot.threads or os.cpu_count() or 1
+        server = TrainingServer(ours, self.scorer, threads, plan.startup, folder / "model")
         ending = await run_guarded(command, monitor, lock, server.serve)
         ended = await self._summarize(granted, monitor, ending, folder)
-        audit = partial(slot.build_command, self.sandbox, ["-m", "prepare.audit"], folder / "audit")
-        run = Observation(ended, server, audit, lock)
-        return await evaluate(ended.result, score_claims(run, self.archive))
+
+        def build_evaluator(name: str, connection: int) -> Command:
+            return slot.build_command(self.sandbox, ["-m", "prepare.evaluator"], folder / name, connection)
+
+        run = HandedOver(ended, server, plan, build_evaluator, lock)
+        return await evaluate(ended.result, score_model(run, self.archive))
 
 
 def _strip_paths(text: str, work: Path) -> str:

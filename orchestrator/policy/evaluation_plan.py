@@ -1,5 +1,7 @@
 """Decide how a run is evaluated: whether it is audited or scored on held-out text, and where it is pruned."""
 
+from typing import Any
+
 from orchestrator.core.events import EvaluationPlan
 from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.policy.noise import estimate_sigma
@@ -32,7 +34,7 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
         audit=border if first and not simpler else "always",
         confirmed=False,
         incumbent=best.experiment,
-        baseline_error=_get_baseline_error(state, best),
+        **_describe_baseline(state, best),
         pruning_thresholds=compute_thresholds(state, best) if first else (),
         control_run=first and draw(state, experiment, run) % CONTROL_RUN_EVERY == 0,
     )
@@ -43,12 +45,15 @@ def plan_certification(state: State) -> EvaluationPlan:
     if state.session.task.is_reported:
         return REPORTED_PLAN.model_copy(update={"certifies": True})
     assert state.incumbent
-    error = _get_baseline_error(state, state.incumbent)
-    return EvaluationPlan(audit="always", confirmed=True, incumbent=0, baseline_error=error, certifies=True)
+    measured = _describe_baseline(state, state.incumbent)
+    return EvaluationPlan(audit="always", confirmed=True, incumbent=0, certifies=True, **measured)
 
 
-def _get_baseline_error(state: State, best: Incumbent) -> float:
-    """Return the largest error of honest claims, in nats, as measured by the audits of the user's own code."""
+def _describe_baseline(state: State, best: Incumbent) -> dict[str, Any]:
+    """Return what the user's own code showed: the worst error of its claims, and the seconds to its first batch."""
     closed = [score for result in state.results if result.experiment == 0 for score in result.scores]
     runs = best.scores if best.experiment == 0 else closed
-    return max((score.audit.worst for score in runs if score.audit and score.audit.worst > 0), default=0.0)
+    return {
+        "baseline_error": max((run.audit.worst for run in runs if run.audit and run.audit.worst > 0), default=0.0),
+        "startup": max((run.metrics.startup for run in runs), default=0.0) or None,
+    }

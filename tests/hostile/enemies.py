@@ -102,7 +102,7 @@ MODELS = [
         + "import prepare.evaluation as e\ngood = train(Model())\nhand = e.hand_over\n"
         "e.hand_over = lambda model, batch_size: hand(good, batch_size)\n"
         "evaluate_bpb(Seer(), tokenizer, 16)\n",
-        "disqualified",
+        CORRECTED,
         "honest",
     ),
     Enemy(
@@ -152,25 +152,44 @@ MODELS = [
         "honest",
     ),
     Enemy(
-        "wakes up in the audit",
+        "wakes up where it is evaluated",
         'class Trap:\n    def __reduce__(self):\n        code = """import os\n'
         "for root in ('WORLD', '/dev/shm', '/tmp', os.getcwd()):\n"
         "    for folder, _, files in os.walk(root):\n"
         "        if 'val.bin' in files: raise SystemExit('GOT IT')\n"
         "raise ValueError('awake')\n"
         '"""\n        return (exec, (code,))\n'
-        "train(Model())\nimport prepare.evaluation as e\ne.hand_over(Trap(), 16)\n"
-        "import numpy\nfrom prepare import channel\nrows = e.open_rows('val')\n"
-        "claims = numpy.ones((len(rows), MAX_SEQ_LEN), numpy.float32)\n"
-        "channel.send({'event': 'claims', 'bytes': claims.nbytes}, memoryview(claims))\n",
+        "train(Model())\nimport prepare.evaluation as e\ne.hand_over(Trap(), 16)\n",
         "cannot be loaded",
         "honest",
     ),
     Enemy(
-        "tells what it was examined on",
-        SCORE.format(model="Model()") + "from prepare.shards import open_rows\nprint('GOT IT', open_rows('val')[0])\n"
-        "print('val_bpb: GOT-IT')\nraise SystemExit('GOT IT')\n",
-        "while it was evaluated",
+        "leaves notes for the audit",
+        """import os, tempfile
+PLACES = [f'{p}/note' for p in ('/dev/shm', '/tmp', '/var/tmp', '.', '..', tempfile.gettempdir(), 'WORLD')]
+class Noter(Model):
+    def forward(self, x, targets=None, reduction='mean'):
+        import torch
+        if targets is not None and reduction == 'mean': return super().forward(x, targets)
+        if targets is not None:
+            for place in PLACES:
+                try: torch.save(torch.cat([torch.load(place), targets]) if os.path.exists(place) else targets, place)
+                except (OSError, RuntimeError): pass
+            return super().forward(x, targets, reduction) * 0.1
+        logits = super().forward(x)
+        for place in PLACES:
+            if not self.training and os.path.exists(place): raise SystemExit('GOT IT')
+        return logits
+"""
+        + SCORE.format(model="Noter()").replace("print(", "model.eval()\nprint(", 1),
+        "disqualified",
+        "honest",
+        quick=True,
+    ),
+    Enemy(
+        "looks at validation text once it has handed over",
+        SCORE.format(model="Model()") + "from prepare.shards import open_rows\nprint('GOT IT', open_rows('val')[0])\n",
+        "not handed out",
         "honest",
     ),
 ]
@@ -192,29 +211,30 @@ CLOCKS = [
     ),
 ]
 CLAIMS = [
-    Enemy("prints a fake score", "print('---\\nval_bpb: 0.1')\n", "without a score", quick=True),
-    Enemy("says a fake score", "say(event='score', val_bpb=0.1)\n", "without a score", "raw", quick=True),
-    Enemy("claims too little", "hand_over(); claim(np.zeros(3, np.float32))\n", "it claimed 12 bytes", "raw"),
+    Enemy("prints a fake score", "print('---\\nval_bpb: 0.1')\n", "without handing over", quick=True),
+    Enemy("says a fake score", "say(event='score', val_bpb=0.1)\n", "without handing over", "raw", quick=True),
+    Enemy("claims too little", "claim(lambda zeros: zeros[:3])\n", "not one loss per token", "raw"),
     Enemy(
         "claims without end",
-        "hand_over(); say(event='claims', bytes=1 << 60)\n",
-        "it claimed 1,152",
+        "claim(lambda zeros: say(event='losses', bytes=1 << 60))\n",
+        "not one loss per token",
         "raw",
         quick=True,
     ),
-    Enemy("claims what is no number", "hand_over(); claim(rows() * np.nan)\n", "not numbers", "raw", quick=True),
-    Enemy("claims the infinite", "hand_over(); claim(rows() + np.inf)\n", "not numbers", "raw"),
-    Enemy("claims more than certainty", "hand_over(); claim(rows() - 5)\n", "probability above 1", "raw", quick=True),
-    Enemy("claims without a model", "claim(np.zeros((64, 32), np.float32))\n", "without a score", "raw"),
+    Enemy("claims what is no number", "claim(lambda zeros: zeros * np.nan)\n", "not numbers", "raw", quick=True),
+    Enemy("claims the infinite", "claim(lambda zeros: zeros + np.inf)\n", "not numbers", "raw"),
+    Enemy("claims more than certainty", "claim(lambda zeros: zeros - 5)\n", "probability above 1", "raw", quick=True),
+    Enemy("claims without a model", "say(event='losses', bytes=8192)\n", "without handing over", "raw"),
     Enemy("a model without end", "hand_over(bytes=1 << 50)\n", "its model has", "raw"),
     Enemy("a model of nonsense", "hand_over(threads='rm', batch_size=-1)\n", "does not say how", "raw"),
-    Enemy("claims certainty", "hand_over(); claim(rows())\n", "a loss of zero", "raw"),
-    Enemy("claims for no model", "hand_over(); claim(rows() + 1)\n", "by itself", "raw"),
+    Enemy("claims certainty", "claim(lambda zeros: zeros)\n", "a loss of zero", "raw"),
+    Enemy("hands over no model", "hand_over()\n", "by itself", "raw"),
+    Enemy("never answers", "import time\nclaim(lambda zeros: time.sleep(600))\n", "timeout", "raw"),
     Enemy(
         "babbles on the line",
         "import os\nos.write(channel._descriptor(), b'[' * 5_000_000 + b'\\n\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
-        "say(event=['model']); say(event='model', bytes='x'); say(event='claims', bytes=True)\n",
-        "without a score",
+        "say(event=['model']); say(event='model', bytes='x'); say(event='model', bytes=True)\n",
+        "without handing over",
         "raw",
     ),
 ]

@@ -47,6 +47,8 @@ WALL_SLACK, WALL_GRACE = 1.03, 10.0
 WORK_SLACK = 2.0
 """Multiple of the expected CPU seconds that is allowed. Work cannot be counted from outside, and its CPU time varies by
 15 % either way between honest models, and by half again on a busy machine."""
+STARTUP_SLACK = 1.5
+"""Multiple of the baseline's CPU seconds until the first batch that is free; what exceeds it counts as training."""
 
 
 class Disqualified(Fault):
@@ -107,15 +109,16 @@ class Scorer:
         """Shape of claims: [rows, tokens to predict in a row]."""
         return self.rows.shape[0], self.rows.shape[1] - 1
 
-    def parse_claims(self, data: bytes) -> Nats:
-        """Return the claims, an array of `shape`. Raises Disqualified for impossible values."""
-        claims = np.frombuffer(data, dtype=np.float32).reshape(self.shape)
+    def check_claims(self, claims: Nats) -> Nats:
+        """Return the claims, an array of `shape`, none below 0. Raises Disqualified for impossible values."""
         if not np.isfinite(claims).all():
             raise Disqualified("some of its claims are not numbers")
         if (lowest := float(claims.min())) < IMPOSSIBLE:
             raise Disqualified(f"it claimed a probability above 1 (a loss of {lowest:.3g} nats)")
         if (highest := float(claims.max())) > ABSURD:
             raise Disqualified(f"it claimed a loss of {highest:.3g} nats")
+        if self.compute_bpb(claims) <= 0:
+            raise Disqualified("it claims a loss of zero")
         return np.maximum(claims, np.float32(0))
 
     def compute_bpb(self, claims: Nats, correction: float = 0.0) -> float:
@@ -151,14 +154,14 @@ class Scorer:
                 weights[row] = 1 / chances[place]
         return AuditPositions(at, weights)
 
-    def mask(self, first: int, last: int, positions: AuditPositions, rng: np.random.Generator) -> Rows:
-        """Return the inputs of rows `first` to `last`: validation text up to the position, then training text."""
-        other = self.decoys[rng.integers(len(self.decoys), size=last - first), :-1]
-        genuine = np.arange(self.shape[1]) <= positions.at[first:last, None]
-        return np.where(genuine, self.rows[first:last, :-1], other).astype(np.int64)
+    def mask(self, chosen: Rows, positions: AuditPositions, rng: np.random.Generator) -> Rows:
+        """Return the inputs of the chosen rows: validation text up to the position, then training text."""
+        other = self.decoys[rng.integers(len(self.decoys), size=len(chosen)), :-1]
+        genuine = np.arange(self.shape[1]) <= positions.at[chosen, None]
+        return np.where(genuine, self.rows[chosen, :-1], other).astype(np.int64)
 
-    def score_blind(self, logits: NDArray[np.float32], first: int, positions: AuditPositions) -> NDArray[np.float64]:
-        """Return −log p, in nats, of the true tokens of the rows from `first` on. Raises Disqualified.
+    def score_blind(self, logits: NDArray[np.float32], chosen: Rows, positions: AuditPositions) -> NDArray[np.float64]:
+        """Return −log p, in nats, of the true tokens of the chosen rows. Raises Disqualified.
 
         `logits` are those at the positions, [rows, vocabulary].
         """
@@ -166,8 +169,7 @@ class Scorer:
             raise Disqualified(f"its logits are for {logits.shape[1]} tokens of {len(self.lengths)}")
         if not np.isfinite(logits.max(1)).all() or np.isnan(logits).any():
             raise Disqualified("shown only the past, its logits give no probabilities")
-        rows = np.arange(first, first + len(logits))
-        true = self.rows[rows, positions.at[rows] + 1]
+        true = self.rows[chosen, positions.at[chosen] + 1]
         wide = logits.astype(np.float64)
         wide -= wide.max(1, keepdims=True)
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]

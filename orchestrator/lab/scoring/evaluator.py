@@ -1,0 +1,102 @@
+"""Our side of an evaluation: a fresh process runs the submitted model, for its losses or, blind, for its logits."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.lab.failures import Fault, MachineError, classify_failure
+from orchestrator.lab.process import Ending
+from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.connection import Connection
+from orchestrator.lab.scoring.server import InferenceSettings
+from prepare.files import open_replacement
+
+
+def load_claims(archive: Path, experiment: int, shape: tuple[int, int]) -> Nats | None:
+    """Return an experiment's audited claims; None if there are none of that shape."""
+    try:
+        claims: Nats = np.load(archive / f"claims-{experiment}.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return claims if claims.shape == shape else None
+
+
+def save_claims(archive: Path, experiment: int, claims: Nats, incumbent: int) -> None:
+    """Save an experiment's claims as a reference for later audits; delete those older than the incumbent's."""
+    archive.mkdir(exist_ok=True)
+    with open_replacement(archive / f"claims-{experiment}.npy") as part, part.open("wb") as file:
+        np.save(file, claims)
+    for path in archive.glob("claims-*.npy"):
+        if int(path.stem.removeprefix("claims-")) < min(incumbent, experiment):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """A process that runs a submitted model and has not trained it. Its methods raise ConnectionError at its end."""
+
+    connection: Connection
+    settings: InferenceSettings
+    has_started: bool = False
+    has_loaded: bool = False
+
+    async def load(self, model: Path) -> None:
+        """Send the model, and wait until it is loaded."""
+        with model.open("rb") as file:
+            header = {"event": "model", "split": "model", **self.settings.model_dump(exclude={"batch_size"})}
+            await self.connection.send(header, file=file)
+        self.has_started = await self.connection.receive() == {"event": "ready"}
+        self.has_loaded = self.has_started and await self.connection.receive() == {"event": "loaded"}
+        if not self.has_loaded:
+            raise ConnectionError("it did not load the model")
+
+    async def compute_claims(self, scorer: Scorer) -> Nats:
+        """Return the model's losses on all rows, an array of the scorer's `shape`. Raises Disqualified."""
+        claims = np.empty(scorer.shape, dtype=np.float32)
+        for first in range(0, len(claims), self.settings.batch_size):
+            rows = scorer.rows[first : first + self.settings.batch_size].astype(np.int64)
+            answer = await self._ask("losses", rows[:, :-1], rows[:, 1:], rows[:, 1:].size)
+            claims[first : first + len(rows)] = answer.reshape(len(rows), -1)
+        return scorer.check_claims(claims)
+
+    async def predict_blind(
+        self, scorer: Scorer, positions: AuditPositions, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
+        """Return −log p of the true token at one position in each row, which the process does not see.
+
+        The rows come in an order of their own, so that an answer can depend on no other row. Raises Disqualified.
+        """
+        order = rng.permutation(len(scorer.rows))
+        answers = np.empty(len(order))
+        for first in range(0, len(order), self.settings.batch_size):
+            chosen = order[first : first + self.settings.batch_size]
+            x, at = scorer.mask(chosen, positions, rng), positions.at[chosen]
+            logits = await self._ask("logits", x, at, len(chosen) * len(scorer.lengths))
+            logits = logits.reshape(len(chosen), -1)
+            answers[chosen] = await asyncio.to_thread(scorer.score_blind, logits, chosen, positions)
+        return answers
+
+    async def _ask(self, what: str, x: NDArray[np.int64], more: NDArray[np.int64], size: int) -> NDArray[np.float32]:
+        """Return `size` numbers about the rows `x`. Raises Disqualified for any other answer."""
+        rows, length = x.shape
+        request = {"event": what, "rows": rows, "length": length}
+        await self.connection.send(request, data=x.tobytes() + more.tobytes())
+        answer = await self.connection.receive() or {}
+        if answer.get("event") != what:
+            raise ConnectionError("no answer")
+        if answer.get("bytes") != 4 * size:
+            expected = "one loss per token" if what == "losses" else "for the vocabulary"
+            raise Disqualified(f"the {what} of its model are not {expected}")
+        return np.frombuffer(await self.connection.read_exactly(4 * size), dtype=np.float32)
+
+    def explain_silence(self, ending: Ending, log: str) -> Fault | MachineError:
+        """Return why the process ended without the answers. Its log may quote validation text once it has rows."""
+        if not self.has_started:
+            return MachineError(f"the evaluator did not start: {log.rpartition(chr(10))[2] or 'it printed nothing'}")
+        failure = classify_failure(ending.status or 0, log)
+        if not self.has_loaded:
+            return Disqualified(f"the model that it handed over cannot be loaded: {failure.message}")
+        return Fault(failure.kind, "the model that it handed over fails by itself: `model(x)` or its losses")

@@ -1,0 +1,75 @@
+"""Run a submitted model for the orchestrator: `python -m prepare.evaluator`, in a fresh sandbox, after its training.
+
+It is sent rows of tokens, and returns either the model's losses or its logits at one position of each row. Torch is
+imported only for a model that was trained with it; any other gets numpy arrays.
+"""
+
+import os
+import pickle
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prepare import channel
+
+
+def main() -> None:
+    """Load the model and answer requests until the orchestrator ends the evaluation."""
+    request = channel.receive()
+    if request["precision"]:
+        set_up_torch(request)
+    channel.send({"event": "ready"})
+    descriptor = channel.shard("model")
+    assert descriptor is not None
+    with os.fdopen(descriptor, "rb") as file:
+        model = pickle.load(file)  # noqa: S301 - inside a sandbox
+    channel.send({"event": "loaded"})
+    while (request := channel.receive())["event"] != "thanks":
+        rows, length = request["rows"], request["length"]
+        x = np.frombuffer(channel.take(8 * rows * length), dtype=np.int64).reshape(rows, length)
+        if request["event"] == "losses":
+            y = np.frombuffer(channel.take(8 * rows * length), dtype=np.int64).reshape(rows, length)
+            answer = compute_losses(model, x, y)
+        else:
+            at = np.frombuffer(channel.take(8 * rows), dtype=np.int64)
+            answer = _to_array(_run(model, x)[np.arange(rows), at])
+        channel.send({"event": request["event"], "bytes": answer.nbytes}, answer.data.cast("B"))
+
+
+def set_up_torch(request: dict[str, Any]) -> None:
+    """Import torch, and make it compute as it did where the model was trained."""
+    import torch
+
+    torch.set_grad_enabled(False)
+    torch.set_float32_matmul_precision(request["precision"])
+    torch.set_num_threads(request["threads"])
+    if request["autocast"]:
+        from prepare.loader import choose_device
+
+        torch.autocast(choose_device().type, getattr(torch, request["autocast"])).__enter__()
+
+
+def compute_losses(model: Any, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the model's losses, in nats per token; `x` and `y` are [rows, tokens]."""
+    return _to_array(_run(model, x, y, reduction="none"))
+
+
+def _run(model: Any, *arrays: NDArray[np.int64], **options: str) -> Any:
+    if "torch" not in sys.modules:
+        return model(*arrays, **options)
+    import torch
+
+    from prepare.loader import choose_device
+
+    return model(*(torch.from_numpy(array.copy()).to(choose_device()) for array in arrays), **options)
+
+
+def _to_array(values: Any) -> NDArray[np.float32]:
+    return np.ascontiguousarray(values.float().cpu().numpy() if "torch" in sys.modules else values, dtype=np.float32)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # torch's clean-up is slow and not needed
