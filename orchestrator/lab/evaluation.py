@@ -59,8 +59,8 @@ class HandedOver:
     ended: EndedRun
     server: TrainingServer
     plan: ev.EvaluationPlan
-    build_evaluator: Callable[[str, int], Command]
-    """Builds the command of an evaluating process, given the name of its folder and a descriptor of its connection."""
+    build_evaluator: Callable[[int], Command]
+    """Builds the command of an evaluating process, given the descriptor of its connection."""
     lock: int
     """Descriptor of the slot's lock, which that process inherits."""
 
@@ -86,7 +86,7 @@ async def score_model(run: HandedOver, archive: Path) -> ev.Scored:
     check_ending(run.ended, scorer.manifest.budget.amount if scorer.manifest.budget.kind == "time" else inf)
     if run.server.settings is None:
         raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
-    claims, confirmed = await _evaluate(run, "claims", partial(_compute_claims, scorer, run.plan))
+    claims, confirmed = await _evaluate(run, partial(_compute_claims, scorer, run.plan))
     score = ev.Scored(
         val_bpb=scorer.compute_bpb(claims),
         confirmed=confirmed,
@@ -106,7 +106,7 @@ async def _compute_claims(scorer: Scorer, plan: ev.EvaluationPlan, evaluator: Ev
     return claims, heldout.compute_bpb(await evaluator.compute_claims(heldout))
 
 
-async def _evaluate(run: HandedOver, folder: str, ask: Callable[[Evaluator], Awaitable[T]]) -> T:
+async def _evaluate(run: HandedOver, ask: Callable[[Evaluator], Awaitable[T]]) -> T:
     """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError."""
     assert run.server.settings
     connection, theirs = await open_pair()
@@ -123,7 +123,7 @@ async def _evaluate(run: HandedOver, folder: str, ask: Callable[[Evaluator], Awa
         finally:
             connection.close()
 
-    ending = await run_guarded(run.build_evaluator(folder, theirs), monitor, run.lock, listen)
+    ending = await run_guarded(run.build_evaluator(theirs), monitor, run.lock, listen)
     if answers:
         return answers[0]
     if ending.stopped:
@@ -151,7 +151,7 @@ async def _audit_score(score: ev.Scored, claims: Nats, seconds: float, run: Hand
     scorer, plan, began, rng = run.server.scorer, run.plan, time.monotonic(), np.random.default_rng()
     reference = load_claims(archive, plan.incumbent, scorer.shape)
     positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-    blind = await _evaluate(run, "audit", lambda evaluator: evaluator.predict_blind(scorer, positions, rng))
+    blind = await _evaluate(run, lambda evaluator: evaluator.predict_blind(scorer, positions, rng))
     val_bpb, error, worst = scorer.correct(claims, blind, positions, scorer.get_tolerance(plan.baseline_error))
     save_claims(archive, score.experiment, claims, plan.incumbent)
     times = {"seconds": time.monotonic() - began, "evaluation": seconds}

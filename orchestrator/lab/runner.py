@@ -137,8 +137,10 @@ class Runner(BaseRunner[Scorer]):
         ending = await run_guarded(command, monitor, lock, server.serve)
         ended = await self._summarize(granted, monitor, ending, folder)
 
-        def build_evaluator(name: str, connection: int) -> Command:
-            return slot.build_command(self.sandbox, ["-m", "prepare.evaluator"], folder / name, connection)
+        def build_evaluator(connection: int) -> Command:
+            for left in (work, folder / "evaluator"):
+                _remove(left)  # what a process wrote could tell the next one something, be it by its size
+            return slot.build_command(self.sandbox, ["-m", "prepare.evaluator"], folder / "evaluator", connection)
 
         run = HandedOver(ended, server, plan, build_evaluator, lock)
         return await evaluate(ended.result, score_model(run, self.archive))

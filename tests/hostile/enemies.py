@@ -166,7 +166,8 @@ MODELS = [
     Enemy(
         "leaves notes for the audit",
         """import os, tempfile
-PLACES = [f'{p}/note' for p in ('/dev/shm', '/tmp', '/var/tmp', '.', '..', tempfile.gettempdir(), 'WORLD')]
+FOLDERS = '/dev/shm', '/tmp', '/var/tmp', '.', '..', 'tmp', os.getcwd(), tempfile.gettempdir(), 'WORLD'
+PLACES = [f'{folder}/note' for folder in FOLDERS]
 class Noter(Model):
     def forward(self, x, targets=None, reduction='mean'):
         import torch
