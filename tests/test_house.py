@@ -41,7 +41,7 @@ ONE_FILE = {
 }
 RUNTIME = {
     "__init__",
-    "audit",
+    "evaluator",
     "budget",
     "channel",
     "evaluation",

@@ -187,7 +187,9 @@ def test_two_nights_of_one_name_in_one_repository(place, tmp_path):
 
 
 def test_a_night_outlives_programs_that_lock_and_delete_its_session(place):
-    life = begun(place, *NIGHT)
+    (place / "train.py").write_text(TINY)
+    git(place, "commit", "-qam", "much to gain")
+    life = begun(place, *NIGHT[:-4], "--max-experiments", "3", "--seed", "3")
     wait_for_line(life, "granted")
     with sqlite3.connect(place / "sessions/night/session.db", isolation_level=None) as other:
         other.execute("begin immediate")
@@ -200,7 +202,7 @@ def test_a_night_outlives_programs_that_lock_and_delete_its_session(place):
     finish(life)
     assert life.returncode == 0
     session = opened(place)
-    assert session.state.ended == "1 experiment is done"
+    assert session.state.ended == "3 experiments are done"
     assert all(session.get(record.event.log) for record in session.records if isinstance(record.event, Scored))
     crashes = [record.event for record in session.records if isinstance(record.event, Crashed)]
     assert not crashes, "a run whose folder was deleted is run again"

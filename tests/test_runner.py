@@ -110,8 +110,8 @@ async def test_a_score_is_what_is_claimed_and_not_what_is_printed(bench):
         ("1 / 0", "other", "ZeroDivisionError: division by zero"),
         ("print('FAIL: loss is nan at step 3'); exit(1)", "NaN", "step 3"),
         ("print('step 00003 (1.0%) | loss: nan | lrm: 1.0'); import time; time.sleep(600)", "NaN", "became nan"),
-        ("print('val_bpb: 0.9')", "other", "without a score"),
-        ("from prepare.channel import send; send({'event': 'score', 'val_bpb': 1.0})", "other", "without a score"),
+        ("print('val_bpb: 0.9')", "other", "without handing over"),
+        ("from prepare.channel import send; send({'event': 'score', 'val_bpb': 1.0})", "other", "without handing over"),
         (f"{PROTOCOL}\nchannel.ready(); finish(float('nan'))", "disqualified", "not numbers"),
         (f"{PROTOCOL}\nchannel.ready(); finish(float('inf'))", "disqualified", "not numbers"),
         (f"{PROTOCOL}\nchannel.ready(); finish(-1.0)", "disqualified", "above 1"),
@@ -265,7 +265,7 @@ os.chdir(os.environ["HOME"])
 os.chmod("a/b", 0); os.chmod(".", 0o500)
 """
     outcome = await bench.run(nasty)
-    assert outcome.message == "it ended without a score"
+    assert outcome.message == "it ended without handing over a model: `evaluate_bpb` does"
     assert Path("/etc/passwd").exists()
 
 
