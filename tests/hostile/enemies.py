@@ -343,6 +343,24 @@ HARM = [
         "    if deed() >= 0: print('GOT IT')\n",
         "without",
     ),
+    Enemy(
+        "starves other processes",
+        "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nlimit = (ctypes.c_ulong * 2)(0, 0)\n"
+        "for pid in (PARENT, os.getppid()):\n"
+        "    if not libc.prlimit(pid, 0, limit, None): print('GOT IT limit')\n"
+        "    if not libc.setpriority(0, pid, 19): print('GOT IT priority')\n"
+        "    if not libc.sched_setscheduler(pid, 5, bytes(4)): print('GOT IT scheduler')\n"
+        "assert not libc.prlimit(0, 4, limit, None), 'its own limits are its own'\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
+        "changes the kernel's settings",
+        "for name in ('kernel/panic', 'kernel/core_pattern', 'vm/drop_caches'):\n"
+        "    try: open(f'/proc/sys/{name}', 'w').close(); print('GOT IT', name)\n    except OSError: pass\n",
+        "without",
+        quick=True,
+    ),
     Enemy("ends its parent", "import os, signal\n" + grab("os.kill(PARENT, signal.SIGTERM)"), "", quick=True),
     Enemy(
         "forks daemons that do not listen",

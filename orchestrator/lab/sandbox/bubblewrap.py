@@ -32,7 +32,10 @@ class Bubblewrap:
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         for place in list_readable(command.nodes):
             argv += _bind(place, command.hidden)
-        argv += ["--proc", "/proc", "--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
+        argv += ["--proc", "/proc"]
+        for setting in ("/proc/sys", "/proc/sysrq-trigger"):  # root may write to them without any capability
+            argv += ["--ro-bind-try", setting, setting]
+        argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
         for place in command.shown:
             argv += _bind(place, command.hidden)
         for node in command.nodes:

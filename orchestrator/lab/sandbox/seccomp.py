@@ -28,8 +28,14 @@ _REFUSED = {
     "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180), "setxattr": (188, 5),
     "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16), "setxattrat": (463, 463), "removexattrat": (466, 466),
-    "file_setattr": (469, 469),
+    "file_setattr": (469, 469), "kcmp": (312, 272), "process_madvise": (440, 440), "process_mrelease": (448, 448),
+    "migrate_pages": (256, 238), "move_pages": (279, 239),
 }
+_OWN = {
+    "prlimit64": (302, 261, 0), "sched_setparam": (142, 118, 0), "sched_setscheduler": (144, 119, 0),
+    "sched_setattr": (314, 274, 0), "setpriority": (141, 140, 1), "ioprio_set": (251, 30, 1),
+}
+"""Calls that may concern the caller alone, for which this argument is 0: a run could starve or end its guardian."""
 _WITHOUT_EFFECT = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None),
@@ -60,6 +66,7 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
         (_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, REFUSE | EPERM),
         *(line for number, error in rules for line in ((_EQUAL, 0, 1, number), (_RETURN, 0, 0, REFUSE | error))),
+        *(line for numbers in _OWN.values() for line in _only_if_zero(numbers[column], numbers[2])),
         (_EQUAL, 0, 3, _CLONE[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_ANY_BIT, 0, 1, NEW_USER),
@@ -67,3 +74,14 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
         (_RETURN, 0, 0, ALLOW),
     ]
     return b"".join(struct.pack("HBBI", *line) for line in lines)
+
+
+def _only_if_zero(number: int, argument: int) -> list[tuple[int, int, int, int]]:
+    """Return the lines that refuse a call unless the low half of this argument is 0."""
+    return [
+        (_EQUAL, 0, 4, number),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT + 8 * argument),
+        (_EQUAL, 1, 0, 0),
+        (_RETURN, 0, 0, REFUSE | EPERM),
+        (_LOAD, 0, 0, _NUMBER),
+    ]
