@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError, meta
+from jinja2 import StrictUndefined, TemplateRuntimeError, TemplateSyntaxError, meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from subagents.errors import PromptError
@@ -21,7 +22,13 @@ OPENING = "<!-- opening -->"
 MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # PyYAML raises any
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
-JINJA = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - no HTML
+JINJA = ImmutableSandboxedEnvironment(  # a session that somebody sends brings prompts of its own
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    autoescape=False,
+)
+JINJA.globals.clear()  # pyright: ignore[reportUnknownMemberType] - without range, loops end
 
 
 class Prompt(BaseModel):
@@ -41,7 +48,7 @@ class Prompt(BaseModel):
         """Return the opening message. Raises PromptError where it cannot be rendered from these facts."""
         try:
             return JINJA.from_string(self.template).render(facts).strip()
-        except (UndefinedError, TypeError, ValueError, ArithmeticError) as error:
+        except (TemplateRuntimeError, *FAULTS, TypeError, MemoryError) as error:
             raise PromptError(f"a prompt cannot be rendered: {error}") from error
 
     @property

@@ -181,3 +181,21 @@ def test_a_style_that_cannot_be_used_is_refused_with_the_place(tmp_path, file, t
     with pytest.raises(PromptError, match=r"^[^\n]+$") as caught:
         load_prompts(FOLDER, str(tmp_path))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch was-here') }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ facts.append(1) }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{{ facts[99].x }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_prompt_that_came_with_a_session_can_do_nothing(template):
+    prompt = parse_prompt(f"---\nmodel: x\n---\nsystem\n{OPENING}\n{template}\n")
+    with pytest.raises(PromptError, match="cannot be rendered"):
+        prompt.render_opening({"facts": [1]})
