@@ -118,7 +118,7 @@ def test_a_verdict_says_what_it_rests_on():
 def test_a_session_begun_before_seeds_were_shared_is_compared_by_its_means():
     old = replace(STATE, incumbent=replace(STATE.incumbent, seeds=(1, 2, 3)))
     found = evidence.compare(old, old.incumbent, candidate(3.0))
-    assert found.seeds == ()
+    assert found.lucks == ()
     assert found.link == 0.0
     assert found.error > 1.0
 
@@ -170,7 +170,7 @@ def test_the_less_is_known_of_the_noise_the_larger_it_is_taken():
 
 
 def test_a_lucky_incumbent_is_known_by_what_is_measured_against_it():
-    luck = belief.Luck()
+    luck = ev.SeedLuck(seed=1)
     prior = belief.learn_outlook(()).prior
     for _ in range(20):
         difference = -1.5  # everything looks worse by as much

@@ -151,10 +151,8 @@ class _Reasoning:
     def _list_numbers(self, *, kept: bool) -> dict[str, Any]:
         found, posterior = self.found, self.posterior
         lucks = {} if kept else {luck.seed: luck for luck in self.best.luck}
-        pairs = zip(found.seeds, found.differences, found.lucks, strict=False)
-        for seed, difference, before in pairs:
-            luck = belief.update_luck(before, difference / found.sigma, found.link, posterior, kept=kept)
-            lucks[seed] = ev.SeedLuck(seed=seed, mean=luck.mean, variance=luck.variance)
+        for luck, difference in zip(found.lucks, found.differences, strict=False):
+            lucks[luck.seed] = belief.update_luck(luck, difference / found.sigma, found.link, posterior, kept=kept)
         return {
             "experiment": self.number,
             "mean": self.candidate.mean,
