@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from math import log2, sqrt
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
@@ -18,8 +18,7 @@ from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.seeds import draw_seed
 
 
-@dataclass(frozen=True, slots=True)
-class NeededRun:
+class NeededRun(NamedTuple):
     """A run that a verdict waits for, of the candidate or of the incumbent."""
 
     experiment: int

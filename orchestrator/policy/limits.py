@@ -4,14 +4,7 @@ from math import ceil
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
-from orchestrator.policy.thresholds import (
-    CERTIFICATE_SHARE,
-    FINISH_MARGIN,
-    FRUITLESS_PAUSE,
-    MAX_ABORTED,
-    MAX_CERTIFICATE_PAIRS,
-    MAX_FRUITLESS,
-)
+from orchestrator.policy import thresholds as th
 
 
 def explain_stop(state: State) -> str:
@@ -33,7 +26,7 @@ def explain_stop(state: State) -> str:
             return f"{state.fruitless} rounds in a row led to no run: {state.setback}"
         case _ if not state.slots:
             return f"no GPU is left: {'; '.join(state.sick.values())}"
-        case _ if state.aborted >= MAX_ABORTED * state.session.slots:
+        case _ if state.aborted >= th.MAX_ABORTED * state.session.slots:
             return f"the machine failed {state.aborted} times in a row"
         case _:
             return ""
@@ -41,25 +34,21 @@ def explain_stop(state: State) -> str:
 
 def has_time_for(state: State, runs: int) -> bool:
     """Return whether that many consecutive runs would end before the deadline."""
-    return state.now + FINISH_MARGIN * runs * estimate_run_seconds(state) <= state.deadline
-
-
-def count_certificate_runs(state: State) -> int:
-    """Return how many runs the certificate still needs; 0 if nothing was kept."""
-    if not state.best:
-        return 0
-    pairs = count_certificate_pairs(state)
-    return sum(max(pairs - len(state.fresh.get(number, {})), 0) for number in (0, state.best))
+    return state.now + th.FINISH_MARGIN * runs * estimate_run_seconds(state) <= state.deadline
 
 
 def count_certificate_rounds(state: State) -> int:
-    """Return how often all slots must run for the certificate."""
-    return ceil(count_certificate_runs(state) / max(len(state.slots), 1))
+    """Return how often all slots must still run for the certificate; 0 if nothing was kept."""
+    if not state.best:
+        return 0
+    pairs = count_certificate_pairs(state)
+    runs = sum(max(pairs - len(state.fresh.get(number, {})), 0) for number in (0, state.best))
+    return ceil(runs / max(len(state.slots), 1))
 
 
 def count_certificate_pairs(state: State) -> int:
     """Return on how many fresh seeds the certificate compares the baseline and the best."""
-    pairs = min(max(ceil(CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), MAX_CERTIFICATE_PAIRS)
+    pairs = min(max(ceil(th.CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), th.MAX_CERTIFICATE_PAIRS)
     slots = max(len(state.slots), 1)
     return ceil(2 * pairs / slots) * slots // 2  # no slot is left idle
 
@@ -73,12 +62,12 @@ def estimate_runs(state: State) -> float:
 
 def is_fruitless(state: State) -> bool:
     """Return whether too many rounds in a row led to no run."""
-    return state.fruitless >= MAX_FRUITLESS * state.session.slots
+    return state.fruitless >= th.MAX_FRUITLESS * state.session.slots
 
 
 def compute_pause(state: State) -> float:
     """Return the seconds to wait before the researcher is asked again."""
-    return FRUITLESS_PAUSE * 2 ** (state.fruitless - 2) if state.fruitless >= 2 else 0.0
+    return th.FRUITLESS_PAUSE * 2 ** (state.fruitless - 2) if state.fruitless >= 2 else 0.0
 
 
 def estimate_run_seconds(state: State) -> float:
