@@ -11,25 +11,19 @@ def explain_stop(state: State) -> str:
     """Return why nothing new may start; empty while the session continues."""
     limits, closed = state.session.limits, len(state.tried)
     baseline = state.results[0].verdict if state.results else None
-    match state:
-        case _ if state.stopping:
-            return state.stopping
-        case _ if isinstance(baseline, ev.Failed) and not state.incumbent:
-            return f"the baseline does not train: {baseline.reason}"
-        case _ if not has_time_for(state, 1 + count_certificate_rounds(state)):
-            return f"the {limits.hours:g} hours are over"
-        case _ if limits.experiments is not None and closed >= limits.experiments:
-            return "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
-        case _ if limits.usd is not None and state.usd >= limits.usd:
-            return f"${limits.usd:g} are spent"
-        case _ if is_fruitless(state) and (state.fallback or state.session.crew == "optuna"):
-            return f"{state.fruitless} rounds in a row led to no run: {state.setback}"
-        case _ if not state.slots:
-            return f"no GPU is left: {'; '.join(state.sick.values())}"
-        case _ if state.aborted >= th.MAX_ABORTED * state.session.slots:
-            return f"the machine failed {state.aborted} times in a row"
-        case _:
-            return ""
+    done = "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
+    is_on_its_own = state.fallback or state.session.crew == "optuna"
+    reasons = (
+        state.stopping,
+        isinstance(baseline, ev.Failed) and not state.incumbent and f"the baseline does not train: {baseline.reason}",
+        not has_time_for(state, 1 + count_certificate_rounds(state)) and f"the {limits.hours:g} hours are over",
+        limits.experiments is not None and closed >= limits.experiments and done,
+        limits.usd is not None and state.usd >= limits.usd and f"${limits.usd:g} are spent",
+        is_on_its_own and explain_fruitless(state),
+        not state.slots and f"no GPU is left: {'; '.join(state.sick.values())}",
+        state.aborted >= th.MAX_ABORTED * state.session.slots and f"the machine failed {state.aborted} times in a row",
+    )
+    return next((reason for reason in reasons if isinstance(reason, str) and reason), "")
 
 
 def has_time_for(state: State, runs: int) -> bool:
@@ -60,9 +54,10 @@ def estimate_runs(state: State) -> float:
     return min(runs, limits.experiments if limits.experiments is not None else runs)
 
 
-def is_fruitless(state: State) -> bool:
-    """Return whether too many rounds in a row led to no run."""
-    return state.fruitless >= th.MAX_FRUITLESS * state.session.slots
+def explain_fruitless(state: State) -> str:
+    """Return that too many rounds in a row led to no run, and why the last; empty while they are not too many."""
+    is_fruitless = state.fruitless >= th.MAX_FRUITLESS * state.session.slots
+    return f"{state.fruitless} rounds in a row led to no run: {state.setback}" * is_fruitless
 
 
 def compute_pause(state: State) -> float:

@@ -11,7 +11,7 @@ from orchestrator.policy.ablation import find_ablation
 from orchestrator.policy.certification import certify, list_certificate_runs
 from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
 from orchestrator.policy.judge import NeededRun, judge
-from orchestrator.policy.limits import explain_stop, is_fruitless
+from orchestrator.policy.limits import explain_fruitless, explain_stop
 from orchestrator.policy.novelty import find_duplicate, find_repeat
 from orchestrator.policy.thresholds import LOOKAHEAD
 
@@ -148,8 +148,7 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     if ablation := find_ablation(state):
         proposed = ev.Proposed(experiment=state.next, proposal=ablation)
         return [steps.Append(proposed, f"ablate {state.next}", steps.Propose(state.next, 1, 0).resources)]
-    if is_fruitless(state):
-        why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
+    if why := explain_fruitless(state):
         fallback = ev.FellBack(reason=f"the optimizer proposes from now on, since {why}")
         return [steps.Append(fallback, "fall back")]
     batches = (list(batch) for _, batch in groupby(numbers, lambda number: (number - 1) // steps.BATCH))
