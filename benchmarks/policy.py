@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from orchestrator.core.events import SeedLuck
 from orchestrator.policy import belief, thresholds
 from orchestrator.policy.noise import get_t_90
 
@@ -273,7 +274,7 @@ class Head:
     """The head of the branch as the product sees it: scores by seed, and beliefs about their luck."""
 
     scores: dict[int, float] = field(default_factory=dict[int, float])
-    lucks: dict[int, belief.Luck] = field(default_factory=dict[int, belief.Luck])
+    lucks: dict[int, SeedLuck] = field(default_factory=dict[int, SeedLuck])
 
     def compare(self, night: Night, idea: Idea, scores: dict[int, float]) -> tuple[list[float], float, float]:
         """Return the differences in σ at the seeds of `scores`, the gain and its error."""
@@ -284,7 +285,7 @@ class Head:
         """Run the head with a seed unless it has; return True if it ran."""
         if seed in self.scores:
             return False
-        self.scores[seed], self.lucks[seed] = night.run(night.head, seed), belief.Luck()
+        self.scores[seed], self.lucks[seed] = night.run(night.head, seed), SeedLuck(seed=seed)
         return True
 
 

@@ -118,7 +118,7 @@ def test_a_verdict_says_what_it_rests_on():
 def test_a_session_begun_before_seeds_were_shared_is_compared_by_its_means():
     old = replace(STATE, incumbent=replace(STATE.incumbent, seeds=(1, 2, 3)))
     found = evidence.compare(old, old.incumbent, candidate(3.0))
-    assert found.seeds == ()
+    assert found.lucks == ()
     assert found.link == 0.0
     assert found.error > 1.0
 
@@ -166,11 +166,13 @@ def test_the_less_is_known_of_the_noise_the_larger_it_is_taken():
     known, unknown = make_state(2.0, 2.01, 1.99), make_state(2.0, 2.01, 1.99, sigma=0.0)
     assert isinstance(decide(1.8, state=known), ev.Kept)
     assert not isinstance(decide(1.8, state=unknown), ev.Kept)
-    assert judge.count_baseline_runs(unknown) > judge.count_baseline_runs(known)
+    baseline = replace(candidate(*[0.0] * thresholds.BASELINE_RUNS), commit=MADE.model_copy(update={"experiment": 0}))
+    assert isinstance(judge.judge(replace(known, incumbent=None), 0, baseline), ev.Kept)
+    assert isinstance(judge.judge(replace(unknown, incumbent=None), 0, baseline), NeededRun)
 
 
 def test_a_lucky_incumbent_is_known_by_what_is_measured_against_it():
-    luck = belief.Luck()
+    luck = ev.SeedLuck(seed=1)
     prior = belief.learn_outlook(()).prior
     for _ in range(20):
         difference = -1.5  # everything looks worse by as much

@@ -473,8 +473,8 @@ class SeedLuck(Frozen):
     """Estimate of the incumbent's luck at one seed, in σ: positive if it made the val_bpb higher."""
 
     seed: int
-    mean: float
-    variance: float
+    mean: float = 0.0
+    variance: float = 1.0
 
 
 class Evidence(ExperimentEvent):

@@ -16,18 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.policy.thresholds import (
-    BAR,
-    BAR_IDEAS,
-    BAR_RISE,
-    BAR_SLOPE,
-    FADING,
-    MAX_BAR,
-    MAX_RUNS,
-    OUTLIERS,
-    TYPICAL_SHARE,
-    WORTHWHILE,
-)
+from orchestrator.core import events as ev
+from orchestrator.policy import thresholds as th
 
 Array = NDArray[np.float64]
 
@@ -120,11 +110,12 @@ def learn_outlook(seen: tuple[tuple[float, float], ...]) -> Outlook:
     rows, log_weights = _list_regimes()
     if seen:
         age = np.arange(len(seen))[::-1]
-        log_weights = log_weights + FADING**age @ np.array([_weigh_regimes(gain, error) for gain, error in seen])
+        log_weights = log_weights + th.FADING**age @ np.array([_weigh_regimes(gain, error) for gain, error in seen])
     weights = np.exp(log_weights - log_weights.max())
     prior = Belief(weights @ rows / weights.sum())
-    bar = BAR + BAR_SLOPE * max(0.0, TYPICAL_SHARE - prior.probability) + BAR_RISE * log1p(len(seen) / BAR_IDEAS)
-    return Outlook(prior, min(bar, MAX_BAR))
+    weakness = max(0.0, th.TYPICAL_SHARE - prior.probability)
+    bar = th.BAR + th.BAR_SLOPE * weakness + th.BAR_RISE * log1p(len(seen) / th.BAR_IDEAS)
+    return Outlook(prior, min(bar, th.MAX_BAR))
 
 
 @lru_cache(maxsize=4096)
@@ -138,8 +129,8 @@ def compute_likelihood(gain: float, error: float) -> Array:
     # Else no effect would explain a gain beyond the regimes or between two points of the grid, and the prior decide.
     gain = min(max(gain, HOPELESS), GRID[-1])
     squares = ((gain - GRID) / max(error, np.abs(gain - GRID).min())) ** 2
-    wide = 2.2
-    return (1 - OUTLIERS) * np.exp(-0.5 * squares) + OUTLIERS / wide * np.exp(-0.5 * squares / wide**2) + 1e-9
+    wide, rare = 2.2, th.OUTLIERS
+    return (1 - rare) * np.exp(-0.5 * squares) + rare / wide * np.exp(-0.5 * squares / wide**2) + 1e-9
 
 
 def infer(prior: Belief, gain: float, error: float) -> Belief:
@@ -152,20 +143,12 @@ def decide(outlook: Outlook, belief: Belief, runs: int, cost: int) -> Literal["k
     """Return what to do with an idea after `runs` runs, where the next comparison costs 1 or 2 runs."""
     if belief.mean > 0 and belief.probability >= outlook.bar:
         return "keep"
-    if runs >= MAX_RUNS or belief.promise / cost < WORTHWHILE * outlook.prior.promise:
+    if runs >= th.MAX_RUNS or belief.promise / cost < th.WORTHWHILE * outlook.prior.promise:
         return "discard"
     return "again"
 
 
-@dataclass(frozen=True, slots=True)
-class Luck:
-    """Estimate of an incumbent's luck at one seed, in σ: positive if it made the val_bpb higher."""
-
-    mean: float = 0.0
-    variance: float = 1.0
-
-
-def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) -> tuple[float, float]:
+def compare(differences: Sequence[float], lucks: Sequence[ev.SeedLuck], link: float) -> tuple[float, float]:
     """Return the gain over the incumbent and its standard error, from differences at equal seeds, all in σ.
 
     `link` is the correlation of the two sides' luck at one seed. An incumbent was selected partly for its luck; the
@@ -178,14 +161,15 @@ def compare(differences: Sequence[float], lucks: Sequence[Luck], link: float) ->
     return sum(weight * (d - left * luck.mean) for d, luck, weight in pairs) / total, 1 / sqrt(total)
 
 
-def update_luck(luck: Luck, difference: float, link: float, belief: Belief, *, kept: bool) -> Luck:
+def update_luck(luck: ev.SeedLuck, difference: float, link: float, belief: Belief, *, kept: bool) -> ev.SeedLuck:
     """Return the incumbent's luck at a seed after an idea was measured there; the new incumbent's if `kept`."""
     if abs(difference) > FAR:
-        return Luck() if kept else luck
+        return ev.SeedLuck(seed=luck.seed) if kept else luck
     own, left = 1 - link**2, 1 - link
     gain = -left * luck.variance / (own + left**2 * luck.variance)
     surprise = GRID - difference
     means = luck.mean + gain * (surprise + left * luck.mean) + (surprise if kept else 0.0)
     mean = float(belief.weights @ means)
     spread = float(belief.weights @ (means - mean) ** 2)
-    return Luck(mean, min(luck.variance * own / (own + left**2 * luck.variance) + spread, 1.0))
+    variance = min(luck.variance * own / (own + left**2 * luck.variance) + spread, 1.0)
+    return ev.SeedLuck(seed=luck.seed, mean=mean, variance=variance)

@@ -22,7 +22,7 @@ def list_certificate_runs(state: State) -> list[NeededRun]:
     """
     if not state.best or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
         return []
-    under_way = {NeededRun(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
+    under_way = {(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
     seeds = [draw_fresh_seed(state, pair) for pair in range(1, count_certificate_pairs(state) + 1)]
     needed = [[NeededRun(n, seed) for n in (0, state.best) if seed not in state.fresh.get(n, {})] for seed in seeds]
     pairs = [[run for run in pair if run not in under_way] for pair in needed]

@@ -17,10 +17,8 @@ class Comparison:
     """A candidate against the incumbent, in bits per byte and in σ."""
 
     sigma: float
-    seeds: tuple[int, ...]
-    """Seeds that both have run with."""
     differences: tuple[float, ...]
-    """Incumbent minus candidate at these seeds, in bits per byte; of the means where no seed is shared."""
+    """Incumbent minus candidate at the seeds that both ran with, in bits per byte; of the means if there are none."""
     same_shape: bool
     link: float
     """Correlation of the two sides' luck at one seed."""
@@ -28,7 +26,7 @@ class Comparison:
     """In σ; positive is better."""
     error: float
     """Standard error of the gain, in σ."""
-    lucks: tuple[belief.Luck, ...]
+    lucks: tuple[ev.SeedLuck, ...] = ()
     """Luck of the incumbent at these seeds before this comparison."""
 
 
@@ -39,17 +37,16 @@ def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
     sigma = estimate_sigma(state, candidate.scores) * sqrt(max(PRIOR_DOF / max(spread.dof, 1), 1.0))
     ours = {seed: score.val_bpb for seed, score in zip(candidate.seeds, candidate.scores, strict=False)}
     theirs = {seed: score.val_bpb for seed, score in zip(best.seeds, best.scores, strict=False)}
-    seeds = tuple(seed for seed in ours if seed in theirs)
     same_shape = has_same_shape(state, best, candidate)
-    if seeds:
-        differences = tuple(theirs[seed] - ours[seed] for seed in seeds)
-        link = estimate_link(state, same_shape, differences, sigma)
-    else:  # a session that started before seeds were shared
-        differences, link = (fmean(s.val_bpb for s in best.scores) - candidate.mean,), 0.0
-    known = {luck.seed: belief.Luck(luck.mean, luck.variance) for luck in best.luck}
-    lucks = tuple(known.get(seed, belief.Luck()) for seed in seeds) or (belief.Luck(0.0, 1 / len(best.scores)),)
+    differences = tuple(theirs[seed] - ours[seed] for seed in ours if seed in theirs)
+    if not differences:  # a session that started before seeds were shared, or an incumbent that failed to run again
+        difference = fmean(score.val_bpb for score in best.scores) - candidate.mean
+        return Comparison(sigma, (difference,), same_shape, 0.0, difference / sigma, sqrt(1 + 1 / len(best.scores)))
+    link = estimate_link(state, same_shape, differences, sigma)
+    known = {luck.seed: luck for luck in best.luck}
+    lucks = tuple(known.get(seed, ev.SeedLuck(seed=seed)) for seed in ours if seed in theirs)
     gain, error = belief.compare([difference / sigma for difference in differences], lucks, link)
-    return Comparison(sigma, seeds, differences, same_shape, link, gain, error, lucks)
+    return Comparison(sigma, differences, same_shape, link, gain, error, lucks)
 
 
 def has_same_shape(state: State, best: Incumbent, candidate: Candidate) -> bool:

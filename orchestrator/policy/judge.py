@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from math import log2, sqrt
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
@@ -18,8 +18,7 @@ from orchestrator.policy.noise import estimate_sigma
 from orchestrator.policy.seeds import draw_seed
 
 
-@dataclass(frozen=True, slots=True)
-class NeededRun:
+class NeededRun(NamedTuple):
     """A run that a verdict waits for, of the candidate or of the incumbent."""
 
     experiment: int
@@ -33,31 +32,26 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     # An ablation uses later seeds than those that the keep was selected by.
     following = NeededRun(number, draw_seed(state, runs + 1 + (len(reverted.differences) if reverted else 0)))
     if best is None:
-        return _establish_baseline(state, number, candidate) if runs >= count_baseline_runs(state) else following
+        needed = th.BASELINE_RUNS if state.session.profile.sigma else th.UNKNOWN_BASELINE_RUNS
+        return _establish_baseline(state, number, candidate) if runs >= needed else following
     if not runs:
         return following
     missing = [seed for seed in (*candidate.seeds, following.seed) if seed not in best.seeds]
+    next_run = NeededRun(best.experiment, missing[0]) if missing else following
     # Nothing more is learned at the end of the night, nor of an incumbent that failed twice to run again.
     is_last = bool(explain_stop(state)) or (bool(missing) and best.failures > 1)
-    if missing and missing[0] != following.seed and not is_last:
-        return NeededRun(best.experiment, missing[0])
-    outlook = learn_outlook(state)
+    if next_run.seed != following.seed and not is_last:
+        return next_run
+    found, outlook = compare(state, best, candidate), learn_outlook(state)
     prior = outlook.prior
     if reverted:
         prior, outlook = assess_keep(state, reverted.experiment).mirror(), replace(outlook, bar=th.REVERT_BAR)
-    found, growth = compare(state, best, candidate), _measure_growth(best, candidate)
-    verdict = _Reasoning(number, candidate, best, found, prior, outlook, growth, reverted, state.session.task)
+    posterior = belief.infer(prior, found.gain, found.error)
+    verdict = _Reasoning(number, candidate, best, found, posterior, outlook, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)
-    if decision == "keep":
-        return verdict.keep()
-    if decision == "discard" or is_last:
-        return verdict.discard()
-    return NeededRun(best.experiment, missing[0]) if missing else following
-
-
-def count_baseline_runs(state: State) -> int:
-    """Return the runs that the baseline needs."""
-    return th.BASELINE_RUNS if state.session.profile.sigma else th.UNKNOWN_BASELINE_RUNS
+    if decision == "again" and not is_last:
+        return next_run
+    return verdict.keep() if decision == "keep" else verdict.discard()
 
 
 def describe_rule(state: State) -> str:
@@ -80,17 +74,18 @@ class _Reasoning:
     candidate: Candidate
     best: Incumbent
     found: Comparison
-    prior: belief.Belief
+    posterior: belief.Belief
     outlook: belief.Outlook
-    growth: float
-    """Its memory relative to the incumbent's; 1 where it takes no more."""
     reverted: ev.Kept | None
     """The verdict on the keep that it reverts, if it is an ablation."""
     task: Task
 
     @property
-    def posterior(self) -> belief.Belief:
-        return belief.infer(self.prior, self.found.gain, self.found.error)
+    def growth(self) -> float:
+        """Return its memory as a multiple of the incumbent's; 1 if it takes no more, or if that is unknown."""
+        runs = (self.best.scores, self.candidate.scores)
+        before, now = (fmean(score.metrics.memory_mb for score in scores) for scores in runs)
+        return min(now / before, th.MAX_MEMORY_GROWTH) if before > 0 and now > th.MEMORY_SLACK * before else 1.0
 
     @property
     def jump(self) -> float:
@@ -151,10 +146,8 @@ class _Reasoning:
     def _list_numbers(self, *, kept: bool) -> dict[str, Any]:
         found, posterior = self.found, self.posterior
         lucks = {} if kept else {luck.seed: luck for luck in self.best.luck}
-        pairs = zip(found.seeds, found.differences, found.lucks, strict=False)
-        for seed, difference, before in pairs:
-            luck = belief.update_luck(before, difference / found.sigma, found.link, posterior, kept=kept)
-            lucks[seed] = ev.SeedLuck(seed=seed, mean=luck.mean, variance=luck.variance)
+        for luck, difference in zip(found.lucks, found.differences, strict=False):
+            lucks[luck.seed] = belief.update_luck(luck, difference / found.sigma, found.link, posterior, kept=kept)
         return {
             "experiment": self.number,
             "mean": self.candidate.mean,
@@ -167,12 +160,6 @@ class _Reasoning:
             "expected": self.expected * found.sigma,
             "luck": tuple(lucks.values()),
         }
-
-
-def _measure_growth(best: Incumbent, candidate: Candidate) -> float:
-    """Return the candidate's memory as a multiple of the incumbent's; 1 if it takes no more, or if that is unknown."""
-    before, now = (fmean(score.metrics.memory_mb for score in runs) for runs in (best.scores, candidate.scores))
-    return min(now / before, th.MAX_MEMORY_GROWTH) if before > 0 and now > th.MEMORY_SLACK * before else 1.0
 
 
 def _establish_baseline(state: State, number: int, candidate: Candidate) -> ev.Kept:

@@ -4,62 +4,45 @@ from math import ceil
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
-from orchestrator.policy.thresholds import (
-    CERTIFICATE_SHARE,
-    FINISH_MARGIN,
-    FRUITLESS_PAUSE,
-    MAX_ABORTED,
-    MAX_CERTIFICATE_PAIRS,
-    MAX_FRUITLESS,
-)
+from orchestrator.policy import thresholds as th
 
 
 def explain_stop(state: State) -> str:
     """Return why nothing new may start; empty while the session continues."""
     limits, closed = state.session.limits, len(state.tried)
     baseline = state.results[0].verdict if state.results else None
-    match state:
-        case _ if state.stopping:
-            return state.stopping
-        case _ if isinstance(baseline, ev.Failed) and not state.incumbent:
-            return f"the baseline does not train: {baseline.reason}"
-        case _ if not has_time_for(state, 1 + count_certificate_rounds(state)):
-            return f"the {limits.hours:g} hours are over"
-        case _ if limits.experiments is not None and closed >= limits.experiments:
-            return "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
-        case _ if limits.usd is not None and state.usd >= limits.usd:
-            return f"${limits.usd:g} are spent"
-        case _ if is_fruitless(state) and (state.fallback or state.session.crew == "optuna"):
-            return f"{state.fruitless} rounds in a row led to no run: {state.setback}"
-        case _ if not state.slots:
-            return f"no GPU is left: {'; '.join(state.sick.values())}"
-        case _ if state.aborted >= MAX_ABORTED * state.session.slots:
-            return f"the machine failed {state.aborted} times in a row"
-        case _:
-            return ""
+    done = "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
+    is_on_its_own = state.fallback or state.session.crew == "optuna"
+    reasons = (
+        state.stopping,
+        isinstance(baseline, ev.Failed) and not state.incumbent and f"the baseline does not train: {baseline.reason}",
+        not has_time_for(state, 1 + count_certificate_rounds(state)) and f"the {limits.hours:g} hours are over",
+        limits.experiments is not None and closed >= limits.experiments and done,
+        limits.usd is not None and state.usd >= limits.usd and f"${limits.usd:g} are spent",
+        is_on_its_own and explain_fruitless(state),
+        not state.slots and f"no GPU is left: {'; '.join(state.sick.values())}",
+        state.aborted >= th.MAX_ABORTED * state.session.slots and f"the machine failed {state.aborted} times in a row",
+    )
+    return next((reason for reason in reasons if isinstance(reason, str) and reason), "")
 
 
 def has_time_for(state: State, runs: int) -> bool:
     """Return whether that many consecutive runs would end before the deadline."""
-    return state.now + FINISH_MARGIN * runs * estimate_run_seconds(state) <= state.deadline
-
-
-def count_certificate_runs(state: State) -> int:
-    """Return how many runs the certificate still needs; 0 if nothing was kept."""
-    if not state.best:
-        return 0
-    pairs = count_certificate_pairs(state)
-    return sum(max(pairs - len(state.fresh.get(number, {})), 0) for number in (0, state.best))
+    return state.now + th.FINISH_MARGIN * runs * estimate_run_seconds(state) <= state.deadline
 
 
 def count_certificate_rounds(state: State) -> int:
-    """Return how often all slots must run for the certificate."""
-    return ceil(count_certificate_runs(state) / max(len(state.slots), 1))
+    """Return how often all slots must still run for the certificate; 0 if nothing was kept."""
+    if not state.best:
+        return 0
+    pairs = count_certificate_pairs(state)
+    runs = sum(max(pairs - len(state.fresh.get(number, {})), 0) for number in (0, state.best))
+    return ceil(runs / max(len(state.slots), 1))
 
 
 def count_certificate_pairs(state: State) -> int:
     """Return on how many fresh seeds the certificate compares the baseline and the best."""
-    pairs = min(max(ceil(CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), MAX_CERTIFICATE_PAIRS)
+    pairs = min(max(ceil(th.CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), th.MAX_CERTIFICATE_PAIRS)
     slots = max(len(state.slots), 1)
     return ceil(2 * pairs / slots) * slots // 2  # no slot is left idle
 
@@ -71,14 +54,15 @@ def estimate_runs(state: State) -> float:
     return min(runs, limits.experiments if limits.experiments is not None else runs)
 
 
-def is_fruitless(state: State) -> bool:
-    """Return whether too many rounds in a row led to no run."""
-    return state.fruitless >= MAX_FRUITLESS * state.session.slots
+def explain_fruitless(state: State) -> str:
+    """Return that too many rounds in a row led to no run, and why the last; empty while they are not too many."""
+    is_fruitless = state.fruitless >= th.MAX_FRUITLESS * state.session.slots
+    return f"{state.fruitless} rounds in a row led to no run: {state.setback}" * is_fruitless
 
 
 def compute_pause(state: State) -> float:
     """Return the seconds to wait before the researcher is asked again."""
-    return FRUITLESS_PAUSE * 2 ** (state.fruitless - 2) if state.fruitless >= 2 else 0.0
+    return th.FRUITLESS_PAUSE * 2 ** (state.fruitless - 2) if state.fruitless >= 2 else 0.0
 
 
 def estimate_run_seconds(state: State) -> float:

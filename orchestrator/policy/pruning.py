@@ -14,28 +14,25 @@ from orchestrator.policy.thresholds import CALIBRATION_RANGE, CALIBRATION_RUNS, 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
     """Return the losses above which a first run is pruned; none while uncalibrated, or after too many false prunes."""
     controls, wrong = count_false_prunes(state)
-    if wrong > MAX_FALSE_PRUNES * controls:
-        return ()
-    found = ((at, _compute_threshold(state, best, at)) for at in CHECKPOINTS)
-    return tuple(ev.PruningThreshold(progress=at, loss=loss) for at, loss in found if loss is not None)
+    return tuple(_list_thresholds(state, best)) if wrong <= MAX_FALSE_PRUNES * controls else ()
 
 
 def count_false_prunes(state: State) -> tuple[int, int]:
     """Return how many control runs would have been pruned, and how many of those ended at least as good."""
-    controls = [_measure_deficit(r) for r in state.results if r.scores and r.scores[0].would_prune_at is not None]
-    ends = [end for end in controls if end is not None]
+    controls = [r for r in state.results if r.scores and r.scores[0].would_prune_at is not None]
+    ends = [end for control in controls if (end := _measure_deficit(control)) is not None]
     return len(ends), sum(end <= 0 for end in ends)
 
 
-def _compute_threshold(state: State, best: Incumbent, progress: float) -> float | None:
-    """Return the loss above which a run is pruned at that share of its budget; None while uncalibrated."""
+def _list_thresholds(state: State, best: Incumbent) -> Iterator[ev.PruningThreshold]:
     near = CALIBRATION_RANGE * estimate_sigma(state)
-    pairs = [(gap, final) for gap, final in _pair_gaps(state, best, progress) if abs(final) <= near]
-    usual = average_recent_loss(best.scores, progress)
-    border = _find_border(pairs) if len(pairs) >= CALIBRATION_RUNS else None
-    if usual is None or border is None:
-        return None
-    return usual + max([0.0, border, *(gap for gap, final in pairs if final <= 0)])
+    for progress in CHECKPOINTS:
+        pairs = [(gap, final) for gap, final in _pair_gaps(state, best, progress) if abs(final) <= near]
+        usual = average_recent_loss(best.scores, progress)
+        border = _find_border(pairs) if len(pairs) >= CALIBRATION_RUNS else None
+        if usual is not None and border is not None:
+            loss = usual + max([0.0, border, *(gap for gap, final in pairs if final <= 0)])
+            yield ev.PruningThreshold(progress=progress, loss=loss)
 
 
 def _find_border(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -57,12 +54,11 @@ def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple
     """Yield, for each finished candidate, how far its first run was behind its parent then and at the end."""
     runs = {result.experiment: result.scores for result in state.results} | {best.experiment: best.scores}
     for result in state.tried:
-        if not result.commit or (final := _measure_deficit(result)) is None:
-            continue
-        usual = average_recent_loss(runs.get(result.commit.parent, ()), progress)
-        loss = get_recent_loss(result.scores[0].curve, progress)
-        if usual is not None and loss is not None:
-            yield loss - usual, final
+        if result.commit and (final := _measure_deficit(result)) is not None:
+            usual = average_recent_loss(runs.get(result.commit.parent, ()), progress)
+            loss = get_recent_loss(result.scores[0].curve, progress)
+            if usual is not None and loss is not None:
+                yield loss - usual, final
 
 
 def _measure_deficit(result: Decided) -> float | None:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
-from operator import itemgetter
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, Training
@@ -12,7 +11,7 @@ from orchestrator.policy.ablation import find_ablation
 from orchestrator.policy.certification import certify, list_certificate_runs
 from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
 from orchestrator.policy.judge import NeededRun, judge
-from orchestrator.policy.limits import explain_stop, is_fruitless
+from orchestrator.policy.limits import explain_fruitless, explain_stop
 from orchestrator.policy.novelty import find_duplicate, find_repeat
 from orchestrator.policy.thresholds import LOOKAHEAD
 
@@ -43,8 +42,8 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
     if found or state.running:
         return tuple(found)
     if certificate and certificate != state.certificate:
-        return (steps.Append(certificate, "certify", ("certify",)),)
-    return (steps.Append(ev.Ended(reason=reason), "stop", ("stop",)),)
+        return (steps.Append(certificate, "certify"),)
+    return (steps.Append(ev.Ended(reason=reason), "stop"),)
 
 
 def _hold_back(found: list[steps.Step]) -> list[steps.Step]:
@@ -71,16 +70,17 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
     match stage:
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
-            yield _refuse(number, reason) if reason else steps.Edit(number, f"implement {number}", "implemented")
-        case Candidate() if _is_stale(state, number, stage):
+            edit = steps.Edit(number, f"implement {number}", "implemented")
+            yield _append("refuse", ev.Refused(experiment=number, reason=reason)) if reason else edit
+        case Candidate() if stage.commit.parent != state.best:
             rebase = steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
             decision = judge(state, number, stage) if stage.scores and not explain_stop(state) else rebase
-            yield _judge(decision) if isinstance(decision, ev.Discarded) else rebase
+            yield _append("judge", decision) if isinstance(decision, ev.Discarded) else rebase
         case Candidate(scores=()) if reason := find_duplicate(state, number, stage.commit.fingerprint):
-            yield _refuse(number, reason)
+            yield _append("refuse", ev.Refused(experiment=number, reason=reason))
         case Candidate() if number == 0 or state.incumbent or not stage.scores:
             decision = judge(state, number, stage)
-            yield decision if isinstance(decision, NeededRun) else _judge(decision)
+            yield decision if isinstance(decision, NeededRun) else _append("judge", decision)
         case Broken(candidate, crash):
             # A repair of a disqualified candidate would learn how to pass the audit; none may change a proposed value.
             hopeless = crash.failure == "disqualified" or (crash.failure == "NaN" and candidate.proposal.settings)
@@ -90,38 +90,32 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
                 yield steps.Edit(number, f"repair {number}.{candidate.repairs + 1}", "repaired")
             if candidate.repairs >= repairs or explain_stop(state):
                 reason = f"{crash.failure}: {crash.message}"
-                yield _judge(ev.Failed(experiment=number, reason=reason, failure=crash.failure))
+                yield _append("judge", ev.Failed(experiment=number, reason=reason, failure=crash.failure))
         case Decided(verdict=ev.Kept(), promoted=False):
             yield steps.Promote(number, f"promote {number}")
         case Decided() if _needs_reflection(state, number, stage):
             yield steps.Reflect(number, f"reflect {number}")
         case Decided():
-            skipped = ev.ReflectionSkipped(experiment=number, reason="no post-mortem is due")
-            yield steps.Append(skipped, f"close {number}", (f"experiment {number}",))
+            yield _append("close", ev.ReflectionSkipped(experiment=number, reason="no post-mortem is due"))
         case Candidate() | Training():
             pass
 
 
-def _refuse(number: int, reason: str) -> steps.Append:
-    """Return the step that closes a repeat before it costs a run."""
-    return steps.Append(ev.Refused(experiment=number, reason=reason), f"refuse {number}", (f"experiment {number}",))
-
-
-def _judge(verdict: ev.Verdict) -> steps.Append:
-    """Return the step that records a verdict, one at a time: a keep changes the incumbent for the next."""
-    number = verdict.experiment
-    return steps.Append(verdict, f"judge {number}", (f"experiment {number}", "verdict"))
+def _append(verb: str, event: ev.Refused | ev.Verdict | ev.ReflectionSkipped) -> steps.Append:
+    """Return the step that records a decision; verdicts one at a time, since a keep changes the incumbent."""
+    number, exclusive = event.experiment, ("verdict",) * isinstance(event, ev.Verdict)
+    return steps.Append(event, f"{verb} {number}", (f"experiment {number}", *exclusive))
 
 
 def _list_needed(state: State, needs: Iterable[tuple[int, steps.Step | NeededRun]]) -> list[NeededRun]:
     """Return the runs that verdicts wait for: those of promising candidates, then first runs, the oldest first."""
     under_way = {(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
-    wanted: list[tuple[bool, int, NeededRun]] = []
-    for number, need in needs:
-        if isinstance(need, NeededRun) and (need.experiment, need.seed) not in under_way:
-            is_first = need.experiment == number and not getattr(state.open[number], "scores", ())
-            wanted.append((is_first, number, need))
-    return list(dict.fromkeys(need for *_, need in sorted(wanted, key=itemgetter(0, 1))))
+    wanted = [
+        (need.experiment == number and not getattr(state.open[number], "scores", ()), number, need)
+        for number, need in needs
+        if isinstance(need, NeededRun) and need not in under_way
+    ]
+    return list(dict.fromkeys(need for *_, need in sorted(wanted)))
 
 
 def _grant(state: State, needs: Iterable[NeededRun], *, certifies: bool = False) -> list[steps.Train]:
@@ -146,26 +140,20 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     if state.incumbent is None and slots == 1 and not state.run_seconds:  # the first score of the baseline is told
         return []
     behind = sum(1 for n, stage in state.open.items() if n > 0 and isinstance(stage, Idea | Candidate | Broken))
-    wanted = slots * LOOKAHEAD - behind
-    end = state.next + max(wanted, 0) if limits.experiments is None else limits.experiments + 1
-    numbers = [*sorted(state.skipped), *range(state.next, end)][: max(wanted, 0)]
+    wanted = max(slots * LOOKAHEAD - behind, 0)
+    end = state.next + wanted if limits.experiments is None else limits.experiments + 1
+    numbers = [*sorted(state.skipped), *range(state.next, end)][:wanted]
     if not numbers:
         return []
     if ablation := find_ablation(state):
         proposed = ev.Proposed(experiment=state.next, proposal=ablation)
         return [steps.Append(proposed, f"ablate {state.next}", steps.Propose(state.next, 1, 0).resources)]
-    if is_fruitless(state):
-        why = f"{state.fruitless} rounds in a row led to no run: {state.setback}"
+    if why := explain_fruitless(state):
         fallback = ev.FellBack(reason=f"the optimizer proposes from now on, since {why}")
-        return [steps.Append(fallback, "fall back", ("fall back",))]
+        return [steps.Append(fallback, "fall back")]
     batches = (list(batch) for _, batch in groupby(numbers, lambda number: (number - 1) // steps.BATCH))
     requests = (steps.Propose(batch[0], len(batch), state.unanswered) for batch in batches)
     return list(islice(requests, max(1, len(numbers) // steps.BATCH)))
-
-
-def _is_stale(state: State, number: int, candidate: Candidate) -> bool:
-    """Return whether a candidate started from another train.py than the incumbent's."""
-    return number > 0 and state.incumbent is not None and candidate.commit.parent != state.best
 
 
 def _needs_reflection(state: State, number: int, decided: Decided) -> bool:

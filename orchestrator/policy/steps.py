@@ -16,7 +16,7 @@ class Append:
     event: ev.Event
     task_id: str
     """Name of the step's task, unique in a life of the session."""
-    resources: tuple[str, ...]
+    resources: tuple[str, ...] = ()
     """Exclusive resources: one step at a time holds each."""
 
 
@@ -25,7 +25,7 @@ class CommitBaseline:
     """Commit the baseline: train.py with its constants fitted to the profile."""
 
     task_id: str = "fit"
-    resources: tuple[str, ...] = ("fit",)
+    resources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
