@@ -36,7 +36,7 @@ async def run(log: Log, crew: Crew, executor: Executor) -> State:
 
     try:
         async with asyncio.TaskGroup() as group:
-            log.subscribe(reconcile)
+            log.watchers.append(reconcile)
             reconcile()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the others were cancelled because of it

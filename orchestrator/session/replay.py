@@ -14,7 +14,7 @@ from math import isclose
 from typing import NoReturn, TypeVar, cast
 
 from orchestrator.core import events as ev
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 from subagents.agent import Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
 
@@ -38,7 +38,7 @@ class _Stuck(Exception):  # noqa: N818 - a finding, not a fault
     """The loop cannot follow the recording any further."""
 
 
-class Tape(EventLog):
+class Tape(Log):
     """A recorded session played back: the log, the executor, and the models and tools of a verification.
 
     If the loop would write a different event, the recorded one is used, so that the verification can continue.

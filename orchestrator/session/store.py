@@ -17,8 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
-from orchestrator.core.source import compute_digest
-from orchestrator.core.state import State, apply
+from orchestrator.ports import Log
 from prepare.errors import UserError
 from prepare.files import open_replacement
 
@@ -50,44 +49,7 @@ def read_clock() -> float:
     return _BEGAN + time.monotonic()
 
 
-class EventLog:
-    """An append-only list of records in memory, and the state folded from it."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.state = State()
-        self.watchers: list[Callable[[], None]] = []
-        self.texts: dict[Digest, str] = {}
-        self.finished: set[str] = set()
-        """Tasks that have appended their last event since the session was last started or resumed."""
-
-    def subscribe(self, watcher: Callable[[], None]) -> None:
-        """Call the watcher after every append."""
-        self.watchers.append(watcher)
-
-    def put(self, text: str) -> Digest:
-        """Store a text, once, and return its name."""
-        name = compute_digest(text)
-        self.texts[name] = text
-        return name
-
-    def get(self, name: Digest) -> str:
-        """Return the text of that digest. Raises KeyError."""
-        return self.texts[name]
-
-    def fold(self, *records: Record) -> None:
-        """Fold records that are already stored. Raises ValueError if an event cannot follow the state."""
-        for record in records:
-            self.state = apply(self.state, record)
-            self.records.append(record)
-
-    def tell(self) -> None:
-        """Call the watchers."""
-        for watcher in self.watchers:
-            watcher()
-
-
-class Session(EventLog):
+class Session(Log):
     """The log of one session, open on its file."""
 
     def __init__(
