@@ -19,7 +19,6 @@ NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
 SAME = 3e-7
 """Largest relative difference between scores of identical runs: less than the last digit of a printed val_bpb."""
-FinishedRun = ev.Scored | ev.Crashed | ev.Pruned
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
     "tokens per second": lambda metrics: metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0,
@@ -68,12 +67,12 @@ def count_seeds(scores: Sequence[ev.Scored], noun: str = "seed") -> str:
     return f"{len(scores)} {noun}{'s' * (len(scores) > 1)}"
 
 
-def compare_metrics(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> list[tuple[str, float, float]]:
+def compare_metrics(runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored]) -> list[tuple[str, float, float]]:
     """Return each metric's name, its mean over the runs and over the incumbent's; 0 where unknown."""
     return [(name, _average(runs, read), _average(incumbent, read)) for name, read in MEASURES.items()]
 
 
-def compare_curves(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
+def compare_curves(runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
     """Return our mean training loss minus the incumbent's at each of CHECKED_SHARES that both curves reach."""
     found: dict[float, list[float]] = {share: [] for share in CHECKED_SHARES}
     for ours, base in product((run.curve for run in runs if run.curve), (run.curve for run in incumbent if run.curve)):
@@ -86,7 +85,7 @@ def compare_curves(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) 
     return {share: fmean(gaps) for share, gaps in found.items() if gaps}
 
 
-def _average(runs: Sequence[FinishedRun], read: Callable[[ev.RunMetrics], float]) -> float:
+def _average(runs: Sequence[ev.RunResult], read: Callable[[ev.RunMetrics], float]) -> float:
     """Return the mean over the runs that know it; 0 where none does."""
     values = [value for run in runs if (value := read(run.metrics))]
     return fmean(values) if values else 0.0

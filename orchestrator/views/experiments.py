@@ -6,7 +6,6 @@ from statistics import fmean
 
 from orchestrator.core import events as ev
 from orchestrator.core import state as st
-from orchestrator.core.description import FinishedRun
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, shorten
 from orchestrator.views.output import make_printable
@@ -71,7 +70,7 @@ class ExperimentRow:
         return make_printable(shorten(getattr(self.verdict, "reason", ""), REASON))
 
     @property
-    def runs(self) -> Sequence[FinishedRun]:
+    def runs(self) -> Sequence[ev.RunResult]:
         """The scored runs; if there are none, the run that crashed or was pruned."""
         return self.scores or [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
 
