@@ -30,6 +30,7 @@ class Idea:
     """Proposed, not yet implemented."""
 
     proposal: ev.Proposal
+    commit: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +50,32 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """A run is under way."""
+class _OfCandidate:
+    """A stage that a candidate comes back from."""
 
     candidate: Candidate
+
+    @property
+    def proposal(self) -> ev.Proposal:
+        return self.candidate.proposal
+
+    @property
+    def commit(self) -> ev.Committed:
+        return self.candidate.commit
+
+
+@dataclass(frozen=True, slots=True)
+class Training(_OfCandidate):
+    """A run is under way."""
+
     granted: ev.Granted
     since: float
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(_OfCandidate):
     """The last run crashed."""
 
-    candidate: Candidate
     crash: ev.Crashed
 
 
@@ -308,26 +322,6 @@ class State:
         return next((result.val_bpb for result in self.results if result.experiment == 0), None)
 
 
-def get_proposal(stage: Stage) -> ev.Proposal:
-    """Return the proposal that a stage came from."""
-    match stage:
-        case Idea() | Candidate() | Decided():
-            return stage.proposal
-        case Training(candidate) | Broken(candidate):
-            return candidate.proposal
-
-
-def get_commit(stage: Stage) -> ev.Committed | None:
-    """Return the commit of a stage; None where there is none yet."""
-    match stage:
-        case Candidate() | Decided():
-            return stage.commit
-        case Training(candidate) | Broken(candidate):
-            return candidate.commit
-        case Idea():
-            return None
-
-
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
     """Return what a commit changed in its parent's train.py, as a unified diff; `read` gives stored texts."""
     return diff(read(state.parents[commit.parent].source), read(commit.source), context)
@@ -389,8 +383,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
             state = state if number in state.grants else _count_setback(state, verdict.reason)
-            proposal, commit = get_proposal(stage), get_commit(stage)
-            task = state.session.task
+            proposal, commit, task = stage.proposal, stage.commit, state.session.task
             return _close(state, Decided(number, proposal, verdict, (), commit, None, None, state.best, task=task))
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))

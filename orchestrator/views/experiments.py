@@ -109,8 +109,8 @@ def show_diff(log: LogReader, row: ExperimentRow) -> str:
 
 
 def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentRow:
-    commit, candidate = st.get_commit(stage), getattr(stage, "candidate", stage)
+    commit, candidate = stage.commit, getattr(stage, "candidate", stage)
     parent = commit.parent if commit else state.best
     scores, crash = getattr(candidate, "scores", ()), getattr(stage, "crash", None)
     status, task = UNFINISHED[type(stage)], state.session.task
-    return ExperimentRow(number, status, st.get_proposal(stage), parent, commit, scores, crash, task=task)
+    return ExperimentRow(number, status, stage.proposal, parent, commit, scores, crash, task=task)
