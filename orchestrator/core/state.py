@@ -473,13 +473,9 @@ def _set_stage(state: State, number: int, stage: Stage) -> State:
     return replace(state, open={**state.open, number: stage})
 
 
-def _drop_stage(state: State, number: int) -> State:
-    return replace(state, open={other: stage for other, stage in state.open.items() if other != number})
-
-
 def _close(state: State, result: Decided) -> State:
-    state = _drop_stage(state, result.experiment)
-    return replace(state, results=(*state.results, result))
+    stages = {number: stage for number, stage in state.open.items() if number != result.experiment}
+    return replace(state, open=stages, results=(*state.results, result))
 
 
 def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -> State:
