@@ -211,14 +211,13 @@ class State:
     now: float = 0.0
     away: float = 0.0
     """Seconds between a crash or stop and the resumption; they do not count."""
-    baseline_commit: ev.BaselineCommitted | None = None
     open: Mapping[int, Stage] = field(default_factory=dict[int, Stage])
     reruns: Mapping[tuple[int, int], Remeasuring] = field(default_factory=dict[tuple[int, int], Remeasuring])
     """Runs of the incumbent and the baseline that are under way, by experiment and run."""
     results: tuple[Decided, ...] = ()
     """Closed experiments, in the order in which they were closed."""
     parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
-    """The baseline and every kept train.py, as they stand on the research branch, by experiment."""
+    """The baseline and every kept train.py, by experiment, as they stand on the branch; none until there is one."""
     incumbent: Incumbent | None = None
     former: Mapping[int, Incumbent] = field(default_factory=dict[int, Incumbent])
     """Earlier incumbents by experiment, as they were when another was promoted."""
@@ -367,8 +366,7 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.BaselineCommitted() as event:
             facts = event.model_dump(exclude={"kind"})
             commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
-            state = _set_stage(state, 0, Candidate(BASELINE, commit))
-            return replace(state, baseline_commit=event, parents={0: commit})
+            return _set_stage(replace(state, parents={0: commit}), 0, Candidate(BASELINE, commit))
         case ev.Proposed(experiment=number, proposal=proposal):
             skipped = state.skipped.union(range(state.next, number)) - {number}
             unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
