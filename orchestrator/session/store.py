@@ -82,7 +82,7 @@ class Session(Log):
             self.db.execute(f"pragma busy_timeout = {1000 * RETRY:.0f}")
             while True:
                 try:
-                    records = self._save(self._number(task_id, events))
+                    self._save(self._number(task_id, events))
                     break
                 except SessionError as error:
                     if not isinstance(error.__cause__, sqlite3.OperationalError | OSError) or self.clock() > deadline:
@@ -92,12 +92,11 @@ class Session(Log):
                     said = True
                 await asyncio.sleep(RETRY)
             self.finished |= {task_id} if last else set()
-            self.fold(*records)
             self.tell()
 
     def write(self, task_id: str, *events: Event) -> None:
         """Write the events and what was put in one transaction, fold them, call the watchers. Raises SessionError."""
-        self.fold(*self._save(self._number(task_id, events)))
+        self._save(self._number(task_id, events))
         self.tell()
 
     def get(self, name: Digest) -> str:
@@ -116,7 +115,6 @@ class Session(Log):
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
         fork._save(self.records[:at], self.db.execute("select digest, body from texts"))
-        fork.fold(*self.records[:at])
         return fork
 
     def close(self) -> None:
@@ -126,8 +124,8 @@ class Session(Log):
         at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
         return [Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered]
 
-    def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] | None = None) -> list[Record]:
-        """Write records and texts, by default those that were put, and return the records. Raises SessionError."""
+    def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] | None = None) -> None:
+        """Write records and texts, by default those that were put, and fold the records. Raises SessionError."""
         rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
         put = [(name, zlib.compress(text.encode(), 9)) for name, text in self.texts.items()]
         try:
@@ -140,7 +138,7 @@ class Session(Log):
         except (sqlite3.Error, OSError) as error:
             raise SessionError(f"{self.path} cannot be written: {error}; earlier events are safe: resume") from error
         self.texts.clear()
-        return records
+        self.fold(*records)
 
     def _get_inodes(self) -> list[int]:
         """Return the inodes of the file and of its -wal; 0 for one that is not there."""
