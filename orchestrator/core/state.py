@@ -391,11 +391,12 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             repaired = replace(old, commit=commit, scores=(), seeds=(), repairs=old.repairs + 1)
             return _set_stage(state, number, repaired)
         case ev.Granted() as granted, Candidate() as candidate:
-            state = replace(_count_grant(state, granted), fruitless=0 if granted.run == 1 else state.fruitless)
+            fruitless, grants = 0 if granted.run == 1 else state.fruitless, {**state.grants, number: granted.run}
+            state = replace(state, fruitless=fruitless, grants=grants)
             return _set_stage(state, number, Training(candidate, granted, record.at))
         case ev.Granted() as granted, None | Decided():
             reruns = {**state.reruns, (number, granted.run): Remeasuring(granted, record.at)}
-            return replace(_count_grant(state, granted), reruns=reruns)
+            return replace(state, reruns=reruns, grants={**state.grants, number: granted.run})
         case ev.Scored() as score, Training(candidate, granted, since):
             state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
             scores, seeds = (*candidate.scores, score), (*candidate.seeds, granted.seed)
@@ -499,10 +500,6 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
     seeds = (*incumbent.seeds, granted.seed)
     incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat, seeds=seeds)
     return replace(state, incumbent=incumbent, variance=variance, aborted=0)
-
-
-def _count_grant(state: State, granted: ev.Granted) -> State:
-    return replace(state, grants={**state.grants, granted.experiment: granted.run})
 
 
 def _average(scores: tuple[ev.Scored, ...]) -> float:
