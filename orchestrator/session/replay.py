@@ -83,13 +83,11 @@ class Tape(Log):
 
     async def _wait_for_turn(self, task_id: str) -> ev.Record:
         """Return the next record once it is this task's. Raises _Stuck if it belongs to no running task."""
-        while True:
-            record = self.upcoming
-            if record and record.task_id == task_id:
-                return record
+        while (record := self.upcoming) is None or record.task_id != task_id:
             if record and record.task_id and record.task_id not in {task.get_name() for task in asyncio.all_tasks()}:
                 self.stop(record, f"{task_id} is next; the other is not due")
             await self.moved.wait()
+        return record
 
     def stop(self, record: ev.Record, instead: str) -> NoReturn:
         """End the verification at this record. Raises _Stuck."""
@@ -145,18 +143,17 @@ async def replay(tape: Tape, live: Callable[[Tape], Awaitable[object]]) -> Seque
     the recording, the last divergence says why, and `tape.upcoming` is the first event that was not verified.
     """
     with suppress(_Stuck):
-        while tape.upcoming is not None:
-            await _replay_life(tape, live)
+        while first := tape.upcoming:
+            await _replay_life(tape, first, live)
     return tape.divergences
 
 
-async def _replay_life(tape: Tape, live: Callable[[Tape], Awaitable[object]]) -> None:
+async def _replay_life(tape: Tape, first: ev.Record, live: Callable[[Tape], Awaitable[object]]) -> None:
     """Run the loop from a start or restart to the next one, or to the end. Raises _Stuck."""
-    assert tape.upcoming is not None
     tape.watchers.clear()
     tape.finished.clear()
     tape.life_over.clear()
-    tape.fold(tape.upcoming)
+    tape.fold(first)
     tape.take_outside()
     life = asyncio.ensure_future(live(tape))
     over = asyncio.ensure_future(tape.life_over.wait())
