@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from orchestrator.core import events as ev
-from orchestrator.core.commit_message import write_candidate_message, write_kept_message
+from orchestrator.core.description import write_candidate_message, write_kept_message
 from orchestrator.core.source import compute_fingerprint, count_changes, merge
 from orchestrator.core.state import Broken, Candidate, Decided, Stage, State
 from orchestrator.policy import steps
