@@ -29,11 +29,17 @@ def recall_results(
     for path in files[:MAX_SESSIONS]:
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.started
-            if started and started.task.is_like(task) and started.profile.is_like(profile):
+            if started and _list_conditions(started.profile, started.task) == _list_conditions(profile, task):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
                 variance = variance.pool(session.state.variance) if fresh else variance
                 found |= fresh
     return tuple(found.values())[:MAX_RESULTS], variance
+
+
+def _list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
+    """Return what must be equal for scores to be compared; what the user writes in program.md does not matter."""
+    data = (profile.data_hash, profile.budget_kind, profile.budget)
+    return (*data, task.form, task.command, task.editable, task.metric, task.budget, task.data)
 
 
 def _list_results(session: Session) -> Iterator[tuple[str, EarlierResult]]:
