@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Sequence
 
 from orchestrator.core import events as ev
-from orchestrator.core.commit_message import write_candidate_message, write_kept_message
+from orchestrator.core.description import write_candidate_message, write_kept_message
 from orchestrator.core.source import compute_fingerprint, count_changes, merge
-from orchestrator.core.state import Broken, Candidate, Decided, Stage, State, get_proposal
+from orchestrator.core.state import Broken, Candidate, Decided, Stage, State
 from orchestrator.policy import steps
 from orchestrator.policy.schedule import find_due
 from orchestrator.ports import Crew, Executor, Log, Revision
@@ -36,7 +36,7 @@ async def run(log: Log, crew: Crew, executor: Executor) -> State:
 
     try:
         async with asyncio.TaskGroup() as group:
-            log.subscribe(reconcile)
+            log.watchers.append(reconcile)
             reconcile()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the others were cancelled because of it
@@ -81,7 +81,7 @@ async def _make_candidate(
 ) -> ev.Committed | ev.Abandoned:
     """Edit and commit a candidate; abandon the experiment if no edit comes back."""
     number, stage = step.experiment, state.open[step.experiment]
-    parent = state.parents[stage.candidate.commit.parent] if isinstance(stage, Broken) else state.parent
+    parent = state.parents[stage.commit.parent] if isinstance(stage, Broken) else state.parent
     before = log.get(parent.source)
     try:
         revision = await _edit(step, stage, before, state, log, crew)
@@ -89,7 +89,7 @@ async def _make_candidate(
         return ev.Abandoned(experiment=number, reason=str(error))
     source = revision.source
     added, removed = count_changes(before, source)
-    message = write_candidate_message(number, get_proposal(stage))
+    message = write_candidate_message(number, stage.proposal)
     return ev.Committed(
         experiment=number,
         commit=await executor.commit(number, parent.commit, source, message),
@@ -109,9 +109,9 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
 
     Constants are set exactly as proposed; any other change is left to the crew.
     """
-    proposal = get_proposal(stage)
+    proposal = stage.proposal
     if isinstance(stage, Broken):
-        return await crew.repair(state, step, stage, log.get(stage.candidate.commit.source))
+        return await crew.repair(state, step, stage, log.get(stage.commit.source))
     if isinstance(stage, Candidate):  # a rebase
         commit, before = stage.commit, log.get(state.parents[stage.commit.parent].source)
         if (merged := merge(before, source, log.get(commit.source))) is not None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Broken, Decided, State
+from orchestrator.core.source import compute_digest
+from orchestrator.core.state import Broken, Decided, State, apply
 from orchestrator.policy import steps
 
 
@@ -19,28 +20,42 @@ class Revision:
     """Where it departs from the proposal."""
 
 
-class Log(Protocol):
-    """Stores events and texts: a session's file, or a tape of one."""
+class Log:
+    """Stores events and texts, and folds the state: a session's file, or a tape of one."""
 
-    state: State
-    finished: set[str]
-    """Tasks that have appended their last event since the session was last started or resumed."""
-
-    def subscribe(self, watcher: Callable[[], None]) -> None:
-        """Call the watcher after every append."""
-        ...
+    def __init__(self) -> None:
+        self.records: list[ev.Record] = []
+        self.state = State()
+        self.watchers: list[Callable[[], None]] = []
+        """Called after every append."""
+        self.texts: dict[ev.Digest, str] = {}
+        self.finished: set[str] = set()
+        """Tasks that have appended their last event since the session was last started or resumed."""
 
     async def append(self, task_id: str, *events: ev.Event, last: bool = False) -> None:
-        """Store events; `last` marks the task as finished."""
-        ...
+        """Store events, fold them and call the watchers; `last` marks the task as finished."""
+        raise NotImplementedError
 
     def put(self, text: str) -> ev.Digest:
-        """Store a text and return its name."""
-        ...
+        """Store a text, once, and return its name."""
+        name = compute_digest(text)
+        self.texts[name] = text
+        return name
 
     def get(self, name: ev.Digest) -> str:
         """Return the text of that name. Raises KeyError."""
-        ...
+        return self.texts[name]
+
+    def fold(self, *records: ev.Record) -> None:
+        """Fold records that are already stored. Raises ValueError if an event cannot follow the state."""
+        for record in records:
+            self.state = apply(self.state, record)
+            self.records.append(record)
+
+    def tell(self) -> None:
+        """Call the watchers."""
+        for watcher in self.watchers:
+            watcher()
 
 
 class Crew(Protocol):

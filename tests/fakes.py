@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from orchestrator.core import events as ev
 from orchestrator.core.description import get_recent_loss
 from orchestrator.core.source import compute_digest, compute_fingerprint
-from orchestrator.ports import Revision
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log, Revision
 from subagents.agent import NoAnswer
 
 SOURCE = "\n".join(["from prepare import evaluate_bpb", *(f"KNOB_{i} = 0.0" for i in range(40)), "print('---')", ""])
@@ -95,7 +94,7 @@ def _turned(source: str, setting: str) -> str:
 class FakeLab:
     """Scores a source by its knobs, with noise by seed; crashes and machine trouble come by chance."""
 
-    log: EventLog
+    log: Log
     seed: int = 0
     trouble: float = 0.1
     noise: float = 0.004

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from orchestrator.agents.briefing import CHARACTERS
 from orchestrator.core import events as ev
 from orchestrator.core.source import compute_digest, compute_fingerprint
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 
 FAMILIES = (
     "attention",
@@ -46,9 +46,9 @@ def records(n: int, *, seed: int = 0, talk: bool = False, limits: ev.SessionLimi
     ]
 
 
-def log(n: int, **how) -> EventLog:
+def log(n: int, **how) -> Log:
     """A log in memory that holds such a session, and the texts that it names."""
-    commit = EventLog()
+    commit = Log()
     for number in range(n + 1):
         commit.put(source(number))
     commit.put(LOG_TEXT)

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.core import events as ev
-from orchestrator.session.store import EventLog, Session
+from orchestrator.ports import Log
+from orchestrator.session.store import Session
 from orchestrator.views import event_text
 from orchestrator.views.musings import write_musings
 from orchestrator.views.notify import Notifier
@@ -61,7 +62,7 @@ def is_harmless(text: str) -> bool:
 
 def test_plain_lines_are_short_and_harmless(session):
     to = Console(file=io.StringIO(), width=80, color_system=None)
-    log = EventLog()
+    log = Log()
     log.fold(session.records[0])
     terminal = Terminal(log, to, lambda: 1.8e9)
     for record in session.records[1:]:
@@ -119,7 +120,7 @@ def test_messages_are_short_and_harmless(session):
         return True
 
     async def live():
-        log = EventLog()
+        log = Log()
         log.fold(*session.records[:8])
         notifier = Notifier(log, send, print)
         for record in session.records[8:]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
-from orchestrator.core.commit_message import write_kept_message
+from orchestrator.core.description import write_kept_message
 from orchestrator.core.state import Training, apply, fold
 from orchestrator.loop import run
 from orchestrator.policy import pruning, thresholds

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from orchestrator.core.events import Waiting
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 from orchestrator.views.notify import Notifier, NotifyError, make_sender, send_nothing
 from orchestrator.views.summary import summarize
 from tests.simulated import night
@@ -51,14 +51,14 @@ class Phone:
         self.server.server_close()
 
 
-def log_of(session, upto=None) -> EventLog:
-    log = EventLog()
+def log_of(session, upto=None) -> Log:
+    log = Log()
     log.get = session.get
     log.fold(*session.records[:upto])
     return log
 
 
-def replayed(session, send, say=print) -> EventLog:
+def replayed(session, send, say=print) -> Log:
     """A log that grows to the session's records under a notifier's eyes."""
     log = log_of(session, 1)
     notifier = Notifier(log, send, say)

@@ -308,7 +308,7 @@ def test_the_certificate_does_not_wait_for_a_post_mortem():
     kept = ev.Kept(**{**NUMBERS, "experiment": 3}, score_to_beat=1.9)
     state = replace(
         STATE,
-        baseline_commit=ev.BaselineCommitted(commit="", source="", fingerprint=""),
+        parents={0: MADE},
         incumbent=replace(STATE.incumbent, experiment=3),
         open={3: Decided(3, BASELINE, kept, (), MADE, None, None, 0, promoted=True)},
         started=STATE.session.model_copy(
@@ -497,7 +497,6 @@ def test_a_proposed_value_that_diverges_is_judged_and_not_repaired(settings, due
         experiment=5, run=1, failure="NaN", message="loss is nan", metrics=ev.RunMetrics(), curve=(), log=""
     )
     started = STATE.started.model_copy(update={"repairs": 2})
-    fitted = ev.BaselineCommitted(commit="", source="", fingerprint="")
     open_experiments = {5: Broken(replace(made, proposal=proposal), crash)}
-    state = replace(STATE, started=started, baseline_commit=fitted, open=open_experiments)
+    state = replace(STATE, started=started, parents={0: MADE}, open=open_experiments)
     assert due in [step.task_id for step in find_due(state)]

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
+from orchestrator.ports import Log
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
-from orchestrator.session.store import EventLog
 from subagents.agent import Reply, Request
 from subagents.tools import Tool, ToolCall
 from tests.fakes import started
@@ -18,7 +18,7 @@ from tests.virtual import run_virtually
 TOKENS = {"input": 5, "cache_read": 4, "cache_write": 3, "output": 2}
 
 
-class Memory(EventLog):
+class Memory(Log):
     def __init__(self, usd=None):
         super().__init__()
         self.write("", started(limits=ev.SessionLimits(hours=1, usd=usd)))

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from orchestrator.core.events import Granted, Kept, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
 from orchestrator.loop import run
+from orchestrator.ports import Log
 from orchestrator.session.replay import Tape, replay
-from orchestrator.session.store import EventLog
 from tests.fakes import FakeCrew, FakeLab, started
 from tests.virtual import run_virtually, virtual_clock
 
 
-class Notebook(EventLog):
+class Notebook(Log):
     """A session without a file."""
 
     def __init__(self, records=(), texts=None):

@@ -27,7 +27,7 @@ def list_scores(place, name):
     session = Session(place / f"sessions/{name}/session.db", time.time)
     seeds = {(r.event.experiment, r.event.run): r.event.seed for r in session.records if r.event.kind == "granted"}
     sources = {r.event.experiment: r.event.source for r in session.records if r.event.kind == "committed"}
-    sources[0] = session.state.baseline_commit.source
+    sources[0] = session.state.parents[0].source
     scored = [record.event for record in session.records if record.event.kind == "scored"]
     claimed = {(e.experiment, e.run): e.audit.claimed if e.audit else e.val_bpb for e in scored}
     found = {(sources[run[0]], seeds[run]): value for run, value in claimed.items()}

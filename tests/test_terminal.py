@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.core import events as ev
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 from orchestrator.views.event_text import summarize
 from orchestrator.views.terminal import Terminal, render_view
 from tests import synthetic
@@ -29,8 +29,8 @@ def shown(state, readings=(), now=None, width=80) -> str:
     return to.file.getvalue()
 
 
-def played(session, upto=None) -> EventLog:
-    log = EventLog()
+def played(session, upto=None) -> Log:
+    log = Log()
     log.get = session.get
     log.fold(*session.records[:upto])
     return log
@@ -75,7 +75,7 @@ def test_plain_lines_tell_the_night_in_order(session):
 
 
 def test_what_is_out_of_the_ordinary_is_said_too():
-    log, to = EventLog(), console()
+    log, to = Log(), console()
     log.fold(*synthetic.records(0)[:1])
     events = [
         ev.Unanswered(reason="nothing\nusable"),
@@ -198,7 +198,7 @@ def test_every_kind_of_failure_is_one_line():
 
 
 def test_a_resumed_session_starts_with_its_resumption(session):
-    log = EventLog()
+    log = Log()
     log.fold(ev.Record(seq=0, at=0.0, task_id="", event=started()))
     log.fold(ev.Record(seq=1, at=9.0, task_id="", event=ev.GuidanceChanged(text="be bold")))
 

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.core.events import Audit, Crashed, Record, RunMetrics, Scored
 from orchestrator.lab.sandbox import select
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 from orchestrator.views.summary import describe_trust
 from tests.workplace import BEST, orchestrate, workplace
 
@@ -15,7 +15,7 @@ KEY = {"run": 1, "metrics": RunMetrics(), "curve": (), "log": "x"}
 
 def log_of(*events):
     """A log that holds these records, whatever came before them."""
-    log = EventLog()
+    log = Log()
     log.records = [Record(seq=seq, at=0.0, task_id="", event=event) for seq, event in enumerate(events)]
     return log
 

@@ -12,7 +12,7 @@ from typing import get_args
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
-from orchestrator.core.state import UNTESTED, Broken, Candidate, Decided, Idea, Stage, State, Training, get_proposal
+from orchestrator.core.state import UNTESTED, Broken, Candidate, Decided, Idea, Stage, State, Training
 from orchestrator.core.task import Metric, Task
 from orchestrator.core.text import flatten, format_count, shorten
 from orchestrator.policy import thresholds
@@ -307,7 +307,7 @@ def _list_under_way(state: State) -> Iterator[str]:
     """Yield the experiments that wait for a verdict, and how far each has come."""
     for number, stage in state.open.items():
         if number and (progress := UNDER_WAY.get(type(stage))):
-            yield f"#{number} {shorten(get_proposal(stage).title, 90)} {progress}."
+            yield f"#{number} {shorten(stage.proposal.title, 90)} {progress}."
 
 
 def _list_lessons(results: Sequence[Decided]) -> list[str]:

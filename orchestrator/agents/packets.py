@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from orchestrator.agents.briefing import DIFF, clip, describe_budget, describe_task
 from orchestrator.core import events as ev
-from orchestrator.core.description import FinishedRun, compare_metrics, interpolate_loss
+from orchestrator.core.description import compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.core.task import Task
 from prepare.constants import Value, read_values
@@ -79,7 +79,7 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
     return "\n".join(row[: AT_EQUAL_SHARES if abs(pace - 1) < SAME_PACE else None] for row in rows)
 
 
-def _count_steps(runs: Sequence[FinishedRun]) -> float:
+def _count_steps(runs: Sequence[ev.RunResult]) -> float:
     """Return the steps of a whole budget, mean over the runs that report them; 0 if none does."""
     counts = [run.metrics.steps / run.curve[-1].progress for run in runs if run.metrics.steps and run.curve]
     return fmean(counts) if counts else 0.0
@@ -162,12 +162,12 @@ def _describe_end(metrics: ev.RunMetrics) -> str:
     return f"after {seconds:.0f} s of training" if seconds else "before its training began"
 
 
-def _list_runs(decided: Decided) -> Sequence[FinishedRun]:
+def _list_runs(decided: Decided) -> Sequence[ev.RunResult]:
     """Return the runs that the verdict is about: all scored ones, or the one that crashed or was pruned."""
     return decided.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
 
 
-def _get_losses(runs: Sequence[FinishedRun], share: float) -> list[float]:
+def _get_losses(runs: Sequence[ev.RunResult], share: float) -> list[float]:
     """Return the losses of the runs that reached the share; just beyond a curve's ends, those of its ends."""
     reached = [run.curve for run in runs if run.curve and share <= run.curve[-1].progress + 0.05]
     losses = (interpolate_loss(c, min(max(share, c[0].progress), c[-1].progress)) for c in reached)

@@ -6,10 +6,10 @@ from typing import Annotated, cast, get_args
 from pydantic import BaseModel, BeforeValidator, Field
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Digest, Family, Proposal, Value, parse_value
+from orchestrator.core.events import Digest, Family, Proposal, parse_value
 from orchestrator.core.state import FinalStatus, State, diff_from_parent
 from orchestrator.policy.steps import BATCH
-from prepare.constants import read_values
+from prepare.constants import Value, read_values
 from subagents.agent import Agent
 from subagents.files import number_page
 from subagents.prompts import Prompt

@@ -169,7 +169,7 @@ class Preflight:
 
     def _describe_repository(self) -> str:
         script = self.script
-        if self.state and self.state.baseline_commit:
+        if self.state and self.state.parents:
             commit = self.state.parent.commit
             self.repo.read_source(commit)
             return f"{script} in its repository, at {commit[:10]}"
@@ -229,7 +229,7 @@ class Preflight:
 
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
-        if self.state and self.state.baseline_commit:
+        if self.state and self.state.parents:
             source = self.repo.read_source(self.state.parent.commit)
         elif self.task.is_reported:
             source = self.repo.read_baseline()

@@ -48,7 +48,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         runner = Runner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
     repo.unlock()
     runner.reap()
-    begun = session.state.baseline_commit
+    begun = session.state.parents.get(0)
     profile = None if begun else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
     if not begun:
@@ -62,7 +62,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
                 observers.say(task.describe())
             crew, guidance = build_crew(session, paths.musings), paths.script.parent / "guidance.md"
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
-        if session.state.baseline_commit:
+        if session.state.parents:
             repo.advance_branch()
         observers.print_summary(repo.write_command("log", repo.kept if repo.trouble else repo.branch))
         if repo.trouble:

@@ -1,8 +1,9 @@
-"""Compare an experiment in numbers with the incumbent that it was judged against: metrics, and curves at equal shares.
+"""Describe an experiment: in commit messages, and in numbers beside the incumbent that it was judged against.
 
 All views take their numbers from here, so that they agree: means over runs on both sides.
 """
 
+import textwrap
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
@@ -10,6 +11,8 @@ from math import isclose
 from statistics import fmean
 
 from orchestrator.core import events as ev
+from orchestrator.core.state import Decided
+from orchestrator.core.text import flatten
 
 CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
 """Shares of the budget at which two curves are compared in words."""
@@ -19,7 +22,6 @@ NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
 SAME = 3e-7
 """Largest relative difference between scores of identical runs: less than the last digit of a printed val_bpb."""
-FinishedRun = ev.Scored | ev.Crashed | ev.Pruned
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
     "tokens per second": lambda metrics: metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0,
@@ -68,12 +70,12 @@ def count_seeds(scores: Sequence[ev.Scored], noun: str = "seed") -> str:
     return f"{len(scores)} {noun}{'s' * (len(scores) > 1)}"
 
 
-def compare_metrics(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> list[tuple[str, float, float]]:
+def compare_metrics(runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored]) -> list[tuple[str, float, float]]:
     """Return each metric's name, its mean over the runs and over the incumbent's; 0 where unknown."""
     return [(name, _average(runs, read), _average(incumbent, read)) for name, read in MEASURES.items()]
 
 
-def compare_curves(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
+def compare_curves(runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored]) -> dict[float, float]:
     """Return our mean training loss minus the incumbent's at each of CHECKED_SHARES that both curves reach."""
     found: dict[float, list[float]] = {share: [] for share in CHECKED_SHARES}
     for ours, base in product((run.curve for run in runs if run.curve), (run.curve for run in incumbent if run.curve)):
@@ -86,7 +88,33 @@ def compare_curves(runs: Sequence[FinishedRun], incumbent: Sequence[ev.Scored]) 
     return {share: fmean(gaps) for share, gaps in found.items() if gaps}
 
 
-def _average(runs: Sequence[FinishedRun], read: Callable[[ev.RunMetrics], float]) -> float:
+def write_candidate_message(number: int, proposal: ev.Proposal) -> str:
+    """Return the commit message of a candidate, written before it is measured."""
+    return f"candidate {number}: {proposal.title}\n\n{_wrap(proposal.hypothesis)}\n\nExperiment: {number}\n"
+
+
+def write_kept_message(decided: Decided) -> str:
+    """Return the commit message of a kept change: why it was tried, the result, and trailers for machines."""
+    proposal, kept = decided.proposal, decided.verdict
+    assert isinstance(kept, ev.Kept)
+    metric, noun = decided.task.metric, decided.task.noun
+    scores = ", ".join(f"{metric.sign * score.val_bpb:.6f}" for score in decided.scores)
+    mean = f"{metric.sign * kept.mean:.6f}"
+    result = f"Result: {kept.reason}. {metric.name} {mean}, {kept.gain:+.6f} better, over {noun}s: {scores}."
+    trailers = [
+        f"Experiment: {decided.experiment}",
+        f"{metric.name.capitalize().replace('_', '-')}: {mean}",
+        f"Sigma: {kept.sigma:.6f}",
+        f"Hypothesis: {flatten(proposal.hypothesis)}\n",
+    ]
+    return "\n\n".join([proposal.title, _wrap(proposal.rationale), _wrap(result), "\n".join(trailers)])
+
+
+def _average(runs: Sequence[ev.RunResult], read: Callable[[ev.RunMetrics], float]) -> float:
     """Return the mean over the runs that know it; 0 where none does."""
     values = [value for run in runs if (value := read(run.metrics))]
     return fmean(values) if values else 0.0
+
+
+def _wrap(text: str) -> str:
+    return "\n".join(textwrap.fill(paragraph, 76) for paragraph in text.splitlines())

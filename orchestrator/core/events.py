@@ -13,6 +13,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from orchestrator.core.task import Task
+from prepare.constants import Value
 
 VERSION = 2
 """Version of the event format. A session written by a newer version is refused; older ones always load."""
@@ -34,8 +35,6 @@ Family = Literal[
 ]
 StoredFamily = Family | SkipJsonSchema[Literal["data order"]]
 """Older sessions also have the family data order. It is not offered any more: candidates may not touch the data."""
-Value = bool | int | float | str | tuple[float, ...]
-"""Value of a constant in train.py."""
 Direction = Literal["up", "down", "set"]
 
 
@@ -154,10 +153,6 @@ class SessionProfile(Frozen):
     sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
     """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
     default is the one value that the cpu profile had before it was recorded."""
-
-    def is_like(self, other: "SessionProfile") -> bool:
-        """Return whether scores of both can be compared: the same data, and the same budget."""
-        return (self.data_hash, self.budget_kind, self.budget) == (other.data_hash, other.budget_kind, other.budget)
 
 
 class SessionSettings(Frozen):

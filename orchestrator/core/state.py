@@ -30,6 +30,7 @@ class Idea:
     """Proposed, not yet implemented."""
 
     proposal: ev.Proposal
+    commit: None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +50,32 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """A run is under way."""
+class _OfCandidate:
+    """A stage that a candidate comes back from."""
 
     candidate: Candidate
+
+    @property
+    def proposal(self) -> ev.Proposal:
+        return self.candidate.proposal
+
+    @property
+    def commit(self) -> ev.Committed:
+        return self.candidate.commit
+
+
+@dataclass(frozen=True, slots=True)
+class Training(_OfCandidate):
+    """A run is under way."""
+
     granted: ev.Granted
     since: float
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(_OfCandidate):
     """The last run crashed."""
 
-    candidate: Candidate
     crash: ev.Crashed
 
 
@@ -197,14 +211,13 @@ class State:
     now: float = 0.0
     away: float = 0.0
     """Seconds between a crash or stop and the resumption; they do not count."""
-    baseline_commit: ev.BaselineCommitted | None = None
     open: Mapping[int, Stage] = field(default_factory=dict[int, Stage])
     reruns: Mapping[tuple[int, int], Remeasuring] = field(default_factory=dict[tuple[int, int], Remeasuring])
     """Runs of the incumbent and the baseline that are under way, by experiment and run."""
     results: tuple[Decided, ...] = ()
     """Closed experiments, in the order in which they were closed."""
     parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
-    """The baseline and every kept train.py, as they stand on the research branch, by experiment."""
+    """The baseline and every kept train.py, by experiment, as they stand on the branch; none until there is one."""
     incumbent: Incumbent | None = None
     former: Mapping[int, Incumbent] = field(default_factory=dict[int, Incumbent])
     """Earlier incumbents by experiment, as they were when another was promoted."""
@@ -308,26 +321,6 @@ class State:
         return next((result.val_bpb for result in self.results if result.experiment == 0), None)
 
 
-def get_proposal(stage: Stage) -> ev.Proposal:
-    """Return the proposal that a stage came from."""
-    match stage:
-        case Idea() | Candidate() | Decided():
-            return stage.proposal
-        case Training(candidate) | Broken(candidate):
-            return candidate.proposal
-
-
-def get_commit(stage: Stage) -> ev.Committed | None:
-    """Return the commit of a stage; None where there is none yet."""
-    match stage:
-        case Candidate() | Decided():
-            return stage.commit
-        case Training(candidate) | Broken(candidate):
-            return candidate.commit
-        case Idea():
-            return None
-
-
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
     """Return what a commit changed in its parent's train.py, as a unified diff; `read` gives stored texts."""
     return diff(read(state.parents[commit.parent].source), read(commit.source), context)
@@ -373,8 +366,7 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.BaselineCommitted() as event:
             facts = event.model_dump(exclude={"kind"})
             commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
-            state = _set_stage(state, 0, Candidate(BASELINE, commit))
-            return replace(state, baseline_commit=event, parents={0: commit})
+            return _set_stage(replace(state, parents={0: commit}), 0, Candidate(BASELINE, commit))
         case ev.Proposed(experiment=number, proposal=proposal):
             skipped = state.skipped.union(range(state.next, number)) - {number}
             unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
@@ -389,8 +381,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
             state = state if number in state.grants else _count_setback(state, verdict.reason)
-            proposal, commit = get_proposal(stage), get_commit(stage)
-            task = state.session.task
+            proposal, commit, task = stage.proposal, stage.commit, state.session.task
             return _close(state, Decided(number, proposal, verdict, (), commit, None, None, state.best, task=task))
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
@@ -400,11 +391,12 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             repaired = replace(old, commit=commit, scores=(), seeds=(), repairs=old.repairs + 1)
             return _set_stage(state, number, repaired)
         case ev.Granted() as granted, Candidate() as candidate:
-            state = replace(_count_grant(state, granted), fruitless=0 if granted.run == 1 else state.fruitless)
+            fruitless, grants = 0 if granted.run == 1 else state.fruitless, {**state.grants, number: granted.run}
+            state = replace(state, fruitless=fruitless, grants=grants)
             return _set_stage(state, number, Training(candidate, granted, record.at))
         case ev.Granted() as granted, None | Decided():
             reruns = {**state.reruns, (number, granted.run): Remeasuring(granted, record.at)}
-            return replace(_count_grant(state, granted), reruns=reruns)
+            return replace(state, reruns=reruns, grants={**state.grants, number: granted.run})
         case ev.Scored() as score, Training(candidate, granted, since):
             state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
             scores, seeds = (*candidate.scores, score), (*candidate.seeds, granted.seed)
@@ -480,13 +472,9 @@ def _set_stage(state: State, number: int, stage: Stage) -> State:
     return replace(state, open={**state.open, number: stage})
 
 
-def _drop_stage(state: State, number: int) -> State:
-    return replace(state, open={other: stage for other, stage in state.open.items() if other != number})
-
-
 def _close(state: State, result: Decided) -> State:
-    state = _drop_stage(state, result.experiment)
-    return replace(state, results=(*state.results, result))
+    stages = {number: stage for number, stage in state.open.items() if number != result.experiment}
+    return replace(state, open=stages, results=(*state.results, result))
 
 
 def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -> State:
@@ -512,10 +500,6 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
     seeds = (*incumbent.seeds, granted.seed)
     incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat, seeds=seeds)
     return replace(state, incumbent=incumbent, variance=variance, aborted=0)
-
-
-def _count_grant(state: State, granted: ev.Granted) -> State:
-    return replace(state, grants={**state.grants, granted.experiment: granted.run})
 
 
 def _average(scores: tuple[ev.Scored, ...]) -> float:

@@ -74,11 +74,6 @@ class Task(BaseModel):
         """Say what must be said with every verdict; nothing for examined scores."""
         return "reported by the script, not audited" if self.is_reported else ""
 
-    def is_like(self, other: "Task") -> bool:
-        """Return whether scores of both can be compared: what the user writes in program.md does not matter."""
-        kept = ("form", "command", "editable", "metric", "budget", "data")
-        return all(getattr(self, name) == getattr(other, name) for name in kept)
-
     def describe(self) -> str:
         """Return form, metric and who states it, in one line."""
         if not self.is_reported:

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Literal
 
 from orchestrator.core.events import Abandoned, Committed, Digest, Discarded, EarlierResult, Kept, Refused
-from orchestrator.core.state import Decided, State, get_proposal
+from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB, Metric
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
 from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, list_tunable, take_step
@@ -179,7 +179,7 @@ def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant
         if result.experiment == 0 or (changes and changes.keys() <= before.keys() and result.status != "not tested"):
             yield _make_trial(result, changes, before)
     for number, stage in sorted(state.open.items()):
-        changes, before = get_proposal(stage).settings, values[state.best]
+        changes, before = stage.proposal.settings, values[state.best]
         if changes and changes.keys() <= before.keys():
             yield Trial(number, changes, before, "running")
 

@@ -3,7 +3,7 @@
 from math import ceil
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State, get_proposal
+from orchestrator.core.state import State
 from orchestrator.policy import belief
 from orchestrator.policy.evidence import learn_outlook
 from orchestrator.policy.limits import count_certificate_rounds, estimate_runs, has_time_for
@@ -33,7 +33,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
     is_late = not has_time_for(state, count_certificate_rounds(state) + 1 + ceil(extra / state.session.slots))
     if not extra or not (is_late or (limit is not None and limit - state.next < extra)):
         return None
-    ablated = {get_proposal(stage).reverts for stage in (*state.results, *state.open.values())}
+    ablated = {stage.proposal.reverts for stage in (*state.results, *state.open.values())}
     # A keep without a gain has nothing to lose, so only those that were kept for their gain are ablated.
     for_gain = [k for k in state.kept if k.commit and k.commit.removed - k.commit.added < SIMPLER_LINES]
     beliefs = [(assess_keep(state, kept.experiment), kept) for kept in for_gain if kept.experiment not in ablated]

@@ -1,7 +1,7 @@
 """Find repeated proposals and sources before they cost a run."""
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State, get_commit, get_proposal
+from orchestrator.core.state import State
 from orchestrator.policy.thresholds import REPEAT_EXPIRY
 
 
@@ -11,7 +11,7 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
         return "another seed is not an improvement: the orchestrator assigns the seeds"
     recent = (r for r in state.results[-REPEAT_EXPIRY:] if r.status == "discarded" and r.incumbent == state.best)
     tried = [(result.experiment, result.proposal) for result in recent]
-    under_way = [(n, get_proposal(stage)) for n, stage in state.open.items() if 0 < n < number]
+    under_way = [(n, stage.proposal) for n, stage in state.open.items() if 0 < n < number]
     for experiment, earlier in (*tried, *under_way):
         if _is_same_change(earlier, proposal):
             return f"{describe_settings(proposal)} repeats experiment {experiment} ({describe_settings(earlier)})"
@@ -25,12 +25,12 @@ def find_duplicate(state: State, number: int, fingerprint: str) -> str:
         for result in state.results
         if result.commit and result.commit.fingerprint == fingerprint and result.status != "not tested"
     ]
-    earlier = (get_commit(stage) for n, stage in state.open.items() if n < number)
+    earlier = (stage.commit for n, stage in state.open.items() if n < number)
     same += [commit.experiment for commit in earlier if commit and commit.fingerprint == fingerprint]
     if state.best in same:
         return "it changes nothing but comments, layout or a seed"
     # An ablation of the last keep has its parent's code on purpose.
-    is_ablation = get_proposal(state.open[number]).reverts is not None
+    is_ablation = state.open[number].proposal.reverts is not None
     return f"it is the same code as experiment {same[0]}" if same and not is_ablation else ""
 
 

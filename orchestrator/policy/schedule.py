@@ -23,7 +23,7 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
     """Return the steps that should be running now, most urgent first."""
     if state.ended:
         return ()
-    if state.baseline_commit is None:
+    if not state.parents:
         return (steps.CommitBaseline(),)
     needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage)]
     found = _hold_back([need for _, need in needs if not isinstance(need, NeededRun)])

@@ -5,7 +5,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
-from orchestrator.core.state import Decided, PooledVariance
+from orchestrator.core.state import UNTESTED, PooledVariance
 from orchestrator.core.task import Task
 from orchestrator.session.store import DAMAGE, Session
 from prepare.constants import read_values
@@ -15,7 +15,6 @@ MAX_SESSIONS = 10
 """Earlier sessions that are read, the latest ones: each takes a moment at the start of a night."""
 MAX_RESULTS = 200
 """Results that are carried over; the briefing shows what fits into its budget."""
-TESTED = ("kept", "reverted", "discarded", "pruned", "crashed")
 
 
 def recall_results(
@@ -30,33 +29,36 @@ def recall_results(
     for path in files[:MAX_SESSIONS]:
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.started
-            if started and started.task.is_like(task) and started.profile.is_like(profile):
+            if started and _list_conditions(started.profile, started.task) == _list_conditions(profile, task):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
                 variance = variance.pool(session.state.variance) if fresh else variance
                 found |= fresh
     return tuple(found.values())[:MAX_RESULTS], variance
 
 
+def _list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
+    """Return what must be equal for scores to be compared; what the user writes in program.md does not matter."""
+    data = (profile.data_hash, profile.budget_kind, profile.budget)
+    return (*data, task.form, task.command, task.editable, task.metric, task.budget, task.data)
+
+
 def _list_results(session: Session) -> Iterator[tuple[str, EarlierResult]]:
-    """Yield what was tested, the latest first, each with the commit that was tested."""
+    """Yield what was tested and the constants that it changed, the latest first, each with the commit of the test."""
     for result in reversed(session.state.results):
-        if result.experiment and result.commit and result.status in TESTED and result.proposal.reverts is None:
-            source = session.get(session.state.parents[result.commit.parent].source)
-            yield result.commit.commit, _summarize(session.state.session.name, result, source)
-
-
-def _summarize(name: str, result: Decided, source: str) -> EarlierResult:
-    """Return a result with the constants that it changed; `source` is the train.py that it started from."""
-    proposal, verdict, values = result.proposal, result.verdict, read_values(source)
-    measured = {"gain": verdict.gain, "error": verdict.error} if isinstance(verdict, Evidence) else {}
-    return EarlierResult(
-        session=name,
-        experiment=result.experiment,
-        title=proposal.title,
-        family=proposal.family,
-        changes={constant: value for constant, value in proposal.settings.items() if constant in values},
-        before={constant: values[constant] for constant in proposal.settings if constant in values},
-        status=result.status,
-        lesson=result.postmortem.lesson if result.postmortem else "",
-        **measured,
-    )
+        proposal, verdict, commit = result.proposal, result.verdict, result.commit
+        if result.experiment == 0 or commit is None or result.status in UNTESTED or proposal.reverts is not None:
+            continue
+        values = read_values(session.get(session.state.parents[commit.parent].source))
+        measured = {"gain": verdict.gain, "error": verdict.error} if isinstance(verdict, Evidence) else {}
+        earlier = EarlierResult(
+            session=session.state.session.name,
+            experiment=result.experiment,
+            title=proposal.title,
+            family=proposal.family,
+            changes={constant: value for constant, value in proposal.settings.items() if constant in values},
+            before={constant: values[constant] for constant in proposal.settings if constant in values},
+            status=result.status,
+            lesson=result.postmortem.lesson if result.postmortem else "",
+            **measured,
+        )
+        yield commit.commit, earlier

@@ -5,7 +5,6 @@ are replayed in exactly the recorded order. A life is the time from a start or r
 """
 
 import asyncio
-import difflib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -14,12 +13,12 @@ from math import isclose
 from typing import NoReturn, TypeVar, cast
 
 from orchestrator.core import events as ev
-from orchestrator.session.store import EventLog
+from orchestrator.core.source import diff
+from orchestrator.ports import Log
 from subagents.agent import Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
 
 E = TypeVar("E", bound=ev.Event)
-T = TypeVar("T")
 Reader = Callable[[ev.Digest], str]
 
 
@@ -38,7 +37,7 @@ class _Stuck(Exception):  # noqa: N818 - a finding, not a fault
     """The loop cannot follow the recording any further."""
 
 
-class Tape(EventLog):
+class Tape(Log):
     """A recorded session played back: the log, the executor, and the models and tools of a verification.
 
     If the loop would write a different event, the recorded one is used, so that the verification can continue.
@@ -84,13 +83,11 @@ class Tape(EventLog):
 
     async def _wait_for_turn(self, task_id: str) -> ev.Record:
         """Return the next record once it is this task's. Raises _Stuck if it belongs to no running task."""
-        while True:
-            record = self.upcoming
-            if record and record.task_id == task_id:
-                return record
+        while (record := self.upcoming) is None or record.task_id != task_id:
             if record and record.task_id and record.task_id not in {task.get_name() for task in asyncio.all_tasks()}:
                 self.stop(record, f"{task_id} is next; the other is not due")
             await self.moved.wait()
+        return record
 
     def stop(self, record: ev.Record, instead: str) -> NoReturn:
         """End the verification at this record. Raises _Stuck."""
@@ -139,33 +136,30 @@ class Tape(EventLog):
         return ToolResult(used.result, used.is_error)
 
 
-async def replay(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> Sequence[Divergence]:
+async def replay(tape: Tape, live: Callable[[Tape], Awaitable[object]]) -> Sequence[Divergence]:
     """Run every life of the recorded session again, and return all divergences.
 
     `live` runs the production loop over the tape; it is called once for each life. Where the loop cannot follow
     the recording, the last divergence says why, and `tape.upcoming` is the first event that was not verified.
     """
     with suppress(_Stuck):
-        while tape.upcoming is not None:
-            await _replay_life(tape, live)
+        while first := tape.upcoming:
+            await _replay_life(tape, first, live)
     return tape.divergences
 
 
-async def _replay_life(tape: Tape, live: Callable[[Tape], Awaitable[T]]) -> None:
+async def _replay_life(tape: Tape, first: ev.Record, live: Callable[[Tape], Awaitable[object]]) -> None:
     """Run the loop from a start or restart to the next one, or to the end. Raises _Stuck."""
-    assert tape.upcoming is not None
     tape.watchers.clear()
     tape.finished.clear()
     tape.life_over.clear()
-    tape.fold(tape.upcoming)
+    tape.fold(first)
     tape.take_outside()
     life = asyncio.ensure_future(live(tape))
     over = asyncio.ensure_future(tape.life_over.wait())
     await asyncio.wait({life, over}, return_when=asyncio.FIRST_COMPLETED)
     over.cancel()
-    if not life.done() and tape.state.ended:
-        await asyncio.wait({life})
-    if not life.done():
+    if not tape.state.ended:
         life.cancel()
     with suppress(asyncio.CancelledError):
         await life
@@ -196,13 +190,11 @@ def _get_task_id() -> str:
 def _diff(recorded: ev.Event, now: ev.Event, read: Reader) -> str:
     """Return a line-by-line diff of two events, with the texts that they name written out."""
 
-    def write_lines(event: ev.Event) -> list[str]:
+    def write(event: ev.Event) -> str:
         fields = event.model_dump(mode="json")
-        for name in ("system", "opening", "source", "log"):
-            if isinstance(event, ev.ConversationOpened | ev.Committed) and name in fields:
-                with suppress(KeyError):
-                    fields[name] = read(fields[name]).splitlines()
-        return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True).splitlines()
+        for name in {"system", "opening", "source"} & fields.keys():
+            with suppress(KeyError):
+                fields[name] = read(fields[name]).splitlines()
+        return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True)
 
-    before, after = write_lines(recorded), write_lines(now)
-    return "\n".join(difflib.unified_diff(before, after, "recorded", "now", lineterm="", n=1))
+    return f"--- recorded\n+++ now\n{diff(write(recorded), write(now), context=1)}"

@@ -17,8 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
-from orchestrator.core.source import compute_digest
-from orchestrator.core.state import State, apply
+from orchestrator.ports import Log
 from prepare.errors import UserError
 from prepare.files import open_replacement
 
@@ -50,44 +49,7 @@ def read_clock() -> float:
     return _BEGAN + time.monotonic()
 
 
-class EventLog:
-    """An append-only list of records in memory, and the state folded from it."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.state = State()
-        self.watchers: list[Callable[[], None]] = []
-        self.texts: dict[Digest, str] = {}
-        self.finished: set[str] = set()
-        """Tasks that have appended their last event since the session was last started or resumed."""
-
-    def subscribe(self, watcher: Callable[[], None]) -> None:
-        """Call the watcher after every append."""
-        self.watchers.append(watcher)
-
-    def put(self, text: str) -> Digest:
-        """Store a text, once, and return its name."""
-        name = compute_digest(text)
-        self.texts[name] = text
-        return name
-
-    def get(self, name: Digest) -> str:
-        """Return the text of that digest. Raises KeyError."""
-        return self.texts[name]
-
-    def fold(self, *records: Record) -> None:
-        """Fold records that are already stored. Raises ValueError if an event cannot follow the state."""
-        for record in records:
-            self.state = apply(self.state, record)
-            self.records.append(record)
-
-    def tell(self) -> None:
-        """Call the watchers."""
-        for watcher in self.watchers:
-            watcher()
-
-
-class Session(EventLog):
+class Session(Log):
     """The log of one session, open on its file."""
 
     def __init__(
@@ -120,7 +82,7 @@ class Session(EventLog):
             self.db.execute(f"pragma busy_timeout = {1000 * RETRY:.0f}")
             while True:
                 try:
-                    records = self._save(self._number(task_id, events))
+                    self._save(self._number(task_id, events))
                     break
                 except SessionError as error:
                     if not isinstance(error.__cause__, sqlite3.OperationalError | OSError) or self.clock() > deadline:
@@ -130,12 +92,11 @@ class Session(EventLog):
                     said = True
                 await asyncio.sleep(RETRY)
             self.finished |= {task_id} if last else set()
-            self.fold(*records)
             self.tell()
 
     def write(self, task_id: str, *events: Event) -> None:
         """Write the events and what was put in one transaction, fold them, call the watchers. Raises SessionError."""
-        self.fold(*self._save(self._number(task_id, events)))
+        self._save(self._number(task_id, events))
         self.tell()
 
     def get(self, name: Digest) -> str:
@@ -154,7 +115,6 @@ class Session(EventLog):
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
         fork = Session(path, self.clock, create=True)
         fork._save(self.records[:at], self.db.execute("select digest, body from texts"))
-        fork.fold(*self.records[:at])
         return fork
 
     def close(self) -> None:
@@ -164,8 +124,8 @@ class Session(EventLog):
         at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
         return [Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered]
 
-    def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] | None = None) -> list[Record]:
-        """Write records and texts, by default those that were put, and return the records. Raises SessionError."""
+    def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] | None = None) -> None:
+        """Write records and texts, by default those that were put, and fold the records. Raises SessionError."""
         rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
         put = [(name, zlib.compress(text.encode(), 9)) for name, text in self.texts.items()]
         try:
@@ -178,7 +138,7 @@ class Session(EventLog):
         except (sqlite3.Error, OSError) as error:
             raise SessionError(f"{self.path} cannot be written: {error}; earlier events are safe: resume") from error
         self.texts.clear()
-        return records
+        self.fold(*records)
 
     def _get_inodes(self) -> list[int]:
         """Return the inodes of the file and of its -wal; 0 for one that is not there."""

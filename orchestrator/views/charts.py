@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import FinishedRun, interpolate_loss
+from orchestrator.core.description import interpolate_loss
 from orchestrator.core.text import shorten
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.render import count, format_change, format_score
@@ -80,7 +80,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     return {"data": data, "layout": layout}
 
 
-def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
+def draw_curves(curves: Mapping[str, Sequence[ev.RunResult]]) -> Figure | None:
     """Draw the mean training loss of two groups of runs, the second dotted; return None without points."""
     traces, settled = list[Figure](), list[float]()
     for (name, runs), color, dash in zip(curves.items(), (ACCENT, GREY), DASHES[::2], strict=False):
@@ -161,7 +161,7 @@ def _place(
     return [stairs, stairs, stairs, *([places.get(row.experiment) for row in group] for group in groups)]
 
 
-def _average_curve(runs: Sequence[FinishedRun]) -> Iterator[tuple[float, float]]:
+def _average_curve(runs: Sequence[ev.RunResult]) -> Iterator[tuple[float, float]]:
     """Yield percent of the budget and mean loss of the runs, at most CURVE_POINTS times."""
     for share in (point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)):
         losses = [loss for run in runs if (loss := interpolate_loss(run.curve, share)) is not None]

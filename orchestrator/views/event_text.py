@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from orchestrator.core import events as ev
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import shorten
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_clock, render_template
 
@@ -26,7 +26,7 @@ def summarize(event: ev.Event, task: Task = EXAMINED) -> str:
     return make_printable(shorten(render_template("event.txt", event=event, task=task), 100))
 
 
-def write_page(log: EventLog, records: Sequence[ev.Record], number: int) -> str:
+def write_page(log: Log, records: Sequence[ev.Record], number: int) -> str:
     """Return everything about one event; in a conversation, all that the agent saw and said up to it."""
     record, talk = records[number], list[ev.Event]()
     if isinstance(record.event, TALK):

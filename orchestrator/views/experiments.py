@@ -6,7 +6,6 @@ from statistics import fmean
 
 from orchestrator.core import events as ev
 from orchestrator.core import state as st
-from orchestrator.core.description import FinishedRun
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, shorten
 from orchestrator.views.output import make_printable
@@ -71,7 +70,7 @@ class ExperimentRow:
         return make_printable(shorten(getattr(self.verdict, "reason", ""), REASON))
 
     @property
-    def runs(self) -> Sequence[FinishedRun]:
+    def runs(self) -> Sequence[ev.RunResult]:
         """The scored runs; if there are none, the run that crashed or was pruned."""
         return self.scores or [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
 
@@ -110,8 +109,8 @@ def show_diff(log: LogReader, row: ExperimentRow) -> str:
 
 
 def _make_open_row(state: st.State, number: int, stage: st.Stage) -> ExperimentRow:
-    commit, candidate = st.get_commit(stage), getattr(stage, "candidate", stage)
+    commit, candidate = stage.commit, getattr(stage, "candidate", stage)
     parent = commit.parent if commit else state.best
     scores, crash = getattr(candidate, "scores", ()), getattr(stage, "crash", None)
     status, task = UNFINISHED[type(stage)], state.session.task
-    return ExperimentRow(number, status, st.get_proposal(stage), parent, commit, scores, crash, task=task)
+    return ExperimentRow(number, status, stage.proposal, parent, commit, scores, crash, task=task)

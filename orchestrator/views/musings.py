@@ -22,7 +22,7 @@ from prepare.files import write_atomically
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
     """Yield the page of each experiment, the session's index in the same folder, and the overview above it."""
-    if log.state.baseline_commit is not None:
+    if log.state.parents:
         rows, summary = list_rows(log.state), summarize(log.state)
         yield from (_make_file(log, folder, row) for row in rows)
         yield folder / "index.md", (rows, summary), partial(render_index, log.state, rows)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from orchestrator.core.events import Ended, Promoted, Record, Waiting
 from orchestrator.core.text import shorten
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import render_template
@@ -57,7 +57,7 @@ def make_sender(url: str) -> Send:
 class Notifier:
     """Watches a session from now on, and sends messages about it."""
 
-    def __init__(self, log: EventLog, send: Send, say: Callable[[str], None], resume: str = "resume it") -> None:
+    def __init__(self, log: Log, send: Send, say: Callable[[str], None], resume: str = "resume it") -> None:
         """Watch the log; `resume` is the command that continues the session."""
         self.log, self.send, self.say, self.resume = log, send, say, resume
         self.seen = len(log.records)

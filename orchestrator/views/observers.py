@@ -57,7 +57,7 @@ class Observers:
         self.shown: dict[Path, object] = {}
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
-        session.subscribe(self.update)
+        session.watchers.append(self.update)
 
     def __enter__(self) -> Self:
         self._guard("the live view", self.terminal.open)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from orchestrator.core.events import Digest, Record
 from orchestrator.core.state import State
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,6 @@ class Snapshot:
     get: Callable[[Digest], str]
 
 
-LogReader = EventLog | Snapshot
+LogReader = Log | Snapshot
 File = tuple[Path, object, Callable[[], str | bytes]]
 """Path, content key and renderer of a file, which is rendered again only when its key has changed."""

@@ -14,7 +14,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import State
 from orchestrator.core.text import format_count
 from orchestrator.policy.limits import estimate_run_seconds
-from orchestrator.session.store import EventLog
+from orchestrator.ports import Log
 from orchestrator.views.event_text import summarize
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
@@ -48,9 +48,7 @@ class Talk(NamedTuple):
 class Terminal:
     """Shows a session; with a live view between `open` and `close`, if the console can show one."""
 
-    def __init__(
-        self, log: EventLog, console: Console, clock: Callable[[], float], report: str = "report.html"
-    ) -> None:
+    def __init__(self, log: Log, console: Console, clock: Callable[[], float], report: str = "report.html") -> None:
         self.log, self.console, self.clock, self.report = log, console, clock, report
         lives = [record.seq for record in log.records if isinstance(record.event, ev.Started | ev.Resumed)]
         self.seen = lives[-1] if lives else 0
