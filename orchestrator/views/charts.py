@@ -14,11 +14,13 @@ from math import sqrt
 from statistics import fmean
 from typing import Any
 
+from markupsafe import Markup
+
 from orchestrator.core import events as ev
 from orchestrator.core.description import FinishedRun, interpolate_loss
 from orchestrator.core.text import shorten
 from orchestrator.views.experiments import ExperimentRow
-from orchestrator.views.render import count, format_change, format_score
+from orchestrator.views.render import count, format_change, format_score, render_template
 from orchestrator.views.summary import Summary
 
 Figure = dict[str, Any]
@@ -101,18 +103,23 @@ def draw_curves(curves: Mapping[str, Sequence[FinishedRun]]) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
-def pack(value: object) -> str:
-    """Return a text, or a value as JSON, gzipped and in base64; the page's script unpacks it."""
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+def render_page(name: str, figures: Mapping[str, Figure], **facts: object) -> str:
+    """Return a page that contains its charts and the library that draws them."""
+    packed = {"figures": _pack(json.dumps(figures, separators=(",", ":"))), "plotly": _load_plotly()}
+    return render_template(name, packed=packed, figures=figures, **facts)
+
+
+def _pack(text: str) -> Markup:
+    """Return a text gzipped and in base64; the page's script unpacks it."""
+    return Markup(base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode())  # noqa: S704 - base64
 
 
 @cache
-def load_plotly() -> str:
+def _load_plotly() -> Markup:
     """Return plotly.js from its Python package, packed from 4.8 MB to 2.0 MB."""
     from plotly.offline import get_plotlyjs  # takes a while to import
 
-    return pack(get_plotlyjs())
+    return _pack(get_plotlyjs())
 
 
 def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]:

@@ -22,7 +22,7 @@ from orchestrator.views.musings import list_musings, list_rationales
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
 from orchestrator.views.render import render_template
-from orchestrator.views.report.files import Files
+from orchestrator.views.report.files import list_files, write_log
 from orchestrator.views.snapshot import File, LogReader, Snapshot
 from orchestrator.views.summary import describe_trust, suggest_command, summarize
 from orchestrator.views.terminal import Terminal
@@ -48,13 +48,14 @@ class Observers:
         git: str = "git",
     ) -> None:
         """Watch the session; `command` completes a suggested command of ours, `git` begins one of git."""
-        self.session, self.folder, self.command = session, session.path.parent, command
+        self.session, self.folder, self.command, self.git = session, session.path.parent, command, git
         console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
         self.terminal = Terminal(session, console, session.clock, str(self.folder / "report.html"))
         self.musings = musings / session.state.session.name
-        self.files = Files(self.folder, command, git)
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
         self.shown: dict[Path, object] = {}
+        self.logged = 0
+        """Records that log.jsonl holds."""
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
         session.subscribe(self.update)
@@ -103,9 +104,14 @@ class Observers:
             self._write_files(Snapshot(state, records, read))
 
     def _write_files(self, log: LogReader) -> None:
-        self._guard("the files", partial(self.files.append_log, log))
+        self._guard("the files", partial(self._append_log, log))
         self._write_all(list_musings(log, self.musings))
-        self._write_all(self.files.list_files(log))
+        self._write_all(list_files(log, self.folder, self.command, self.git))
+
+    def _append_log(self, log: LogReader) -> None:
+        known, self.logged = self.logged, 0  # a failed append may leave half a line
+        write_log(log, self.folder, known)
+        self.logged = len(log.records)
 
     def _write_all(self, files: Iterable[File]) -> None:
         def write_each() -> None:

@@ -1,7 +1,6 @@
 """Render the templates: text and Markdown verbatim, HTML with every value escaped."""
 
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -83,14 +82,6 @@ FILTERS: dict[str, Any] = {
 def render_template(name: str, **facts: object) -> str:
     """Return the text of a template in `templates`, filled with facts."""
     return _load_templates().get_template(name).render(facts)
-
-
-def render_page(name: str, figures: Mapping[str, Any], **facts: object) -> str:
-    """Return a page that contains its charts and the library that draws them."""
-    from orchestrator.views.charts import load_plotly, pack
-
-    packed = {"figures": Markup(pack(figures)), "plotly": Markup(load_plotly())}  # noqa: S704 - base64
-    return render_template(name, packed=packed, figures=figures, **facts)
 
 
 def print_text(value: object) -> object:
