@@ -1,6 +1,6 @@
 """Show a session while it runs: a live view on a terminal, one plain line per event elsewhere."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple, TextIO, cast
 
 import structlog
@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.text import Text
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State
 from orchestrator.core.text import format_count
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import EventLog
@@ -79,10 +78,27 @@ class Terminal:
                 self.say(text)
 
     def render(self) -> Group:
-        """Return the live view as it is now."""
-        talks = [talk for task, talk in self.talks.items() if task not in self.log.finished]
-        facts = {"talks": talks, "messages": self.messages, "report": self.report}
-        return render_view(self.log.state, self.readings, self.clock(), *self.console.size, **facts)
+        """Return the live view: where the session stands, who does what now, how the last experiments ended."""
+        state, (width, height) = self.log.state, self.console.size
+        markup = render_template(
+            "terminal.txt",
+            state=state,
+            summary=summarize_session(state),
+            rows={row.experiment: row for row in list_rows(state)},
+            readings=self.readings,
+            talks=[talk for task, talk in self.talks.items() if task not in self.log.finished],
+            messages=self.messages,
+            report=self.report,
+            usual=estimate_run_seconds(state),
+            now=self.clock(),
+            width=width,
+            height=height,
+            fit=set_cell_size,
+            escape=escape,
+        )
+        view = Text.from_markup(markup, emoji=False, overflow="ellipsis")
+        view.no_wrap = True
+        return Group(view)
 
     def update(self) -> None:
         """Take in the new events, and print a line for each unless the live view shows it."""
@@ -121,35 +137,3 @@ class Terminal:
             number = "" if experiment is None else f"{experiment}: "
             tell = self.lines.warning if trouble else self.lines.info
             tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_day(at, seconds=True))
-
-
-def render_view(
-    state: State, readings: Mapping[int, Reading], now: float, width: int = 80, height: int = 24, **facts: object
-) -> Group:
-    """Return the live view: where the session stands, who does what now, how the last experiments ended."""
-    trains = list[tuple[int, ev.Granted, ev.Point | None, float]]()
-    for stage in state.running:
-        granted, reading = stage.granted, readings.get(stage.granted.slot)
-        point = reading.point if reading and reading.granted == granted else None
-        left = estimate_run_seconds(state) - (now - stage.since)
-        if point and point.progress:
-            left = point.seconds * (1 - point.progress) / point.progress
-        trains.append((granted.experiment, granted, point, left))
-    known = {"talks": (), "messages": (), "report": "report.html"} | facts
-    rows = {row.experiment: row for row in list_rows(state)}
-    shown = {"state": state, "summary": summarize_session(state), "rows": rows, "trains": trains, "now": now}
-    tools = {"span": _format_span, "fit": set_cell_size, "escape": escape, "width": width, "height": height}
-    text = render_template("terminal.txt", **shown, **tools, **known)
-    return Group(*(_make_line(line) for line in text.split("\n")))
-
-
-def _make_line(markup: str) -> Text:
-    line = Text.from_markup(markup, emoji=False)
-    line.no_wrap, line.overflow = True, "ellipsis"
-    return line
-
-
-def _format_span(seconds: float) -> str:
-    """Return a duration as 0:42, 7:05 or 6 h 12; 0:00 if it is negative."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"
