@@ -159,8 +159,8 @@ def test_occupancy_and_duty_leave_out_the_time_away():
 
     assert [run.outcome for run in held] == ["scored", "cut off", "cut off", "crashed", "aborted"]
     assert [run.end - run.start for run in held] == [30, 10, 0, 30, 20]
-    assert measure_utilization(records, 1) == usage.Utilization(seconds=100, occupancy=0.9, duty=0.4)
-    assert measure_utilization(records, 2) == usage.Utilization(seconds=100, occupancy=0.45, duty=0.2)
+    assert measure_utilization(records, 1) == usage.Utilization(occupancy=0.9, duty=0.4)
+    assert measure_utilization(records, 2) == usage.Utilization(occupancy=0.45, duty=0.2)
     assert measure_utilization([], 1) == usage.Utilization()
 
 

@@ -26,27 +26,23 @@ LONGEST = 1_500
 """Characters of a message; most services reject longer ones."""
 
 
-class NotifyError(UserError):
-    """No message can be sent to this URL; the text does not repeat it."""
-
-
 async def send_nothing(_title: str, _text: str) -> bool:
     """Send nothing."""
     return True
 
 
 def make_sender(url: str) -> Send:
-    """Return a function that sends to an Apprise URL, or without a URL sends nothing. Raises NotifyError."""
+    """Return a function that sends to an Apprise URL, or nothing without one. Raises UserError, without the URL."""
     if not url:
         return send_nothing
     try:
         import apprise
     except ImportError as error:
-        raise NotifyError("--notify needs Apprise: pip install -e '.[notify]' in this folder") from error
+        raise UserError("--notify needs Apprise: pip install -e '.[notify]' in this folder") from error
     logging.getLogger("apprise").disabled = True  # its messages repeat the URL
     service = apprise.Apprise(asset=apprise.AppriseAsset(storage_mode="memory"))
     if not service.add(url):
-        raise NotifyError("--notify: Apprise does not support this URL; its wiki lists others, such as ntfy://TOPIC")
+        raise UserError("--notify: Apprise does not support this URL; its wiki lists others, such as ntfy://TOPIC")
 
     async def send(title: str, text: str) -> bool:
         return bool(await service.async_notify(body=text, title=title))

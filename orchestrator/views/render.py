@@ -33,14 +33,9 @@ def format_change(gain: float | None, metric: Metric) -> str:
     return "" if gain is None else metric.format_change(-gain)
 
 
-def format_clock(at: float) -> str:
-    """Return the local time of day; `at` is in seconds since the epoch."""
-    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
-
-
-def format_day(at: float, *, seconds: bool = False) -> str:
-    """Return the local date and time of day to the minute; `at` is in seconds since the epoch."""
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M" + ":%S" * seconds)
+def format_local(at: float, pattern: str = "%Y-%m-%d %H:%M") -> str:
+    """Return the local time; `at` is in seconds since the epoch."""
+    return datetime.fromtimestamp(at).astimezone().strftime(pattern)
 
 
 def count(number: int, noun: str) -> str:
@@ -66,8 +61,7 @@ FILTERS: dict[str, Any] = {
     "score": format_score,
     "size": format_size,
     "change": format_change,
-    "clock": format_clock,
-    "day": format_day,
+    "local": format_local,
     "time": format_time,
     "rounded": _round,
     "plural": count,

@@ -17,7 +17,7 @@ from orchestrator.session.store import EventLog
 from orchestrator.views.event_text import summarize
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
-from orchestrator.views.render import format_day, render_template
+from orchestrator.views.render import format_local, render_template
 from orchestrator.views.summary import summarize as summarize_session
 
 PLAIN_SECONDS = 60.0
@@ -136,4 +136,6 @@ class Terminal:
         if not self.is_live:
             number = "" if experiment is None else f"{experiment}: "
             tell = self.lines.warning if trouble else self.lines.info
-            tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_day(at, seconds=True))
+            tell(
+                f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_local(at, "%Y-%m-%d %H:%M:%S")
+            )

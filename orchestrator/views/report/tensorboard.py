@@ -7,22 +7,16 @@ from orchestrator.views.snapshot import LogReader
 from prepare.errors import UserError
 
 
-class TensorBoardMissingError(UserError):
-    """The package that writes event files is not installed; the message says what to do."""
-
-
 def write_tensorboard(log: LogReader, folder: Path) -> None:
     """Write event files into the folder: one run for the session, one for each experiment.
 
-    A session's step is the experiment's number, an experiment's the percent of its budget used so far. Raises
-    TensorBoardMissingError and OSError.
+    A session's step is the experiment's number, an experiment's the percent of its budget used so far. Raises UserError
+    without the package tensorboardX, and OSError.
     """
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise TensorBoardMissingError(
-            "tensorboard needs tensorboardX: pip install -e '.[tensorboard]' in this folder"
-        ) from error
+        raise UserError("tensorboard needs tensorboardX: pip install -e '.[tensorboard]' in this folder") from error
     best = float("inf")
     with SummaryWriter(str(folder / "session")) as session:
         for row in list_rows(log.state):
