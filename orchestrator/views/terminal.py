@@ -1,5 +1,6 @@
 """Show a session while it runs: a live view on a terminal, one plain line per event elsewhere."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple, TextIO, cast
 
@@ -35,15 +36,6 @@ class Reading(NamedTuple):
     said: float
 
 
-class Talk(NamedTuple):
-    """A conversation with an agent: since when, in seconds since the epoch, and the dollars that it has cost."""
-
-    agent: str
-    experiment: int
-    since: float
-    usd: float = 0.0
-
-
 class Terminal:
     """Shows a session; with a live view between `open` and `close`, if the console can show one."""
 
@@ -54,7 +46,9 @@ class Terminal:
         lives = [record.seq for record in log.records if isinstance(record.event, ev.Started | ev.Resumed)]
         self.seen = lives[-1] if lives else 0
         self.readings: dict[int, Reading] = {}
-        self.talks: dict[str, Talk] = {}
+        self.talks: dict[str, ev.Record] = {}
+        """The opening of each task's latest conversation with an agent, whose dollars are in `spent`."""
+        self.spent = defaultdict[str, float](float)
         self.messages: list[str] = []
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(get_renderable=self.render, console=console, screen=self.is_live)
@@ -87,6 +81,7 @@ class Terminal:
             rows={row.experiment: row for row in list_rows(state)},
             readings=self.readings,
             talks=[talk for task, talk in self.talks.items() if task not in self.log.finished],
+            spent=self.spent,
             messages=self.messages,
             report=self.report,
             usual=estimate_run_seconds(state),
@@ -105,11 +100,11 @@ class Terminal:
         fresh, self.seen = self.log.records[self.seen :], len(self.log.records)
         for record in fresh:
             match record.event:
-                case ev.ConversationOpened(agent=agent, experiment=number):
-                    self.talks[record.task_id] = Talk(agent, number, record.at)
-                case ev.ModelReplied(usd=usd) if talk := self.talks.get(record.task_id):
-                    self.talks[record.task_id] = talk._replace(usd=talk.usd + (usd or 0.0))
-                case ev.ToolUsed() | ev.ModelReplied():
+                case ev.ConversationOpened():
+                    self.talks[record.task_id], self.spent[record.task_id] = record, 0.0
+                case ev.ModelReplied(usd=usd):
+                    self.spent[record.task_id] += usd or 0.0
+                case ev.ToolUsed():
                     pass
                 case event:
                     number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)

@@ -63,18 +63,24 @@ def write_parquet(log: LogReader) -> bytes:
 
 def _make_schema() -> Any:
     arrow = cast("Any", pa)
-    types = {kind: getattr(arrow, kind)() for kind in ("string", "int64", "float64")}
-    types["list"] = arrow.list_(types["float64"])
-    lines = (line.split(": ") for line in COLUMNS.split("\n") if line)
-    return arrow.schema([(name, types[kind]) for kind, names in lines for name in names.split()])
+    lines = (line.split(": ") for line in COLUMNS.strip().split("\n"))
+    fields = [(name, kind) for kind, names in lines for name in names.split()]
+    return arrow.schema([(name, arrow.list_(arrow.float64()) if kind == "list" else kind) for name, kind in fields])
 
 
 def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, Any]:
-    settings = row.proposal.settings
-    known: dict[str, Any] = {
+    known: dict[str, Any] = {}
+    for part in (row.proposal, row.commit, row.crash, row.postmortem):
+        known |= part.model_dump() if part else {}
+    for run in row.runs[:1]:
+        known |= {name: value or None for name, value in run.metrics.model_dump().items()} | {"tier": run.tier}
+    if settings := row.proposal.settings:
+        value = next(iter(settings.values())) if len(settings) == 1 else settings
+        known |= {"parameter": " + ".join(settings), "value": json.dumps(value, ensure_ascii=False)}
+    return known | {
         "session": session,
+        "base": row.commit.parent if row.commit else None,
         "against": row.incumbent,
-        **row.proposal.model_dump(exclude={"settings"}),
         **{name: getattr(row, name) for name in ("experiment", "status", "gain", "error", "sigma")},
         "metric": row.task.metric.name,
         "val_bpb": row.value,
@@ -85,16 +91,3 @@ def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, An
         "output_tokens": usage.output,
         "usd": None if usage.unpriced else usage.usd,
     }
-    if settings:
-        value = next(iter(settings.values())) if len(settings) == 1 else settings
-        known |= {"parameter": " + ".join(settings), "value": json.dumps(value, ensure_ascii=False)}
-    if row.commit:
-        known |= row.commit.model_dump(include={"commit", "fingerprint", "added", "removed", "how"})
-        known["base"] = row.commit.parent
-    if row.crash:
-        known |= {"failure": row.crash.failure, "message": row.crash.message}
-    for run in row.runs[:1]:
-        known |= {name: value or None for name, value in run.metrics.model_dump().items()} | {"tier": run.tier}
-    if row.postmortem:
-        known |= row.postmortem.model_dump()
-    return known
