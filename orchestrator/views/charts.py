@@ -5,9 +5,7 @@ Colors are readable on white and on black, since the page follows the reader's s
 
 import base64
 import gzip
-import html
 import json
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from math import sqrt
@@ -18,9 +16,8 @@ from markupsafe import Markup
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import FinishedRun, interpolate_loss
-from orchestrator.core.text import shorten
 from orchestrator.views.experiments import ExperimentRow
-from orchestrator.views.render import count, format_change, format_score, render_template
+from orchestrator.views.render import render_template
 from orchestrator.views.summary import Summary
 
 Figure = dict[str, Any]
@@ -143,20 +140,9 @@ def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color:
         "error_y": {"type": "data", "array": errors, "color": color, "thickness": 1, "width": 0},
         "marker": {"color": color, "size": size, "symbol": symbols},
         "customdata": [row.experiment for row in rows],
-        "hovertext": [_describe_point(row) for row in rows],
+        "hovertext": [render_template("point.txt", row=row) for row in rows],
         "hoverinfo": "text",
     }
-
-
-def _describe_point(row: ExperimentRow) -> str:
-    title, why = (
-        "<br>".join(textwrap.wrap(html.escape(text), 60))
-        for text in (f"{row.experiment}. {row.title}", shorten(row.reason, 240) if row.experiment else "")
-    )
-    metric = row.task.metric
-    seeds = f"{format_score(row.val_bpb, metric)}, {count(len(row.scores), row.task.noun)}" if row.scores else ""
-    facts = " · ".join(filter(None, (row.status, seeds, format_change(row.gain, metric))))
-    return "<br>".join(filter(None, (f"<b>{title}</b>", facts, why)))
 
 
 def _place(
