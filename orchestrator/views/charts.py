@@ -57,7 +57,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
         _draw_points(kept, top, noise, GOOD, 11),
     ]
     offered = {
-        axis: _place(axis, places, kept, (others, failed, kept))
+        axis: _place(axis, places, (others, failed, kept))
         for axis, places in axes.items()
         if axis == STEPPED[0] or len({places.get(row.experiment) for row in scored}) > 1
     }
@@ -145,13 +145,12 @@ def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color:
     }
 
 
-def _place(
-    axis: str, places: Places, kept: Iterable[ExperimentRow], groups: Iterable[Sequence[ExperimentRow]]
-) -> list[list[float | None]]:
-    """Return the positions of all traces along an axis: three times the steps, then the groups of points."""
+def _place(axis: str, places: Places, groups: Iterable[Sequence[ExperimentRow]]) -> list[list[float | None]]:
+    """Return the positions of all traces along an axis: three times the last group's steps, then all groups' points."""
+    points = [[places.get(row.experiment) for row in group] for group in groups]
     last = max((at for at in places.values() if at is not None), default=None)
-    stairs = [*(places.get(row.experiment) for row in kept), last] if axis in STEPPED else []
-    return [stairs, stairs, stairs, *([places.get(row.experiment) for row in group] for group in groups)]
+    stairs = [*points[-1], last] if axis in STEPPED else []
+    return [stairs, stairs, stairs, *points]
 
 
 def _average_curve(runs: Sequence[FinishedRun]) -> Iterator[tuple[float, float]]:

@@ -37,6 +37,7 @@ class ExperimentRow:
     scores: tuple[ev.Scored, ...] = ()
     crash: ev.Crashed | None = None
     verdict: ev.Verdict | ev.Refused | ev.Abandoned | None = None
+    """None while the experiment is under way."""
     postmortem: ev.Postmortem | None = None
     compared: tuple[ev.Scored, ...] = ()
     """The incumbent's runs that the verdict compares with."""
@@ -63,10 +64,6 @@ class ExperimentRow:
         return getattr(self.verdict, "error", None)
 
     @property
-    def sigma(self) -> float | None:
-        return getattr(self.verdict, "sigma", None)
-
-    @property
     def reason(self) -> str:
         return make_printable(shorten(getattr(self.verdict, "reason", ""), REASON))
 
@@ -75,22 +72,12 @@ class ExperimentRow:
         """The scored runs; if there are none, the run that crashed or was pruned."""
         return self.scores or [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
 
-    @property
-    def memory_mb(self) -> float:
-        return max((run.metrics.memory_mb for run in self.runs), default=0.0)
-
-    @property
-    def is_decided(self) -> bool:
-        return self.status not in UNFINISHED.values()
-
 
 def list_rows(state: st.State) -> list[ExperimentRow]:
     """Return all experiments by number."""
     names = [field.name for field in fields(ExperimentRow)]
-    judged = [
-        replace(row, commit=state.parents.get(row.experiment, row.commit))  # the one on the branch, where it is kept
-        for row in (ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged)
-    ]
+    rows = [ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged]
+    judged = [replace(row, commit=state.parents.get(row.experiment, row.commit)) for row in rows]  # as on the branch
     under_way = [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
     return sorted([*judged, *under_way], key=lambda row: row.experiment)
 

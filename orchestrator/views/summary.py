@@ -52,7 +52,7 @@ class Summary:
 def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
-    decided = [row for row in rows if row.experiment and row.is_decided]
+    decided = [row for row in rows if row.experiment and row.verdict]
     kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
     expected = state.incumbent.score_to_beat if state.incumbent else None
     baseline = expected if state.baseline_bpb is None else state.baseline_bpb

@@ -58,7 +58,9 @@ def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Place
             for record in log.records
             if isinstance(record.event, Kept | Discarded | Failed | Pruned)
         },
-        "MB of memory": {row.experiment: row.memory_mb or None for row in rows},
+        "MB of memory": {
+            row.experiment: max(run.metrics.memory_mb for run in row.runs) or None for row in rows if row.runs
+        },
         "lines of train.py": {
             row.experiment: len(log.get(row.commit.source).splitlines()) for row in rows if row.commit
         },
