@@ -1,6 +1,6 @@
 """Give each experiment, closed or open, a row with all that is known about it; every view is written from rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
@@ -9,8 +9,8 @@ from orchestrator.core import state as st
 from orchestrator.core.description import FinishedRun
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, shorten
+from orchestrator.session.store import EventLog
 from orchestrator.views.output import make_printable
-from orchestrator.views.snapshot import LogReader
 
 UNFINISHED: Mapping[type[st.Stage], st.Status] = {
     st.Idea: "proposed",
@@ -22,6 +22,18 @@ REASON = 1_000
 """Characters of a verdict's reason."""
 DIFF_LINES, DIFF_CHARACTERS = 80, 20_000
 """Longer diffs are cut; the commit holds the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A log as it stood at one moment, from which views can be rendered in any thread."""
+
+    state: st.State
+    records: Sequence[ev.Record]
+    get: Callable[[ev.Digest], str]
+
+
+LogReader = EventLog | Snapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ from pathlib import Path
 from orchestrator.core.events import Proposed
 from orchestrator.core.state import Decided, State
 from orchestrator.core.text import flatten
-from orchestrator.views.experiments import ExperimentRow, list_rows, show_diff
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.musings_search import read_musing
-from orchestrator.views.render import render_template
-from orchestrator.views.snapshot import File, LogReader
+from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
 

@@ -17,13 +17,12 @@ from orchestrator.core.events import Granted, Point, Record
 from orchestrator.core.state import State
 from orchestrator.core.text import flatten
 from orchestrator.session.store import Session
-from orchestrator.views.experiments import list_rows, select_retried
+from orchestrator.views.experiments import LogReader, Snapshot, list_rows, select_retried
 from orchestrator.views.musings import list_musings, list_rationales
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
-from orchestrator.views.render import render_template
+from orchestrator.views.render import File, render_template
 from orchestrator.views.report.files import list_files, write_log
-from orchestrator.views.snapshot import File, LogReader, Snapshot
 from orchestrator.views.summary import describe_trust, suggest_command, summarize
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization

@@ -1,6 +1,7 @@
 """Render the templates: text and Markdown verbatim, HTML with every value escaped."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from orchestrator.views.output import make_printable
 
 LONGEST = 20_000
 """Characters of a text by an agent or a run."""
+File = tuple[Path, object, Callable[[], str | bytes]]
+"""Path, content key and renderer of a file, which is rendered again only when its key has changed."""
 
 
 def format_score(score: float | None, metric: Metric) -> str:

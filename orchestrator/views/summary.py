@@ -12,9 +12,8 @@ from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.pruning import count_false_prunes
-from orchestrator.views.experiments import ExperimentRow, list_rows
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
 from orchestrator.views.render import format_change, format_score, format_size, render_template
-from orchestrator.views.snapshot import LogReader
 from prepare.command import write_command
 
 

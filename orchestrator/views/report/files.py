@@ -5,9 +5,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from orchestrator.views.experiments import LogReader
+from orchestrator.views.render import File
 from orchestrator.views.report.page import render_report
 from orchestrator.views.report.tables import write_parquet, write_results
-from orchestrator.views.snapshot import File, LogReader
 from prepare.command import write_command
 from prepare.files import write_atomically
 

@@ -12,8 +12,7 @@ from orchestrator.policy.ablation import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views.charts import Figure, Places, draw_curves, draw_progress, render_page
-from orchestrator.views.experiments import ExperimentRow, list_rows, select_retried, show_diff
-from orchestrator.views.snapshot import LogReader
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, select_retried, show_diff
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.command import write_command

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 
 from orchestrator.core.events import ModelReplied
 from orchestrator.core.state import State, Usage
-from orchestrator.views.experiments import ExperimentRow, list_rows
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
 from orchestrator.views.render import render_template
-from orchestrator.views.snapshot import LogReader
 
 COLUMNS = """
 string: session

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from orchestrator.views.experiments import list_rows
-from orchestrator.views.snapshot import LogReader
+from orchestrator.views.experiments import LogReader, list_rows
 from prepare.errors import UserError
 
 
