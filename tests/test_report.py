@@ -20,8 +20,8 @@ from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import render_index
 from orchestrator.views.report import files
+from orchestrator.views.report.files import write_parquet, write_results
 from orchestrator.views.report.page import render_report
-from orchestrator.views.report.tables import write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.files import write_atomically

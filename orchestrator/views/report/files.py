@@ -1,16 +1,52 @@
-"""Write log.jsonl, results.tsv, ledger.parquet and report.html beside a session; all can be rebuilt."""
+"""Write log.jsonl, results.tsv, ledger.parquet and report.html beside a session; all can be rebuilt.
 
-from collections.abc import Callable, Iterator
+ledger.parquet holds everything about each experiment, for pandas, DuckDB and similar tools; results.tsv has
+autoresearch's own five columns, so that its tools can read it.
+"""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
-from orchestrator.views.experiments import LogReader
-from orchestrator.views.render import File
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.core.events import ModelReplied
+from orchestrator.core.state import State, Usage
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
+from orchestrator.views.render import File, render_template
 from orchestrator.views.report.page import render_report
-from orchestrator.views.report.tables import write_parquet, write_results
 from prepare.command import write_command
 from prepare.files import write_atomically
+
+COLUMNS = """
+string: session
+int64: experiment
+string: status title hypothesis rationale family parameter direction value
+float64: expected_delta
+string: instructions author
+int64: base against
+string: commit fingerprint
+int64: added removed
+string: how
+string: metric
+list: scores
+float64: val_bpb gain error sigma
+string: reason failure message
+float64: train_seconds total_seconds
+int64: steps tokens parameters
+float64: memory_mb
+string: tier verdict happened why lesson next
+int64: input_tokens cached_tokens output_tokens
+float64: usd
+"""
+"""val_bpb and scores are values of the metric. Seconds, steps and tokens are of the first run; gain is positive where
+better; unknown is null, never 0."""
 
 
 def list_files(
@@ -40,3 +76,53 @@ def write_files(log: LogReader, folder: Path, command: Callable[..., str] = writ
     write_log(log, folder)
     for path, _, render in list_files(log, folder, command, git):
         write_atomically(path, render())
+
+
+def write_results(state: State) -> str:
+    """Return the content of results.tsv: a line for each experiment that was trained and judged, by number."""
+    return render_template("results.tsv", rows=list_rows(state), metric=state.session.task.metric)
+
+
+def write_parquet(log: LogReader) -> bytes:
+    """Return the content of ledger.parquet."""
+    session, usage = log.state.session.name, defaultdict[int, Usage](Usage)
+    for reply in (record.event for record in log.records if isinstance(record.event, ModelReplied)):
+        usage[reply.experiment] = usage[reply.experiment].add(reply)
+    rows = [_make_row(session, row, usage[row.experiment]) for row in list_rows(log.state)]
+    buffer = io.BytesIO()
+    table = cast("Any", pa.Table).from_pylist(rows, schema=_make_schema())
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _make_schema() -> Any:
+    arrow = cast("Any", pa)
+    lines = (line.split(": ") for line in COLUMNS.strip().split("\n"))
+    fields = [(name, kind) for kind, names in lines for name in names.split()]
+    return arrow.schema([(name, arrow.list_(arrow.float64()) if kind == "list" else kind) for name, kind in fields])
+
+
+def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, Any]:
+    known: dict[str, Any] = {}
+    for part in (row.proposal, row.commit, row.crash, row.postmortem):
+        known |= part.model_dump() if part else {}
+    for run in row.runs[:1]:
+        known |= {name: value or None for name, value in run.metrics.model_dump().items()} | {"tier": run.tier}
+    if settings := row.proposal.settings:
+        value = next(iter(settings.values())) if len(settings) == 1 else settings
+        known |= {"parameter": " + ".join(settings), "value": json.dumps(value, ensure_ascii=False)}
+    return known | {
+        "session": session,
+        "base": row.commit.parent if row.commit else None,
+        "against": row.incumbent,
+        **{name: getattr(row, name) for name in ("experiment", "status", "gain", "error")},
+        "sigma": getattr(row.verdict, "sigma", None),
+        "metric": row.task.metric.name,
+        "val_bpb": row.value,
+        "scores": [row.task.metric.sign * score.val_bpb for score in row.scores],
+        "reason": row.reason or None,
+        "input_tokens": usage.input,
+        "cached_tokens": usage.cached,
+        "output_tokens": usage.output,
+        "usd": None if usage.unpriced else usage.usd,
+    }
