@@ -303,7 +303,7 @@ def test_the_charts_are_figures_of_plotly(session):
 
     for figure in (
         progress,
-        charts.draw_curves({"one": scored[1].runs, "other": scored[0].runs}),
+        charts.draw_curves(scored[1]),
         comparison.draw_courses([course, course]),
     ):
         go.Figure(figure)

@@ -86,7 +86,7 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
     return [summary.task.metric.sign * level for level in levels], places
 
 
-def compute_interval(values: Sequence[float]) -> tuple[float, float]:
+def _compute_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and half its 90 % interval by Student's t, which is valid for few sessions, too."""
     return fmean(values), get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
 
@@ -101,20 +101,16 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
     arms = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
     for arm, members in arms.items():
         if len(members) > 1:
-            found.append((f"{arm}, mean of {len(members)} nights", *compute_interval([row.gain for row in members])))
+            found.append((f"{arm}, mean of {len(members)} nights", *_compute_interval([row.gain for row in members])))
     for (arm, members), (other, others) in combinations(arms.items(), 2):
-        if len(gains := pair_gains(members, others)) > 1:
-            found.append((f"{arm} more than {other}, {len(gains)} pairs of equal seeds", *compute_interval(gains)))
+        theirs = {row.conditions: row.gain for row in others}
+        gains = [row.gain - theirs[row.conditions] for row in members if row.conditions in theirs]
+        if len(gains) > 1:
+            found.append((f"{arm} more than {other}, {len(gains)} pairs of equal seeds", *_compute_interval(gains)))
     return found or [
         (f"{row.name} more than {rows[0].name}", row.gain - rows[0].gain, hypot(row.margin, rows[0].margin))
         for row in rows[1:]
     ]
-
-
-def pair_gains(arm: Sequence[SessionFigures], other: Sequence[SessionFigures]) -> list[float]:
-    """Return how much more one arm gained than the other, for each pair of sessions under the same conditions."""
-    theirs = {row.conditions: row.gain for row in other}
-    return [row.gain - theirs[row.conditions] for row in arm if row.conditions in theirs]
 
 
 def draw_courses(courses: Sequence[SessionFigures]) -> Figure:

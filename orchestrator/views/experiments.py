@@ -1,6 +1,6 @@
 """Give each experiment, closed or open, a row with all that is known about it; every view is written from rows."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
@@ -92,11 +92,6 @@ def list_rows(state: st.State) -> list[ExperimentRow]:
     judged = [replace(row, commit=state.parents.get(row.experiment, row.commit)) for row in rows]  # as on the branch
     under_way = [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
     return sorted([*judged, *under_way], key=lambda row: row.experiment)
-
-
-def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the experiments that ran with more than one seed."""
-    return [row for row in rows if row.gain is not None and len(row.scores) > 1]
 
 
 def show_diff(log: LogReader, row: ExperimentRow) -> str:

@@ -17,7 +17,7 @@ from orchestrator.core.events import Granted, Point, Record
 from orchestrator.core.state import State
 from orchestrator.core.text import flatten
 from orchestrator.session.store import Session
-from orchestrator.views.experiments import LogReader, Snapshot, list_rows, select_retried
+from orchestrator.views.experiments import LogReader, Snapshot, list_rows
 from orchestrator.views.musings import list_musings, list_rationales
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
@@ -99,7 +99,7 @@ class Observers:
             text = render_template(
                 "ending.txt",
                 summary=summarize(state),
-                late=sum(row.status == "discarded" for row in select_retried(list_rows(state))),
+                rows=list_rows(state),
                 trust=describe_trust(self.session),
                 used=measure_utilization(self.session.records, state.session.slots),
                 folder=self.folder,

@@ -11,8 +11,8 @@ from orchestrator.core.state import UNTESTED
 from orchestrator.policy.ablation import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
-from orchestrator.views.charts import Figure, Places, draw_curves, draw_progress, render_page
-from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, select_retried, show_diff
+from orchestrator.views.charts import Places, draw_curves, draw_progress, render_page
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.command import write_command
@@ -24,17 +24,15 @@ PATIENCE = 2.0
 def render_report(log: LogReader, command: Callable[..., str] = write_command, git: str = "git") -> str:
     """Return the page; `command` completes a command of ours, `git` begins one about the script."""
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
-    curves = {f"curve-{row.experiment}": _draw_curve(row) for row in rows}
-    figures = {"progress": draw_progress(rows, _list_axes(log, rows), summary)}
+    curves = {f"curve-{row.experiment}": curve for row in rows if (curve := draw_curves(row))}
     return render_page(
         "page.html",
-        figures | {name: curve for name, curve in curves.items() if curve},
+        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves,
         state=state,
         summary=summary,
         rows=rows,
         held=list_runs(log.records),
         used=measure_utilization(log.records, state.session.slots),
-        retried=select_retried(rows),
         trust=describe_trust(log),
         near_miss=NEAR_MISS,
         untested=UNTESTED,
@@ -67,8 +65,3 @@ def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Place
     for name in dict.fromkeys(name for row in rows for score in row.scores for name in score.reported):
         axes[name] = {row.experiment: row.scores[0].reported.get(name) for row in rows if row.scores}
     return axes
-
-
-def _draw_curve(row: ExperimentRow) -> Figure | None:
-    beside = {f"experiment {row.incumbent}": row.compared} if row.experiment else {}
-    return draw_curves({f"experiment {row.experiment}": row.runs} | beside) if row.runs else None
