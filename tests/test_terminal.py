@@ -23,10 +23,10 @@ def console(width=80, *, terminal=False) -> Console:
     return Console(file=io.StringIO(), width=width, height=24, force_terminal=terminal, color_system=None)
 
 
-def shown(log, readings=(), now=None, width=80) -> str:
+def shown(log, points=(), now=None, width=80) -> str:
     to = console(width)
     terminal = Terminal(log, to, lambda: now or log.state.now)
-    terminal.readings.update(readings)
+    terminal.points.update(points)
     to.print(terminal.render())
     return to.file.getvalue()
 
@@ -116,7 +116,7 @@ def test_the_live_view_fits_and_shows_what_counts(session, width):
     to = console(width)
     terminal = Terminal(log, to, lambda: log.state.now + 9)
     terminal.progress(granted, ev.Point(seconds=8, progress=0.42, loss=4.3123), 15_000.0)
-    text = shown(log, terminal.readings, log.state.now + 9, width)
+    text = shown(log, terminal.points, log.state.now + 9, width)
 
     assert all(len(line) <= width for line in text.splitlines())
     assert len(text.splitlines()) <= 16

@@ -24,7 +24,6 @@ Figure = dict[str, Any]
 """In plotly's own schema: `data`, a list of traces, and `layout`."""
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
-DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
 """Marker by (on the scale, without a score)."""
 CURVE_POINTS = 48

@@ -10,10 +10,11 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, State, apply
 from orchestrator.core.task import Metric
 from orchestrator.policy.noise import get_t_90
-from orchestrator.views.charts import DASHES, Figure, render_page
+from orchestrator.views.charts import Figure, render_page
 from orchestrator.views.render import format_score, format_size
 from orchestrator.views.summary import Summary, summarize
 
+DASHES = ("solid", "dash", "dot", "dashdot")
 ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
 
 

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
 
 from rich.cells import set_cell_size
 from rich.console import Console, Group
@@ -27,14 +26,6 @@ LONGEST = 2_000
 TROUBLE = {"crashed", "aborted", "failed", "abandoned", "unanswered", "fell_back", "waiting"}
 
 
-class Reading(NamedTuple):
-    """A run's last progress, and when a plain line last showed it."""
-
-    granted: ev.Granted
-    point: ev.Point
-    said: float
-
-
 class Terminal:
     """Shows a session; with a live view between `open` and `close`, if the console can show one."""
 
@@ -44,7 +35,10 @@ class Terminal:
         self.log, self.console, self.clock, self.report = log, console, clock, report
         lives = [record.seq for record in log.records if isinstance(record.event, ev.Started | ev.Resumed)]
         self.seen = lives[-1] if lives else 0
-        self.readings: dict[int, Reading] = {}
+        self.points: dict[tuple[int, int], ev.Point] = {}
+        """How far each run has come, by experiment and run."""
+        self.said: dict[tuple[int, int], float] = {}
+        """When a plain line last showed it."""
         self.talks: dict[str, ev.Record] = {}
         """The opening of each task's latest conversation with an agent, whose dollars are in `spent`."""
         self.spent = defaultdict[str, float](float)
@@ -75,7 +69,7 @@ class Terminal:
             state=state,
             summary=summarize_session(state),
             rows={row.experiment: row for row in list_rows(state)},
-            readings=self.readings,
+            points=self.points,
             talks=[talk for task, talk in self.talks.items() if task not in self.log.finished],
             spent=self.spent,
             messages=self.messages,
@@ -104,15 +98,14 @@ class Terminal:
                     pass
                 case event:
                     number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)
-                    self._print_line(record.at, event.kind, number, text, trouble=event.kind in TROUBLE)
+                    self._print_line(record.at, event.kind, number, text)
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""
-        last, now = self.readings.get(granted.slot), self.clock()
-        before = last.said if last and last.granted == granted else now
-        due = now - before >= PLAIN_SECONDS
-        self.readings[granted.slot] = Reading(granted, point, now if due else before)
-        if due:
+        run, now = (granted.experiment, granted.run), self.clock()
+        self.points[run] = point
+        if now - self.said.setdefault(run, now) >= PLAIN_SECONDS:
+            self.said[run] = now
             text = f"{point.progress:.0%} done, loss {point.loss:.4f}, {format_count(rate)} tokens per second"
             self._print_line(now, "training", granted.experiment, text)
 
@@ -123,8 +116,8 @@ class Terminal:
         else:
             self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
 
-    def _print_line(self, at: float, kind: str, experiment: int | None, text: str, *, trouble: bool = False) -> None:
+    def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
         if not self.is_live:
-            number, level = "" if experiment is None else f"{experiment}: ", "warning" if trouble else "info"
+            number, level = "" if experiment is None else f"{experiment}: ", "warning" if kind in TROUBLE else "info"
             line = f"{format_local(at, '%Y-%m-%d %H:%M:%S')} [{level:9}] {kind.replace('_', ' '):10} {number}{text}"
             print(line.rstrip(), file=self.console.file, flush=True)
