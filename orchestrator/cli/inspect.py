@@ -20,7 +20,7 @@ from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, Usage
 from orchestrator.core.events import Forked, Resumed, Started
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
-from orchestrator.views.musings_search import search
+from orchestrator.views.musings import search
 from orchestrator.views.render import format_size, render_template
 from orchestrator.views.summary import summarize
 from prepare.files import write_atomically
