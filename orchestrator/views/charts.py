@@ -8,7 +8,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean
 from typing import Any
 
@@ -24,8 +24,6 @@ Figure = dict[str, Any]
 """In plotly's own schema: `data`, a list of traces, and `layout`."""
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
-SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
-"""Marker by (on the scale, without a score)."""
 CURVE_POINTS = 48
 STEPPED = ("experiment", "hours")
 """Axes along which the score to beat is drawn as steps."""
@@ -39,7 +37,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
 
     The chart opens along the first of STEPPED; buttons switch to the other axes on which experiments differ.
     """
-    scored = [row for row in rows if row.val_bpb is not None]
+    scored = [row for row in rows if row.scores]
     kept = [row for row in scored if row.status == "kept"]
     others = [row for row in scored if row.status != "kept"]
     failed = [row for row in rows if row.status in ("crashed", "pruned")]
@@ -131,14 +129,13 @@ def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]
 
 def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
     """Draw experiments with error bars of two standard errors; failures and those off the scale at its top."""
-    scores = [row.val_bpb for row in rows]
-    on_scale = [score is not None and score <= top for score in scores]
-    errors = [noise / sqrt(len(row.scores)) if shown else 0.0 for row, shown in zip(rows, on_scale, strict=True)]
-    symbols = [SYMBOLS[shown, score is None] for shown, score in zip(on_scale, scores, strict=True)]
+    scores = [inf if row.val_bpb is None else row.val_bpb for row in rows]
+    errors = [noise / sqrt(len(row.scores)) if score <= top else 0.0 for row, score in zip(rows, scores, strict=True)]
+    symbols = ["circle" if score <= top else "triangle-up" if score < inf else "x" for score in scores]
     return {
         "type": "scatter",
         "mode": "markers",
-        "y": [top if score is None else min(score, top) for score in scores],
+        "y": [min(score, top) for score in scores],
         "error_y": {"type": "data", "array": errors, "color": color, "thickness": 1, "width": 0},
         "marker": {"color": color, "size": size, "symbol": symbols},
         "customdata": [row.experiment for row in rows],
