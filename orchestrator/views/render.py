@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +76,22 @@ FILTERS: dict[str, Any] = {
 }
 
 
-def render_template(name: str, **facts: object) -> str:
-    """Return the text of a template in `templates`, filled with facts."""
-    return _load_templates().get_template(name).render(facts)
-
-
 def print_text(value: object) -> object:
     """Return what a template prints for a value: untrusted text made printable and cut."""
     return make_printable(value, LONGEST) if type(value) is str else value
 
 
-@cache
-def _load_templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=jinja2.select_autoescape(),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=print_text,
-    )
-    environment.filters.update(FILTERS)
-    return environment
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=jinja2.select_autoescape(),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=print_text,
+)
+TEMPLATES.filters.update(FILTERS)
+
+
+def render_template(name: str, **facts: object) -> str:
+    """Return the text of a template in `templates`, filled with facts."""
+    return TEMPLATES.get_template(name).render(facts)
