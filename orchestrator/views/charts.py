@@ -44,7 +44,10 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     scores, metric = sorted(row.val_bpb or 0.0 for row in scored) or [0.0], summary.task.metric
     sign, usual, low = metric.sign, scores[int(0.9 * (len(scores) - 1))], scores[0]
     top = max(usual if summary.baseline is None else summary.baseline, usual) + 4 * summary.sigma
-    levels, noise = _list_levels(kept, summary), 2 * summary.sigma
+    levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
+    if levels and summary.baseline is not None and summary.best is not None:
+        levels = [summary.baseline, *levels[1:], summary.best]  # a line begins and ends as the summary tells
+    noise = 2 * summary.sigma
     traces: list[Figure] = [
         STAIRS | {"y": [level - noise for level in levels]},
         STAIRS | {"y": [level + noise for level in levels], "fill": "tonexty", "fillcolor": BAND},
@@ -117,14 +120,6 @@ def _load_plotly() -> Markup:
     from plotly.offline import get_plotlyjs  # takes a while to import
 
     return _pack(get_plotlyjs())
-
-
-def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]:
-    """Return the score to beat after each keep, the baseline's first, and the summary's best at the end."""
-    levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
-    if not levels or summary.baseline is None or summary.best is None:
-        return levels
-    return [summary.baseline, *levels[1:], summary.best]
 
 
 def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
