@@ -22,6 +22,7 @@ from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
 from orchestrator.views.render import File, render_template
 from orchestrator.views.report.page import render_report
 from prepare.command import write_command
+from prepare.errors import UserError
 from prepare.files import write_atomically
 
 COLUMNS = """
@@ -89,17 +90,37 @@ def write_parquet(log: LogReader) -> bytes:
     for reply in (record.event for record in log.records if isinstance(record.event, ModelReplied)):
         usage[reply.experiment] = usage[reply.experiment].add(reply)
     rows = [_make_row(session, row, usage[row.experiment]) for row in list_rows(log.state)]
-    buffer = io.BytesIO()
-    table = cast("Any", pa.Table).from_pylist(rows, schema=_make_schema())
+    arrow, buffer = cast("Any", pa), io.BytesIO()
+    lines = (line.split(": ") for line in COLUMNS.strip().split("\n"))
+    types = {name: kind for kind, names in lines for name in names.split()} | {"scores": arrow.list_(arrow.float64())}
+    table = arrow.Table.from_pylist(rows, schema=arrow.schema(types.items()))
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def _make_schema() -> Any:
-    arrow = cast("Any", pa)
-    lines = (line.split(": ") for line in COLUMNS.strip().split("\n"))
-    fields = [(name, kind) for kind, names in lines for name in names.split()]
-    return arrow.schema([(name, arrow.list_(arrow.float64()) if kind == "list" else kind) for name, kind in fields])
+def write_tensorboard(log: LogReader, folder: Path) -> None:
+    """Write event files into the folder: one run for the session, one for each experiment.
+
+    A session's step is the experiment's number, an experiment's the percent of its budget used so far. Raises UserError
+    without the package tensorboardX, and OSError.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("tensorboard needs tensorboardX: pip install -e '.[tensorboard]' in this folder") from error
+    best = float("inf")
+    with SummaryWriter(str(folder / "session")) as session:
+        for row in list_rows(log.state):
+            if not row.runs:
+                continue
+            with SummaryWriter(str(folder / f"{row.experiment:04}")) as run:
+                run.add_text("proposal", f"{row.proposal.title}: {row.status}\n\n{row.proposal.rationale}")
+                for point in row.runs[0].curve:
+                    run.add_scalar("loss", point.loss, round(100 * point.progress))
+            if row.val_bpb is not None:
+                best, metric = min(best, row.val_bpb) if row.status == "kept" else best, row.task.metric
+                session.add_scalar(metric.name, row.value, row.experiment)
+                session.add_scalar("best", metric.sign * best, row.experiment)
 
 
 def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, Any]:
