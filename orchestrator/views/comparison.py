@@ -116,8 +116,8 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
 
 def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
     """Draw the best scores of sessions along each axis that is not all zero, in one color per arm."""
-    names = ("x", "x2", "x3")
-    axes = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
+    found = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
+    axes = dict(zip(("", "2", "3"), found, strict=False))
     colors = dict(zip(dict.fromkeys(course.arm for course in courses), cycle(ARMS), strict=False))
     traces = [
         {
@@ -125,21 +125,21 @@ def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
             "mode": "lines+markers",
             "name": f"{course.name} ({course.arm})",
             "legendgroup": course.name,
-            "showlegend": name == "x",
+            "showlegend": not number,
             "x": course.places[axis],
             "y": course.best,
-            "xaxis": name,
+            "xaxis": f"x{number}",
             "line": {"color": colors[course.arm], "shape": "hv", "dash": dash},
         }
         for course, dash in zip(courses, cycle(DASHES), strict=False)
-        for name, axis in zip(names, axes, strict=False)
+        for number, axis in axes.items()
     ]
     layout = {
-        **{name.replace("x", "xaxis"): {"title": {"text": axis}} for name, axis in zip(names, axes, strict=False)},
+        **{f"xaxis{number}": {"title": {"text": axis}} for number, axis in axes.items()},
         "yaxis": {"title": {"text": "best so far"}},
         "showlegend": True,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25},
-        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},
+        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"x{number}y" for number in axes]]},
     }
     return {"data": traces, "layout": layout}
 

@@ -13,7 +13,7 @@ from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
-from orchestrator.views.render import format_change, format_score, format_size, render_template
+from orchestrator.views.render import format_change, format_size, render_template
 from prepare.command import write_command
 
 
@@ -91,20 +91,18 @@ def describe_trust(log: LogReader) -> str:
 
 def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, incumbent's value and change of every measurement, as means over seeds."""
-    if not row.runs:
-        return []
-    metric, change, other = row.task.metric, "", ""
-    if row.gain is not None and row.error:
-        change = f"{format_change(row.gain, metric)} ± {format_size(row.error, metric)}"
-    if row.gain is not None and row.val_bpb is not None:
-        other = metric.format_score(row.val_bpb + row.gain)
-    table = [(metric.name, format_score(row.val_bpb, metric), other, change)] if row.scores else []
-    if len(row.scores) > 1:
-        values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
-        table.append((f"by {row.task.noun}", values, "", ""))
-    theirs = row.compared[0].reported if row.compared else {}
-    for name, value in (row.scores[0].reported if row.scores else {}).items():
-        table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
+    table, metric, change, other = list[tuple[str, str, str, str]](), row.task.metric, "", ""
+    if row.val_bpb is not None:
+        if row.gain is not None:
+            other = metric.format_score(row.val_bpb + row.gain)
+            change = f"{format_change(row.gain, metric)} ± {format_size(row.error, metric)}" if row.error else ""
+        table.append((metric.name, metric.format_score(row.val_bpb), other, change))
+        if len(row.scores) > 1:
+            values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
+            table.append((f"by {row.task.noun}", values, "", ""))
+        theirs = row.compared[0].reported if row.compared else {}
+        for name, value in row.scores[0].reported.items():
+            table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
     for label, ours, base in compare_metrics(row.runs, row.compared):
         if ours:
             change = f"{ours / base - 1:+.0%}".replace("-", "−") if base else ""

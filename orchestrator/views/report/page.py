@@ -17,9 +17,6 @@ from orchestrator.views.summary import describe_trust, suggest_command, summariz
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.command import write_command
 
-PATIENCE = 2.0
-"""Runs, in their usual length, after which a page that was not written again is overdue."""
-
 
 def render_report(log: LogReader, command: Callable[..., str] = write_command, git: str = "git") -> str:
     """Return the page; `command` completes a command of ours, `git` begins one about the script."""
@@ -41,7 +38,7 @@ def render_report(log: LogReader, command: Callable[..., str] = write_command, g
         tabulate=tabulate,
         suggested=suggest_command(log, command),
         command=command,
-        due=max([state.now + PATIENCE * estimate_run_seconds(state), *(w.until for w in state.waiting.values())]),
+        run_seconds=estimate_run_seconds(state),
         git=git,
     )
 
