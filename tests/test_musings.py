@@ -6,7 +6,7 @@ import yaml
 from orchestrator.core.events import BaselineCommitted, Proposal, Proposed, Refused
 from orchestrator.session.store import Session
 from orchestrator.views import musings
-from orchestrator.views.musings_search import search
+from orchestrator.views.musings import search
 from prepare.files import write_atomically
 from tests.fakes import started
 from tests.simulated import SOURCE, night

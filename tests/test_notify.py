@@ -11,8 +11,9 @@ import pytest
 
 from orchestrator.core.events import Waiting
 from orchestrator.ports import Log
-from orchestrator.views.notify import Notifier, NotifyError, make_sender, send_nothing
+from orchestrator.views.notify import Notifier, make_sender, send_nothing
 from orchestrator.views.summary import summarize
+from prepare.errors import UserError
 from tests.simulated import night
 from tests.workplace import BEST, environment, orchestrate, workplace
 
@@ -223,5 +224,5 @@ def test_without_apprise_one_line_says_what_to_install(tmp_path):
 
 def test_nobody_is_told_by_default():
     assert make_sender("") is send_nothing
-    with pytest.raises(NotifyError):
+    with pytest.raises(UserError, match="does not support"):
         make_sender("::")

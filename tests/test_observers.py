@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orchestrator.core import events as ev
 from orchestrator.session.store import Session
-from orchestrator.views.musings_search import search
+from orchestrator.views.musings import search
 from orchestrator.views.observers import Observers
 from tests.fakes import started
 from tests.simulated import Fragile, night

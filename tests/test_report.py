@@ -20,8 +20,8 @@ from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import render_index
 from orchestrator.views.report import files
-from orchestrator.views.report.page import Page
-from orchestrator.views.report.tables import write_parquet, write_results
+from orchestrator.views.report.files import write_parquet, write_results
+from orchestrator.views.report.page import render_report
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.files import write_atomically
@@ -49,7 +49,7 @@ def folder(session, tmp_path_factory):
 def thousand(tmp_path_factory):
     """A session of a thousand experiments, and its page."""
     log, path = synthetic.log(1000, talk=True), tmp_path_factory.mktemp("thousand") / "report.html"
-    path.write_text(Page().render(log))
+    path.write_text(render_report(log))
     return log, path
 
 
@@ -125,11 +125,10 @@ def test_the_log_is_every_record(session, folder):
 def test_bit_by_bit_is_the_same_as_at_once(session, folder, tmp_path):
     log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
     log.get = session.get
-    writer = files.Files(tmp_path / "files")
     for start in range(0, len(session.records), 29):
         log.fold(*session.records[start : start + 29])
-        writer.append_log(log)
-        for path, _, render in writer.list_files(log):
+        files.write_log(log, tmp_path / "files", start)
+        for path, _, render in files.list_files(log, tmp_path / "files"):
             write_atomically(path, render())
     for name in ("results.tsv", "ledger.parquet", "log.jsonl", "report.html"):
         assert (tmp_path / "files" / name).read_bytes() == (folder / name).read_bytes(), name
@@ -160,8 +159,8 @@ def test_occupancy_and_duty_leave_out_the_time_away():
 
     assert [run.outcome for run in held] == ["scored", "cut off", "cut off", "crashed", "aborted"]
     assert [run.end - run.start for run in held] == [30, 10, 0, 30, 20]
-    assert measure_utilization(records, 1) == usage.Utilization(seconds=100, occupancy=0.9, duty=0.4)
-    assert measure_utilization(records, 2) == usage.Utilization(seconds=100, occupancy=0.45, duty=0.2)
+    assert measure_utilization(records, 1) == usage.Utilization(occupancy=0.9, duty=0.4)
+    assert measure_utilization(records, 2) == usage.Utilization(occupancy=0.45, duty=0.2)
     assert measure_utilization([], 1) == usage.Utilization()
 
 
@@ -179,7 +178,7 @@ def test_losses_between_points_and_outside():
 
 
 def belief(log) -> str:
-    return Page().render(log).split('<section id="belief">')[1].split("</section>")[0]
+    return render_report(log).split('<section id="belief">')[1].split("</section>")[0]
 
 
 def test_the_page_tells_what_was_kept_and_what_was_discarded_and_why(tmp_path):
@@ -224,7 +223,7 @@ def test_audits_and_the_disqualified_are_told(session, tmp_path):
 
 
 def test_the_order_is_what_a_reader_asks_for(session):
-    html = Page().render(session)
+    html = render_report(session)
     titles = re.findall("<h2>(.*?)</h2>", html)
     assert titles == [
         "What was gained",
@@ -249,7 +248,7 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
 
     assert summary.gain == session.state.certificate.gain != summary.estimate
     assert summary.best == summary.baseline - summary.gain
-    page, index = Page().render(session), render_index(session.state, list_rows(session.state))
+    page, index = render_report(session), render_index(session.state, list_rows(session.state))
     for text in (page, index):
         assert f"→ {best}" in text
         assert f"{summary.gain:.4f} better (90 % interval {summary.gain - summary.margin:.4f} to" in text
@@ -267,7 +266,7 @@ def test_before_the_certificate_the_gain_is_an_estimate(session, tmp_path):
 
     assert summary.gain == summary.estimate == summary.baseline - log.state.incumbent.score_to_beat
     assert summary.margin > 0
-    assert f"{summary.gain:.4f} better (90 % interval" in Page().render(log)
+    assert f"{summary.gain:.4f} better (90 % interval" in render_report(log)
 
 
 def test_why_a_point_was_not_kept_stands_at_the_point(session):
@@ -290,7 +289,7 @@ def test_a_baseline_that_is_measured_again_is_no_gain(tmp_path):
     summary = summarize(log.state)
     assert log.state.incumbent.score_to_beat < log.state.baseline_bpb
     assert summary.best == summary.baseline == log.state.baseline_bpb
-    assert "Nothing was kept" in Page().render(log)
+    assert "Nothing was kept" in render_report(log)
 
 
 def test_the_charts_are_figures_of_plotly(session):
@@ -304,7 +303,7 @@ def test_the_charts_are_figures_of_plotly(session):
 
     for figure in (
         progress,
-        charts.draw_curves({"one": scored[1].runs, "other": scored[0].runs}),
+        charts.draw_curves(scored[1]),
         comparison.draw_courses([course, course]),
     ):
         go.Figure(figure)

@@ -5,7 +5,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from orchestrator.views.report import tensorboard
+from orchestrator.views.report.files import write_tensorboard
 from tests.simulated import Fragile, night
 
 
@@ -25,7 +25,7 @@ def scalars(folder) -> dict:
 def test_scores_and_curves_are_read_back(tmp_path):
     session = night(tmp_path / "s" / "session.db", experiments=12, lab=Fragile, repairs=0)
 
-    tensorboard.write_tensorboard(session, tmp_path / "board")
+    write_tensorboard(session, tmp_path / "board")
 
     found = scalars(tmp_path / "board/session")
     scored = {f.experiment: f for f in session.state.results if f.scores}

@@ -8,7 +8,7 @@ from rich.console import Console
 from orchestrator.core import events as ev
 from orchestrator.ports import Log
 from orchestrator.views.event_text import summarize
-from orchestrator.views.terminal import Terminal, render_view
+from orchestrator.views.terminal import Terminal
 from tests import synthetic
 from tests.fakes import started
 from tests.simulated import Fragile, night
@@ -23,9 +23,11 @@ def console(width=80, *, terminal=False) -> Console:
     return Console(file=io.StringIO(), width=width, height=24, force_terminal=terminal, color_system=None)
 
 
-def shown(state, readings=(), now=None, width=80) -> str:
+def shown(log, points=(), now=None, width=80) -> str:
     to = console(width)
-    to.print(render_view(state, dict(readings), now or state.now, width))
+    terminal = Terminal(log, to, lambda: now or log.state.now)
+    terminal.points.update(points)
+    to.print(terminal.render())
     return to.file.getvalue()
 
 
@@ -90,8 +92,8 @@ def test_what_is_out_of_the_ordinary_is_said_too():
     assert "nothing usable" in text
     assert "the server is full" in text
     assert "you asked to stop" in text
-    assert "waiting" in shown(log.state, now=1.9e9)
-    assert "stopping: you asked to stop" in shown(log.state)
+    assert "waiting" in shown(log, now=1.9e9)
+    assert "stopping: you asked to stop" in shown(log)
 
 
 def test_a_run_is_told_of_once_a_minute_at_most(session):
@@ -114,13 +116,13 @@ def test_the_live_view_fits_and_shows_what_counts(session, width):
     to = console(width)
     terminal = Terminal(log, to, lambda: log.state.now + 9)
     terminal.progress(granted, ev.Point(seconds=8, progress=0.42, loss=4.3123), 15_000.0)
-    text = shown(log.state, terminal.readings, log.state.now + 9, width)
+    text = shown(log, terminal.points, log.state.now + 9, width)
 
     assert all(len(line) <= width for line in text.splitlines())
     assert len(text.splitlines()) <= 16
     for word in ("42%", "loss 4.312", "0:11", f"{log.state.incumbent.score_to_beat:.4f}", "σ", "left", "kept", " 9 "):
         assert word in text
-    assert shown(log.state, now=log.state.now + 1).count("starting") == 1
+    assert shown(log, now=log.state.now + 1).count("starting") == 1
 
 
 def test_the_live_view_says_who_does_what_and_what_it_costs():
@@ -151,7 +153,7 @@ def test_a_large_window_is_used_and_a_small_one_is_not_overrun():
     log = synthetic.log(60, talk=True)
     for width, height in ((200, 50), (80, 24), (60, 20)):
         to = Console(file=io.StringIO(), width=width, height=height, color_system=None)
-        to.print(render_view(log.state, {}, log.state.now, width, height))
+        to.print(Terminal(log, to, lambda: log.state.now).render())
         lines = to.file.getvalue().splitlines()
         assert len(lines) <= max(height, 20)
         assert all(len(line) <= width for line in lines)
@@ -161,7 +163,7 @@ def test_a_large_window_is_used_and_a_small_one_is_not_overrun():
 
 @pytest.mark.parametrize("stage", range(1, 90, 6))
 def test_there_is_a_view_at_every_stage(session, stage):
-    assert "test" in shown(played(session, stage).state)
+    assert "test" in shown(played(session, stage))
 
 
 def test_titles_are_text_not_markup():
@@ -171,7 +173,7 @@ def test_titles_are_text_not_markup():
     at = log.state.now
     log.fold(ev.Record(seq=n, at=at, task_id="", event=ev.Proposed(experiment=4, proposal=proposal)))
     log.fold(ev.Record(seq=n + 1, at=at, task_id="", event=ev.Refused(experiment=4, reason="[b]again")))
-    assert "[red]x[/red]" in shown(log.state)
+    assert "[red]x[/red]" in shown(log)
 
 
 def test_the_live_view_comes_and_goes(session):

@@ -20,7 +20,7 @@ from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, Usage
 from orchestrator.core.events import Forked, Resumed, Started
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
-from orchestrator.views.musings_search import search
+from orchestrator.views.musings import search
 from orchestrator.views.render import format_size, render_template
 from orchestrator.views.summary import summarize
 from prepare.files import write_atomically
@@ -151,8 +151,7 @@ def report(
     from orchestrator.cli.wiring import hold_session
     from orchestrator.lab.repo import write_git
     from orchestrator.views.musings import write_musings
-    from orchestrator.views.report.files import write_files
-    from orchestrator.views.report.tensorboard import write_tensorboard
+    from orchestrator.views.report.files import write_files, write_tensorboard
 
     paths: Paths = context.obj
     with read_session(paths, name, salvage=salvage) as session:

@@ -24,7 +24,7 @@ from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import ASKED, supervise
-from orchestrator.views.musings_search import search
+from orchestrator.views.musings import search
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
 from subagents.prompts import Prompt, parse_prompt

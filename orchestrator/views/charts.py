@@ -5,29 +5,25 @@ Colors are readable on white and on black, since the page follows the reader's s
 
 import base64
 import gzip
-import html
 import json
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean
 from typing import Any
 
+from markupsafe import Markup
+
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
-from orchestrator.core.text import shorten
 from orchestrator.views.experiments import ExperimentRow
-from orchestrator.views.render import count, format_change, format_score
+from orchestrator.views.render import render_template
 from orchestrator.views.summary import Summary
 
 Figure = dict[str, Any]
 """In plotly's own schema: `data`, a list of traces, and `layout`."""
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
-DASHES = ("solid", "dash", "dot", "dashdot")
-SYMBOLS = {(True, False): "circle", (False, False): "triangle-up", (False, True): "x"}
-"""Marker by (on the scale, without a score)."""
 CURVE_POINTS = 48
 STEPPED = ("experiment", "hours")
 """Axes along which the score to beat is drawn as steps."""
@@ -41,14 +37,17 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
 
     The chart opens along the first of STEPPED; buttons switch to the other axes on which experiments differ.
     """
-    scored = [row for row in rows if row.val_bpb is not None]
+    scored = [row for row in rows if row.scores]
     kept = [row for row in scored if row.status == "kept"]
     others = [row for row in scored if row.status != "kept"]
     failed = [row for row in rows if row.status in ("crashed", "pruned")]
     scores, metric = sorted(row.val_bpb or 0.0 for row in scored) or [0.0], summary.task.metric
     sign, usual, low = metric.sign, scores[int(0.9 * (len(scores) - 1))], scores[0]
     top = max(usual if summary.baseline is None else summary.baseline, usual) + 4 * summary.sigma
-    levels, noise = _list_levels(kept, summary), 2 * summary.sigma
+    levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
+    if levels and summary.baseline is not None and summary.best is not None:
+        levels = [summary.baseline, *levels[1:], summary.best]  # a line begins and ends as the summary tells
+    noise = 2 * summary.sigma
     traces: list[Figure] = [
         STAIRS | {"y": [level - noise for level in levels]},
         STAIRS | {"y": [level + noise for level in levels], "fill": "tonexty", "fillcolor": BAND},
@@ -58,7 +57,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
         _draw_points(kept, top, noise, GOOD, 11),
     ]
     offered = {
-        axis: _place(axis, places, kept, (others, failed, kept))
+        axis: _place(axis, places, (others, failed, kept))
         for axis, places in axes.items()
         if axis == STEPPED[0] or len({places.get(row.experiment) for row in scored}) > 1
     }
@@ -80,15 +79,18 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     return {"data": data, "layout": layout}
 
 
-def draw_curves(curves: Mapping[str, Sequence[ev.RunResult]]) -> Figure | None:
-    """Draw the mean training loss of two groups of runs, the second dotted; return None without points."""
+def draw_curves(row: ExperimentRow) -> Figure | None:
+    """Draw the mean training loss of an experiment, and dotted that of its incumbent; return None without points."""
     traces, settled = list[Figure](), list[float]()
-    for (name, runs), color, dash in zip(curves.items(), (ACCENT, GREY), DASHES[::2], strict=False):
+    shown = ((row.experiment, row.runs, ACCENT, "solid"), (row.incumbent, row.compared, GREY, "dot"))
+    for number, runs, color, dash in shown[: 2 if row.experiment else 1]:
         points = list(_average_curve(runs))
         settled += [loss for share, loss in points if share > 8 or len(points) < 6]
         x, y = [share for share, _ in points], [loss for _, loss in points]
         line = {"color": color, "dash": dash}
-        traces.append({"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": line})
+        traces.append(
+            {"type": "scatter", "mode": "lines", "name": f"experiment {number}", "x": x, "y": y, "line": line}
+        )
     if not settled:
         return None
     margin = 0.05 * (max(settled) - min(settled))
@@ -101,64 +103,48 @@ def draw_curves(curves: Mapping[str, Sequence[ev.RunResult]]) -> Figure | None:
     return {"data": traces, "layout": layout}
 
 
-def pack(value: object) -> str:
-    """Return a text, or a value as JSON, gzipped and in base64; the page's script unpacks it."""
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+def render_page(name: str, figures: Mapping[str, Figure], **facts: object) -> str:
+    """Return a page that contains its charts and the library that draws them."""
+    packed = {"figures": _pack(json.dumps(figures, separators=(",", ":"))), "plotly": _load_plotly()}
+    return render_template(name, packed=packed, figures=figures, **facts)
+
+
+def _pack(text: str) -> Markup:
+    """Return a text gzipped and in base64; the page's script unpacks it."""
+    return Markup(base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode())  # noqa: S704 - base64
 
 
 @cache
-def load_plotly() -> str:
+def _load_plotly() -> Markup:
     """Return plotly.js from its Python package, packed from 4.8 MB to 2.0 MB."""
     from plotly.offline import get_plotlyjs  # takes a while to import
 
-    return pack(get_plotlyjs())
-
-
-def _list_levels(kept: Sequence[ExperimentRow], summary: Summary) -> list[float]:
-    """Return the score to beat after each keep, the baseline's first, and the summary's best at the end."""
-    levels = [row.verdict.score_to_beat for row in kept if isinstance(row.verdict, ev.Kept)]
-    if not levels or summary.baseline is None or summary.best is None:
-        return levels
-    return [summary.baseline, *levels[1:], summary.best]
+    return _pack(get_plotlyjs())
 
 
 def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
     """Draw experiments with error bars of two standard errors; failures and those off the scale at its top."""
-    scores = [row.val_bpb for row in rows]
-    on_scale = [score is not None and score <= top for score in scores]
-    errors = [noise / sqrt(len(row.scores)) if shown else 0.0 for row, shown in zip(rows, on_scale, strict=True)]
-    symbols = [SYMBOLS[shown, score is None] for shown, score in zip(on_scale, scores, strict=True)]
+    scores = [inf if row.val_bpb is None else row.val_bpb for row in rows]
+    errors = [noise / sqrt(len(row.scores)) if score <= top else 0.0 for row, score in zip(rows, scores, strict=True)]
+    symbols = ["circle" if score <= top else "triangle-up" if score < inf else "x" for score in scores]
     return {
         "type": "scatter",
         "mode": "markers",
-        "y": [top if score is None else min(score, top) for score in scores],
+        "y": [min(score, top) for score in scores],
         "error_y": {"type": "data", "array": errors, "color": color, "thickness": 1, "width": 0},
         "marker": {"color": color, "size": size, "symbol": symbols},
         "customdata": [row.experiment for row in rows],
-        "hovertext": [_describe_point(row) for row in rows],
+        "hovertext": [render_template("point.txt", row=row) for row in rows],
         "hoverinfo": "text",
     }
 
 
-def _describe_point(row: ExperimentRow) -> str:
-    title, why = (
-        "<br>".join(textwrap.wrap(html.escape(text), 60))
-        for text in (f"{row.experiment}. {row.title}", shorten(row.reason, 240) if row.experiment else "")
-    )
-    metric = row.task.metric
-    seeds = f"{format_score(row.val_bpb, metric)}, {count(len(row.scores), row.task.noun)}" if row.scores else ""
-    facts = " · ".join(filter(None, (row.status, seeds, format_change(row.gain, metric))))
-    return "<br>".join(filter(None, (f"<b>{title}</b>", facts, why)))
-
-
-def _place(
-    axis: str, places: Places, kept: Iterable[ExperimentRow], groups: Iterable[Sequence[ExperimentRow]]
-) -> list[list[float | None]]:
-    """Return the positions of all traces along an axis: three times the steps, then the groups of points."""
+def _place(axis: str, places: Places, groups: Iterable[Sequence[ExperimentRow]]) -> list[list[float | None]]:
+    """Return the positions of all traces along an axis: three times the last group's steps, then all groups' points."""
+    points = [[places.get(row.experiment) for row in group] for group in groups]
     last = max((at for at in places.values() if at is not None), default=None)
-    stairs = [*(places.get(row.experiment) for row in kept), last] if axis in STEPPED else []
-    return [stairs, stairs, stairs, *([places.get(row.experiment) for row in group] for group in groups)]
+    stairs = [*points[-1], last] if axis in STEPPED else []
+    return [stairs, stairs, stairs, *points]
 
 
 def _average_curve(runs: Sequence[ev.RunResult]) -> Iterator[tuple[float, float]]:

@@ -10,10 +10,11 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, State, apply
 from orchestrator.core.task import Metric
 from orchestrator.policy.noise import get_t_90
-from orchestrator.views.charts import DASHES, Figure
-from orchestrator.views.render import format_score, format_size, render_page
+from orchestrator.views.charts import Figure, render_page
+from orchestrator.views.render import format_score, format_size
 from orchestrator.views.summary import Summary, summarize
 
+DASHES = ("solid", "dash", "dot", "dashdot")
 ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
 
 
@@ -86,7 +87,7 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
     return [summary.task.metric.sign * level for level in levels], places
 
 
-def compute_interval(values: Sequence[float]) -> tuple[float, float]:
+def _compute_interval(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and half its 90 % interval by Student's t, which is valid for few sessions, too."""
     return fmean(values), get_t_90(len(values) - 1) * stdev(values) / sqrt(len(values))
 
@@ -101,26 +102,22 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
     arms = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
     for arm, members in arms.items():
         if len(members) > 1:
-            found.append((f"{arm}, mean of {len(members)} nights", *compute_interval([row.gain for row in members])))
+            found.append((f"{arm}, mean of {len(members)} nights", *_compute_interval([row.gain for row in members])))
     for (arm, members), (other, others) in combinations(arms.items(), 2):
-        if len(gains := pair_gains(members, others)) > 1:
-            found.append((f"{arm} more than {other}, {len(gains)} pairs of equal seeds", *compute_interval(gains)))
+        theirs = {row.conditions: row.gain for row in others}
+        gains = [row.gain - theirs[row.conditions] for row in members if row.conditions in theirs]
+        if len(gains) > 1:
+            found.append((f"{arm} more than {other}, {len(gains)} pairs of equal seeds", *_compute_interval(gains)))
     return found or [
         (f"{row.name} more than {rows[0].name}", row.gain - rows[0].gain, hypot(row.margin, rows[0].margin))
         for row in rows[1:]
     ]
 
 
-def pair_gains(arm: Sequence[SessionFigures], other: Sequence[SessionFigures]) -> list[float]:
-    """Return how much more one arm gained than the other, for each pair of sessions under the same conditions."""
-    theirs = {row.conditions: row.gain for row in other}
-    return [row.gain - theirs[row.conditions] for row in arm if row.conditions in theirs]
-
-
 def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
     """Draw the best scores of sessions along each axis that is not all zero, in one color per arm."""
-    names = ("x", "x2", "x3")
-    axes = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
+    found = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
+    axes = dict(zip(("", "2", "3"), found, strict=False))
     colors = dict(zip(dict.fromkeys(course.arm for course in courses), cycle(ARMS), strict=False))
     traces = [
         {
@@ -128,21 +125,21 @@ def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
             "mode": "lines+markers",
             "name": f"{course.name} ({course.arm})",
             "legendgroup": course.name,
-            "showlegend": name == "x",
+            "showlegend": not number,
             "x": course.places[axis],
             "y": course.best,
-            "xaxis": name,
+            "xaxis": f"x{number}",
             "line": {"color": colors[course.arm], "shape": "hv", "dash": dash},
         }
         for course, dash in zip(courses, cycle(DASHES), strict=False)
-        for name, axis in zip(names, axes, strict=False)
+        for number, axis in axes.items()
     ]
     layout = {
-        **{name.replace("x", "xaxis"): {"title": {"text": axis}} for name, axis in zip(names, axes, strict=False)},
+        **{f"xaxis{number}": {"title": {"text": axis}} for number, axis in axes.items()},
         "yaxis": {"title": {"text": "best so far"}},
         "showlegend": True,
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25},
-        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"{name}y" for name in names[: len(axes)]]]},
+        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"x{number}y" for number in axes]]},
     }
     return {"data": traces, "layout": layout}
 

@@ -7,7 +7,7 @@ from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import shorten
 from orchestrator.ports import Log
 from orchestrator.views.output import make_printable
-from orchestrator.views.render import format_clock, render_template
+from orchestrator.views.render import format_local, render_template
 
 TALK = ev.ConversationOpened | ev.ModelReplied | ev.ToolUsed
 """Events of a conversation with an agent, which change nothing that a view shows."""
@@ -17,8 +17,8 @@ LONGEST = 200_000
 
 def write_line(record: ev.Record, task: Task = EXAMINED) -> str:
     """Return a line of `replay`: number, time, task, kind, summary."""
-    event = record.event
-    return f"{record.seq:5}  {format_clock(record.at)}  {record.task_id:18}  {event.kind:11} {summarize(event, task)}"
+    event, clock = record.event, format_local(record.at, "%H:%M:%S")
+    return f"{record.seq:5}  {clock}  {record.task_id:18}  {event.kind:11} {summarize(event, task)}"
 
 
 def summarize(event: ev.Event, task: Task = EXAMINED) -> str:

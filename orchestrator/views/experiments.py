@@ -1,6 +1,6 @@
 """Give each experiment, closed or open, a row with all that is known about it; every view is written from rows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
@@ -8,8 +8,8 @@ from orchestrator.core import events as ev
 from orchestrator.core import state as st
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, shorten
+from orchestrator.ports import Log
 from orchestrator.views.output import make_printable
-from orchestrator.views.snapshot import LogReader
 
 UNFINISHED: Mapping[type[st.Stage], st.Status] = {
     st.Idea: "proposed",
@@ -21,6 +21,18 @@ REASON = 1_000
 """Characters of a verdict's reason."""
 DIFF_LINES, DIFF_CHARACTERS = 80, 20_000
 """Longer diffs are cut; the commit holds the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A log as it stood at one moment, from which views can be rendered in any thread."""
+
+    state: st.State
+    records: Sequence[ev.Record]
+    get: Callable[[ev.Digest], str]
+
+
+LogReader = Log | Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,7 @@ class ExperimentRow:
     scores: tuple[ev.Scored, ...] = ()
     crash: ev.Crashed | None = None
     verdict: ev.Verdict | ev.Refused | ev.Abandoned | None = None
+    """None while the experiment is under way."""
     postmortem: ev.Postmortem | None = None
     compared: tuple[ev.Scored, ...] = ()
     """The incumbent's runs that the verdict compares with."""
@@ -62,10 +75,6 @@ class ExperimentRow:
         return getattr(self.verdict, "error", None)
 
     @property
-    def sigma(self) -> float | None:
-        return getattr(self.verdict, "sigma", None)
-
-    @property
     def reason(self) -> str:
         return make_printable(shorten(getattr(self.verdict, "reason", ""), REASON))
 
@@ -74,29 +83,14 @@ class ExperimentRow:
         """The scored runs; if there are none, the run that crashed or was pruned."""
         return self.scores or [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
 
-    @property
-    def memory_mb(self) -> float:
-        return max((run.metrics.memory_mb for run in self.runs), default=0.0)
-
-    @property
-    def is_decided(self) -> bool:
-        return self.status not in UNFINISHED.values()
-
 
 def list_rows(state: st.State) -> list[ExperimentRow]:
     """Return all experiments by number."""
     names = [field.name for field in fields(ExperimentRow)]
-    judged = [
-        replace(row, commit=state.parents.get(row.experiment, row.commit))  # the one on the branch, where it is kept
-        for row in (ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged)
-    ]
+    rows = [ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged]
+    judged = [replace(row, commit=state.parents.get(row.experiment, row.commit)) for row in rows]  # as on the branch
     under_way = [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
     return sorted([*judged, *under_way], key=lambda row: row.experiment)
-
-
-def select_retried(rows: Iterable[ExperimentRow]) -> list[ExperimentRow]:
-    """Return the experiments that ran with more than one seed."""
-    return [row for row in rows if row.gain is not None and len(row.scores) > 1]
 
 
 def show_diff(log: LogReader, row: ExperimentRow) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from orchestrator.core.events import Ended, Promoted, Record, Waiting
+from orchestrator.core.events import Promoted, Record, Waiting
 from orchestrator.core.text import shorten
 from orchestrator.ports import Log
 from orchestrator.views.experiments import list_rows
@@ -26,27 +26,23 @@ LONGEST = 1_500
 """Characters of a message; most services reject longer ones."""
 
 
-class NotifyError(UserError):
-    """No message can be sent to this URL; the text does not repeat it."""
-
-
 async def send_nothing(_title: str, _text: str) -> bool:
     """Send nothing."""
     return True
 
 
 def make_sender(url: str) -> Send:
-    """Return a function that sends to an Apprise URL, or without a URL sends nothing. Raises NotifyError."""
+    """Return a function that sends to an Apprise URL, or nothing without one. Raises UserError, without the URL."""
     if not url:
         return send_nothing
     try:
         import apprise
     except ImportError as error:
-        raise NotifyError("--notify needs Apprise: pip install -e '.[notify]' in this folder") from error
+        raise UserError("--notify needs Apprise: pip install -e '.[notify]' in this folder") from error
     logging.getLogger("apprise").disabled = True  # its messages repeat the URL
     service = apprise.Apprise(asset=apprise.AppriseAsset(storage_mode="memory"))
     if not service.add(url):
-        raise NotifyError("--notify: Apprise does not support this URL; its wiki lists others, such as ntfy://TOPIC")
+        raise UserError("--notify: Apprise does not support this URL; its wiki lists others, such as ntfy://TOPIC")
 
     async def send(title: str, text: str) -> bool:
         return bool(await service.async_notify(body=text, title=title))
@@ -60,8 +56,8 @@ class Notifier:
     def __init__(self, log: Log, send: Send, say: Callable[[str], None], resume: str = "resume it") -> None:
         """Watch the log; `resume` is the command that continues the session."""
         self.log, self.send, self.say, self.resume = log, send, say, resume
-        self.seen = len(log.records)
-        self.has_ended = self.has_failed = False
+        self.seen, self.was_over = len(log.records), bool(log.state.ended)
+        self.has_failed = False
         self.paused_until = 0.0
         self.sending: set[asyncio.Task[None]] = set()
 
@@ -78,7 +74,7 @@ class Notifier:
         """Send that the night is over, or that an error ended it; wait at most PATIENCE seconds."""
         if isinstance(error, Exception):
             asyncio.run(self._deliver("stopped by a fault", f"Nothing is lost: {self.resume}"))
-        elif self.has_ended:
+        elif self.log.state.ended and not self.was_over:
             asyncio.run(self._deliver("the night is over", self._add_standing(self.log.state.ended)))
 
     def _choose_message(self, record: Record) -> tuple[str, str] | None:
@@ -91,11 +87,8 @@ class Notifier:
                 self.paused_until = max(self.paused_until, until)
                 text = f"{shorten(reason, 300)}. Training continues meanwhile."
                 return ("a pause", text) if is_new else None
-            case Ended():
-                self.has_ended = True  # sent by `close`, since the loop ends right after this
-            case _:
-                pass
-        return None
+            case _:  # `close` sends the end, since the loop ends right after it
+                return None
 
     def _add_standing(self, text: str) -> str:
         return render_template("message.txt", text=text, summary=summarize(self.log.state)).rstrip()

@@ -6,8 +6,8 @@ not be written is tried again at the next event, and can be rebuilt from the log
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TextIO, cast
 
@@ -17,13 +17,12 @@ from orchestrator.core.events import Granted, Point, Record
 from orchestrator.core.state import State
 from orchestrator.core.text import flatten
 from orchestrator.session.store import Session
-from orchestrator.views.experiments import list_rows, select_retried
+from orchestrator.views.experiments import LogReader, Snapshot, list_rows
 from orchestrator.views.musings import list_musings, list_rationales
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
-from orchestrator.views.render import render_template
-from orchestrator.views.report.files import Files
-from orchestrator.views.snapshot import File, LogReader, Snapshot
+from orchestrator.views.render import File, render_template
+from orchestrator.views.report.files import list_files, write_log
 from orchestrator.views.summary import describe_trust, suggest_command, summarize
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization
@@ -48,46 +47,67 @@ class Observers:
         git: str = "git",
     ) -> None:
         """Watch the session; `command` completes a suggested command of ours, `git` begins one of git."""
-        self.session, self.folder, self.command = session, session.path.parent, command
+        self.session, self.folder, self.command, self.git = session, session.path.parent, command, git
         console = console or Console(file=cast("TextIO", Outlet(sys.stdout)), highlight=False)
         self.terminal = Terminal(session, console, session.clock, str(self.folder / "report.html"))
         self.musings = musings / session.state.session.name
-        self.files = Files(self.folder, command, git)
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
         self.shown: dict[Path, object] = {}
+        self.logged = 0
+        """Records that log.jsonl holds."""
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
         session.watchers.append(self.update)
 
     def __enter__(self) -> Self:
-        self._guard("the live view", self.terminal.open)
+        with self._guard("the live view"):
+            self.terminal.open()
         self._write_all(list_musings(self.session, self.musings))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._write_files(self.session)
-        self._guard("the live view", self.terminal.close)
-        self._guard("notifications", lambda: self.notifier.close(error))
+        with self._guard("the live view"):
+            self.terminal.close()
+        with self._guard("notifications"):
+            self.notifier.close(error)
 
     def update(self) -> None:
         """Show what is new. Only rationales are written at once, since they must precede any edit."""
         self._write_all(list_rationales(self.session, self.musings))
-        self._guard("the live view", self.terminal.update)
-        self._guard("notifications", self.notifier.update)
+        with self._guard("the live view"):
+            self.terminal.update()
+        with self._guard("notifications"):
+            self.notifier.update()
         if self.writer is None or self.writer.done():
             self.writer = asyncio.get_running_loop().create_task(self._follow())
 
     def progress(self, granted: Granted, point: Point, rate: float) -> None:
         """Show how far a run has come; `rate` is in tokens per second."""
-        self._guard("the live view", lambda: self.terminal.progress(granted, point, rate))
+        with self._guard("the live view"):
+            self.terminal.progress(granted, point, rate)
 
     def say(self, text: str) -> None:
         """Print a message to the user."""
-        self._guard("the live view", lambda: self.terminal.say(text))
+        with self._guard("the live view"):
+            self.terminal.say(text)
 
     def print_summary(self, history: str) -> None:
         """Print how the night ended and where its files are; `history` is the command that lists the keeps."""
-        self._guard("the summary", lambda: self.say(self._write_summary(history)))
+        state = self.session.state
+        with self._guard("the summary"):
+            text = render_template(
+                "ending.txt",
+                summary=summarize(state),
+                rows=list_rows(state),
+                trust=describe_trust(self.session),
+                used=measure_utilization(self.session.records, state.session.slots),
+                folder=self.folder,
+                history=history,
+                musings=self.musings,
+                command=suggest_command(self.session, self.command),
+            )
+            self.say(text.rstrip())
 
     async def _follow(self) -> None:
         """Write the files in a thread, one snapshot at a time, until they show the last record."""
@@ -95,34 +115,34 @@ class Observers:
         while written < len(self.session.records):
             await asyncio.sleep(SOON)
             records, state = list(self.session.records), self.session.state
-            await asyncio.to_thread(self._guard, "the files", partial(self._write_snapshot, records, state))
+            await asyncio.to_thread(self._write_snapshot, records, state)
             written = len(records)
 
     def _write_snapshot(self, records: list[Record], state: State) -> None:
-        with self.session.read_texts() as read:  # a connection is bound to its thread
+        with self._guard("the files"), self.session.read_texts() as read:  # a connection is bound to its thread
             self._write_files(Snapshot(state, records, read))
 
     def _write_files(self, log: LogReader) -> None:
-        self._guard("the files", partial(self.files.append_log, log))
+        with self._guard("the files"):
+            known, self.logged = self.logged, 0  # a failed append may leave half a line
+            write_log(log, self.folder, known)
+            self.logged = len(log.records)
         self._write_all(list_musings(log, self.musings))
-        self._write_all(self.files.list_files(log))
+        self._write_all(list_files(log, self.folder, self.command, self.git))
 
     def _write_all(self, files: Iterable[File]) -> None:
-        def write_each() -> None:
-            for file in files:
-                self._guard("the files", partial(self._write, *file))
+        with self._guard("the files"):
+            for path, shows, render in files:
+                with self._guard("the files"):
+                    if self.shown.get(path) != shows:
+                        write_atomically(path, render())
+                        self.shown[path] = shows
 
-        self._guard("the files", write_each)
-
-    def _write(self, path: Path, shows: object, render: Callable[[], str | bytes]) -> None:
-        if self.shown.get(path) != shows:
-            write_atomically(path, render())
-            self.shown[path] = shows
-
-    def _guard(self, view: str, action: Callable[[], object]) -> None:
-        """Run an action of a view; report each distinct failure to the user once."""
+    @contextmanager
+    def _guard(self, view: str) -> Generator[None]:
+        """Report what a view raises to the user, each distinct failure once."""
         try:
-            action()
+            yield
         except Exception as error:  # noqa: BLE001 - this is the boundary: a view may fail in any way
             failure = f"{view} failed: {type(error).__name__}: {flatten(str(error))}"
             if isinstance(error, OSError) and (path := error.filename2 or error.filename):
@@ -130,18 +150,3 @@ class Observers:
             if failure not in self.failures:
                 self.failures.add(failure)
                 self.say(f"{failure}; the session itself is safe, and `report` rebuilds what is missing from it")
-
-    def _write_summary(self, history: str) -> str:
-        state, records = self.session.state, self.session.records
-        return render_template(
-            "ending.txt",
-            summary=summarize(state),
-            ended=state.ended,
-            late=sum(row.status == "discarded" for row in select_retried(list_rows(state))),
-            trust=describe_trust(self.session),
-            used=measure_utilization(records, state.session.slots),
-            folder=self.folder,
-            history=history,
-            musings=self.musings,
-            command=suggest_command(self.session, self.command),
-        ).rstrip()

@@ -1,9 +1,9 @@
 """Render the templates: text and Markdown verbatim, HTML with every value escaped."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from orchestrator.views.output import make_printable
 
 LONGEST = 20_000
 """Characters of a text by an agent or a run."""
+File = tuple[Path, object, Callable[[], str | bytes]]
+"""Path, content key and renderer of a file, which is rendered again only when its key has changed."""
 
 
 def format_score(score: float | None, metric: Metric) -> str:
@@ -34,14 +36,9 @@ def format_change(gain: float | None, metric: Metric) -> str:
     return "" if gain is None else metric.format_change(-gain)
 
 
-def format_clock(at: float) -> str:
-    """Return the local time of day; `at` is in seconds since the epoch."""
-    return f"{datetime.fromtimestamp(at).astimezone():%H:%M:%S}"
-
-
-def format_day(at: float, *, seconds: bool = False) -> str:
-    """Return the local date and time of day to the minute; `at` is in seconds since the epoch."""
-    return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M" + ":%S" * seconds)
+def format_local(at: float, pattern: str = "%Y-%m-%d %H:%M") -> str:
+    """Return the local time; `at` is in seconds since the epoch."""
+    return datetime.fromtimestamp(at).astimezone().strftime(pattern)
 
 
 def count(number: int, noun: str) -> str:
@@ -67,8 +64,7 @@ FILTERS: dict[str, Any] = {
     "score": format_score,
     "size": format_size,
     "change": format_change,
-    "clock": format_clock,
-    "day": format_day,
+    "local": format_local,
     "time": format_time,
     "rounded": _round,
     "plural": count,
@@ -80,33 +76,22 @@ FILTERS: dict[str, Any] = {
 }
 
 
-def render_template(name: str, **facts: object) -> str:
-    """Return the text of a template in `templates`, filled with facts."""
-    return _load_templates().get_template(name).render(facts)
-
-
-def render_page(name: str, figures: Mapping[str, Any], **facts: object) -> str:
-    """Return a page that contains its charts and the library that draws them."""
-    from orchestrator.views.charts import load_plotly, pack
-
-    packed = {"figures": Markup(pack(figures)), "plotly": Markup(load_plotly())}  # noqa: S704 - base64
-    return render_template(name, packed=packed, figures=figures, **facts)
-
-
 def print_text(value: object) -> object:
     """Return what a template prints for a value: untrusted text made printable and cut."""
     return make_printable(value, LONGEST) if type(value) is str else value
 
 
-@cache
-def _load_templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=jinja2.select_autoescape(),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=print_text,
-    )
-    environment.filters.update(FILTERS)
-    return environment
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=jinja2.select_autoescape(),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=print_text,
+)
+TEMPLATES.filters.update(FILTERS)
+
+
+def render_template(name: str, **facts: object) -> str:
+    """Return the text of a template in `templates`, filled with facts."""
+    return TEMPLATES.get_template(name).render(facts)

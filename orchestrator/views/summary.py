@@ -12,9 +12,8 @@ from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.pruning import count_false_prunes
-from orchestrator.views.experiments import ExperimentRow, list_rows
-from orchestrator.views.render import format_change, format_score, format_size, render_template
-from orchestrator.views.snapshot import LogReader
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
+from orchestrator.views.render import format_change, format_size, render_template
 from prepare.command import write_command
 
 
@@ -52,7 +51,7 @@ class Summary:
 def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
-    decided = [row for row in rows if row.experiment and row.is_decided]
+    decided = [row for row in rows if row.experiment and row.verdict]
     kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
     expected = state.incumbent.score_to_beat if state.incumbent else None
     baseline = expected if state.baseline_bpb is None else state.baseline_bpb
@@ -92,20 +91,18 @@ def describe_trust(log: LogReader) -> str:
 
 def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, incumbent's value and change of every measurement, as means over seeds."""
-    if not row.runs:
-        return []
-    metric, change, other = row.task.metric, "", ""
-    if row.gain is not None and row.error:
-        change = f"{format_change(row.gain, metric)} ± {format_size(row.error, metric)}"
-    if row.gain is not None and row.val_bpb is not None:
-        other = metric.format_score(row.val_bpb + row.gain)
-    table = [(metric.name, format_score(row.val_bpb, metric), other, change)] if row.scores else []
-    if len(row.scores) > 1:
-        values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
-        table.append((f"by {row.task.noun}", values, "", ""))
-    theirs = row.compared[0].reported if row.compared else {}
-    for name, value in (row.scores[0].reported if row.scores else {}).items():
-        table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
+    table, metric, change, other = list[tuple[str, str, str, str]](), row.task.metric, "", ""
+    if row.val_bpb is not None:
+        if row.gain is not None:
+            other = metric.format_score(row.val_bpb + row.gain)
+            change = f"{format_change(row.gain, metric)} ± {format_size(row.error, metric)}" if row.error else ""
+        table.append((metric.name, metric.format_score(row.val_bpb), other, change))
+        reported, theirs = row.scores[0].reported, row.compared[0].reported if row.compared else {}
+        if len(row.scores) > 1:
+            values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
+            table.append((f"by {row.task.noun}", values, "", ""))
+        for name, value in reported.items():
+            table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
     for label, ours, base in compare_metrics(row.runs, row.compared):
         if ours:
             change = f"{ours / base - 1:+.0%}".replace("-", "−") if base else ""

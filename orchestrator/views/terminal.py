@@ -1,9 +1,8 @@
 """Show a session while it runs: a live view on a terminal, one plain line per event elsewhere."""
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TextIO, cast
+from collections import defaultdict
+from collections.abc import Callable
 
-import structlog
 from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,14 +10,13 @@ from rich.markup import escape
 from rich.text import Text
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State
 from orchestrator.core.text import format_count
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.ports import Log
 from orchestrator.views.event_text import summarize
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
-from orchestrator.views.render import format_day, render_template
+from orchestrator.views.render import format_local, render_template
 from orchestrator.views.summary import summarize as summarize_session
 
 PLAIN_SECONDS = 60.0
@@ -28,23 +26,6 @@ LONGEST = 2_000
 TROUBLE = {"crashed", "aborted", "failed", "abandoned", "unanswered", "fell_back", "waiting"}
 
 
-class Reading(NamedTuple):
-    """A run's last progress, and when a plain line last showed it."""
-
-    granted: ev.Granted
-    point: ev.Point
-    said: float
-
-
-class Talk(NamedTuple):
-    """A conversation with an agent: since when, in seconds since the epoch, and the dollars that it has cost."""
-
-    agent: str
-    experiment: int
-    since: float
-    usd: float = 0.0
-
-
 class Terminal:
     """Shows a session; with a live view between `open` and `close`, if the console can show one."""
 
@@ -52,14 +33,16 @@ class Terminal:
         self.log, self.console, self.clock, self.report = log, console, clock, report
         lives = [record.seq for record in log.records if isinstance(record.event, ev.Started | ev.Resumed)]
         self.seen = lives[-1] if lives else 0
-        self.readings: dict[int, Reading] = {}
-        self.talks: dict[str, Talk] = {}
+        self.points: dict[tuple[int, int], ev.Point] = {}
+        """How far each run has come, by experiment and run."""
+        self.said: dict[tuple[int, int], float] = {}
+        """When a plain line last showed it."""
+        self.talks: dict[str, ev.Record] = {}
+        """The opening of each task's latest conversation with an agent, whose dollars are in `spent`."""
+        self.spent = defaultdict[str, float](float)
         self.messages: list[str] = []
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(get_renderable=self.render, console=console, screen=self.is_live)
-        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
-        steps = [structlog.processors.add_log_level, renderer]
-        self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=steps)
 
     def open(self) -> None:
         """Start the live view, or print what has happened since the session was last started or resumed."""
@@ -77,33 +60,50 @@ class Terminal:
                 self.say(text)
 
     def render(self) -> Group:
-        """Return the live view as it is now."""
-        talks = [talk for task, talk in self.talks.items() if task not in self.log.finished]
-        facts = {"talks": talks, "messages": self.messages, "report": self.report}
-        return render_view(self.log.state, self.readings, self.clock(), *self.console.size, **facts)
+        """Return the live view: where the session stands, who does what now, how the last experiments ended."""
+        state, (width, height) = self.log.state, self.console.size
+        markup = render_template(
+            "terminal.txt",
+            state=state,
+            summary=summarize_session(state),
+            rows={row.experiment: row for row in list_rows(state)},
+            points=self.points,
+            talks=[talk for task, talk in self.talks.items() if task not in self.log.finished],
+            spent=self.spent,
+            messages=self.messages,
+            report=self.report,
+            usual=estimate_run_seconds(state),
+            now=self.clock(),
+            width=width,
+            height=height,
+            fit=set_cell_size,
+            escape=escape,
+        )
+        view = Text.from_markup(markup, emoji=False, overflow="ellipsis")
+        view.no_wrap = True
+        return Group(view)
 
     def update(self) -> None:
         """Take in the new events, and print a line for each unless the live view shows it."""
         fresh, self.seen = self.log.records[self.seen :], len(self.log.records)
         for record in fresh:
             match record.event:
-                case ev.ConversationOpened(agent=agent, experiment=number):
-                    self.talks[record.task_id] = Talk(agent, number, record.at)
-                case ev.ModelReplied(usd=usd) if talk := self.talks.get(record.task_id):
-                    self.talks[record.task_id] = talk._replace(usd=talk.usd + (usd or 0.0))
-                case ev.ToolUsed() | ev.ModelReplied():
+                case ev.ConversationOpened():
+                    self.talks[record.task_id], self.spent[record.task_id] = record, 0.0
+                case ev.ModelReplied(usd=usd):
+                    self.spent[record.task_id] += usd or 0.0
+                case ev.ToolUsed():
                     pass
                 case event:
                     number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)
-                    self._print_line(record.at, event.kind, number, text, trouble=event.kind in TROUBLE)
+                    self._print_line(record.at, event.kind, number, text)
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""
-        last, now = self.readings.get(granted.slot), self.clock()
-        before = last.said if last and last.granted == granted else now
-        due = now - before >= PLAIN_SECONDS
-        self.readings[granted.slot] = Reading(granted, point, now if due else before)
-        if due:
+        run, now = (granted.experiment, granted.run), self.clock()
+        self.points[run] = point
+        if now - self.said.setdefault(run, now) >= PLAIN_SECONDS:
+            self.said[run] = now
             text = f"{point.progress:.0%} done, loss {point.loss:.4f}, {format_count(rate)} tokens per second"
             self._print_line(now, "training", granted.experiment, text)
 
@@ -114,40 +114,8 @@ class Terminal:
         else:
             self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
 
-    def _print_line(self, at: float, kind: str, experiment: int | None, text: str, *, trouble: bool = False) -> None:
+    def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
         if not self.is_live:
-            number = "" if experiment is None else f"{experiment}: "
-            tell = self.lines.warning if trouble else self.lines.info
-            tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_day(at, seconds=True))
-
-
-def render_view(
-    state: State, readings: Mapping[int, Reading], now: float, width: int = 80, height: int = 24, **facts: object
-) -> Group:
-    """Return the live view: where the session stands, who does what now, how the last experiments ended."""
-    trains = list[tuple[int, ev.Granted, ev.Point | None, float]]()
-    for stage in state.running:
-        granted, reading = stage.granted, readings.get(stage.granted.slot)
-        point = reading.point if reading and reading.granted == granted else None
-        left = estimate_run_seconds(state) - (now - stage.since)
-        if point and point.progress:
-            left = point.seconds * (1 - point.progress) / point.progress
-        trains.append((granted.experiment, granted, point, left))
-    known = {"talks": (), "messages": (), "report": "report.html"} | facts
-    rows = {row.experiment: row for row in list_rows(state)}
-    shown = {"state": state, "summary": summarize_session(state), "rows": rows, "trains": trains, "now": now}
-    tools = {"span": _format_span, "fit": set_cell_size, "escape": escape, "width": width, "height": height}
-    text = render_template("terminal.txt", **shown, **tools, **known)
-    return Group(*(_make_line(line) for line in text.split("\n")))
-
-
-def _make_line(markup: str) -> Text:
-    line = Text.from_markup(markup, emoji=False)
-    line.no_wrap, line.overflow = True, "ellipsis"
-    return line
-
-
-def _format_span(seconds: float) -> str:
-    """Return a duration as 0:42, 7:05 or 6 h 12; 0:00 if it is negative."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"
+            number, level = "" if experiment is None else f"{experiment}: ", "warning" if kind in TROUBLE else "info"
+            line = f"{format_local(at, '%Y-%m-%d %H:%M:%S')} [{level:9}] {kind.replace('_', ' '):10} {number}{text}"
+            print(line.rstrip(), file=self.console.file, flush=True)

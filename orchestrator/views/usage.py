@@ -26,7 +26,6 @@ class Run:
 class Utilization:
     """Use of the slots from the first run's start to the last run's end, without time between resumptions."""
 
-    seconds: float = 0.0
     occupancy: float = 0.0
     """Share of slot time with a run, 0 to 1."""
     duty: float = 0.0
@@ -63,4 +62,4 @@ def measure_utilization(records: Sequence[ev.Record], slots: int) -> Utilization
         return Utilization()
     busy = sum(run.end - run.start for run in held)
     trained = sum(run.train_seconds for run in held)
-    return Utilization(seconds, busy / seconds / slots, trained / seconds / slots)
+    return Utilization(busy / seconds / slots, trained / seconds / slots)

@@ -1,49 +1,149 @@
-"""Write log.jsonl, results.tsv, ledger.parquet and report.html beside a session; all can be rebuilt."""
+"""Write log.jsonl, results.tsv, ledger.parquet and report.html beside a session; all can be rebuilt.
 
-from collections.abc import Callable, Iterator
+ledger.parquet holds everything about each experiment, for pandas, DuckDB and similar tools; results.tsv has
+autoresearch's own five columns, so that its tools can read it.
+"""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
-from orchestrator.views.report.page import Page
-from orchestrator.views.report.tables import write_parquet, write_results
-from orchestrator.views.snapshot import File, LogReader
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.core.events import ModelReplied
+from orchestrator.core.state import State, Usage
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
+from orchestrator.views.render import File, render_template
+from orchestrator.views.report.page import render_report
 from prepare.command import write_command
+from prepare.errors import UserError
 from prepare.files import write_atomically
 
+COLUMNS = """
+string: session
+int64: experiment
+string: status title hypothesis rationale family parameter direction value
+float64: expected_delta
+string: instructions author
+int64: base against
+string: commit fingerprint
+int64: added removed
+string: how
+string: metric
+list: scores
+float64: val_bpb gain error sigma
+string: reason failure message
+float64: train_seconds total_seconds
+int64: steps tokens parameters
+float64: memory_mb
+string: tier verdict happened why lesson next
+int64: input_tokens cached_tokens output_tokens
+float64: usd
+"""
+"""val_bpb and scores are values of the metric. Seconds, steps and tokens are of the first run; gain is positive where
+better; unknown is null, never 0."""
 
-class Files:
-    """The files of one session: log.jsonl is appended to, the others are rendered."""
 
-    def __init__(self, folder: Path, command: Callable[..., str] = write_command, git: str = "git") -> None:
-        """Write into the folder; `command` completes a command of ours, `git` begins one about the script."""
-        self.folder, self.page = folder, Page(command, git)
-        self.logged = 0
-        """Records that log.jsonl holds."""
+def list_files(
+    log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git"
+) -> Iterator[File]:
+    """Yield all but log.jsonl; `command` completes a command of ours, `git` begins one about the script."""
+    state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
+    yield folder / "results.tsv", state, partial(write_results, log.state)
+    yield folder / "ledger.parquet", state, partial(write_parquet, log)
+    yield folder / "report.html", state, partial(render_report, log, command, git)
 
-    def list_files(self, log: LogReader) -> Iterator[File]:
-        """Yield all but log.jsonl."""
-        state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
-        yield self.folder / "results.tsv", state, partial(write_results, log.state)
-        yield self.folder / "ledger.parquet", state, partial(write_parquet, log)
-        yield self.folder / "report.html", state, partial(self.page.render, log)
 
-    def append_log(self, log: LogReader) -> None:
-        """Bring log.jsonl up to date. Raises OSError."""
-        path = self.folder / "log.jsonl"
-        known, self.logged = self.logged if path.is_file() else 0, 0  # a failed append may leave half a line
-        lines = "".join(record.model_dump_json() + "\n" for record in log.records[known:])
-        if known:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(lines)
-        else:
-            write_atomically(path, lines)
-        self.logged = len(log.records)
+def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
+    """Write log.jsonl, or append to it what follows the `known` records that it holds. Raises OSError."""
+    path = folder / "log.jsonl"
+    known = known if path.is_file() else 0
+    lines = "".join(record.model_dump_json() + "\n" for record in log.records[known:])
+    if known:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+    else:
+        write_atomically(path, lines)
 
 
 def write_files(log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git") -> None:
     """Write all files of a session into its folder. Raises OSError."""
-    files = Files(folder, command, git)
-    files.append_log(log)
-    for path, _, render in files.list_files(log):
+    write_log(log, folder)
+    for path, _, render in list_files(log, folder, command, git):
         write_atomically(path, render())
+
+
+def write_results(state: State) -> str:
+    """Return the content of results.tsv: a line for each experiment that was trained and judged, by number."""
+    return render_template("results.tsv", rows=list_rows(state), metric=state.session.task.metric)
+
+
+def write_parquet(log: LogReader) -> bytes:
+    """Return the content of ledger.parquet."""
+    session, usage = log.state.session.name, defaultdict[int, Usage](Usage)
+    for reply in (record.event for record in log.records if isinstance(record.event, ModelReplied)):
+        usage[reply.experiment] = usage[reply.experiment].add(reply)
+    rows = [_make_row(session, row, usage[row.experiment]) for row in list_rows(log.state)]
+    arrow, buffer = cast("Any", pa), io.BytesIO()
+    lines = (line.split(": ") for line in COLUMNS.strip().split("\n"))
+    types = {name: kind for kind, names in lines for name in names.split()} | {"scores": arrow.list_(arrow.float64())}
+    table = arrow.Table.from_pylist(rows, schema=arrow.schema(types.items()))
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def write_tensorboard(log: LogReader, folder: Path) -> None:
+    """Write event files into the folder: one run for the session, one for each experiment.
+
+    A session's step is the experiment's number, an experiment's the percent of its budget used so far. Raises UserError
+    without the package tensorboardX, and OSError.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("tensorboard needs tensorboardX: pip install -e '.[tensorboard]' in this folder") from error
+    best = float("inf")
+    with SummaryWriter(str(folder / "session")) as session:
+        for row in list_rows(log.state):
+            if not row.runs:
+                continue
+            with SummaryWriter(str(folder / f"{row.experiment:04}")) as run:
+                run.add_text("proposal", f"{row.proposal.title}: {row.status}\n\n{row.proposal.rationale}")
+                for point in row.runs[0].curve:
+                    run.add_scalar("loss", point.loss, round(100 * point.progress))
+            if row.val_bpb is not None:
+                best, metric = min(best, row.val_bpb) if row.status == "kept" else best, row.task.metric
+                session.add_scalar(metric.name, row.value, row.experiment)
+                session.add_scalar("best", metric.sign * best, row.experiment)
+
+
+def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, Any]:
+    known: dict[str, Any] = {}
+    for part in (row.proposal, row.commit, row.crash, row.postmortem):
+        known |= part.model_dump() if part else {}
+    for run in row.runs[:1]:
+        known |= {name: value or None for name, value in run.metrics.model_dump().items()} | {"tier": run.tier}
+    if settings := row.proposal.settings:
+        value = next(iter(settings.values())) if len(settings) == 1 else settings
+        known |= {"parameter": " + ".join(settings), "value": json.dumps(value, ensure_ascii=False)}
+    return known | {
+        "session": session,
+        "base": row.commit.parent if row.commit else None,
+        "against": row.incumbent,
+        **{name: getattr(row, name) for name in ("experiment", "status", "gain", "error")},
+        "sigma": getattr(row.verdict, "sigma", None),
+        "metric": row.task.metric.name,
+        "val_bpb": row.value,
+        "scores": [row.task.metric.sign * score.val_bpb for score in row.scores],
+        "reason": row.reason or None,
+        "input_tokens": usage.input,
+        "cached_tokens": usage.cached,
+        "output_tokens": usage.output,
+        "usd": None if usage.unpriced else usage.usd,
+    }
