@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import TextIO, cast
 
+import structlog
 from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
@@ -43,6 +45,9 @@ class Terminal:
         self.messages: list[str] = []
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(get_renderable=self.render, console=console, screen=self.is_live)
+        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
+        steps = [structlog.processors.add_log_level, renderer]
+        self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=steps)
 
     def open(self) -> None:
         """Start the live view, or print what has happened since the session was last started or resumed."""
@@ -116,6 +121,8 @@ class Terminal:
 
     def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
         if not self.is_live:
-            number, level = "" if experiment is None else f"{experiment}: ", "warning" if kind in TROUBLE else "info"
-            line = f"{format_local(at, '%Y-%m-%d %H:%M:%S')} [{level:9}] {kind.replace('_', ' '):10} {number}{text}"
-            print(line.rstrip(), file=self.console.file, flush=True)
+            number = "" if experiment is None else f"{experiment}: "
+            tell = self.lines.warning if kind in TROUBLE else self.lines.info
+            tell(
+                f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_local(at, "%Y-%m-%d %H:%M:%S")
+            )
