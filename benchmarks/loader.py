@@ -95,7 +95,7 @@ def pack_data(folder: Path, corpus: Corpus, T: int, *, chunk: bool) -> Path:
     data = folder / f"data-{T}-{chunk}"
     data.mkdir()
     profile = replace(profiles.H100, seq_len=T, chunk=chunk, eval_tokens=T * 64)
-    build_folder(data, corpus, profile, BudgetAmount(kind="time", amount=300, seconds=300), lambda *_: None)
+    build_folder(data, corpus, profile, BudgetAmount(kind="time", amount=300, seconds=300))
     return data
 
 

@@ -7,8 +7,6 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
 from prepare.build.calibration import SCRIPT, read_baseline
@@ -73,20 +71,13 @@ def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: 
     """Fill the folder and show a progress bar for each stage. Raises DataError, LockedError."""
     from prepare.build.folder import build_folder
     from prepare.corpus import open_corpus
+    from prepare.corpus.base import bars
 
     budget = BudgetAmount(kind="work", amount=work, seconds=profile.budget.seconds) if work else None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with hold_lock(data / LOCK), Bars(*columns, console=console) as bars:
-        stages: dict[str, TaskID] = {}
-
-        def report(stage: str, share: float) -> None:
-            if stage not in stages:
-                stages[stage] = bars.add_task(stage, total=1.0)
-            bars.update(stages[stage], completed=share)
-
-        build_folder(data, open_corpus(source, shards, report), profile, budget, report)
-        for task in stages.values():
-            bars.update(task, completed=1.0)
+    with hold_lock(data / LOCK), bars:
+        build_folder(data, open_corpus(source, shards), profile, budget)
+        for stage in bars.tasks:  # some end before their expected total
+            bars.update(stage.id, completed=stage.total)
 
 
 def check_request(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:

@@ -44,10 +44,6 @@ def hashes(folder):
     return {name: stored.sha256 for name, stored in manifest.load(folder, verify=True).files.items()}
 
 
-def silent(*_):
-    pass
-
-
 def splits(texts):
     whole = base.split_documents("some", lambda: iter(texts))
     return {split: [text for batch in whole.read_batches(split) for text in batch] for split in base.SPLITS}
@@ -200,7 +196,7 @@ def test_profiles_and_manifests_are_read_without_torch(data):
 
 
 def test_splits_share_no_document(text):
-    texts = list(read_texts(str(text), silent))
+    texts = list(read_texts(str(text)))
     parts, turned = splits(texts), splits(texts[::-1])
 
     assert sorted(texts) == sorted(text for part in parts.values() for text in part)
@@ -209,13 +205,13 @@ def test_splits_share_no_document(text):
 
 
 def test_a_document_counts_once(text):
-    texts = list(read_texts(str(text), silent))
+    texts = list(read_texts(str(text)))
 
     assert splits(texts) == splits([*texts, "", texts[7], *texts])
 
 
 def test_what_is_held_out_is_all_there_is_to_validate_on(text):
-    texts = list(read_texts(str(text), silent))
+    texts = list(read_texts(str(text)))
     known, secret = texts[:200], texts[150:]
     whole = base.split_documents("some", lambda: iter(known), lambda: iter(secret))
     parts = {split: {text for batch in whole.read_batches(split) for text in batch} for split in base.SPLITS}
@@ -236,7 +232,7 @@ def test_splits_share_no_row(data):
 def test_rows_are_made_of_beginnings_of_documents_and_little_is_lost(data, text):
     tokenizer = Tokenizer.from_directory(data)
     rows = open_rows("train", data)
-    texts = splits(list(read_texts(str(text), silent)))["train"]
+    texts = splits(list(read_texts(str(text))))["train"]
     longest = rows.shape[1] - 1
     ids = [tokenizer.encode(text) for text in texts]
     chunks = {tuple(doc[first : first + longest]) for doc in ids for first in range(0, len(doc), longest)}
@@ -286,7 +282,7 @@ def test_documentation_is_harvested_without_importing(tmp_path):
 
 def test_without_a_package_to_validate_on_there_is_no_corpus():
     with pytest.raises(DataError, match="nothing to validate on"):
-        docstrings.harvest(silent, ["no_such_package"])
+        docstrings.harvest(["no_such_package"])
 
 
 def test_sources_come_in_order_and_without_tests(tmp_path):

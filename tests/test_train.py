@@ -71,7 +71,7 @@ def test_it_reports_its_work_its_start_and_its_score(first):
 
 
 def test_a_machine_is_measured_by_the_steps_of_the_baseline(first, data):
-    work, seconds = calibration.measure_step(data, manifest.load(data), profiles.CPU, lambda *_: None)
+    work, seconds = calibration.measure_step(data, manifest.load(data), profiles.CPU)
 
     assert work == first[1][0]["work"]
     assert 0 < seconds < 10

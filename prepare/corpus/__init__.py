@@ -2,23 +2,23 @@
 
 from pathlib import Path
 
-from prepare.corpus.base import Corpus, Progress, split_documents
+from prepare.corpus.base import Corpus, split_documents
 
 
-def open_corpus(source: str, shards: int, progress: Progress) -> Corpus:
+def open_corpus(source: str, shards: int) -> Corpus:
     """Return the corpus "docstrings", `shards` of "climbmix", or the text at a path. Raises DataError."""
     if source == "climbmix":
         from prepare.corpus.climbmix import open_climbmix
 
-        return open_climbmix(shards, progress)
+        return open_climbmix(shards)
     if source == "docstrings":
         from prepare.corpus.docstrings import harvest
 
-        known, held_out = harvest(progress)
+        known, held_out = harvest()
         return split_documents(source, lambda: iter(known), lambda: iter(held_out))
     from prepare.corpus.text import read_texts
 
-    return split_documents(canonicalize(source), lambda: read_texts(source, progress))
+    return split_documents(canonicalize(source), lambda: read_texts(source))
 
 
 def canonicalize(source: str) -> str:

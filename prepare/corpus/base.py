@@ -7,6 +7,7 @@ from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from prepare.manifest import DataError
 
@@ -15,7 +16,7 @@ BATCH = 128  # documents in a batch, as in upstream's loader
 _DUPLICATE = 255
 Read = Callable[[], Iterator[str]]
 Item = TypeVar("Item")
-Progress = Callable[[str, float], None]  # called with a stage's name and the share of it that is done
+bars = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())  # one a stage
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,10 @@ def split_documents(name: str, read: Read, held_out: Read | None = None) -> Corp
     return Corpus(name, digest.hexdigest(), counts, read_batches)
 
 
-def track(items: Iterable[Item], total: int, stage: str, progress: Progress) -> Iterator[Item]:
-    """Yield the items, and report the share of `total` after each."""
-    progress(stage, 0.0)
-    for done, item in enumerate(items, 1):
-        yield item
-        progress(stage, done / max(total, done))
+def track(items: Iterable[Item], total: int, stage: str) -> Iterator[Item]:
+    """Yield the items, and show the share of `total` that is done, where a command displays `bars`."""
+    known = next((task.id for task in bars.tasks if task.description == stage), None)
+    yield from bars.track(items, total, task_id=known, description=stage)
 
 
 def make_batches(texts: Iterable[str]) -> Iterator[list[str]]:

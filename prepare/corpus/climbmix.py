@@ -23,7 +23,7 @@ from pyarrow import parquet
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tenacity.wait import wait_base
 
-from prepare.corpus.base import Corpus, Progress, make_batches, track
+from prepare.corpus.base import Corpus, make_batches, track
 from prepare.manifest import DataError, compute_sha256
 
 REPO = "karpathy/climbmix-400b-shuffle"
@@ -33,13 +33,13 @@ WAIT = wait_exponential(0.5, max=30)
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 
-def open_climbmix(shards: int, progress: Progress) -> Corpus:
+def open_climbmix(shards: int) -> Corpus:
     """Return the corpus with `shards` to train on, after fetching those not cached. Raises DataError.
 
     Batches and their order are upstream's, and hence the packed rows, too.
     """
     numbers = [*range(shards), VALIDATION, CONFIRMATION]
-    files = Hub().fetch([f"shard_{number:05d}.parquet" for number in numbers], progress)
+    files = Hub().fetch([f"shard_{number:05d}.parquet" for number in numbers])
     paths = [path for path, _ in files]
     splits = {"train": paths[:shards], "val": [paths[shards]], "confirm": [paths[shards + 1]]}
 
@@ -62,7 +62,7 @@ class Hub:
     endpoint: str | None = None
     wait: wait_base = WAIT
 
-    def fetch(self, names: Sequence[str], progress: Progress) -> list[tuple[Path, str]]:
+    def fetch(self, names: Sequence[str]) -> list[tuple[Path, str]]:
         """Return the files and their SHA-256; fetch those that are missing or damaged. Raises DataError."""
         disable_progress_bars()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -71,7 +71,7 @@ class Hub:
         )
         host, instead = self.endpoint or constants.ENDPOINT, "`--corpus docstrings` needs no network"
         try:
-            files = track(names, len(names), f"fetching {len(names)} shards", progress)
+            files = track(names, len(names), f"fetching {len(names)} shards")
             return [retrying(self._load_file, name) for name in files]
         except OfflineModeIsEnabled:
             cache = self.cache or constants.HF_HUB_CACHE
