@@ -20,7 +20,7 @@ from pyarrow import parquet
 from prepare import profiles
 from prepare.build.folder import build_folder
 from prepare.build.packing import pack
-from prepare.corpus.base import SPLITS, Corpus, make_batches
+from prepare.corpus import SPLITS, Corpus, make_batches
 from prepare.loader import make_dataloader
 from prepare.manifest import BudgetAmount
 from prepare.shards import open_rows

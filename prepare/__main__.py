@@ -70,8 +70,7 @@ def prepare(
 def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
     """Fill the folder and show a progress bar for each stage. Raises DataError, LockedError."""
     from prepare.build.folder import build_folder
-    from prepare.corpus import open_corpus
-    from prepare.corpus.base import bars
+    from prepare.corpus import bars, open_corpus
 
     budget = BudgetAmount(kind="work", amount=work, seconds=profile.budget.seconds) if work else None
     with hold_lock(data / LOCK), bars:

@@ -17,8 +17,7 @@ from pyarrow import parquet
 from tenacity import wait_none
 
 from prepare import manifest
-from prepare.corpus import climbmix
-from prepare.corpus.base import bars, split_documents
+from prepare.corpus import bars, climbmix, split_documents
 from prepare.corpus.text import _read_text, read_texts
 from prepare.manifest import DataError
 from tests.ground import environment, prepare_command

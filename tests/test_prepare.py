@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prepare import manifest, profiles
-from prepare.corpus import base, docstrings
+from prepare import corpus, manifest, profiles
+from prepare.corpus import docstrings
 from prepare.corpus.text import read_texts
 from prepare.manifest import DataError
 from prepare.shards import open_rows
@@ -45,8 +45,8 @@ def hashes(folder):
 
 
 def splits(texts):
-    whole = base.split_documents("some", lambda: iter(texts))
-    return {split: [text for batch in whole.read_batches(split) for text in batch] for split in base.SPLITS}
+    whole = corpus.split_documents("some", lambda: iter(texts))
+    return {split: [text for batch in whole.read_batches(split) for text in batch] for split in corpus.SPLITS}
 
 
 def one_line(text):
@@ -213,8 +213,8 @@ def test_a_document_counts_once(text):
 def test_what_is_held_out_is_all_there_is_to_validate_on(text):
     texts = list(read_texts(str(text)))
     known, secret = texts[:200], texts[150:]
-    whole = base.split_documents("some", lambda: iter(known), lambda: iter(secret))
-    parts = {split: {text for batch in whole.read_batches(split) for text in batch} for split in base.SPLITS}
+    whole = corpus.split_documents("some", lambda: iter(known), lambda: iter(secret))
+    parts = {split: {text for batch in whole.read_batches(split) for text in batch} for split in corpus.SPLITS}
 
     assert parts["train"] == set(known)
     assert parts["val"] | parts["confirm"] == set(secret) - set(known)
@@ -222,7 +222,7 @@ def test_what_is_held_out_is_all_there_is_to_validate_on(text):
 
 
 def test_splits_share_no_row(data):
-    rows = {split: {row.tobytes() for row in open_rows(split, data)} for split in base.SPLITS}
+    rows = {split: {row.tobytes() for row in open_rows(split, data)} for split in corpus.SPLITS}
 
     assert not rows["train"] & rows["val"]
     assert not rows["train"] & rows["confirm"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prepare import manifest, profiles
-from prepare.corpus.base import track
+from prepare.corpus import track
 from prepare.manifest import DataError, Manifest
 from prepare.profiles import Profile
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from prepare import manifest, profiles
 from prepare.build import calibration
 from prepare.build.packing import TokenStore, write_rows
-from prepare.corpus.base import BATCH, SPLITS, Corpus, track
+from prepare.corpus import BATCH, SPLITS, Corpus, track
 from prepare.files import open_replacement, write_atomically
 from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile

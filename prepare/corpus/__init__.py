@@ -1,8 +1,34 @@
-"""Open the text to train on: documentation of installed packages, climbmix, or the user's own files."""
+"""Open the text to train on: documents in splits for training, validation and confirmation, in a fixed order."""
 
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
-from prepare.corpus.base import Corpus, split_documents
+import numpy as np
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from prepare.manifest import DataError
+
+SPLITS = ("train", "val", "confirm")
+BATCH = 128  # documents in a batch, as in upstream's loader
+_DUPLICATE = 255
+Read = Callable[[], Iterator[str]]
+Item = TypeVar("Item")
+bars = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())  # one a stage
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in three disjoint splits."""
+
+    name: str  # name in the manifest
+    fingerprint: str  # hex digest that changes with the text
+    counts: Mapping[str, int]  # documents, by split
+    read_batches: Callable[[str], Iterator[list[str]]]  # yields a split's documents in batches
+    shuffled: bool = False  # True if the documents are in random order already, so that packing need not shuffle them
 
 
 def open_corpus(source: str, shards: int) -> Corpus:
@@ -24,3 +50,56 @@ def open_corpus(source: str, shards: int) -> Corpus:
 def canonicalize(source: str) -> str:
     """Return the corpus's name in a manifest: as given, or an absolute path."""
     return source if source in {"docstrings", "climbmix"} else str(Path(source).resolve())
+
+
+def split_documents(name: str, read: Read, held_out: Read | None = None) -> Corpus:
+    """Return documents as a corpus: a hash of its content assigns each to a split, and duplicates count once.
+
+    With `held_out` documents, only these are validated on, and all others are trained on. Reads all documents once.
+    Raises DataError if there are too few for three splits.
+    """
+    reads, digest = [read, held_out] if held_out else [read], hashlib.sha256()
+    hashes = [
+        np.fromiter((_hash_document(text, digest.update) for text in filter(None, each())), np.uint64) for each in reads
+    ]
+    if held_out:
+        splits = [np.zeros_like(hashes[0]), 1 + hashes[1] % 2]
+    else:  # 2 in 64 for validation, 2 for confirmation
+        splits = [np.select([hashes[0] % 64 < 2, hashes[0] % 64 < 4], [1, 2], 0)]
+    _, first = np.unique(everything := np.concatenate(hashes), return_index=True)
+    chosen = np.full(len(everything), _DUPLICATE, dtype=np.uint8)
+    chosen[first] = np.concatenate(splits)[first]
+    counts = {split: int((chosen == number).sum()) for number, split in enumerate(SPLITS)}
+    if missing := [split for split, count in counts.items() if not count]:
+        found = f"{len(first)} document{'s' * (len(first) != 1)}"
+        raise DataError(f"too little text in {name}: {found} to split, and none for {', '.join(missing)}")
+
+    def read_batches(split: str) -> Iterator[list[str]]:
+        wanted, texts = SPLITS.index(split), filter(None, chain.from_iterable(each() for each in reads))
+        return make_batches(text for text, at in zip(texts, chosen.tobytes(), strict=False) if at == wanted)
+
+    return Corpus(name, digest.hexdigest(), counts, read_batches)
+
+
+def track(items: Iterable[Item], total: int, stage: str) -> Iterator[Item]:
+    """Yield the items, and show the share of `total` that is done, where a command displays `bars`."""
+    known = next((task.id for task in bars.tasks if task.description == stage), None)
+    yield from bars.track(items, total, task_id=known, description=stage)
+
+
+def make_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield lists of BATCH texts; the last may be shorter."""
+    left = iter(texts)
+    while batch := list(islice(left, BATCH)):
+        yield batch
+
+
+def compute_digest(text: str) -> bytes:
+    """Return the SHA-256 of a text, which may hold lone surrogates."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _hash_document(text: str, update: Callable[[bytes], None]) -> int:
+    digest = compute_digest(text)
+    update(digest)
+    return int.from_bytes(digest[-8:], "big")

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tenacity.wait import wait_base
 
-from prepare.corpus.base import Corpus, make_batches, track
+from prepare.corpus import Corpus, make_batches, track
 from prepare.manifest import DataError, compute_sha256
 
 REPO = "karpathy/climbmix-400b-shuffle"

@@ -11,7 +11,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
-from prepare.corpus.base import compute_digest, track
+from prepare.corpus import compute_digest, track
 from prepare.machine import count_cores
 from prepare.manifest import DataError
 

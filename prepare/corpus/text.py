@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from prepare.corpus.base import track
+from prepare.corpus import track
 from prepare.manifest import DataError
 
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
