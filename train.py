@@ -6,7 +6,6 @@ Usage: python train.py
 import copy
 import gc
 import importlib
-import inspect
 import math
 import os
 import resource
@@ -92,13 +91,8 @@ if device.type == "cuda" and capability == (9, 0) and os.environ.get("KERNELS_CA
     except Exception as error:  # that package may raise anything, and torch has kernels, too
         print(f"no FlashAttention 3: {error}")
 
-windowed = False
-if bf16:  # flash attention with a window, in torch itself since 2.11; the import takes a second
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-        windowed = "window_size" in inspect.signature(varlen_attn).parameters
-    except ImportError:
-        pass
+if bf16:  # flash attention with a window; the import takes a second
+    from torch.nn.attention.varlen import varlen_attn
 
 # --- Model ------------------------------------------------------------------------------------------------------------
 
@@ -116,7 +110,7 @@ def attention(q, k, v, window):
     B, T, H, D = q.shape
     if flash3:
         return flash3.run(*(t.to(torch.bfloat16) for t in (q, k, v)), causal=True, window_size=(window, 0))
-    if windowed and window < T:
+    if bf16 and window < T:
         ends = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
         q, k, v = (t.reshape(B * T, H, D).to(torch.bfloat16) for t in (q, k, v))
         return varlen_attn(q, k, v, ends, ends, T, T, window_size=(window, 0)).view(B, T, H, D)

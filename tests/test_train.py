@@ -174,7 +174,7 @@ def test_every_kernel_sees_the_same_window(window):
     exec(compile(ast.Module([found], []), "train.py", "exec"), names)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 8, 3, 4, dtype=torch.bfloat16)
-    plain, fused = (names["attention"](q, k, v, window) for names["windowed"] in (False, True))
+    plain, fused = (names["attention"](q, k, v, window) for names["bf16"] in (False, True))
 
     assert plain.shape == fused.shape == q.shape
     assert torch.allclose(plain.float(), fused.float(), atol=0.02)
