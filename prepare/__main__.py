@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from prepare import manifest, profiles
 from prepare.build.calibration import SCRIPT, read_baseline
@@ -14,7 +13,6 @@ from prepare.files import LockedError, hold_lock
 from prepare.manifest import BudgetAmount, DataError, Manifest
 
 LOCK = ".lock"
-console = Console(highlight=False, soft_wrap=True)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -64,7 +62,7 @@ def prepare(
         fail(str(error))
     except OSError as error:  # a full disk, most often
         fail(f"cannot work in {error.filename or data}: {error.strerror or error}")
-    console.print(describe(found, data))
+    print(describe(found, data))
 
 
 def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
