@@ -275,9 +275,6 @@ class MuonAdamW:
         matrices = list(model.blocks.parameters())
         shapes = sorted({p.shape for p in matrices})
         self.muon = [[p for p in matrices if p.shape == shape] for shape in shapes]
-        self.reset()
-
-    def reset(self):
         self.state = {}
         self.steps = 0
 
@@ -337,8 +334,7 @@ assert accumulation * micro_rows * MAX_SEQ_LEN == TOTAL_BATCH_SIZE, "TOTAL_BATCH
 
 num_params = sum(p.numel() for p in raw_model.parameters())
 embedding_params = raw_model.wte.weight.numel() + sum(e.weight.numel() for e in raw_model.value_embeds.values())
-attention_flops = sum(12 * MODEL_DIM * min(window, MAX_SEQ_LEN) for window in raw_model.windows)
-flops_per_token = 6 * (num_params - embedding_params) + attention_flops
+flops_per_token = 6 * (num_params - embedding_params) + 12 * MODEL_DIM * sum(raw_model.windows)
 
 
 def train_step(batches, progress):
@@ -378,7 +374,7 @@ while True:
     accumulation = rows // micro_rows
     print(f"out of memory: {micro_rows} rows at a time", flush=True)
 raw_model.load_state_dict(initial)
-optimizer.reset()
+optimizer = MuonAdamW(raw_model)
 del initial
 gc.collect()
 gc.freeze()
