@@ -24,15 +24,14 @@ def open_replacement(path: Path) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str | bytes) -> bool:
-    """Replace a file's content and return True, or False if it is the same already. Raises OSError."""
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Replace a file's content; do nothing if it is the same already. Raises OSError."""
     data = text.encode() if isinstance(text, str) else text
     if path.is_file() and path.read_bytes() == data:
-        return False
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_replacement(path) as part:
         part.write_bytes(data)
-    return True
 
 
 @contextmanager

@@ -189,7 +189,7 @@ def test_profiles_and_manifests_are_read_without_torch(data):
     script = (
         "import sys, prepare.profiles, prepare.manifest, pathlib\n"
         "prepare.manifest.load(pathlib.Path(sys.argv[1]))\n"
-        "prepare.profiles.apply_to_script('DEPTH = 8', 'cpu')\n"
+        "prepare.profiles.apply_to_script('DEPTH = 8', prepare.profiles.CPU)\n"
         "assert 'torch' not in sys.modules and 'tiktoken' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, data], env=environment(), check=True)
@@ -296,7 +296,7 @@ def test_sources_come_in_order_and_without_tests(tmp_path):
 TRAIN = (ROOT / "train.py").read_text()
 
 
-@pytest.mark.parametrize("profile", profiles.PROFILES)
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=profiles.PROFILES)
 def test_fitting_twice_changes_nothing_more(profile):
     fitted = profiles.apply_to_script(TRAIN, profile)
 
@@ -308,10 +308,10 @@ def test_fitting_twice_changes_nothing_more(profile):
 def test_fitting_sets_values_and_declared_ranges_and_keeps_words():
     source = "DEPTH = 8      # 2..16 – blocks\nHEAD_DIM = 128\nOTHER = 1  # stays\n"
 
-    assert profiles.apply_to_script(source, "cpu") == (
+    assert profiles.apply_to_script(source, profiles.CPU) == (
         "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32\nOTHER = 1  # stays\n"
     )
-    assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", "cpu").startswith(
+    assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", profiles.CPU).startswith(
         "TOTAL_BATCH_SIZE = 2048 "
     )
 
@@ -349,7 +349,7 @@ FORMS = {
 def test_fitting_sets_a_constant_in_any_form(mark, ending, form):
     source = mark + FORMS[form].replace("\n", ending)
 
-    fitted = profiles.apply_to_script(source, "cpu")
+    fitted = profiles.apply_to_script(source, profiles.CPU)
 
     there, before = ({"__builtins__": {"int": int}} for _ in range(2))
     exec(fitted.removeprefix("\ufeff"), there)
@@ -358,17 +358,17 @@ def test_fitting_sets_a_constant_in_any_form(mark, ending, form):
     assert {name for name in before if before[name] != there[name]} <= {"DEPTH", "OTHER", "LAYERS"}
     assert fitted.startswith("\ufeff") == bool(mark)
     assert set(re.findall("\r\n|\r|\n", fitted)) == {ending}
-    assert fitted == profiles.apply_to_script(fitted, "cpu")
+    assert fitted == profiles.apply_to_script(fitted, profiles.CPU)
 
 
 def test_what_a_function_calls_by_the_name_of_a_constant_is_its_own():
     source = "def f(DEPTH=8):\n    DEPTH = 9\nclass A:\n    DEPTH = 8\nx.DEPTH = 8\nDEPTH += 8\n"
 
-    assert source == profiles.apply_to_script(source, "cpu")
+    assert source == profiles.apply_to_script(source, profiles.CPU)
 
 
 @given(st.text())
 def test_fitting_leaves_other_scripts_alone(source):
     names = tuple(profiles.CPU.constants)
     if not any(line.startswith(names) for line in source.splitlines()):
-        assert source == profiles.apply_to_script(source, "cpu")
+        assert source == profiles.apply_to_script(source, profiles.CPU)

@@ -12,7 +12,7 @@ from prepare import manifest, profiles
 from prepare.build import calibration
 from tests.ground import ROOT, prepare, small_corpus, train
 
-TRAIN = profiles.apply_to_script((ROOT / "train.py").read_text(), "cpu")
+TRAIN = profiles.apply_to_script((ROOT / "train.py").read_text(), profiles.CPU)
 SUMMARY = [
     "val_bpb",
     "training_seconds",

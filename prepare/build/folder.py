@@ -28,8 +28,8 @@ from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
 PLAN = "plan.json"
 
 
-def build_folder(folder: Path, corpus: Corpus, profile: Profile, budget: BudgetAmount | None) -> Manifest:
-    """Prepare `folder` and return its manifest; measure a work budget unless `budget` is given. Raises DataError."""
+def build_folder(folder: Path, corpus: Corpus, profile: Profile, budget: BudgetAmount | None) -> None:
+    """Fill `folder`; measure a work budget unless `budget` is given. Raises DataError."""
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
     plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
@@ -55,7 +55,6 @@ def build_folder(folder: Path, corpus: Corpus, profile: Profile, budget: BudgetA
         amount = float(f"{work / seconds * profile.budget.seconds:.3g}")
         built = replace(built, budget=replace(profile.budget, amount=amount))
     write_atomically(folder / manifest.MANIFEST_FILE, built.to_json())
-    return built
 
 
 def _begin(folder: Path, plan: Mapping[str, object]) -> None:
