@@ -212,7 +212,7 @@ CLAIMS = [
     Enemy("claims for no model", "hand_over(); claim(rows() + 1)\n", "by itself", "raw"),
     Enemy(
         "babbles on the line",
-        "import os\nos.write(channel._descriptor(), b'[' * 5_000_000 + b'\\n\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
+        "import os\nos.write(channel._descriptor, b'[' * 5_000_000 + b'\\n\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
         "say(event=['model']); say(event='model', bytes='x'); say(event='claims', bytes=True)\n",
         "without a score",
         "raw",
