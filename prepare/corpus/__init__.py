@@ -15,7 +15,6 @@ from prepare.manifest import DataError
 SPLITS = ("train", "val", "confirm")
 BATCH = 128  # documents in a batch, as in upstream's loader
 _DUPLICATE = 255
-Read = Callable[[], Iterator[str]]
 Item = TypeVar("Item")
 bars = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())  # one a stage
 
@@ -41,7 +40,7 @@ def open_corpus(source: str, shards: int) -> Corpus:
         from prepare.corpus.docstrings import harvest
 
         known, held_out = harvest()
-        return split_documents(source, lambda: iter(known), lambda: iter(held_out))
+        return split_documents(source, lambda: chain(known, held_out), len(held_out))
     from prepare.corpus.text import read_texts
 
     return split_documents(canonicalize(source), lambda: read_texts(source))
@@ -52,31 +51,29 @@ def canonicalize(source: str) -> str:
     return source if source in {"docstrings", "climbmix"} else str(Path(source).resolve())
 
 
-def split_documents(name: str, read: Read, held_out: Read | None = None) -> Corpus:
+def split_documents(name: str, read: Callable[[], Iterator[str]], held_out: int | None = None) -> Corpus:
     """Return documents as a corpus: a hash of its content assigns each to a split, and duplicates count once.
 
-    With `held_out` documents, only these are validated on, and all others are trained on. Reads all documents once.
-    Raises DataError if there are too few for three splits.
+    With `held_out`, only the last `held_out` documents, none of them empty, are validated on; all others are trained on.
+    Reads all documents once. Raises DataError if there are too few for three splits.
     """
-    reads, digest = [read, held_out] if held_out else [read], hashlib.sha256()
-    hashes = [
-        np.fromiter((_hash_document(text, digest.update) for text in filter(None, each())), np.uint64) for each in reads
-    ]
-    if held_out:
-        splits = [np.zeros_like(hashes[0]), 1 + hashes[1] % 2]
-    else:  # 2 in 64 for validation, 2 for confirmation
-        splits = [np.select([hashes[0] % 64 < 2, hashes[0] % 64 < 4], [1, 2], 0)]
-    _, first = np.unique(everything := np.concatenate(hashes), return_index=True)
-    chosen = np.full(len(everything), _DUPLICATE, dtype=np.uint8)
-    chosen[first] = np.concatenate(splits)[first]
+    digest = hashlib.sha256()
+    hashes = np.fromiter((_hash_document(text, digest.update) for text in filter(None, read())), np.uint64)
+    if held_out is None:  # 2 in 64 for validation, 2 for confirmation
+        splits = np.select([hashes % 64 < 2, hashes % 64 < 4], [1, 2], 0)
+    else:
+        splits = np.where(np.arange(len(hashes)) < len(hashes) - held_out, 0, 1 + hashes % 2)
+    _, first = np.unique(hashes, return_index=True)
+    chosen = np.full(len(hashes), _DUPLICATE, dtype=np.uint8)
+    chosen[first] = splits[first]
     counts = {split: int((chosen == number).sum()) for number, split in enumerate(SPLITS)}
     if missing := [split for split, count in counts.items() if not count]:
         found = f"{len(first)} document{'s' * (len(first) != 1)}"
         raise DataError(f"too little text in {name}: {found} to split, and none for {', '.join(missing)}")
 
     def read_batches(split: str) -> Iterator[list[str]]:
-        wanted, texts = SPLITS.index(split), filter(None, chain.from_iterable(each() for each in reads))
-        return make_batches(text for text, at in zip(texts, chosen.tobytes(), strict=False) if at == wanted)
+        texts, wanted = zip(filter(None, read()), chosen.tobytes(), strict=False), SPLITS.index(split)
+        return make_batches(text for text, at in texts if at == wanted)
 
     return Corpus(name, digest.hexdigest(), counts, read_batches)
 
