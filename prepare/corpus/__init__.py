@@ -54,8 +54,8 @@ def canonicalize(source: str) -> str:
 def split_documents(name: str, read: Callable[[], Iterator[str]], held_out: int | None = None) -> Corpus:
     """Return documents as a corpus: a hash of its content assigns each to a split, and duplicates count once.
 
-    With `held_out`, only the last `held_out` documents, none of them empty, are validated on; all others are trained on.
-    Reads all documents once. Raises DataError if there are too few for three splits.
+    With `held_out`, only the last `held_out` documents, none of them empty, are validated on, and all others are
+    trained on. Reads all documents once. Raises DataError if there are too few for three splits.
     """
     digest = hashlib.sha256()
     hashes = np.fromiter((_hash_document(text, digest.update) for text in filter(None, read())), np.uint64)
