@@ -38,12 +38,9 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 def hold_lock(path: Path) -> Generator[int]:
     """Hold the lock while the descriptor is open, here or in a child. Raises LockedError if it is taken, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(f"{path} is locked by another process") from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        yield file.fileno()
