@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import count
 
 import numpy as np
 import torch
@@ -32,11 +31,15 @@ def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterato
     rows = np.asarray(open_rows(split))  # slicing a memmap costs more than the copies
     # Rows of another length overlap by one token, the last target of one and the first input of the next.
     windows = rows if rows.shape[1] == T + 1 else sliding_window_view(rows.reshape(-1), T + 1)[::T]
-    device = choose_device()
-    for taken in count(0, B):
-        block = windows[np.arange(taken, taken + B) % len(windows)]  # an epoch may end inside it
+    device, taken = choose_device(), 0
+    while True:
+        epoch, first = divmod(taken, len(windows))
+        block = windows[first : first + B]
+        while len(block) < B:  # the epoch ends inside this batch
+            block = np.concatenate([block, windows[: B - len(block)]])
         tokens = torch.from_numpy(block.astype(np.int64))
         if device.type == "cuda":  # copied after the queued work; torch reuses pinned memory only then
             tokens = tokens.pin_memory().to(device, non_blocking=True)
         tokens = tokens.to(device)
-        yield tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), 1 + taken // len(windows)
+        yield tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), epoch + 1
+        taken += B
