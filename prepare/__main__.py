@@ -10,7 +10,7 @@ import typer
 from prepare import manifest, profiles
 from prepare.build.calibration import SCRIPT, read_baseline
 from prepare.files import LockedError, hold_lock
-from prepare.manifest import BudgetAmount, DataError, Manifest
+from prepare.manifest import DataError, Manifest
 
 LOCK = ".lock"
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,9 +70,8 @@ def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: 
     from prepare.build.folder import build_folder
     from prepare.corpus import bars, open_corpus
 
-    budget = BudgetAmount(kind="work", amount=work, seconds=profile.budget.seconds) if work else None
     with hold_lock(data / LOCK), bars:
-        build_folder(data, open_corpus(source, shards), profile, budget)
+        build_folder(data, open_corpus(source, shards), profile, work)
         for stage in bars.tasks:  # some end before their expected total
             bars.update(stage.id, completed=stage.total)
 

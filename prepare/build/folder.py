@@ -20,7 +20,7 @@ from prepare.build import calibration
 from prepare.build.packing import TokenStore, write_rows
 from prepare.corpus import BATCH, SPLITS, Corpus, track
 from prepare.files import open_replacement, write_atomically
-from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
+from prepare.manifest import DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.shards import choose_row_dtype
 from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -28,8 +28,8 @@ from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
 PLAN = "plan.json"
 
 
-def build_folder(folder: Path, corpus: Corpus, profile: Profile, budget: BudgetAmount | None) -> None:
-    """Fill `folder`; measure a work budget unless `budget` is given. Raises DataError."""
+def build_folder(folder: Path, corpus: Corpus, profile: Profile, work: float | None = None) -> None:
+    """Fill `folder` for runs of so much work; by default of the profile's budget, measured here. Raises DataError."""
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
     plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
@@ -44,16 +44,17 @@ def build_folder(folder: Path, corpus: Corpus, profile: Profile, budget: BudgetA
         seq_len=profile.seq_len,
         vocab_size=tokenizer.get_vocab_size(),
         eval_tokens=rows["val"] * profile.seq_len,
-        budget=budget or profile.budget,
+        budget=profile.budget,
         rows=rows,
         files={path.name: StoredFile(path.stat().st_size, manifest.compute_sha256(path)) for path in paths},
         versions=versions,
         constants=profiles.find_changes(profile),
     )
-    if budget is None and built.budget.kind == "work":
-        work, seconds = calibration.measure_step(folder, built, profile)
-        amount = float(f"{work / seconds * profile.budget.seconds:.3g}")
-        built = replace(built, budget=replace(profile.budget, amount=amount))
+    if not work and profile.budget.kind == "work":
+        step_work, seconds = calibration.measure_step(folder, built, profile)
+        work = float(f"{step_work / seconds * profile.budget.seconds:.3g}")
+    if work:
+        built = replace(built, budget=replace(profile.budget, kind="work", amount=work))
     write_atomically(folder / manifest.MANIFEST_FILE, built.to_json())
 
 
