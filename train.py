@@ -6,7 +6,6 @@ Usage: python train.py
 import copy
 import gc
 import importlib
-import inspect
 import math
 import os
 import resource
@@ -92,13 +91,8 @@ if device.type == "cuda" and capability == (9, 0) and os.environ.get("KERNELS_CA
     except Exception as error:  # that package may raise anything, and torch has kernels, too
         print(f"no FlashAttention 3: {error}")
 
-windowed = False
-if bf16:  # flash attention with a window, in torch itself since 2.11; the import takes a second
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-        windowed = "window_size" in inspect.signature(varlen_attn).parameters
-    except ImportError:
-        pass
+if bf16:  # flash attention with a window; the import takes a second
+    from torch.nn.attention.varlen import varlen_attn
 
 # --- Model ------------------------------------------------------------------------------------------------------------
 
@@ -116,7 +110,7 @@ def attention(q, k, v, window):
     B, T, H, D = q.shape
     if flash3:
         return flash3.run(*(t.to(torch.bfloat16) for t in (q, k, v)), causal=True, window_size=(window, 0))
-    if windowed and window < T:
+    if bf16 and window < T:
         ends = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
         q, k, v = (t.reshape(B * T, H, D).to(torch.bfloat16) for t in (q, k, v))
         return varlen_attn(q, k, v, ends, ends, T, T, window_size=(window, 0)).view(B, T, H, D)
@@ -281,9 +275,6 @@ class MuonAdamW:
         matrices = list(model.blocks.parameters())
         shapes = sorted({p.shape for p in matrices})
         self.muon = [[p for p in matrices if p.shape == shape] for shape in shapes]
-        self.reset()
-
-    def reset(self):
         self.state = {}
         self.steps = 0
 
@@ -343,8 +334,7 @@ assert accumulation * micro_rows * MAX_SEQ_LEN == TOTAL_BATCH_SIZE, "TOTAL_BATCH
 
 num_params = sum(p.numel() for p in raw_model.parameters())
 embedding_params = raw_model.wte.weight.numel() + sum(e.weight.numel() for e in raw_model.value_embeds.values())
-attention_flops = sum(12 * MODEL_DIM * min(window, MAX_SEQ_LEN) for window in raw_model.windows)
-flops_per_token = 6 * (num_params - embedding_params) + attention_flops
+flops_per_token = 6 * (num_params - embedding_params) + 12 * MODEL_DIM * sum(raw_model.windows)
 
 
 def train_step(batches, progress):
@@ -384,7 +374,7 @@ while True:
     accumulation = rows // micro_rows
     print(f"out of memory: {micro_rows} rows at a time", flush=True)
 raw_model.load_state_dict(initial)
-optimizer.reset()
+optimizer = MuonAdamW(raw_model)
 del initial
 gc.collect()
 gc.freeze()

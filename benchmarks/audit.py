@@ -37,7 +37,7 @@ def main() -> None:
             select.select_sandbox(),
             lambda _log: "",
         )
-        code = profiles.apply_to_script(Path("train.py").read_text(), found.profile)
+        code = profiles.apply_to_script(Path("train.py").read_text(), profiles.PROFILES[found.profile])
         print(
             "| seed | claimed | audited − claimed | worst token, nats | evaluation, s | audit, s |\n" + "|---" * 6 + "|"
         )

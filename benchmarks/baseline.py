@@ -21,7 +21,7 @@ def main() -> None:
         profile, scores = profiles.with_constants(profiles.from_manifest(found), changes), list[float]()
         for seed in SEEDS:
             os.environ["NIGHTSHIFT_SEED"] = str(seed)
-            printed, events = calibration.train_baseline(manifest.get_data_dir(), found, profile, lambda *_: None)
+            printed, events = calibration.train_baseline(manifest.get_data_dir(), found, profile)
             scores.append(next(event["val_bpb"] for event in events if event["event"] == "score"))
         base = base or scores
         steps = printed.rpartition("num_steps:")[2].split()[0]

@@ -14,7 +14,7 @@ TRAIN = Path(__file__).parent.parent / "train.py"
 
 def main() -> None:
     prompts = load_style("default", [])
-    source = profiles.apply_to_script(TRAIN.read_text(), "cpu")
+    source = profiles.apply_to_script(TRAIN.read_text(), profiles.CPU)
     print("Estimated at 3.5 characters a token: system prompt and opening, the real train.py, no tools' schemas\n")
     print("| experiment | researcher | mechanic | reflector |")
     print("|---|---|---|---|")

@@ -20,9 +20,8 @@ from pyarrow import parquet
 from prepare import profiles
 from prepare.build.folder import build_folder
 from prepare.build.packing import pack
-from prepare.corpus.base import SPLITS, Corpus, make_batches
+from prepare.corpus import SPLITS, Corpus, make_batches
 from prepare.loader import make_dataloader
-from prepare.manifest import BudgetAmount
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
@@ -95,7 +94,7 @@ def pack_data(folder: Path, corpus: Corpus, T: int, *, chunk: bool) -> Path:
     data = folder / f"data-{T}-{chunk}"
     data.mkdir()
     profile = replace(profiles.H100, seq_len=T, chunk=chunk, eval_tokens=T * 64)
-    build_folder(data, corpus, profile, BudgetAmount(kind="time", amount=300, seconds=300), lambda *_: None)
+    build_folder(data, corpus, profile)
     return data
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     short = dataclasses.replace(found, budget=shorter)
     for variant in VARIANTS:
         work, seconds = calibration.measure_step(
-            manifest.get_data_dir(), short, profiles.with_constants(profiles.CPU, variant), lambda _stage, _share: None
+            manifest.get_data_dir(), short, profiles.with_constants(profiles.CPU, variant)
         )
         paces.append(work / seconds)
         words = ", ".join(f"{constant} {value}" for constant, value in variant.items()) or "baseline"

@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 
 from prepare import manifest, profiles
 from prepare.build.calibration import SCRIPT, read_baseline
 from prepare.files import LockedError, hold_lock
-from prepare.manifest import BudgetAmount, DataError, Manifest
+from prepare.manifest import DataError, Manifest
 
 LOCK = ".lock"
-console = Console(highlight=False, soft_wrap=True)
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -66,27 +62,18 @@ def prepare(
         fail(str(error))
     except OSError as error:  # a full disk, most often
         fail(f"cannot work in {error.filename or data}: {error.strerror or error}")
-    console.print(describe(found, data))
+    print(describe(found, data))
 
 
 def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
     """Fill the folder and show a progress bar for each stage. Raises DataError, LockedError."""
     from prepare.build.folder import build_folder
-    from prepare.corpus import open_corpus
+    from prepare.corpus import bars, open_corpus
 
-    budget = BudgetAmount(kind="work", amount=work, seconds=profile.budget.seconds) if work else None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with hold_lock(data / LOCK), Bars(*columns, console=console) as bars:
-        stages: dict[str, TaskID] = {}
-
-        def report(stage: str, share: float) -> None:
-            if stage not in stages:
-                stages[stage] = bars.add_task(stage, total=1.0)
-            bars.update(stages[stage], completed=share)
-
-        build_folder(data, open_corpus(source, shards, report), profile, budget, report)
-        for task in stages.values():
-            bars.update(task, completed=1.0)
+    with hold_lock(data / LOCK), bars:
+        build_folder(data, open_corpus(source, shards), profile, work)
+        for stage in bars.tasks:  # some end before their expected total
+            bars.update(stage.id, completed=stage.total)
 
 
 def check_request(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:

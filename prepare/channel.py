@@ -15,6 +15,7 @@ from typing import Any
 
 MAX_LINE = 4_096  # bytes of an answer's line
 
+_descriptor = int(os.environ["NIGHTSHIFT_FD"]) if "NIGHTSHIFT_FD" in os.environ else None
 _began: float | None = None
 _shards: dict[str, int] = {}
 
@@ -36,8 +37,7 @@ def elapsed() -> float:
 
 def answers() -> bool:
     """Return True if the orchestrator answers, and hands out the shards."""
-    descriptor = _descriptor()
-    return descriptor is not None and stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    return _descriptor is not None and stat.S_ISSOCK(os.fstat(_descriptor).st_mode)
 
 
 def shard(split: str) -> int | None:
@@ -47,9 +47,9 @@ def shard(split: str) -> int | None:
 
 def send(event: dict[str, object], data: bytes | memoryview = b"") -> None:
     """Send one line and the bytes that belong to it; do nothing if the orchestrator has gone."""
-    if (descriptor := _descriptor()) is None:
+    if _descriptor is None:
         return
-    with suppress(BrokenPipeError, ConnectionResetError), open(descriptor, "wb", closefd=False) as file:
+    with suppress(BrokenPipeError, ConnectionResetError), open(_descriptor, "wb", closefd=False) as file:
         file.write(json.dumps(event).encode() + b"\n")
         file.write(data)
 
@@ -79,11 +79,7 @@ def take(size: int) -> bytes:
     return data
 
 
-def _descriptor() -> int | None:
-    value = os.environ.get("NIGHTSHIFT_FD")
-    return None if value is None else int(value)
-
-
 @cache
 def _get_socket() -> socket.socket:
-    return socket.socket(fileno=os.dup(int(os.environ["NIGHTSHIFT_FD"])))
+    assert _descriptor is not None
+    return socket.socket(fileno=os.dup(_descriptor))

@@ -148,7 +148,7 @@ def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     Later assignments to the same name, and those inside an `if`, get the value, too. The comments' words stay, in their
     column where possible. Raises SyntaxError.
     """
-    found = [place for place in _list_assignments(source) if place.name in settings]
+    found = [place for place in _walk_assignments(source) if place.name in settings]
     return _splice(source, (_rewrite(place, settings[place.name]) for place in found))
 
 
@@ -161,7 +161,7 @@ def with_originals(source: str, fitted: str, own: str) -> str:
 
 def _list_declared(source: str) -> dict[tuple[str, int], tuple[int, str]]:
     """Return offset and text, comment included, of each assigned value, by name and how often that came before."""
-    found = [(at.name, at.start, at.text + (at.comment[0] if at.comment else "")) for at in _list_assignments(source)]
+    found = [(at.name, at.start, at.text + (at.comment[0] if at.comment else "")) for at in _walk_assignments(source)]
     names = [name for name, _, _ in found]
     return {(name, names[:i].count(name)): (start, text) for i, (name, start, text) in enumerate(found)}
 
@@ -199,7 +199,7 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
     Text that is not Python has none.
     """
     try:
-        found = _list_assignments(source)
+        found = [*_walk_assignments(source)]
     except SyntaxError:
         return {}
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
@@ -207,7 +207,7 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
     return {place.name: place for place in single if place.is_top and place.value is not None}
 
 
-def _list_assignments(source: str) -> list[_Assignment]:
+def _walk_assignments(source: str) -> Iterator[_Assignment]:
     tree = ast.parse(bare := source.removeprefix("\ufeff"))
     lines = io.StringIO(bare, newline="").readlines()
     begins = [*accumulate(map(len, lines), initial=len(source) - len(bare))]
@@ -216,13 +216,11 @@ def _list_assignments(source: str) -> list[_Assignment]:
         assert line
         return begins[line - 1] + len(lines[line - 1].encode()[:column].decode())  # Python counts bytes
 
-    found: list[_Assignment] = []
     for node in _walk_statements(tree):
         for name, value in _list_pairs(node):
             start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
             comment = _COMMENT.match(re.split(r"[\r\n]", source[end:], maxsplit=1)[0])
-            found.append(_Assignment(name, _evaluate(value), start, source[start:end], comment, node in tree.body))
-    return found
+            yield _Assignment(name, _evaluate(value), start, source[start:end], comment, node in tree.body)
 
 
 def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:

@@ -24,27 +24,23 @@ def open_replacement(path: Path) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str | bytes) -> bool:
-    """Replace a file's content and return True, or False if it is the same already. Raises OSError."""
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Replace a file's content; do nothing if it is the same already. Raises OSError."""
     data = text.encode() if isinstance(text, str) else text
     if path.is_file() and path.read_bytes() == data:
-        return False
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_replacement(path) as part:
         part.write_bytes(data)
-    return True
 
 
 @contextmanager
 def hold_lock(path: Path) -> Generator[int]:
     """Hold the lock while the descriptor is open, here or in a child. Raises LockedError if it is taken, OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(f"{path} is locked by another process") from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        yield file.fileno()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import psutil
+import pynvml
 
 MIG_INSTANCES = 7
 """Parts that a GPU can be divided into at most."""
@@ -31,8 +32,6 @@ class Gpu:
 
 def list_gpus() -> list[Gpu]:
     """Return the usable NVIDIA GPUs: all, or those in CUDA_VISIBLE_DEVICES."""
-    import pynvml
-
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
@@ -44,8 +43,6 @@ def list_gpus() -> list[Gpu]:
 
 def read_used_memory(uuid: str) -> int:
     """Return the bytes in use of a GPU or of a MIG instance. Raises OSError."""
-    import pynvml
-
     try:
         return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).used)
     except pynvml.NVMLError as error:
@@ -69,8 +66,6 @@ def filter_visible(found: list[Gpu], names: str | None) -> list[Gpu]:
 
 def _read_gpus(handle: Any) -> list[Gpu]:
     """Return the GPU, or the MIG instances that it is divided into."""
-    import pynvml
-
     whole, parts = _read_gpu(handle), list[Gpu]()
     for i in range(MIG_INSTANCES):
         with suppress(pynvml.NVMLError):  # there is no such instance, or the card cannot be divided
@@ -81,8 +76,6 @@ def _read_gpus(handle: Any) -> list[Gpu]:
 
 
 def _read_gpu(handle: Any) -> Gpu:
-    import pynvml
-
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     uuid, node, used = str(pynvml.nvmlDeviceGetUUID(handle)), 0, 0
     memory = psutil.virtual_memory().total  # for a GPU that shares it

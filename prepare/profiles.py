@@ -168,10 +168,9 @@ def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
     return profile
 
 
-def apply_to_script(source: str, profile: str | Profile) -> str:
+def apply_to_script(source: str, profile: Profile) -> str:
     """Return the script with the profile's values and ranges; unchanged if it does not parse."""
-    chosen = PROFILES[profile] if isinstance(profile, str) else profile
     try:
-        return with_settings(source, chosen.constants)
+        return with_settings(source, profile.constants)
     except (SyntaxError, ValueError):  # ValueError: a null byte
         return source

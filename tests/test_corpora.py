@@ -17,18 +17,13 @@ from pyarrow import parquet
 from tenacity import wait_none
 
 from prepare import manifest
-from prepare.corpus import climbmix
-from prepare.corpus.base import split_documents
+from prepare.corpus import bars, climbmix, split_documents
 from prepare.corpus.text import _read_text, read_texts
 from prepare.manifest import DataError
 from tests.ground import environment, prepare_command
 from tests.hub import serving, shard_bytes
 
 NAMES = ["shard_00000.parquet", "shard_00001.parquet", "shard_06541.parquet", "shard_06542.parquet"]
-
-
-def silent(*_):
-    pass
 
 
 def words(seed, count):
@@ -60,17 +55,16 @@ def whole(found, files, names=NAMES):
 
 
 def test_shards_arrive_once_and_are_vouched_for(dataset, files, hub):
-    shares = []
-    first = dataset.fetch(NAMES, lambda _, share: shares.append(share))
+    first = dataset.fetch(NAMES)
     asked = len(hub.asked)
 
-    again = dataset.fetch(NAMES, silent)
+    again = dataset.fetch(NAMES)
 
     assert whole(first, files)
     assert first == again
     assert [hashlib.sha256(files[name]).hexdigest() for name in NAMES] == [sha256 for _, sha256 in first]
     assert asked == len(hub.asked), "nothing is asked for twice"
-    assert max(shares) == 1
+    assert bars.tasks[-1].finished
     assert not list(dataset.cache.rglob("*.incomplete"))
 
 
@@ -82,18 +76,18 @@ def test_shards_arrive_once_and_are_vouched_for(dataset, files, hub):
 def test_faults_are_outlived(faults, dataset, files, hub):
     hub.faults = {NAMES[1]: deque(faults)}
 
-    assert whole(dataset.fetch(NAMES, silent), files)
+    assert whole(dataset.fetch(NAMES), files)
 
 
 def test_a_busy_hub_is_asked_again_for_its_description(dataset, files, hub):
     hub.heads = deque([429, 500, 504])
 
-    assert whole(dataset.fetch(NAMES[:1], silent), files, NAMES[:1])
+    assert whole(dataset.fetch(NAMES[:1]), files, NAMES[:1])
 
 
 @pytest.mark.parametrize("damage", ("flip", "cut", "delete"))
 def test_a_damaged_shard_is_found_and_fetched_again(damage, dataset, files, hub):
-    path = dataset.fetch(NAMES, silent)[2][0]
+    path = dataset.fetch(NAMES)[2][0]
     match damage:
         case "flip":
             path.write_bytes(path.read_bytes()[:-5] + b"wrong")
@@ -103,7 +97,7 @@ def test_a_damaged_shard_is_found_and_fetched_again(damage, dataset, files, hub)
             path.unlink()
     hub.asked.clear()
 
-    assert whole(dataset.fetch(NAMES, silent), files)
+    assert whole(dataset.fetch(NAMES), files)
     assert {NAMES[2]} == {name for _, name, _, _ in hub.asked}
 
 
@@ -111,7 +105,7 @@ def test_a_shard_that_another_program_fetched_is_not_fetched_again(dataset, file
     hf_hub_download(climbmix.REPO, NAMES[0], repo_type="dataset", cache_dir=dataset.cache, endpoint=hub.url)
     hub.asked.clear()
 
-    assert whole(dataset.fetch(NAMES[:1], silent), files, NAMES[:1])
+    assert whole(dataset.fetch(NAMES[:1]), files, NAMES[:1])
     assert hub.asked == []
 
 
@@ -119,7 +113,7 @@ def test_a_hub_that_never_sends_the_right_bytes_is_named(dataset, files, hub):
     hub.faults = {NAMES[0]: deque(["corrupt"] * 50)}
 
     with pytest.raises(DataError, match="keeps sending a damaged shard"):
-        dataset.fetch(NAMES, silent)
+        dataset.fetch(NAMES)
 
     assert not list(dataset.cache.rglob(hashlib.sha256(files[NAMES[0]]).hexdigest()))
 
@@ -129,7 +123,7 @@ def test_a_shard_must_be_parquet_with_text(data, dataset, hub):
     hub.files = hub.files | {NAMES[0]: data}
 
     with pytest.raises(DataError, match=r"damaged shard .*(Parquet|no text)"):
-        dataset.fetch(NAMES[:1], silent)
+        dataset.fetch(NAMES[:1])
 
 
 @pytest.mark.parametrize(("status", "says"), ((401, "HF_TOKEN"), (404, "404"), (500, "again later")))
@@ -137,7 +131,7 @@ def test_refusals_are_one_line(status, says, dataset, hub):
     hub.heads = deque([status] * 50)
 
     with pytest.raises(DataError, match=says) as caught:
-        dataset.fetch(NAMES, silent)
+        dataset.fetch(NAMES)
 
     assert "\n" not in str(caught.value)
     assert "--corpus docstrings" in str(caught.value)
@@ -189,7 +183,7 @@ def test_a_cache_that_cannot_be_written_is_named(hub, tmp_path):
 
 
 def documents(path):
-    return list(read_texts(str(path), silent))
+    return list(read_texts(str(path)))
 
 
 def test_own_text_in_every_form_is_the_same_text(tmp_path):

@@ -58,7 +58,7 @@ PREFIXES = {"is", "has", "from", "to", "with", "as", "at"}
 """Beginnings of predicates and conversions."""
 TERMS = {"main", "t_critical", "credentials_error", "usd", "doctor", "init", "musings", "sessions"}
 """Names that are no verbs: the commands that users type, and terms of the field."""
-SPOKEN = {"answers", "elapsed", "shard", "descriptor"}
+SPOKEN = {"answers", "elapsed", "shard"}
 """Names of `prepare.channel`, which training scripts of others use."""
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prepare.build.packing import TokenStore, pack, write_rows
-from prepare.corpus.base import make_batches
+from prepare.corpus import make_batches
 from prepare.shards import choose_row_dtype
 from prepare.tokenizer import Tokenizer
 

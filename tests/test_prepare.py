@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prepare import manifest, profiles
-from prepare.corpus import base, docstrings
+from prepare import corpus, manifest, profiles
+from prepare.corpus import docstrings
 from prepare.corpus.text import read_texts
 from prepare.manifest import DataError
 from prepare.shards import open_rows
@@ -44,13 +44,9 @@ def hashes(folder):
     return {name: stored.sha256 for name, stored in manifest.load(folder, verify=True).files.items()}
 
 
-def silent(*_):
-    pass
-
-
 def splits(texts):
-    whole = base.split_documents("some", lambda: iter(texts))
-    return {split: [text for batch in whole.read_batches(split) for text in batch] for split in base.SPLITS}
+    whole = corpus.split_documents("some", lambda: iter(texts))
+    return {split: [text for batch in whole.read_batches(split) for text in batch] for split in corpus.SPLITS}
 
 
 def one_line(text):
@@ -193,14 +189,14 @@ def test_profiles_and_manifests_are_read_without_torch(data):
     script = (
         "import sys, prepare.profiles, prepare.manifest, pathlib\n"
         "prepare.manifest.load(pathlib.Path(sys.argv[1]))\n"
-        "prepare.profiles.apply_to_script('DEPTH = 8', 'cpu')\n"
+        "prepare.profiles.apply_to_script('DEPTH = 8', prepare.profiles.CPU)\n"
         "assert 'torch' not in sys.modules and 'tiktoken' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script, data], env=environment(), check=True)
 
 
 def test_splits_share_no_document(text):
-    texts = list(read_texts(str(text), silent))
+    texts = list(read_texts(str(text)))
     parts, turned = splits(texts), splits(texts[::-1])
 
     assert sorted(texts) == sorted(text for part in parts.values() for text in part)
@@ -209,16 +205,16 @@ def test_splits_share_no_document(text):
 
 
 def test_a_document_counts_once(text):
-    texts = list(read_texts(str(text), silent))
+    texts = list(read_texts(str(text)))
 
     assert splits(texts) == splits([*texts, "", texts[7], *texts])
 
 
 def test_what_is_held_out_is_all_there_is_to_validate_on(text):
-    texts = list(read_texts(str(text), silent))
+    texts = list(read_texts(str(text)))
     known, secret = texts[:200], texts[150:]
-    whole = base.split_documents("some", lambda: iter(known), lambda: iter(secret))
-    parts = {split: {text for batch in whole.read_batches(split) for text in batch} for split in base.SPLITS}
+    whole = corpus.split_documents("some", lambda: iter([*known, *secret]), len(secret))
+    parts = {split: {text for batch in whole.read_batches(split) for text in batch} for split in corpus.SPLITS}
 
     assert parts["train"] == set(known)
     assert parts["val"] | parts["confirm"] == set(secret) - set(known)
@@ -226,7 +222,7 @@ def test_what_is_held_out_is_all_there_is_to_validate_on(text):
 
 
 def test_splits_share_no_row(data):
-    rows = {split: {row.tobytes() for row in open_rows(split, data)} for split in base.SPLITS}
+    rows = {split: {row.tobytes() for row in open_rows(split, data)} for split in corpus.SPLITS}
 
     assert not rows["train"] & rows["val"]
     assert not rows["train"] & rows["confirm"]
@@ -236,7 +232,7 @@ def test_splits_share_no_row(data):
 def test_rows_are_made_of_beginnings_of_documents_and_little_is_lost(data, text):
     tokenizer = Tokenizer.from_directory(data)
     rows = open_rows("train", data)
-    texts = splits(list(read_texts(str(text), silent)))["train"]
+    texts = splits(list(read_texts(str(text))))["train"]
     longest = rows.shape[1] - 1
     ids = [tokenizer.encode(text) for text in texts]
     chunks = {tuple(doc[first : first + longest]) for doc in ids for first in range(0, len(doc), longest)}
@@ -286,7 +282,7 @@ def test_documentation_is_harvested_without_importing(tmp_path):
 
 def test_without_a_package_to_validate_on_there_is_no_corpus():
     with pytest.raises(DataError, match="nothing to validate on"):
-        docstrings.harvest(silent, ["no_such_package"])
+        docstrings.harvest(["no_such_package"])
 
 
 def test_sources_come_in_order_and_without_tests(tmp_path):
@@ -300,7 +296,7 @@ def test_sources_come_in_order_and_without_tests(tmp_path):
 TRAIN = (ROOT / "train.py").read_text()
 
 
-@pytest.mark.parametrize("profile", profiles.PROFILES)
+@pytest.mark.parametrize("profile", profiles.PROFILES.values(), ids=profiles.PROFILES)
 def test_fitting_twice_changes_nothing_more(profile):
     fitted = profiles.apply_to_script(TRAIN, profile)
 
@@ -312,10 +308,10 @@ def test_fitting_twice_changes_nothing_more(profile):
 def test_fitting_sets_values_and_declared_ranges_and_keeps_words():
     source = "DEPTH = 8      # 2..16 – blocks\nHEAD_DIM = 128\nOTHER = 1  # stays\n"
 
-    assert profiles.apply_to_script(source, "cpu") == (
+    assert profiles.apply_to_script(source, profiles.CPU) == (
         "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32\nOTHER = 1  # stays\n"
     )
-    assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", "cpu").startswith(
+    assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", profiles.CPU).startswith(
         "TOTAL_BATCH_SIZE = 2048 "
     )
 
@@ -353,7 +349,7 @@ FORMS = {
 def test_fitting_sets_a_constant_in_any_form(mark, ending, form):
     source = mark + FORMS[form].replace("\n", ending)
 
-    fitted = profiles.apply_to_script(source, "cpu")
+    fitted = profiles.apply_to_script(source, profiles.CPU)
 
     there, before = ({"__builtins__": {"int": int}} for _ in range(2))
     exec(fitted.removeprefix("\ufeff"), there)
@@ -362,17 +358,17 @@ def test_fitting_sets_a_constant_in_any_form(mark, ending, form):
     assert {name for name in before if before[name] != there[name]} <= {"DEPTH", "OTHER", "LAYERS"}
     assert fitted.startswith("\ufeff") == bool(mark)
     assert set(re.findall("\r\n|\r|\n", fitted)) == {ending}
-    assert fitted == profiles.apply_to_script(fitted, "cpu")
+    assert fitted == profiles.apply_to_script(fitted, profiles.CPU)
 
 
 def test_what_a_function_calls_by_the_name_of_a_constant_is_its_own():
     source = "def f(DEPTH=8):\n    DEPTH = 9\nclass A:\n    DEPTH = 8\nx.DEPTH = 8\nDEPTH += 8\n"
 
-    assert source == profiles.apply_to_script(source, "cpu")
+    assert source == profiles.apply_to_script(source, profiles.CPU)
 
 
 @given(st.text())
 def test_fitting_leaves_other_scripts_alone(source):
     names = tuple(profiles.CPU.constants)
     if not any(line.startswith(names) for line in source.splitlines()):
-        assert source == profiles.apply_to_script(source, "cpu")
+        assert source == profiles.apply_to_script(source, profiles.CPU)

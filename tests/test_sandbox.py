@@ -13,8 +13,7 @@ from orchestrator.lab.sandbox import confine, seccomp, select
 from orchestrator.lab.sandbox.base import TRUSTED, Command, NoSandbox, list_hidden, list_readable
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock
-from prepare.corpus import docstrings
-from prepare.corpus.base import compute_digest
+from prepare.corpus import compute_digest, docstrings
 
 
 class Missing:
@@ -131,7 +130,7 @@ def test_no_source_of_what_scores_are_measured_on_is_shown():
 SEARCH = """
 import json, os, sys
 from pathlib import Path
-from prepare.corpus.base import compute_digest
+from prepare.corpus import compute_digest
 from prepare.corpus.docstrings import extract_documentation
 lines, digests = (set(words) for words in json.loads(Path("secrets.json").read_text()))
 read, found = 0, []

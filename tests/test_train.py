@@ -12,7 +12,7 @@ from prepare import manifest, profiles
 from prepare.build import calibration
 from tests.ground import ROOT, prepare, small_corpus, train
 
-TRAIN = profiles.apply_to_script((ROOT / "train.py").read_text(), "cpu")
+TRAIN = profiles.apply_to_script((ROOT / "train.py").read_text(), profiles.CPU)
 SUMMARY = [
     "val_bpb",
     "training_seconds",
@@ -71,7 +71,7 @@ def test_it_reports_its_work_its_start_and_its_score(first):
 
 
 def test_a_machine_is_measured_by_the_steps_of_the_baseline(first, data):
-    work, seconds = calibration.measure_step(data, manifest.load(data), profiles.CPU, lambda *_: None)
+    work, seconds = calibration.measure_step(data, manifest.load(data), profiles.CPU)
 
     assert work == first[1][0]["work"]
     assert 0 < seconds < 10
@@ -174,7 +174,7 @@ def test_every_kernel_sees_the_same_window(window):
     exec(compile(ast.Module([found], []), "train.py", "exec"), names)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 8, 3, 4, dtype=torch.bfloat16)
-    plain, fused = (names["attention"](q, k, v, window) for names["windowed"] in (False, True))
+    plain, fused = (names["attention"](q, k, v, window) for names["bf16"] in (False, True))
 
     assert plain.shape == fused.shape == q.shape
     assert torch.allclose(plain.float(), fused.float(), atol=0.02)

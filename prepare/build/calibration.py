@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from prepare import manifest, profiles
-from prepare.corpus.base import Progress, track
+from prepare.corpus import track
 from prepare.manifest import DataError, Manifest
 from prepare.profiles import Profile
 
@@ -23,9 +23,9 @@ EXPECTED_LINES = 54  # about 43 steps and the summary
 _STEP = re.compile(r"\bdt: (\d+)ms")
 
 
-def measure_step(folder: Path, built: Manifest, profile: Profile, progress: Progress) -> tuple[float, float]:
+def measure_step(folder: Path, built: Manifest, profile: Profile) -> tuple[float, float]:
     """Return the work of one step and the seconds that it takes on an idle CPU. Raises DataError."""
-    printed, events = train_baseline(folder, built, profile, progress)
+    printed, events = train_baseline(folder, built, profile)
     steps = [int(milliseconds) / 1000 for milliseconds in _STEP.findall(printed)]
     work = [event["work"] for event in events if event["event"] == "measured"]
     if not steps or not work:
@@ -33,9 +33,7 @@ def measure_step(folder: Path, built: Manifest, profile: Profile, progress: Prog
     return work[-1], float(np.quantile(steps, 0.25))
 
 
-def train_baseline(
-    folder: Path, built: Manifest, profile: Profile, progress: Progress
-) -> tuple[str, list[dict[str, Any]]]:
+def train_baseline(folder: Path, built: Manifest, profile: Profile) -> tuple[str, list[dict[str, Any]]]:
     """Train the profile's baseline on the CPU; return its output and the events that it sends. Raises DataError."""
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name, tempfile.TemporaryFile() as reports:
         workspace = Path(name).resolve()
@@ -54,7 +52,7 @@ def train_baseline(
         command, given = [sys.executable, SCRIPT], [reports.fileno()]
         with Popen(command, cwd=workspace, env=env, pass_fds=given, stdout=PIPE, stderr=STDOUT, text=True) as training:
             assert training.stdout is not None
-            printed = "".join(track(training.stdout, EXPECTED_LINES, "measuring this machine", progress))
+            printed = "".join(track(training.stdout, EXPECTED_LINES, "measuring this machine"))
         if training.returncode:
             raise _make_error(printed)
         reports.seek(0)

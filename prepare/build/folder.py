@@ -18,9 +18,9 @@ from pathlib import Path
 from prepare import manifest, profiles
 from prepare.build import calibration
 from prepare.build.packing import TokenStore, write_rows
-from prepare.corpus.base import BATCH, SPLITS, Corpus, Progress, track
+from prepare.corpus import BATCH, SPLITS, Corpus, track
 from prepare.files import open_replacement, write_atomically
-from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
+from prepare.manifest import DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.shards import choose_row_dtype
 from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -28,16 +28,14 @@ from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
 PLAN = "plan.json"
 
 
-def build_folder(
-    folder: Path, corpus: Corpus, profile: Profile, budget: BudgetAmount | None, progress: Progress
-) -> Manifest:
-    """Prepare `folder` and return its manifest; measure a work budget unless `budget` is given. Raises DataError."""
+def build_folder(folder: Path, corpus: Corpus, profile: Profile, work: float | None = None) -> None:
+    """Fill `folder` for runs of so much work; by default of the profile's budget, measured here. Raises DataError."""
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
     plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
     _begin(folder, plan)
-    tokenizer = _train_tokenizer(folder, corpus, profile, progress)
-    rows = {split: _write_split(folder, split, corpus, tokenizer, profile, progress) for split in SPLITS}
+    tokenizer = _train_tokenizer(folder, corpus, profile)
+    rows = {split: _write_split(folder, split, corpus, tokenizer, profile) for split in SPLITS}
     paths = [folder / name for name in (TOKENIZER_FILE, *(f"{split}.bin" for split in SPLITS))]
     built = Manifest(
         profile=profile.name,
@@ -46,18 +44,18 @@ def build_folder(
         seq_len=profile.seq_len,
         vocab_size=tokenizer.get_vocab_size(),
         eval_tokens=rows["val"] * profile.seq_len,
-        budget=budget or profile.budget,
+        budget=profile.budget,
         rows=rows,
         files={path.name: StoredFile(path.stat().st_size, manifest.compute_sha256(path)) for path in paths},
         versions=versions,
         constants=profiles.find_changes(profile),
     )
-    if budget is None and built.budget.kind == "work":
-        work, seconds = calibration.measure_step(folder, built, profile, progress)
-        amount = float(f"{work / seconds * profile.budget.seconds:.3g}")
-        built = replace(built, budget=replace(profile.budget, amount=amount))
+    if not work and profile.budget.kind == "work":
+        step_work, seconds = calibration.measure_step(folder, built, profile)
+        work = float(f"{step_work / seconds * profile.budget.seconds:.3g}")
+    if work:
+        built = replace(built, budget=replace(profile.budget, kind="work", amount=work))
     write_atomically(folder / manifest.MANIFEST_FILE, built.to_json())
-    return built
 
 
 def _begin(folder: Path, plan: Mapping[str, object]) -> None:
@@ -77,21 +75,19 @@ def _begin(folder: Path, plan: Mapping[str, object]) -> None:
     write_atomically(path, text)
 
 
-def _train_tokenizer(folder: Path, corpus: Corpus, profile: Profile, progress: Progress) -> Tokenizer:
+def _train_tokenizer(folder: Path, corpus: Corpus, profile: Profile) -> Tokenizer:
     if not (folder / TOKENIZER_FILE).exists():
         stage = f"learning {profile.vocab_size:,} tokens"
         texts = chain.from_iterable(corpus.read_batches("train"))
-        learned = Tokenizer.train(track(texts, corpus.counts["train"], stage, progress), profile.vocab_size)
+        learned = Tokenizer.train(track(texts, corpus.counts["train"], stage), profile.vocab_size)
         write_atomically(folder / TOKENIZER_FILE, learned.to_json())
     return Tokenizer.from_directory(folder)
 
 
-def _write_split(
-    folder: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, profile: Profile, progress: Progress
-) -> int:
+def _write_split(folder: Path, split: str, corpus: Corpus, tokenizer: Tokenizer, profile: Profile) -> int:
     path = folder / f"{split}.bin"
     if not path.exists():
-        batches = track(corpus.read_batches(split), ceil(corpus.counts[split] / BATCH), f"packing {split}", progress)
+        batches = track(corpus.read_batches(split), ceil(corpus.counts[split] / BATCH), f"packing {split}")
         limit = None if split == "train" else profile.eval_tokens // profile.seq_len
         # The temporary file has no name: a kill leaves nothing behind.
         with tempfile.TemporaryFile(dir=folder) as file, open_replacement(path) as part:

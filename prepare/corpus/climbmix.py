@@ -23,7 +23,7 @@ from pyarrow import parquet
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tenacity.wait import wait_base
 
-from prepare.corpus.base import Corpus, Progress, make_batches, track
+from prepare.corpus import Corpus, make_batches, track
 from prepare.manifest import DataError, compute_sha256
 
 REPO = "karpathy/climbmix-400b-shuffle"
@@ -33,13 +33,13 @@ WAIT = wait_exponential(0.5, max=30)
 _BUSY = {408, 429, 500, 502, 503, 504}
 
 
-def open_climbmix(shards: int, progress: Progress) -> Corpus:
+def open_climbmix(shards: int) -> Corpus:
     """Return the corpus with `shards` to train on, after fetching those not cached. Raises DataError.
 
     Batches and their order are upstream's, and hence the packed rows, too.
     """
     numbers = [*range(shards), VALIDATION, CONFIRMATION]
-    files = Hub().fetch([f"shard_{number:05d}.parquet" for number in numbers], progress)
+    files = Hub().fetch([f"shard_{number:05d}.parquet" for number in numbers])
     paths = [path for path, _ in files]
     splits = {"train": paths[:shards], "val": [paths[shards]], "confirm": [paths[shards + 1]]}
 
@@ -62,32 +62,31 @@ class Hub:
     endpoint: str | None = None
     wait: wait_base = WAIT
 
-    def fetch(self, names: Sequence[str], progress: Progress) -> list[tuple[Path, str]]:
+    def fetch(self, names: Sequence[str]) -> list[tuple[Path, str]]:
         """Return the files and their SHA-256; fetch those that are missing or damaged. Raises DataError."""
         disable_progress_bars()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         retrying = Retrying(
             stop=stop_after_attempt(ATTEMPTS), wait=self.wait, retry=retry_if_exception(_is_transient), reraise=True
         )
-        host, instead = self.endpoint or constants.ENDPOINT, "`--corpus docstrings` needs no network"
+        host = self.endpoint or constants.ENDPOINT
         try:
-            files = track(names, len(names), f"fetching {len(names)} shards", progress)
+            files = track(names, len(names), f"fetching {len(names)} shards")
             return [retrying(self._load_file, name) for name in files]
         except OfflineModeIsEnabled:
             cache = self.cache or constants.HF_HUB_CACHE
-            raise DataError(f"not all shards are in {cache} and HF_HUB_OFFLINE is set: unset it; {instead}") from None
+            problem = f"not all shards are in {cache} and HF_HUB_OFFLINE is set: unset it"
         except HfHubHTTPError as error:
-            problem = f"{host} answers {error.response.status_code} for {REPO}"
-            advice = "set HF_TOKEN" if error.response.status_code in {401, 403} else "try again later"
-            raise DataError(f"{problem}: {advice}, or set HF_ENDPOINT to a mirror; {instead}") from None
+            advice = "set HF_TOKEN" if (status := error.response.status_code) in {401, 403} else "try again later"
+            problem = f"{host} answers {status} for {REPO}: {advice}, or set HF_ENDPOINT to a mirror"
         except HTTPError as error:
-            problem = f"{host} cannot be reached ({type(error).__name__})"
-            raise DataError(f"{problem}: check the network, or set HF_ENDPOINT to a mirror; {instead}") from None
+            reason = type(error).__name__
+            problem = f"{host} cannot be reached ({reason}): check the network, or set HF_ENDPOINT to a mirror"
         except OSError as error:
             if error.errno is not None:  # an error of this machine
                 raise
-            first, *_ = str(error).splitlines()
-            raise DataError(f"{host} keeps sending a damaged shard ({first}): try again later; {instead}") from None
+            problem = f"{host} keeps sending a damaged shard ({str(error).splitlines()[0]}): try again later"
+        raise DataError(f"{problem}; `--corpus docstrings` needs no network")
 
     def _load_file(self, name: str) -> tuple[Path, str]:
         """Return a file and its SHA-256. Deletes one that fails a check, and raises OSError without an errno."""

@@ -11,7 +11,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
-from prepare.corpus.base import Progress, compute_digest, track
+from prepare.corpus import compute_digest, track
 from prepare.machine import count_cores
 from prepare.manifest import DataError
 
@@ -24,7 +24,7 @@ SKIPPED = {"__pycache__", "site-packages", "dist-packages", "test", "tests"}.uni
 )
 
 
-def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[list[str], list[str]]:
+def harvest(held_out: Sequence[str] = HELD_OUT) -> tuple[list[str], list[str]]:
     """Return the documents to train on and the held-out ones, one per module, ordered by hash. Raises DataError."""
     roots = [Path(sysconfig.get_path("stdlib")), *filter(None, map(find_package, PACKAGES))]
     known = [path for root in roots for path in list_sources(root)]
@@ -33,7 +33,7 @@ def harvest(progress: Progress, held_out: Sequence[str] = HELD_OUT) -> tuple[lis
         raise DataError(f"nothing to validate on: the corpus docstrings needs one of {', '.join(held_out)} installed")
     with ProcessPoolExecutor(count_cores(), get_context("spawn"), _end_with_parent) as pool:
         found = pool.map(extract_documentation, [*known, *unknown], chunksize=64)
-        texts = ["\n\n".join(parts) for parts in track(found, len(known + unknown), "reading docstrings", progress)]
+        texts = ["\n\n".join(parts) for parts in track(found, len(known + unknown), "reading docstrings")]
     parts = texts[: len(known)], texts[len(known) :]
     train, rest = (sorted(filter(None, part), key=compute_digest) for part in parts)
     return train, rest

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from prepare.corpus.base import Progress, track
+from prepare.corpus import track
 from prepare.manifest import DataError
 
 SUFFIXES = {".txt", ".md", ".rst", ".py", ".jsonl", ".parquet"}
@@ -17,10 +17,10 @@ SEPARATOR = "<|endoftext|>"
 NOT_TEXT = "it is not text in UTF-8: unpack it, convert it (as with iconv -t UTF-8), or leave it out"
 
 
-def read_texts(source: str, progress: Progress) -> Iterator[str]:
+def read_texts(source: str) -> Iterator[str]:
     """Yield the documents of all files below `source`, sorted by name. Raises DataError."""
     found = list_files(source)
-    for file in track(found, len(found), f"reading {source}", progress):
+    for file in track(found, len(found), f"reading {source}"):
         try:
             if file.suffix == ".parquet":
                 yield from _read_parquet(file)

@@ -233,7 +233,7 @@ CLAIMS = [
     Enemy("never answers", "import time\nclaim(lambda zeros: time.sleep(600))\n", "timeout", "raw"),
     Enemy(
         "babbles on the line",
-        "import os\nos.write(channel._descriptor(), b'[' * 5_000_000 + b'\\n\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
+        "import os\nos.write(channel._descriptor, b'[' * 5_000_000 + b'\\n\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
         "say(event=['model']); say(event='model', bytes='x'); say(event='model', bytes=True)\n",
         "without handing over",
         "raw",
