@@ -26,7 +26,7 @@ from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.ports import Log
-from orchestrator.views.notify import Send, make_sender
+from orchestrator.views.notify import make_sender
 from orchestrator.views.render import count
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
@@ -110,6 +110,16 @@ class Preflight:
     def repo(self) -> Repo:
         return Repo(self.script, self.name)
 
+    @property
+    def parent(self) -> str:
+        """The commit that a session goes on from; empty for one that has no baseline yet."""
+        return self.state.parent.commit if self.state and self.state.baseline_commit else ""
+
+    @cached_property
+    def source(self) -> str:
+        """The script that the next experiment is edited from."""
+        return self.repo.read_source(self.parent) if self.parent else self.repo.read_baseline()
+
     @cached_property
     def manifest(self) -> Manifest:
         return load(self.paths.data, verify=self.verify)
@@ -123,10 +133,6 @@ class Preflight:
         """Whose constants replace the script's: by default only those of the train.py that comes with Nightshift."""
         ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
         return from_manifest(self.manifest) if (ours or self.paths.fit) and not self.task.is_reported else None
-
-    @property
-    def send(self) -> Send:
-        return make_sender(self.notify)
 
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
@@ -164,7 +170,7 @@ class Preflight:
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
-            yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(self.send))
+            yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(make_sender(self.notify)))
         if prompts.state == "good" and self.prompts:
             yield from _check_models(self.prompts)
 
@@ -188,22 +194,16 @@ class Preflight:
         return f"until {end:%H:%M}: {', '.join(parts)}"
 
     def _describe_repository(self) -> str:
-        script = self.script
-        if self.state and self.state.baseline_commit:
-            commit = self.state.parent.commit
-            self.repo.read_source(commit)
-            return f"{script} in its repository, at {commit[:10]}"
-        source, head = self.repo.read_baseline(), self.repo.get_head()
-        if script.suffix == ".py" and (fault := find_syntax_error(source)):
+        script, source, commit = self.script, self.source, self.parent or self.repo.get_head()
+        if not self.parent and script.suffix == ".py" and (fault := find_syntax_error(source)):
             raise UsageError(f"{fault.replace('train.py', script.name, 1)}: fix it")
-        if self.task.is_reported:
-            return f"{script} in its repository, at {head[:10]}"
-        if missing := find_neighbours(source, script.parent):
+        examined = not self.parent and not self.task.is_reported
+        if examined and (missing := find_neighbours(source, script.parent)):
             raise UsageError(
                 f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
                 f"and Nightshift's own {TRUSTED.name}: move the code into it, or install it as a package"
             )
-        return f"{script} in its repository, at {head[:10]}"
+        return f"{script} in its repository, at {commit[:10]}"
 
     def _describe_session(self) -> str:
         if self.session:
@@ -249,12 +249,8 @@ class Preflight:
 
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
-        if self.state and self.state.baseline_commit:
-            source = self.repo.read_source(self.state.parent.commit)
-        elif self.task.is_reported:
-            source = self.repo.read_baseline()
-        else:
-            source = self.repo.read_baseline()
+        source = self.source
+        if not self.parent and not self.task.is_reported:
             fitted = apply_to_script(source, from_manifest(self.manifest))
             before, after = read_values(source), read_values(fitted)
             others = ", ".join(f"{name} {before[name]} → {to}" for name, to in after.items() if to != before[name])
@@ -290,7 +286,7 @@ def read_prompts(log: Log) -> dict[str, Prompt]:
     return {agent: parse_prompt(log.get(text), agent) for agent, text in log.state.session.prompts.items()}
 
 
-def expect_run_seconds(budget: BudgetAmount, slots: int = 1) -> float:
+def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
     """Return the wall seconds that a run should take in one of the slots of the machine that prepared the data."""
     share = slots if budget.kind == "work" else 1
     return STARTUP[budget.kind] + 1.25 * budget.seconds * share

@@ -41,7 +41,10 @@ def start_night(night: Preflight) -> None:
     """
     night.require()
     if night.task.is_reported:
-        profile = _make_profile(night.task.budget)
+        seconds = night.task.budget
+        profile = SessionProfile(
+            name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
+        )
     else:
         profile = describe_profile(night.manifest, measure_token(night.paths.data), night.count_slots())
     earlier, variance = (), PooledVariance()
@@ -84,12 +87,6 @@ def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1)
         bytes_per_token=bytes_per_token,
         sigma=profiles.PROFILES[manifest.profile].sigma,
     )
-
-
-def _make_profile(seconds: float) -> SessionProfile:
-    """Return what is recorded where no data are prepared."""
-    common = {"budget_kind": "time", "budget": seconds, "expected_seconds": 1.25 * seconds}
-    return SessionProfile.model_validate({"name": "reported", "data_hash": "", **common})
 
 
 def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:

@@ -25,6 +25,7 @@ from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import ASKED, supervise
 from orchestrator.views.musings_search import search
+from orchestrator.views.notify import make_sender
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
 from subagents.prompts import Prompt
@@ -37,7 +38,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
     paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
     observers = Observers(
-        session, paths.musings, send=night.send, command=paths.write_command, git=repo.write_command()
+        session, paths.musings, send=make_sender(night.notify), command=paths.write_command, git=repo.write_command()
     )
     session.say = observers.say
     if (task := started.task).is_reported:
