@@ -22,7 +22,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from subagents import prices
 from subagents.agent import Json, OnWait, Reply, Request
 
-OFFICIAL = "https://api.anthropic.com"
 READ_TIMEOUT = 180.0  # seconds without a byte after which a connection counts as dead; Claude sends pings more often
 TURN_TIMEOUT = 1800.0  # seconds after which a turn is abandoned although bytes still arrive
 ATTEMPTS = 30  # attempts at a turn; with pauses that grow to MAX_PAUSE they last about an hour and a half

@@ -26,22 +26,19 @@ def compute_usd(message: Mapping[str, Any]) -> float | None:
 
 def estimate_most(model: str, characters: int, max_tokens: int) -> float | None:
     """Return the most dollars that a request may cost: nothing cached, and an answer of full length."""
-    sent = int(characters / CHARACTERS)
-    try:
-        # Writing a cache that lives an hour costs twice the price.
-        usage = Usage(input_tokens=2 * sent, output_tokens=max_tokens)
-        return float(calc_price(usage, model, provider_id=PROVIDER).total_price)
-    except (LookupError, ValueError):
-        return None
+    sent = 2 * int(characters / CHARACTERS)  # writing a cache that lives an hour costs twice the price
+    return _compute_price(model, {"input_tokens": sent, "output_tokens": max_tokens})
 
 
 def estimate_experiment(models: Mapping[str, str]) -> tuple[float, float] | None:
     """Return the least and the most dollars that an experiment usually costs; None where a price is unknown."""
+    prices = [_compute_price(model, TYPICAL[agent]) for agent, model in models.items()]
+    costs = [price for price in prices if price is not None]
+    return (sum(costs) / 2, sum(costs) * 1.5) if len(costs) == len(prices) else None
+
+
+def _compute_price(model: str, tokens: Mapping[str, int]) -> float | None:
     try:
-        costs = [
-            float(calc_price(Usage(**TYPICAL[agent]), model, provider_id=PROVIDER).total_price)
-            for agent, model in models.items()
-        ]
+        return float(calc_price(Usage(**tokens), model, provider_id=PROVIDER).total_price)
     except (LookupError, ValueError):
         return None
-    return sum(costs) / 2, sum(costs) * 1.5

@@ -5,7 +5,7 @@ Below the system prompt and the line `<!-- opening -->` stands the opening messa
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,31 +74,31 @@ def load_prompts(folder: Path, style: str = "default", base: str = "default") ->
     if not overlay.is_dir():
         known = ", ".join(sorted(path.name for path in folder.glob("*/")))
         raise PromptError(f"unknown prompt style {style!r}; the styles are {known}, or name a folder")
-    folders, used = (overlay, folder / base, folder / "default"), set[Path]()
+    folders = (overlay, folder / base, folder / "default")
     known = {path.name for path in folders[2].iterdir()} | {"README.md"}
     known |= {name for path in overlay.glob("*.md") for name in INCLUDE.findall(_read(path))}
     if unread := sorted(path.name for path in overlay.glob("[!.]*") if path.name not in known):
         raise PromptError(f"{overlay}: no agent reads {', '.join(unread)}; the files are {', '.join(sorted(known))}")
     if not any(path.name != "README.md" for path in overlay.glob("*.md")):
         raise PromptError(f"{overlay} holds no prompt: copy one of {folders[2]} into it")
-    prompts = {name: _overlay(name, folders, used) for name in NAMES}
+    prompts = {name: _overlay(name, folders) for name in NAMES}
     for name, prompt in prompts.items():
-        _check_opening(prompt, _overlay(name, folders[1:], set()), used)
+        _check_opening(prompt, _overlay(name, folders[1:]), folders)
     return prompts
 
 
-def _check_opening(prompt: Prompt, default: Prompt, paths: Collection[Path]) -> None:
+def _check_opening(prompt: Prompt, default: Prompt, folders: Sequence[Path]) -> None:
     """Render the opening once, from the facts that the default's asks for. Raises PromptError."""
     known, asked = (meta.find_undeclared_variables(JINJA.parse(each.template)) for each in (default, prompt))
     for fact in sorted(asked - known):
-        where = _find_place(rf"{{[{{%][^}}]*\b({fact})\b", paths)
+        where = _find_place(rf"{{[{{%][^}}]*\b({fact})\b", folders)
         raise PromptError(f"{where}: no fact is called {fact!r}; there are {', '.join(sorted(known))}")
     prompt.render_opening(dict.fromkeys(known, "1"))
 
 
-def _find_place(pattern: str, paths: Collection[Path]) -> str:
+def _find_place(pattern: str, folders: Sequence[Path]) -> str:
     """Return file, line and column, counted from 1, of the first match: of its group, if it has one."""
-    for path in sorted(paths):
+    for path in [path for folder in folders for path in sorted(folder.glob("*.md"))]:
         if found := re.search(pattern, text := _read(path)):
             at = found.start(found.lastindex or 0)
             return f"{path}:{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
@@ -121,21 +121,19 @@ def split_front_matter(text: str, name: str = "the text") -> tuple[dict[str, Any
     return cast("dict[str, Any]", matter), text[found.end() :]
 
 
-def _overlay(name: str, folders: Sequence[Path], used: set[Path]) -> Prompt:
-    """Return an agent's prompt, and enter the files that it comes from in `used`."""
+def _overlay(name: str, folders: Sequence[Path]) -> Prompt:
+    """Return an agent's prompt, each part from the first folder that has it."""
     matter: dict[str, Any] = {}
     body = ""
     for path in [found for folder in reversed(folders) if (found := folder / f"{name}.md").is_file()]:
-        used.add(path)
         own_matter, own_body = split_front_matter(_read(path), str(path))
         matter, body = matter | own_matter, own_body if own_body.strip() else body
 
     def include(line: re.Match[str]) -> str:
         found = next((path for folder in folders if (path := folder / line[1]).is_file()), folders[-1] / line[1])
-        used.add(found)
         return _read(found).strip()
 
-    return _make_prompt(matter, INCLUDE.sub(include, body), f"prompt {name!r} in {folders[0]}", used)
+    return _make_prompt(matter, INCLUDE.sub(include, body), f"prompt {name!r} in {folders[0]}", folders)
 
 
 def _read(path: Path) -> str:
@@ -145,7 +143,7 @@ def _read(path: Path) -> str:
         raise PromptError(f"{path} cannot be read: {error}") from error
 
 
-def _make_prompt(matter: Mapping[str, Any], body: str, name: str, paths: Collection[Path] = ()) -> Prompt:
+def _make_prompt(matter: Mapping[str, Any], body: str, name: str, folders: Sequence[Path] = ()) -> Prompt:
     system, line, template = body.partition(OPENING)
     if not line:
         raise PromptError(f"{name}: the line {OPENING} is missing")
@@ -158,5 +156,5 @@ def _make_prompt(matter: Mapping[str, Any], body: str, name: str, paths: Collect
         raise PromptError(f"{name}: the front matter has a key that it cannot have: {error}") from error
     except TemplateSyntaxError as error:
         line = template.strip().splitlines()[error.lineno - 1]
-        where = _find_place(rf"(?m)^{re.escape(line)}$", paths) if paths else name
+        where = _find_place(rf"(?m)^{re.escape(line)}$", folders) if folders else name
         raise PromptError(f"{where}: {error.message} (line {error.lineno} of the opening)") from error

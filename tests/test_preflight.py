@@ -14,7 +14,7 @@ def place(tmp_path):
 
 
 def check_name(place, name):
-    Preflight(Paths(place / "sessions", place / "data", place / "train.py"), name, {}).check_name()
+    Preflight(Paths(place / "sessions", place / "data", place / "train.py"), name, "optuna").check_name()
 
 
 @pytest.mark.parametrize("name", ["a", "2026-11-25-quartz", "nächtlich", "夜", "v1.2", "a_b", "x" * 100])

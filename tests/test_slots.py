@@ -78,7 +78,7 @@ class WithGpus(Preflight):
 def test_a_gpu_belongs_to_one_session(tmp_path):
     place = workplace(tmp_path / "place")
     paths = Paths(place / "sessions", place / "data", place / "train.py")
-    all_of_them, one = WithGpus(paths, "a", {}, slots="auto"), WithGpus(paths, "b", {}, slots="1")
+    all_of_them, one = WithGpus(paths, "a", "optuna", slots="auto"), WithGpus(paths, "b", "optuna", slots="1")
 
     with hold_slots(all_of_them) as slots:
         assert [slot.devices for slot in slots] == [gpu.uuid for gpu in one.list_gpus()]
@@ -92,7 +92,7 @@ def test_a_gpu_belongs_to_one_session(tmp_path):
         ("x", "or auto"),
     ):
         with pytest.raises(UsageError, match=words):
-            WithGpus(paths, "c", {}, slots=count).count_slots()
+            WithGpus(paths, "c", "optuna", slots=count).count_slots()
 
 
 async def test_a_gpu_that_keeps_its_memory_is_given_up(bench):  # noqa: F811

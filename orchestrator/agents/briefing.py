@@ -3,7 +3,7 @@
 It is as long at experiment 1,000 as at experiment 20.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import log
@@ -67,6 +67,8 @@ def brief_researcher(
     untested = [result for result in judged if result.status in UNTESTED]
     tested = [result for result in judged if result.status not in UNTESTED]
     posts = [(result.experiment, post) for result in tested if (post := result.postmortem)]
+    recent = [_describe_result(result, explained=False) for result in tested[-RECENT:-EXPLAINED]]
+    recent += map(_describe_result, tested[-EXPLAINED:])
     return {
         "first": str(first),
         "count": str(count),
@@ -85,7 +87,7 @@ def brief_researcher(
         "branch": _fit_rows((_write_line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "calibration": _describe_calibration(tested),
         "earlier": _fit_rows(_list_earlier(state.session.earlier, state.session.task.metric), 1000),
-        "recent": _fit_rows(_list_recent(tested[-RECENT:]), 3750),
+        "recent": _fit_rows(recent, 3750),
         "families": _fit_rows(_summarize_families(tested), 450),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
         "refused": _fit_rows(map(_write_line, untested), 600),
@@ -212,12 +214,6 @@ def _write_line(result: Decided, *, brief: bool = False) -> str:
     return f"#{result.experiment} {shorten(proposal.title, 90)} ({kind}). {_describe_outcome(result, brief)}{partly}"
 
 
-def _list_recent(results: Sequence[Decided]) -> Iterator[str]:
-    """Yield each experiment in full sentences, the latest ones with their explanations."""
-    for i, result in enumerate(results):
-        yield _describe_result(result, explained=i >= len(results) - EXPLAINED)
-
-
 def _describe_result(result: Decided, *, explained: bool = True) -> str:
     """Return an experiment in full sentences, with what its author expected and what was learned."""
     post = result.postmortem
@@ -265,16 +261,15 @@ def _describe_calibration(results: Sequence[Decided]) -> str:
 
 def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
     """Yield for each family how often it was tried, kept and crashed, and its best gain."""
-    groups: dict[str, list[Decided]] = defaultdict(list)
-    for result in results:
-        groups[result.proposal.family].append(result)
-    for family, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+    counted = Counter[str](result.proposal.family for result in results)
+    for family, count in counted.most_common():
+        group = [result for result in results if result.proposal.family == family]
         gains = [result.verdict.gain for result in group if isinstance(result.verdict, ev.Kept | ev.Discarded)]
         statuses = Counter(result.status for result in group)
         counts = ", ".join(f"{status} {statuses[status]}" for status in ("kept", "pruned", "crashed"))
         best = group[0].task.metric.format_change(-max(gains)) if gains else "–"
-        yield f"{family}: tried {len(group)}, {counts}, best {best}, last #{group[-1].experiment}"
-    if groups and (untried := [family for family in get_args(ev.Family) if family not in groups]):
+        yield f"{family}: tried {count}, {counts}, best {best}, last #{group[-1].experiment}"
+    if counted and (untried := [family for family in get_args(ev.Family) if family not in counted]):
         yield f"never: {', '.join(untried)}"
 
 
@@ -290,17 +285,13 @@ def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     return [line for _, line in sorted(ranked)[-NEAR_MISSES:]]
 
 
-def _list_earlier(results: Sequence[ev.EarlierResult], metric: Metric) -> list[str]:
-    """Return what earlier sessions found: what did best there last, since the end of a long list is what is shown."""
-    ranked = sorted(results, key=lambda past: (past.status == "kept", past.gain or 0.0, past.experiment))
-    return [_write_earlier(past, metric) for past in ranked]
-
-
-def _write_earlier(past: ev.EarlierResult, metric: Metric) -> str:
-    steps = ", ".join(f"{name} {past.before[name]} → {value}" for name, value in past.changes.items())
-    change = "" if past.gain is None else f", {metric.format_change(-past.gain)} ± {metric.format_size(past.error)}"
-    what = f"{shorten(past.title, 90)} ({past.family}{steps and f', {steps}'})"
-    return f"{past.session}: {what}: {past.status}{change}. {flatten(past.lesson)}".strip()
+def _list_earlier(results: Sequence[ev.EarlierResult], metric: Metric) -> Iterator[str]:
+    """Yield what earlier sessions found: what did best there last, since the end of a long list is what is shown."""
+    for past in sorted(results, key=lambda past: (past.status == "kept", past.gain or 0.0, past.experiment)):
+        steps = "".join(f", {name} {past.before[name]} → {value}" for name, value in past.changes.items())
+        change = "" if past.gain is None else f", {metric.format_change(-past.gain)} ± {metric.format_size(past.error)}"
+        what = f"{shorten(past.title, 90)} ({past.family}{steps})"
+        yield f"{past.session}: {what}: {past.status}{change}. {flatten(past.lesson)}".strip()
 
 
 def _list_under_way(state: State) -> Iterator[str]:
@@ -339,15 +330,10 @@ def _describe_setback(state: State) -> str:
 
 
 def _quote_sentences(text: str) -> str:
-    """Return a quotation that ends with a sentence, but without its full stop."""
-    return quote(_keep_sentences(text, QUOTATION).rstrip("."), QUOTATION)
-
-
-def _keep_sentences(text: str, limit: int) -> str:
-    """Return as many whole sentences as fit; of a first one that is longer, its beginning."""
+    """Return a quotation of as many whole sentences as fit, without the last full stop; of a longer one, a part."""
     line = flatten(text)
-    end = line.rfind(". ", 0, limit)
-    return line[: end + 1] if len(line) > limit and end > 0 else shorten(line, limit)
+    end = line.rfind(". ", 0, QUOTATION) if len(line) > QUOTATION else -1
+    return quote((line[:end] if end > 0 else shorten(line, QUOTATION)).rstrip("."), QUOTATION)
 
 
 def _fit_rows(rows: Iterable[str], budget: int) -> str:

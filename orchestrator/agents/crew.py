@@ -71,9 +71,8 @@ class ClaudeCrew:
         agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search)
         answer = await ask(agent, environment, prompt.render_opening(facts))
         own, sign = {"author": "researcher", "reverts": None}, state.session.task.metric.sign
-        guesses = [sign * proposal.expected_delta for proposal in answer.proposals]
-        pairs = zip(answer.proposals, guesses, strict=True)
-        return [proposal.model_copy(update={**own, "expected_delta": guess}) for proposal, guess in pairs]
+        drafts = ((draft, sign * draft.expected_delta) for draft in answer.proposals)
+        return [draft.model_copy(update={**own, "expected_delta": guess}) for draft, guess in drafts]
 
     async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:
         del state

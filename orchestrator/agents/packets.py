@@ -11,7 +11,6 @@ from orchestrator.agents.briefing import DIFF, clip, describe_budget, describe_t
 from orchestrator.core import events as ev
 from orchestrator.core.description import compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
-from orchestrator.core.task import Task
 from prepare.constants import Value, read_values
 from subagents.logs import extract_frames, fence, quote, split_lines
 
@@ -42,7 +41,7 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
 
     `source` is the incumbent's train.py.
     """
-    proposal, incumbent = decided.proposal, decided.compared
+    proposal = decided.proposal
     assert decided.commit, "an experiment that is reflected on has run"
     timed = state.session.profile.budget_kind == "time"
     return {
@@ -54,8 +53,8 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
         "edit": _describe_edit(proposal, decided.commit),
         "diff": clip(change, DIFF),
         "constants": _describe_constants(read_values(source)),
-        "outcome": _describe_outcome(decided, incumbent),
-        "packet": "\n".join(_write_packet(decided, incumbent, log, timed=timed)),
+        "outcome": " ".join(_list_evidence(decided)),
+        "packet": "\n".join(_write_packet(decided, log, timed=timed)),
     }
 
 
@@ -104,20 +103,13 @@ def _describe_edit(proposal: ev.Proposal, commit: ev.Committed) -> str:
     return f"The mechanic: {quote(commit.summary.rstrip('.'), 400)}. {deviations or 'It declared no deviation.'}"
 
 
-def _describe_outcome(decided: Decided, incumbent: Sequence[ev.Scored]) -> str:
-    match decided.verdict:
-        case ev.Kept() | ev.Discarded() as verdict:
-            return " ".join(_list_evidence(verdict, decided.scores, incumbent, decided.task))
-        case verdict:
-            return f"No score. The run ended with {quote(verdict.reason, 300)}."
-
-
-def _list_evidence(
-    verdict: ev.Kept | ev.Discarded, scores: Sequence[ev.Scored], incumbent: Sequence[ev.Scored], task: Task
-) -> Iterator[str]:
-    """Yield the numbers that a verdict rests on, a sentence each; all changes have the metric's own sign."""
-    metric, noun, size = task.metric, task.noun, task.metric.format_size
-    ours, theirs = (", ".join(metric.format_score(score.val_bpb) for score in runs) for runs in (scores, incumbent))
+def _list_evidence(decided: Decided) -> Iterator[str]:
+    """Yield the numbers that the verdict rests on, a sentence each; all changes have the metric's own sign."""
+    if not isinstance(verdict := decided.verdict, ev.Kept | ev.Discarded):
+        yield f"No score. The run ended with {quote(verdict.reason, 300)}."
+        return
+    metric, noun, sides = decided.task.metric, decided.task.noun, (decided.scores, decided.compared)
+    ours, theirs = (", ".join(metric.format_score(score.val_bpb) for score in runs) for runs in sides)
     same = " at the same seeds" * (bool(verdict.differences) and noun == "seed")
     yield f"{verdict.kind.capitalize()}: {verdict.reason}."
     yield f"{metric.name} by {noun}: {ours}; the incumbent's{same}: {theirs}."
@@ -125,16 +117,16 @@ def _list_evidence(
         yield f"Change by {noun}: {', '.join(metric.format_change(-gap) for gap in verdict.differences)}."
     if verdict.expected is not None:
         yield f"Change to expect, given what ideas have brought so far: {metric.format_change(-verdict.expected)}."
-    yield f"One run's σ over {noun}s: {size(verdict.sigma)}."
+    yield f"One run's σ over {noun}s: {metric.format_size(verdict.sigma)}."
 
 
-def _write_packet(decided: Decided, incumbent: Sequence[ev.Scored], log: str, *, timed: bool) -> Iterator[str]:
+def _write_packet(decided: Decided, log: str, *, timed: bool) -> Iterator[str]:
     runs = _list_runs(decided)
     if any(run.curve for run in runs):
         yield "Training loss by share of the budget, as printed (mostly smoothed over ten steps), means over seeds:"
         yield write_curve_table(decided, POINTS)
     yield "Measured, means over seeds, with the incumbent's in brackets:"
-    for name, own, other in compare_metrics(runs, incumbent):
+    for name, own, other in compare_metrics(runs, decided.compared):
         if (own or other) and (timed or name != "tokens per second"):
             yield f"{name}: {own:,.0f} ({other:,.0f})"
     match decided.last_run:

@@ -12,13 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.options import UsageError
-from orchestrator.cli.preflight import CheckResult, Preflight, load_style
+from orchestrator.cli.preflight import CheckResult, Preflight
 from orchestrator.cli.start import invent_name
-from orchestrator.cli.task_file import find_task
 from prepare.machine import list_gpus
-from subagents.errors import PromptError
-from subagents.prompts import Prompt
 
 BUSY = 0.5
 """Share of the cores in use above which runs take longer than expected."""
@@ -39,14 +35,9 @@ def doctor(
     code 3 if something would spoil the night.
     """
     paths: opt.Paths = context.obj
-    results, texts = list[CheckResult](), dict[str, Prompt]()
-    if opt.choose_crew(context, crew, offline=offline) != "optuna":
-        try:
-            texts = load_style(prompts, model or [], find_task(paths.script))
-        except (PromptError, UsageError) as error:
-            results.append(CheckResult("prompts", "bad", str(error)))
-    results += Preflight(paths, invent_name(paths.sessions), texts, notify=notify, verify=True).check()
-    results += check_machine()
+    chosen = opt.choose_crew(context, crew, offline=offline)
+    night = Preflight(paths, invent_name(paths.sessions), chosen, prompts, model or (), notify=notify, verify=True)
+    results = [*night.check(), *check_machine()]
     for result in results:  # no table, which would break the commands that it names
         words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
         Console(highlight=False).print(words, soft_wrap=True)

@@ -129,14 +129,15 @@ def start(
     """Start a night, unless a command is given."""
     if context.invoked_subcommand:
         return
-    from orchestrator.cli.start import plan_night, start_night
+    from orchestrator.cli.preflight import Preflight
+    from orchestrator.cli.start import invent_name, start_night
     from orchestrator.core.events import SessionLimits
 
     chosen = opt.choose_crew(context, crew, offline=offline)
     paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    night = plan_night(paths, name, hours, chosen, prompts, model or (), notify, slots)
-    start_night(night, limits, chosen, prompts, seed, memory=memory)
+    name = name or invent_name(sessions)
+    start_night(Preflight(paths, name, chosen, prompts, model or (), limits, seed, not memory, notify, slots))
 
 
 def main(words: Sequence[str] | None = None) -> None:

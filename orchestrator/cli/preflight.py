@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
@@ -25,7 +25,8 @@ from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
-from orchestrator.views.notify import Send, make_sender
+from orchestrator.ports import Log
+from orchestrator.views.notify import make_sender
 from orchestrator.views.render import count
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
@@ -34,8 +35,9 @@ from prepare.errors import UserError
 from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
+from subagents.errors import PromptError
 from subagents.files import find_syntax_error, list_imports
-from subagents.prompts import Prompt, load_prompts
+from subagents.prompts import Prompt, load_prompts, parse_prompt
 
 PROMPTS = next(path for path in (at / "prompts" for at in Path(__file__).parents[1:]) if path.is_dir())
 """In a wheel they lie in the package, else at the top of the repository."""
@@ -68,16 +70,23 @@ class Preflight:
 
     paths: Paths
     name: str
-    prompts: Mapping[str, Prompt]
-    """By agent; empty if the crew uses no model."""
-    state: State | None = None
-    """The state that the session goes on from; None for one that begins."""
+    crew: str
+    style: str = "default"
+    models: Sequence[str] = ()
+    """MODEL for all agents, or AGENT=MODEL."""
+    limits: SessionLimits = field(default_factory=lambda: SessionLimits(hours=8))
+    seed: int | None = None
+    """Seed of the session; None to draw one."""
+    isolated: bool = False
+    """Its agents see no other session."""
     notify: str = ""
     """The Apprise URL; empty for no notifications."""
     slots: str = "1"
-    """Runs at a time: a number, or auto for one on each GPU."""
-    is_new: bool = True
-    """The name must still be free."""
+    """Runs at a time: a number, or auto for one on each GPU; a session that goes on has its own."""
+    state: State | None = None
+    """The state that the session goes on from; None for one that begins."""
+    session: Log | None = None
+    """The session that is resumed; None for a new one, whose name must still be free."""
     verify: bool = False
     """Check the data's hashes, not only its sizes."""
 
@@ -91,8 +100,25 @@ class Preflight:
         return self.paths.script.parent / (*self.task.editable, self.paths.script.name)[0]
 
     @cached_property
+    def prompts(self) -> Mapping[str, Prompt]:
+        """By agent: those that a session has recorded, else the style's; empty if the crew uses no model."""
+        if self.session:
+            return read_prompts(self.session)
+        return {} if self.crew == "optuna" else load_style(self.style, self.models, self.task)
+
+    @cached_property
     def repo(self) -> Repo:
         return Repo(self.script, self.name)
+
+    @property
+    def parent(self) -> str:
+        """The commit that a session goes on from; empty for one that has no baseline yet."""
+        return self.state.parent.commit if self.state and self.state.parents else ""
+
+    @cached_property
+    def source(self) -> str:
+        """The script that the next experiment is edited from."""
+        return self.repo.read_source(self.parent) if self.parent else self.repo.read_baseline()
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -108,10 +134,6 @@ class Preflight:
         ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
         return from_manifest(self.manifest) if (ours or self.paths.fit) and not self.task.is_reported else None
 
-    @property
-    def send(self) -> Send:
-        return make_sender(self.notify)
-
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
         warnings: list[str] = []
@@ -124,6 +146,8 @@ class Preflight:
 
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
+        if (prompts := _attempt("prompts", lambda: ", ".join(self.prompts))).state == "bad":
+            yield prompts
         yield _attempt("python", _describe_python)
         yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
@@ -141,18 +165,20 @@ class Preflight:
             yield from self._check_constants()
         if data.state == "good":
             yield (slots := _attempt("slots", lambda: f"{count(self.count_slots(), 'run')} at a time"))
-            if slots.state == "good":
-                yield _attempt("8 hours", lambda: self.estimate(SessionLimits(hours=8)))
+            if slots.state == prompts.state == "good":
+                yield _attempt(f"{self.limits.hours:g} hours", self.estimate)
         yield _check_disk(self.paths.sessions)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
-            yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(self.send))
-        if self.prompts:
+            yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(make_sender(self.notify)))
+        if prompts.state == "good" and self.prompts:
             yield from _check_models(self.prompts)
 
-    def estimate(self, limits: SessionLimits) -> str:
-        """Return how far a night of these limits should come, and what it should cost, in a line."""
-        slots, task = self.count_slots(), self.task
+    def estimate(self) -> str:
+        """Return how far the night should come, and what it should cost, in a line. Raises UsageError."""
+        slots, task, limits = self.count_slots(), self.task, self.limits
+        if limits.hours <= 0:
+            raise UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
         usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, slots)
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
@@ -168,25 +194,19 @@ class Preflight:
         return f"until {end:%H:%M}: {', '.join(parts)}"
 
     def _describe_repository(self) -> str:
-        script = self.script
-        if self.state and self.state.parents:
-            commit = self.state.parent.commit
-            self.repo.read_source(commit)
-            return f"{script} in its repository, at {commit[:10]}"
-        source, head = self.repo.read_baseline(), self.repo.get_head()
-        if script.suffix == ".py" and (fault := find_syntax_error(source)):
+        script, source, commit = self.script, self.source, self.parent or self.repo.get_head()
+        if not self.parent and script.suffix == ".py" and (fault := find_syntax_error(source)):
             raise UsageError(f"{fault.replace('train.py', script.name, 1)}: fix it")
-        if self.task.is_reported:
-            return f"{script} in its repository, at {head[:10]}"
-        if missing := find_neighbours(source, script.parent):
+        examined = not self.parent and not self.task.is_reported
+        if examined and (missing := find_neighbours(source, script.parent)):
             raise UsageError(
                 f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
                 f"and Nightshift's own {TRUSTED.name}: move the code into it, or install it as a package"
             )
-        return f"{script} in its repository, at {head[:10]}"
+        return f"{script} in its repository, at {commit[:10]}"
 
     def _describe_session(self) -> str:
-        if not self.is_new:
+        if self.session:
             return f"{self.name} continues"
         self.check_name()
         return f"{self.name} is free, and so is the branch {self.repo.branch}"
@@ -206,7 +226,7 @@ class Preflight:
 
     def count_slots(self) -> int:
         """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
-        gpus, wanted = len(self.list_gpus()), self.slots
+        gpus, wanted = len(self.list_gpus()), str(self.state.session.slots) if self.state else self.slots
         if wanted == "auto":
             return gpus or 1
         if not wanted.isdecimal() or not int(wanted):
@@ -229,12 +249,8 @@ class Preflight:
 
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
-        if self.state and self.state.parents:
-            source = self.repo.read_source(self.state.parent.commit)
-        elif self.task.is_reported:
-            source = self.repo.read_baseline()
-        else:
-            source = self.repo.read_baseline()
+        source = self.source
+        if not self.parent and not self.task.is_reported:
             fitted = apply_to_script(source, from_manifest(self.manifest))
             before, after = read_values(source), read_values(fitted)
             others = ", ".join(f"{name} {before[name]} → {to}" for name, to in after.items() if to != before[name])
@@ -244,7 +260,7 @@ class Preflight:
                 yield CheckResult("constants", "warn", words)
             elif others and self.paths.fit is None:
                 yield CheckResult("constants", "warn", f"runs have your constants, not {words} (--fit)")
-        if not self.prompts:
+        if self.crew == "optuna":
             found = list_tunable(source, self.task.is_reported)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
             yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
@@ -265,7 +281,12 @@ def load_style(style: str, models: Sequence[str], task: Task = EXAMINED) -> dict
     return prompts
 
 
-def expect_run_seconds(budget: BudgetAmount, slots: int = 1) -> float:
+def read_prompts(log: Log) -> dict[str, Prompt]:
+    """Return the prompts that a session has recorded, by agent. Raises PromptError."""
+    return {agent: parse_prompt(log.get(text), agent) for agent, text in log.state.session.prompts.items()}
+
+
+def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
     """Return the wall seconds that a run should take in one of the slots of the machine that prepared the data."""
     share = slots if budget.kind == "work" else 1
     return STARTUP[budget.kind] + 1.25 * budget.seconds * share
@@ -287,7 +308,7 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
     """Return the description as a good result, or the error as a bad one."""
     try:
         return CheckResult(subject, "good", describe())
-    except UserError as error:
+    except (UserError, PromptError) as error:
         return CheckResult(subject, "bad", str(error))
 
 

@@ -3,7 +3,8 @@
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +15,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, expect_run_seconds, load_style
-from orchestrator.cli.task_file import find_task
+from orchestrator.cli.preflight import Preflight, expect_run_seconds
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -29,50 +29,39 @@ from prepare import profiles
 from prepare.manifest import Manifest
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
-from subagents.prompts import Prompt, parse_prompt
 
 WORDS = "amber birch cedar dune ember fjord glade heron iris juniper kestrel larch meadow north opal pine quartz reed"
 PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
-def plan_night(
-    paths: opt.Paths, name: str, hours: float, crew: str, style: str, models: Sequence[str], notify: str, slots: str
-) -> Preflight:
-    """Load the prompts and return what is to run, unchecked. Raises UsageError, PromptError."""
-    if hours <= 0:
-        raise opt.UsageError(f"--hours {hours:g}: a night must be longer than 0 hours")
-    prompts = {} if crew == "optuna" else load_style(style, models, find_task(paths.script))
-    return Preflight(paths, name or invent_name(paths.sessions), prompts, notify=notify, slots=slots)
-
-
-def start_night(
-    night: Preflight, limits: SessionLimits, crew: str, style: str, seed: int | None, *, memory: bool
-) -> None:
+def start_night(night: Preflight) -> None:
     """Check everything that the night needs, create its session and run it. Raises UsageError.
 
-    With `memory` it is told what earlier sessions on the same data found.
+    Unless it is isolated, it is told what earlier sessions on the same data found.
     """
     night.require()
     if night.task.is_reported:
-        profile = _make_profile(night.task.budget)
+        seconds = night.task.budget
+        profile = SessionProfile(
+            name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
+        )
     else:
         profile = describe_profile(night.manifest, measure_token(night.paths.data), night.count_slots())
-    earlier, variance = recall_results(night.paths.sessions, profile, night.task) if memory else ((), PooledVariance())
+    earlier, variance = (), PooledVariance()
+    if not night.isolated:
+        earlier, variance = recall_results(night.paths.sessions, profile, night.task)
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
         print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
     started = Started(
-        name=night.name,
-        limits=limits,
         slots=night.count_slots(),
-        seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
+        seed=random.SystemRandom().randrange(1 << 31) if night.seed is None else night.seed,
         commit=night.repo.get_head(),
         profile=calibrate_noise(profile, variance),
         earlier=earlier,
         task=night.task,
         versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
-        isolated=not memory,
-        **_describe_crew(crew, style, night.prompts),
+        **_describe_settings(night),
     )
     _begin(night, started, lambda path: Session(path, create=True))
 
@@ -100,12 +89,6 @@ def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1)
     )
 
 
-def _make_profile(seconds: float) -> SessionProfile:
-    """Return what is recorded where no data are prepared."""
-    common = {"budget_kind": "time", "budget": seconds, "expected_seconds": 1.25 * seconds}
-    return SessionProfile.model_validate({"name": "reported", "data_hash": "", **common})
-
-
 def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:
     """Create the session with its prompts and its first new event, and run it. Raises UsageError."""
     folder = night.paths.sessions / night.name
@@ -126,11 +109,15 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
         run_session(Session(folder / "session.db"), night, slots)
 
 
-def _describe_crew(crew: str, style: str, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
-    """Return the fields of a session's first event that describe its crew."""
+def _describe_settings(night: Preflight) -> dict[str, Any]:
+    """Return what the first event of a new session and of a fork have in common: the fields of SessionSettings."""
+    prompts = night.prompts
     return {
-        "crew": crew,
-        "style": style if prompts else "",
+        "name": night.name,
+        "limits": night.limits,
+        "isolated": night.isolated,
+        "crew": night.crew,
+        "style": night.style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
         "reflect_every": prompts["reflector"].cadence if prompts else 1,
         "prompts": {agent: compute_digest(prompt.text) for agent, prompt in prompts.items()},
@@ -152,10 +139,8 @@ def resume(
     paths = paths.recall(path.parent)
     with hold_session(path.parent):
         session = opt.open_session(path)
-        started = session.state.session
-        prompts = {agent: parse_prompt(session.get(text), agent) for agent, text in started.prompts.items()}
-        slots = str(started.slots)
-        night = Preflight(paths, started.name, prompts, session.state, notify=notify, slots=slots, is_new=False)
+        state, own = session.state, session.state.session
+        night = Preflight(paths, own.name, own.crew, limits=own.limits, notify=notify, state=state, session=session)
         night.require()
         with hold_slots(night) as places:
             paths.remember(path.parent)
@@ -188,21 +173,14 @@ def fork(
         raise opt.UsageError(f"{name} has only {len(old.records)} events")
     state = fold(old.records[:at])
     chosen = opt.choose_crew(context, crew or state.session.crew)
-    style = prompts or state.session.style or "default"
-    known = load_style(style, model or [], state.session.task) if chosen != "optuna" else {}
-    name, slots = fork_name or invent_name(paths.sessions), str(state.session.slots)
-    night = Preflight(paths, name, known, state, notify=notify, slots=slots)
     used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
     more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
     longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
+    limits = state.session.limits.model_copy(update=longer)
+    name, style = fork_name or invent_name(paths.sessions), prompts or state.session.style or "default"
+    night = Preflight(paths, name, chosen, style, model or (), limits, isolated=True, notify=notify, state=state)
     night.require()
-    forked = Forked(
-        parent=f"{old.state.session.name}@{at}",
-        name=night.name,
-        limits=state.session.limits.model_copy(update=longer),
-        isolated=True,
-        **_describe_crew(chosen, style, known),
-    )
+    forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night))
     _begin(night, forked, lambda path: old.fork(path, at))
 
 
@@ -230,31 +208,29 @@ def trial(
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: name each style only once; folders must have different names")
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    nights = {
-        f"{trial_name}-{style}-{repeat + 1}": (folder, seed + repeat)
+    plan = Preflight(paths, "", crew, "", model or (), limits, isolated=True, notify=notify, slots=slots)
+    nights = [
+        replace(plan, name=f"{trial_name}-{style}-{repeat + 1}", style=folder, seed=seed + repeat)
         for repeat in range(repeats)
         for style, folder in styles.items()
-    }
+    ]
     begun = {path.parent.name for path in paths.sessions.glob("*/session.db")}
-    planned = {
-        name: plan_night(paths, name, hours, crew, folder, model or (), notify, slots)
-        for name, (folder, _) in nights.items()
-        if name not in begun
-    }
-    for night in planned.values():
+    planned = [night for night in nights if night.name not in begun]
+    assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
+    for night in planned:
         night.require()
     _say_what_is_visible(repeats)
-    for name, (folder, own_seed) in nights.items():
-        if name in planned:
-            start_night(planned[name], limits, crew, folder, own_seed, memory=False)
-        elif _is_over(paths, name):
-            print(f"{name} is done already")
+    for night in nights:
+        if night.name not in begun:
+            start_night(night)
+        elif _is_over(paths, night.name):
+            print(f"{night.name} is done already")
         else:
-            resume(context, name, notify)
-        if not _is_over(paths, name):
-            print(f"{name} was stopped: run the same command again to continue the trial")
+            resume(context, night.name, notify)
+        if not _is_over(paths, night.name):
+            print(f"{night.name} was stopped: run the same command again to continue the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)
-    compare(context, list(nights))
+    compare(context, [night.name for night in nights])
 
 
 def _say_what_is_visible(repeats: int) -> None:

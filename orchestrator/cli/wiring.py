@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
-from orchestrator.cli.preflight import Preflight
+from orchestrator.cli.preflight import Preflight, read_prompts
 from orchestrator.core.source import normalize_lines
 from orchestrator.core.state import State
 from orchestrator.lab.executor import LocalExecutor
@@ -25,9 +25,10 @@ from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import ASKED, supervise
 from orchestrator.views.musings import search
+from orchestrator.views.notify import make_sender
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
-from subagents.prompts import Prompt, parse_prompt
+from subagents.prompts import Prompt
 
 
 def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> None:
@@ -37,7 +38,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
     paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
     observers = Observers(
-        session, paths.musings, send=night.send, command=paths.write_command, git=repo.write_command()
+        session, paths.musings, send=make_sender(night.notify), command=paths.write_command, git=repo.write_command()
     )
     session.say = observers.say
     if (task := started.task).is_reported:
@@ -52,7 +53,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     profile = None if begun else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
     if not begun:
-        observers.say(night.estimate(started.limits))  # before the live view, so that it stays
+        observers.say(night.estimate())  # before the live view, so that it stays
     else:
         repo.begin_branch(session.state.parent.commit)
         lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
@@ -60,7 +61,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         with observers:
             if task.is_reported:
                 observers.say(task.describe())
-            crew, guidance = build_crew(session, paths.musings), paths.script.parent / "guidance.md"
+            crew, guidance = build_crew(session, paths.musings, night.prompts), paths.script.parent / "guidance.md"
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
         if session.state.parents:
             repo.advance_branch()
@@ -108,7 +109,7 @@ def build_crew(
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
-        prompts or {agent: parse_prompt(log.get(text), agent) for agent, text in started.prompts.items()},
+        prompts or read_prompts(log),
         get_optimizer,
         lambda words: "\n".join(map(str, search(musings, words, session=started.name if started.isolated else ""))),
     )
