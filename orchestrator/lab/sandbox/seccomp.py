@@ -66,7 +66,7 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
         (_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, REFUSE | EPERM),
         *(line for number, error in rules for line in ((_EQUAL, 0, 1, number), (_RETURN, 0, 0, REFUSE | error))),
-        *(line for numbers in _OWN.values() for line in _only_if_zero(numbers[column], numbers[2])),
+        *(line for numbers in _OWN.values() for line in _refuse_unless_zero(numbers[column], numbers[2])),
         (_EQUAL, 0, 3, _CLONE[column]),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
         (_ANY_BIT, 0, 1, NEW_USER),
@@ -76,7 +76,7 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
     return b"".join(struct.pack("HBBI", *line) for line in lines)
 
 
-def _only_if_zero(number: int, argument: int) -> list[tuple[int, int, int, int]]:
+def _refuse_unless_zero(number: int, argument: int) -> list[tuple[int, int, int, int]]:
     """Return the lines that refuse a call unless the low half of this argument is 0."""
     return [
         (_EQUAL, 0, 4, number),
