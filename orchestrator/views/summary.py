@@ -97,11 +97,11 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
             other = metric.format_score(row.val_bpb + row.gain)
             change = f"{format_change(row.gain, metric)} ± {format_size(row.error, metric)}" if row.error else ""
         table.append((metric.name, metric.format_score(row.val_bpb), other, change))
+        reported, theirs = row.scores[0].reported, row.compared[0].reported if row.compared else {}
         if len(row.scores) > 1:
             values = ", ".join(metric.format_score(score.val_bpb) for score in row.scores)
             table.append((f"by {row.task.noun}", values, "", ""))
-        theirs = row.compared[0].reported if row.compared else {}
-        for name, value in row.scores[0].reported.items():
+        for name, value in reported.items():
             table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
     for label, ours, base in compare_metrics(row.runs, row.compared):
         if ours:
