@@ -17,7 +17,7 @@ from orchestrator.loop import run
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from orchestrator.views.musings import write_musings
-from orchestrator.views.report.files import write_files
+from orchestrator.views.report import write_files
 
 GOLDEN = Path(__file__).parent / "golden"
 SUMMARIES = json.loads((GOLDEN / "summaries.json").read_text())

@@ -15,7 +15,7 @@ from orchestrator.views.musings import write_musings
 from orchestrator.views.notify import Notifier
 from orchestrator.views.observers import Observers
 from orchestrator.views.output import make_printable
-from orchestrator.views.report.files import write_files
+from orchestrator.views.report import write_files
 from orchestrator.views.terminal import Terminal
 from tests.fakes import started
 

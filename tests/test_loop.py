@@ -20,7 +20,7 @@ from orchestrator.policy import pruning, thresholds
 from orchestrator.policy.seeds import draw_seed
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views.musings import write_musings
-from orchestrator.views.report.files import write_files
+from orchestrator.views.report import write_files
 from tests.fakes import FakeCrew, FakeLab, started
 from tests.virtual import run_virtually, virtual_clock
 

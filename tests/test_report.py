@@ -19,9 +19,7 @@ from orchestrator.session.store import Session
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import render_index
-from orchestrator.views.report import files
-from orchestrator.views.report.files import write_parquet, write_results
-from orchestrator.views.report.page import render_report
+from orchestrator.views.report import list_files, render_report, write_files, write_log, write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.files import write_atomically
@@ -41,7 +39,7 @@ def session(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(session, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    files.write_files(session, folder)
+    write_files(session, folder)
     return folder
 
 
@@ -127,8 +125,8 @@ def test_bit_by_bit_is_the_same_as_at_once(session, folder, tmp_path):
     log.get = session.get
     for start in range(0, len(session.records), 29):
         log.fold(*session.records[start : start + 29])
-        files.write_log(log, tmp_path / "files", start)
-        for path, _, render in files.list_files(log, tmp_path / "files"):
+        write_log(log, tmp_path / "files", start)
+        for path, _, render in list_files(log, tmp_path / "files"):
             write_atomically(path, render())
     for name in ("results.tsv", "ledger.parquet", "log.jsonl", "report.html"):
         assert (tmp_path / "files" / name).read_bytes() == (folder / name).read_bytes(), name
@@ -362,7 +360,7 @@ def hostile(path) -> Session:
 @browser
 def test_what_agents_wrote_stays_text(page, tmp_path):
     session = hostile(tmp_path / "s" / "session.db")
-    files.write_files(session, tmp_path)
+    write_files(session, tmp_path)
 
     page.open(tmp_path / "report.html", fragment="#1")
     assert page.run("document.title").endswith("Nightshift")
@@ -501,7 +499,7 @@ def test_a_page_that_is_long_overdue_says_so(page, session, late, hidden, tmp_pa
     log.get = session.get
     shift = time.time() - late - session.records[30].at
     log.fold(*(record.model_copy(update={"at": record.at + shift}) for record in session.records[:31]))
-    files.write_files(log, tmp_path)
+    write_files(log, tmp_path)
     page.open(tmp_path / "report.html")
     assert page.run("document.getElementById('overdue').hidden") is hidden
     assert "to be written again by" in page.text("header")
@@ -537,6 +535,6 @@ def test_there_is_a_page_at_every_stage(session, stage, tmp_path):
     log = Session(tmp_path / "s" / "session.db", lambda: 0.0, create=True)
     log.get = session.get
     log.fold(*session.records[:stage])
-    files.write_files(log, tmp_path)
+    write_files(log, tmp_path)
     assert session.state.session.name in (tmp_path / "report.html").read_text()
     json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])

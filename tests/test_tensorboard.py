@@ -5,7 +5,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from orchestrator.views.report.files import write_tensorboard
+from orchestrator.views.report import write_tensorboard
 from tests.simulated import Fragile, night
 
 

@@ -5,9 +5,11 @@ import re
 import pytest
 
 from orchestrator.core.events import Audit, Crashed, Record, RunMetrics, Scored
+from orchestrator.core.state import State
 from orchestrator.lab.sandbox import select
 from orchestrator.ports import Log
 from orchestrator.views.summary import describe_trust
+from tests.fakes import started
 from tests.workplace import BEST, orchestrate, workplace
 
 KEY = {"run": 1, "metrics": RunMetrics(), "curve": (), "log": "x"}
@@ -16,6 +18,7 @@ KEY = {"run": 1, "metrics": RunMetrics(), "curve": (), "log": "x"}
 def log_of(*events):
     """A log that holds these records, whatever came before them."""
     log = Log()
+    log.state = State(started=started())
     log.records = [Record(seq=seq, at=0.0, task_id="", event=event) for seq, event in enumerate(events)]
     return log
 

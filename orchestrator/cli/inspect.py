@@ -151,7 +151,7 @@ def report(
     from orchestrator.cli.wiring import hold_session
     from orchestrator.lab.repo import write_git
     from orchestrator.views.musings import write_musings
-    from orchestrator.views.report.files import write_files, write_tensorboard
+    from orchestrator.views.report import write_files, write_tensorboard
 
     paths: Paths = context.obj
     with read_session(paths, name, salvage=salvage) as session:

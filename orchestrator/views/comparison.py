@@ -43,13 +43,12 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     """Return the figures of one session that has a baseline."""
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     tested = [result for result in state.tried if result.status not in UNTESTED]
-    number, rate = max(len(tested), 1), summary.kept / max(len(tested), 1)
-    metric = summary.task.metric
+    number, metric = max(len(tested), 1), summary.task.metric
     tokens = sum(usage.input + usage.output for usage in state.usage.values())
     table = {
         "crew and style": arm,
         "experiments": str(len(tested)),
-        "kept": f"{summary.kept} ({rate:.0%})",
+        "kept": f"{summary.kept} ({summary.kept / number:.0%})",
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
         "families tried": str(len({result.proposal.family for result in tested})),
@@ -63,9 +62,8 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "tokens/experiment": f"{tokens // number:,}",
         "$/experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
     }
-    profile, hours = state.session.profile, state.session.limits.hours
-    conditions = (state.session.seed, profile.data_hash, profile.budget, hours)
-    best = _trace_best(summary, records)
+    profile, best = state.session.profile, _trace_best(summary, records)
+    conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours)
     return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, *best, table)
 
 

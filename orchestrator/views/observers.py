@@ -22,7 +22,7 @@ from orchestrator.views.musings import list_musings, list_rationales
 from orchestrator.views.notify import Notifier, Send, send_nothing
 from orchestrator.views.output import Outlet
 from orchestrator.views.render import File, render_template
-from orchestrator.views.report.files import list_files, write_log
+from orchestrator.views.report import list_files, write_log
 from orchestrator.views.summary import describe_trust, suggest_command, summarize
 from orchestrator.views.terminal import Terminal
 from orchestrator.views.usage import measure_utilization

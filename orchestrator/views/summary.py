@@ -7,7 +7,7 @@ from math import hypot
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply
-from orchestrator.core.task import EXAMINED, Task
+from orchestrator.core.task import Task
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
@@ -63,7 +63,7 @@ def summarize(state: State) -> Summary:
     if found:
         gain, margin = found.gain, (found.high - found.low) / 2
     return Summary(
-        task=state.started.task if state.started else EXAMINED,
+        task=state.session.task,
         baseline=baseline,
         best=None if baseline is None else baseline - gain,
         gain=gain,
@@ -84,9 +84,8 @@ def summarize(state: State) -> Summary:
 
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be trusted."""
-    events = [record.event for record in log.records]
-    task = log.state.started.task if log.state.started else EXAMINED
-    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state), caveat=task.caveat)
+    events, caveat = [record.event for record in log.records], log.state.session.task.caveat
+    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state), caveat=caveat)
 
 
 def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:

@@ -1,13 +1,14 @@
-"""Write log.jsonl, results.tsv, ledger.parquet and report.html beside a session; all can be rebuilt.
+"""Write the files beside a session: log.jsonl, results.tsv, ledger.parquet, report.html and TensorBoard's.
 
-ledger.parquet holds everything about each experiment, for pandas, DuckDB and similar tools; results.tsv has
-autoresearch's own five columns, so that its tools can read it.
+All can be rebuilt. report.html is one self-contained page that needs no network. Text by agents is untrusted, and
+escaped by Jinja; all of it can be read without scripts. ledger.parquet holds everything about each experiment, for
+pandas, DuckDB and similar tools; results.tsv has autoresearch's own five columns, so that its tools can read it.
 """
 
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,16 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.core.events import ModelReplied
-from orchestrator.core.state import State, Usage
-from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
+from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned
+from orchestrator.core.state import UNTESTED, State, Usage
+from orchestrator.policy.ablation import assess_keep
+from orchestrator.policy.limits import estimate_run_seconds
+from orchestrator.policy.thresholds import NEAR_MISS
+from orchestrator.views.charts import Places, draw_curves, draw_progress, render_page
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.render import File, render_template
-from orchestrator.views.report.page import render_report
+from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
+from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.command import write_command
 from prepare.errors import UserError
 from prepare.files import write_atomically
@@ -79,6 +85,52 @@ def write_files(log: LogReader, folder: Path, command: Callable[..., str] = writ
         write_atomically(path, render())
 
 
+def render_report(log: LogReader, command: Callable[..., str] = write_command, git: str = "git") -> str:
+    """Return the page; `command` completes a command of ours, `git` begins one about the script."""
+    state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
+    curves = {f"curve-{row.experiment}": curve for row in rows if (curve := draw_curves(row))}
+    return render_page(
+        "page.html",
+        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves,
+        state=state,
+        summary=summary,
+        rows=rows,
+        held=list_runs(log.records),
+        used=measure_utilization(log.records, state.session.slots),
+        trust=describe_trust(log),
+        near_miss=NEAR_MISS,
+        untested=UNTESTED,
+        assess_keep=partial(assess_keep, state),
+        show_diff=partial(show_diff, log),
+        tabulate=tabulate,
+        suggested=suggest_command(log, command),
+        command=command,
+        run_seconds=estimate_run_seconds(state),
+        git=git,
+    )
+
+
+def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Places]:
+    """Return where each experiment lies along each axis of the chart of scores."""
+    axes: dict[str, Places] = {
+        "experiment": {row.experiment: row.experiment for row in rows},
+        "hours": {
+            record.event.experiment: (record.at - log.state.started_at) / 3600
+            for record in log.records
+            if isinstance(record.event, Kept | Discarded | Failed | Pruned)
+        },
+        "MB of memory": {
+            row.experiment: max(run.metrics.memory_mb for run in row.runs) or None for row in rows if row.runs
+        },
+        "lines of train.py": {
+            row.experiment: len(log.get(row.commit.source).splitlines()) for row in rows if row.commit
+        },
+    }
+    for name in dict.fromkeys(name for row in rows for score in row.scores for name in score.reported):
+        axes[name] = {row.experiment: row.scores[0].reported.get(name) for row in rows if row.scores}
+    return axes
+
+
 def write_results(state: State) -> str:
     """Return the content of results.tsv: a line for each experiment that was trained and judged, by number."""
     return render_template("results.tsv", rows=list_rows(state), metric=state.session.task.metric)
@@ -96,31 +148,6 @@ def write_parquet(log: LogReader) -> bytes:
     table = arrow.Table.from_pylist(rows, schema=arrow.schema(types.items()))
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
-
-
-def write_tensorboard(log: LogReader, folder: Path) -> None:
-    """Write event files into the folder: one run for the session, one for each experiment.
-
-    A session's step is the experiment's number, an experiment's the percent of its budget used so far. Raises UserError
-    without the package tensorboardX, and OSError.
-    """
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError("tensorboard needs tensorboardX: pip install -e '.[tensorboard]' in this folder") from error
-    best = float("inf")
-    with SummaryWriter(str(folder / "session")) as session:
-        for row in list_rows(log.state):
-            if not row.runs:
-                continue
-            with SummaryWriter(str(folder / f"{row.experiment:04}")) as run:
-                run.add_text("proposal", f"{row.proposal.title}: {row.status}\n\n{row.proposal.rationale}")
-                for point in row.runs[0].curve:
-                    run.add_scalar("loss", point.loss, round(100 * point.progress))
-            if row.val_bpb is not None:
-                best, metric = min(best, row.val_bpb) if row.status == "kept" else best, row.task.metric
-                session.add_scalar(metric.name, row.value, row.experiment)
-                session.add_scalar("best", metric.sign * best, row.experiment)
 
 
 def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, Any]:
@@ -147,3 +174,28 @@ def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, An
         "output_tokens": usage.output,
         "usd": None if usage.unpriced else usage.usd,
     }
+
+
+def write_tensorboard(log: LogReader, folder: Path) -> None:
+    """Write event files into the folder: one run for the session, one for each experiment.
+
+    A session's step is the experiment's number, an experiment's the percent of its budget used so far. Raises UserError
+    without the package tensorboardX, and OSError.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("tensorboard needs tensorboardX: pip install -e '.[tensorboard]' in this folder") from error
+    best = float("inf")
+    with SummaryWriter(str(folder / "session")) as session:
+        for row in list_rows(log.state):
+            if not row.runs:
+                continue
+            with SummaryWriter(str(folder / f"{row.experiment:04}")) as run:
+                run.add_text("proposal", f"{row.proposal.title}: {row.status}\n\n{row.proposal.rationale}")
+                for point in row.runs[0].curve:
+                    run.add_scalar("loss", point.loss, round(100 * point.progress))
+            if row.val_bpb is not None:
+                best, metric = min(best, row.val_bpb) if row.status == "kept" else best, row.task.metric
+                session.add_scalar(metric.name, row.value, row.experiment)
+                session.add_scalar("best", metric.sign * best, row.experiment)
