@@ -29,7 +29,7 @@ from orchestrator.optimizer.search import (
 from orchestrator.optimizer.space import explain_untunable, get_direction
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.ports import Revision
-from prepare.constants import Choices, Constant, Numbers, Value, format_literal
+from prepare.constants import Choices, Constant, Value, format_literal
 from subagents.agent import NoAnswer
 
 SAMPLE_BELOW = 1.0
@@ -132,23 +132,19 @@ def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[di
 
 def _to_distribution(constant: Constant) -> BaseDistribution:
     """Return the distribution that TPE draws from: over a range mapped to 0..1, or over indices of choices."""
-    match constant.space:
-        case Choices(options=options) as space:
-            last = len(options) - 1
-            return IntDistribution(0, last) if space.ordered else CategoricalDistribution(list(range(last + 1)))
-        case Numbers():
-            return FloatDistribution(0.0, 1.0)
+    space = constant.space
+    if not isinstance(space, Choices):
+        return FloatDistribution(0.0, 1.0)
+    indices = range(len(space.options))
+    return IntDistribution(0, indices[-1]) if space.ordered else CategoricalDistribution(list(indices))
 
 
 def _encode(constant: Constant, value: Value | None) -> float | None:
     """Return a constant's value in TPE's space, clipped to a range; None if it is not a choice."""
-    match constant.space, value:
-        case Choices(options=options), _ if value in options:
-            return options.index(value)
-        case Numbers() as space, int() | float():
-            return space.to_unit(value)
-        case _:
-            return None
+    space = constant.space
+    if isinstance(space, Choices):
+        return space.options.index(value) if value in space.options else None
+    return space.to_unit(value) if isinstance(value, int | float) else None
 
 
 def _decode(constant: Constant, drawn: float) -> Value:

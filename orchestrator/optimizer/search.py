@@ -265,9 +265,8 @@ def _count_steps(constant: Constant, trial: Trial) -> float:
 def _find_latest(history: Sequence[Trial], constant: Constant, way: str) -> Trial | None:
     """Return the last trial that moved the constant in this direction, from its present value or to it."""
     for trial in reversed(history):
-        if trial.outcome == "refused":
-            continue
         old, new = trial.before[constant.name], trial.changes[constant.name]
-        if constant.value in (old, new) and get_direction(replace(constant, value=old), new) == way:
+        is_adjacent = trial.outcome != "refused" and constant.value in (old, new)
+        if is_adjacent and get_direction(replace(constant, value=old), new) == way:
             return trial
     return None
