@@ -13,10 +13,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.core import text
-from orchestrator.core.events import Digest, Family, Postmortem, Proposal
+from orchestrator.core.events import Digest, Postmortem, Proposal
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.optimizer import postmortem
-from orchestrator.optimizer.families import USUAL_EFFECT, find_family
+from orchestrator.optimizer.families import find_family, get_usual_effect
 from orchestrator.optimizer.search import (
     SearchState,
     SearchStep,
@@ -29,7 +29,7 @@ from orchestrator.optimizer.search import (
 from orchestrator.optimizer.space import explain_untunable, get_direction
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.ports import Revision
-from prepare.constants import Choices, Constant, Numbers, Value, format_literal
+from prepare.constants import Choices, Constant, Value, format_literal
 from subagents.agent import NoAnswer
 
 SAMPLE_BELOW = 1.0
@@ -70,10 +70,10 @@ class Optimizer:
     def suggest(self, state: State, count: int) -> list[Proposal]:
         """Return up to `count` proposals, the most promising first, as advice to another researcher."""
         search = read_search_state(state, self.get)
-        found = [_write_proposal(search, next_step) for next_step in rank_steps(search)[:count]]
-        if len(found) < count and (next_step := _sample(search, f"{state.session.seed}/{state.next}")) is not None:
-            found.append(_write_proposal(search, next_step))
-        return found
+        found = rank_steps(search)[:count]
+        if len(found) < count and (drawn := _sample(search, f"{state.session.seed}/{state.next}")) is not None:
+            found.append(drawn)
+        return [_write_proposal(search, next_step) for next_step in found]
 
     async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:  # noqa: ARG002
         raise NoAnswer("the proposal changes more than constants, which needs a mechanic")
@@ -132,23 +132,19 @@ def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[di
 
 def _to_distribution(constant: Constant) -> BaseDistribution:
     """Return the distribution that TPE draws from: over a range mapped to 0..1, or over indices of choices."""
-    match constant.space:
-        case Choices(options=options) as space:
-            last = len(options) - 1
-            return IntDistribution(0, last) if space.ordered else CategoricalDistribution(list(range(last + 1)))
-        case Numbers():
-            return FloatDistribution(0.0, 1.0)
+    space = constant.space
+    if not isinstance(space, Choices):
+        return FloatDistribution(0.0, 1.0)
+    indices = range(len(space.options))
+    return IntDistribution(0, indices[-1]) if space.ordered else CategoricalDistribution(list(indices))
 
 
 def _encode(constant: Constant, value: Value | None) -> float | None:
     """Return a constant's value in TPE's space, clipped to a range; None if it is not a choice."""
-    match constant.space, value:
-        case Choices(options=options), _ if value in options:
-            return options.index(value)
-        case Numbers() as space, int() | float():
-            return space.to_unit(value)
-        case _:
-            return None
+    space = constant.space
+    if isinstance(space, Choices):
+        return space.options.index(value) if value in space.options else None
+    return space.to_unit(value) if isinstance(value, int | float) else None
 
 
 def _decode(constant: Constant, drawn: float) -> Value:
@@ -188,10 +184,10 @@ def _label(search: SearchState, next_step: SearchStep) -> str:
 def _explain(search: SearchState, next_step: SearchStep) -> Iterator[str]:
     """Yield the usual effect of the constants' families, and what this session has measured of the constants."""
     metric = search.metric
-    families: list[Family] = [find_family(name).family for name in next_step.changes]
-    for family in dict.fromkeys(families):
-        usual, size = USUAL_EFFECT[family], metric.format_size(USUAL_EFFECT[family] * search.sigma)
-        yield f"A constant of the family {family} usually moves {metric.name} by {usual:g} σ ({size})."
+    usual = {find_family(name).family: get_usual_effect(name) for name in next_step.changes}
+    for family, effect in usual.items():
+        size = metric.format_size(effect * search.sigma)
+        yield f"A constant of the family {family} usually moves {metric.name} by {effect:g} σ ({size})."
     yield next_step.why
     trials = [trial for name in next_step.changes for trial in search.list_trials(name) if trial.gain is not None]
     for trial in trials[-QUOTED:]:

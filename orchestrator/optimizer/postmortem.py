@@ -32,26 +32,31 @@ FLAT = 0.01
 
 def write_postmortem(decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
-    scores, crash, base = decided.scores, decided.crash, decided.compared
+    scores, base, metric = decided.scores, decided.compared, decided.task.metric
     match decided.verdict:
         case ev.Pruned() as pruned:
-            why = "It learned too slowly to catch up in the rest of the budget."
+            outcome, detail = "hurts", "it was pruned, far behind"
             happened = [f"It was pruned: {pruned.reason}.", *_describe_curve(compare_curves([pruned], base))]
-            return _write(decided, "hurts", "it was pruned, far behind", happened, why)
+            why = "It learned too slowly to catch up in the rest of the budget."
         case ev.Kept() | ev.Discarded() as verdict:
-            metric, change = decided.task.metric, decided.task.metric.format_change(-verdict.gain)
+            change, error = metric.format_change(-verdict.gain), metric.format_size(verdict.error)
+            outcome, detail = _classify(verdict), f"{change} ± {error}"
+            mean, best = metric.format_score(verdict.mean), metric.format_score(verdict.mean + verdict.gain)
+            runs = count_seeds(scores, decided.task.noun)
+            score = f"{metric.name} {mean} over {runs}: {change} against the best's {best} (± {error})."
+            metrics, gaps = compare_metrics(scores, base), compare_curves(scores, base)
+            happened = [score, *_describe_curve(gaps), *_describe_metrics(metrics)]
+            why = _interpret(metrics, gaps, verdict.gain) if base else "There is no run to compare it with."
         case verdict:
-            reached = [f"It had reached {crash.curve[-1].progress:.0%} of its budget."] if crash and crash.curve else []
-            why = CAUSES.get(crash.failure if crash else "other", "These values do not work together in this train.py.")
-            failure = crash.failure if crash else "crash"
-            return _write(decided, "does not run", failure, [f"It crashed: {verdict.reason}.", *reached], why)
-    error, mean = metric.format_size(verdict.error), metric.format_score(verdict.mean)
-    best = f"the best's {metric.format_score(verdict.mean + verdict.gain)} (± {error})"
-    score = f"{metric.name} {mean} over {count_seeds(scores, decided.task.noun)}: {change} against {best}."
-    metrics, gaps = compare_metrics(scores, base), compare_curves(scores, base)
-    why = _interpret(metrics, gaps, verdict.gain) if base else "There is no run to compare it with."
-    happened = [score, *_describe_curve(gaps), *_describe_metrics(metrics)]
-    return _write(decided, _classify(verdict), f"{change} ± {error}", happened, why)
+            assert decided.crash, "only what crashed is judged without a score"
+            failure, curve = decided.crash.failure, decided.crash.curve
+            outcome, detail = "does not run", failure
+            reached = [f"It had reached {curve[-1].progress:.0%} of its budget."] if curve else []
+            happened = [f"It crashed: {verdict.reason}.", *reached]
+            why = CAUSES.get(failure, "These values do not work together in this train.py.")
+    conclusion, follow = FOLLOWS[outcome]
+    lesson = f"{decided.proposal.title}: {outcome} ({detail})."
+    return ev.Postmortem(verdict=conclusion, happened=" ".join(happened), why=why, lesson=lesson, next=follow)
 
 
 def _classify(verdict: ev.Kept | ev.Discarded) -> str:
@@ -62,12 +67,6 @@ def _classify(verdict: ev.Kept | ev.Discarded) -> str:
     return "may help, within the noise" if verdict.gain > NEAR_MISS * verdict.error else "changes little"
 
 
-def _write(decided: Decided, outcome: str, detail: str, happened: Sequence[str], why: str) -> ev.Postmortem:
-    verdict, follow = FOLLOWS[outcome]
-    lesson = f"{decided.proposal.title}: {outcome} ({detail})."
-    return ev.Postmortem(verdict=verdict, happened=" ".join(happened), why=why, lesson=lesson, next=follow)
-
-
 def _describe_curve(gaps: Mapping[float, float]) -> Iterator[str]:
     if gaps:
         parts = [f"{_describe_gap(gap)} at {CHECKED_SHARES[share]}" for share, gap in gaps.items()]
@@ -75,9 +74,8 @@ def _describe_curve(gaps: Mapping[float, float]) -> Iterator[str]:
 
 
 def _describe_gap(gap: float) -> str:
-    if abs(gap) < FLAT:
-        return "equal to the incumbent's"
-    return f"{abs(gap):.3f} {'above' if gap > 0 else 'below'} the incumbent's"
+    side = "equal to" if abs(gap) < FLAT else f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}"
+    return f"{side} the incumbent's"
 
 
 def _describe_metrics(metrics: Sequence[tuple[str, float, float]]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from math import inf
 from statistics import median
 from typing import Literal
 
-from orchestrator.core.events import Abandoned, Committed, Digest, Discarded, EarlierResult, Kept, Refused
+from orchestrator.core.events import Abandoned, Digest, Discarded, EarlierResult, Kept, Refused
 from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB, Metric
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
@@ -100,11 +100,10 @@ class SearchState:
 def read_search_state(state: State, get: Callable[[Digest], str]) -> SearchState:
     """Return the search state of a session; `get` returns stored texts."""
     task = state.session.task
-
-    def read(parent: Committed) -> Mapping[str, Constant]:
-        return list_tunable(get(parent.source), task.is_reported)
-
-    return SearchState(read(state.parent), tuple(_list_trials(state, read)), estimate_sigma(state), task.metric)
+    found = {n: list_tunable(get(parent.source), task.is_reported) for n, parent in state.parents.items()}
+    values = {n: {name: c.value for name, c in constants.items()} for n, constants in found.items()}
+    trials = tuple(_list_trials(state, values))
+    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric)
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:
@@ -171,8 +170,8 @@ def estimate_sensitivity(search: SearchState, name: str) -> float:
     return max(gains, default=get_usual_effect(name)) / (1 + tried)
 
 
-def _list_trials(state: State, read: Callable[[Committed], Mapping[str, Constant]]) -> Iterator[Trial]:
-    values = {n: {name: c.value for name, c in read(parent).items()} for n, parent in state.parents.items()}
+def _list_trials(state: State, values: Mapping[int, Assignment]) -> Iterator[Trial]:
+    """Yield all trials, those of earlier sessions first; `values` are the constants of each train.py on the branch."""
     yield from _list_earlier_trials(state.session.earlier, values[state.best])
     for result in state.results:
         changes, before = result.proposal.settings, values[result.commit.parent if result.commit else result.incumbent]
@@ -266,9 +265,8 @@ def _count_steps(constant: Constant, trial: Trial) -> float:
 def _find_latest(history: Sequence[Trial], constant: Constant, way: str) -> Trial | None:
     """Return the last trial that moved the constant in this direction, from its present value or to it."""
     for trial in reversed(history):
-        if trial.outcome == "refused":
-            continue
         old, new = trial.before[constant.name], trial.changes[constant.name]
-        if constant.value in (old, new) and get_direction(replace(constant, value=old), new) == way:
+        is_adjacent = trial.outcome != "refused" and constant.value in (old, new)
+        if is_adjacent and get_direction(replace(constant, value=old), new) == way:
             return trial
     return None

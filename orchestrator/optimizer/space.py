@@ -81,13 +81,9 @@ def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Va
 
 
 def is_within(space: Space, value: Value) -> bool:
-    match space, value:
-        case Choices(options=options), _:
-            return value in options
-        case Numbers(low, high), int() | float():
-            return low <= value <= high
-        case _:
-            return False
+    if isinstance(space, Choices):
+        return value in space.options
+    return isinstance(value, int | float) and space.low <= value <= space.high
 
 
 def is_between(middle: Value, a: Value, b: Value) -> bool:

@@ -68,9 +68,7 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
     unlinked = state.session.profile.budget_kind == "time" or not same_shape
     squares, dof = PAIRING_DOF * (OTHER_SHAPE if unlinked else SAME_SHAPE) * sigma**2, PAIRING_DOF
     alike = [verdict for verdict in _list_evidence(state.results[-PRIOR_WINDOW:]) if verdict.same_shape == same_shape]
-    for group in (differences, *(verdict.differences for verdict in alike)):
-        if len(group) < 2:
-            continue
+    for group in filter(None, (differences, *(verdict.differences for verdict in alike))):
         mean = fmean(group)
         squares += fsum((difference - mean) ** 2 for difference in group)
         dof += len(group) - 1

@@ -104,15 +104,14 @@ class _Reasoning:
 
     def decide(self, cost: int) -> str:
         """Return keep, discard or again, where the next comparison costs `cost` runs."""
-        runs, gain = len(self.candidate.scores), self.found.gain * self.found.sigma
+        runs, commit = len(self.candidate.scores), self.candidate.commit
         decision = belief.decide(self.outlook, self.worth, runs, cost)
         if decision == "keep":
             return "again" if self.jump > th.IMPLAUSIBLE_GAIN and runs < th.IMPLAUSIBLE_RUNS else "keep"
-        commit = self.candidate.commit
         if commit.removed - commit.added < th.SIMPLER_LINES or self.growth > 1:
             return decision
         if runs >= th.SIMPLER_RUNS:
-            return "keep" if gain >= 0 else "discard"
+            return "keep" if self.found.gain >= 0 else "discard"
         return "again" if self.found.gain > -self.found.error else decision
 
     def keep(self) -> ev.Kept:

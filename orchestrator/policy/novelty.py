@@ -20,13 +20,9 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
 
 def find_duplicate(state: State, number: int, fingerprint: str) -> str:
     """Return why a source need not be trained; empty if it is new."""
-    same = [
-        result.experiment
-        for result in state.results
-        if result.commit and result.commit.fingerprint == fingerprint and result.status != "not tested"
-    ]
-    earlier = (stage.commit for n, stage in state.open.items() if n < number)
-    same += [commit.experiment for commit in earlier if commit and commit.fingerprint == fingerprint]
+    tested = ((result.experiment, result.commit) for result in state.results if result.status != "not tested")
+    under_way = ((n, stage.commit) for n, stage in state.open.items() if n < number)
+    same = [n for n, commit in (*tested, *under_way) if commit and commit.fingerprint == fingerprint]
     if state.best in same:
         return "it changes nothing but comments, layout or a seed"
     # An ablation of the last keep has its parent's code on purpose.
