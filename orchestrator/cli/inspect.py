@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, read_session, refuse
+from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, is_given, read_session, refuse
 from orchestrator.core.events import Forked, Resumed, Started
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
@@ -91,7 +91,7 @@ def replay(
         raise UsageError("--step needs a terminal, and this is none: leave it out")
     with read_session(paths, name, salvage=salvage) as session:
         if verify:
-            _verify(session, until, paths.recall(session.path.parent).musings, prompts)
+            _verify(session, until, paths.recall(session.path.parent, context).musings, prompts)
         elif event is None:
             _walk(session, until, step=step, as_json=as_json)
         elif event >= len(session.records):
@@ -158,8 +158,8 @@ def report(
         own = None if out or name.endswith(".db") else session.path.parent
         title = session.state.session.name
         folder = own or out or Path(title)
-        beside = own or "musings" in paths.given
-        paths = paths.recall(session.path.parent)
+        beside = own or is_given(context, "musings")
+        paths = paths.recall(session.path.parent, context)
         with hold_session(own) if own else nullcontext():
             write_files(session, folder, paths.write_command, write_git(paths.script))
             write_musings(session, paths.musings / title if beside else folder / "musings")

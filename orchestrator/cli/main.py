@@ -137,7 +137,10 @@ def start(
     paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     name = name or invent_name(sessions)
-    start_night(Preflight(paths, name, chosen, prompts, model or (), limits, seed, not memory, notify, slots))
+    night = Preflight(
+        paths, name, chosen, prompts, model or (), limits, seed, isolated=not memory, notify=notify, slots=slots
+    )
+    start_night(night)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -73,8 +73,6 @@ class Paths:
     """The training code is trusted."""
     fit: bool | None = None
     """The baseline gets the profile's constants; None for a train.py of ours only."""
-    given: frozenset[str] = frozenset()
-    """The names of those that the command states itself."""
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
@@ -91,11 +89,11 @@ class Paths:
 
     def remember(self, folder: Path) -> None:
         """Write the places beside the session's file, which may be mailed and so names no folder. Raises OSError."""
-        known = {name: at for name, at in vars(self).items() if name not in {"sessions", "given"}}
+        known = {name: at for name, at in vars(self).items() if name != "sessions"}
         relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
         write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
 
-    def recall(self, folder: Path) -> "Paths":
+    def recall(self, folder: Path, context: typer.Context) -> "Paths":
         """Return the places of the session in that folder, except those that the command gives. Raises UsageError."""
         if not (path := folder / PLACES).is_file():
             return self  # an older session, or a file without its folder
@@ -104,16 +102,14 @@ class Paths:
             for name, at in known.items():
                 if isinstance(at, str):
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
-            return replace(self, **{name: at for name, at in known.items() if name not in self.given})
+            return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
 
 
 def choose_place(context: Any, param: Any, value: Any) -> None:
     """Put a place into the context's, for commands whose functions do not ask for it."""
-    paths: Paths = context.obj or Paths()
-    given = [param.name] if is_given(context, param.name) else []
-    context.obj = replace(paths, **{param.name: value}, given=paths.given.union(given))
+    context.obj = replace(context.obj or Paths(), **{param.name: value})
 
 
 def is_given(context: typer.Context, name: str) -> bool:

@@ -136,7 +136,7 @@ def resume(
     """
     paths: opt.Paths = context.obj
     path = paths.find_session(name)
-    paths = paths.recall(path.parent)
+    paths = paths.recall(path.parent, context)
     with hold_session(path.parent):
         session = opt.open_session(path)
         state, own = session.state, session.state.session
@@ -168,7 +168,7 @@ def fork(
     """
     paths: opt.Paths = context.obj
     old = opt.open_session(paths.find_session(name), read_only=True)
-    paths = paths.recall(old.path.parent)
+    paths = paths.recall(old.path.parent, context)
     if at > len(old.records):
         raise opt.UsageError(f"{name} has only {len(old.records)} events")
     state = fold(old.records[:at])
@@ -214,14 +214,13 @@ def trial(
         for repeat in range(repeats)
         for style, folder in styles.items()
     ]
-    begun = {path.parent.name for path in paths.sessions.glob("*/session.db")}
-    planned = [night for night in nights if night.name not in begun]
+    planned = [night for night in nights if not (paths.sessions / night.name / "session.db").exists()]
     assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
     for night in planned:
         night.require()
     _say_what_is_visible(repeats)
     for night in nights:
-        if night.name not in begun:
+        if night in planned:
             start_night(night)
         elif _is_over(paths, night.name):
             print(f"{night.name} is done already")

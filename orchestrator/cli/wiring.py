@@ -84,11 +84,7 @@ def judge_night(state: State) -> ExitCode | None:
     return None if state.ended == ASKED or any(state.grants) else ExitCode.NOTHING_RAN
 
 
-def build_crew(
-    log: Session | Tape,
-    musings: Path,
-    prompts: Mapping[str, Prompt] | None = None,
-) -> Crew:
+def build_crew(log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt] | None = None) -> Crew:
     """Build the session's crew; `prompts` replace the recorded ones. A tape answers in place of models and tools."""
     started = log.state.session
 
