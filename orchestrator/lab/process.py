@@ -41,6 +41,17 @@ class Ending:
         """True if a signal from outside ended it or its guardian, or it had to be ended because one suspended it."""
         return self.status is None or self.status in {number for sent in FROM_OUTSIDE for number in (-sent, 128 + sent)}
 
+    def check(self) -> None:
+        """Raise Prune or Fault where it was stopped, or killed from outside."""
+        if self.stopped:
+            raise self.stopped
+        if self.was_killed:
+            is_small = 2 * self.peak_mb < psutil.virtual_memory().total >> 20
+            excuse = f"{'its guardian' if self.status is None else 'it'} was killed or suspended from outside"
+            where = f"it was killed from outside at {self.peak_mb:,.0f} MB"
+            message = f"{where}, as happens when the system runs out of memory"
+            raise Fault("out of host memory", message, excuse * is_small)
+
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from orchestrator.lab.failures import MachineError, classify_failure
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import Ending, RunningProcess, run_guarded
+from orchestrator.lab.process import RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats
 from orchestrator.lab.scoring.connection import Connection
@@ -49,24 +49,22 @@ class Auditor:
     answers: list[NDArray[np.float64]] = field(default_factory=list[NDArray[np.float64]])
     """−log p of the true tokens, batch by batch."""
 
-    async def examine(self, command: Command, lock: int) -> Ending:
-        """Run the process by run_guarded and query one position in each row; return how it ended.
+    async def examine(self, command: Command, lock: int) -> NDArray[np.float64]:
+        """Run the process by run_guarded; return −log p of the true token at one position in each row.
 
-        Raises Disqualified, and MachineError if it did not start; later failures may be the model's fault.
+        Raises MachineError if it did not start; a later failure may be the model's fault, and is a Fault.
         """
         ending = await run_guarded(command, self.monitor, lock, self._listen)
+        log = self.monitor.transcript.log
         if not self.has_started:
-            last_line = self.monitor.transcript.log.rpartition("\n")[2]
+            last_line = log.rpartition("\n")[2]
             raise MachineError(f"the auditing process did not start: {last_line or 'it printed nothing'}")
-        return ending
-
-    def get_answers(self, ending: Ending) -> NDArray[np.float64]:
-        """Return −log p of the true token in each row. Raises Disqualified if the process ended without giving all."""
+        ending.check()
         if sum(map(len, self.answers)) == self.run.scorer.shape[0]:
             return np.concatenate(self.answers)
         if self.monitor.transcript.sealed:
             raise Disqualified("the model that it handed over does not give logits by itself: `model(x)` must")
-        why = classify_failure(ending.status or 0, self.monitor.transcript.log).message
+        why = classify_failure(ending.status or 0, log).message
         raise Disqualified(f"the model that it handed over cannot be loaded: {why}")
 
     async def _listen(self, running: RunningProcess) -> None:
