@@ -8,7 +8,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -21,7 +21,7 @@ from orchestrator.core import events as ev
 from orchestrator.lab import guardian
 from orchestrator.lab.failures import DEVICE_FAULT, Fault, MachineError, Prune, classify_failure
 from orchestrator.lab.monitor import RunLimits, RunMonitor
-from orchestrator.lab.process import Ending, RunningProcess, run_guarded
+from orchestrator.lab.process import Ending, Listener, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.scoring.audit import Auditor, load_claims, save_claims
@@ -74,8 +74,13 @@ class Attempt:
     def check_ending(self, budget: float) -> None:
         """Raise Prune, Fault or MachineError where it did not end well; `budget` is in seconds of wall time."""
         self.ending.check()
-        if self.ending.status:
-            fault = classify_failure(self.ending.status, self.log)
+        status, transcript = self.ending.status, self.monitor.transcript
+        if status and transcript.sealed:
+            # Its last lines may quote the validation text, so they only serve to classify the failure.
+            kind = classify_failure(status, "\n".join(transcript.withheld)).kind
+            raise Fault(kind, f"it failed while it was evaluated, with exit code {status}")
+        if status:
+            fault = classify_failure(status, self.log)
             if fault.kind == "disk full" and self.result.tier != Bubblewrap.tier:
                 disk = _measure(self.folder)
                 excuse = f"the disk is full, and its own files take {disk >> 20} MB ({fault.message})"
@@ -174,7 +179,7 @@ class BaseRunner(ABC, Generic[S]):
         run.monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=run.plan)
         return run.monitor
 
-    async def _train(self, run: Attempt, command: Command, listen: Callable[[RunningProcess], Awaitable[None]]) -> None:
+    async def _train(self, run: Attempt, command: Command, listen: Listener) -> None:
         """Run the command to its end in the sandbox, store its log, and note how it ended."""
         run.ending = await run_guarded(self.sandbox.wrap(command), run.monitor, run.lock, listen)
         run.result = ev.RunResult(
@@ -204,10 +209,15 @@ class Runner(BaseRunner[Scorer]):
         threads = run.slot.threads or os.cpu_count() or 1
         server = EvaluationServer(ours, self.scorer, run.plan, threads, run.folder / "model")
         await self._train(run, command, server.serve)
-        claimed = _find_claimed(run, server)
+        if server.objection and not run.ending.stopped:
+            raise Disqualified(server.objection)
+        budget = self.scorer.manifest.budget
+        run.check_ending(budget.amount if budget.kind == "time" else inf)
+        if server.val_bpb is None:
+            raise Fault("other", "it ended without a score")
         own = {"confirmed": server.confirmed, "would_prune_at": monitor.would_prune_at}
-        score = ev.Scored(val_bpb=claimed, **own, **vars(run.result))
-        return await self._audit(score, run, server) if run.plan.needs_audit(claimed) else score
+        score = ev.Scored(val_bpb=server.val_bpb, **own, **vars(run.result))
+        return await self._audit(score, run, server) if run.plan.needs_audit(score.val_bpb) else score
 
     async def _audit(self, score: ev.Scored, run: Attempt, server: EvaluationServer) -> ev.Scored:
         """Return the score, corrected by the blind audit. Raises Fault, MachineError, OSError."""
@@ -226,21 +236,6 @@ class Runner(BaseRunner[Scorer]):
         times = {"seconds": time.monotonic() - began, "evaluation": server.evaluation}
         record = ev.Audit(claimed=score.val_bpb, error=error, worst=worst, looks=len(claims), **times)
         return score.model_copy(update={"val_bpb": val_bpb, "audit": record})
-
-
-def _find_claimed(run: Attempt, server: EvaluationServer) -> float:
-    """Return the score that the run claims. Raises Prune, Fault or MachineError where no score counts."""
-    ending, transcript, budget = run.ending, run.monitor.transcript, server.scorer.manifest.budget
-    if server.objection and not ending.stopped:
-        raise Disqualified(server.objection)
-    if ending.status and transcript.sealed and not ending.stopped and not ending.was_killed:
-        # Its last lines may quote the validation text, so they only serve to classify the failure.
-        kind = classify_failure(ending.status, "\n".join(transcript.withheld)).kind
-        raise Fault(kind, f"it failed while it was evaluated, with exit code {ending.status}")
-    run.check_ending(budget.amount if budget.kind == "time" else inf)
-    if server.val_bpb is None:
-        raise Fault("other", "it ended without a score")
-    return server.val_bpb
 
 
 def _remove(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Our side of the blind audit, in which a fresh process runs the submitted model without seeing what it predicts."""
 
 import asyncio
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,7 +71,7 @@ class Auditor:
     async def _listen(self, running: RunningProcess) -> None:
         assert self.run.settings
         settings, rows = self.run.settings, self.run.scorer.shape[0]
-        try:
+        with suppress(ConnectionError), closing(self.connection):  # at its end the guardian reports how it ended
             self.has_started = await self.connection.receive() == {"event": "ready"}
             if not self.has_started:
                 return
@@ -82,10 +83,6 @@ class Auditor:
                 for first in range(0, rows, settings.batch_size):
                     self.answers.append(await self._ask(first, min(first + settings.batch_size, rows)))
                 await self.connection.send({"event": "thanks"})
-        except ConnectionError:
-            pass  # the process has ended; its guardian reports how
-        finally:
-            self.connection.close()
 
     async def _ask(self, first: int, last: int) -> NDArray[np.float64]:
         """Query a batch of rows; return −log p of their true tokens. Raises Disqualified, ConnectionError."""

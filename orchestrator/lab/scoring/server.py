@@ -5,6 +5,7 @@ Only these messages start and stop the clock and make a score; what a run prints
 
 import asyncio
 import math
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,18 +58,15 @@ class EvaluationServer:
 
     async def serve(self, running: RunningProcess) -> None:
         """Answer until the run has ended, made its claims, or is disqualified. Raises OSError for our own files."""
-        try:
-            await self._receive_model(running)
-            running.seal()
-            await self._send_rows(self.scorer.split)
-            await self._receive_claims(running)
-            await self.connection.send({"event": "thanks"})
-        except Disqualified as reason:
-            self.objection = str(reason)
-        except ConnectionError:
-            pass  # the run has ended; its guardian reports how
-        finally:
-            self.connection.close()
+        with suppress(ConnectionError), closing(self.connection):  # at its end the guardian reports how it ended
+            try:
+                await self._receive_model(running)
+                running.seal()
+                await self._send_rows(self.scorer.split)
+                await self._receive_claims(running)
+                await self.connection.send({"event": "thanks"})
+            except Disqualified as reason:
+                self.objection = str(reason)
 
     async def _receive_model(self, running: RunningProcess) -> None:
         """Hand out the training rows, store the model, and stop the clock at its last byte. Raises Disqualified."""
