@@ -98,7 +98,7 @@ class TaskFolder:
         checks = [f"({check}) || {{ echo error: check {i} failed; exit 1; }}" for i, check in enumerate(task.checks, 1)]
         script = [f"cd {shlex.quote(str(work / self.repo.path.parent))}", *checks, task.command + given]
         return Command(
-            ("/bin/sh", "-c", "\n".join(script)), env, work, (), slot.nodes, slot.cpus, tuple(shown), hides=False
+            ("/bin/sh", "-c", "\n".join(script)), env, work, (), slot.nodes, slot.cpus, tuple(shown), hidden=frozenset()
         )
 
     def _find_data(self, name: str) -> Path:
