@@ -22,8 +22,9 @@ TICK = 0.1
 """Seconds between two checks of a run."""
 DRAIN = WAKE = 5.0
 """Seconds to drain the pipes once every process has ended, and between two attempts to wake up a guardian."""
-FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-"""Signals sent by a user, a shutdown, or the system when memory runs out."""
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FROM_OUTSIDE = {*(-number for number in _SENT), *(128 + number for number in _SENT)}
+"""How a command ends by signals that a user sends, a shutdown, or the system when memory runs out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +37,11 @@ class Ending:
     """Exit code, or a signal's number negated; None if the guardian was killed."""
     peak_mb: float
 
-    @property
-    def was_killed(self) -> bool:
-        """True if a signal from outside ended it or its guardian, or it had to be ended because one suspended it."""
-        return self.status is None or self.status in {number for sent in FROM_OUTSIDE for number in (-sent, 128 + sent)}
-
     def check(self) -> None:
-        """Raise Prune or Fault where it was stopped, or killed from outside."""
+        """Raise Prune or Fault where it was stopped, or it or its guardian was killed or suspended from outside."""
         if self.stopped:
             raise self.stopped
-        if self.was_killed:
+        if self.status is None or self.status in FROM_OUTSIDE:
             is_small = 2 * self.peak_mb < psutil.virtual_memory().total >> 20
             excuse = f"{'its guardian' if self.status is None else 'it'} was killed or suspended from outside"
             where = f"it was killed from outside at {self.peak_mb:,.0f} MB"
