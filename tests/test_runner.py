@@ -16,9 +16,8 @@ import pytest
 from orchestrator.core.events import Aborted, Crashed, EvaluationPlan, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
-from orchestrator.lab.evaluation import MAX_EXCUSES
 from orchestrator.lab.monitor import STANDSTILL, RunLimits
-from orchestrator.lab.runner import Runner
+from orchestrator.lab.runner import MAX_EXCUSES, Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot

@@ -30,10 +30,11 @@ DEVICE_FAULT = re.compile(
 class Fault(Exception):  # noqa: N818 - a finding, not a defect
     """A failure that is the candidate's own."""
 
-    def __init__(self, kind: FailureKind, message: str) -> None:
+    def __init__(self, kind: FailureKind, message: str, excuse: str = "") -> None:
+        """`excuse` says what the machine may have done instead; empty if it cannot be its fault."""
         super().__init__(message)
         self.kind: FailureKind = kind
-        self.message = message
+        self.message, self.excuse = message, excuse
 
 
 class MachineError(Exception):

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import psutil
@@ -67,39 +67,38 @@ def set_limits(profile: SessionProfile, threads: int, slots: int = 1) -> RunLimi
     return RunLimits(wall=busy * seconds, cpu=max(threads, 1) * seconds, quiet=quiet, memory=memory)
 
 
+@dataclass
 class RunMonitor:
-    """Follows a run in progress: its log, its loss curve, and the first reason to stop it."""
+    """Follows a run in progress from its start: its log, its loss curve, and the first reason to stop it."""
 
-    def __init__(
-        self,
-        limits: RunLimits,
-        clock: Callable[[], float] = time.monotonic,
-        on_point: Callable[[Point, float], None] = lambda _point, _rate: None,
-        fills_disk: Callable[[], bool] = lambda: False,
-        plan: EvaluationPlan | None = None,
-    ) -> None:
-        """Start the wall clock; `fills_disk` returns True if the run leaves too little room on the disk."""
-        self.limits, self.on_point, self.fills_disk = limits, on_point, fills_disk
-        self.clock, self.read_at, self.suspended = clock, clock(), 0.0
-        """A monotonic clock, its last reading, and the seconds in which this process was suspended."""
-        self.pruning_thresholds = list(plan.pruning_thresholds) if plan else []
-        self.control_run = plan is not None and plan.control_run
-        self.would_prune_at: float | None = None
-        """Share of the budget at which it fell behind a pruning threshold."""
-        self.transcript, self.points = Transcript(), dict[int, Point]()
-        """The output, and the newest point in each of POINTS equal parts of the budget."""
-        self.launched = self.last_output_at = self.last_step_at = self.read_clock()
-        self.training_began: float | None = None
-        """Time of `read_clock` when the first batch was handed out."""
-        self.startup = 0.0
-        """CPU seconds until then."""
-        self.training_ended: float | None = None
-        """Time of `read_clock` when the model had been submitted."""
-        self.first: ProgressLine | None = None
-        self.last: ProgressLine | None = None
-        self.step_seconds: deque[float] = deque(maxlen=101)
-        self.cause: Fault | Prune | None = None
-        """The first reason to stop that was found in the output."""
+    limits: RunLimits
+    clock: Callable[[], float] = time.monotonic
+    on_point: Callable[[Point, float], None] = lambda _point, _rate: None
+    fills_disk: Callable[[], bool] = lambda: False
+    """Returns True if the run leaves too little room on the disk."""
+    plan: EvaluationPlan | None = None
+    suspended: float = 0.0
+    """Seconds in which this process was suspended."""
+    training_began: float | None = None
+    """Time of `read_clock` when the first batch was handed out."""
+    startup: float = 0.0
+    """CPU seconds until then."""
+    training_ended: float | None = None
+    """Time of `read_clock` when the model had been submitted."""
+    would_prune_at: float | None = None
+    """Share of the budget at which it fell behind a pruning threshold."""
+    cause: Fault | Prune | None = None
+    """The first reason to stop that was found in the output."""
+    first: ProgressLine | None = None
+    last: ProgressLine | None = None
+    transcript: Transcript = field(default_factory=Transcript)
+    points: dict[int, Point] = field(default_factory=dict[int, Point])
+    """The newest point in each of POINTS equal parts of the budget."""
+    step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=101))
+
+    def __post_init__(self) -> None:
+        self.read_at = self.launched = self.last_output_at = self.last_step_at = self.clock()
+        self.pruning_thresholds = list(self.plan.pruning_thresholds) if self.plan else []
 
     def read_clock(self) -> float:
         """Return the time in seconds, those in which this process was suspended not counted."""
@@ -181,7 +180,7 @@ class RunMonitor:
         if self.would_prune_at is not None or loss is None or loss <= threshold.loss:
             return
         self.would_prune_at = threshold.progress
-        if not self.control_run:
+        if not (self.plan and self.plan.control_run):
             where = f"after {threshold.progress:.0%} of its budget its loss was {loss:.3f}"
             why = f"{where}; no run of this session with over {threshold.loss:.3f} there caught up with the best"
             self.cause = self.cause or Prune(why)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,9 @@ TICK = 0.1
 """Seconds between two checks of a run."""
 DRAIN = WAKE = 5.0
 """Seconds to drain the pipes once every process has ended, and between two attempts to wake up a guardian."""
-FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-"""Signals sent by a user, a shutdown, or the system when memory runs out."""
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FROM_OUTSIDE = {*(-number for number in _SENT), *(128 + number for number in _SENT)}
+"""How a command ends by signals that a user sends, a shutdown, or the system when memory runs out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,16 @@ class Ending:
     """Exit code, or a signal's number negated; None if the guardian was killed."""
     peak_mb: float
 
-    @property
-    def was_killed(self) -> bool:
-        """True if a signal from outside ended it or its guardian, or it had to be ended because one suspended it."""
-        return self.status is None or self.status in {number for sent in FROM_OUTSIDE for number in (-sent, 128 + sent)}
+    def check(self) -> None:
+        """Raise Prune or Fault where it was stopped, or it or its guardian was killed or suspended from outside."""
+        if self.stopped:
+            raise self.stopped
+        if self.status is None or self.status in FROM_OUTSIDE:
+            is_small = 2 * self.peak_mb < psutil.virtual_memory().total >> 20
+            excuse = f"{'its guardian' if self.status is None else 'it'} was killed or suspended from outside"
+            where = f"it was killed from outside at {self.peak_mb:,.0f} MB"
+            message = f"{where}, as happens when the system runs out of memory"
+            raise Fault("out of host memory", message, excuse * is_small)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +57,19 @@ class RunningProcess:
     monitor: RunMonitor
     output: int
 
+    def list_descendants(self, *, with_guardian: bool = False) -> list[psutil.Process]:
+        """Return its whole process tree; nothing if it has just ended."""
+        with suppress(psutil.Error):
+            guardian = psutil.Process(self.process.pid)
+            return [*guardian.children(recursive=True), *[guardian] * with_guardian]
+        return []
+
     def count_cpu_seconds(self) -> float:
         """Return the CPU seconds that its whole process tree has used so far, with what the guardian has reaped."""
         total = 0.0
-        for process in [*_list_descendants(self.process), *_find(self.process)]:
+        for process in self.list_descendants(with_guardian=True):
             with suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system + times.children_user + times.children_system
+                total += sum(process.cpu_times()[:4])  # its own and its children's, in the program and in the kernel
         return total
 
     def read_output(self) -> bool:
@@ -74,12 +87,14 @@ class RunningProcess:
         self.monitor.transcript.sealed = True
 
 
-async def run_guarded(
-    command: Command, monitor: RunMonitor, lock: int, listen: Callable[[RunningProcess], Awaitable[None]]
-) -> Ending:
+Listener = Callable[[RunningProcess], Coroutine[Any, Any, None]]
+"""Serves the connection of a command; it must return once the command has ended."""
+
+
+async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: Listener) -> Ending:
     """Run the command to its end, and close its descriptors; the guardian inherits `lock`.
 
-    `listen` must return once the command has ended. Raises MachineError, and what `listen` raises.
+    Raises MachineError, and what `listen` raises.
     """
     output, printed = os.pipe()
     os.set_blocking(output, False)
@@ -91,14 +106,16 @@ async def run_guarded(
             process = await _spawn(command, monitor, printed, lock)
         ours.callback(asyncio.get_running_loop().remove_reader, output)
         running = RunningProcess(process, monitor, output)
-        tasks = (asyncio.ensure_future(_read_all(running)), asyncio.ensure_future(listen(running)))
-        for task in tasks:
-            ours.callback(task.cancel)
         try:
-            stopped = await _attend(process, monitor, tasks)
-            report = await _read_report(process, command.env[guardian.TAG])
-            await asyncio.wait(tasks, timeout=DRAIN)
-            _raise_errors(tasks)
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_read_all(running)), group.create_task(listen(running))]
+                stopped = await _attend(running)
+                report = await _read_report(process, command.env[guardian.TAG])
+                await asyncio.wait(tasks, timeout=DRAIN)
+                for task in tasks:
+                    task.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the others were cancelled because of it
         finally:
             # The guardian kills everything when its input closes; a second cancellation must not interrupt that.
             assert process.stdin
@@ -120,9 +137,9 @@ async def _read_all(running: RunningProcess) -> None:
 async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int) -> Process:
     """Start a guardian with the command. It gets the command's own environment, since the command can read it."""
     limits = monitor.limits
-    caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file, "DATA": limits.memory}
-    given = {k: v for k, v in caps.items() if v is not None}
-    options = {"fds": command.fds, "grace": limits.grace, "limits": given, "cpus": command.cpus}
+    caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file}
+    caps |= {"DATA": limits.memory} if limits.memory else {}
+    options = {"fds": command.fds, "grace": limits.grace, "limits": caps, "cpus": command.cpus}
     argv = (sys.executable, "-I", str(guardian.PROGRAM), json.dumps(options), *command.argv)
     return await asyncio.create_subprocess_exec(
         *argv,
@@ -151,20 +168,18 @@ async def _read_report(process: Process, tag: str) -> dict[str, Any]:
     return report
 
 
-async def _attend(
-    process: Process, monitor: RunMonitor, tasks: "Sequence[asyncio.Future[None]]"
-) -> Fault | Prune | None:
+async def _attend(running: RunningProcess) -> Fault | Prune | None:
     """Wait for the end; ask for it as soon as there is a reason to stop, and return that reason."""
+    process, limit, before = running.process, running.monitor.limits.processes, len(psutil.pids())
     assert process.stdin
-    ended, before, limit = asyncio.ensure_future(_wait(process)), len(psutil.pids()), monitor.limits.processes
+    ended = asyncio.ensure_future(_wait(process))
     while not ended.done():
-        _raise_errors(tasks)
-        reason = monitor.stop_reason
+        reason = running.monitor.stop_reason
         # Counting its own processes is slow, so those of the whole machine are counted first.
-        if not reason and len(psutil.pids()) - before > limit and len(_list_descendants(process)) > limit:
+        if not reason and len(psutil.pids()) - before > limit and len(running.list_descendants()) > limit:
             reason = Fault("other", f"it started more than {limit:,} processes")
         if reason:
-            suspended = any(map(_is_suspended, _list_descendants(process)))
+            suspended = any(map(_is_suspended, running.list_descendants()))
             process.stdin.write(b"t")
             await ended
             return None if suspended else reason
@@ -185,21 +200,3 @@ def _is_suspended(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return process.status() == psutil.STATUS_STOPPED
     return False
-
-
-def _raise_errors(tasks: "Sequence[asyncio.Future[None]]") -> None:
-    for task in tasks:
-        if task.done():
-            task.result()
-
-
-def _list_descendants(process: Process) -> list[psutil.Process]:
-    with suppress(psutil.Error):
-        return [child for guard in _find(process) for child in guard.children(recursive=True)]
-    return []  # it has just ended
-
-
-def _find(process: Process) -> list[psutil.Process]:
-    with suppress(psutil.Error):
-        return [psutil.Process(process.pid)]
-    return []

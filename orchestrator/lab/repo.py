@@ -134,8 +134,7 @@ class Repo:
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Commit a candidate under its own ref; repeating it changes nothing. Raises RepoError."""
-        ref = f"refs/nightshift/{self.session}/{experiment}"
-        return self._commit(ref, parent, source, message)
+        return self._commit(f"refs/nightshift/{self.session}/{experiment}", parent, source, message)
 
     def promote(self, parent: str, source: str, message: str) -> str:
         """Commit a keep on top of `parent` and advance the branch; repeating it changes nothing. Raises RepoError."""
@@ -162,24 +161,22 @@ class Repo:
 
     def advance_branch(self) -> None:
         """Move the branch to the last keep, or set `trouble` where it must stay."""
+        self.trouble, ref = "", f"refs/heads/{self.branch}"
         try:
-            self.trouble = self._advance_branch()
+            kept = self._git("rev-parse", "--verify", self.kept)
+            at, _, user = self._git("for-each-ref", "--format=%(objectname) %(worktreepath)", ref).partition(" ")
+            if at == kept:
+                return
+            if user:  # moving it would make the user's index look like a revert
+                remedy = shlex.join(["git", "-C", user, "merge", "--ff-only", self.kept])
+                self.trouble = f"{self.branch} is checked out in {user} and stays as it is: {remedy}"
+            elif at and self._git("rev-list", "-1", at, f"^{kept}"):
+                remedy = self.write_command("branch", "-f", self.branch, self.kept)
+                self.trouble = f"{self.branch} was moved by another program and stays as it is: {remedy}"
+            else:
+                self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
         except RepoError as error:
             self.trouble = f"{self.branch} stays behind {self.kept}: {error}"
-
-    def _advance_branch(self) -> str:
-        ref, kept = f"refs/heads/{self.branch}", self._git("rev-parse", "--verify", self.kept)
-        at, _, user = self._git("for-each-ref", "--format=%(objectname) %(worktreepath)", ref).partition(" ")
-        if at == kept:
-            return ""
-        if user:  # moving it would make the user's index look like a revert
-            remedy = shlex.join(["git", "-C", user, "merge", "--ff-only", self.kept])
-            return f"{self.branch} is checked out in {user} and stays as it is: {remedy}"
-        if at and self._git("rev-list", "-1", at, f"^{kept}"):
-            remedy = self.write_command("branch", "-f", self.branch, self.kept)
-            return f"{self.branch} was moved by another program and stays as it is: {remedy}"
-        self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
-        return ""
 
     def unlock(self) -> None:
         """Remove locks on this session's refs, left by an earlier process that was killed while it wrote."""

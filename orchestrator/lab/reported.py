@@ -18,12 +18,10 @@ from pathlib import Path
 
 from orchestrator.core import events as ev
 from orchestrator.core.task import Metric, Task
-from orchestrator.lab.evaluation import EndedRun, check_ending, evaluate
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.monitor import RunLimits
-from orchestrator.lab.process import run_guarded
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.runner import BaseRunner
+from orchestrator.lab.runner import Attempt, BaseRunner
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.slots import Slot
 from prepare.manifest import compute_sha256
@@ -100,7 +98,7 @@ class TaskFolder:
         checks = [f"({check}) || {{ echo error: check {i} failed; exit 1; }}" for i, check in enumerate(task.checks, 1)]
         script = [f"cd {shlex.quote(str(work / self.repo.path.parent))}", *checks, task.command + given]
         return Command(
-            ("/bin/sh", "-c", "\n".join(script)), env, work, (), slot.nodes, slot.cpus, tuple(shown), hides=False
+            ("/bin/sh", "-c", "\n".join(script)), env, work, (), slot.nodes, slot.cpus, tuple(shown), hidden=frozenset()
         )
 
     def _find_data(self, name: str) -> Path:
@@ -114,25 +112,20 @@ class TaskFolder:
 class ReportedRunner(BaseRunner[TaskFolder]):
     """Runs the command of a task, and takes the number that it prints."""
 
-    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
-        slot, work, task = self.slots[granted.slot], folder / "work", self.scorer.task
-        before = await asyncio.to_thread(self.scorer.lay_out, work, source)
-        monitor, reader = self._make_monitor(granted, folder), NumberReader(task.metric)
+    async def _score(self, run: Attempt) -> ev.Scored:
+        task, reader = self.scorer.task, NumberReader(self.scorer.task.metric)
+        before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
+        monitor = self._watch(run)
         monitor.transcript.on_row, monitor.training_began = reader.read, monitor.launched
-        command = self.sandbox.wrap(self.scorer.build_command(work, slot, granted.seed))
-        ending = await run_guarded(command, monitor, lock, lambda _: asyncio.sleep(0))
-        run = await self._summarize(granted, monitor, ending, folder)
-        return await evaluate(run.result, _find_score(run, reader, before, task.budget))
-
-
-async def _find_score(run: EndedRun, reader: NumberReader, before: dict[Path, str], budget: float) -> ev.Scored:
-    check_ending(run, budget)
-    changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
-    if changed:
-        raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
-    score, numbers = reader.find_score(), reader.numbers.items()
-    others = {name: number for name, number in numbers if name != reader.metric.name and isfinite(number)}
-    return ev.Scored(val_bpb=score, reported=others, would_prune_at=run.monitor.would_prune_at, **vars(run.result))
+        command = self.scorer.build_command(run.work, run.slot, run.granted.seed)
+        await self._train(run, command, lambda _: asyncio.sleep(0))
+        run.check_ending(task.budget)
+        changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
+        if changed:
+            raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
+        score, numbers = reader.find_score(), reader.numbers.items()
+        others = {name: number for name, number in numbers if name != task.metric.name and isfinite(number)}
+        return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))
 
 
 def set_reported_limits(task: Task, threads: int) -> RunLimits:

@@ -5,53 +5,116 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.evaluation import MAX_EXCUSES, EndedRun, ExcusedError, HandedOver, evaluate, score_model
-from orchestrator.lab.failures import DEVICE_FAULT, MachineError
+from orchestrator.lab.failures import DEVICE_FAULT, Fault, MachineError, Prune, classify_failure
 from orchestrator.lab.monitor import RunLimits, RunMonitor
-from orchestrator.lab.process import Ending, run_guarded
+from orchestrator.lab.process import Ending, Listener, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
-from orchestrator.lab.scoring.claims import Scorer
+from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
+from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
+from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
 from orchestrator.lab.scoring.server import TrainingServer
 from orchestrator.lab.slots import Slot, hold_slot
 
 S = TypeVar("S")
+T = TypeVar("T")
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
+MAX_EXCUSES = 2
+"""Runs of one experiment in a row whose failure may be attributed to the machine. Without a limit, a candidate that
+takes too much memory would be run, and killed, until the session gives up."""
 MAX_DEVICE_FAULTS = 3
 """Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
 
-class BaseRunner(ABC, Generic[S]):
-    """Runs candidates of one session, one at a time in each slot."""
+@dataclass(slots=True)
+class Attempt:
+    """One run of a candidate: where it trains, and once it has ended, how."""
 
-    def __init__(
-        self,
-        folder: Path,
-        slots: Sequence[Slot],
-        limits: RunLimits,
-        scorer: S,
-        sandbox: Sandbox,
-        put: Callable[[str], ev.Digest],
-        on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None,
-    ) -> None:
-        """Work in the session's `folder`; `put` stores a log, `on_point` gets each point and tokens per second."""
-        self.runs, self.archive = folder.resolve() / "runs", folder.resolve() / "claims"
-        self.slots, self.limits, self.scorer, self.sandbox = slots, limits, scorer, sandbox
-        self.put, self.on_point = put, on_point
-        self.aborted, self.excuses = 0, Counter[int]()
-        """Runs in a row that the machine ended, and by experiment those that were excused."""
-        self.faults = Counter[int]()
-        """Faults of the GPU, by slot."""
+    granted: ev.Granted
+    source: str
+    slot: Slot
+    lock: int
+    """Descriptor of the slot's lock, which the processes of the run inherit."""
+    folder: Path
+    monitor: RunMonitor = field(init=False)
+    ending: Ending = field(init=False)
+    result: ev.RunResult = field(init=False)
+
+    @property
+    def plan(self) -> ev.EvaluationPlan:
+        return self.granted.plan or STRICT_PLAN
+
+    @property
+    def work(self) -> Path:
+        """The folder that the training code sees."""
+        return self.folder / "work"
+
+    @property
+    def log(self) -> str:
+        """What was printed, without this machine's folders, since sessions are shared."""
+        text = self.monitor.transcript.log
+        for path, name in {f"{self.work}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
+            text = text.replace(path, name)
+        return text
+
+    def check_ending(self, budget: float) -> None:
+        """Raise Prune, Fault or MachineError where it did not end well; `budget` is in seconds of wall time."""
+        self.ending.check()
+        if status := self.ending.status:
+            fault = classify_failure(status, self.log)
+            if fault.kind == "disk full" and self.result.tier != Bubblewrap.tier:
+                disk = _measure(self.folder)
+                excuse = f"the disk is full, and its own files take {disk >> 20} MB ({fault.message})"
+                fault.excuse = excuse * (disk < self.monitor.limits.reserve)
+            raise fault
+        if (suspended := self.monitor.suspended) > (WALL_SLACK - 1) * budget:
+            raise MachineError(f"this process was suspended for {suspended:.0f} s, so the training may have lost time")
+
+
+@dataclass
+class BaseRunner(ABC, Generic[S]):
+    """Runs candidates of one session, one at a time in each slot.
+
+    A failure that may be the machine's fault is excused, and the run is granted again. A candidate could cause such
+    failures on purpose, so it is excused at most MAX_EXCUSES times in a row.
+    """
+
+    folder: Path
+    """The session's."""
+    slots: Sequence[Slot]
+    limits: RunLimits
+    scorer: S
+    sandbox: Sandbox
+    put: Callable[[str], ev.Digest]
+    """Stores a log."""
+    on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None
+    """Gets each point, and tokens per second."""
+    aborted: int = 0
+    """Runs in a row that the machine ended."""
+    excuses: Counter[int] = field(default_factory=Counter[int])
+    """Runs in a row that were excused, by experiment."""
+    faults: Counter[int] = field(default_factory=Counter[int])
+    """Faults of the GPU, by slot."""
+
+    @property
+    def runs(self) -> Path:
+        return self.folder.resolve() / "runs"
 
     def reap(self) -> int:
         """Kill what earlier runs of this session left, and remove their folders; return the number of processes."""
@@ -67,22 +130,9 @@ class BaseRunner(ABC, Generic[S]):
         try:
             await asyncio.sleep(self.limits.pause * (2**self.aborted - 1))
             async with hold_slot(slot) as lock:
-                await asyncio.to_thread(_remove, folder)
-                try:
-                    if (free := shutil.disk_usage(self.runs.parent).free) < self.limits.free_disk:
-                        needed = f"a run needs {self.limits.free_disk >> 20} MB of disk"
-                        raise MachineError(f"{needed}; {free >> 20} MB are free")
-                    outcome = await self._attempt(granted, source, folder, lock)
-                    if isinstance(outcome, ev.Crashed) and not folder.exists():
-                        raise MachineError("the folder of the run was deleted")
-                    excusable = slot.devices and self.excuses[granted.experiment] < MAX_EXCUSES
-                    if excusable and isinstance(outcome, ev.Crashed) and DEVICE_FAULT.search(outcome.message):
-                        raise ExcusedError(outcome.message)
-                finally:
-                    await asyncio.to_thread(_remove, folder)
+                outcome = await self._evaluate(Attempt(granted, source, slot, lock, folder))
         except (OSError, MachineError) as error:
             self.aborted += 1
-            self.excuses[granted.experiment] += isinstance(error, ExcusedError)
             reason = (
                 f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
             )
@@ -94,27 +144,49 @@ class BaseRunner(ABC, Generic[S]):
         self.faults[granted.slot] *= isinstance(outcome, ev.Crashed)
         return outcome
 
+    async def _evaluate(self, run: Attempt) -> ev.Scored | ev.Crashed | ev.Pruned:
+        """Return the run's score or failure. Raises MachineError where the machine is at fault, and OSError."""
+        await asyncio.to_thread(_remove, run.folder)
+        try:
+            if (free := shutil.disk_usage(self.folder).free) < self.limits.free_disk:
+                needed = f"a run needs {self.limits.free_disk >> 20} MB of disk"
+                raise MachineError(f"{needed}; {free >> 20} MB are free")
+            return await self._score(run)
+        except Prune as reason:
+            return ev.Pruned(reason=str(reason), **vars(run.result))
+        except Fault as fault:
+            if not run.folder.exists():
+                raise MachineError("the folder of the run was deleted") from fault
+            is_device = run.slot.devices and DEVICE_FAULT.search(fault.message)
+            excuse, experiment = fault.excuse or (fault.message if is_device else ""), run.granted.experiment
+            if excuse and self.excuses[experiment] < MAX_EXCUSES:
+                self.excuses[experiment] += 1
+                raise MachineError(excuse) from fault
+            return ev.Crashed(failure=fault.kind, message=fault.message, **vars(run.result))
+        finally:
+            await asyncio.to_thread(_remove, run.folder)
+
     @abstractmethod
-    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
-        """Run the source once in an empty folder; `lock` is the slot's. Raises MachineError, OSError."""
+    async def _score(self, run: Attempt) -> ev.Scored:
+        """Run the source once in an empty folder. Raises Prune, Fault, MachineError, OSError."""
 
-    def _make_monitor(self, granted: ev.Granted, folder: Path) -> RunMonitor:
-        tell, fills_disk = partial(self.on_point, granted), partial(self._is_filling_disk, folder)
-        return RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=granted.plan or STRICT_PLAN)
+    def _watch(self, run: Attempt) -> RunMonitor:
+        """Start the run's clock, and return what watches it."""
+        tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
+        run.monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=run.plan)
+        return run.monitor
 
-    async def _summarize(self, granted: ev.Granted, monitor: RunMonitor, ending: Ending, folder: Path) -> EndedRun:
-        """Store the log of a run in the folder, and return all that was observed of it."""
-        log = _strip_paths(monitor.transcript.log, folder / "work")
-        result = ev.RunResult(
-            experiment=granted.experiment,
-            run=granted.run,
-            metrics=monitor.summarize(None if self.slots[granted.slot].devices else ending.peak_mb),
-            curve=tuple(monitor.points.values()),
-            log=self.put(log),
+    async def _train(self, run: Attempt, command: Command, listen: Listener) -> None:
+        """Run the command to its end in the sandbox, store its log, and note how it ended."""
+        run.ending = await run_guarded(self.sandbox.wrap(command), run.monitor, run.lock, listen)
+        run.result = ev.RunResult(
+            experiment=run.granted.experiment,
+            run=run.granted.run,
+            metrics=run.monitor.summarize(None if run.slot.devices else run.ending.peak_mb),
+            curve=tuple(run.monitor.points.values()),
+            log=self.put(run.log),
             tier=self.sandbox.tier,
         )
-        disk, excusable = await asyncio.to_thread(_measure, folder), self.excuses[granted.experiment] < MAX_EXCUSES
-        return EndedRun(result, log, monitor, ending, disk, excusable)
 
     def _is_filling_disk(self, folder: Path) -> bool:
         free = shutil.disk_usage(self.runs).free
@@ -124,33 +196,75 @@ class BaseRunner(ABC, Generic[S]):
 class Runner(BaseRunner[Scorer]):
     """Trains scripts that use the protocol of `prepare`, and evaluates the models that they hand over."""
 
-    async def _attempt(self, granted: ev.Granted, source: str, folder: Path, lock: int) -> ev.Outcome:
-        plan, slot, work = granted.plan or STRICT_PLAN, self.slots[granted.slot], folder / "work"
-        work.mkdir(parents=True)
-        (work / "train.py").write_text(source, encoding="utf-8")
-        monitor = self._make_monitor(granted, folder)
-        env = {"NIGHTSHIFT_SEED": str(granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(work / "data"))}
+    async def _score(self, run: Attempt) -> ev.Scored:
+        run.work.mkdir(parents=True)
+        (run.work / "train.py").write_text(run.source, encoding="utf-8")
+        data, monitor = self.scorer.lay_out(run.work / "data"), self._watch(run)
+        env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(data)}
         ours, theirs = await open_pair()
-        command = slot.build_command(self.sandbox, ["train.py"], work, theirs, **env)
-        threads = slot.threads or os.cpu_count() or 1
-        server = TrainingServer(ours, self.scorer, threads, plan.startup, folder / "model")
-        ending = await run_guarded(command, monitor, lock, server.serve)
-        ended = await self._summarize(granted, monitor, ending, folder)
+        command = run.slot.build_command(["train.py"], run.work, theirs, **env)
+        threads = run.slot.threads or os.cpu_count() or 1
+        server = TrainingServer(ours, self.scorer, threads, run.plan.startup, run.folder / "model")
+        await self._train(run, command, server.serve)
+        if server.objection and not run.ending.stopped:
+            raise Disqualified(server.objection)
+        budget = self.scorer.manifest.budget
+        run.check_ending(budget.amount if budget.kind == "time" else inf)
+        if server.settings is None:
+            raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
+        began = time.monotonic()
+        claims, confirmed = await self._ask(run, server, partial(self._compute_claims, run.plan))
+        own = {"confirmed": confirmed, "would_prune_at": monitor.would_prune_at}
+        score = ev.Scored(val_bpb=self.scorer.compute_bpb(claims), **own, **vars(run.result))
+        if not run.plan.needs_audit(score.val_bpb):
+            return score
+        return await self._audit(score, claims, time.monotonic() - began, run, server)
 
-        def build_evaluator(connection: int) -> Command:
-            for left in (work, folder / "evaluator"):
-                _remove(left)  # what a process wrote could tell the next one something, be it by its size
-            return slot.build_command(self.sandbox, ["-m", "prepare.evaluator"], folder / "evaluator", connection)
+    async def _compute_claims(self, plan: ev.EvaluationPlan, evaluator: Evaluator) -> tuple[Nats, float | None]:
+        """Return the losses on validation text and, where the plan asks for it, the val_bpb of held-out text."""
+        claims, heldout = await evaluator.compute_claims(self.scorer), self.scorer.heldout
+        if not (heldout and plan.confirmed and plan.needs_audit(self.scorer.compute_bpb(claims))):
+            return claims, None
+        return claims, heldout.compute_bpb(await evaluator.compute_claims(heldout))
 
-        run = HandedOver(ended, server, plan, build_evaluator, lock)
-        return await evaluate(ended.result, score_model(run, self.archive))
+    async def _audit(
+        self, score: ev.Scored, claims: Nats, seconds: float, run: Attempt, server: TrainingServer
+    ) -> ev.Scored:
+        """Return the score, corrected by the blind audit; `seconds` took the evaluation. Raises Fault, MachineError."""
+        began, archive, rng = time.monotonic(), self.folder.resolve() / "claims", np.random.default_rng()
+        scorer, incumbent = self.scorer, run.plan.incumbent
+        reference = load_claims(archive, incumbent, scorer.shape)
+        positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
+        blind = await self._ask(run, server, lambda evaluator: evaluator.predict_blind(scorer, positions, rng))
+        allowed = scorer.get_tolerance(run.plan.baseline_error)
+        val_bpb, error, worst = scorer.correct(claims, blind, positions, allowed)
+        save_claims(archive, score.experiment, claims, incumbent)
+        times = {"seconds": time.monotonic() - began, "evaluation": seconds}
+        record = ev.Audit(claimed=score.val_bpb, error=error, worst=worst, looks=len(claims), **times)
+        return score.model_copy(update={"val_bpb": val_bpb, "audit": record})
 
+    async def _ask(
+        self, run: Attempt, server: TrainingServer, question: Callable[[Evaluator], Coroutine[Any, Any, T]]
+    ) -> T:
+        """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError."""
+        for left in (run.work, run.folder / "evaluator"):
+            _remove(left)  # what a process wrote could tell the next one something, be it by its size
+        assert server.settings
+        connection, theirs = await open_pair()
+        command = run.slot.build_command(["-m", "prepare.evaluator"], run.folder / "evaluator", theirs)
+        evaluator, monitor, answers = Evaluator(connection, server.settings), RunMonitor(self.limits), list[T]()
 
-def _strip_paths(text: str, work: Path) -> str:
-    """Remove this machine's folders from tracebacks, since sessions are shared."""
-    for path, name in {f"{work}/": "", sys.prefix: "python", f"{TRUSTED.parent}/": ""}.items():
-        text = text.replace(path, name)
-    return text
+        async def listen(_: RunningProcess) -> None:
+            with suppress(ConnectionError), closing(connection):  # at its end the guardian reports how it ended
+                await evaluator.load(server.model)
+                answers.append(await question(evaluator))
+                await connection.send({"event": "thanks"})
+
+        ending = await run_guarded(self.sandbox.wrap(command), monitor, run.lock, listen)
+        if answers:
+            return answers[0]
+        ending.check()
+        raise evaluator.explain_silence(ending, monitor.transcript.log)
 
 
 def _remove(folder: Path) -> None:

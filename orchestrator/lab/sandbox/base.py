@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -15,46 +15,6 @@ TRUSTED = Path(prepare.__file__).parent
 """The package `prepare`, which training code imports."""
 KERNELS = "KERNELS_CACHE"
 """Environment variable with the folder of the user's downloaded GPU kernels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A program to run, with its whole environment and all inherited descriptors."""
-
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    folder: Path
-    """Working folder, the only one that it may write to."""
-    fds: tuple[int, ...]
-    nodes: tuple[str, ...] = ()
-    """Device files that it may use."""
-    cpus: tuple[int, ...] = ()
-    """Logical CPUs that it may use; empty for all."""
-    shown: tuple[Path, ...] = ()
-    """Paths that it may read besides those of every Python program."""
-    hides: bool = True
-    """Whether to hide the packages whose text a score is measured on."""
-
-    @property
-    def hidden(self) -> frozenset[Path]:
-        return list_hidden() if self.hides else frozenset()
-
-
-class Sandbox(Protocol):
-    tier: str
-
-    def wrap(self, command: Command) -> Command:
-        """Return the command, confined. The caller closes any descriptors added to `fds`."""
-        ...
-
-
-class NoSandbox:
-    """No confinement beyond a clean environment and a fresh folder."""
-
-    tier = "none"
-
-    def wrap(self, command: Command) -> Command:
-        return command
 
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
@@ -85,3 +45,39 @@ def list_hidden() -> frozenset[Path]:
     ]
     found = (Path(folder, name) for folder in (*sys.path, *libraries) for name in HELD_OUT)
     return frozenset(path.resolve() for path in found if path.is_dir())
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program to run, with its whole environment and all inherited descriptors."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    folder: Path
+    """Working folder, the only one that it may write to."""
+    fds: tuple[int, ...]
+    nodes: tuple[str, ...] = ()
+    """Device files that it may use."""
+    cpus: tuple[int, ...] = ()
+    """Logical CPUs that it may use; empty for all."""
+    shown: tuple[Path, ...] = ()
+    """Paths that it may read besides those of every Python program."""
+    hidden: frozenset[Path] = field(default_factory=list_hidden)
+    """Folders within the readable ones that it may not read."""
+
+
+class Sandbox(Protocol):
+    tier: str
+
+    def wrap(self, command: Command) -> Command:
+        """Return the command, confined. The caller closes any descriptors added to `fds`."""
+        ...
+
+
+class NoSandbox:
+    """No confinement beyond a clean environment and a fresh folder."""
+
+    tier = "none"
+
+    def wrap(self, command: Command) -> Command:
+        return command

@@ -30,13 +30,11 @@ class Bubblewrap:
         os.close(writable)
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
-        for place in list_readable(command.nodes):
-            argv += _bind(place, command.hidden)
         argv += ["--proc", "/proc"]
         for setting in ("/proc/sys", "/proc/sysrq-trigger"):  # root may write to them without any capability
             argv += ["--ro-bind-try", setting, setting]
         argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
-        for place in command.shown:
+        for place in (*list_readable(command.nodes), *command.shown):
             argv += _bind(place, command.hidden)
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]

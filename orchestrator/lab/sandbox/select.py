@@ -65,7 +65,8 @@ def self_check(sandbox: Sandbox) -> str:
             }
             words = ["-c", _PROBE, json.dumps(target)]
             try:
-                command = Slot(outside / "slot").build_command(sandbox, words, outside / "work", shown.fileno())
+                command = Slot(outside / "slot").build_command(words, outside / "work", shown.fileno())
+                command = sandbox.wrap(command)
             except (KeyError, OSError):
                 return f"unavailable on {os.uname().machine}"
             found = _run_probe(command, shown.fileno())

@@ -4,6 +4,7 @@ Only these messages start and stop the clock; what a run prints is for people. A
 """
 
 import asyncio
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,22 +51,19 @@ class TrainingServer:
 
     async def serve(self, running: RunningProcess) -> None:
         """Answer until the model is handed over, or the run has ended. Raises OSError for our own files."""
-        try:
-            event = await self._wait_for("ready", "model")
-            if event["event"] == "ready":
-                running.monitor.begin_training(running.count_cpu_seconds())
-                with (self.scorer.folder / "train.bin").open("rb") as file:
-                    await self.connection.send({"event": "rows", "split": "train"}, file=file)
-                event = await self._wait_for("model")
-            await self._receive_model(event, running)
-            running.seal()
-            await self.connection.send({"event": "thanks"})
-        except Disqualified as reason:
-            self.objection = str(reason)
-        except ConnectionError:
-            pass  # the run has ended; its guardian reports how
-        finally:
-            self.connection.close()
+        with suppress(ConnectionError), closing(self.connection):  # at its end the guardian reports how it ended
+            try:
+                event = await self._wait_for("ready", "model")
+                if event["event"] == "ready":
+                    running.monitor.begin_training(running.count_cpu_seconds())
+                    with (self.scorer.folder / "train.bin").open("rb") as file:
+                        await self.connection.send({"event": "rows", "split": "train"}, file=file)
+                    event = await self._wait_for("model")
+                await self._receive_model(event, running)
+                running.seal()
+                await self.connection.send({"event": "thanks"})
+            except Disqualified as reason:
+                self.objection = str(reason)
 
     async def _receive_model(self, event: dict[str, Any], running: RunningProcess) -> None:
         """Store the model, and stop the clock at its last byte. Raises Disqualified."""
