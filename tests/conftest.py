@@ -1,7 +1,13 @@
-"""Begin with the files that take longest, so that no worker is left alone with one at the end."""
+"""Begin with the files that take longest, and let no test depend on how fast the machine is."""
+
+from hypothesis import HealthCheck, settings
 
 LONG = ("test_trial", "test_three_agents", "test_interruptions", "test_cli", "test_output", "test_train", "test_tape")
 
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
 
 def pytest_collection_modifyitems(items):
+    """So no worker is left alone with a long one at the end."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

@@ -59,7 +59,7 @@ nats = st.lists(st.floats(0, 9, width=32), min_size=ROWS * LENGTH, max_size=ROWS
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(claims=nats, blind=nats, reference=st.none() | nats)
 def test_the_expected_score_is_the_blind_one_whatever_is_claimed(claims, blind, reference):
     this = make_scorer()

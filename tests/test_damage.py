@@ -159,7 +159,7 @@ JUNK = st.recursive(
 
 
 def fuzz_events(examples: int):
-    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(where=st.integers(0), which=st.integers(0), value=JUNK, drop=st.booleans())
     def check(tmp_path, where, which, value, drop):
         path = Path(shutil.copyfile(GOLDEN[which % 2], tmp_path / "mailed.db"))

@@ -6,7 +6,7 @@ import time
 from itertools import count, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, SessionProfile
@@ -108,7 +108,6 @@ def test_what_is_no_text_is_replaced():
     assert rows(b"a\xff\xfeb\x00c\x07\n\xe2\x80\xaeright to left") == ["a��bc", "right to left"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([b"x", b"\r", b"\n", b"\xc3", b"\xa9", b"\x1b[1m", b"y" * 900])), st.integers(1, 7))
 def test_pieces_do_not_matter(parts, size):
     data = b"".join(parts)
@@ -135,7 +134,6 @@ def test_a_line_without_end_and_a_flood_of_lines_stay_small():
     assert len(transcript.open) <= 2 * MAX_LINE
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2 * MAX_LINE), max_size=400), st.integers(0, 2 * (HEAD + TAIL)))
 def test_a_log_keeps_head_and_tail_within_its_size(lengths, more):
     printed = [f"{number} ".ljust(length, ".") for number, length in enumerate([*lengths, *[9] * more])]
@@ -149,7 +147,6 @@ def test_a_log_keeps_head_and_tail_within_its_size(lengths, more):
         assert kept[HEAD] == f"[… {len(printed) - HEAD - TAIL:,} lines left out …]"
 
 
-@settings(deadline=None)
 @given(st.integers(1, 500))
 def test_a_curve_is_thinned_evenly(length):
     clock = Clock()

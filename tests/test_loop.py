@@ -281,7 +281,7 @@ class EqualLengths(FakeLab):
 SHORT = ev.SessionLimits(hours=0.3)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000))
 def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed):
     with tempfile.TemporaryDirectory() as folder:

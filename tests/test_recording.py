@@ -109,7 +109,7 @@ def test_a_tape_gives_back_replies_and_what_tools_saw_outside():
     assert again == live
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     limit=st.floats(0.01, 2.0),
     calls=st.lists(st.tuples(st.floats(0.001, 0.3), st.floats(0, 1), st.floats(0, 5)), min_size=1, max_size=12),

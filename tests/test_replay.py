@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.events import Granted, Kept, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
@@ -80,7 +80,7 @@ def reproduce(log, seed, trouble=0.15):
     return tape
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 10**6),
     slots=st.integers(1, 4),
