@@ -28,7 +28,8 @@ def list_readable(nodes: Collection[str] = ()) -> Iterator[Path]:
     """
     yield from (Path(place) for place in _SYSTEM)
     yield from (Path("/etc", name) for name in _FROM_ETC)
-    yield from dict.fromkeys((Path(sys.base_prefix), Path(sys.base_prefix).resolve(), Path(sys.prefix), TRUSTED))
+    prefixes = (Path(sys.base_prefix), Path(sys.prefix))
+    yield from dict.fromkeys((*prefixes, *map(Path.resolve, prefixes), TRUSTED))
     if nodes and (folder := os.environ.get(KERNELS)):
         yield from Path(folder).resolve().glob("*--kernels-community--flash-attn3")
 
