@@ -1,7 +1,10 @@
 """Fill a data folder, once, with tokenizer, packed rows and budget: `nightshift prepare`, or `python -m prepare`."""
 
+import json
 import re
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -78,6 +81,7 @@ def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: 
 
 def check_request(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
     """Raise DataError unless the folder was prepared with this corpus, profile and settings."""
+    from prepare.build.folder import PLAN
     from prepare.corpus import canonicalize
 
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
@@ -85,6 +89,9 @@ def check_request(found: Manifest, data: Path, corpus: str, profile: str | None,
             f"{data} already holds {found.corpus} for profile {found.profile}: give another folder with --data"
         )
     held = profiles.from_manifest(found)
+    with suppress(OSError, ValueError, KeyError):
+        asked = json.loads((data / PLAN).read_text())["profile"]  # a small text yields less
+        held = replace(held, vocab_size=asked["vocab_size"], eval_tokens=asked["eval_tokens"])
     if profiles.with_overrides(held, settings) != held:
         raise DataError(f"{data} was prepared with other settings: give another folder with --data")
 

@@ -133,6 +133,15 @@ def test_what_the_user_sets_is_recorded_and_held(text, tmp_path):
     assert "other settings" in other.stderr
 
 
+def test_a_text_that_yields_less_than_was_asked_for_is_what_was_asked_for(text, tmp_path):
+    asked = ("--work", "1e9", "--set", "vocab_size=100000", "--set", "eval_tokens=100000000")
+    for _ in range(2):
+        done = prepare(tmp_path / "data", text, *asked)
+        assert done.returncode == 0, done.stderr
+    assert manifest.load(tmp_path / "data").eval_tokens < 100_000_000
+    assert prepare(tmp_path / "data", text, "--set", "eval_tokens=1024").returncode == 2
+
+
 @pytest.mark.parametrize(
     "setting", ("DEPTH=1e999", "DEPTH=", "seq_len=True", "seq_len=2.5", "eval_tokens=-1", "vocab_size=99")
 )
