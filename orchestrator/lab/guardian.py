@@ -29,6 +29,8 @@ TICK = 0.02
 """Seconds between two checks for the command's end."""
 KILL_PATIENCE = 20.0
 """Seconds to wait for killed processes; what is left after that is stuck in the kernel."""
+LOOKS = 3
+"""A process that forks and ends in the middle of a look can be missed by it."""
 
 
 def main() -> None:
@@ -73,9 +75,12 @@ def find_tagged(prefix: str) -> list[psutil.Process]:
 
 
 def kill_all(alive: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
-    """Kill until none is alive, for KILL_PATIENCE seconds at most; return the survivors."""
-    deadline = time.monotonic() + KILL_PATIENCE
-    while (processes := alive()) and time.monotonic() < deadline:
+    """Kill until LOOKS in a row find none alive, for KILL_PATIENCE seconds at most; return the survivors."""
+    deadline, looks = time.monotonic() + KILL_PATIENCE, 0
+    processes = list[psutil.Process]()
+    while looks < LOOKS and time.monotonic() < deadline:
+        processes = alive()
+        looks = 0 if processes else looks + 1
         for process in processes:
             with suppress(psutil.Error):
                 process.kill()

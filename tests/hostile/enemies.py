@@ -372,6 +372,13 @@ HARM = [
         quick=True,
     ),
     Enemy(
+        "hops from process to process",
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    end = time.time() + 600\n"
+        "    while time.time() < end:\n        if os.fork(): os._exit(0)\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
         "forks and forks",
         "import os, time\nfor _ in range(300):\n    if os.fork() == 0: time.sleep(600)\ntime.sleep(600)\n",
         "it started more than",
