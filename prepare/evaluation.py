@@ -17,19 +17,22 @@ from prepare.loader import choose_device
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
+PREVIEW_ROWS = 4
+"""Training rows that a run evaluates itself: few, since uncompiled code takes more memory than the training did."""
+
 
 @torch.no_grad()
 def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
     """Return the bits per byte of all validation rows; `model(x, y, reduction="none")` returns nats per token.
 
     Special tokens count neither as loss nor as bytes. `model(x)` must return logits [rows, tokens, vocabulary]. Under
-    an orchestrator, hand the model over and return the bits per byte of a batch of training rows, which is no score.
+    an orchestrator, hand the model over and return the bits per byte of a few training rows, which is no score.
     """
     is_run = channel.answers()
     if is_run:
         model = getattr(model, "_orig_mod", model)  # without the wrapper of torch.compile
         hand_over(model, batch_size)
-    rows = open_rows("train")[:batch_size] if is_run else open_rows("val")
+    rows = open_rows("train")[:PREVIEW_ROWS] if is_run else open_rows("val")
     lengths = tokenizer.token_bytes[rows[:, 1:]]
     nbytes = int(lengths.sum())
     losses = _compute_all_losses(model, rows, batch_size)
