@@ -123,8 +123,12 @@ async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
         await environment.begin(agent.name, prompt.model, prompt.system, opening)
         parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 1)]
         conversation = _Conversation(agent, prompt.max_tokens, [{"role": "user", "content": parts}])
+        spent = 0
         for turns_left in reversed(range(prompt.max_turns)):
+            if spent >= prompt.max_spent:
+                raise NoAnswer(f"the {agent.name} gave no answer in {spent:,} tokens")
             reply = await environment.reply(conversation.request)
+            spent += sum(reply.tokens.values())
             match reply.stop_reason:
                 case "tool_use" if reply.calls:
                     if answer := await conversation.run_calls(reply, environment):

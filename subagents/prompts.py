@@ -40,6 +40,7 @@ class Prompt(BaseModel):
     effort: str = ""  # low to max; empty for the model's default, which servers other than Claude's need
     max_turns: int = Field(default=12, ge=1)
     max_tokens: int = Field(default=16_000, ge=256)
+    max_spent: int = Field(default=500_000, ge=1_000)  # tokens of a whole conversation, read and written
     cadence: int = Field(default=1, ge=0)  # a post-mortem for every keep and every n-th other experiment; 0: never
     system: str
     template: str

@@ -230,3 +230,14 @@ def test_a_bug_in_a_tool_is_no_result():
 
     with pytest.raises(ZeroDivisionError):
         asked(says(call("broken")), agent=replace(AGENT, tools=(Tool.from_function(broken),)))
+
+
+def test_a_conversation_has_a_limit_of_tokens_too():
+    """An answer counts whatever it cost; only the next turn is not begun."""
+    costly = Agent("adder", PROMPT.model_copy(update={"max_spent": 1_000}), Sum, AGENT.tools)
+    turn = replace(says(call("add", a=1)), tokens={"input": 700, "cache_read": 200, "output": 50})
+
+    world, why = failed(turn, agent=costly)
+    assert why == "the adder gave no answer in 1,900 tokens"
+    assert len(world.requests) == 2
+    assert asked(turn, replace(ANSWER, tokens={"input": 9_000}), agent=costly)[1] == Sum(total=3)
