@@ -8,6 +8,7 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,11 +26,11 @@ from tests.fakes import FakeCrew, FakeLab, started
 from tests.virtual import run_virtually, virtual_clock
 
 
-def night(path, *, trouble=0.1, seed=0, lab=FakeLab, **changes) -> Session:
+def night(path, *, trouble=0.1, seed=0, lab=FakeLab, crew=FakeCrew, **changes) -> Session:
     async def go():
         session = Session(path, virtual_clock, create=True)
         session.write("", started(**changes))
-        await run(session, FakeCrew(seed, trouble), lab(session, seed, trouble))
+        await run(session, crew(seed, trouble), lab(session, seed, trouble))
         return session
 
     return run_virtually(go())
@@ -342,3 +343,28 @@ def test_a_keep_that_was_luck_is_reverted_by_a_commit_that_says_so(tmp_path):
     assert ablation.verdict.reason.startswith(f"#{reverted.experiment} is reverted")
     assert f"revert #{reverted.experiment}" in write_kept_message(ablation)
     assert state.certificate and state.certificate.experiment == state.best
+
+
+class InventiveCrew(FakeCrew):
+    """Never runs out of values to try."""
+
+    async def propose(self, state, step):
+        luck, found = self.luck(f"{step.task_id}, finely"), []
+        for proposal in await super().propose(state, step):
+            name, value = proposal.instructions.split()[0], round(luck.uniform(1, 3), 6)
+            settings = {name: value} if proposal.settings else {}
+            words = {"title": f"set {name} to {value}", "instructions": f"{name} = {value}"}
+            found.append(proposal.model_copy(update={"settings": settings, **words}))
+        return found
+
+
+@pytest.mark.soak
+def test_two_thousand_experiments_take_little_memory_and_no_descriptor(tmp_path):
+    process = psutil.Process()
+    before = process.num_fds()
+    limits = ev.SessionLimits(hours=170, experiments=2_000)
+    session = night(tmp_path / "s" / "session.db", crew=InventiveCrew, limits=limits)
+    assert session.state.ended == "2000 experiments are done"
+    assert process.memory_info().rss < 400 << 20
+    session.close()
+    assert process.num_fds() <= before + 3  # a loop's own
