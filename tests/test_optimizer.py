@@ -19,7 +19,7 @@ from orchestrator.optimizer.search import (
     stack_near_misses,
 )
 from orchestrator.optimizer.space import is_within, list_tunable, take_step
-from orchestrator.policy import novelty
+from orchestrator.policy import proposals
 from orchestrator.policy.steps import Edit, Propose
 from prepare.constants import Choices, Constant, Numbers, list_searchable
 from subagents.agent import NoAnswer
@@ -284,7 +284,7 @@ def test_policy_would_not_refuse_what_is_proposed_in_flight(long_night):
     state = None
     for record in long_night.records:
         if record.event.kind == "proposed":
-            assert novelty.find_repeat(state, record.event.experiment, record.event.proposal) == ""
+            assert proposals.find_repeat(state, record.event.experiment, record.event.proposal) == ""
         state = fold([record], state)
     assert not any(isinstance(stage, Decided) for stage in state.open.values())
 

@@ -15,7 +15,7 @@ from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB, Metric
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
 from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, list_tunable, take_step
-from orchestrator.policy.noise import estimate_sigma
+from orchestrator.policy.evidence import estimate_sigma
 from prepare.constants import Choices, Constant, Numbers, Value
 
 Assignment = Mapping[str, Value]

@@ -1,14 +1,30 @@
-"""Decide how a run is evaluated: whether it is audited or scored on held-out text, and where it is pruned."""
+"""Plan a run: its seed, whether it is audited or scored on held-out text, and where it is pruned."""
 
+import hashlib
 from functools import partial
 from typing import Any
 
 from orchestrator.core.events import EvaluationPlan
 from orchestrator.core.state import Candidate, State
-from orchestrator.policy.noise import estimate_sigma
+from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.pruning import compute_thresholds
-from orchestrator.policy.seeds import draw
 from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
+
+
+def draw_seed(state: State, run: int) -> int:
+    """Return the seed of the n-th scored run, from 1: every experiment has the same ones (common random numbers)."""
+    return draw(state, "run", run)
+
+
+def draw_fresh_seed(state: State, pair: int) -> int:
+    """Return the fresh seed of the certificate's n-th pair, which no decision has used."""
+    return draw(state, "certificate", pair)
+
+
+def draw(state: State, *what: object) -> int:
+    """Return 31 pseudorandom bits for a purpose, the same in every replay."""
+    digest = hashlib.sha256("/".join(map(str, (state.session.seed, *what))).encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
 
 
 def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> EvaluationPlan:

@@ -11,11 +11,9 @@ from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.core.task import Task
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.ablation import assess_keep, find_keep
-from orchestrator.policy.evidence import Comparison, compare, learn_outlook
+from orchestrator.policy.evaluation_plan import draw_seed
+from orchestrator.policy.evidence import Comparison, assess_keep, compare, estimate_sigma, find_keep, learn_outlook
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import estimate_sigma
-from orchestrator.policy.seeds import draw_seed
 
 
 class NeededRun(NamedTuple):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned
 from orchestrator.core.state import UNTESTED, State, Usage
-from orchestrator.policy.ablation import assess_keep
+from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views.charts import Places, draw_curves, draw_progress, render_page
