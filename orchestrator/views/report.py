@@ -27,8 +27,7 @@ from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, 
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
 from orchestrator.views.usage import list_runs, measure_utilization
-from prepare.command import write_command
-from prepare.errors import UserError
+from prepare.command import UserError, write_command
 from prepare.files import write_atomically
 
 COLUMNS = """
