@@ -30,8 +30,8 @@ SIGMA = 0.008
 MADE = ev.Committed(experiment=1, commit="", parent=0, source="", fingerprint="", added=0, removed=0)
 
 
-def score(value: float) -> ev.Scored:
-    return ev.Scored(experiment=1, run=1, val_bpb=value, metrics=ev.RunMetrics(), curve=(), log="")
+def score(value: float, seed: int = 0) -> ev.Scored:
+    return ev.Scored(experiment=1, run=1, val_bpb=value, metrics=ev.RunMetrics(), curve=(), log="", seed=seed)
 
 
 def make_state(*scores: float, **profile) -> State:
@@ -40,10 +40,9 @@ def make_state(*scores: float, **profile) -> State:
     facts = {"crew": "none", "style": "none", "seed": 0, "repairs": 0, "reflect_every": 0, "commit": "", "versions": {}}
     limits = ev.SessionLimits(hours=8.0)
     started = ev.Started(name="n", limits=limits, profile={**known, **profile}, prompts={}, **facts)
-    state, runs = State(started=started), tuple(score(value) for value in scores)
-    seeds = tuple(draw_seed(state, run + 1) for run in range(len(runs)))
-    best = Incumbent(0, runs, fmean(scores), seeds)
-    return replace(state, incumbent=best, variance=PooledVariance().add(runs))
+    state = State(started=started)
+    runs = tuple(score(value, draw_seed(state, run)) for run, value in enumerate(scores, 1))
+    return replace(state, incumbent=Incumbent(0, runs, fmean(scores)), variance=PooledVariance().add(runs))
 
 
 NUMBERS = {"experiment": 1, "mean": 2.0, "gain": 0.0, "error": 0.1, "sigma": SIGMA, "reason": ""}
@@ -60,10 +59,11 @@ def incumbent(state: State = STATE, **facts) -> State:
 def candidate(*gains: float, state: State = STATE, removed: int = 0, family="other", **facts) -> Candidate:
     """Return a candidate whose runs are better than the incumbent's at the same seeds by these many σ."""
     usual = [*(run.val_bpb for run in state.incumbent.scores), *[2.0] * 9]
-    runs = [score(usual[n] - gain * SIGMA).model_copy(update=facts) for n, gain in enumerate(gains)]
-    seeds = tuple(draw_seed(state, run + 1) for run in range(len(runs)))
+    runs = [score(usual[n] - gain * SIGMA, draw_seed(state, n + 1)) for n, gain in enumerate(gains)]
     made = MADE.model_copy(update={"removed": removed})
-    return Candidate(BASELINE.model_copy(update={"family": family}), made, tuple(runs), seeds)
+    return Candidate(
+        BASELINE.model_copy(update={"family": family}), made, tuple(run.model_copy(update=facts) for run in runs)
+    )
 
 
 def decide(*gains: float, state: State = STATE, **how) -> object:
@@ -109,13 +109,14 @@ def test_a_verdict_says_what_it_rests_on():
     assert kept.probability > 0.95
     assert 0 < kept.expected < 2.4 * SIGMA
     assert kept.score_to_beat == pytest.approx(STATE.incumbent.score_to_beat - kept.expected)
-    assert [luck.seed for luck in kept.luck] == list(candidate(1.0, 1.0).seeds)
+    assert [luck.seed for luck in kept.luck] == [run.seed for run in candidate(1.0, 1.0).scores]
     assert kept.reason.startswith("better with probability ")
     assert "at 2 equal seeds" in kept.reason
 
 
 def test_a_session_begun_before_seeds_were_shared_is_compared_by_its_means():
-    old = replace(STATE, incumbent=replace(STATE.incumbent, seeds=(1, 2, 3)))
+    runs = tuple(run.model_copy(update={"seed": seed}) for seed, run in enumerate(STATE.incumbent.scores))
+    old = replace(STATE, incumbent=replace(STATE.incumbent, scores=runs))
     found = evidence.compare(old, old.incumbent, candidate(3.0))
     assert found.lucks == ()
     assert found.link == 0.0

@@ -47,7 +47,7 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
     if is_reported or best is None:
         return plan(audit="never", incumbent=0)
     simpler = isinstance(stage, Candidate) and stage.commit.removed - stage.commit.added >= SIMPLER_LINES
-    theirs = [score.val_bpb for at, score in zip(best.seeds, best.scores, strict=False) if at == seed]
+    theirs = [score.val_bpb for score in best.scores if score.seed == seed]
     border = max([*theirs, best.score_to_beat]) + estimate_sigma(state)
     audit = border if first and not simpler else "always"
     return plan(audit=audit, incumbent=best.experiment, **_describe_baseline(state))

@@ -82,8 +82,8 @@ def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
     spread = pool_variance(state, candidate.scores)
     # Inflate σ where few degrees of freedom support it: with two it is easily off by a factor of two.
     sigma = estimate_sigma(state, candidate.scores) * sqrt(max(th.PRIOR_DOF / max(spread.dof, 1), 1.0))
-    ours = {seed: score.val_bpb for seed, score in zip(candidate.seeds, candidate.scores, strict=False)}
-    theirs = {seed: score.val_bpb for seed, score in zip(best.seeds, best.scores, strict=False)}
+    ours = {score.seed: score.val_bpb for score in candidate.scores}
+    theirs = {score.seed: score.val_bpb for score in best.scores}
     same_shape = has_same_shape(state, best, candidate)
     differences = tuple(theirs[seed] - ours[seed] for seed in ours if seed in theirs)
     if not differences:  # a session that started before seeds were shared, or an incumbent that failed to run again

@@ -34,7 +34,8 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
         return _establish_baseline(state, number, candidate) if runs >= needed else following
     if not runs:
         return following
-    missing = [seed for seed in (*candidate.seeds, following.seed) if seed not in best.seeds]
+    ran = {score.seed for score in best.scores}
+    missing = [seed for seed in (*(score.seed for score in candidate.scores), following.seed) if seed not in ran]
     next_run = NeededRun(best.experiment, missing[0]) if missing else following
     # Nothing more is learned at the end of the night, nor of an incumbent that failed twice to run again.
     is_last = bool(explain_stop(state)) or (bool(missing) and best.failures > 1)
