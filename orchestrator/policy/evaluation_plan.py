@@ -13,15 +13,15 @@ from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
 
 def draw_seed(state: State, run: int) -> int:
     """Return the seed of the n-th scored run, from 1: every experiment has the same ones (common random numbers)."""
-    return draw(state, "run", run)
+    return _draw(state, "run", run)
 
 
 def draw_fresh_seed(state: State, pair: int) -> int:
     """Return the fresh seed of the certificate's n-th pair, which no decision has used."""
-    return draw(state, "certificate", pair)
+    return _draw(state, "certificate", pair)
 
 
-def draw(state: State, *what: object) -> int:
+def _draw(state: State, *what: object) -> int:
     """Return 31 pseudorandom bits for a purpose, the same in every replay."""
     digest = hashlib.sha256("/".join(map(str, (state.session.seed, *what))).encode()).digest()
     return int.from_bytes(digest[:4]) >> 1
@@ -42,7 +42,7 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
         EvaluationPlan,
         confirmed=False,
         pruning_thresholds=compute_thresholds(state, best) if best and first else (),
-        control_run=first and draw(state, experiment, run) % CONTROL_RUN_EVERY == 0,
+        control_run=first and _draw(state, experiment, run) % CONTROL_RUN_EVERY == 0,
     )
     if is_reported or best is None:
         return plan(audit="never", incumbent=0)
