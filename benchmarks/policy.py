@@ -15,7 +15,7 @@ import numpy as np
 
 from orchestrator.core.events import SeedLuck
 from orchestrator.policy import belief, thresholds
-from orchestrator.policy.noise import get_t_90
+from orchestrator.policy.evidence import get_t_90
 
 NIGHTS = 80
 LENGTHS = (20, 35, 90, 300)

@@ -1,12 +1,16 @@
-"""Write the commands that people are told to paste, with the program's name as this process was called."""
+"""Tell the user what is wrong, in one line, and which command to paste."""
 
 import shlex
 import shutil
 import sys
 
 
+class UserError(Exception):
+    """A problem that the user can fix; the message is one line that says what to do."""
+
+
 def write_command(*words: str) -> str:
-    """Return a command of ours that can be pasted into the shell that started this process."""
+    """Return a command that can be pasted into the shell: with the name that this process was called by."""
     called, found = sys.argv[0], shutil.which("nightshift")
     names = [sys.orig_argv[0], "-m", "orchestrator"] if not called.endswith("nightshift") else [called]
     return shlex.join([*(["nightshift"] if called == found else names), *words])

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from prepare.command import write_command
+from prepare.command import UserError, write_command
 from prepare.constants import Value
-from prepare.errors import UserError
 
 FORMAT = 2  # in format 1, work was FLOPs alone, and the built-in corpus validated on text that no sandbox could hide
 MANIFEST_FILE = "manifest.json"

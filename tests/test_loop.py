@@ -18,7 +18,7 @@ from orchestrator.core.description import write_kept_message
 from orchestrator.core.state import Training, apply, fold
 from orchestrator.loop import run
 from orchestrator.policy import pruning, thresholds
-from orchestrator.policy.seeds import draw_seed
+from orchestrator.policy.evaluation_plan import draw_seed
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views.musings import write_musings
 from orchestrator.views.report import write_files

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.agents import briefing
 from orchestrator.core.state import PooledVariance
 from orchestrator.core.task import EXAMINED, Metric, Task
-from orchestrator.policy.noise import calibrate_noise
+from orchestrator.policy.evidence import calibrate_noise
 from orchestrator.session.memory import recall_results
 from prepare.constants import read_values
 from tests.fakes import PROFILE

@@ -13,7 +13,7 @@ from orchestrator.core.events import Waiting
 from orchestrator.ports import Log
 from orchestrator.views.notify import Notifier, make_sender, send_nothing
 from orchestrator.views.summary import summarize
-from prepare.errors import UserError
+from prepare.command import UserError
 from tests.simulated import night
 from tests.workplace import BEST, environment, orchestrate, workplace
 

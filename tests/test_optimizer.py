@@ -15,11 +15,11 @@ from orchestrator.optimizer.search import (
     Trial,
     estimate_true_gain,
     rank_steps,
-    read_search_state,
+    read_search,
     stack_near_misses,
 )
 from orchestrator.optimizer.space import is_within, list_tunable, take_step
-from orchestrator.policy import novelty
+from orchestrator.policy import proposals
 from orchestrator.policy.steps import Edit, Propose
 from prepare.constants import Choices, Constant, Numbers, list_searchable
 from subagents.agent import NoAnswer
@@ -119,7 +119,7 @@ def test_a_crash_is_remembered_not_repeated_and_never_a_score(tmp_path):
     failed = [result for result in session.state.results if result.crash]
     assert 1 <= len(failed) < 8
     assert "does not run" in failed[0].postmortem.lesson
-    at = read_search_state(session.state, session.get)
+    at = read_search(session.state, session.get)
     assert all(trial.gain is None and trial.val_bpb is None for trial in at.trials if trial.outcome == "failed")
 
 
@@ -176,7 +176,7 @@ def make_state(*trials, **constants):
 
 
 def trial(number, name, old, new, gain, outcome="discarded", before=None):
-    return Trial(number, {name: new}, before or {name: old}, outcome, gain, 0.004)
+    return Trial(f"experiment {number}", {name: new}, before or {name: old}, outcome, gain, 0.004)
 
 
 def test_what_helped_is_turned_further_in_longer_steps():
@@ -225,7 +225,7 @@ changes = st.dictionaries(
 def test_no_stack_is_repeated_and_each_is_small_and_within_the_ranges(results, outcome):
     before = dict.fromkeys((f"{letter}_LR" for letter in "ABCDEFGH"), 0.5)
     trials = [
-        Trial(n, change, before, how, None if how == "failed" else gain, 0.004)
+        Trial(f"experiment {n}", change, before, how, None if how == "failed" else gain, 0.004)
         for n, (change, gain, how) in enumerate(results, 1)
     ]
     stacked = []
@@ -238,13 +238,13 @@ def test_no_stack_is_repeated_and_each_is_small_and_within_the_ranges(results, o
         assert set().union(*(part.changes for part in parts)) == step.changes.keys()
         assert 0 < step.expected_gain < sum(max(part.gain, 0.0) for part in parts)  # a repeat may have been worse
         stacked.append(step.changes)
-        trials.append(Trial(len(trials) + 1, step.changes, before, "discarded", outcome, 0.004))
+        trials.append(Trial(f"experiment {len(trials) + 1}", step.changes, before, "discarded", outcome, 0.004))
         assert len(stacked) <= len(results)
 
 
 @given(st.lists(st.floats(-0.05, 0.05), min_size=1, max_size=9), st.floats(0.0005, 0.02))
 def test_an_uncertain_gain_is_worth_less_and_order_stays(gains, error):
-    trials = [Trial(n, {"A_LR": 0.9}, {"A_LR": 0.5}, "discarded", gain, error) for n, gain in enumerate(gains, 1)]
+    trials = [Trial("experiment 1", {"A_LR": 0.9}, {"A_LR": 0.5}, "discarded", gain, error) for gain in gains]
     at = make_state(*trials, A_LR=0.5)
     worth = [estimate_true_gain(at, t) for t in trials]
     assert all(true < max(gain, 0.0) or true <= gain for true, gain in zip(worth, gains, strict=True) if gain > 0)
@@ -284,7 +284,7 @@ def test_policy_would_not_refuse_what_is_proposed_in_flight(long_night):
     state = None
     for record in long_night.records:
         if record.event.kind == "proposed":
-            assert novelty.find_repeat(state, record.event.experiment, record.event.proposal) == ""
+            assert proposals.find_repeat(state, record.event.experiment, record.event.proposal) == ""
         state = fold([record], state)
     assert not any(isinstance(stage, Decided) for stage in state.open.values())
 

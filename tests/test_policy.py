@@ -13,26 +13,25 @@ from orchestrator.core import events as ev
 from orchestrator.core.description import get_recent_loss
 from orchestrator.core.state import BASELINE, Broken, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import (
-    ablation,
     belief,
     certification,
     evaluation_plan,
     evidence,
     judge,
-    noise,
+    proposals,
     pruning,
     thresholds,
 )
+from orchestrator.policy.evaluation_plan import draw_fresh_seed, draw_seed
 from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.schedule import find_due
-from orchestrator.policy.seeds import draw_fresh_seed, draw_seed
 
 SIGMA = 0.008
 MADE = ev.Committed(experiment=1, commit="", parent=0, source="", fingerprint="", added=0, removed=0)
 
 
-def score(value: float) -> ev.Scored:
-    return ev.Scored(experiment=1, run=1, val_bpb=value, metrics=ev.RunMetrics(), curve=(), log="")
+def score(value: float, seed: int = 0) -> ev.Scored:
+    return ev.Scored(experiment=1, run=1, val_bpb=value, metrics=ev.RunMetrics(), curve=(), log="", seed=seed)
 
 
 def make_state(*scores: float, **profile) -> State:
@@ -41,10 +40,9 @@ def make_state(*scores: float, **profile) -> State:
     facts = {"crew": "none", "style": "none", "seed": 0, "repairs": 0, "reflect_every": 0, "commit": "", "versions": {}}
     limits = ev.SessionLimits(hours=8.0)
     started = ev.Started(name="n", limits=limits, profile={**known, **profile}, prompts={}, **facts)
-    state, runs = State(started=started), tuple(score(value) for value in scores)
-    seeds = tuple(draw_seed(state, run + 1) for run in range(len(runs)))
-    best = Incumbent(0, runs, fmean(scores), seeds)
-    return replace(state, incumbent=best, variance=PooledVariance().add(runs))
+    state = State(started=started)
+    runs = tuple(score(value, draw_seed(state, run)) for run, value in enumerate(scores, 1))
+    return replace(state, incumbent=Incumbent(0, runs, fmean(scores)), variance=PooledVariance().add(runs))
 
 
 NUMBERS = {"experiment": 1, "mean": 2.0, "gain": 0.0, "error": 0.1, "sigma": SIGMA, "reason": ""}
@@ -61,10 +59,11 @@ def incumbent(state: State = STATE, **facts) -> State:
 def candidate(*gains: float, state: State = STATE, removed: int = 0, family="other", **facts) -> Candidate:
     """Return a candidate whose runs are better than the incumbent's at the same seeds by these many σ."""
     usual = [*(run.val_bpb for run in state.incumbent.scores), *[2.0] * 9]
-    runs = [score(usual[n] - gain * SIGMA).model_copy(update=facts) for n, gain in enumerate(gains)]
-    seeds = tuple(draw_seed(state, run + 1) for run in range(len(runs)))
+    runs = [score(usual[n] - gain * SIGMA, draw_seed(state, n + 1)) for n, gain in enumerate(gains)]
     made = MADE.model_copy(update={"removed": removed})
-    return Candidate(BASELINE.model_copy(update={"family": family}), made, tuple(runs), seeds)
+    return Candidate(
+        BASELINE.model_copy(update={"family": family}), made, tuple(run.model_copy(update=facts) for run in runs)
+    )
 
 
 def decide(*gains: float, state: State = STATE, **how) -> object:
@@ -110,13 +109,14 @@ def test_a_verdict_says_what_it_rests_on():
     assert kept.probability > 0.95
     assert 0 < kept.expected < 2.4 * SIGMA
     assert kept.score_to_beat == pytest.approx(STATE.incumbent.score_to_beat - kept.expected)
-    assert [luck.seed for luck in kept.luck] == list(candidate(1.0, 1.0).seeds)
+    assert [luck.seed for luck in kept.luck] == [run.seed for run in candidate(1.0, 1.0).scores]
     assert kept.reason.startswith("better with probability ")
     assert "at 2 equal seeds" in kept.reason
 
 
 def test_a_session_begun_before_seeds_were_shared_is_compared_by_its_means():
-    old = replace(STATE, incumbent=replace(STATE.incumbent, seeds=(1, 2, 3)))
+    runs = tuple(run.model_copy(update={"seed": seed}) for seed, run in enumerate(STATE.incumbent.scores))
+    old = replace(STATE, incumbent=replace(STATE.incumbent, scores=runs))
     found = evidence.compare(old, old.incumbent, candidate(3.0))
     assert found.lucks == ()
     assert found.link == 0.0
@@ -193,13 +193,13 @@ def test_less_code_is_kept_where_nothing_was_lost():
 
 @pytest.mark.parametrize("pairs", [3, 5, 10])
 def test_a_trial_sees_the_stated_difference_in_four_of_five_cases(pairs):
-    gains = np.random.default_rng(0).normal(noise.compute_visible_difference(pairs), 2**0.5, (20_000, pairs))
-    low = gains.mean(1) - noise.get_t_90(pairs - 1) * gains.std(1, ddof=1) / pairs**0.5
+    gains = np.random.default_rng(0).normal(evidence.compute_visible_difference(pairs), 2**0.5, (20_000, pairs))
+    low = gains.mean(1) - evidence.get_t_90(pairs - 1) * gains.std(1, ddof=1) / pairs**0.5
     assert np.mean(low > 0) == pytest.approx(0.8, abs=0.04)
 
 
 def test_the_less_is_known_of_the_noise_the_more_is_asked():
-    needed = [noise.t_critical(dof) for dof in range(1, 200)]
+    needed = [evidence.t_critical(dof) for dof in range(1, 200)]
     assert needed == sorted(needed, reverse=True)
 
 
@@ -461,12 +461,12 @@ def late_state(*results: Decided) -> State:
 
 def test_the_least_certain_keep_is_tried_without_late_in_the_night():
     state = late_state(keep(1, 0, 5.0), keep(2, 1, 0.6), keep(3, 2, 0.9))
-    found = ablation.find_ablation(state)
+    found = proposals.find_ablation(state)
     assert found.reverts == 2
     assert found.author == "nightshift"
     assert found.expected_delta > 0, "it is expected to cost what the keep was expected to gain"
-    assert ablation.find_ablation(replace(state, now=3600.0)) is None, "there is time for new ideas"
-    assert ablation.find_ablation(late_state(keep(1, 0, 5.0))) is None, "a certain keep stays"
+    assert proposals.find_ablation(replace(state, now=3600.0)) is None, "there is time for new ideas"
+    assert proposals.find_ablation(late_state(keep(1, 0, 5.0))) is None, "a certain keep stays"
 
 
 def test_a_keep_is_tried_without_once_and_is_then_believed_accordingly():
@@ -474,8 +474,8 @@ def test_a_keep_is_tried_without_once_and_is_then_believed_accordingly():
     proposal = BASELINE.model_copy(update={"reverts": 2})
     state = late_state(keep(2, 0, 0.6))
     after = replace(state, results=(*state.results, Decided(4, proposal, tested, (), MADE, None, None, 2)))
-    assert ablation.find_ablation(after) is None
-    assert ablation.assess_keep(after, 2).probability > 0.95 > ablation.assess_keep(state, 2).probability
+    assert proposals.find_ablation(after) is None
+    assert evidence.assess_keep(after, 2).probability > 0.95 > evidence.assess_keep(state, 2).probability
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.3, ev.Kept), (-0.8, ev.Discarded)])

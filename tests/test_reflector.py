@@ -205,22 +205,27 @@ def test_a_run_that_ended_early_has_dashes():
     assert [row.split()[1] for row in rows] == ["4.9000", "4.7500", "4.7000", "–", "–"]
 
 
+def at(seed, run):
+    """Return a run with that seed."""
+    return run.model_copy(update={"seed": seed})
+
+
 def test_the_evidence_is_what_the_verdict_used():
     """The incumbent's runs at equal seeds, however many it got after its own verdict; and the verdict's own numbers."""
     state, stage = decided()
-    first, *_ = stage.against.scores
+    (first, *_), (own, *_) = stage.against.scores, stage.scores
     later = first.model_copy(update={"val_bpb": 2.3456})
     numbers = {"differences": (0.0123, -0.0045), "probability": 0.42, "expected": 0.0011}
-    against = replace(stage.against, scores=(first, first, later), seeds=(5, 6, 7))
+    against = replace(stage.against, scores=(at(5, first), at(6, first), at(7, later)))
     verdict = stage.verdict.model_copy(update=numbers)
-    paired = replace(stage, verdict=verdict, scores=stage.scores * 2, seeds=(7, 5), against=against)
+    paired = replace(stage, verdict=verdict, scores=(at(7, own), at(5, own)), against=against)
 
     outcome = packets.pack_reflection(state, paired, "log", "", synthetic.source())["outcome"]
 
     assert f"the incumbent's at the same seeds: 2.3456, {first.val_bpb:.4f}." in outcome
     assert "Change by seed: −0.0123, +0.0045." in outcome
     assert "given what ideas have brought so far: −0.0011." in outcome
-    assert replace(paired, seeds=(8,)).compared == against.scores
+    assert replace(paired, scores=(at(8, own),)).compared == against.scores
 
 
 def test_an_incumbent_that_ran_again_is_known_with_all_its_runs_after_it_was_replaced():
@@ -234,8 +239,7 @@ def test_an_incumbent_that_ran_again_is_known_with_all_its_runs_after_it_was_rep
     state = fold(Record(seq=i, at=1.8e9 + i, task_id="", event=event) for i, event in enumerate(events))
 
     assert state.best == number
-    assert state.open[number].against.seeds[-1] == 77
-    assert state.open[number].compared[-1] == score
+    assert state.open[number].compared[-1] == at(77, score)
 
 
 def test_curves_are_compared_at_equal_steps_too():
@@ -247,8 +251,8 @@ def test_curves_are_compared_at_equal_steps_too():
     )
 
     def compare(own, incumbent):
-        against = replace(stage.against, scores=(incumbent, incumbent), seeds=(1, 2))
-        judged = replace(stage, scores=(own,), seeds=(1,), against=against)
+        against = replace(stage.against, scores=(at(1, incumbent), at(2, incumbent)))
+        judged = replace(stage, scores=(at(1, own),), against=against)
         return [row.split() for row in packets.write_curve_table(judged, (0.4, 1.0)).splitlines()[1:]]
 
     rows, back = compare(slow, fast), compare(fast, slow)

@@ -16,10 +16,10 @@ from orchestrator.core.state import UNTESTED, Broken, Candidate, Decided, Idea, 
 from orchestrator.core.task import Metric, Task
 from orchestrator.core.text import flatten, format_count, shorten
 from orchestrator.policy import thresholds
+from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.judge import describe_rule
 from orchestrator.policy.limits import estimate_run_seconds
-from orchestrator.policy.noise import estimate_sigma
-from orchestrator.policy.novelty import describe_settings
+from orchestrator.policy.proposals import describe_settings
 from prepare.constants import list_declarations
 from subagents.logs import count_fitting, quote
 

@@ -13,7 +13,7 @@ from typer.exceptions import TyperException
 
 from orchestrator.cli import options as opt
 from orchestrator.views.output import harden_streams
-from prepare.errors import UserError
+from prepare.command import UserError
 from subagents.errors import PromptError
 
 ALL = "sessions data script musings unsafe"

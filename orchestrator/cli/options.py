@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from prepare.command import write_command
-from prepare.errors import UserError
+from prepare.command import UserError, write_command
 from prepare.files import write_atomically
 from subagents.errors import PromptError
 

@@ -29,9 +29,8 @@ from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
 from orchestrator.views.render import count
 from prepare.build.calibration import read_baseline
-from prepare.command import write_command
+from prepare.command import UserError, write_command
 from prepare.constants import read_values
-from prepare.errors import UserError
 from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest

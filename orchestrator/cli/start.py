@@ -20,8 +20,8 @@ from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, apply, fold
+from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import calibrate_noise, compute_visible_difference
 from orchestrator.policy.thresholds import MAX_REPAIRS
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session

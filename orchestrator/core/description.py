@@ -4,11 +4,12 @@ All views take their numbers from here, so that they agree: means over runs on b
 """
 
 import textwrap
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, product
 from math import isclose
 from statistics import fmean
+
+import numpy as np
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Decided
@@ -32,17 +33,9 @@ MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
 
 def interpolate_loss(curve: Sequence[ev.Point], progress: float) -> float | None:
     """Return the loss at a share of the budget, linear between two points; None outside the curve."""
-    after = bisect_left(curve, progress, key=lambda point: point.progress)
-    if after == len(curve):
+    if not curve or not curve[0].progress <= progress <= curve[-1].progress:
         return None
-    right = curve[after]
-    if right.progress == progress:
-        return right.loss
-    if after == 0:
-        return None
-    left = curve[after - 1]
-    share = (progress - left.progress) / (right.progress - left.progress)
-    return left.loss + share * (right.loss - left.loss)
+    return float(np.interp(progress, [point.progress for point in curve], [point.loss for point in curve]))
 
 
 def get_recent_loss(curve: Sequence[ev.Point], progress: float) -> float | None:

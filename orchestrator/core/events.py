@@ -414,6 +414,8 @@ class Scored(RunResult):
     kind: Literal["scored"] = "scored"
     val_bpb: float
     """The score, lower is better: val_bpb, or what the task's metric makes of its value."""
+    seed: int = Field(default=-1, exclude=True)
+    """Seed of the run; the state adds it from the grant, which alone is stored."""
     reported: dict[str, float] = {}
     """Other numbers that the script reported, by name."""
     audit: Audit | None = None

@@ -40,8 +40,6 @@ class Candidate:
     proposal: ev.Proposal
     commit: ev.Committed
     scores: tuple[ev.Scored, ...] = ()
-    seeds: tuple[int, ...] = ()
-    """Seeds of the scores, in their order."""
     repairs: int = 0
 
     @property
@@ -107,8 +105,6 @@ class Decided:
     postmortem: ev.Postmortem | None
     incumbent: int
     """The experiment that was best when this one was judged."""
-    seeds: tuple[int, ...] = ()
-    """Seeds of the scores, in their order."""
     promoted: bool = False
     reverted: bool = False
     """It was kept, and a later ablation reverted it."""
@@ -132,8 +128,8 @@ class Decided:
     @property
     def compared(self) -> tuple[ev.Scored, ...]:
         """The incumbent's runs that the verdict is about: those at equal seeds, or all where no seed is shared."""
-        runs = dict(zip(self.against.seeds, self.against.scores, strict=False)) if self.against else {}
-        return tuple(runs[seed] for seed in self.seeds if seed in runs) or tuple(runs.values())
+        runs = {score.seed: score for score in self.against.scores} if self.against else {}
+        return tuple(runs[score.seed] for score in self.scores if score.seed in runs) or tuple(runs.values())
 
     @property
     def last_run(self) -> ev.Scored | ev.Crashed | ev.Pruned:
@@ -152,8 +148,6 @@ class Incumbent:
     scores: tuple[ev.Scored, ...]
     score_to_beat: float
     """The val_bpb expected of it: measured, and corrected for luck."""
-    seeds: tuple[int, ...] = ()
-    """Seeds of the scores, in their order."""
     luck: tuple[ev.SeedLuck, ...] = ()
     failures: int = 0
     """Runs for a comparison that gave no score."""
@@ -386,9 +380,9 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
-            return _set_stage(state, number, replace(old, commit=commit, scores=(), seeds=()))
+            return _set_stage(state, number, replace(old, commit=commit, scores=()))
         case ev.Committed() as commit, Broken(old):
-            repaired = replace(old, commit=commit, scores=(), seeds=(), repairs=old.repairs + 1)
+            repaired = replace(old, commit=commit, scores=(), repairs=old.repairs + 1)
             return _set_stage(state, number, repaired)
         case ev.Granted() as granted, Candidate() as candidate:
             fruitless, grants = 0 if granted.run == 1 else state.fruitless, {**state.grants, number: granted.run}
@@ -399,8 +393,8 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return replace(state, reruns=reruns, grants={**state.grants, number: granted.run})
         case ev.Scored() as score, Training(candidate, granted, since):
             state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
-            scores, seeds = (*candidate.scores, score), (*candidate.seeds, granted.seed)
-            return _set_stage(state, number, replace(candidate, scores=scores, seeds=seeds))
+            scores = (*candidate.scores, score.model_copy(update={"seed": granted.seed}))
+            return _set_stage(state, number, replace(candidate, scores=scores))
         case ev.Crashed() as crash, Training(candidate):
             return _set_stage(replace(state, aborted=0), number, Broken(candidate, crash))
         case ev.Pruned() as pruned, Training(candidate):
@@ -420,7 +414,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return replace(state, incumbent=replace(current, luck=verdict.luck)) if current else state
         case ev.Promoted(commit=head), Decided(verdict=ev.Kept() as kept, commit=ev.Committed() as commit) as decided:
             _check_parent(state, record, commit)
-            incumbent = Incumbent(number, decided.scores, kept.score_to_beat, decided.seeds, kept.luck)
+            incumbent = Incumbent(number, decided.scores, kept.score_to_beat, kept.luck)
             parents = {**state.parents, number: commit.model_copy(update={"commit": head})}
             state = _set_stage(state, number, replace(decided, promoted=True))
             back = decided.proposal.reverts
@@ -462,9 +456,9 @@ def _decide(
     state: State, number: int, candidate: Candidate, verdict: ev.Verdict, crash: ev.Crashed | None = None
 ) -> State:
     proposal, scores, commit = candidate.proposal, candidate.scores, candidate.commit
-    best, seeds, task = state.get_rival(commit), candidate.seeds, state.session.task
+    best, task = state.get_rival(commit), state.session.task
     rival = best.experiment if best else state.best
-    decided = Decided(number, proposal, verdict, scores, commit, crash, None, rival, seeds, against=best, task=task)
+    decided = Decided(number, proposal, verdict, scores, commit, crash, None, rival, against=best, task=task)
     return _set_stage(state, number, decided)
 
 
@@ -493,12 +487,11 @@ def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -
         return replace(state, fresh={**state.fresh, number: scores}, aborted=0)
     if number != incumbent.experiment:
         return state
-    scores = (*incumbent.scores, outcome)
+    scores = (*incumbent.scores, outcome.model_copy(update={"seed": granted.seed}))
     old, new = _average(incumbent.scores), _average(scores)
     score_to_beat = new if incumbent.score_to_beat == old else incumbent.score_to_beat
     variance = state.variance.add(incumbent.scores, -1).add(scores)
-    seeds = (*incumbent.seeds, granted.seed)
-    incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat, seeds=seeds)
+    incumbent = replace(incumbent, scores=scores, score_to_beat=score_to_beat)
     return replace(state, incumbent=incumbent, variance=variance, aborted=0)
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from orchestrator.core.source import normalize_lines, restore_lines
-from prepare.errors import UserError
+from prepare.command import UserError
 
 SETTINGS = (
     "core.hooksPath=/dev/null",  # the user's hooks are for the user's own commits

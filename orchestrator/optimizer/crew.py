@@ -17,15 +17,7 @@ from orchestrator.core.events import Digest, Postmortem, Proposal
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.optimizer import postmortem
 from orchestrator.optimizer.families import find_family, get_usual_effect
-from orchestrator.optimizer.search import (
-    SearchState,
-    SearchStep,
-    Trial,
-    estimate_sensitivity,
-    rank_steps,
-    read_search_state,
-    stack_near_misses,
-)
+from orchestrator.optimizer.search import SearchState, SearchStep, Trial, rank_steps, read_search, stack_near_misses
 from orchestrator.optimizer.space import explain_untunable, get_direction
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.ports import Revision
@@ -52,14 +44,14 @@ class Optimizer:
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         """Return up to `count` proposals, each as if those before it were running. Raises NoAnswer."""
-        search = read_search_state(state, self.get)
+        search = read_search(state, self.get)
         proposals: list[Proposal] = []
         for number in range(step.first, step.first + step.count):
             next_step = _choose_step(search, number, f"{state.session.seed}/{number}/{step.attempt}")
             if next_step is None:
                 break
             proposals.append(_write_proposal(search, next_step))
-            pending = Trial(number, next_step.changes, search.values, "running")
+            pending = Trial(f"experiment {number}", next_step.changes, search.values, "running")
             search = replace(search, trials=(*search.trials, pending))
         if not search.constants:
             raise NoAnswer(explain_untunable(self.get(state.parent.source)))
@@ -69,7 +61,7 @@ class Optimizer:
 
     def suggest(self, state: State, count: int) -> list[Proposal]:
         """Return up to `count` proposals, the most promising first, as advice to another researcher."""
-        search = read_search_state(state, self.get)
+        search = read_search(state, self.get)
         found = rank_steps(search)[:count]
         if len(found) < count and (drawn := _sample(search, f"{state.session.seed}/{state.next}")) is not None:
             found.append(drawn)
@@ -100,13 +92,20 @@ def _sample(search: SearchState, seed: str) -> SearchStep | None:
     for avoid_bad in (True, False):
         for _ in range(DRAWS):
             # The shortest of exponential waits are a draw without replacement in proportion to their rates.
-            waits = {n: rng.expovariate(estimate_sensitivity(search, n) + 1e-9) for n in search.constants}
+            waits = {n: rng.expovariate(_estimate_sensitivity(search, n) + 1e-9) for n in search.constants}
             free = sorted(waits, key=waits.__getitem__)[:MAX_FREE]
             for changes in _ask_tpe(search, free, rng.getrandbits(31)):
                 bad = any(search.is_known_bad(name, value) for name, value in changes.items())
                 if search.is_new(changes) and not (avoid_bad and bad):
                     return SearchStep(changes, 0.0, 0.0, _explain_sample(search, changes))
     return None
+
+
+def _estimate_sensitivity(search: SearchState, name: str) -> float:
+    """Return the constant's largest effect so far, or its family's usual one, in σ, divided by 1 + its trials."""
+    gains = [abs(trial.gain) / search.sigma for trial in search.list_trials(name) if trial.gain is not None]
+    tried = sum(name in trial.changes for trial in search.trials)
+    return max(gains, default=get_usual_effect(name)) / (1 + tried)
 
 
 def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[dict[str, Value]]:

@@ -15,7 +15,7 @@ from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB, Metric
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
 from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, list_tunable, take_step
-from orchestrator.policy.noise import estimate_sigma
+from orchestrator.policy.evidence import estimate_sigma
 from prepare.constants import Choices, Constant, Numbers, Value
 
 Assignment = Mapping[str, Value]
@@ -34,7 +34,8 @@ ADDITIVITY = 0.85
 class Trial:
     """The constants that an experiment set, their values before, and its gain; None if that is unknown."""
 
-    experiment: int
+    name: str
+    """`experiment 3`, and of which session where that is an earlier one."""
     changes: Assignment
     before: Assignment
     outcome: Literal["kept", "open", "discarded", "failed", "refused", "running"]
@@ -42,12 +43,6 @@ class Trial:
     gain: float | None = None
     error: float = 0.0
     val_bpb: float | None = None
-    earlier: str = ""
-    """How to call it where it belongs to an earlier session."""
-
-    @property
-    def name(self) -> str:
-        return self.earlier or f"experiment {self.experiment}"
 
     @property
     def after(self) -> dict[str, Value]:
@@ -97,7 +92,7 @@ class SearchState:
         return [trial for trial in self.trials if list(trial.changes) == [name]]
 
 
-def read_search_state(state: State, get: Callable[[Digest], str]) -> SearchState:
+def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     """Return the search state of a session; `get` returns stored texts."""
     task = state.session.task
     found = {n: list_tunable(get(parent.source), task.is_reported) for n, parent in state.parents.items()}
@@ -122,17 +117,18 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
     Their gains may exceed the noise together. Each takes part in one stack only: later ones consist of new
     near-misses, and of earlier stacks.
     """
-    gains = {trial.experiment: estimate_true_gain(search, trial) for trial in search.trials}
-    parts, changes = list[Trial](), dict[str, Value]()
-    for trial in sorted(search.trials, key=lambda trial: -gains[trial.experiment]):
+    ranked = sorted(((estimate_true_gain(search, trial), trial) for trial in search.trials), key=lambda pair: -pair[0])
+    parts, gains, changes = list[Trial](), list[float](), dict[str, Value]()
+    for gain, trial in ranked:
         fits = len(changes.keys() | trial.changes.keys()) <= MAX_STACKED and not changes.keys() & trial.changes.keys()
-        if gains[trial.experiment] > 0 and fits and _is_open_near_miss(search, trial):
+        if gain > 0 and fits and _is_open_near_miss(search, trial):
             parts.append(trial)
+            gains.append(gain)
             changes |= trial.changes
     has_open = any(trial.outcome == "open" for trial in parts)
     if (len(parts) < 2 and not has_open) or not search.is_new(changes):
         return None
-    expected = ADDITIVITY * sum(gains[trial.experiment] for trial in parts)
+    expected = ADDITIVITY * sum(gains)
     names = ", ".join(f"{trial.name} ({search.metric.format_change(-(trial.gain or 0.0))})" for trial in parts)
     why = f"Each of these was better: {names}. If their effects add up, together they exceed the noise."
     if len(parts) == 1:
@@ -163,13 +159,6 @@ def _is_open_near_miss(search: SearchState, trial: Trial) -> bool:
     )
 
 
-def estimate_sensitivity(search: SearchState, name: str) -> float:
-    """Return the constant's largest effect so far, or its family's usual one, in σ, divided by 1 + its trials."""
-    gains = [abs(trial.gain) / search.sigma for trial in search.list_trials(name) if trial.gain is not None]
-    tried = sum(name in trial.changes for trial in search.trials)
-    return max(gains, default=get_usual_effect(name)) / (1 + tried)
-
-
 def _list_trials(state: State, values: Mapping[int, Assignment]) -> Iterator[Trial]:
     """Yield all trials, those of earlier sessions first; `values` are the constants of each train.py on the branch."""
     yield from _list_earlier_trials(state.session.earlier, values[state.best])
@@ -180,29 +169,25 @@ def _list_trials(state: State, values: Mapping[int, Assignment]) -> Iterator[Tri
     for number, stage in sorted(state.open.items()):
         changes, before = stage.proposal.settings, values[state.best]
         if changes and changes.keys() <= before.keys():
-            yield Trial(number, changes, before, "running")
+            yield Trial(f"experiment {number}", changes, before, "running")
 
 
 def _list_earlier_trials(earlier: Sequence[EarlierResult], values: Assignment) -> Iterator[Trial]:
-    """Yield the trials of earlier sessions, oldest first, numbered from −1 down.
-
-    What was kept there but is not in force here is open, as a near-miss is.
-    """
-    for i, past in reversed(list(enumerate(earlier, 1))):
-        if past.changes.keys() and past.changes.keys() <= values.keys():
+    """Yield the trials of earlier sessions, oldest first; what was kept there but is not in force here is open."""
+    for past in reversed(earlier):
+        if past.changes and past.changes.keys() <= values.keys():
             outcome = "failed" if past.gain is None else "discarded"
             if past.status == "kept":
                 outcome = "kept" if past.changes.items() <= values.items() else "open"
             name = f"experiment {past.experiment} of {past.session}"
-            yield Trial(-i, past.changes, past.before, outcome, past.gain, past.error, earlier=name)
+            yield Trial(name, past.changes, past.before, outcome, past.gain, past.error)
 
 
 def _make_trial(result: Decided, changes: Assignment, before: Assignment) -> Trial:
-    verdict = result.verdict
+    name, verdict = f"experiment {result.experiment}", result.verdict
     if isinstance(verdict, Kept | Discarded):
-        return Trial(result.experiment, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
-    outcome = "refused" if isinstance(verdict, Refused | Abandoned) else "failed"
-    return Trial(result.experiment, changes, before, outcome)
+        return Trial(name, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
+    return Trial(name, changes, before, "refused" if isinstance(verdict, Refused | Abandoned) else "failed")
 
 
 def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:

@@ -7,11 +7,10 @@ from statistics import fmean
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
-from orchestrator.policy.evidence import estimate_link
+from orchestrator.policy.evaluation_plan import draw_fresh_seed
+from orchestrator.policy.evidence import estimate_link, estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.limits import count_certificate_pairs, has_time_for
-from orchestrator.policy.noise import estimate_sigma, get_t_90, pool_variance
-from orchestrator.policy.seeds import draw_fresh_seed
 from orchestrator.policy.thresholds import MAX_ABORTED
 
 

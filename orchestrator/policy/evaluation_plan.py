@@ -1,14 +1,30 @@
-"""Decide how a run is evaluated: whether it is audited or scored on held-out text, and where it is pruned."""
+"""Plan a run: its seed, whether it is audited or scored on held-out text, and where it is pruned."""
 
+import hashlib
 from functools import partial
 from typing import Any
 
 from orchestrator.core.events import EvaluationPlan
 from orchestrator.core.state import Candidate, State
-from orchestrator.policy.noise import estimate_sigma
+from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.pruning import compute_thresholds
-from orchestrator.policy.seeds import draw
 from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
+
+
+def draw_seed(state: State, run: int) -> int:
+    """Return the seed of the n-th scored run, from 1: every experiment has the same ones (common random numbers)."""
+    return _draw(state, "run", run)
+
+
+def draw_fresh_seed(state: State, pair: int) -> int:
+    """Return the fresh seed of the certificate's n-th pair, which no decision has used."""
+    return _draw(state, "certificate", pair)
+
+
+def _draw(state: State, *what: object) -> int:
+    """Return 31 pseudorandom bits for a purpose, the same in every replay."""
+    digest = hashlib.sha256("/".join(map(str, (state.session.seed, *what))).encode()).digest()
+    return int.from_bytes(digest[:4]) >> 1
 
 
 def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> EvaluationPlan:
@@ -26,12 +42,12 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
         EvaluationPlan,
         confirmed=False,
         pruning_thresholds=compute_thresholds(state, best) if best and first else (),
-        control_run=first and draw(state, experiment, run) % CONTROL_RUN_EVERY == 0,
+        control_run=first and _draw(state, experiment, run) % CONTROL_RUN_EVERY == 0,
     )
     if is_reported or best is None:
         return plan(audit="never", incumbent=0)
     simpler = isinstance(stage, Candidate) and stage.commit.removed - stage.commit.added >= SIMPLER_LINES
-    theirs = [score.val_bpb for at, score in zip(best.seeds, best.scores, strict=False) if at == seed]
+    theirs = [score.val_bpb for score in best.scores if score.seed == seed]
     border = max([*theirs, best.score_to_beat]) + estimate_sigma(state)
     audit = border if first and not simpler else "always"
     return plan(audit=audit, incumbent=best.experiment, **_describe_baseline(state))

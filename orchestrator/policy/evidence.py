@@ -1,15 +1,62 @@
-"""Compare a candidate with the incumbent at equal seeds: the differences, and how certain they are."""
+"""Weigh the evidence: the noise of a run over seeds, the differences at equal seeds, and how certain they are."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import fsum, sqrt
-from statistics import fmean
+from statistics import NormalDist, fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import UNTESTED, Candidate, Decided, Incumbent, State
+from orchestrator.core.state import UNTESTED, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import belief
-from orchestrator.policy.noise import estimate_sigma, pool_variance
-from orchestrator.policy.thresholds import OTHER_SHAPE, PAIRING_DOF, PRIOR_DOF, PRIOR_WINDOW, SAME_SHAPE, SAME_STEPS
+from orchestrator.policy import thresholds as th
+
+
+def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVariance:
+    """Return the pooled variance over seeds, including the profile's prior and these further runs of a candidate."""
+    variance, prior = state.variance.add(scores), state.session.profile.sigma
+    dof = th.PRIOR_DOF if prior else 0
+    return PooledVariance(variance.squares + dof * prior**2, variance.dof + dof)
+
+
+def calibrate_noise(profile: ev.SessionProfile, earlier: PooledVariance) -> ev.SessionProfile:
+    """Return the profile with the σ that earlier sessions on this machine measured, where they say enough."""
+    if earlier.dof < th.PRIOR_DOF:
+        return profile
+    prior = PooledVariance(th.PRIOR_DOF * profile.sigma**2, th.PRIOR_DOF * bool(profile.sigma))
+    total = earlier.pool(prior)
+    return profile.model_copy(update={"sigma": sqrt(total.squares / total.dof)})
+
+
+def estimate_sigma(state: State, scores: tuple[ev.Scored, ...] = ()) -> float:
+    """Return the standard deviation of one run's score as the session and further runs of one candidate show it.
+
+    It is never 0: runs that agree to the last digit did not differ by their seeds.
+    """
+    variance, scale, base = pool_variance(state, scores), 1.0, state.baseline_bpb
+    if not state.session.task.metric.is_bpb:
+        scale = abs((scores[0].val_bpb if scores else 0.0) if base is None else base) or 1.0
+    return max(sqrt(variance.squares / max(variance.dof, 1)), th.SIGMA_FLOOR * scale)
+
+
+def get_t_90(dof: int) -> float:
+    """Return the half-width of a 90 % interval, in standard errors, by Student's t."""
+    return th.T_90[max((known for known in th.T_90 if known <= dof), default=1)]
+
+
+def compute_visible_difference(pairs: int) -> float:
+    """Return the difference of two arms that this many paired nights see with 80 % power, in σ of one night's gain.
+
+    It is the sum of Student's quantiles for the 90 % interval and for the power, the latter by the first terms of its
+    expansion about the normal quantile; nights of equal seeds are taken as independent, the worst case.
+    """
+    dof, z = pairs - 1, NormalDist().inv_cdf(0.8)
+    power = z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
+    return (get_t_90(dof) + power) * sqrt(2 / pairs)
+
+
+def t_critical(dof: int) -> float:
+    """Return the one-sided quantile of Student's t at 1 in 5,000."""
+    return th.T_CRITICAL[max((known for known in th.T_CRITICAL if known <= dof), default=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +81,9 @@ def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
     """Return how a candidate that has run compares with the incumbent."""
     spread = pool_variance(state, candidate.scores)
     # Inflate σ where few degrees of freedom support it: with two it is easily off by a factor of two.
-    sigma = estimate_sigma(state, candidate.scores) * sqrt(max(PRIOR_DOF / max(spread.dof, 1), 1.0))
-    ours = {seed: score.val_bpb for seed, score in zip(candidate.seeds, candidate.scores, strict=False)}
-    theirs = {seed: score.val_bpb for seed, score in zip(best.seeds, best.scores, strict=False)}
+    sigma = estimate_sigma(state, candidate.scores) * sqrt(max(th.PRIOR_DOF / max(spread.dof, 1), 1.0))
+    ours = {score.seed: score.val_bpb for score in candidate.scores}
+    theirs = {score.seed: score.val_bpb for score in best.scores}
     same_shape = has_same_shape(state, best, candidate)
     differences = tuple(theirs[seed] - ours[seed] for seed in ours if seed in theirs)
     if not differences:  # a session that started before seeds were shared, or an incumbent that failed to run again
@@ -54,7 +101,7 @@ def has_same_shape(state: State, best: Incumbent, candidate: Candidate) -> bool:
     before, now = best.scores[0].metrics, candidate.scores[0].metrics
     if candidate.proposal.family == "data order" or before.parameters != now.parameters:
         return False
-    return state.session.profile.budget_kind == "time" or abs(now.steps - before.steps) <= SAME_STEPS * before.steps
+    return state.session.profile.budget_kind == "time" or abs(now.steps - before.steps) <= th.SAME_STEPS * before.steps
 
 
 def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...], sigma: float) -> float:
@@ -66,8 +113,8 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
     if state.session.task.noun != "seed":
         return 0.0
     unlinked = state.session.profile.budget_kind == "time" or not same_shape
-    squares, dof = PAIRING_DOF * (OTHER_SHAPE if unlinked else SAME_SHAPE) * sigma**2, PAIRING_DOF
-    alike = [verdict for verdict in _list_evidence(state.results[-PRIOR_WINDOW:]) if verdict.same_shape == same_shape]
+    squares, dof = th.PAIRING_DOF * (th.OTHER_SHAPE if unlinked else th.SAME_SHAPE) * sigma**2, th.PAIRING_DOF
+    alike = [v for v in _list_evidence(state.results[-th.PRIOR_WINDOW :]) if v.same_shape == same_shape]
     for group in filter(None, (differences, *(verdict.differences for verdict in alike))):
         mean = fmean(group)
         squares += fsum((difference - mean) ** 2 for difference in group)
@@ -79,7 +126,23 @@ def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
     ideas = [result for result in state.judged if result.experiment > 0 and result.proposal.reverts is None]
     measured = [verdict for verdict in _list_evidence(ideas) if verdict.error > 0]
-    return belief.learn_outlook(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-PRIOR_WINDOW:]))
+    return belief.learn_outlook(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-th.PRIOR_WINDOW :]))
+
+
+def assess_keep(state: State, experiment: int) -> belief.Belief:
+    """Return the posterior of a kept change now, from its comparison, its ablation if any, and the present prior."""
+    found = learn_outlook(state).prior
+    for result in state.judged:
+        sign = 1 if result.experiment == experiment else -1 if result.proposal.reverts == experiment else 0
+        if sign and isinstance(verdict := result.verdict, ev.Evidence) and verdict.error > 0:
+            found = belief.infer(found, sign * verdict.gain / verdict.sigma, verdict.error / verdict.sigma)
+    return found
+
+
+def find_keep(state: State, experiment: int | None) -> ev.Kept | None:
+    """Return the verdict on a keep; None if no such experiment was kept."""
+    verdicts = (result.verdict for result in state.judged if result.experiment == experiment)
+    return next((verdict for verdict in verdicts if isinstance(verdict, ev.Kept)), None)
 
 
 def _list_evidence(results: Iterable[Decided]) -> list[ev.Evidence]:

@@ -11,11 +11,9 @@ from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.core.task import Task
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.ablation import assess_keep, find_keep
-from orchestrator.policy.evidence import Comparison, compare, learn_outlook
+from orchestrator.policy.evaluation_plan import draw_seed
+from orchestrator.policy.evidence import Comparison, assess_keep, compare, estimate_sigma, find_keep, learn_outlook
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.noise import estimate_sigma
-from orchestrator.policy.seeds import draw_seed
 
 
 class NeededRun(NamedTuple):
@@ -36,7 +34,8 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
         return _establish_baseline(state, number, candidate) if runs >= needed else following
     if not runs:
         return following
-    missing = [seed for seed in (*candidate.seeds, following.seed) if seed not in best.seeds]
+    ran = {score.seed for score in best.scores}
+    missing = [seed for seed in (*(score.seed for score in candidate.scores), following.seed) if seed not in ran]
     next_run = NeededRun(best.experiment, missing[0]) if missing else following
     # Nothing more is learned at the end of the night, nor of an incumbent that failed twice to run again.
     is_last = bool(explain_stop(state)) or (bool(missing) and best.failures > 1)

@@ -7,7 +7,7 @@ from statistics import StatisticsError, linear_regression
 from orchestrator.core import events as ev
 from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Decided, Incumbent, State
-from orchestrator.policy.noise import estimate_sigma, t_critical
+from orchestrator.policy.evidence import estimate_sigma, t_critical
 from orchestrator.policy.thresholds import CALIBRATION_RANGE, CALIBRATION_RUNS, CHECKPOINTS, MAX_FALSE_PRUNES
 
 

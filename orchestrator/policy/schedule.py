@@ -7,12 +7,11 @@ from itertools import groupby, islice
 from orchestrator.core import events as ev
 from orchestrator.core.state import Broken, Candidate, Decided, Idea, Stage, State, Training
 from orchestrator.policy import steps
-from orchestrator.policy.ablation import find_ablation
 from orchestrator.policy.certification import certify, list_certificate_runs
 from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
 from orchestrator.policy.judge import NeededRun, judge
 from orchestrator.policy.limits import explain_fruitless, explain_stop
-from orchestrator.policy.novelty import find_duplicate, find_repeat
+from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat
 from orchestrator.policy.thresholds import LOOKAHEAD
 
 CLOSING = steps.Reflect | ev.ReflectionSkipped

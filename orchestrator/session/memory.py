@@ -8,8 +8,8 @@ from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
 from orchestrator.core.state import UNTESTED, PooledVariance
 from orchestrator.core.task import Task
 from orchestrator.session.store import DAMAGE, Session
+from prepare.command import UserError
 from prepare.constants import read_values
-from prepare.errors import UserError
 
 MAX_SESSIONS = 10
 """Earlier sessions that are read, the latest ones: each takes a moment at the start of a night."""

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from orchestrator.core.events import VERSION, Digest, Event, Record, parse_event
 from orchestrator.ports import Log
-from prepare.errors import UserError
+from prepare.command import UserError
 from prepare.files import open_replacement
 
 SCHEMA = """

@@ -14,7 +14,7 @@ from orchestrator.views.experiments import list_rows
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
-from prepare.errors import UserError
+from prepare.command import UserError
 
 Send = Callable[[str, str], Awaitable[bool]]
 """Sends a title and a text, and returns whether they arrived."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned
 from orchestrator.core.state import UNTESTED, State, Usage
-from orchestrator.policy.ablation import assess_keep
+from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views.charts import Places, draw_curves, draw_progress, render_page
@@ -27,8 +27,7 @@ from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, 
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
 from orchestrator.views.usage import list_runs, measure_utilization
-from prepare.command import write_command
-from prepare.errors import UserError
+from prepare.command import UserError, write_command
 from prepare.files import write_atomically
 
 COLUMNS = """

@@ -18,7 +18,7 @@ from orchestrator.lab.sandbox.base import Command, Sandbox, list_hidden
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock
 from orchestrator.lab.slots import Slot
-from prepare.errors import UserError
+from prepare.command import UserError
 
 PATIENCE = 30.0
 """Seconds that the self-check of one sandbox may take."""
