@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
-from orchestrator.agents.briefing import DIFF, clip, describe_budget, describe_task
+from orchestrator.agents.briefing import DIFF, WORDS, clip
 from orchestrator.core import events as ev
 from orchestrator.core.description import compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
@@ -47,8 +47,8 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
     return {
         "title": proposal.title,
         "hypothesis": proposal.hypothesis,
-        "task": describe_task(state.session.task),
-        "budget": describe_budget(state.session.profile),
+        "task": WORDS.task(state.session.task),
+        "budget": WORDS.budget(state.session.profile),
         "instructions": proposal.instructions,
         "edit": _describe_edit(proposal, decided.commit),
         "diff": clip(change, DIFF),

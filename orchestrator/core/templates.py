@@ -49,7 +49,7 @@ def load_templates(
     """
     templates = Environment(
         loader=PackageLoader(package),
-        autoescape=select_autoescape(),
+        autoescape=select_autoescape(default_for_string=False),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
