@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Any, get_args
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import count_seeds
 from orchestrator.core.state import UNTESTED, Candidate, Decided, State, Training
 from orchestrator.core.templates import load_templates
 from orchestrator.core.text import flatten, shorten
@@ -55,14 +54,7 @@ def quote_sentences(text: str) -> str:
 
 
 TEMPLATES = load_templates(
-    "orchestrator.agents",
-    {
-        "mean": fmean,
-        "quote": quote,
-        "seeds": count_seeds,
-        "sentences": quote_sentences,
-        "settings": describe_settings,
-    },
+    "orchestrator.agents", mean=fmean, quote=quote, sentences=quote_sentences, settings=describe_settings
 )
 WORDS: Any = TEMPLATES.get_template("briefing.txt").module
 """The macros of the template, as functions."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from orchestrator.core.description import count_seeds
 from orchestrator.core.task import Metric
 from orchestrator.core.text import flatten, format_count, shorten
 
@@ -35,17 +36,18 @@ FILTERS: dict[str, Callable[..., str]] = {
     "size": format_size,
     "change": format_change,
     "plural": count,
+    "seeds": count_seeds,
     "flat": flatten,
     "shorten": shorten,
 }
 
 
 def load_templates(
-    package: str, filters: dict[str, Callable[..., Any]], finalize: Callable[[object], object] | None = None
+    package: str, finalize: Callable[[object], object] | None = None, **filters: Callable[..., Any]
 ) -> Environment:
     """Return the templates in a package's folder `templates`: text and Markdown verbatim, HTML with values escaped.
 
-    `finalize` is applied to every value that they print.
+    `finalize` is applied to every value that they print; `filters` are further ones.
     """
     templates = Environment(
         loader=PackageLoader(package),

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 from markupsafe import Markup
@@ -37,22 +36,21 @@ def _clip(text: str, limit: int) -> Markup:
     return Markup(make_printable(text, limit))  # noqa: S704 - only in templates of plain text
 
 
-FILTERS: dict[str, Any] = {
-    "local": format_local,
-    "time": format_time,
-    "rounded": _round,
-    "clip": _clip,
-    "json": partial(json.dumps, ensure_ascii=False, indent=1),
-    "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True),
-}
-
-
 def print_text(value: object) -> object:
     """Return what a template prints for a value: untrusted text made printable and cut."""
     return make_printable(value, LONGEST) if type(value) is str else value
 
 
-TEMPLATES = load_templates("orchestrator.views", FILTERS, print_text)
+TEMPLATES = load_templates(
+    "orchestrator.views",
+    print_text,
+    local=format_local,
+    time=format_time,
+    rounded=_round,
+    clip=_clip,
+    json=partial(json.dumps, ensure_ascii=False, indent=1),
+    yaml=partial(yaml.safe_dump, sort_keys=False, allow_unicode=True),
+)
 
 
 def render_template(name: str, **facts: object) -> str:
