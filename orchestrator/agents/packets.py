@@ -82,7 +82,8 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
 
 def _count_steps(runs: Sequence[ev.RunResult]) -> float:
     """Return the steps of a whole budget, mean over the runs that report them; 0 if none does."""
-    counts = [run.metrics.steps / run.curve[-1].progress for run in runs if run.metrics.steps and run.curve]
+    begun = [run for run in runs if run.curve and run.curve[-1].progress]
+    counts = [run.metrics.steps / run.curve[-1].progress for run in begun if run.metrics.steps]
     return fmean(counts) if counts else 0.0
 
 
