@@ -217,16 +217,16 @@ def test_the_best_stands_with_the_score_that_its_row_has(night):
 def test_a_nat_and_the_amount_of_text_are_stated_where_they_are_known(night):
     known = night.session.profile.model_copy(update={"bytes_per_token": 2.78, "train_tokens": 5_528_832})
 
-    assert "5.53M tokens" in briefing.describe_budget(known)
-    assert "1 nat per token is 0.519 bits per byte" in briefing.describe_budget(known)
-    assert "nat" not in briefing.describe_budget(night.session.profile)
+    assert "5.53M tokens" in briefing.WORDS.budget(known)
+    assert "1 nat per token is 0.519 bits per byte" in briefing.WORDS.budget(known)
+    assert "nat" not in briefing.WORDS.budget(night.session.profile)
 
 
 def test_an_edit_that_did_only_a_part_is_told_as_such(night):
     last = next(result for result in reversed(night.results) if result.postmortem and result.verdict.kind == "kept")
     post = last.postmortem.model_copy(update={"implemented": "partly", "happened": "SiLU came with it."})
 
-    told = briefing.describe_experiment(replace(last, postmortem=post), "")
+    told = briefing.WORDS.experiment(replace(last, postmortem=post), "")
 
     assert "Implemented only in part." in told
     assert told.count("SiLU came with it.") == 1

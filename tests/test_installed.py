@@ -58,11 +58,13 @@ def commit(place, *names):
     git(place, "commit", "-qm", "begin")
 
 
-def test_a_wheel_holds_the_script_and_every_style(installed):
+def test_a_wheel_holds_the_script_every_style_and_every_template(installed):
     (wheel,) = installed.parent.glob("*.whl")
     names = set(ZipFile(wheel).namelist())
     styles = {f"orchestrator/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "prompts").rglob("*.md")}
-    assert {"prepare/build/train.py", *styles} <= names
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "orchestrator").glob("*/templates/*")}
+    assert {"prepare/build/train.py", *styles, *templates} <= names
+    assert "orchestrator/agents/templates/briefing.txt" in templates
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "train.py", "prompts"))]
 
 

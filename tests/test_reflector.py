@@ -205,6 +205,17 @@ def test_a_run_that_ended_early_has_dashes():
     assert [row.split()[1] for row in rows] == ["4.9000", "4.7500", "4.7000", "–", "–"]
 
 
+def test_a_run_that_printed_a_step_and_no_progress_has_a_packet():
+    """`step 00003 (0.0%) | loss: 4.9` is rounded, or is all that a hostile script prints."""
+    state, stage = crashed()
+    printed = {"curve": (Point(seconds=1, progress=0.0, loss=4.9),), "metrics": RunMetrics(train_seconds=3, steps=3)}
+    run = stage.crash.model_copy(update=printed)
+
+    packet = packets.pack_reflection(state, replace(stage, crash=run), "log", "", synthetic.source())["packet"]
+
+    assert "It failed after" in packet
+
+
 def at(seed, run):
     """Return a run with that seed."""
     return run.model_copy(update={"seed": seed})

@@ -70,7 +70,7 @@ def make_agent(
         for result in state.judged:
             if result.experiment == number:
                 change = diff_from_parent(state, result.commit, read) if result.commit else ""
-                return briefing.describe_experiment(result, change)
+                return briefing.WORDS.experiment(result, briefing.clip(change, briefing.DIFF))
         raise ToolError(f"Experiment {number} does not exist or has not been judged yet.")
 
     def query_ledger(family: Family | None = None, verdict: FinalStatus | None = None, parameter: str = "") -> str:
@@ -82,7 +82,7 @@ def make_agent(
             and verdict in (None, result.status)
             and (not parameter or parameter.strip() in result.proposal.settings)
         ]
-        return briefing.list_experiments(found) if found else "No experiment matches."
+        return briefing.WORDS.experiments(found, briefing.ROWS) if found else "No experiment matches."
 
     def search_musings(words: str) -> str:
         """Search the musings of this and all earlier sessions: what was tried, why, and what came of it.

@@ -18,10 +18,11 @@ from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, is_given, read_session, refuse
 from orchestrator.core.events import Forked, Resumed, Started
+from orchestrator.core.templates import format_size
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
 from orchestrator.views.musings import search
-from orchestrator.views.render import format_size, render_template
+from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
 from prepare.files import write_atomically
 

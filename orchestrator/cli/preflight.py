@@ -21,13 +21,13 @@ from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import SessionLimits
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
+from orchestrator.core.templates import count
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
-from orchestrator.views.render import count
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
 from prepare.constants import read_values

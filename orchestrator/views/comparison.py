@@ -9,9 +9,9 @@ from statistics import fmean, stdev
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, State, apply
 from orchestrator.core.task import Metric
+from orchestrator.core.templates import format_score, format_size
 from orchestrator.policy.evidence import get_t_90
 from orchestrator.views.charts import Figure, render_page
-from orchestrator.views.render import format_score, format_size
 from orchestrator.views.summary import Summary, summarize
 
 DASHES = ("solid", "dash", "dot", "dashdot")

@@ -8,12 +8,13 @@ from orchestrator.core.description import CHECKED_SHARES, compare_curves, compar
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply
 from orchestrator.core.task import Task
+from orchestrator.core.templates import format_change, format_size
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.evidence import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
-from orchestrator.views.render import format_change, format_size, render_template
+from orchestrator.views.render import render_template
 from prepare.command import write_command
 
 

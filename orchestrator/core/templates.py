@@ -1,0 +1,61 @@
+"""Load the templates that hold our words, with the filters that all of them share."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from orchestrator.core.description import count_seeds
+from orchestrator.core.task import Metric
+from orchestrator.core.text import flatten, format_count, shorten
+
+
+def format_score(score: float | None, metric: Metric) -> str:
+    """Return a score as the user's value; empty where there is none."""
+    return "" if score is None else metric.format_score(score)
+
+
+def format_size(number: float | None, metric: Metric) -> str:
+    """Return a distance between scores, such as a gain or its error; empty where there is none."""
+    return "" if number is None else metric.format_size(number).replace("-", "−")
+
+
+def format_change(gain: float | None, metric: Metric) -> str:
+    """Return the change of the metric that a gain is; empty where it is not known."""
+    return "" if gain is None else metric.format_change(-gain)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless the number is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "count": format_count,
+    "score": format_score,
+    "size": format_size,
+    "change": format_change,
+    "plural": count,
+    "seeds": count_seeds,
+    "flat": flatten,
+    "shorten": shorten,
+}
+
+
+def load_templates(
+    package: str, finalize: Callable[[object], object] | None = None, **filters: Callable[..., Any]
+) -> Environment:
+    """Return the templates in a package's folder `templates`: text and Markdown verbatim, HTML with values escaped.
+
+    `finalize` is applied to every value that they print; `filters` are further ones.
+    """
+    templates = Environment(
+        loader=PackageLoader(package),
+        autoescape=select_autoescape(default_for_string=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=finalize,
+    )
+    templates.filters.update({**FILTERS, **filters})
+    return templates
