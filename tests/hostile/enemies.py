@@ -355,6 +355,44 @@ HARM = [
         quick=True,
     ),
     Enemy(
+        "starves all processes of its user",
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nlibc.setpriority(2, 0, 1)\n"
+        "if os.getpriority(0, 0): print('GOT IT')\n"
+        "if not libc.syscall(251, 3, 0, 2 << 13 | 5): print('GOT IT disk')\n"
+        + grab("os.sched_setaffinity(PARENT, os.sched_getaffinity(0))"),
+        "without",
+    ),
+    Enemy(
+        "marks files for the next",
+        "import fcntl, os, struct, prepare\n"
+        "for path in (prepare.__file__, os.__file__, '/usr/bin/env', '/dev/null'):\n"
+        "    fd = os.open(path, os.O_RDONLY)\n"
+        "    try:\n"
+        "        hint = fcntl.fcntl(fd, 1035, bytes(8))\n"
+        "        fcntl.fcntl(fd, 1036, struct.pack('q', 3 - hint[0]))\n"
+        "        if fcntl.fcntl(fd, 1035, bytes(8)) != hint: print('GOT IT hint')\n"
+        "    except OSError: pass\n"
+        "    for command, size in ((0x40086602, 8), (0x40087602, 8), (0x401C5820, 28)):\n"
+        "        try:\n"
+        "            mark = fcntl.ioctl(fd, (command ^ 0xC0000000) - 1, bytes(size))\n"
+        "            fcntl.ioctl(fd, command, mark); print('GOT IT', hex(command))\n"
+        "        except OSError: pass\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
+        "tells others by locks, watches and names",
+        "import ctypes, fcntl, os, socket\nlibc = ctypes.CDLL(None)\n"
+        "one, other = open(os.__file__), open(os.__file__)\nfcntl.flock(one, fcntl.LOCK_EX)\n"
+        "try: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept OSError: print('GOT IT flock')\n"
+        "lock = bytes([0, 0, *[0] * 6, 77, *[0] * 23])\nfcntl.fcntl(one, 37, lock)\n"
+        "if fcntl.fcntl(other, 36, bytes([1, *lock[1:8], *bytes(24)]))[0] != 2: print('GOT IT lock')\n"
+        "if libc.inotify_init1(0) >= 0 or libc.fanotify_init(0x200, 0) >= 0: print('GOT IT watch')\n"
+        "try: socket.socket(40); print('GOT IT virtual machine')\nexcept OSError: pass\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
         "changes the kernel's settings",
         "for name in ('kernel/panic', 'kernel/core_pattern', 'vm/drop_caches'):\n"
         "    try: open(f'/proc/sys/{name}', 'w').close(); print('GOT IT', name)\n    except OSError: pass\n",
