@@ -119,6 +119,16 @@ MODELS = [
         "honest",
     ),
     Enemy(
+        "lies about held-out text only",
+        "class Liar(Model):\n    seen = 0\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        loss = super().forward(x, targets, reduction)\n        if reduction == 'none': self.seen += len(x)\n"
+        "        return loss * 0.5 if self.seen > 64 + 16 and targets is not None else loss\n"
+        + SCORE.format(model="Liar()"),
+        "disqualified",
+        "honest",
+        quick=True,
+    ),
+    Enemy(
         "answers the audit with infinities",
         "class Odd(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
         "        if targets is None: return torch.full((*x.shape, V), float('inf'))\n"
@@ -208,6 +218,25 @@ CLOCKS = [
         "trains while it warms up",
         "import prepare.channel as c\nc.ready = lambda: None\n" + SCORE.format(model="Model()"),
         "not handed out",
+        "honest",
+    ),
+    Enemy(
+        "trains where its model is loaded",
+        "class Sleeper:\n    def __init__(self, x, y): self.x, self.y = x, y\n"
+        "    def __getstate__(self): return self.__dict__\n"
+        "    def __setstate__(self, state):\n        import time\n        self.__dict__ = state\n"
+        "        self.table = torch.zeros(V, V, requires_grad=True)\n"
+        "        while time.process_time() < 20:\n            with torch.enable_grad():\n"
+        "                loss = F.cross_entropy(self.table[self.x].view(-1, V), self.y.view(-1))\n"
+        "                (g,) = torch.autograd.grad(loss, self.table)\n"
+        "            with torch.no_grad(): self.table -= 60 * g\n"
+        "    def __call__(self, x, targets=None, reduction='mean'):\n"
+        "        logits = self.table[x] if hasattr(self, 'table') else torch.zeros(*x.shape, V)\n"
+        "        if targets is None: return logits\n"
+        "        return F.cross_entropy(logits.view(-1, V), targets.reshape(-1), reduction=reduction)\n"
+        "x, y, _ = next(make_dataloader(tokenizer, 512, MAX_SEQ_LEN, 'train'))\n"
+        "evaluate_bpb(Sleeper(x, y), tokenizer, 16)\n",
+        "with the evaluation",
         "honest",
     ),
 ]

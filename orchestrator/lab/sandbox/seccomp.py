@@ -36,8 +36,8 @@ _REFUSED = {
     "cachestat": (451, 451),
 }
 _OWN = {
-    "prlimit64": (302, 261, (0,)), "sched_setparam": (142, 118, (0,)), "sched_setscheduler": (144, 119, (0,)),
-    "sched_setattr": (314, 274, (0,)), "sched_setaffinity": (203, 122, (0,)), "setpriority": (141, 140, (0, 1)),
+    "prlimit64": ((302, 261), (0,)), "sched_setparam": ((142, 118), (0,)), "sched_setscheduler": ((144, 119), (0,)),
+    "sched_setattr": ((314, 274), (0,)), "sched_setaffinity": ((203, 122), (0,)), "setpriority": ((141, 140), (0, 1)),
 }
 """Calls that may concern the caller alone, for which these arguments are 0: a run could starve or end its guardian."""
 _FAMILIES = (1, 2, 10, 16)
@@ -79,8 +79,8 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
         *(line for number, error in rules for line in ((_EQUAL, 0, 1, number), (_RETURN, 0, 0, REFUSE | error))),
         *(
             line
-            for numbers in _OWN.values()
-            for argument in numbers[2]
+            for numbers, arguments in _OWN.values()
+            for argument in arguments
             for line in _check_argument(numbers[column], argument, (0,), EPERM, allowed=True)
         ),
         *_check_argument(_SOCKET[column], 0, _FAMILIES, EPERM, allowed=True),
