@@ -17,6 +17,7 @@ from orchestrator.lab.scoring.claims import (
     Disqualified,
     Scorer,
 )
+from orchestrator.lab.scoring.server import TrainingServer
 from prepare import manifest
 from prepare.manifest import BudgetAmount, DataError, Manifest
 from tests.small import COUNTS, small_data
@@ -242,3 +243,16 @@ def test_rounding_below_no_loss_at_all_is_worth_nothing():
 )
 def test_what_honest_code_is_off_sets_the_tolerance_and_the_script_does_not(kind, honest, allowed):
     assert make_scorer(kind=kind).get_tolerance(honest) == pytest.approx(allowed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "usual", "long"),
+    [("time", (200.0, 1e9), (1000.0, 0.0)), ("work", (1e9, 30.0), (0.0, 1000.0))],
+)
+def test_a_long_evaluation_counts_as_training(tmp_path, kind, usual, long):
+    amount = BudgetAmount(kind=kind, amount=300.0, seconds=300.0)
+    scorer = Scorer.load(small_data(tmp_path / "data", amount))
+    server = TrainingServer(None, scorer, 1, 20.0, tmp_path / "model", wall=300.0, cpu=300.0)
+    server.check_evaluation(*usual)
+    with pytest.raises(Disqualified, match="with the evaluation of its model, it trained for"):
+        server.check_evaluation(*long)

@@ -79,10 +79,10 @@ def test_a_filter_never_jumps_out_of_itself(machine, sockets):
             assert place + 1 + max(yes, no) < len(lines)
 
 
-def run(code, call, machine="x86_64", argument=0):
+def run(code, call, machine="x86_64", argument=0, second=0):
     """A tiny machine for filters: what the kernel would answer to that call."""
     lines = [struct.unpack("HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
-    seen = {0: call, 4: 0xC000003E if machine == "x86_64" else 0xC00000B7, 16: argument}
+    seen = {0: call, 4: 0xC000003E if machine == "x86_64" else 0xC00000B7, 16: argument, 24: second}
     place = value = 0
     while True:
         what, yes, no, number = lines[place]
@@ -90,6 +90,8 @@ def run(code, call, machine="x86_64", argument=0):
         match what:
             case 0x20:
                 value = seen[number]
+            case 0x54:
+                value &= number
             case 0x15:
                 place += yes if value == number else no
             case 0x35:
@@ -112,7 +114,13 @@ def test_what_the_filter_says():
     assert run(code, 56, argument=seccomp.NEW_USER | 0x11) == refuse | seccomp.EPERM
     assert run(code, 0x4000_0000 + 41) == refuse | seccomp.EPERM  # the same by another name
     assert run(code, 0, machine="aarch64") == seccomp.KILL
-    assert run(seccomp.build_filter(sockets=True, machine="x86_64"), 41) == seccomp.ALLOW
+    assert run(code, 141, argument=0, second=0) == seccomp.ALLOW  # setpriority: its own
+    assert run(code, 141, argument=2, second=0) == refuse | seccomp.EPERM  # of all processes of the user
+    assert run(code, 203, argument=99) == refuse | seccomp.EPERM  # sched_setaffinity of another process
+    assert [run(code, 72, second=word) == seccomp.ALLOW for word in (1, 6, 37, 1030, 1036)] == [1, 0, 0, 1, 0]  # fcntl
+    assert [run(code, 16, second=word) for word in (0x5421, 0x40086602)] == [seccomp.ALLOW, refuse | seccomp.ENOTTY]
+    code = seccomp.build_filter(sockets=True, machine="x86_64")
+    assert [run(code, 41, argument=family) == seccomp.ALLOW for family in (1, 2, 10, 16, 40)] == [1, 1, 1, 1, 0]
 
 
 def test_little_is_readable():

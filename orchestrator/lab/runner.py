@@ -213,35 +213,38 @@ class Runner(BaseRunner[Scorer]):
         if server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
         began = time.monotonic()
-        claims, confirmed = await self._ask(run, server, partial(self._compute_claims, run.plan))
-        own = {"confirmed": confirmed, "would_prune_at": monitor.would_prune_at}
-        score = ev.Scored(val_bpb=self.scorer.compute_bpb(claims), **own, **vars(run.result))
-        if not run.plan.needs_audit(score.val_bpb):
+        claims, heldout = await self._ask(run, server, partial(self._compute_claims, run.plan))
+        val_bpb = self.scorer.compute_bpb(claims)
+        score = ev.Scored(val_bpb=val_bpb, would_prune_at=monitor.would_prune_at, **vars(run.result))
+        if not run.plan.needs_audit(val_bpb):
             return score
-        return await self._audit(score, claims, time.monotonic() - began, run, server)
+        seconds, began = time.monotonic() - began, time.monotonic()
+        archive, incumbent = self.folder.resolve() / "claims", run.plan.incumbent
+        reference = load_claims(archive, incumbent, self.scorer.shape)
+        corrected, error, worst = await self._audit(self.scorer, claims, reference, run, server)
+        confirmed = None
+        if self.scorer.heldout and heldout is not None:
+            confirmed, _, _ = await self._audit(self.scorer.heldout, heldout, None, run, server)
+        save_claims(archive, score.experiment, claims, incumbent)
+        times = {"seconds": time.monotonic() - began, "evaluation": seconds}
+        record = ev.Audit(claimed=val_bpb, error=error, worst=worst, looks=len(claims), **times)
+        return score.model_copy(update={"val_bpb": corrected, "confirmed": confirmed, "audit": record})
 
-    async def _compute_claims(self, plan: ev.EvaluationPlan, evaluator: Evaluator) -> tuple[Nats, float | None]:
-        """Return the losses on validation text and, where the plan asks for it, the val_bpb of held-out text."""
+    async def _compute_claims(self, plan: ev.EvaluationPlan, evaluator: Evaluator) -> tuple[Nats, Nats | None]:
+        """Return the losses on validation text and, where the plan asks for it, on held-out text."""
         claims, heldout = await evaluator.compute_claims(self.scorer), self.scorer.heldout
         if not (heldout and plan.confirmed and plan.needs_audit(self.scorer.compute_bpb(claims))):
             return claims, None
-        return claims, heldout.compute_bpb(await evaluator.compute_claims(heldout))
+        return claims, await evaluator.compute_claims(heldout)
 
     async def _audit(
-        self, score: ev.Scored, claims: Nats, seconds: float, run: Attempt, server: TrainingServer
-    ) -> ev.Scored:
-        """Return the score, corrected by the blind audit; `seconds` took the evaluation. Raises Fault, MachineError."""
-        began, archive, rng = time.monotonic(), self.folder.resolve() / "claims", np.random.default_rng()
-        scorer, incumbent = self.scorer, run.plan.incumbent
-        reference = load_claims(archive, incumbent, scorer.shape)
+        self, scorer: Scorer, claims: Nats, reference: Nats | None, run: Attempt, server: TrainingServer
+    ) -> tuple[float, float, float]:
+        """Return the claims' score corrected by a blind process, with the correction's error and the worst gap."""
+        rng = np.random.default_rng()
         positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
         blind = await self._ask(run, server, lambda evaluator: evaluator.predict_blind(scorer, positions, rng))
-        allowed = scorer.get_tolerance(run.plan.baseline_error)
-        val_bpb, error, worst = scorer.correct(claims, blind, positions, allowed)
-        save_claims(archive, score.experiment, claims, incumbent)
-        times = {"seconds": time.monotonic() - began, "evaluation": seconds}
-        record = ev.Audit(claimed=score.val_bpb, error=error, worst=worst, looks=len(claims), **times)
-        return score.model_copy(update={"val_bpb": val_bpb, "audit": record})
+        return scorer.correct(claims, blind, positions, scorer.get_tolerance(run.plan.baseline_error))
 
     async def _ask(
         self, run: Attempt, server: TrainingServer, question: Callable[[Evaluator], Coroutine[Any, Any, T]]
@@ -254,10 +257,12 @@ class Runner(BaseRunner[Scorer]):
         command = run.slot.build_command(["-m", "prepare.evaluator"], run.folder / "evaluator", theirs)
         evaluator, monitor, answers = Evaluator(connection, server.settings), RunMonitor(self.limits), list[T]()
 
-        async def listen(_: RunningProcess) -> None:
+        async def listen(running: RunningProcess) -> None:
             with suppress(ConnectionError), closing(connection):  # at its end the guardian reports how it ended
                 await evaluator.load(server.model)
-                answers.append(await question(evaluator))
+                answer = await question(evaluator)
+                server.check_evaluation(monitor.read_clock() - monitor.launched, running.count_cpu_seconds())
+                answers.append(answer)
                 await connection.send({"event": "thanks"})
 
         ending = await run_guarded(self.sandbox.wrap(command), monitor, run.lock, listen)

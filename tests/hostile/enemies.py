@@ -119,6 +119,16 @@ MODELS = [
         "honest",
     ),
     Enemy(
+        "lies about held-out text only",
+        "class Liar(Model):\n    seen = 0\n    def forward(self, x, targets=None, reduction='mean'):\n"
+        "        loss = super().forward(x, targets, reduction)\n        if reduction == 'none': self.seen += len(x)\n"
+        "        return loss * 0.5 if self.seen > 64 + 16 and targets is not None else loss\n"
+        + SCORE.format(model="Liar()"),
+        "disqualified",
+        "honest",
+        quick=True,
+    ),
+    Enemy(
         "answers the audit with infinities",
         "class Odd(Model):\n    def forward(self, x, targets=None, reduction='mean'):\n"
         "        if targets is None: return torch.full((*x.shape, V), float('inf'))\n"
@@ -208,6 +218,25 @@ CLOCKS = [
         "trains while it warms up",
         "import prepare.channel as c\nc.ready = lambda: None\n" + SCORE.format(model="Model()"),
         "not handed out",
+        "honest",
+    ),
+    Enemy(
+        "trains where its model is loaded",
+        "class Sleeper:\n    def __init__(self, x, y): self.x, self.y = x, y\n"
+        "    def __getstate__(self): return self.__dict__\n"
+        "    def __setstate__(self, state):\n        import time\n        self.__dict__ = state\n"
+        "        self.table = torch.zeros(V, V, requires_grad=True)\n"
+        "        while time.process_time() < 20:\n            with torch.enable_grad():\n"
+        "                loss = F.cross_entropy(self.table[self.x].view(-1, V), self.y.view(-1))\n"
+        "                (g,) = torch.autograd.grad(loss, self.table)\n"
+        "            with torch.no_grad(): self.table -= 60 * g\n"
+        "    def __call__(self, x, targets=None, reduction='mean'):\n"
+        "        logits = self.table[x] if hasattr(self, 'table') else torch.zeros(*x.shape, V)\n"
+        "        if targets is None: return logits\n"
+        "        return F.cross_entropy(logits.view(-1, V), targets.reshape(-1), reduction=reduction)\n"
+        "x, y, _ = next(make_dataloader(tokenizer, 512, MAX_SEQ_LEN, 'train'))\n"
+        "evaluate_bpb(Sleeper(x, y), tokenizer, 16)\n",
+        "with the evaluation",
         "honest",
     ),
 ]
@@ -351,6 +380,44 @@ HARM = [
         "    if not libc.setpriority(0, pid, 19): print('GOT IT priority')\n"
         "    if not libc.sched_setscheduler(pid, 5, bytes(4)): print('GOT IT scheduler')\n"
         "assert not libc.prlimit(0, 4, limit, None), 'its own limits are its own'\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
+        "starves all processes of its user",
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nlibc.setpriority(2, 0, 1)\n"
+        "if os.getpriority(0, 0): print('GOT IT')\n"
+        "if not libc.syscall(251, 3, 0, 2 << 13 | 5): print('GOT IT disk')\n"
+        + grab("os.sched_setaffinity(PARENT, os.sched_getaffinity(0))"),
+        "without",
+    ),
+    Enemy(
+        "marks files for the next",
+        "import fcntl, os, struct, prepare\n"
+        "for path in (prepare.__file__, os.__file__, '/usr/bin/env', '/dev/null'):\n"
+        "    fd = os.open(path, os.O_RDONLY)\n"
+        "    try:\n"
+        "        hint = fcntl.fcntl(fd, 1035, bytes(8))\n"
+        "        fcntl.fcntl(fd, 1036, struct.pack('q', 3 - hint[0]))\n"
+        "        if fcntl.fcntl(fd, 1035, bytes(8)) != hint: print('GOT IT hint')\n"
+        "    except OSError: pass\n"
+        "    for command, size in ((0x40086602, 8), (0x40087602, 8), (0x401C5820, 28)):\n"
+        "        try:\n"
+        "            mark = fcntl.ioctl(fd, (command ^ 0xC0000000) - 1, bytes(size))\n"
+        "            fcntl.ioctl(fd, command, mark); print('GOT IT', hex(command))\n"
+        "        except OSError: pass\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
+        "tells others by locks, watches and names",
+        "import ctypes, fcntl, os, socket\nlibc = ctypes.CDLL(None)\n"
+        "one, other = open(os.__file__), open(os.__file__)\nfcntl.flock(one, fcntl.LOCK_EX)\n"
+        "try: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept OSError: print('GOT IT flock')\n"
+        "lock = bytes([0, 0, *[0] * 6, 77, *[0] * 23])\nfcntl.fcntl(one, 37, lock)\n"
+        "if fcntl.fcntl(other, 36, bytes([1, *lock[1:8], *bytes(24)]))[0] != 2: print('GOT IT lock')\n"
+        "if libc.inotify_init1(0) >= 0 or libc.fanotify_init(0x200, 0) >= 0: print('GOT IT watch')\n"
+        "try: socket.socket(40); print('GOT IT virtual machine')\nexcept OSError: pass\n",
         "without",
         quick=True,
     ),

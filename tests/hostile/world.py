@@ -26,7 +26,7 @@ FALSE = 1.9
 STRICT = EvaluationPlan(audit="always", confirmed=True, incumbent=7)
 
 
-def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float = 10.0) -> Path:
+def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float = 1.0) -> Path:
     """A data folder of made-up text."""
     luck = np.random.default_rng(0)
     followers = np.stack([luck.permutation(LETTERS)[:FOLLOWERS] for _ in range(LETTERS)]) + 97
@@ -86,6 +86,8 @@ class World:
     def _wrong(self, outcome, letters, process):
         if isinstance(outcome, Scored) and outcome.val_bpb < FALSE:
             yield f"a false score, {outcome.val_bpb:.3f}"
+        if isinstance(outcome, Scored) and (outcome.confirmed or 0.0) < FALSE:
+            yield f"a false score on held-out text, {outcome.confirmed}"
         if not hasattr(outcome, "log"):
             yield f"the machine is blamed: {outcome.reason}"
         elif "GOT IT" in self.logs[outcome.log] + getattr(outcome, "message", ""):

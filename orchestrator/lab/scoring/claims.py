@@ -48,7 +48,10 @@ WORK_SLACK = 2.0
 """Multiple of the expected CPU seconds that is allowed. Work cannot be counted from outside, and its CPU time varies by
 15 % either way between honest models, and by half again on a busy machine."""
 STARTUP_SLACK = 1.5
-"""Multiple of the baseline's CPU seconds until the first batch that is free; what exceeds it counts as training."""
+"""Multiple of the baseline's CPU seconds until the first batch that is free, and again in an evaluation; what exceeds
+it counts as training."""
+EVALUATION_SHARE, EVALUATION_GRACE = 0.5, 60.0
+"""Share of a time budget, and seconds, that an evaluation may take; what exceeds it counts as training."""
 
 
 class Disqualified(Fault):

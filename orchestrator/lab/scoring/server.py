@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.lab.process import RunningProcess
-from orchestrator.lab.scoring.claims import STARTUP_SLACK, Disqualified, Scorer
+from orchestrator.lab.scoring.claims import EVALUATION_GRACE, EVALUATION_SHARE, STARTUP_SLACK, Disqualified, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
 MAX_MODEL, CHUNK = 8 << 30, 1 << 20
@@ -48,6 +48,9 @@ class TrainingServer:
     """None until the model is submitted."""
     objection: str = ""
     """Reason for a disqualification; empty if there is none."""
+    wall: float = 0.0
+    cpu: float = 0.0
+    """Seconds that the training took."""
 
     async def serve(self, running: RunningProcess) -> None:
         """Answer until the model is handed over, or the run has ended. Raises OSError for our own files."""
@@ -75,13 +78,24 @@ class TrainingServer:
                 chunk = await self.connection.read_exactly(min(CHUNK, size - first))
                 await asyncio.to_thread(file.write, chunk)
         monitor.training_ended = monitor.read_clock()
-        cpu = running.count_cpu_seconds() - monitor.startup
-        early = 0.0 if self.startup is None else max(0.0, monitor.startup - STARTUP_SLACK * self.startup)
+        self.startup = monitor.startup if self.startup is None else self.startup
+        early = max(0.0, monitor.startup - STARTUP_SLACK * self.startup)
+        self.wall, self.cpu = monitor.train_seconds, running.count_cpu_seconds() - monitor.startup + early
         try:
             self.settings = InferenceSettings.model_validate(event)
         except ValidationError:
             raise Disqualified("it does not say how its model is to be run") from None
-        self.objection = self.scorer.explain_overtime(monitor.train_seconds, cpu + early, self.threads)
+        self.objection = self.scorer.explain_overtime(self.wall, self.cpu, self.threads)
+
+    def check_evaluation(self, wall: float, cpu: float) -> None:
+        """Count as training what an evaluation takes beyond the usual: a model could go on training in it.
+
+        `wall` and `cpu` are seconds. Raises Disqualified.
+        """
+        wall -= EVALUATION_SHARE * self.scorer.manifest.budget.seconds + EVALUATION_GRACE
+        cpu -= STARTUP_SLACK * (self.startup or 0.0)
+        if why := self.scorer.explain_overtime(self.wall + max(0.0, wall), self.cpu + max(0.0, cpu), self.threads):
+            raise Disqualified(f"with the evaluation of its model, {why}")
 
     async def _wait_for(self, *names: str) -> dict[str, Any]:
         """Return the next of these events; that of a model has its size in bytes. Raises ConnectionError at the end."""
