@@ -33,6 +33,7 @@ from orchestrator.lab.slots import Slot, hold_slot
 
 S = TypeVar("S")
 T = TypeVar("T")
+Question = Callable[[Evaluator], Coroutine[Any, Any, T]]
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
 MAX_EXCUSES = 2
@@ -246,10 +247,22 @@ class Runner(BaseRunner[Scorer]):
         blind = await self._ask(run, server, lambda evaluator: evaluator.predict_blind(scorer, positions, rng))
         return scorer.correct(claims, blind, positions, scorer.get_tolerance(run.plan.baseline_error))
 
-    async def _ask(
-        self, run: Attempt, server: TrainingServer, question: Callable[[Evaluator], Coroutine[Any, Any, T]]
-    ) -> T:
-        """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError."""
+    async def _ask(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
+        """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError.
+
+        One that is killed from outside is replaced MAX_EXCUSES times; the run is not, or its model could try again.
+        """
+        left = MAX_EXCUSES
+        while True:
+            try:
+                return await self._ask_once(run, server, question)
+            except Fault as fault:
+                if not (fault.excuse and left):
+                    fault.excuse = ""
+                    raise
+                left -= 1
+
+    async def _ask_once(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
         for left in (run.work, run.folder / "evaluator"):
             _remove(left)  # what a process wrote could tell the next one something, be it by its size
         assert server.settings

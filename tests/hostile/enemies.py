@@ -259,6 +259,9 @@ CLAIMS = [
     Enemy("a model of nonsense", "hand_over(threads='rm', batch_size=-1)\n", "does not say how", "raw"),
     Enemy("claims certainty", "claim(lambda zeros: zeros)\n", "a loss of zero", "raw"),
     Enemy("hands over no model", "hand_over()\n", "by itself", "raw"),
+    Enemy(
+        "ends its evaluation", "import os\nclaim(lambda zeros: os.kill(os.getpid(), 9))\n", "killed from outside", "raw"
+    ),
     Enemy("never answers", "import time\nclaim(lambda zeros: time.sleep(600))\n", "timeout", "raw"),
     Enemy(
         "babbles on the line",
@@ -410,12 +413,8 @@ HARM = [
         quick=True,
     ),
     Enemy(
-        "tells others by locks, watches and names",
-        "import ctypes, fcntl, os, socket\nlibc = ctypes.CDLL(None)\n"
-        "one, other = open(os.__file__), open(os.__file__)\nfcntl.flock(one, fcntl.LOCK_EX)\n"
-        "try: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept OSError: print('GOT IT flock')\n"
-        "lock = bytes([0, 0, *[0] * 6, 77, *[0] * 23])\nfcntl.fcntl(one, 37, lock)\n"
-        "if fcntl.fcntl(other, 36, bytes([1, *lock[1:8], *bytes(24)]))[0] != 2: print('GOT IT lock')\n"
+        "tells others by watches and names",
+        "import ctypes, socket\nlibc = ctypes.CDLL(None)\n"
         "if libc.inotify_init1(0) >= 0 or libc.fanotify_init(0x200, 0) >= 0: print('GOT IT watch')\n"
         "try: socket.socket(40); print('GOT IT virtual machine')\nexcept OSError: pass\n",
         "without",

@@ -1,7 +1,7 @@
 """Build the filter of system calls that every sandbox applies, in classic BPF.
 
-It refuses what training code does not need, and calls whose effects other runs can see (keys, shared memory, times,
-modes and locks of files), which could carry validation data to them. Numbers are from the kernel's tables for x86-64
+It refuses what training code does not need, and calls whose effects outlive a run (keys, shared memory, times, modes
+and marks of files), which could carry validation data to the next. Numbers are from the kernel's tables for x86-64
 and arm64.
 """
 
@@ -17,7 +17,7 @@ NEW_USER = 0x1000_0000
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000_003E, 0xC000_00B7)
 _X32 = 0x4000_0000
-_SOCKET, _BIND, _CLONE, _CLONE3, _PREADV2 = (41, 198), (49, 200), (56, 220), (435, 435), (327, 286)
+_SOCKET, _BIND, _CLONE = (41, 198), (49, 200), (56, 220)
 # fmt: off
 _REFUSED = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -31,10 +31,14 @@ _REFUSED = {
     "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16), "setxattrat": (463, 463), "removexattrat": (466, 466),
     "file_setattr": (469, 469), "kcmp": (312, 272), "process_madvise": (440, 440), "process_mrelease": (448, 448),
-    "migrate_pages": (256, 238), "move_pages": (279, 239), "ioprio_set": (251, 30), "io_setup": (206, 0),
-    "inotify_init": (253, 26), "inotify_init1": (294, 26), "fanotify_init": (300, 262), "mincore": (27, 232),
-    "cachestat": (451, 451),
+    "migrate_pages": (256, 238), "move_pages": (279, 239), "ioprio_set": (251, 30), "inotify_init": (253, 26),
+    "inotify_init1": (294, 26), "fanotify_init": (300, 262),
 }
+_ABSENT = {
+    "clone3": (435, 435), "preadv2": (327, 286), "mincore": (27, 232), "cachestat": (451, 451), "io_setup": (206, 0),
+}
+"""Calls that seem to be missing, so that libraries fall back to others: a filter cannot read the flags of clone3, and
+the others tell what the page cache holds."""
 _OWN = {
     "prlimit64": ((302, 261), (0,)), "sched_setparam": ((142, 118), (0,)), "sched_setscheduler": ((144, 119), (0,)),
     "sched_setattr": ((314, 274), (0,)), "sched_setaffinity": ((203, 122), (0,)), "setpriority": ((141, 140), (0, 1)),
@@ -42,14 +46,14 @@ _OWN = {
 """Calls that may concern the caller alone, for which these arguments are 0: a run could starve or end its guardian."""
 _FAMILIES = (1, 2, 10, 16)
 """Sockets that belong to a network namespace: local, IPv4, IPv6, netlink. Those of a virtual machine do not."""
-_FCNTL, _MARKS = (72, 25), (6, 7, 37, 38, 1024, 1026, 1036, 1038)
-"""Commands that lock, watch or mark an open file, be it read-only: other runs see a lock, later ones a mark."""
+_FCNTL, _MARKS = (72, 25), (1024, 1026, 1036, 1038)
+"""Commands that watch or mark an open file, be it read-only: later runs see a mark. Locks end with their process."""
 _IOCTL, _OF_FILES, _KIND = (16, 29), (0x5800, 0x6600, 0x7600, 0x9400), 0xFF00
 """Kinds of commands that belong to file systems: flags and versions of files outlive a run."""
 _WITHOUT_EFFECT = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
     "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None),
-    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "flock": (73, 32), "fadvise64": (221, 223),
+    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "fadvise64": (221, 223),
 }
 # fmt: on
 """Compilers and `shutil.copy` fail if these fail, so they return success and do nothing."""
@@ -62,8 +66,7 @@ _LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45
 def build_filter(*, sockets: bool, machine: str = "") -> bytes:
     """Return the filter as bytes; `sockets` allows creating them. Raises KeyError for an unknown architecture."""
     column = _MACHINES[machine or platform.machine()]
-    # A filter cannot read the flags of clone3, and preadv2 tells what is cached; libraries fall back to older calls.
-    rules = [(_CLONE3[column], ENOSYS), (_PREADV2[column], ENOSYS)]
+    rules = [(numbers[column], ENOSYS) for numbers in _ABSENT.values()]
     rules += [(numbers[column], EPERM) for numbers in _REFUSED.values()]
     rules += [(number, SILENTLY) for numbers in _WITHOUT_EFFECT.values() if (number := numbers[column]) is not None]
     if not sockets:
