@@ -264,7 +264,7 @@ class Runner(BaseRunner[Scorer]):
 
     async def _ask_once(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
         for left in (run.work, run.folder / "evaluator"):
-            _remove(left)  # what a process wrote could tell the next one something, be it by its size
+            await asyncio.to_thread(_remove, left)  # even the size of a file could tell the next one something
         assert server.settings
         connection, theirs = await open_pair()
         command = run.slot.build_command(["-m", "prepare.evaluator"], run.folder / "evaluator", theirs)
