@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from statistics import fmean
-from typing import Any, get_args
+from typing import get_args
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, Candidate, Decided, State, Training
-from orchestrator.core.templates import load_templates
+from orchestrator.core.templates import Macros, load_templates
 from orchestrator.core.text import flatten, shorten
 from orchestrator.policy import thresholds
 from orchestrator.policy.evidence import estimate_sigma
@@ -56,8 +56,7 @@ def quote_sentences(text: str) -> str:
 TEMPLATES = load_templates(
     "orchestrator.agents", mean=fmean, quote=quote, sentences=quote_sentences, settings=describe_settings
 )
-WORDS: Any = TEMPLATES.get_template("briefing.txt").module
-"""The macros of the template, as functions."""
+WORDS = Macros(TEMPLATES, "briefing.txt")
 
 
 def brief_researcher(

@@ -6,12 +6,12 @@ What the candidate printed is quoted in « » or fenced, so that no agent takes 
 from collections.abc import Iterable, Sequence
 from math import isfinite
 from statistics import fmean, stdev
-from typing import Any
 
 from orchestrator.agents import briefing
 from orchestrator.core import events as ev
 from orchestrator.core.description import compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
+from orchestrator.core.templates import Macros
 from prepare.constants import read_values
 from subagents.logs import extract_frames, fence, split_lines
 
@@ -24,7 +24,7 @@ AT_EQUAL_SHARES = 51
 EXCERPT = 1_800
 """Characters of a log in a packet: about 500 tokens."""
 LAST_LINES = 12
-WORDS: Any = briefing.TEMPLATES.get_template("packets.txt").module
+WORDS = Macros(briefing.TEMPLATES, "packets.txt")
 """The macros of the template, as functions."""
 
 

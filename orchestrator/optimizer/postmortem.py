@@ -1,12 +1,12 @@
 """Write a rule-based post-mortem: the measurements of an experiment, put into words by `templates/postmortem.txt`."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
 from orchestrator.core.state import Decided
-from orchestrator.core.templates import load_templates
+from orchestrator.core.templates import Macros, load_templates
 from orchestrator.policy.thresholds import NEAR_MISS
 
 WORTH_SAYING = 0.03
@@ -21,7 +21,7 @@ CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {
 """Verdict on the hypothesis, by outcome."""
 FLAT = 0.01
 """Difference in nats below which two losses count as equal."""
-WORDS: Any = load_templates("orchestrator.optimizer").get_template("postmortem.txt").module
+WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
 """The macros of the template, as functions."""
 
 
