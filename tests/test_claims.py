@@ -252,7 +252,8 @@ def test_what_honest_code_is_off_sets_the_tolerance_and_the_script_does_not(kind
 def test_a_long_evaluation_counts_as_training(tmp_path, kind, usual, long):
     amount = BudgetAmount(kind=kind, amount=300.0, seconds=300.0)
     scorer = Scorer.load(small_data(tmp_path / "data", amount))
-    server = TrainingServer(None, scorer, 1, 20.0, tmp_path / "model", wall=300.0, cpu=300.0)
+    server = TrainingServer(None, scorer, 1, 20.0, 100.0, tmp_path / "model", wall=300.0, cpu=300.0)
     server.check_evaluation(*usual)
+    TrainingServer(None, scorer, 1, None, None, tmp_path / "model", wall=300.0, cpu=300.0).check_evaluation(*long)
     with pytest.raises(Disqualified, match="with the evaluation of its model, it trained for"):
         server.check_evaluation(*long)

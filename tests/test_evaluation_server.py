@@ -60,7 +60,7 @@ class Visit:
 
     async def serve(self, model, descriptors):
         connection, descriptor = await open_pair()
-        self.submission = TrainingServer(connection, self.scorer, 1, 10.0, model)
+        self.submission = TrainingServer(connection, self.scorer, 1, 10.0, 5.0, model)
         descriptors.put(descriptor)
         await self.submission.serve(self.running)
 

@@ -342,6 +342,8 @@ class EvaluationPlan(Frozen):
     """Largest error of the baseline's claims, in nats; its own audit measures it."""
     startup: float | None = None
     """CPU seconds that the baseline takes until its first batch; None if they are not known yet."""
+    evaluation: float | None = None
+    """Seconds that an evaluation of the baseline takes; None if they are not known yet."""
     pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
     control_run: Annotated[bool, _rename("reprieved", "control_run")] = False
     """Let the run finish even where it would be pruned, to measure how often pruning is wrong."""

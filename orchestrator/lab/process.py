@@ -60,8 +60,8 @@ class RunningProcess:
     def list_descendants(self, *, with_guardian: bool = False) -> list[psutil.Process]:
         """Return its whole process tree; nothing if it has just ended."""
         with suppress(psutil.Error):
-            guardian = psutil.Process(self.process.pid)
-            return [*guardian.children(recursive=True), *[guardian] * with_guardian]
+            guard = psutil.Process(self.process.pid)
+            return [*guard.children(recursive=True), *[guard] * with_guardian]
         return []
 
     def count_cpu_seconds(self) -> float:

@@ -205,7 +205,7 @@ class Runner(BaseRunner[Scorer]):
         ours, theirs = await open_pair()
         command = run.slot.build_command(["train.py"], run.work, theirs, **env)
         threads = run.slot.threads or os.cpu_count() or 1
-        server = TrainingServer(ours, self.scorer, threads, run.plan.startup, run.folder / "model")
+        server = TrainingServer(ours, self.scorer, threads, run.plan.startup, run.plan.evaluation, run.folder / "model")
         await self._train(run, command, server.serve)
         if server.objection and not run.ending.stopped:
             raise Disqualified(server.objection)

@@ -62,10 +62,11 @@ def plan_certification(state: State) -> EvaluationPlan:
 
 
 def _describe_baseline(state: State) -> dict[str, Any]:
-    """Return what the user's own code showed: the worst error of its claims, and the seconds to its first batch."""
+    """Return what the user's own code showed: the worst error of its claims, and its seconds beside training."""
     baselines = [side for side in (*state.results, state.incumbent) if side and side.experiment == 0]
     runs = [score for side in baselines for score in side.scores]
     return {
         "baseline_error": max([0.0, *(run.audit.worst for run in runs if run.audit)]),
         "startup": max([0.0, *(run.metrics.startup for run in runs)]) or None,
+        "evaluation": max([0.0, *(run.audit.evaluation for run in runs if run.audit)]) or None,
     }

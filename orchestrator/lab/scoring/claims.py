@@ -47,11 +47,9 @@ WALL_SLACK, WALL_GRACE = 1.03, 10.0
 WORK_SLACK = 2.0
 """Multiple of the expected CPU seconds that is allowed. Work cannot be counted from outside, and its CPU time varies by
 15 % either way between honest models, and by half again on a busy machine."""
-STARTUP_SLACK = 1.5
-"""Multiple of the baseline's CPU seconds until the first batch that is free, and again in an evaluation; what exceeds
-it counts as training."""
-EVALUATION_SHARE, EVALUATION_GRACE = 0.5, 60.0
-"""Share of a time budget, and seconds, that an evaluation may take; what exceeds it counts as training."""
+SLACK, EVALUATION_GRACE = 1.5, 60.0
+"""Multiple of what the baseline takes until its first batch, and for an evaluation, that is free; on a time budget, so
+are these seconds of an evaluation. What exceeds them counts as training."""
 
 
 class Disqualified(Fault):

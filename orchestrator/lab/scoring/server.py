@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.lab.process import RunningProcess
-from orchestrator.lab.scoring.claims import EVALUATION_GRACE, EVALUATION_SHARE, STARTUP_SLACK, Disqualified, Scorer
+from orchestrator.lab.scoring.claims import EVALUATION_GRACE, SLACK, Disqualified, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
 MAX_MODEL, CHUNK = 8 << 30, 1 << 20
@@ -42,6 +42,8 @@ class TrainingServer:
     """Threads for arithmetic in the run."""
     startup: float | None
     """CPU seconds that the baseline takes until its first batch; None if they are not known yet."""
+    usual_evaluation: float | None
+    """Seconds that an evaluation of the baseline takes; None if they are not known yet."""
     model: Path
     """File outside the sandbox for the model as submitted when the clock stops."""
     settings: InferenceSettings | None = None
@@ -78,8 +80,7 @@ class TrainingServer:
                 chunk = await self.connection.read_exactly(min(CHUNK, size - first))
                 await asyncio.to_thread(file.write, chunk)
         monitor.training_ended = monitor.read_clock()
-        self.startup = monitor.startup if self.startup is None else self.startup
-        early = max(0.0, monitor.startup - STARTUP_SLACK * self.startup)
+        early = 0.0 if self.startup is None else max(0.0, monitor.startup - SLACK * self.startup)
         self.wall, self.cpu = monitor.train_seconds, running.count_cpu_seconds() - monitor.startup + early
         try:
             self.settings = InferenceSettings.model_validate(event)
@@ -92,8 +93,10 @@ class TrainingServer:
 
         `wall` and `cpu` are seconds. Raises Disqualified.
         """
-        wall -= EVALUATION_SHARE * self.scorer.manifest.budget.seconds + EVALUATION_GRACE
-        cpu -= STARTUP_SLACK * (self.startup or 0.0)
+        if self.usual_evaluation is None:
+            return  # it is the baseline's own
+        wall -= SLACK * self.usual_evaluation + EVALUATION_GRACE
+        cpu -= SLACK * self.usual_evaluation * self.threads
         if why := self.scorer.explain_overtime(self.wall + max(0.0, wall), self.cpu + max(0.0, cpu), self.threads):
             raise Disqualified(f"with the evaluation of its model, {why}")
 
