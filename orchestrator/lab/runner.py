@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
@@ -25,7 +26,7 @@ from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Ending, Listener, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import ALONE, WALL_SLACK, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
 from orchestrator.lab.scoring.server import TrainingServer
@@ -242,10 +243,17 @@ class Runner(BaseRunner[Scorer]):
         self, scorer: Scorer, claims: Nats, reference: Nats | None, run: Attempt, server: TrainingServer
     ) -> tuple[float, float, float]:
         """Return the claims' score corrected by a blind process, with the correction's error and the worst gap."""
-        rng = np.random.default_rng()
+        rng, tolerance = np.random.default_rng(), scorer.get_tolerance(run.plan.baseline_error)
         positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-        blind = await self._ask(run, server, lambda evaluator: evaluator.predict_blind(scorer, positions, rng))
-        return scorer.correct(claims, blind, positions, scorer.get_tolerance(run.plan.baseline_error))
+        chosen = rng.permutation(len(claims))[:ALONE]
+
+        async def question(evaluator: Evaluator) -> NDArray[np.float64]:
+            alone = await evaluator.compute_alone(scorer, positions, chosen, rng)
+            scorer.check_company(claims, alone, chosen, positions, tolerance)
+            return await evaluator.predict_blind(scorer, positions, rng)
+
+        blind = await self._ask(run, server, question)
+        return scorer.correct(claims, blind, positions, tolerance)
 
     async def _ask(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
         """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError.

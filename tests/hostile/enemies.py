@@ -240,6 +240,20 @@ CLOCKS = [
         "honest",
     ),
 ]
+COUNTER = """
+class Counter:
+    def __init__(self):
+        self.counts = np.ones((260, 260))
+    def __call__(self, x, y=None, reduction="mean"):
+        np.add.at(self.counts, (x[:, :-1], x[:, 1:]), HOW_MUCH)
+        shares = self.counts / self.counts.sum(1, keepdims=True)
+        if y is None:
+            return np.log(shares)[x]
+        return -np.log(shares[x, y])
+
+model = cloudpickle.dumps(Counter())
+"""
+LEARNS = "learns from the text"
 CLAIMS = [
     Enemy("prints a fake score", "print('---\\nval_bpb: 0.1')\n", "without handing over", quick=True),
     Enemy("says a fake score", "say(event='score', val_bpb=0.1)\n", "without handing over", "raw", quick=True),
@@ -258,6 +272,25 @@ CLAIMS = [
     Enemy("a model without end", "hand_over(bytes=1 << 50)\n", "its model has", "raw"),
     Enemy("a model of nonsense", "hand_over(threads='rm', batch_size=-1)\n", "does not say how", "raw"),
     Enemy("claims certainty", "claim(lambda zeros: zeros)\n", "a loss of zero", "raw"),
+    Enemy(
+        "counts letters in all rows at once",
+        COUNTER.replace("HOW_MUCH", "1.0") + "hand_over(model, batch_size=4096)\n",
+        LEARNS,
+        "raw",
+        quick=True,
+    ),
+    Enemy(
+        "counts letters from row to row",
+        COUNTER.replace("HOW_MUCH", "1.0") + "hand_over(model, batch_size=1)\n",
+        LEARNS,
+        "raw",
+    ),
+    Enemy(
+        "counts letters, a little",
+        COUNTER.replace("HOW_MUCH", "0.03") + "hand_over(model, batch_size=16)\n",
+        LEARNS,
+        "raw",
+    ),
     Enemy("hands over no model", "hand_over()\n", "by itself", "raw"),
     Enemy(
         "ends its evaluation", "import os\nclaim(lambda zeros: os.kill(os.getpid(), 9))\n", "killed from outside", "raw"
