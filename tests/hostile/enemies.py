@@ -206,6 +206,15 @@ class Noter(Model):
 ]
 CLOCKS = [
     Enemy(
+        "discards the time of its children",
+        "import os, signal, time\nmodel = train(Model())\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "for _ in range(2):\n    if os.fork() == 0:\n        while time.process_time() < 8: pass\n"
+        "        os._exit(0)\n"
+        "try:\n    while True: os.wait()\nexcept ChildProcessError: pass\nevaluate_bpb(model, tokenizer, 16)\n",
+        "of CPU time",
+        "honest",
+    ),
+    Enemy(
         "trains after the end, by its own clock",
         "import time\nfrom prepare import Budget\nreal = time.monotonic\n"
         "time.monotonic = time.time = lambda: 0.0\nbudget, model, end = Budget(), Model(), real() + 20\n"
