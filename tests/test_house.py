@@ -34,7 +34,6 @@ IMPURE = {
 ONE_FILE = {
     "anthropic": "subagents/claude.py",
     "apprise": "orchestrator/views/notify.py",
-    "tensorboardX": "orchestrator/views/report.py",
     "optuna": "orchestrator/optimizer/crew.py",
     "merge3": "orchestrator/core/source.py",
     "tenacity": "subagents/claude.py",
