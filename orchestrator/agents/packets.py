@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from orchestrator.agents import briefing
 from orchestrator.core import events as ev
-from orchestrator.core.description import compare_metrics, interpolate_loss
+from orchestrator.core.description import average_recent_loss, compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.core.templates import Macros
 from prepare.constants import read_values
@@ -56,7 +56,7 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
         "diff": briefing.clip(change, briefing.DIFF),
         "constants": WORDS.constants(read_values(source)),
         "outcome": WORDS.outcome(decided),
-        "packet": _describe_runs(decided, log, timed=session.profile.budget_kind == "time"),
+        "packet": _describe_runs(decided, log, session.profile),
     }
 
 
@@ -87,9 +87,9 @@ def _count_steps(runs: Sequence[ev.RunResult]) -> float:
     return fmean(counts) if counts else 0.0
 
 
-def _describe_runs(decided: Decided, log: str, *, timed: bool) -> str:
-    """Return the curves and the metrics, and what ended a run early; the speed only where runs are `timed`."""
-    runs, last = _list_runs(decided), decided.last_run
+def _describe_runs(decided: Decided, log: str, profile: ev.SessionProfile) -> str:
+    """Return the curves and the metrics, and what ended a run early; the speed only where the budget is time."""
+    runs, last, timed = _list_runs(decided), decided.last_run, profile.budget_kind == "time"
     curves = write_curve_table(decided, POINTS) if any(run.curve for run in runs) else ""
     measured = [
         (name, own, other)
@@ -97,7 +97,9 @@ def _describe_runs(decided: Decided, log: str, *, timed: bool) -> str:
         if (own or other) and (timed or name != "tokens per second")
     ]
     crash = _describe_crash(last, log) if isinstance(last, ev.Crashed) else ""
-    return WORDS.packet(last, curves, measured, crash)
+    losses = [average_recent_loss(scores, 1.0) for scores in (decided.scores, decided.compared)]
+    gap = WORDS.gap(decided, losses, profile.bytes_per_token) if None not in losses and profile.bytes_per_token else ""
+    return WORDS.packet(last, curves, measured, gap, crash)
 
 
 def _describe_crash(crash: ev.Crashed, log: str) -> str:
