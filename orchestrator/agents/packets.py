@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from orchestrator.agents import briefing
 from orchestrator.core import events as ev
-from orchestrator.core.description import average_recent_loss, compare_metrics, interpolate_loss
+from orchestrator.core.description import compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.core.templates import Macros
 from prepare.constants import read_values
@@ -97,9 +97,7 @@ def _describe_runs(decided: Decided, log: str, profile: ev.SessionProfile) -> st
         if (own or other) and (timed or name != "tokens per second")
     ]
     crash = _describe_crash(last, log) if isinstance(last, ev.Crashed) else ""
-    losses = [average_recent_loss(scores, 1.0) for scores in (decided.scores, decided.compared)]
-    gap = WORDS.gap(decided, losses, profile.bytes_per_token) if None not in losses and profile.bytes_per_token else ""
-    return WORDS.packet(last, curves, measured, gap, crash)
+    return WORDS.packet(decided, runs, curves, measured, crash, profile.bytes_per_token)
 
 
 def _describe_crash(crash: ev.Crashed, log: str) -> str:
