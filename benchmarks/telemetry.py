@@ -29,7 +29,10 @@ class Clocked:
 
 
 def train_step("""
-END = '\ntraining_cpu = time.process_time() - cpu_start\nprint("WATCHED", Clocked.spent, training_cpu, step, flush=True)\nsys.exit()\n'
+END = """
+print("WATCHED", Clocked.spent, time.process_time() - cpu_start, step, flush=True)
+sys.exit()
+"""
 
 
 def main() -> None:
@@ -51,9 +54,8 @@ def main() -> None:
     for _ in range(RUNS):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "train.py").write_text(source)
-            words = {"cwd": folder, "env": env, "capture_output": True, "text": True, "check": True}
-            done = subprocess.run([sys.executable, "train.py"], **words)
-        spent, whole, steps = done.stdout.rpartition("WATCHED ")[2].split()
+            printed = subprocess.check_output([sys.executable, "train.py"], cwd=folder, env=env, text=True)
+        spent, whole, steps = printed.rpartition("WATCHED ")[2].split()
         shares.append(float(spent) / float(whole))
         print(f"| {steps} | {float(whole):.1f} | {float(spent):.3f} | {shares[-1]:.2%} |", flush=True)
     print(f"\nmean: {mean(shares):.2%}")

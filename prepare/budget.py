@@ -99,10 +99,9 @@ class Budget:
         if self.kind == "time":
             yield
             return
-        watched, self._watched = self._watched, REPORTS  # a report would count as work
+        self.step_work = 0
         with flop_counter.FlopCounterMode(display=False) as counter, TrafficCounter(counter) as traffic:
             yield
-        self._watched = watched
         self.step_work = counter.get_total_flops() + traffic.work
         if not self.step_work:
             raise RuntimeError("the measured step did nothing")
@@ -116,7 +115,8 @@ class Budget:
         In between, and in a step that is measured, it does nothing.
         """
         due = int(REPORTS * self.progress)
-        if due <= self._watched or not channel.elapsed():
+        is_measured = self.kind == "work" and not self.step_work  # then a report would count as work
+        if due <= self._watched or is_measured or not channel.elapsed():
             yield
             return
         self._watched = due

@@ -94,6 +94,16 @@ def make_agent(
         """
         return search(words) or "No musings match."
 
+    tools = [*map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))]
+    tools.append(Tool.from_function(search_musings, pure=False))
+    if state.incumbent and "step/calls" in state.incumbent.scores[0].telemetry:
+        tools.append(_make_profiler(source, state.session.profile.budget, meter))
+    return Agent("researcher", prompt, Proposals, tuple(tools), find_fault)
+
+
+def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
+    """Return the tool that measures a step of a draft of the source."""
+
     async def profile_step(settings: Annotated[dict[str, Value], BeforeValidator(unquote)]) -> str:
         """Measure in some seconds what a step costs with other values of constants, and how many the budget allows."""
         assert meter
@@ -103,12 +113,9 @@ def make_agent(
             raise ToolError(str(error)) from error
         if isinstance(found, str):
             raise ToolError(f"No step could be measured: {quote(found)}")
-        return briefing.WORDS.cost(found, state.session.profile.budget).strip()
+        return briefing.WORDS.cost(found, budget).strip()
 
-    measures = bool(state.incumbent and "step/calls" in state.incumbent.scores[0].telemetry)
-    pure = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
-    acting = (Tool.from_function(tool, pure=False) for tool in (search_musings, *[profile_step] * measures))
-    return Agent("researcher", prompt, Proposals, (*pure, *acting), find_fault)
+    return Tool.from_function(profile_step, pure=False)
 
 
 def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:

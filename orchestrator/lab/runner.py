@@ -203,7 +203,8 @@ class Runner(BaseRunner[Scorer]):
 
         It takes no slot: counted work does not depend on what runs beside it.
         """
-        slot, monitor = replace(self.slots[0], lock=self.folder / "step.lock"), RunMonitor(self.limits, only_starts=True)
+        monitor = RunMonitor(self.limits, only_starts=True)
+        slot = replace(self.slots[0], lock=self.folder / "step.lock")
         try:
             async with hold_slot(slot) as lock:
                 run = Attempt(ev.Granted(experiment=0, run=0, slot=0, seed=0), source, slot, lock, self.runs / "step")
