@@ -402,6 +402,11 @@ class Audit(Frozen):
     """Seconds that the claims took."""
 
 
+Telemetry = dict[str, tuple[float | None, ...]]
+"""What a script reported of itself, at each tenth of its budget, by names such as gradient/wte. It may be invented, and
+decides nothing. Only `position` is measured: bits per byte at positions 0, 1, 2 to 3, 4 to 7, … of a row."""
+
+
 class RunResult(RunEvent):
     """The fields common to all runs that ended, except aborted ones."""
 
@@ -410,6 +415,7 @@ class RunResult(RunEvent):
     log: Digest
     tier: str = "none"
     """Sandbox tier that confined it."""
+    telemetry: Telemetry = {}
 
 
 class Scored(RunResult):

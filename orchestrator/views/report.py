@@ -24,7 +24,7 @@ from orchestrator.core.state import UNTESTED, State, Usage
 from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
-from orchestrator.views.charts import Places, draw_curves, draw_progress, render_page
+from orchestrator.views.charts import Places, draw_curves, draw_progress, draw_telemetry, render_page
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
@@ -92,9 +92,10 @@ def render_report(log: LogReader, command: Callable[..., str] = write_command, g
     """Return the page; `command` completes a command of ours, `git` begins one about the script."""
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
     curves = {f"curve-{row.experiment}": curve for row in rows if (curve := draw_curves(row))}
+    inside = {name: figure for row in rows for name, figure in draw_telemetry(row).items()}
     return render_page(
         "page.html",
-        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves,
+        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves | inside,
         state=state,
         summary=summary,
         rows=rows,

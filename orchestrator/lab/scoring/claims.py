@@ -132,6 +132,13 @@ class Scorer:
         total = float(claims[counted].sum(dtype=np.float64)) + correction
         return total / self._nats_per_bpb
 
+    def compute_by_position(self, claims: Nats) -> tuple[float, ...]:
+        """Return the claims' bits per byte at positions 0, 1, 2 to 3, 4 to 7 and so on of a row."""
+        lengths = self.lengths[self.rows[:, 1:]]
+        first = [0, *(2**i for i in range((self.shape[1] - 1).bit_length()))]
+        nats = np.add.reduceat(np.where(lengths > 0, claims, 0).sum(0, dtype=np.float64), first)
+        return tuple((nats / np.maximum(np.add.reduceat(lengths.sum(0), first), 1) / math.log(2)).tolist())
+
     def explain_overtime(self, wall: float, cpu: float, threads: int) -> str:
         """Return why a training of so many seconds, by our own clocks, was too long; empty if it was not."""
         budget = self.manifest.budget
