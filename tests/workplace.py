@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import preloaded
 from tests.small import small_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,9 +50,7 @@ def environment(**values: str) -> dict[str, str]:
 
 def orchestrate(folder: Path, *words: str, **values: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, in the folder."""
-    return subprocess.run(
-        command(*words), cwd=folder, env=environment(**values), capture_output=True, text=True, check=False, timeout=200
-    )
+    return preloaded.run(words, folder, environment(**values))
 
 
 def begun(folder: Path, *words: str, **values: str) -> "subprocess.Popen[str]":

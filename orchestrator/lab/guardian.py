@@ -1,8 +1,9 @@
 """Run a command so that none of its processes outlives it, nor the orchestrator that started this guardian.
 
-Executed by path: `python -I guardian.py OPTIONS COMMAND…`. It adopts orphaned processes of the command, and kills all
-of them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
-error carries the command's output, standard output the report: one line of JSON.
+Executed by path: `python -I -S guardian.py OPTIONS COMMAND…`. It adopts orphaned processes of the command, and kills
+all of them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
+error carries the command's output, standard output the report: one line of JSON. Every run and evaluation waits for its
+start, so it imports little.
 """
 
 import ctypes
@@ -12,16 +13,18 @@ import os
 import resource
 import select
 import signal
+import site
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-import psutil
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # takes as long to import as all else, and few runs leave anything to kill
+    import psutil
 
-PROGRAM = Path(__file__)
+PROGRAM = __file__
 TAG = "NIGHTSHIFT_RUN"
 """Environment variable that marks a run's processes, to find them even if the guardian dies."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -64,8 +67,10 @@ def main() -> None:
     _report(status=status, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=len(left))
 
 
-def find_tagged(prefix: str) -> list[psutil.Process]:
+def find_tagged(prefix: str) -> "list[psutil.Process]":
     """Return the processes whose tag begins with `prefix`."""
+    import psutil
+
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -74,18 +79,25 @@ def find_tagged(prefix: str) -> list[psutil.Process]:
     return found
 
 
-def kill_all(alive: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+def kill_all(alive: "Callable[[], list[psutil.Process]]") -> "list[psutil.Process]":
     """Kill until LOOKS in a row find none alive, for KILL_PATIENCE seconds at most; return the survivors."""
     deadline, looks = time.monotonic() + KILL_PATIENCE, 0
-    processes = list[psutil.Process]()
+    processes: list[psutil.Process] = []
     while looks < LOOKS and time.monotonic() < deadline:
         processes = alive()
         looks = 0 if processes else looks + 1
-        for process in processes:
-            with suppress(psutil.Error):
-                process.kill()
+        if processes:
+            _kill(processes)
         time.sleep(0.01)
     return processes
+
+
+def _kill(processes: "list[psutil.Process]") -> None:
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def _attend(child: "subprocess.Popen[bytes]", grace: float) -> None:
@@ -102,17 +114,24 @@ def _attend(child: "subprocess.Popen[bytes]", grace: float) -> None:
         _reap(child)
 
 
-def _list_left(child: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    _reap(child)
+def _list_left(child: "subprocess.Popen[bytes]") -> "list[psutil.Process]":
+    if not _reap(child):
+        return []
+    site.main()  # where psutil is
+    import psutil
+
     return psutil.Process().children(recursive=True)
 
 
-def _reap(child: "subprocess.Popen[bytes]") -> None:
-    """Collect the exit codes of the child and of adopted processes."""
-    with suppress(ChildProcessError):
+def _reap(child: "subprocess.Popen[bytes]") -> bool:
+    """Collect the exit codes of the child and of adopted processes; return whether any process is left."""
+    try:
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             if found[0] == child.pid:
                 child.returncode = os.waitstatus_to_exitcode(found[1])
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _report(**fields: object) -> None:
