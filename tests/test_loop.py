@@ -279,7 +279,7 @@ class EqualLengths(FakeLab):
         return ev.Scored(**key, metrics=ev.RunMetrics(train_seconds=20), val_bpb=value, confirmed=value + 0.1)
 
 
-SHORT = ev.SessionLimits(hours=0.3)
+SHORT = ev.SessionLimits(hours=0.3, experiments=60)
 
 
 @settings(max_examples=8)

@@ -44,7 +44,9 @@ def command(*words: str) -> list[str]:
 
 
 def environment(**values: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NIGHTSHIFT_", "ANTHROPIC_"))}
+    """Return ours without what a user's machine would not have; modules are compiled once, not in each process."""
+    ours = ("NIGHTSHIFT_", "ANTHROPIC_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"PYTHONPATH": str(ROOT)} | values
 
 
