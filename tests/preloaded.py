@@ -4,6 +4,8 @@ What a command does, prints and leaves is that of a process which a user starts;
 for which `begun` in tests/workplace.py starts a whole one.
 """
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -11,6 +13,8 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -78,7 +82,7 @@ def become(folder: str, env: dict[str, str], files: list[int]) -> None:
     for descriptor, name, file in zip((1, 2), ("stdout", "stderr"), files, strict=False):
         os.dup2(file, descriptor)
         os.close(file)
-        stream = open(descriptor, "w", 1, "utf-8", closefd=False)
+        stream = open(descriptor, "w", 1, "utf-8", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     os.chdir(folder)
@@ -98,20 +102,41 @@ def warm_up() -> None:
         TEMPLATES.get_template(name)
 
 
+def run_program(modules: list[str], script: str, folder: str) -> int:
+    """Run the command, or the script, as if it were this process's own, and return the exit code."""
+    try:
+        if modules == [*COMMAND]:
+            sys.modules["__main__"] = program = importlib.import_module("orchestrator.__main__")
+            program.main()
+        else:
+            sys.path[0] = folder
+            runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return int(isinstance(end.code, str) or end.code or 0)
+    except BaseException:  # noqa: BLE001 - as the interpreter does it
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 def main() -> None:
     descriptor, *modules = sys.argv[1:]
     for module in modules:
         importlib.import_module(module)
     if modules == [*COMMAND]:
         warm_up()
+    gc.freeze()
     (program, *words), folder, env, files = serve(socket.socket(fileno=int(descriptor)))
     become(folder, env, files)
     sys.argv[:] = [program, *words]
-    if modules == [*COMMAND]:
-        importlib.import_module("orchestrator.__main__").main()
-    else:
-        sys.path[0] = folder
-        runpy.run_path(program, run_name="__main__")
+    code = run_program(modules, program, folder)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # to take all modules apart takes longer than most commands
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ import site
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # takes as long to import as all else, and few runs leave anything to kill
-    import psutil
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import psutil  # takes as long as all other imports, and few runs leave anything to kill
 
 PROGRAM = __file__
 TAG = "NIGHTSHIFT_RUN"

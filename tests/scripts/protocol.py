@@ -33,5 +33,3 @@ def finish(val_bpb):
     how = {"batch_size": 64, "autocast": None, "precision": None, "threads": 1}
     channel.send({"event": "model", "bytes": len(data), **how}, data)
     channel.receive()
-
-
