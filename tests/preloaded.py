@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -121,6 +122,18 @@ def run_program(modules: list[str], script: str, folder: str) -> int:
     return 0
 
 
+def finish(code: int) -> None:
+    """End like the interpreter, except that it takes no module apart, which takes longer than most commands."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for thing in gc.get_objects():
+        if isinstance(thing, sqlite3.Connection):
+            thing.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main() -> None:
     descriptor, *modules = sys.argv[1:]
     for module in modules:
@@ -131,12 +144,7 @@ def main() -> None:
     (program, *words), folder, env, files = serve(socket.socket(fileno=int(descriptor)))
     become(folder, env, files)
     sys.argv[:] = [program, *words]
-    code = run_program(modules, program, folder)
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # to take all modules apart takes longer than most commands
+    finish(run_program(modules, program, folder))
 
 
 if __name__ == "__main__":
