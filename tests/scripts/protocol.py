@@ -8,11 +8,13 @@ import pickle
 
 from prepare import channel
 
-VOCABULARY = 260
-CODE = """lambda x, y=None, reduction="mean", np=__import__("numpy"): (
-    np.broadcast_to(np.where(np.arange({vocabulary}) == {a}, -{nats}, {rest}), (*x.shape, {vocabulary}))
+MODEL = """lambda x, y=None, reduction="mean", np=__import__("numpy"), nats=float("{nats}"), vocabulary=260: (
+    np.broadcast_to(
+        np.where(np.arange(vocabulary) == ord("a"), -nats, np.log((1 - np.exp(-nats)) / (vocabulary - 1))),
+        (*x.shape, vocabulary),
+    )
     if y is None
-    else np.full(y.shape, {nats})
+    else np.full(y.shape, nats)
 )"""
 
 
@@ -23,8 +25,7 @@ class Constant:
         self.nats = nats
 
     def __reduce__(self):
-        rest = math.log((1 - math.exp(-self.nats)) / (VOCABULARY - 1))
-        return eval, (CODE.format(vocabulary=VOCABULARY, a=ord("a"), nats=self.nats, rest=rest),)
+        return eval, (MODEL.format(nats=self.nats),)
 
 
 def finish(val_bpb):
