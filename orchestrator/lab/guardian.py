@@ -2,8 +2,7 @@
 
 Executed by path: `python -I -S guardian.py OPTIONS COMMAND…`. It adopts orphaned processes of the command, and kills
 all of them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
-error carries the command's output, standard output the report: one line of JSON. Every run and evaluation waits for its
-start, so it imports little.
+error carries the command's output, standard output the report: one line of JSON.
 """
 
 import ctypes
@@ -23,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import psutil  # takes as long as all other imports, and few runs leave anything to kill
+    import psutil  # every run waits for our imports, of which it is half; few leave anything to kill
 
 PROGRAM = __file__
 TAG = "NIGHTSHIFT_RUN"
@@ -62,43 +61,39 @@ def main() -> None:
     for descriptor in options["fds"]:
         os.close(descriptor)
     _attend(child, options["grace"])
-    left = kill_all(lambda: _list_left(child))
+    left = 0
+    if _reap(child):
+        site.main()  # where psutil is
+        import psutil
+
+        left = len(kill_all(lambda: psutil.Process().children(recursive=True) if _reap(child) else []))
     status = -signal.SIGKILL if child.returncode is None else child.returncode
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    _report(status=status, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=len(left))
+    _report(status=status, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=left)
 
 
 def find_tagged(prefix: str) -> "list[psutil.Process]":
     """Return the processes whose tag begins with `prefix`."""
     import psutil
 
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(TAG, "").startswith(prefix):
-                found.append(process)
-    return found
+    found = ((process, dict[str, str](process.info["environ"] or ())) for process in psutil.process_iter(["environ"]))
+    return [process for process, env in found if process.pid != os.getpid() and env.get(TAG, "").startswith(prefix)]
 
 
 def kill_all(alive: "Callable[[], list[psutil.Process]]") -> "list[psutil.Process]":
     """Kill until LOOKS in a row find none alive, for KILL_PATIENCE seconds at most; return the survivors."""
+    import psutil
+
     deadline, looks = time.monotonic() + KILL_PATIENCE, 0
-    processes: list[psutil.Process] = []
+    processes = list[psutil.Process]()
     while looks < LOOKS and time.monotonic() < deadline:
         processes = alive()
         looks = 0 if processes else looks + 1
-        if processes:
-            _kill(processes)
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
         time.sleep(0.01)
     return processes
-
-
-def _kill(processes: "list[psutil.Process]") -> None:
-    import psutil
-
-    for process in processes:
-        with suppress(psutil.Error):
-            process.kill()
 
 
 def _attend(child: "subprocess.Popen[bytes]", grace: float) -> None:
@@ -115,24 +110,14 @@ def _attend(child: "subprocess.Popen[bytes]", grace: float) -> None:
         _reap(child)
 
 
-def _list_left(child: "subprocess.Popen[bytes]") -> "list[psutil.Process]":
-    if not _reap(child):
-        return []
-    site.main()  # where psutil is
-    import psutil
-
-    return psutil.Process().children(recursive=True)
-
-
 def _reap(child: "subprocess.Popen[bytes]") -> bool:
     """Collect the exit codes of the child and of adopted processes; return whether any process is left."""
-    try:
+    with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             if found[0] == child.pid:
                 child.returncode = os.waitstatus_to_exitcode(found[1])
-    except ChildProcessError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _report(**fields: object) -> None:
