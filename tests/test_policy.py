@@ -18,6 +18,7 @@ from orchestrator.policy import (
     evaluation_plan,
     evidence,
     judge,
+    limits,
     proposals,
     pruning,
     thresholds,
@@ -378,6 +379,14 @@ def _night(count: int, luck: random.Random, **facts) -> State:
     best = replace(STATE.incumbent, scores=tuple(_run(0.0, luck) for _ in range(3)))
     results = tuple(_finding(n, luck.uniform(-0.01, 0.05), luck, **facts) for n in range(1, count + 1))
     return replace(STATE, incumbent=best, results=results, open={99: candidate()})
+
+
+def test_a_candidate_that_fails_before_the_baseline_is_measured_does_not_end_the_night():
+    failed = ev.Failed(experiment=1, reason="NaN: diverged", failure="NaN")
+    decided = Decided(1, BASELINE, failed, (), MADE, None, None, 0)
+    state = replace(STATE, incumbent=None, results=(decided,))
+    assert not limits.explain_stop(state)
+    assert "does not train" in limits.explain_stop(replace(state, results=(decided, replace(decided, experiment=0))))
 
 
 def test_before_calibration_and_for_confirmations_no_run_is_hopeless():

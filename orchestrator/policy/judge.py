@@ -44,7 +44,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     found, outlook = compare(state, best, candidate), learn_outlook(state)
     prior = outlook.prior
     if reverted:
-        prior, outlook = assess_keep(state, reverted.experiment).mirror(), replace(outlook, bar=th.REVERT_BAR)
+        prior, outlook = assess_keep(state, reverted.experiment, prior).mirror(), replace(outlook, bar=th.REVERT_BAR)
     posterior = belief.infer(prior, found.gain, found.error)
     verdict = _Reasoning(number, candidate, best, found, posterior, outlook, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)
