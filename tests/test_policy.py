@@ -167,7 +167,9 @@ def test_the_less_is_known_of_the_noise_the_larger_it_is_taken():
     known, unknown = make_state(2.0, 2.01, 1.99), make_state(2.0, 2.01, 1.99, sigma=0.0)
     assert isinstance(decide(1.8, state=known), ev.Kept)
     assert not isinstance(decide(1.8, state=unknown), ev.Kept)
-    baseline = replace(candidate(*[0.0] * thresholds.BASELINE_RUNS), commit=MADE.model_copy(update={"experiment": 0}))
+    baseline = replace(
+        candidate(*[0.0] * known.session.profile.baseline_runs), commit=MADE.model_copy(update={"experiment": 0})
+    )
     assert isinstance(judge.judge(replace(known, incumbent=None), 0, baseline), ev.Kept)
     assert isinstance(judge.judge(replace(unknown, incumbent=None), 0, baseline), NeededRun)
 

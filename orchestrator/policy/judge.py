@@ -30,7 +30,8 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     # An ablation uses later seeds than those that the keep was selected by.
     following = NeededRun(number, draw_seed(state, runs + 1 + (len(reverted.differences) if reverted else 0)))
     if best is None:
-        needed = th.BASELINE_RUNS if state.session.profile.sigma else th.UNKNOWN_BASELINE_RUNS
+        profile = state.session.profile
+        needed = profile.baseline_runs if profile.sigma else th.UNKNOWN_BASELINE_RUNS
         return _establish_baseline(state, number, candidate) if runs >= needed else following
     if not runs:
         return following
