@@ -15,7 +15,6 @@ from markupsafe import escape
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
 from orchestrator.core.text import flatten
-from orchestrator.policy import thresholds
 from orchestrator.session.store import Session
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import list_rows
@@ -311,7 +310,7 @@ def test_the_charts_are_figures_of_plotly(session):
     assert labels == names
     bars = dict(zip(progress["data"][-1]["customdata"], progress["data"][-1]["error_y"]["array"], strict=True))
     sigma = summarize(session.state).sigma
-    assert bars[0] == pytest.approx(2 * sigma / thresholds.BASELINE_RUNS**0.5)
+    assert bars[0] == pytest.approx(2 * sigma / session.state.session.profile.baseline_runs**0.5)
 
 
 def test_the_inside_of_a_model_is_drawn_by_kind(session):

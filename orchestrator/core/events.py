@@ -153,6 +153,8 @@ class SessionProfile(Frozen):
     sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
     """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
     default is the one value that the cpu profile had before it was recorded."""
+    baseline_runs: int = 2
+    """Runs of the baseline before anything is compared with it, if σ is known; 2 before this was recorded."""
 
 
 class SessionSettings(Frozen):

@@ -210,6 +210,8 @@ class State:
     """Runs of the incumbent and the baseline that are under way, by experiment and run."""
     results: tuple[Decided, ...] = ()
     """Closed experiments, in the order in which they were closed."""
+    sources: Mapping[ev.Digest, tuple[int, ...]] = field(default_factory=dict[ev.Digest, tuple[int, ...]])
+    """Closed experiments whose source counts as tested, by its fingerprint."""
     parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
     """The baseline and every kept train.py, by experiment, as they stand on the branch; none until there is one."""
     incumbent: Incumbent | None = None
@@ -468,7 +470,11 @@ def _set_stage(state: State, number: int, stage: Stage) -> State:
 
 def _close(state: State, result: Decided) -> State:
     stages = {number: stage for number, stage in state.open.items() if number != result.experiment}
-    return replace(state, open=stages, results=(*state.results, result))
+    sources = state.sources
+    if result.commit and result.status != "not tested":
+        same = sources.get(result.commit.fingerprint, ())
+        sources = {**sources, result.commit.fingerprint: (*same, result.experiment)}
+    return replace(state, open=stages, results=(*state.results, result), sources=sources)
 
 
 def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -> State:
