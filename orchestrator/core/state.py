@@ -86,10 +86,10 @@ class Remeasuring:
 
 
 FinalStatus = Literal["kept", "reverted", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
-"""How an experiment ended. Not tested: it ran, but not as it was proposed."""
-UNTESTED: tuple[FinalStatus, ...] = ("refused", "abandoned", "not tested")
+"""How an experiment ended, as the researcher may ask for it. Not tested: it ran, but not as it was proposed."""
+Status = Literal["proposed", "ready", "training", "broken", "vetoed"] | FinalStatus
+UNTESTED: tuple[Status, ...] = ("refused", "abandoned", "vetoed", "not tested")
 """Ends that say nothing of the hypothesis."""
-Status = Literal["proposed", "ready", "training", "broken"] | FinalStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Decided:
 
     experiment: int
     proposal: ev.Proposal
-    verdict: ev.Verdict | ev.Refused | ev.Abandoned
+    verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed
     scores: tuple[ev.Scored, ...]
     commit: ev.Committed | None
     crash: ev.Crashed | None
@@ -117,7 +117,7 @@ class Decided:
         return _average(self.scores) if self.scores else None
 
     @property
-    def status(self) -> FinalStatus:
+    def status(self) -> Status:
         unfaithful = self.postmortem is not None and self.postmortem.implemented == "no"
         if unfaithful and not isinstance(self.verdict, ev.Kept):
             return "not tested"
@@ -248,6 +248,10 @@ class State:
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     guidance: str = ""
+    vetoed: frozenset[int] = frozenset()
+    """Open experiments that the user does not want, until what is under way for them has ended."""
+    paused: str = ""
+    """Why nothing new is started for the time being."""
     stopping: str = ""
     ended: str = ""
 
@@ -275,6 +279,10 @@ class State:
     def best(self) -> int:
         """Number of the best experiment so far; 0, the baseline, until it is measured."""
         return self.incumbent.experiment if self.incumbent else 0
+
+    def is_vetoable(self, number: int) -> bool:
+        """Return whether the user can still veto an experiment: it has no verdict, and is not the baseline."""
+        return number > 0 and isinstance(self.open.get(number), Idea | Candidate | Training | Broken)
 
     def get_rival(self, commit: ev.Committed) -> Incumbent | None:
         """Return what a candidate is compared with: its parent, which may be an earlier incumbent."""
@@ -339,6 +347,12 @@ def apply(state: State, record: ev.Record) -> State:
             return _restart(replace(state, started=started, away=state.away + record.at - before))
         case ev.GuidanceChanged(text=text):
             return replace(state, guidance=text)
+        case ev.Paused(reason=reason):
+            return replace(state, paused=reason)
+        case ev.Continued():
+            return replace(state, paused="")
+        case ev.VetoAsked(experiment=number):
+            return replace(state, vetoed=state.vetoed | {number}) if state.is_vetoable(number) else state
         case ev.StopAsked(reason=reason):
             return replace(state, stopping=reason)
         case ev.Ended(reason=reason):
@@ -377,6 +391,8 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             state = state if number in state.grants else _count_setback(state, verdict.reason)
             proposal, commit, task = stage.proposal, stage.commit, state.session.task
             return _close(state, Decided(number, proposal, verdict, (), commit, None, None, state.best, task=task))
+        case ev.Vetoed() as verdict, Idea() | Candidate() | Training() | Broken():
+            return _veto(state, record.task_id, verdict, stage)
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
@@ -414,13 +430,8 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return replace(state, incumbent=replace(current, luck=verdict.luck)) if current else state
         case ev.Promoted(commit=head), Decided(verdict=ev.Kept() as kept, commit=ev.Committed() as commit) as decided:
             _check_parent(state, record, commit)
-            incumbent = Incumbent(number, decided.scores, kept.score_to_beat, kept.luck)
             parents = {**state.parents, number: commit.model_copy(update={"commit": head})}
-            state = _set_stage(state, number, replace(decided, promoted=True))
-            back = decided.proposal.reverts
-            results = tuple(replace(r, reverted=True) if r.experiment == back else r for r in state.results)
-            former = {**state.former, state.best: state.incumbent} if state.incumbent else {}
-            return replace(state, incumbent=incumbent, former=former, parents=parents, results=results)
+            return _promote(replace(state, parents=parents), decided, kept)
         case ev.Reflected(postmortem=postmortem), Decided() as decided:
             state = replace(state, unreflected=0, reflection_failures=0)
             return _close(state, replace(decided, postmortem=postmortem))
@@ -430,6 +441,24 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return _close(state, decided)
         case _:
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
+
+
+def _promote(state: State, decided: Decided, kept: ev.Kept) -> State:
+    """Make a kept candidate the incumbent; where it removes an earlier keep, that is reverted."""
+    incumbent = Incumbent(decided.experiment, decided.scores, kept.score_to_beat, kept.luck)
+    former = {**state.former, state.best: state.incumbent} if state.incumbent else {}
+    back = decided.proposal.reverts
+    results = tuple(replace(r, reverted=True) if r.experiment == back else r for r in state.results)
+    state = _set_stage(state, decided.experiment, replace(decided, promoted=True))
+    return replace(state, incumbent=incumbent, former=former, results=results)
+
+
+def _veto(state: State, task_id: str, verdict: ev.Vetoed, stage: Stage) -> State:
+    """Close an experiment that the user does not want, and what its task waited for."""
+    number, task = verdict.experiment, state.session.task
+    waiting = {name: value for name, value in state.waiting.items() if name != task_id}
+    state = replace(state, vetoed=state.vetoed - {number}, waiting=waiting)
+    return _close(state, Decided(number, stage.proposal, verdict, (), stage.commit, None, None, state.best, task=task))
 
 
 def _count_aborted(state: State, slot: int, aborted: ev.Aborted) -> State:
@@ -500,7 +529,7 @@ def _average(scores: tuple[ev.Scored, ...]) -> float:
 
 
 def _restart(state: State) -> State:
-    """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop."""
+    """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop or pause."""
     stages = {n: stage.candidate if isinstance(stage, Training) else stage for n, stage in state.open.items()}
     state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0, sick={})
-    return replace(state, open=stages, reruns={}, waiting={}, stopping="", ended="")
+    return replace(state, open=stages, reruns={}, waiting={}, paused="", stopping="", ended="")

@@ -8,6 +8,9 @@ from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import count_certificate_rounds, estimate_runs, has_time_for
 from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, REPEAT_EXPIRY, SIMPLER_LINES
 
+MAY_REPEAT = ("not tested", "vetoed")
+"""Ends after which the same code may run: it has not been measured as it was meant."""
+
 
 def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     """Return why a proposal is a repeat of an earlier or current one; empty if it is new."""
@@ -24,7 +27,7 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
 
 def find_duplicate(state: State, number: int, fingerprint: str) -> str:
     """Return why a source need not be trained; empty if it is new."""
-    tested = ((result.experiment, result.commit) for result in state.results if result.status != "not tested")
+    tested = ((result.experiment, result.commit) for result in state.results if result.status not in MAY_REPEAT)
     under_way = ((n, stage.commit) for n, stage in state.open.items() if n < number)
     same = [n for n, commit in (*tested, *under_way) if commit and commit.fingerprint == fingerprint]
     if state.best in same:
