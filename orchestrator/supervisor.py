@@ -10,7 +10,7 @@ from orchestrator.core.events import Continued, GuidanceChanged, Paused, StopAsk
 from orchestrator.core.state import State
 from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
-from orchestrator.session.inbox import Control, take_controls
+from orchestrator.session.inbox import take_controls
 from orchestrator.session.store import Session, SessionError
 
 ASKED, PAUSED = "you asked to stop", "you asked for a pause"
@@ -86,28 +86,22 @@ async def _stop_stalled(session: Session, stop: Callable[[], None]) -> None:
 
 
 async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> None:
-    """Record what other processes ask of this night; what they asked before it began is out of date."""
-    take_controls(session.path.parent)
+    """Record what other processes ask of this night, unless it would change nothing."""
+    take_controls(session.path.parent)  # of a life before: out of date
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         for control in take_controls(session.path.parent):
-            await _heed(session, control, request_stop)
-
-
-async def _heed(session: Session, control: Control, request_stop: Callable[[], object]) -> None:
-    """Record one request, unless it would change nothing."""
-    state, number = session.state, control.experiment or 0
-    match control.action:
-        case "stop" if not state.stopping and not state.ended:
-            request_stop()
-        case "pause" if not state.paused and not state.stopping:
-            await session.append("", Paused(reason=PAUSED))
-        case "continue" if state.paused:
-            await session.append("", Continued())
-        case "veto" if state.is_vetoable(number) and number not in state.vetoed:
-            await session.append("", VetoAsked(experiment=number))
-        case _:
-            pass
+            match control.action, session.state:
+                case "stop", State(stopping="", ended=""):
+                    request_stop()
+                case "pause", State(paused="", stopping=""):
+                    await session.append("", Paused(reason=PAUSED))
+                case "continue", State(paused=str(reason)) if reason:
+                    await session.append("", Continued())
+                case "veto", state if state.is_vetoable(control.experiment):
+                    await session.append("", VetoAsked(experiment=control.experiment))
+                case _:
+                    pass
 
 
 async def _watch_guidance(session: Session, path: Path) -> None:

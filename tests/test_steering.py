@@ -180,9 +180,8 @@ def test_an_inbox_takes_only_what_is_a_request(tmp_path):
             "",
             "not json",
             '{"action": "shutdown"}',
-            '{"action": "pause", "experiment": 3}',
-            '{"action": "veto"}',
-            '{"action": "veto", "experiment": 0}',
+            '{"action": "veto", "experiment": -1}',
+            '{"action": "veto", "experiment": "all"}',
             '{"action": "pause", "path": "/etc"}',
             json.dumps({"action": "pause"}) + " " * 2000,
         ]

@@ -281,8 +281,9 @@ class State:
         return self.incumbent.experiment if self.incumbent else 0
 
     def is_vetoable(self, number: int) -> bool:
-        """Return whether the user can still veto an experiment: it has no verdict, and is not the baseline."""
-        return number > 0 and isinstance(self.open.get(number), Idea | Candidate | Training | Broken)
+        """Return whether the user can still veto an experiment: no baseline, without a verdict, not vetoed yet."""
+        is_open = isinstance(self.open.get(number), Idea | Candidate | Training | Broken)
+        return number > 0 and is_open and number not in self.vetoed
 
     def get_rival(self, commit: ev.Committed) -> Incumbent | None:
         """Return what a candidate is compared with: its parent, which may be an earlier incumbent."""
@@ -388,11 +389,9 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     """Move one experiment from its stage to the next."""
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
-            state = state if number in state.grants else _count_setback(state, verdict.reason)
-            proposal, commit, task = stage.proposal, stage.commit, state.session.task
-            return _close(state, Decided(number, proposal, verdict, (), commit, None, None, state.best, task=task))
+            return _dismiss(state if number in state.grants else _count_setback(state, verdict.reason), verdict, stage)
         case ev.Vetoed() as verdict, Idea() | Candidate() | Training() | Broken():
-            return _veto(state, record.task_id, verdict, stage)
+            return _dismiss(replace(state, vetoed=state.vetoed - {number}), verdict, stage, record.task_id)
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
@@ -430,8 +429,13 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return replace(state, incumbent=replace(current, luck=verdict.luck)) if current else state
         case ev.Promoted(commit=head), Decided(verdict=ev.Kept() as kept, commit=ev.Committed() as commit) as decided:
             _check_parent(state, record, commit)
+            incumbent = Incumbent(number, decided.scores, kept.score_to_beat, kept.luck)
             parents = {**state.parents, number: commit.model_copy(update={"commit": head})}
-            return _promote(replace(state, parents=parents), decided, kept)
+            state = _set_stage(state, number, replace(decided, promoted=True))
+            back = decided.proposal.reverts
+            results = tuple(replace(r, reverted=True) if r.experiment == back else r for r in state.results)
+            former = {**state.former, state.best: state.incumbent} if state.incumbent else {}
+            return replace(state, incumbent=incumbent, former=former, parents=parents, results=results)
         case ev.Reflected(postmortem=postmortem), Decided() as decided:
             state = replace(state, unreflected=0, reflection_failures=0)
             return _close(state, replace(decided, postmortem=postmortem))
@@ -443,22 +447,12 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
 
 
-def _promote(state: State, decided: Decided, kept: ev.Kept) -> State:
-    """Make a kept candidate the incumbent; where it removes an earlier keep, that is reverted."""
-    incumbent = Incumbent(decided.experiment, decided.scores, kept.score_to_beat, kept.luck)
-    former = {**state.former, state.best: state.incumbent} if state.incumbent else {}
-    back = decided.proposal.reverts
-    results = tuple(replace(r, reverted=True) if r.experiment == back else r for r in state.results)
-    state = _set_stage(state, decided.experiment, replace(decided, promoted=True))
-    return replace(state, incumbent=incumbent, former=former, results=results)
-
-
-def _veto(state: State, task_id: str, verdict: ev.Vetoed, stage: Stage) -> State:
-    """Close an experiment that the user does not want, and what its task waited for."""
-    number, task = verdict.experiment, state.session.task
-    waiting = {name: value for name, value in state.waiting.items() if name != task_id}
-    state = replace(state, vetoed=state.vetoed - {number}, waiting=waiting)
-    return _close(state, Decided(number, stage.proposal, verdict, (), stage.commit, None, None, state.best, task=task))
+def _dismiss(state: State, verdict: ev.Refused | ev.Abandoned | ev.Vetoed, stage: Stage, task_id: str = "") -> State:
+    """Close an experiment without a verdict on its hypothesis; `task_id`, if it waits for a model, does no more."""
+    state = replace(state, waiting={task: value for task, value in state.waiting.items() if task != task_id})
+    proposal, commit, task = stage.proposal, stage.commit, state.session.task
+    number, best = verdict.experiment, state.best
+    return _close(state, Decided(number, proposal, verdict, (), commit, None, None, best, task=task))
 
 
 def _count_aborted(state: State, slot: int, aborted: ev.Aborted) -> State:
