@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from base64 import b64encode
@@ -27,7 +29,7 @@ from orchestrator.views.event_text import list_conversations, write_page
 from orchestrator.views.musings import write_musings
 from tests.browser import CHROMIUM, Browser
 from tests.fakes import SOURCE, started
-from tests.workplace import ROOT, begun
+from tests.workplace import ROOT, begun, environment
 
 HOME = "http://127.0.0.1:8000"
 EVIL = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">'
@@ -161,13 +163,16 @@ def test_a_name_is_no_path(folder, name):
 
 @pytest.mark.parametrize(
     ("name", "is_own"),
-    [(name, True) for name in ("localhost", "127.0.0.1", "::1", "10.0.0.9", "box")]
-    + [(name, False) for name in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example")],
+    [(name, True) for name in ("localhost", "127.0.0.1", "127.0.0.1:8000", "[::1]:8000", "10.0.0.9", "Box:9")]
+    + [
+        (name, False)
+        for name in ("evil.example", "127.0.0.1.evil.example", "a_b.evil.example:8000", "", "[::1", "box@e")
+    ],
 )
 def test_a_foreign_name_that_leads_here_is_turned_away(folder, name, is_own):
     assert is_own_name(name, "box") is is_own
-    _, client = open_site(folder, host="box", base=f"http://[{name}]" if ":" in name else f"http://{name}:8000")
-    assert client.get("/").status_code == (200 if is_own else 421)
+    _, client = open_site(folder, host="box")
+    assert client.get("/guidance", headers={"host": name}).status_code == (200 if is_own else 421)
 
 
 def test_a_form_must_come_from_a_page_of_ours(folder):
@@ -322,3 +327,13 @@ def test_another_address_needs_the_link_that_it_prints(folder):
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+@pytest.mark.soak
+def test_without_its_packages_it_says_what_to_install(tmp_path):
+    code = "import sys; sys.modules['uvicorn'] = None; from orchestrator.cli.main import main; main(['serve'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "nightshift: serve needs uvicorn: pip install -e '.[serve]' in Nightshift's folder\n"

@@ -16,12 +16,19 @@ from orchestrator.core.state import Candidate, Idea, Training
 from orchestrator.loop import run
 from orchestrator.policy.proposals import find_duplicate
 from orchestrator.session.inbox import INBOX, Control, send_control, take_controls
+from orchestrator.session.recording import Live
+from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from orchestrator.supervisor import supervise
 from orchestrator.views.musings import write_musings
 from orchestrator.views.report import write_files
 from orchestrator.views.usage import list_runs
 from tests.fakes import SOURCE, FakeCrew, FakeLab, started
+from tests.scripted import SCRIPT
+from tests.simulated import SOURCE as SIMULATED
+from tests.simulated import Landscape
+from tests.test_crew import make_crew
+from tests.test_fruitless import Player
 from tests.test_replay import Notebook, reproduce
 from tests.virtual import run_virtually, virtual_clock
 
@@ -197,3 +204,42 @@ def test_an_inbox_takes_only_what_is_a_request(tmp_path):
     assert take_controls(tmp_path) == []
     assert [path.name for path in box.iterdir()] == ["9.json"]
     assert (tmp_path / "elsewhere").read_text() == "kept"
+
+
+class Slow(Player):
+    """Takes its time, so that a veto comes in the middle of a conversation."""
+
+    async def reply(self, request, on_wait):
+        await asyncio.sleep(7)
+        return await super().reply(request, on_wait)
+
+
+def test_a_veto_ends_a_conversation_and_replays(tmp_path):
+    async def go():
+        session = Session(tmp_path / "s/session.db", virtual_clock, create=True)
+        session.write("", started(limits=ev.SessionLimits(hours=0.2), crew="claude"))
+
+        async def veto():
+            while True:
+                await asyncio.sleep(31)
+                for number in [n for n in session.state.open if session.state.is_vetoable(n)]:
+                    await session.append("", ev.VetoAsked(experiment=number))
+
+        vetoing = asyncio.ensure_future(veto())
+        await run(session, make_crew(session, Live(Slow(SCRIPT), session)), Landscape(session, SIMULATED))
+        vetoing.cancel()
+        return session
+
+    async def verify(session):
+        tape = Tape(session.records, session.get)
+        return await replay(tape, lambda tape: run(tape, make_crew(tape, tape), tape)), tape
+
+    session = run_virtually(go())
+    cut = {record.task_id for record in session.records if isinstance(record.event, ev.Vetoed)}
+    talked = {record.task_id for record in session.records if isinstance(record.event, ev.ConversationOpened)}
+    divergences, tape = run_virtually(verify(session))
+
+    assert any(task.startswith("train") for task in cut)
+    assert cut & talked
+    assert divergences == []
+    assert tape.records == session.records

@@ -91,7 +91,7 @@ class Guard:
     def judge(self, request: HTTPConnection) -> Response | None:
         """Return the answer to a request that may not pass; None if it may."""
         headers, cookie = request.headers, f"nightshift-{request.url.port}"
-        if not is_own_name(request.url.hostname or "", self.host):
+        if not is_own_name(headers.get("host", ""), self.host):
             return _answer(421, "This server has another name.")
         if self.token and self._is_token(request.query_params.get("token", "")):
             welcome = RedirectResponse(request.url.path, 303)
@@ -110,10 +110,11 @@ class Guard:
         return secrets.compare_digest(text.encode(), self.token.encode())
 
 
-def is_own_name(name: str, host: str) -> bool:
+def is_own_name(header: str, host: str) -> bool:
     """Return whether a Host header names this server: by an address, or by no name that could be led here by DNS."""
     try:
-        return name.lower() in ("localhost", host.lower()) or bool(ipaddress.ip_address(name))
+        name = urlsplit(f"//{header}").hostname or ""
+        return name in ("localhost", host.lower()) or bool(ipaddress.ip_address(name))
     except ValueError:
         return False
 

@@ -28,12 +28,13 @@ def serve(
 
         from orchestrator.cli.pages import Site
     except ImportError as error:
-        raise UsageError(f"serve needs {error.name}: pip install -e '.[serve]' in Nightshift's folder") from error
+        raise UsageError(f"serve needs {str(error.name).partition('.')[0]}: pip install -e '.[serve]' in Nightshift's folder") from error
 
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise UsageError(f"{host}, port {port}, cannot be served ({error.strerror}): --port names another") from error
+        reason = str(error.strerror).partition(" (")[0]
+        raise UsageError(f"{host}, port {port}, cannot be served ({reason}): --port names another") from error
     address, port, *_ = listener.getsockname()
     bound = ip_address(address)
     token = token or ("" if bound.is_loopback else secrets.token_urlsafe(24))
