@@ -35,7 +35,7 @@ from tests.virtual import run_virtually, virtual_clock
 STAGES = {"proposed": Idea, "waiting": Candidate, "training": Training}
 
 
-def steered(seed, acts, *, slots=1, kill=None, hours=0.15):
+def steered(seed, acts, *, slots=1, kill=None, hours=0.1):
     """A night in which the user acts: after some seconds, an event, or the veto of the open experiment of that rank."""
 
     async def steer(log):
@@ -89,7 +89,7 @@ def test_whatever_the_user_asks_is_done_and_replays(seed, acts, slots, kill):
     assert log.records == reproduce(log, seed).records
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 999), begin=st.floats(1, 200), span=st.floats(1, 200))
 def test_in_a_pause_nothing_new_is_started(seed, begin, span):
     log = steered(seed, [(begin, PAUSE), (span, GO_ON)], slots=2)
@@ -125,7 +125,7 @@ def test_a_veto_by_the_inbox_ends_what_is_under_way(stage, tmp_path):
 
     async def go():
         session = Session(tmp_path / "s/session.db", virtual_clock, create=True)
-        session.write("", started(limits=ev.SessionLimits(hours=0.4)))
+        session.write("", started(limits=ev.SessionLimits(hours=0.25)))
 
         async def veto():
             while not any(n and type(s) is STAGES[stage] for n, s in session.state.open.items()):
@@ -217,11 +217,11 @@ class Slow(Player):
 def test_a_veto_ends_a_conversation_and_replays(tmp_path):
     async def go():
         session = Session(tmp_path / "s/session.db", virtual_clock, create=True)
-        session.write("", started(limits=ev.SessionLimits(hours=0.2), crew="claude"))
+        session.write("", started(limits=ev.SessionLimits(hours=0.1), crew="claude"))
 
         async def veto():
             while True:
-                await asyncio.sleep(31)
+                await asyncio.sleep(11)
                 for number in [n for n in session.state.open if session.state.is_vetoable(n)]:
                     await session.append("", ev.VetoAsked(experiment=number))
 

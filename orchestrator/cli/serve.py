@@ -28,7 +28,9 @@ def serve(
 
         from orchestrator.cli.pages import Site
     except ImportError as error:
-        raise UsageError(f"serve needs {str(error.name).partition('.')[0]}: pip install -e '.[serve]' in Nightshift's folder") from error
+        raise UsageError(
+            f"serve needs {str(error.name).partition('.')[0]}: pip install -e '.[serve]' in Nightshift's folder"
+        ) from error
 
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
