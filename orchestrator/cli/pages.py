@@ -149,7 +149,7 @@ class Site:
             "/sessions/{name}/events/{number:int}": self.show_event,
             "/assets/{file}": self.show_asset,
         }
-        forms = {"/guidance": self.save_guidance, "/sessions/{name}/control": self.control}
+        forms = {"/guidance": self.save_guidance, "/sessions/{name}/control": self.steer}
         routes = [Route(path, page) for path, page in pages.items()]
         routes += [Route(path, self._read_form(act), methods=["POST"]) for path, act in forms.items()]
         told = {UserError: _tell, HTTPException: _tell}
@@ -278,7 +278,7 @@ class Site:
             raise HTTPException(404, "No file has that name.")
         return Response(render_template(file), media_type=kinds[file])
 
-    def control(self, fields: dict[str, str], name: str) -> str:
+    def steer(self, fields: dict[str, str], name: str) -> str:
         """Put what the user asks into the inbox of a night that runs. Raises HTTPException."""
         path = self.find(name)
         if find_process(self.paths, name, time.time()) is None:
