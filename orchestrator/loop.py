@@ -61,7 +61,7 @@ async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor
     while True:
         ending = _end_vetoed(step, log.state)
         try:
-            events = ending or await _carry_out(step, state, log, crew, executor)
+            events = ending or await _run_step(step, state, log, crew, executor)
             return await log.append(step.task_id, *(_end_vetoed(step, log.state) or events), last=True)
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -80,7 +80,7 @@ def _has_begun(task: asyncio.Task[None]) -> bool:
     return inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED
 
 
-async def _carry_out(step: steps.Step, state: State, log: Log, crew: Crew, executor: Executor) -> Sequence[ev.Event]:
+async def _run_step(step: steps.Step, state: State, log: Log, crew: Crew, executor: Executor) -> Sequence[ev.Event]:
     """Return the events of one step but the grant of a run, which precedes the run."""
     match step:
         case steps.Train(experiment, _, run, slot, seed, plan):
