@@ -94,7 +94,7 @@ class Guard:
         if not is_own_name(headers.get("host", ""), self.host):
             return _answer(421, "This server has another name.")
         if self.token and self._is_token(request.query_params.get("token", "")):
-            welcome = RedirectResponse(request.url.path, 303)
+            welcome = RedirectResponse(f"/{request.url.path.lstrip('/')}", 303)
             welcome.set_cookie(cookie, self.token, httponly=True, samesite="lax")
             return welcome
         if self.token and not self._is_token(request.cookies.get(cookie, "")):
@@ -301,5 +301,5 @@ class Site:
         """Replace guidance.md, unless another has changed it meanwhile. Raises HTTPException."""
         if fields.get("before") != compute_digest(self.read_guidance()):
             raise HTTPException(409, "guidance.md has changed meanwhile: go back, keep your text, and load it again.")
-        write_atomically(self.guidance, fields.get("text", "").replace("\r\n", "\n")[:GUIDANCE_CHARACTERS])
+        write_atomically(self.guidance, fields.get("text", "").replace("\r\n", "\n"))
         return "/guidance"
