@@ -37,6 +37,8 @@ ONE_FILE = {
     "optuna": "orchestrator/optimizer/crew.py",
     "merge3": "orchestrator/core/source.py",
     "tenacity": "subagents/claude.py",
+    "starlette": "orchestrator/cli/pages.py",
+    "uvicorn": "orchestrator/cli/serve.py",
 }
 RUNTIME = {
     "__init__",

@@ -187,12 +187,8 @@ def compare(
     rows: list[comparison.SessionFigures] = []
     for name in names:
         with read_session(paths, name) as session:
-            if session.state.incumbent is None:
-                raise UsageError(f"{session.state.session.name} has no baseline yet")
             rows.append(comparison.summarize_session(session.state, session.records))
-    if any(row.metric != rows[0].metric for row in rows):
-        metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
-        raise UsageError(f"these sessions are scored differently: {metrics}")
+    comparison.require_one_metric(rows)
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))

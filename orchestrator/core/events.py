@@ -247,6 +247,25 @@ class StopAsked(Frozen):
     reason: str
 
 
+class Paused(Frozen):
+    """Nothing new is started, but the night goes on: it waits for Continued, a stop or the deadline."""
+
+    kind: Literal["paused"] = "paused"
+    reason: str
+
+
+class Continued(Frozen):
+    """The pause is over."""
+
+    kind: Literal["continued"] = "continued"
+
+
+class VetoAsked(ExperimentEvent):
+    """The user does not want an experiment that is proposed, waits or trains."""
+
+    kind: Literal["veto_asked"] = "veto_asked"
+
+
 class Ended(Frozen):
     kind: Literal["ended"] = "ended"
     reason: str
@@ -292,6 +311,13 @@ class Abandoned(ExperimentEvent):
 
     kind: Literal["abandoned"] = "abandoned"
     reason: str
+
+
+class Vetoed(ExperimentEvent):
+    """What was under way for an experiment that the user does not want has ended, and so has the experiment."""
+
+    kind: Literal["vetoed"] = "vetoed"
+    reason: str = "the user vetoed it"
 
 
 class Committed(ExperimentEvent):
@@ -614,12 +640,13 @@ class ToolUsed(Frozen):
 
 
 SessionEvent = Started | Resumed | Forked | GuidanceChanged | StopAsked | Ended | BaselineCommitted | Certified
-ProposalEvent = Proposed | Unanswered | FellBack | Refused | Abandoned | Committed | Granted
+UserEvent = Paused | Continued | VetoAsked
+ProposalEvent = Proposed | Unanswered | FellBack | Refused | Abandoned | Vetoed | Committed | Granted
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped
 AgentEvent = Waiting | ConversationOpened | ModelReplied | ToolUsed
-AnyEvent = SessionEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
+AnyEvent = SessionEvent | UserEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
 Event = Annotated[AnyEvent, Field(discriminator="kind")]
 
 
