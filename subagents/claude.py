@@ -1,6 +1,6 @@
 """Call Anthropic's API, or any server that speaks it (ANTHROPIC_BASE_URL).
 
-Replies are streamed. A transient failure is retried from the start of the turn, for an hour or two; a permanent one (a
+Replies are streamed. A transient failure is retried from the start of the turn, for a while; a permanent one (a
 wrong key, a spending limit, a bad request) becomes a reply with the error. Tools run only once a turn is complete.
 """
 
@@ -16,30 +16,24 @@ from typing import Any
 
 import anthropic
 import httpx2
+import tenacity
 from anthropic.lib.streaming import AsyncMessageStream
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from subagents import prices
-from subagents.agent import Json, OnWait, Reply, Request
+from subagents.agent import CHECK_TIMEOUT, Json, OnWait, Reply, Request, count_tokens, make_check
 
 READ_TIMEOUT = 180.0  # seconds without a byte after which a connection counts as dead; Claude sends pings more often
 TURN_TIMEOUT = 1800.0  # seconds after which a turn is abandoned although bytes still arrive
-ATTEMPTS = 30  # attempts at a turn; with pauses that grow to MAX_PAUSE they last about an hour and a half
+ATTEMPTS = 14  # attempts at a turn; with pauses that grow to MAX_PAUSE they last a quarter of an hour or more
+HURRY = tenacity.stop_before_delay(60.0)  # seconds after which another model takes over, if there is one
 MAX_PAUSE = 300.0  # seconds between two attempts, unless the server asks for more
 LONG_PAUSE = 60.0  # seconds of a pause above which the user is told
 MAX_RETRY_AFTER = 86_400.0  # longest pause in seconds that a server can ask for
-CHECK_TIMEOUT, CHECK_TOKENS = 120.0, 2_000  # of the one small request before a night
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 OVERFLOW = re.compile(r"too (long|large|many tokens)|context.{0,10}(length|window|size)", re.IGNORECASE)
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
-TOKENS = {
-    "input": "input_tokens",
-    "cache_read": "cache_read_input_tokens",
-    "cache_write": "cache_creation_input_tokens",
-    "output": "output_tokens",
-}
 HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}  # an experiment takes longer than five minutes
 MINUTES = {"cache_control": {"type": "ephemeral"}}
 
@@ -85,6 +79,7 @@ class Claude:
     client: anthropic.AsyncAnthropic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.time
+    replaceable: frozenset[str] = frozenset()  # models for which another takes over, and which are given up sooner
     without_effort: set[str] = field(default_factory=set[str])  # models that have refused the setting
 
     def at_most(self, request: Request) -> float | None:
@@ -95,15 +90,16 @@ class Claude:
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
         """Return the model's message, or a reply that states the error; retry transient failures."""
 
-        async def before_sleep(state: RetryCallState) -> None:
+        async def before_sleep(state: tenacity.RetryCallState) -> None:
             pause = state.upcoming_sleep
             if pause > LONG_PAUSE:
                 await on_wait(self.clock() + pause, self._reason(state.outcome and state.outcome.exception()))
 
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(is_transient),
+        patience = tenacity.stop_after_attempt(ATTEMPTS)
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(is_transient),
             wait=_choose_pause,
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=HURRY | patience if request.model in self.replaceable else patience,
             before_sleep=before_sleep,
             sleep=self.sleep,
             reraise=True,
@@ -121,13 +117,10 @@ class Claude:
 
         Returns whether a night may begin all the same, and what went wrong, in one line; empty if nothing did.
         """
-        ask = {"role": "user", "content": [{"type": "text", "text": "Call the tool `ready` now, and say nothing."}]}
-        tool = {"name": "ready", "description": "Says that you can call tools.", "input_schema": {"type": "object"}}
-        request = Request("doctor", model, effort, CHECK_TOKENS, "This is a check before a night.", (tool,), (ask,))
         url = self.client.base_url
         try:
             async with self.client, asyncio.timeout(CHECK_TIMEOUT):
-                reply = await self._turn(request)  # one attempt, without the patience of a night
+                reply = await self._turn(make_check(model, effort))  # one attempt, without the patience of a night
         except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
             return False, f"{url} refuses the key"
         except anthropic.NotFoundError:
@@ -158,9 +151,7 @@ class Claude:
                 raise
             self.without_effort.add(request.model)
             return await self._turn(request)
-        usage: Json = message.get("usage") or {}
-        tokens = {name: usage.get(field) or 0 for name, field in TOKENS.items()}
-        return Reply(message, tokens, prices.compute_usd(message))
+        return Reply(message, count_tokens(message.get("usage") or {}), prices.compute_usd(message))
 
     def _reason(self, error: BaseException | None) -> str:
         """Return the error in one line, without the key, which a server may echo."""
@@ -222,9 +213,9 @@ def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
     return marked
 
 
-def _choose_pause(state: RetryCallState) -> float:
+def _choose_pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome and state.outcome.exception()
     if isinstance(error, anthropic.APIStatusError):
         with suppress(KeyError, ValueError):
             return min(max(0.0, float(error.response.headers["retry-after"])), MAX_RETRY_AFTER)
-    return wait_random_exponential(multiplier=1, max=MAX_PAUSE)(state)
+    return tenacity.wait_random_exponential(multiplier=1, max=MAX_PAUSE)(state)

@@ -159,6 +159,7 @@ def fork(
     crew: Annotated[opt.CrewName | None, typer.Option(help="crew from the fork on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="style from the fork on (default: the same)")] = "",
     model: opt.Model = None,
+    fallback: opt.Fallback = None,
     notify: opt.Notify = "",
 ) -> None:
     """Start a new session from an event of another.
@@ -177,8 +178,9 @@ def fork(
     more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
     longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
     limits = state.session.limits.model_copy(update=longer)
+    models = model or (), fallback or ()
     name, style = fork_name or invent_name(paths.sessions), prompts or state.session.style or "default"
-    night = Preflight(paths, name, chosen, style, model or (), limits, isolated=True, notify=notify, state=state)
+    night = Preflight(paths, name, chosen, style, *models, limits, isolated=True, notify=notify, state=state)
     night.require()
     forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night))
     _begin(night, forked, lambda path: old.fork(path, at))
@@ -194,6 +196,7 @@ def trial(
     slots: opt.Slots = "1",
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
     model: opt.Model = None,
+    fallback: opt.Fallback = None,
     seed: Annotated[int, typer.Option(help="seed of the first repetition; each further one adds 1")] = 0,
     notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
@@ -208,7 +211,8 @@ def trial(
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: name each style only once; folders must have different names")
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    plan = Preflight(paths, "", crew, "", model or (), limits, isolated=True, notify=notify, slots=slots)
+    models = model or (), fallback or ()
+    plan = Preflight(paths, "", crew, "", *models, limits, isolated=True, notify=notify, slots=slots)
     nights = [
         replace(plan, name=f"{trial_name}-{style}-{repeat + 1}", style=folder, seed=seed + repeat)
         for repeat in range(repeats)

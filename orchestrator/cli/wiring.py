@@ -96,16 +96,20 @@ def build_crew(log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt]
 
     if started.crew == "optuna":
         return get_optimizer()
+    prompts = prompts or read_prompts(log)
     if isinstance(log, Tape):
         outside = log
     else:
         from subagents.claude import Claude, connect
+        from subagents.cli_model import Models
 
-        outside = Live(Claude(connect(), clock=log.clock), log)
+        replaceable = frozenset(prompt.model for prompt in prompts.values() if prompt.fallback)
+        server = Claude(connect(), clock=log.clock, replaceable=replaceable)
+        outside = Live(Models(server, replaceable, clock=log.clock), log)
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
-        prompts or read_prompts(log),
+        prompts,
         get_optimizer,
         lambda words: "\n".join(map(str, search(musings, words, session=started.name if started.isolated else ""))),
     )

@@ -126,6 +126,10 @@ class Decided:
         return "crashed" if isinstance(self.verdict, ev.Failed) else self.verdict.kind
 
     @property
+    def is_lost(self) -> bool:
+        return isinstance(self.verdict, ev.Abandoned) and self.verdict.outage
+
+    @property
     def compared(self) -> tuple[ev.Scored, ...]:
         """The incumbent's runs that the verdict is about: those at equal seeds, or all where no seed is shared."""
         runs = {score.seed: score for score in self.against.scores} if self.against else {}
@@ -246,6 +250,8 @@ class State:
     run_seconds: tuple[float, ...] = ()
     """Wall seconds of the latest runs."""
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
+    costs: Mapping[int, float] = field(default_factory=dict[int, float])
+    """Dollars that models have cost, by experiment; a request for several proposals counts for the first."""
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     guidance: str = ""
     stopping: str = ""
@@ -296,8 +302,13 @@ class State:
 
     @property
     def tried(self) -> tuple[Decided, ...]:
-        """Every closed experiment but the baseline."""
-        return tuple(result for result in self.results if result.experiment > 0)
+        """Every closed experiment but the baseline, and those lost to an outage."""
+        return tuple(result for result in self.results if result.experiment > 0 and not result.is_lost)
+
+    @property
+    def lost(self) -> int:
+        """Number of proposals that no model would carry out: they do not count as experiments."""
+        return sum(result.is_lost for result in self.results)
 
     @property
     def judged(self) -> tuple[Decided, ...]:
@@ -354,8 +365,9 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.ModelReplied(agent=agent) as event:
             usage = {**state.usage, agent: state.usage.get(agent, Usage()).add(event)}
             waiting = {task: value for task, value in state.waiting.items() if task != record.task_id}
-            return replace(state, usage=usage, waiting=waiting)
-        case ev.ConversationOpened() | ev.ToolUsed():
+            costs = {**state.costs, event.experiment: state.costs.get(event.experiment, 0.0) + (event.usd or 0.0)}
+            return replace(state, usage=usage, costs=costs, waiting=waiting)
+        case ev.ConversationOpened() | ev.ModelReplaced() | ev.ToolUsed():
             return state
         case ev.BaselineCommitted() as event:
             facts = event.model_dump(exclude={"kind"})

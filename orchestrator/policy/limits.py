@@ -60,6 +60,12 @@ def explain_fruitless(state: State) -> str:
     return f"{state.fruitless} rounds in a row led to no run: {state.setback}" * is_fruitless
 
 
+def explain_cap(state: State, number: int) -> str:
+    """Return that models have cost as much for an experiment as they may; empty while they have not."""
+    most, cost = state.session.limits.experiment_usd, state.costs.get(number, 0.0)
+    return "" if most is None or cost < most else f"models have cost ${cost:.2f} for it, and may cost ${most:g}"
+
+
 def compute_pause(state: State) -> float:
     """Return the seconds to wait before the researcher is asked again."""
     return th.FRUITLESS_PAUSE * 2 ** (state.fruitless - 2) if state.fruitless >= 2 else 0.0

@@ -1,20 +1,12 @@
 """Record what passes between agents, models and tools. In a verification the tape answers instead."""
 
 import asyncio
-from typing import Protocol
 
 from orchestrator.core import events as ev
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape
-from subagents.agent import OnWait, Reply, Request
+from subagents.agent import Model, OnWait, Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
-
-
-class Model(Protocol):
-    """Replies over the network."""
-
-    def at_most(self, request: Request) -> float | None: ...
-    async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
 
 
 class Live:
@@ -75,6 +67,9 @@ class Recording:
         number = self.experiment
         opened = ev.ConversationOpened(experiment=number, agent=agent, model=model, system=system, opening=opening)
         await self.log.append(self.task_id, opened)
+
+    async def replace_model(self, reason: str) -> None:
+        await self.log.append(self.task_id, ev.ModelReplaced(experiment=self.experiment, reason=reason))
 
     async def pause(self, seconds: float, until: float, reason: str) -> None:
         await self._wait(until, reason)

@@ -1,0 +1,178 @@
+"""Models that are programs: real processes, which get no secret of ours, and none of which outlives its request."""
+
+import asyncio
+import json
+import shlex
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from orchestrator.cli.preflight import load_style
+from orchestrator.core.events import SessionLimits, Tokens
+from orchestrator.loop import run
+from orchestrator.session.recording import Live
+from orchestrator.session.store import Session
+from subagents.agent import Request
+from subagents.cli_model import PAUSES, Models, check_program
+from tests.fakes import started
+from tests.test_crew import Lab, kinds, make_crew, played
+from tests.workplace import ROOT
+
+SAGE = shlex.join([sys.executable, str(ROOT / "tests/sage.py")])
+FAILING = "cat > /dev/null; echo the license has run out >&2; exit 1"
+SORRY = """cat > /dev/null; echo '{"type": "result", "is_error": true, "result": "Please run /login"}'; exit 1"""
+TOOL = {"name": "ready", "description": "Says so.", "input_schema": {"type": "object", "properties": {}}}
+
+
+def make_request(how, **changes):
+    user = {"role": "user", "content": [{"type": "text", "text": "Hello."}]}
+    fields = {"max_tokens": 500, "system": "Be brief.", "tools": (TOOL,), "messages": (user,)}
+    return Request("tester", f"cli:{SAGE} {how}", "", **fields | changes)
+
+
+class Asking:
+    """Models without a server, which do not sleep."""
+
+    def __init__(self, replaceable=frozenset()):
+        self.slept, self.waits = [], []
+        self.models = Models(None, replaceable, self.sleep, lambda: 1000.0)
+
+    async def sleep(self, seconds):
+        self.slept.append(seconds)
+
+    async def wait(self, until, reason):
+        self.waits.append((until, reason))
+
+    def __call__(self, request):
+        return asyncio.run(self.models.reply(request, self.wait))
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGE_LOG", str(tmp_path / "log"))
+    return tmp_path / "log"
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    """A night of one experiment with Claude Code, as played by the sage; the session, and what the sage was given."""
+    folder = tmp_path_factory.mktemp("programs")
+    claude = folder / "claude"
+    claude.write_text(f'#!/bin/sh\nSAGE_LOG={folder}/log exec {SAGE} envelope "$@"\n')
+    claude.chmod(0o755)
+    prompts = load_style("default", [f"cli:{claude} --model opus"])
+
+    async def go():
+        session.write("", started(limits=SessionLimits(hours=1, experiments=1, usd=5)))
+        await run(session, make_crew(session, Live(Models(None), session), prompts), Lab(session))
+
+    session = Session(folder / "night/session.db", time.time, create=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANTHROPIC_API_KEY", "sk-never")
+        patch.setenv("NIGHTSHIFT_NOTIFY", "json://127.0.0.1:9/never")
+        asyncio.run(go())
+    return session, [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+
+
+def test_a_night_with_claude_code(night):
+    session, _ = night
+
+    assert session.state.ended == "1 experiment is done"
+    assert {"committed", "crashed", "reflected"} <= kinds(session).keys()
+    replies = [record.event for record in session.records if record.event.kind == "replied"]
+    assert {event.agent for event in replies} == {"researcher", "mechanic", "reflector"}
+    assert all(event.usd == 0.02 for event in replies)
+    assert replies[0].tokens == Tokens(input=100, cache_read=1000, cache_write=10, output=50)
+    assert played(session, load_style("default", [replies[0].message["model"]])).records == session.records
+
+
+def test_it_gets_its_documented_options_and_no_secret_of_ours(night):
+    _, given = night
+
+    for asked in given:
+        options = dict(zip(asked["words"], asked["words"][1:], strict=False))
+        assert options["--output-format"] == "json"
+        assert options["--tools"] == ""
+        assert json.loads(options["--json-schema"])["required"] == ["calls"]
+        assert asked["words"][-2:] == ["--model", "opus"]
+        assert asked["folder"] == []
+        assert "never" not in str(asked["environment"])
+    assert [asked for asked in given if "You are the researcher" in str(asked["words"])]
+    later = next(asked["prompt"] for asked in given if "# The result of call_100" in asked["prompt"])
+    assert "# You called read_train_py, as call_100" in later
+
+
+def test_a_program_answers_with_calls_in_whatever_it_prints(log):
+    reply = Asking()(make_request("answer"))
+
+    assert [(call.name, call.input) for call in reply.calls] == [("ready", {})]
+    assert reply.usd is None
+    assert json.loads(log.read_text())["prompt"].startswith("Be brief.\n")
+
+
+def test_talk_is_no_call():
+    reply = Asking()(make_request("mute"))
+
+    assert reply.stop_reason == "end_turn"
+    assert reply.content[0]["text"].startswith("I would rather not say.\n")
+
+
+@pytest.mark.parametrize(("command", "said"), [(SORRY, "Please run /login"), (FAILING, "the license has run out")])
+def test_a_program_that_fails_is_asked_again_and_given_up(command, said):
+    request = replace(make_request(""), model=f"cli:sh -c {shlex.quote(command)}")
+    asking = Asking()
+    reply = asking(request)
+
+    assert reply.stop_reason == "failed"
+    assert said in reply.message["error"]
+    assert asking.slept == list(PAUSES)
+    assert said in asking.waits[0][1]
+
+    hurried = Asking(frozenset({request.model}))
+    assert hurried(request).stop_reason == "failed"
+    assert hurried.slept == [PAUSES[0]]
+
+
+def test_it_is_killed_with_its_children_when_the_night_ends(log):
+    async def go():
+        asked = asyncio.ensure_future(Asking().models.reply(make_request("sleep"), None))
+        while not (log.exists() and log.read_text().startswith("[")):
+            await asyncio.sleep(0.02)
+        asked.cancel()
+        with suppress(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(go())
+    for pid in json.loads(log.read_text()):
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("cli:no-such-program", "no-such-program"),
+        (f"cli:sh -c {shlex.quote(FAILING)}", "exit code 1: the license has run out"),
+        (f"cli:{SAGE} mute", "not with a call of a tool"),
+        ("cli:'", "No closing quotation"),
+        ("cli:", "cli: does not answer"),
+        (f"cli:{SAGE} answer", ""),
+    ],
+)
+def test_what_is_wrong_is_said_beforehand(model, said):
+    passes, wrong = asyncio.run(check_program(model))
+
+    assert not passes
+    assert said in wrong
+    assert bool(wrong) == bool(said)
+
+
+def test_models_are_named_with_their_arguments():
+    prompts = load_style("default", ["cli:claude --model=opus", "mechanic=cli:sage -a=b"], fallbacks=["reflector=m"])
+
+    assert prompts["researcher"].model == "cli:claude --model=opus"
+    assert prompts["mechanic"].model == "cli:sage -a=b"
+    assert (prompts["reflector"].fallback, prompts["mechanic"].fallback) == ("m", "")
