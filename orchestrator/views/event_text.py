@@ -1,18 +1,23 @@
 """Describe an event in one line (`event.txt`), or in full on a page (`event_page.txt`)."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 from orchestrator.core import events as ev
+from orchestrator.core.source import diff
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import shorten
 from orchestrator.ports import Log
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_local, render_template
 
-TALK = ev.ConversationOpened | ev.ModelReplied | ev.ToolUsed
+TALK = ev.ConversationOpened | ev.ModelReplied | ev.ModelReplaced | ev.ToolUsed
 """Events of a conversation with an agent, which change nothing that a view shows."""
 LONGEST = 200_000
 """Characters of one text on an event's page."""
+CODE = re.compile(r"^```\w+\n(?s:.*?)^```$", re.MULTILINE)
+HEAD, TAIL = 12, 3
+"""Lines of a long text that remain when it is folded."""
 
 
 def write_line(record: ev.Record, task: Task = EXAMINED) -> str:
@@ -26,12 +31,44 @@ def summarize(event: ev.Event, task: Task = EXAMINED) -> str:
     return make_printable(shorten(render_template("event.txt", event=event, task=task), 100))
 
 
-def write_page(log: Log, records: Sequence[ev.Record], number: int) -> str:
-    """Return everything about one event; in a conversation, all that the agent saw and said up to it."""
-    record, talk = records[number], list[ev.Event]()
+def write_page(log: Log, records: Sequence[ev.Record], number: int, *, full: bool = True) -> str:
+    """Return everything about one event; in a conversation, all that the agent saw and said up to it.
+
+    Unless in full, prompts, code and results are folded.
+    """
+    record, turns = records[number], list[tuple[ev.Event, list[ev.ToolUsed]]]()
     if isinstance(record.event, TALK):
-        talk = [r.event for r in records[: number + 1] if r.task_id == record.task_id]
-    openings = (i for i, event in enumerate(talk) if isinstance(event, ev.ConversationOpened))
-    facts = {"talk": talk[max(openings, default=0) :], "read": log.get, "summarize": summarize, "longest": LONGEST}
-    fields = {} if talk else record.event.model_dump(mode="json", exclude={"kind"})
-    return render_template("event_page.txt", line=write_line(record, log.state.session.task), fields=fields, **facts)
+        for event in (r.event for r in records[: number + 1] if r.task_id == record.task_id):
+            if isinstance(event, ev.ConversationOpened):
+                turns.clear()
+            if isinstance(event, ev.ToolUsed) and turns:
+                turns[-1][1].append(event)
+            else:
+                turns.append((event, []))
+    fold = str if full else _fold
+    facts = {"read": log.get, "summarize": summarize, "longest": LONGEST, "diff": diff, "fold": fold}
+    facts["fold_code"] = lambda text: CODE.sub(lambda found: fold(found[0]), text)
+    fields = {} if turns else record.event.model_dump(mode="json", exclude={"kind"})
+    line = write_line(record, log.state.session.task)
+    return render_template("event_page.txt", line=line, fields=fields, turns=turns, **facts)
+
+
+def list_conversations(records: Sequence[ev.Record], experiment: int, agent: str = "") -> Iterator[int]:
+    """Yield the number of the last event of each conversation that led to an experiment or was about it."""
+    proposed = {r.task_id for r in records if isinstance(r.event, ev.Proposed) and r.event.experiment == experiment}
+    talks: dict[int, ev.Record] = {}
+    begun: dict[str, int] = {}
+    for record in records:
+        if isinstance(opened := record.event, ev.ConversationOpened):
+            is_about = record.task_id in proposed or opened.experiment == experiment
+            begun[record.task_id] = record.seq if is_about and agent in ("", opened.agent) else -1
+        if isinstance(record.event, TALK):
+            talks[begun.get(record.task_id, -1)] = record
+    yield from sorted(last.seq for first, last in talks.items() if first >= 0)
+
+
+def _fold(text: str) -> str:
+    lines = text.splitlines()
+    if (hidden := len(lines) - HEAD - TAIL) < HEAD:
+        return text
+    return "\n".join([*lines[:HEAD], f"… {hidden} more lines (--full shows them)", *lines[-TAIL:]])
