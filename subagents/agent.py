@@ -26,7 +26,6 @@ MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
 CACHE = "<!-- cache -->"  # in an opening, ends the part that stays the same from one experiment to the next
 TRACER = trace.get_tracer("nightshift")  # spans follow the GenAI conventions
 STUB = "(left out to save room; call the tool again if you need it)"
-CHECK_TIMEOUT, CHECK_TOKENS = 120.0, 2_000  # of the one small request before a night
 TOKENS = {
     "input": "input_tokens",
     "cache_read": "cache_read_input_tokens",
@@ -109,13 +108,6 @@ class Reply:
         return [ToolCall(block["id"], block["name"], block["input"]) for block in blocks]
 
 
-class Model(Protocol):
-    """Replies to requests."""
-
-    def at_most(self, request: Request) -> float | None: ...
-    async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
-
-
 class Environment(Protocol):
     """What an agent can reach: a model that replies, and tools that act."""
 
@@ -140,13 +132,6 @@ class Environment(Protocol):
 def count_tokens(usage: Json) -> dict[str, int]:
     """Return the tokens of a Reply from a message's usage."""
     return {name: usage.get(field) or 0 for name, field in TOKENS.items()}
-
-
-def make_check(model: str, effort: str) -> Request:
-    """Return the small request that each model must answer before a night, by calling a tool as agents do."""
-    ask = {"role": "user", "content": [{"type": "text", "text": "Call the tool `ready` now, and say nothing."}]}
-    tool = {"name": "ready", "description": "Says that you can call tools.", "input_schema": {"type": "object"}}
-    return Request("doctor", model, effort, CHECK_TOKENS, "This is a check before a night.", (tool,), (ask,))
 
 
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:

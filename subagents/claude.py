@@ -20,7 +20,9 @@ import tenacity
 from anthropic.lib.streaming import AsyncMessageStream
 
 from subagents import prices
-from subagents.agent import CHECK_TIMEOUT, Json, OnWait, Reply, Request, count_tokens, make_check
+from subagents.agent import Json, OnWait, Reply, Request, count_tokens
+from subagents.cli_model import ask_program
+from subagents.prompts import PREFIX
 
 READ_TIMEOUT = 180.0  # seconds without a byte after which a connection counts as dead; Claude sends pings more often
 TURN_TIMEOUT = 1800.0  # seconds after which a turn is abandoned although bytes still arrive
@@ -29,6 +31,7 @@ HURRY = tenacity.stop_before_delay(60.0)  # seconds after which another model ta
 MAX_PAUSE = 300.0  # seconds between two attempts, unless the server asks for more
 LONG_PAUSE = 60.0  # seconds of a pause above which the user is told
 MAX_RETRY_AFTER = 86_400.0  # longest pause in seconds that a server can ask for
+CHECK_TIMEOUT, CHECK_TOKENS = 120.0, 2_000  # of the one small request before a night
 TRANSIENT_CODES = {408, 409, 429}
 TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit_error"}
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
@@ -74,7 +77,7 @@ def connect(
 
 @dataclass(frozen=True)
 class Claude:
-    """A model that is asked over the network."""
+    """Models that are asked over the network, or as programs on this machine."""
 
     client: anthropic.AsyncAnthropic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -106,7 +109,7 @@ class Claude:
         )
         try:
             return await retrying(self._turn, request)
-        except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError) as error:
+        except (anthropic.AnthropicError, httpx2.HTTPError, OSError) as error:
             too_long = isinstance(error, anthropic.APIStatusError) and (
                 error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
             )
@@ -117,10 +120,13 @@ class Claude:
 
         Returns whether a night may begin all the same, and what went wrong, in one line; empty if nothing did.
         """
+        ask = {"role": "user", "content": [{"type": "text", "text": "Call the tool `ready` now, and say nothing."}]}
+        tool = {"name": "ready", "description": "Says that you can call tools.", "input_schema": {"type": "object"}}
+        request = Request("doctor", model, effort, CHECK_TOKENS, "This is a check before a night.", (tool,), (ask,))
         url = self.client.base_url
         try:
             async with self.client, asyncio.timeout(CHECK_TIMEOUT):
-                reply = await self._turn(make_check(model, effort))  # one attempt, without the patience of a night
+                reply = await self._turn(request)  # one attempt, without the patience of a night
         except (anthropic.AuthenticationError, anthropic.PermissionDeniedError):
             return False, f"{url} refuses the key"
         except anthropic.NotFoundError:
@@ -134,11 +140,15 @@ class Claude:
             wait = is_transient(error)
             hint = "; a night would wait for it" * wait
             return wait, f"{model} does not answer now: {self._reason(error)}{hint}"
+        except (OSError, ValueError) as error:
+            return False, f"{model} does not answer: {self._reason(error)}"
         if not reply.calls:
             return False, f"{model} answers, but called no tool when told to: agents need a model that uses tools"
         return True, ""
 
     async def _turn(self, request: Request) -> Reply:
+        if request.model.startswith(PREFIX):
+            return await ask_program(request, TURN_TIMEOUT)
         effort = request.effort if request.model not in self.without_effort else ""
         try:
             async with (
@@ -164,7 +174,7 @@ class Claude:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
     if not isinstance(error, anthropic.APIStatusError):
-        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, TimeoutError))
+        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, OSError))
     if error.status_code == 200:  # an error event inside a stream
         return error.type in TRANSIENT_TYPES
     return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)

@@ -17,8 +17,10 @@ from orchestrator.loop import run
 from orchestrator.session.recording import Live
 from orchestrator.session.store import Session
 from subagents.agent import Request
-from subagents.cli_model import PAUSES, Models, check_program
+from subagents.claude import ATTEMPTS, Claude, connect
+from subagents.cli_model import ask_program
 from tests.fakes import started
+from tests.test_claude import Asking
 from tests.test_crew import Lab, kinds, make_crew, played
 from tests.workplace import ROOT
 
@@ -34,21 +36,11 @@ def make_request(how, **changes):
     return Request("tester", f"cli:{SAGE} {how}", "", **fields | changes)
 
 
-class Asking:
-    """Models without a server, which do not sleep."""
-
-    def __init__(self, replaceable=frozenset()):
-        self.slept, self.waits = [], []
-        self.models = Models(None, replaceable, self.sleep, lambda: 1000.0)
-
-    async def sleep(self, seconds):
-        self.slept.append(seconds)
-
-    async def wait(self, until, reason):
-        self.waits.append((until, reason))
-
-    def __call__(self, request):
-        return asyncio.run(self.models.reply(request, self.wait))
+def ask(request, **changes):
+    """What comes of a request, and how it was waited for."""
+    asking = Asking("http://127.0.0.1:9")
+    asking.claude = replace(asking.claude, **changes)
+    return asyncio.run(asking.claude.reply(request, asking.told)), asking
 
 
 @pytest.fixture
@@ -68,7 +60,11 @@ def night(tmp_path_factory):
 
     async def go():
         session.write("", started(limits=SessionLimits(hours=1, experiments=1, usd=5)))
-        await run(session, make_crew(session, Live(Models(None), session), prompts), Lab(session))
+        await run(
+            session,
+            make_crew(session, Live(Claude(connect(base_url="http://127.0.0.1:9")), session), prompts),
+            Lab(session),
+        )
 
     session = Session(folder / "night/session.db", time.time, create=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -107,7 +103,7 @@ def test_it_gets_its_documented_options_and_no_secret_of_ours(night):
 
 
 def test_a_program_answers_with_calls_in_whatever_it_prints(log):
-    reply = Asking()(make_request("answer"))
+    reply, _ = ask(make_request("answer"))
 
     assert [(call.name, call.input) for call in reply.calls] == [("ready", {})]
     assert reply.usd is None
@@ -115,7 +111,7 @@ def test_a_program_answers_with_calls_in_whatever_it_prints(log):
 
 
 def test_talk_is_no_call():
-    reply = Asking()(make_request("mute"))
+    reply, _ = ask(make_request("mute"))
 
     assert reply.stop_reason == "end_turn"
     assert reply.content[0]["text"].startswith("I would rather not say.\n")
@@ -124,22 +120,22 @@ def test_talk_is_no_call():
 @pytest.mark.parametrize(("command", "said"), [(SORRY, "Please run /login"), (FAILING, "the license has run out")])
 def test_a_program_that_fails_is_asked_again_and_given_up(command, said):
     request = replace(make_request(""), model=f"cli:sh -c {shlex.quote(command)}")
-    asking = Asking()
-    reply = asking(request)
+    reply, asking = ask(request, replaceable=frozenset({request.model}))
 
     assert reply.stop_reason == "failed"
     assert said in reply.message["error"]
-    assert asking.slept == list(PAUSES)
-    assert said in asking.waits[0][1]
+    assert 1 < len(asking.slept) < ATTEMPTS
 
-    hurried = Asking(frozenset({request.model}))
-    assert hurried(request).stop_reason == "failed"
-    assert hurried.slept == [PAUSES[0]]
+
+def test_a_program_that_takes_too_long_is_killed():
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask_program(replace(make_request(""), model="cli:sleep 600"), 0.2))
+    assert not [child for child in psutil.Process().children() if child.name() == "sleep"]
 
 
 def test_it_is_killed_with_its_children_when_the_night_ends(log):
     async def go():
-        asked = asyncio.ensure_future(Asking().models.reply(make_request("sleep"), None))
+        asked = asyncio.ensure_future(ask_program(make_request("sleep"), 60))
         while not (log.exists() and log.read_text().startswith("[")):
             await asyncio.sleep(0.02)
         asked.cancel()
@@ -156,16 +152,16 @@ def test_it_is_killed_with_its_children_when_the_night_ends(log):
     [
         ("cli:no-such-program", "no-such-program"),
         (f"cli:sh -c {shlex.quote(FAILING)}", "exit code 1: the license has run out"),
-        (f"cli:{SAGE} mute", "not with a call of a tool"),
+        (f"cli:{SAGE} mute", "called no tool"),
         ("cli:'", "No closing quotation"),
-        ("cli:", "cli: does not answer"),
+        ("cli:", "does not answer: "),
         (f"cli:{SAGE} answer", ""),
     ],
 )
 def test_what_is_wrong_is_said_beforehand(model, said):
-    passes, wrong = asyncio.run(check_program(model))
+    passes, wrong = asyncio.run(Claude(connect(base_url="http://127.0.0.1:9")).check(model))
 
-    assert not passes
+    assert passes == (not said)
     assert said in wrong
     assert bool(wrong) == bool(said)
 

@@ -343,7 +343,6 @@ def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
     """Check the key, each model and its price. Each is asked to call a small tool, for a fraction of a cent."""
     from subagents import prices
     from subagents.claude import Claude, connect, credentials_error
-    from subagents.cli_model import check_program
 
     uses = [(each, name) for name, prompt in prompts.items() for each in (prompt.model, prompt.fallback) if each]
     if not all(model.startswith(PREFIX) for model, _ in uses) and (missing := credentials_error()):
@@ -351,12 +350,11 @@ def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
         return
     for model in sorted({model for model, _ in uses}):
         names = [name for used, name in uses if used == model]
-        agents, effort, is_program = ", ".join(names), prompts[names[0]].effort, model.startswith(PREFIX)
-        check = check_program(model, effort) if is_program else Claude(connect()).check(model, effort)
-        passes, wrong = asyncio.run(check)
+        agents = ", ".join(names)
+        passes, wrong = asyncio.run(Claude(connect()).check(model, prompts[names[0]].effort))
         if wrong:
             yield CheckResult(model, "warn" if passes else "bad", f"{wrong} (for {agents}; --offline needs no model)")
-        elif is_program:
+        elif model.startswith(PREFIX):
             yield CheckResult(model, "good", f"called a tool; --max-usd counts the dollars that it reports ({agents})")
         elif prices.estimate_most(model, 0, 0) is not None:
             yield CheckResult(model, "good", f"called a tool, and its price is known ({agents})")

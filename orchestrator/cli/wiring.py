@@ -101,11 +101,9 @@ def build_crew(log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt]
         outside = log
     else:
         from subagents.claude import Claude, connect
-        from subagents.cli_model import Models
 
         replaceable = frozenset(prompt.model for prompt in prompts.values() if prompt.fallback)
-        server = Claude(connect(), clock=log.clock, replaceable=replaceable)
-        outside = Live(Models(server, replaceable, clock=log.clock), log)
+        outside = Live(Claude(connect(), clock=log.clock, replaceable=replaceable), log)
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),

@@ -306,11 +306,6 @@ class State:
         return tuple(result for result in self.results if result.experiment > 0 and not result.is_lost)
 
     @property
-    def lost(self) -> int:
-        """Number of proposals that no model would carry out: they do not count as experiments."""
-        return sum(result.is_lost for result in self.results)
-
-    @property
     def judged(self) -> tuple[Decided, ...]:
         """Every experiment with a verdict; those that wait for their post-mortem come last."""
         return (*self.results, *(stage for stage in self.open.values() if isinstance(stage, Decided)))

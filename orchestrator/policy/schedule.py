@@ -141,8 +141,9 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     if state.incumbent is None and slots == 1 and not state.run_seconds:  # the first score of the baseline is told
         return []
     behind = sum(1 for n, stage in state.open.items() if n > 0 and isinstance(stage, Idea | Candidate | Broken))
+    lost = sum(result.is_lost for result in state.results)
     wanted = max(slots * LOOKAHEAD - behind, 0)
-    end = state.next + wanted if limits.experiments is None else limits.experiments + state.lost + 1
+    end = state.next + wanted if limits.experiments is None else limits.experiments + lost + 1
     numbers = [*sorted(state.skipped), *range(state.next, end)][:wanted]
     if not numbers:
         return []

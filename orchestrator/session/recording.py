@@ -1,16 +1,24 @@
 """Record what passes between agents, models and tools. In a verification the tape answers instead."""
 
 import asyncio
+from typing import Protocol
 
 from orchestrator.core import events as ev
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape
-from subagents.agent import Model, OnWait, Reply, Request
+from subagents.agent import OnWait, Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
 
 
+class Model(Protocol):
+    """Replies over the network, or as a program."""
+
+    def at_most(self, request: Request) -> float | None: ...
+    async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
+
+
 class Live:
-    """Models over the network and tools that act. The highest possible cost of pending requests counts as spent."""
+    """Models and tools that act. The highest possible cost of pending requests counts as spent."""
 
     def __init__(self, model: Model, log: Log) -> None:
         """Take the limit and the dollars spent so far from the state of the log, which must have a first event."""

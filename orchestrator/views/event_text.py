@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from orchestrator.core import events as ev
 from orchestrator.core.source import diff
@@ -36,35 +37,25 @@ def write_page(log: Log, records: Sequence[ev.Record], number: int, *, full: boo
 
     Unless in full, prompts, code and results are folded.
     """
-    record, turns = records[number], list[tuple[ev.Event, list[ev.ToolUsed]]]()
+    record, talk, fold = records[number], list[ev.Event](), str if full else _fold
     if isinstance(record.event, TALK):
-        for event in (r.event for r in records[: number + 1] if r.task_id == record.task_id):
-            if isinstance(event, ev.ConversationOpened):
-                turns.clear()
-            if isinstance(event, ev.ToolUsed) and turns:
-                turns[-1][1].append(event)
-            else:
-                turns.append((event, []))
-    fold = str if full else _fold
-    facts = {"read": log.get, "summarize": summarize, "longest": LONGEST, "diff": diff, "fold": fold}
-    facts["fold_code"] = lambda text: CODE.sub(lambda found: fold(found[0]), text)
-    fields = {} if turns else record.event.model_dump(mode="json", exclude={"kind"})
-    line = write_line(record, log.state.session.task)
-    return render_template("event_page.txt", line=line, fields=fields, turns=turns, **facts)
+        talk = [r.event for r in records[: number + 1] if r.task_id == record.task_id]
+    openings = (i for i, event in enumerate(talk) if isinstance(event, ev.ConversationOpened))
+    facts = {"talk": talk[max(openings, default=0) :], "read": log.get, "summarize": summarize, "longest": LONGEST}
+    facts |= {"diff": diff, "fold": fold, "fold_code": lambda text: CODE.sub(lambda code: fold(code[0]), text)}
+    fields = {} if talk else record.event.model_dump(mode="json", exclude={"kind"})
+    return render_template("event_page.txt", line=write_line(record, log.state.session.task), fields=fields, **facts)
 
 
 def list_conversations(records: Sequence[ev.Record], experiment: int, agent: str = "") -> Iterator[int]:
     """Yield the number of the last event of each conversation that led to an experiment or was about it."""
     proposed = {r.task_id for r in records if isinstance(r.event, ev.Proposed) and r.event.experiment == experiment}
-    talks: dict[int, ev.Record] = {}
-    begun: dict[str, int] = {}
-    for record in records:
-        if isinstance(opened := record.event, ev.ConversationOpened):
-            is_about = record.task_id in proposed or opened.experiment == experiment
-            begun[record.task_id] = record.seq if is_about and agent in ("", opened.agent) else -1
-        if isinstance(record.event, TALK):
-            talks[begun.get(record.task_id, -1)] = record
-    yield from sorted(last.seq for first, last in talks.items() if first >= 0)
+    for first in records:
+        if not isinstance(opened := first.event, ev.ConversationOpened) or agent not in ("", opened.agent):
+            continue
+        if opened.experiment == experiment or first.task_id in proposed:
+            later = (r for r in records[first.seq + 1 :] if r.task_id == first.task_id and isinstance(r.event, TALK))
+            yield max([first.seq, *(r.seq for r in takewhile(lambda r: r.event.kind != "opened", later))])
 
 
 def _fold(text: str) -> str:
