@@ -57,7 +57,7 @@ def credentials_error() -> str:
         return ""
     return (
         "no model can be reached: set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL for a server of your own "
-        "(--offline needs neither)"
+        "(--model cli:claude and --offline need neither)"
     )
 
 

@@ -11,9 +11,11 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from orchestrator.cli.preflight import load_style
-from orchestrator.core.events import SessionLimits, Tokens
+from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.preflight import Preflight, load_style
+from orchestrator.core.events import Record, SessionLimits, Tokens
 from orchestrator.loop import run
+from orchestrator.ports import Log
 from orchestrator.session.recording import Live
 from orchestrator.session.store import Session
 from subagents.agent import Request
@@ -172,3 +174,14 @@ def test_models_are_named_with_their_arguments():
     assert prompts["researcher"].model == "cli:claude --model=opus"
     assert prompts["mechanic"].model == "cli:sage -a=b"
     assert (prompts["reflector"].fallback, prompts["mechanic"].fallback) == ("m", "")
+
+
+def test_a_sessions_file_cannot_have_a_program_started():
+    log = Log()
+    texts = {name: log.put(prompt.text) for name, prompt in load_style("default", ["mechanic=cli:evil -x"]).items()}
+    log.fold(Record(seq=0, at=0.0, task_id="", event=started(crew="claude", prompts=texts)))
+
+    with pytest.raises(UsageError, match=r"no night began with here: .* \(cli:evil -x\)"):
+        assert Preflight(Paths(), "night", "claude", session=log).prompts
+    allowed = Preflight(Paths(programs=["cli:evil -x"]), "night", "claude", session=log)
+    assert allowed.prompts["mechanic"].model == "cli:evil -x"

@@ -95,8 +95,10 @@ def replay(
     if experiment is not None:
         refuse(context, "with --experiment", "event", "until", "step", "as_json")
     else:
-        refuse(context, "without --experiment", "agent", *(["full"] if event is None else []))
-    if event is not None:
+        refuse(context, "without --experiment", "agent")
+    if event is None and experiment is None:
+        refuse(context, "without --show or --experiment", "full")
+    elif event is not None:
         refuse(context, "with --show", "until", "step")
     if step and not sys.stdin.isatty():
         raise UsageError("--step needs a terminal, and this is none: leave it out")
@@ -107,7 +109,7 @@ def replay(
             found = list(event_text.list_conversations(session.records, experiment, agent or ""))
             if not found:
                 raise UsageError(f"{name} has no conversation {f'of the {agent} ' if agent else ''}about #{experiment}")
-            _page(event_text.write_page(session, session.records, number, full=full) for number in found)
+            _show_pages(event_text.write_page(session, session.records, number, full=full) for number in found)
         elif event is None:
             _walk(session, until, step=step, as_json=as_json)
         elif event >= len(session.records):
@@ -115,10 +117,10 @@ def replay(
         elif as_json:
             print(session.records[event].model_dump_json())
         else:
-            _page([event_text.write_page(session, session.records, event, full=full)])
+            _show_pages([event_text.write_page(session, session.records, event, full=full)])
 
 
-def _page(pages: Iterable[str]) -> None:
+def _show_pages(pages: Iterable[str]) -> None:
     """Print pages, on a terminal one screen at a time."""
     text = "\n\n\n".join(pages)
     if sys.stdout.isatty():

@@ -1,7 +1,7 @@
 """The options that commands share, the paths of a session, usage errors and exit codes."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -76,6 +76,8 @@ class Paths:
     """The training code is trusted."""
     fit: bool | None = None
     """The baseline gets the profile's constants; None for a train.py of ours only."""
+    programs: Sequence[str] = ()
+    """The models that are programs: a session's file, which may be another's, cannot have one started."""
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""

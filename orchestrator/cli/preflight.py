@@ -104,7 +104,11 @@ class Preflight:
     def prompts(self) -> Mapping[str, Prompt]:
         """By agent: those that a session has recorded, else the style's; empty if the crew uses no model."""
         if self.session:
-            return read_prompts(self.session)
+            prompts = read_prompts(self.session)
+            if foreign := set(list_programs(prompts)).difference(self.paths.programs):
+                words = "the session's file names a program that no night began with here: fork it with a --model"
+                raise UsageError(f"{words} ({', '.join(sorted(foreign))})")
+            return prompts
         return {} if self.crew == "optuna" else load_style(self.style, self.models, self.task, self.fallbacks)
 
     @cached_property
@@ -289,6 +293,12 @@ def load_style(
 def read_prompts(log: Log) -> dict[str, Prompt]:
     """Return the prompts that a session has recorded, by agent. Raises PromptError."""
     return {agent: parse_prompt(log.get(text), agent) for agent, text in log.state.session.prompts.items()}
+
+
+def list_programs(prompts: Mapping[str, Prompt]) -> list[str]:
+    """Return the models that are programs."""
+    models = {model for prompt in prompts.values() for model in (prompt.model, prompt.fallback)}
+    return sorted(model for model in models if model.startswith(PREFIX))
 
 
 def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:

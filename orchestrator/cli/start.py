@@ -15,7 +15,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, expect_run_seconds
+from orchestrator.cli.preflight import Preflight, expect_run_seconds, list_programs
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -102,7 +102,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
                 session.put(prompt.text)
             session.write("", first)
             session.close()
-            night.paths.remember(draft)
+            replace(night.paths, programs=list_programs(night.prompts)).remember(draft)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -37,12 +37,12 @@ def write_page(log: Log, records: Sequence[ev.Record], number: int, *, full: boo
 
     Unless in full, prompts, code and results are folded.
     """
-    record, talk, fold = records[number], list[ev.Event](), str if full else _fold
+    record, talk = records[number], list[ev.Event]()
     if isinstance(record.event, TALK):
         talk = [r.event for r in records[: number + 1] if r.task_id == record.task_id]
     openings = (i for i, event in enumerate(talk) if isinstance(event, ev.ConversationOpened))
     facts = {"talk": talk[max(openings, default=0) :], "read": log.get, "summarize": summarize, "longest": LONGEST}
-    facts |= {"diff": diff, "fold": fold, "fold_code": lambda text: CODE.sub(lambda code: fold(code[0]), text)}
+    facts |= {"diff": diff, "fold": str if full else _fold, "fold_code": str if full else _fold_code}
     fields = {} if talk else record.event.model_dump(mode="json", exclude={"kind"})
     return render_template("event_page.txt", line=write_line(record, log.state.session.task), fields=fields, **facts)
 
@@ -63,3 +63,7 @@ def _fold(text: str) -> str:
     if (hidden := len(lines) - HEAD - TAIL) < HEAD:
         return text
     return "\n".join([*lines[:HEAD], f"… {hidden} more lines (--full shows them)", *lines[-TAIL:]])
+
+
+def _fold_code(text: str) -> str:
+    return CODE.sub(lambda block: _fold(block[0]), text)
