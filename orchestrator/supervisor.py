@@ -11,6 +11,7 @@ from orchestrator.core.state import State
 from orchestrator.loop import run
 from orchestrator.policy.certification import certify
 from orchestrator.policy.schedule import find_due
+from orchestrator.policy.steps import Append
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.store import Session, SessionError
 
@@ -77,7 +78,8 @@ async def _stop_at_deadline(session: Session, say: Callable[[str], None]) -> Non
     if not session.state.stopping:
         await session.append("", StopAsked(reason=reason))
     awaited = [f"train {run.granted.experiment}.{run.granted.run}" for run in session.state.running]
-    if awaited := [*awaited, *(step.task_id for step in find_due(session.state))]:
+    awaited += [step.task_id for step in find_due(session.state) if not isinstance(step, Append)]
+    if awaited:
         say(f"The time is up. Awaited: {', '.join(awaited)}; a silent model for two minutes at most.")
     await _wait_for_stall(session, SILENCE)
     measured = [found for found in (certify(session.state),) if found and found != session.state.certificate]

@@ -131,7 +131,7 @@ class Environment(Protocol):
 
 def count_tokens(usage: Json) -> dict[str, int]:
     """Return the tokens of a Reply from a message's usage."""
-    return {name: usage.get(field) or 0 for name, field in TOKENS.items()}
+    return {name: count if isinstance(count := usage.get(field), int) else 0 for name, field in TOKENS.items()}
 
 
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:

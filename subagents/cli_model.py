@@ -37,6 +37,18 @@ class Turn(BaseModel):
     calls: list[Call] = Field(min_length=1)
 
 
+class Envelope(BaseModel):
+    """What Claude Code prints of its work."""
+
+    result: str = ""
+    subtype: str = ""
+    is_error: bool = False
+    stop_reason: str | None = None
+    structured_output: Json | None = None
+    usage: Json = {}
+    total_cost_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
 async def ask_program(request: Request, seconds: float) -> Reply:
     """Return a program's reply; kill the program if it takes too long or is cancelled. Raises OSError."""
     words, prompt = write_command(request)
@@ -69,27 +81,28 @@ def write_command(request: Request) -> tuple[list[str], str]:
 
 def read_reply(request: Request, printed: str) -> Reply:
     """Return what a program printed as a reply, without calls if it holds none. Raises ChildProcessError."""
-    answer, stop, usd, usage = _find_object(printed), "", None, Json()
-    if answer.get("type") == "result":  # Claude Code's envelope
-        printed = str(answer.get("result") or answer.get("errors") or answer.get("subtype"))
-        if answer.get("is_error") and answer.get("subtype") != "error_max_structured_output_retries":
-            raise ChildProcessError(printed[-250:])
-        usage, usd, stop = answer.get("usage") or usage, answer.get("total_cost_usd"), answer.get("stop_reason")
-        answer = answer.get("structured_output") or _find_object(printed)
+    answer, envelope = _find_object(printed), Envelope()
     try:
+        if answer.get("type") == "result":
+            envelope = Envelope.model_validate(answer)
+            printed = envelope.result or envelope.subtype
+            if envelope.is_error and envelope.subtype != "error_max_structured_output_retries":
+                raise ChildProcessError(printed[-250:])
+            answer = envelope.structured_output or _find_object(printed)
         calls = list(enumerate(Turn.model_validate(answer).calls, 100 * len(request.messages)))
         content = [{"type": "tool_use", "id": f"call_{i}", "name": call.tool, "input": call.input} for i, call in calls]
         stop = "tool_use"
     except ValidationError as error:
         content = [{"type": "text", "text": f"{printed[:2000]}\n\n(not read: {describe_faults(error)})"}]
-        stop = "refusal" if stop == "refusal" else "end_turn"
+        stop = "refusal" if envelope.stop_reason == "refusal" else "end_turn"
     message = {"role": "assistant", "model": request.model, "content": content, "stop_reason": stop}
-    return Reply(message, count_tokens(usage), float(usd) if isinstance(usd, int | float) else None)
+    return Reply(message, count_tokens(envelope.usage), envelope.total_cost_usd)
 
 
 def _find_object(text: str) -> Json:
     """Return the JSON object in a text, whatever stands around it; an empty one if there is none."""
     with suppress(ValueError, RecursionError):
         found = json.loads(text[text.find("{") : text.rfind("}") + 1])
+        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))  # no lone surrogate
         return cast("Json", found) if isinstance(found, dict) else {}
     return {}

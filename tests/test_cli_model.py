@@ -13,14 +13,14 @@ import pytest
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.preflight import Preflight, load_style
-from orchestrator.core.events import Record, SessionLimits, Tokens
+from orchestrator.core.events import ModelReplied, Record, SessionLimits, Tokens
 from orchestrator.loop import run
 from orchestrator.ports import Log
 from orchestrator.session.recording import Live
 from orchestrator.session.store import Session
 from subagents.agent import Request
 from subagents.claude import ATTEMPTS, Claude, connect
-from subagents.cli_model import ask_program
+from subagents.cli_model import ask_program, read_reply
 from tests.fakes import started
 from tests.test_claude import Asking
 from tests.test_crew import Lab, kinds, make_crew, played
@@ -117,6 +117,40 @@ def test_talk_is_no_call():
 
     assert reply.stop_reason == "end_turn"
     assert reply.content[0]["text"].startswith("I would rather not say.\n")
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "",
+        "null",
+        "{" * 100_000 + "}" * 100_000,
+        '{"calls": []}',
+        '{"calls": [{"tool": 3, "input": {}}]}',
+        '{"calls": [{"tool": "ready"}], "type": "result"}',
+        '{"type": "result", "usage": [1], "result": 7}',
+        '{"type": "result", "result": "{\\"calls\\": 1}", "total_cost_usd": NaN}',
+        '{"type": "result", "usage": {"input_tokens": "many"}, "total_cost_usd": -1}',
+        '{"type": "result", "structured_output": [1], "is_error": null}',
+        '{"type": "result", "subtype": "error_max_structured_output_retries", "is_error": true}',
+    ],
+)
+def test_nonsense_is_a_message_without_calls(printed):
+    reply = read_reply(make_request(""), printed)
+
+    assert reply.stop_reason == "end_turn"
+    known = {"experiment": 1, "agent": "a", "request": "r", "tokens": Tokens(**reply.tokens), "usd": reply.usd}
+    assert ModelReplied(message=reply.message, **known).model_dump_json()
+
+
+def test_calls_are_kept_as_text_that_can_be_stored():
+    usage = {"input_tokens": None, "output_tokens": 5}
+    answer = {"calls": [{"tool": "ready", "input": {"words": "\ud800"}}]}
+    reply = read_reply(make_request(""), json.dumps({"type": "result", "usage": usage, "structured_output": answer}))
+
+    assert reply.calls[0].input == {"words": "?"}
+    assert reply.tokens == {"input": 0, "cache_read": 0, "cache_write": 0, "output": 5}
+    assert reply.usd is None
 
 
 @pytest.mark.parametrize(("command", "said"), [(SORRY, "Please run /login"), (FAILING, "the license has run out")])

@@ -15,7 +15,7 @@ from orchestrator.session.store import Session
 from orchestrator.supervisor import SILENCE
 from subagents.agent import Reply
 from subagents.claude import ATTEMPTS, Claude, connect
-from tests.fakes import started
+from tests.fakes import FakeCrew, started
 from tests.scripted import Scripted, events
 from tests.test_claude import Asking, refusal, server, whole
 from tests.test_crew import KEY, SOURCE, Lab, make_crew, played
@@ -108,3 +108,4 @@ def test_no_silent_model_holds_the_night_open_after_the_deadline(tmp_path):
     assert told.startswith("The time is up. Awaited: ")
     assert "reflect 1" in told
     assert "two minutes" in told
+    assert live(tmp_path / "other", FakeCrew())[1] == [], "nothing is awaited"
