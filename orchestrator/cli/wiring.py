@@ -102,7 +102,8 @@ def build_crew(log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt]
     else:
         from subagents.claude import Claude, connect
 
-        replaceable = frozenset(prompt.model for prompt in prompts.values() if prompt.fallback)
+        others = [prompt for prompt in prompts.values() if prompt.fallback not in ("", prompt.model)]
+        replaceable = frozenset(prompt.model for prompt in others)
         outside = Live(Claude(connect(), clock=log.clock, replaceable=replaceable), log)
     return ClaudeCrew(
         log,

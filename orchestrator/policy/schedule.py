@@ -67,7 +67,7 @@ def _is_postponed(state: State, step: steps.Step) -> bool:
 def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step | NeededRun]:
     """Yield what an experiment needs next; `_grant` grants the runs, since slots are scarce."""
     match stage:
-        case Idea(proposal) if (cap := explain_cap(state, number)) and not proposal.settings:
+        case Idea(proposal) if (cap := explain_cap(state, number)) and not (proposal.settings or proposal.reverts):
             yield _append("abandon", ev.Abandoned(experiment=number, reason=cap))
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
