@@ -23,7 +23,8 @@ from subagents.claude import ATTEMPTS, Claude, connect
 from subagents.cli_model import ask_program, read_reply
 from tests.fakes import started
 from tests.test_claude import Asking
-from tests.test_crew import Lab, kinds, make_crew, played
+from tests.test_crew import Lab, kinds, make_crew
+from tests.test_outages import played
 from tests.workplace import ROOT
 
 SAGE = shlex.join([sys.executable, str(ROOT / "tests/sage.py")])
@@ -62,11 +63,8 @@ def night(tmp_path_factory):
 
     async def go():
         session.write("", started(limits=SessionLimits(hours=1, experiments=1, usd=5)))
-        await run(
-            session,
-            make_crew(session, Live(Claude(connect(base_url="http://127.0.0.1:9")), session), prompts),
-            Lab(session),
-        )
+        crew = make_crew(session, Live(Claude(connect(base_url="http://127.0.0.1:9")), session))
+        await run(session, replace(crew, prompts=prompts), Lab(session))
 
     session = Session(folder / "night/session.db", time.time, create=True)
     with pytest.MonkeyPatch.context() as patch:

@@ -59,11 +59,11 @@ class Lab(FakeLab):
         return Scored(**known, val_bpb=2.25 - gain + random.Random(granted.seed).gauss(0, 0.003))
 
 
-def make_crew(log, outside, prompts=PROMPTS):
+def make_crew(log, outside):
     def connect(task_id, number):
         return Recording(outside, log, task_id, number)
 
-    return ClaudeCrew(log, connect, prompts, lambda: Optimizer(log.get), str)
+    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str)
 
 
 def night(path, url, experiments, stall=5.0):
@@ -83,11 +83,11 @@ def night(path, url, experiments, stall=5.0):
     return session
 
 
-def played(session, prompts=PROMPTS):
+def played(session):
     """The session once more, from its tape alone."""
 
     async def live(tape):
-        return await run(tape, make_crew(tape, tape, prompts), tape)
+        return await run(tape, make_crew(tape, tape), tape)
 
     async def go():
         tape = Tape(session.records, session.get)

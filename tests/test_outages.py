@@ -11,6 +11,7 @@ from orchestrator.cli.preflight import load_style
 from orchestrator.core import events as ev
 from orchestrator.loop import run
 from orchestrator.session.recording import Live
+from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
 from orchestrator.supervisor import SILENCE
 from subagents.agent import Reply
@@ -18,7 +19,7 @@ from subagents.claude import ATTEMPTS, Claude, connect
 from tests.fakes import FakeCrew, started
 from tests.scripted import Scripted, events
 from tests.test_claude import Asking, refusal, server, whole
-from tests.test_crew import KEY, SOURCE, Lab, make_crew, played
+from tests.test_crew import KEY, SOURCE, Lab, make_crew
 from tests.test_fruitless import Player, list_events
 from tests.test_fruitless import night as play
 from tests.test_supervisor import Stalled, live
@@ -26,6 +27,20 @@ from tests.test_terminal import shown, told
 
 RETIRED = refusal(400, "invalid_request_error", "this model is retired")
 REFUSED = whole(stop="refusal")
+
+
+def played(session, prompts):
+    """The session once more, from its tape alone."""
+
+    async def live(tape):
+        await run(tape, replace(make_crew(tape, tape), prompts=prompts), tape)
+
+    async def go():
+        tape = Tape(session.records, session.get)
+        assert not await replay(tape, live)
+        return tape
+
+    return asyncio.run(go())
 
 
 def night(path, answer, *fallbacks, experiments):
@@ -41,7 +56,8 @@ def night(path, answer, *fallbacks, experiments):
     async def go(url):
         session.write("", started(limits=ev.SessionLimits(hours=1, experiments=experiments)))
         async with connect(base_url=url, api_key=KEY) as client:
-            await run(session, make_crew(session, Live(Claude(client), session), prompts), Lab(session))
+            crew = make_crew(session, Live(Claude(client), session))
+            await run(session, replace(crew, prompts=prompts), Lab(session))
 
     with server(reply) as (url, _):
         asyncio.run(go(url))
