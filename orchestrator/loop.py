@@ -15,7 +15,7 @@ from orchestrator.policy import steps
 from orchestrator.policy.schedule import find_due
 from orchestrator.ports import Crew, Executor, Log, Revision
 from prepare.constants import UnknownConstantError, with_constants
-from subagents.agent import NoAnswer
+from subagents.agent import NoAnswer, Outage
 
 
 async def run(log: Log, crew: Crew, executor: Executor, linger: Callable[[], Awaitable[object]] | None = None) -> State:
@@ -122,7 +122,7 @@ async def _make_candidate(
     try:
         revision = await _edit(step, stage, before, state, log, crew)
     except NoAnswer as error:
-        return ev.Abandoned(experiment=number, reason=str(error))
+        return ev.Abandoned(experiment=number, reason=str(error), outage=isinstance(error, Outage))
     source = revision.source
     added, removed = count_changes(before, source)
     message = write_candidate_message(number, stage.proposal)

@@ -19,6 +19,7 @@ from subagents.tools import describe_faults
 
 NAMES = ("researcher", "mechanic", "reflector")
 OPENING = "<!-- opening -->"
+PREFIX = "cli:"  # of a model that is a program
 MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # PyYAML raises any
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
@@ -37,6 +38,7 @@ class Prompt(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
+    fallback: str = ""  # the model that takes over a conversation in which the other refuses or is out
     effort: str = ""  # low to max; empty for the model's default, which servers other than Claude's need
     max_turns: int = Field(default=12, ge=1)
     max_tokens: int = Field(default=16_000, ge=256)

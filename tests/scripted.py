@@ -20,8 +20,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
-
 SCRIPT = ("turn", "turn", "crash", "turn", "repeat", "turn", "abandon", "turn", "turn", "turn")
 TURNS = (  # (constant, factor): what is worth a try first, for a train.py in the lineage's conventions
     ("UNEMBEDDING_LR", 4.0),
@@ -186,6 +184,8 @@ def events(message):
 @contextmanager
 def served(app, host="127.0.0.1", port=0) -> Iterator[str]:
     """Serve an ASGI application on loopback in a thread; gives its address."""
+    import uvicorn
+
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))

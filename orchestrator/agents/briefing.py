@@ -78,7 +78,7 @@ def brief_researcher(
     task, lines = state.session.task, source.splitlines()
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
     judged = [result for result in state.judged if result.experiment > 0]
-    untested = [result for result in judged if result.status in UNTESTED]
+    untested = [result for result in judged if result.status in UNTESTED and not result.is_lost]
     tested = [result for result in judged if result.status not in UNTESTED]
     posts = [result for result in tested if result.postmortem]
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", past.gain or 0.0, past.experiment))

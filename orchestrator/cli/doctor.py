@@ -27,6 +27,7 @@ def doctor(
     crew: opt.Crew = "claude",
     prompts: opt.Style = "default",
     model: opt.Model = None,
+    fallback: opt.Fallback = None,
     notify: opt.Notify = "",
 ) -> None:
     """Check everything that a night needs.
@@ -36,7 +37,8 @@ def doctor(
     """
     paths: opt.Paths = context.obj
     chosen = opt.choose_crew(context, crew, offline=offline)
-    night = Preflight(paths, invent_name(paths.sessions), chosen, prompts, model or (), notify=notify, verify=True)
+    name, models = invent_name(paths.sessions), (model or (), fallback or ())
+    night = Preflight(paths, name, chosen, prompts, *models, notify=notify, verify=True)
     results = [*night.check(), *check_machine()]
     for result in results:  # no table, which would break the commands that it names
         words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"

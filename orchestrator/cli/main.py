@@ -111,9 +111,11 @@ def start(
     name: opt.Name = "",
     max_experiments: opt.Experiments = None,
     max_usd: opt.Dollars = None,
+    experiment_usd: opt.ExperimentDollars = None,
     slots: opt.Slots = "1",
     prompts: opt.Style = "default",
     model: opt.Model = None,
+    fallback: opt.Fallback = None,
     seed: opt.Seed = None,
     memory: opt.Memory = True,
     notify: opt.Notify = "",
@@ -136,12 +138,12 @@ def start(
 
     chosen = opt.choose_crew(context, crew, offline=offline)
     paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
-    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
+    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd, experiment_usd=experiment_usd)
     name = name or invent_name(sessions)
-    night = Preflight(
-        paths, name, chosen, prompts, model or (), limits, seed, isolated=not memory, notify=notify, slots=slots
+    models = model or (), fallback or ()
+    start_night(
+        Preflight(paths, name, chosen, prompts, *models, limits, seed, isolated=not memory, notify=notify, slots=slots)
     )
-    start_night(night)
 
 
 def main(words: Sequence[str] | None = None) -> None:

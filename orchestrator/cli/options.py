@@ -1,7 +1,7 @@
 """The options that commands share, the paths of a session, usage errors and exit codes."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -45,8 +45,12 @@ Name = Annotated[str, typer.Option("--session", help="name of the session (defau
 Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]
 Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the models cost more than this")]
+ExperimentDollars = Annotated[
+    float | None, typer.Option("--max-usd-per-experiment", min=0, help="ask no model about one that has cost this much")
+]
 Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
-Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or AGENT=MODEL; may be repeated")]
+Model = Annotated[list[str] | None, typer.Option(help="MODEL or AGENT=MODEL, repeatable; cli:claude for Claude Code")]
+Fallback = Annotated[list[str] | None, typer.Option(help="the same, for where a model refuses or is out")]
 Seed = Annotated[int | None, typer.Option(help="seed of the session, for all others (default: random)")]
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
@@ -72,6 +76,8 @@ class Paths:
     """The training code is trusted."""
     fit: bool | None = None
     """The baseline gets the profile's constants; None for a train.py of ours only."""
+    programs: Sequence[str] = ()
+    """The models that are programs: a session's file, which may be another's, cannot have one started."""
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
@@ -129,7 +135,7 @@ def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> 
     if offline:
         refuse(context, "with --offline", "crew")
     if offline or crew == "optuna":
-        refuse(context, "without models (--offline)", "prompts", "model", "max_usd")
+        refuse(context, "without models (--offline)", "prompts", "model", "fallback", "max_usd", "experiment_usd")
     return "optuna" if offline else crew
 
 

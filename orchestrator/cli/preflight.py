@@ -36,7 +36,7 @@ from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
 from subagents.errors import PromptError
 from subagents.files import find_syntax_error, list_imports
-from subagents.prompts import Prompt, load_prompts, parse_prompt
+from subagents.prompts import PREFIX, Prompt, load_prompts, parse_prompt
 
 PROMPTS = next(path for path in (at / "prompts" for at in Path(__file__).parents[1:]) if path.is_dir())
 """In a wheel they lie in the package, else at the top of the repository."""
@@ -73,6 +73,8 @@ class Preflight:
     style: str = "default"
     models: Sequence[str] = ()
     """MODEL for all agents, or AGENT=MODEL."""
+    fallbacks: Sequence[str] = ()
+    """In the same form, what takes over where these refuse or are out."""
     limits: SessionLimits = field(default_factory=lambda: SessionLimits(hours=8))
     seed: int | None = None
     """Seed of the session; None to draw one."""
@@ -102,8 +104,12 @@ class Preflight:
     def prompts(self) -> Mapping[str, Prompt]:
         """By agent: those that a session has recorded, else the style's; empty if the crew uses no model."""
         if self.session:
-            return read_prompts(self.session)
-        return {} if self.crew == "optuna" else load_style(self.style, self.models, self.task)
+            prompts = read_prompts(self.session)
+            if foreign := set(list_programs(prompts)).difference(self.paths.programs):
+                words = "the session's file names a program that no night began with here: fork it with a --model"
+                raise UsageError(f"{words} ({', '.join(sorted(foreign))})")
+            return prompts
+        return {} if self.crew == "optuna" else load_style(self.style, self.models, self.task, self.fallbacks)
 
     @cached_property
     def repo(self) -> Repo:
@@ -268,21 +274,31 @@ class Preflight:
         return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
 
 
-def load_style(style: str, models: Sequence[str], task: Task = EXAMINED) -> dict[str, Prompt]:
+def load_style(
+    style: str, models: Sequence[str], task: Task = EXAMINED, fallbacks: Sequence[str] = ()
+) -> dict[str, Prompt]:
     """Load the style's prompts for the task, each for its model. Raises PromptError, UsageError."""
     prompts = load_prompts(PROMPTS, style, "default/reported" if task.is_reported else "default")
-    for entry in models:
-        agent, _, model = entry.rpartition("=")
+    for which, entry in [*(("model", entry) for entry in models), *(("fallback", entry) for entry in fallbacks)]:
+        agent, is_for_one, model = entry.partition("=")
+        if not is_for_one or entry.startswith(PREFIX):
+            agent, model = "", entry
         if agent and agent not in prompts:
-            raise UsageError(f"--model {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")
+            raise UsageError(f"--{which} {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")
         chosen = [agent] if agent else list(prompts)
-        prompts |= {name: prompts[name].model_copy(update={"model": model}) for name in chosen}
+        prompts |= {name: prompts[name].model_copy(update={which: model}) for name in chosen}
     return prompts
 
 
 def read_prompts(log: Log) -> dict[str, Prompt]:
     """Return the prompts that a session has recorded, by agent. Raises PromptError."""
     return {agent: parse_prompt(log.get(text), agent) for agent, text in log.state.session.prompts.items()}
+
+
+def list_programs(prompts: Mapping[str, Prompt]) -> list[str]:
+    """Return the models that are programs."""
+    models = {model for prompt in prompts.values() for model in (prompt.model, prompt.fallback)}
+    return sorted(model for model in models if model.startswith(PREFIX))
 
 
 def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
@@ -338,15 +354,18 @@ def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
     from subagents import prices
     from subagents.claude import Claude, connect, credentials_error
 
-    if missing := credentials_error():
+    uses = [(each, name) for name, prompt in prompts.items() for each in (prompt.model, prompt.fallback) if each]
+    if not all(model.startswith(PREFIX) for model, _ in uses) and (missing := credentials_error()):
         yield CheckResult("models", "bad", missing)
         return
-    for model in sorted({prompt.model for prompt in prompts.values()}):
-        agents = ", ".join(name for name, prompt in prompts.items() if prompt.model == model)
-        effort = next(prompt.effort for prompt in prompts.values() if prompt.model == model)
-        passes, wrong = asyncio.run(Claude(connect()).check(model, effort))
+    for model in sorted({model for model, _ in uses}):
+        names = [name for used, name in uses if used == model]
+        agents = ", ".join(names)
+        passes, wrong = asyncio.run(Claude(connect()).check(model, prompts[names[0]].effort))
         if wrong:
             yield CheckResult(model, "warn" if passes else "bad", f"{wrong} (for {agents}; --offline needs no model)")
+        elif model.startswith(PREFIX):
+            yield CheckResult(model, "good", f"called a tool; --max-usd counts the dollars that it reports ({agents})")
         elif prices.estimate_most(model, 0, 0) is not None:
             yield CheckResult(model, "good", f"called a tool, and its price is known ({agents})")
         else:

@@ -99,16 +99,19 @@ def build_crew(
 
     if started.crew == "optuna":
         return get_optimizer()
+    prompts = prompts or read_prompts(log)
     if isinstance(log, Tape):
         outside = log
     else:
         from subagents.claude import Claude, connect
 
-        outside = Live(Claude(connect(), clock=log.clock), log)
+        others = [prompt for prompt in prompts.values() if prompt.fallback not in ("", prompt.model)]
+        replaceable = frozenset(prompt.model for prompt in others)
+        outside = Live(Claude(connect(), clock=log.clock, replaceable=replaceable), log)
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
-        prompts or read_prompts(log),
+        prompts,
         get_optimizer,
         lambda words: "\n".join(map(str, search(musings, words, session=started.name if started.isolated else ""))),
         meter,

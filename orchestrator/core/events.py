@@ -132,6 +132,8 @@ class SessionLimits(Frozen):
     hours: float
     experiments: int | None = None
     usd: float | None = None
+    experiment_usd: float | None = None
+    """No conversation is begun about an experiment on which models have cost as much."""
 
 
 class SessionProfile(Frozen):
@@ -311,6 +313,8 @@ class Abandoned(ExperimentEvent):
 
     kind: Literal["abandoned"] = "abandoned"
     reason: str
+    outage: bool = False
+    """The model refused or was out: that says nothing about the proposal, and is no experiment."""
 
 
 class Vetoed(ExperimentEvent):
@@ -631,6 +635,13 @@ class ModelReplied(ExperimentEvent):
     usd: float | None
 
 
+class ModelReplaced(ExperimentEvent):
+    """An agent's model refused or was out, and another goes on with the conversation."""
+
+    kind: Literal["replaced"] = "replaced"
+    reason: str
+
+
 class ToolUsed(Frozen):
     kind: Literal["used"] = "used"
     tool: str
@@ -645,7 +656,7 @@ ProposalEvent = Proposed | Unanswered | FellBack | Refused | Abandoned | Vetoed 
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped
-AgentEvent = Waiting | ConversationOpened | ModelReplied | ToolUsed
+AgentEvent = Waiting | ConversationOpened | ModelReplied | ModelReplaced | ToolUsed
 AnyEvent = SessionEvent | UserEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
 Event = Annotated[AnyEvent, Field(discriminator="kind")]
 

@@ -128,6 +128,10 @@ class Decided:
         return "crashed" if isinstance(self.verdict, ev.Failed) else self.verdict.kind
 
     @property
+    def is_lost(self) -> bool:
+        return isinstance(self.verdict, ev.Abandoned) and self.verdict.outage
+
+    @property
     def compared(self) -> tuple[ev.Scored, ...]:
         """The incumbent's runs that the verdict is about: those at equal seeds, or all where no seed is shared."""
         runs = {score.seed: score for score in self.against.scores} if self.against else {}
@@ -212,6 +216,8 @@ class State:
     """Runs of the incumbent and the baseline that are under way, by experiment and run."""
     results: tuple[Decided, ...] = ()
     """Closed experiments, in the order in which they were closed."""
+    lost: int = 0
+    """Experiments that an outage of a model ended; they do not count."""
     sources: Mapping[ev.Digest, tuple[int, ...]] = field(default_factory=dict[ev.Digest, tuple[int, ...]])
     """Closed experiments whose source counts as tested, by its fingerprint."""
     parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
@@ -250,6 +256,8 @@ class State:
     run_seconds: tuple[float, ...] = ()
     """Wall seconds of the latest runs."""
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
+    costs: Mapping[int, float] = field(default_factory=dict[int, float])
+    """Dollars that models have cost, by experiment; a request for several proposals counts for the first."""
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     guidance: str = ""
     vetoed: frozenset[int] = frozenset()
@@ -309,8 +317,8 @@ class State:
 
     @property
     def tried(self) -> tuple[Decided, ...]:
-        """Every closed experiment but the baseline."""
-        return tuple(result for result in self.results if result.experiment > 0)
+        """Every closed experiment but the baseline, and those lost to an outage."""
+        return tuple(result for result in self.results if result.experiment > 0 and not result.is_lost)
 
     @property
     def judged(self) -> tuple[Decided, ...]:
@@ -373,8 +381,9 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.ModelReplied(agent=agent) as event:
             usage = {**state.usage, agent: state.usage.get(agent, Usage()).add(event)}
             waiting = {task: value for task, value in state.waiting.items() if task != record.task_id}
-            return replace(state, usage=usage, waiting=waiting)
-        case ev.ConversationOpened() | ev.ToolUsed():
+            costs = {**state.costs, event.experiment: state.costs.get(event.experiment, 0.0) + (event.usd or 0.0)}
+            return replace(state, usage=usage, costs=costs, waiting=waiting)
+        case ev.ConversationOpened() | ev.ModelReplaced() | ev.ToolUsed():
             return state
         case ev.BaselineCommitted() as event:
             facts = event.model_dump(exclude={"kind"})
@@ -499,7 +508,8 @@ def _close(state: State, result: Decided) -> State:
     if result.commit and result.status not in MAY_REPEAT:
         same = sources.get(result.commit.fingerprint, ())
         sources = {**sources, result.commit.fingerprint: (*same, result.experiment)}
-    return replace(state, open=stages, results=(*state.results, result), sources=sources)
+    lost = state.lost + result.is_lost
+    return replace(state, open=stages, results=(*state.results, result), sources=sources, lost=lost)
 
 
 def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -> State:

@@ -11,7 +11,7 @@ def explain_stop(state: State) -> str:
     """Return why nothing new may start; empty while the session continues."""
     limits = state.session.limits
     baseline = next((result.verdict for result in state.results if result.experiment == 0), None)
-    closed = len(state.results) - (baseline is not None)
+    closed = len(state.results) - (baseline is not None) - state.lost
     done = "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
     is_on_its_own = state.fallback or state.session.crew == "optuna"
     reasons = (
@@ -59,6 +59,12 @@ def explain_fruitless(state: State) -> str:
     """Return that too many rounds in a row led to no run, and why the last; empty while they are not too many."""
     is_fruitless = state.fruitless >= th.MAX_FRUITLESS * state.session.slots
     return f"{state.fruitless} rounds in a row led to no run: {state.setback}" * is_fruitless
+
+
+def explain_cap(state: State, number: int) -> str:
+    """Return that models have cost as much for an experiment as they may; empty while they have not."""
+    most, cost = state.session.limits.experiment_usd, state.costs.get(number, 0.0)
+    return "" if most is None or cost < most else f"models have cost ${cost:.2f} for it, and may cost ${most:g}"
 
 
 def compute_pause(state: State) -> float:

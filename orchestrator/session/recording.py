@@ -11,14 +11,14 @@ from subagents.tools import Tool, ToolCall, ToolResult
 
 
 class Model(Protocol):
-    """Replies over the network."""
+    """Replies over the network, or as a program."""
 
     def at_most(self, request: Request) -> float | None: ...
     async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
 
 
 class Live:
-    """Models over the network and tools that act. The highest possible cost of pending requests counts as spent."""
+    """Models and tools that act. The highest possible cost of pending requests counts as spent."""
 
     def __init__(self, model: Model, log: Log) -> None:
         """Take the limit and the dollars spent so far from the state of the log, which must have a first event."""
@@ -75,6 +75,9 @@ class Recording:
         number = self.experiment
         opened = ev.ConversationOpened(experiment=number, agent=agent, model=model, system=system, opening=opening)
         await self.log.append(self.task_id, opened)
+
+    async def replace_model(self, reason: str) -> None:
+        await self.log.append(self.task_id, ev.ModelReplaced(experiment=self.experiment, reason=reason))
 
     async def pause(self, seconds: float, until: float, reason: str) -> None:
         await self._wait(until, reason)
