@@ -16,7 +16,7 @@ from orchestrator.views.output import harden_streams
 from prepare.command import UserError
 from subagents.errors import PromptError
 
-ALL = "sessions data script musings unsafe"
+ALL = "sessions data script musings unsafe cluster"
 COMMANDS = {
     "init": (".init", "Write a train.py to start from.", "data script"),
     "prepare": ("prepare.__main__", "Prepare the data that every experiment trains on.", ""),
@@ -122,6 +122,7 @@ def start(
     musings: opt.Musings = opt.Paths.musings,
     unsafe: opt.Unsafe = opt.Paths.unsafe,
     fit: opt.Fit = opt.Paths.fit,
+    cluster: opt.Cluster = opt.Paths.cluster,
     show_version: Annotated[  # noqa: ARG001 - it never returns
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="show the version and exit")
     ] = False,
@@ -134,7 +135,7 @@ def start(
     from orchestrator.core.events import SessionLimits
 
     chosen = opt.choose_crew(context, crew, offline=offline)
-    paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
+    paths = opt.Paths(sessions, data, script, musings, unsafe, fit, cluster)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     name = name or invent_name(sessions)
     night = Preflight(

@@ -54,6 +54,9 @@ Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
+Cluster = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
+]
 Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
 Salvage = Annotated[bool, typer.Option("--salvage", help="read a damaged file as far as it is sound")]
@@ -72,6 +75,8 @@ class Paths:
     """The training code is trusted."""
     fit: bool | None = None
     """The baseline gets the profile's constants; None for a train.py of ours only."""
+    cluster: str = ""
+    """Address of the Ray cluster that trains; empty for this machine."""
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""

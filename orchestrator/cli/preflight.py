@@ -12,9 +12,10 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
+from math import ceil
 from pathlib import Path
 from platform import python_version
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.task_file import find_task
@@ -22,6 +23,7 @@ from orchestrator.core.events import SessionLimits
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
+from orchestrator.lab.cluster import connect, divide
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
@@ -178,7 +180,7 @@ class Preflight:
         slots, task, limits = self.count_slots(), self.task, self.limits
         if limits.hours <= 0:
             raise UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
-        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, slots)
+        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.share)
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {high:,} experiments" if low < high else count(low, "experiment")
@@ -223,13 +225,36 @@ class Preflight:
         """Return the GPUs that runs can use: none where the data are for the CPU."""
         return [] if not self.task.is_reported and self.manifest.profile == "cpu" else list_gpus()
 
+    @cached_property
+    def nodes(self) -> list[Mapping[str, float]]:
+        """The resources of each node of the cluster; empty without one. Raises UserError."""
+        found = connect(self.paths.cluster).nodes() if self.paths.cluster else []
+        return [node["Resources"] for node in found if node["Alive"]]
+
+    @property
+    def places(self) -> tuple[int, dict[str, Any]]:
+        """Runs at a time on the cluster, and what each takes of it; nothing without one. Raises UserError."""
+        if not self.nodes:
+            return 0, {}
+        cpu = not self.task.is_reported and self.manifest.profile == "cpu"
+        model, wanted = (self.state.session.gpu, self.state.session.slots) if self.state else ("", self.slots)
+        return divide(self.nodes, str(wanted), model, cpu=cpu, fewer=bool(self.state))
+
+    @property
+    def share(self) -> int:
+        """Runs at a time on one machine."""
+        return ceil(self.count_slots() / max(len(self.nodes), 1))
+
     def count_slots(self) -> int:
         """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
-        gpus, wanted = len(self.list_gpus()), str(self.state.session.slots) if self.state else self.slots
+        wanted = str(self.state.session.slots) if self.state else self.slots
+        if wanted != "auto" and (not wanted.isdecimal() or not int(wanted)):
+            raise UsageError(f"--slots {wanted}: give a number of runs, or auto")
+        if self.nodes:
+            return self.places[0]
+        gpus = len(self.list_gpus())
         if wanted == "auto":
             return gpus or 1
-        if not wanted.isdecimal() or not int(wanted):
-            raise UsageError(f"--slots {wanted}: give a number of runs, or auto")
         most, what = (gpus, "GPU") if gpus else (count_cores(), "core")
         if int(wanted) > most:
             raise UsageError(f"{wanted} slots need as many {what}s, and {most} may be used here")
@@ -265,6 +290,8 @@ class Preflight:
             yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
 
     def _describe_sandbox(self) -> str:
+        if self.nodes and not self.paths.unsafe:
+            return "chosen on each node of the cluster"
         return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
 
 

@@ -5,19 +5,17 @@ import os
 import signal
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight, read_prompts
-from orchestrator.core.source import normalize_lines
+from orchestrator.core.source import compute_digest, normalize_lines
 from orchestrator.core.state import State
+from orchestrator.lab.cluster import ClusterRunner, connect
 from orchestrator.lab.executor import LocalExecutor
-from orchestrator.lab.monitor import set_limits
-from orchestrator.lab.reported import ReportedRunner, TaskFolder, set_reported_limits
-from orchestrator.lab.runner import Runner
-from orchestrator.lab.scoring.claims import Scorer
+from orchestrator.lab.reported import TaskFolder, build_runner
 from orchestrator.lab.slots import Slot, list_slots
 from orchestrator.ports import Crew
 from orchestrator.session.recording import Live, Recording
@@ -41,14 +39,19 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         session, paths.musings, send=make_sender(night.notify), command=paths.write_command, git=repo.write_command()
     )
     session.say = observers.say
-    if (task := started.task).is_reported:
-        scorer, limits = TaskFolder(task, repo, started.commit), set_reported_limits(task, THREADS)
-        runner = ReportedRunner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
+    tree = TaskFolder(started.task, repo, started.commit) if started.task.is_reported else None
+    build = partial(build_runner, started, tree, night.share)
+    if night.nodes:
+        names = f"{started.name}-{compute_digest(started.model_dump_json())}"
+        runner = ClusterRunner(
+            connect(paths.cluster), names, night.places[1], build, None if tree else paths.data.resolve(), session.put,
+            observers.progress, THREADS, paths.unsafe,
+        )  # fmt: skip
+        session.watchers.append(lambda: runner.release(session.finished))
     else:
-        scorer, limits = Scorer.load(paths.data.resolve()), set_limits(started.profile, THREADS, started.slots)
-        runner = Runner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
+        runner = build(paths.data.resolve(), folder, slots, night.sandbox, session.put, observers.progress)
+        runner.reap()
     repo.unlock()
-    runner.reap()
     begun = session.state.parents.get(0)
     profile = None if begun else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
@@ -59,8 +62,8 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
     try:
         with observers:
-            if task.is_reported:
-                observers.say(task.describe())
+            if tree:
+                observers.say(tree.task.describe())
             crew, guidance = build_crew(session, paths.musings, night.prompts), paths.script.parent / "guidance.md"
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
         if session.state.parents:
@@ -71,6 +74,9 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     except KeyboardInterrupt:
         observers.say(f"Stopped at once. Nothing is lost: {paths.write_command('resume', started.name)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
+    finally:
+        if isinstance(runner, ClusterRunner):
+            runner.reap()
     if code := judge_night(session.state):
         raise SystemExit(code)
 
@@ -120,7 +126,8 @@ def hold_session(folder: Path) -> AbstractContextManager[None]:
 def hold_slots(night: Preflight) -> Generator[Sequence[Slot]]:
     """Lock the branch and the GPUs against sessions in other folders, and yield the slots. Raises UsageError."""
     lock = night.repo.common / "nightshift" / f"{night.name}.lock"
-    slots = list_slots(night.count_slots(), night.paths.sessions / night.name, THREADS, night.list_gpus())
+    folder, gpus = night.paths.sessions / night.name, [] if night.nodes else night.list_gpus()
+    slots = list_slots(night.count_slots(), folder, THREADS, gpus)  # those of a cluster have no lock here
     with ExitStack() as stack:
         stack.enter_context(_hold(lock, f"another session called {night.name} is running in this repository"))
         for slot in slots:

@@ -10,19 +10,22 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from orchestrator.core import events as ev
 from orchestrator.core.task import Metric, Task
 from orchestrator.lab.failures import Fault
-from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.monitor import RunLimits, set_limits
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.runner import Attempt, BaseRunner
+from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from prepare.manifest import compute_sha256
 
@@ -132,3 +135,22 @@ def set_reported_limits(task: Task, threads: int) -> RunLimits:
     """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints."""
     wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
     return RunLimits(wall=wall, cpu=max(threads, 1) * wall, quiet=2 * wall)
+
+
+def build_runner(
+    started: ev.Started,
+    tree: TaskFolder | None,
+    share: int,
+    data: Path,
+    folder: Path,
+    slots: Sequence[Slot],
+    *parts: Any,
+) -> BaseRunner[Any]:
+    """Return what trains candidates, `share` at a time here; `tree` is that of a reported task. Raises DataError.
+
+    The last parts are the runner's sandbox, `put` and `on_point`.
+    """
+    threads = slots[0].threads
+    if tree:
+        return ReportedRunner(folder, slots, set_reported_limits(tree.task, threads), tree, *parts)
+    return Runner(folder, slots, set_limits(started.profile, threads, share), Scorer.load(data), *parts)

@@ -1,0 +1,249 @@
+"""Train on a Ray cluster: each attempt is a detached actor, which a resumed driver finds again by its name.
+
+Session, git and policy stay with the driver. A node gets this code and the data by their content hashes, and the
+candidate as text.
+"""
+
+import asyncio
+import os
+import re
+import socket
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import orchestrator
+import subagents
+from orchestrator.core import events as ev
+from orchestrator.core.source import compute_digest
+from orchestrator.lab import guardian
+from orchestrator.lab.runner import STRICT_PLAN, BaseRunner, remove_folder
+from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox
+from orchestrator.lab.sandbox.select import select_sandbox
+from orchestrator.lab.slots import list_slots
+from prepare.command import UserError
+from prepare.files import LockedError, hold_lock
+from prepare.machine import list_gpus
+from prepare.manifest import MANIFEST_FILE, load
+
+STORE = "NIGHTSHIFT_STORE"
+"""Environment variable of a node: its folder for data and runs; ~/.cache/nightshift where it is not set."""
+MODULES = [*(str(Path(str(package.__file__)).parent) for package in (orchestrator, subagents)), str(TRUSTED)]
+"""What a node gets from the driver, so that both run the same code."""
+BEAT, SETTLE, REACH = 2.0, 10.0, 5.0
+"""Seconds between two beats, before a lost run starts again, and to reach the head of a cluster."""
+SILENT, UNPLACED = 300.0, 600.0
+"""Seconds without a driver after which a run ends, and without a place after which a slot is given up."""
+PIECE = 32 << 20
+"""Bytes of data that are sent at once."""
+_MODEL = "accelerator_type:"
+Build = Callable[..., BaseRunner[Any]]
+
+
+def connect(address: str) -> Any:
+    """Return the library Ray, connected to "auto", HOST:PORT or ray://HOST:PORT. Raises UserError."""
+    if not (place := re.fullmatch(r"auto|(?:ray://)?([\w.-]+):(\d{1,5})", address)):
+        raise UserError(f"--cluster {address}: give auto, HOST:PORT or ray://HOST:PORT")
+    ray = load_ray()
+    try:
+        if place[1]:  # Ray itself would try for minutes
+            socket.create_connection((place[1], int(place[2])), REACH).close()
+        settings = {"namespace": "nightshift", "runtime_env": {"py_modules": MODULES}, "log_to_driver": False}
+        if not ray.is_initialized():  # as it is in the later nights of a trial
+            ray.init(address=address, logging_level="ERROR", **settings)
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        why = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise UserError(f"--cluster {address}: no Ray cluster can be reached there ({why})") from error
+    return ray
+
+
+def load_ray() -> Any:
+    """Return the library. Raises UserError where it is not installed."""
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError("--cluster needs Ray: pip install -e '.[cluster]' in this folder") from error
+    return cast("Any", ray)
+
+
+def divide(
+    nodes: Sequence[Mapping[str, float]], wanted: str, model: str = "", *, cpu: bool = False, fewer: bool = False
+) -> tuple[int, dict[str, Any]]:
+    """Return how many runs fit at a time, and what each takes, as Ray's options. Raises UserError.
+
+    `nodes` are their resources, `wanted` is a number or auto. Scores on different GPUs cannot be compared, so all runs
+    use one model: `model`, or the most frequent. Without GPUs, or for `cpu`, auto is one run on each node.
+    With `fewer`, as many as there are will do.
+    """
+    gpus, cpus = Counter[str](), [n for node in nodes if (n := int(node.get("CPU", 0)))]
+    for node in nodes:
+        kind = next((name for name in node if name.startswith(_MODEL)), "")
+        gpus[kind.removeprefix(_MODEL)] += 0 if cpu else int(node.get("GPU", 0))
+    model = model or gpus.most_common(1)[0][0]
+    most = gpus[model] or sum(cpus) * (not model)
+    slots = int(wanted) if wanted.isdecimal() else gpus[model] or len(cpus)
+    slots = min(slots, most) if fewer else slots
+    if not 0 < slots <= most:
+        raise UserError(f"--slots {wanted}: the cluster has {most} {model or ('GPUs' if gpus[model] else 'CPUs')}")
+    if gpus[model]:
+        return slots, {"num_gpus": 1} | ({"accelerator_type": model} if model else {})
+    return slots, {"num_cpus": max(k for k in range(1, most + 1) if sum(n // k for n in cpus) >= slots)}
+
+
+def name_attempt(session: str, granted: ev.Granted, source: str) -> str:
+    """Return the name of the actor that does this work: the same in a later life, where the run has another number."""
+    confirmed = (granted.plan or STRICT_PLAN).confirmed
+    return f"{session}-{granted.experiment}-{compute_digest(f'{granted.seed} {confirmed} {source}')}"
+
+
+class RemoteAttempt:
+    """One attempt on its node, in a process of its own. When that is killed, the guardian ends the run."""
+
+    def __init__(self, name: str, data: str, silent: float) -> None:
+        """Hold a folder; the process ends `silent` seconds after the last word of a driver."""
+        store = Path(os.environ.get(STORE) or "~/.cache/nightshift").expanduser().resolve()
+        self.folder, self.data, self.silent = store / "runs" / name, store / "data" / data, silent
+        self.heard, self.points, self.texts = time.monotonic(), list[tuple[ev.Point, float]](), list[str]()
+        self.pool, self.future, self.held = ThreadPoolExecutor(1), cast("Future[Any] | None", None), ExitStack()
+        self.held.enter_context(hold_lock(self.folder.with_suffix(".lock")))
+        for lock in self.folder.parent.glob("*.lock"):
+            with suppress(LockedError), hold_lock(lock):  # its process is gone
+                guardian.kill_all(partial(guardian.find_tagged, f"{lock.with_suffix('')}/"))
+                remove_folder(lock.with_suffix(""))
+                lock.unlink()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def beat(self) -> tuple[str, bool, list[tuple[ev.Point, float]]]:
+        """Return the id of the node, whether it has the data, and the progress since the last beat."""
+        self.heard, points, self.points = time.monotonic(), self.points, []
+        return load_ray().get_runtime_context().get_node_id(), (self.data / MANIFEST_FILE).exists(), points
+
+    def receive(self, name: str, piece: bytes) -> None:
+        """Append to a file of the data. The last is the manifest: by it they are checked, and put in their place."""
+        part = self.data.with_name(f".{self.data.name}.{os.getpid()}")
+        part.mkdir(parents=True, exist_ok=True)
+        with (part / name).open("ab") as file:
+            file.write(piece)
+        if name == MANIFEST_FILE and load(part, verify=True).digest == self.data.name:
+            part.replace(self.data)
+
+    def train(self, *work: Any) -> tuple[ev.Outcome, Sequence[str], int]:
+        """Train once, however often it is asked for; return outcome, logs, and runs excused in a row."""
+        self.future = self.future or self.pool.submit(lambda: asyncio.run(self._train(*work)))
+        return self.future.result()
+
+    async def _train(
+        self, build: Build, granted: ev.Granted, source: str, excuses: int, threads: int, gpu: bool, unsafe: bool
+    ) -> tuple[ev.Outcome, Sequence[str], int]:
+        sandbox = NoSandbox() if unsafe else await asyncio.to_thread(select_sandbox)
+        slots, number = list_slots(1, self.folder, threads, list_gpus() if gpu else ()), granted.experiment
+        self.folder.mkdir(parents=True, exist_ok=True)
+        runner = build(self.data, self.folder, slots, sandbox, self._put, lambda _, *at: self.points.append(at))
+        runner.excuses[number] = excuses
+        outcome = await runner.run(granted.model_copy(update={"slot": 0}), source)
+        await asyncio.to_thread(remove_folder, self.folder)
+        return outcome, self.texts, runner.excuses[number]
+
+    def _put(self, text: str) -> ev.Digest:
+        self.texts.append(text)
+        return compute_digest(text)
+
+    def _watch(self) -> None:
+        while time.monotonic() < self.heard + self.silent:
+            time.sleep(0.5)
+        os._exit(0)
+
+
+@dataclass(slots=True)
+class ClusterRunner:
+    """Runs candidates of one session on a cluster; a lost node is Aborted, and never the candidate's failure."""
+
+    ray: Any
+    session: str
+    """Begins the names of its actors."""
+    options: Mapping[str, Any]
+    build: Build
+    """Builds the runner of a node, from the parts that differ there."""
+    data: Path | None
+    put: Callable[[str], ev.Digest]
+    on_point: Callable[[ev.Granted, ev.Point, float], None]
+    threads: int = 0
+    unsafe: bool = False
+    silent: float = SILENT
+    ended: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Actors whose outcome is not on disk yet, by task id."""
+    excuses: Counter[int] = field(default_factory=Counter[int])
+    shipping: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    def reap(self) -> None:
+        """End every attempt of the session."""
+        for name in self.ray.util.list_named_actors():
+            with suppress(ValueError):  # it has ended
+                self.ray.kill(self.ray.get_actor(name)) if name.startswith(f"{self.session}-") else None
+
+    def release(self, finished: set[str]) -> None:
+        """End the actors whose tasks have appended their outcome."""
+        for task_id in finished & self.ended.keys():
+            self.ray.kill(self.ended.pop(task_id))
+
+    async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
+        """Train once on any node, or wait for a run of an earlier life that does so; cancelling ends it."""
+        number, run, errors = granted.experiment, granted.run, self.ray.exceptions
+        lost = partial(ev.Aborted, experiment=number, run=run)
+        actor = await asyncio.to_thread(self._find, name_attempt(self.session, granted, source))
+        beating = asyncio.ensure_future(self._beat(actor, granted))
+        try:
+            await self._place(actor)
+            where = self.threads, "num_gpus" in self.options, self.unsafe
+            found = await actor.train.remote(self.build, granted, source, self.excuses[number], *where)
+        except TimeoutError:
+            self.ray.kill(actor)
+            return lost(reason=f"no node of the cluster had a place for {UNPLACED:.0f} s", quarantined=True)
+        except errors.RayError as error:
+            if not isinstance(error, errors.ActorUnavailableError):  # it may be found again
+                self.ray.kill(actor)
+            await asyncio.sleep(SETTLE)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return lost(reason=f"lost on the cluster: {lines[-isinstance(error, errors.RayTaskError)][:300]}")
+        except asyncio.CancelledError:
+            self.ray.kill(actor)
+            raise
+        finally:
+            beating.cancel()
+        outcome, texts, self.excuses[number] = found
+        for text in texts:
+            self.put(text)
+        self.ended[f"train {number}.{run}"] = actor
+        return outcome.model_copy(update={"run": run})
+
+    def _find(self, name: str) -> Any:
+        """Return the actor of that name, created where there is none."""
+        settings = {"lifetime": "detached", "get_if_exists": True, "max_restarts": 0, "max_concurrency": 16}
+        actor = self.ray.remote(RemoteAttempt).options(name=name, **settings, **self.options)
+        return actor.remote(name, load(self.data).digest if self.data else "", self.silent)
+
+    async def _place(self, actor: Any) -> None:
+        """Wait until the actor runs, and send the data where its node has none. Raises TimeoutError."""
+        node, ready, _ = await asyncio.wait_for(actor.beat.remote(), UNPLACED)
+        async with self.shipping[node]:
+            if ready or not self.data or (await actor.beat.remote())[1]:
+                return
+            for name in (*load(self.data).files, MANIFEST_FILE):
+                with (self.data / name).open("rb") as file:
+                    while piece := file.read(PIECE):
+                        await actor.receive.remote(name, piece)
+
+    async def _beat(self, actor: Any, granted: ev.Granted) -> None:
+        """Keep the run alive, and pass its progress on."""
+        while True:
+            with suppress(self.ray.exceptions.RayError):
+                for point, rate in (await actor.beat.remote())[2]:
+                    self.on_point(granted, point, rate)
+            await asyncio.sleep(BEAT)
