@@ -34,6 +34,7 @@ IMPURE = {
 ONE_FILE = {
     "anthropic": "subagents/claude.py",
     "apprise": "orchestrator/views/notify.py",
+    "ray": "orchestrator/lab/cluster.py",
     "tensorboardX": "orchestrator/views/report.py",
     "optuna": "orchestrator/optimizer/crew.py",
     "merge3": "orchestrator/core/source.py",

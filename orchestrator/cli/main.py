@@ -137,6 +137,7 @@ def start(
     chosen = opt.choose_crew(context, crew, offline=offline)
     paths = opt.Paths(sessions, data, script, musings, unsafe, fit, cluster)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
+    slots = "auto" if cluster and not opt.is_given(context, "slots") else slots
     name = name or invent_name(sessions)
     night = Preflight(
         paths, name, chosen, prompts, model or (), limits, seed, isolated=not memory, notify=notify, slots=slots

@@ -104,7 +104,7 @@ class Paths:
         try:
             known: dict[str, Any] = json.loads(path.read_text())
             for name, at in known.items():
-                if isinstance(at, str):
+                if isinstance(at, str) and name != "cluster":
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
             return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
         except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -23,7 +23,7 @@ from orchestrator.core.events import SessionLimits
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
-from orchestrator.lab.cluster import connect, divide
+from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
@@ -227,30 +227,30 @@ class Preflight:
 
     @cached_property
     def nodes(self) -> list[Mapping[str, float]]:
-        """The resources of each node of the cluster; empty without one. Raises UserError."""
-        found = connect(self.paths.cluster).nodes() if self.paths.cluster else []
-        return [node["Resources"] for node in found if node["Alive"]]
+        """The resources of each node of the cluster that can train. Raises UserError."""
+        found = [node["Resources"] for node in connect(self.paths.cluster).nodes() if node["Alive"]]
+        return [node for node in found if node.get("CPU") or node.get("GPU")]
 
     @property
     def places(self) -> tuple[int, dict[str, Any]]:
         """Runs at a time on the cluster, and what each takes of it; nothing without one. Raises UserError."""
-        if not self.nodes:
+        if not self.paths.cluster:
             return 0, {}
         cpu = not self.task.is_reported and self.manifest.profile == "cpu"
         model, wanted = (self.state.session.gpu, self.state.session.slots) if self.state else ("", self.slots)
-        return divide(self.nodes, str(wanted), model, cpu=cpu, fewer=bool(self.state))
+        return plan_shares(self.nodes, str(wanted), model, cpu=cpu, fewer=bool(self.state))
 
     @property
     def share(self) -> int:
         """Runs at a time on one machine."""
-        return ceil(self.count_slots() / max(len(self.nodes), 1))
+        return ceil(self.count_slots() / (len(self.nodes) if self.paths.cluster else 1))
 
     def count_slots(self) -> int:
         """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
         wanted = str(self.state.session.slots) if self.state else self.slots
         if wanted != "auto" and (not wanted.isdecimal() or not int(wanted)):
             raise UsageError(f"--slots {wanted}: give a number of runs, or auto")
-        if self.nodes:
+        if self.paths.cluster:
             return self.places[0]
         gpus = len(self.list_gpus())
         if wanted == "auto":
@@ -290,7 +290,7 @@ class Preflight:
             yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
 
     def _describe_sandbox(self) -> str:
-        if self.nodes and not self.paths.unsafe:
+        if self.paths.cluster and not self.paths.unsafe:
             return "chosen on each node of the cluster"
         return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
 

@@ -41,13 +41,13 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     session.say = observers.say
     tree = TaskFolder(started.task, repo, started.commit) if started.task.is_reported else None
     build = partial(build_runner, started, tree, night.share)
-    if night.nodes:
+    if paths.cluster:
         names = f"{started.name}-{compute_digest(started.model_dump_json())}"
         runner = ClusterRunner(
             connect(paths.cluster), names, night.places[1], build, None if tree else paths.data.resolve(), session.put,
             observers.progress, THREADS, paths.unsafe,
         )  # fmt: skip
-        session.watchers.append(lambda: runner.release(session.finished))
+        session.watchers.append(lambda: runner.end_recorded(session.finished))
     else:
         runner = build(paths.data.resolve(), folder, slots, night.sandbox, session.put, observers.progress)
         runner.reap()
@@ -126,7 +126,7 @@ def hold_session(folder: Path) -> AbstractContextManager[None]:
 def hold_slots(night: Preflight) -> Generator[Sequence[Slot]]:
     """Lock the branch and the GPUs against sessions in other folders, and yield the slots. Raises UsageError."""
     lock = night.repo.common / "nightshift" / f"{night.name}.lock"
-    folder, gpus = night.paths.sessions / night.name, [] if night.nodes else night.list_gpus()
+    folder, gpus = night.paths.sessions / night.name, [] if night.paths.cluster else night.list_gpus()
     slots = list_slots(night.count_slots(), folder, THREADS, gpus)  # those of a cluster have no lock here
     with ExitStack() as stack:
         stack.enter_context(_hold(lock, f"another session called {night.name} is running in this repository"))

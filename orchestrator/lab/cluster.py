@@ -37,8 +37,8 @@ STORE = "NIGHTSHIFT_STORE"
 """Environment variable of a node: its folder for data and runs; ~/.cache/nightshift where it is not set."""
 MODULES = [*(str(Path(str(package.__file__)).parent) for package in (orchestrator, subagents)), str(TRUSTED)]
 """What a node gets from the driver, so that both run the same code."""
-BEAT, SETTLE, REACH = 2.0, 10.0, 5.0
-"""Seconds between two beats, before a lost run starts again, and to reach the head of a cluster."""
+ASK, SETTLE, REACH = 2.0, 10.0, 5.0
+"""Seconds between two questions to a run, before a lost run starts again, and to reach the head of a cluster."""
 SILENT, UNPLACED = 300.0, 600.0
 """Seconds without a driver after which a run ends, and without a place after which a slot is given up."""
 PIECE = 32 << 20
@@ -73,7 +73,7 @@ def load_ray() -> Any:
     return cast("Any", ray)
 
 
-def divide(
+def plan_shares(
     nodes: Sequence[Mapping[str, float]], wanted: str, model: str = "", *, cpu: bool = False, fewer: bool = False
 ) -> tuple[int, dict[str, Any]]:
     """Return how many runs fit at a time, and what each takes, as Ray's options. Raises UserError.
@@ -83,10 +83,9 @@ def divide(
     With `fewer`, as many as there are will do.
     """
     gpus, cpus = Counter[str](), [n for node in nodes if (n := int(node.get("CPU", 0)))]
-    for node in nodes:
-        kind = next((name for name in node if name.startswith(_MODEL)), "")
-        gpus[kind.removeprefix(_MODEL)] += 0 if cpu else int(node.get("GPU", 0))
-    model = model or gpus.most_common(1)[0][0]
+    for node in [] if cpu else nodes:
+        gpus[next((name.removeprefix(_MODEL) for name in node if _MODEL in name), "")] += int(node.get("GPU", 0))
+    model = model or max(gpus, key=gpus.__getitem__, default="")
     most = gpus[model] or sum(cpus) * (not model)
     slots = int(wanted) if wanted.isdecimal() else gpus[model] or len(cpus)
     slots = min(slots, most) if fewer else slots
@@ -120,8 +119,8 @@ class RemoteAttempt:
                 lock.unlink()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def beat(self) -> tuple[str, bool, list[tuple[ev.Point, float]]]:
-        """Return the id of the node, whether it has the data, and the progress since the last beat."""
+    def report(self) -> tuple[str, bool, list[tuple[ev.Point, float]]]:
+        """Return the id of the node, whether it has the data, and the progress since it was last asked."""
         self.heard, points, self.points = time.monotonic(), self.points, []
         return load_ray().get_runtime_context().get_node_id(), (self.data / MANIFEST_FILE).exists(), points
 
@@ -188,7 +187,7 @@ class ClusterRunner:
             with suppress(ValueError):  # it has ended
                 self.ray.kill(self.ray.get_actor(name)) if name.startswith(f"{self.session}-") else None
 
-    def release(self, finished: set[str]) -> None:
+    def end_recorded(self, finished: set[str]) -> None:
         """End the actors whose tasks have appended their outcome."""
         for task_id in finished & self.ended.keys():
             self.ray.kill(self.ended.pop(task_id))
@@ -198,7 +197,7 @@ class ClusterRunner:
         number, run, errors = granted.experiment, granted.run, self.ray.exceptions
         lost = partial(ev.Aborted, experiment=number, run=run)
         actor = await asyncio.to_thread(self._find, name_attempt(self.session, granted, source))
-        beating = asyncio.ensure_future(self._beat(actor, granted))
+        following = asyncio.ensure_future(self._follow(actor, granted))
         try:
             await self._place(actor)
             where = self.threads, "num_gpus" in self.options, self.unsafe
@@ -216,7 +215,7 @@ class ClusterRunner:
             self.ray.kill(actor)
             raise
         finally:
-            beating.cancel()
+            following.cancel()
         outcome, texts, self.excuses[number] = found
         for text in texts:
             self.put(text)
@@ -231,19 +230,19 @@ class ClusterRunner:
 
     async def _place(self, actor: Any) -> None:
         """Wait until the actor runs, and send the data where its node has none. Raises TimeoutError."""
-        node, ready, _ = await asyncio.wait_for(actor.beat.remote(), UNPLACED)
+        node, ready, _ = await asyncio.wait_for(actor.report.remote(), UNPLACED)
         async with self.shipping[node]:
-            if ready or not self.data or (await actor.beat.remote())[1]:
+            if ready or not self.data or (await actor.report.remote())[1]:
                 return
             for name in (*load(self.data).files, MANIFEST_FILE):
                 with (self.data / name).open("rb") as file:
                     while piece := file.read(PIECE):
                         await actor.receive.remote(name, piece)
 
-    async def _beat(self, actor: Any, granted: ev.Granted) -> None:
+    async def _follow(self, actor: Any, granted: ev.Granted) -> None:
         """Keep the run alive, and pass its progress on."""
         while True:
             with suppress(self.ray.exceptions.RayError):
-                for point, rate in (await actor.beat.remote())[2]:
+                for point, rate in (await actor.report.remote())[2]:
                     self.on_point(granted, point, rate)
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(ASK)
