@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
-from math import ceil
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
@@ -180,7 +179,7 @@ class Preflight:
         slots, task, limits = self.count_slots(), self.task, self.limits
         if limits.hours <= 0:
             raise UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
-        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.share)
+        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.places[1])
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {high:,} experiments" if low < high else count(low, "experiment")
@@ -226,35 +225,24 @@ class Preflight:
         return [] if not self.task.is_reported and self.manifest.profile == "cpu" else list_gpus()
 
     @cached_property
-    def nodes(self) -> list[Mapping[str, float]]:
-        """The resources of each node of the cluster that can train. Raises UserError."""
-        found = [node["Resources"] for node in connect(self.paths.cluster).nodes() if node["Alive"]]
-        return [node for node in found if node.get("CPU") or node.get("GPU")]
-
-    @property
-    def places(self) -> tuple[int, dict[str, Any]]:
-        """Runs at a time on the cluster, and what each takes of it; nothing without one. Raises UserError."""
+    def places(self) -> tuple[int, int, dict[str, Any]]:
+        """Runs at a time, those on one machine, and the options of each on a cluster. Raises UserError."""
         if not self.paths.cluster:
-            return 0, {}
+            return (here := self.count_slots()), here, {}
+        nodes = [node["Resources"] for node in connect(self.paths.cluster).nodes() if node["Alive"]]
         cpu = not self.task.is_reported and self.manifest.profile == "cpu"
         model, wanted = (self.state.session.gpu, self.state.session.slots) if self.state else ("", self.slots)
-        return plan_shares(self.nodes, str(wanted), model, cpu=cpu, fewer=bool(self.state))
-
-    @property
-    def share(self) -> int:
-        """Runs at a time on one machine."""
-        return ceil(self.count_slots() / (len(self.nodes) if self.paths.cluster else 1))
+        return plan_shares(nodes, str(wanted), model, cpu=cpu, fewer=bool(self.state))
 
     def count_slots(self) -> int:
         """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
-        wanted = str(self.state.session.slots) if self.state else self.slots
-        if wanted != "auto" and (not wanted.isdecimal() or not int(wanted)):
-            raise UsageError(f"--slots {wanted}: give a number of runs, or auto")
         if self.paths.cluster:
             return self.places[0]
-        gpus = len(self.list_gpus())
+        gpus, wanted = len(self.list_gpus()), str(self.state.session.slots) if self.state else self.slots
         if wanted == "auto":
             return gpus or 1
+        if not wanted.isdecimal() or not int(wanted):
+            raise UsageError(f"--slots {wanted}: give a number of runs, or auto")
         most, what = (gpus, "GPU") if gpus else (count_cores(), "core")
         if int(wanted) > most:
             raise UsageError(f"{wanted} slots need as many {what}s, and {most} may be used here")
@@ -290,9 +278,9 @@ class Preflight:
             yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
 
     def _describe_sandbox(self) -> str:
-        if self.paths.cluster and not self.paths.unsafe:
-            return "chosen on each node of the cluster"
-        return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
+        if self.paths.unsafe or self.paths.cluster:
+            return "none, because of --unsafe" if self.paths.unsafe else "each node of the cluster selects its own"
+        return f"{self.sandbox.tier} passes its self-check"
 
 
 def load_style(style: str, models: Sequence[str], task: Task = EXAMINED) -> dict[str, Prompt]:

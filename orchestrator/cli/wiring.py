@@ -40,16 +40,15 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     )
     session.say = observers.say
     tree = TaskFolder(started.task, repo, started.commit) if started.task.is_reported else None
-    build = partial(build_runner, started, tree, night.share)
+    build = partial(build_runner, started, tree, night.places[1])
     if paths.cluster:
-        names = f"{started.name}-{compute_digest(started.model_dump_json())}"
-        runner = ClusterRunner(
-            connect(paths.cluster), names, night.places[1], build, None if tree else paths.data.resolve(), session.put,
-            observers.progress, THREADS, paths.unsafe,
-        )  # fmt: skip
+        names, data = f"{started.name}-{compute_digest(started.model_dump_json())}", None if tree else paths.data
+        parts = build, data, session.put, observers.progress, THREADS, paths.unsafe
+        runner = ClusterRunner(connect(paths.cluster), names, night.places[2], *parts)
         session.watchers.append(lambda: runner.end_recorded(session.finished))
     else:
-        runner = build(paths.data.resolve(), folder, slots, night.sandbox, session.put, observers.progress)
+        parts = {"folder": folder, "slots": slots, "sandbox": night.sandbox, "put": session.put}
+        runner = build(paths.data.resolve(), on_point=observers.progress, **parts)
         runner.reap()
     repo.unlock()
     begun = session.state.parents.get(0)

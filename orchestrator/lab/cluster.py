@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import orchestrator
-import subagents
 from orchestrator.core import events as ev
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
@@ -28,6 +26,7 @@ from orchestrator.lab.runner import STRICT_PLAN, BaseRunner, remove_folder
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.lab.slots import list_slots
+from orchestrator.ports import Log
 from prepare.command import UserError
 from prepare.files import LockedError, hold_lock
 from prepare.machine import list_gpus
@@ -35,7 +34,7 @@ from prepare.manifest import MANIFEST_FILE, load
 
 STORE = "NIGHTSHIFT_STORE"
 """Environment variable of a node: its folder for data and runs; ~/.cache/nightshift where it is not set."""
-MODULES = [*(str(Path(str(package.__file__)).parent) for package in (orchestrator, subagents)), str(TRUSTED)]
+MODULES = [str(TRUSTED.parent / name) for name in ("orchestrator", "subagents", TRUSTED.name)]
 """What a node gets from the driver, so that both run the same code."""
 ASK, SETTLE, REACH = 2.0, 10.0, 5.0
 """Seconds between two questions to a run, before a lost run starts again, and to reach the head of a cluster."""
@@ -51,39 +50,35 @@ def connect(address: str) -> Any:
     """Return the library Ray, connected to "auto", HOST:PORT or ray://HOST:PORT. Raises UserError."""
     if not (place := re.fullmatch(r"auto|(?:ray://)?([\w.-]+):(\d{1,5})", address)):
         raise UserError(f"--cluster {address}: give auto, HOST:PORT or ray://HOST:PORT")
-    ray = load_ray()
     try:
+        import ray  # pyright: ignore[reportMissingImports]
+
         if place[1]:  # Ray itself would try for minutes
             socket.create_connection((place[1], int(place[2])), REACH).close()
         settings = {"namespace": "nightshift", "runtime_env": {"py_modules": MODULES}, "log_to_driver": False}
         if not ray.is_initialized():  # as it is in the later nights of a trial
             ray.init(address=address, logging_level="ERROR", **settings)
+    except ImportError as error:
+        raise UserError("--cluster needs Ray: pip install -e '.[cluster]' in this folder") from error
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         why = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(f"--cluster {address}: no Ray cluster can be reached there ({why})") from error
-    return ray
-
-
-def load_ray() -> Any:
-    """Return the library. Raises UserError where it is not installed."""
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError("--cluster needs Ray: pip install -e '.[cluster]' in this folder") from error
     return cast("Any", ray)
 
 
 def plan_shares(
     nodes: Sequence[Mapping[str, float]], wanted: str, model: str = "", *, cpu: bool = False, fewer: bool = False
-) -> tuple[int, dict[str, Any]]:
-    """Return how many runs fit at a time, and what each takes, as Ray's options. Raises UserError.
+) -> tuple[int, int, dict[str, Any]]:
+    """Return how many runs fit at a time, how many on one node, and Ray's options for each. Raises UserError.
 
     `nodes` are their resources, `wanted` is a number or auto. Scores on different GPUs cannot be compared, so all runs
     use one model: `model`, or the most frequent. Without GPUs, or for `cpu`, auto is one run on each node.
     With `fewer`, as many as there are will do.
     """
+    if wanted != "auto" and not wanted.isdecimal():
+        raise UserError(f"--slots {wanted}: give a number of runs, or auto")
     gpus, cpus = Counter[str](), [n for node in nodes if (n := int(node.get("CPU", 0)))]
-    for node in [] if cpu else nodes:
+    for node in () if cpu else nodes:
         gpus[next((name.removeprefix(_MODEL) for name in node if _MODEL in name), "")] += int(node.get("GPU", 0))
     model = model or max(gpus, key=gpus.__getitem__, default="")
     most = gpus[model] or sum(cpus) * (not model)
@@ -92,8 +87,9 @@ def plan_shares(
     if not 0 < slots <= most:
         raise UserError(f"--slots {wanted}: the cluster has {most} {model or ('GPUs' if gpus[model] else 'CPUs')}")
     if gpus[model]:
-        return slots, {"num_gpus": 1} | ({"accelerator_type": model} if model else {})
-    return slots, {"num_cpus": max(k for k in range(1, most + 1) if sum(n // k for n in cpus) >= slots)}
+        return slots, 1, {"num_gpus": 1} | ({"accelerator_type": model} if model else {})
+    size = max(k for k in range(1, most + 1) if sum(n // k for n in cpus) >= slots)
+    return slots, max(cpus) // size, {"num_cpus": size}
 
 
 def name_attempt(session: str, granted: ev.Granted, source: str) -> str:
@@ -109,7 +105,7 @@ class RemoteAttempt:
         """Hold a folder; the process ends `silent` seconds after the last word of a driver."""
         store = Path(os.environ.get(STORE) or "~/.cache/nightshift").expanduser().resolve()
         self.folder, self.data, self.silent = store / "runs" / name, store / "data" / data, silent
-        self.heard, self.points, self.texts = time.monotonic(), list[tuple[ev.Point, float]](), list[str]()
+        self.heard, self.points, self.log = time.monotonic(), list[tuple[ev.Point, float]](), Log()
         self.pool, self.future, self.held = ThreadPoolExecutor(1), cast("Future[Any] | None", None), ExitStack()
         self.held.enter_context(hold_lock(self.folder.with_suffix(".lock")))
         for lock in self.folder.parent.glob("*.lock"):
@@ -120,9 +116,9 @@ class RemoteAttempt:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def report(self) -> tuple[str, bool, list[tuple[ev.Point, float]]]:
-        """Return the id of the node, whether it has the data, and the progress since it was last asked."""
+        """Return where the data are kept, whether they are there, and the progress since it was last asked."""
         self.heard, points, self.points = time.monotonic(), self.points, []
-        return load_ray().get_runtime_context().get_node_id(), (self.data / MANIFEST_FILE).exists(), points
+        return f"{socket.gethostname()}:{self.data}", (self.data / MANIFEST_FILE).exists(), points
 
     def receive(self, name: str, piece: bytes) -> None:
         """Append to a file of the data. The last is the manifest: by it they are checked, and put in their place."""
@@ -144,15 +140,15 @@ class RemoteAttempt:
         sandbox = NoSandbox() if unsafe else await asyncio.to_thread(select_sandbox)
         slots, number = list_slots(1, self.folder, threads, list_gpus() if gpu else ()), granted.experiment
         self.folder.mkdir(parents=True, exist_ok=True)
-        runner = build(self.data, self.folder, slots, sandbox, self._put, lambda _, *at: self.points.append(at))
+        parts = {"folder": self.folder, "slots": slots, "sandbox": sandbox, "put": self.log.put}
+        runner = build(self.data, on_point=self._note, **parts)
         runner.excuses[number] = excuses
         outcome = await runner.run(granted.model_copy(update={"slot": 0}), source)
         await asyncio.to_thread(remove_folder, self.folder)
-        return outcome, self.texts, runner.excuses[number]
+        return outcome, list(self.log.texts.values()), runner.excuses[number]
 
-    def _put(self, text: str) -> ev.Digest:
-        self.texts.append(text)
-        return compute_digest(text)
+    def _note(self, _: ev.Granted, point: ev.Point, rate: float) -> None:
+        self.points.append((point, rate))
 
     def _watch(self) -> None:
         while time.monotonic() < self.heard + self.silent:
@@ -175,7 +171,6 @@ class ClusterRunner:
     on_point: Callable[[ev.Granted, ev.Point, float], None]
     threads: int = 0
     unsafe: bool = False
-    silent: float = SILENT
     ended: dict[str, Any] = field(default_factory=dict[str, Any])
     """Actors whose outcome is not on disk yet, by task id."""
     excuses: Counter[int] = field(default_factory=Counter[int])
@@ -184,8 +179,9 @@ class ClusterRunner:
     def reap(self) -> None:
         """End every attempt of the session."""
         for name in self.ray.util.list_named_actors():
-            with suppress(ValueError):  # it has ended
-                self.ray.kill(self.ray.get_actor(name)) if name.startswith(f"{self.session}-") else None
+            if name.startswith(f"{self.session}-"):
+                with suppress(ValueError):  # it has ended
+                    self.ray.kill(self.ray.get_actor(name))
 
     def end_recorded(self, finished: set[str]) -> None:
         """End the actors whose tasks have appended their outcome."""
@@ -202,8 +198,10 @@ class ClusterRunner:
             await self._place(actor)
             where = self.threads, "num_gpus" in self.options, self.unsafe
             found = await actor.train.remote(self.build, granted, source, self.excuses[number], *where)
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
             self.ray.kill(actor)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return lost(reason=f"no node of the cluster had a place for {UNPLACED:.0f} s", quarantined=True)
         except errors.RayError as error:
             if not isinstance(error, errors.ActorUnavailableError):  # it may be found again
@@ -211,9 +209,6 @@ class ClusterRunner:
             await asyncio.sleep(SETTLE)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return lost(reason=f"lost on the cluster: {lines[-isinstance(error, errors.RayTaskError)][:300]}")
-        except asyncio.CancelledError:
-            self.ray.kill(actor)
-            raise
         finally:
             following.cancel()
         outcome, texts, self.excuses[number] = found
@@ -226,7 +221,7 @@ class ClusterRunner:
         """Return the actor of that name, created where there is none."""
         settings = {"lifetime": "detached", "get_if_exists": True, "max_restarts": 0, "max_concurrency": 16}
         actor = self.ray.remote(RemoteAttempt).options(name=name, **settings, **self.options)
-        return actor.remote(name, load(self.data).digest if self.data else "", self.silent)
+        return actor.remote(name, load(self.data).digest if self.data else "", SILENT)
 
     async def _place(self, actor: Any) -> None:
         """Wait until the actor runs, and send the data where its node has none. Raises TimeoutError."""

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -137,20 +136,9 @@ def set_reported_limits(task: Task, threads: int) -> RunLimits:
     return RunLimits(wall=wall, cpu=max(threads, 1) * wall, quiet=2 * wall)
 
 
-def build_runner(
-    started: ev.Started,
-    tree: TaskFolder | None,
-    share: int,
-    data: Path,
-    folder: Path,
-    slots: Sequence[Slot],
-    *parts: Any,
-) -> BaseRunner[Any]:
-    """Return what trains candidates, `share` at a time here; `tree` is that of a reported task. Raises DataError.
-
-    The last parts are the runner's sandbox, `put` and `on_point`.
-    """
-    threads = slots[0].threads
+def build_runner(started: ev.Started, tree: TaskFolder | None, share: int, data: Path, **parts: Any) -> BaseRunner[Any]:
+    """Return what trains candidates, `share` at a time here; `tree` is that of a reported task. Raises DataError."""
+    threads = parts["slots"][0].threads
     if tree:
-        return ReportedRunner(folder, slots, set_reported_limits(tree.task, threads), tree, *parts)
-    return Runner(folder, slots, set_limits(started.profile, threads, share), Scorer.load(data), *parts)
+        return ReportedRunner(limits=set_reported_limits(tree.task, threads), scorer=tree, **parts)
+    return Runner(limits=set_limits(started.profile, threads, share), scorer=Scorer.load(data), **parts)
