@@ -122,8 +122,9 @@ class RemoteAttempt:
 
     def receive(self, name: str, piece: bytes) -> None:
         """Append to a file of the data. The last is the manifest: by it they are checked, and put in their place."""
-        part = self.data.with_name(f".{self.data.name}.{os.getpid()}")
-        part.mkdir(parents=True, exist_ok=True)
+        part = self.folder / "data"
+        for folder in (part, self.data.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         with (part / name).open("ab") as file:
             file.write(piece)
         if name == MANIFEST_FILE and load(part, verify=True).digest == self.data.name:
@@ -141,13 +142,13 @@ class RemoteAttempt:
         slots, number = list_slots(1, self.folder, threads, list_gpus() if gpu else ()), granted.experiment
         self.folder.mkdir(parents=True, exist_ok=True)
         parts = {"folder": self.folder, "slots": slots, "sandbox": sandbox, "put": self.log.put}
-        runner = build(self.data, on_point=self._note, **parts)
+        runner = build(self.data, on_point=self._add_point, **parts)
         runner.excuses[number] = excuses
         outcome = await runner.run(granted.model_copy(update={"slot": 0}), source)
         await asyncio.to_thread(remove_folder, self.folder)
         return outcome, list(self.log.texts.values()), runner.excuses[number]
 
-    def _note(self, _: ev.Granted, point: ev.Point, rate: float) -> None:
+    def _add_point(self, _: ev.Granted, point: ev.Point, rate: float) -> None:
         self.points.append((point, rate))
 
     def _watch(self) -> None:
