@@ -122,7 +122,7 @@ class RemoteAttempt:
 
     def receive(self, name: str, piece: bytes) -> None:
         """Append to a file of the data. The last is the manifest: by it they are checked, and put in their place."""
-        part = self.folder / "data"
+        self.heard, part = time.monotonic(), self.folder / "data"
         for folder in (part, self.data.parent):
             folder.mkdir(parents=True, exist_ok=True)
         with (part / name).open("ab") as file:
@@ -194,15 +194,12 @@ class ClusterRunner:
         number, run, errors = granted.experiment, granted.run, self.ray.exceptions
         lost = partial(ev.Aborted, experiment=number, run=run)
         actor = await asyncio.to_thread(self._find, name_attempt(self.session, granted, source))
-        following = asyncio.ensure_future(self._follow(actor, granted))
         try:
             await self._place(actor)
             where = self.threads, "num_gpus" in self.options, self.unsafe
-            found = await actor.train.remote(self.build, granted, source, self.excuses[number], *where)
-        except (TimeoutError, asyncio.CancelledError) as error:
-            self.ray.kill(actor)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+            training = actor.train.remote(self.build, granted, source, self.excuses[number], *where)
+            outcome, texts, self.excuses[number] = await self._ask(actor, training, granted)
+        except TimeoutError:
             return lost(reason=f"no node of the cluster had a place for {UNPLACED:.0f} s", quarantined=True)
         except errors.RayError as error:
             if not isinstance(error, errors.ActorUnavailableError):  # it may be found again
@@ -210,9 +207,6 @@ class ClusterRunner:
             await asyncio.sleep(SETTLE)
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return lost(reason=f"lost on the cluster: {lines[-isinstance(error, errors.RayTaskError)][:300]}")
-        finally:
-            following.cancel()
-        outcome, texts, self.excuses[number] = found
         for text in texts:
             self.put(text)
         self.ended[f"train {number}.{run}"] = actor
@@ -226,19 +220,30 @@ class ClusterRunner:
 
     async def _place(self, actor: Any) -> None:
         """Wait until the actor runs, and send the data where its node has none. Raises TimeoutError."""
-        node, ready, _ = await asyncio.wait_for(actor.report.remote(), UNPLACED)
+        node, ready, _ = await self._ask(actor, actor.report.remote())
         async with self.shipping[node]:
-            if ready or not self.data or (await actor.report.remote())[1]:
+            if ready or not self.data or (await self._ask(actor, actor.report.remote()))[1]:
                 return
             for name in (*load(self.data).files, MANIFEST_FILE):
                 with (self.data / name).open("rb") as file:
                     while piece := file.read(PIECE):
-                        await actor.receive.remote(name, piece)
+                        await self._ask(actor, actor.receive.remote(name, piece))
 
-    async def _follow(self, actor: Any, granted: ev.Granted) -> None:
-        """Keep the run alive, and pass its progress on."""
-        while True:
-            with suppress(self.ray.exceptions.RayError):
-                for point, rate in (await actor.report.remote())[2]:
-                    self.on_point(granted, point, rate)
-            await asyncio.sleep(ASK)
+    async def _ask(self, actor: Any, question: Any, granted: ev.Granted | None = None) -> Any:
+        """Return an answer of the actor, and pass on the progress of a run until it comes. Raises TimeoutError.
+
+        Where none comes, end the actor and wait for that: Ray's client cannot cancel a question.
+        """
+        answer = asyncio.ensure_future(question)
+        try:
+            async with asyncio.timeout(None if granted else UNPLACED):
+                while not (await asyncio.wait({answer}, timeout=ASK))[0]:
+                    with suppress(self.ray.exceptions.RayError):
+                        for point, rate in (await self._ask(actor, actor.report.remote()))[2] if granted else ():
+                            self.on_point(granted, point, rate)
+        except (TimeoutError, asyncio.CancelledError):
+            self.ray.kill(actor)
+            with suppress(self.ray.exceptions.RayError, TimeoutError):
+                await asyncio.wait_for(answer, REACH)
+            raise
+        return answer.result()
