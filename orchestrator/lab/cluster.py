@@ -140,7 +140,12 @@ class RemoteAttempt:
     ) -> tuple[ev.Outcome, Sequence[str], int]:
         sandbox = NoSandbox() if unsafe else await asyncio.to_thread(select_sandbox)
         slots, number = list_slots(1, self.folder, threads, list_gpus() if gpu else ()), granted.experiment
-        self.folder.mkdir(parents=True, exist_ok=True)
+        claims = (
+            self.data.parents[1] / "claims" / self.folder.name.rsplit("-", 2)[0]
+        )  # of the session's other runs here
+        for folder in (self.folder, claims):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "claims").symlink_to(claims)
         parts = {"folder": self.folder, "slots": slots, "sandbox": sandbox, "put": self.log.put}
         runner = build(self.data, on_point=self._add_point, **parts)
         runner.excuses[number] = excuses
@@ -239,8 +244,8 @@ class ClusterRunner:
             async with asyncio.timeout(None if granted else UNPLACED):
                 while not (await asyncio.wait({answer}, timeout=ASK))[0]:
                     with suppress(self.ray.exceptions.RayError):
-                        for point, rate in (await self._ask(actor, actor.report.remote()))[2] if granted else ():
-                            self.on_point(granted, point, rate)
+                        for progress in (await self._ask(actor, actor.report.remote()))[2] if granted else ():
+                            self.on_point(cast("ev.Granted", granted), *progress)
         except (TimeoutError, asyncio.CancelledError):
             self.ray.kill(actor)
             with suppress(self.ray.exceptions.RayError, TimeoutError):
