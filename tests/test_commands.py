@@ -46,7 +46,7 @@ and `fork NAME --at N` need none of them. Give them again only where something h
 | `OMP_NUM_THREADS` | threads of a run on a CPU; part of the experiment, since sums change with it |
 | `XDG_CACHE_HOME` | the folder under which `prepare` keeps downloaded shards of climbmix |
 """
-HEAVY = {"anthropic", "apprise", "genai_prices", "optuna", "plotly", "pyarrow", "torch", "trackio"}
+HEAVY = {"anthropic", "apprise", "genai_prices", "optuna", "plotly", "pyarrow", "ray", "torch", "trackio"}
 WIDTH = 78
 """Columns of help on any terminal of 80 or more."""
 

@@ -34,6 +34,7 @@ IMPURE = {
 ONE_FILE = {
     "anthropic": "subagents/claude.py",
     "apprise": "orchestrator/views/notify.py",
+    "ray": "orchestrator/lab/cluster.py",
     "optuna": "orchestrator/optimizer/crew.py",
     "merge3": "orchestrator/core/source.py",
     "tenacity": "subagents/claude.py",

@@ -16,7 +16,7 @@ from orchestrator.views.output import harden_streams
 from prepare.command import UserError
 from subagents.errors import PromptError
 
-ALL = "sessions data script musings unsafe"
+ALL = "sessions data script musings unsafe cluster"
 COMMANDS = {
     "init": (".init", "Write a train.py to start from.", "data script"),
     "prepare": ("prepare.__main__", "Prepare the data that every experiment trains on.", ""),
@@ -125,6 +125,7 @@ def start(
     musings: opt.Musings = opt.Paths.musings,
     unsafe: opt.Unsafe = opt.Paths.unsafe,
     fit: opt.Fit = opt.Paths.fit,
+    cluster: opt.Cluster = opt.Paths.cluster,
     show_version: Annotated[  # noqa: ARG001 - it never returns
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="show the version and exit")
     ] = False,
@@ -137,8 +138,9 @@ def start(
     from orchestrator.core.events import SessionLimits
 
     chosen = opt.choose_crew(context, crew, offline=offline)
-    paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
+    paths = opt.Paths(sessions, data, script, musings, unsafe, fit, cluster)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd, experiment_usd=experiment_usd)
+    slots = "auto" if cluster and not opt.is_given(context, "slots") else slots
     name = name or invent_name(sessions)
     models = model or (), fallback or ()
     start_night(

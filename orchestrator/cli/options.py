@@ -58,6 +58,9 @@ Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
+Cluster = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
+]
 Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
 Salvage = Annotated[bool, typer.Option("--salvage", help="read a damaged file as far as it is sound")]
@@ -76,6 +79,8 @@ class Paths:
     """The training code is trusted."""
     fit: bool | None = None
     """The baseline gets the profile's constants; None for a train.py of ours only."""
+    cluster: str = ""
+    """Address of the Ray cluster that trains; empty for this machine."""
     programs: Sequence[str] = ()
     """The models that are programs: a session's file, which may be another's, cannot have one started."""
 
@@ -105,7 +110,7 @@ class Paths:
         try:
             known: dict[str, Any] = json.loads(path.read_text())
             for name, at in known.items():
-                if isinstance(at, str):
+                if isinstance(at, str) and name != "cluster":
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
             return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
         except (ValueError, LookupError, TypeError, AttributeError) as error:

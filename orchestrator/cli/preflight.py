@@ -14,7 +14,7 @@ from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.task_file import find_task
@@ -22,6 +22,7 @@ from orchestrator.core.events import SessionLimits
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
+from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
@@ -184,7 +185,7 @@ class Preflight:
         slots, task, limits = self.count_slots(), self.task, self.limits
         if limits.hours <= 0:
             raise UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
-        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, slots)
+        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.places[1])
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {high:,} experiments" if low < high else count(low, "experiment")
@@ -229,8 +230,20 @@ class Preflight:
         """Return the GPUs that runs can use: none where the data are for the CPU."""
         return [] if not self.task.is_reported and self.manifest.profile == "cpu" else list_gpus()
 
+    @cached_property
+    def places(self) -> tuple[int, int, dict[str, Any]]:
+        """Runs at a time, those on one machine, and the options of each on a cluster. Raises UserError."""
+        if not self.paths.cluster:
+            return (here := self.count_slots()), here, {}
+        nodes = [node["Resources"] for node in connect(self.paths.cluster).nodes() if node["Alive"]]
+        cpu = not self.task.is_reported and self.manifest.profile == "cpu"
+        model, wanted = (self.state.session.gpu, self.state.session.slots) if self.state else ("", self.slots)
+        return plan_shares(nodes, str(wanted), model, cpu=cpu, fewer=bool(self.state))
+
     def count_slots(self) -> int:
         """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
+        if self.paths.cluster:
+            return self.places[0]
         gpus, wanted = len(self.list_gpus()), str(self.state.session.slots) if self.state else self.slots
         if wanted == "auto":
             return gpus or 1
@@ -271,7 +284,9 @@ class Preflight:
             yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
 
     def _describe_sandbox(self) -> str:
-        return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
+        if self.paths.unsafe or self.paths.cluster:
+            return "none, because of --unsafe" if self.paths.unsafe else "each node of the cluster selects its own"
+        return f"{self.sandbox.tier} passes its self-check"
 
 
 def load_style(

@@ -46,7 +46,7 @@ def start_night(night: Preflight) -> None:
             name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
         )
     else:
-        profile = describe_profile(night.manifest, measure_token(night.paths.data), night.count_slots())
+        profile = describe_profile(night.manifest, measure_token(night.paths.data), night.places[1])
     earlier, variance = (), PooledVariance()
     if not night.isolated:
         earlier, variance = recall_results(night.paths.sessions, profile, night.task)
@@ -55,6 +55,7 @@ def start_night(night: Preflight) -> None:
         print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
     started = Started(
         slots=night.count_slots(),
+        gpu=night.places[2].get("accelerator_type", ""),
         seed=random.SystemRandom().randrange(1 << 31) if night.seed is None else night.seed,
         commit=night.repo.get_head(),
         profile=calibrate_noise(profile, variance),

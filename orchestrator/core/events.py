@@ -221,6 +221,8 @@ class Started(SessionSettings):
     """What earlier sessions found, the latest first."""
     task: Task = Task()
     """How runs are scored; the default is that of all sessions recorded before there was another."""
+    gpu: str = ""
+    """Model of GPU that all runs use; empty where it was not recorded."""
 
 
 class Resumed(Frozen):

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from orchestrator.core import events as ev
 from orchestrator.core.task import Metric, Task
 from orchestrator.lab.failures import Fault
-from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.monitor import RunLimits, set_limits
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.runner import Attempt, BaseRunner
+from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from prepare.manifest import compute_sha256
 
@@ -132,3 +134,11 @@ def set_reported_limits(task: Task, threads: int) -> RunLimits:
     """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints."""
     wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
     return RunLimits(wall=wall, cpu=max(threads, 1) * wall, quiet=2 * wall)
+
+
+def build_runner(started: ev.Started, tree: TaskFolder | None, share: int, data: Path, **parts: Any) -> BaseRunner[Any]:
+    """Return what trains candidates, `share` at a time here; `tree` is that of a reported task. Raises DataError."""
+    threads = parts["slots"][0].threads
+    if tree:
+        return ReportedRunner(limits=set_reported_limits(tree.task, threads), scorer=tree, **parts)
+    return Runner(limits=set_limits(started.profile, threads, share), scorer=Scorer.load(data), **parts)
