@@ -1,9 +1,10 @@
-"""Tools for one file in memory: view, replace, check. They take no paths, so no other file can be reached."""
+"""Tools for files in memory: view, replace, check; create and delete where there are several. They reach no other."""
 
 import ast
 import re
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
@@ -16,8 +17,8 @@ ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 class EditedFile:
     """The text of a script that is being edited."""
 
-    def __init__(self, text: str) -> None:
-        self.before = self.text = text
+    def __init__(self, text: str, path: str = "train.py") -> None:
+        self.before, self.text, self.path = text, text, path
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -42,7 +43,7 @@ class EditedFile:
         if old == new:
             raise ToolError("`old` and `new` are the same: nothing would change.")
         if not places:
-            raise ToolError(f"`old` does not occur in train.py.{_suggest(self.text, old)}")
+            raise ToolError(f"`old` does not occur in {self.path}.{_suggest(self.text, old)}")
         if len(places) > 1:
             lines = ", ".join(map(str, places[:10]))
             raise ToolError(f"`old` occurs {len(places)} times, at lines {lines}. Include more of the text around it.")
@@ -53,15 +54,97 @@ class EditedFile:
         """Check the syntax and the imports of train.py as it stands now. It is not run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
-        if not find_syntax_error(self.text) and (missing := find_missing_packages(self.text)):
-            raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-        return "Syntax and imports are in order. It was not run: check the shapes."
+        return _describe_imports(self.list_missing())
 
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
-        if self.text == self.before:
-            return "train.py is unchanged"
-        return "" if find_syntax_error(self.before) else find_syntax_error(self.text)  # it may be no Python at all
+        return f"{self.path} is unchanged" if self.text == self.before else self.find_mistake()
+
+    def find_mistake(self) -> str:
+        """Return the edit's syntax error; empty where there is none, or where the file is no Python."""
+        known = not self.path.endswith(".py") or find_syntax_error(self.before, self.path)
+        return "" if known else find_syntax_error(self.text, self.path)
+
+    def list_missing(self) -> set[str]:
+        """Return the packages that the edit imports and that are not installed."""
+        if not self.path.endswith(".py") or find_syntax_error(self.text) or find_syntax_error(self.before):
+            return set()
+        return {*find_missing_packages(self.text)} - {*find_missing_packages(self.before)}
+
+
+class EditedTree:
+    """The texts of several files that are being edited."""
+
+    def __init__(
+        self, files: Mapping[str, str], is_allowed: Callable[[str], bool], join: Callable[[Mapping[str, str]], str]
+    ) -> None:
+        """Begin with these files by path; `is_allowed` tells which there may be, and `join` makes one text of them."""
+        self.is_allowed, self.join = is_allowed, join
+        self.files = {path: EditedFile(text, path) for path, text in files.items()}
+        self.before = self.text
+
+    @property
+    def text(self) -> str:
+        return self.join({path: file.text for path, file in self.files.items()})
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        pure = map(Tool.from_function, (self.view, self.replace, self.create, self.delete))
+        return *pure, Tool.from_function(self.check, pure=False)
+
+    def view(self, path: str, first: int = 1, last: int | None = None) -> str:
+        """Show a file from line `first` to line `last` as it stands now, in pages that say where to go on.
+
+        The numbers are not part of the text.
+        """
+        return self._find(path).view(first, last)
+
+    def replace(self, path: str, old: str, new: str) -> str:
+        """Replace one passage of a file.
+
+        `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
+        and may be empty.
+        """
+        return self._find(path).replace(old, new)
+
+    def create(self, path: str, text: str) -> str:
+        """Create a file with this text, where the task allows one."""
+        if path in self.files or not self.is_allowed(path):
+            raise ToolError(f"{path} exists already." if path in self.files else f"The task allows no file {path!r}.")
+        self.files[path] = EditedFile("", path)
+        self.files[path].text = text
+        return f"Created {path}."
+
+    def delete(self, path: str) -> str:
+        """Delete a file."""
+        self._find(path)
+        del self.files[path]
+        return f"Deleted {path}."
+
+    def check(self) -> str:
+        """Check the syntax and the imports of all files as they stand now. Nothing is run."""
+        if fault := self.find_fault():
+            raise ToolError(f"{fault}.")
+        own = {part.removesuffix(".py") for path in self.files for part in path.split("/")}
+        return _describe_imports({name for file in self.files.values() for name in file.list_missing()} - own)
+
+    def find_fault(self) -> str:
+        """Return why the files cannot be handed in as a candidate; empty if they can."""
+        if not self.files or self.text == self.before:
+            return "no file is changed" if self.files else "no file is left"
+        return next(filter(None, (file.find_mistake() for file in self.files.values())), "")
+
+    def _find(self, path: str) -> EditedFile:
+        if path not in self.files:
+            raise ToolError(f"There is no file {path!r} that may change; there are {', '.join(self.files)}.")
+        return self.files[path]
+
+
+def _describe_imports(missing: set[str]) -> str:
+    """Return that syntax and imports are in order. Raises ToolError where a package is missing."""
+    if missing:
+        raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(sorted(missing))}.")
+    return "Syntax and imports are in order. It was not run: check the shapes."
 
 
 def number_page(text: str, first: int, last: int | None) -> str:
@@ -77,15 +160,15 @@ def number_page(text: str, first: int, last: int | None) -> str:
     return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *wanted[:fitting]])
 
 
-def find_syntax_error(source: str) -> str:
+def find_syntax_error(source: str, path: str = "train.py") -> str:
     """Return why Python cannot compile the source, with the line; empty if it can."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            compile(source, "train.py", "exec", dont_inherit=True)
+            compile(source, path, "exec", dont_inherit=True)
     except SyntaxError as error:
-        return f"train.py has a syntax error in line {error.lineno}: {error.msg}"
+        return f"{path} has a syntax error in line {error.lineno}: {error.msg}"
     except (ValueError, RecursionError, MemoryError) as error:
-        return f"train.py cannot be compiled: {error}"
+        return f"{path} cannot be compiled: {error}"
     return ""
 
 

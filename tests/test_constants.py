@@ -69,6 +69,7 @@ def test_without_declared_ranges_all_are_guessed():
         "TOKENS": Choices((2**18, 2**19, 2**20)),
         "SECONDS": Numbers(150, 600, log=True, whole=True),
         "BIAS": Numbers(-2.0, -0.125),
+        "BETAS": Choices(((0.8, 0.95), (0.6, 0.95), (0.9, 0.95), (0.8, 0.9), (0.8, 0.975))),
     }
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight, read_prompts
-from orchestrator.core.source import normalize_lines
 from orchestrator.core.state import State
 from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.monitor import set_limits
@@ -56,7 +55,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         observers.say(night.estimate())  # before the live view, so that it stays
     else:
         repo.begin_branch(session.state.parent.commit)
-        lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
+        lab.own, lab.fitted = repo.read_source(begun.commit), session.get(begun.source)
     try:
         with observers:
             if task.is_reported:
