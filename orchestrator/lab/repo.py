@@ -130,12 +130,12 @@ class Repo:
 
         Raises RepoError, OSError.
         """
+        before = self._read_files(commit)
+        files, here = self._split(source, before), folder / self.prefix
         folder.mkdir(parents=True, exist_ok=True)
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
         self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
-        here, before = folder / self.prefix, self._read_files(commit)
-        files = self._split(source, before)
         for name in before.keys() - files.keys():
             (here / name).unlink()
         for name, text in files.items():
