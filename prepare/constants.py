@@ -357,12 +357,12 @@ def _guess_by_kind(name: str, value: Value) -> Space | None:
         case float() if not value and _SHARE.search(name):
             return Numbers(0.0, 0.4)
         case tuple():
-            return _vary_elements(name, value)
+            return _make_neighbours(name, value)
         case _:
             return None
 
 
-def _vary_elements(name: str, value: tuple[float, ...]) -> Choices | None:
+def _make_neighbours(name: str, value: tuple[float, ...]) -> Choices | None:
     """Return the tuple and its neighbours, each of which has another value for one element; None without any."""
     found = [value]
     for i, old in enumerate(value):

@@ -1,10 +1,15 @@
 """The command that checks everything a night needs, and says what to do about each problem."""
 
+import asyncio
 import os
 import shutil
 import sysconfig
+import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import typer
@@ -13,9 +18,18 @@ from rich.markup import escape
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.preflight import CheckResult, Preflight
-from orchestrator.cli.start import invent_name
-from prepare.machine import list_gpus
+from orchestrator.cli.start import describe_ground, invent_name
+from orchestrator.core.events import Aborted, Crashed, Granted, Scored
+from orchestrator.core.task import Metric
+from orchestrator.lab.runner import BaseRunner
+from orchestrator.lab.slots import list_slots
+from prepare.machine import THREADS, list_gpus
+from prepare.profiles import apply_to_script
 
+TRIAL_SECONDS = 20.0
+"""Seconds that the script may take to its first step; then it is only known not to have failed at once."""
+NEEDED = {"git", "scores", "data", "slots", "sandbox"}
+"""Checks without which the script cannot be run."""
 BUSY = 0.5
 """Share of the cores in use above which runs take longer than expected."""
 MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
@@ -31,18 +45,55 @@ def doctor(
 ) -> None:
     """Check everything that a night needs.
 
-    Runs the checks that a night with these options begins with, and also checks the data's hashes and the machine. Exit
-    code 3 if something would spoil the night.
+    Runs the checks that a night with these options begins with, also checks the data's hashes and the machine, and then
+    runs the script until its first step. Exit code 3 if something would spoil the night.
     """
     paths: opt.Paths = context.obj
     chosen = opt.choose_crew(context, crew, offline=offline)
     night = Preflight(paths, invent_name(paths.sessions), chosen, prompts, model or (), notify=notify, verify=True)
     results = [*night.check(), *check_machine()]
+    if not any(result.state == "bad" and result.subject in NEEDED for result in results):
+        results.append(check_script(night))
     for result in results:  # no table, which would break the commands that it names
         words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
         Console(highlight=False).print(words, soft_wrap=True)
     if any(result.state == "bad" for result in results):
         raise SystemExit(opt.ExitCode.UNHEALTHY)
+
+
+def check_script(night: Preflight) -> CheckResult:
+    """Run the script as a night would, until its first progress line, its end, or TRIAL_SECONDS without a crash."""
+    from orchestrator.cli.wiring import build_runner
+
+    source = apply_to_script(night.source, night.profile) if night.profile else night.source
+    with tempfile.TemporaryDirectory() as folder:
+        slot = replace(list_slots(1, Path(folder), THREADS, night.list_gpus())[0], patience=2.0)
+        runner = build_runner(night, Path(folder), [slot], night.repo.get_head(), describe_ground(night))
+        return asyncio.run(_watch_first_step(runner, source, night.task.metric))
+
+
+async def _watch_first_step(runner: BaseRunner[Any], source: str, metric: Metric) -> CheckResult:
+    stepped, began = asyncio.Event(), time.monotonic()
+    runner.on_point = lambda _granted, _point, _rate: stepped.set()
+    run = asyncio.create_task(runner.run(Granted(experiment=0, run=1, slot=0, seed=0), source))
+    await asyncio.wait(
+        {run, step := asyncio.create_task(stepped.wait())}, timeout=TRIAL_SECONDS, return_when="FIRST_COMPLETED"
+    )
+    after = f"after {time.monotonic() - began:.1f} s"
+    for task in (run, step):
+        task.cancel()
+    outcome = (await asyncio.gather(run, step, return_exceptions=True))[0]
+    match outcome:
+        case Scored(val_bpb=score):
+            return CheckResult("script", "good", f"it ended {after}: {metric.name} {metric.format_score(score)}")
+        case Crashed(message=message):
+            return CheckResult("script", "bad", f"it failed {after}: {message}")
+        case Aborted(reason=reason):
+            return CheckResult("script", "warn", f"it could not be tried: {reason}")
+        case _ if stepped.is_set():
+            return CheckResult("script", "good", f"it came to its first step {after}")
+        case _:
+            return CheckResult("script", "good", f"it had not failed {after}, nor printed a step")
 
 
 def check_machine() -> Iterator[CheckResult]:

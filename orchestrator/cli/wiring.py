@@ -7,15 +7,18 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight, read_prompts
+from orchestrator.core.events import SessionProfile
+from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State
 from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.monitor import set_limits
 from orchestrator.lab.reported import ReportedRunner, TaskFolder, set_reported_limits
-from orchestrator.lab.runner import Runner
+from orchestrator.lab.runner import BaseRunner, Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot, list_slots
 from orchestrator.ports import Crew
@@ -40,12 +43,8 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         session, paths.musings, send=make_sender(night.notify), command=paths.write_command, git=repo.write_command()
     )
     session.say = observers.say
-    if (task := started.task).is_reported:
-        scorer, limits = TaskFolder(task, repo, started.commit), set_reported_limits(task, THREADS)
-        runner = ReportedRunner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
-    else:
-        scorer, limits = Scorer.load(paths.data.resolve()), set_limits(started.profile, THREADS, started.slots)
-        runner = Runner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
+    task, runner = started.task, build_runner(night, folder, slots, started.commit, started.profile)
+    runner.put, runner.on_point = session.put, observers.progress
     repo.unlock()
     runner.reap()
     begun = session.state.parents.get(0)
@@ -72,6 +71,17 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         raise SystemExit(ExitCode.INTERRUPTED) from None
     if code := judge_night(session.state):
         raise SystemExit(code)
+
+
+def build_runner(
+    night: Preflight, folder: Path, slots: Sequence[Slot], commit: str, profile: SessionProfile
+) -> BaseRunner[Any]:
+    """Build what runs candidates; what they do is stored nowhere yet. Raises what `prepare` raises."""
+    if night.task.is_reported:
+        scorer, limits = TaskFolder(night.task, night.repo, commit), set_reported_limits(night.task, THREADS)
+        return ReportedRunner(folder, slots, limits, scorer, night.sandbox, compute_digest)
+    scorer, limits = Scorer.load(night.paths.data.resolve()), set_limits(profile, THREADS, len(slots))
+    return Runner(folder, slots, limits, scorer, night.sandbox, compute_digest)
 
 
 def judge_night(state: State) -> ExitCode | None:
