@@ -176,10 +176,10 @@ def _list_declared(source: str) -> dict[tuple[str, int], tuple[int, str]]:
 
 
 def format_literal(value: Value, like: Value | None = None) -> str:
-    """Return a literal for the value: of the type of `like` where that is a float, with digits in groups of three."""
-    if isinstance(value, tuple) and isinstance(like, tuple) and len(value) == len(like):  # stored, all were floats
-        exact = (type(old)(new) if type(old)(new) == new else new for new, old in zip(value, like, strict=True))
-        return repr(tuple(exact))
+    """Return a literal for the value: a float if `like` is one, with digits in groups of three."""
+    if isinstance(value, tuple) and isinstance(like, tuple) and len(value) == len(like):  # stored, all are floats
+        exact = [type(old)(new) for new, old in zip(value, like, strict=True)]
+        return repr(tuple(exact) if exact == [*value] else value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return repr(value)
     return f"{float(value) if isinstance(like, float) else value:_}"
@@ -222,9 +222,8 @@ def _list_constants(text: str) -> list[_Assignment]:
     except (SyntaxError, ValueError):
         return []
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
-    single = [place for place in found if names[place.name] == starts[place.start] == 1]
-    named = [place for place in single if place.name.isupper() or place.name.startswith("--")]
-    return [place for place in named if place.is_top and place.value is not None]
+    single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.is_top]
+    return [at for at in single if (at.name.isupper() or at.name[:2] == "--") and at.value is not None]
 
 
 def _walk_assignments(source: str) -> Iterator[_Assignment]:
@@ -249,22 +248,11 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
             case ast.Call(ast.Attribute(attr="add_argument"), flags, keywords):
                 given = {keyword.arg: keyword.value for keyword in keywords}
                 names = [flag.value for flag in flags if isinstance(flag, ast.Constant) and f"{flag.value}"[:2] == "--"]
+                options = map(_evaluate, getattr(given.get("choices"), "elts", ()))
                 if names and (default := given.get("default")):
-                    yield _read_option(place(str(names[0]), default, True), given)
+                    yield place(str(names[0]), default, True)._replace(options=(*filter(None, options),))
             case _:
                 pass
-
-
-def _read_option(at: _Assignment, given: Mapping[str | None, ast.expr]) -> _Assignment:
-    """Return an option of argparse with its default as its type, and with the choices that it offers."""
-    value = at.value
-    match given.get("type"):
-        case ast.Name("float") if isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        case _:
-            pass
-    options = map(_evaluate, getattr(given.get("choices"), "elts", ()))
-    return at._replace(value=value, options=tuple(option for option in options if option is not None))
 
 
 def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
@@ -356,22 +344,16 @@ def _guess_by_kind(name: str, value: Value) -> Space | None:
             return Numbers(value * GUESS, value / GUESS)
         case float() if not value and _SHARE.search(name):
             return Numbers(0.0, 0.4)
-        case tuple():
-            return _make_neighbours(name, value)
+        case tuple():  # its neighbours have another value for one element
+            near = [(*value[:i], new, *value[i + 1 :]) for i in range(len(value)) for new in _list_near(name, value[i])]
+            return Choices((value, *near)) if near else None
         case _:
             return None
 
 
-def _make_neighbours(name: str, value: tuple[float, ...]) -> Choices | None:
-    """Return the tuple and its neighbours, each of which has another value for one element; None without any."""
-    found = [value]
-    for i, old in enumerate(value):
-        match _guess_by_kind(name, old):
-            case Choices(options):
-                steps = [option for option in options if option != old]
-            case Numbers() as space:
-                steps = [space.from_unit(space.to_unit(old) + step) for step in (-0.25, 0.25)]
-            case None:
-                steps = []
-        found += [(*value[:i], cast("float", new), *value[i + 1 :]) for new in steps if new != old]
-    return Choices(tuple(found)) if len(found) > 1 else None
+def _list_near(name: str, value: float) -> list[Any]:
+    """Return the nearest other values of an element of a tuple."""
+    space = _guess_by_kind(name, value)
+    if isinstance(space, Numbers):
+        return [space.from_unit(space.to_unit(value) + step) for step in (-0.25, 0.25)]
+    return [option for option in space.options if option != value] if space else []

@@ -11,6 +11,7 @@ from importlib.metadata import packages_distributions
 from subagents.logs import count_fitting
 from subagents.tools import RESULT_BYTES, Tool, ToolError
 
+IN_ORDER = "Syntax and imports are in order. It was not run: check the shapes."
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 
 
@@ -54,38 +55,30 @@ class EditedFile:
         """Check the syntax and the imports of train.py as it stands now. It is not run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
-        return _describe_imports(self.list_missing())
+        if not find_syntax_error(self.before):  # it may be no Python at all
+            _require_packages({*find_missing_packages(self.text)} - {*find_missing_packages(self.before)})
+        return IN_ORDER
 
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
-        return f"{self.path} is unchanged" if self.text == self.before else self.find_mistake()
-
-    def find_mistake(self) -> str:
-        """Return the edit's syntax error; empty where there is none, or where the file is no Python."""
-        known = not self.path.endswith(".py") or find_syntax_error(self.before, self.path)
-        return "" if known else find_syntax_error(self.text, self.path)
-
-    def list_missing(self) -> set[str]:
-        """Return the packages that the edit imports and that are not installed."""
-        if not self.path.endswith(".py") or find_syntax_error(self.text) or find_syntax_error(self.before):
-            return set()
-        return {*find_missing_packages(self.text)} - {*find_missing_packages(self.before)}
+        if self.text == self.before:
+            return f"{self.path} is unchanged"
+        return "" if find_syntax_error(self.before) else find_syntax_error(self.text, self.path)
 
 
 class EditedTree:
-    """The texts of several files that are being edited."""
+    """Several files that are being edited: tools as for one, which take a path, and two that create and delete."""
 
     def __init__(
         self, files: Mapping[str, str], is_allowed: Callable[[str], bool], join: Callable[[Mapping[str, str]], str]
     ) -> None:
         """Begin with these files by path; `is_allowed` tells which there may be, and `join` makes one text of them."""
-        self.is_allowed, self.join = is_allowed, join
-        self.files = {path: EditedFile(text, path) for path, text in files.items()}
-        self.before = self.text
+        self.files, self.is_allowed, self.join = dict(files), is_allowed, join
+        self.before, self.known = self.text, self._list_missing()
 
     @property
     def text(self) -> str:
-        return self.join({path: file.text for path, file in self.files.items()})
+        return self.join(self.files)
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -93,31 +86,25 @@ class EditedTree:
         return *pure, Tool.from_function(self.check, pure=False)
 
     def view(self, path: str, first: int = 1, last: int | None = None) -> str:
-        """Show a file from line `first` to line `last` as it stands now, in pages that say where to go on.
-
-        The numbers are not part of the text.
-        """
-        return self._find(path).view(first, last)
+        """Show a file from line `first` to line `last` as it stands now, in pages that say where to go on."""
+        return self._open(path).view(first, last)
 
     def replace(self, path: str, old: str, new: str) -> str:
-        """Replace one passage of a file.
-
-        `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
-        and may be empty.
-        """
-        return self._find(path).replace(old, new)
+        """Replace one passage of a file: `old` is its exact text, and long enough to occur only once."""
+        done = (file := self._open(path)).replace(old, new)
+        self.files[path] = file.text
+        return done
 
     def create(self, path: str, text: str) -> str:
         """Create a file with this text, where the task allows one."""
         if path in self.files or not self.is_allowed(path):
-            raise ToolError(f"{path} exists already." if path in self.files else f"The task allows no file {path!r}.")
-        self.files[path] = EditedFile("", path)
-        self.files[path].text = text
+            raise ToolError(f"{path!r} exists already." if path in self.files else f"The task allows no {path!r}.")
+        self.files[path] = text
         return f"Created {path}."
 
     def delete(self, path: str) -> str:
         """Delete a file."""
-        self._find(path)
+        self._open(path)
         del self.files[path]
         return f"Deleted {path}."
 
@@ -126,25 +113,29 @@ class EditedTree:
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
         own = {part.removesuffix(".py") for path in self.files for part in path.split("/")}
-        return _describe_imports({name for file in self.files.values() for name in file.list_missing()} - own)
+        _require_packages(self._list_missing() - self.known - own)
+        return IN_ORDER
 
     def find_fault(self) -> str:
         """Return why the files cannot be handed in as a candidate; empty if they can."""
         if not self.files or self.text == self.before:
             return "no file is changed" if self.files else "no file is left"
-        return next(filter(None, (file.find_mistake() for file in self.files.values())), "")
+        faults = (find_syntax_error(text, path) for path, text in self.files.items() if path.endswith(".py"))
+        return next(filter(None, faults), "")
 
-    def _find(self, path: str) -> EditedFile:
+    def _open(self, path: str) -> EditedFile:
         if path not in self.files:
             raise ToolError(f"There is no file {path!r} that may change; there are {', '.join(self.files)}.")
-        return self.files[path]
+        return EditedFile(self.files[path], path)
+
+    def _list_missing(self) -> set[str]:
+        sources = [text for path, text in self.files.items() if path.endswith(".py") and not find_syntax_error(text)]
+        return {name for source in sources for name in find_missing_packages(source)}
 
 
-def _describe_imports(missing: set[str]) -> str:
-    """Return that syntax and imports are in order. Raises ToolError where a package is missing."""
+def _require_packages(missing: set[str]) -> None:
     if missing:
         raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(sorted(missing))}.")
-    return "Syntax and imports are in order. It was not run: check the shapes."
 
 
 def number_page(text: str, first: int, last: int | None) -> str:

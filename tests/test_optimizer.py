@@ -344,6 +344,24 @@ def test_what_has_no_other_value_is_not_searched(line):
     assert list_tunable(f"{line}\ntrain({line.split()[0]})\n") == {}
 
 
+def test_in_reported_form_what_only_tells_is_left_alone():
+    script = """
+parser.add_argument("--lr", default=0.1)
+parser.add_argument("--batch-size", default=64)
+parser.add_argument("--width-of-lines", default=80)
+parser.add_argument("--seed", default=8)
+EVERY = 10
+args = parser.parse_args()
+def main():
+    for step in range(args.batch_size):
+        if step % EVERY == 0:
+            print(f"step {step} {args.width_of_lines}")
+    print(f"METRIC x={train(args.lr, args.seed)}")
+"""
+    assert [*list_tunable(script, is_reported=True)] == ["--lr", "--batch-size"]
+    assert [*list_tunable(script)] == ["--lr", "--batch-size"]
+
+
 @pytest.mark.parametrize(
     "line", ["X = 8  # 1..8", "X = 1  # 1..2 log", "X = 0.0  # 0.0..0.5", "X = True", "X = 2 # one of 2, 3"]
 )

@@ -137,7 +137,7 @@ def test_tools_take_a_path():
     )
     assert used(tree, "replace", path="model/net.py", old="WIDTH = 64", new="WIDTH = 32") == "Replaced at line 1."
     assert "no file 'helper.py'" in used(tree, "view", path="helper.py")
-    assert "allows no file 'helper.py'" in used(tree, "create", path="helper.py", text="")
+    assert "allows no 'helper.py'" in used(tree, "create", path="helper.py", text="")
     assert "exists already" in used(tree, "create", path="train.py", text="")
     assert used(tree, "create", path="model/extra.py", text="x = = 1\n") == "Created model/extra.py."
     assert "model/extra.py has a syntax error in line 1" in used(tree, "check")

@@ -7,9 +7,9 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import typer
@@ -19,9 +19,7 @@ from rich.markup import escape
 from orchestrator.cli import options as opt
 from orchestrator.cli.preflight import CheckResult, Preflight
 from orchestrator.cli.start import describe_ground, invent_name
-from orchestrator.core.events import Aborted, Crashed, Granted, Scored
-from orchestrator.core.task import Metric
-from orchestrator.lab.runner import BaseRunner
+from orchestrator.core.events import Aborted, Crashed, Granted, Outcome, Point, Scored
 from orchestrator.lab.slots import list_slots
 from prepare.machine import THREADS, list_gpus
 from prepare.profiles import apply_to_script
@@ -65,35 +63,29 @@ def check_script(night: Preflight) -> CheckResult:
     """Run the script as a night would, until its first progress line, its end, or TRIAL_SECONDS without a crash."""
     from orchestrator.cli.wiring import build_runner
 
+    began, steps = time.monotonic(), list[Point]()
     source = apply_to_script(night.source, night.profile) if night.profile else night.source
     with tempfile.TemporaryDirectory() as folder:
         slot = replace(list_slots(1, Path(folder), THREADS, night.list_gpus())[0], patience=2.0)
         runner = build_runner(night, Path(folder), [slot], night.repo.get_head(), describe_ground(night))
-        return asyncio.run(_watch_first_step(runner, source, night.task.metric))
 
+        async def run() -> Outcome | None:
+            task = asyncio.ensure_future(runner.run(Granted(experiment=0, run=1, slot=0, seed=0), source))
+            runner.on_point = lambda _granted, point, _rate: (steps.append(point), task.cancel())[0]
+            with suppress(TimeoutError, asyncio.CancelledError):
+                return await asyncio.wait_for(task, TRIAL_SECONDS)
 
-async def _watch_first_step(runner: BaseRunner[Any], source: str, metric: Metric) -> CheckResult:
-    stepped, began = asyncio.Event(), time.monotonic()
-    runner.on_point = lambda _granted, _point, _rate: stepped.set()
-    run = asyncio.create_task(runner.run(Granted(experiment=0, run=1, slot=0, seed=0), source))
-    await asyncio.wait(
-        {run, step := asyncio.create_task(stepped.wait())}, timeout=TRIAL_SECONDS, return_when="FIRST_COMPLETED"
-    )
+        outcome = asyncio.run(run())
     after = f"after {time.monotonic() - began:.1f} s"
-    for task in (run, step):
-        task.cancel()
-    outcome = (await asyncio.gather(run, step, return_exceptions=True))[0]
     match outcome:
-        case Scored(val_bpb=score):
-            return CheckResult("script", "good", f"it ended {after}: {metric.name} {metric.format_score(score)}")
         case Crashed(message=message):
             return CheckResult("script", "bad", f"it failed {after}: {message}")
         case Aborted(reason=reason):
             return CheckResult("script", "warn", f"it could not be tried: {reason}")
-        case _ if stepped.is_set():
-            return CheckResult("script", "good", f"it came to its first step {after}")
+        case Scored(val_bpb=score):
+            return CheckResult("script", "good", f"it ended {after}: {night.task.metric.format_score(score)}")
         case _:
-            return CheckResult("script", "good", f"it had not failed {after}, nor printed a step")
+            return CheckResult("script", "good", f"it {'had not failed' * (not steps) or 'came to a step'} {after}")
 
 
 def check_machine() -> Iterator[CheckResult]:
