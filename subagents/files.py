@@ -4,14 +4,13 @@ import ast
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
 from subagents.logs import count_fitting
 from subagents.tools import RESULT_BYTES, Tool, ToolError
 
-IN_ORDER = "Syntax and imports are in order. It was not run: check the shapes."
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 
 
@@ -55,9 +54,7 @@ class EditedFile:
         """Check the syntax and the imports of train.py as it stands now. It is not run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
-        if not find_syntax_error(self.before):  # it may be no Python at all
-            _require_packages({*find_missing_packages(self.text)} - {*find_missing_packages(self.before)})
-        return IN_ORDER
+        return _check_imports({self.path: self.text}, find_missing_packages(self.before))
 
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
@@ -73,8 +70,7 @@ class EditedTree:
         self, files: Mapping[str, str], is_allowed: Callable[[str], bool], join: Callable[[Mapping[str, str]], str]
     ) -> None:
         """Begin with these files by path; `is_allowed` tells which there may be, and `join` makes one text of them."""
-        self.files, self.is_allowed, self.join = dict(files), is_allowed, join
-        self.before, self.known = self.text, self._list_missing()
+        self.before, self.files, self.is_allowed, self.join = files, dict(files), is_allowed, join
 
     @property
     def text(self) -> str:
@@ -112,13 +108,11 @@ class EditedTree:
         """Check the syntax and the imports of all files as they stand now. Nothing is run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
-        own = {part.removesuffix(".py") for path in self.files for part in path.split("/")}
-        _require_packages(self._list_missing() - self.known - own)
-        return IN_ORDER
+        return _check_imports(self.files, find_missing_packages(*self.before.values()))
 
     def find_fault(self) -> str:
         """Return why the files cannot be handed in as a candidate; empty if they can."""
-        if not self.files or self.text == self.before:
+        if not self.files or self.files == self.before:
             return "no file is changed" if self.files else "no file is left"
         faults = (find_syntax_error(text, path) for path, text in self.files.items() if path.endswith(".py"))
         return next(filter(None, faults), "")
@@ -128,14 +122,13 @@ class EditedTree:
             raise ToolError(f"There is no file {path!r} that may change; there are {', '.join(self.files)}.")
         return EditedFile(self.files[path], path)
 
-    def _list_missing(self) -> set[str]:
-        sources = [text for path, text in self.files.items() if path.endswith(".py") and not find_syntax_error(text)]
-        return {name for source in sources for name in find_missing_packages(source)}
 
-
-def _require_packages(missing: set[str]) -> None:
-    if missing:
-        raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(sorted(missing))}.")
+def _check_imports(files: Mapping[str, str], known: Collection[str]) -> str:
+    """Return that all is in order. Raises ToolError where the files import what is neither installed nor known."""
+    own = {part.removesuffix(".py") for path in files for part in path.split("/")}
+    if missing := [name for name in find_missing_packages(*files.values()) if name not in {*own, *known}]:
+        raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
+    return "Syntax and imports are in order. It was not run: check the shapes."
 
 
 def number_page(text: str, first: int, last: int | None) -> str:
@@ -163,11 +156,11 @@ def find_syntax_error(source: str, path: str = "train.py") -> str:
     return ""
 
 
-def find_missing_packages(source: str) -> list[str]:
-    """Return the top-level packages that the source imports outside of any `try` and that are not installed."""
-    tree = ast.parse(source)
-    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
-    names = [name for node in ast.walk(tree) if id(node) not in guarded for name in list_imports(node)]
+def find_missing_packages(*sources: str) -> list[str]:
+    """Return the top-level packages that the sources import outside of any `try` and that are not installed."""
+    nodes = [node for source in sources if not find_syntax_error(source) for node in ast.walk(ast.parse(source))]
+    guarded = {id(node) for block in nodes if isinstance(block, ast.Try) for node in ast.walk(block)}
+    names = [name for node in nodes if id(node) not in guarded for name in list_imports(node)]
     return sorted({name.partition(".")[0] for name in names} - _list_packages())
 
 

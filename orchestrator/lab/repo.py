@@ -102,10 +102,10 @@ class Repo:
             take = self.write_command("commit", "-m", "edits", *edited)
             leave = self.write_command("stash", "push", *edited)
             raise RepoError(f"{which} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
-        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard") if self.task.has_tree else ""
-        if new := [name for name in there.split("\0") if name not in files and self.task.is_editable(name)]:
-            take = self.write_command("add", *new)
-            raise RepoError(f"{', '.join(new)} may change, but is not committed: `{take}`, then commit")
+        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+        if new := [name for name in there if name not in files and self.task.is_editable(name)]:
+            remedy = self.write_command("add", *new)
+            raise RepoError(f"{', '.join(new)} may change, but is not committed: `{remedy}`, then commit")
         return source
 
     def _is_edited(self, path: Path, committed: str) -> bool:
@@ -213,19 +213,21 @@ class Repo:
         All objects are in one pack, which `git gc --prune=now` does not touch before the ref exists.
         """
         before = self._list_files(parent)
-        quoted = {name: json.dumps(str(self.prefix / name), ensure_ascii=False) for name in {**before, **files}}
+        paths = {name: json.dumps(str(self.prefix / name), ensure_ascii=False) for name in {**before, **files}}
+        texts = (f"{message.rstrip()}\n", *files.values())
+        body, *blobs = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
+        modes = [before[name][0] if name in before else "100644" for name in files]
         stream = [
             f"commit {ref}",
             "mark :1",
             f"committer {AUTHOR} <{EMAIL}> {time.time():.0f} +0000",
-            _write_data(f"{message.rstrip()}\n"),
+            body,
             f"from {parent}",
-            *(f"D {quoted[name]}" for name in before.keys() - files.keys()),
+            *(f"D {paths[name]}" for name in before.keys() - files.keys()),
+            *(f"M {mode} inline {paths[name]}\n{blob}" for name, mode, blob in zip(files, modes, blobs, strict=True)),
+            "get-mark :1\n",
         ]
-        for name, text in files.items():
-            mode, _ = before.get(name, ("100644", ""))
-            stream += [f"M {mode} inline {quoted[name]}", _write_data(text)]
-        return self._git("fast-import", "--quiet", stdin="\n".join([*stream, "get-mark :1\n"]))
+        return self._git("fast-import", "--quiet", stdin="\n".join(stream))
 
     def _is_commit(self, commit: str, parent: str, files: Mapping[str, str], message: str) -> bool:
         """Return True if a commit has this parent, these files and this message, whatever its date."""
@@ -281,8 +283,3 @@ class Repo:
             raise RepoError(f"git {arguments[0]}: {reason.partition(': ')[2]}")
         text = done.stdout.decode("utf-8", "surrogateescape")
         return text.strip("\n") if strip else text
-
-
-def _write_data(text: str) -> str:
-    """Return a text as git fast-import reads it."""
-    return f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}"
