@@ -250,7 +250,9 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
                 names = [flag.value for flag in flags if isinstance(flag, ast.Constant) and f"{flag.value}"[:2] == "--"]
                 options = map(_evaluate, getattr(given.get("choices"), "elts", ()))
                 if names and (default := given.get("default")):
-                    yield place(str(names[0]), default, True)._replace(options=(*filter(None, options),))
+                    at = place(str(names[0]), default, True)
+                    real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
+                    yield at._replace(value=float(at.value) if real else at.value, options=(*filter(None, options),))
             case _:
                 pass
 

@@ -186,6 +186,7 @@ def parse():
     parser.add_argument("--batch-size", default=2**5, help="rows")
     parser.add_argument("--act", choices=["relu", "gelu"], default="relu")
     parser.add_argument("--betas", default=(0.9, 0.95))
+    parser.add_argument("--decay", type=float, default=1, help="float")
     parser.add_argument("--name", default=None)
     parser.add_argument("path", default="x")
     return parser.parse_args()
@@ -195,12 +196,15 @@ def parse():
 def test_defaults_of_argparse_are_constants():
     found = list_searchable(OPTIONS)
 
-    assert list(found) == ["--lr", "--batch-size", "--act", "--betas"]
+    assert list(found) == ["--lr", "--batch-size", "--act", "--betas", "--decay"]
     assert found["--lr"].space == Numbers(3e-4 / 4, 3e-4 * 4, log=True)
     assert found["--batch-size"].space == Choices((16, 32, 64))
     assert found["--act"].space == Choices(("relu", "gelu"))
-    after = with_constants(OPTIONS, {"--lr": 0.01, "--act": "gelu"})
-    assert after == OPTIONS.replace("3e-4", "0.01").replace('default="relu"', "default='gelu'")
+    assert found["--decay"].value == 1.0
+    after = with_constants(OPTIONS, {"--lr": 0.01, "--act": "gelu", "--decay": 2})
+    assert after == OPTIONS.replace("3e-4", "0.01").replace("default=1,", "default=2.0,").replace(
+        'default="relu"', "default='gelu'"
+    )
     assert "--batch-size = 2**5" in list_declarations(OPTIONS)
     ranged = OPTIONS.replace("default=3e-4)", "default=3e-4,  # 1e-5..1e-2 log\n    )")
     assert {name: at.space for name, at in list_searchable(ranged).items()} == {"--lr": Numbers(1e-5, 1e-2, log=True)}
