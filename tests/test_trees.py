@@ -158,6 +158,8 @@ def test_constants_of_every_file_are_held_to_the_proposal():
     before, after = join_files(TREE), join_files(TREE | {"train.py": TRAIN.replace("LR = 0.5", "LR = 0.4")})
 
     assert "put `LR = 0.5` back" in find_deviation(proposal, before, after)
+    options = [f"parser.add_argument('--lr', default={rate})\n" for rate in (0.5, 0.4)]
+    assert "put `--lr = 0.5` back" in find_deviation(proposal, *options)
     assert find_deviation(proposal, before, with_constants(before, {"WIDTH": 32})) == ""
 
 

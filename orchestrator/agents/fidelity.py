@@ -39,14 +39,15 @@ def find_deviation(proposal: Proposal, before: str, after: str, declared: str = 
 
 
 def _read_constants(source: str) -> Mapping[str, str]:
-    """Return the normalized top-level statements that assign an UPPER_CASE name, by that name."""
+    """Return the normalized top-level statements that assign an UPPER_CASE name, by that name; argparse's defaults."""
     found = defaultdict[str, list[str]](list)
     for node in parse_files(source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
             stored = (part for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
             for name in dict.fromkeys(part.id for part in stored if part.id.isupper()):
                 found[name].append(ast.unparse(node))
-    return {name: "; ".join(statements) for name, statements in found.items()}
+    options = {name: f"{name} = {value!r}" for name, value in read_values(source).items() if "--" in name}
+    return {name: "; ".join(statements) for name, statements in found.items()} | options
 
 
 def _is_named(text: str, name: str) -> bool:

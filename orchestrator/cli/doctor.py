@@ -71,7 +71,12 @@ def check_script(night: Preflight) -> CheckResult:
 
         async def run() -> Outcome | None:
             task = asyncio.ensure_future(runner.run(Granted(experiment=0, run=1, slot=0, seed=0), source))
-            runner.on_point = lambda _granted, point, _rate: (steps.append(point), task.cancel())[0]
+
+            def stop(_granted: Granted, point: Point, _rate: float) -> None:
+                steps.append(point)
+                task.cancel()
+
+            runner.on_point = stop
             with suppress(TimeoutError, asyncio.CancelledError):
                 return await asyncio.wait_for(task, TRIAL_SECONDS)
 
@@ -85,7 +90,8 @@ def check_script(night: Preflight) -> CheckResult:
         case Scored(val_bpb=score):
             return CheckResult("script", "good", f"it ended {after}: {night.task.metric.format_score(score)}")
         case _:
-            return CheckResult("script", "good", f"it {'had not failed' * (not steps) or 'came to a step'} {after}")
+            words = "came to a step" if steps else "printed no step, and had not failed"
+            return CheckResult("script", "good", f"it {words} {after}")
 
 
 def check_machine() -> Iterator[CheckResult]:

@@ -80,7 +80,7 @@ class Task(BaseModel):
     def is_editable(self, path: str) -> bool:
         """Return whether candidates may change a file: it is named, or it fits a pattern and is not protected."""
         fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, self.protected))
-        return path in self.editable or (fits and not is_barred and _PATH.fullmatch(path) is not None)
+        return path in self.named or (fits and not is_barred and _PATH.fullmatch(path) is not None)
 
     @property
     def noun(self) -> str:
