@@ -346,7 +346,8 @@ def train_step(batches, progress):
             loss = model(x, y) / accumulation
         loss.backward()
         total = total + loss.detach()
-    optimizer.step(lr_multiplier(progress), muon_momentum(optimizer.steps), weight_decay(progress))
+    with budget.watch(raw_model):
+        optimizer.step(lr_multiplier(progress), muon_momentum(optimizer.steps), weight_decay(progress))
     raw_model.zero_grad(set_to_none=True)
     return total
 

@@ -2,13 +2,14 @@
 
 A night is a stream of ideas with hidden effects and a number of runs. A score is the hidden level plus luck; at equal
 seeds a candidate inherits part of its parent's luck (common random numbers). Effects are drawn as in published nights.
-A rule sees scores only, and knows σ. Ours decides by `orchestrator.policy.belief` and spends its last runs on a
-certificate. With --check, exits with 1 if it gains less than upstream or keeps too much that is not better.
+A rule sees scores only. The alternatives know σ and what luck is shared; ours estimates both from its own runs, as the
+product does, decides by `orchestrator.policy.belief` and spends its last runs on a certificate. With --check, exits
+with 1 if it gains less than upstream or keeps too much that is not better.
 """
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -270,31 +271,77 @@ def paired(night: Night) -> None:
 
 
 @dataclass
+class Scatter:
+    """Squared deviations from each group's own mean, and their degrees of freedom, beginning with a prior."""
+
+    squares: float
+    dof: float
+
+    def add(self, values: Sequence[float], sign: int = 1) -> None:
+        """Include a group; with a sign of -1, leave it out again."""
+        mean = math.fsum(values) / max(len(values), 1)
+        self.squares += sign * math.fsum((value - mean) ** 2 for value in values)
+        self.dof += sign * max(len(values) - 1, 0)
+
+    @property
+    def variance(self) -> float:
+        return self.squares / self.dof
+
+
 class Head:
-    """The head of the branch as the product sees it: scores by seed, and beliefs about their luck."""
+    """The head of the branch as the product sees it: scores by seed, beliefs about their luck, and the noise so far."""
 
-    scores: dict[int, float] = field(default_factory=dict[int, float])
-    lucks: dict[int, SeedLuck] = field(default_factory=dict[int, SeedLuck])
+    def __init__(self, night: Night) -> None:
+        variance = night.land.sigma**2
+        self.night, self.scores, self.lucks = night, dict[int, float](), dict[int, SeedLuck]()
+        self.runs = Scatter(thresholds.PRIOR_DOF * variance, thresholds.PRIOR_DOF)
+        priors, dof = {True: thresholds.SAME_SHAPE, False: thresholds.OTHER_SHAPE}, thresholds.PAIRING_DOF
+        self.pairs = {same: Scatter(dof * prior * variance, dof) for same, prior in priors.items()}
 
-    def compare(self, night: Night, idea: Idea, scores: dict[int, float]) -> tuple[list[float], float, float]:
-        """Return the differences in σ at the seeds of `scores`, the gain and its error."""
-        differences = [(self.scores[seed] - score) / night.land.sigma for seed, score in scores.items()]
-        return differences, *belief.compare(differences, [self.lucks[seed] for seed in scores], idea.link)
+    def estimate_link(self, idea: Idea) -> float:
+        scatter = self.pairs[has_same_shape(self.night, idea)]
+        return min(max(1 - scatter.variance / (2 * self.runs.variance), 0.0), 0.98)
 
-    def measure_at(self, night: Night, seed: int) -> bool:
+    def compare(self, idea: Idea, scores: dict[int, float]) -> tuple[list[float], float, float, float]:
+        """Return the differences in σ at the seeds of `scores`, the gain, its error and the correlation of luck.
+
+        The scatter of these runs counts, too.
+        """
+        raw = [self.scores[seed] - score for seed, score in scores.items()]
+        self.runs.add([*scores.values()])
+        self.pairs[has_same_shape(self.night, idea)].add(raw)
+        differences, link = [each / math.sqrt(self.runs.variance) for each in raw], self.estimate_link(idea)
+        self.runs.add([*scores.values()], -1)
+        self.pairs[has_same_shape(self.night, idea)].add(raw, -1)
+        return differences, *belief.compare(differences, [self.lucks[seed] for seed in scores], link), link
+
+    def count(self, idea: Idea, scores: dict[int, float]) -> None:
+        """Learn from a judged idea how much scores and differences scatter."""
+        self.runs.add([*scores.values()])
+        self.pairs[has_same_shape(self.night, idea)].add([self.scores[seed] - score for seed, score in scores.items()])
+
+    def measure_at(self, seed: int) -> bool:
         """Run the head with a seed unless it has; return True if it ran."""
         if seed in self.scores:
             return False
-        self.scores[seed], self.lucks[seed] = night.run(night.head, seed), SeedLuck(seed=seed)
+        self.runs.add([*self.scores.values()], -1)
+        self.scores[seed], self.lucks[seed] = self.night.run(self.night.head, seed), SeedLuck(seed=seed)
+        self.runs.add([*self.scores.values()])
         return True
+
+
+def has_same_shape(night: Night, idea: Idea) -> bool:
+    """Return whether an idea changes a constant only: what the product reads from parameters and steps."""
+    return idea.link > math.sqrt(1 - night.land.own_shape**2)
 
 
 def posterior(night: Night) -> None:
     """Keep by the posterior of differences at equal seeds, then ablate and certify: the product's rule."""
-    seen, head, keeps = list[tuple[float, float]](), Head(), list[tuple[Idea, float, float]]()
+    seen, head, keeps = list[tuple[float, float]](), Head(night), list[tuple[Idea, float, float]]()
     last = 2 * math.ceil(thresholds.CERTIFICATE_SHARE * night.runs / 2)
     ablations = int(thresholds.ABLATION_SHARE * night.runs)
-    head.measure_at(night, 0)
+    for seed in range(thresholds.BASELINE_RUNS):
+        head.measure_at(seed)
     while night.left > (last + ablations) * bool(night.kept):
         outlook = belief.learn_outlook(tuple(seen))
         if (found := measure(night, head, night.think(), outlook.prior, outlook, 0, last + ablations)) is None:
@@ -319,7 +366,7 @@ def posterior(night: Night) -> None:
             night.head = without
             night.kept.remove(undone)
     if night.kept:
-        certify(night, last // 2)
+        certify(night, head, last // 2)
 
 
 def measure(
@@ -329,34 +376,34 @@ def measure(
     scores, decision, found = dict[int, float](), "again", None
     while decision == "again" and night.left > reserve * bool(night.kept):
         seed = first + len(scores)
-        if head.measure_at(night, seed):
+        if head.measure_at(seed):
             continue
         scores[seed] = night.run(idea, seed)
-        differences, gain, error = head.compare(night, idea, scores)
+        differences, gain, error, link = head.compare(idea, scores)
         posterior = belief.infer(prior, gain, error)
         cost = 1 if seed + 1 in head.scores else 2
         decision = belief.decide(outlook, posterior, len(scores), cost)
-        found = differences, gain, error, posterior
+        found = differences, gain, error, posterior, link
     if found is None:
         return None
-    differences, gain, error, posterior = found
+    differences, gain, error, posterior, link = found
     kept = decision == "keep"
+    head.count(idea, scores)
     for seed, difference in zip(scores, differences, strict=True):
-        head.lucks[seed] = belief.update_luck(head.lucks[seed], difference, idea.link, posterior, kept=kept)
+        head.lucks[seed] = belief.update_luck(head.lucks[seed], difference, link, posterior, kept=kept)
     if kept:
         head.scores, head.lucks = scores, {seed: head.lucks[seed] for seed in scores}
     return idea, gain, error, kept
 
 
-def certify(night: Night, pairs: int) -> None:
-    """State the gain by pairs of runs on fresh seeds, with a 90 % interval and a prior on σ."""
+def certify(night: Night, head: Head, pairs: int) -> None:
+    """State the gain by pairs of runs on fresh seeds, with a 90 % interval, as `certification.certify` does."""
     gains = [night.run(night.baseline, FRESH * 9 + n) - night.run(night.head, FRESH * 9 + n) for n in range(pairs)]
     night.claimed = float(np.mean(gains))
-    expected = 2 * (1 - math.prod(idea.link for idea in night.kept)) * night.land.sigma**2
-    dof = thresholds.PRIOR_DOF + pairs - 1
-    error = math.sqrt((thresholds.PRIOR_DOF * expected + float(np.var(gains)) * pairs) / dof / pairs)
-    margin = get_t_90(dof) * error
-    night.covered = abs(night.claimed - night.gain) <= margin
+    expected = 2 * max(1 - math.prod(head.estimate_link(idea) for idea in night.kept), 0.05) * head.runs.variance
+    scatter = Scatter(head.runs.dof * expected, head.runs.dof)
+    scatter.add(gains)
+    night.covered = abs(night.claimed - night.gain) <= get_t_90(int(scatter.dof)) * math.sqrt(scatter.variance / pairs)
 
 
 RULES: tuple[Rule, ...] = (

@@ -1,6 +1,6 @@
 """The three interfaces of the loop: a log that stores, a crew that thinks, an executor that trains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +8,9 @@ from orchestrator.core import events as ev
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import Broken, Decided, State, apply
 from orchestrator.policy import steps
+
+StepMeter = Callable[[str], Awaitable[ev.Telemetry | str]]
+"""Returns what a step of a source costs, or why it cannot be measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Run the loop and record external events: the deadline, changes of guidance.md, Ctrl-C."""
+"""Run the loop and record external events: the deadline, changes of guidance.md, Ctrl-C, what the inbox holds."""
 
 import asyncio
 import signal
@@ -6,15 +6,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.core.events import GuidanceChanged, StopAsked
+from orchestrator.core.events import Continued, GuidanceChanged, Paused, StopAsked, VetoAsked
 from orchestrator.core.state import State
 from orchestrator.loop import run
 from orchestrator.ports import Crew, Executor
+from orchestrator.session.inbox import take_controls
 from orchestrator.session.store import Session, SessionError
 
-ASKED = "you asked to stop"
-LOOK_SECONDS = 2.0
-"""Seconds between two checks of guidance.md."""
+ASKED, PAUSED = "you asked to stop", "you asked for a pause"
+LOOK_SECONDS = 1.0
+"""Seconds between two checks of guidance.md and of the inbox."""
 STALL = 60.0
 """Seconds without an event after which a model has stalled, when you have asked to stop and nothing trains."""
 GUIDANCE_CHARACTERS = 8_000
@@ -27,7 +28,9 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
         asyncio.ensure_future(_watch_guidance(session, guidance)),  # before the first proposal
         asyncio.ensure_future(_stop_at_deadline(session)),
     ]
-    research = asyncio.ensure_future(run(session, crew, lab))
+    over = asyncio.Event()
+    session.watchers.append(lambda: over.set() if session.state.ended else None)
+    research = asyncio.ensure_future(run(session, crew, lab, over.wait))
     asked = stopped = False
 
     def stop_now() -> None:
@@ -46,6 +49,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
         outside.append(asyncio.ensure_future(session.append("", StopAsked(reason=ASKED))))
         outside.append(asyncio.ensure_future(_stop_stalled(session, stop_now)))
 
+    outside.append(asyncio.ensure_future(_watch_inbox(session, lambda: asked or request_stop())))
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
     loop.add_signal_handler(signal.SIGINT, request_stop)
     loop.add_signal_handler(signal.SIGTERM, stop_now)
@@ -79,6 +83,25 @@ async def _stop_stalled(session: Session, stop: Callable[[], None]) -> None:
         await asyncio.sleep(LOOK_SECONDS)
         if session.clock() > session.state.now + STALL and not session.state.running:
             return stop()
+
+
+async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> None:
+    """Record what other processes ask of this night, unless it would change nothing."""
+    take_controls(session.path.parent)  # of a life before: out of date
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        for control in take_controls(session.path.parent):
+            match control.action, session.state:
+                case "stop", State(stopping="", ended=""):
+                    request_stop()
+                case "pause", State(paused="", stopping=""):
+                    await session.append("", Paused(reason=PAUSED))
+                case "continue", State(paused=str(reason)) if reason:
+                    await session.append("", Continued())
+                case "veto", state if state.is_vetoable(control.experiment):
+                    await session.append("", VetoAsked(experiment=control.experiment))
+                case _:
+                    pass
 
 
 async def _watch_guidance(session: Session, path: Path) -> None:

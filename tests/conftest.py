@@ -2,7 +2,10 @@
 
 from hypothesis import HealthCheck, settings
 
-LONG = ("test_trial", "test_three_agents", "test_interruptions", "test_cli", "test_output", "test_train", "test_tape")
+LONG = (
+    *("test_cli", "test_interruptions", "test_train", "test_output", "test_enemies", "test_loop"),
+    *("test_trial", "test_tape", "test_three_agents", "test_pasted"),
+)
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import preloaded
+
 ROOT = Path(__file__).resolve().parent.parent
 SYLLABLES = ["ka", "ro", "mi", "ten", "sul", "ve", "nor", "da", "pi", "lim", "qua", "set", "ur", "bo"]
 
@@ -40,11 +42,8 @@ def train(source: str, data: Path, folder: Path, **more: str) -> tuple[subproces
     """Runs a training script in `folder`: the finished process, and its reports to an orchestrator."""
     (folder / "train.py").write_text(source)
     reading, writing = os.pipe()
-    env = environment(NIGHTSHIFT_DATA=str(data), NIGHTSHIFT_FD=str(writing), OMP_NUM_THREADS="2", **more)
-    command = [sys.executable, "train.py"]
-    done = subprocess.run(
-        command, cwd=folder, env=env, pass_fds=[writing], capture_output=True, text=True, check=False, timeout=120
-    )
+    env = environment(NIGHTSHIFT_DATA=str(data), OMP_NUM_THREADS="2", **more)
+    done = preloaded.run_script("train.py", folder, env, writing)
     os.close(writing)
     with os.fdopen(reading) as reports:
         return done, [json.loads(line) for line in reports]

@@ -96,7 +96,10 @@ class Scripted:
         several = re.search(r"Propose up to (\d+)", opening)
         count = int(several[1]) if several else 1
         if len(request["messages"]) == 1:
-            return [_thinking("What limits this model?"), _call("read_train_py", first=1, last=60)], "tool_use"
+            calls = [_call("read_train_py", first=1, last=60)]
+            if "profile_step" in {tool["name"] for tool in request["tools"]}:
+                calls.append(_call("profile_step", settings={"MUON_MOMENTUM": 0.5}))
+            return [_thinking("What limits this model?"), *calls], "tool_use"
         if self.kind(first) == "mute":
             return [_text("I would rather not say.")], "end_turn"
         known = {found["name"]: found["value"] for found in ASSIGNED.finditer(opening)}

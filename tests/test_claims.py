@@ -12,6 +12,7 @@ from orchestrator.lab.scoring.claims import (
     ABSURD,
     BASELINE_FACTOR,
     BASELINE_TOLERANCE,
+    COMPANY,
     TOLERANCE,
     AuditPositions,
     Disqualified,
@@ -64,7 +65,7 @@ nats = st.lists(st.floats(0, 9, width=32), min_size=ROWS * LENGTH, max_size=ROWS
 @given(claims=nats, blind=nats, reference=st.none() | nats)
 def test_the_expected_score_is_the_blind_one_whatever_is_claimed(claims, blind, reference):
     this = make_scorer()
-    steps, total = 1000, 0.0
+    steps, total = 400, 0.0
     for i in range(steps):
         places = this.draw_positions(claims, reference, Fixed((i + 0.5) / steps))
         gaps = blind[np.arange(ROWS), places.at].astype(float) - claims[np.arange(ROWS), places.at]
@@ -157,6 +158,20 @@ def test_a_score_is_never_better_than_the_claims_nor_than_the_corrected_ones(cla
     terms = places.weight * (answers - claims[np.arange(ROWS), places.at])
     assert val_bpb >= this.compute_bpb(claims)
     assert val_bpb >= this.compute_bpb(claims, float(terms.sum()))
+
+
+@given(worse=st.floats(-1, 1), tolerance=st.floats(0.1, 2), chosen=st.permutations(range(ROWS)))
+def test_rows_may_not_do_worse_alone_than_among_others(worse, tolerance, chosen):
+    this, chosen = make_scorer(), np.array(chosen[:3])
+    claims = np.full(this.shape, 2.0, dtype=np.float32)
+    places = AuditPositions(np.full(ROWS, LENGTH - 1), np.ones(ROWS))
+    alone = (claims + np.float32(worse))[chosen]
+    alone[:, LENGTH - 1 :] = 9.0  # what follows is training text
+    if worse <= COMPANY * tolerance - 1e-6:
+        this.check_company(claims, alone, chosen, places, tolerance)
+    elif worse >= COMPANY * tolerance + 1e-6:
+        with pytest.raises(Disqualified, match="worse alone than among others"):
+            this.check_company(claims, alone, chosen, places, tolerance)
 
 
 def test_a_lottery_of_claims_does_not_pay():

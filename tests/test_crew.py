@@ -51,6 +51,7 @@ class Lab(FakeLab):
     async def train(self, granted, source):
         await asyncio.sleep(0.1)
         known = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put(LOG_TEXT)}
+        known |= {"telemetry": {"step/calls": (2e10,), "gradient/wte": (1.0, 0.5)}}
         known |= {"metrics": RunMetrics(train_seconds=20, total_seconds=25, steps=100, tokens=10**6)}
         known |= {"curve": (Point(seconds=1, progress=0.05, loss=6.0), Point(seconds=20, progress=1.0, loss=3.0))}
         if "scripted crash" in source:
@@ -59,11 +60,15 @@ class Lab(FakeLab):
         return Scored(**known, val_bpb=2.25 - gain + random.Random(granted.seed).gauss(0, 0.003))
 
 
-def make_crew(log, outside):
+async def price(source):
+    return {"step/calls": (1e10 * source.count("MUON_MOMENTUM = 0.5"),)}
+
+
+def make_crew(log, outside, meter=None):
     def connect(task_id, number):
         return Recording(outside, log, task_id, number)
 
-    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str)
+    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str, meter)
 
 
 def night(path, url, experiments, stall=5.0):
@@ -76,7 +81,7 @@ def night(path, url, experiments, stall=5.0):
         session.write("", started(limits=SessionLimits(hours=1, experiments=experiments, usd=20)))
         async with connect(base_url=url, api_key=KEY, stall=stall) as client:
             live = Live(Claude(client, sleep=quick), session)
-            await run(session, make_crew(session, live), Lab(session))
+            await run(session, make_crew(session, live, price), Lab(session))
 
     session = Session(path / "night" / "session.db", time.time, create=True)
     asyncio.run(go())
@@ -121,6 +126,9 @@ def test_a_night_of_three_agents(tmp_path):
     assert all(result.postmortem for result in judged)
     assert len(judged) == 10
     assert_no_tool_ran_twice(session)
+    priced = [r.event for r in session.records if r.event.kind == "used" and r.event.tool == "profile_step"]
+    assert len(priced) > 10, "each researcher measured a step"
+    assert all(used.result.startswith("A step of it costs 1e+10 units of work: ") for used in priced)
 
     input_tokens = sum(spent.input for spent in session.state.usage.values()) / 12
     output_tokens = sum(spent.output for spent in session.state.usage.values()) / 12

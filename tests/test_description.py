@@ -3,7 +3,13 @@
 import pytest
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import compare_curves, compare_metrics, count_distinct, count_seeds
+from orchestrator.core.description import (
+    average_telemetry,
+    compare_curves,
+    compare_metrics,
+    count_distinct,
+    count_seeds,
+)
 from subagents.prompts import split_front_matter
 
 
@@ -27,6 +33,18 @@ def test_a_crash_has_measurements_and_no_curve_to_compare():
     )
     assert compare_metrics([crash], [])[0] == ("optimizer steps", 7, 0)
     assert compare_curves([crash], []) == {}
+
+
+def test_telemetry_is_averaged_where_it_is_known():
+    told = [{"scalar/x": (1.0, None, 3.0), "position": (2.0,)}, {"scalar/x": (2.0, 5.0), "update/y": (None, 7.0)}]
+    runs = [run(2.0).model_copy(update={"telemetry": telemetry}) for telemetry in told]
+
+    assert average_telemetry(runs) == {
+        "scalar/x": [(0.0, 1.5), (0.1, 5.0), (0.2, 3.0)],
+        "position": [(0.0, 2.0)],
+        "update/y": [(0.1, 7.0)],
+    }
+    assert average_telemetry([]) == {}
 
 
 def audit(claimed: float) -> ev.Audit:

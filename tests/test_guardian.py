@@ -34,7 +34,7 @@ def guarded(*command, grace=5.0, cpu=600, env=None):
     """A guardian with its command."""
     options = json.dumps({"fds": [], "limits": {"CPU": cpu, "CORE": 0}, "grace": grace})
     return subprocess.Popen(
-        [sys.executable, "-I", guardian.PROGRAM, options, *command],
+        [sys.executable, "-I", "-S", guardian.PROGRAM, options, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

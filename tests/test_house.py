@@ -34,10 +34,11 @@ IMPURE = {
 ONE_FILE = {
     "anthropic": "subagents/claude.py",
     "apprise": "orchestrator/views/notify.py",
-    "tensorboardX": "orchestrator/views/report.py",
     "optuna": "orchestrator/optimizer/crew.py",
     "merge3": "orchestrator/core/source.py",
     "tenacity": "subagents/claude.py",
+    "starlette": "orchestrator/cli/pages.py",
+    "uvicorn": "orchestrator/cli/serve.py",
 }
 RUNTIME = {
     "__init__",

@@ -1,7 +1,9 @@
 """What a run prints, as it is read: the log, the steps, the summary, and reasons to stop it."""
 
 import json
+import math
 import os
+import re
 import time
 from itertools import count, pairwise
 
@@ -9,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, SessionProfile
+from orchestrator.core.description import SERIES
+from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, RunMetrics, RunResult, SessionProfile
 from orchestrator.lab import failures
 from orchestrator.lab.failures import Prune
 from orchestrator.lab.log import (
@@ -208,6 +211,51 @@ def test_an_impossible_loss_ends_a_run_at_once(loss, words):
     assert monitor.stop_reason.kind == "NaN"
     assert words in monitor.stop_reason.message
     assert all(point.loss < 100 for point in monitor.points.values())
+
+
+REPORTED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=80) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=60), inner, max_size=3),
+)
+NAMES = st.from_regex(r"[a-c]{1,3}/[a-z_.]{1,4}", fullmatch=True) | st.text(max_size=80) | st.just("position")
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {}, optional={"progress": st.floats(0, 1) | REPORTED, "values": st.dictionaries(NAMES, REPORTED) | REPORTED}
+        ),
+        max_size=9,
+    )
+)
+def test_whatever_a_script_reports_of_itself_is_a_small_table_of_numbers(messages):
+    """It can be stored, its names are no text, and what Nightshift measures cannot be claimed."""
+    monitor = RunMonitor(RunLimits(wall=1, cpu=1))
+    for message in messages:
+        monitor.take_report(message)
+
+    table = {name: tuple(series) for name, series in monitor.telemetry.items()}
+    result = RunResult(experiment=1, run=1, metrics=RunMetrics(), curve=(), log="x", telemetry=table)
+    assert RunResult.model_validate_json(result.model_dump_json()) == result
+    assert all(re.fullmatch(r"[\w.]{1,16}/[\w.]{1,48}", name, re.ASCII) for name in table)
+    assert all(1 <= len(series) <= 11 for series in table.values())
+
+
+def test_a_flood_of_reports_fills_nothing():
+    monitor = RunMonitor(RunLimits(wall=1, cpu=1))
+    for i in range(5_000):
+        monitor.take_report({"progress": i / 5_000, "values": {f"a/{i}": 1.5, "scalar/x": i}})
+
+    assert len(monitor.telemetry) == SERIES
+    assert monitor.telemetry["scalar/x"] == [i * 500.0 for i in range(10)]
+
+
+def test_reports_are_kept_by_tenth_of_the_budget():
+    monitor = RunMonitor(RunLimits(wall=1, cpu=1))
+    for share, value in ((0.0, 1), (0.05, 2), (0.31, 3), (0.2, 4), (1.0, 5)):
+        monitor.take_report({"progress": share, "values": {"scalar/x": value, "scalar/y": math.nan}})
+
+    assert monitor.telemetry == {"scalar/x": [1, None, None, 3, *[None] * 6, 5]}
 
 
 def test_silence_is_a_hang_only_between_ready_and_the_last_steps():

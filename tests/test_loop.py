@@ -108,7 +108,7 @@ def test_the_slot_is_never_idle_between_runs(tmp_path):
 
 
 def test_several_slots_need_no_other_loop(tmp_path):
-    session = night(tmp_path / "s" / "session.db", slots=4, limits=ev.SessionLimits(hours=0.5))
+    session = night(tmp_path / "s" / "session.db", slots=4, limits=ev.SessionLimits(hours=0.25))
 
     under_way, most = set(), 0
     for record in session.records:
@@ -279,7 +279,7 @@ class EqualLengths(FakeLab):
         return ev.Scored(**key, metrics=ev.RunMetrics(train_seconds=20), val_bpb=value, confirmed=value + 0.1)
 
 
-SHORT = ev.SessionLimits(hours=0.3)
+SHORT = ev.SessionLimits(hours=0.3, experiments=60)
 
 
 @settings(max_examples=8)

@@ -18,6 +18,7 @@ from orchestrator.policy import (
     evaluation_plan,
     evidence,
     judge,
+    limits,
     proposals,
     pruning,
     thresholds,
@@ -166,7 +167,9 @@ def test_the_less_is_known_of_the_noise_the_larger_it_is_taken():
     known, unknown = make_state(2.0, 2.01, 1.99), make_state(2.0, 2.01, 1.99, sigma=0.0)
     assert isinstance(decide(1.8, state=known), ev.Kept)
     assert not isinstance(decide(1.8, state=unknown), ev.Kept)
-    baseline = replace(candidate(*[0.0] * thresholds.BASELINE_RUNS), commit=MADE.model_copy(update={"experiment": 0}))
+    baseline = replace(
+        candidate(*[0.0] * known.session.profile.baseline_runs), commit=MADE.model_copy(update={"experiment": 0})
+    )
     assert isinstance(judge.judge(replace(known, incumbent=None), 0, baseline), ev.Kept)
     assert isinstance(judge.judge(replace(unknown, incumbent=None), 0, baseline), NeededRun)
 
@@ -378,6 +381,14 @@ def _night(count: int, luck: random.Random, **facts) -> State:
     best = replace(STATE.incumbent, scores=tuple(_run(0.0, luck) for _ in range(3)))
     results = tuple(_finding(n, luck.uniform(-0.01, 0.05), luck, **facts) for n in range(1, count + 1))
     return replace(STATE, incumbent=best, results=results, open={99: candidate()})
+
+
+def test_a_candidate_that_fails_before_the_baseline_is_measured_does_not_end_the_night():
+    failed = ev.Failed(experiment=1, reason="NaN: diverged", failure="NaN")
+    decided = Decided(1, BASELINE, failed, (), MADE, None, None, 0)
+    state = replace(STATE, incumbent=None, results=(decided,))
+    assert not limits.explain_stop(state)
+    assert "does not train" in limits.explain_stop(replace(state, results=(decided, replace(decided, experiment=0))))
 
 
 def test_before_calibration_and_for_confirmations_no_run_is_hopeless():

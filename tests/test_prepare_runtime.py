@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from itertools import pairwise
 
 import numpy as np
@@ -14,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from prepare import manifest
-from prepare.budget import FLOPS_PER_BYTE, FLOPS_PER_CALL, Budget, TrafficCounter
+from prepare.budget import FLOPS_PER_BYTE, FLOPS_PER_CALL, Budget, TrafficCounter, compare_parameters
 from prepare.evaluation import evaluate_bpb
 from prepare.loader import make_dataloader
 from prepare.manifest import BudgetAmount
@@ -162,6 +164,43 @@ def test_bytes_and_calls_are_counted_and_views_are_not(size):
     with budget.measure():
         x.unsqueeze(0)[0].t() @ x
     assert budget.step_work == 2 * size**3 + FLOPS_PER_CALL + FLOPS_PER_BYTE * 3 * 4 * size**2
+
+
+def test_the_work_of_a_step_is_told_by_kind_operation_and_part():
+    model = nn.Sequential(OrderedDict(wte=nn.Embedding(8, 4), head=nn.Linear(4, 8)))
+    with FlopCounterMode(display=False) as flops, TrafficCounter(flops) as traffic:
+        model(torch.arange(4)).sum().backward()
+    costs, whole = traffic.costs, flops.get_total_flops() + traffic.work
+
+    for kind in ("step/", "op/", "part/"):
+        assert sum(cost for name, cost in costs.items() if name.startswith(kind)) == whole
+    assert {name for name in costs if name.startswith("part/")} == {
+        "part/wte",
+        "part/head",
+        "part/rest",
+        "part/backward",
+    }
+    assert costs["op/addmm"] > costs["step/calls"] / 100
+
+
+def test_an_update_is_compared_with_what_it_changes():
+    """The layers are one part, and only few numbers are told one by one."""
+    model = nn.Module()
+    model.gate, model.blocks = nn.Parameter(torch.tensor([3.0, 4.0])), nn.ModuleList(nn.Linear(5, 5) for _ in range(2))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    model.gate.grad = torch.tensor([0.6, 0.8])
+    with torch.no_grad():
+        model.gate.sub_(model.gate.grad)
+        model.blocks[1].weight.mul_(0)
+
+    found = compare_parameters(model, before)
+
+    assert found["update/blocks"] == pytest.approx((before[3].norm() / before[1].norm()).item(), rel=1e-5)
+    assert {name: value for name, value in found.items() if "gate" in name} == pytest.approx(
+        {"gradient/gate": 1.0, "update/gate": 0.25, "scalar/gate.0": 2.4, "scalar/gate.1": 3.2}
+    )
+    assert {name.split("/")[1] for name in found if name.startswith("gradient/")} == {"gate", "blocks", "blocks.bias"}
+    assert sum(name.startswith("scalar/blocks.bias.") for name in found) == 10
 
 
 @given(st.floats(0.6, 1e4), st.integers(1, 64))

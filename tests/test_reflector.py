@@ -195,6 +195,44 @@ def test_the_packet_has_ten_points_beside_the_bases():
     assert "MB of memory at the peak: 900 (900)" in packet
 
 
+def test_training_and_validation_are_compared_in_bits_per_byte():
+    state, stage = decided()
+    curve = tuple(Point(seconds=i, progress=i / 20, loss=2.0) for i in range(1, 21))
+    own = stage.scores[0].model_copy(update={"curve": curve, "val_bpb": 1.03})
+    other = own.model_copy(update={"curve": (*curve[:-2], *(p.model_copy(update={"loss": 1.9}) for p in curve[-2:]))})
+    paired = replace(stage, scores=(at(5, own),), against=replace(stage.against, scores=(at(5, other),)))
+    told = packets.WORDS.gap(paired.scores, paired.compared, 2.0, 1.9, 2.8854)  # 1 nat per token is half a bit per byte
+    profile = state.session.profile.model_copy(update={"bytes_per_token": 2.8854})
+    known = replace(state, started=state.session.model_copy(update={"profile": profile}))
+
+    packet, before = (
+        packets.pack_reflection(every, paired, "log", "", synthetic.source())["packet"] for every in (known, state)
+    )
+
+    assert "in bits per byte: 1.0000 (0.9500)\nval_bpb minus that: +0.0300 (+0.0800)" in packet
+    assert packet.replace(told, "") == before, "where the size of a token is not known, nothing is told"
+
+
+def test_what_the_runs_reported_stands_in_a_fence_beside_the_incumbents():
+    state, stage = decided()
+    own, other = (
+        stage.scores[0].model_copy(
+            update={"telemetry": {"position": (4.0, 3.0), "op/mm": (9.0,), "gradient/wte": tuple(range(n, n + 10))}}
+        )
+        for n in (1, 2)
+    )
+    other.telemetry["scalar/x"] = (1.0,)
+    paired = replace(stage, scores=(at(5, own),), against=replace(stage.against, scores=(at(5, other),)))
+
+    packet = packets.pack_reflection(state, paired, "log", "", synthetic.source())["packet"]
+
+    measured, table = packet.split("\n\nInside the model")
+    assert measured.endswith("of a row: 4 3 (4 3)")
+    assert table.splitlines()[1:] == ["<log>", "| gradient/wte 1 5 10 (2 6 11)", "</log>"]
+    assert packets.WORDS.telemetry({}, {}) == ""
+    assert packets.WORDS.telemetry({"a/b": [(0.0, 1.0)]}, {}).endswith("<log>\n| a/b 1 (–)\n</log>")
+
+
 def test_a_run_that_ended_early_has_dashes():
     _, stage = crashed()
     curve = tuple(Point(seconds=i, progress=i / 10, loss=5 - i / 10) for i in range(1, 4))

@@ -88,7 +88,7 @@ def reproduce(log, seed, trouble=0.15):
     stop_after=st.none() | st.floats(1, 400),
 )
 def test_replay_reproduces_every_event(seed, slots, kills, stop_after):
-    log = night(seed, slots=slots, kills=kills, stop_after=stop_after)
+    log = night(seed, slots=slots, kills=kills, stop_after=stop_after, hours=0.15)
 
     tape = reproduce(log, seed)
 

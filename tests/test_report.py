@@ -1,6 +1,7 @@
 """What stands beside a session: results.tsv, ledger.parquet, log.jsonl and report.html, the last in a real browser."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -14,7 +15,6 @@ from markupsafe import escape
 from orchestrator.core import events as ev
 from orchestrator.core.description import interpolate_loss
 from orchestrator.core.text import flatten
-from orchestrator.policy import thresholds
 from orchestrator.session.store import Session
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import list_rows
@@ -310,7 +310,23 @@ def test_the_charts_are_figures_of_plotly(session):
     assert labels == names
     bars = dict(zip(progress["data"][-1]["customdata"], progress["data"][-1]["error_y"]["array"], strict=True))
     sigma = summarize(session.state).sigma
-    assert bars[0] == pytest.approx(2 * sigma / thresholds.BASELINE_RUNS**0.5)
+    assert bars[0] == pytest.approx(2 * sigma / session.state.session.profile.baseline_runs**0.5)
+
+
+def test_the_inside_of_a_model_is_drawn_by_kind(session):
+    """A name cannot take the place of another chart."""
+    row = next(row for row in list_rows(session.state) if row.scores)
+    told = {"gradient/wte": (0.5, 0.0, None, 0.25), "curve/x": (1.0,), "op/mm": (1.0,), "position": (3.0, 2.0, 2.5)}
+    row = dataclasses.replace(row, scores=(row.scores[0].model_copy(update={"telemetry": told}),))
+
+    found = charts.draw_telemetry(row)
+
+    assert found.keys() == {f"gradient-{row.experiment}", f"position-{row.experiment}"}
+    for figure in found.values():
+        go.Figure(figure)
+    line, along = (figure["data"][0] for figure in found.values())
+    assert (line["name"], line["x"], line["y"]) == ("wte", [0, 10, 30], [0.5, None, 0.25])
+    assert along["x"] == [0, 1, 2]
 
 
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as .ci/run installs it")

@@ -20,7 +20,7 @@ from orchestrator.lab.monitor import STANDSTILL, RunLimits
 from orchestrator.lab.runner import MAX_EXCUSES, Runner
 from orchestrator.lab.sandbox.base import Command, NoSandbox
 from orchestrator.lab.scoring.claims import Scorer
-from orchestrator.lab.slots import Slot
+from orchestrator.lab.slots import Slot, hold_slot
 from prepare.manifest import BudgetAmount
 from tests.small import small_data
 
@@ -96,6 +96,34 @@ async def test_a_score_is_what_is_claimed_and_not_what_is_printed(bench):
     assert bench.log(outcome).startswith("warming up\nstep 00000")
     assert [told[0] for told in bench.told] == [7] * 10
     assert bench.told[3][2] == 12345.0
+
+
+REPORT = (
+    f"{PROTOCOL}\nchannel.send({{'event': 'telemetry', 'progress': 0, 'values': {{'step/calls': 5, 'position': 1}}}})\n"
+)
+
+
+async def test_what_a_script_reports_is_recorded_and_position_is_measured(bench):
+    outcome = await bench.run(f"{REPORT}channel.ready(); finish(1.25)")
+
+    assert outcome.telemetry["step/calls"] == (5.0,)
+    assert outcome.telemetry["position"] == pytest.approx((1.25,) * 6), "of 32 tokens in a row"
+    assert outcome.val_bpb == pytest.approx(1.25, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "answer"),
+    [
+        (f"{REPORT}channel.ready(); import time; time.sleep(600)", {"step/calls": (5.0,)}),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("print('done')", "it ended before its training"),
+    ],
+)
+async def test_a_step_is_measured_without_training_and_without_a_slot(bench, source, answer):
+    runner = bench.runner()
+    async with hold_slot(runner.slots[0]):
+        assert await runner.measure_step(source) == answer
+    assert not guardian.find_tagged(f"{bench.folder}/runs/")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_without_shared_memory_nothing_is_compiled_by_a_pool(tmp_path):
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("sockets", [True, False])
 def test_a_filter_never_jumps_out_of_itself(machine, sockets):
-    code = seccomp.build_filter(sockets=sockets, machine=machine)
+    code = seccomp.build_filter(sockets=sockets, counted=sockets, machine=machine)
     lines = [struct.unpack("HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
     assert lines[-1] == (0x06, 0, 0, seccomp.ALLOW)
     for place, (what, yes, no, _) in enumerate(lines):
@@ -119,7 +119,9 @@ def test_what_the_filter_says():
     assert run(code, 203, argument=99) == refuse | seccomp.EPERM  # sched_setaffinity of another process
     assert [run(code, 72, second=word) == seccomp.ALLOW for word in (1, 6, 37, 1030, 1036)] == [1, 1, 1, 1, 0]  # fcntl
     assert [run(code, 16, second=word) for word in (0x5421, 0x40086602)] == [seccomp.ALLOW, refuse | seccomp.ENOTTY]
-    code = seccomp.build_filter(sockets=True, machine="x86_64")
+    assert run(code, 13, argument=17) == seccomp.ALLOW  # rt_sigaction of SIGCHLD
+    code = seccomp.build_filter(sockets=True, counted=True, machine="x86_64")
+    assert [run(code, 13, argument=number) == seccomp.ALLOW for number in (15, 17, 18)] == [1, 0, 1]
     assert [run(code, 41, argument=family) == seccomp.ALLOW for family in (1, 2, 10, 16, 40)] == [1, 1, 1, 1, 0]
 
 

@@ -1,11 +1,14 @@
 """Replay, fork, compare and report as a user types them, on sessions made by the real command."""
 
+import csv
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -136,7 +139,7 @@ def test_sessions_are_listed_and_compared(place):
 
 
 def test_a_report_is_rebuilt_from_the_session_file_alone(place):
-    done = orchestrate(place, "report", "night", "--out", "out", "--tensorboard")
+    done = orchestrate(place, "report", "night", "--out", "out", "--to", "csv")
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert pq.read_table(place / "out/ledger.parquet").num_rows == 6
@@ -145,7 +148,34 @@ def test_a_report_is_rebuilt_from_the_session_file_alone(place):
         assert (place / "out" / name).read_bytes() == (place / "sessions/night" / name).read_bytes()
     musings = sorted(path.name for path in (place / "musings/night").iterdir())
     assert sorted(path.name for path in (place / "out/musings").iterdir()) == musings
-    assert list((place / "out/tensorboard/session").iterdir())
+    with (place / "out/ledger.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["experiment"] for row in rows] == [str(number) for number in range(6)]
+    assert all(float(row["val_bpb"]) > 0 for row in rows if row["status"] == "kept")
+
+
+def test_a_tracker_gets_every_run(place):
+    done = orchestrate(
+        place,
+        "report",
+        "night",
+        "--out",
+        "out",
+        "--to",
+        "trackio",
+        TRACKIO_DIR=str(place / "trackio"),
+        HF_HUB_OFFLINE="1",
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pq.read_table(place / "out/ledger.parquet").to_pylist()
+    with closing(sqlite3.connect(place / "trackio/night.db")) as database:
+        found = [
+            (name, json.loads(values)) for name, values in database.execute("select run_name, metrics from metrics")
+        ]
+    scores = {int(name[:4]): values["val_bpb"] for name, values in found if "val_bpb" in values}
+    assert scores == {row["experiment"]: row["val_bpb"] for row in rows if row["val_bpb"] is not None}
+    assert {name[:4] for name, values in found if "loss" in values} >= {"0000", "0001"}
 
 
 def test_a_report_of_a_session_stands_beside_it(place):

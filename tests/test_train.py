@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from prepare import manifest, profiles
 from prepare.build import calibration
+from prepare.channel import MAX_LINE
 from tests.ground import ROOT, prepare, small_corpus, train
 
 TRAIN = profiles.apply_to_script((ROOT / "train.py").read_text(), profiles.CPU)
@@ -28,9 +30,9 @@ SUMMARY = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Data with work for about six steps of the baseline."""
+    """Data with work for about five steps of the baseline."""
     folder = tmp_path_factory.mktemp("train")
-    assert prepare(folder / "data", small_corpus(folder / "text"), "--work", "2.8e11").returncode == 0
+    assert prepare(folder / "data", small_corpus(folder / "text"), "--work", "2e11").returncode == 0
     return folder / "data"
 
 
@@ -64,10 +66,26 @@ def test_it_prints_steps_and_karpathys_summary(first):
 def test_it_reports_its_work_its_start_and_its_score(first):
     done, reports = first
 
+    reports = [report for report in reports if report["event"] != "telemetry"]
     assert [report["event"] for report in reports] == ["measured", "ready", "score"]
     assert f"val_bpb:          {reports[-1]['val_bpb']:.6f}\n" in done.stdout
     steps = int(re.search(r"num_steps: +(\d+)", done.stdout)[1])
-    assert abs(steps * reports[0]["work"] - 2.8e11) <= reports[0]["work"] / 2
+    assert abs(steps * reports[0]["work"] - 2e11) <= reports[0]["work"] / 2
+
+
+def test_it_reports_what_a_step_costs_and_what_happens_in_the_model(first):
+    cost, *watched = (report for report in first[1] if report["event"] == "telemetry")
+    kinds = {name: value for name, value in cost["values"].items() if name.startswith("step/")}
+
+    assert sum(kinds.values()) == pytest.approx(first[1][0]["work"], rel=1e-3)
+    assert {"part/blocks.attn", "part/blocks.mlp", "part/lm_head", "part/backward", "op/mm"} <= cost["values"].keys()
+    assert [report["progress"] for report in watched] == sorted({report["progress"] for report in watched})
+    assert len(watched) > 3
+    for report in watched:
+        assert {"gradient/blocks.mlp.fc", "update/lm_head", "scalar/x0_lambdas.2"} <= report["values"].keys()
+        assert len(json.dumps(report)) < MAX_LINE
+    assert watched[-1]["values"]["gradient/wte"] > 0
+    assert 0 < watched[-1]["values"]["update/wte"] < watched[0]["values"]["update/wte"]
 
 
 def test_a_machine_is_measured_by_the_steps_of_the_baseline(first, data):
@@ -92,10 +110,12 @@ def test_the_seed_alone_decides_the_score_to_the_bit(first, data, tmp_path):
     assert first[1][-1]["val_bpb"] != other[-1]["val_bpb"]
 
 
-def test_warm_up_leaves_no_trace(first, data, tmp_path):
-    """More of it changes nothing."""
+def test_warm_up_and_telemetry_leave_no_trace(first, data, tmp_path):
+    """More of the one and none of the other change nothing."""
     source = re.sub(r" +with budget\.measure\(\):\n", f"{8 * ' '}train_step(random_batches(), 0.5)\n\\g<0>", TRAIN)
     assert source != TRAIN
+    source = source.replace("with budget.watch(raw_model):", "if True:")
+    assert "watch" not in source
 
     assert first[1][-1] == train(source, data, tmp_path)[1][-1]
 

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import get_args
 
 from orchestrator.core import events as ev
+from orchestrator.core.description import average_recent_loss, average_telemetry
 from orchestrator.core.state import UNTESTED, Candidate, Decided, State, Training
 from orchestrator.core.templates import Macros, load_templates
 from orchestrator.core.text import flatten, shorten
@@ -19,7 +20,7 @@ from orchestrator.policy.judge import describe_rule
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.proposals import describe_settings
 from prepare.constants import list_declarations
-from subagents.logs import count_fitting, quote
+from subagents.logs import count_fitting, fence, quote
 
 CHARACTERS = 3.5
 """Characters of one token, roughly: Claude's tokenizer is not public."""
@@ -54,7 +55,14 @@ def quote_sentences(text: str) -> str:
 
 
 TEMPLATES = load_templates(
-    "orchestrator.agents", mean=fmean, quote=quote, sentences=quote_sentences, settings=describe_settings
+    "orchestrator.agents",
+    mean=fmean,
+    quote=quote,
+    fence=fence,
+    sentences=quote_sentences,
+    settings=describe_settings,
+    recent_loss=average_recent_loss,
+    telemetry=average_telemetry,
 )
 WORDS = Macros(TEMPLATES, "briefing.txt")
 

@@ -13,7 +13,7 @@ from orchestrator.core.state import Broken, Decided, State, diff_from_parent
 from orchestrator.policy.limits import compute_pause
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.policy.thresholds import CENTAUR_SHARE
-from orchestrator.ports import Crew, Log, Revision
+from orchestrator.ports import Crew, Log, Revision, StepMeter
 from prepare.tree import join_files, split_files
 from subagents import mechanic, reflector
 from subagents.agent import Environment, NoAnswer, ask
@@ -55,6 +55,7 @@ class ClaudeCrew:
     """Prompts by agent."""
     get_optimizer: Callable[[], Adviser]
     search: Callable[[str], str]
+    meter: StepMeter | None = None
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
         centaur = state.session.crew == "centaur"
@@ -70,7 +71,7 @@ class ClaudeCrew:
         advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
         suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
-        agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search)
+        agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search, self.meter)
         answer = await ask(agent, environment, prompt.render_opening(facts))
         own, sign = {"author": "researcher", "reverts": None}, state.session.task.metric.sign
         drafts = ((draft, sign * draft.expected_delta) for draft in answer.proposals)

@@ -57,7 +57,7 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
         "diff": briefing.clip(change, briefing.DIFF),
         "constants": WORDS.constants(read_values(source)),
         "outcome": WORDS.outcome(decided),
-        "packet": _describe_runs(decided, log, source, timed=session.profile.budget_kind == "time"),
+        "packet": _describe_runs(decided, log, source, session.profile),
     }
 
 
@@ -88,9 +88,9 @@ def _count_steps(runs: Sequence[ev.RunResult]) -> float:
     return fmean(counts) if counts else 0.0
 
 
-def _describe_runs(decided: Decided, log: str, source: str, *, timed: bool) -> str:
-    """Return the curves and the metrics, and what ended a run early; the speed only where runs are `timed`."""
-    runs, last = _list_runs(decided), decided.last_run
+def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionProfile) -> str:
+    """Return the curves and the metrics, and what ended a run early; the speed only where the budget is time."""
+    runs, last, timed = _list_runs(decided), decided.last_run, profile.budget_kind == "time"
     curves = write_curve_table(decided, POINTS) if any(run.curve for run in runs) else ""
     measured = [
         (name, own, other)
@@ -98,7 +98,7 @@ def _describe_runs(decided: Decided, log: str, source: str, *, timed: bool) -> s
         if (own or other) and (timed or name != "tokens per second")
     ]
     crash = _describe_crash(last, log, source) if isinstance(last, ev.Crashed) else ""
-    return WORDS.packet(last, curves, measured, crash)
+    return WORDS.packet(decided, runs, curves, measured, crash, profile.bytes_per_token)
 
 
 def _describe_crash(crash: ev.Crashed, log: str, source: str) -> str:

@@ -9,9 +9,11 @@ from orchestrator.agents import briefing
 from orchestrator.core.events import Digest, Family, Proposal, parse_value
 from orchestrator.core.state import FinalStatus, State, diff_from_parent
 from orchestrator.policy.steps import BATCH
-from prepare.constants import Value, read_values
+from orchestrator.ports import StepMeter
+from prepare.constants import UnknownConstantError, Value, read_values, with_constants
 from subagents.agent import Agent
 from subagents.files import number_page
+from subagents.logs import quote
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong, unquote
 
@@ -49,10 +51,11 @@ def make_agent(
     source: str,
     read: Callable[[Digest], str],
     search: Callable[[str], str],
+    meter: StepMeter | None = None,
 ) -> Agent[Proposals]:
     """Return a researcher that makes up to `count` proposals; `source` is the best train.py.
 
-    `read` returns stored texts, `search` snippets of the musings of all sessions.
+    `read` returns stored texts, `search` snippets of the musings of all sessions. A tape never calls `meter`.
     """
     values = read_values(source)
 
@@ -91,9 +94,28 @@ def make_agent(
         """
         return search(words) or "No musings match."
 
-    tools = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
-    musings = Tool.from_function(search_musings, pure=False)
-    return Agent("researcher", prompt, Proposals, (*tools, musings), find_fault)
+    tools = [*map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))]
+    tools.append(Tool.from_function(search_musings, pure=False))
+    if state.incumbent and "step/calls" in state.incumbent.scores[0].telemetry:
+        tools.append(_make_profiler(source, state.session.profile.budget, meter))
+    return Agent("researcher", prompt, Proposals, tuple(tools), find_fault)
+
+
+def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
+    """Return the tool that measures a step of a draft of the source."""
+
+    async def profile_step(settings: Annotated[dict[str, Value], BeforeValidator(unquote)]) -> str:
+        """Measure in some seconds what a step costs with other values of constants, and how many the budget allows."""
+        assert meter
+        try:
+            found = await meter(with_constants(source, settings))
+        except UnknownConstantError as error:
+            raise ToolError(str(error)) from error
+        if isinstance(found, str):
+            raise ToolError(f"No step could be measured: {quote(found)}")
+        return briefing.WORDS.cost(found, budget).strip()
+
+    return Tool.from_function(profile_step, pure=False)
 
 
 def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:

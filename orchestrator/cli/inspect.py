@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import psutil
 import typer
@@ -141,7 +141,9 @@ def report(
     context: typer.Context,
     name: NameOrFile,
     out: Annotated[Path | None, typer.Option(help="output folder (default: the session's folder)")] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write TensorBoard event files")] = False,
+    to: Annotated[
+        Literal["csv", "trackio", "wandb"] | None, typer.Option(help="also for this tool, on this machine only")
+    ] = None,
     salvage: Salvage = False,
 ) -> None:
     """Rebuild a session's files from its log.
@@ -152,7 +154,7 @@ def report(
     from orchestrator.cli.wiring import hold_session
     from orchestrator.lab.repo import write_git
     from orchestrator.views.musings import write_musings
-    from orchestrator.views.report import write_files, write_tensorboard
+    from orchestrator.views.report import export, write_files
 
     paths: Paths = context.obj
     with read_session(paths, name, salvage=salvage) as session:
@@ -164,8 +166,8 @@ def report(
         with hold_session(own) if own else nullcontext():
             write_files(session, folder, paths.write_command, write_git(paths.script))
             write_musings(session, paths.musings / title if beside else folder / "musings")
-            if tensorboard:
-                write_tensorboard(session, folder / "tensorboard")
+            if to:
+                export(session, to, folder)
     print(folder / "report.html")
 
 
@@ -185,12 +187,8 @@ def compare(
     rows: list[comparison.SessionFigures] = []
     for name in names:
         with read_session(paths, name) as session:
-            if session.state.incumbent is None:
-                raise UsageError(f"{session.state.session.name} has no baseline yet")
             rows.append(comparison.summarize_session(session.state, session.records))
-    if any(row.metric != rows[0].metric for row in rows):
-        metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
-        raise UsageError(f"these sessions are scored differently: {metrics}")
+    comparison.require_one_metric(rows)
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))

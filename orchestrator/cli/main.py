@@ -29,6 +29,7 @@ COMMANDS = {
     "report": (".inspect", "Rebuild a session's files from its log.", "sessions musings"),
     "compare": (".inspect", "Compare sessions side by side.", "sessions"),
     "musings": (".inspect", "Search the musings of all sessions.", "musings"),
+    "serve": (".serve", "Show and steer the sessions in a browser.", "sessions script musings"),
 }
 """The module of each command, the first line of its help, and the places that it uses."""
 HELP = """Machine-learning research while you sleep.

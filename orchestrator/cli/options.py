@@ -133,11 +133,13 @@ def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> 
     return "optuna" if offline else crew
 
 
-def open_session(path: Path, *, read_only: bool = False, salvage: bool = False) -> "Session":
+def open_session(
+    path: Path, *, read_only: bool = False, salvage: bool = False, known: "Session | None" = None
+) -> "Session":
     """Open a session that has begun. Raises UsageError, SessionError."""
     from orchestrator.session.store import Session
 
-    session = Session(path, read_only=read_only, salvage=salvage)
+    session = Session(path, read_only=read_only, salvage=salvage, known=known)
     if session.state.started is None:
         raise UsageError(f"{path} has no events: the session never began; delete {path.parent}")
     return session
@@ -146,8 +148,14 @@ def open_session(path: Path, *, read_only: bool = False, salvage: bool = False) 
 @contextmanager
 def read_session(paths: Paths, name: str, *, salvage: bool = False) -> Generator["Session"]:
     """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
-    path = paths.find_session(name)
-    session = open_session(path, read_only=True, salvage=salvage)
+    with read_file(paths.find_session(name), salvage=salvage) as session:
+        yield session
+
+
+@contextmanager
+def read_file(path: Path, *, salvage: bool = False, known: "Session | None" = None) -> Generator["Session"]:
+    """Open a session's file for reading, as `read_session` does; `known` is an earlier reading of it."""
+    session = open_session(path, read_only=True, salvage=salvage, known=known)
     try:
         yield session
     except (OSError, UserError, PromptError):

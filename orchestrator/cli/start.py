@@ -22,7 +22,7 @@ from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, apply, fold
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.thresholds import MAX_REPAIRS
+from orchestrator.policy.thresholds import BASELINE_RUNS, MAX_REPAIRS
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare import profiles
@@ -90,6 +90,7 @@ def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1)
         train_tokens=manifest.rows["train"] * manifest.seq_len,
         bytes_per_token=bytes_per_token,
         sigma=profiles.PROFILES[manifest.profile].sigma,
+        baseline_runs=BASELINE_RUNS,
     )
 
 

@@ -21,7 +21,7 @@ from orchestrator.lab.reported import ReportedRunner, TaskFolder, set_reported_l
 from orchestrator.lab.runner import BaseRunner, Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot, list_slots
-from orchestrator.ports import Crew
+from orchestrator.ports import Crew, StepMeter
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
@@ -59,7 +59,8 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         with observers:
             if task.is_reported:
                 observers.say(task.describe())
-            crew, guidance = build_crew(session, paths.musings, night.prompts), paths.script.parent / "guidance.md"
+            meter, guidance = getattr(runner, "measure_step", None), paths.script.parent / "guidance.md"
+            crew = build_crew(session, paths.musings, night.prompts, meter)
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
         if session.state.parents:
             repo.advance_branch()
@@ -93,7 +94,9 @@ def judge_night(state: State) -> ExitCode | None:
     return None if state.ended == ASKED or any(state.grants) else ExitCode.NOTHING_RAN
 
 
-def build_crew(log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt] | None = None) -> Crew:
+def build_crew(
+    log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt] | None = None, meter: StepMeter | None = None
+) -> Crew:
     """Build the session's crew; `prompts` replace the recorded ones. A tape answers in place of models and tools."""
     started = log.state.session
 
@@ -117,6 +120,7 @@ def build_crew(log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt]
         prompts or read_prompts(log),
         get_optimizer,
         lambda words: "\n".join(map(str, search(musings, words, session=started.name if started.isolated else ""))),
+        meter,
     )
 
 

@@ -5,7 +5,7 @@ All views take their numbers from here, so that they agree: means over runs on b
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise, product
+from itertools import islice, pairwise, product, zip_longest
 from math import isclose
 from statistics import fmean
 
@@ -21,6 +21,8 @@ WINDOW = 0.1
 """Share of the budget that a loss is averaged over: the loss of a single step is mostly its batch's."""
 NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
+SERIES = 96
+"""Most numbers that one run may report by name, and that are shown of several."""
 SAME = 3e-7
 """Largest relative difference between scores of identical runs: less than the last digit of a printed val_bpb."""
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
@@ -48,6 +50,16 @@ def average_recent_loss(scores: Sequence[ev.Scored], progress: float) -> float |
     """Return the mean over runs of their recent losses; None where no run has one."""
     losses = [loss for score in scores if (loss := get_recent_loss(score.curve, progress)) is not None]
     return fmean(losses) if losses else None
+
+
+def average_telemetry(runs: Sequence[ev.RunResult]) -> dict[str, list[tuple[float, float]]]:
+    """Return what the runs reported, by name: shares of the budget, each with the mean over the runs that have it."""
+    names, found = dict.fromkeys(name for run in runs for name in run.telemetry), dict[str, list[tuple[float, float]]]()
+    for name in islice(names, SERIES):
+        columns = enumerate(zip_longest(*(run.telemetry.get(name, ()) for run in runs)))
+        known = ((tenth / 10, [value for value in column if value is not None]) for tenth, column in columns)
+        found[name] = [(share, fmean(values)) for share, values in known if values]
+    return found
 
 
 def count_distinct(scores: Sequence[ev.Scored]) -> int:

@@ -153,6 +153,8 @@ class SessionProfile(Frozen):
     sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
     """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
     default is the one value that the cpu profile had before it was recorded."""
+    baseline_runs: int = 2
+    """Runs of the baseline before anything is compared with it, if σ is known; 2 before this was recorded."""
 
 
 class SessionSettings(Frozen):
@@ -245,6 +247,25 @@ class StopAsked(Frozen):
     reason: str
 
 
+class Paused(Frozen):
+    """Nothing new is started, but the night goes on: it waits for Continued, a stop or the deadline."""
+
+    kind: Literal["paused"] = "paused"
+    reason: str
+
+
+class Continued(Frozen):
+    """The pause is over."""
+
+    kind: Literal["continued"] = "continued"
+
+
+class VetoAsked(ExperimentEvent):
+    """The user does not want an experiment that is proposed, waits or trains."""
+
+    kind: Literal["veto_asked"] = "veto_asked"
+
+
 class Ended(Frozen):
     kind: Literal["ended"] = "ended"
     reason: str
@@ -290,6 +311,13 @@ class Abandoned(ExperimentEvent):
 
     kind: Literal["abandoned"] = "abandoned"
     reason: str
+
+
+class Vetoed(ExperimentEvent):
+    """What was under way for an experiment that the user does not want has ended, and so has the experiment."""
+
+    kind: Literal["vetoed"] = "vetoed"
+    reason: str = "the user vetoed it"
 
 
 class Committed(ExperimentEvent):
@@ -402,6 +430,11 @@ class Audit(Frozen):
     """Seconds that the claims took."""
 
 
+Telemetry = dict[str, tuple[float | None, ...]]
+"""What a script reported of itself, at each tenth of its budget, by names such as gradient/wte. It may be invented, and
+decides nothing. Only `position` is measured: bits per byte at positions 0, 1, 2 to 3, 4 to 7, … of a row."""
+
+
 class RunResult(RunEvent):
     """The fields common to all runs that ended, except aborted ones."""
 
@@ -410,6 +443,7 @@ class RunResult(RunEvent):
     log: Digest
     tier: str = "none"
     """Sandbox tier that confined it."""
+    telemetry: Telemetry = {}
 
 
 class Scored(RunResult):
@@ -606,12 +640,13 @@ class ToolUsed(Frozen):
 
 
 SessionEvent = Started | Resumed | Forked | GuidanceChanged | StopAsked | Ended | BaselineCommitted | Certified
-ProposalEvent = Proposed | Unanswered | FellBack | Refused | Abandoned | Committed | Granted
+UserEvent = Paused | Continued | VetoAsked
+ProposalEvent = Proposed | Unanswered | FellBack | Refused | Abandoned | Vetoed | Committed | Granted
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped
 AgentEvent = Waiting | ConversationOpened | ModelReplied | ToolUsed
-AnyEvent = SessionEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
+AnyEvent = SessionEvent | UserEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
 Event = Annotated[AnyEvent, Field(discriminator="kind")]
 
 

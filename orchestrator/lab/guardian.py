@@ -1,7 +1,7 @@
 """Run a command so that none of its processes outlives it, nor the orchestrator that started this guardian.
 
-Executed by path: `python -I guardian.py OPTIONS COMMAND…`. It adopts orphaned processes of the command, and kills all
-of them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
+Executed by path: `python -I -S guardian.py OPTIONS COMMAND…`. It adopts orphaned processes of the command, and kills
+all of them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
 error carries the command's output, standard output the report: one line of JSON.
 """
 
@@ -12,16 +12,18 @@ import os
 import resource
 import select
 import signal
+import site
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-import psutil
+TYPE_CHECKING = False
+if TYPE_CHECKING or __name__ != "__main__":  # every run waits for these imports, and few leave anything to kill
+    import psutil
 
-PROGRAM = Path(__file__)
+PROGRAM = __file__
 TAG = "NIGHTSHIFT_RUN"
 """Environment variable that marks a run's processes, to find them even if the guardian dies."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -58,23 +60,25 @@ def main() -> None:
     for descriptor in options["fds"]:
         os.close(descriptor)
     _attend(child, options["grace"])
-    left = kill_all(lambda: _list_left(child))
+    left = 0
+    if _reap(child):
+        global psutil  # noqa: PLW0603
+        site.main()  # where it is
+        import psutil
+
+        left = len(kill_all(lambda: psutil.Process().children(recursive=True) if _reap(child) else []))
     status = -signal.SIGKILL if child.returncode is None else child.returncode
     scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    _report(status=status, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=len(left))
+    _report(status=status, peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / scale, left=left)
 
 
-def find_tagged(prefix: str) -> list[psutil.Process]:
+def find_tagged(prefix: str) -> "list[psutil.Process]":
     """Return the processes whose tag begins with `prefix`."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(TAG, "").startswith(prefix):
-                found.append(process)
-    return found
+    found = ((process, dict[str, str](process.info["environ"] or ())) for process in psutil.process_iter(["environ"]))
+    return [process for process, env in found if process.pid != os.getpid() and env.get(TAG, "").startswith(prefix)]
 
 
-def kill_all(alive: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+def kill_all(alive: Callable[[], "list[psutil.Process]"]) -> "list[psutil.Process]":
     """Kill until LOOKS in a row find none alive, for KILL_PATIENCE seconds at most; return the survivors."""
     deadline, looks = time.monotonic() + KILL_PATIENCE, 0
     processes = list[psutil.Process]()
@@ -102,17 +106,14 @@ def _attend(child: "subprocess.Popen[bytes]", grace: float) -> None:
         _reap(child)
 
 
-def _list_left(child: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    _reap(child)
-    return psutil.Process().children(recursive=True)
-
-
-def _reap(child: "subprocess.Popen[bytes]") -> None:
-    """Collect the exit codes of the child and of adopted processes."""
+def _reap(child: "subprocess.Popen[bytes]") -> bool:
+    """Collect the exit codes of the child and of adopted processes; return whether any process is left."""
     with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             if found[0] == child.pid:
                 child.returncode = os.waitstatus_to_exitcode(found[1])
+        return True
+    return False
 
 
 def _report(**fields: object) -> None:

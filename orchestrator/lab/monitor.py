@@ -1,27 +1,31 @@
 """Watch one run from outside, by its output and our own clock, and find a reason to stop it."""
 
 import math
+import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any, cast
 
 import psutil
 
-from orchestrator.core.description import get_recent_loss
+from orchestrator.core.description import SERIES, get_recent_loss
 from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, RunMetrics, SessionProfile
 from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.log import ProgressLine, Transcript
 
 EXPLODED = 3.0
 """Multiple of the first loss that no model that learns ever reaches."""
-ABSURD_LOSS = 1e6
-"""Larger losses count as infinite, so that sums of losses stay finite."""
+ABSURD_LOSS, ABSURD_NUMBER = 1e6, 1e30
+"""Larger losses count as infinite, so that sums of losses stay finite; larger numbers are not reported."""
 NEARLY_DONE = 0.9
 """Share of the budget after which silence is normal: evaluation prints nothing before the summary."""
 POINTS = 60
 """Most points of a loss curve: enough to draw it and to compare it with another."""
+REPORTED = re.compile(r"[A-Za-z0-9_.]{1,16}/[A-Za-z0-9_.]{1,48}")
+"""Names that a script may give to what it reports of itself."""
 STANDSTILL = 5.0
 """Most seconds that count between two readings of the clock. It is read ten times a second, so a longer gap means that
 the orchestrator was suspended: Ctrl-Z, a paused container, an unresponsive machine."""
@@ -94,6 +98,9 @@ class RunMonitor:
     transcript: Transcript = field(default_factory=Transcript)
     points: dict[int, Point] = field(default_factory=dict[int, Point])
     """The newest point in each of POINTS equal parts of the budget."""
+    only_starts: bool = False
+    """End the run where its training begins."""
+    telemetry: dict[str, list[float | None]] = field(default_factory=dict[str, list[float | None]])
     step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=101))
 
     def __post_init__(self) -> None:
@@ -109,6 +116,7 @@ class RunMonitor:
     def begin_training(self, cpu_seconds: float) -> None:
         """Start the clock of the training; so many CPU seconds were used before."""
         self.startup, self.training_began = cpu_seconds, self.read_clock()
+        self.cause = Prune("it has started") if self.only_starts else self.cause
 
     @property
     def train_seconds(self) -> float:
@@ -122,6 +130,18 @@ class RunMonitor:
         self.last_output_at = self.read_clock()
         for step in self.transcript.feed(data, last=last):
             self._follow(step)
+
+    def take_report(self, message: Mapping[str, Any]) -> None:
+        """Keep the first number of each of SERIES names in each tenth of the budget; ignore what is out of bounds."""
+        share, values = message.get("progress"), message.get("values")
+        if not (isinstance(share, int | float) and 0 <= share <= 1 and isinstance(values, dict)):
+            return
+        for name, value in cast("dict[str, object]", values).items():
+            if not isinstance(value, int | float) or not abs(value) <= ABSURD_NUMBER:
+                continue
+            if REPORTED.fullmatch(name) and (name in self.telemetry or len(self.telemetry) < SERIES):
+                series, tenth = self.telemetry.setdefault(name, []), int(10 * share)
+                series += [None] * (tenth - len(series)) + [float(value)] * (len(series) <= tenth)
 
     @property
     def stop_reason(self) -> Fault | Prune | None:

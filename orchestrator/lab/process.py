@@ -140,7 +140,7 @@ async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int)
     caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file}
     caps |= {"DATA": limits.memory} if limits.memory else {}
     options = {"fds": command.fds, "grace": limits.grace, "limits": caps, "cpus": command.cpus}
-    argv = (sys.executable, "-I", str(guardian.PROGRAM), json.dumps(options), *command.argv)
+    argv = (sys.executable, "-I", "-S", guardian.PROGRAM, json.dumps(options), *command.argv)
     return await asyncio.create_subprocess_exec(
         *argv,
         stdin=PIPE,

@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
@@ -25,7 +26,7 @@ from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Ending, Listener, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.claims import WALL_SLACK, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import ALONE, WALL_SLACK, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
 from orchestrator.lab.scoring.server import TrainingServer
@@ -187,6 +188,7 @@ class BaseRunner(ABC, Generic[S]):
             curve=tuple(run.monitor.points.values()),
             log=self.put(run.log),
             tier=self.sandbox.tier,
+            telemetry={name: tuple(series) for name, series in run.monitor.telemetry.items()},
         )
 
     def _is_filling_disk(self, folder: Path) -> bool:
@@ -197,16 +199,41 @@ class BaseRunner(ABC, Generic[S]):
 class Runner(BaseRunner[Scorer]):
     """Trains scripts that use the protocol of `prepare`, and evaluates the models that they hand over."""
 
-    async def _score(self, run: Attempt) -> ev.Scored:
+    async def measure_step(self, source: str) -> ev.Telemetry | str:
+        """Return what a source reports before its training would begin, or why that is nothing.
+
+        It takes no slot: counted work does not depend on what runs beside it.
+        """
+        monitor = RunMonitor(self.limits, only_starts=True)
+        slot = replace(self.slots[0], lock=self.folder / "step.lock")
+        try:
+            async with hold_slot(slot) as lock:
+                run = Attempt(ev.Granted(experiment=0, run=0, slot=0, seed=0), source, slot, lock, self.runs / "step")
+                await asyncio.to_thread(_remove, run.folder)
+                run.monitor = monitor
+                await self._serve(run)
+                run.check_ending(inf)
+        except Prune:
+            return {name: tuple(series) for name, series in monitor.telemetry.items()}
+        except (Fault, MachineError, OSError) as error:
+            return str(error)
+        return "it ended before its training"
+
+    async def _serve(self, run: Attempt) -> TrainingServer:
+        """Run the source to its end, and return what has served it. Raises MachineError, OSError."""
         run.work.mkdir(parents=True)
         (run.work / "train.py").write_text(run.source, encoding="utf-8")
-        data, monitor = self.scorer.lay_out(run.work / "data"), self._watch(run)
-        env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(data)}
+        env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(run.work / "data"))}
         ours, theirs = await open_pair()
         command = run.slot.build_command(["train.py"], run.work, theirs, **env)
         threads = run.slot.threads or os.cpu_count() or 1
         server = TrainingServer(ours, self.scorer, threads, run.plan.startup, run.plan.evaluation, run.folder / "model")
         await self._train(run, command, server.serve)
+        return server
+
+    async def _score(self, run: Attempt) -> ev.Scored:
+        self._watch(run)
+        server = await self._serve(run)
         if server.objection and not run.ending.stopped:
             raise Disqualified(server.objection)
         budget = self.scorer.manifest.budget
@@ -216,7 +243,9 @@ class Runner(BaseRunner[Scorer]):
         began = time.monotonic()
         claims, heldout = await self._ask(run, server, partial(self._compute_claims, run.plan))
         val_bpb = self.scorer.compute_bpb(claims)
-        score = ev.Scored(val_bpb=val_bpb, would_prune_at=monitor.would_prune_at, **vars(run.result))
+        known = run.result.telemetry | {"position": self.scorer.compute_by_position(claims)}
+        run.result = run.result.model_copy(update={"telemetry": known})
+        score = ev.Scored(val_bpb=val_bpb, would_prune_at=run.monitor.would_prune_at, **vars(run.result))
         if not run.plan.needs_audit(val_bpb):
             return score
         seconds, began = time.monotonic() - began, time.monotonic()
@@ -242,10 +271,17 @@ class Runner(BaseRunner[Scorer]):
         self, scorer: Scorer, claims: Nats, reference: Nats | None, run: Attempt, server: TrainingServer
     ) -> tuple[float, float, float]:
         """Return the claims' score corrected by a blind process, with the correction's error and the worst gap."""
-        rng = np.random.default_rng()
+        rng, tolerance = np.random.default_rng(), scorer.get_tolerance(run.plan.baseline_error)
         positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-        blind = await self._ask(run, server, lambda evaluator: evaluator.predict_blind(scorer, positions, rng))
-        return scorer.correct(claims, blind, positions, scorer.get_tolerance(run.plan.baseline_error))
+        chosen = rng.permutation(len(claims))[:ALONE]
+
+        async def question(evaluator: Evaluator) -> NDArray[np.float64]:
+            alone = await evaluator.compute_alone(scorer, positions, chosen, rng)
+            scorer.check_company(claims, alone, chosen, positions, tolerance)
+            return await evaluator.predict_blind(scorer, positions, rng)
+
+        blind = await self._ask(run, server, question)
+        return scorer.correct(claims, blind, positions, tolerance)
 
     async def _ask(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
         """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError.

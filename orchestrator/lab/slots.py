@@ -47,7 +47,7 @@ class Slot:
         """Return a Python command, and make its `tmp`; `connection` is a descriptor, `more` environment."""
         env = {"PYTHONPATH": str(TRUSTED.parent), "NIGHTSHIFT_FD": str(connection), **more}
         argv = (sys.executable, *words)
-        return Command(argv, self.make_env(folder) | env, folder, (connection,), self.nodes, self.cpus)
+        return Command(argv, self.make_env(folder) | env, folder, (connection,), self.nodes, self.cpus, counted=True)
 
     def make_env(self, folder: Path) -> dict[str, str]:
         """Return the environment of a run in this folder, and make the folder's `tmp`."""

@@ -42,7 +42,7 @@ def write_postmortem(decided: Decided) -> ev.Postmortem:
     )
 
 
-def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> str:
+def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed) -> str:
     match verdict:
         case ev.Kept():
             return "helps"

@@ -1,7 +1,8 @@
 """Weigh the evidence: the noise of a run over seeds, the differences at equal seeds, and how certain they are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import fsum, sqrt
 from statistics import NormalDist, fmean
 
@@ -114,8 +115,9 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
         return 0.0
     unlinked = state.session.profile.budget_kind == "time" or not same_shape
     squares, dof = th.PAIRING_DOF * (th.OTHER_SHAPE if unlinked else th.SAME_SHAPE) * sigma**2, th.PAIRING_DOF
-    alike = [v for v in _list_evidence(state.results[-th.PRIOR_WINDOW :]) if v.same_shape == same_shape]
-    for group in filter(None, (differences, *(verdict.differences for verdict in alike))):
+    recent = _list_evidence(state.results[-th.PRIOR_WINDOW :])
+    groups = (verdict.differences for verdict in recent if verdict.same_shape == same_shape)
+    for group in (group for group in (differences, *groups) if len(group) > 1):  # one alone shows no scatter
         mean = fmean(group)
         squares += fsum((difference - mean) ** 2 for difference in group)
         dof += len(group) - 1
@@ -124,14 +126,14 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
 
 def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
-    ideas = [result for result in state.judged if result.experiment > 0 and result.proposal.reverts is None]
-    measured = [verdict for verdict in _list_evidence(ideas) if verdict.error > 0]
-    return belief.learn_outlook(tuple((v.gain / v.sigma, v.error / v.sigma) for v in measured[-th.PRIOR_WINDOW :]))
+    ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.reverts is None)
+    latest = islice((verdict for verdict in _list_evidence(ideas) if verdict.error > 0), th.PRIOR_WINDOW)
+    return belief.learn_outlook(tuple((v.gain / v.sigma, v.error / v.sigma) for v in latest)[::-1])
 
 
-def assess_keep(state: State, experiment: int) -> belief.Belief:
+def assess_keep(state: State, experiment: int, prior: belief.Belief | None = None) -> belief.Belief:
     """Return the posterior of a kept change now, from its comparison, its ablation if any, and the present prior."""
-    found = learn_outlook(state).prior
+    found = prior or learn_outlook(state).prior
     for result in state.judged:
         sign = 1 if result.experiment == experiment else -1 if result.proposal.reverts == experiment else 0
         if sign and isinstance(verdict := result.verdict, ev.Evidence) and verdict.error > 0:
@@ -145,6 +147,6 @@ def find_keep(state: State, experiment: int | None) -> ev.Kept | None:
     return next((verdict for verdict in verdicts if isinstance(verdict, ev.Kept)), None)
 
 
-def _list_evidence(results: Iterable[Decided]) -> list[ev.Evidence]:
-    """Return the verdicts that rest on scores of the proposed change."""
-    return [r.verdict for r in results if isinstance(r.verdict, ev.Evidence) and r.status not in UNTESTED]
+def _list_evidence(results: Iterable[Decided]) -> Iterator[ev.Evidence]:
+    """Yield the verdicts that rest on scores of the proposed change."""
+    return (r.verdict for r in results if isinstance(r.verdict, ev.Evidence) and r.status not in UNTESTED)

@@ -30,7 +30,8 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     # An ablation uses later seeds than those that the keep was selected by.
     following = NeededRun(number, draw_seed(state, runs + 1 + (len(reverted.differences) if reverted else 0)))
     if best is None:
-        needed = th.BASELINE_RUNS if state.session.profile.sigma else th.UNKNOWN_BASELINE_RUNS
+        profile = state.session.profile
+        needed = profile.baseline_runs if profile.sigma else th.UNKNOWN_BASELINE_RUNS
         return _establish_baseline(state, number, candidate) if runs >= needed else following
     if not runs:
         return following
@@ -44,7 +45,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     found, outlook = compare(state, best, candidate), learn_outlook(state)
     prior = outlook.prior
     if reverted:
-        prior, outlook = assess_keep(state, reverted.experiment).mirror(), replace(outlook, bar=th.REVERT_BAR)
+        prior, outlook = assess_keep(state, reverted.experiment, prior).mirror(), replace(outlook, bar=th.REVERT_BAR)
     posterior = belief.infer(prior, found.gain, found.error)
     verdict = _Reasoning(number, candidate, best, found, posterior, outlook, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)

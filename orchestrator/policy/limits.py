@@ -9,8 +9,9 @@ from orchestrator.policy import thresholds as th
 
 def explain_stop(state: State) -> str:
     """Return why nothing new may start; empty while the session continues."""
-    limits, closed = state.session.limits, len(state.tried)
-    baseline = state.results[0].verdict if state.results else None
+    limits = state.session.limits
+    baseline = next((result.verdict for result in state.results if result.experiment == 0), None)
+    closed = len(state.results) - (baseline is not None)
     done = "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
     is_on_its_own = state.fallback or state.session.crew == "optuna"
     reasons = (

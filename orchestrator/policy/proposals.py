@@ -4,7 +4,7 @@ from math import ceil
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
-from orchestrator.policy.evidence import assess_keep
+from orchestrator.policy.evidence import assess_keep, learn_outlook
 from orchestrator.policy.limits import count_certificate_rounds, estimate_runs, has_time_for
 from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, REPEAT_EXPIRY, SIMPLER_LINES
 
@@ -24,9 +24,9 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
 
 def find_duplicate(state: State, number: int, fingerprint: str) -> str:
     """Return why a source need not be trained; empty if it is new."""
-    tested = ((result.experiment, result.commit) for result in state.results if result.status != "not tested")
     under_way = ((n, stage.commit) for n, stage in state.open.items() if n < number)
-    same = [n for n, commit in (*tested, *under_way) if commit and commit.fingerprint == fingerprint]
+    same = [n for n, commit in under_way if commit and commit.fingerprint == fingerprint]
+    same = [*state.sources.get(fingerprint, ()), *same]
     if state.best in same:
         return "it changes nothing but comments, layout or a seed"
     # An ablation of the last keep has its parent's code on purpose.
@@ -61,7 +61,8 @@ def find_ablation(state: State) -> ev.Proposal | None:
     ablated = {stage.proposal.reverts for stage in (*state.results, *state.open.values())}
     # A keep without a gain has nothing to lose, so only those that were kept for their gain are ablated.
     for_gain = [k for k in state.kept if k.commit and k.commit.removed - k.commit.added < SIMPLER_LINES]
-    beliefs = [(assess_keep(state, kept.experiment), kept) for kept in for_gain if kept.experiment not in ablated]
+    prior, uncertain = learn_outlook(state).prior, [kept for kept in for_gain if kept.experiment not in ablated]
+    beliefs = [(assess_keep(state, kept.experiment, prior), kept) for kept in uncertain]
     doubts = [(doubt, kept) for doubt, kept in beliefs if doubt.probability < ABLATE_BELOW]
     if not doubts:
         return None

@@ -1,20 +1,20 @@
 """Predict from loss curves how far behind the incumbent a run will end, and set the losses at which it is pruned."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import fsum, sqrt
 from statistics import StatisticsError, linear_regression
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Decided, Incumbent, State
+from orchestrator.policy import thresholds as th
 from orchestrator.policy.evidence import estimate_sigma, t_critical
-from orchestrator.policy.thresholds import CALIBRATION_RANGE, CALIBRATION_RUNS, CHECKPOINTS, MAX_FALSE_PRUNES
 
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
     """Return the losses above which a first run is pruned; none while uncalibrated, or after too many false prunes."""
     controls, wrong = count_false_prunes(state)
-    return tuple(_list_thresholds(state, best)) if wrong <= MAX_FALSE_PRUNES * controls else ()
+    return tuple(_list_thresholds(state, best)) if wrong <= th.MAX_FALSE_PRUNES * controls else ()
 
 
 def count_false_prunes(state: State) -> tuple[int, int]:
@@ -25,11 +25,15 @@ def count_false_prunes(state: State) -> tuple[int, int]:
 
 
 def _list_thresholds(state: State, best: Incumbent) -> Iterator[ev.PruningThreshold]:
-    near = CALIBRATION_RANGE * estimate_sigma(state)
-    for progress in CHECKPOINTS:
-        pairs = [(gap, final) for gap, final in _pair_gaps(state, best, progress) if abs(final) <= near]
-        usual = average_recent_loss(best.scores, progress)
-        border = _find_border(pairs) if len(pairs) >= CALIBRATION_RUNS else None
+    near = th.CALIBRATION_RANGE * estimate_sigma(state)
+    finals = ((result, _measure_deficit(result)) for result in state.tried[-th.PRIOR_WINDOW :])
+    ended = [(result, final) for result, final in finals if final is not None and abs(final) <= near]
+    runs = {result.experiment: result.scores for result in state.results} | {best.experiment: best.scores}
+    parents = {result.commit.parent for result, _ in ended if result.commit} | {best.experiment}
+    for progress in th.CHECKPOINTS:
+        losses = {parent: average_recent_loss(runs.get(parent, ()), progress) for parent in parents}
+        pairs, usual = list(_pair_gaps(ended, losses, progress)), losses[best.experiment]
+        border = _find_border(pairs) if len(pairs) >= th.CALIBRATION_RUNS else None
         if usual is not None and border is not None:
             loss = usual + max([0.0, border, *(gap for gap, final in pairs if final <= 0)])
             yield ev.PruningThreshold(progress=progress, loss=loss)
@@ -50,15 +54,15 @@ def _find_border(pairs: Sequence[tuple[float, float]]) -> float | None:
     return (t_critical(dof) * error - offset) / slope if slope > 0 else None
 
 
-def _pair_gaps(state: State, best: Incumbent, progress: float) -> Iterator[tuple[float, float]]:
-    """Yield, for each finished candidate, how far its first run was behind its parent then and at the end."""
-    runs = {result.experiment: result.scores for result in state.results} | {best.experiment: best.scores}
-    for result in state.tried:
-        if result.commit and (final := _measure_deficit(result)) is not None:
-            usual = average_recent_loss(runs.get(result.commit.parent, ()), progress)
-            loss = get_recent_loss(result.scores[0].curve, progress)
-            if usual is not None and loss is not None:
-                yield loss - usual, final
+def _pair_gaps(
+    ended: Sequence[tuple[Decided, float]], losses: Mapping[int, float | None], progress: float
+) -> Iterator[tuple[float, float]]:
+    """Yield, for each finished candidate, how far its first run was behind its parent's loss then, and at the end."""
+    for result, final in ended:
+        usual = losses[result.commit.parent] if result.commit else None
+        loss = get_recent_loss(result.scores[0].curve, progress)
+        if usual is not None and loss is not None:
+            yield loss - usual, final
 
 
 def _measure_deficit(result: Decided) -> float | None:

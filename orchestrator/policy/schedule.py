@@ -26,6 +26,8 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         return (steps.CommitBaseline(),)
     needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage)]
     found = _hold_back([need for _, need in needs if not isinstance(need, NeededRun)])
+    if state.paused and not state.stopping:
+        return tuple(step for step in found if not isinstance(step, steps.Edit))
     reason = explain_stop(state)
     if not reason:
         if not any(isinstance(_get_content(step), steps.Promote | ev.Verdict) for step in found):
@@ -67,6 +69,8 @@ def _is_postponed(state: State, step: steps.Step) -> bool:
 def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step | NeededRun]:
     """Yield what an experiment needs next; `_grant` grants the runs, since slots are scarce."""
     match stage:
+        case _ if number in state.vetoed:
+            yield _append("veto", ev.Vetoed(experiment=number))
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
             edit = steps.Edit(number, f"implement {number}", "implemented")
@@ -100,7 +104,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
             pass
 
 
-def _append(verb: str, event: ev.Refused | ev.Verdict | ev.ReflectionSkipped) -> steps.Append:
+def _append(verb: str, event: ev.Refused | ev.Vetoed | ev.Verdict | ev.ReflectionSkipped) -> steps.Append:
     """Return the step that records a decision; verdicts one at a time, since a keep changes the incumbent."""
     number, exclusive = event.experiment, ("verdict",) * isinstance(event, ev.Verdict)
     return steps.Append(event, f"{verb} {number}", (f"experiment {number}", *exclusive))

@@ -37,7 +37,7 @@ class Live:
             reason = f"the next request could exceed ${self.limit:g}"
             await self.log.append("", ev.StopAsked(reason=reason))
             return Reply.from_error("unaffordable", reason)
-        usd = 0.0
+        usd = most  # one that is cancelled may still be billed
         try:
             reply = await self.model.reply(request, on_wait)
             usd = reply.usd or 0.0

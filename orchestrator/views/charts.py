@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import interpolate_loss
+from orchestrator.core.description import average_telemetry, interpolate_loss
 from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.render import render_template
 from orchestrator.views.summary import Summary
@@ -27,6 +27,14 @@ BAND = "rgba(122,112,232,0.16)"
 CURVE_POINTS = 48
 STEPPED = ("experiment", "hours")
 """Axes along which the score to beat is drawn as steps."""
+SHARE = {"title": {"text": "% of the budget"}}
+BESIDE = {"showlegend": True, "legend": {"x": 1.02, "xanchor": "left"}}
+INSIDE: Mapping[str, Figure] = {
+    "position": {"xaxis": {"title": {"text": "position in the row"}, "type": "category"}},
+    **{kind: {"xaxis": SHARE, "yaxis": {"type": "log"}, **BESIDE} for kind in ("gradient", "update")},
+    "scalar": {"xaxis": SHARE, **BESIDE},
+}
+"""Layouts of what is drawn of the inside of a model, by kind."""
 Places = Mapping[int, float | None]
 """Position along an axis by experiment."""
 STAIRS = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"shape": "hv", "width": 0}}
@@ -95,12 +103,25 @@ def draw_curves(row: ExperimentRow) -> Figure | None:
         return None
     margin = 0.05 * (max(settled) - min(settled))
     layout = {
-        "xaxis": {"title": {"text": "% of the budget"}},
+        "xaxis": SHARE,
         "yaxis": {"title": {"text": "training loss"}, "range": [min(settled) - margin, max(settled) + margin]},
         "showlegend": True,
         "hovermode": "x",
     }
     return {"data": traces, "layout": layout}
+
+
+def draw_telemetry(row: ExperimentRow) -> dict[str, Figure]:
+    """Draw what an experiment's runs reported of themselves, and the loss along a row: a figure for each kind."""
+    figures = dict[str, Figure]()
+    for name, points in average_telemetry(row.runs).items():
+        kind, _, part = name.partition("/")
+        if kind in INSIDE:
+            x = [2**i // 2 if kind == "position" else round(100 * share) for i, (share, _) in enumerate(points)]
+            y = [value if value or kind == "scalar" else None for _, value in points]  # a logarithm of 0 is no point
+            trace = {"type": "scatter", "name": part, "x": x, "y": y}
+            figures.setdefault(f"{kind}-{row.experiment}", {"data": [], "layout": INSIDE[kind]})["data"].append(trace)
+    return figures
 
 
 def render_page(name: str, figures: Mapping[str, Figure], **facts: object) -> str:

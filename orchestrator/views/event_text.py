@@ -1,6 +1,7 @@
 """Describe an event in one line (`event.txt`), or in full on a page (`event_page.txt`)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.core import events as ev
 from orchestrator.core.task import EXAMINED, Task
@@ -24,6 +25,32 @@ def write_line(record: ev.Record, task: Task = EXAMINED) -> str:
 def summarize(event: ev.Event, task: Task = EXAMINED) -> str:
     """Return a few words on one line; for an event without a case in the template, its reason."""
     return make_printable(shorten(render_template("event.txt", event=event, task=task), 100))
+
+
+@dataclass
+class Conversation:
+    """A conversation with an agent."""
+
+    opened: ev.Record
+    last: int
+    """Number of its latest event, whose page shows all of it."""
+    is_open: bool = True
+
+
+def list_conversations(records: Sequence[ev.Record]) -> list[Conversation]:
+    """Return all conversations in the order in which they began."""
+    found, current = list[Conversation](), dict[str, Conversation]()
+    for record in records:
+        if isinstance(record.event, ev.ConversationOpened):
+            current[record.task_id] = Conversation(record, record.seq)
+            found.append(current[record.task_id])
+        elif isinstance(record.event, ev.Resumed | ev.Forked | ev.Ended):
+            found = [replace(talk, is_open=False) for talk in found]
+            current.clear()
+        elif talk := current.get(record.task_id):
+            talk.last = record.seq if isinstance(record.event, TALK) else talk.last
+            talk.is_open &= isinstance(record.event, TALK | ev.Waiting)
+    return found
 
 
 def write_page(log: Log, records: Sequence[ev.Record], number: int) -> str:

@@ -1,4 +1,4 @@
-"""Write the files beside a session: log.jsonl, results.tsv, ledger.parquet, report.html and TensorBoard's.
+"""Write the files beside a session: log.jsonl, results.tsv, ledger.parquet, report.html, and a tracker's.
 
 All can be rebuilt. report.html is one self-contained page that needs no network. Text by agents is untrusted, and
 escaped by Jinja; all of it can be read without scripts. ledger.parquet holds everything about each experiment, for
@@ -11,18 +11,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned
 from orchestrator.core.state import UNTESTED, State, Usage
 from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
-from orchestrator.views.charts import Places, draw_curves, draw_progress, render_page
+from orchestrator.views.charts import Places, draw_curves, draw_progress, draw_telemetry, render_page
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
@@ -31,6 +33,8 @@ from prepare.command import UserError, write_command
 from prepare.files import write_atomically
 from prepare.tree import split_files
 
+Tool = Literal["csv", "trackio", "wandb"]
+"""What a session can be exported to."""
 COLUMNS = """
 string: session
 int64: experiment
@@ -89,9 +93,10 @@ def render_report(log: LogReader, command: Callable[..., str] = write_command, g
     """Return the page; `command` completes a command of ours, `git` begins one about the script."""
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
     curves = {f"curve-{row.experiment}": curve for row in rows if (curve := draw_curves(row))}
+    inside = {name: figure for row in rows for name, figure in draw_telemetry(row).items()}
     return render_page(
         "page.html",
-        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves,
+        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves | inside,
         state=state,
         summary=summary,
         rows=rows,
@@ -140,16 +145,20 @@ def write_results(state: State) -> str:
 
 def write_parquet(log: LogReader) -> bytes:
     """Return the content of ledger.parquet."""
+    buffer = io.BytesIO()
+    pq.write_table(_make_table(log), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _make_table(log: LogReader) -> Any:
     session, usage = log.state.session.name, defaultdict[int, Usage](Usage)
     for reply in (record.event for record in log.records if isinstance(record.event, ModelReplied)):
         usage[reply.experiment] = usage[reply.experiment].add(reply)
     rows = [_make_row(session, row, usage[row.experiment]) for row in list_rows(log.state)]
-    arrow, buffer = cast("Any", pa), io.BytesIO()
+    arrow = cast("Any", pa)
     lines = (line.split(": ") for line in COLUMNS.strip().split("\n"))
     types = {name: kind for kind, names in lines for name in names.split()} | {"scores": arrow.list_(arrow.float64())}
-    table = arrow.Table.from_pylist(rows, schema=arrow.schema(types.items()))
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    return arrow.Table.from_pylist(rows, schema=arrow.schema(types.items()))
 
 
 def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, Any]:
@@ -178,26 +187,31 @@ def _make_row(session: str, row: ExperimentRow, usage: Usage) -> Mapping[str, An
     }
 
 
-def write_tensorboard(log: LogReader, folder: Path) -> None:
-    """Write event files into the folder: one run for the session, one for each experiment.
+def export(log: LogReader, to: Tool, folder: Path) -> None:
+    """Write ledger.csv, or give each experiment to a tracker as a run of a project with the session's name.
 
-    A session's step is the experiment's number, an experiment's the percent of its budget used so far. Raises UserError
-    without the package tensorboardX, and OSError.
+    Nothing leaves this machine. A run's steps are percents of its budget. Raises UserError without the tracker's
+    package, and OSError.
     """
+    if to == "csv":
+        table = _make_table(log)
+        csv.write_csv(table.drop_columns(["scores"]), folder / "ledger.csv")
+        return
     try:
-        from tensorboardX import SummaryWriter
+        api: Any = import_module(to)
     except ImportError as error:
-        raise UserError("tensorboard needs tensorboardX: pip install -e '.[tensorboard]' in this folder") from error
-    best = float("inf")
-    with SummaryWriter(str(folder / "session")) as session:
-        for row in list_rows(log.state):
-            if not row.runs:
-                continue
-            with SummaryWriter(str(folder / f"{row.experiment:04}")) as run:
-                run.add_text("proposal", f"{row.proposal.title}: {row.status}\n\n{row.proposal.rationale}")
-                for point in row.runs[0].curve:
-                    run.add_scalar("loss", point.loss, round(100 * point.progress))
-            if row.val_bpb is not None:
-                best, metric = min(best, row.val_bpb) if row.status == "kept" else best, row.task.metric
-                session.add_scalar(metric.name, row.value, row.experiment)
-                session.add_scalar("best", metric.sign * best, row.experiment)
+        raise UserError(f"--to {to} needs a package: pip install {to}") from error
+    local = {
+        "trackio": {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False},
+        "wandb": {"mode": "offline", "dir": str(folder)},
+    }
+    for row in list_rows(log.state):
+        if row.runs:
+            facts = {"status": row.status, "hypothesis": row.proposal.hypothesis, **row.proposal.settings}
+            name = f"{row.experiment:04} {row.proposal.title}"
+            run = api.init(project=log.state.session.name, name=name, config=facts, **local[to])
+            for point in row.runs[0].curve:
+                run.log({"loss": point.loss}, step=round(100 * point.progress))
+            if row.value is not None:
+                run.log({row.task.metric.name: row.value}, step=100)
+            run.finish()

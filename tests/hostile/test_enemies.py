@@ -38,6 +38,7 @@ async def met(folder, tier, enemy, seen):
     why = f"{outcome.val_bpb:.3f}" if isinstance(outcome, Scored) else f"{outcome.failure}: {outcome.message}"
     seen(f"{enemy.name:52} {tier:11} {outcome.kind:9} {why[:110]}")
     assert not wrong, why
+    assert len(outcome.model_dump_json()) < 20_000, "what it says fits into the session's file"
     assert enemy.end in f"{outcome.kind}: {why}", why
 
 

@@ -4,33 +4,33 @@ Its model gives every "a" the same probability, so on text of nothing else it ca
 """
 
 import math
-
-import cloudpickle
+import pickle
 
 from prepare import channel
 
-VOCABULARY = 260
+MODEL = """lambda x, y=None, reduction="mean", np=__import__("numpy"), nats=float("{nats}"), vocabulary=260: (
+    np.broadcast_to(
+        np.where(np.arange(vocabulary) == ord("a"), -nats, np.log((1 - np.exp(-nats)) / (vocabulary - 1))),
+        (*x.shape, vocabulary),
+    )
+    if y is None
+    else np.full(y.shape, nats)
+)"""
 
 
 class Constant:
+    """Its pickle holds its code, like those of cloudpickle, which takes longer to import than all else in a run."""
+
     def __init__(self, nats):
         self.nats = nats
 
-    def __call__(self, x, y=None, reduction="mean"):
-        import math
-
-        import numpy as np
-
-        if y is not None:
-            return np.full(y.shape, self.nats)
-        logits = np.full((*x.shape, VOCABULARY), math.log((1 - math.exp(-self.nats)) / (VOCABULARY - 1)))
-        logits[..., ord("a")] = -self.nats
-        return logits
+    def __reduce__(self):
+        return eval, (MODEL.format(nats=self.nats),)
 
 
 def finish(val_bpb):
     """Hand over a model of that val_bpb."""
-    data = cloudpickle.dumps(Constant(val_bpb * math.log(2)))
+    data = pickle.dumps(Constant(val_bpb * math.log(2)))
     how = {"batch_size": 64, "autocast": None, "precision": None, "threads": 1}
     channel.send({"event": "model", "bytes": len(data), **how}, data)
     channel.receive()

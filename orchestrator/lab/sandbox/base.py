@@ -63,6 +63,8 @@ class Command:
     """Logical CPUs that it may use; empty for all."""
     shown: tuple[Path, ...] = ()
     """Paths that it may read besides those of every Python program."""
+    counted: bool = False
+    """Whether its CPU time counts, so that no process may discard that of its children."""
     hidden: frozenset[Path] = field(default_factory=list_hidden)
     """Folders within the readable ones that it may not read."""
 

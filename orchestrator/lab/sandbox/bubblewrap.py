@@ -24,7 +24,7 @@ class Bubblewrap:
 
     def wrap(self, command: Command) -> Command:
         """Return the command, confined, with the seccomp filter as one more descriptor."""
-        instructions = seccomp.build_filter(sockets=True)
+        instructions = seccomp.build_filter(sockets=True, counted=command.counted)
         code, writable = os.pipe()
         os.write(writable, instructions)
         os.close(writable)

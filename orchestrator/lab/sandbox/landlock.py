@@ -30,7 +30,7 @@ class Landlock:
             "hide": sorted(map(str, command.hidden)),
             "write": [str(command.folder), "/proc/self"],  # where CUDA names its threads
             "use": [*DEVICES, *command.nodes],
-            "filter": base64.b64encode(seccomp.build_filter(sockets=False)).decode(),
+            "filter": base64.b64encode(seccomp.build_filter(sockets=False, counted=command.counted)).decode(),
         }
         trusted = command.folder / "tmp/trusted"
         trusted.mkdir()

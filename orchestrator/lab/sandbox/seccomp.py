@@ -48,6 +48,8 @@ _FAMILIES = (1, 2, 10, 16)
 """Sockets that belong to a network namespace: local, IPv4, IPv6, netlink. Those of a virtual machine do not."""
 _FCNTL, _MARKS = (72, 25), (1024, 1026, 1036, 1038)
 """Commands that watch or mark an open file, be it read-only: later runs see a mark. Locks end with their process."""
+_SIGACTION, _SIGCHLD = (13, 134), (17,)
+"""The kernel forgets the CPU time of a child whose end its parent ignores. Handlers of this signal are not needed."""
 _IOCTL, _OF_FILES, _KIND = (16, 29), (0x5800, 0x6600, 0x7600, 0x9400), 0xFF00
 """Kinds of commands that belong to file systems: flags and versions of files outlive a run."""
 _WITHOUT_EFFECT = {
@@ -63,8 +65,11 @@ _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 _LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 
 
-def build_filter(*, sockets: bool, machine: str = "") -> bytes:
-    """Return the filter as bytes; `sockets` allows creating them. Raises KeyError for an unknown architecture."""
+def build_filter(*, sockets: bool, counted: bool = False, machine: str = "") -> bytes:
+    """Return the filter as bytes; `sockets` allows creating them, `counted` keeps the CPU time of all children.
+
+    Raises KeyError for an unknown architecture.
+    """
     column = _MACHINES[machine or platform.machine()]
     rules = [(numbers[column], ENOSYS) for numbers in _ABSENT.values()]
     rules += [(numbers[column], EPERM) for numbers in _REFUSED.values()]
@@ -87,6 +92,7 @@ def build_filter(*, sockets: bool, machine: str = "") -> bytes:
             for line in _check_argument(numbers[column], argument, (0,), EPERM, allowed=True)
         ),
         *_check_argument(_SOCKET[column], 0, _FAMILIES, EPERM, allowed=True),
+        *(_check_argument(_SIGACTION[column], 0, _SIGCHLD, SILENTLY) if counted else ()),
         *_check_argument(_FCNTL[column], 1, _MARKS, SILENTLY),
         *_check_argument(_IOCTL[column], 1, _OF_FILES, ENOTTY, mask=_KIND),
         (_EQUAL, 0, 3, _CLONE[column]),

@@ -30,6 +30,10 @@ TOLERANCE = {"work": 0.25, "time": 0.5}
 """Nats by which a claim may always beat the blind answer at one position, by the kind of budget, which a script cannot
 choose. The same code on the same machine agrees within 1e-4 in float32; compiled and eager bfloat16, usual on GPUs,
 differ by a few tenths at worst. Smaller lies are not detected but corrected, so they do not pay."""
+COMPANY = 0.02
+"""Share of that tolerance by which rows that a fresh process sees alone may on average do worse than was claimed."""
+ALONE = 16
+"""Rows that the audit first shows alone, up to their position."""
 BASELINE_FACTOR = 3.0
 """Multiple of the baseline's own difference on this machine that is allowed, if that is more."""
 BASELINE_TOLERANCE = 2.0
@@ -128,6 +132,13 @@ class Scorer:
         total = float(claims[counted].sum(dtype=np.float64)) + correction
         return total / self._nats_per_bpb
 
+    def compute_by_position(self, claims: Nats) -> tuple[float, ...]:
+        """Return the claims' bits per byte at positions 0, 1, 2 to 3, 4 to 7 and so on of a row."""
+        lengths = self.lengths[self.rows[:, 1:]]
+        first = [0, *(2**i for i in range((self.shape[1] - 1).bit_length()))]
+        nats = np.add.reduceat(np.where(lengths > 0, claims, 0).sum(0, dtype=np.float64), first)
+        return tuple((nats / np.maximum(np.add.reduceat(lengths.sum(0), first), 1) / math.log(2)).tolist())
+
     def explain_overtime(self, wall: float, cpu: float, threads: int) -> str:
         """Return why a training of so many seconds, by our own clocks, was too long; empty if it was not."""
         budget = self.manifest.budget
@@ -174,6 +185,24 @@ class Scorer:
         wide = logits.astype(np.float64)
         wide -= wide.max(1, keepdims=True)
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
+
+    def check_company(
+        self, claims: Nats, alone: Nats, chosen: Rows, positions: AuditPositions, tolerance: float
+    ) -> None:
+        """Raise Disqualified if the chosen rows, seen alone up to their positions, do worse than was claimed of them.
+
+        `alone` are their losses, [rows, tokens]. A model that adapts to other rows is caught by this.
+        """
+        targets = self.rows[chosen, 1:]
+        compared = (self.lengths[targets] > 0) & (np.arange(self.shape[1]) < positions.at[chosen, None])
+        if not compared.any():
+            return
+        worse = float((alone - claims[chosen])[compared].mean(dtype=np.float64))
+        if not worse <= COMPANY * tolerance:
+            raise Disqualified(
+                f"its rows do {worse:.3f} nats per token worse alone than among others: the model learns from the text"
+                " that it is evaluated on"
+            )
 
     def get_tolerance(self, baseline_error: float | Literal["unmeasured"]) -> float:
         """Return the nats by which a claim may beat the blind answer, given by how many the baseline's claims did."""

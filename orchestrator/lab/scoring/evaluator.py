@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from orchestrator.lab.failures import Fault, MachineError, classify_failure
 from orchestrator.lab.process import Ending
-from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Rows, Scorer
 from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import InferenceSettings
 from prepare.files import open_replacement
@@ -67,6 +67,16 @@ class Evaluator:
             answer = await self._ask("losses", rows[:, :-1], rows[:, 1:], rows[:, 1:].size)
             claims[first : first + len(rows)] = answer.reshape(len(rows), -1)
         return scorer.check_claims(claims)
+
+    async def compute_alone(
+        self, scorer: Scorer, positions: AuditPositions, chosen: Rows, rng: np.random.Generator
+    ) -> Nats:
+        """Return the losses of the chosen rows, each shown by itself and up to its position. Raises Disqualified."""
+        losses = np.empty((len(chosen), scorer.shape[1]), dtype=np.float32)
+        for place, row in enumerate(chosen):
+            x = scorer.mask(row[None], positions, rng)
+            losses[place] = await self._ask("losses", x, np.roll(x, -1, axis=1), x.size)
+        return losses
 
     async def predict_blind(
         self, scorer: Scorer, positions: AuditPositions, rng: np.random.Generator

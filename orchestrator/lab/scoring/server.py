@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import RunningProcess
 from orchestrator.lab.scoring.claims import EVALUATION_GRACE, SLACK, Disqualified, Scorer
 from orchestrator.lab.scoring.connection import Connection
@@ -58,12 +59,12 @@ class TrainingServer:
         """Answer until the model is handed over, or the run has ended. Raises OSError for our own files."""
         with suppress(ConnectionError), closing(self.connection):  # at its end the guardian reports how it ended
             try:
-                event = await self._wait_for("ready", "model")
+                event = await self._wait_for(running.monitor, "ready", "model")
                 if event["event"] == "ready":
                     running.monitor.begin_training(running.count_cpu_seconds())
                     with (self.scorer.folder / "train.bin").open("rb") as file:
                         await self.connection.send({"event": "rows", "split": "train"}, file=file)
-                    event = await self._wait_for("model")
+                    event = await self._wait_for(running.monitor, "model")
                 await self._receive_model(event, running)
                 running.seal()
                 await self.connection.send({"event": "thanks"})
@@ -100,10 +101,11 @@ class TrainingServer:
         if why := self.scorer.explain_overtime(self.wall + max(0.0, wall), self.cpu + max(0.0, cpu), self.threads):
             raise Disqualified(f"with the evaluation of its model, {why}")
 
-    async def _wait_for(self, *names: str) -> dict[str, Any]:
+    async def _wait_for(self, monitor: RunMonitor, *names: str) -> dict[str, Any]:
         """Return the next of these events; that of a model has its size in bytes. Raises ConnectionError at the end."""
         while (event := await self.connection.receive()) is not None:
             name = event.get("event")
+            monitor.take_report(event)
             if name in names and (name == "ready" or isinstance(event.get("bytes"), int)):
                 return event
         raise ConnectionError("the run has ended")
