@@ -44,13 +44,14 @@ def doctor(
     """Check everything that a night needs.
 
     Runs the checks that a night with these options begins with, also checks the data's hashes and the machine, and then
-    runs the script until its first step. Exit code 3 if something would spoil the night.
+    runs a reported script until its first step. Exit code 3 if something would spoil the night.
     """
     paths: opt.Paths = context.obj
     chosen = opt.choose_crew(context, crew, offline=offline)
     night = Preflight(paths, invent_name(paths.sessions), chosen, prompts, model or (), notify=notify, verify=True)
     results = [*night.check(), *check_machine()]
-    if not any(result.state == "bad" and result.subject in NEEDED for result in results):
+    ready = not any(result.state == "bad" and result.subject in NEEDED for result in results)
+    if ready and night.task.is_reported:
         results.append(check_script(night))
     for result in results:  # no table, which would break the commands that it names
         words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
