@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile
+from subagents.files import EditedFile, EditedTree
 from subagents.prompts import Prompt
 
 
@@ -29,7 +29,7 @@ class Edited(BaseModel):
 async def edit(
     environment: Environment,
     prompt: Prompt,
-    source: str,
+    files: EditedFile | EditedTree,
     facts: Mapping[str, str],
     find_deviation: Callable[[str, str], str],
 ) -> tuple[str, Edited]:
@@ -37,13 +37,13 @@ async def edit(
 
     `find_deviation` takes the source and the declared deviations, and returns why the edit is refused, or "".
     """
-    file = EditedFile(source)
+    source = files.text
 
     def accept(answer: Edited) -> str:
-        return "" if answer.impossible else file.find_fault() or find_deviation(file.text, answer.deviations)
+        return "" if answer.impossible else files.find_fault() or find_deviation(files.text, answer.deviations)
 
-    agent = Agent("mechanic", prompt, Edited, file.tools, accept)
+    agent = Agent("mechanic", prompt, Edited, files.tools, accept)
     answer = await ask(agent, environment, prompt.render_opening({**facts, "source": source}))
     if answer.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")
-    return file.text, answer
+    return files.text, answer

@@ -82,7 +82,7 @@ SILENCE = """
 import sys, threading, time
 from functools import partial
 from pathlib import Path
-from orchestrator.core.events import Granted, SessionLimits, SessionProfile, Started
+from orchestrator.core.events import Granted, SessionProfile
 from orchestrator.lab.cluster import RemoteAttempt
 from orchestrator.lab.reported import build_runner
 from prepare.manifest import MANIFEST_FILE, load
@@ -91,15 +91,11 @@ data = Path(sys.argv[1])
 profile = SessionProfile(
     name="cpu", budget_kind="work", budget=1, expected_seconds=60, data_hash=load(data).digest
 )
-started = Started(
-    name="may", limits=SessionLimits(hours=1), crew="optuna", style="", repairs=0, reflect_every=0, prompts={},
-    seed=1, commit="", profile=profile, versions={},
-)
 attempt = RemoteAttempt("may", load(data).digest, 2.0)
 for name in (*load(data).files, MANIFEST_FILE):
     attempt.receive(name, (data / name).read_bytes())
 granted = Granted(experiment=1, run=1, slot=0, seed=5)
-attempt.train(partial(build_runner, started, None, 1), granted, Path("train.py").read_text(), 0, 1, False, True)
+attempt.train(partial(build_runner, profile, None, 1), granted, Path("train.py").read_text(), 0, 1, False, True)
 """
 
 

@@ -14,8 +14,10 @@ from orchestrator.policy.limits import compute_pause
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision, StepMeter
+from prepare.tree import join_files, split_files
 from subagents import mechanic, reflector
 from subagents.agent import Environment, NoAnswer, ask
+from subagents.files import EditedFile, EditedTree
 from subagents.prompts import Prompt
 
 SUGGESTIONS = 3
@@ -82,7 +84,7 @@ class ClaudeCrew:
     async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
         change = diff_from_parent(state, commit, self.log.get)
-        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change)
+        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, source)
         repaired = await self._edit(step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
 
@@ -97,6 +99,8 @@ class ClaudeCrew:
 
     async def _edit(self, step: Edit, proposal: Proposal, source: str, facts: Mapping[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=step.how == "repaired")
-        environment = self.connect(step.task_id, step.experiment)
-        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, check)
+        task, environment = self.log.state.session.task, self.connect(step.task_id, step.experiment)
+        tree = EditedTree(split_files(source), task.is_editable, join_files) if task.has_tree else None
+        files = tree or EditedFile(source)
+        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
         return Revision(text, answer.summary, answer.deviations)

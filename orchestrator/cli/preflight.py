@@ -35,6 +35,7 @@ from prepare.constants import read_values
 from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
+from prepare.tree import split_files
 from subagents.errors import PromptError
 from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import PREFIX, Prompt, load_prompts, parse_prompt
@@ -97,11 +98,6 @@ class Preflight:
         return self.state.session.task if self.state else find_task(self.paths.script)
 
     @cached_property
-    def script(self) -> Path:
-        """The file that candidates change."""
-        return self.paths.script.parent / (*self.task.editable, self.paths.script.name)[0]
-
-    @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
         """By agent: those that a session has recorded, else the style's; empty if the crew uses no model."""
         if self.session:
@@ -114,7 +110,7 @@ class Preflight:
 
     @cached_property
     def repo(self) -> Repo:
-        return Repo(self.script, self.name)
+        return Repo(self.paths.script, self.name, self.task)
 
     @property
     def parent(self) -> str:
@@ -159,7 +155,7 @@ class Preflight:
         yield _attempt("session", self._describe_session)
         yield (data := _attempt("scores", self._describe_task))
         reported = data.state == "good" and self.task.is_reported
-        if reported and git.state == "good" and (changed := set(self.repo.list_changed()) - {str(self.repo.path)}):
+        if reported and git.state == "good" and (changed := self.repo.list_changed()):
             words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
             yield CheckResult("git", "warn", words)
         if data.state == "good" and not reported:
@@ -200,16 +196,18 @@ class Preflight:
         return f"until {end:%H:%M}: {', '.join(parts)}"
 
     def _describe_repository(self) -> str:
-        script, source, commit = self.script, self.source, self.parent or self.repo.get_head()
-        if not self.parent and script.suffix == ".py" and (fault := find_syntax_error(source)):
-            raise UsageError(f"{fault.replace('train.py', script.name, 1)}: fix it")
+        script, source, commit = self.repo.script, self.source, self.parent or self.repo.get_head()
+        files = {name or script.name: text for name, text in split_files(source).items()}
+        for name, text in files.items() if not self.parent else ():
+            if name.endswith(".py") and (fault := find_syntax_error(text, name)):
+                raise UsageError(f"{fault}: fix it")
         examined = not self.parent and not self.task.is_reported
         if examined and (missing := find_neighbours(source, script.parent)):
             raise UsageError(
                 f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
                 f"and Nightshift's own {TRUSTED.name}: move the code into it, or install it as a package"
             )
-        return f"{script} in its repository, at {commit[:10]}"
+        return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
 
     def _describe_session(self) -> str:
         if self.session:

@@ -40,13 +40,7 @@ def start_night(night: Preflight) -> None:
     Unless it is isolated, it is told what earlier sessions on the same data found.
     """
     night.require()
-    if night.task.is_reported:
-        seconds = night.task.budget
-        profile = SessionProfile(
-            name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
-        )
-    else:
-        profile = describe_profile(night.manifest, measure_token(night.paths.data), night.places[1])
+    profile = describe_ground(night)
     earlier, variance = (), PooledVariance()
     if not night.isolated:
         earlier, variance = recall_results(night.paths.sessions, profile, night.task)
@@ -65,6 +59,16 @@ def start_night(night: Preflight) -> None:
         **_describe_settings(night),
     )
     _begin(night, started, lambda path: Session(path, create=True))
+
+
+def describe_ground(night: Preflight) -> SessionProfile:
+    """Return what a session records of what its runs are measured on."""
+    if not night.task.is_reported:
+        return describe_profile(night.manifest, measure_token(night.paths.data), night.places[1])
+    seconds = night.task.budget
+    return SessionProfile(
+        name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
+    )
 
 
 def measure_token(folder: Path) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight, read_prompts
-from orchestrator.core.source import compute_digest, normalize_lines
+from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State
 from orchestrator.lab.cluster import ClusterRunner, connect
 from orchestrator.lab.executor import LocalExecutor
@@ -40,7 +40,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     )
     session.say = observers.say
     tree = TaskFolder(started.task, repo, started.commit) if started.task.is_reported else None
-    build = partial(build_runner, started, tree, night.places[1])
+    build = partial(build_runner, started.profile, tree, night.places[1])
     if paths.cluster:
         names, data = f"{started.name}-{compute_digest(started.model_dump_json())}", None if tree else paths.data
         parts = build, data, session.put, observers.progress, THREADS, paths.unsafe
@@ -58,7 +58,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         observers.say(night.estimate())  # before the live view, so that it stays
     else:
         repo.begin_branch(session.state.parent.commit)
-        lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
+        lab.own, lab.fitted = repo.read_source(begun.commit), session.get(begun.source)
     try:
         with observers:
             if tree:

@@ -243,7 +243,7 @@ def _count_steps(constant: Constant, trial: Trial) -> float:
     if not isinstance(space, Numbers) or not isinstance(old, int | float) or not isinstance(new, int | float):
         return 1.0
     if space.whole and not space.log:
-        return max(1.0, abs(new - old) / max(1, round(old * STEP_SIZE)))
+        return max(1.0, abs(new - old) / max(1, round(abs(old) * STEP_SIZE)))
     return max(1.0, abs(space.to_unit(new) - space.to_unit(old)) / STEP_SIZE)
 
 
