@@ -129,7 +129,7 @@ def test_search_finds_by_words_and_filters(folder):
     assert hits[0].snippet.count("**") % 2 == 0
     assert "**" in hits[0].snippet
     outcome = ", ".join(str(hits[0].matter[key]) for key in ("status", "verdict", "delta"))
-    assert str(hits[0]) == f"{hits[0].path.parent.name} {hits[0].title} ({outcome}): {hits[0].snippet}"
+    assert str(hits[0]) == f"experiment {hits[0].title.replace('. ', ' of test: ', 1)} ({outcome}): {hits[0].snippet}"
     assert {hit.matter["family"] for hit in search(folder, "learning rate", family="optimizer")} == {"optimizer"}
     assert all(hit.matter["status"] == "kept" for hit in search(folder, "noise", verdict="kept"))
     assert all(hit.matter["verdict"] == "refuted" for hit in search(folder, "noise", verdict="refuted"))

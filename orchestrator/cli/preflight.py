@@ -275,7 +275,7 @@ def load_style(style: str, models: Sequence[str], task: Task = EXAMINED) -> dict
         agent, _, model = entry.rpartition("=")
         if agent and agent not in prompts:
             raise UsageError(f"--model {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")
-        chosen = [agent] if agent else list(prompts)
+        chosen = {"": list(prompts), "researcher": ["researcher", "notebook"]}.get(agent, [agent])
         prompts |= {name: prompts[name].model_copy(update={"model": model}) for name in chosen}
     return prompts
 

@@ -24,7 +24,7 @@ from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import ASKED, supervise
-from orchestrator.views.musings import search
+from orchestrator.views.musings import find_page, search
 from orchestrator.views.notify import make_sender
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
@@ -102,12 +102,14 @@ def build_crew(log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt]
         from subagents.claude import Claude, connect
 
         outside = Live(Claude(connect(), clock=log.clock), log)
+    fence = started.name if started.isolated else ""
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
         prompts or read_prompts(log),
         get_optimizer,
-        lambda words: "\n".join(map(str, search(musings, words, session=started.name if started.isolated else ""))),
+        lambda words: "\n".join(map(str, search(musings, words, session=fence))),
+        lambda night, number: find_page(musings, night, number) if fence in ("", night) else "",
     )
 
 

@@ -247,6 +247,11 @@ class State:
     """Wall seconds of the latest runs."""
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
+    notebook: ev.Notebook | None = None
+    shelved: tuple[ev.Proposal, ...] = ()
+    """Drafts since the notebook was last rewritten."""
+    consolidated: int = 0
+    """How many experiments were closed at the last consolidation."""
     guidance: str = ""
     stopping: str = ""
     ended: str = ""
@@ -345,6 +350,9 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, ended=reason)
         case ev.Certified() as event:
             return replace(state, certificate=event)
+        case ev.Noted(notebook=notebook, reason=reason):
+            state = replace(state, consolidated=len(state.tried)) if reason else state
+            return replace(state, notebook=notebook, shelved=()) if notebook else state
         case ev.Unanswered(reason=reason):
             return replace(_count_setback(state, reason), unanswered=state.unanswered + 1)
         case ev.FellBack(reason=reason):
@@ -361,10 +369,11 @@ def apply(state: State, record: ev.Record) -> State:
             facts = event.model_dump(exclude={"kind"})
             commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
             return _set_stage(replace(state, parents={0: commit}), 0, Candidate(BASELINE, commit))
-        case ev.Proposed(experiment=number, proposal=proposal):
+        case ev.Proposed(experiment=number, proposal=proposal, shelved=drafts):
             skipped = state.skipped.union(range(state.next, number)) - {number}
             unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
             state = replace(state, skipped=skipped, next=max(state.next, number + 1), unanswered=unanswered)
+            state = replace(state, shelved=(*state.shelved, *drafts))
             return _set_stage(state, number, Idea(proposal))
         case event:
             return _advance(state, record, event.experiment, state.open.get(event.experiment))
