@@ -63,9 +63,10 @@ def test_a_stall_is_a_reason_once():
     assert f"nothing was kept in the last {len(since)} experiments" in explain_consolidation(first)
     assert len(since) == th.STALL
 
-    later = make_state(due[0] + th.CONSOLIDATION_GAP, every=100)
-    assert explain_consolidation(later)
-    assert explain_consolidation(replace(later, consolidated=due[0])) == ""
+    more = (replace(since[-1], experiment=100 + i) for i in range(th.CONSOLIDATION_GAP))
+    later = replace(first, results=(*first.results, *more))
+    assert "nothing was kept" in explain_consolidation(later)
+    assert explain_consolidation(replace(later, consolidated=len(first.tried))) == ""
 
 
 def test_a_surprise_is_a_reason_and_a_guess_within_the_noise_is_not():
