@@ -54,10 +54,8 @@ def test_a_session_without_notebooks_never_asks_for_one(n):
 
 
 def test_a_stall_is_a_reason_once():
-    due = [
-        n for n in range(th.CONSOLIDATION_GAP, 40) if "nothing was kept" in explain_consolidation(make_state(n, 100))
-    ]
-    first = make_state(due[0], every=100)
+    nights = (make_state(n, every=100) for n in range(th.STALL, 40))
+    first = next(state for state in nights if "nothing was kept" in explain_consolidation(state))
     last = max((result.experiment for result in first.kept), default=0)
     since = [r for r in first.tried if r.experiment > last and r.status not in ("refused", "abandoned")]
     assert f"nothing was kept in the last {len(since)} experiments" in explain_consolidation(first)

@@ -77,7 +77,7 @@ def find_notebook_fault(state: State, notebook: Notebook) -> str:
     """Return why a notebook cannot be taken over: too long, or a belief without evidence; empty if it can."""
     if (size := len(briefing.WORDS.notebook(notebook))) > briefing.NOTEBOOK * briefing.CHARACTERS:
         return f"it has {size:,} characters, and {briefing.NOTEBOOK * briefing.CHARACTERS:,.0f} fit: shorten it"
-    tested = {result.experiment for result in state.judged if result.status not in UNTESTED}
+    tested = {0, *(result.experiment for result in state.judged if result.status not in UNTESTED)}
     for belief in notebook.beliefs:
         unmeasured = {int(number) for number in re.findall(r"#(\d+)", belief)} - tested
         if unmeasured or not re.search(r"#\d|experiment \d+ of ", belief):

@@ -23,6 +23,10 @@ from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
 from subagents.prompts import split_front_matter
 
+DIFF = re.compile(r"^(`{3,})diff\n.*?^\1$", re.MULTILINE | re.DOTALL)
+LATEST = 10
+"""Sessions whose findings the overview tells."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -56,7 +60,7 @@ def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
         yield from (_make_file(log, folder, row) for row in rows)
         yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log.state, rows)
         told = summary.tried, summary.kept, summary.baseline, summary.best
-        yield folder.parent / "index.md", told, partial(render_overview, folder.parent)
+        yield folder.parent / "index.md", told, partial(render_overview, folder.parent, log.state.session.profile.name)
 
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
@@ -105,12 +109,25 @@ def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
     return _render_page("index.md", escape=_escape, file_name=make_file_name, notebook=state.notebook, **facts)
 
 
-def render_overview(folder: Path) -> str:
-    """Return the overview of all sessions in the folder, read from their indexes, newest first."""
+def render_overview(folder: Path, profile: str) -> str:
+    """Return the overview of all sessions in the folder, newest first, and what they found, first on the profile."""
     found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
     sessions = [(name, matter) for name, matter in found if "session" in matter]
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
-    return render_template("overview.md", sessions=latest, escape=_escape)
+    facts = {"sessions": latest, "mine": profile, "pages": list(_list_findings(folder, latest[:LATEST]))}
+    return _render_page("overview.md", escape=_escape, name_numbers=name_numbers, **facts)
+
+
+def _list_findings(folder: Path, sessions: Sequence[tuple[str, object]]) -> Iterator[dict[str, Any]]:
+    """Yield what the overview tells of each experiment; of one that a fork shares with its parent, once."""
+    seen = set[object]()
+    for path in (path for name, _ in sessions for path in sorted((folder / name).glob("[0-9]*.md"))):
+        matter, body = read_musing(path)
+        if matter.get("experiment") and (commit := matter.get("commit")) and commit not in seen:
+            seen.add(commit)
+            title, diff = body.partition("\n")[0].partition(". ")[2], DIFF.search(body)
+            link = path.relative_to(folder).as_posix()
+            yield {"matter": matter, "title": title, "path": link, "diff": diff[0] if diff else ""}
 
 
 def search(
