@@ -82,6 +82,7 @@ def brief_researcher(
     tested = [result for result in judged if result.status not in UNTESTED]
     posts = [result for result in tested if result.postmortem]
     told = FAMILIAR if state.notebook else RECENT
+    earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
     recent = [WORDS.recent(result, explained=False) for result in tested[-told:-EXPLAINED]]
     recent += map(WORDS.recent, tested[-EXPLAINED:])
     return {
@@ -101,7 +102,7 @@ def brief_researcher(
         "outline": "",  # prompts of older sessions ask for it
         "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "calibration": _describe_calibration(tested),
-        "earlier": _describe_earlier(state),
+        "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
         "recent": _fit_rows(recent, 3750),
         "families": _fit_rows(_summarize_families(tested), 450),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
@@ -135,18 +136,6 @@ def describe_standing(state: State) -> str:
         case _:
             begun = None
     return WORDS.standing(state, estimate_sigma(state), describe_rule(state), begun)
-
-
-def _describe_earlier(state: State) -> str:
-    """Return what earlier sessions refuted, left undecided and kept, each with its own budget; the best is last."""
-    metric, groups = state.session.task.metric, dict[str, list[str]](refuted=[], undecided=[], kept=[])
-    for past in sorted(state.session.earlier, key=lambda past: (past.gain or 0.0, past.experiment)):
-        is_refuted = past.gain is None or past.gain < -thresholds.CLEAR * past.error
-        group = "kept" if past.status == "kept" else "refuted" if is_refuted else "undecided"
-        groups[group].append(WORDS.earlier(past, metric))
-    sizes = {"refuted": 300, "undecided": 150, "kept": 330}
-    told = (f"{title.capitalize()}:\n{_fit_rows(rows, sizes[title])}" for title, rows in groups.items() if rows)
-    return "\n\n".join(told)
 
 
 def _describe_calibration(results: Sequence[Decided]) -> str:

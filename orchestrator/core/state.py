@@ -373,7 +373,8 @@ def apply(state: State, record: ev.Record) -> State:
             skipped = state.skipped.union(range(state.next, number)) - {number}
             unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
             state = replace(state, skipped=skipped, next=max(state.next, number + 1), unanswered=unanswered)
-            state = replace(state, shelved=(*state.shelved, *drafts))
+            waiting = tuple(draft for draft in (*state.shelved, *drafts) if draft.title != proposal.title)
+            state = replace(state, shelved=waiting)
             return _set_stage(state, number, Idea(proposal))
         case event:
             return _advance(state, record, event.experiment, state.open.get(event.experiment))

@@ -6,7 +6,7 @@ They are derived from the log and can be rebuilt. A rationale is on disk before 
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,6 @@ from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
 from subagents.prompts import split_front_matter
 
-DIFF = re.compile(r"^(`{3,})diff\n.*?^\1$", re.MULTILINE | re.DOTALL)
 LATEST = 10
 """Sessions whose findings the overview tells."""
 
@@ -114,20 +113,21 @@ def render_overview(folder: Path, profile: str) -> str:
     found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
     sessions = [(name, matter) for name, matter in found if "session" in matter]
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
-    facts = {"sessions": latest, "mine": profile, "pages": list(_list_findings(folder, latest[:LATEST]))}
-    return _render_page("overview.md", escape=_escape, name_numbers=name_numbers, **facts)
+    paths = (path for name, _ in latest[:LATEST] for path in sorted((folder / name).glob("[0-9]*.md")))
+    pages = [{"name": path.name, "matter": matter, "body": body} for path, matter, body in _read_pages(paths)]
+    facts = {"sessions": latest, "mine": profile, "pages": pages, "name_numbers": name_numbers}
+    return _render_page("overview.md", escape=_escape, **facts)
 
 
-def _list_findings(folder: Path, sessions: Sequence[tuple[str, object]]) -> Iterator[dict[str, Any]]:
-    """Yield what the overview tells of each experiment; of one that a fork shares with its parent, once."""
-    seen = set[object]()
-    for path in (path for name, _ in sessions for path in sorted((folder / name).glob("[0-9]*.md"))):
+def _read_pages(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any], str]]:
+    """Yield path, front matter and body of each page; of an experiment that a fork shares with its parent, once."""
+    seen = set[tuple[object, ...]]()
+    for path in paths:
         matter, body = read_musing(path)
-        if matter.get("experiment") and (commit := matter.get("commit")) and commit not in seen:
-            seen.add(commit)
-            title, diff = body.partition("\n")[0].partition(". ")[2], DIFF.search(body)
-            link = path.relative_to(folder).as_posix()
-            yield {"matter": matter, "title": title, "path": link, "diff": diff[0] if diff else ""}
+        known = tuple(matter.get(key) for key in ("experiment", "commit", "proposed"))
+        if body and known not in seen:
+            seen |= {known} if matter.get("proposed") else set()
+            yield path, matter, body
 
 
 def search(
@@ -139,15 +139,11 @@ def search(
     has all the words, those with any are returned. An experiment that a fork shares with its parent is found once.
     """
     words, matters = [f'"{word}"' for word in re.findall(r"\w+", query)], dict[str, dict[str, Any]]()
-    seen = set[tuple[object, ...]]()
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute("create virtual table m using fts5(path unindexed, title, body, tokenize = 'porter unicode61')")
-        for path in sorted(folder.glob("*/[0-9]*.md")):
-            matter, body = read_musing(path)
-            in_scope = session in ("", matter.get("session")) and family in ("", matter.get("family"))
-            known = tuple(matter.get(key) for key in ("experiment", "commit", "proposed"))
-            if body and in_scope and known not in seen and verdict in ("", matter.get("verdict"), matter.get("status")):
-                seen |= {known} if matter.get("proposed") else set()
+        paths = (path for path in sorted(folder.glob("*/[0-9]*.md")) if session in ("", path.parent.name))
+        for path, matter, body in _read_pages(paths):
+            if family in ("", matter.get("family")) and verdict in ("", matter.get("verdict"), matter.get("status")):
                 matters[str(path)] = matter
                 title, _, rest = name_numbers(body, path.parent.name).partition("\n")
                 plain = re.sub(r"[*`|>#]|--:?", "", rest)
