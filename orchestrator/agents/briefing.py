@@ -11,7 +11,7 @@ from typing import get_args
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, Candidate, Decided, State, Training
 from orchestrator.core.templates import Macros, load_templates
-from orchestrator.core.text import flatten, name_numbers, shorten
+from orchestrator.core.text import flatten, shorten
 from orchestrator.policy import thresholds
 from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.judge import describe_rule
@@ -57,12 +57,7 @@ def quote_sentences(text: str) -> str:
 
 
 TEMPLATES = load_templates(
-    "orchestrator.agents",
-    mean=fmean,
-    quote=quote,
-    sentences=quote_sentences,
-    settings=describe_settings,
-    numbers=name_numbers,
+    "orchestrator.agents", mean=fmean, quote=quote, sentences=quote_sentences, settings=describe_settings
 )
 WORDS = Macros(TEMPLATES, "briefing.txt")
 

@@ -75,8 +75,7 @@ class ClaudeCrew:
         advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
         suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
-        note = partial(self.log.append, step.task_id) if state.session.consolidate_every else None
-        agent = researcher.make_agent(prompt, state, source, tools, note)
+        agent = researcher.make_agent(prompt, state, source, tools, partial(self.log.append, step.task_id))
         answer = await ask(agent, environment, prompt.render_opening(facts))
         own, sign = {"author": "researcher", "reverts": None}, state.session.task.metric.sign
         drafts = ((draft, sign * draft.expected_delta) for draft in answer.proposals)

@@ -48,7 +48,7 @@ def make_agent(
     state: State,
     source: str,
     tools: Sequence[Tool],
-    write: Callable[[Noted], Awaitable[None]] | None,
+    write: Callable[[Noted], Awaitable[None]],
 ) -> Agent[Proposals]:
     """Return a researcher that makes proposals; `source` is the best train.py, and `write` stores a notebook."""
     values = read_values(source)
@@ -65,12 +65,10 @@ def make_agent(
         notebook = Notebook(beliefs=tuple(beliefs), questions=tuple(questions), ideas=tuple(ideas))
         if fault := find_notebook_fault(state, notebook):
             raise ToolError(fault)
-        assert write
         await write(Noted(notebook=notebook))
         return "The notebook is rewritten."
 
-    rewriting = [Tool.from_function(rewrite_notebook)] if write else []
-    return Agent("researcher", prompt, Proposals, (*tools, *rewriting), find_fault)
+    return Agent("researcher", prompt, Proposals, (*tools, Tool.from_function(rewrite_notebook)), find_fault)
 
 
 def find_notebook_fault(state: State, notebook: Notebook) -> str:

@@ -26,6 +26,7 @@ from orchestrator.session.store import Session
 from orchestrator.supervisor import ASKED, supervise
 from orchestrator.views.musings import find_page, search
 from orchestrator.views.notify import make_sender
+from orchestrator.views.render import render_template
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
 from subagents.prompts import Prompt
@@ -108,7 +109,7 @@ def build_crew(log: Session | Tape, musings: Path, prompts: Mapping[str, Prompt]
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
         prompts or read_prompts(log),
         get_optimizer,
-        lambda words: "\n".join(map(str, search(musings, words, session=fence))),
+        lambda words: render_template("hits.txt", hits=search(musings, words, session=fence)),
         lambda night, number: find_page(musings, night, number) if fence in ("", night) else "",
     )
 

@@ -38,13 +38,6 @@ class Hit:
     snippet: str
     """The text around the match, which is between ** and **."""
 
-    def __str__(self) -> str:
-        """Return number, session and title, what came of it, and the snippet, on one line."""
-        outcome = filter(None, (self.matter.get(key) for key in ("status", "verdict", "delta")))
-        number, _, title = self.title.partition(". ")
-        name = f"experiment {number} of {self.path.parent.name}"
-        return f"{name}: {title} ({', '.join(map(str, outcome))}): {self.snippet}"
-
     @property
     def outcome(self) -> str:
         """How the experiment ended, and its change of the score where there is one."""
@@ -115,8 +108,7 @@ def render_overview(folder: Path, profile: str) -> str:
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
     paths = (path for name, _ in latest[:LATEST] for path in sorted((folder / name).glob("[0-9]*.md")))
     pages = [{"name": path.name, "matter": matter, "body": body} for path, matter, body in _read_pages(paths)]
-    facts = {"sessions": latest, "mine": profile, "pages": pages, "name_numbers": name_numbers}
-    return _render_page("overview.md", escape=_escape, **facts)
+    return _render_page("overview.md", escape=_escape, sessions=latest, mine=profile, pages=pages)
 
 
 def _read_pages(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any], str]]:
