@@ -110,6 +110,8 @@ def test_the_overview_opens_with_what_is_known(session, folder, tmp_path):
         other = path.read_text().replace("profile: cpu", "profile: h100").replace("session: test", "session: other")
         write_atomically(tmp_path / "other" / path.name, other.replace("commit: ", "commit: 0"))
         write_atomically(tmp_path / "test" / path.name, path.read_text())
+    write_atomically(tmp_path / "test" / "099-mine.md", "A note of my own about depth.\n")
+    assert "test: A note of my own" in render_template("hits.txt", hits=search(tmp_path, "own note"))
     for name in ("test", "other"):
         write_atomically(tmp_path / name / "index.md", (folder / "test/index.md").read_text())
     known = musings.render_overview(tmp_path, "cpu")

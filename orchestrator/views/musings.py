@@ -107,7 +107,8 @@ def render_overview(folder: Path, profile: str) -> str:
     sessions = [(name, matter) for name, matter in found if "session" in matter]
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
     paths = (path for name, _ in latest[:LATEST] for path in sorted((folder / name).glob("[0-9]*.md")))
-    pages = [{"name": path.name, "matter": matter, "body": body} for path, matter, body in _read_pages(paths)]
+    told = ((path, matter, body) for path, matter, body in _read_pages(paths) if matter.get("experiment"))
+    pages = [{"link": f"{path.parent.name}/{path.name}", "matter": matter, "body": body} for path, matter, body in told]
     return _render_page("overview.md", escape=_escape, sessions=latest, mine=profile, pages=pages)
 
 
