@@ -86,8 +86,7 @@ class ClaudeCrew:
         prompt, source, notebook = self.prompts["notebook"], self.log.get(state.parent.source), None
         facts = briefing.brief_researcher(replace(state, notebook=None), step.first, 1, source)
         facts |= {"notebook": briefing.describe_notebook(state), "reason": reason}
-        find_fault = partial(researcher.find_notebook_fault, state)
-        agent = Agent("notebook", prompt, Notebook, tuple(tools), find_fault)
+        agent = Agent("notebook", prompt, Notebook, tuple(tools), partial(researcher.find_notebook_fault, state))
         with suppress(NoAnswer):
             notebook = await ask(agent, self.connect(step.task_id, step.first), prompt.render_opening(facts))
         noted = Noted(notebook=notebook, reason=reason)

@@ -44,11 +44,7 @@ class Proposals(BaseModel):
 
 
 def make_agent(
-    prompt: Prompt,
-    state: State,
-    source: str,
-    tools: Sequence[Tool],
-    write: Callable[[Noted], Awaitable[None]],
+    prompt: Prompt, state: State, source: str, tools: Sequence[Tool], write: Callable[[Noted], Awaitable[None]]
 ) -> Agent[Proposals]:
     """Return a researcher that makes proposals; `source` is the best train.py, and `write` stores a notebook."""
     values = read_values(source)
@@ -89,11 +85,11 @@ def make_tools(
     source: str,
     read: Callable[[Digest], str],
     search: Callable[[str], str],
-    find_page: Callable[[str, int], str],
+    find: Callable[[str, int], str],
 ) -> list[Tool]:
     """Return the tools that look things up; `source` is the best train.py.
 
-    `read` returns stored texts, `search` snippets of the musings of all sessions, `find_page` one of them.
+    `read` returns stored texts, `search` snippets of the musings of all sessions, `find` one of them.
     """
 
     def read_train_py(first: int = 1, last: int | None = None) -> str:
@@ -128,7 +124,7 @@ def make_tools(
 
     def open_musing(night: str, experiment: int) -> str:
         """Read a musing of an earlier night in full: reasons, the change as a diff, results, lesson."""
-        return find_page(night, experiment) or f"There is no musing of experiment {experiment} of {night!r}."
+        return find(night, experiment) or f"There is no musing of experiment {experiment} of {night!r}."
 
     known = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
     return [*known, *(Tool.from_function(look, pure=False) for look in (search_musings, open_musing))]

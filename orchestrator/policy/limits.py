@@ -83,9 +83,8 @@ def explain_consolidation(state: State) -> str:
         return f"{len(fresh)} experiments have ended since the last time"
     if (stall := find_stall(state.tried)) and stall[-th.STALL] in fresh:
         return f"nothing was kept in the last {len(stall)} experiments"
-    measured = [
-        (r, r.verdict) for r in fresh if r.proposal.author == "researcher" and isinstance(r.verdict, ev.Evidence)
-    ]
+    guesses = ((result, result.verdict) for result in fresh if result.proposal.author == "researcher")
+    measured = [(result, verdict) for result, verdict in guesses if isinstance(verdict, ev.Evidence)]
     wrong = [(r.experiment, abs(v.gain + r.proposal.expected_delta), v.error) for r, v in measured]
     surprises = [f"#{number}" for number, distance, error in wrong if distance > th.SURPRISE * error > 0]
     return f"a surprise: {', '.join(surprises)} came out far from what was expected" if surprises else ""
