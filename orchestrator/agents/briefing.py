@@ -83,6 +83,7 @@ def brief_researcher(
     return {
         "first": str(first),
         "count": str(count),
+        "night": state.session.name,
         "clock": describe_clock(state),
         "task": WORDS.task(task),
         "budget": WORDS.budget(state.session.profile),
