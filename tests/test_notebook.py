@@ -3,19 +3,23 @@
 import asyncio
 import random
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from orchestrator.agents.briefing import describe_notebook
+from orchestrator.agents.crew import ClaudeCrew
 from orchestrator.core.events import Notebook, Noted, Proposed, Record
 from orchestrator.core.state import apply
 from orchestrator.loop import perform
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evidence import explain_unsupported
 from orchestrator.policy.limits import explain_consolidation
-from orchestrator.policy.steps import Propose
+from orchestrator.policy.steps import Propose, Reflect
+from subagents.prompts import load_prompts
 from tests import synthetic
+from tests.conversations import FakeWorld, call, says
 
 BOOK = Notebook(
     beliefs=("Depth 2 is better by 0.05 (#3).",), questions=("Is the batch too large?",), ideas=("Halve it.",)
@@ -48,7 +52,7 @@ def test_it_is_rewritten_after_so_many_experiments_and_then_not_again():
     assert "20 experiments" in explain_consolidation(add(state, Noted(notebook=BOOK))), "beside a proposal"
 
 
-@pytest.mark.parametrize("n", [5, 200])
+@pytest.mark.parametrize("n", [5, 60])
 def test_a_session_without_notebooks_never_asks_for_one(n):
     assert explain_consolidation(make_state(n, every=0)) == ""
 
@@ -124,3 +128,39 @@ def test_a_post_mortem_may_say_what_the_measurements_carry(gain, expected, verdi
 
     assert (fault == "") == carried
     assert carried or "inconclusive" in fault
+
+
+def test_a_reflector_is_told_what_the_measurements_do_not_carry():
+    log = synthetic.log(9)
+    result = next(result for result in log.state.tried if result.verdict.kind == "discarded")
+    result = replace(result, verdict=result.verdict.model_copy(update={"gain": -result.verdict.error}))
+    result = replace(result, proposal=result.proposal.model_copy(update={"expected_delta": 0.0}))
+    answers = [{**result.postmortem.model_dump(), "verdict": verdict} for verdict in ("refuted", "inconclusive")]
+    world = FakeWorld([says(call("submit", **answer)) for answer in answers])
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
+
+    post = asyncio.run(crew.reflect(log.state, Reflect(result.experiment, "reflect"), result))
+
+    assert "too small to call it refuted: it is inconclusive" in world.heard()[0]
+    assert post.verdict == "inconclusive"
+
+
+def test_a_consolidation_that_fails_leaves_the_notebook_and_the_proposal_follows():
+    log = synthetic.log(20)
+    log.state, noted = replace(make_state(20), notebook=BOOK), []
+
+    async def append(task_id, *events, last=False):
+        noted.extend(events)
+
+    log.append = append
+    draft = synthetic.proposal(random.Random(1), settings={}, direction=None, family="MLP").model_dump()
+    draft = {name: value for name, value in draft.items() if name not in ("author", "reverts", "settings", "direction")}
+    world = FakeWorld([says(stop="refusal"), says(call("submit", proposals=[draft]))])
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
+
+    (proposal,) = asyncio.run(crew.propose(log.state, Propose(21, 1, 0)))
+
+    assert [(event.notebook, "20 experiments" in event.reason) for event in noted] == [(None, True)]
+    assert "Rewrite it now, because of this: 20 experiments have ended" in world.openings[0]
+    assert "- Halve it." in world.openings[1]
+    assert proposal.title == draft["title"]

@@ -110,7 +110,11 @@ class ClaudeCrew:
         source = self.log.get(state.parents[decided.incumbent].source)
         facts = packets.pack_reflection(state, decided, log, change, source)
         agent = reflector.make_agent(prompt, Review, log, partial(packets.write_curve_table, decided))
-        agent = replace(agent, accept=lambda post: find_overlong(post) or explain_unsupported(decided, post))
+
+        def find_fault(review: Review) -> str:
+            return find_overlong(review) or explain_unsupported(decided, review)
+
+        agent = replace(agent, accept=find_fault)
         answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
         return Postmortem(**answer.model_dump())
 
