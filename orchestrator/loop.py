@@ -108,8 +108,9 @@ async def _propose(step: steps.Propose, state: State, crew: Crew) -> Sequence[ev
         proposals = await crew.propose(state, step)
     except NoAnswer as error:
         return [ev.Unanswered(reason=str(error))]
-    numbered = enumerate(proposals[: step.count], step.first)
-    return [ev.Proposed(experiment=number, proposal=proposal) for number, proposal in numbered]
+    numbered, further = enumerate(proposals[: step.count], step.first), tuple(proposals[step.count :])
+    proposed = [ev.Proposed(experiment=number, proposal=proposal) for number, proposal in numbered]
+    return [*proposed[:-1], *(last.model_copy(update={"shelved": further}) for last in proposed[-1:])]
 
 
 async def _make_candidate(

@@ -23,7 +23,7 @@ OnWait = Callable[[float, str], Awaitable[None]]  # takes the end of a pause, in
 
 SUBMIT = "submit"
 MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
-CACHE = "<!-- cache -->"  # in an opening, ends the part that stays the same from one experiment to the next
+CACHE = "<!-- cache -->"  # in an opening, ends a part that changes less often than the next; used twice at most
 TRACER = trace.get_tracer("nightshift")  # spans follow the GenAI conventions
 STUB = "(left out to save room; call the tool again if you need it)"
 TOKENS = {
@@ -139,7 +139,7 @@ async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
     prompt = agent.prompt
     with _trace("invoke_agent", agent.name, {"agent.name": agent.name, "request.model": prompt.model}):
         await environment.begin(agent.name, prompt.model, prompt.system, opening)
-        parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 1)]
+        parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 2)]
         conversation = _Conversation(agent, prompt.model, prompt.max_tokens, [{"role": "user", "content": parts}])
         spent = 0
         for turns_left in reversed(range(prompt.max_turns)):

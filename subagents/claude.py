@@ -215,10 +215,10 @@ def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
 
 
 def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
-    """Mark the opening's stable part for caching, for the next experiment, and all the rest, for the next turn."""
+    """Mark the opening's stable parts for caching, for the next experiment, and all the rest, for the next turn."""
     marked = [message | {"content": list(message["content"])} for message in messages]
-    if len(opening := marked[0]["content"]) > 1:
-        opening[0] = opening[0] | HOUR
+    stable = marked[0]["content"][:-1][:2]  # with the system prompt and the end, all that the API allows
+    marked[0]["content"][: len(stable)] = [part | HOUR for part in stable]
     marked[-1]["content"][-1] = marked[-1]["content"][-1] | MINUTES
     return marked
 

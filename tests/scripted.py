@@ -69,6 +69,7 @@ class Scripted:
         names = {tool["name"] for tool in request["tools"]}
         play = self.mechanic if "replace" in names else self.reflector if "grep_log" in names else self.researcher
         play = self.checked if names == {"ready"} else play
+        play = self.notebook if "Rewrite it now" in _opening(request) else play
         blocks, stop = play(request)
         said = json.dumps([request["system"], request["messages"]])
         number = hashlib.sha256(said.encode()).hexdigest()[:12]
@@ -103,6 +104,11 @@ class Scripted:
         known = {found["name"]: found["value"] for found in ASSIGNED.finditer(opening)}
         drafts = [self.draft(number, known) for number in range(first, first + count)]
         return [_call("submit", proposals=drafts)], "tool_use"
+
+    def notebook(self, request):
+        measured = re.findall(r"^- #(\d+) .*(?:Kept|Discarded)", _opening(request), re.MULTILINE)
+        beliefs = [f"Nothing else is known of #{number}." for number in measured[-3:]]
+        return [_call("submit", beliefs=beliefs, questions=["Why?"], ideas=["Turn another constant."])], "tool_use"
 
     def kind(self, number):
         return self.script[(number - 1) % len(self.script)]

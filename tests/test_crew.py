@@ -23,7 +23,7 @@ from orchestrator.optimizer.crew import Optimizer
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
-from subagents.agent import ask
+from subagents.agent import CACHE, ask
 from subagents.claude import Claude, connect
 from subagents.prompts import load_prompts
 from tests.conversations import FakeWorld, call, says
@@ -68,7 +68,7 @@ def make_crew(log, outside, meter=None):
     def connect(task_id, number):
         return Recording(outside, log, task_id, number)
 
-    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str, meter)
+    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str, lambda *page: str(page), meter)
 
 
 def night(path, url, experiments, stall=5.0):
@@ -78,7 +78,8 @@ def night(path, url, experiments, stall=5.0):
         await asyncio.sleep(min(seconds, 0.001))
 
     async def go():
-        session.write("", started(limits=SessionLimits(hours=1, experiments=experiments, usd=20)))
+        limits = SessionLimits(hours=1, experiments=experiments, usd=20)
+        session.write("", started(limits=limits, consolidate_every=5))
         async with connect(base_url=url, api_key=KEY, stall=stall) as client:
             live = Live(Claude(client, sleep=quick), session)
             await run(session, make_crew(session, live, price), Lab(session))
@@ -111,6 +112,16 @@ def assert_no_tool_ran_twice(session):
     assert len(used) == len(set(used))
 
 
+def state_of_the_notebook(session):
+    """The open questions of the notebook, which the last opening of the researcher must show."""
+    told = [r.event for r in session.records if r.event.kind == "opened" and r.event.agent == "researcher"]
+    opening, book = session.get(told[-1].opening), session.state.notebook
+    assert opening.count(CACHE) == 2
+    assert all(f"- {entry}" in opening.split(CACHE)[1] for entry in (*book.beliefs, *book.questions, *book.ideas))
+    assert CACHE not in session.get(told[0].opening).partition(CACHE)[2]
+    return book.questions
+
+
 def test_a_night_of_three_agents(tmp_path):
     app = Scripted()
     with served(app) as url:
@@ -125,6 +136,8 @@ def test_a_night_of_three_agents(tmp_path):
     judged = [f for f in session.state.results if f.experiment and f.verdict.kind in ("kept", "discarded")]
     assert all(result.postmortem for result in judged)
     assert len(judged) == 10
+    assert happened["noted"] == 2
+    assert state_of_the_notebook(session) == ("Why?",)
     assert_no_tool_ran_twice(session)
     priced = [r.event for r in session.records if r.event.kind == "used" and r.event.tool == "profile_step"]
     assert len(priced) > 10, "each researcher measured a step"

@@ -298,7 +298,7 @@ def load_style(
             agent, model = "", entry
         if agent and agent not in prompts:
             raise UsageError(f"--{which} {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")
-        chosen = [agent] if agent else list(prompts)
+        chosen = {"": list(prompts), "researcher": ["researcher", "notebook"]}.get(agent, [agent])
         prompts |= {name: prompts[name].model_copy(update={which: model}) for name in chosen}
     return prompts
 

@@ -126,6 +126,7 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
         "style": night.style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
         "reflect_every": prompts["reflector"].cadence if prompts else 1,
+        "consolidate_every": prompts["notebook"].cadence if prompts else 0,
         "prompts": {agent: compute_digest(prompt.text) for agent, prompt in prompts.items()},
     }
 

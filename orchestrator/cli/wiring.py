@@ -22,8 +22,9 @@ from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import ASKED, supervise
-from orchestrator.views.musings import search
+from orchestrator.views.musings import find_page, search
 from orchestrator.views.notify import make_sender
+from orchestrator.views.render import render_template
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
 from subagents.prompts import Prompt
@@ -113,12 +114,14 @@ def build_crew(
         others = [prompt for prompt in prompts.values() if prompt.fallback not in ("", prompt.model)]
         replaceable = frozenset(prompt.model for prompt in others)
         outside = Live(Claude(connect(), clock=log.clock, replaceable=replaceable), log)
+    fence = started.name if started.isolated else ""
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
         prompts,
         get_optimizer,
-        lambda words: "\n".join(map(str, search(musings, words, session=started.name if started.isolated else ""))),
+        lambda words: render_template("hits.txt", hits=search(musings, words, session=fence)),
+        lambda night, number: find_page(musings, night, number) if fence in ("", night) else "",
         meter,
     )
 

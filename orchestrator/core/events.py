@@ -77,6 +77,8 @@ class Proposal(Answer):
     exactly these values, so no mechanic reads the instructions."""
     direction: Direction | None = None
     """Only for a single constant: up or down, or set where its values have no order."""
+    tests: int | None = None
+    """Number of the judged experiment whose claim this one tests; none if it stands by itself."""
     instructions: str = _limit(2500)
     """What the mechanic is to change in train.py, so precisely that nothing is left to decide."""
     author: SkipJsonSchema[str] = "researcher"
@@ -126,6 +128,18 @@ class Postmortem(Answer):
     """The one experiment that would teach most now."""
 
 
+class Notebook(Answer):
+    """What is believed, what is open, and what is worth trying."""
+
+    beliefs: tuple[str, ...]
+    """What the measurements carry: one sentence each, with the #numbers of the experiments that show it, and the
+    conditions under which they did."""
+    questions: tuple[str, ...]
+    """What is open, and would change what to try next."""
+    ideas: tuple[str, ...]
+    """The backlog, best first: a change, what it should bring, and why."""
+
+
 class SessionLimits(Frozen):
     """What a session may spend; None means no limit."""
 
@@ -170,6 +184,8 @@ class SessionSettings(Frozen):
     """How often this crew may repair a crashed candidate."""
     reflect_every: int
     """A post-mortem for every keep and every n-th other experiment; 0 means never."""
+    consolidate_every: int = 0
+    """The notebook is rewritten from the evidence after so many experiments, or sooner for a reason; 0 means never."""
     prompts: dict[str, Digest]
     isolated: bool = False
     """Whether its agents see no other session, because it is compared with one: in a trial, and after a fork."""
@@ -287,6 +303,18 @@ class BaselineCommitted(Frozen):
 class Proposed(ExperimentEvent):
     kind: Literal["proposed"] = "proposed"
     proposal: Proposal
+    shelved: tuple[Proposal, ...] = ()
+    """Further drafts of the same answer, for which there was no room: they go into the backlog."""
+
+
+class Noted(Frozen):
+    """The researcher rewrote its notebook; that replaces the backlog, too."""
+
+    kind: Literal["noted"] = "noted"
+    notebook: Notebook | None
+    """None where a consolidation gave no usable answer: the notebook stays as it is."""
+    reason: str = ""
+    """Why a consolidation was due; empty where it was rewritten beside a proposal."""
 
 
 class Unanswered(Frozen):
@@ -654,7 +682,7 @@ class ToolUsed(Frozen):
 
 SessionEvent = Started | Resumed | Forked | GuidanceChanged | StopAsked | Ended | BaselineCommitted | Certified
 UserEvent = Paused | Continued | VetoAsked
-ProposalEvent = Proposed | Unanswered | FellBack | Refused | Abandoned | Vetoed | Committed | Granted
+ProposalEvent = Proposed | Noted | Unanswered | FellBack | Refused | Abandoned | Vetoed | Committed | Granted
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped

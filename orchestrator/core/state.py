@@ -259,6 +259,11 @@ class State:
     costs: Mapping[int, float] = field(default_factory=dict[int, float])
     """Dollars that models have cost, by experiment; a request for several proposals counts for the first."""
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
+    notebook: ev.Notebook | None = None
+    shelved: tuple[ev.Proposal, ...] = ()
+    """Drafts since the notebook was last rewritten."""
+    consolidated: int = 0
+    """How many experiments were closed at the last consolidation."""
     guidance: str = ""
     vetoed: frozenset[int] = frozenset()
     """Open experiments that the user does not want, until what is under way for them has ended."""
@@ -372,6 +377,9 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, ended=reason)
         case ev.Certified() as event:
             return replace(state, certificate=event)
+        case ev.Noted(notebook=notebook, reason=reason):
+            state = replace(state, consolidated=len(state.tried)) if reason else state
+            return replace(state, notebook=notebook, shelved=()) if notebook else state
         case ev.Unanswered(reason=reason):
             return replace(_count_setback(state, reason), unanswered=state.unanswered + 1)
         case ev.FellBack(reason=reason):
@@ -389,10 +397,12 @@ def apply(state: State, record: ev.Record) -> State:
             facts = event.model_dump(exclude={"kind"})
             commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
             return _set_stage(replace(state, parents={0: commit}), 0, Candidate(BASELINE, commit))
-        case ev.Proposed(experiment=number, proposal=proposal):
+        case ev.Proposed(experiment=number, proposal=proposal, shelved=drafts):
             skipped = state.skipped.union(range(state.next, number)) - {number}
             unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
             state = replace(state, skipped=skipped, next=max(state.next, number + 1), unanswered=unanswered)
+            waiting = tuple(draft for draft in (*state.shelved, *drafts) if draft.title != proposal.title)
+            state = replace(state, shelved=waiting)
             return _set_stage(state, number, Idea(proposal))
         case event:
             return _advance(state, record, event.experiment, state.open.get(event.experiment))
