@@ -88,7 +88,7 @@ def test_further_drafts_wait_in_the_backlog_until_it_is_rewritten():
     async def append(task_id, *events, last):
         written.extend(events)
 
-    crew, log = SimpleNamespace(propose=propose), SimpleNamespace(append=append)
+    crew, log = SimpleNamespace(propose=propose), SimpleNamespace(append=append, state=state)
     asyncio.run(perform(Propose(6, 1, 0), state, log, crew, None))
 
     assert [type(event) for event in written] == [Proposed]
