@@ -71,7 +71,7 @@ async def ask_program(request: Request, seconds: float) -> Reply:
 
 
 def write_command(request: Request) -> tuple[list[str], str]:
-    """Return the words of the command, and its standard input. Raises ValueError for a name that is no command."""
+    """Return the words of the command, and its standard input. Raises ValueError for a name without a command."""
     program, *words = shlex.split(request.model.removeprefix(PREFIX)) or [""]
     if is_claude := Path(program).name == "claude":
         effort, schema = ["--effort", request.effort] if request.effort else [], json.dumps(Turn.model_json_schema())

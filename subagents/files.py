@@ -119,7 +119,7 @@ class EditedTree:
 
     def _open(self, path: str) -> EditedFile:
         if path not in self.files:
-            raise ToolError(f"There is no file {path!r} that may change; there are {', '.join(self.files)}.")
+            raise ToolError(f"No file {path!r} may change; these may: {', '.join(self.files)}.")
         return EditedFile(self.files[path], path)
 
 

@@ -12,8 +12,6 @@ from llmock.chaos import ChaosSettings, StreamChaos
 from llmock.middleware import LLMockMiddleware
 from llmock.scenarios import Fail
 from llmock.state import LLMockState
-from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, Tracer, TracerProvider
 
 from orchestrator.agents.crew import ClaudeCrew
 from orchestrator.core.events import BaselineCommitted, Crashed, Point, RunMetrics, Scored, SessionLimits
@@ -23,13 +21,11 @@ from orchestrator.optimizer.crew import Optimizer
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
-from subagents.agent import CACHE, ask
+from subagents.agent import CACHE
 from subagents.claude import Claude, connect
 from subagents.prompts import load_prompts
-from tests.conversations import FakeWorld, call, says
 from tests.fakes import FakeLab, started
 from tests.scripted import Scripted, served
-from tests.test_agent import AGENT
 
 KEY = "sk-secret-0123456789"
 PROMPTS = load_prompts(Path("prompts"))
@@ -190,36 +186,3 @@ def test_a_night_through_chaos_loses_nothing(tmp_path):
     assert len(faults) >= 4
     assert_no_tool_ran_twice(session)
     assert played(session).records == session.records
-
-
-class Spans(TracerProvider):
-    """A collector: the names and attributes of the spans, as they begin."""
-
-    def __init__(self):
-        self.begun = []
-
-    def get_tracer(self, *args, **how):
-        return _Tracer(self.begun)
-
-
-class _Tracer(Tracer):
-    def __init__(self, begun):
-        self.begun = begun
-
-    def start_span(self, name, context=None, kind=None, attributes=None, *args, **how):
-        self.begun.append((name, dict(attributes or {})))
-        return NonRecordingSpan(SpanContext(1, 1, is_remote=False))
-
-    @contextmanager
-    def start_as_current_span(self, name, *args, **how):
-        yield self.start_span(name, attributes=how.get("attributes"))
-
-
-def test_agents_and_tools_have_spans():
-    spans = Spans()
-    trace.set_tracer_provider(spans)
-
-    asyncio.run(ask(AGENT, FakeWorld([says(call("add", a=1)), says(call("submit", total=1))]), "Add."))
-
-    mine = [(name, attributes["gen_ai.operation.name"]) for name, attributes in spans.begun]
-    assert mine == [("invoke_agent adder", "invoke_agent"), ("execute_tool add", "execute_tool")]

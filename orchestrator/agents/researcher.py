@@ -128,7 +128,7 @@ def make_tools(
 
     def open_musing(night: str, experiment: int) -> str:
         """Read a musing of an earlier night in full: reasons, the change as a diff, results, lesson."""
-        return find(night, experiment) or f"There is no musing of experiment {experiment} of {night!r}."
+        return find(night, experiment) or f"Experiment {experiment} of {night!r} has no musing."
 
     known = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
     tools = [*known, *(Tool.from_function(look, pure=False) for look in (search_musings, open_musing))]

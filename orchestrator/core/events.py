@@ -344,7 +344,7 @@ class Abandoned(ExperimentEvent):
     kind: Literal["abandoned"] = "abandoned"
     reason: str
     outage: bool = False
-    """The model refused or was out: that says nothing about the proposal, and is no experiment."""
+    """The model refused or was out: that says nothing about the proposal, and does not count."""
 
 
 class Vetoed(ExperimentEvent):
