@@ -76,6 +76,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         observers.say(f"Stopped at once. Nothing is lost: {paths.write_command('resume', started.name)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
     finally:
+        session.close()  # so that its file alone holds all of it
         if isinstance(runner, ClusterRunner):
             runner.reap()
     if code := judge_night(session.state):
