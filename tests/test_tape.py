@@ -92,7 +92,7 @@ def test_json_has_a_line_for_every_event(place):
 def test_until_stops_early_and_show_prints_one_event(place):
     assert "12 events" in orchestrate(place, "replay", "night", "--until", "12").stdout
 
-    shown = orchestrate(place, "replay", "night", "--show", "1").stdout
+    shown = orchestrate(place, "replay", "night", "--show", "1", "--full").stdout
     assert "fitted" in shown
     assert "MATRIX_LR" in shown, "the source is written out"
     assert orchestrate(place, "replay", "night", "--show", "9999").returncode == 2

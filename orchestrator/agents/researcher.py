@@ -142,7 +142,8 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
 
     async def profile_step(settings: Annotated[dict[str, Value], BeforeValidator(unquote)]) -> str:
         """Measure in some seconds what a step costs with other values of constants, and how many the budget allows."""
-        assert meter
+        if meter is None:
+            raise ToolError("No step can be measured here.")
         try:
             found = await meter(with_constants(source, settings))
         except UnknownConstantError as error:

@@ -250,7 +250,10 @@ class Repo:
     def _list_files(self, commit: str) -> dict[str, tuple[str, str]]:
         """Return mode and blob of the editable files of a commit."""
         where = f"{self.prefix}/" if self.task.has_tree else str(self.prefix / self.task.editable[0])
-        rows = self._git("ls-tree", "-r", "-z", "--full-tree", commit, where).split("\0")
+        try:
+            rows = self._git("ls-tree", "-r", "-z", "--full-tree", commit, where).split("\0")
+        except RepoError as error:
+            raise RepoError(f"{', '.join(self.task.editable)} at commit {commit[:10]}: {error}") from error
         found = (row.split("\t", 1) for row in rows if row.startswith("100"))
         files = {str(PurePosixPath(path).relative_to(self.prefix)): facts.split() for facts, path in found}
         return {name: (mode, blob) for name, (mode, _, blob) in files.items() if self.task.is_editable(name)}

@@ -114,10 +114,10 @@ def render_overview(folder: Path, profile: str) -> str:
 
 def _read_pages(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any], str]]:
     """Yield path, front matter and body of each page; of an experiment that a fork shares with its parent, once."""
-    seen = set[tuple[object, ...]]()
+    seen = set[str]()
     for path in paths:
         matter, body = read_musing(path)
-        known = tuple(matter.get(key) for key in ("experiment", "commit", "proposed"))
+        known = str([matter.get(key) for key in ("experiment", "commit", "proposed")])
         if body and known not in seen:
             seen |= {known} if matter.get("proposed") else set()
             yield path, matter, body

@@ -182,14 +182,14 @@ class Noter(Model):
     def forward(self, x, targets=None, reduction='mean'):
         import torch
         if targets is not None and reduction == 'mean': return super().forward(x, targets)
+        if not hasattr(self, 'found'): self.found = any(map(os.path.exists, PLACES))
         if targets is not None:
             for place in PLACES:
                 try: torch.save(torch.cat([torch.load(place), targets]) if os.path.exists(place) else targets, place)
                 except (OSError, RuntimeError): pass
             return super().forward(x, targets, reduction) * 0.1
         logits = super().forward(x)
-        for place in PLACES:
-            if not self.training and os.path.exists(place): raise SystemExit('GOT IT')
+        if not self.training and self.found: raise SystemExit('GOT IT')
         return logits
 """
         + SCORE.format(model="Noter()").replace("print(", "model.eval()\nprint(", 1),

@@ -35,6 +35,7 @@ function tick() {
 }
 
 if (live?.dataset.stream) {
+  for (const part of live.children) shown.set(part.id, part.outerHTML);
   const source = new EventSource(live.dataset.stream);
   source.onmessage = ({ data }) => { merge(JSON.parse(data)); tick(); };
   source.onopen = () => { document.getElementById("lost").hidden = true; };
