@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile
+from subagents.files import EditedFile, StartedFile
 from subagents.prompts import Prompt
+from subagents.tools import ToolCall
 
 
 class Edited(BaseModel):
@@ -29,21 +30,26 @@ class Edited(BaseModel):
 async def edit(
     environment: Environment,
     prompt: Prompt,
-    source: str,
+    file: EditedFile,
     facts: Mapping[str, str],
     find_deviation: Callable[[str, str], str],
 ) -> tuple[str, Edited]:
     """Return the edited source and the mechanic's answer. Raises NoAnswer.
 
-    `find_deviation` takes the source and the declared deviations, and returns why the edit is refused, or "".
+    `find_deviation` takes the source and the declared deviations, and returns why the edit is refused, or "". Where
+    `check` runs the file, one that is handed in unchecked is checked, and goes back once if it fails.
     """
-    file = EditedFile(source)
 
-    def accept(answer: Edited) -> str:
-        return "" if answer.impossible else file.find_fault() or find_deviation(file.text, answer.deviations)
+    async def accept(answer: Edited) -> str:
+        fault = "" if answer.impossible else file.find_fault() or find_deviation(file.text, answer.deviations)
+        if fault or answer.impossible or agent.used[-1:] == ["check"] or not isinstance(file, StartedFile):
+            return fault
+        agent.used.append("check")
+        found = await environment.use(file.tools[-1], ToolCall(f"submit {len(agent.used)}", "check", {}))
+        return found.text if found.is_error else ""
 
     agent = Agent("mechanic", prompt, Edited, file.tools, accept)
-    answer = await ask(agent, environment, prompt.render_opening({**facts, "source": source}))
+    answer = await ask(agent, environment, prompt.render_opening({**facts, "source": file.text}))
     if answer.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")
     return file.text, answer

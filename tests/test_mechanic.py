@@ -13,6 +13,7 @@ from orchestrator.core.events import Committed, Crashed, RunMetrics
 from orchestrator.core.state import Broken, Candidate
 from subagents import mechanic
 from subagents.agent import NoAnswer
+from subagents.files import EditedFile
 from subagents.prompts import load_prompts
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
@@ -39,7 +40,7 @@ RuntimeError: mat1 and mat2 shapes cannot be multiplied
 def edited(*replies, facts=ORDER):
     world = FakeWorld(list(replies))
     check = partial(find_deviation, PROPOSAL, SOURCE)
-    commit, _ = asyncio.run(mechanic.edit(world, PROMPT, SOURCE, facts, check))
+    commit, _ = asyncio.run(mechanic.edit(world, PROMPT, EditedFile(SOURCE), facts, check))
     return world, commit
 
 
@@ -157,7 +158,7 @@ def test_an_edit_that_is_not_the_proposal_goes_back(edits, says_back):
     check = partial(find_deviation, PROPOSAL, SOURCE)
 
     with pytest.raises(NoAnswer):
-        asyncio.run(mechanic.edit(world, PROMPT, SOURCE, ORDER, check))
+        asyncio.run(mechanic.edit(world, PROMPT, EditedFile(SOURCE), ORDER, check))
 
     assert says_back in world.heard()[-1]
 

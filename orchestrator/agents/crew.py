@@ -16,6 +16,7 @@ from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision, StepMeter
 from subagents import mechanic, reflector
 from subagents.agent import Environment, NoAnswer, ask
+from subagents.files import EditedFile, StartedFile
 from subagents.prompts import Prompt
 
 SUGGESTIONS = 3
@@ -76,14 +77,13 @@ class ClaudeCrew:
         return [draft.model_copy(update={**own, "expected_delta": guess}) for draft, guess in drafts]
 
     async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:
-        del state
-        return await self._edit(step, proposal, source, packets.pack_order(proposal))
+        return await self._edit(state, step, proposal, source, packets.pack_order(proposal))
 
     async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
         change = diff_from_parent(state, commit, self.log.get)
         facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change)
-        repaired = await self._edit(step, proposal, source, facts)
+        repaired = await self._edit(state, step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
@@ -95,8 +95,9 @@ class ClaudeCrew:
         answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
         return Postmortem(**answer.model_dump())
 
-    async def _edit(self, step: Edit, proposal: Proposal, source: str, facts: Mapping[str, str]) -> Revision:
+    async def _edit(self, state: State, step: Edit, proposal: Proposal, source: str, facts: dict[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=step.how == "repaired")
         environment = self.connect(step.task_id, step.experiment)
-        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], source, facts, check)
+        file = StartedFile(source, self.meter) if researcher.is_step_measurable(state) else EditedFile(source)
+        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], file, facts, check)
         return Revision(text, answer.summary, answer.deviations)
