@@ -32,6 +32,7 @@ gpu-check: .venv/ready
 	$(BIN)/python -m benchmarks.gpu_check
 
 soak: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable '.[cluster]'
 	$(BIN)/python -m pytest -m soak -n 2 --timeout 3600
 
 clean:

@@ -18,13 +18,14 @@ from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.loop import run
 from orchestrator.policy import steps
+from orchestrator.policy.thresholds import BASELINE_RUNS
 from orchestrator.ports import Revision
 from orchestrator.session.store import Session
 from orchestrator.views.usage import list_runs
 from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
 
-SLOTS = (1, 4, 8, 16)
+SLOTS = (1, 4, 8, 16, 64)
 HOURS = 8.0
 RUN, PROPOSAL, FURTHER, EDIT, POSTMORTEM = 326.0, 60.0, 15.0, 40.0, 30.0
 """Seconds of a run (300 of training), of a first proposal and each further one of the same request, and so on."""
@@ -32,8 +33,9 @@ HELPS, SIGMA = 0.2, 0.0007
 LINES = 400
 SOURCE = "".join(["VALUES = '''\n", *(f"VALUE_{number} = 0.0\n" for number in range(LINES)), "'''\n"])
 PROFILE = ev.SessionProfile(
-    name="h100", budget_kind="time", budget=300.0, expected_seconds=RUN, data_hash="d" * 16, sigma=SIGMA
-)
+    name="h100", budget_kind="time", budget=300.0, expected_seconds=RUN, data_hash="d" * 16, sigma=SIGMA,
+    baseline_runs=BASELINE_RUNS,
+)  # fmt: skip
 
 
 @dataclass

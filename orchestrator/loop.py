@@ -4,7 +4,8 @@ The loop is a reconciler: overlap, several slots, resumption and replay all foll
 """
 
 import asyncio
-from collections.abc import Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import write_candidate_message, write_kept_message
@@ -14,11 +15,14 @@ from orchestrator.policy import steps
 from orchestrator.policy.schedule import find_due
 from orchestrator.ports import Crew, Executor, Log, Revision
 from prepare.constants import UnknownConstantError, with_constants
-from subagents.agent import NoAnswer
+from subagents.agent import NoAnswer, Outage
 
 
-async def run(log: Log, crew: Crew, executor: Executor) -> State:
-    """Research until the policy stops the session; return the final state. Raises what the executor or log raises."""
+async def run(log: Log, crew: Crew, executor: Executor, linger: Callable[[], Awaitable[object]] | None = None) -> State:
+    """Research until the policy stops the session; return the final state. Raises what the executor or log raises.
+
+    While nothing is due or under way, as in a pause, the loop goes on until `linger` returns: others may append.
+    """
     tasks: dict[str, asyncio.Task[None]] = {}
     holders: dict[str, str] = {}
     """The task that holds each exclusive resource."""
@@ -30,6 +34,10 @@ async def run(log: Log, crew: Crew, executor: Executor) -> State:
                 holders.update(dict.fromkeys(step.resources, step.task_id))
                 work = perform(step, log.state, log, crew, executor)
                 tasks[step.task_id] = group.create_task(work, name=step.task_id)
+        last = log.records[-1].event
+        holder = holders.get(f"experiment {last.experiment}", "") if isinstance(last, ev.VetoAsked) else ""
+        if holder in tasks.keys() - log.finished and _has_begun(tasks[holder]):
+            tasks[holder].cancel()
         if log.state.ended:
             for task in tasks.values():
                 task.cancel()
@@ -38,33 +46,61 @@ async def run(log: Log, crew: Crew, executor: Executor) -> State:
         async with asyncio.TaskGroup() as group:
             log.watchers.append(reconcile)
             reconcile()
+            if linger:
+                await linger()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None  # the others were cancelled because of it
     return log.state
 
 
 async def perform(step: steps.Step, state: State, log: Log, crew: Crew, executor: Executor) -> None:
-    """Carry out one step, with the state in which it became due, and append its events."""
+    """Carry out one step, with the state in which it became due, and append its events.
+
+    Once its experiment is vetoed, it ends what it has begun, and appends only that the experiment has ended.
+    """
+    while True:
+        ending = _end_vetoed(step, log.state)
+        try:
+            events = ending or await _run_step(step, state, log, crew, executor)
+            return await log.append(step.task_id, *(_end_vetoed(step, log.state) or events), last=True)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if ending or not _end_vetoed(step, log.state) or (task and task.cancelling() > 1):
+                raise  # the night ends
+
+
+def _end_vetoed(step: steps.Step, state: State) -> list[ev.Vetoed]:
+    """Return the end of the experiment that the step holds, if that is vetoed; else an empty list."""
+    return [ev.Vetoed(experiment=number) for number in state.vetoed if f"experiment {number}" in step.resources]
+
+
+def _has_begun(task: asyncio.Task[None]) -> bool:
+    """Return whether a task has begun; one that has not notices a veto by itself."""
+    coroutine = task.get_coro()
+    return inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED
+
+
+async def _run_step(step: steps.Step, state: State, log: Log, crew: Crew, executor: Executor) -> Sequence[ev.Event]:
+    """Return the events of one step but the grant of a run, which precedes the run."""
     match step:
         case steps.Train(experiment, _, run, slot, seed, plan):
             granted = ev.Granted(experiment=experiment, run=run, slot=slot, seed=seed, plan=plan)
             stage = state.open.get(experiment)
             source = stage.commit.source if isinstance(stage, Candidate) else state.parents[experiment].source
             await log.append(step.task_id, granted)
-            events: Sequence[ev.Event] = [await executor.train(granted, log.get(source))]
+            return [await executor.train(granted, log.get(source))]
         case steps.CommitBaseline():
-            events = [await executor.commit_baseline()]
+            return [await executor.commit_baseline()]
         case steps.Propose():
-            events = await _propose(step, state, crew)
+            return await _propose(step, state, crew)
         case steps.Edit():
-            events = [await _make_candidate(step, state, log, crew, executor)]
+            return [await _make_candidate(step, state, log, crew, executor)]
         case steps.Promote(number):
-            events = [await _promote(number, state, log, executor)]
+            return [await _promote(number, state, log, executor)]
         case steps.Reflect():
-            events = [await _reflect(step, state, crew)]
+            return [await _reflect(step, state, crew)]
         case steps.Append(event):
-            events = [event]
-    await log.append(step.task_id, *events, last=True)
+            return [event]
 
 
 async def _propose(step: steps.Propose, state: State, crew: Crew) -> Sequence[ev.Event]:
@@ -72,8 +108,9 @@ async def _propose(step: steps.Propose, state: State, crew: Crew) -> Sequence[ev
         proposals = await crew.propose(state, step)
     except NoAnswer as error:
         return [ev.Unanswered(reason=str(error))]
-    numbered = enumerate(proposals[: step.count], step.first)
-    return [ev.Proposed(experiment=number, proposal=proposal) for number, proposal in numbered]
+    numbered, further = enumerate(proposals[: step.count], step.first), tuple(proposals[step.count :])
+    proposed = [ev.Proposed(experiment=number, proposal=proposal) for number, proposal in numbered]
+    return [*proposed[:-1], *(last.model_copy(update={"shelved": further}) for last in proposed[-1:])]
 
 
 async def _make_candidate(
@@ -86,7 +123,7 @@ async def _make_candidate(
     try:
         revision = await _edit(step, stage, before, state, log, crew)
     except NoAnswer as error:
-        return ev.Abandoned(experiment=number, reason=str(error))
+        return ev.Abandoned(experiment=number, reason=str(error), outage=isinstance(error, Outage))
     source = revision.source
     added, removed = count_changes(before, source)
     message = write_candidate_message(number, stage.proposal)

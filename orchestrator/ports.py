@@ -65,7 +65,7 @@ class Crew(Protocol):
     """Thinks: three agents, an optimizer, or both. Each method raises NoAnswer when nothing usable comes back."""
 
     async def propose(self, state: State, step: steps.Propose) -> Sequence[ev.Proposal]:
-        """Return up to `step.count` proposals."""
+        """Return up to `step.count` proposals, best first; what goes beyond them is kept for later."""
         ...
 
     async def implement(self, state: State, step: steps.Edit, proposal: ev.Proposal, source: str) -> Revision:

@@ -1,4 +1,4 @@
-"""Run the loop and record external events: the deadline, changes of guidance.md, Ctrl-C."""
+"""Run the loop and record external events: the deadline, changes of guidance.md, Ctrl-C, what the inbox holds."""
 
 import asyncio
 import signal
@@ -6,17 +6,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.core.events import GuidanceChanged, StopAsked
+from orchestrator.core.events import Continued, Ended, GuidanceChanged, Paused, StopAsked, VetoAsked
 from orchestrator.core.state import State
 from orchestrator.loop import run
+from orchestrator.policy.certification import certify
+from orchestrator.policy.schedule import find_due
+from orchestrator.policy.steps import Append
 from orchestrator.ports import Crew, Executor
+from orchestrator.session.inbox import take_controls
 from orchestrator.session.store import Session, SessionError
 
-ASKED = "you asked to stop"
-LOOK_SECONDS = 2.0
-"""Seconds between two checks of guidance.md."""
-STALL = 60.0
-"""Seconds without an event after which a model has stalled, when you have asked to stop and nothing trains."""
+ASKED, PAUSED = "you asked to stop", "you asked for a pause"
+LOOK_SECONDS = 1.0
+"""Seconds between two checks of guidance.md and of the inbox."""
+STALL, SILENCE = 60.0, 120.0
+"""Seconds without an event after which a model has stalled, when nothing trains: once you have asked to stop, and after
+the deadline."""
 GUIDANCE_CHARACTERS = 8_000
 """Characters of guidance.md that are read."""
 
@@ -25,9 +30,11 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
     """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what the loop raises."""
     outside = [
         asyncio.ensure_future(_watch_guidance(session, guidance)),  # before the first proposal
-        asyncio.ensure_future(_stop_at_deadline(session)),
+        asyncio.ensure_future(_stop_at_deadline(session, say)),
     ]
-    research = asyncio.ensure_future(run(session, crew, lab))
+    over = asyncio.Event()
+    session.watchers.append(lambda: over.set() if session.state.ended else None)
+    research = asyncio.ensure_future(run(session, crew, lab, over.wait))
     asked = stopped = False
 
     def stop_now() -> None:
@@ -44,8 +51,10 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
         asked = True
         say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
         outside.append(asyncio.ensure_future(session.append("", StopAsked(reason=ASKED))))
-        outside.append(asyncio.ensure_future(_stop_stalled(session, stop_now)))
+        outside.append(stalled := asyncio.ensure_future(_wait_for_stall(session, STALL)))
+        stalled.add_done_callback(lambda task: None if task.cancelled() else stop_now())
 
+    outside.append(asyncio.ensure_future(_watch_inbox(session, lambda: asked or request_stop())))
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
     loop.add_signal_handler(signal.SIGINT, request_stop)
     loop.add_signal_handler(signal.SIGTERM, stop_now)
@@ -66,19 +75,46 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
                 await task
 
 
-async def _stop_at_deadline(session: Session) -> None:
-    """Record a request to stop when the time is up, even while the loop waits for something."""
+async def _stop_at_deadline(session: Session, say: Callable[[str], None]) -> None:
+    """Record a request to stop when the time is up, and the end itself once what is still awaited is silent."""
     await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
+    reason = f"the {session.state.session.limits.hours:g} hours are over"
     if not session.state.stopping:
-        await session.append("", StopAsked(reason=f"the {session.state.session.limits.hours:g} hours are over"))
+        await session.append("", StopAsked(reason=reason))
+    awaited = [f"train {run.granted.experiment}.{run.granted.run}" for run in session.state.running]
+    awaited += [step.task_id for step in find_due(session.state) if not isinstance(step, Append)]
+    if awaited:
+        say(f"The time is up. Awaited: {', '.join(awaited)}; a silent model for two minutes at most.")
+    await _wait_for_stall(session, SILENCE)
+    measured = [found for found in (certify(session.state),) if found and found != session.state.certificate]
+    await session.append("", *measured, Ended(reason=reason))
 
 
-async def _stop_stalled(session: Session, stop: Callable[[], None]) -> None:
-    """Stop as soon as nothing trains and nothing has happened for a while: a model or git holds up the end."""
+async def _wait_for_stall(session: Session, seconds: float) -> None:
+    """Return as soon as nothing trains and nothing has happened for so long: a model or git holds up the end."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        if session.clock() > session.state.now + STALL and not session.state.running:
-            return stop()
+        if session.clock() > session.state.now + seconds and not session.state.running:
+            return
+
+
+async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> None:
+    """Record what other processes ask of this night, unless it would change nothing."""
+    take_controls(session.path.parent)  # of a life before: out of date
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        for control in take_controls(session.path.parent):
+            match control.action, session.state:
+                case "stop", State(stopping="", ended=""):
+                    request_stop()
+                case "pause", State(paused="", stopping=""):
+                    await session.append("", Paused(reason=PAUSED))
+                case "continue", State(paused=str(reason)) if reason:
+                    await session.append("", Continued())
+                case "veto", state if state.is_vetoable(control.experiment):
+                    await session.append("", VetoAsked(experiment=control.experiment))
+                case _:
+                    pass
 
 
 async def _watch_guidance(session: Session, path: Path) -> None:

@@ -16,12 +16,15 @@ from itertools import accumulate, chain
 from math import exp, log
 from typing import Any, NamedTuple, cast
 
+from prepare.tree import join_files, split_files
+
 Value = bool | int | float | str | tuple[float, ...]
 
 _BOUND = r"[-+]?[\d._]+(?:e[-+]?\d+)?"
 _SPACE = rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?|one of\s+(?P<options>.+?)"
-_COMMENT = re.compile(rf"(?P<gap>[\s)]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE})(?=\s+[–—-]\s|\s*$))?", re.IGNORECASE)
+_COMMENT = re.compile(rf"(?P<gap>[\s),]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE})(?=\s+[–—-]\s|\s*$))?", re.IGNORECASE)
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
+_MEMORY = re.compile(r"DECAY|BETA|MOMENTUM")  # close to 1, their distance from 1 is what counts
 MAX_BASE, MAX_POWER = 1 << 16, 63  # larger powers are no plausible setting, and could take long to compute
 GUESS = 4.0  # a range that is not declared goes from the value divided by this to the value times this
 
@@ -105,27 +108,30 @@ class Constant:
 
 
 class _Assignment(NamedTuple):
-    name: str
+    name: str  # of a variable, or an option of argparse, such as --lr
     value: Any  # of a plain literal, else None
     start: int  # offset of the expression in the script, in characters
     text: str  # the expression
     comment: re.Match[str] | None  # on the same line, with the gap before it
     is_top: bool  # not inside another statement, such as an `if`
+    options: tuple[Value, ...] = ()  # that argparse accepts
+    path: str = ""  # of the file, where there are several
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
     """Return the constants with a declared space, or if none declares one, with guessed ones."""
     found = _find_constants(source)
     declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
-    guessed = {name: space for name, at in found.items() if (space := _guess_space(name, at.value))}
+    guessed = {name: space for name, at in found.items() if (space := _guess_space(at))}
     return {name: Constant(name, found[name].value, space) for name, space in (declared or guessed).items()}
 
 
 def list_declarations(source: str) -> list[str]:
     """Return name, value and comment of every constant, as written in the script."""
-    found = _find_constants(source).values()
-    comments = (at.comment.string[at.comment.end("gap") :] if at.comment else "" for at in found)
-    return [" ".join(f"{at.name} = {at.text} {said}".split()) for at, said in zip(found, comments, strict=True)]
+    found = _find_constants(source)
+    comments = (at.comment.string[at.comment.end("gap") :] if at.comment else "" for at in found.values())
+    rows = zip(found.items(), comments, strict=True)
+    return [" ".join(f"{name} = {at.text} {said}".split()) for (name, at), said in rows]
 
 
 def read_values(source: str) -> dict[str, Value]:
@@ -138,8 +144,11 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     found = _find_constants(source)
     if unknown := changes.keys() - found.keys():
         raise UnknownConstantError(f"train.py has no plain constant {min(unknown)}")
-    places = ((found[name], value) for name, value in changes.items())
-    return _splice(source, ((at.start, at.text, format_literal(value, like=at.value)) for at, value in places))
+    files, places = split_files(source), [(found[name], value) for name, value in changes.items()]
+    for path, text in files.items():
+        edits = ((at.start, at.text, format_literal(new, like=at.value)) for at, new in places if at.path == path)
+        files[path] = _splice(text, edits)
+    return join_files(files)
 
 
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
@@ -168,6 +177,9 @@ def _list_declared(source: str) -> dict[tuple[str, int], tuple[int, str]]:
 
 def format_literal(value: Value, like: Value | None = None) -> str:
     """Return a literal for the value: a float if `like` is one, with digits in groups of three."""
+    if isinstance(value, tuple) and isinstance(like, tuple) and len(value) == len(like):  # stored, all are floats
+        exact = [type(old)(new) for new, old in zip(value, like, strict=True)]
+        return repr(tuple(exact) if exact == [*value] else value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return repr(value)
     return f"{float(value) if isinstance(like, float) else value:_}"
@@ -194,17 +206,24 @@ def _splice(source: str, edits: Iterable[_Edit]) -> str:
 
 
 def _find_constants(source: str) -> dict[str, _Assignment]:
-    """Return the top-level constants: names that are assigned exactly once, alone, and a plain literal.
+    """Return the constants of all files by name; names that several files define by `path:name`."""
+    found = [at._replace(path=path) for path, text in split_files(source).items() for at in _list_constants(text)]
+    names = Counter(at.name for at in found)
+    return {at.name if names[at.name] == 1 else f"{at.path}:{at.name}": at for at in found}
 
-    Text that is not Python has none.
+
+def _list_constants(text: str) -> list[_Assignment]:
+    """Return the top-level constants of a file: names that are assigned exactly once, alone, and a plain literal.
+
+    Also the options of argparse with such a default. Text that is not Python has none.
     """
     try:
-        found = [*_walk_assignments(source)]
-    except SyntaxError:
-        return {}
+        found = [*_walk_assignments(text)]
+    except (SyntaxError, ValueError):
+        return []
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
-    single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.name.isupper()]
-    return {place.name: place for place in single if place.is_top and place.value is not None}
+    single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.is_top]
+    return [at for at in single if (at.name.isupper() or at.name[:2] == "--") and at.value is not None]
 
 
 def _walk_assignments(source: str) -> Iterator[_Assignment]:
@@ -216,11 +235,26 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
         assert line
         return begins[line - 1] + len(lines[line - 1].encode()[:column].decode())  # Python counts bytes
 
+    def place(name: str, value: ast.expr, is_top: bool) -> _Assignment:
+        start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
+        comment = _COMMENT.match(re.split(r"[\r\n]", source[end:], maxsplit=1)[0])
+        return _Assignment(name, _evaluate(value), start, source[start:end], comment, is_top)
+
     for node in _walk_statements(tree):
         for name, value in _list_pairs(node):
-            start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
-            comment = _COMMENT.match(re.split(r"[\r\n]", source[end:], maxsplit=1)[0])
-            yield _Assignment(name, _evaluate(value), start, source[start:end], comment, node in tree.body)
+            yield place(name, value, node in tree.body)
+    for call in ast.walk(tree):
+        match call:
+            case ast.Call(ast.Attribute(attr="add_argument"), flags, keywords):
+                given = {keyword.arg: keyword.value for keyword in keywords}
+                names = [flag.value for flag in flags if isinstance(flag, ast.Constant) and f"{flag.value}"[:2] == "--"]
+                options = map(_evaluate, getattr(given.get("choices"), "elts", ()))
+                if names and (default := given.get("default")):
+                    at = place(str(names[0]), default, True)
+                    real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
+                    yield at._replace(value=float(at.value) if real else at.value, options=(*filter(None, options),))
+            case _:
+                pass
 
 
 def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
@@ -248,6 +282,8 @@ def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
 def _evaluate(node: ast.expr) -> Value | None:
     """Return the value of a plain literal, or of a product or power of numbers, such as 2**19; else None."""
     match node:
+        case ast.UnaryOp(ast.USub(), ast.BinOp() as product) if isinstance(value := _evaluate(product), int | float):
+            return -value
         case ast.BinOp(left, ast.Mult() | ast.Pow() as operator, right):
             a, b = _evaluate(left), _evaluate(right)
             if not isinstance(a, int | float) or not isinstance(b, int | float) or min(a, b) < 0:
@@ -284,7 +320,12 @@ def _make_choices(options: Iterable[Value]) -> Choices:
     return Choices(tuple(sorted(cast("tuple[float, ...]", choices.options)))) if choices.ordered else choices
 
 
-def _guess_space(name: str, value: Value) -> Space | None:
+def _guess_space(at: _Assignment) -> Space | None:
+    """Return the space of a constant that declares none, by its kind: its type, its name, and the size of its value."""
+    return _make_choices(at.options) if at.options else _guess_by_kind(at.name.upper(), at.value)
+
+
+def _guess_by_kind(name: str, value: Value) -> Space | None:
     match value:
         case bool():
             return Choices((False, True))
@@ -294,6 +335,10 @@ def _guess_space(name: str, value: Value) -> Space | None:
             return Numbers(value // 2, value * 2, log=True, whole=True)
         case int() if value > 0:
             return Numbers(max(1, value - 2), value + 2, whole=True)
+        case int() if value < -1:  # -1 often stands for something else
+            return Numbers(value * 2, value // 2, whole=True)
+        case float() if 0.5 < value < 1 and _MEMORY.search(name):
+            return Choices((round(2 * value - 1, 9), value, round((1 + value) / 2, 9)))
         case float() if value > 0:
             top = 1.0 if _SHARE.search(name) and value <= 1 else value * GUESS
             return Numbers(value / GUESS, min(value * GUESS, top), log=True)
@@ -301,5 +346,16 @@ def _guess_space(name: str, value: Value) -> Space | None:
             return Numbers(value * GUESS, value / GUESS)
         case float() if not value and _SHARE.search(name):
             return Numbers(0.0, 0.4)
+        case tuple():  # its neighbours have another value for one element
+            near = [(*value[:i], new, *value[i + 1 :]) for i in range(len(value)) for new in _list_near(name, value[i])]
+            return Choices((value, *near)) if near else None
         case _:
             return None
+
+
+def _list_near(name: str, value: float) -> list[Any]:
+    """Return the nearest other values of an element of a tuple."""
+    space = _guess_by_kind(name, value)
+    if isinstance(space, Numbers):
+        return [space.from_unit(space.to_unit(value) + step) for step in (-0.25, 0.25)]
+    return [option for option in space.options if option != value] if space else []

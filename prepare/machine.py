@@ -68,7 +68,7 @@ def _read_gpus(handle: Any) -> list[Gpu]:
     """Return the GPU, or the MIG instances that it is divided into."""
     whole, parts = _read_gpu(handle), list[Gpu]()
     for i in range(MIG_INSTANCES):
-        with suppress(pynvml.NVMLError):  # there is no such instance, or the card cannot be divided
+        with suppress(pynvml.NVMLError):  # that instance does not exist, or the card cannot be divided
             part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i)
             info, uuid = pynvml.nvmlDeviceGetMemoryInfo(part), str(pynvml.nvmlDeviceGetUUID(part))
             parts.append(replace(whole, memory=int(info.total), used=int(info.used), uuid=uuid))

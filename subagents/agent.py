@@ -7,11 +7,9 @@ error of the model is a reply, too, so a replay needs no exceptions.
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from opentelemetry import trace
 from pydantic import BaseModel, ValidationError
 
 from subagents.prompts import Prompt
@@ -23,13 +21,22 @@ OnWait = Callable[[float, str], Awaitable[None]]  # takes the end of a pause, in
 
 SUBMIT = "submit"
 MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
-CACHE = "<!-- cache -->"  # in an opening, ends the part that stays the same from one experiment to the next
-TRACER = trace.get_tracer("nightshift")  # spans follow the GenAI conventions
+CACHE = "<!-- cache -->"  # in an opening, ends a part that changes less often than the next; used twice at most
 STUB = "(left out to save room; call the tool again if you need it)"
+TOKENS = {
+    "input": "input_tokens",
+    "cache_read": "cache_read_input_tokens",
+    "cache_write": "cache_creation_input_tokens",
+    "output": "output_tokens",
+}
 
 
 class NoAnswer(Exception):  # noqa: N818 - an expected outcome, not an error
     """An agent gave no usable answer. Only the step fails, never the session."""
+
+
+class Outage(NoAnswer):
+    """Its model refused or was out, so that nothing is said about the task."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,9 @@ class Environment(Protocol):
     async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
         """Begin a conversation."""
 
+    async def replace_model(self, reason: str) -> None:
+        """Tell the user that another model takes over the conversation, and why."""
+
     async def pause(self, seconds: float, until: float, reason: str) -> None:
         """Wait that many seconds; tell the user why, and until when, in seconds since the epoch."""
 
@@ -117,41 +127,48 @@ class Environment(Protocol):
         ...
 
 
+def count_tokens(usage: Json) -> dict[str, int]:
+    """Return the tokens of a Reply from a message's usage."""
+    return {name: count if isinstance(count := usage.get(field), int) else 0 for name, field in TOKENS.items()}
+
+
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
     """Hold a conversation until the agent hands in a valid answer. Raises NoAnswer."""
     prompt = agent.prompt
-    with _trace("invoke_agent", agent.name, {"agent.name": agent.name, "request.model": prompt.model}):
-        await environment.begin(agent.name, prompt.model, prompt.system, opening)
-        parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 1)]
-        conversation = _Conversation(agent, prompt.max_tokens, [{"role": "user", "content": parts}])
-        spent = 0
-        for turns_left in reversed(range(prompt.max_turns)):
-            if spent >= prompt.max_spent:
-                raise NoAnswer(f"the {agent.name} gave no answer in {spent:,} tokens")
-            reply = await environment.reply(conversation.request)
-            spent += sum(reply.tokens.values())
-            match reply.stop_reason:
-                case "tool_use" if reply.calls:
-                    if answer := await conversation.run_calls(reply, environment):
-                        return answer
-                    if turns_left == 1:
-                        conversation.append_text(f"One turn is left: call `{SUBMIT}` now.")
-                case "max_tokens":
-                    conversation.drop_truncated()
-                case "model_context_window_exceeded":
-                    conversation.drop_results()
-                case "failed" | "unaffordable":
-                    raise NoAnswer(str(reply.message.get("error", reply.stop_reason)))
-                case "refusal":
-                    raise NoAnswer(f"the {agent.name}'s model refused to answer")
-                case _:
-                    conversation.reject_text(reply)
+    await environment.begin(agent.name, prompt.model, prompt.system, opening)
+    parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 2)]
+    conversation = _Conversation(agent, prompt.model, prompt.max_tokens, [{"role": "user", "content": parts}])
+    spent = 0
+    for turns_left in reversed(range(prompt.max_turns)):
+        if spent >= prompt.max_spent:
+            raise NoAnswer(f"the {agent.name} gave no answer in {spent:,} tokens")
+        reply = await environment.reply(conversation.request)
+        spent += sum(reply.tokens.values())
+        match reply.stop_reason:
+            case "tool_use" if reply.calls:
+                if answer := await conversation.run_calls(reply, environment):
+                    return answer
+                if turns_left == 1:
+                    conversation.append_text(f"One turn is left: call `{SUBMIT}` now.")
+            case "max_tokens":
+                conversation.drop_truncated()
+            case "model_context_window_exceeded":
+                conversation.drop_results()
+            case "failed" | "unaffordable" | "refusal":
+                why = str(reply.message.get("error") or f"the {agent.name}'s model refused to answer")
+                if reply.stop_reason == "unaffordable" or prompt.fallback in ("", conversation.model):
+                    raise Outage(why)
+                await environment.replace_model(f"{prompt.fallback} takes over: {why}")
+                conversation.replace_model(prompt.fallback)
+            case _:
+                conversation.reject_text(reply)
     raise NoAnswer(f"the {agent.name} gave no answer in {prompt.max_turns} turns")
 
 
 @dataclass
 class _Conversation(Generic[T]):
     agent: Agent[T]
+    model: str
     max_tokens: int
     messages: list[Json]
     bad_answers: int = 0
@@ -161,7 +178,14 @@ class _Conversation(Generic[T]):
     def request(self) -> Request:
         name, prompt, schemas = self.agent.name, self.agent.prompt, self.agent.schemas
         messages = tuple(self.messages)
-        return Request(name, prompt.model, prompt.effort, self.max_tokens, prompt.system, schemas, messages)
+        return Request(name, self.model, prompt.effort, self.max_tokens, prompt.system, schemas, messages)
+
+    def replace_model(self, model: str) -> None:
+        """Go on with another model, which cannot verify the thoughts of the first."""
+        self.model = model
+        for i, message in enumerate(self.messages):
+            spoken = [part for part in message["content"] if "thinking" not in part["type"]]
+            self.messages[i] = message | {"content": spoken or [{"type": "text", "text": "…"}]}
 
     async def run_calls(self, reply: Reply, environment: Environment) -> T | None:
         """Run the calls of a message in order; return the answer if one of them submits it."""
@@ -188,10 +212,9 @@ class _Conversation(Generic[T]):
         tools = {tool.name: tool for tool in self.agent.tools}
         if call.name not in tools:
             names = ", ".join([*tools, SUBMIT])
-            raise ToolError(f"There is no tool {call.name!r}; there are {names}.")
+            raise ToolError(f"No tool is called {call.name!r}; the tools are {names}.")
         self.agent.used.append(call.name)
-        with _trace("execute_tool", call.name, {"tool.name": call.name, "tool.call.id": call.id}):
-            return await environment.use(tools[call.name], call)
+        return await environment.use(tools[call.name], call)
 
     async def check_answer(self, call: ToolCall, failed: str) -> T:
         """Return the answer. Raises ToolError if it is not valid, NoAnswer after too many such answers."""
@@ -240,11 +263,6 @@ class _Conversation(Generic[T]):
         for i, message in enumerate(self.messages):
             parts = [part | {"content": STUB} if part["type"] == "tool_result" else part for part in message["content"]]
             self.messages[i] = message | {"content": parts}
-
-
-def _trace(operation: str, name: str, attributes: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
-    named = {f"gen_ai.{key}": value for key, value in {"operation.name": operation, **attributes}.items()}
-    return TRACER.start_as_current_span(f"{operation} {name}", attributes=named)
 
 
 def _make_result_block(call: ToolCall, result: ToolResult) -> Json:

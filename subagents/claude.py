@@ -1,6 +1,6 @@
 """Call Anthropic's API, or any server that speaks it (ANTHROPIC_BASE_URL).
 
-Replies are streamed. A transient failure is retried from the start of the turn, for an hour or two; a permanent one (a
+Replies are streamed. A transient failure is retried from the start of the turn, for a while; a permanent one (a
 wrong key, a spending limit, a bad request) becomes a reply with the error. Tools run only once a turn is complete.
 """
 
@@ -16,15 +16,18 @@ from typing import Any
 
 import anthropic
 import httpx2
+import tenacity
 from anthropic.lib.streaming import AsyncMessageStream
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from subagents import prices
-from subagents.agent import Json, OnWait, Reply, Request
+from subagents.agent import Json, OnWait, Reply, Request, count_tokens
+from subagents.cli_model import ask_program
+from subagents.prompts import PREFIX
 
 READ_TIMEOUT = 180.0  # seconds without a byte after which a connection counts as dead; Claude sends pings more often
 TURN_TIMEOUT = 1800.0  # seconds after which a turn is abandoned although bytes still arrive
-ATTEMPTS = 30  # attempts at a turn; with pauses that grow to MAX_PAUSE they last about an hour and a half
+ATTEMPTS = 14  # attempts at a turn; with pauses that grow to MAX_PAUSE they last a quarter of an hour or more
+HURRY = tenacity.stop_before_delay(60.0)  # seconds after which another model takes over, if there is one
 MAX_PAUSE = 300.0  # seconds between two attempts, unless the server asks for more
 LONG_PAUSE = 60.0  # seconds of a pause above which the user is told
 MAX_RETRY_AFTER = 86_400.0  # longest pause in seconds that a server can ask for
@@ -34,12 +37,6 @@ TRANSIENT_TYPES = {"overloaded_error", "api_error", "timeout_error", "rate_limit
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 OVERFLOW = re.compile(r"too (long|large|many tokens)|context.{0,10}(length|window|size)", re.IGNORECASE)
 SPENT = (anthropic.EnforcedSpendLimitReachedError, anthropic.ContractSpendLimitReachedError)
-TOKENS = {
-    "input": "input_tokens",
-    "cache_read": "cache_read_input_tokens",
-    "cache_write": "cache_creation_input_tokens",
-    "output": "output_tokens",
-}
 HOUR = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}  # an experiment takes longer than five minutes
 MINUTES = {"cache_control": {"type": "ephemeral"}}
 
@@ -60,7 +57,7 @@ def credentials_error() -> str:
         return ""
     return (
         "no model can be reached: set ANTHROPIC_API_KEY, or ANTHROPIC_BASE_URL for a server of your own "
-        "(--offline needs neither)"
+        "(--model cli:claude and --offline need neither)"
     )
 
 
@@ -80,11 +77,12 @@ def connect(
 
 @dataclass(frozen=True)
 class Claude:
-    """A model that is asked over the network."""
+    """Models that are asked over the network, or as programs on this machine."""
 
     client: anthropic.AsyncAnthropic
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     clock: Callable[[], float] = time.time
+    replaceable: frozenset[str] = frozenset()  # models for which another takes over, and which are given up sooner
     without_effort: set[str] = field(default_factory=set[str])  # models that have refused the setting
 
     def at_most(self, request: Request) -> float | None:
@@ -95,22 +93,23 @@ class Claude:
     async def reply(self, request: Request, on_wait: OnWait) -> Reply:
         """Return the model's message, or a reply that states the error; retry transient failures."""
 
-        async def before_sleep(state: RetryCallState) -> None:
+        async def before_sleep(state: tenacity.RetryCallState) -> None:
             pause = state.upcoming_sleep
             if pause > LONG_PAUSE:
                 await on_wait(self.clock() + pause, self._reason(state.outcome and state.outcome.exception()))
 
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(is_transient),
+        patience = tenacity.stop_after_attempt(ATTEMPTS)
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(is_transient),
             wait=_choose_pause,
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=HURRY | patience if request.model in self.replaceable else patience,
             before_sleep=before_sleep,
             sleep=self.sleep,
             reraise=True,
         )
         try:
             return await retrying(self._turn, request)
-        except (anthropic.AnthropicError, httpx2.HTTPError, TimeoutError) as error:
+        except (anthropic.AnthropicError, httpx2.HTTPError, OSError) as error:
             too_long = isinstance(error, anthropic.APIStatusError) and (
                 error.status_code == 413 or (error.status_code == 400 and OVERFLOW.search(str(error)))
             )
@@ -141,11 +140,15 @@ class Claude:
             wait = is_transient(error)
             hint = "; a night would wait for it" * wait
             return wait, f"{model} does not answer now: {self._reason(error)}{hint}"
+        except (OSError, ValueError) as error:
+            return False, f"{model} does not answer: {self._reason(error)}"
         if not reply.calls:
             return False, f"{model} answers, but called no tool when told to: agents need a model that uses tools"
         return True, ""
 
     async def _turn(self, request: Request) -> Reply:
+        if request.model.startswith(PREFIX):
+            return await ask_program(request, TURN_TIMEOUT)
         effort = request.effort if request.model not in self.without_effort else ""
         try:
             async with (
@@ -158,9 +161,7 @@ class Claude:
                 raise
             self.without_effort.add(request.model)
             return await self._turn(request)
-        usage: Json = message.get("usage") or {}
-        tokens = {name: usage.get(field) or 0 for name, field in TOKENS.items()}
-        return Reply(message, tokens, prices.compute_usd(message))
+        return Reply(message, count_tokens(message.get("usage") or {}), prices.compute_usd(message))
 
     def _reason(self, error: BaseException | None) -> str:
         """Return the error in one line, without the key, which a server may echo."""
@@ -173,7 +174,7 @@ class Claude:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
     if not isinstance(error, anthropic.APIStatusError):
-        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, TimeoutError))
+        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, OSError))
     if error.status_code == 200:  # an error event inside a stream
         return error.type in TRANSIENT_TYPES
     return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)
@@ -214,17 +215,17 @@ def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
 
 
 def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
-    """Mark the opening's stable part for caching, for the next experiment, and all the rest, for the next turn."""
+    """Mark the opening's stable parts for caching, for the next experiment, and all the rest, for the next turn."""
     marked = [message | {"content": list(message["content"])} for message in messages]
-    if len(opening := marked[0]["content"]) > 1:
-        opening[0] = opening[0] | HOUR
+    stable = marked[0]["content"][:-1][:2]  # with the system prompt and the end, all that the API allows
+    marked[0]["content"][: len(stable)] = [part | HOUR for part in stable]
     marked[-1]["content"][-1] = marked[-1]["content"][-1] | MINUTES
     return marked
 
 
-def _choose_pause(state: RetryCallState) -> float:
+def _choose_pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome and state.outcome.exception()
     if isinstance(error, anthropic.APIStatusError):
         with suppress(KeyError, ValueError):
             return min(max(0.0, float(error.response.headers["retry-after"])), MAX_RETRY_AFTER)
-    return wait_random_exponential(multiplier=1, max=MAX_PAUSE)(state)
+    return tenacity.wait_random_exponential(multiplier=1, max=MAX_PAUSE)(state)

@@ -1,10 +1,10 @@
-"""Tools for one file in memory: view, replace, check. They take no paths, so no other file can be reached."""
+"""Tools for files in memory: view, replace, check; create and delete where there are several. They reach no other."""
 
 import ast
 import re
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
@@ -17,8 +17,8 @@ ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 class EditedFile:
     """The text of a script that is being edited."""
 
-    def __init__(self, text: str) -> None:
-        self.before = self.text = text
+    def __init__(self, text: str, path: str = "train.py") -> None:
+        self.before, self.text, self.path = text, text, path
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -43,7 +43,7 @@ class EditedFile:
         if old == new:
             raise ToolError("`old` and `new` are the same: nothing would change.")
         if not places:
-            raise ToolError(f"`old` does not occur in train.py.{_suggest(self.text, old)}")
+            raise ToolError(f"`old` does not occur in {self.path}.{_suggest(self.text, old)}")
         if len(places) > 1:
             lines = ", ".join(map(str, places[:10]))
             raise ToolError(f"`old` occurs {len(places)} times, at lines {lines}. Include more of the text around it.")
@@ -54,15 +54,81 @@ class EditedFile:
         """Check the syntax and the imports of train.py as it stands now. It is not run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
-        if not find_syntax_error(self.text) and (missing := find_missing_packages(self.text)):
-            raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-        return "Syntax and imports are in order. It was not run: check the shapes."
+        return _check_imports({self.path: self.text}, find_missing_packages(self.before))
 
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
         if self.text == self.before:
-            return "train.py is unchanged"
-        return "" if find_syntax_error(self.before) else find_syntax_error(self.text)  # it may be no Python at all
+            return f"{self.path} is unchanged"
+        return "" if find_syntax_error(self.before) else find_syntax_error(self.text, self.path)
+
+
+class EditedTree:
+    """Several files that are being edited: tools as for one, which take a path, and two that create and delete."""
+
+    def __init__(
+        self, files: Mapping[str, str], is_allowed: Callable[[str], bool], join: Callable[[Mapping[str, str]], str]
+    ) -> None:
+        """Begin with these files by path; `is_allowed` tells which there may be, and `join` makes one text of them."""
+        self.before, self.files, self.is_allowed, self.join = files, dict(files), is_allowed, join
+
+    @property
+    def text(self) -> str:
+        return self.join(self.files)
+
+    @property
+    def tools(self) -> tuple[Tool, ...]:
+        pure = map(Tool.from_function, (self.view, self.replace, self.create, self.delete))
+        return *pure, Tool.from_function(self.check, pure=False)
+
+    def view(self, path: str, first: int = 1, last: int | None = None) -> str:
+        """Show a file from line `first` to line `last` as it stands now, in pages that say where to go on."""
+        return self._open(path).view(first, last)
+
+    def replace(self, path: str, old: str, new: str) -> str:
+        """Replace one passage of a file: `old` is its exact text, and long enough to occur only once."""
+        done = (file := self._open(path)).replace(old, new)
+        self.files[path] = file.text
+        return done
+
+    def create(self, path: str, text: str) -> str:
+        """Create a file with this text, where the task allows one."""
+        if path in self.files or not self.is_allowed(path):
+            raise ToolError(f"{path!r} exists already." if path in self.files else f"The task allows no {path!r}.")
+        self.files[path] = text
+        return f"Created {path}."
+
+    def delete(self, path: str) -> str:
+        """Delete a file."""
+        self._open(path)
+        del self.files[path]
+        return f"Deleted {path}."
+
+    def check(self) -> str:
+        """Check the syntax and the imports of all files as they stand now. Nothing is run."""
+        if fault := self.find_fault():
+            raise ToolError(f"{fault}.")
+        return _check_imports(self.files, find_missing_packages(*self.before.values()))
+
+    def find_fault(self) -> str:
+        """Return why the files cannot be handed in as a candidate; empty if they can."""
+        if not self.files or self.files == self.before:
+            return "no file is changed" if self.files else "no file is left"
+        faults = (find_syntax_error(text, path) for path, text in self.files.items() if path.endswith(".py"))
+        return next(filter(None, faults), "")
+
+    def _open(self, path: str) -> EditedFile:
+        if path not in self.files:
+            raise ToolError(f"No file {path!r} may change; these may: {', '.join(self.files)}.")
+        return EditedFile(self.files[path], path)
+
+
+def _check_imports(files: Mapping[str, str], known: Collection[str]) -> str:
+    """Return that all is in order. Raises ToolError where the files import what is neither installed nor known."""
+    own = {part.removesuffix(".py") for path in files for part in path.split("/")}
+    if missing := [name for name in find_missing_packages(*files.values()) if name not in {*own, *known}]:
+        raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
+    return "Syntax and imports are in order. It was not run: check the shapes."
 
 
 class StartedFile(EditedFile):
@@ -96,23 +162,23 @@ def number_page(text: str, first: int, last: int | None) -> str:
     return "\n".join([f"(lines {first} to {end} of {len(lines)}{more})", *wanted[:fitting]])
 
 
-def find_syntax_error(source: str) -> str:
+def find_syntax_error(source: str, path: str = "train.py") -> str:
     """Return why Python cannot compile the source, with the line; empty if it can."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            compile(source, "train.py", "exec", dont_inherit=True)
+            compile(source, path, "exec", dont_inherit=True)
     except SyntaxError as error:
-        return f"train.py has a syntax error in line {error.lineno}: {error.msg}"
+        return f"{path} has a syntax error in line {error.lineno}: {error.msg}"
     except (ValueError, RecursionError, MemoryError) as error:
-        return f"train.py cannot be compiled: {error}"
+        return f"{path} cannot be compiled: {error}"
     return ""
 
 
-def find_missing_packages(source: str) -> list[str]:
-    """Return the top-level packages that the source imports outside of any `try` and that are not installed."""
-    tree = ast.parse(source)
-    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
-    names = [name for node in ast.walk(tree) if id(node) not in guarded for name in list_imports(node)]
+def find_missing_packages(*sources: str) -> list[str]:
+    """Return the top-level packages that the sources import outside of any `try` and that are not installed."""
+    nodes = [node for source in sources if not find_syntax_error(source) for node in ast.walk(ast.parse(source))]
+    guarded = {id(node) for block in nodes if isinstance(block, ast.Try) for node in ast.walk(block)}
+    names = [name for node in nodes if id(node) not in guarded for name in list_imports(node)]
     return sorted({name.partition(".")[0] for name in names} - _list_packages())
 
 

@@ -4,7 +4,7 @@ A fence cannot be forged: every line of the log begins with a bar, and the lines
 """
 
 import re
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Collection, Iterable, Sequence, Sized
 from itertools import accumulate, groupby
 
 HEAD, TAIL = 200_000, 800_000  # characters read, from the beginning and from the end
@@ -55,16 +55,19 @@ def quote(text: str, limit: int = 160) -> str:
     return f"«{words if len(words) <= limit else words[: limit - 1] + '…'}»"
 
 
-def extract_frames(lines: Sequence[str]) -> list[str]:
-    """Return the last traceback's frames in train.py, each with its line of code, and the exception; or nothing."""
+def extract_frames(lines: Sequence[str], paths: Collection[str] = ()) -> list[str]:
+    """Return the last traceback's frames in train.py or `paths`, each with its code, and the exception; or nothing."""
     starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     if not starts:
         return []
     traceback = lines[starts[-1] + 1 :]
     frames: list[str] = []
     for i, line in enumerate(traceback):
-        if (frame := FRAME.fullmatch(line)) and frame["path"].rpartition("/")[2] == "train.py":
+        if not (frame := FRAME.fullmatch(line)):
+            continue
+        path, is_named = frame["path"], frame["path"] in paths
+        if is_named or path.rpartition("/")[2] == "train.py":
             code = traceback[i + 1].strip() if i + 1 < len(traceback) else ""
-            frames.append(f"line {frame['line']}, in {frame['where']}: {code}")
+            frames.append(f"{f'{path}, ' * is_named}line {frame['line']}, in {frame['where']}: {code}")
     raised = [line for line in traceback if not line.startswith(" ")]
     return [*frames[-FRAMES:], *raised[:1]]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, StartedFile
+from subagents.files import EditedFile, EditedTree, StartedFile
 from subagents.prompts import Prompt
 from subagents.tools import ToolCall
 
@@ -30,7 +30,7 @@ class Edited(BaseModel):
 async def edit(
     environment: Environment,
     prompt: Prompt,
-    file: EditedFile,
+    files: EditedFile | EditedTree,
     facts: Mapping[str, str],
     find_deviation: Callable[[str, str], str],
 ) -> tuple[str, Edited]:
@@ -39,17 +39,18 @@ async def edit(
     `find_deviation` takes the source and the declared deviations, and returns why the edit is refused, or "". Where
     `check` runs the file, one that is handed in unchecked is checked, and goes back once if it fails.
     """
+    source = files.text
 
     async def accept(answer: Edited) -> str:
-        fault = "" if answer.impossible else file.find_fault() or find_deviation(file.text, answer.deviations)
-        if fault or answer.impossible or agent.used[-1:] == ["check"] or not isinstance(file, StartedFile):
+        fault = "" if answer.impossible else files.find_fault() or find_deviation(files.text, answer.deviations)
+        if fault or answer.impossible or agent.used[-1:] == ["check"] or not isinstance(files, StartedFile):
             return fault
         agent.used.append("check")
-        found = await environment.use(file.tools[-1], ToolCall(f"submit {len(agent.used)}", "check", {}))
+        found = await environment.use(files.tools[-1], ToolCall(f"submit {len(agent.used)}", "check", {}))
         return found.text if found.is_error else ""
 
-    agent = Agent("mechanic", prompt, Edited, file.tools, accept)
-    answer = await ask(agent, environment, prompt.render_opening({**facts, "source": file.text}))
+    agent = Agent("mechanic", prompt, Edited, files.tools, accept)
+    answer = await ask(agent, environment, prompt.render_opening({**facts, "source": source}))
     if answer.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")
-    return file.text, answer
+    return files.text, answer

@@ -10,6 +10,7 @@ TYPICAL = {
     "researcher": {"input_tokens": 10_800, "cache_read_tokens": 6_500, "output_tokens": 1_500},
     "mechanic": {"input_tokens": 5_100, "cache_read_tokens": 2_800, "output_tokens": 800},
     "reflector": {"input_tokens": 3_100, "cache_read_tokens": 1_800, "output_tokens": 1_100},
+    "notebook": {"input_tokens": 1_500, "output_tokens": 400},  # of a conversation in ten experiments
 }
 """Tokens of an agent per experiment. What it reads is from the night of twelve experiments in docs/benchmarks.md; what
 it writes is a guess, four times what was written there, since models that think write more."""

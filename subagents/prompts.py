@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from subagents.errors import PromptError
 from subagents.tools import describe_faults
 
-NAMES = ("researcher", "mechanic", "reflector")
+NAMES = ("researcher", "mechanic", "reflector", "notebook")
 OPENING = "<!-- opening -->"
+PREFIX = "cli:"  # of a model that is a program
 MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # PyYAML raises any
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
@@ -37,11 +38,12 @@ class Prompt(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
+    fallback: str = ""  # the model that takes over a conversation in which the other refuses or is out
     effort: str = ""  # low to max; empty for the model's default, which servers other than Claude's need
     max_turns: int = Field(default=12, ge=1)
     max_tokens: int = Field(default=16_000, ge=256)
     max_spent: int = Field(default=500_000, ge=1_000)  # tokens of a whole conversation, read and written
-    cadence: int = Field(default=1, ge=0)  # a post-mortem for every keep and every n-th other experiment; 0: never
+    cadence: int = Field(default=1, ge=0)  # experiments from one post-mortem or consolidation to the next; 0: never
     system: str
     template: str
 

@@ -29,9 +29,13 @@ class FakeWorld:
     requests: list = field(default_factory=list)
     used: list = field(default_factory=list)
     openings: list = field(default_factory=list)
+    changes: list = field(default_factory=list)
 
     async def begin(self, agent, model, system, opening):
         self.openings.append(opening)
+
+    async def replace_model(self, reason):
+        self.changes.append(reason)
 
     async def reply(self, request):
         self.requests.append(request)

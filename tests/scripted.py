@@ -20,8 +20,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
-
 SCRIPT = ("turn", "turn", "crash", "turn", "repeat", "turn", "abandon", "turn", "turn", "turn")
 TURNS = (  # (constant, factor): what is worth a try first, for a train.py in the lineage's conventions
     ("UNEMBEDDING_LR", 4.0),
@@ -72,6 +70,7 @@ class Scripted:
         names = {tool["name"] for tool in request["tools"]}
         play = self.mechanic if "replace" in names else self.reflector if "grep_log" in names else self.researcher
         play = self.checked if names == {"ready"} else play
+        play = self.notebook if "Rewrite it now" in _opening(request) else play
         blocks, stop = play(request)
         said = json.dumps([request["system"], request["messages"]])
         number = hashlib.sha256(said.encode()).hexdigest()[:12]
@@ -106,6 +105,11 @@ class Scripted:
         known = {found["name"]: found["value"] for found in ASSIGNED.finditer(opening)}
         drafts = [self.draft(number, known) for number in range(first, first + count)]
         return [_call("submit", proposals=drafts)], "tool_use"
+
+    def notebook(self, request):
+        measured = re.findall(r"^- #(\d+) .*(?:Kept|Discarded)", _opening(request), re.MULTILINE)
+        beliefs = [f"Nothing else is known of #{number}." for number in measured[-3:]]
+        return [_call("submit", beliefs=beliefs, questions=["Why?"], ideas=["Turn another constant."])], "tool_use"
 
     def kind(self, number):
         return self.script[(number - 1) % len(self.script)]
@@ -192,6 +196,8 @@ def events(message):
 @contextmanager
 def served(app, host="127.0.0.1", port=0) -> Iterator[str]:
     """Serve an ASGI application on loopback in a thread; gives its address."""
+    import uvicorn
+
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))

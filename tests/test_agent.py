@@ -68,7 +68,7 @@ def test_the_calls_of_a_message_are_answered_in_their_order():
     results = world.requests[-1].messages[-1]["content"]
     assert [r["tool_use_id"] for r in results] == ["1", "2", "3", "4"]
     assert [r["content"] for r in results[:2]] == ["2", "3"]
-    assert "There is no tool 'nothing'; there are add, fail, submit." in results[2]["content"]
+    assert "No tool is called 'nothing'; the tools are add, fail, submit." in results[2]["content"]
     assert results[3]["content"].startswith("Wrong arguments: a: ")
     assert [r["is_error"] for r in results] == [False, False, True, True]
 

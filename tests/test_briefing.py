@@ -29,13 +29,13 @@ BUDGET = {
     "calibration": 50,
     "families": 450,
     "near_misses": 450,
-    "refused": 600,
+    "refused": 400,
     "in_flight": 350,
-    "lessons": 1100,
+    "lessons": 900,
     "wishes": 400,
     "guidance": 900,
-    "suggestions": 450,
-    "earlier": 1000,
+    "suggestions": 350,
+    "earlier": 800,
 }
 """Tokens of each section."""
 

@@ -12,6 +12,7 @@ from llmock.scenarios import Fail, Reply, StreamFault, ToolCall, ToolFault
 
 from subagents.agent import Request
 from subagents.claude import ATTEMPTS, Claude, connect
+from tests.conversations import text
 from tests.scripted import events, served
 
 KEY = "sk-secret-0123456789"
@@ -67,7 +68,11 @@ def server(*answers):
 
     async def app(scope, receive, send):
         head = {key.decode(): value.decode() for key, value in scope["headers"]}
-        asked.append({**head, "body": json.loads((await receive())["body"])})
+        body, more = b"", True
+        while more:
+            part = await receive()
+            body, more = body + part["body"], part.get("more_body", False)
+        asked.append({**head, "body": json.loads(body)})
         answer = answers[min(len(asked), len(answers)) - 1]
         answer = answer(asked[-1]) if callable(answer) else answer
         status, body, headers = answer if isinstance(answer, tuple) else (200, answer, {})
@@ -277,6 +282,23 @@ def test_the_wire_is_what_any_server_understands():
     assert stable["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
     assert new["cache_control"] == {"type": "ephemeral"}
     assert user["content"][1] == {"type": "text", "text": "new"}
+
+
+def test_what_a_proxy_for_openai_compatible_servers_speaks():
+    """LiteLLM: zeros before and usage at the end, ids of OpenAI's form, no thoughts, errors of either form."""
+    usage = {"input_tokens": 812, "output_tokens": 31, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 0}
+    content = [text("I look."), {"type": "tool_use", "id": "call_x1", "name": "look", "input": {"words": "loss"}}]
+    parts = whole(*content, stop="tool_use", id="msg_0f-4a", model="qwen3-coder", usage=dict.fromkeys(usage, 0))
+    end = {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": usage}
+    busy = (429, {"error": {"message": "RateLimitError", "type": "throttling_error", "param": None, "code": "429"}}, {})
+    with server(busy, [end if part["type"] == "message_delta" else part for part in parts]) as (url, got):
+        reply = Asking(url)(model="qwen3-coder")
+
+    assert [(call.id, call.name, call.input) for call in reply.calls] == [("call_x1", "look", {"words": "loss"})]
+    assert reply.tokens == {"input": 812, "cache_read": 100, "cache_write": 0, "output": 31}
+    assert reply.usd is None
+    assert [asked["body"]["model"] for asked in got] == ["qwen3-coder"] * 2
+    assert "thinking" not in got[0]["body"]
 
 
 def test_half_a_surrogate_pair_does_not_spoil_the_log():

@@ -40,13 +40,13 @@ and `fork NAME --at N` need none of them. Give them again only where something h
 |---|---|
 | `ANTHROPIC_API_KEY` | the API key for Claude; other variables that Anthropic's SDK reads work, too |
 | `ANTHROPIC_BASE_URL` | a server of your own that speaks the Messages API; it needs no key |
-| `NIGHTSHIFT_DATA`, `NIGHTSHIFT_NOTIFY` | defaults of `--data` and `--notify` |
+| `NIGHTSHIFT_DATA`, `NIGHTSHIFT_NOTIFY`, `NIGHTSHIFT_TOKEN` | defaults of `--data`, `--notify` and `--token` |
 | `CUDA_VISIBLE_DEVICES` | the GPUs to use, as for any CUDA program |
 | `KERNELS_CACHE` | the folder of downloaded attention kernels, on Hopper |
 | `OMP_NUM_THREADS` | threads of a run on a CPU; part of the experiment, since sums change with it |
 | `XDG_CACHE_HOME` | the folder under which `prepare` keeps downloaded shards of climbmix |
 """
-HEAVY = {"anthropic", "apprise", "genai_prices", "optuna", "plotly", "pyarrow", "torch", "trackio"}
+HEAVY = {"anthropic", "apprise", "genai_prices", "optuna", "plotly", "pyarrow", "ray", "torch", "trackio"}
 WIDTH = 78
 """Columns of help on any terminal of 80 or more."""
 

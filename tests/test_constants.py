@@ -69,6 +69,7 @@ def test_without_declared_ranges_all_are_guessed():
         "TOKENS": Choices((2**18, 2**19, 2**20)),
         "SECONDS": Numbers(150, 600, log=True, whole=True),
         "BIAS": Numbers(-2.0, -0.125),
+        "BETAS": Choices(((0.8, 0.95), (0.6, 0.95), (0.9, 0.95), (0.8, 0.9), (0.8, 0.975))),
     }
 
 
@@ -175,3 +176,59 @@ def test_our_own_train_py_declares_its_ranges():
 
 def test_text_that_is_not_python_has_no_constants():
     assert list_searchable("Answer the question, kindly.") == {}
+
+
+OPTIONS = """import argparse
+
+def parse():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-l", "--lr", type=float, default=3e-4)
+    parser.add_argument("--batch-size", default=2**5, help="rows")
+    parser.add_argument("--act", choices=["relu", "gelu"], default="relu")
+    parser.add_argument("--betas", default=(0.9, 0.95))
+    parser.add_argument("--decay", type=float, default=1, help="float")
+    parser.add_argument("--name", default=None)
+    parser.add_argument("path", default="x")
+    return parser.parse_args()
+"""
+
+
+def test_defaults_of_argparse_are_constants():
+    found = list_searchable(OPTIONS)
+
+    assert list(found) == ["--lr", "--batch-size", "--act", "--betas", "--decay"]
+    assert found["--lr"].space == Numbers(3e-4 / 4, 3e-4 * 4, log=True)
+    assert found["--batch-size"].space == Choices((16, 32, 64))
+    assert found["--act"].space == Choices(("relu", "gelu"))
+    assert found["--decay"].value == 1.0
+    after = with_constants(OPTIONS, {"--lr": 0.01, "--act": "gelu", "--decay": 2})
+    assert after == OPTIONS.replace("3e-4", "0.01").replace("default=1,", "default=2.0,").replace(
+        'default="relu"', "default='gelu'"
+    )
+    assert "--batch-size = 2**5" in list_declarations(OPTIONS)
+    ranged = OPTIONS.replace("default=3e-4)", "default=3e-4,  # 1e-5..1e-2 log\n    )")
+    assert {name: at.space for name, at in list_searchable(ranged).items()} == {"--lr": Numbers(1e-5, 1e-2, log=True)}
+
+
+@pytest.mark.parametrize(
+    ("line", "space"),
+    [
+        ("KERNEL = (3, 64)", Choices(((3, 64), (2, 64), (4, 64), (3, 32), (3, 128)))),
+        (
+            "ADAM_BETAS = (0.9, 0.999)",
+            Choices(((0.9, 0.999), (0.8, 0.999), (0.95, 0.999), (0.9, 0.998), (0.9, 0.9995))),
+        ),
+        ("BETA2 = 0.95", Choices((0.9, 0.95, 0.975))),
+        ("FLAGS = (True, 'x')", Choices(((True, "x"), (False, "x")))),
+        ("WORDS = ('a', 'b')", None),
+        ("SHIFT = -(2 * 20)", Numbers(-80, -20, whole=True)),
+        ("PAD = -1", None),
+    ],
+)
+def test_ranges_are_guessed_by_kind(line, space):
+    assert [at.space for at in list_searchable(line).values()] == [space] * (space is not None)
+
+
+def test_a_tuple_keeps_the_types_of_its_elements():
+    assert with_constants("KERNEL = (3, 0.5)\n", {"KERNEL": (5.0, 1.0)}) == "KERNEL = (5, 1.0)\n"
+    assert with_constants("KERNEL = (3, 1)\n", {"KERNEL": (3.5, 1.0)}) == "KERNEL = (3.5, 1.0)\n"

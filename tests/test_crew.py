@@ -12,8 +12,6 @@ from llmock.chaos import ChaosSettings, StreamChaos
 from llmock.middleware import LLMockMiddleware
 from llmock.scenarios import Fail
 from llmock.state import LLMockState
-from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, Tracer, TracerProvider
 
 from orchestrator.agents.crew import ClaudeCrew
 from orchestrator.core.events import BaselineCommitted, Crashed, Point, RunMetrics, Scored, SessionLimits
@@ -23,13 +21,11 @@ from orchestrator.optimizer.crew import Optimizer
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape, replay
 from orchestrator.session.store import Session
-from subagents.agent import ask
+from subagents.agent import CACHE
 from subagents.claude import Claude, connect
 from subagents.prompts import load_prompts
-from tests.conversations import FakeWorld, call, says
 from tests.fakes import PROFILE, FakeLab, started
 from tests.scripted import MISFIT, Scripted, served
-from tests.test_agent import AGENT
 
 KEY = "sk-secret-0123456789"
 PROMPTS = load_prompts(Path("prompts"))
@@ -70,7 +66,7 @@ def make_crew(log, outside, meter=None):
     def connect(task_id, number):
         return Recording(outside, log, task_id, number)
 
-    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str, meter)
+    return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str, lambda *page: str(page), meter)
 
 
 def night(path, url, experiments, stall=5.0, profile=PROFILE):
@@ -80,7 +76,8 @@ def night(path, url, experiments, stall=5.0, profile=PROFILE):
         await asyncio.sleep(min(seconds, 0.001))
 
     async def go():
-        session.write("", started(limits=SessionLimits(hours=1, experiments=experiments, usd=20), profile=profile))
+        limits = SessionLimits(hours=1, experiments=experiments, usd=20)
+        session.write("", started(limits=limits, consolidate_every=5, profile=profile))
         async with connect(base_url=url, api_key=KEY, stall=stall) as client:
             live = Live(Claude(client, sleep=quick), session)
             await run(session, make_crew(session, live, price), Lab(session))
@@ -113,6 +110,16 @@ def assert_no_tool_ran_twice(session):
     assert len(used) == len(set(used))
 
 
+def state_of_the_notebook(session):
+    """The open questions of the notebook, which the last opening of the researcher must show."""
+    told = [r.event for r in session.records if r.event.kind == "opened" and r.event.agent == "researcher"]
+    opening, book = session.get(told[-1].opening), session.state.notebook
+    assert opening.count(CACHE) == 2
+    assert all(f"- {entry}" in opening.split(CACHE)[1] for entry in (*book.beliefs, *book.questions, *book.ideas))
+    assert CACHE not in session.get(told[0].opening).partition(CACHE)[2]
+    return book.questions
+
+
 def test_a_night_of_three_agents(tmp_path):
     app = Scripted()
     with served(app) as url:
@@ -127,6 +134,8 @@ def test_a_night_of_three_agents(tmp_path):
     judged = [f for f in session.state.results if f.experiment and f.verdict.kind in ("kept", "discarded")]
     assert all(result.postmortem for result in judged)
     assert len(judged) == 10
+    assert 1 <= happened["noted"] <= 2, "by how the proposals and the post-mortems happen to overlap"
+    assert state_of_the_notebook(session) == ("Why?",)
     assert_no_tool_ran_twice(session)
     priced = [r.event for r in session.records if r.event.kind == "used" and r.event.tool == "profile_step"]
     assert len(priced) > 10, "each researcher measured a step"
@@ -190,36 +199,3 @@ def test_a_night_through_chaos_loses_nothing(tmp_path):
     assert len(faults) >= 4
     assert_no_tool_ran_twice(session)
     assert played(session).records == session.records
-
-
-class Spans(TracerProvider):
-    """A collector: the names and attributes of the spans, as they begin."""
-
-    def __init__(self):
-        self.begun = []
-
-    def get_tracer(self, *args, **how):
-        return _Tracer(self.begun)
-
-
-class _Tracer(Tracer):
-    def __init__(self, begun):
-        self.begun = begun
-
-    def start_span(self, name, context=None, kind=None, attributes=None, *args, **how):
-        self.begun.append((name, dict(attributes or {})))
-        return NonRecordingSpan(SpanContext(1, 1, is_remote=False))
-
-    @contextmanager
-    def start_as_current_span(self, name, *args, **how):
-        yield self.start_span(name, attributes=how.get("attributes"))
-
-
-def test_agents_and_tools_have_spans():
-    spans = Spans()
-    trace.set_tracer_provider(spans)
-
-    asyncio.run(ask(AGENT, FakeWorld([says(call("add", a=1)), says(call("submit", total=1))]), "Add."))
-
-    mine = [(name, attributes["gen_ai.operation.name"]) for name, attributes in spans.begun]
-    assert mine == [("invoke_agent adder", "invoke_agent"), ("execute_tool add", "execute_tool")]

@@ -93,6 +93,16 @@ def test_where_the_optimizer_cannot_help_the_night_ends_and_says_so(tmp_path):
     assert session.state.ended.startswith(f"{thresholds.MAX_FRUITLESS} rounds in a row led to no run: ")
 
 
+def test_no_model_is_asked_about_an_experiment_that_has_cost_enough(tmp_path):
+    session = night(tmp_path, model := Player(["crash", "turn"]), experiments=2, experiment_usd=0.02)
+
+    edited, turned = session.state.tried
+    assert edited.verdict.reason == "models have cost $0.02 for it, and may cost $0.02"
+    assert turned.scores
+    assert not turned.postmortem
+    assert {request.agent for request in model.asked} == {"researcher"}
+
+
 def test_asked_again_after_a_resumption():
     log = [
         started(),

@@ -34,9 +34,12 @@ IMPURE = {
 ONE_FILE = {
     "anthropic": "subagents/claude.py",
     "apprise": "orchestrator/views/notify.py",
+    "ray": "orchestrator/lab/cluster.py",
     "optuna": "orchestrator/optimizer/crew.py",
     "merge3": "orchestrator/core/source.py",
     "tenacity": "subagents/claude.py",
+    "starlette": "orchestrator/cli/pages.py",
+    "uvicorn": "orchestrator/cli/serve.py",
 }
 RUNTIME = {
     "__init__",

@@ -93,8 +93,10 @@ def test_the_researcher_is_told_what_did_best_and_what_failed_and_never_by_a_bar
     told = briefing.brief_researcher(session.state, 1, 1, SOURCE)["earlier"]
 
     best = max((past for past in earlier if past.status == "kept"), key=lambda past: past.gain)
-    assert told.splitlines()[-1].startswith(f"- first: {best.title}")
-    assert "discarded" in told
+    assert told.splitlines()[-1].startswith(f"- experiment {best.experiment} of first: {best.title}")
+    refuted = [past for past in earlier if past.status == "discarded" and past.gain < -2 * past.error]
+    assert f"{refuted[0].title} (" in told
+    assert told.count("): refuted, ") == len(refuted)
     assert "#" not in told
     assert len(told) <= 1000 * briefing.CHARACTERS
 

@@ -7,6 +7,7 @@ from orchestrator.core.events import BaselineCommitted, Proposal, Proposed, Refu
 from orchestrator.session.store import Session
 from orchestrator.views import musings
 from orchestrator.views.musings import search
+from orchestrator.views.render import render_template
 from prepare.files import write_atomically
 from tests.fakes import started
 from tests.simulated import SOURCE, night
@@ -93,6 +94,55 @@ def test_the_indexes_lead_everywhere(session, folder):
     assert "[test](test/index.md)" in (folder / "index.md").read_text()
 
 
+def test_the_overview_opens_with_what_is_known(session, folder, tmp_path):
+    text = (folder / "index.md").read_text()
+    known = text.partition("## All sessions")[0]
+    kept = [result for result in session.state.results if result.experiment and result.status == "kept"]
+    assert kept
+    assert known.count("```diff") == len(kept)
+    for result in kept:
+        assert f"[experiment {result.experiment} of test: " in known.partition("### Undecided")[0]
+    assert "](test/000-" not in known
+    refuted = [r for r in session.state.results if r.postmortem and r.postmortem.verdict == "refuted"]
+    assert all(f"[experiment {r.experiment} of test" in known.partition("### Refuted")[2] for r in refuted)
+
+    for path in folder.glob("test/0*.md"):
+        other = path.read_text().replace("profile: cpu", "profile: h100").replace("session: test", "session: other")
+        write_atomically(tmp_path / "other" / path.name, other.replace("commit: ", "commit: 0"))
+        write_atomically(tmp_path / "test" / path.name, path.read_text())
+    write_atomically(tmp_path / "test" / "099-mine.md", "A note of my own about depth.\n")
+    assert "test: A note of my own" in render_template("hits.txt", hits=search(tmp_path, "own note"))
+    for name in ("test", "other"):
+        write_atomically(tmp_path / name / "index.md", (folder / "test/index.md").read_text())
+    known = musings.render_overview(tmp_path, "cpu")
+    assert 0 < known.index("on profile cpu") < known.index("on profile h100")
+    assert 0 < musings.render_overview(tmp_path, "h100").index("h100") < known.index("on profile h100")
+
+
+def test_what_a_fork_shares_is_found_once(folder, tmp_path):
+    for name in ("one", "two"):
+        for path in folder.glob("test/*.md"):
+            write_atomically(tmp_path / name / path.name, path.read_text())
+
+    numbers = [hit.matter["experiment"] for hit in search(tmp_path, "depth", limit=50)]
+    assert len(set(numbers) - {0}) > 1
+    assert max(map(numbers.count, set(numbers) - {0})) == 1
+    one, two = (search(tmp_path, "depth", session=name, limit=50) for name in ("one", "two"))
+    assert [hit.path.name for hit in one] == [hit.path.name for hit in two]
+
+
+def test_the_numbers_of_another_night_are_never_bare(folder, tmp_path):
+    for path in folder.glob("test/005-*.md"):
+        text = path.read_text().replace("## Why we believed it", "## Why we believed it\n\nMuon zebra, as #3 showed.")
+        write_atomically(tmp_path / "first" / path.name, text)
+
+    (hit,) = search(tmp_path, "zebra")
+    assert "as experiment 3 of first showed" in hit.snippet
+    assert render_template("hits.txt", hits=[hit]).startswith("experiment 5 of first: ")
+    assert "as experiment 3 of first showed." in musings.find_page(tmp_path, "first", 5)
+    assert musings.find_page(tmp_path, "../first", 5) == musings.find_page(tmp_path, "first", 6) == ""
+
+
 def hostile(path) -> Session:
     session = Session(path, lambda: 1.8e9, create=True)
     session.write("", started(), BaselineCommitted(commit="f" * 40, source=session.put(SOURCE), fingerprint="f" * 16))
@@ -129,7 +179,10 @@ def test_search_finds_by_words_and_filters(folder):
     assert hits[0].snippet.count("**") % 2 == 0
     assert "**" in hits[0].snippet
     outcome = ", ".join(str(hits[0].matter[key]) for key in ("status", "verdict", "delta"))
-    assert str(hits[0]) == f"{hits[0].path.parent.name} {hits[0].title} ({outcome}): {hits[0].snippet}"
+    assert (
+        render_template("hits.txt", hits=hits[:1]).strip()
+        == f"experiment {hits[0].title.replace('. ', ' of test: ', 1)} ({outcome}): {hits[0].snippet}"
+    )
     assert {hit.matter["family"] for hit in search(folder, "learning rate", family="optimizer")} == {"optimizer"}
     assert all(hit.matter["status"] == "kept" for hit in search(folder, "noise", verdict="kept"))
     assert all(hit.matter["verdict"] == "refuted" for hit in search(folder, "noise", verdict="refuted"))

@@ -322,7 +322,7 @@ train(settings, Config)
 
 
 def test_what_training_reads_is_searched_and_what_is_only_shown_is_left_alone():
-    found = ["DEPTH", "BATCH", "WARMUP", "BIAS", "TIED", "SCALE", "GAIN", "ACCUM", "EVALUATED"]
+    found = ["DEPTH", "BATCH", "WARMUP", "BIAS", "TIED", "SCALE", "GAIN", "ACCUM", "EVALUATED", "BETAS"]
     assert list(list_tunable(TUNABLE)) == found
     assert [*list_tunable(TUNABLE + "log(globals())\n")] == [*found, "LOG_EVERY", "NAME", "COLUMNS"]
 
@@ -335,13 +335,31 @@ def test_what_training_reads_is_searched_and_what_is_only_shown_is_left_alone():
         "X = 8  # one of None, 8",
         "X = ('a', 'b')  # one of ('a', 'b'), ('b', 'c')",
         "X = 1e999",
-        "X = (0.9, 0.95)",
+        "X = ('a', 'b')",
         "SEED = 3",
         "x = 3",
     ],
 )
 def test_what_has_no_other_value_is_not_searched(line):
     assert list_tunable(f"{line}\ntrain({line.split()[0]})\n") == {}
+
+
+def test_in_reported_form_what_only_tells_is_left_alone():
+    script = """
+parser.add_argument("--lr", default=0.1)
+parser.add_argument("--batch-size", default=64)
+parser.add_argument("--width-of-lines", default=80)
+parser.add_argument("--seed", default=8)
+EVERY = 10
+args = parser.parse_args()
+def main():
+    for step in range(args.batch_size):
+        if step % EVERY == 0:
+            print(f"step {step} {args.width_of_lines}")
+    print(f"METRIC x={train(args.lr, args.seed)}")
+"""
+    assert [*list_tunable(script, is_reported=True)] == ["--lr", "--batch-size"]
+    assert [*list_tunable(script)] == ["--lr", "--batch-size"]
 
 
 @pytest.mark.parametrize(

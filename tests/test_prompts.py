@@ -14,6 +14,7 @@ from subagents.errors import PromptError
 from subagents.prompts import JINJA, NAMES, OPENING, load_prompts, parse_prompt
 from tests import synthetic
 from tests.test_reflector import crashed, decided
+from tests.test_researcher import brief_consolidation
 
 FOLDER = Path("prompts")
 STYLES = ("default", "socratic", "structured", "critic", "none")
@@ -29,6 +30,7 @@ def facts():
     return {
         "researcher": briefing.brief_researcher(log.state, 31, 2, synthetic.source(), ["turn DEPTH"]),
         "mechanic": {**order, "source": synthetic.source()},
+        "notebook": brief_consolidation(log.state, synthetic.source()),
         "reflector": packets.pack_reflection(state, stage, "log", "-a\n+b", synthetic.source()),
     }
 
@@ -42,7 +44,10 @@ def list_placeholders(prompt):
 def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
     prompt = load_prompts(FOLDER, style)[name]
 
-    assert list_placeholders(prompt) == facts()[name].keys() - {"outline"}, "which only older sessions' prompts ask for"
+    needless = {"outline"}  # which only older sessions' prompts ask for
+    if name == "notebook":
+        needless |= {"first", "count", "program", "silence", "stall", "in_flight", "suggestions"}
+    assert list_placeholders(prompt) == facts()[name].keys() - needless
     assert "{{" not in prompt.render_opening(facts()[name])
     assert "<!-- include" not in prompt.system
 
@@ -76,9 +81,9 @@ def test_a_style_differs_only_in_what_it_is_about():
 
     same = {style: [name for name in NAMES if prompts[name] == default[name]] for style, prompts in styles.items()}
 
-    assert same["socratic"] == ["mechanic"]
-    assert same["structured"] == ["mechanic", "reflector"]
-    assert same["critic"] == same["none"] == ["researcher", "mechanic"]
+    assert same["socratic"] == ["mechanic", "notebook"]
+    assert same["structured"] == ["mechanic", "reflector", "notebook"]
+    assert same["critic"] == same["none"] == ["researcher", "mechanic", "notebook"]
     assert all(prompts[name].template == default[name].template for prompts in styles.values() for name in NAMES)
     cadences = {style: prompts["reflector"].cadence for style, prompts in styles.items()}
     assert cadences == {"default": 1, "socratic": 1, "structured": 1, "critic": 3, "none": 0}

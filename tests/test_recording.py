@@ -165,3 +165,20 @@ def test_without_a_limit_or_a_price_nothing_is_refused():
 
     assert reply.stop_reason == "end_turn"
     assert log.state.usage["researcher"].unpriced == 1
+
+
+def test_a_call_that_is_cancelled_counts_with_all_that_it_may_cost():
+    """Its server may go on and bill it."""
+    log = Memory(usd=1.0)
+    live = Live(Model(), log)
+
+    async def night():
+        call = asyncio.ensure_future(Recording(live, log, "implement 1", 1).reply(request(0.3, 0.01)))
+        await asyncio.sleep(0.5)
+        call.cancel()
+        await asyncio.wait([call])
+
+    run_virtually(night())
+
+    assert live.spent == 0.3
+    assert not live.reserved

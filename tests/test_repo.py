@@ -210,7 +210,9 @@ async def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folde
 
 def test_text_survives_byte_for_byte(repo):
     text = 'NAME = "Δ→é"\r\n\n\n# no newline at the end'
-    assert repo.read_source(repo.commit(1, repo.get_head(), text, "Δ\n\nσ = 1")) == text
+    name = f"{repo.commit(1, repo.get_head(), text, 'Δ σ')}:train.py"
+    words = ["git", "cat-file", "blob", name]
+    assert subprocess.run(words, cwd=repo.folder, capture_output=True, check=True).stdout == text.encode()
 
 
 def test_edits_that_are_not_committed_are_refused_with_both_ways_on(folder, repo):

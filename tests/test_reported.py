@@ -264,9 +264,8 @@ def test_the_last_number_of_a_name_counts():
         ("metric = {goal = 'up'}", "metric.goal"),
         ("metric = {pattern = '('}", "metric.pattern"),
         ("budget = -1", "budget"),
-        ("editable = ['a.py', 'b.py']", "2 files"),
         ("editable = ['../a.py']", "editable"),
-        ("editable = ['*.py']", "editable"),
+        ("editable = ['**/../*.py']", "editable"),
         ("editable = ['/etc/passwd']", "editable"),
         ("editable = ['notes.txt']", "command is missing"),
         ("data = ['nowhere']", "nowhere is not a folder"),
@@ -296,6 +295,13 @@ def test_the_form_is_chosen_by_what_is_found(tmp_path):
     assert find_task(script).command == "python train.py"
     (tmp_path / "nightshift.toml").write_text("command = 'make score'\neditable = ['a.txt']\n")
     assert (find_task(script).command, find_task(script).editable) == ("make score", ("a.txt",))
+    for editable, command in {
+        "'model/*.py'": "train.py",
+        "'b.py', 'train.py'": "train.py",
+        "'*', 'a/b.py'": "a/b.py",
+    }.items():
+        (tmp_path / "nightshift.toml").write_text(f"editable = [{editable}]\n")
+        assert find_task(script).command == f"python {command}"
 
 
 def test_a_session_of_before_is_examined():

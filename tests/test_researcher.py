@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.agents import briefing, researcher
-from orchestrator.core.events import Proposal
+from orchestrator.core.events import Notebook, Proposal
 from subagents.agent import ask
 from subagents.prompts import load_prompts
 from subagents.tools import RESULT_BYTES, ToolCall
@@ -34,8 +35,17 @@ KNOB = {"parameter": "TOTAL_BATCH_SIZE", "direction": "down", "value": "262_144"
 """As sessions of format 1 stored it."""
 
 
-def agent(search=str):
-    return researcher.make_agent(PROMPT, LOG.state, 2, SOURCE, LOG.get, search)
+def agent(search=str, state=LOG.state, written=None):
+    async def write(noted):
+        written.append(noted.notebook)
+
+    tools = researcher.make_tools(state, SOURCE, LOG.get, search, lambda night, number: f"page {number} of {night}")
+    return researcher.make_agent(PROMPT, state, SOURCE, tools, write)
+
+
+def brief_consolidation(state, source):
+    facts = briefing.brief_researcher(replace(state, notebook=None), 1, 1, source)
+    return facts | {"notebook": briefing.describe_notebook(state), "reason": "a surprise"}
 
 
 def used(name, search=str, **arguments):
@@ -101,10 +111,18 @@ def test_what_is_no_proposal_goes_back(wrong):
 
 def test_the_whole_beginning_fits_into_twelve_thousand_tokens_beside_train_py():
     log, source = synthetic.log(1000), Path("train.py").read_text()
-    prompt = PROMPT.render_opening(briefing.brief_researcher(log.state, 1001, 3, source, ["turn it"] * 99))
-    schemas = json.dumps(researcher.make_agent(PROMPT, log.state, 2, SOURCE, log.get, lambda words: words).schemas)
+    schemas, room = json.dumps(agent().schemas), 12_000 + synthetic.count_tokens(source)
+    book = Notebook(beliefs=("b" * 3_000,), questions=("q" * 300,), ideas=("i" * 400,))
+    assert researcher.find_notebook_fault(log.state, book.model_copy(update={"beliefs": ()})) == ""
+    drafts = tuple(synthetic.proposal(random.Random(number)) for number in range(9))
 
-    assert synthetic.count_tokens(PROMPT.system + prompt + schemas) <= 12_000 + synthetic.count_tokens(source)
+    for state in (log.state, replace(log.state, notebook=book, shelved=drafts)):
+        opening = PROMPT.render_opening(briefing.brief_researcher(state, 1001, 3, source, ["turn it"] * 99))
+        assert synthetic.count_tokens(PROMPT.system + opening + schemas) <= room
+    consolidation = load_prompts(Path("prompts"))["notebook"]
+    opening = consolidation.render_opening(brief_consolidation(state, source))
+    assert synthetic.count_tokens(consolidation.system + opening + schemas) <= room
+    assert synthetic.count_tokens(briefing.describe_notebook(state)) <= 1_500
 
 
 def test_train_py_is_read_in_pages():
@@ -171,8 +189,7 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     best = LOG.state.incumbent
     scores = tuple(score.model_copy(update={"telemetry": {"step/calls": (2e11,)}}) for score in best.scores)
     state = replace(LOG.state, incumbent=replace(best, scores=scores))
-    made = researcher.make_agent(PROMPT, state, 2, SOURCE, LOG.get, str, meter)
-    tool = made.tools[-1]
+    tool = researcher.make_tools(state, SOURCE, LOG.get, str, str, meter)[-1]
 
     def ask_for(**settings):
         return asyncio.run(tool.run(ToolCall("1", "profile_step", {"settings": settings})))
@@ -201,7 +218,7 @@ def test_why_a_step_cannot_be_measured_is_quoted():
         score.model_copy(update={"telemetry": {"step/calls": (0.0,)}}) for score in LOG.state.incumbent.scores
     )
     state = replace(LOG.state, incumbent=replace(LOG.state.incumbent, scores=scores))
-    tool = researcher.make_agent(PROMPT, state, 2, SOURCE, LOG.get, str, meter).tools[-1]
+    tool = researcher.make_tools(state, SOURCE, LOG.get, str, str, meter)[-1]
 
     found = asyncio.run(tool.run(ToolCall("1", "profile_step", {"settings": {"DEPTH": 3}})))
 
@@ -212,3 +229,48 @@ def test_why_a_step_cannot_be_measured_is_quoted():
 def test_musings_are_searched():
     assert used("search_musings", lambda words: f"found {words}", words="smear").text == "found smear"
     assert used("search_musings", lambda words: "", words="smear").text == "No musings match."
+
+
+def test_a_page_is_opened():
+    assert used("open_musing", night="first", experiment=7).text == "page 7 of first"
+
+
+BOOK = {"beliefs": ["Depth 2 beats 3 by 0.05 (#5)."], "questions": ["Is the batch too large?"], "ideas": ["Halve it."]}
+
+
+def test_the_notebook_is_rewritten_beside_a_proposal():
+    written = []
+    world = FakeWorld([says(call("rewrite_notebook", **BOOK), call("submit", proposals=[DRAFT]))])
+
+    asyncio.run(ask(agent(written=written), world, "Go on."))
+
+    assert written == [Notebook(**BOOK)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"beliefs": ["Depth matters."]}, "names no experiment"),
+        ({"beliefs": ["Depth 2 is better (#7)."]}, "#7 has measured nothing"),  # it was refused
+        ({"beliefs": ["Depth 2 is better (#5, #999)."]}, "#999 has measured nothing"),
+        ({"ideas": ["Try it. " * 1000]}, "characters"),
+    ],
+)
+def test_a_belief_without_evidence_and_a_notebook_without_measure_go_back(wrong, said):
+    written = []
+    world = FakeWorld([says(call("rewrite_notebook", **BOOK | wrong), call("submit", proposals=[DRAFT]))])
+    world.replies.append(says(call("submit", proposals=[DRAFT])))
+
+    asyncio.run(ask(agent(written=written), world, "Go on."))
+
+    assert said in world.heard()[0]
+    assert "Not handed in" in world.heard()[1]
+    assert written == []
+
+
+def test_a_claim_that_is_tested_must_have_been_judged():
+    world = FakeWorld([says(call("submit", proposals=[DRAFT | {"tests": 500}])), says(call("submit", proposals=DRAFT))])
+
+    asyncio.run(ask(agent(), world, "Go on."))
+
+    assert "tests: experiment 500 has no verdict" in world.heard()[0]

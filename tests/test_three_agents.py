@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from orchestrator.session.store import Session
+from orchestrator.views import event_text
 from tests.scripted import Scripted, served
 from tests.workplace import ROOT, TINY, git, orchestrate, workplace
 
@@ -63,7 +65,12 @@ def test_a_changed_word_in_a_prompt_is_found_and_shown(place, tmp_path):
     assert done.returncode == 1
     assert "event" in done.stdout
     assert "nibbles" in done.stdout
-    assert f"{len(events(place))} events" in done.stdout, "it goes on after the first"
+    happened = events(place)
+    assert f"{len(happened)} events" in done.stdout, "it goes on after the first"
+    talks = [i for i, event in enumerate(happened) if event["kind"] == "opened" and event["agent"] == "researcher"]
+    assert len(talks) > 5
+    assert f"The openings of these conversations change: {', '.join(map(str, talks))}\n" in done.stdout
+    assert done.stdout.count("event ") == len(talks), "and no reply, whose request differs of course"
 
 
 def test_a_check_runs_the_edit_where_the_baseline_reports_a_step(tmp_path):
@@ -85,13 +92,37 @@ def test_a_check_runs_the_edit_where_the_baseline_reports_a_step(tmp_path):
 
 
 def test_an_agents_conversation_can_be_read(place):
-    number = next(i for i, event in enumerate(events(place)) if event["kind"] == "replied")
+    number = next(i for i, event in enumerate(events(place)) if event["kind"] == "used")
 
     shown = orchestrate(place, "replay", "night", "--show", str(number)).stdout
+    session = Session(place / "sessions/night/session.db", read_only=True)
+    full = event_text.write_page(session, session.records, number)
 
     assert "You are the researcher" in shown
     assert "researcher calls read_train_py" in shown
     assert "Try learning rates first." in shown
+    assert "more lines (--full shows them)" in shown
+    assert "--full" not in full
+    assert len(full) > 2 * len(shown)
+
+
+def test_an_experiment_leads_to_its_conversations(place):
+    broken = next(event["experiment"] for event in events(place) if event["kind"] == "crashed")
+
+    edits = orchestrate(place, "replay", "night", "--experiment", str(broken), "--agent", "mechanic").stdout
+    session = Session(place / "sessions/night/session.db", read_only=True)
+    talks = [session.records[number] for number in event_text.find_conversations(session.records, broken)]
+    none = orchestrate(place, "replay", "night", "--experiment", "99")
+
+    edit, repair = edits.split("mechanic on claude-sonnet-5-5 is told")[1:]
+    first, answered = edit.split("── mechanic calls ")[1].split("\n── ")
+    assert first.startswith("replace ")
+    assert "\n-" in first
+    assert '\n+raise RuntimeError("scripted crash")' in first, "an edit is a diff"
+    assert answered.startswith("replace answers "), "a result stands by its call"
+    assert "# It has crashed" in repair
+    assert [talk.task_id.split()[0] for talk in talks] == ["propose", "implement", "repair", "reflect"]
+    assert (none.returncode, none.stderr) == (2, "nightshift: night has no conversation about #99\n")
 
 
 def test_no_key_is_in_any_file(place):

@@ -5,7 +5,6 @@ It is pure, and as long at experiment 1,000 as at experiment 20: each section ha
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import takewhile
 from statistics import fmean
 from typing import get_args
 
@@ -17,7 +16,7 @@ from orchestrator.core.text import flatten, shorten
 from orchestrator.policy import thresholds
 from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.judge import describe_rule
-from orchestrator.policy.limits import estimate_run_seconds
+from orchestrator.policy.limits import estimate_run_seconds, find_stall
 from orchestrator.policy.proposals import describe_settings
 from prepare.constants import list_declarations
 from subagents.logs import count_fitting, fence, quote
@@ -30,13 +29,17 @@ EXPLAINED = 4
 """Of these, the latest ones are told with their whole explanation: cut short, it would lack its conclusion."""
 ROWS = 40
 """Rows of an answer from the ledger."""
-SUGGESTIONS = 3
+SUGGESTIONS = 2
 """Post-mortems whose next experiment is passed on; older ones are out of date."""
 NEAR_MISSES = 6
 SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
 DIFF = 2_400
 """Tokens of a diff."""
+NOTEBOOK, DRAFTS = 1_100, 250
+"""Tokens of the notebook, and of the drafts that came after it."""
+FAMILIAR = 10
+"""Experiments told in full sentences beside a notebook, which stands for older ones."""
 QUOTATION = 450
 """Characters of a reason: all that a mechanic may say of why something is impossible."""
 
@@ -78,15 +81,17 @@ def brief_researcher(
     task, lines = state.session.task, source.splitlines()
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
     judged = [result for result in state.judged if result.experiment > 0]
-    untested = [result for result in judged if result.status in UNTESTED]
+    untested = [result for result in judged if result.status in UNTESTED and not result.is_lost]
     tested = [result for result in judged if result.status not in UNTESTED]
     posts = [result for result in tested if result.postmortem]
-    earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", past.gain or 0.0, past.experiment))
-    recent = [WORDS.recent(result, explained=False) for result in tested[-RECENT:-EXPLAINED]]
+    told = FAMILIAR if state.notebook else RECENT
+    earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
+    recent = [WORDS.recent(result, explained=False) for result in tested[-told:-EXPLAINED]]
     recent += map(WORDS.recent, tested[-EXPLAINED:])
     return {
         "first": str(first),
         "count": str(count),
+        "night": state.session.name,
         "clock": describe_clock(state),
         "task": WORDS.task(task),
         "budget": WORDS.budget(state.session.profile),
@@ -101,16 +106,23 @@ def brief_researcher(
         "outline": "",  # prompts of older sessions ask for it
         "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "calibration": _describe_calibration(tested),
-        "earlier": _fit_rows((WORDS.earlier(past, task.metric) for past in earlier), 1000),
+        "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
         "recent": _fit_rows(recent, 3750),
         "families": _fit_rows(_summarize_families(tested), 450),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
-        "refused": _fit_rows(map(WORDS.line, untested), 600),
+        "refused": _fit_rows(map(WORDS.line, untested), 400),
         "in_flight": _fit_rows(_list_under_way(state), 350),
-        "lessons": _fit_rows(map(WORDS.lesson, _select_lessons(tested[:-RECENT])), 1100),
+        "notebook": describe_notebook(state),
+        "lessons": _fit_rows(map(WORDS.lesson, _select_lessons(tested[:-told])), 300 if state.notebook else 900),
         "wishes": _fit_rows(map(WORDS.wish, posts[-SUGGESTIONS:]), 400),
-        "suggestions": _fit_rows(suggestions, 450),
+        "suggestions": _fit_rows(suggestions, 350),
     }
+
+
+def describe_notebook(state: State) -> str:
+    """Return the notebook and the drafts that came after it; empty while there is neither."""
+    drafts = _fit_rows(map(WORDS.draft, state.shelved), DRAFTS)
+    return "\n\n".join(filter(None, (WORDS.notebook(state.notebook), drafts and WORDS.drafts(drafts))))
 
 
 def describe_clock(state: State) -> str:
@@ -178,9 +190,8 @@ def _select_lessons(results: Sequence[Decided]) -> list[Decided]:
 
 def _describe_stall(results: Sequence[Decided]) -> str:
     """Return since when nothing has been kept, and in which families; empty where that is not long."""
-    since = list(takewhile(lambda result: result.status != "kept", reversed(results)))
-    families = sorted({result.proposal.family for result in since[: thresholds.STALL]})
-    return WORDS.stall(len(since), families) if len(since) >= thresholds.STALL else ""
+    since = find_stall(results)
+    return WORDS.stall(len(since), sorted({r.proposal.family for r in since[: thresholds.STALL]})) if since else ""
 
 
 def _fit_rows(rows: Iterable[str], budget: int) -> str:

@@ -8,16 +8,19 @@ from typing import Literal, Protocol
 
 from orchestrator.agents import briefing, packets, researcher
 from orchestrator.agents.fidelity import find_deviation
-from orchestrator.core.events import Postmortem, Proposal
-from orchestrator.core.state import Broken, Decided, State, diff_from_parent
-from orchestrator.policy.limits import compute_pause
+from orchestrator.core.events import Notebook, Noted, Postmortem, Proposal, Record
+from orchestrator.core.state import Broken, Decided, State, apply, diff_from_parent
+from orchestrator.policy.evidence import explain_unsupported
+from orchestrator.policy.limits import compute_pause, explain_consolidation
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.policy.thresholds import CENTAUR_SHARE
 from orchestrator.ports import Crew, Log, Revision, StepMeter
+from prepare.tree import join_files, split_files
 from subagents import mechanic, reflector
-from subagents.agent import Environment, NoAnswer, ask
-from subagents.files import EditedFile, StartedFile
+from subagents.agent import Agent, Environment, NoAnswer, ask
+from subagents.files import EditedFile, EditedTree, StartedFile
 from subagents.prompts import Prompt
+from subagents.tools import Tool, find_overlong
 
 SUGGESTIONS = 3
 """Suggestions of the optimizer in the briefing of a centaur crew."""
@@ -54,6 +57,8 @@ class ClaudeCrew:
     """Prompts by agent."""
     get_optimizer: Callable[[], Adviser]
     search: Callable[[str], str]
+    find_page: Callable[[str, int], str]
+    """Return a musing by session and experiment; empty if there is none that the agents may see."""
     meter: StepMeter | None = None
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
@@ -64,17 +69,32 @@ class ClaudeCrew:
             with suppress(NoAnswer):
                 return await self.get_optimizer().propose(state, replace(step, count=1))
         source, prompt = self.log.get(state.parent.source), self.prompts["researcher"]
+        tools = researcher.make_tools(state, source, self.log.get, self.search, self.find_page, self.meter)
         environment = self.connect(step.task_id, step.first)
         if seconds := compute_pause(state):
             await environment.pause(seconds, state.now + seconds, f"{state.fruitless} rounds in a row led to no run")
+        if reason := explain_consolidation(state):
+            state = await self._consolidate(state, step, tools, reason)
         advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
         suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
-        agent = researcher.make_agent(prompt, state, step.count, source, self.log.get, self.search, self.meter)
+        agent = researcher.make_agent(prompt, state, source, tools, partial(self.log.append, step.task_id))
         answer = await ask(agent, environment, prompt.render_opening(facts))
         own, sign = {"author": "researcher", "reverts": None}, state.session.task.metric.sign
         drafts = ((draft, sign * draft.expected_delta) for draft in answer.proposals)
         return [draft.model_copy(update={**own, "expected_delta": guess}) for draft, guess in drafts]
+
+    async def _consolidate(self, state: State, step: Propose, tools: Sequence[Tool], reason: str) -> State:
+        """Return the state with a notebook that is rewritten from the evidence; without an answer it stays as it is."""
+        prompt, source, notebook = self.prompts["notebook"], self.log.get(state.parent.source), None
+        facts = briefing.brief_researcher(replace(state, notebook=None), step.first, 1, source)
+        facts |= {"notebook": briefing.describe_notebook(state), "reason": reason}
+        agent = Agent("notebook", prompt, Notebook, tuple(tools), partial(researcher.find_notebook_fault, state))
+        with suppress(NoAnswer):
+            notebook = await ask(agent, self.connect(step.task_id, step.first), prompt.render_opening(facts))
+        noted = Noted(notebook=notebook, reason=reason)
+        await self.log.append(step.task_id, noted)
+        return apply(state, Record(seq=0, at=state.now, task_id=step.task_id, event=noted))
 
     async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:
         return await self._edit(state, step, proposal, source, packets.pack_order(proposal))
@@ -82,7 +102,7 @@ class ClaudeCrew:
     async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
         change = diff_from_parent(state, commit, self.log.get)
-        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change)
+        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, source)
         repaired = await self._edit(state, step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
 
@@ -92,12 +112,19 @@ class ClaudeCrew:
         source = self.log.get(state.parents[decided.incumbent].source)
         facts = packets.pack_reflection(state, decided, log, change, source)
         agent = reflector.make_agent(prompt, Review, log, partial(packets.write_curve_table, decided))
+
+        def find_fault(review: Review) -> str:
+            return find_overlong(review) or explain_unsupported(decided, review)
+
+        agent = replace(agent, accept=find_fault)
         answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
         return Postmortem(**answer.model_dump())
 
     async def _edit(self, state: State, step: Edit, proposal: Proposal, source: str, facts: dict[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=step.how == "repaired")
-        environment = self.connect(step.task_id, step.experiment)
-        file = StartedFile(source, self.meter) if researcher.is_step_measurable(state) else EditedFile(source)
-        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], file, facts, check)
+        task, environment = state.session.task, self.connect(step.task_id, step.experiment)
+        tree = EditedTree(split_files(source), task.is_editable, join_files) if task.has_tree else None
+        is_started = researcher.is_step_measurable(state)
+        files = tree or (StartedFile(source, self.meter) if is_started else EditedFile(source))
+        text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
         return Revision(text, answer.summary, answer.deviations)

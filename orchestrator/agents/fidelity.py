@@ -4,11 +4,11 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 
 from orchestrator.core.events import Proposal
 from orchestrator.core.source import compute_fingerprint
 from prepare.constants import read_values
+from prepare.tree import parse_files
 
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 
@@ -39,20 +39,19 @@ def find_deviation(proposal: Proposal, before: str, after: str, declared: str = 
 
 
 def _read_constants(source: str) -> Mapping[str, str]:
-    """Return the normalized top-level statements that assign an UPPER_CASE name, by that name."""
-    found, tree = defaultdict[str, list[str]](list), ast.Module([], [])
-    with suppress(SyntaxError):  # not Python
-        tree = ast.parse(source)
-    for node in tree.body:
+    """Return the normalized top-level statements that assign an UPPER_CASE name, by that name; argparse's defaults."""
+    found = defaultdict[str, list[str]](list)
+    for node in parse_files(source).body:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
             stored = (part for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
             for name in dict.fromkeys(part.id for part in stored if part.id.isupper()):
                 found[name].append(ast.unparse(node))
-    return {name: "; ".join(statements) for name, statements in found.items()}
+    options = {name: f"{name} = {value!r}" for name, value in read_values(source).items() if "--" in name}
+    return {name: "; ".join(statements) for name, statements in found.items()} | options
 
 
 def _is_named(text: str, name: str) -> bool:
-    return re.search(rf"\b{re.escape(name)}\b", text) is not None
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
 
 
 def _read_numbers(text: str) -> set[float]:

@@ -13,6 +13,7 @@ from orchestrator.core.description import compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.core.templates import Macros
 from prepare.constants import read_values
+from prepare.tree import split_files
 from subagents.logs import extract_frames, fence, split_lines
 
 POINTS = tuple(i / 10 for i in range(1, 11))
@@ -33,9 +34,9 @@ def pack_order(proposal: ev.Proposal) -> dict[str, str]:
     return {"title": proposal.title, "instructions": proposal.instructions, "crash": "", "diff": ""}
 
 
-def pack_repair(broken: Broken, log: str, change: str) -> dict[str, str]:
-    """Return the same facts after a crash; `change` is the diff that caused it."""
-    facts = {"crash": _describe_crash(broken.crash, log), "diff": briefing.clip(change, briefing.DIFF)}
+def pack_repair(broken: Broken, log: str, change: str, source: str = "") -> dict[str, str]:
+    """Return the same facts after a crash of `source`; `change` is the diff that caused it."""
+    facts = {"crash": _describe_crash(broken.crash, log, source), "diff": briefing.clip(change, briefing.DIFF)}
     return pack_order(broken.candidate.proposal) | facts
 
 
@@ -56,7 +57,7 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
         "diff": briefing.clip(change, briefing.DIFF),
         "constants": WORDS.constants(read_values(source)),
         "outcome": WORDS.outcome(decided),
-        "packet": _describe_runs(decided, log, session.profile),
+        "packet": _describe_runs(decided, log, source, session.profile),
     }
 
 
@@ -87,7 +88,7 @@ def _count_steps(runs: Sequence[ev.RunResult]) -> float:
     return fmean(counts) if counts else 0.0
 
 
-def _describe_runs(decided: Decided, log: str, profile: ev.SessionProfile) -> str:
+def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionProfile) -> str:
     """Return the curves and the metrics, and what ended a run early; the speed only where the budget is time."""
     runs, last, timed = _list_runs(decided), decided.last_run, profile.budget_kind == "time"
     curves = write_curve_table(decided, POINTS) if any(run.curve for run in runs) else ""
@@ -96,14 +97,14 @@ def _describe_runs(decided: Decided, log: str, profile: ev.SessionProfile) -> st
         for name, own, other in compare_metrics(runs, decided.compared)
         if (own or other) and (timed or name != "tokens per second")
     ]
-    crash = _describe_crash(last, log) if isinstance(last, ev.Crashed) else ""
+    crash = _describe_crash(last, log, source) if isinstance(last, ev.Crashed) else ""
     return WORDS.packet(decided, runs, curves, measured, crash, profile.bytes_per_token)
 
 
-def _describe_crash(crash: ev.Crashed, log: str) -> str:
-    """Return what failed, and where in train.py; if that is unknown, the end of the log."""
+def _describe_crash(crash: ev.Crashed, log: str, source: str) -> str:
+    """Return what failed, and where in the files of `source`; if that is unknown, the end of the log."""
     lines = split_lines(log)
-    frames = extract_frames(lines)
+    frames = extract_frames(lines, split_files(source))
     return WORDS.crash(crash, bool(frames), fence(frames or lines[-LAST_LINES:], EXCERPT))
 
 

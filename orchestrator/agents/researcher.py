@@ -1,13 +1,14 @@
 """The researcher: reads the state of the research, looks things up, and proposes what to try next, and why."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Digest, Family, Proposal, parse_value
-from orchestrator.core.state import FinalStatus, State, diff_from_parent
+from orchestrator.core.events import Digest, Family, Notebook, Noted, Proposal, parse_value
+from orchestrator.core.state import UNTESTED, FinalStatus, State, diff_from_parent
 from orchestrator.policy.steps import BATCH
 from orchestrator.ports import StepMeter
 from prepare.constants import UnknownConstantError, Value, read_values, with_constants
@@ -45,24 +46,55 @@ class Proposals(BaseModel):
 
 
 def make_agent(
-    prompt: Prompt,
-    state: State,
-    count: int,
-    source: str,
-    read: Callable[[Digest], str],
-    search: Callable[[str], str],
-    meter: StepMeter | None = None,
+    prompt: Prompt, state: State, source: str, tools: Sequence[Tool], write: Callable[[Noted], Awaitable[None]]
 ) -> Agent[Proposals]:
-    """Return a researcher that makes up to `count` proposals; `source` is the best train.py.
-
-    `read` returns stored texts, `search` snippets of the musings of all sessions. A tape never calls `meter`.
-    """
+    """Return a researcher that makes proposals; `source` is the best train.py, and `write` stores a notebook."""
     values = read_values(source)
 
     def find_fault(answer: Proposals) -> str:
-        if len(answer.proposals) > count:
-            return f"hand in the best {count} of your proposals: no more can be tried now"
-        return "; ".join(fault for proposal in answer.proposals if (fault := _find_fault(proposal, values)))
+        return "; ".join(fault for draft in answer.proposals if (fault := _find_fault(draft, state, values)))
+
+    async def rewrite_notebook(beliefs: list[str], questions: list[str], ideas: list[str]) -> str:
+        """Replace your whole notebook: what you leave out is gone.
+
+        Beliefs: what the measurements carry, each with the #numbers of its experiments. Questions: what is open. Ideas:
+        the backlog, best first. At most 3,800 characters in all.
+        """
+        notebook = Notebook(beliefs=tuple(beliefs), questions=tuple(questions), ideas=tuple(ideas))
+        if fault := find_notebook_fault(state, notebook):
+            raise ToolError(fault)
+        await write(Noted(notebook=notebook))
+        return "The notebook is rewritten."
+
+    return Agent("researcher", prompt, Proposals, (*tools, Tool.from_function(rewrite_notebook)), find_fault)
+
+
+def find_notebook_fault(state: State, notebook: Notebook) -> str:
+    """Return why a notebook cannot be taken over: too long, or a belief without evidence; empty if it can."""
+    if (size := len(briefing.WORDS.notebook(notebook))) > briefing.NOTEBOOK * briefing.CHARACTERS:
+        return f"it has {size:,} characters, and {briefing.NOTEBOOK * briefing.CHARACTERS:,.0f} fit: shorten it"
+    tested = {0, *(result.experiment for result in state.judged if result.status not in UNTESTED)}
+    for belief in notebook.beliefs:
+        unmeasured = {int(number) for number in re.findall(r"#(\d+)", belief)} - tested
+        if unmeasured or not re.search(r"#\d|experiment \d+ of ", belief):
+            fault = f"#{min(unmeasured)} has measured nothing" if unmeasured else "it names no experiment, such as #3"
+            return f"beliefs: {belief[:60]!r}: {fault}. Without evidence it is a question or an idea"
+    return ""
+
+
+def make_tools(
+    state: State,
+    source: str,
+    read: Callable[[Digest], str],
+    search: Callable[[str], str],
+    find: Callable[[str, int], str],
+    meter: StepMeter | None = None,
+) -> list[Tool]:
+    """Return the tools that look things up; `source` is the best train.py.
+
+    `read` returns stored texts, `search` snippets of the musings of all sessions, `find` one of them. A tape never
+    calls `meter`.
+    """
 
     def read_train_py(first: int = 1, last: int | None = None) -> str:
         """Read the best train.py so far, from line `first` to line `last`, in pages that say where to go on."""
@@ -90,15 +122,19 @@ def make_agent(
     def search_musings(words: str) -> str:
         """Search the musings of this and all earlier sessions: what was tried, why, and what came of it.
 
-        The ten that fit best are shown: session, number there, verdicts, change of val_bpb, the words around the match.
+        The ten that fit best are shown: number and night, verdicts, change of val_bpb, the words around the match.
         """
         return search(words) or "No musings match."
 
-    tools = [*map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))]
-    tools.append(Tool.from_function(search_musings, pure=False))
+    def open_musing(night: str, experiment: int) -> str:
+        """Read a musing of an earlier night in full: reasons, the change as a diff, results, lesson."""
+        return find(night, experiment) or f"Experiment {experiment} of {night!r} has no musing."
+
+    known = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
+    tools = [*known, *(Tool.from_function(look, pure=False) for look in (search_musings, open_musing))]
     if is_step_measurable(state):
         tools.append(_make_profiler(source, state.session.profile.budget, meter))
-    return Agent("researcher", prompt, Proposals, tuple(tools), find_fault)
+    return tools
 
 
 def is_step_measurable(state: State) -> bool:
@@ -124,10 +160,12 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
     return Tool.from_function(profile_step, pure=False)
 
 
-def _find_fault(proposal: Proposal, values: Mapping[str, Value]) -> str:
+def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -> str:
     """Return why a proposal cannot be carried out; empty if it can. `values` are the constants of train.py."""
     if proposal.family not in get_args(Family):
         return f"family: {proposal.family!r} is not offered"
+    if proposal.tests is not None and proposal.tests not in (result.experiment for result in state.judged):
+        return f"tests: experiment {proposal.tests} has no verdict"
     for name, value in proposal.settings.items():
         if name not in values:
             return f"settings: train.py has no plain constant {name}; leave settings empty and write instructions"

@@ -1,9 +1,14 @@
 """The command that checks everything a night needs, and says what to do about each problem."""
 
+import asyncio
 import os
 import shutil
 import sysconfig
+import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,9 +18,17 @@ from rich.markup import escape
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.preflight import CheckResult, Preflight
-from orchestrator.cli.start import invent_name
-from prepare.machine import list_gpus
+from orchestrator.cli.start import describe_ground, invent_name
+from orchestrator.core.events import Aborted, Crashed, Granted, Outcome, Point, Scored
+from orchestrator.core.source import compute_digest
+from orchestrator.lab.slots import list_slots
+from prepare.machine import THREADS, list_gpus
+from prepare.profiles import apply_to_script
 
+TRIAL_SECONDS = 20.0
+"""Seconds that the script may take to its first step; then it is only known not to have failed at once."""
+NEEDED = {"git", "scores", "data", "slots", "sandbox"}
+"""Checks without which the script cannot be run."""
 BUSY = 0.5
 """Share of the cores in use above which runs take longer than expected."""
 MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
@@ -27,22 +40,64 @@ def doctor(
     crew: opt.Crew = "claude",
     prompts: opt.Style = "default",
     model: opt.Model = None,
+    fallback: opt.Fallback = None,
     notify: opt.Notify = "",
 ) -> None:
     """Check everything that a night needs.
 
-    Runs the checks that a night with these options begins with, and also checks the data's hashes and the machine. Exit
-    code 3 if something would spoil the night.
+    Runs the checks that a night with these options begins with, also checks the data's hashes and the machine, and then
+    runs a reported script until its first step. Exit code 3 if something would spoil the night.
     """
     paths: opt.Paths = context.obj
     chosen = opt.choose_crew(context, crew, offline=offline)
-    night = Preflight(paths, invent_name(paths.sessions), chosen, prompts, model or (), notify=notify, verify=True)
+    name, models = invent_name(paths.sessions), (model or (), fallback or ())
+    night = Preflight(paths, name, chosen, prompts, *models, notify=notify, verify=True)
     results = [*night.check(), *check_machine()]
+    ready = not any(result.state == "bad" and result.subject in NEEDED for result in results)
+    if ready and night.task.is_reported:
+        results.append(check_script(night))
     for result in results:  # no table, which would break the commands that it names
         words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
         Console(highlight=False).print(words, soft_wrap=True)
     if any(result.state == "bad" for result in results):
         raise SystemExit(opt.ExitCode.UNHEALTHY)
+
+
+def check_script(night: Preflight) -> CheckResult:
+    """Run the script as a night would, until its first progress line, its end, or TRIAL_SECONDS without a crash."""
+    from orchestrator.lab.reported import TaskFolder, build_runner
+
+    began, steps = time.monotonic(), list[Point]()
+    source = apply_to_script(night.source, night.profile) if night.profile else night.source
+    with tempfile.TemporaryDirectory() as folder:
+        slot = replace(list_slots(1, Path(folder), THREADS, night.list_gpus())[0], patience=2.0)
+        tree = TaskFolder(night.task, night.repo, night.repo.get_head())
+        parts = {"folder": Path(folder), "slots": [slot], "sandbox": night.sandbox, "put": compute_digest}
+        runner = build_runner(describe_ground(night), tree, 1, night.paths.data, **parts)
+
+        async def run() -> Outcome | None:
+            task = asyncio.ensure_future(runner.run(Granted(experiment=0, run=1, slot=0, seed=0), source))
+
+            def stop(_granted: Granted, point: Point, _rate: float) -> None:
+                steps.append(point)
+                task.cancel()
+
+            runner.on_point = stop
+            with suppress(TimeoutError, asyncio.CancelledError):
+                return await asyncio.wait_for(task, TRIAL_SECONDS)
+
+        outcome = asyncio.run(run())
+    after = f"after {time.monotonic() - began:.1f} s"
+    match outcome:
+        case Crashed(message=message):
+            return CheckResult("script", "bad", f"it failed {after}: {message}")
+        case Aborted(reason=reason):
+            return CheckResult("script", "warn", f"it could not be tried: {reason}")
+        case Scored(val_bpb=score):
+            return CheckResult("script", "good", f"it ended {after}: {night.task.metric.format_score(score)}")
+        case _:
+            words = "came to a step" if steps else "printed no step, and had not failed"
+            return CheckResult("script", "good", f"it {words} {after}")
 
 
 def check_machine() -> Iterator[CheckResult]:

@@ -4,8 +4,10 @@ Slow imports are done where they are used, so that a listing comes at once.
 """
 
 import asyncio
+import pydoc
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +28,7 @@ from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
 from prepare.files import write_atomically
 
+AgentName = Literal["researcher", "mechanic", "reflector"]
 console = Console(highlight=False, markup=False)
 
 
@@ -70,6 +73,9 @@ def replay(
     name: NameOrFile,
     until: Annotated[int | None, typer.Option(min=1, help="stop after this many events")] = None,
     event: Annotated[int | None, typer.Option("--show", min=0, help="print this event in full, and no other")] = None,
+    experiment: Annotated[int | None, typer.Option(min=0, help="print the conversations about this one")] = None,
+    agent: Annotated[AgentName | None, typer.Option(help="with --experiment: only those of this agent")] = None,
+    full: Annotated[bool, typer.Option("--full", help="do not fold prompts, code and results")] = False,
     step: Annotated[bool, typer.Option("--step", help="wait after each event: any key continues, q quits")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON line per event")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="run today's code over the recording")] = False,
@@ -83,16 +89,27 @@ def replay(
     """
     paths: Paths = context.obj
     if verify:
-        refuse(context, "with --verify", "event", "step", "as_json")
+        refuse(context, "with --verify", "event", "experiment", "step", "as_json")
     else:
         refuse(context, "without --verify", "prompts", "musings")
-    if event is not None:
+    if experiment is not None:
+        refuse(context, "with --experiment", "event", "until", "step", "as_json")
+    else:
+        refuse(context, "without --experiment", "agent")
+    if event is None and experiment is None:
+        refuse(context, "without --show or --experiment", "full")
+    elif event is not None:
         refuse(context, "with --show", "until", "step")
     if step and not sys.stdin.isatty():
         raise UsageError("--step needs a terminal, and this is none: leave it out")
     with read_session(paths, name, salvage=salvage) as session:
         if verify:
             _verify(session, until, paths.recall(session.path.parent, context).musings, prompts)
+        elif experiment is not None:
+            found = event_text.find_conversations(session.records, experiment, agent or "")
+            if not found:
+                raise UsageError(f"{name} has no conversation {f'of the {agent} ' if agent else ''}about #{experiment}")
+            _show_pages(event_text.write_page(session, session.records, number, full=full) for number in found)
         elif event is None:
             _walk(session, until, step=step, as_json=as_json)
         elif event >= len(session.records):
@@ -100,7 +117,16 @@ def replay(
         elif as_json:
             print(session.records[event].model_dump_json())
         else:
-            print(event_text.write_page(session, session.records, event))
+            _show_pages([event_text.write_page(session, session.records, event, full=full)])
+
+
+def _show_pages(pages: Iterable[str]) -> None:
+    """Print pages, on a terminal one screen at a time."""
+    text = "\n\n\n".join(pages)
+    if sys.stdout.isatty():
+        pydoc.pager(text)
+    else:
+        print(text)
 
 
 def _walk(session: Session, until: int | None, *, step: bool, as_json: bool) -> None:
@@ -127,8 +153,12 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
         await run(tape, build_crew(tape, musings, prompts), tape)
 
     divergences = asyncio.run(replay(tape, live))
+    kinds = {divergence.seq: session.records[divergence.seq].event.kind for divergence in divergences}
     for divergence in divergences:
-        print(f"{divergence}\n")
+        if not prompts or kinds[divergence.seq] != "replied" or divergence.seq == len(tape.records):
+            print(f"{divergence}\n")  # with other prompts the request of every reply differs, too
+    if opened := [str(number) for number, kind in kinds.items() if kind == "opened"]:
+        print(f"The openings of these conversations change: {', '.join(opened)}")
     if tape.upcoming:
         print(f"The loop cannot follow the recording beyond event {tape.upcoming.seq}: the rest was not verified.")
     found = f"{len(divergences)} differ" if divergences else "all as recorded"
@@ -187,12 +217,8 @@ def compare(
     rows: list[comparison.SessionFigures] = []
     for name in names:
         with read_session(paths, name) as session:
-            if session.state.incumbent is None:
-                raise UsageError(f"{session.state.session.name} has no baseline yet")
             rows.append(comparison.summarize_session(session.state, session.records))
-    if any(row.metric != rows[0].metric for row in rows):
-        metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
-        raise UsageError(f"these sessions are scored differently: {metrics}")
+    comparison.require_one_metric(rows)
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))

@@ -16,7 +16,7 @@ from orchestrator.views.output import harden_streams
 from prepare.command import UserError
 from subagents.errors import PromptError
 
-ALL = "sessions data script musings unsafe"
+ALL = "sessions data script musings unsafe cluster"
 COMMANDS = {
     "init": (".init", "Write a train.py to start from.", "data script"),
     "prepare": ("prepare.__main__", "Prepare the data that every experiment trains on.", ""),
@@ -29,6 +29,7 @@ COMMANDS = {
     "report": (".inspect", "Rebuild a session's files from its log.", "sessions musings"),
     "compare": (".inspect", "Compare sessions side by side.", "sessions"),
     "musings": (".inspect", "Search the musings of all sessions.", "musings"),
+    "serve": (".serve", "Show and steer the sessions in a browser.", "sessions script musings"),
 }
 """The module of each command, the first line of its help, and the places that it uses."""
 HELP = """Machine-learning research while you sleep.
@@ -110,9 +111,11 @@ def start(
     name: opt.Name = "",
     max_experiments: opt.Experiments = None,
     max_usd: opt.Dollars = None,
+    experiment_usd: opt.ExperimentDollars = None,
     slots: opt.Slots = "1",
     prompts: opt.Style = "default",
     model: opt.Model = None,
+    fallback: opt.Fallback = None,
     seed: opt.Seed = None,
     memory: opt.Memory = True,
     notify: opt.Notify = "",
@@ -122,6 +125,7 @@ def start(
     musings: opt.Musings = opt.Paths.musings,
     unsafe: opt.Unsafe = opt.Paths.unsafe,
     fit: opt.Fit = opt.Paths.fit,
+    cluster: opt.Cluster = opt.Paths.cluster,
     show_version: Annotated[  # noqa: ARG001 - it never returns
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="show the version and exit")
     ] = False,
@@ -134,13 +138,14 @@ def start(
     from orchestrator.core.events import SessionLimits
 
     chosen = opt.choose_crew(context, crew, offline=offline)
-    paths = opt.Paths(sessions, data, script, musings, unsafe, fit)
-    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
+    paths = opt.Paths(sessions, data, script, musings, unsafe, fit, cluster)
+    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd, experiment_usd=experiment_usd)
+    slots = "auto" if cluster and not opt.is_given(context, "slots") else slots
     name = name or invent_name(sessions)
-    night = Preflight(
-        paths, name, chosen, prompts, model or (), limits, seed, isolated=not memory, notify=notify, slots=slots
+    models = model or (), fallback or ()
+    start_night(
+        Preflight(paths, name, chosen, prompts, *models, limits, seed, isolated=not memory, notify=notify, slots=slots)
     )
-    start_night(night)
 
 
 def main(words: Sequence[str] | None = None) -> None:

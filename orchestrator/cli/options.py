@@ -1,7 +1,7 @@
 """The options that commands share, the paths of a session, usage errors and exit codes."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -45,8 +45,12 @@ Name = Annotated[str, typer.Option("--session", help="name of the session (defau
 Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]
 Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the models cost more than this")]
+ExperimentDollars = Annotated[
+    float | None, typer.Option("--max-usd-per-experiment", min=0, help="ask no model about one that has cost this much")
+]
 Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
-Model = Annotated[list[str] | None, typer.Option(help="MODEL for all agents, or AGENT=MODEL; may be repeated")]
+Model = Annotated[list[str] | None, typer.Option(help="MODEL or AGENT=MODEL, repeatable; cli:claude for Claude Code")]
+Fallback = Annotated[list[str] | None, typer.Option(help="the same, for where a model refuses or is out")]
 Seed = Annotated[int | None, typer.Option(help="seed of the session, for all others (default: random)")]
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
@@ -54,6 +58,9 @@ Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
 Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` filled")]
 Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
+Cluster = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
+]
 Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
 Musings = Annotated[Path, typer.Option(help="the folder of musings")]
 Salvage = Annotated[bool, typer.Option("--salvage", help="read a damaged file as far as it is sound")]
@@ -72,6 +79,10 @@ class Paths:
     """The training code is trusted."""
     fit: bool | None = None
     """The baseline gets the profile's constants; None for a train.py of ours only."""
+    cluster: str = ""
+    """Address of the Ray cluster that trains; empty for this machine."""
+    programs: Sequence[str] = ()
+    """The models that are programs: a session's file, which may be another's, cannot have one started."""
 
     def find_session(self, name: str) -> Path:
         """Return the file of the session of that name, or the file itself. Raises UsageError where there is none."""
@@ -99,7 +110,7 @@ class Paths:
         try:
             known: dict[str, Any] = json.loads(path.read_text())
             for name, at in known.items():
-                if isinstance(at, str):
+                if isinstance(at, str) and name != "cluster":
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
             return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -129,15 +140,17 @@ def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> 
     if offline:
         refuse(context, "with --offline", "crew")
     if offline or crew == "optuna":
-        refuse(context, "without models (--offline)", "prompts", "model", "max_usd")
+        refuse(context, "without models (--offline)", "prompts", "model", "fallback", "max_usd", "experiment_usd")
     return "optuna" if offline else crew
 
 
-def open_session(path: Path, *, read_only: bool = False, salvage: bool = False) -> "Session":
+def open_session(
+    path: Path, *, read_only: bool = False, salvage: bool = False, known: "Session | None" = None
+) -> "Session":
     """Open a session that has begun. Raises UsageError, SessionError."""
     from orchestrator.session.store import Session
 
-    session = Session(path, read_only=read_only, salvage=salvage)
+    session = Session(path, read_only=read_only, salvage=salvage, known=known)
     if session.state.started is None:
         raise UsageError(f"{path} has no events: the session never began; delete {path.parent}")
     return session
@@ -146,8 +159,14 @@ def open_session(path: Path, *, read_only: bool = False, salvage: bool = False) 
 @contextmanager
 def read_session(paths: Paths, name: str, *, salvage: bool = False) -> Generator["Session"]:
     """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
-    path = paths.find_session(name)
-    session = open_session(path, read_only=True, salvage=salvage)
+    with read_file(paths.find_session(name), salvage=salvage) as session:
+        yield session
+
+
+@contextmanager
+def read_file(path: Path, *, salvage: bool = False, known: "Session | None" = None) -> Generator["Session"]:
+    """Open a session's file for reading, as `read_session` does; `known` is an earlier reading of it."""
+    session = open_session(path, read_only=True, salvage=salvage, known=known)
     try:
         yield session
     except (OSError, UserError, PromptError):

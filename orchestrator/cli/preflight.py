@@ -14,7 +14,7 @@ from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.task_file import find_task
@@ -22,6 +22,7 @@ from orchestrator.core.events import SessionLimits
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
+from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import select_sandbox
@@ -34,9 +35,10 @@ from prepare.constants import read_values
 from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
+from prepare.tree import split_files
 from subagents.errors import PromptError
 from subagents.files import find_syntax_error, list_imports
-from subagents.prompts import Prompt, load_prompts, parse_prompt
+from subagents.prompts import PREFIX, Prompt, load_prompts, parse_prompt
 
 PROMPTS = next(path for path in (at / "prompts" for at in Path(__file__).parents[1:]) if path.is_dir())
 """In a wheel they lie in the package, else at the top of the repository."""
@@ -73,6 +75,8 @@ class Preflight:
     style: str = "default"
     models: Sequence[str] = ()
     """MODEL for all agents, or AGENT=MODEL."""
+    fallbacks: Sequence[str] = ()
+    """In the same form, what takes over where these refuse or are out."""
     limits: SessionLimits = field(default_factory=lambda: SessionLimits(hours=8))
     seed: int | None = None
     """Seed of the session; None to draw one."""
@@ -94,20 +98,19 @@ class Preflight:
         return self.state.session.task if self.state else find_task(self.paths.script)
 
     @cached_property
-    def script(self) -> Path:
-        """The file that candidates change."""
-        return self.paths.script.parent / (*self.task.editable, self.paths.script.name)[0]
-
-    @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
         """By agent: those that a session has recorded, else the style's; empty if the crew uses no model."""
         if self.session:
-            return read_prompts(self.session)
-        return {} if self.crew == "optuna" else load_style(self.style, self.models, self.task)
+            prompts = read_prompts(self.session)
+            if foreign := set(list_programs(prompts)).difference(self.paths.programs):
+                words = "the session's file names a program that no night began with here: fork it with a --model"
+                raise UsageError(f"{words} ({', '.join(sorted(foreign))})")
+            return prompts
+        return {} if self.crew == "optuna" else load_style(self.style, self.models, self.task, self.fallbacks)
 
     @cached_property
     def repo(self) -> Repo:
-        return Repo(self.script, self.name)
+        return Repo(self.paths.script, self.name, self.task)
 
     @property
     def parent(self) -> str:
@@ -152,7 +155,7 @@ class Preflight:
         yield _attempt("session", self._describe_session)
         yield (data := _attempt("scores", self._describe_task))
         reported = data.state == "good" and self.task.is_reported
-        if reported and git.state == "good" and (changed := set(self.repo.list_changed()) - {str(self.repo.path)}):
+        if reported and git.state == "good" and (changed := self.repo.list_changed()):
             words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
             yield CheckResult("git", "warn", words)
         if data.state == "good" and not reported:
@@ -178,7 +181,7 @@ class Preflight:
         slots, task, limits = self.count_slots(), self.task, self.limits
         if limits.hours <= 0:
             raise UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
-        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, slots)
+        usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.places[1])
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {high:,} experiments" if low < high else count(low, "experiment")
@@ -193,16 +196,18 @@ class Preflight:
         return f"until {end:%H:%M}: {', '.join(parts)}"
 
     def _describe_repository(self) -> str:
-        script, source, commit = self.script, self.source, self.parent or self.repo.get_head()
-        if not self.parent and script.suffix == ".py" and (fault := find_syntax_error(source)):
-            raise UsageError(f"{fault.replace('train.py', script.name, 1)}: fix it")
+        script, source, commit = self.repo.script, self.source, self.parent or self.repo.get_head()
+        files = {name or script.name: text for name, text in split_files(source).items()}
+        for name, text in files.items() if not self.parent else ():
+            if name.endswith(".py") and (fault := find_syntax_error(text, name)):
+                raise UsageError(f"{fault}: fix it")
         examined = not self.parent and not self.task.is_reported
         if examined and (missing := find_neighbours(source, script.parent)):
             raise UsageError(
                 f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
                 f"and Nightshift's own {TRUSTED.name}: move the code into it, or install it as a package"
             )
-        return f"{script} in its repository, at {commit[:10]}"
+        return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
 
     def _describe_session(self) -> str:
         if self.session:
@@ -223,8 +228,20 @@ class Preflight:
         """Return the GPUs that runs can use: none where the data are for the CPU."""
         return [] if not self.task.is_reported and self.manifest.profile == "cpu" else list_gpus()
 
+    @cached_property
+    def places(self) -> tuple[int, int, dict[str, Any]]:
+        """Runs at a time, those on one machine, and the options of each on a cluster. Raises UserError."""
+        if not self.paths.cluster:
+            return (here := self.count_slots()), here, {}
+        nodes = [node["Resources"] for node in connect(self.paths.cluster).nodes() if node["Alive"]]
+        cpu = not self.task.is_reported and self.manifest.profile == "cpu"
+        model, wanted = (self.state.session.gpu, self.state.session.slots) if self.state else ("", self.slots)
+        return plan_shares(nodes, str(wanted), model, cpu=cpu, fewer=bool(self.state))
+
     def count_slots(self) -> int:
         """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
+        if self.paths.cluster:
+            return self.places[0]
         gpus, wanted = len(self.list_gpus()), str(self.state.session.slots) if self.state else self.slots
         if wanted == "auto":
             return gpus or 1
@@ -265,24 +282,36 @@ class Preflight:
             yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
 
     def _describe_sandbox(self) -> str:
-        return "none, because of --unsafe" if self.paths.unsafe else f"{self.sandbox.tier} passes its self-check"
+        if self.paths.unsafe or self.paths.cluster:
+            return "none, because of --unsafe" if self.paths.unsafe else "each node of the cluster selects its own"
+        return f"{self.sandbox.tier} passes its self-check"
 
 
-def load_style(style: str, models: Sequence[str], task: Task = EXAMINED) -> dict[str, Prompt]:
+def load_style(
+    style: str, models: Sequence[str], task: Task = EXAMINED, fallbacks: Sequence[str] = ()
+) -> dict[str, Prompt]:
     """Load the style's prompts for the task, each for its model. Raises PromptError, UsageError."""
     prompts = load_prompts(PROMPTS, style, "default/reported" if task.is_reported else "default")
-    for entry in models:
-        agent, _, model = entry.rpartition("=")
+    for which, entry in [*(("model", entry) for entry in models), *(("fallback", entry) for entry in fallbacks)]:
+        agent, is_for_one, model = entry.partition("=")
+        if not is_for_one or entry.startswith(PREFIX):
+            agent, model = "", entry
         if agent and agent not in prompts:
-            raise UsageError(f"--model {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")
-        chosen = [agent] if agent else list(prompts)
-        prompts |= {name: prompts[name].model_copy(update={"model": model}) for name in chosen}
+            raise UsageError(f"--{which} {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")
+        chosen = {"": list(prompts), "researcher": ["researcher", "notebook"]}.get(agent, [agent])
+        prompts |= {name: prompts[name].model_copy(update={which: model}) for name in chosen}
     return prompts
 
 
 def read_prompts(log: Log) -> dict[str, Prompt]:
     """Return the prompts that a session has recorded, by agent. Raises PromptError."""
     return {agent: parse_prompt(log.get(text), agent) for agent, text in log.state.session.prompts.items()}
+
+
+def list_programs(prompts: Mapping[str, Prompt]) -> list[str]:
+    """Return the models that are programs."""
+    models = {model for prompt in prompts.values() for model in (prompt.model, prompt.fallback)}
+    return sorted(model for model in models if model.startswith(PREFIX))
 
 
 def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
@@ -338,15 +367,18 @@ def _check_models(prompts: Mapping[str, Prompt]) -> Iterator[CheckResult]:
     from subagents import prices
     from subagents.claude import Claude, connect, credentials_error
 
-    if missing := credentials_error():
+    uses = [(each, name) for name, prompt in prompts.items() for each in (prompt.model, prompt.fallback) if each]
+    if not all(model.startswith(PREFIX) for model, _ in uses) and (missing := credentials_error()):
         yield CheckResult("models", "bad", missing)
         return
-    for model in sorted({prompt.model for prompt in prompts.values()}):
-        agents = ", ".join(name for name, prompt in prompts.items() if prompt.model == model)
-        effort = next(prompt.effort for prompt in prompts.values() if prompt.model == model)
-        passes, wrong = asyncio.run(Claude(connect()).check(model, effort))
+    for model in sorted({model for model, _ in uses}):
+        names = [name for used, name in uses if used == model]
+        agents = ", ".join(names)
+        passes, wrong = asyncio.run(Claude(connect()).check(model, prompts[names[0]].effort))
         if wrong:
             yield CheckResult(model, "warn" if passes else "bad", f"{wrong} (for {agents}; --offline needs no model)")
+        elif model.startswith(PREFIX):
+            yield CheckResult(model, "good", f"called a tool; --max-usd counts the dollars that it reports ({agents})")
         elif prices.estimate_most(model, 0, 0) is not None:
             yield CheckResult(model, "good", f"called a tool, and its price is known ({agents})")
         else:

@@ -15,7 +15,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, expect_run_seconds
+from orchestrator.cli.preflight import Preflight, expect_run_seconds, list_programs
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -40,13 +40,7 @@ def start_night(night: Preflight) -> None:
     Unless it is isolated, it is told what earlier sessions on the same data found.
     """
     night.require()
-    if night.task.is_reported:
-        seconds = night.task.budget
-        profile = SessionProfile(
-            name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
-        )
-    else:
-        profile = describe_profile(night.manifest, measure_token(night.paths.data), night.count_slots())
+    profile = describe_ground(night)
     earlier, variance = (), PooledVariance()
     if not night.isolated:
         earlier, variance = recall_results(night.paths.sessions, profile, night.task)
@@ -55,6 +49,7 @@ def start_night(night: Preflight) -> None:
         print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
     started = Started(
         slots=night.count_slots(),
+        gpu=night.places[2].get("accelerator_type", ""),
         seed=random.SystemRandom().randrange(1 << 31) if night.seed is None else night.seed,
         commit=night.repo.get_head(),
         profile=calibrate_noise(profile, variance),
@@ -64,6 +59,16 @@ def start_night(night: Preflight) -> None:
         **_describe_settings(night),
     )
     _begin(night, started, lambda path: Session(path, create=True))
+
+
+def describe_ground(night: Preflight) -> SessionProfile:
+    """Return what a session records of what its runs are measured on."""
+    if not night.task.is_reported:
+        return describe_profile(night.manifest, measure_token(night.paths.data), night.places[1])
+    seconds = night.task.budget
+    return SessionProfile(
+        name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
+    )
 
 
 def measure_token(folder: Path) -> float:
@@ -103,7 +108,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
                 session.put(prompt.text)
             session.write("", first)
             session.close()
-            night.paths.remember(draft)
+            replace(night.paths, programs=list_programs(night.prompts)).remember(draft)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -121,6 +126,7 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
         "style": night.style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
         "reflect_every": prompts["reflector"].cadence if prompts else 1,
+        "consolidate_every": prompts["notebook"].cadence if prompts else 0,
         "prompts": {agent: compute_digest(prompt.text) for agent, prompt in prompts.items()},
     }
 
@@ -160,6 +166,7 @@ def fork(
     crew: Annotated[opt.CrewName | None, typer.Option(help="crew from the fork on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="style from the fork on (default: the same)")] = "",
     model: opt.Model = None,
+    fallback: opt.Fallback = None,
     notify: opt.Notify = "",
 ) -> None:
     """Start a new session from an event of another.
@@ -178,8 +185,9 @@ def fork(
     more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
     longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
     limits = state.session.limits.model_copy(update=longer)
+    models = model or (), fallback or ()
     name, style = fork_name or invent_name(paths.sessions), prompts or state.session.style or "default"
-    night = Preflight(paths, name, chosen, style, model or (), limits, isolated=True, notify=notify, state=state)
+    night = Preflight(paths, name, chosen, style, *models, limits, isolated=True, notify=notify, state=state)
     night.require()
     forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night))
     _begin(night, forked, lambda path: old.fork(path, at))
@@ -195,6 +203,7 @@ def trial(
     slots: opt.Slots = "1",
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
     model: opt.Model = None,
+    fallback: opt.Fallback = None,
     seed: Annotated[int, typer.Option(help="seed of the first repetition; each further one adds 1")] = 0,
     notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
@@ -209,7 +218,8 @@ def trial(
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: name each style only once; folders must have different names")
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    plan = Preflight(paths, "", crew, "", model or (), limits, isolated=True, notify=notify, slots=slots)
+    models = model or (), fallback or ()
+    plan = Preflight(paths, "", crew, "", *models, limits, isolated=True, notify=notify, slots=slots)
     nights = [
         replace(plan, name=f"{trial_name}-{style}-{repeat + 1}", style=folder, seed=seed + repeat)
         for repeat in range(repeats)

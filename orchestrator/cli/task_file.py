@@ -19,12 +19,14 @@ CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 def find_task(script: Path) -> Task:
     """Return the task in the script's folder. Raises UsageError."""
     folder, given = script.parent, _read_task(script.parent / NAME)
-    editable = given.editable or (script.name,)
+    editable, main = given.editable or (script.name,), script.name
+    if given.named and main not in given.named:
+        main = given.named[0]
     if not given.model_fields_set and not (folder / "prepare.py").is_file() and _has_protocol(script):
         return Task()
-    python = f"python {shlex.quote(editable[0])}" if editable[0].endswith(".py") else ""
+    python = f"python {shlex.quote(main)}" if main.endswith(".py") else ""
     if not (command := given.command or python):
-        raise UsageError(f"{folder / NAME}: command is missing, and {editable[0]} is not a Python script")
+        raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
     data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
     for name in data:
         if not (folder / Path(name).expanduser()).is_dir():
@@ -47,8 +49,6 @@ def _read_task(path: Path) -> Task:
         fault = error.errors()[0]
         key, unknown = ".".join(map(str, fault["loc"])), fault["type"] == "extra_forbidden"
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {fault['msg']}")) from error
-    if len(given.editable) > 1:
-        raise UsageError(f"{path}: editable names {len(given.editable)} files, and only one can be edited so far")
     return given
 
 

@@ -5,27 +5,26 @@ import os
 import signal
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight, read_prompts
-from orchestrator.core.source import normalize_lines
+from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State
+from orchestrator.lab.cluster import ClusterRunner, connect
 from orchestrator.lab.executor import LocalExecutor
-from orchestrator.lab.monitor import set_limits
-from orchestrator.lab.reported import ReportedRunner, TaskFolder, set_reported_limits
-from orchestrator.lab.runner import Runner
-from orchestrator.lab.scoring.claims import Scorer
+from orchestrator.lab.reported import TaskFolder, build_runner
 from orchestrator.lab.slots import Slot, list_slots
 from orchestrator.ports import Crew, StepMeter
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session
 from orchestrator.supervisor import ASKED, supervise
-from orchestrator.views.musings import search
+from orchestrator.views.musings import find_page, search
 from orchestrator.views.notify import make_sender
+from orchestrator.views.render import render_template
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
 from subagents.prompts import Prompt
@@ -41,14 +40,18 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         session, paths.musings, send=make_sender(night.notify), command=paths.write_command, git=repo.write_command()
     )
     session.say = observers.say
-    if (task := started.task).is_reported:
-        scorer, limits = TaskFolder(task, repo, started.commit), set_reported_limits(task, THREADS)
-        runner = ReportedRunner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
+    tree = TaskFolder(started.task, repo, started.commit) if started.task.is_reported else None
+    build = partial(build_runner, started.profile, tree, night.places[1])
+    if paths.cluster:
+        names, data = f"{started.name}-{compute_digest(started.model_dump_json())}", None if tree else paths.data
+        parts = build, data, session.put, observers.progress, THREADS, paths.unsafe
+        runner = ClusterRunner(connect(paths.cluster), names, night.places[2], *parts)
+        session.watchers.append(lambda: runner.end_recorded(session.finished))
     else:
-        scorer, limits = Scorer.load(paths.data.resolve()), set_limits(started.profile, THREADS, started.slots)
-        runner = Runner(folder, slots, limits, scorer, night.sandbox, session.put, observers.progress)
+        parts = {"folder": folder, "slots": slots, "sandbox": night.sandbox, "put": session.put}
+        runner = build(paths.data.resolve(), on_point=observers.progress, **parts)
+        runner.reap()
     repo.unlock()
-    runner.reap()
     begun = session.state.parents.get(0)
     profile = None if begun else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
@@ -56,11 +59,11 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         observers.say(night.estimate())  # before the live view, so that it stays
     else:
         repo.begin_branch(session.state.parent.commit)
-        lab.own, lab.fitted = normalize_lines(repo.read_source(begun.commit)), session.get(begun.source)
+        lab.own, lab.fitted = repo.read_source(begun.commit), session.get(begun.source)
     try:
         with observers:
-            if task.is_reported:
-                observers.say(task.describe())
+            if tree:
+                observers.say(tree.task.describe())
             meter, guidance = getattr(runner, "measure_step", None), paths.script.parent / "guidance.md"
             crew = build_crew(session, paths.musings, night.prompts, meter)
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
@@ -72,6 +75,10 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     except KeyboardInterrupt:
         observers.say(f"Stopped at once. Nothing is lost: {paths.write_command('resume', started.name)}")
         raise SystemExit(ExitCode.INTERRUPTED) from None
+    finally:
+        session.close()  # so that its file alone holds all of it
+        if isinstance(runner, ClusterRunner):
+            runner.reap()
     if code := judge_night(session.state):
         raise SystemExit(code)
 
@@ -99,18 +106,23 @@ def build_crew(
 
     if started.crew == "optuna":
         return get_optimizer()
+    prompts = prompts or read_prompts(log)
     if isinstance(log, Tape):
         outside = log
     else:
         from subagents.claude import Claude, connect
 
-        outside = Live(Claude(connect(), clock=log.clock), log)
+        others = [prompt for prompt in prompts.values() if prompt.fallback not in ("", prompt.model)]
+        replaceable = frozenset(prompt.model for prompt in others)
+        outside = Live(Claude(connect(), clock=log.clock, replaceable=replaceable), log)
+    fence = started.name if started.isolated else ""
     return ClaudeCrew(
         log,
         lambda task_id, experiment: Recording(outside, log, task_id, experiment),
-        prompts or read_prompts(log),
+        prompts,
         get_optimizer,
-        lambda words: "\n".join(map(str, search(musings, words, session=started.name if started.isolated else ""))),
+        lambda words: render_template("hits.txt", hits=search(musings, words, session=fence)),
+        lambda night, number: find_page(musings, night, number) if fence in ("", night) else "",
         meter,
     )
 
@@ -124,7 +136,8 @@ def hold_session(folder: Path) -> AbstractContextManager[None]:
 def hold_slots(night: Preflight) -> Generator[Sequence[Slot]]:
     """Lock the branch and the GPUs against sessions in other folders, and yield the slots. Raises UsageError."""
     lock = night.repo.common / "nightshift" / f"{night.name}.lock"
-    slots = list_slots(night.count_slots(), night.paths.sessions / night.name, THREADS, night.list_gpus())
+    folder, gpus = night.paths.sessions / night.name, [] if night.paths.cluster else night.list_gpus()
+    slots = list_slots(night.count_slots(), folder, THREADS, gpus)  # those of a cluster have no lock here
     with ExitStack() as stack:
         stack.enter_context(_hold(lock, f"another session called {night.name} is running in this repository"))
         for slot in slots:

@@ -77,6 +77,8 @@ class Proposal(Answer):
     exactly these values, so no mechanic reads the instructions."""
     direction: Direction | None = None
     """Only for a single constant: up or down, or set where its values have no order."""
+    tests: int | None = None
+    """Number of the judged experiment whose claim this one tests; none if it stands by itself."""
     instructions: str = _limit(2500)
     """What the mechanic is to change in train.py, so precisely that nothing is left to decide."""
     author: SkipJsonSchema[str] = "researcher"
@@ -126,12 +128,26 @@ class Postmortem(Answer):
     """The one experiment that would teach most now."""
 
 
+class Notebook(Answer):
+    """What is believed, what is open, and what is worth trying."""
+
+    beliefs: tuple[str, ...]
+    """What the measurements carry: one sentence each, with the #numbers of the experiments that show it, and the
+    conditions under which they did."""
+    questions: tuple[str, ...]
+    """What is open, and would change what to try next."""
+    ideas: tuple[str, ...]
+    """The backlog, best first: a change, what it should bring, and why."""
+
+
 class SessionLimits(Frozen):
     """What a session may spend; None means no limit."""
 
     hours: float
     experiments: int | None = None
     usd: float | None = None
+    experiment_usd: float | None = None
+    """No conversation is begun about an experiment on which models have cost as much."""
 
 
 class SessionProfile(Frozen):
@@ -168,6 +184,8 @@ class SessionSettings(Frozen):
     """How often this crew may repair a crashed candidate."""
     reflect_every: int
     """A post-mortem for every keep and every n-th other experiment; 0 means never."""
+    consolidate_every: int = 0
+    """The notebook is rewritten from the evidence after so many experiments, or sooner for a reason; 0 means never."""
     prompts: dict[str, Digest]
     isolated: bool = False
     """Whether its agents see no other session, because it is compared with one: in a trial, and after a fork."""
@@ -219,6 +237,8 @@ class Started(SessionSettings):
     """What earlier sessions found, the latest first."""
     task: Task = Task()
     """How runs are scored; the default is that of all sessions recorded before there was another."""
+    gpu: str = ""
+    """Model of GPU that all runs use; empty where it was not recorded."""
 
 
 class Resumed(Frozen):
@@ -247,6 +267,25 @@ class StopAsked(Frozen):
     reason: str
 
 
+class Paused(Frozen):
+    """Nothing new is started, but the night goes on: it waits for Continued, a stop or the deadline."""
+
+    kind: Literal["paused"] = "paused"
+    reason: str
+
+
+class Continued(Frozen):
+    """The pause is over."""
+
+    kind: Literal["continued"] = "continued"
+
+
+class VetoAsked(ExperimentEvent):
+    """The user does not want an experiment that is proposed, waits or trains."""
+
+    kind: Literal["veto_asked"] = "veto_asked"
+
+
 class Ended(Frozen):
     kind: Literal["ended"] = "ended"
     reason: str
@@ -264,6 +303,18 @@ class BaselineCommitted(Frozen):
 class Proposed(ExperimentEvent):
     kind: Literal["proposed"] = "proposed"
     proposal: Proposal
+    shelved: tuple[Proposal, ...] = ()
+    """Further drafts of the same answer, for which there was no room: they go into the backlog."""
+
+
+class Noted(Frozen):
+    """The researcher rewrote its notebook; that replaces the backlog, too."""
+
+    kind: Literal["noted"] = "noted"
+    notebook: Notebook | None
+    """None where a consolidation gave no usable answer: the notebook stays as it is."""
+    reason: str = ""
+    """Why a consolidation was due; empty where it was rewritten beside a proposal."""
 
 
 class Unanswered(Frozen):
@@ -292,6 +343,15 @@ class Abandoned(ExperimentEvent):
 
     kind: Literal["abandoned"] = "abandoned"
     reason: str
+    outage: bool = False
+    """The model refused or was out: that says nothing about the proposal, and does not count."""
+
+
+class Vetoed(ExperimentEvent):
+    """What was under way for an experiment that the user does not want has ended, and so has the experiment."""
+
+    kind: Literal["vetoed"] = "vetoed"
+    reason: str = "the user vetoed it"
 
 
 class Committed(ExperimentEvent):
@@ -605,6 +665,13 @@ class ModelReplied(ExperimentEvent):
     usd: float | None
 
 
+class ModelReplaced(ExperimentEvent):
+    """An agent's model refused or was out, and another goes on with the conversation."""
+
+    kind: Literal["replaced"] = "replaced"
+    reason: str
+
+
 class ToolUsed(Frozen):
     kind: Literal["used"] = "used"
     tool: str
@@ -614,12 +681,13 @@ class ToolUsed(Frozen):
 
 
 SessionEvent = Started | Resumed | Forked | GuidanceChanged | StopAsked | Ended | BaselineCommitted | Certified
-ProposalEvent = Proposed | Unanswered | FellBack | Refused | Abandoned | Committed | Granted
+UserEvent = Paused | Continued | VetoAsked
+ProposalEvent = Proposed | Noted | Unanswered | FellBack | Refused | Abandoned | Vetoed | Committed | Granted
 Outcome = Scored | Crashed | Pruned | Aborted
 Verdict = Kept | Discarded | Failed | Pruned
 ClosingEvent = Promoted | Reflected | ReflectionSkipped
-AgentEvent = Waiting | ConversationOpened | ModelReplied | ToolUsed
-AnyEvent = SessionEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
+AgentEvent = Waiting | ConversationOpened | ModelReplied | ModelReplaced | ToolUsed
+AnyEvent = SessionEvent | UserEvent | ProposalEvent | Outcome | Verdict | ClosingEvent | AgentEvent
 Event = Annotated[AnyEvent, Field(discriminator="kind")]
 
 

@@ -1,16 +1,20 @@
-"""Analyze a train.py without running it: fingerprint, line endings, diff, three-way merge."""
+"""Analyze a train.py without running it: fingerprint, line endings, diff, three-way merge.
+
+A candidate of several files is one text (prepare/tree.py), which is compared and merged file by file.
+"""
 
 import ast
 import difflib
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from merge3 import Merge3
 
 from orchestrator.core.events import Digest
+from prepare.tree import join_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
 SEEDERS = {"PRNGKey", "Random", "RandomState", "SeedSequence", "default_rng"}
@@ -31,6 +35,8 @@ def compute_fingerprint(source: str) -> Digest:
 
     Where the source does not parse, it is the digest of the text.
     """
+    if "" not in (files := split_files(source)):
+        return compute_digest(repr([(path, compute_fingerprint(text)) for path, text in files.items()]))
     try:
         return compute_digest(repr(_strip_empty(_SeedEraser().visit(ast.parse(source)))))
     except (SyntaxError, ValueError):
@@ -136,19 +142,43 @@ def restore_lines(source: str, original: str) -> str:
 
 
 def diff(old: str, new: str, context: int = 3) -> str:
-    """Return a unified diff without file headers; empty where the two are equal."""
-    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=context)
-    return "\n".join(list(lines)[2:])
+    """Return a unified diff; file headers only where there are several files. Empty where the two are equal."""
+    rows = [row for path, change in _compare_files(old, new, context) for row in (change if path else change[2:])]
+    return "\n".join(rows)
 
 
 def count_changes(old: str, new: str) -> tuple[int, int]:
     """Return the number of lines added and of lines removed."""
-    lines = diff(old, new, context=0).splitlines()
-    return sum(line.startswith("+") for line in lines), sum(line.startswith("-") for line in lines)
+    signs = Counter(row[0] for _, change in _compare_files(old, new, 0) for row in change[2:])
+    return signs["+"], signs["-"]
+
+
+def _compare_files(old: str, new: str, context: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield the path and the unified diff of each file that differs; its first two lines name the file."""
+    before, after = split_files(old), split_files(new)
+    for path in sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path)):
+        texts = (before.get(path, "").splitlines(), after.get(path, "").splitlines())
+        names = [f"{side}/{path}" if path in files else "/dev/null" for side, files in (("a", before), ("b", after))]
+        change = list(difflib.unified_diff(*texts, *names, lineterm="", n=context))
+        yield path, change or [f"--- {names[0]}", f"+++ {names[1]}"]  # an empty file has no lines
 
 
 def merge(base: str, ours: str, theirs: str) -> str | None:
-    """Return the base with both changes; None where they touch the same lines."""
+    """Return the base with both changes; None where they touch the same lines, or one side has deleted the file."""
+    files, merged = [split_files(text) for text in (base, ours, theirs)], dict[str, str]()
+    for path in {**files[0], **files[1], **files[2]}:
+        a, b, c = (found.get(path) for found in files)
+        if b in (a, c):
+            text = c
+        elif a == c:
+            text = b
+        elif a is None or b is None or c is None or (text := _merge_texts(a, b, c)) is None:
+            return None
+        merged |= {path: text} if text is not None else {}
+    return join_files(merged)
+
+
+def _merge_texts(base: str, ours: str, theirs: str) -> str | None:
     merger = Merge3(base.splitlines(keepends=True), ours.splitlines(keepends=True), theirs.splitlines(keepends=True))
     groups = list(merger.merge_groups())
     if any(group[0] == "conflict" for group in groups):

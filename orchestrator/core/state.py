@@ -86,10 +86,12 @@ class Remeasuring:
 
 
 FinalStatus = Literal["kept", "reverted", "discarded", "pruned", "crashed", "refused", "abandoned", "not tested"]
-"""How an experiment ended. Not tested: it ran, but not as it was proposed."""
-UNTESTED: tuple[FinalStatus, ...] = ("refused", "abandoned", "not tested")
+"""How an experiment ended, as the researcher may ask for it. Not tested: it ran, but not as it was proposed."""
+Status = Literal["proposed", "ready", "training", "broken", "vetoed"] | FinalStatus
+UNTESTED: tuple[Status, ...] = ("refused", "abandoned", "vetoed", "not tested")
 """Ends that say nothing of the hypothesis."""
-Status = Literal["proposed", "ready", "training", "broken"] | FinalStatus
+MAY_REPEAT: tuple[Status, ...] = ("not tested", "vetoed")
+"""Ends after which the same code may run: it has not been measured as it was meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Decided:
 
     experiment: int
     proposal: ev.Proposal
-    verdict: ev.Verdict | ev.Refused | ev.Abandoned
+    verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed
     scores: tuple[ev.Scored, ...]
     commit: ev.Committed | None
     crash: ev.Crashed | None
@@ -117,13 +119,17 @@ class Decided:
         return _average(self.scores) if self.scores else None
 
     @property
-    def status(self) -> FinalStatus:
+    def status(self) -> Status:
         unfaithful = self.postmortem is not None and self.postmortem.implemented == "no"
         if unfaithful and not isinstance(self.verdict, ev.Kept):
             return "not tested"
         if self.reverted:
             return "reverted"
         return "crashed" if isinstance(self.verdict, ev.Failed) else self.verdict.kind
+
+    @property
+    def is_lost(self) -> bool:
+        return isinstance(self.verdict, ev.Abandoned) and self.verdict.outage
 
     @property
     def compared(self) -> tuple[ev.Scored, ...]:
@@ -210,6 +216,8 @@ class State:
     """Runs of the incumbent and the baseline that are under way, by experiment and run."""
     results: tuple[Decided, ...] = ()
     """Closed experiments, in the order in which they were closed."""
+    lost: int = 0
+    """Experiments that an outage of a model ended; they do not count."""
     sources: Mapping[ev.Digest, tuple[int, ...]] = field(default_factory=dict[ev.Digest, tuple[int, ...]])
     """Closed experiments whose source counts as tested, by its fingerprint."""
     parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
@@ -248,8 +256,19 @@ class State:
     run_seconds: tuple[float, ...] = ()
     """Wall seconds of the latest runs."""
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
+    costs: Mapping[int, float] = field(default_factory=dict[int, float])
+    """Dollars that models have cost, by experiment; a request for several proposals counts for the first."""
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
+    notebook: ev.Notebook | None = None
+    shelved: tuple[ev.Proposal, ...] = ()
+    """Drafts since the notebook was last rewritten."""
+    consolidated: int = 0
+    """How many experiments were closed at the last consolidation."""
     guidance: str = ""
+    vetoed: frozenset[int] = frozenset()
+    """Open experiments that the user does not want, until what is under way for them has ended."""
+    paused: str = ""
+    """Why nothing new is started for the time being."""
     stopping: str = ""
     ended: str = ""
 
@@ -278,6 +297,11 @@ class State:
         """Number of the best experiment so far; 0, the baseline, until it is measured."""
         return self.incumbent.experiment if self.incumbent else 0
 
+    def is_vetoable(self, number: int) -> bool:
+        """Return whether the user can still veto an experiment: no baseline, without a verdict, not vetoed yet."""
+        is_open = isinstance(self.open.get(number), Idea | Candidate | Training | Broken)
+        return number > 0 and is_open and number not in self.vetoed
+
     def get_rival(self, commit: ev.Committed) -> Incumbent | None:
         """Return what a candidate is compared with: its parent, which may be an earlier incumbent."""
         return self.former.get(commit.parent, self.incumbent)
@@ -298,8 +322,8 @@ class State:
 
     @property
     def tried(self) -> tuple[Decided, ...]:
-        """Every closed experiment but the baseline."""
-        return tuple(result for result in self.results if result.experiment > 0)
+        """Every closed experiment but the baseline, and those lost to an outage."""
+        return tuple(result for result in self.results if result.experiment > 0 and not result.is_lost)
 
     @property
     def judged(self) -> tuple[Decided, ...]:
@@ -341,12 +365,21 @@ def apply(state: State, record: ev.Record) -> State:
             return _restart(replace(state, started=started, away=state.away + record.at - before))
         case ev.GuidanceChanged(text=text):
             return replace(state, guidance=text)
+        case ev.Paused(reason=reason):
+            return replace(state, paused=reason)
+        case ev.Continued():
+            return replace(state, paused="")
+        case ev.VetoAsked(experiment=number):
+            return replace(state, vetoed=state.vetoed | {number}) if state.is_vetoable(number) else state
         case ev.StopAsked(reason=reason):
             return replace(state, stopping=reason)
         case ev.Ended(reason=reason):
             return replace(state, ended=reason)
         case ev.Certified() as event:
             return replace(state, certificate=event)
+        case ev.Noted(notebook=notebook, reason=reason):
+            state = replace(state, consolidated=len(state.tried)) if reason else state
+            return replace(state, notebook=notebook, shelved=()) if notebook else state
         case ev.Unanswered(reason=reason):
             return replace(_count_setback(state, reason), unanswered=state.unanswered + 1)
         case ev.FellBack(reason=reason):
@@ -356,17 +389,20 @@ def apply(state: State, record: ev.Record) -> State:
         case ev.ModelReplied(agent=agent) as event:
             usage = {**state.usage, agent: state.usage.get(agent, Usage()).add(event)}
             waiting = {task: value for task, value in state.waiting.items() if task != record.task_id}
-            return replace(state, usage=usage, waiting=waiting)
-        case ev.ConversationOpened() | ev.ToolUsed():
+            costs = {**state.costs, event.experiment: state.costs.get(event.experiment, 0.0) + (event.usd or 0.0)}
+            return replace(state, usage=usage, costs=costs, waiting=waiting)
+        case ev.ConversationOpened() | ev.ModelReplaced() | ev.ToolUsed():
             return state
         case ev.BaselineCommitted() as event:
             facts = event.model_dump(exclude={"kind"})
             commit = ev.Committed(experiment=0, parent=0, added=0, removed=0, **facts)
             return _set_stage(replace(state, parents={0: commit}), 0, Candidate(BASELINE, commit))
-        case ev.Proposed(experiment=number, proposal=proposal):
+        case ev.Proposed(experiment=number, proposal=proposal, shelved=drafts):
             skipped = state.skipped.union(range(state.next, number)) - {number}
             unanswered = 0 if state.session.slots == 1 else state.unanswered  # it tells several requests apart
             state = replace(state, skipped=skipped, next=max(state.next, number + 1), unanswered=unanswered)
+            waiting = tuple(draft for draft in (*state.shelved, *drafts) if draft.title != proposal.title)
+            state = replace(state, shelved=waiting)
             return _set_stage(state, number, Idea(proposal))
         case event:
             return _advance(state, record, event.experiment, state.open.get(event.experiment))
@@ -376,9 +412,9 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     """Move one experiment from its stage to the next."""
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
-            state = state if number in state.grants else _count_setback(state, verdict.reason)
-            proposal, commit, task = stage.proposal, stage.commit, state.session.task
-            return _close(state, Decided(number, proposal, verdict, (), commit, None, None, state.best, task=task))
+            return _dismiss(state if number in state.grants else _count_setback(state, verdict.reason), verdict, stage)
+        case ev.Vetoed() as verdict, Idea() | Candidate() | Training() | Broken():
+            return _dismiss(replace(state, vetoed=state.vetoed - {number}), verdict, stage, record.task_id)
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
@@ -434,6 +470,14 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
 
 
+def _dismiss(state: State, verdict: ev.Refused | ev.Abandoned | ev.Vetoed, stage: Stage, task_id: str = "") -> State:
+    """Close an experiment without a verdict on its hypothesis; `task_id`, if it waits for a model, does no more."""
+    state = replace(state, waiting={task: value for task, value in state.waiting.items() if task != task_id})
+    proposal, commit, task = stage.proposal, stage.commit, state.session.task
+    number, best = verdict.experiment, state.best
+    return _close(state, Decided(number, proposal, verdict, (), commit, None, None, best, task=task))
+
+
 def _count_aborted(state: State, slot: int, aborted: ev.Aborted) -> State:
     """Count one more run that the machine ended, and give up its slot where that is sick."""
     sick = {**state.sick, slot: aborted.reason} if aborted.quarantined else state.sick
@@ -471,10 +515,11 @@ def _set_stage(state: State, number: int, stage: Stage) -> State:
 def _close(state: State, result: Decided) -> State:
     stages = {number: stage for number, stage in state.open.items() if number != result.experiment}
     sources = state.sources
-    if result.commit and result.status != "not tested":
+    if result.commit and result.status not in MAY_REPEAT:
         same = sources.get(result.commit.fingerprint, ())
         sources = {**sources, result.commit.fingerprint: (*same, result.experiment)}
-    return replace(state, open=stages, results=(*state.results, result), sources=sources)
+    lost = state.lost + result.is_lost
+    return replace(state, open=stages, results=(*state.results, result), sources=sources, lost=lost)
 
 
 def _end_remeasurement(state: State, granted: ev.Granted, outcome: ev.Outcome) -> State:
@@ -506,7 +551,7 @@ def _average(scores: tuple[ev.Scored, ...]) -> float:
 
 
 def _restart(state: State) -> State:
-    """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop."""
+    """Restart after a crash, stop or fork: grant the current runs again, and forget a request to stop or pause."""
     stages = {n: stage.candidate if isinstance(stage, Training) else stage for n, stage in state.open.items()}
     state = replace(state, unanswered=0, fruitless=0, fallback="", reflection_failures=0, aborted=0, sick={})
-    return replace(state, open=stages, reruns={}, waiting={}, stopping="", ended="")
+    return replace(state, open=stages, reruns={}, waiting={}, paused="", stopping="", ended="")

@@ -4,10 +4,13 @@ Inside, every score is lower is better: that of a metric to maximize is its nega
 """
 
 import re
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_PATH = re.compile(r"(\w[\w.-]*(?<!\.py)/)*\w[\w.-]*")
+"""What a pattern can stand for: no hidden file, nothing outside the folder, nothing below a script."""
 Words = tuple[Annotated[str, Field(pattern=r"\S")], ...]
 
 
@@ -50,7 +53,7 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     form: Literal["examined", "reported"] = "examined"
     command: str = ""
-    editable: tuple[Annotated[str, Field(pattern=r"^(\.?\w[\w.-]*/)*\.?\w[\w.-]*$")], ...] = ()
+    editable: tuple[Annotated[str, Field(pattern=r"^(\.?[\w*?][\w.*?-]*/)*\.?[\w*?][\w.*?-]*$")], ...] = ()
     protected: Words = ()
     metric: Metric = Metric()
     budget: float = Field(default=300.0, gt=0, allow_inf_nan=False)
@@ -63,6 +66,21 @@ class Task(BaseModel):
     @property
     def is_reported(self) -> bool:
         return self.form == "reported"
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The editable files that are named, not only matched by a pattern."""
+        return tuple(path for path in self.editable if "*" not in path and "?" not in path)
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether candidates are trees: several files may change, or new ones appear."""
+        return len(self.editable) > 1 or self.named != self.editable
+
+    def is_editable(self, path: str) -> bool:
+        """Return whether candidates may change a file: it is named, or it fits a pattern and is not protected."""
+        fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, self.protected))
+        return path in self.named or (fits and not is_barred and _PATH.fullmatch(path) is not None)
 
     @property
     def noun(self) -> str:

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select
 
 from orchestrator.core.description import count_seeds
 from orchestrator.core.task import Metric
-from orchestrator.core.text import flatten, format_count, shorten
+from orchestrator.core.text import flatten, format_count, name_numbers, shorten
 
 
 def format_score(score: float | None, metric: Metric) -> str:
@@ -40,6 +40,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "seeds": count_seeds,
     "flat": flatten,
     "shorten": shorten,
+    "numbers": name_numbers,
 }
 
 

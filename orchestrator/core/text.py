@@ -1,5 +1,7 @@
 """Format numbers and text in the same way for all views."""
 
+import re
+
 
 def format_count(number: float) -> str:
     """Return a number in three digits, with k or M."""
@@ -9,6 +11,11 @@ def format_count(number: float) -> str:
 def flatten(text: str) -> str:
     """Return the text on one line, with single spaces."""
     return " ".join(text.split())
+
+
+def name_numbers(text: str, session: str) -> str:
+    """Return the text with `#7` written out as `experiment 7 of SESSION`: another session has a #7 of its own."""
+    return re.sub(r"#(\d+)", lambda number: f"experiment {number[1]} of {session}", text)
 
 
 def shorten(text: str, limit: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
 from orchestrator.core.source import compute_fingerprint
+from orchestrator.lab.cluster import ClusterRunner
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import BaseRunner
 from prepare import profiles
@@ -21,7 +22,7 @@ class LocalExecutor:
     """
 
     repo: Repo
-    runner: BaseRunner[Any]
+    runner: BaseRunner[Any] | ClusterRunner
     put: Callable[[str], Digest]
     profile: profiles.Profile | None
     """To fit the baseline to; None to leave it as it is."""

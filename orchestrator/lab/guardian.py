@@ -16,13 +16,12 @@ import site
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import psutil  # every run waits for our imports, of which it is half; few leave anything to kill
+if TYPE_CHECKING or __name__ != "__main__":  # every run waits for these imports, and few leave anything to kill
+    import psutil
 
 PROGRAM = __file__
 TAG = "NIGHTSHIFT_RUN"
@@ -63,7 +62,8 @@ def main() -> None:
     _attend(child, options["grace"])
     left = 0
     if _reap(child):
-        site.main()  # where psutil is
+        global psutil  # noqa: PLW0603
+        site.main()  # where it is
         import psutil
 
         left = len(kill_all(lambda: psutil.Process().children(recursive=True) if _reap(child) else []))
@@ -74,16 +74,12 @@ def main() -> None:
 
 def find_tagged(prefix: str) -> "list[psutil.Process]":
     """Return the processes whose tag begins with `prefix`."""
-    import psutil
-
     found = ((process, dict[str, str](process.info["environ"] or ())) for process in psutil.process_iter(["environ"]))
     return [process for process, env in found if process.pid != os.getpid() and env.get(TAG, "").startswith(prefix)]
 
 
-def kill_all(alive: "Callable[[], list[psutil.Process]]") -> "list[psutil.Process]":
+def kill_all(alive: Callable[[], "list[psutil.Process]"]) -> "list[psutil.Process]":
     """Kill until LOOKS in a row find none alive, for KILL_PATIENCE seconds at most; return the survivors."""
-    import psutil
-
     deadline, looks = time.monotonic() + KILL_PATIENCE, 0
     processes = list[psutil.Process]()
     while looks < LOOKS and time.monotonic() < deadline:

@@ -9,11 +9,14 @@ import os
 import shlex
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from orchestrator.core.source import normalize_lines, restore_lines
+from orchestrator.core.task import EXAMINED, Task
 from prepare.command import UserError
+from prepare.tree import join_files, split_files
 
 SETTINGS = (
     "core.hooksPath=/dev/null",  # the user's hooks are for the user's own commits
@@ -47,11 +50,12 @@ class RepoError(UserError):
 
 
 class Repo:
-    """The training script in its repository, and the refs of one session."""
+    """The files that candidates change in their repository, and the refs of one session."""
 
-    def __init__(self, script: Path, session: str) -> None:
-        """Find the repository around `script`. Raises RepoError."""
-        self.script, self.session = script, session
+    def __init__(self, script: Path, session: str, task: Task = EXAMINED) -> None:
+        """Find the repository around `script`, beside which the task's paths begin. Raises RepoError."""
+        self.task = task if task.editable else task.model_copy(update={"editable": (script.name,)})
+        self.home, self.script, self.session = script.parent, script.parent / self.task.editable[0], session
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""
         """Why the branch is not at the last keep, and what to do about it; empty if it is."""
@@ -65,7 +69,7 @@ class Repo:
         inside, common, prefix = facts.split("\n")[:3]
         if inside != "true":
             raise RepoError(f"{folder} has no work tree: clone the repository, and start the night in the clone")
-        self.path, self.common = PurePosixPath(prefix, script.name), folder / common
+        self.prefix, self.common = PurePosixPath(prefix), folder / common
 
     def check_free(self) -> None:
         """Raise RepoError if the session's branch cannot be created: it exists, or another conflicts with it."""
@@ -84,53 +88,72 @@ class Repo:
         """Return the commit at HEAD, detached or not. Raises RepoError if there is none."""
         commit = self._resolve("HEAD")
         if commit is None:
-            raise RepoError(f"{self.script.parent.resolve()} has no commit yet: commit {self.script.name} first")
+            raise RepoError(f"{self.folder} has no commit yet: commit {self.script.name} first")
         return commit
 
     def read_baseline(self) -> str:
-        """Return the script in the user's commit. Raises RepoError, also where the file has edits beyond it."""
-        source = normalize_lines(self.read_source(self.get_head()))
-        try:
-            source.encode()
-            edited = self.script.is_file() and normalize_lines(self.script.read_bytes().decode()) != source
-        except UnicodeError as error:
-            raise RepoError(f"{self.script} is not UTF-8 text") from error
-        except OSError as error:
-            raise RepoError(f"{self.script} cannot be read: {error.strerror}") from error
-        if edited:
-            take = self.write_command("commit", "-m", "edits", self.script.name)
-            leave = self.write_command("stash", "push", self.script.name)
-            raise RepoError(f"{self.script} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
+        """Return the script in the user's commit. Raises RepoError, also where a file has edits beyond it."""
+        head = self.get_head()
+        source, files = self.read_source(head), self._read_files(head)
+        if missing := [name for name in self.task.named if name not in files]:
+            raise RepoError(f"{self.home / missing[0]} does not exist in commit {head[:10]}: commit it first")
+        if edited := [name for name, text in files.items() if self._is_edited(self.home / name, text)]:
+            which = ", ".join(str(self.home / name) for name in edited)
+            take = self.write_command("commit", "-m", "edits", *edited)
+            leave = self.write_command("stash", "push", *edited)
+            raise RepoError(f"{which} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
+        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+        if new := [name for name in there if name not in files and self.task.is_editable(name)]:
+            remedy = self.write_command("add", *new)
+            raise RepoError(f"{', '.join(new)} may change, but is not committed: `{remedy}`, then commit")
         return source
 
+    def _is_edited(self, path: Path, committed: str) -> bool:
+        """Return whether a file is there and differs from the commit. Raises RepoError."""
+        try:
+            committed.encode()
+            return path.is_file() and normalize_lines(path.read_bytes().decode()) != normalize_lines(committed)
+        except UnicodeError as error:
+            raise RepoError(f"{path} is not UTF-8 text") from error
+        except OSError as error:
+            raise RepoError(f"{path} cannot be read: {error.strerror}") from error
+
     def read_source(self, commit: str) -> str:
-        """Return the script's text in a commit. Raises RepoError."""
-        blob = self._resolve(f"{commit}:{self.path}")
-        if blob is None:
+        """Return the script's text in a commit, or that of all editable files. Raises RepoError."""
+        files = {name: normalize_lines(text) for name, text in self._read_files(commit).items()}
+        if not files:
             raise RepoError(f"{self.script} does not exist in commit {commit[:10]}: commit it first")
-        return self._git("cat-file", "blob", blob, strip=False)
+        return join_files(files) if self.task.has_tree else files[self.task.editable[0]]
 
     def extract(self, commit: str, folder: Path, source: str) -> None:
-        """Write everything that git tracks at a commit into a folder, with another text of the script.
+        """Write everything that git tracks at a commit into a folder, with the files of a candidate.
 
         Raises RepoError, OSError.
         """
+        before = self._read_files(commit)
+        files, here = self._split(source, before), folder / self.prefix
         folder.mkdir(parents=True, exist_ok=True)
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
         self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
-        path = folder / self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        old = self.read_source(commit) if path.exists() else ""
-        path.write_bytes(restore_lines(source, old).encode("utf-8", "surrogateescape"))
+        for name in before.keys() - files.keys():
+            (here / name).unlink()
+        for name, text in files.items():
+            path = here / name
+            for part in reversed([path, *path.parents][: len(path.relative_to(folder).parts)]):
+                if part.is_symlink():  # what lies behind it is not the run's
+                    part.unlink()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(text.encode("utf-8", "surrogateescape"))
 
     def list_changed(self) -> list[str]:
-        """Return the tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
-        return self._git("diff", "--name-only", "HEAD").splitlines()
+        """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
+        changed = self._git("diff", "--name-only", "HEAD").splitlines()
+        return [name for name in changed if not self.task.is_editable(os.path.relpath(name, self.prefix))]
 
     def write_command(self, *words: str) -> str:
         """Return a git command for this repository, to be pasted into a shell."""
-        return write_git(self.script, *words)
+        return write_git(self.home / self.script.name, *words)
 
     def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
         """Commit a candidate under its own ref; repeating it changes nothing. Raises RepoError."""
@@ -144,14 +167,13 @@ class Repo:
 
     def _commit(self, name: str, parent: str, source: str, message: str) -> str:
         """Commit under a ref, unless it has the same commit already. Only `kept` is moved; other refs get a number."""
-        if self._resolve(f"{parent}:{self.path}"):
-            source = restore_lines(source, self.read_source(parent))
+        files = self._split(source, self._read_files(parent))
         found = self._git("for-each-ref", "--format=%(objectname)", name, f"{name}-*").splitlines()
         for commit in found:
-            if self._is_commit(commit, parent, source, message):
+            if self._is_commit(commit, parent, files, message):
                 return commit
         moves = name == self.kept or not found
-        return self._import_commit(name if moves else f"{name}-{len(found) + 1}", parent, source, message)
+        return self._import_commit(name if moves else f"{name}-{len(found) + 1}", parent, files, message)
 
     def begin_branch(self, commit: str) -> str:
         """Create the branch, and return its last keep: `commit` unless there is one. Raises RepoError."""
@@ -185,31 +207,53 @@ class Repo:
             with suppress(FileNotFoundError):
                 lock.unlink()
 
-    def _import_commit(self, ref: str, parent: str, source: str, message: str) -> str:
-        """Commit the parent's tree with another text of the script, and move the ref there, by fast-forward only.
+    def _import_commit(self, ref: str, parent: str, files: Mapping[str, str], message: str) -> str:
+        """Commit the parent's tree with other editable files, and move the ref there, by fast-forward only.
 
         All objects are in one pack, which `git gc --prune=now` does not touch before the ref exists.
         """
-        executable = self._git("ls-tree", "--full-tree", parent, str(self.path)).startswith("100755")
-        texts = (f"{message.rstrip()}\n", source)
-        body, script = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
+        before = self._list_files(parent)
+        paths = {name: json.dumps(str(self.prefix / name), ensure_ascii=False) for name in {**before, **files}}
+        texts = (f"{message.rstrip()}\n", *files.values())
+        body, *blobs = (f"data {len(text.encode('utf-8', 'surrogateescape'))}\n{text}" for text in texts)
+        modes = [before[name][0] if name in before else "100644" for name in files]
         stream = [
             f"commit {ref}",
             "mark :1",
             f"committer {AUTHOR} <{EMAIL}> {time.time():.0f} +0000",
             body,
             f"from {parent}",
-            f"M {'100755' if executable else '100644'} inline {json.dumps(str(self.path), ensure_ascii=False)}",
-            script,
+            *(f"D {paths[name]}" for name in before.keys() - files.keys()),
+            *(f"M {mode} inline {paths[name]}\n{blob}" for name, mode, blob in zip(files, modes, blobs, strict=True)),
             "get-mark :1\n",
         ]
         return self._git("fast-import", "--quiet", stdin="\n".join(stream))
 
-    def _is_commit(self, commit: str, parent: str, source: str, message: str) -> bool:
-        """Return True if a commit has this parent, script and message, whatever its date."""
+    def _is_commit(self, commit: str, parent: str, files: Mapping[str, str], message: str) -> bool:
+        """Return True if a commit has this parent, these files and this message, whatever its date."""
         header, _, body = self._git("cat-file", "commit", commit, strip=False).partition("\n\n")
         same = header.splitlines()[1] == f"parent {parent}" and body.rstrip("\n") == message.rstrip("\n")
-        return same and self.read_source(commit) == source
+        return same and self._read_files(commit) == files
+
+    def _split(self, source: str, before: Mapping[str, str]) -> dict[str, str]:
+        """Return a candidate's files, with line endings as before. Raises RepoError where it may not have one."""
+        files = split_files(source) if self.task.has_tree else {self.task.editable[0]: source}
+        if strange := [name for name in files if not self.task.is_editable(name)]:
+            raise RepoError(f"a candidate has a file {strange[0]!r}, which is not editable")
+        return {name: restore_lines(text, before.get(name, "")) for name, text in files.items()}
+
+    def _read_files(self, commit: str) -> dict[str, str]:
+        """Return the editable files of a commit as they are there, by their paths from the script's folder."""
+        blobs = self._list_files(commit).items()
+        return {name: self._git("cat-file", "blob", blob, strip=False) for name, (_, blob) in blobs}
+
+    def _list_files(self, commit: str) -> dict[str, tuple[str, str]]:
+        """Return mode and blob of the editable files of a commit."""
+        where = f"{self.prefix}/" if self.task.has_tree else str(self.prefix / self.task.editable[0])
+        rows = self._git("ls-tree", "-r", "-z", "--full-tree", commit, where).split("\0")
+        found = (row.split("\t", 1) for row in rows if row.startswith("100"))
+        files = {str(PurePosixPath(path).relative_to(self.prefix)): facts.split() for facts, path in found}
+        return {name: (mode, blob) for name, (mode, _, blob) in files.items() if self.task.is_editable(name)}
 
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
@@ -223,15 +267,15 @@ class Repo:
         try:
             done = subprocess.run(
                 ["git", *settings, *arguments],
-                cwd=self.script.parent,
+                cwd=self.folder,
                 env={"PATH": os.environ.get("PATH", os.defpath), **ENVIRONMENT, **more},
                 input=stdin.encode("utf-8", "surrogateescape"),
                 capture_output=True,
                 check=False,
             )
         except OSError as error:
-            if not self.script.parent.is_dir():
-                raise RepoError(f"{self.script.parent} is not a folder") from error
+            if not self.folder.is_dir():
+                raise RepoError(f"{self.home} is not a folder") from error
             raise RepoError("git is not installed, or not in PATH") from error
         if done.returncode not in {0, absent}:
             lines = done.stderr.decode(errors="replace").splitlines()

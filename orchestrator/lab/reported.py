@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from orchestrator.core import events as ev
 from orchestrator.core.task import Metric, Task
 from orchestrator.lab.failures import Fault
-from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.monitor import RunLimits, set_limits
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.runner import Attempt, BaseRunner
+from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command
+from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from prepare.manifest import compute_sha256
 
@@ -73,7 +75,7 @@ class TaskFolder:
     def lay_out(self, work: Path, source: str) -> dict[Path, str]:
         """Fill the folder of a run; return the digests of what it may not change. Raises RepoError, OSError."""
         self.repo.extract(self.commit, work, source)
-        here = work / self.repo.path.parent
+        here = work / self.repo.prefix
         for name in self.task.data:
             link = work / name[2:] if name.startswith("~/") else here / name
             if not link.exists():
@@ -96,7 +98,7 @@ class TaskFolder:
         env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
         given = f" {task.seed['argument']} {seed}" if "argument" in task.seed else ""
         checks = [f"({check}) || {{ echo error: check {i} failed; exit 1; }}" for i, check in enumerate(task.checks, 1)]
-        script = [f"cd {shlex.quote(str(work / self.repo.path.parent))}", *checks, task.command + given]
+        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", *checks, task.command + given]
         return Command(
             ("/bin/sh", "-c", "\n".join(script)), env, work, (), slot.nodes, slot.cpus, tuple(shown), hidden=frozenset()
         )
@@ -106,7 +108,7 @@ class TaskFolder:
 
     def _is_protected(self, name: str) -> bool:
         patterns = self.task.protected or ("*",)
-        return name not in self.task.editable and any(fnmatch(name, pattern) for pattern in patterns)
+        return not self.task.is_editable(name) and any(fnmatch(name, pattern) for pattern in patterns)
 
 
 class ReportedRunner(BaseRunner[TaskFolder]):
@@ -132,3 +134,13 @@ def set_reported_limits(task: Task, threads: int) -> RunLimits:
     """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints."""
     wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
     return RunLimits(wall=wall, cpu=max(threads, 1) * wall, quiet=2 * wall)
+
+
+def build_runner(
+    profile: ev.SessionProfile, tree: TaskFolder | None, share: int, data: Path, **parts: Any
+) -> BaseRunner[Any]:
+    """Return what trains candidates, `share` at a time here; `tree` is that of a reported task. Raises DataError."""
+    threads = parts["slots"][0].threads
+    if tree:
+        return ReportedRunner(limits=set_reported_limits(tree.task, threads), scorer=tree, **parts)
+    return Runner(limits=set_limits(profile, threads, share), scorer=Scorer.load(data), **parts)

@@ -124,7 +124,7 @@ class BaseRunner(ABC, Generic[S]):
         find = partial(guardian.find_tagged, f"{self.runs}/")
         left = len(find())
         guardian.kill_all(find)
-        _remove(self.runs)
+        remove_folder(self.runs)
         return left
 
     async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
@@ -149,7 +149,7 @@ class BaseRunner(ABC, Generic[S]):
 
     async def _evaluate(self, run: Attempt) -> ev.Scored | ev.Crashed | ev.Pruned:
         """Return the run's score or failure. Raises MachineError where the machine is at fault, and OSError."""
-        await asyncio.to_thread(_remove, run.folder)
+        await asyncio.to_thread(remove_folder, run.folder)
         try:
             if (free := shutil.disk_usage(self.folder).free) < self.limits.free_disk:
                 needed = f"a run needs {self.limits.free_disk >> 20} MB of disk"
@@ -167,7 +167,7 @@ class BaseRunner(ABC, Generic[S]):
                 raise MachineError(excuse) from fault
             return ev.Crashed(failure=fault.kind, message=fault.message, **vars(run.result))
         finally:
-            await asyncio.to_thread(_remove, run.folder)
+            await asyncio.to_thread(remove_folder, run.folder)
 
     @abstractmethod
     async def _score(self, run: Attempt) -> ev.Scored:
@@ -210,7 +210,7 @@ class Runner(BaseRunner[Scorer]):
         try:
             async with hold_slot(slot) as lock:
                 run = Attempt(ev.Granted(experiment=0, run=0, slot=0, seed=0), source, slot, lock, self.runs / "step")
-                await asyncio.to_thread(_remove, run.folder)
+                await asyncio.to_thread(remove_folder, run.folder)
                 run.monitor = monitor
                 await self._serve(run)
                 run.check_ending(inf)
@@ -303,7 +303,7 @@ class Runner(BaseRunner[Scorer]):
 
     async def _ask_once(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
         for left in (run.work, run.folder / "evaluator"):
-            await asyncio.to_thread(_remove, left)  # even the size of a file could tell the next one something
+            await asyncio.to_thread(remove_folder, left)  # even the size of a file could tell the next one something
         assert server.settings
         connection, theirs = await open_pair()
         command = run.slot.build_command(["-m", "prepare.evaluator"], run.folder / "evaluator", theirs)
@@ -324,7 +324,7 @@ class Runner(BaseRunner[Scorer]):
         raise evaluator.explain_silence(ending, monitor.transcript.log)
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder that hostile code has filled, whatever its depth and permissions."""
     if folder.exists():
         subprocess.run(["chmod", "-R", "u+rwx", "--", folder], check=False, capture_output=True)

@@ -66,7 +66,8 @@ FAMILIES = (
 
 def find_family(name: str) -> ConstantFamily:
     """Return the family of a constant."""
-    return next(entry for entry in FAMILIES if re.search(entry.pattern, name))
+    words = name.rpartition(":")[2].upper().replace("-", "_")
+    return next(entry for entry in FAMILIES if re.search(entry.pattern, words))
 
 
 def get_usual_effect(name: str) -> float:

@@ -7,7 +7,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
 from orchestrator.core.state import Decided
 from orchestrator.core.templates import Macros, load_templates
-from orchestrator.policy.thresholds import NEAR_MISS
+from orchestrator.policy.thresholds import CLEAR, NEAR_MISS
 
 WORTH_SAYING = 0.03
 """Relative change from which a metric is mentioned."""
@@ -15,6 +15,7 @@ CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {
     "helps": "supported",
     "hurts": "refuted",
     "may help, within the noise": "inconclusive",
+    "may hurt, within the noise": "inconclusive",
     "changes little": "inconclusive",
     "does not run": "inconclusive",
 }
@@ -42,7 +43,7 @@ def write_postmortem(decided: Decided) -> ev.Postmortem:
     )
 
 
-def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> str:
+def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed) -> str:
     match verdict:
         case ev.Kept():
             return "helps"
@@ -50,7 +51,7 @@ def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned) -> str:
             return "hurts"
         case ev.Discarded(gain=gain, error=error):
             if gain < -error:
-                return "hurts"
+                return "hurts" if gain < -CLEAR * error else "may hurt, within the noise"
             return "may help, within the noise" if gain > NEAR_MISS * error else "changes little"
         case _:
             return "does not run"

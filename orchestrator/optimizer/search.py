@@ -10,7 +10,7 @@ from math import inf
 from statistics import median
 from typing import Literal
 
-from orchestrator.core.events import Abandoned, Digest, Discarded, EarlierResult, Kept, Refused
+from orchestrator.core.events import Abandoned, Digest, Discarded, EarlierResult, Kept, Refused, Vetoed
 from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB, Metric
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
@@ -187,7 +187,7 @@ def _make_trial(result: Decided, changes: Assignment, before: Assignment) -> Tri
     name, verdict = f"experiment {result.experiment}", result.verdict
     if isinstance(verdict, Kept | Discarded):
         return Trial(name, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
-    return Trial(name, changes, before, "refused" if isinstance(verdict, Refused | Abandoned) else "failed")
+    return Trial(name, changes, before, "refused" if isinstance(verdict, Refused | Abandoned | Vetoed) else "failed")
 
 
 def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:
@@ -243,7 +243,7 @@ def _count_steps(constant: Constant, trial: Trial) -> float:
     if not isinstance(space, Numbers) or not isinstance(old, int | float) or not isinstance(new, int | float):
         return 1.0
     if space.whole and not space.log:
-        return max(1.0, abs(new - old) / max(1, round(old * STEP_SIZE)))
+        return max(1.0, abs(new - old) / max(1, round(abs(old) * STEP_SIZE)))
     return max(1.0, abs(space.to_unit(new) - space.to_unit(old)) / STEP_SIZE)
 
 

@@ -1,7 +1,7 @@
 """Choose the constants of a script that can be searched, and take steps in their spaces. Pure."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from math import isclose
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 from orchestrator.core.events import Direction, parse_value
 from orchestrator.core.text import shorten
 from prepare.constants import Choices, Constant, Numbers, Space, Value, list_searchable, read_values
+from prepare.tree import parse_files
 
 STEP_SIZE = 0.375
 """A first step, as a share of the constant's space, or of a count: long, so that effects exceed the noise."""
@@ -29,8 +30,9 @@ def list_tunable(source: str, is_reported: bool = False) -> dict[str, Constant]:
     """
     found = list_searchable(source)
     names = (_find_names_computed if is_reported else _find_names_read)(source) if found else set[str]()
-    read = {n: c for n, c in found.items() if (n in names or names & REFLECTION)}
-    return {n: c for n, c in read.items() if "seed" not in n.lower() and _has_steps(c)}
+    words = {name: name.rpartition(":")[2].removeprefix("--").replace("-", "_") for name in found}
+    read = {n: c for n, c in found.items() if {words[n], f".{words[n]}"} & names or names & REFLECTION}
+    return {n: c for n, c in read.items() if "seed" not in words[n].lower() and _has_steps(c)}
 
 
 def explain_untunable(source: str) -> str:
@@ -69,7 +71,7 @@ def take_step(constant: Constant, way: Literal["up", "down"], size: float) -> Va
             rising = reachable if way == "up" else reachable[::-1]
             new = rising[min(round(size), len(rising)) - 1] if rising else old
         case Numbers(whole=True, log=False) as space, int() as old:
-            new = round(space.clip(old + sign * max(1, round(old * STEP_SIZE)) * round(size)))
+            new = round(space.clip(old + sign * max(1, round(abs(old) * STEP_SIZE)) * round(size)))
         case Numbers() as space, (int() | float()) as old:
             new = space.from_unit(space.to_unit(old) + sign * STEP_SIZE * size)
             if new == old and space.whole:
@@ -92,22 +94,36 @@ def is_between(middle: Value, a: Value, b: Value) -> bool:
 
 
 def _find_names_computed(source: str) -> set[str]:
-    """Return the names that are read other than to be printed as they are."""
-    nodes = [*ast.walk(ast.parse(source))]
+    """Return the names that are read other than to be printed as they are, or to decide whether to print."""
+    nodes = [*ast.walk(parse_files(source))]
     calls = [node for node in nodes if isinstance(node, ast.Call) and _get_name(node.func) in OUTPUT]
     shown = {id(value) for call in calls for value in call.args}
     shown |= {id(part.value) for call in calls for part in ast.walk(call) if isinstance(part, ast.FormattedValue)}
-    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and id(n) not in shown}
+    used = set(_list_read(nodes))
+    tests = [node.test for node in nodes if isinstance(node, ast.If) and _is_idle(node, used)]
+    shown |= {id(part) for test in tests for part in ast.walk(test)}
+    return set(_list_read(node for node in nodes if id(node) not in shown))
 
 
 def _find_names_read(source: str) -> set[str]:
     """Return the names whose values may affect more than output."""
-    tree, known, found = ast.parse(source), None, set[str]()
+    tree, known, found = parse_files(source), None, set[str]()
     while known != found:  # a name counts once the name that it is assigned to counts
         known = found
-        nodes = [node for node in _walk_effective(tree, known) if isinstance(node, ast.Name)]
-        found = known | {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
+        found = known | set(_list_read(_walk_effective(tree, known)))
     return found
+
+
+def _list_read(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """Yield the names that are read, those of attributes after a dot: what argparse has read, what a module holds."""
+    for node in nodes:
+        match node:
+            case ast.Name(name, ast.Load()):
+                yield name
+            case ast.Attribute(_, name, ast.Load()):
+                yield f".{name}"
+            case _:
+                pass
 
 
 def _walk_effective(node: ast.AST, known: set[str]) -> Iterator[ast.AST]:

@@ -141,6 +141,19 @@ def assess_keep(state: State, experiment: int, prior: belief.Belief | None = Non
     return found
 
 
+def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:
+    """Return why the measurements do not carry a post-mortem's verdict; empty if they do.
+
+    A gain without a keep, a loss, or the lack of an expected gain must be clear of the noise.
+    """
+    found, verdict, expected = decided.verdict, post.verdict, -decided.proposal.expected_delta
+    if verdict == "inconclusive" or post.implemented == "no" or not isinstance(found, ev.Discarded):
+        return ""
+    distance = found.gain if verdict == "supported" else max(0.0, expected) - found.gain
+    fault = f"verdict: in view of the error, the change is too small to call it {verdict}: it is inconclusive"
+    return fault * (distance < th.CLEAR * found.error)
+
+
 def find_keep(state: State, experiment: int | None) -> ev.Kept | None:
     """Return the verdict on a keep; None if no such experiment was kept."""
     verdicts = (result.verdict for result in state.judged if result.experiment == experiment)

@@ -1,9 +1,11 @@
 """Decide when a session stops, and estimate how many runs it has left."""
 
+from collections.abc import Sequence
+from itertools import takewhile
 from math import ceil
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State
+from orchestrator.core.state import UNTESTED, Decided, State
 from orchestrator.policy import thresholds as th
 
 
@@ -11,7 +13,7 @@ def explain_stop(state: State) -> str:
     """Return why nothing new may start; empty while the session continues."""
     limits = state.session.limits
     baseline = next((result.verdict for result in state.results if result.experiment == 0), None)
-    closed = len(state.results) - (baseline is not None)
+    closed = len(state.results) - (baseline is not None) - state.lost
     done = "1 experiment is done" if closed == 1 else f"{closed} experiments are done"
     is_on_its_own = state.fallback or state.session.crew == "optuna"
     reasons = (
@@ -61,9 +63,38 @@ def explain_fruitless(state: State) -> str:
     return f"{state.fruitless} rounds in a row led to no run: {state.setback}" * is_fruitless
 
 
+def explain_cap(state: State, number: int) -> str:
+    """Return that models have cost as much for an experiment as they may; empty while they have not."""
+    most, cost = state.session.limits.experiment_usd, state.costs.get(number, 0.0)
+    return "" if most is None or cost < most else f"models have cost ${cost:.2f} for it, and may cost ${most:g}"
+
+
 def compute_pause(state: State) -> float:
     """Return the seconds to wait before the researcher is asked again."""
     return th.FRUITLESS_PAUSE * 2 ** (state.fruitless - 2) if state.fruitless >= 2 else 0.0
+
+
+def find_stall(results: Sequence[Decided]) -> Sequence[Decided]:
+    """Return the tested results since the last keep, the latest first; empty while they are few."""
+    tested = (result for result in reversed(results) if result.status not in UNTESTED)
+    since = list(takewhile(lambda result: result.status != "kept", tested))
+    return since if len(since) >= th.STALL else []
+
+
+def explain_consolidation(state: State) -> str:
+    """Return why the researcher should rewrite its notebook from the evidence now; empty where it need not."""
+    every, fresh = state.session.consolidate_every, state.tried[state.consolidated :]
+    if not every or len(fresh) < min(every, th.CONSOLIDATION_GAP):
+        return ""
+    if len(fresh) >= every:
+        return f"{len(fresh)} experiments have ended since the last time"
+    if (stall := find_stall(state.tried)) and stall[-th.STALL] in fresh:
+        return f"nothing was kept in the last {len(stall)} experiments"
+    guesses = ((result, result.verdict) for result in fresh if result.proposal.author == "researcher")
+    measured = [(result, verdict) for result, verdict in guesses if isinstance(verdict, ev.Evidence)]
+    wrong = [(r.experiment, abs(v.gain + r.proposal.expected_delta), v.error) for r, v in measured]
+    surprises = [f"#{number}" for number, distance, error in wrong if distance > th.SURPRISE * error > 0]
+    return f"a surprise: {', '.join(surprises)} came out far from what was expected" if surprises else ""
 
 
 def estimate_run_seconds(state: State) -> float:

@@ -10,7 +10,7 @@ from orchestrator.policy import steps
 from orchestrator.policy.certification import certify, list_certificate_runs
 from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
 from orchestrator.policy.judge import NeededRun, judge
-from orchestrator.policy.limits import explain_fruitless, explain_stop
+from orchestrator.policy.limits import explain_cap, explain_fruitless, explain_stop
 from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat
 from orchestrator.policy.thresholds import LOOKAHEAD
 
@@ -26,6 +26,8 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         return (steps.CommitBaseline(),)
     needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage)]
     found = _hold_back([need for _, need in needs if not isinstance(need, NeededRun)])
+    if state.paused and not state.stopping:
+        return tuple(step for step in found if not isinstance(step, steps.Edit))
     reason = explain_stop(state)
     if not reason:
         if not any(isinstance(_get_content(step), steps.Promote | ev.Verdict) for step in found):
@@ -67,6 +69,10 @@ def _is_postponed(state: State, step: steps.Step) -> bool:
 def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step | NeededRun]:
     """Yield what an experiment needs next; `_grant` grants the runs, since slots are scarce."""
     match stage:
+        case _ if number in state.vetoed:
+            yield _append("veto", ev.Vetoed(experiment=number))
+        case Idea(proposal) if (cap := explain_cap(state, number)) and not (proposal.settings or proposal.reverts):
+            yield _append("abandon", ev.Abandoned(experiment=number, reason=cap))
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
             edit = steps.Edit(number, f"implement {number}", "implemented")
@@ -84,7 +90,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
             # A repair of a disqualified candidate would learn how to pass the audit; none may change a proposed value.
             hopeless = crash.failure == "disqualified" or (crash.failure == "NaN" and candidate.proposal.settings)
             final = number == 0 or hopeless or candidate.proposal.reverts is not None
-            repairs = 0 if final else state.session.repairs
+            repairs = 0 if final or explain_cap(state, number) else state.session.repairs
             if candidate.repairs < repairs:
                 yield steps.Edit(number, f"repair {number}.{candidate.repairs + 1}", "repaired")
             if candidate.repairs >= repairs or explain_stop(state):
@@ -100,7 +106,9 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
             pass
 
 
-def _append(verb: str, event: ev.Refused | ev.Verdict | ev.ReflectionSkipped) -> steps.Append:
+def _append(
+    verb: str, event: ev.Refused | ev.Abandoned | ev.Vetoed | ev.Verdict | ev.ReflectionSkipped
+) -> steps.Append:
     """Return the step that records a decision; verdicts one at a time, since a keep changes the incumbent."""
     number, exclusive = event.experiment, ("verdict",) * isinstance(event, ev.Verdict)
     return steps.Append(event, f"{verb} {number}", (f"experiment {number}", *exclusive))
@@ -140,7 +148,7 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
         return []
     behind = sum(1 for n, stage in state.open.items() if n > 0 and isinstance(stage, Idea | Candidate | Broken))
     wanted = max(slots * LOOKAHEAD - behind, 0)
-    end = state.next + wanted if limits.experiments is None else limits.experiments + 1
+    end = state.next + wanted if limits.experiments is None else limits.experiments + state.lost + 1
     numbers = [*sorted(state.skipped), *range(state.next, end)][:wanted]
     if not numbers:
         return []
@@ -159,4 +167,5 @@ def _needs_reflection(state: State, number: int, decided: Decided) -> bool:
     failures = state.reflection_failures
     every = state.session.reflect_every * 2**failures  # a reflector that keeps failing is asked less often
     is_due = state.unreflected + 1 >= every or (isinstance(decided.verdict, ev.Kept) and not failures)
-    return number > 0 and every > 0 and is_due and decided.proposal.reverts is None
+    is_due = is_due and decided.proposal.reverts is None and not explain_cap(state, number)
+    return number > 0 and every > 0 and is_due

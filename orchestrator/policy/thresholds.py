@@ -90,6 +90,14 @@ MAX_FALSE_PRUNES = 0.05
 """Largest share of false prunes among control runs that would be pruned; above it, pruning stops for the session."""
 STALL = 8
 """Experiments without a keep after which the briefing says so."""
+SURPRISE = 5.0
+"""Standard errors between the effect that the researcher expected and the measured one from which that is a surprise,
+a reason to rewrite the notebook: it is rare by luck, and by a bad guess of a small effect."""
+CONSOLIDATION_GAP = 6
+"""Closed experiments between two consolidations at least: a conversation of high effort costs about as much as one."""
+CLEAR = 2.0
+"""Standard errors of an effect that a post-mortem may call one: a change of nothing shows a loss of this size as rarely
+as it is kept. Of one standard error, one in six would."""
 MAX_REPAIRS = 2
 """Repairs of a crashed candidate, in crews that can repair."""
 NEAR_MISS = 0.5

@@ -11,14 +11,14 @@ from subagents.tools import Tool, ToolCall, ToolResult
 
 
 class Model(Protocol):
-    """Replies over the network."""
+    """Replies over the network, or as a program."""
 
     def at_most(self, request: Request) -> float | None: ...
     async def reply(self, request: Request, on_wait: OnWait) -> Reply: ...
 
 
 class Live:
-    """Models over the network and tools that act. The highest possible cost of pending requests counts as spent."""
+    """Models and tools that act. The highest possible cost of pending requests counts as spent."""
 
     def __init__(self, model: Model, log: Log) -> None:
         """Take the limit and the dollars spent so far from the state of the log, which must have a first event."""
@@ -37,7 +37,7 @@ class Live:
             reason = f"the next request could exceed ${self.limit:g}"
             await self.log.append("", ev.StopAsked(reason=reason))
             return Reply.from_error("unaffordable", reason)
-        usd = 0.0
+        usd = most  # one that is cancelled may still be billed
         try:
             reply = await self.model.reply(request, on_wait)
             usd = reply.usd or 0.0
@@ -75,6 +75,9 @@ class Recording:
         number = self.experiment
         opened = ev.ConversationOpened(experiment=number, agent=agent, model=model, system=system, opening=opening)
         await self.log.append(self.task_id, opened)
+
+    async def replace_model(self, reason: str) -> None:
+        await self.log.append(self.task_id, ev.ModelReplaced(experiment=self.experiment, reason=reason))
 
     async def pause(self, seconds: float, until: float, reason: str) -> None:
         await self._wait(until, reason)

@@ -72,10 +72,15 @@ class Tape(Log):
         self.take_outside()
         self.moved.set()
         self.moved = asyncio.Event()
+        if (task := asyncio.current_task()) and task.cancelling():  # by what was just taken
+            await asyncio.sleep(0)
 
-    def take_outside(self) -> None:
+    def take_outside(self, kinds: type[ev.Frozen] = ev.Frozen) -> None:
         """Fold the external events that are next: the user's, the clock's. A restart ends this life instead."""
-        while (record := self.upcoming) and not record.task_id and not isinstance(record.event, ev.Resumed | ev.Forked):
+        restarts = ev.Resumed | ev.Forked
+        while (record := self.upcoming) and not record.task_id and not isinstance(record.event, restarts):
+            if not isinstance(record.event, kinds):
+                return
             self.fold(record)
             self.tell()
         if record is None or not record.task_id:
@@ -154,9 +159,11 @@ async def _replay_life(tape: Tape, first: ev.Record, live: Callable[[Tape], Awai
     tape.finished.clear()
     tape.life_over.clear()
     tape.fold(first)
-    tape.take_outside()
+    tape.take_outside(ev.GuidanceChanged)  # known before anything begins
     life = asyncio.ensure_future(live(tape))
     over = asyncio.ensure_future(tape.life_over.wait())
+    await asyncio.sleep(0)
+    tape.take_outside()
     await asyncio.wait({life, over}, return_when=asyncio.FIRST_COMPLETED)
     over.cancel()
     if not tape.state.ended:

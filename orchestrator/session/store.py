@@ -60,14 +60,21 @@ class Session(Log):
         create: bool = False,
         read_only: bool = False,
         salvage: bool = False,
+        known: Log | None = None,
     ) -> None:
-        """Open or create the file, and fold it, or all before the first damage to `salvage` it. Raises SessionError."""
+        """Open or create the file, and fold it, or all before the first damage to `salvage` it. Raises SessionError.
+
+        `known` is what was read of the same file before: only what follows is read.
+        """
         super().__init__()
         self.path, self.salvage, self.turn = path, salvage, asyncio.Lock()
         self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
         """Tells the user why the night waits, or what is lost."""
         try:
             self.db = _create(path) if create else _open(path, read_only)
+            begun = self.db.execute("select at from events where seq = 0").fetchone()
+            if known and begun == (known.records[0].at,):
+                self.records, self.state = list(known.records), known.state
             self._load()
         except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
             raise SessionError(f"{path} cannot be used as a session: {error}") from error
@@ -158,9 +165,9 @@ class Session(Log):
 
     def _load(self) -> None:
         """Fold the records of the file. Raises SessionError for the first that is damaged."""
-        seq = 0
+        seq, rows = 0, "select seq, at, lane, body from events where seq >= ? order by seq"
         try:
-            for seq, at, task_id, body in self.db.execute("select seq, at, lane, body from events order by seq"):
+            for seq, at, task_id, body in self.db.execute(rows, (len(self.records),)):
                 if seq != len(self.records):
                     raise ValueError("the one before it is missing")
                 self.fold(Record(seq=seq, at=at, task_id=task_id, event=parse_event(body)))

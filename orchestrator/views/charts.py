@@ -118,7 +118,7 @@ def draw_telemetry(row: ExperimentRow) -> dict[str, Figure]:
         kind, _, part = name.partition("/")
         if kind in INSIDE:
             x = [2**i // 2 if kind == "position" else round(100 * share) for i, (share, _) in enumerate(points)]
-            y = [value if value or kind == "scalar" else None for _, value in points]  # a logarithm of 0 is no point
+            y = [value if value or kind == "scalar" else None for _, value in points]  # 0 has no logarithm
             trace = {"type": "scatter", "name": part, "x": x, "y": y}
             figures.setdefault(f"{kind}-{row.experiment}", {"data": [], "layout": INSIDE[kind]})["data"].append(trace)
     return figures

@@ -13,6 +13,7 @@ from orchestrator.core.templates import format_score, format_size
 from orchestrator.policy.evidence import get_t_90
 from orchestrator.views.charts import Figure, render_page
 from orchestrator.views.summary import Summary, summarize
+from prepare.command import UserError
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
@@ -40,7 +41,9 @@ class SessionFigures:
 
 
 def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:
-    """Return the figures of one session that has a baseline."""
+    """Return the figures of one session. Raises UserError if it has no baseline."""
+    if state.incumbent is None:
+        raise UserError(f"{state.session.name} has no baseline yet")
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     tested = [result for result in state.tried if result.status not in UNTESTED]
     number, metric = max(len(tested), 1), summary.task.metric
@@ -65,6 +68,13 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     profile, best = state.session.profile, _trace_best(summary, records)
     conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours)
     return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, *best, table)
+
+
+def require_one_metric(rows: Sequence[SessionFigures]) -> None:
+    """Raise UserError if the sessions are scored differently."""
+    if any(row.metric != rows[0].metric for row in rows):
+        metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
+        raise UserError(f"these sessions are scored differently: {metrics}")
 
 
 def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:

@@ -1,18 +1,24 @@
 """Describe an event in one line (`event.txt`), or in full on a page (`event_page.txt`)."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from orchestrator.core import events as ev
+from orchestrator.core.source import diff
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import shorten
 from orchestrator.ports import Log
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_local, render_template
 
-TALK = ev.ConversationOpened | ev.ModelReplied | ev.ToolUsed
+TALK = ev.ConversationOpened | ev.ModelReplied | ev.ModelReplaced | ev.ToolUsed
 """Events of a conversation with an agent, which change nothing that a view shows."""
 LONGEST = 200_000
 """Characters of one text on an event's page."""
+CODE = re.compile(r"^```\w+\n(?s:.*?)^```$", re.MULTILINE)
+HEAD, TAIL = 12, 3
+"""Lines of a long text that remain when it is folded."""
 
 
 def write_line(record: ev.Record, task: Task = EXAMINED) -> str:
@@ -26,12 +32,65 @@ def summarize(event: ev.Event, task: Task = EXAMINED) -> str:
     return make_printable(shorten(render_template("event.txt", event=event, task=task), 100))
 
 
-def write_page(log: Log, records: Sequence[ev.Record], number: int) -> str:
-    """Return everything about one event; in a conversation, all that the agent saw and said up to it."""
+@dataclass
+class Conversation:
+    """A conversation with an agent."""
+
+    opened: ev.Record
+    last: int
+    """Number of its latest event, whose page shows all of it."""
+    is_open: bool = True
+
+
+def list_conversations(records: Sequence[ev.Record]) -> list[Conversation]:
+    """Return all conversations in the order in which they began."""
+    found, current = list[Conversation](), dict[str, Conversation]()
+    for record in records:
+        if isinstance(record.event, ev.ConversationOpened):
+            current[record.task_id] = Conversation(record, record.seq)
+            found.append(current[record.task_id])
+        elif isinstance(record.event, ev.Resumed | ev.Forked | ev.Ended):
+            found = [replace(talk, is_open=False) for talk in found]
+            current.clear()
+        elif talk := current.get(record.task_id):
+            talk.last = record.seq if isinstance(record.event, TALK) else talk.last
+            talk.is_open &= isinstance(record.event, TALK | ev.Waiting)
+    return found
+
+
+def write_page(log: Log, records: Sequence[ev.Record], number: int, *, full: bool = True) -> str:
+    """Return everything about one event; in a conversation, all that the agent saw and said up to it.
+
+    Unless in full, prompts, code and results are folded.
+    """
     record, talk = records[number], list[ev.Event]()
     if isinstance(record.event, TALK):
         talk = [r.event for r in records[: number + 1] if r.task_id == record.task_id]
     openings = (i for i, event in enumerate(talk) if isinstance(event, ev.ConversationOpened))
     facts = {"talk": talk[max(openings, default=0) :], "read": log.get, "summarize": summarize, "longest": LONGEST}
+    facts |= {"diff": diff, "fold": str if full else _fold, "fold_code": str if full else _fold_code}
     fields = {} if talk else record.event.model_dump(mode="json", exclude={"kind"})
     return render_template("event_page.txt", line=write_line(record, log.state.session.task), fields=fields, **facts)
+
+
+def find_conversations(records: Sequence[ev.Record], experiment: int, agent: str = "") -> list[int]:
+    """Return the number of the last event of each conversation that led to an experiment or was about it."""
+    proposed = {r.task_id for r in records if isinstance(r.event, ev.Proposed) and r.event.experiment == experiment}
+    return [
+        talk.last
+        for talk in list_conversations(records)
+        if isinstance(opened := talk.opened.event, ev.ConversationOpened)
+        and agent in ("", opened.agent)
+        and (opened.experiment == experiment or talk.opened.task_id in proposed)
+    ]
+
+
+def _fold(text: str) -> str:
+    lines = text.splitlines()
+    if (hidden := len(lines) - HEAD - TAIL) < HEAD:
+        return text
+    return "\n".join([*lines[:HEAD], f"… {hidden} more lines (--full shows them)", *lines[-TAIL:]])
+
+
+def _fold_code(text: str) -> str:
+    return CODE.sub(lambda block: _fold(block[0]), text)

@@ -47,7 +47,7 @@ class ExperimentRow:
     commit: ev.Committed | None = None
     scores: tuple[ev.Scored, ...] = ()
     crash: ev.Crashed | None = None
-    verdict: ev.Verdict | ev.Refused | ev.Abandoned | None = None
+    verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed | None = None
     """None while the experiment is under way."""
     postmortem: ev.Postmortem | None = None
     compared: tuple[ev.Scored, ...] = ()

@@ -6,7 +6,7 @@ They are derived from the log and can be rebuilt. A rationale is on disk before 
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +16,15 @@ from typing import Any
 from orchestrator.core.events import Proposed
 from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB
-from orchestrator.core.text import flatten
+from orchestrator.core.text import flatten, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
 from subagents.prompts import split_front_matter
+
+LATEST = 10
+"""Sessions whose findings the overview tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,6 @@ class Hit:
     snippet: str
     """The text around the match, which is between ** and **."""
 
-    def __str__(self) -> str:
-        """Return session and title, what came of it, and the snippet, on one line."""
-        outcome = filter(None, (self.matter.get(key) for key in ("status", "verdict", "delta")))
-        return f"{self.path.parent.name} {self.title} ({', '.join(map(str, outcome))}): {self.snippet}"
-
     @property
     def outcome(self) -> str:
         """How the experiment ended, and its change of the score where there is one."""
@@ -52,9 +50,9 @@ def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
     if log.state.parents:
         rows, summary = list_rows(log.state), summarize(log.state)
         yield from (_make_file(log, folder, row) for row in rows)
-        yield folder / "index.md", (rows, summary), partial(render_index, log.state, rows)
+        yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log.state, rows)
         told = summary.tried, summary.kept, summary.baseline, summary.best
-        yield folder.parent / "index.md", told, partial(render_overview, folder.parent)
+        yield folder.parent / "index.md", told, partial(render_overview, folder.parent, log.state.session.profile.name)
 
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
@@ -100,15 +98,29 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
 def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
     """Return a session's index: its summary, a table of experiments, and the lessons of what was kept."""
     facts = {"session": state.session, "started": state.started_at, "summary": summarize(state), "rows": rows}
-    return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
+    return _render_page("index.md", escape=_escape, file_name=make_file_name, notebook=state.notebook, **facts)
 
 
-def render_overview(folder: Path) -> str:
-    """Return the overview of all sessions in the folder, read from their indexes, newest first."""
+def render_overview(folder: Path, profile: str) -> str:
+    """Return the overview of all sessions in the folder, newest first, and what they found, first on the profile."""
     found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
     sessions = [(name, matter) for name, matter in found if "session" in matter]
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
-    return render_template("overview.md", sessions=latest, escape=_escape)
+    paths = (path for name, _ in latest[:LATEST] for path in sorted((folder / name).glob("[0-9]*.md")))
+    told = ((path, matter, body) for path, matter, body in _read_pages(paths) if matter.get("experiment"))
+    pages = [{"link": f"{path.parent.name}/{path.name}", "matter": matter, "body": body} for path, matter, body in told]
+    return _render_page("overview.md", escape=_escape, sessions=latest, mine=profile, pages=pages)
+
+
+def _read_pages(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any], str]]:
+    """Yield path, front matter and body of each page; of an experiment that a fork shares with its parent, once."""
+    seen = set[tuple[object, ...]]()
+    for path in paths:
+        matter, body = read_musing(path)
+        known = tuple(matter.get(key) for key in ("experiment", "commit", "proposed"))
+        if body and known not in seen:
+            seen |= {known} if matter.get("proposed") else set()
+            yield path, matter, body
 
 
 def search(
@@ -117,21 +129,26 @@ def search(
     """Return the musings under the folder, of all sessions, that match the words best.
 
     Filters are exact; `verdict` is the reflector's (supported, …) or the judge's (kept, discarded, …). If no musing
-    has all the words, those with any are returned.
+    has all the words, those with any are returned. An experiment that a fork shares with its parent is found once.
     """
     words, matters = [f'"{word}"' for word in re.findall(r"\w+", query)], dict[str, dict[str, Any]]()
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute("create virtual table m using fts5(path unindexed, title, body, tokenize = 'porter unicode61')")
-        for path in sorted(folder.glob("*/[0-9]*.md")):
-            matter, body = read_musing(path)
-            in_scope = session in ("", matter.get("session")) and family in ("", matter.get("family"))
-            if body and in_scope and verdict in ("", matter.get("verdict"), matter.get("status")):
+        paths = (path for path in sorted(folder.glob("*/[0-9]*.md")) if session in ("", path.parent.name))
+        for path, matter, body in _read_pages(paths):
+            if family in ("", matter.get("family")) and verdict in ("", matter.get("verdict"), matter.get("status")):
                 matters[str(path)] = matter
-                title, _, rest = body.partition("\n")
+                title, _, rest = name_numbers(body, path.parent.name).partition("\n")
                 plain = re.sub(r"[*`|>#]|--:?", "", rest)
                 db.execute("insert into m values (?, ?, ?)", (str(path), title.lstrip("# "), plain))
         rows = _match(db, " AND ".join(words), limit) or _match(db, " OR ".join(words), limit)
     return [Hit(Path(path), title, matters[path], " ".join(text.split())) for path, title, text in rows]
+
+
+def find_page(folder: Path, session: str, experiment: int) -> str:
+    """Return the musing of an experiment, with its numbers written out; empty if there is none."""
+    found = (path for path in folder.glob(f"*/{experiment:03d}-*.md") if path.parent.name == session)
+    return next((name_numbers(read_musing(path)[1], session) for path in found), "")
 
 
 def read_musing(path: Path) -> tuple[dict[str, Any], str]:

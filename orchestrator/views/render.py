@@ -53,6 +53,6 @@ TEMPLATES = load_templates(
 )
 
 
-def render_template(name: str, **facts: object) -> str:
+def render_template(name: str, /, **facts: object) -> str:
     """Return the text of a template in `templates`, filled with facts."""
     return TEMPLATES.get_template(name).render(facts)

@@ -25,7 +25,7 @@ PLAIN_SECONDS = 60.0
 """Seconds between plain lines about one run's progress."""
 LONGEST = 2_000
 """Characters of a message."""
-TROUBLE = {"crashed", "aborted", "failed", "abandoned", "unanswered", "fell_back", "waiting"}
+TROUBLE = {"crashed", "aborted", "failed", "abandoned", "unanswered", "fell_back", "replaced", "waiting"}
 
 
 class Terminal:
@@ -102,6 +102,8 @@ class Terminal:
                 case event:
                     number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)
                     self._print_line(record.at, event.kind, number, text)
+                    if self.is_live and isinstance(event, ev.ModelReplaced) and text not in self.messages:
+                        self.messages.append(text)
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""

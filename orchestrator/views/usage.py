@@ -18,7 +18,7 @@ class Run:
     slot: int
     start: float
     end: float
-    outcome: Literal["training", "scored", "crashed", "pruned", "aborted", "cut off"] = "training"
+    outcome: Literal["training", "scored", "crashed", "pruned", "aborted", "vetoed", "cut off"] = "training"
     train_seconds: float = 0.0
 
 
@@ -43,6 +43,9 @@ def list_runs(records: Iterable[ev.Record]) -> list[Run]:
                 if ended := held.pop((event.experiment, event.run), None):
                     trained = 0.0 if isinstance(event, ev.Aborted) else event.metrics.train_seconds
                     closed.append(replace(ended, end=record.at, outcome=event.kind, train_seconds=trained))
+            case ev.Vetoed(experiment=number):
+                ended = [held.pop(key) for key in [*held] if key[0] == number]
+                closed += (replace(run, end=record.at, outcome="vetoed") for run in ended)
             case ev.Resumed() | ev.Forked():
                 closed += (replace(run, end=now, outcome="cut off") for run in held.values())
                 held.clear()

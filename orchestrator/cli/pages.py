@@ -1,0 +1,305 @@
+"""The pages of `serve`. They show hostile text: Jinja escapes it, no script but ours runs, and no name becomes a path.
+
+A session is read as far as it has grown. What a night is asked goes into its inbox.
+"""
+
+import ipaddress
+import json
+import secrets
+import sys
+import time
+from asyncio import sleep
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.cli.inspect import find_process
+from orchestrator.cli.options import Paths, read_file
+from orchestrator.core.source import compute_digest
+from orchestrator.lab.repo import write_git
+from orchestrator.policy.limits import estimate_run_seconds
+from orchestrator.session.inbox import Control, send_control
+from orchestrator.session.store import Session
+from orchestrator.supervisor import GUIDANCE_CHARACTERS
+from orchestrator.views import comparison, event_text
+from orchestrator.views.charts import draw_progress
+from orchestrator.views.experiments import list_rows
+from orchestrator.views.musings import search
+from orchestrator.views.render import render_template
+from orchestrator.views.report import render_report
+from orchestrator.views.summary import summarize
+from prepare.command import UserError
+from prepare.files import write_atomically
+
+MAX_FORM = 64 << 10
+"""Bytes of a form."""
+SHOWN = 100
+"""Experiments on a page that follows its night."""
+CACHED = 32
+"""Sessions that stay in memory."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+@cache
+def permit_charts() -> dict[str, str]:
+    """Return the policy of a page with charts: its two scripts run, and no other, in an origin of its own."""
+    from plotly.offline import get_plotlyjs
+
+    scripts = (f"\n{render_template('page.js')}", get_plotlyjs())
+    hashes = " ".join(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts)
+    allowed = f"script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; frame-ancestors 'none'"
+    return {"Content-Security-Policy": f"sandbox allow-scripts allow-downloads; default-src 'none'; {allowed}"}
+
+
+class Guard:
+    """Turns away strangers and the forms of foreign pages, and hardens every answer."""
+
+    def __init__(self, app: ASGIApp, *, host: str, token: str) -> None:
+        self.app, self.host, self.token = app, host, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_hardened(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                for name, value in HEADERS.items():
+                    MutableHeaders(scope=message).setdefault(name, value)
+            await send(message)
+
+        await (self.judge(HTTPConnection(scope)) or self.app)(scope, receive, send_hardened)
+
+    def judge(self, request: HTTPConnection) -> Response | None:
+        """Return the answer to a request that may not pass; None if it may."""
+        headers, cookie = request.headers, f"nightshift-{request.url.port}"
+        if not is_own_name(headers.get("host", ""), self.host):
+            return _answer(421, "This server has another name.")
+        if self.token and self._is_token(request.query_params.get("token", "")):
+            welcome = RedirectResponse(f"/{request.url.path.lstrip('/')}", 303)
+            welcome.set_cookie(cookie, self.token, httponly=True, samesite="lax")
+            return welcome
+        if self.token and not self._is_token(request.cookies.get(cookie, "")):
+            return _answer(401, "Open the link that `nightshift serve` printed: it holds the token.")
+        if request.scope["method"] == "POST":
+            if urlsplit(headers.get("origin", "")).netloc != headers.get("host"):
+                return _answer(403, "The form was not sent by a page of this server.")
+            if not 0 <= int(headers.get("content-length", "-1")) <= MAX_FORM:
+                return _answer(413, "The form is too long.")
+        return None
+
+    def _is_token(self, text: str) -> bool:
+        return secrets.compare_digest(text.encode(), self.token.encode())
+
+
+def is_own_name(header: str, host: str) -> bool:
+    """Return whether a Host header names this server: by an address, or by no name that could be led here by DNS."""
+    try:
+        name = urlsplit(f"//{header}").hostname or ""
+        return name in ("localhost", host.lower()) or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _answer(status: int, text: str) -> HTMLResponse:
+    return HTMLResponse(render_template("serve_text.html", title=str(status), text=text), status)
+
+
+async def _tell(request: Request, error: Exception) -> Response:  # noqa: ARG001 - as Starlette calls it
+    return _answer(*(error.status_code, error.detail) if isinstance(error, HTTPException) else (422, str(error)))
+
+
+class Site:
+    """All pages; the folders are those of `paths`."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths, self.guidance = paths, paths.script.parent / "guidance.md"
+        self.secret = secrets.token_urlsafe()
+        """Stands in every form: a foreign page, which cannot read it, cannot send one."""
+        self.known: dict[tuple[str, int], Session] = {}
+
+    def build(self, host: str, token: str) -> Starlette:
+        """Return the application; with a token, only who has it is let in."""
+        pages: dict[str, Callable[[Request], Any]] = {
+            "/": self.list_sessions,
+            "/compare": self.compare,
+            "/musings": self.search_musings,
+            "/guidance": self.show_guidance,
+            "/sessions/{name}": self.show_session,
+            "/sessions/{name}/stream": self.follow_session,
+            "/sessions/{name}/report": self.show_report,
+            "/sessions/{name}/events/{number:int}": self.show_event,
+            "/assets/{file}": self.show_asset,
+        }
+        forms = {"/guidance": self.save_guidance, "/sessions/{name}/control": self.steer}
+        routes = [Route(path, page) for path, page in pages.items()]
+        routes += [Route(path, self._read_form(act), methods=["POST"]) for path, act in forms.items()]
+        told = {UserError: _tell, HTTPException: _tell}
+        return Starlette(routes=routes, middleware=[Middleware(Guard, host=host, token=token)], exception_handlers=told)
+
+    def _read_form(self, act: Callable[..., str]) -> Callable[[Request], Any]:
+        """Return what takes a form of ours and acts by its fields, then shows the page that it names."""
+
+        async def take(request: Request) -> Response:
+            fields = dict(parse_qsl((await request.body()).decode(errors="replace"), keep_blank_values=True))
+            if not secrets.compare_digest(fields.pop("secret", "").encode(), self.secret.encode()):
+                raise HTTPException(403, "The page is out of date: load it again.")
+            return RedirectResponse(await run_in_threadpool(act, fields, **request.path_params), 303)
+
+        return take
+
+    def find(self, name: str) -> Path:
+        """Return a session's file by comparing the name with those that there are. Raises HTTPException."""
+        for path in self.paths.sessions.glob("[!.]*/session.db"):
+            if path.parent.name == name:
+                return path
+        raise HTTPException(404, "No session has that name.")
+
+    @contextmanager
+    def read(self, name: str) -> Generator[Session]:
+        """Open a session as far as it has come. Raises HTTPException, UserError."""
+        path = self.find(name)
+        key = name, path.stat().st_ino
+        with read_file(path, known=self.known.pop(key, None)) as session:
+            self.known = dict([*self.known.items(), (key, session)][-CACHED:])
+            yield session
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return what the list tells of a session, or what is wrong with it."""
+        try:
+            with self.read(name) as session:
+                state = session.state
+                process = None if state.ended else find_process(self.paths, name, state.now)
+                resume = self.paths.write_command("resume", name)
+                facts = {"state": state, "summary": summarize(state), "process": process, "resume": resume}
+                return {"name": name, "since": state.started_at, "fault": "", **facts}
+        except UserError as error:
+            return {"name": name, "since": 0.0, "fault": str(error)}
+
+    def render(self, template: str, /, **facts: Any) -> HTMLResponse:
+        """Return a page of ours."""
+        return HTMLResponse(render_template(template, secret=self.secret, **facts))
+
+    def list_sessions(self, request: Request) -> Response:  # noqa: ARG002 - every page takes it
+        found = [self.describe(path.parent.name) for path in self.paths.sessions.glob("[!.]*/session.db")]
+        found.sort(key=lambda facts: facts["since"], reverse=True)
+        return self.render("serve_sessions.html", sessions=found)
+
+    def write_live(self, name: str, shown: int = SHOWN) -> str:
+        """Return the part of a session's page that follows the night, with its latest experiments."""
+        facts = self.describe(name)
+        if facts["fault"]:
+            raise UserError(facts["fault"])
+        with self.read(name) as session:
+            rows = list_rows(session.state)
+            places = {"experiment": {row.experiment: row.experiment for row in rows}}
+            figure = draw_progress(rows, places, facts["summary"])
+            facts |= {
+                "rows": rows[-shown:],
+                "earlier": len(rows[:-shown]),
+                "figure": figure,
+                "count": len(session.records),
+                "secret": self.secret,
+            }
+            talks, usual = event_text.list_conversations(session.records), estimate_run_seconds(session.state)
+            return render_template("serve_live.html", **facts, talks=talks, usual=usual, now=time.time())
+
+    def show_session(self, request: Request) -> Response:
+        name, whole = request.path_params["name"], "all" in request.query_params
+        live = self.write_live(name, sys.maxsize if whole else SHOWN)
+        return self.render("serve_session.html", name=name, live=live, whole=whole)
+
+    async def follow_session(self, request: Request) -> Response:
+        """Send the live part of a session's page whenever the session has grown, or its night has begun or died."""
+        name, look = request.path_params["name"], 1.0
+        path = await run_in_threadpool(self.find, name)
+
+        async def send_parts() -> AsyncIterator[str]:
+            seen: object = None
+            while True:
+                files = [file for file in (path, path.with_name("session.db-wal")) if file.is_file()]
+                stamp = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+                if (fresh := (stamp, find_process(self.paths, name, time.time()))) != seen:
+                    yield f"data: {json.dumps(await run_in_threadpool(self.write_live, name))}\n\n"
+                seen = fresh
+                await sleep(look)
+
+        return StreamingResponse(send_parts(), media_type="text/event-stream")
+
+    def show_report(self, request: Request) -> Response:
+        with self.read(request.path_params["name"]) as session:
+            page = render_report(session, self.paths.write_command, write_git(self.paths.script))
+        return HTMLResponse(page, headers=permit_charts())
+
+    def compare(self, request: Request) -> Response:
+        rows: list[comparison.SessionFigures] = []
+        for name in request.query_params.getlist("session"):
+            with self.read(name) as session:
+                rows.append(comparison.summarize_session(session.state, session.records))
+        if len(rows) < 2:
+            raise HTTPException(400, "Choose two sessions or more.")
+        comparison.require_one_metric(rows)
+        return HTMLResponse(comparison.render_comparison(rows), headers=permit_charts())
+
+    def show_event(self, request: Request) -> Response:
+        name, number = request.path_params["name"], request.path_params["number"]
+        with self.read(name) as session:
+            if number >= (count := len(session.records)):
+                raise UserError(f"{name} has events 0 to {count - 1}")
+            text = event_text.write_page(session, session.records, number)
+        return self.render("serve_event.html", name=name, number=number, count=count, text=text)
+
+    def search_musings(self, request: Request) -> Response:
+        query = request.query_params.get("q", "")
+        hits = search(self.paths.musings, query, limit=30)
+        return self.render("serve_musings.html", query=query, hits=hits)
+
+    def show_asset(self, request: Request) -> Response:
+        kinds = {"serve.css": "text/css", "serve.js": "text/javascript"}
+        if (file := request.path_params["file"]) not in kinds:
+            raise HTTPException(404, "No file has that name.")
+        return Response(render_template(file), media_type=kinds[file])
+
+    def steer(self, fields: dict[str, str], name: str) -> str:
+        """Put what the user asks into the inbox of a night that runs. Raises HTTPException."""
+        path = self.find(name)
+        if find_process(self.paths, name, time.time()) is None:
+            raise HTTPException(409, "This night is not running.")
+        try:
+            send_control(path.parent, Control.model_validate(fields))
+        except ValidationError:
+            raise HTTPException(400, "This cannot be asked of a night.") from None
+        return f"/sessions/{name}"
+
+    def read_guidance(self) -> str:
+        return self.guidance.read_text(encoding="utf-8", errors="replace") if self.guidance.is_file() else ""
+
+    def show_guidance(self, request: Request) -> Response:  # noqa: ARG002 - every page takes it
+        text = self.read_guidance()
+        facts = {"path": self.guidance.resolve(), "before": compute_digest(text), "limit": GUIDANCE_CHARACTERS}
+        return self.render("serve_guidance.html", text=text, **facts)
+
+    def save_guidance(self, fields: dict[str, str]) -> str:
+        """Replace guidance.md, unless another has changed it meanwhile. Raises HTTPException."""
+        if fields.get("before") != compute_digest(self.read_guidance()):
+            raise HTTPException(409, "guidance.md has changed meanwhile: go back, keep your text, and load it again.")
+        write_atomically(self.guidance, fields.get("text", "").replace("\r\n", "\n"))
+        return "/guidance"

@@ -1,0 +1,254 @@
+"""Train on a Ray cluster: each attempt is a detached actor, which a resumed driver finds again by its name.
+
+Session, git and policy stay with the driver. A node gets this code and the data by their content hashes, and the
+candidate as text.
+"""
+
+import asyncio
+import os
+import re
+import socket
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrator.core import events as ev
+from orchestrator.core.source import compute_digest
+from orchestrator.lab import guardian
+from orchestrator.lab.runner import STRICT_PLAN, BaseRunner, remove_folder
+from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox
+from orchestrator.lab.sandbox.select import select_sandbox
+from orchestrator.lab.slots import list_slots
+from orchestrator.ports import Log
+from prepare.command import UserError
+from prepare.files import LockedError, hold_lock
+from prepare.machine import list_gpus
+from prepare.manifest import MANIFEST_FILE, load
+
+STORE = "NIGHTSHIFT_STORE"
+"""Environment variable of a node: its folder for data and runs; ~/.cache/nightshift where it is not set."""
+MODULES = [str(TRUSTED.parent / name) for name in ("orchestrator", "subagents", TRUSTED.name)]
+"""What a node gets from the driver, so that both run the same code."""
+ASK, SETTLE, REACH = 2.0, 10.0, 5.0
+"""Seconds between two questions to a run, before a lost run starts again, and to reach the head of a cluster."""
+SILENT, UNPLACED = 300.0, 600.0
+"""Seconds without a driver after which a run ends, and without a place after which a slot is given up."""
+PIECE = 32 << 20
+"""Bytes of data that are sent at once."""
+_MODEL = "accelerator_type:"
+Build = Callable[..., BaseRunner[Any]]
+
+
+def connect(address: str) -> Any:
+    """Return the library Ray, connected to "auto", HOST:PORT or ray://HOST:PORT. Raises UserError."""
+    if not (place := re.fullmatch(r"auto|(?:ray://)?([\w.-]+):(\d{1,5})", address)):
+        raise UserError(f"--cluster {address}: give auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+
+        if place[1]:  # Ray itself would try for minutes
+            socket.create_connection((place[1], int(place[2])), REACH).close()
+        settings = {"namespace": "nightshift", "runtime_env": {"py_modules": MODULES}, "log_to_driver": False}
+        if not ray.is_initialized():  # as it is in the later nights of a trial
+            ray.init(address=address, logging_level="ERROR", **settings)
+    except ImportError as error:
+        raise UserError("--cluster needs Ray: pip install -e '.[cluster]' in this folder") from error
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        why = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise UserError(f"--cluster {address}: no Ray cluster can be reached there ({why})") from error
+    return cast("Any", ray)
+
+
+def plan_shares(
+    nodes: Sequence[Mapping[str, float]], wanted: str, model: str = "", *, cpu: bool = False, fewer: bool = False
+) -> tuple[int, int, dict[str, Any]]:
+    """Return how many runs fit at a time, how many on one node, and Ray's options for each. Raises UserError.
+
+    `nodes` are their resources, `wanted` is a number or auto. Scores on different GPUs cannot be compared, so all runs
+    use one model: `model`, or the most frequent. Without GPUs, or for `cpu`, auto is one run on each node.
+    With `fewer`, as many as there are will do.
+    """
+    if wanted != "auto" and not wanted.isdecimal():
+        raise UserError(f"--slots {wanted}: give a number of runs, or auto")
+    gpus, cpus = Counter[str](), [n for node in nodes if (n := int(node.get("CPU", 0)))]
+    for node in () if cpu else nodes:
+        gpus[next((name.removeprefix(_MODEL) for name in node if _MODEL in name), "")] += int(node.get("GPU", 0))
+    model = model or max(gpus, key=gpus.__getitem__, default="")
+    most = gpus[model] or sum(cpus) * (not model)
+    slots = int(wanted) if wanted.isdecimal() else gpus[model] or len(cpus)
+    slots = min(slots, most) if fewer else slots
+    if not 0 < slots <= most:
+        raise UserError(f"--slots {wanted}: the cluster has {most} {model or ('GPUs' if gpus[model] else 'CPUs')}")
+    if gpus[model]:
+        return slots, 1, {"num_gpus": 1} | ({"accelerator_type": model} if model else {})
+    size = max(k for k in range(1, most + 1) if sum(n // k for n in cpus) >= slots)
+    return slots, max(cpus) // size, {"num_cpus": size}
+
+
+def name_attempt(session: str, granted: ev.Granted, source: str) -> str:
+    """Return the name of the actor that does this work: the same in a later life, where the run has another number."""
+    confirmed = (granted.plan or STRICT_PLAN).confirmed
+    return f"{session}-{granted.experiment}-{compute_digest(f'{granted.seed} {confirmed} {source}')}"
+
+
+class RemoteAttempt:
+    """One attempt on its node, in a process of its own. When that is killed, the guardian ends the run."""
+
+    def __init__(self, name: str, data: str, silent: float) -> None:
+        """Hold a folder; the process ends `silent` seconds after the last word of a driver."""
+        store = Path(os.environ.get(STORE) or "~/.cache/nightshift").expanduser().resolve()
+        self.folder, self.data, self.silent = store / "runs" / name, store / "data" / data, silent
+        self.heard, self.points, self.log = time.monotonic(), list[tuple[ev.Point, float]](), Log()
+        self.pool, self.future, self.held = ThreadPoolExecutor(1), cast("Future[Any] | None", None), ExitStack()
+        self.held.enter_context(hold_lock(self.folder.with_suffix(".lock")))
+        for lock in self.folder.parent.glob("*.lock"):
+            with suppress(LockedError), hold_lock(lock):  # its process is gone
+                guardian.kill_all(partial(guardian.find_tagged, f"{lock.with_suffix('')}/"))
+                remove_folder(lock.with_suffix(""))
+                lock.unlink()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def report(self) -> tuple[str, bool, list[tuple[ev.Point, float]]]:
+        """Return where the data are kept, whether they are there, and the progress since it was last asked."""
+        self.heard, points, self.points = time.monotonic(), self.points, []
+        return f"{socket.gethostname()}:{self.data}", (self.data / MANIFEST_FILE).exists(), points
+
+    def receive(self, name: str, piece: bytes) -> None:
+        """Append to a file of the data. The last is the manifest: by it they are checked, and put in their place."""
+        self.heard, part = time.monotonic(), self.folder / "data"
+        for folder in (part, self.data.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with (part / name).open("ab") as file:
+            file.write(piece)
+        if name == MANIFEST_FILE and load(part, verify=True).digest == self.data.name:
+            part.replace(self.data)
+
+    def train(self, *work: Any) -> tuple[ev.Outcome, Sequence[str], int]:
+        """Train once, however often it is asked for; return outcome, logs, and runs excused in a row."""
+        self.future = self.future or self.pool.submit(lambda: asyncio.run(self._train(*work)))
+        return self.future.result()
+
+    async def _train(
+        self, build: Build, granted: ev.Granted, source: str, excuses: int, threads: int, gpu: bool, unsafe: bool
+    ) -> tuple[ev.Outcome, Sequence[str], int]:
+        sandbox = NoSandbox() if unsafe else await asyncio.to_thread(select_sandbox)
+        slots, number = list_slots(1, self.folder, threads, list_gpus() if gpu else ()), granted.experiment
+        claims = (
+            self.data.parents[1] / "claims" / self.folder.name.rsplit("-", 2)[0]
+        )  # of the session's other runs here
+        for folder in (self.folder, claims):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "claims").symlink_to(claims)
+        parts = {"folder": self.folder, "slots": slots, "sandbox": sandbox, "put": self.log.put}
+        runner = build(self.data, on_point=self._add_point, **parts)
+        runner.excuses[number] = excuses
+        outcome = await runner.run(granted.model_copy(update={"slot": 0}), source)
+        await asyncio.to_thread(remove_folder, self.folder)
+        return outcome, list(self.log.texts.values()), runner.excuses[number]
+
+    def _add_point(self, _: ev.Granted, point: ev.Point, rate: float) -> None:
+        self.points.append((point, rate))
+
+    def _watch(self) -> None:
+        while time.monotonic() < self.heard + self.silent:
+            time.sleep(0.5)
+        os._exit(0)
+
+
+@dataclass(slots=True)
+class ClusterRunner:
+    """Runs candidates of one session on a cluster; a lost node is Aborted, and never the candidate's failure."""
+
+    ray: Any
+    session: str
+    """Begins the names of its actors."""
+    options: Mapping[str, Any]
+    build: Build
+    """Builds the runner of a node, from the parts that differ there."""
+    data: Path | None
+    put: Callable[[str], ev.Digest]
+    on_point: Callable[[ev.Granted, ev.Point, float], None]
+    threads: int = 0
+    unsafe: bool = False
+    ended: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Actors whose outcome is not on disk yet, by task id."""
+    excuses: Counter[int] = field(default_factory=Counter[int])
+    shipping: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    def reap(self) -> None:
+        """End every attempt of the session."""
+        for name in self.ray.util.list_named_actors():
+            if name.startswith(f"{self.session}-"):
+                with suppress(ValueError):  # it has ended
+                    self.ray.kill(self.ray.get_actor(name))
+
+    def end_recorded(self, finished: set[str]) -> None:
+        """End the actors whose tasks have appended their outcome."""
+        for task_id in finished & self.ended.keys():
+            self.ray.kill(self.ended.pop(task_id))
+
+    async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
+        """Train once on any node, or wait for a run of an earlier life that does so; cancelling ends it."""
+        number, run, errors = granted.experiment, granted.run, self.ray.exceptions
+        lost = partial(ev.Aborted, experiment=number, run=run)
+        actor = await asyncio.to_thread(self._find, name_attempt(self.session, granted, source))
+        try:
+            await self._place(actor)
+            where = self.threads, "num_gpus" in self.options, self.unsafe
+            training = actor.train.remote(self.build, granted, source, self.excuses[number], *where)
+            outcome, texts, self.excuses[number] = await self._ask(actor, training, granted)
+        except TimeoutError:
+            return lost(reason=f"no node of the cluster had a place for {UNPLACED:.0f} s", quarantined=True)
+        except errors.RayError as error:
+            if not isinstance(error, errors.ActorUnavailableError):  # it may be found again
+                self.ray.kill(actor)
+            await asyncio.sleep(SETTLE)
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return lost(reason=f"lost on the cluster: {lines[-isinstance(error, errors.RayTaskError)][:300]}")
+        for text in texts:
+            self.put(text)
+        self.ended[f"train {number}.{run}"] = actor
+        return outcome.model_copy(update={"run": run})
+
+    def _find(self, name: str) -> Any:
+        """Return the actor of that name, created where there is none."""
+        settings = {"lifetime": "detached", "get_if_exists": True, "max_restarts": 0, "max_concurrency": 16}
+        actor = self.ray.remote(RemoteAttempt).options(name=name, **settings, **self.options)
+        return actor.remote(name, load(self.data).digest if self.data else "", SILENT)
+
+    async def _place(self, actor: Any) -> None:
+        """Wait until the actor runs, and send the data where its node has none. Raises TimeoutError."""
+        node, ready, _ = await self._ask(actor, actor.report.remote())
+        async with self.shipping[node]:
+            if ready or not self.data or (await self._ask(actor, actor.report.remote()))[1]:
+                return
+            for name in (*load(self.data).files, MANIFEST_FILE):
+                with (self.data / name).open("rb") as file:
+                    while piece := file.read(PIECE):
+                        await self._ask(actor, actor.receive.remote(name, piece))
+
+    async def _ask(self, actor: Any, question: Any, granted: ev.Granted | None = None) -> Any:
+        """Return an answer of the actor, and pass on the progress of a run until it comes. Raises TimeoutError.
+
+        Where none comes, end the actor and wait for that: Ray's client cannot cancel a question.
+        """
+        answer = asyncio.ensure_future(question)
+        try:
+            async with asyncio.timeout(None if granted else UNPLACED):
+                while not (await asyncio.wait({answer}, timeout=ASK))[0]:
+                    with suppress(self.ray.exceptions.RayError):
+                        for progress in (await self._ask(actor, actor.report.remote()))[2] if granted else ():
+                            self.on_point(cast("ev.Granted", granted), *progress)
+        except (TimeoutError, asyncio.CancelledError):
+            self.ray.kill(actor)
+            with suppress(self.ray.exceptions.RayError, TimeoutError):
+                await asyncio.wait_for(answer, REACH)
+            raise
+        return answer.result()

@@ -1,0 +1,41 @@
+"""Pass what other processes ask to a running night, which alone writes its session: small files in its folder."""
+
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from orchestrator.core.events import Frozen
+from prepare.files import write_atomically
+
+INBOX = "control"
+MAX_REQUEST = 1_000
+"""Bytes of a request; a larger file is none."""
+
+
+class Control(Frozen):
+    """What a night is asked to do."""
+
+    action: Literal["pause", "continue", "stop", "veto"]
+    experiment: int = Field(default=0, ge=0)
+    """The one to veto."""
+
+
+def send_control(folder: Path, control: Control) -> None:
+    """Put a request into the inbox of the session in that folder. Raises OSError."""
+    name = f"{time.time_ns():020}-{secrets.token_hex(4)}.json"
+    write_atomically(folder / INBOX / name, control.model_dump_json())
+
+
+def take_controls(folder: Path) -> list[Control]:
+    """Return and delete the requests of the session in that folder, oldest first; what is none is deleted, too."""
+    found: list[Control] = []
+    for path in sorted((folder / INBOX).glob("[!.]*.json")):
+        with suppress(OSError, ValidationError):
+            text = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_REQUEST else b""
+            path.unlink()  # first: what cannot be deleted would be taken again and again
+            found.append(Control.model_validate_json(text))
+    return found

@@ -1,0 +1,108 @@
+"""Ask a program on this machine in place of a server: Claude Code with the user's own login, or any other agent.
+
+The program is started once for each reply, has no tools of its own, reads the conversation from standard input, and
+prints calls of our tools as one JSON object. Claude Code puts that object into an envelope with tokens and dollars.
+"""
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, Field, ValidationError
+
+from subagents.agent import Json, Reply, Request, count_tokens
+from subagents.prompts import JINJA, PREFIX
+from subagents.tools import describe_faults
+
+CLAUDE = shlex.split(  # with these options Claude Code only answers: no tools, servers, settings, hooks or files
+    "-p --output-format json --tools '' --strict-mcp-config --setting-sources '' --disable-slash-commands "
+    "--no-session-persistence"
+)
+OURS = ("ANTHROPIC_", "NIGHTSHIFT_", "HF_TOKEN", "CLAUDECODE")  # variables that a program does not get, by beginning
+TEMPLATE = JINJA.from_string((Path(__file__).parent / "templates/cli_prompt.txt").read_text(encoding="utf-8"))
+
+
+class Call(BaseModel):
+    tool: str
+    input: Json
+
+
+class Turn(BaseModel):
+    calls: list[Call] = Field(min_length=1)
+
+
+class Envelope(BaseModel):
+    """What Claude Code prints of its work."""
+
+    result: str = ""
+    subtype: str = ""
+    is_error: bool = False
+    stop_reason: str | None = None
+    structured_output: Json | None = None
+    usage: Json = {}
+    total_cost_usd: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+async def ask_program(request: Request, seconds: float) -> Reply:
+    """Return a program's reply; kill the program if it takes too long or is cancelled. Raises OSError."""
+    words, prompt = write_command(request)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
+    with tempfile.TemporaryDirectory(prefix="nightshift-") as folder:
+        where: dict[str, Any] = {"cwd": folder, "env": environment, "start_new_session": True, **pipes}
+        process = await asyncio.create_subprocess_exec(*words, **where)
+        try:
+            async with asyncio.timeout(seconds):
+                printed, errors = await process.communicate(prompt.encode("utf-8", "replace"))
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    text = printed.decode("utf-8", "replace")
+    if process.returncode and not _find_object(text):
+        raise ChildProcessError(f"exit code {process.returncode}: {(errors.decode('utf-8', 'replace') or text)[-250:]}")
+    return read_reply(request, text)
+
+
+def write_command(request: Request) -> tuple[list[str], str]:
+    """Return the words of the command, and its standard input. Raises ValueError for a name without a command."""
+    program, *words = shlex.split(request.model.removeprefix(PREFIX)) or [""]
+    if is_claude := Path(program).name == "claude":
+        effort, schema = ["--effort", request.effort] if request.effort else [], json.dumps(Turn.model_json_schema())
+        words = [*CLAUDE, "--json-schema", schema, "--system-prompt", request.system, *effort, *words]
+    return [program, *words], TEMPLATE.render(request=request, is_whole=not is_claude, write=json.dumps)
+
+
+def read_reply(request: Request, printed: str) -> Reply:
+    """Return what a program printed as a reply, without calls if it holds none. Raises ChildProcessError."""
+    answer, envelope = _find_object(printed), Envelope()
+    try:
+        if answer.get("type") == "result":
+            envelope = Envelope.model_validate(answer)
+            printed = envelope.result or envelope.subtype
+            if envelope.is_error and envelope.subtype != "error_max_structured_output_retries":
+                raise ChildProcessError(printed[-250:])
+            answer = envelope.structured_output or _find_object(printed)
+        calls = list(enumerate(Turn.model_validate(answer).calls, 100 * len(request.messages)))
+        content = [{"type": "tool_use", "id": f"call_{i}", "name": call.tool, "input": call.input} for i, call in calls]
+        stop = "tool_use"
+    except ValidationError as error:
+        content = [{"type": "text", "text": f"{printed[:2000]}\n\n(not read: {describe_faults(error)})"}]
+        stop = "refusal" if envelope.stop_reason == "refusal" else "end_turn"
+    message = {"role": "assistant", "model": request.model, "content": content, "stop_reason": stop}
+    return Reply(message, count_tokens(envelope.usage), envelope.total_cost_usd)
+
+
+def _find_object(text: str) -> Json:
+    """Return the JSON object in a text, whatever stands around it; an empty one if there is none."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text[text.find("{") : text.rfind("}") + 1])
+        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))  # no lone surrogate
+        return cast("Json", found) if isinstance(found, dict) else {}
+    return {}

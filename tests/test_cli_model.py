@@ -1,0 +1,219 @@
+"""Models that are programs: real processes, which get no secret of ours, and none of which outlives its request."""
+
+import asyncio
+import json
+import shlex
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.preflight import Preflight, load_style
+from orchestrator.core.events import ModelReplied, Record, SessionLimits, Tokens
+from orchestrator.loop import run
+from orchestrator.ports import Log
+from orchestrator.session.recording import Live
+from orchestrator.session.store import Session
+from subagents.agent import Request
+from subagents.claude import ATTEMPTS, Claude, connect
+from subagents.cli_model import ask_program, read_reply
+from tests.fakes import started
+from tests.test_claude import Asking
+from tests.test_crew import Lab, kinds, make_crew
+from tests.test_outages import played
+from tests.workplace import ROOT
+
+SAGE = shlex.join([sys.executable, str(ROOT / "tests/sage.py")])
+FAILING = "cat > /dev/null; echo the license has run out >&2; exit 1"
+SORRY = """cat > /dev/null; echo '{"type": "result", "is_error": true, "result": "Please run /login"}'; exit 1"""
+TOOL = {"name": "ready", "description": "Says so.", "input_schema": {"type": "object", "properties": {}}}
+
+
+def make_request(how, **changes):
+    user = {"role": "user", "content": [{"type": "text", "text": "Hello."}]}
+    fields = {"max_tokens": 500, "system": "Be brief.", "tools": (TOOL,), "messages": (user,)}
+    return Request("tester", f"cli:{SAGE} {how}", "", **fields | changes)
+
+
+def ask(request, **changes):
+    """What comes of a request, and how it was waited for."""
+    asking = Asking("http://127.0.0.1:9")
+    asking.claude = replace(asking.claude, **changes)
+    return asyncio.run(asking.claude.reply(request, asking.told)), asking
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAGE_LOG", str(tmp_path / "log"))
+    return tmp_path / "log"
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    """A night of one experiment with Claude Code, as played by the sage; the session, and what the sage was given."""
+    folder = tmp_path_factory.mktemp("programs")
+    claude = folder / "claude"
+    claude.write_text(f'#!/bin/sh\nSAGE_LOG={folder}/log exec {SAGE} envelope "$@"\n')
+    claude.chmod(0o755)
+    prompts = load_style("default", [f"cli:{claude} --model opus"])
+
+    async def go():
+        session.write("", started(limits=SessionLimits(hours=1, experiments=1, usd=5)))
+        crew = make_crew(session, Live(Claude(connect(base_url="http://127.0.0.1:9")), session))
+        await run(session, replace(crew, prompts=prompts), Lab(session))
+
+    session = Session(folder / "night/session.db", time.time, create=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANTHROPIC_API_KEY", "sk-never")
+        patch.setenv("NIGHTSHIFT_NOTIFY", "json://127.0.0.1:9/never")
+        asyncio.run(go())
+    return session, [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+
+
+def test_a_night_with_claude_code(night):
+    session, _ = night
+
+    assert session.state.ended == "1 experiment is done"
+    assert {"committed", "crashed", "reflected"} <= kinds(session).keys()
+    replies = [record.event for record in session.records if record.event.kind == "replied"]
+    assert {event.agent for event in replies} == {"researcher", "mechanic", "reflector"}
+    assert all(event.usd == 0.02 for event in replies)
+    assert replies[0].tokens == Tokens(input=100, cache_read=1000, cache_write=10, output=50)
+    assert played(session, load_style("default", [replies[0].message["model"]])).records == session.records
+
+
+def test_it_gets_its_documented_options_and_no_secret_of_ours(night):
+    _, given = night
+
+    for asked in given:
+        options = dict(zip(asked["words"], asked["words"][1:], strict=False))
+        assert options["--output-format"] == "json"
+        assert options["--tools"] == ""
+        assert json.loads(options["--json-schema"])["required"] == ["calls"]
+        assert asked["words"][-2:] == ["--model", "opus"]
+        assert asked["folder"] == []
+        assert "never" not in str(asked["environment"])
+    assert [asked for asked in given if "You are the researcher" in str(asked["words"])]
+    later = next(asked["prompt"] for asked in given if "# The result of call_100" in asked["prompt"])
+    assert "# You called read_train_py, as call_100" in later
+
+
+def test_a_program_answers_with_calls_in_whatever_it_prints(log):
+    reply, _ = ask(make_request("answer"))
+
+    assert [(call.name, call.input) for call in reply.calls] == [("ready", {})]
+    assert reply.usd is None
+    assert json.loads(log.read_text())["prompt"].startswith("Be brief.\n")
+
+
+def test_talk_is_no_call():
+    reply, _ = ask(make_request("mute"))
+
+    assert reply.stop_reason == "end_turn"
+    assert reply.content[0]["text"].startswith("I would rather not say.\n")
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "",
+        "null",
+        "{" * 100_000 + "}" * 100_000,
+        '{"calls": []}',
+        '{"calls": [{"tool": 3, "input": {}}]}',
+        '{"calls": [{"tool": "ready"}], "type": "result"}',
+        '{"type": "result", "usage": [1], "result": 7}',
+        '{"type": "result", "result": "{\\"calls\\": 1}", "total_cost_usd": NaN}',
+        '{"type": "result", "usage": {"input_tokens": "many"}, "total_cost_usd": -1}',
+        '{"type": "result", "structured_output": [1], "is_error": null}',
+        '{"type": "result", "subtype": "error_max_structured_output_retries", "is_error": true}',
+    ],
+)
+def test_nonsense_is_a_message_without_calls(printed):
+    reply = read_reply(make_request(""), printed)
+
+    assert reply.stop_reason == "end_turn"
+    known = {"experiment": 1, "agent": "a", "request": "r", "tokens": Tokens(**reply.tokens), "usd": reply.usd}
+    assert ModelReplied(message=reply.message, **known).model_dump_json()
+
+
+def test_calls_are_kept_as_text_that_can_be_stored():
+    usage = {"input_tokens": None, "output_tokens": 5}
+    answer = {"calls": [{"tool": "ready", "input": {"words": "\ud800"}}]}
+    reply = read_reply(make_request(""), json.dumps({"type": "result", "usage": usage, "structured_output": answer}))
+
+    assert reply.calls[0].input == {"words": "?"}
+    assert reply.tokens == {"input": 0, "cache_read": 0, "cache_write": 0, "output": 5}
+    assert reply.usd is None
+
+
+@pytest.mark.parametrize(("command", "said"), [(SORRY, "Please run /login"), (FAILING, "the license has run out")])
+def test_a_program_that_fails_is_asked_again_and_given_up(command, said):
+    request = replace(make_request(""), model=f"cli:sh -c {shlex.quote(command)}")
+    reply, asking = ask(request, replaceable=frozenset({request.model}))
+
+    assert reply.stop_reason == "failed"
+    assert said in reply.message["error"]
+    assert 1 < len(asking.slept) < ATTEMPTS
+
+
+def test_a_program_that_takes_too_long_is_killed():
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask_program(replace(make_request(""), model="cli:sleep 600"), 0.2))
+    assert not [child for child in psutil.Process().children() if child.name() == "sleep"]
+
+
+def test_it_is_killed_with_its_children_when_the_night_ends(log):
+    async def go():
+        asked = asyncio.ensure_future(ask_program(make_request("sleep"), 60))
+        while not (log.exists() and log.read_text().startswith("[")):
+            await asyncio.sleep(0.02)
+        asked.cancel()
+        with suppress(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(go())
+    for pid in json.loads(log.read_text()):
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("cli:no-such-program", "no-such-program"),
+        (f"cli:sh -c {shlex.quote(FAILING)}", "exit code 1: the license has run out"),
+        (f"cli:{SAGE} mute", "called no tool"),
+        ("cli:'", "No closing quotation"),
+        ("cli:", "does not answer: "),
+        (f"cli:{SAGE} answer", ""),
+    ],
+)
+def test_what_is_wrong_is_said_beforehand(model, said):
+    passes, wrong = asyncio.run(Claude(connect(base_url="http://127.0.0.1:9")).check(model))
+
+    assert passes == (not said)
+    assert said in wrong
+    assert bool(wrong) == bool(said)
+
+
+def test_models_are_named_with_their_arguments():
+    prompts = load_style("default", ["cli:claude --model=opus", "mechanic=cli:sage -a=b"], fallbacks=["reflector=m"])
+
+    assert prompts["researcher"].model == "cli:claude --model=opus"
+    assert prompts["mechanic"].model == "cli:sage -a=b"
+    assert (prompts["reflector"].fallback, prompts["mechanic"].fallback) == ("m", "")
+
+
+def test_a_sessions_file_cannot_have_a_program_started():
+    log = Log()
+    texts = {name: log.put(prompt.text) for name, prompt in load_style("default", ["mechanic=cli:evil -x"]).items()}
+    log.fold(Record(seq=0, at=0.0, task_id="", event=started(crew="claude", prompts=texts)))
+
+    with pytest.raises(UsageError, match=r"no night began with here: .* \(cli:evil -x\)"):
+        assert Preflight(Paths(), "night", "claude", session=log).prompts
+    allowed = Preflight(Paths(programs=["cli:evil -x"]), "night", "claude", session=log)
+    assert allowed.prompts["mechanic"].model == "cli:evil -x"

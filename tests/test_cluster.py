@@ -1,0 +1,187 @@
+"""A cluster: what is asked of it, and a night on a real one whose nodes and driver are killed."""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.events import Aborted, EvaluationPlan, Failed, Granted, Scored
+from orchestrator.lab import guardian
+from orchestrator.lab.cluster import STORE, connect, name_attempt, plan_shares
+from prepare.command import UserError
+from tests.test_cli import opened, wait_until
+from tests.workplace import SCRIPTS, TINY, begun, environment, orchestrate, workplace
+
+A100, H100 = "accelerator_type:A100", "accelerator_type:H100"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "planned"),
+    [
+        ([{"CPU": 8}, {"CPU": 4}, {}], "auto", (2, 2, {"num_cpus": 4})),
+        ([{"CPU": 8}, {"CPU": 4}], "3", (3, 2, {"num_cpus": 4})),
+        ([{"CPU": 1}] * 3, "3", (3, 1, {"num_cpus": 1})),
+        ([{"GPU": 8, "CPU": 64, A100: 1}] * 2, "auto", (16, 1, {"num_gpus": 1, "accelerator_type": "A100"})),
+        ([{"GPU": 1, A100: 1}, {"GPU": 8, H100: 1}], "4", (4, 1, {"num_gpus": 1, "accelerator_type": "H100"})),
+        ([{"GPU": 2, "CPU": 1}], "auto", (2, 1, {"num_gpus": 1})),
+    ],
+)
+def test_what_a_run_takes_of_a_cluster(nodes, wanted, planned):
+    assert plan_shares(nodes, wanted) == planned
+
+
+def test_a_session_stays_with_its_model_of_gpu():
+    nodes = [{"GPU": 2, A100: 1}, {"GPU": 8, H100: 1}]
+    assert plan_shares(nodes, "4", "A100", fewer=True) == (2, 1, {"num_gpus": 1, "accelerator_type": "A100"})
+    with pytest.raises(UserError, match="--slots 4: the cluster has 2 A100"):
+        plan_shares(nodes, "4", "A100")
+    with pytest.raises(UserError, match="the cluster has 0 A100"):
+        plan_shares(nodes[1:], "4", "A100", fewer=True)
+
+
+def test_data_for_a_cpu_need_no_gpu():
+    assert plan_shares([{"GPU": 8, "CPU": 16, A100: 1}], "4", cpu=True) == (4, 4, {"num_cpus": 4})
+    with pytest.raises(UserError, match="the cluster has 16 CPUs"):
+        plan_shares([{"GPU": 8, "CPU": 16, A100: 1}], "17", cpu=True)
+
+
+def test_an_attempt_is_named_by_its_work_and_not_by_the_number_of_its_run():
+    plan = EvaluationPlan(audit="always", confirmed=False, incumbent=0)
+    granted = Granted(experiment=3, run=1, slot=0, seed=5, plan=plan)
+    name = name_attempt("may", granted, "a")
+    assert name.startswith("may-3-")
+    assert name == name_attempt("may", granted.model_copy(update={"run": 2, "slot": 1}), "a")
+    others = {"experiment": 4}, {"seed": 6}, {"plan": plan.model_copy(update={"confirmed": True})}
+    different = [name_attempt("may", granted.model_copy(update=other), "a") for other in others]
+    assert len({name, name_attempt("may", granted, "b"), *different}) == 5
+
+
+@pytest.mark.parametrize("address", ["", "here", "ray://", "http://head:1", "head:port", "head:123456"])
+def test_an_address_that_is_none(address):
+    with pytest.raises(UserError, match="give auto, HOST:PORT or ray://HOST:PORT"):
+        connect(address)
+
+
+def test_without_ray_one_line_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['ray'] = None; from orchestrator.cli.main import main; "
+        "main(['--offline', '--cluster', 'auto'])"
+    )
+    folder = workplace(tmp_path / "place")
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "nightshift: --cluster needs Ray: pip install -e '.[cluster]' in this folder\n"
+
+
+SILENCE = """
+import sys, threading, time
+from functools import partial
+from pathlib import Path
+from orchestrator.core.events import Granted, SessionProfile
+from orchestrator.lab.cluster import RemoteAttempt
+from orchestrator.lab.reported import build_runner
+from prepare.manifest import MANIFEST_FILE, load
+
+data = Path(sys.argv[1])
+profile = SessionProfile(
+    name="cpu", budget_kind="work", budget=1, expected_seconds=60, data_hash=load(data).digest
+)
+attempt = RemoteAttempt("may", load(data).digest, 2.0)
+for name in (*load(data).files, MANIFEST_FILE):
+    attempt.receive(name, (data / name).read_bytes())
+granted = Granted(experiment=1, run=1, slot=0, seed=5)
+attempt.train(partial(build_runner, profile, None, 1), granted, Path("train.py").read_text(), 0, 1, False, True)
+"""
+
+
+def test_a_run_without_a_driver_ends_itself_with_all_its_processes(tmp_path):
+    folder = workplace(tmp_path / "place", TINY.replace("time.sleep(0.004)", "time.sleep(9)"))
+    store, words = tmp_path / "store", [sys.executable, "-c", SILENCE, "data"]
+    attempt = subprocess.Popen(words, cwd=folder, env=environment(**{STORE: str(store)}))
+    wait_until(lambda: guardian.find_tagged(f"{store}/"))
+    assert attempt.wait(30) == 0
+    wait_until(lambda: not guardian.find_tagged(f"{store}/"))
+    assert {path.name for path in (store / "runs").iterdir()} == {"may.lock", "may"}
+    code = "from orchestrator.lab.cluster import RemoteAttempt; RemoteAttempt('june', '', 9)"
+    subprocess.run([sys.executable, "-c", code], env=environment(**{STORE: str(store)}), check=True)
+    assert {path.name for path in (store / "runs").iterdir()} == {"june.lock"}
+
+
+@contextlib.contextmanager
+def real_cluster(stores: Path):
+    """Three nodes: the address, and a function that kills one as a power failure does."""
+    pytest.importorskip("ray")
+    with tempfile.TemporaryDirectory() as folder:  # that of a test has too long a path
+        words = [sys.executable, str(SCRIPTS / "nodes.py"), folder, str(stores)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(words, env=environment(), text=True, **pipes) as nodes:
+
+            def kill() -> None:
+                nodes.stdin.write("kill\n")
+                nodes.stdin.flush()
+
+            address = nodes.stdout.readline().strip()
+            assert address, "the cluster did not start"
+            try:
+                yield address, kill
+            finally:
+                nodes.stdin.close()
+
+
+def list_actors(address: str) -> str:
+    code = (
+        "import ray, sys; ray.init(sys.argv[1], logging_level='ERROR', log_to_driver=False);"
+        "print(*[actor['name'] for actor in ray.util.list_named_actors(all_namespaces=True)])"
+    )
+    words = [sys.executable, "-c", code, address]
+    return subprocess.run(words, env=environment(**LOOPBACK), capture_output=True, text=True, check=True).stdout.strip()
+
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+TRAIN = TINY.replace("time.sleep(0.004)", "time.sleep(0.05)")
+
+
+@pytest.mark.soak
+def test_a_night_on_three_nodes_survives_a_node_and_its_driver(tmp_path):
+    ledger, stores = tmp_path / "ledger", tmp_path / "stores"
+    done = f"print(os.environ['NIGHTSHIFT_SEED'], hash(open('train.py').read()), file=open({str(ledger)!r}, 'a'))\n"
+    folder = workplace(tmp_path / "place", TRAIN + done)
+
+    def count(kind) -> int:
+        with contextlib.closing(opened(folder)) as session:
+            return sum(isinstance(record.event, kind) for record in session.records)
+
+    with real_cluster(stores) as (address, kill), contextlib.ExitStack() as stack:
+        night = "--offline", "--hours", "1", "--session", "night", "--max-experiments", "12", "--seed", "3", "--unsafe"
+        life = stack.enter_context(begun(folder, *night, "--cluster", address, **LOOPBACK))
+        stack.callback(life.kill)
+        wait_until((folder / "sessions/night/session.db").exists, 200)
+        wait_until(lambda: count(Scored) >= 4 and len(guardian.find_tagged(f"{stores}/")) >= 3, 400)
+        kill()
+        wait_until(lambda: count(Aborted) >= 1 and count(Scored) >= 6, 400)
+        wait_until(lambda: guardian.find_tagged(f"{stores}/"), 200)
+        life.kill()
+        life.wait()
+        before = count(Scored)
+        wait_until(
+            lambda: len(ledger.read_text().splitlines()) > before and not guardian.find_tagged(f"{stores}/"), 200
+        )
+        resumed = orchestrate(folder, "resume", "night", **LOOPBACK)
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        assert "Traceback" not in resumed.stdout + resumed.stderr
+        assert not list_actors(address)
+        assert not guardian.find_tagged(f"{stores}/")
+    with contextlib.closing(opened(folder)) as session:
+        events, state = [record.event for record in session.records], session.state
+    assert before < count(Scored)
+    assert len(state.tried) == 12
+    assert not [event for event in events if isinstance(event, Failed)]
+    assert all("lost on the cluster" in event.reason for event in events if isinstance(event, Aborted))
+    completed = Counter(ledger.read_text().splitlines())
+    assert set(completed.values()) == {1}, "it was trained twice to completion"
+    assert completed.total() >= count(Scored)  # a node may die after the training, and a candidate be overtaken

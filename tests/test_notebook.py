@@ -1,0 +1,166 @@
+"""The researcher's notebook: when it is rewritten from the evidence, and what becomes of it and of further drafts."""
+
+import asyncio
+import random
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.agents.briefing import describe_notebook
+from orchestrator.agents.crew import ClaudeCrew
+from orchestrator.core.events import Notebook, Noted, Proposed, Record
+from orchestrator.core.state import apply
+from orchestrator.loop import perform
+from orchestrator.policy import thresholds as th
+from orchestrator.policy.evidence import explain_unsupported
+from orchestrator.policy.limits import explain_consolidation
+from orchestrator.policy.steps import Propose, Reflect
+from subagents.prompts import load_prompts
+from tests import synthetic
+from tests.conversations import FakeWorld, call, says
+
+BOOK = Notebook(
+    beliefs=("Depth 2 is better by 0.05 (#3).",), questions=("Is the batch too large?",), ideas=("Halve it.",)
+)
+
+
+def add(state, *events):
+    for event in events:
+        state = apply(state, Record(seq=0, at=state.now, task_id="propose 9", event=event))
+    return state
+
+
+def make_state(n, every=20, **guess):
+    """A night of so many experiments, none a surprise; with a guess, each is expected to change the score by that."""
+    state = synthetic.log(n).state
+    settings = {"consolidate_every": every}
+    expect = [guess.get("expected", -getattr(result.verdict, "gain", 0.0)) for result in state.results]
+    results = (
+        replace(result, proposal=result.proposal.model_copy(update={"expected_delta": delta}))
+        for result, delta in zip(state.results, expect, strict=True)
+    )
+    return replace(state, started=state.session.model_copy(update=settings), results=tuple(results))
+
+
+def test_it_is_rewritten_after_so_many_experiments_and_then_not_again():
+    state = make_state(20)
+    assert "20 experiments have ended" in explain_consolidation(state)
+    assert explain_consolidation(add(state, Noted(notebook=BOOK, reason="twenty"))) == ""
+    assert explain_consolidation(add(state, Noted(notebook=None, reason="no answer"))) == ""
+    assert "20 experiments" in explain_consolidation(add(state, Noted(notebook=BOOK))), "beside a proposal"
+
+
+@pytest.mark.parametrize("n", [5, 60])
+def test_a_session_without_notebooks_never_asks_for_one(n):
+    assert explain_consolidation(make_state(n, every=0)) == ""
+
+
+def test_a_stall_is_a_reason_once():
+    nights = (make_state(n, every=100) for n in range(th.STALL, 40))
+    first = next(state for state in nights if "nothing was kept" in explain_consolidation(state))
+    last = max((result.experiment for result in first.kept), default=0)
+    since = [r for r in first.tried if r.experiment > last and r.status not in ("refused", "abandoned")]
+    assert f"nothing was kept in the last {len(since)} experiments" in explain_consolidation(first)
+    assert len(since) == th.STALL
+
+    more = (replace(since[-1], experiment=100 + i) for i in range(th.CONSOLIDATION_GAP))
+    later = replace(first, results=(*first.results, *more))
+    assert "nothing was kept" in explain_consolidation(later)
+    assert explain_consolidation(replace(later, consolidated=len(first.tried))) == ""
+
+
+def test_a_surprise_is_a_reason_and_a_guess_within_the_noise_is_not():
+    state = replace(make_state(th.CONSOLIDATION_GAP, every=100, expected=-1.0))
+    assert "a surprise: #1, #2" in explain_consolidation(state)
+    assert explain_consolidation(make_state(th.CONSOLIDATION_GAP, every=100)) == ""
+    assert explain_consolidation(make_state(th.CONSOLIDATION_GAP - 1, every=100, expected=-1.0)) == ""
+
+
+def test_further_drafts_wait_in_the_backlog_until_it_is_rewritten():
+    drafts = [synthetic.proposal(random.Random(i), title=f"Draft {i}") for i in range(3)]
+    written, state = [], synthetic.log(5).state
+
+    async def propose(state, step):
+        return drafts
+
+    async def append(task_id, *events, last):
+        written.extend(events)
+
+    crew, log = SimpleNamespace(propose=propose), SimpleNamespace(append=append, state=state)
+    asyncio.run(perform(Propose(6, 1, 0), state, log, crew, None))
+
+    assert [type(event) for event in written] == [Proposed]
+    state = add(state, *written)
+    assert state.shelved == tuple(drafts[1:])
+    assert "Draft 0" not in describe_notebook(state)
+    assert "- Draft 1 (" in describe_notebook(state)
+    assert describe_notebook(add(state, Noted(notebook=BOOK))).splitlines() == [
+        *("Beliefs, with their evidence:", "- Depth 2 is better by 0.05 (#3)."),
+        *("Open questions:", "- Is the batch too large?"),
+        *("Backlog, best first:", "- Halve it."),
+    ]
+    assert "Draft 1" in describe_notebook(add(state, Noted(notebook=None, reason="no answer")))
+
+
+@pytest.mark.parametrize(
+    ("gain", "expected", "verdict", "carried"),
+    [
+        (-1.5, 0.0, "refuted", False),
+        (-2.1, 0.0, "refuted", True),
+        (-0.5, -1.0, "refuted", False),
+        (0.0, -2.5, "refuted", True),
+        (1.5, -1.0, "supported", False),
+        (2.5, -1.0, "supported", True),
+        (0.1, -9.0, "inconclusive", True),
+    ],
+)
+def test_a_post_mortem_may_say_what_the_measurements_carry(gain, expected, verdict, carried):
+    """Gains and guesses in standard errors."""
+    result = next(result for result in synthetic.log(9).state.tried if result.verdict.kind == "discarded")
+    error = result.verdict.error
+    found = result.verdict.model_copy(update={"gain": gain * error})
+    proposal = result.proposal.model_copy(update={"expected_delta": expected * error})
+    post = result.postmortem.model_copy(update={"verdict": verdict})
+
+    fault = explain_unsupported(replace(result, verdict=found, proposal=proposal), post)
+
+    assert (fault == "") == carried
+    assert carried or "inconclusive" in fault
+
+
+def test_a_reflector_is_told_what_the_measurements_do_not_carry():
+    log = synthetic.log(9)
+    result = next(result for result in log.state.tried if result.verdict.kind == "discarded")
+    result = replace(result, verdict=result.verdict.model_copy(update={"gain": -result.verdict.error}))
+    result = replace(result, proposal=result.proposal.model_copy(update={"expected_delta": 0.0}))
+    answers = [{**result.postmortem.model_dump(), "verdict": verdict} for verdict in ("refuted", "inconclusive")]
+    world = FakeWorld([says(call("submit", **answer)) for answer in answers])
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
+
+    post = asyncio.run(crew.reflect(log.state, Reflect(result.experiment, "reflect"), result))
+
+    assert "too small to call it refuted: it is inconclusive" in world.heard()[0]
+    assert post.verdict == "inconclusive"
+
+
+def test_a_consolidation_that_fails_leaves_the_notebook_and_the_proposal_follows():
+    log = synthetic.log(20)
+    log.state, noted = replace(make_state(20), notebook=BOOK), []
+
+    async def append(task_id, *events, last=False):
+        noted.extend(events)
+
+    log.append = append
+    draft = synthetic.proposal(random.Random(1), settings={}, direction=None, family="MLP").model_dump()
+    draft = {name: value for name, value in draft.items() if name not in ("author", "reverts", "settings", "direction")}
+    world = FakeWorld([says(stop="refusal"), says(call("submit", proposals=[draft]))])
+    crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
+
+    (proposal,) = asyncio.run(crew.propose(log.state, Propose(21, 1, 0)))
+
+    assert [(event.notebook, "20 experiments" in event.reason) for event in noted] == [(None, True)]
+    assert "Rewrite it now, because of this: 20 experiments have ended" in world.openings[0]
+    assert "- Halve it." in world.openings[1]
+    assert proposal.title == draft["title"]
