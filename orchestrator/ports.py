@@ -10,7 +10,7 @@ from orchestrator.core.state import Broken, Decided, State, apply
 from orchestrator.policy import steps
 
 StepMeter = Callable[[str], Awaitable[ev.Telemetry | str]]
-"""Returns what a step of a source costs, or why it cannot be measured."""
+"""Returns what a step of a source costs, nothing if it cannot be measured, or the fault of the source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ class Agent(Generic[T]):
     prompt: Prompt
     answer: type[T]
     tools: tuple[Tool, ...] = ()
-    accept: Callable[[T], str] = lambda _: ""  # returns why a well-formed answer is refused, or ""
+    accept: Callable[[T], str | Awaitable[str]] = lambda _: ""  # returns why a well-formed answer is refused, or ""
+    used: list[str] = field(default_factory=list[str])  # the names of the tools called so far
 
     @property
     def schemas(self) -> tuple[Json, ...]:
@@ -193,7 +194,7 @@ class _Conversation(Generic[T]):
         for call in reply.calls:
             try:
                 if call.name == SUBMIT:
-                    return self.check_answer(call, failed)
+                    return await self.check_answer(call, failed)
                 result = await self.use_tool(call, environment)
             except ToolError as error:
                 result = ToolResult(str(error), is_error=True)
@@ -212,16 +213,18 @@ class _Conversation(Generic[T]):
         if call.name not in tools:
             names = ", ".join([*tools, SUBMIT])
             raise ToolError(f"No tool is called {call.name!r}; the tools are {names}.")
+        self.agent.used.append(call.name)
         return await environment.use(tools[call.name], call)
 
-    def check_answer(self, call: ToolCall, failed: str) -> T:
+    async def check_answer(self, call: ToolCall, failed: str) -> T:
         """Return the answer. Raises ToolError if it is not valid, NoAnswer after too many such answers."""
         if failed:
             # It does not count as a bad answer: the model could not know yet that a call had failed.
             raise ToolError(f"Not handed in, because `{failed}` failed in the same message. Fix that first.")
         try:
             answer = self.agent.answer.model_validate(call.input)
-            if not (reason := self.agent.accept(answer)):
+            verdict = self.agent.accept(answer)
+            if not (reason := verdict if isinstance(verdict, str) else await verdict):
                 return answer
         except ValidationError as error:
             reason = describe_faults(error)

@@ -4,11 +4,11 @@ import ast
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
-from subagents.logs import count_fitting
+from subagents.logs import count_fitting, fence, split_lines
 from subagents.tools import RESULT_BYTES, Tool, ToolError
 
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
@@ -50,7 +50,7 @@ class EditedFile:
         self.text = self.text.replace(old, new)
         return f"Replaced at line {places[0]}."
 
-    def check(self) -> str:
+    async def check(self) -> str:
         """Check the syntax and the imports of train.py as it stands now. It is not run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
@@ -129,6 +129,24 @@ def _check_imports(files: Mapping[str, str], known: Collection[str]) -> str:
     if missing := [name for name in find_missing_packages(*files.values()) if name not in {*own, *known}]:
         raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
     return "Syntax and imports are in order. It was not run: check the shapes."
+
+
+class StartedFile(EditedFile):
+    """A script that `check` runs, too: `start` returns what a step of it costs, nothing if unknown, or the fault."""
+
+    def __init__(self, text: str, start: Callable[[str], Awaitable[Mapping[str, object] | str]] | None) -> None:
+        super().__init__(text)
+        self.start = start
+
+    async def check(self) -> str:
+        """Check the syntax and the imports of train.py as it stands now, and run it up to where its training begins."""
+        await super().check()
+        assert self.start
+        found = await self.start(self.text)
+        if isinstance(found, str):
+            raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
+        ran = "It was run up to its training: a step of it ran."
+        return f"Syntax and imports are in order. {ran if found else 'No step could be run: check the shapes.'}"
 
 
 def number_page(text: str, first: int, last: int | None) -> str:

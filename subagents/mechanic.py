@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, EditedTree
+from subagents.files import EditedFile, EditedTree, StartedFile
 from subagents.prompts import Prompt
+from subagents.tools import ToolCall
 
 
 class Edited(BaseModel):
@@ -35,12 +36,18 @@ async def edit(
 ) -> tuple[str, Edited]:
     """Return the edited source and the mechanic's answer. Raises NoAnswer.
 
-    `find_deviation` takes the source and the declared deviations, and returns why the edit is refused, or "".
+    `find_deviation` takes the source and the declared deviations, and returns why the edit is refused, or "". Where
+    `check` runs the file, one that is handed in unchecked is checked, and goes back once if it fails.
     """
     source = files.text
 
-    def accept(answer: Edited) -> str:
-        return "" if answer.impossible else files.find_fault() or find_deviation(files.text, answer.deviations)
+    async def accept(answer: Edited) -> str:
+        fault = "" if answer.impossible else files.find_fault() or find_deviation(files.text, answer.deviations)
+        if fault or answer.impossible or agent.used[-1:] == ["check"] or not isinstance(files, StartedFile):
+            return fault
+        agent.used.append("check")
+        found = await environment.use(files.tools[-1], ToolCall(f"submit {len(agent.used)}", "check", {}))
+        return found.text if found.is_error else ""
 
     agent = Agent("mechanic", prompt, Edited, files.tools, accept)
     answer = await ask(agent, environment, prompt.render_opening({**facts, "source": source}))

@@ -4,9 +4,9 @@
 It has no memory: what it says depends on the request alone, so it can be asked twice and through any chaos.
 
 A script says what each experiment is to be, round and round: `turn` (one constant, set by code), `crash` (edited by
-the mechanic, fixed in repair), `stray` (the mechanic changes a second constant until it is told), `unfaithful` (the
-mechanic adds something else, and the reflector says so), `repeat` (the last turn again), `abandon` (the mechanic gives
-up), `mute` (the researcher gives no answer).
+the mechanic, fixed in repair), `misfit` (a wrong shape, which the mechanic mends when it is told), `stray` (the
+mechanic changes a second constant until it is told), `unfaithful` (the mechanic adds something else, and the reflector
+says so), `repeat` (the last turn again), `abandon` (the mechanic gives up), `mute` (the researcher gives no answer).
 """
 
 import argparse
@@ -34,6 +34,7 @@ TURNS = (  # (constant, factor): what is worth a try first, for a train.py in th
     ("ROPE_BASE", 0.3),
 )
 CRASH = 'raise RuntimeError("scripted crash")\n'
+MISFIT = 'assert len((1, 2)) == 3, "scripted misfit"\n'
 ASSIGNED = re.compile(r"^(?:- )?(?P<name>[A-Z][A-Z0-9_]*) = (?P<value>-?[\d_.]+(?:e-?\d+)?)\b", re.MULTILINE)
 SOURCE = re.compile(r"```python\n(.*?)\n```", re.DOTALL)
 
@@ -116,13 +117,14 @@ class Scripted:
     def draft(self, number, known):
         kind = self.kind(number)
         able = [(name, factor) for name, factor in self.turns if name in known]
-        fresh = ("turn", "crash", "abandon", "stray", "unfaithful")
+        fresh = ("turn", "crash", "misfit", "abandon", "stray", "unfaithful")
         earlier = sum(self.kind(i) in fresh for i in range(1, number)) - (kind == "repeat")
         name, factor = able[max(earlier, 0) % len(able)]
         again = 1 + max(earlier, 0) // len(able)
         value = _times(known[name], factor**again)
         words = {"crash": " and crash", "abandon": " but do not"}.get(kind, "")
         order = {"crash": " Then break it.", "abandon": " Give up.", "stray": " Stray.", "unfaithful": " Add a line."}
+        order["misfit"] = " Misfit."
         return {
             "title": f"Set {name} to {value}{words}",
             "hypothesis": f"{name} = {value} lowers val_bpb, because {known[name]} wastes part of the budget.",
@@ -147,7 +149,11 @@ class Scripted:
         if "Stray." in opening and len(request["messages"]) > 1:  # it has been told
             back = _call("replace", old="HEAD_DIM = 127", new="HEAD_DIM = 128")
             return [back, _call("submit", summary=f"{name} is {value} now.")], "tool_use"
+        if "Misfit." in opening and len(request["messages"]) > 1:
+            mended = _call("replace", old=MISFIT, new="")  # and hands it in unchecked
+            return [mended, _call("submit", summary=f"{name} is {value} now.")], "tool_use"
         fault = f"\n{CRASH.rstrip()}" if "Then break it." in opening else ""
+        fault += f"\n{MISFIT.rstrip()}" if "Misfit." in opening else ""
         fault += "\nextra_line = 1" if "Add a line." in opening else ""
         edits = [_call("replace", old=line, new=new + fault)]
         if "Stray." in opening:

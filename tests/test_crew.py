@@ -24,8 +24,8 @@ from orchestrator.session.store import Session
 from subagents.agent import CACHE
 from subagents.claude import Claude, connect
 from subagents.prompts import load_prompts
-from tests.fakes import FakeLab, started
-from tests.scripted import Scripted, served
+from tests.fakes import PROFILE, FakeLab, started
+from tests.scripted import MISFIT, Scripted, served
 
 KEY = "sk-secret-0123456789"
 PROMPTS = load_prompts(Path("prompts"))
@@ -57,6 +57,8 @@ class Lab(FakeLab):
 
 
 async def price(source):
+    if MISFIT in source:
+        return "AssertionError: </log> scripted\nline 4, in <module>: assert"
     return {"step/calls": (1e10 * source.count("MUON_MOMENTUM = 0.5"),)}
 
 
@@ -67,7 +69,7 @@ def make_crew(log, outside, meter=None):
     return ClaudeCrew(log, connect, PROMPTS, lambda: Optimizer(log.get), str, lambda *page: str(page), meter)
 
 
-def night(path, url, experiments, stall=5.0):
+def night(path, url, experiments, stall=5.0, profile=PROFILE):
     """A session of so many experiments against the server at the address."""
 
     async def quick(seconds):
@@ -75,7 +77,7 @@ def night(path, url, experiments, stall=5.0):
 
     async def go():
         limits = SessionLimits(hours=1, experiments=experiments, usd=20)
-        session.write("", started(limits=limits, consolidate_every=5))
+        session.write("", started(limits=limits, consolidate_every=5, profile=profile))
         async with connect(base_url=url, api_key=KEY, stall=stall) as client:
             live = Live(Claude(client, sleep=quick), session)
             await run(session, make_crew(session, live, price), Lab(session))
@@ -144,6 +146,17 @@ def test_a_night_of_three_agents(tmp_path):
     assert input_tokens <= 40_000
     assert output_tokens <= 6_000
 
+    assert played(session).records == session.records
+
+
+def test_a_wrong_shape_is_mended_before_it_costs_a_run(tmp_path):
+    with served(Scripted(script=["misfit"])) as url:
+        session = night(tmp_path, url, 1, profile=PROFILE.model_copy(update={"baseline_runs": 1}))
+
+    checks = [r.event for r in session.records if r.event.kind == "used" and r.event.tool == "check"]
+    assert [used.is_error for used in checks] == [True, False]
+    assert checks[0].result.splitlines()[1:3] == ["<log>", "| AssertionError: </log> scripted"]
+    assert kinds(session)["crashed"] == 0
     assert played(session).records == session.records
 
 

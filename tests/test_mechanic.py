@@ -1,6 +1,7 @@
 """The mechanic hands in an edited file, or says why not."""
 
 import asyncio
+import json
 import random
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from orchestrator.core.events import Committed, Crashed, RunMetrics
 from orchestrator.core.state import Broken, Candidate
 from subagents import mechanic
 from subagents.agent import NoAnswer
-from subagents.files import EditedFile
+from subagents.files import EditedFile, StartedFile
 from subagents.prompts import load_prompts
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
@@ -133,6 +134,49 @@ def test_a_crash_without_a_traceback_shows_the_end_of_the_log():
     assert "| Killed" in crash
     assert "| line 87" not in crash
     assert synthetic.count_tokens(crash) < 700
+
+
+def started(*replies, fault="RuntimeError: shapes\nline 7, in forward: x @ y"):
+    """What becomes of these messages where a source that sets DEPTH to 9 and does not mend it has this fault."""
+    tried = []
+
+    async def start(source):
+        tried.append(source)
+        return {"step/calls": (1.0,)} if "MENDED" in source else fault
+
+    world, check = FakeWorld(list(replies)), partial(find_deviation, PROPOSAL, SOURCE)
+    text, _ = asyncio.run(mechanic.edit(world, PROMPT, StartedFile(SOURCE, start), ORDER, check))
+    return world, text, len(tried)
+
+
+MENDED = call("replace", old="DEPTH = 9 ", new="_ = 'MENDED'\nDEPTH = 9 ")
+FAILS = "It fails before its training begins:\n<log>\n| RuntimeError: shapes\n| line 7, in forward: x @ y\n</log>"
+
+
+def test_a_check_runs_the_file_where_that_costs_no_run():
+    world, text, tried = started(says(EDIT, call("check"), DONE), says(MENDED, call("check"), DONE))
+
+    assert "run it up to where its training begins" in json.dumps(world.requests[0].tools)
+    assert world.heard()[1] == FAILS
+    assert "MENDED" in text
+    assert tried == 2, "what has been checked is not checked again"
+
+
+def test_an_unchecked_file_is_checked_once_when_it_is_handed_in():
+    world, text, tried = started(says(EDIT, DONE), says(DONE))
+
+    assert world.heard()[-1] == f"Not accepted: {FAILS}"
+    assert world.used == ["replace", "check"]
+    assert "DEPTH = 9 " in text, "the mechanic insists: perhaps the check is wrong"
+    assert tried == 1
+    assert started(says(EDIT, DONE), says(MENDED, DONE))[2] == 2
+
+
+def test_a_machine_that_cannot_run_a_step_stops_no_edit():
+    _, text, tried = started(says(EDIT, call("check"), DONE), fault={})
+
+    assert "DEPTH = 9 " in text
+    assert tried == 1
 
 
 WRONG_VALUE = call("replace", old="DEPTH = 8 ", new="DEPTH = 90 ")

@@ -203,6 +203,9 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     assert "«mlp 25 %»" in found.text
     assert ask_for(NOTHING=1).is_error
     assert "profile_step" not in json.dumps(agent().schemas)
+    timed = state.session.profile.model_copy(update={"budget_kind": "time"})
+    timed = replace(state, started=state.session.model_copy(update={"profile": timed}))
+    assert not researcher.is_step_measurable(timed), "it would take time from a run, whatever the best reports"
     assert "costs 2e+11 units of work: the budget allows 50" in briefing.describe_standing(state)
     assert "units of work" not in briefing.describe_standing(LOG.state)
 

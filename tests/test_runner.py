@@ -115,7 +115,7 @@ async def test_what_a_script_reports_is_recorded_and_position_is_measured(bench)
     ("source", "answer"),
     [
         (f"{REPORT}channel.ready(); import time; time.sleep(600)", {"step/calls": (5.0,)}),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("1 / 0", "ZeroDivisionError: division by zero\nline 1, in <module>: 1 / 0"),
         ("print('done')", "it ended before its training"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.session.store import Session
 from orchestrator.views import event_text
 from tests.scripted import Scripted, served
-from tests.workplace import ROOT, git, orchestrate, workplace
+from tests.workplace import ROOT, TINY, git, orchestrate, workplace
 
 KEY = "sk-ant-never-to-be-seen-0123456789"
 NIGHT = ("--hours", "1", "--max-experiments", "6", "--session", "night", "--seed", "3")
@@ -71,6 +71,24 @@ def test_a_changed_word_in_a_prompt_is_found_and_shown(place, tmp_path):
     assert len(talks) > 5
     assert f"The openings of these conversations change: {', '.join(map(str, talks))}\n" in done.stdout
     assert done.stdout.count("event ") == len(talks), "and no reply, whose request differs of course"
+
+
+def test_a_check_runs_the_edit_where_the_baseline_reports_a_step(tmp_path):
+    report = "channel.send({'event': 'telemetry', 'progress': 0, 'values': {'step/calls': 5}})\nchannel.ready()"
+    place = workplace(tmp_path / "place", TINY.replace("channel.ready()", report))
+    with served(Scripted(("misfit",))) as url:
+        words = ("--hours", "1", "--max-experiments", "1", "--session", "night")
+        done = orchestrate(place, *words, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY=KEY)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    happened = events(place)
+    checks = [event for event in happened if event["kind"] == "used" and event["tool"] == "check"]
+    assert [event["is_error"] for event in checks] == [True, False]
+    assert "| AssertionError: scripted misfit\n| line " in checks[0]["result"]
+    assert "a step of it ran" in checks[1]["result"]
+    assert not [event for event in happened if event["kind"] == "crashed"]
+    verified = orchestrate(place, "replay", "night", "--verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 def test_an_agents_conversation_can_be_read(place):

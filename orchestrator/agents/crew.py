@@ -18,7 +18,7 @@ from orchestrator.ports import Crew, Log, Revision, StepMeter
 from prepare.tree import join_files, split_files
 from subagents import mechanic, reflector
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, EditedTree
+from subagents.files import EditedFile, EditedTree, StartedFile
 from subagents.prompts import Prompt
 from subagents.tools import Tool, find_overlong
 
@@ -97,14 +97,13 @@ class ClaudeCrew:
         return apply(state, Record(seq=0, at=state.now, task_id=step.task_id, event=noted))
 
     async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:
-        del state
-        return await self._edit(step, proposal, source, packets.pack_order(proposal))
+        return await self._edit(state, step, proposal, source, packets.pack_order(proposal))
 
     async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
         change = diff_from_parent(state, commit, self.log.get)
         facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, source)
-        repaired = await self._edit(step, proposal, source, facts)
+        repaired = await self._edit(state, step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
@@ -121,10 +120,11 @@ class ClaudeCrew:
         answer = await ask(agent, self.connect(step.task_id, step.experiment), prompt.render_opening(facts))
         return Postmortem(**answer.model_dump())
 
-    async def _edit(self, step: Edit, proposal: Proposal, source: str, facts: Mapping[str, str]) -> Revision:
+    async def _edit(self, state: State, step: Edit, proposal: Proposal, source: str, facts: dict[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=step.how == "repaired")
-        task, environment = self.log.state.session.task, self.connect(step.task_id, step.experiment)
+        task, environment = state.session.task, self.connect(step.task_id, step.experiment)
         tree = EditedTree(split_files(source), task.is_editable, join_files) if task.has_tree else None
-        files = tree or EditedFile(source)
+        is_started = researcher.is_step_measurable(state)
+        files = tree or (StartedFile(source, self.meter) if is_started else EditedFile(source))
         text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
         return Revision(text, answer.summary, answer.deviations)

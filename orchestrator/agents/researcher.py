@@ -132,9 +132,15 @@ def make_tools(
 
     known = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
     tools = [*known, *(Tool.from_function(look, pure=False) for look in (search_musings, open_musing))]
-    if state.incumbent and "step/calls" in state.incumbent.scores[0].telemetry:
+    if is_step_measurable(state):
         tools.append(_make_profiler(source, state.session.profile.budget, meter))
     return tools
+
+
+def is_step_measurable(state: State) -> bool:
+    """Return whether a step can be run beside the runs: only where a budget is work, and the best reports it."""
+    best, is_work = state.incumbent, state.session.profile.budget_kind == "work"
+    return bool(is_work and best and "step/calls" in best.scores[0].telemetry)
 
 
 def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
@@ -148,8 +154,8 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
             found = await meter(with_constants(source, settings))
         except UnknownConstantError as error:
             raise ToolError(str(error)) from error
-        if isinstance(found, str):
-            raise ToolError(f"No step could be measured: {quote(found)}")
+        if isinstance(found, str) or not found:
+            raise ToolError(f"No step could be measured: {quote(str(found or 'it is not known why'))}")
         return briefing.WORDS.cost(found, budget).strip()
 
     return Tool.from_function(profile_step, pure=False)

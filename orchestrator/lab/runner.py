@@ -31,6 +31,7 @@ from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
 from orchestrator.lab.scoring.server import TrainingServer
 from orchestrator.lab.slots import Slot, hold_slot
+from subagents.logs import extract_frames, split_lines
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -200,9 +201,9 @@ class Runner(BaseRunner[Scorer]):
     """Trains scripts that use the protocol of `prepare`, and evaluates the models that they hand over."""
 
     async def measure_step(self, source: str) -> ev.Telemetry | str:
-        """Return what a source reports before its training would begin, or why that is nothing.
+        """Return what a source reports before its training would begin, or why it fails and where in train.py.
 
-        It takes no slot: counted work does not depend on what runs beside it.
+        Nothing if the machine is at fault. It takes no slot: counted work does not depend on what runs beside it.
         """
         monitor = RunMonitor(self.limits, only_starts=True)
         slot = replace(self.slots[0], lock=self.folder / "step.lock")
@@ -216,7 +217,9 @@ class Runner(BaseRunner[Scorer]):
         except Prune:
             return {name: tuple(series) for name, series in monitor.telemetry.items()}
         except (Fault, MachineError, OSError) as error:
-            return str(error)
+            frames = extract_frames(split_lines(monitor.transcript.log))[:-1]
+            is_own = isinstance(error, Fault) and not error.excuse
+            return "\n".join([str(error), *frames]) if is_own else {}
         return "it ended before its training"
 
     async def _serve(self, run: Attempt) -> TrainingServer:
