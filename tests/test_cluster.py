@@ -1,6 +1,7 @@
 """A cluster: what is asked of it, and a night on a real one whose nodes and driver are killed."""
 
 import contextlib
+import inspect
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import pytest
 
 from orchestrator.core.events import Aborted, EvaluationPlan, Failed, Granted, Scored
 from orchestrator.lab import guardian
-from orchestrator.lab.cluster import STORE, connect, name_attempt, plan_shares
+from orchestrator.lab.cluster import STORE, RemoteAttempt, connect, name_attempt, plan_shares
 from prepare.command import UserError
 from tests.test_cli import opened, wait_until
 from tests.workplace import SCRIPTS, TINY, begun, environment, orchestrate, workplace
@@ -95,7 +96,7 @@ attempt = RemoteAttempt("may", load(data).digest, 2.0)
 for name in (*load(data).files, MANIFEST_FILE):
     attempt.receive(name, (data / name).read_bytes())
 granted = Granted(experiment=1, run=1, slot=0, seed=5)
-attempt.train(partial(build_runner, profile, None, 1), granted, Path("train.py").read_text(), 0, 1, False, True)
+attempt.train(partial(build_runner, profile, None, 1), granted, Path("train.py").read_text(), 0, False, True)
 """
 
 
@@ -110,6 +111,10 @@ def test_a_run_without_a_driver_ends_itself_with_all_its_processes(tmp_path):
     code = "from orchestrator.lab.cluster import RemoteAttempt; RemoteAttempt('june', '', 9)"
     subprocess.run([sys.executable, "-c", code], env=environment(**{STORE: str(store)}), check=True)
     assert {path.name for path in (store / "runs").iterdir()} == {"june.lock"}
+
+
+def test_ray_runs_an_attempt_in_threads():
+    assert not inspect.getmembers(RemoteAttempt, inspect.iscoroutinefunction)  # one alone brings an event loop for all
 
 
 @contextlib.contextmanager
@@ -144,6 +149,42 @@ def list_actors(address: str) -> str:
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 TRAIN = TINY.replace("time.sleep(0.004)", "time.sleep(0.05)")
+DRIVER = """
+import asyncio, sys
+from functools import partial
+from pathlib import Path
+from orchestrator.core.events import Granted, SessionProfile
+from orchestrator.lab.cluster import ClusterRunner, connect
+from orchestrator.lab.reported import build_runner
+from prepare.manifest import load
+
+data = Path("data")
+profile = SessionProfile(
+    name="cpu", budget_kind="work", budget=1, expected_seconds=60, data_hash=load(data).digest
+)
+runner = ClusterRunner(
+    connect(sys.argv[1]), "may", {"num_cpus": 1}, partial(build_runner, profile, None, 1), data, str,
+    lambda _, point, rate: print(point, flush=True), unsafe=True, silent=4.0,
+)
+asyncio.run(runner.run(Granted(experiment=1, run=1, slot=0, seed=5), Path("train.py").read_text()))
+"""
+
+
+@pytest.mark.soak
+def test_a_run_is_heard_of_as_it_trains_and_ends_itself_without_its_driver(tmp_path):
+    folder = workplace(tmp_path / "place", TINY.replace("time.sleep(0.004)", "time.sleep(0.5)"))
+    stores = tmp_path / "stores"
+    with real_cluster(stores) as (address, _):
+        words = [sys.executable, "-c", DRIVER, address]
+        with subprocess.Popen(words, cwd=folder, env=environment(**LOOPBACK), stdout=subprocess.PIPE) as driver:
+            try:
+                points = [driver.stdout.readline() for _ in range(20)]  # it takes longer than its patience with silence
+                assert all(points), "the run has ended before its driver"
+            finally:
+                driver.kill()
+        wait_until(lambda: not list_actors(address), 60)
+        wait_until(lambda: not guardian.find_tagged(f"{stores}/"))
+    assert list(stores.glob("*/runs/may-*/runs")), "it trained to its end"
 
 
 @pytest.mark.soak

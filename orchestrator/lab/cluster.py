@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,14 +21,14 @@ from typing import Any, cast
 from orchestrator.core import events as ev
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
-from orchestrator.lab.runner import STRICT_PLAN, BaseRunner, remove_folder
+from orchestrator.lab.runner import BaseRunner, remove_folder
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.lab.slots import list_slots
 from orchestrator.ports import Log
 from prepare.command import UserError
 from prepare.files import LockedError, hold_lock
-from prepare.machine import list_gpus
+from prepare.machine import THREADS, list_gpus
 from prepare.manifest import MANIFEST_FILE, load
 
 STORE = "NIGHTSHIFT_STORE"
@@ -94,19 +93,22 @@ def plan_shares(
 
 def name_attempt(session: str, granted: ev.Granted, source: str) -> str:
     """Return the name of the actor that does this work: the same in a later life, where the run has another number."""
-    confirmed = (granted.plan or STRICT_PLAN).confirmed
+    confirmed = bool(granted.plan and granted.plan.confirmed)
     return f"{session}-{granted.experiment}-{compute_digest(f'{granted.seed} {confirmed} {source}')}"
 
 
 class RemoteAttempt:
-    """One attempt on its node, in a process of its own. When that is killed, the guardian ends the run."""
+    """One attempt on its node, in a process of its own. When that is killed, the guardian ends the run.
+
+    None of its methods is a coroutine: Ray would run all of them on one event loop, and so none while it trains.
+    """
 
     def __init__(self, name: str, data: str, silent: float) -> None:
         """Hold a folder; the process ends `silent` seconds after the last word of a driver."""
         store = Path(os.environ.get(STORE) or "~/.cache/nightshift").expanduser().resolve()
         self.folder, self.data, self.silent = store / "runs" / name, store / "data" / data, silent
-        self.heard, self.points, self.log = time.monotonic(), list[tuple[ev.Point, float]](), Log()
-        self.pool, self.future, self.held = ThreadPoolExecutor(1), cast("Future[Any] | None", None), ExitStack()
+        self.heard, self.points, self.held = time.monotonic(), list[tuple[ev.Point, float]](), ExitStack()
+        self.training, self.trained = threading.Lock(), cast("tuple[ev.Outcome, Sequence[str], int] | None", None)
         self.held.enter_context(hold_lock(self.folder.with_suffix(".lock")))
         for lock in self.folder.parent.glob("*.lock"):
             with suppress(LockedError), hold_lock(lock):  # its process is gone
@@ -130,28 +132,24 @@ class RemoteAttempt:
         if name == MANIFEST_FILE and load(part, verify=True).digest == self.data.name:
             part.replace(self.data)
 
-    def train(self, *work: Any) -> tuple[ev.Outcome, Sequence[str], int]:
-        """Train once, however often it is asked for; return outcome, logs, and runs excused in a row."""
-        self.future = self.future or self.pool.submit(lambda: asyncio.run(self._train(*work)))
-        return self.future.result()
-
-    async def _train(
-        self, build: Build, granted: ev.Granted, source: str, excuses: int, threads: int, gpu: bool, unsafe: bool
+    def train(
+        self, build: Build, granted: ev.Granted, source: str, excuses: int, gpu: bool, unsafe: bool
     ) -> tuple[ev.Outcome, Sequence[str], int]:
-        sandbox = NoSandbox() if unsafe else await asyncio.to_thread(select_sandbox)
-        slots, number = list_slots(1, self.folder, threads, list_gpus() if gpu else ()), granted.experiment
-        claims = (
-            self.data.parents[1] / "claims" / self.folder.name.rsplit("-", 2)[0]
-        )  # of the session's other runs here
-        for folder in (self.folder, claims):
-            folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "claims").symlink_to(claims)
-        parts = {"folder": self.folder, "slots": slots, "sandbox": sandbox, "put": self.log.put}
-        runner = build(self.data, on_point=self._add_point, **parts)
-        runner.excuses[number] = excuses
-        outcome = await runner.run(granted.model_copy(update={"slot": 0}), source)
-        await asyncio.to_thread(remove_folder, self.folder)
-        return outcome, list(self.log.texts.values()), runner.excuses[number]
+        """Train once, however often it is asked for; return outcome, logs, and runs excused in a row."""
+        with self.training:
+            if not self.trained:
+                log, claims = Log(), self.folder.parents[1] / "claims" / self.folder.name.rsplit("-", 2)[0]
+                for folder in (self.folder, claims):
+                    folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / "claims").symlink_to(claims)  # of the session's other runs here
+                slots = list_slots(1, self.folder, THREADS, list_gpus() if gpu else ())
+                parts = {"slots": slots, "sandbox": NoSandbox() if unsafe else select_sandbox(), "put": log.put}
+                runner = build(self.data, on_point=self._add_point, folder=self.folder, **parts)
+                runner.excuses[granted.experiment] = excuses
+                outcome = asyncio.run(runner.run(granted.model_copy(update={"slot": 0}), source))
+                remove_folder(self.folder)
+                self.trained = outcome, list(log.texts.values()), runner.excuses[granted.experiment]
+            return self.trained
 
     def _add_point(self, _: ev.Granted, point: ev.Point, rate: float) -> None:
         self.points.append((point, rate))
@@ -175,8 +173,8 @@ class ClusterRunner:
     data: Path | None
     put: Callable[[str], ev.Digest]
     on_point: Callable[[ev.Granted, ev.Point, float], None]
-    threads: int = 0
     unsafe: bool = False
+    silent: float = SILENT
     ended: dict[str, Any] = field(default_factory=dict[str, Any])
     """Actors whose outcome is not on disk yet, by task id."""
     excuses: Counter[int] = field(default_factory=Counter[int])
@@ -201,7 +199,7 @@ class ClusterRunner:
         actor = await asyncio.to_thread(self._find, name_attempt(self.session, granted, source))
         try:
             await self._place(actor)
-            where = self.threads, "num_gpus" in self.options, self.unsafe
+            where = "num_gpus" in self.options, self.unsafe
             training = actor.train.remote(self.build, granted, source, self.excuses[number], *where)
             outcome, texts, self.excuses[number] = await self._ask(actor, training, granted)
         except TimeoutError:
@@ -221,7 +219,7 @@ class ClusterRunner:
         """Return the actor of that name, created where there is none."""
         settings = {"lifetime": "detached", "get_if_exists": True, "max_restarts": 0, "max_concurrency": 16}
         actor = self.ray.remote(RemoteAttempt).options(name=name, **settings, **self.options)
-        return actor.remote(name, load(self.data).digest if self.data else "", SILENT)
+        return actor.remote(name, load(self.data).digest if self.data else "", self.silent)
 
     async def _place(self, actor: Any) -> None:
         """Wait until the actor runs, and send the data where its node has none. Raises TimeoutError."""
@@ -243,7 +241,7 @@ class ClusterRunner:
         try:
             async with asyncio.timeout(None if granted else UNPLACED):
                 while not (await asyncio.wait({answer}, timeout=ASK))[0]:
-                    with suppress(self.ray.exceptions.RayError):
+                    with suppress(self.ray.exceptions.RayError, TimeoutError):  # then the answer is an error, too
                         for progress in (await self._ask(actor, actor.report.remote()))[2] if granted else ():
                             self.on_point(cast("ev.Granted", granted), *progress)
         except (TimeoutError, asyncio.CancelledError):
