@@ -224,9 +224,12 @@ class ClusterRunner:
     async def _place(self, actor: Any) -> None:
         """Wait until the actor runs, and send the data where its node has none. Raises TimeoutError."""
         node, ready, _ = await self._ask(actor, actor.report.remote())
+        while not ready and self.shipping[node].locked():  # an actor that hears nothing while it waits would end
+            await asyncio.sleep(ASK)
+            _, ready, _ = await self._ask(actor, actor.report.remote())
+        if ready or not self.data:
+            return
         async with self.shipping[node]:
-            if ready or not self.data or (await self._ask(actor, actor.report.remote()))[1]:
-                return
             for name in (*load(self.data).files, MANIFEST_FILE):
                 with (self.data / name).open("rb") as file:
                     while piece := file.read(PIECE):
@@ -241,9 +244,11 @@ class ClusterRunner:
         try:
             async with asyncio.timeout(None if granted else UNPLACED):
                 while not (await asyncio.wait({answer}, timeout=ASK))[0]:
+                    if not granted:
+                        continue
                     with suppress(self.ray.exceptions.RayError, TimeoutError):  # then the answer is an error, too
-                        for progress in (await self._ask(actor, actor.report.remote()))[2] if granted else ():
-                            self.on_point(cast("ev.Granted", granted), *progress)
+                        for progress in (await self._ask(actor, actor.report.remote()))[2]:
+                            self.on_point(granted, *progress)
         except (TimeoutError, asyncio.CancelledError):
             self.ray.kill(actor)
             with suppress(self.ray.exceptions.RayError, TimeoutError):
