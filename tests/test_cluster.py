@@ -1,7 +1,6 @@
 """A cluster: what is asked of it, and a night on a real one whose nodes and driver are killed."""
 
 import contextlib
-import inspect
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ import pytest
 
 from orchestrator.core.events import Aborted, EvaluationPlan, Failed, Granted, Scored
 from orchestrator.lab import guardian
-from orchestrator.lab.cluster import STORE, RemoteAttempt, connect, name_attempt, plan_shares
+from orchestrator.lab.cluster import STORE, connect, name_attempt, plan_shares
 from prepare.command import UserError
 from tests.test_cli import opened, wait_until
 from tests.workplace import SCRIPTS, TINY, begun, environment, orchestrate, workplace
@@ -97,6 +96,8 @@ for name in (*load(data).files, MANIFEST_FILE):
     attempt.receive(name, (data / name).read_bytes())
 granted = Granted(experiment=1, run=1, slot=0, seed=5)
 attempt.train(partial(build_runner, profile, None, 1), granted, Path("train.py").read_text(), 0, False, True)
+attempt.report()
+time.sleep(60)
 """
 
 
@@ -111,10 +112,6 @@ def test_a_run_without_a_driver_ends_itself_with_all_its_processes(tmp_path):
     code = "from orchestrator.lab.cluster import RemoteAttempt; RemoteAttempt('june', '', 9)"
     subprocess.run([sys.executable, "-c", code], env=environment(**{STORE: str(store)}), check=True)
     assert {path.name for path in (store / "runs").iterdir()} == {"june.lock"}
-
-
-def test_ray_runs_an_attempt_in_threads():
-    assert not inspect.getmembers(RemoteAttempt, inspect.iscoroutinefunction)  # one alone brings an event loop for all
 
 
 @contextlib.contextmanager
