@@ -118,7 +118,7 @@ class RemoteAttempt:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def report(self) -> tuple[str, bool, list[tuple[ev.Point, float]], Result | None]:
-        """Wait a moment for the result; return the data's place, if they are there, the new progress, and the result."""
+        """Wait a moment for the result; return the data's place, if they are there, new progress, and the result."""
         self.heard = time.monotonic()
         result = self.training.result() if self.training and wait({self.training}, ASK).done else None
         points, self.points = self.points, []
