@@ -220,6 +220,7 @@ def test_a_night_on_three_nodes_survives_a_node_and_its_driver(tmp_path):
     assert len(state.tried) == 12
     assert not [event for event in events if isinstance(event, Failed)]
     assert all("lost on the cluster" in event.reason for event in events if isinstance(event, Aborted))
-    completed = Counter(ledger.read_text().splitlines())
-    assert set(completed.values()) == {1}, "it was trained twice to completion"
+    completed, lost = Counter(ledger.read_text().splitlines()), sum(isinstance(event, Aborted) for event in events)
+    again = completed.total() - len(completed)
+    assert again <= lost, "it was trained twice to completion, and not because its node died as it was scored"
     assert completed.total() >= count(Scored)  # a node may die after the training, and a candidate be overtaken
