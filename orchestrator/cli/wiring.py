@@ -44,7 +44,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     build = partial(build_runner, started.profile, tree, night.places[1])
     if paths.cluster:
         names, data = f"{started.name}-{compute_digest(started.model_dump_json())}", None if tree else paths.data
-        parts = build, data, session.put, observers.progress, THREADS, paths.unsafe
+        parts = build, data, session.put, observers.progress, paths.unsafe
         runner = ClusterRunner(connect(paths.cluster), names, night.places[2], *parts)
         session.watchers.append(lambda: runner.end_recorded(session.finished))
     else:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,14 +22,14 @@ from typing import Any, cast
 from orchestrator.core import events as ev
 from orchestrator.core.source import compute_digest
 from orchestrator.lab import guardian
-from orchestrator.lab.runner import STRICT_PLAN, BaseRunner, remove_folder
+from orchestrator.lab.runner import BaseRunner, remove_folder
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox
 from orchestrator.lab.sandbox.select import select_sandbox
 from orchestrator.lab.slots import list_slots
 from orchestrator.ports import Log
 from prepare.command import UserError
 from prepare.files import LockedError, hold_lock
-from prepare.machine import list_gpus
+from prepare.machine import THREADS, list_gpus
 from prepare.manifest import MANIFEST_FILE, load
 
 STORE = "NIGHTSHIFT_STORE"
@@ -37,13 +37,15 @@ STORE = "NIGHTSHIFT_STORE"
 MODULES = [str(TRUSTED.parent / name) for name in ("orchestrator", "subagents", TRUSTED.name)]
 """What a node gets from the driver, so that both run the same code."""
 ASK, SETTLE, REACH = 2.0, 10.0, 5.0
-"""Seconds between two questions to a run, before a lost run starts again, and to reach the head of a cluster."""
+"""Seconds that one question waits for a run, before a lost run starts again, and to reach the head of a cluster."""
 SILENT, UNPLACED = 300.0, 600.0
 """Seconds without a driver after which a run ends, and without a place after which a slot is given up."""
 PIECE = 32 << 20
 """Bytes of data that are sent at once."""
 _MODEL = "accelerator_type:"
 Build = Callable[..., BaseRunner[Any]]
+Result = tuple[ev.Outcome, Sequence[str], int]
+"""Outcome, logs, and runs excused in a row."""
 
 
 def connect(address: str) -> Any:
@@ -94,7 +96,7 @@ def plan_shares(
 
 def name_attempt(session: str, granted: ev.Granted, source: str) -> str:
     """Return the name of the actor that does this work: the same in a later life, where the run has another number."""
-    confirmed = (granted.plan or STRICT_PLAN).confirmed
+    confirmed = bool(granted.plan and granted.plan.confirmed)
     return f"{session}-{granted.experiment}-{compute_digest(f'{granted.seed} {confirmed} {source}')}"
 
 
@@ -105,8 +107,8 @@ class RemoteAttempt:
         """Hold a folder; the process ends `silent` seconds after the last word of a driver."""
         store = Path(os.environ.get(STORE) or "~/.cache/nightshift").expanduser().resolve()
         self.folder, self.data, self.silent = store / "runs" / name, store / "data" / data, silent
-        self.heard, self.points, self.log = time.monotonic(), list[tuple[ev.Point, float]](), Log()
-        self.pool, self.future, self.held = ThreadPoolExecutor(1), cast("Future[Any] | None", None), ExitStack()
+        self.heard, self.points, self.held = time.monotonic(), list[tuple[ev.Point, float]](), ExitStack()
+        self.pool, self.training = ThreadPoolExecutor(1), cast("Future[Result] | None", None)
         self.held.enter_context(hold_lock(self.folder.with_suffix(".lock")))
         for lock in self.folder.parent.glob("*.lock"):
             with suppress(LockedError), hold_lock(lock):  # its process is gone
@@ -115,10 +117,12 @@ class RemoteAttempt:
                 lock.unlink()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def report(self) -> tuple[str, bool, list[tuple[ev.Point, float]]]:
-        """Return where the data are kept, whether they are there, and the progress since it was last asked."""
-        self.heard, points, self.points = time.monotonic(), self.points, []
-        return f"{socket.gethostname()}:{self.data}", (self.data / MANIFEST_FILE).exists(), points
+    def report(self) -> tuple[str, bool, list[tuple[ev.Point, float]], Result | None]:
+        """Wait a moment for the result; return the data's place, if they are there, new progress, and the result."""
+        self.heard = time.monotonic()
+        result = self.training.result() if self.training and wait({self.training}, ASK).done else None
+        points, self.points = self.points, []
+        return f"{socket.gethostname()}:{self.data}", (self.data / MANIFEST_FILE).exists(), points, result
 
     def receive(self, name: str, piece: bytes) -> None:
         """Append to a file of the data. The last is the manifest: by it they are checked, and put in their place."""
@@ -130,28 +134,22 @@ class RemoteAttempt:
         if name == MANIFEST_FILE and load(part, verify=True).digest == self.data.name:
             part.replace(self.data)
 
-    def train(self, *work: Any) -> tuple[ev.Outcome, Sequence[str], int]:
-        """Train once, however often it is asked for; return outcome, logs, and runs excused in a row."""
-        self.future = self.future or self.pool.submit(lambda: asyncio.run(self._train(*work)))
-        return self.future.result()
+    def train(self, *work: Any) -> None:
+        """Begin to train, once, however often it is asked for."""
+        self.training = self.training or self.pool.submit(self._train, *work)
 
-    async def _train(
-        self, build: Build, granted: ev.Granted, source: str, excuses: int, threads: int, gpu: bool, unsafe: bool
-    ) -> tuple[ev.Outcome, Sequence[str], int]:
-        sandbox = NoSandbox() if unsafe else await asyncio.to_thread(select_sandbox)
-        slots, number = list_slots(1, self.folder, threads, list_gpus() if gpu else ()), granted.experiment
-        claims = (
-            self.data.parents[1] / "claims" / self.folder.name.rsplit("-", 2)[0]
-        )  # of the session's other runs here
+    def _train(self, build: Build, granted: ev.Granted, source: str, excuses: int, gpu: bool, unsafe: bool) -> Result:
+        log, claims = Log(), self.folder.parents[1] / "claims" / self.folder.name.rsplit("-", 2)[0]
         for folder in (self.folder, claims):
             folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "claims").symlink_to(claims)
-        parts = {"folder": self.folder, "slots": slots, "sandbox": sandbox, "put": self.log.put}
-        runner = build(self.data, on_point=self._add_point, **parts)
-        runner.excuses[number] = excuses
-        outcome = await runner.run(granted.model_copy(update={"slot": 0}), source)
-        await asyncio.to_thread(remove_folder, self.folder)
-        return outcome, list(self.log.texts.values()), runner.excuses[number]
+        (self.folder / "claims").symlink_to(claims)  # of the session's other runs here
+        slots = list_slots(1, self.folder, THREADS, list_gpus() if gpu else ())
+        parts = {"slots": slots, "sandbox": NoSandbox() if unsafe else select_sandbox(), "put": log.put}
+        runner = build(self.data, on_point=self._add_point, folder=self.folder, **parts)
+        runner.excuses[granted.experiment] = excuses
+        outcome = asyncio.run(runner.run(granted.model_copy(update={"slot": 0}), source))
+        remove_folder(self.folder)
+        return outcome, list(log.texts.values()), runner.excuses[granted.experiment]
 
     def _add_point(self, _: ev.Granted, point: ev.Point, rate: float) -> None:
         self.points.append((point, rate))
@@ -175,8 +173,8 @@ class ClusterRunner:
     data: Path | None
     put: Callable[[str], ev.Digest]
     on_point: Callable[[ev.Granted, ev.Point, float], None]
-    threads: int = 0
     unsafe: bool = False
+    silent: float = SILENT
     ended: dict[str, Any] = field(default_factory=dict[str, Any])
     """Actors whose outcome is not on disk yet, by task id."""
     excuses: Counter[int] = field(default_factory=Counter[int])
@@ -197,13 +195,17 @@ class ClusterRunner:
     async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
         """Train once on any node, or wait for a run of an earlier life that does so; cancelling ends it."""
         number, run, errors = granted.experiment, granted.run, self.ray.exceptions
-        lost = partial(ev.Aborted, experiment=number, run=run)
+        lost, result = partial(ev.Aborted, experiment=number, run=run), None
         actor = await asyncio.to_thread(self._find, name_attempt(self.session, granted, source))
         try:
             await self._place(actor)
-            where = self.threads, "num_gpus" in self.options, self.unsafe
-            training = actor.train.remote(self.build, granted, source, self.excuses[number], *where)
-            outcome, texts, self.excuses[number] = await self._ask(actor, training, granted)
+            work = self.build, granted, source, self.excuses[number], "num_gpus" in self.options, self.unsafe
+            await self._ask(actor, actor.train.remote(*work))
+            while not result:
+                *_, points, result = await self._ask(actor, actor.report.remote())
+                for point, rate in points:
+                    self.on_point(granted, point, rate)
+            outcome, texts, self.excuses[number] = result
         except TimeoutError:
             return lost(reason=f"no node of the cluster had a place for {UNPLACED:.0f} s", quarantined=True)
         except errors.RayError as error:
@@ -219,13 +221,16 @@ class ClusterRunner:
 
     def _find(self, name: str) -> Any:
         """Return the actor of that name, created where there is none."""
-        settings = {"lifetime": "detached", "get_if_exists": True, "max_restarts": 0, "max_concurrency": 16}
-        actor = self.ray.remote(RemoteAttempt).options(name=name, **settings, **self.options)
-        return actor.remote(name, load(self.data).digest if self.data else "", SILENT)
+        options = {"name": name, "lifetime": "detached", "get_if_exists": True, "max_restarts": 0, **self.options}
+        actor = self.ray.remote(RemoteAttempt).options(**options)
+        return actor.remote(name, load(self.data).digest if self.data else "", self.silent)
 
     async def _place(self, actor: Any) -> None:
         """Wait until the actor runs, and send the data where its node has none. Raises TimeoutError."""
-        node, ready, _ = await self._ask(actor, actor.report.remote())
+        node, ready, *_ = await self._ask(actor, actor.report.remote())
+        while self.shipping[node].locked():  # an actor that heard nothing while it waits would end
+            await asyncio.sleep(ASK)
+            await self._ask(actor, actor.report.remote())
         async with self.shipping[node]:
             if ready or not self.data or (await self._ask(actor, actor.report.remote()))[1]:
                 return
@@ -234,21 +239,16 @@ class ClusterRunner:
                     while piece := file.read(PIECE):
                         await self._ask(actor, actor.receive.remote(name, piece))
 
-    async def _ask(self, actor: Any, question: Any, granted: ev.Granted | None = None) -> Any:
-        """Return an answer of the actor, and pass on the progress of a run until it comes. Raises TimeoutError.
+    async def _ask(self, actor: Any, question: Any) -> Any:
+        """Return an answer of the actor. Raises TimeoutError.
 
         Where none comes, end the actor and wait for that: Ray's client cannot cancel a question.
         """
         answer = asyncio.ensure_future(question)
         try:
-            async with asyncio.timeout(None if granted else UNPLACED):
-                while not (await asyncio.wait({answer}, timeout=ASK))[0]:
-                    with suppress(self.ray.exceptions.RayError):
-                        for progress in (await self._ask(actor, actor.report.remote()))[2] if granted else ():
-                            self.on_point(cast("ev.Granted", granted), *progress)
+            return await asyncio.wait_for(asyncio.shield(answer), UNPLACED)
         except (TimeoutError, asyncio.CancelledError):
             self.ray.kill(actor)
             with suppress(self.ray.exceptions.RayError, TimeoutError):
                 await asyncio.wait_for(answer, REACH)
             raise
-        return answer.result()
