@@ -45,6 +45,7 @@ def serve(
     config = uvicorn.Config(
         Site(context.obj).build(name, token),
         lifespan="off",
+        ws="none",
         log_level="warning",
         access_log=False,  # it would show the token
         proxy_headers=False,
