@@ -132,8 +132,9 @@ def make_tools(
 
     known = map(Tool.from_function, (read_train_py, look_up_experiment, query_ledger))
     tools = [*known, *(Tool.from_function(look, pure=False) for look in (search_musings, open_musing))]
-    if state.incumbent and "step/calls" in state.incumbent.scores[0].telemetry:
-        tools.append(_make_profiler(source, state.session.profile.budget, meter))
+    profile, best = state.session.profile, state.incumbent
+    if profile.budget_kind == "work" and best and "step/calls" in best.scores[0].telemetry:
+        tools.append(_make_profiler(source, profile.budget, meter))
     return tools
 
 
@@ -142,11 +143,11 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
 
     async def profile_step(settings: Annotated[dict[str, Value], BeforeValidator(unquote)]) -> str:
         """Measure in some seconds what a step costs with other values of constants, and how many the budget allows."""
-        assert meter
         try:
-            found = await meter(with_constants(source, settings))
+            draft = with_constants(source, settings)
         except UnknownConstantError as error:
             raise ToolError(str(error)) from error
+        found = await meter(draft) if meter else "the runs are on a cluster"
         if isinstance(found, str):
             raise ToolError(f"No step could be measured: {quote(found)}")
         return briefing.WORDS.cost(found, budget).strip()
