@@ -217,7 +217,11 @@ REPORTED = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=80) | st.just(10**400),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=60), inner, max_size=3),
 )
-NAMES = st.from_regex(r"[a-c]{1,3}/[a-z_.]{1,4}", fullmatch=True) | st.text(max_size=80) | st.sampled_from(["position", "position/x"])
+NAMES = (
+    st.from_regex(r"[a-c]{1,3}/[a-z_.]{1,4}", fullmatch=True)
+    | st.text(max_size=80)
+    | st.sampled_from(["position", "position/x"])
+)
 
 
 @given(

@@ -29,7 +29,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.cli.inspect import find_process
+from orchestrator.cli.inspect import describe_session, find_process
 from orchestrator.cli.options import Paths, read_file
 from orchestrator.core.source import compute_digest
 from orchestrator.lab.repo import write_git
@@ -43,7 +43,6 @@ from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import search
 from orchestrator.views.render import render_template
 from orchestrator.views.report import render_report
-from orchestrator.views.summary import summarize
 from prepare.command import UserError
 from prepare.files import write_atomically
 
@@ -182,34 +181,25 @@ class Site:
             self.known = dict([*self.known.items(), (key, session)][-CACHED:])
             yield session
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """Return what the list tells of a session, or what is wrong with it."""
-        try:
-            with self.read(name) as session:
-                state = session.state
-                process = None if state.ended else find_process(self.paths, name, state.now)
-                resume = self.paths.write_command("resume", name)
-                facts = {"state": state, "summary": summarize(state), "process": process, "resume": resume}
-                return {"name": name, "since": state.started_at, "fault": "", **facts}
-        except UserError as error:
-            return {"name": name, "since": 0.0, "fault": str(error)}
-
     def render(self, template: str, /, **facts: Any) -> HTMLResponse:
         """Return a page of ours."""
         return HTMLResponse(render_template(template, secret=self.secret, **facts))
 
     def list_sessions(self, request: Request) -> Response:  # noqa: ARG002 - every page takes it
-        found = [self.describe(path.parent.name) for path in self.paths.sessions.glob("[!.]*/session.db")]
-        found.sort(key=lambda facts: facts["since"], reverse=True)
-        return self.render("serve_sessions.html", sessions=found)
+        found: list[tuple[float, dict[str, Any]]] = []
+        for name in [path.parent.name for path in self.paths.sessions.glob("[!.]*/session.db")]:
+            try:
+                with self.read(name) as session:
+                    found.append((session.state.started_at, describe_session(self.paths, name, session.state)))
+            except (OSError, UserError) as error:
+                found.append((0.0, {"name": name, "fault": str(error)}))
+        latest = sorted(found, key=lambda pair: -pair[0])
+        return self.render("serve_sessions.html", sessions=[facts for _, facts in latest])
 
     def write_live(self, name: str, shown: int = SHOWN) -> str:
         """Return the part of a session's page that follows the night, with its latest experiments."""
-        facts = self.describe(name)
-        if facts["fault"]:
-            raise UserError(facts["fault"])
         with self.read(name) as session:
-            rows = list_rows(session.state)
+            rows, facts = list_rows(session.state), describe_session(self.paths, name, session.state)
             places = {"experiment": {row.experiment: row.experiment for row in rows}}
             figure = draw_progress(rows, places, facts["summary"])
             facts |= {
