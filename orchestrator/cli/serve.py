@@ -46,7 +46,7 @@ def serve(
         Site(context.obj).build(name, token),
         lifespan="off",
         ws="none",
-        log_level="warning",
+        log_level="error",  # warnings are about requests of strangers
         access_log=False,  # it would show the token
         proxy_headers=False,
         server_header=False,
