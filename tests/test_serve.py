@@ -244,11 +244,15 @@ def test_guidance_is_replaced_unless_it_has_changed_meanwhile(folder):
     assert path.read_text() == "New.\n" + "研" * GUIDANCE_CHARACTERS
 
 
-def test_it_says_in_one_line_what_is_wrong(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("token", "words"), [("", "--port names another"), ("a&b", "a token is of letters")], ids=["port", "token"]
+)
+def test_it_says_in_one_line_what_is_wrong(tmp_path, capsys, token, words):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as exit_:
-        main(["serve", "--port", str(taken.getsockname()[1]), "--sessions", str(tmp_path)])
+        port = str(taken.getsockname()[1])
+        main(["serve", "--port", port, "--token", token, "--sessions", str(tmp_path)])
     assert exit_.value.code == 2
-    assert "--port names another" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 @contextlib.contextmanager
