@@ -24,6 +24,7 @@ from orchestrator.cli.pages import Site, is_own_name
 from orchestrator.core import events as ev
 from orchestrator.session.inbox import Control, take_controls
 from orchestrator.session.store import Session
+from orchestrator.supervisor import GUIDANCE_CHARACTERS
 from orchestrator.views.event_text import list_conversations, write_page
 from orchestrator.views.musings import write_musings
 from tests.browser import CHROMIUM, Browser
@@ -115,7 +116,8 @@ def test_sessions_are_listed_the_newest_first_each_with_how_it_stands(folder):
     ]
     assert told == sorted(told)
     assert text.index(">night<") < text.index(">agents-1<") < text.index("<b>broken</b>")
-    assert client.get("/sessions/broken").status_code == 422
+    for end in ("", "/stream"):
+        assert client.get(f"/sessions/broken{end}").status_code == 422
 
 
 def test_a_conversation_is_told_as_replay_tells_it(folder):
@@ -130,7 +132,16 @@ def test_a_conversation_is_told_as_replay_tells_it(folder):
     last = talks[-1].last
     text = write_page(session, session.records, last)
     assert str(escape(text.rstrip())) in client.get(f"/sessions/agents-1/events/{last}").text
-    assert client.get(f"/sessions/agents-1/events/{len(session.records)}").status_code == 422
+    for number in (len(session.records), -1, "last", "9" * 5000):
+        assert client.get(f"/sessions/agents-1/events/{number}").status_code == 422
+
+
+def test_a_conversation_goes_on_while_it_rewrites_the_notebook(folder):
+    session, book = begin_night(folder), ev.Notebook(beliefs=(), questions=(), ideas=())
+    words = {"experiment": 3, "model": "m", "system": session.put("."), "opening": session.put(".")}
+    session.write("propose 3", ev.ConversationOpened(agent="notebook", **words), ev.Noted(notebook=book, reason="due"))
+    session.write("propose 3", ev.ConversationOpened(agent="researcher", **words), ev.Noted(notebook=book))
+    assert [talk.is_open for talk in list_conversations(session.records)[-2:]] == [False, True]
 
 
 @pytest.mark.parametrize("page", ["/sessions/agents-1/report", "/compare?session=agents-1&session=agents-2"])
@@ -183,12 +194,13 @@ def test_a_form_must_come_from_a_page_of_ours(folder):
         (403, fields, {}),
         (403, fields, {"origin": "null"}),
         (403, fields, {"origin": "http://evil.example"}),
+        (403, fields, {"origin": "http://["}),
         (403, fields | {"secret": ""}, own),
         (403, {"action": "pause"}, own),
         (400, fields | {"action": "shutdown"}, own),
         (400, fields | {"experiment": "-1"}, own),
         (400, fields | {"path": "/etc"}, own),
-        (413, fields | {"path": "x" * 70_000}, own),
+        (413, fields | {"path": "x" * 300_000}, own),
     ]
     for status, data, headers in wrong:
         assert client.post(ask, data=data, headers=headers).status_code == status, (data, headers)
@@ -221,7 +233,7 @@ def test_guidance_is_replaced_unless_it_has_changed_meanwhile(folder):
     fields = {
         "secret": site.secret,
         "before": re.search('name="before" value="(.*?)"', page)[1],
-        "text": "New.\r\nTwo.\r\n",
+        "text": "New.\r\n" + "研" * GUIDANCE_CHARACTERS,
     }
     path.write_text("By another editor.\n")
     assert client.post("/guidance", data=fields, headers={"origin": HOME}).status_code == 409
@@ -229,14 +241,18 @@ def test_guidance_is_replaced_unless_it_has_changed_meanwhile(folder):
 
     fields["before"] = re.search('name="before" value="(.*?)"', client.get("/guidance").text)[1]
     assert client.post("/guidance", data=fields, headers={"origin": HOME}).status_code == 303
-    assert path.read_text() == "New.\nTwo.\n"
+    assert path.read_text() == "New.\n" + "研" * GUIDANCE_CHARACTERS
 
 
-def test_it_says_in_one_line_what_is_wrong(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("token", "words"), [("", "--port names another"), ("a&b", "a token is of letters")], ids=["port", "token"]
+)
+def test_it_says_in_one_line_what_is_wrong(tmp_path, capsys, token, words):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as exit_:
-        main(["serve", "--port", str(taken.getsockname()[1]), "--sessions", str(tmp_path)])
+        port = str(taken.getsockname()[1])
+        main(["serve", "--port", port, "--token", token, "--sessions", str(tmp_path)])
     assert exit_.value.code == 2
-    assert "--port names another" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 @contextlib.contextmanager

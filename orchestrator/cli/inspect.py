@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
 import typer
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, is_given, read_session, refuse
 from orchestrator.core.events import Forked, Resumed, Started
+from orchestrator.core.state import State
 from orchestrator.core.templates import format_size
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views import event_text
@@ -39,24 +40,28 @@ def sessions(context: typer.Context) -> None:
     wrote something).
     """
     paths: Paths = context.obj
-    found = [_describe_session(paths, path.parent.name) for path in paths.sessions.glob("[!.]*/session.db")]
+    found = [_write_session(paths, path.parent.name) for path in paths.sessions.glob("[!.]*/session.db")]
     for _, text in sorted(found, reverse=True):
         console.print(text, soft_wrap=True)
     if not found:
         console.print(f"There are no sessions in {paths.sessions} yet.")
 
 
-def _describe_session(paths: Paths, name: str) -> tuple[float, str]:
+def _write_session(paths: Paths, name: str) -> tuple[float, str]:
     """Return when a session began, in seconds since the epoch, and what is told of it."""
     try:
         with read_session(paths, name) as session:
-            state = session.state
             lives = [record.at for record in session.records if isinstance(record.event, Started | Resumed | Forked)]
-            facts = {"summary": summarize(state), "since": lives[-1], "process": find_process(paths, name, state.now)}
-            resume = paths.write_command("resume", name)
-            return lives[0], render_template("session.txt", title=name, state=state, resume=resume, **facts)
+            facts = describe_session(paths, name, session.state)
+            return lives[0], render_template("session.txt", since=lives[-1], **facts)
     except (UsageError, SessionError) as error:
         return 0.0, f"{name}: {error}\n"
+
+
+def describe_session(paths: Paths, name: str, state: State) -> dict[str, Any]:
+    """Return the facts of a session in a list: how it stands, what it gained, which process runs it, how to resume."""
+    process, resume = find_process(paths, name, state.now), paths.write_command("resume", name)
+    return {"name": name, "state": state, "summary": summarize(state), "process": process, "resume": resume}
 
 
 def find_process(paths: Paths, name: str, now: float) -> int | None:

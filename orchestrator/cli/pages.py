@@ -11,7 +11,7 @@ import time
 from asyncio import sleep
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -29,26 +29,25 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.cli.inspect import find_process
+from orchestrator.cli.inspect import describe_session, find_process
 from orchestrator.cli.options import Paths, read_file
 from orchestrator.core.source import compute_digest
 from orchestrator.lab.repo import write_git
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.inbox import Control, send_control
 from orchestrator.session.store import Session
-from orchestrator.supervisor import GUIDANCE_CHARACTERS
+from orchestrator.supervisor import GUIDANCE_CHARACTERS, LOOK_SECONDS
 from orchestrator.views import comparison, event_text
 from orchestrator.views.charts import draw_progress
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import search
 from orchestrator.views.render import render_template
 from orchestrator.views.report import render_report
-from orchestrator.views.summary import summarize
 from prepare.command import UserError
 from prepare.files import write_atomically
 
-MAX_FORM = 64 << 10
-"""Bytes of a form."""
+MAX_FORM = 256 << 10
+"""Bytes of a form: guidance.md as far as it is read, in any script, percent-encoded."""
 SHOWN = 100
 """Experiments on a page that follows its night."""
 CACHED = 32
@@ -100,7 +99,7 @@ class Guard:
         if self.token and not self._is_token(request.cookies.get(cookie, "")):
             return _answer(401, "Open the link that `nightshift serve` printed: it holds the token.")
         if request.scope["method"] == "POST":
-            if urlsplit(headers.get("origin", "")).netloc != headers.get("host"):
+            if headers.get("origin", "").partition("://")[2] != headers.get("host"):
                 return _answer(403, "The form was not sent by a page of this server.")
             if not 0 <= int(headers.get("content-length", "-1")) <= MAX_FORM:
                 return _answer(413, "The form is too long.")
@@ -146,13 +145,13 @@ class Site:
             "/sessions/{name}": self.show_session,
             "/sessions/{name}/stream": self.follow_session,
             "/sessions/{name}/report": self.show_report,
-            "/sessions/{name}/events/{number:int}": self.show_event,
+            "/sessions/{name}/events/{number}": self.show_event,
             "/assets/{file}": self.show_asset,
         }
         forms = {"/guidance": self.save_guidance, "/sessions/{name}/control": self.steer}
         routes = [Route(path, page) for path, page in pages.items()]
         routes += [Route(path, self._read_form(act), methods=["POST"]) for path, act in forms.items()]
-        told = {UserError: _tell, HTTPException: _tell}
+        told = dict.fromkeys((UserError, HTTPException, OSError), _tell)
         return Starlette(routes=routes, middleware=[Middleware(Guard, host=host, token=token)], exception_handlers=told)
 
     def _read_form(self, act: Callable[..., str]) -> Callable[[Request], Any]:
@@ -182,34 +181,25 @@ class Site:
             self.known = dict([*self.known.items(), (key, session)][-CACHED:])
             yield session
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """Return what the list tells of a session, or what is wrong with it."""
-        try:
-            with self.read(name) as session:
-                state = session.state
-                process = None if state.ended else find_process(self.paths, name, state.now)
-                resume = self.paths.write_command("resume", name)
-                facts = {"state": state, "summary": summarize(state), "process": process, "resume": resume}
-                return {"name": name, "since": state.started_at, "fault": "", **facts}
-        except UserError as error:
-            return {"name": name, "since": 0.0, "fault": str(error)}
-
     def render(self, template: str, /, **facts: Any) -> HTMLResponse:
         """Return a page of ours."""
         return HTMLResponse(render_template(template, secret=self.secret, **facts))
 
     def list_sessions(self, request: Request) -> Response:  # noqa: ARG002 - every page takes it
-        found = [self.describe(path.parent.name) for path in self.paths.sessions.glob("[!.]*/session.db")]
-        found.sort(key=lambda facts: facts["since"], reverse=True)
-        return self.render("serve_sessions.html", sessions=found)
+        found: list[tuple[float, dict[str, Any]]] = []
+        for name in [path.parent.name for path in self.paths.sessions.glob("[!.]*/session.db")]:
+            try:
+                with self.read(name) as session:
+                    found.append((session.state.started_at, describe_session(self.paths, name, session.state)))
+            except (OSError, UserError) as error:
+                found.append((0.0, {"name": name, "fault": str(error)}))
+        latest = sorted(found, key=lambda pair: -pair[0])
+        return self.render("serve_sessions.html", sessions=[facts for _, facts in latest])
 
     def write_live(self, name: str, shown: int = SHOWN) -> str:
         """Return the part of a session's page that follows the night, with its latest experiments."""
-        facts = self.describe(name)
-        if facts["fault"]:
-            raise UserError(facts["fault"])
         with self.read(name) as session:
-            rows = list_rows(session.state)
+            rows, facts = list_rows(session.state), describe_session(self.paths, name, session.state)
             places = {"experiment": {row.experiment: row.experiment for row in rows}}
             figure = draw_progress(rows, places, facts["summary"])
             facts |= {
@@ -229,18 +219,20 @@ class Site:
 
     async def follow_session(self, request: Request) -> Response:
         """Send the live part of a session's page whenever the session has grown, or its night has begun or died."""
-        name, look = request.path_params["name"], 1.0
+        name = request.path_params["name"]
         path = await run_in_threadpool(self.find, name)
+        await run_in_threadpool(self.write_live, name)  # a browser does not ask again for what cannot be shown
 
         async def send_parts() -> AsyncIterator[str]:
             seen: object = None
-            while True:
-                files = [file for file in (path, path.with_name("session.db-wal")) if file.is_file()]
-                stamp = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-                if (fresh := (stamp, find_process(self.paths, name, time.time()))) != seen:
-                    yield f"data: {json.dumps(await run_in_threadpool(self.write_live, name))}\n\n"
-                seen = fresh
-                await sleep(look)
+            with suppress(HTTPException, OSError, UserError):  # the browser asks again, and is told
+                while True:
+                    files = [file for file in (path, path.with_name("session.db-wal")) if file.is_file()]
+                    stamp = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+                    if (fresh := (stamp, find_process(self.paths, name, time.time()))) != seen:
+                        yield f"data: {json.dumps(await run_in_threadpool(self.write_live, name))}\n\n"
+                    seen = fresh
+                    await sleep(LOOK_SECONDS)
 
         return StreamingResponse(send_parts(), media_type="text/event-stream")
 
@@ -251,7 +243,7 @@ class Site:
 
     def compare(self, request: Request) -> Response:
         rows: list[comparison.SessionFigures] = []
-        for name in request.query_params.getlist("session"):
+        for name in dict.fromkeys(request.query_params.getlist("session")):
             with self.read(name) as session:
                 rows.append(comparison.summarize_session(session.state, session.records))
         if len(rows) < 2:
@@ -262,10 +254,11 @@ class Site:
     def show_event(self, request: Request) -> Response:
         name, number = request.path_params["name"], request.path_params["number"]
         with self.read(name) as session:
-            if number >= (count := len(session.records)):
+            count = len(session.records)
+            if number not in map(str, range(count)):
                 raise UserError(f"{name} has events 0 to {count - 1}")
-            text = event_text.write_page(session, session.records, number)
-        return self.render("serve_event.html", name=name, number=number, count=count, text=text)
+            text = event_text.write_page(session, session.records, int(number))
+        return self.render("serve_event.html", name=name, number=int(number), count=count, text=text)
 
     def search_musings(self, request: Request) -> Response:
         query = request.query_params.get("q", "")

@@ -1,5 +1,6 @@
 """The command `serve`: it listens, and tells which link to open."""
 
+import re
 import secrets
 import socket
 from ipaddress import ip_address
@@ -23,6 +24,8 @@ def serve(
     All sessions, each as it happens, its report, events and conversations; comparison, musings, guidance.md; and
     pause, stop and veto. Without --host only this machine is served; with it, the printed link holds a token.
     """
+    if not re.fullmatch(r"[\w.~-]*", token, re.ASCII):
+        raise UsageError("a token is of letters, digits, and - . _ ~ only: it becomes part of a link")
     try:
         import uvicorn
 
@@ -36,7 +39,7 @@ def serve(
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        raise UsageError(f"{host}, port {port}, cannot be served ({reason}): --port names another") from error
+        raise UsageError(f"{host}, port {port}, cannot be served ({reason}): --host or --port names another") from error
     address, port, *_ = listener.getsockname()
     bound = ip_address(address)
     token = token or ("" if bound.is_loopback else secrets.token_urlsafe(24))
@@ -45,7 +48,8 @@ def serve(
     config = uvicorn.Config(
         Site(context.obj).build(name, token),
         lifespan="off",
-        log_level="warning",
+        ws="none",
+        log_level="error",  # warnings are about requests of strangers
         access_log=False,  # it would show the token
         proxy_headers=False,
         server_header=False,

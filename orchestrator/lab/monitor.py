@@ -24,8 +24,8 @@ NEARLY_DONE = 0.9
 """Share of the budget after which silence is normal: evaluation prints nothing before the summary."""
 POINTS = 60
 """Most points of a loss curve: enough to draw it and to compare it with another."""
-REPORTED = re.compile(r"[A-Za-z0-9_.]{1,16}/[A-Za-z0-9_.]{1,48}")
-"""Names that a script may give to what it reports of itself."""
+REPORTED = re.compile(r"(?!position/)[A-Za-z0-9_.]{1,16}/[A-Za-z0-9_.]{1,48}")
+"""Names that a script may give to what it reports of itself; `position` is measured."""
 STANDSTILL = 5.0
 """Most seconds that count between two readings of the clock. It is read ten times a second, so a longer gap means that
 the orchestrator was suspended: Ctrl-Z, a paused container, an unresponsive machine."""

@@ -54,7 +54,8 @@ def list_conversations(records: Sequence[ev.Record]) -> list[Conversation]:
             current.clear()
         elif talk := current.get(record.task_id):
             talk.last = record.seq if isinstance(record.event, TALK) else talk.last
-            talk.is_open &= isinstance(record.event, TALK | ev.Waiting)
+            is_note = isinstance(record.event, ev.Noted) and not record.event.reason  # beside a proposal
+            talk.is_open &= is_note or isinstance(record.event, TALK | ev.Waiting)
     return found
 
 

@@ -139,7 +139,7 @@ def search(
             if family in ("", matter.get("family")) and verdict in ("", matter.get("verdict"), matter.get("status")):
                 matters[str(path)] = matter
                 title, _, rest = name_numbers(body, path.parent.name).partition("\n")
-                plain = re.sub(r"[*`|>#]|--:?", "", rest)
+                plain = re.sub(r"\[([^]\n]*)\]\([^)\n]*\.md\)|[*`|>#]|--:?", r"\1", rest)
                 db.execute("insert into m values (?, ?, ?)", (str(path), title.lstrip("# "), plain))
         rows = _match(db, " AND ".join(words), limit) or _match(db, " OR ".join(words), limit)
     return [Hit(Path(path), title, matters[path], " ".join(text.split())) for path, title, text in rows]
