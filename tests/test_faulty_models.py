@@ -8,7 +8,7 @@ import random
 import pytest
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Candidate, Idea
+from orchestrator.core.state import Decided, Training
 from orchestrator.loop import run
 from orchestrator.session.replay import Tape, replay
 from orchestrator.views.event_text import write_line
@@ -128,15 +128,15 @@ FAULTS = (send_error, wait_long, stop_otherwise, say_nothing, talk, call_a_stran
 
 
 @pytest.mark.parametrize(
-    ("hours", "seed"), [(0.3, 0), *(pytest.param(1.0, seed, marks=pytest.mark.soak) for seed in range(1, 40))]
+    ("hours", "seed"), [(0.3, 0), *(pytest.param(1.0, seed, marks=pytest.mark.soak) for seed in range(1, 13))]
 )
 def test_a_night_with_a_model_that_fails_half_of_the_time_ends_well(tmp_path, hours, seed):
     session = night(tmp_path, model := Faulty(seed), hours=hours)
 
     state = session.state
     assert state.ended
-    assert len(model.faults) == len(set(FAULTS))
-    assert all(isinstance(stage, Idea | Candidate) for stage in state.open.values())
+    assert len(model.faults) == len(set(FAULTS)), model.faults
+    assert not [stage for stage in state.open.values() if isinstance(stage, Training | Decided)]
     numbers = [result.experiment for result in state.judged]
     assert len(numbers) == len({*numbers})
     assert sum(bool(result.scores) for result in state.judged) > 10 * hours
