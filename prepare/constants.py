@@ -252,7 +252,10 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
                 if names and (default := given.get("default")):
                     at = place(str(names[0]), default, True)
                     real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
-                    yield at._replace(value=float(at.value) if real else at.value, options=(*filter(None, options),))
+                    yield at._replace(
+                        value=float(at.value) if real else at.value,
+                        options=tuple(kept for kept in options if kept is not None),
+                    )
             case _:
                 pass
 

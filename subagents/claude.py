@@ -174,7 +174,8 @@ class Claude:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed later."""
     if not isinstance(error, anthropic.APIStatusError):
-        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, OSError))
+        is_permanent = isinstance(error, (FileNotFoundError, PermissionError))  # of a program
+        return isinstance(error, (anthropic.APIConnectionError, httpx2.HTTPError, OSError)) and not is_permanent
     if error.status_code == 200:  # an error event inside a stream
         return error.type in TRANSIENT_TYPES
     return not isinstance(error, SPENT) and (error.status_code in TRANSIENT_CODES or error.status_code >= 500)

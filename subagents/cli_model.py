@@ -50,7 +50,10 @@ class Envelope(BaseModel):
 
 
 async def ask_program(request: Request, seconds: float) -> Reply:
-    """Return a program's reply; kill the program if it takes too long or is cancelled. Raises OSError."""
+    """Return a program's reply; kill the program if it takes too long or is cancelled. Raises OSError.
+
+    One that takes too long is not asked again: that could take hours.
+    """
     words, prompt = write_command(request)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
@@ -60,12 +63,14 @@ async def ask_program(request: Request, seconds: float) -> Reply:
         try:
             async with asyncio.timeout(seconds):
                 printed, errors = await process.communicate(prompt.encode("utf-8", "replace"))
+        except TimeoutError:
+            return Reply.from_error("failed", f"{words[0]} gave no answer in {seconds:.0f} s")
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     text = printed.decode("utf-8", "replace")
-    if process.returncode and not _find_object(text):
+    if process.returncode and _find_object(text).get("type") != "result":
         raise ChildProcessError(f"exit code {process.returncode}: {(errors.decode('utf-8', 'replace') or text)[-250:]}")
     return read_reply(request, text)
 

@@ -161,9 +161,25 @@ def test_a_program_that_fails_is_asked_again_and_given_up(command, said):
     assert 1 < len(asking.slept) < ATTEMPTS
 
 
+@pytest.mark.parametrize(
+    ("command", "said", "attempts"),
+    [
+        ("sh -c 'cat > /dev/null; echo {}; exit 1'", "exit code 1", ATTEMPTS),
+        ("/nowhere/agent", "No such file", 1),
+        ("/etc/passwd", "Permission denied", 1),
+    ],
+)
+def test_an_exit_code_counts_whatever_is_printed_and_what_cannot_start_is_not_tried_again(command, said, attempts):
+    reply, asking = ask(replace(make_request(""), model=f"cli:{command}"))
+
+    assert (reply.stop_reason, len(asking.slept)) == ("failed", attempts - 1)
+    assert said in reply.message["error"]
+
+
 def test_a_program_that_takes_too_long_is_killed():
-    with pytest.raises(TimeoutError):
-        asyncio.run(ask_program(replace(make_request(""), model="cli:sleep 600"), 0.2))
+    reply = asyncio.run(ask_program(replace(make_request(""), model="cli:sleep 600"), 0.2))
+    assert reply.stop_reason == "failed", "and it is not asked again: each time could take half an hour"
+    assert reply.message["error"].startswith("sleep gave no answer in")
     assert not [child for child in psutil.Process().children() if child.name() == "sleep"]
 
 

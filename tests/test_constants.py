@@ -185,6 +185,7 @@ def parse():
     parser.add_argument("-l", "--lr", type=float, default=3e-4)
     parser.add_argument("--batch-size", default=2**5, help="rows")
     parser.add_argument("--act", choices=["relu", "gelu"], default="relu")
+    parser.add_argument("--skip", type=int, choices=[0, 1, 2], default=1)
     parser.add_argument("--betas", default=(0.9, 0.95))
     parser.add_argument("--decay", type=float, default=1, help="float")
     parser.add_argument("--name", default=None)
@@ -196,7 +197,8 @@ def parse():
 def test_defaults_of_argparse_are_constants():
     found = list_searchable(OPTIONS)
 
-    assert list(found) == ["--lr", "--batch-size", "--act", "--betas", "--decay"]
+    assert list(found) == ["--lr", "--batch-size", "--act", "--skip", "--betas", "--decay"]
+    assert found["--skip"].space == Choices((0, 1, 2))
     assert found["--lr"].space == Numbers(3e-4 / 4, 3e-4 * 4, log=True)
     assert found["--batch-size"].space == Choices((16, 32, 64))
     assert found["--act"].space == Choices(("relu", "gelu"))

@@ -139,7 +139,7 @@ def test_tools_take_a_path():
         == "   1│WIDTH = 64  # one of 16, 32, 64"
     )
     assert used(tree, "replace", path="model/net.py", old="WIDTH = 64", new="WIDTH = 32") == "Replaced at line 1."
-    assert "no file 'helper.py'" in used(tree, "view", path="helper.py")
+    assert "No file 'helper.py' may change" in used(tree, "view", path="helper.py")
     assert "allows no 'helper.py'" in used(tree, "create", path="helper.py", text="")
     assert "exists already" in used(tree, "create", path="train.py", text="")
     assert used(tree, "create", path="model/extra.py", text="x = = 1\n") == "Created model/extra.py."
