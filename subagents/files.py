@@ -141,7 +141,7 @@ class StartedFile(EditedFile):
     async def check(self) -> str:
         """Check the syntax and the imports of train.py as it stands now, and run it up to where its training begins."""
         await super().check()
-        found = await self.start(self.text) if self.start else {}  # a cluster has nothing to start it here
+        found = await self.start(self.text) if self.start else None  # a cluster has nothing to start it here
         if isinstance(found, str):
             raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
         ran = "It was run up to its training: a step of it ran."
