@@ -193,8 +193,17 @@ def test_it_is_killed_with_its_children_when_the_night_ends(log):
             await asked
 
     asyncio.run(go())
-    for pid in json.loads(log.read_text()):
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    deadline = time.monotonic() + 20  # a killed process takes a moment to end
+    while any(map(is_alive, json.loads(log.read_text()))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(
