@@ -181,7 +181,7 @@ def test_a_commit_has_all_changed_files_and_the_run_sees_them(tmp_path):
     (tmp_path / "run").mkdir()
     repo.extract(head, tmp_path / "run/work", join_files(new))
     found = {
-        path.relative_to(tmp_path / "run/work/deep").as_posix(): path.read_text()
+        path.relative_to(tmp_path / "run" / "work" / "deep").as_posix(): path.read_text()
         for path in (tmp_path / "run").rglob("*.*")
         if path.is_file() and ".index" not in path.name and "deep" in path.parts
     }
