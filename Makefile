@@ -33,7 +33,7 @@ gpu-check: .venv/ready
 
 soak: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[cluster]'
-	$(BIN)/python -m pytest -m soak -n 2 --timeout 3600
+	NIGHTSHIFT_HUNT=1 $(BIN)/python -m pytest -m 'soak or hypothesis' -n 2 --timeout 3600
 
 clean:
 	rm -rf .venv data sessions build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

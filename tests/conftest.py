@@ -1,14 +1,13 @@
 """Begin with the files that take longest, and let no test depend on how fast the machine is."""
 
-from hypothesis import HealthCheck, settings
+from tests.hunting import load_profile
 
 LONG = (
     *("test_cli", "test_interruptions", "test_train", "test_output", "test_enemies", "test_loop"),
     *("test_trial", "test_tape", "test_three_agents", "test_pasted"),
 )
 
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+load_profile()
 
 
 def pytest_collection_modifyitems(items):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.lab.scoring.claims import (
@@ -21,6 +21,7 @@ from orchestrator.lab.scoring.claims import (
 from orchestrator.lab.scoring.server import TrainingServer
 from prepare import manifest
 from prepare.manifest import BudgetAmount, DataError, Manifest
+from tests.hunting import try_examples
 from tests.small import COUNTS, small_data
 
 VOCAB, LENGTH, ROWS = 7, 5, 6
@@ -61,7 +62,7 @@ nats = st.lists(st.floats(0, 9, width=32), min_size=ROWS * LENGTH, max_size=ROWS
 )
 
 
-@settings(max_examples=25)
+@try_examples(25)
 @given(claims=nats, blind=nats, reference=st.none() | nats)
 def test_the_expected_score_is_the_blind_one_whatever_is_claimed(claims, blind, reference):
     this = make_scorer()

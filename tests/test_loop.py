@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
@@ -23,6 +23,7 @@ from orchestrator.session.store import Session, SessionError
 from orchestrator.views.musings import write_musings
 from orchestrator.views.report import write_files
 from tests.fakes import FakeCrew, FakeLab, started
+from tests.hunting import try_examples
 from tests.virtual import run_virtually, virtual_clock
 
 
@@ -282,7 +283,7 @@ class EqualLengths(FakeLab):
 SHORT = ev.SessionLimits(hours=0.3, experiments=60)
 
 
-@settings(max_examples=8)
+@try_examples(8)
 @given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000))
 def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed):
     with tempfile.TemporaryDirectory() as folder:

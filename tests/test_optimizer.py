@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.events import Kept
@@ -23,6 +23,7 @@ from orchestrator.policy import proposals
 from orchestrator.policy.steps import Edit, Propose
 from prepare.constants import Choices, Constant, Numbers, list_searchable
 from subagents.agent import NoAnswer
+from tests.hunting import try_examples
 from tests.simulated import SOURCE, Fragile, night, true_score
 
 
@@ -140,7 +141,7 @@ def test_postmortems_state_what_was_measured(long_night):
 names = st.sampled_from(["DEPTH", "MATRIX_LR", "WARMUP_RATIO", "WINDOW"])
 
 
-@settings(max_examples=300)
+@try_examples(300)
 @given(
     st.one_of(
         st.builds(

@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
@@ -13,6 +13,7 @@ from orchestrator.session.replay import Tape
 from subagents.agent import Reply, Request
 from subagents.tools import Tool, ToolCall
 from tests.fakes import started
+from tests.hunting import try_examples
 from tests.virtual import run_virtually
 
 TOKENS = {"input": 5, "cache_read": 4, "cache_write": 3, "output": 2}
@@ -109,7 +110,7 @@ def test_a_tape_gives_back_replies_and_what_tools_saw_outside():
     assert again == live
 
 
-@settings(max_examples=50)
+@try_examples(50)
 @given(
     limit=st.floats(0.01, 2.0),
     calls=st.lists(st.tuples(st.floats(0.001, 0.3), st.floats(0, 1), st.floats(0, 5)), min_size=1, max_size=12),

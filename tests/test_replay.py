@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.events import Granted, Kept, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
@@ -12,6 +12,7 @@ from orchestrator.loop import run
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape, replay
 from tests.fakes import FakeCrew, FakeLab, started
+from tests.hunting import try_examples
 from tests.virtual import run_virtually, virtual_clock
 
 
@@ -80,7 +81,7 @@ def reproduce(log, seed, trouble=0.15):
     return tape
 
 
-@settings(max_examples=12)
+@try_examples(12)
 @given(
     seed=st.integers(0, 10**6),
     slots=st.integers(1, 4),
