@@ -109,7 +109,7 @@ class Reply:
 class Environment(Protocol):
     """What an agent can reach: a model that replies, and tools that act."""
 
-    async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
+    async def begin(self, agent: Agent[Any], opening: str) -> None:
         """Begin a conversation."""
 
     async def replace_model(self, reason: str) -> None:
@@ -135,7 +135,7 @@ def count_tokens(usage: Json) -> dict[str, int]:
 async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
     """Hold a conversation until the agent hands in a valid answer. Raises NoAnswer."""
     prompt = agent.prompt
-    await environment.begin(agent.name, prompt.model, prompt.system, opening)
+    await environment.begin(agent, opening)
     parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 2)]
     conversation = _Conversation(agent, prompt.model, prompt.max_tokens, [{"role": "user", "content": parts}])
     spent = 0

@@ -7,6 +7,7 @@ prints calls of our tools as one JSON object. Claude Code puts that object into 
 import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import tempfile
@@ -24,6 +25,9 @@ CLAUDE = shlex.split(  # with these options Claude Code only answers: no tools, 
     "-p --output-format json --tools '' --strict-mcp-config --setting-sources '' --disable-slash-commands "
     "--no-session-persistence"
 )
+MAX_PRINTED = 1 << 20  # bytes that a program may print
+MAX_WORD = 120_000  # bytes of a word of a command: Linux takes 128 KiB
+BRACE, MAX_FAULTS = re.compile(r'\{\s*["}]'), 50  # where an object may begin, and how often none does
 OURS = ("ANTHROPIC_", "NIGHTSHIFT_", "HF_TOKEN", "CLAUDECODE")  # variables that a program does not get, by beginning
 TEMPLATE = JINJA.from_string((Path(__file__).parent / "templates/cli_prompt.txt").read_text(encoding="utf-8"))
 
@@ -62,7 +66,7 @@ async def ask_program(request: Request, seconds: float) -> Reply:
         process = await asyncio.create_subprocess_exec(*words, **where)
         try:
             async with asyncio.timeout(seconds):
-                printed, errors = await process.communicate(prompt.encode("utf-8", "replace"))
+                printed, errors = await _run(process, prompt.encode("utf-8", "replace"))
         except TimeoutError:
             return Reply.from_error("failed", f"{words[0]} gave no answer in {seconds:.0f} s")
         finally:
@@ -75,13 +79,36 @@ async def ask_program(request: Request, seconds: float) -> Reply:
     return read_reply(request, text)
 
 
+async def _run(process: asyncio.subprocess.Process, prompt: bytes) -> tuple[bytes, bytes]:
+    """Return what a program prints when it is given the prompt. Raises ChildProcessError where that is too much."""
+    given, *streams = (cast("Any", stream) for stream in (process.stdin, process.stdout, process.stderr))
+    given.write(prompt)
+    given.write_eof()  # one that has not read all of it by its end does no harm
+    printed, errors = await asyncio.gather(*map(_read, streams))
+    await process.wait()
+    return printed, errors
+
+
+async def _read(stream: asyncio.StreamReader) -> bytes:
+    """Return all of a stream. Raises ChildProcessError where that is too much."""
+    data = bytearray()
+    while part := await stream.read(1 << 16):
+        data += part
+        if len(data) > MAX_PRINTED:
+            raise ChildProcessError(f"it printed more than {MAX_PRINTED >> 20} MiB")
+    return bytes(data)
+
+
 def write_command(request: Request) -> tuple[list[str], str]:
     """Return the words of the command, and its standard input. Raises ValueError for a name without a command."""
     program, *words = shlex.split(request.model.removeprefix(PREFIX)) or [""]
-    if is_claude := Path(program).name == "claude":
+    is_claude = Path(program).name == "claude"
+    fits = is_claude and len(request.system.encode("utf-8", "replace")) < MAX_WORD
+    if is_claude:
         effort, schema = ["--effort", request.effort] if request.effort else [], json.dumps(Turn.model_json_schema())
-        words = [*CLAUDE, "--json-schema", schema, "--system-prompt", request.system, *effort, *words]
-    return [program, *words], TEMPLATE.render(request=request, is_whole=not is_claude, write=json.dumps)
+        system = request.system if fits else "Your instructions are at the beginning of the message."
+        words = [*CLAUDE, "--json-schema", schema, "--system-prompt", system, *effort, *words]
+    return [program, *words], TEMPLATE.render(request=request, is_whole=not fits, write=json.dumps)
 
 
 def read_reply(request: Request, printed: str) -> Reply:
@@ -105,9 +132,14 @@ def read_reply(request: Request, printed: str) -> Reply:
 
 
 def _find_object(text: str) -> Json:
-    """Return the JSON object in a text, whatever stands around it; an empty one if there is none."""
-    with suppress(ValueError, RecursionError):
-        found = json.loads(text[text.find("{") : text.rfind("}") + 1])
-        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))  # no lone surrogate
-        return cast("Json", found) if isinstance(found, dict) else {}
-    return {}
+    """Return the last JSON object in a text that has calls or is a result, else the last one; an empty one if none."""
+    found, decoder, end, faults = list[Json](), json.JSONDecoder(), 0, 0
+    for brace in BRACE.finditer(text):
+        if brace.start() >= end and faults < MAX_FAULTS:
+            try:
+                value, end = decoder.raw_decode(text, brace.start())
+                found.append(cast("Json", value))
+            except (ValueError, RecursionError):  # a brace in prose or code
+                faults += 1
+    chosen = next((each for each in reversed(found) if "calls" in each or each.get("type") == "result"), {})
+    return json.loads(json.dumps(chosen or (found or [{}])[-1], ensure_ascii=False).encode("utf-8", "replace"))

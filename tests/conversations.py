@@ -31,7 +31,7 @@ class FakeWorld:
     openings: list = field(default_factory=list)
     changes: list = field(default_factory=list)
 
-    async def begin(self, agent, model, system, opening):
+    async def begin(self, agent, opening):
         self.openings.append(opening)
 
     async def replace_model(self, reason):

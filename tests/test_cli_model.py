@@ -20,7 +20,7 @@ from orchestrator.session.recording import Live
 from orchestrator.session.store import Session
 from subagents.agent import Request
 from subagents.claude import ATTEMPTS, Claude, connect
-from subagents.cli_model import ask_program, read_reply
+from subagents.cli_model import ask_program, read_reply, write_command
 from tests.fakes import started
 from tests.test_claude import Asking
 from tests.test_crew import Lab, kinds, make_crew
@@ -108,6 +108,37 @@ def test_a_program_answers_with_calls_in_whatever_it_prints(log):
     assert [(call.name, call.input) for call in reply.calls] == [("ready", {})]
     assert reply.usd is None
     assert json.loads(log.read_text())["prompt"].startswith("Be brief.\n")
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "I set {x} in {train.py}, as {'LR': 1} or {\"LR\": LR}: ",
+        '{"calls": [{"tool": "ready", "input": {"draft": 1}}]} is a draft. ',
+        "",
+    ],
+)
+def test_braces_around_the_object_do_no_harm(prose):
+    answer = json.dumps({"calls": [{"tool": "ready", "input": {"words": "{}"}}]})
+    reply = read_reply(make_request(""), f"{prose}{answer}\nThat sets {{x}}, and {{that}} too.")
+
+    assert [call.input for call in reply.calls] == [{"words": "{}"}]
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_program_that_does_not_end_to_print_is_ended(stream):
+    command = f"cat > /dev/null; exec yes nonsense >&{stream}"
+    with pytest.raises(ChildProcessError, match="more than 1 MiB"):
+        asyncio.run(ask_program(replace(make_request(""), model=f"cli:sh -c {shlex.quote(command)}"), 60))
+
+
+def test_instructions_too_long_for_a_word_of_a_command_are_given_otherwise():
+    request = replace(make_request("", system="é" * 70_000), model="cli:claude")
+    words, prompt = write_command(request)
+
+    assert max(map(len, words)) < 2000
+    assert prompt.startswith("é" * 70_000)
+    assert "é" in write_command(replace(request, system="é"))[0]
 
 
 def test_talk_is_no_call():

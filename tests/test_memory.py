@@ -1,18 +1,26 @@
 """What a second night knows of the first: its results, its noise, and nothing where the two are compared."""
 
+import asyncio
+from contextlib import closing
 from statistics import fmean
 
 import pytest
 
 from orchestrator.agents import briefing
+from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.preflight import Preflight
+from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance
 from orchestrator.core.task import EXAMINED, Metric, Task
+from orchestrator.lab.executor import LocalExecutor
+from orchestrator.lab.repo import Repo
 from orchestrator.policy.evidence import calibrate_noise
 from orchestrator.session.memory import recall_results
+from orchestrator.session.store import Session
 from prepare.constants import read_values
 from tests.fakes import PROFILE
 from tests.simulated import SOURCE, night, true_score
-from tests.workplace import orchestrate
+from tests.workplace import TINY, git, orchestrate, save, workplace
 
 EXPERIMENTS = 14
 
@@ -121,3 +129,69 @@ def test_what_the_user_asks_for_does_not_part_nights_and_another_metric_does(tmp
 
     assert recall() == recall(program="be careful") > 0
     assert recall(metric=Metric(name="accuracy")) == recall(command="python other.py") == 0
+
+
+def test_baselines_alone_tell_of_the_noise_and_those_of_a_fork_once(tmp_path):
+    unknown = PROFILE.model_copy(update={"sigma": 0.0})
+    for seed in range(2):
+        whole = simulate(tmp_path / "whole", str(seed), 1, seed=seed, profile=unknown)
+        end = next(r.seq for r in whole.records if r.event.kind == "promoted") + 1
+        for name in ("night", "fork"):
+            whole.fork(tmp_path / f"{name}-{seed}/session.db", end).close()
+
+    found, variance = recall_results(tmp_path, PROFILE, EXAMINED)
+
+    assert (found, variance.dof) == ((), 2 * 2)
+
+
+@pytest.mark.parametrize("name", ["first", "first/session.db"])
+def test_a_night_begins_with_the_best_of_another(sessions, tmp_path, name):
+    place = workplace(tmp_path / "place", SOURCE)
+    paths = Paths(sessions=sessions, data=place / "data", script=place / "train.py")
+    origin = str(sessions / name) if name.endswith(".db") else name
+    with closing(Session(sessions / "first/session.db", read_only=True)) as first:
+        best, text = first.state.best, first.get(first.state.parent.source)
+    night = Preflight(paths, "second", "optuna", origin=origin)
+
+    found, source = night.beginning
+    texts = {}
+    lab = LocalExecutor(
+        night.repo, None, lambda text: texts.setdefault(compute_digest(text), text) and compute_digest(text), None
+    )
+    lab.origin, lab.fitted = found, source
+    baseline = asyncio.run(lab.commit_baseline())
+
+    assert (found.session, found.experiment, source) == ("first", best, text)
+    assert texts[baseline.source] == text != SOURCE
+    assert git(place, "show", "research/second:train.py") == text.strip()
+    assert git(place, "log", "-1", "--format=%s", "research/second") == f"begin with experiment {best} of first"
+    assert asyncio.run(lab.commit_baseline()) == baseline, "also after a crash"
+
+
+def test_what_another_night_kept_keeps_its_history_where_it_is_here(tmp_path):
+    place = workplace(tmp_path / "place")
+    head, repo = git(place, "rev-parse", "HEAD"), Repo(place / "train.py", "first")
+    kept = repo.promote(head, TINY.replace("DEPTH = 3", "DEPTH = 2"), "kept")
+    second = Repo(place / "train.py", "second")
+
+    assert second.begin_with(kept, "elsewhere", "begin") == kept
+    save(place, TINY.replace("DEPTH = 3", "DEPTH = 4"))
+    later = second.begin_with(kept, "elsewhere", "begin")
+    assert git(place, "rev-parse", f"{later}^") == git(place, "rev-parse", "HEAD")
+    assert "\nDEPTH = 2 " in git(place, "show", f"{later}:train.py")
+    assert second.begin_with("1" * 40, TINY.replace("DEPTH = 3", "DEPTH = 4"), "begin") == git(
+        place, "rev-parse", "HEAD"
+    )
+
+
+def test_a_night_cannot_begin_with_what_is_none(sessions, tmp_path):
+    place = workplace(tmp_path / "place")
+    paths = Paths(sessions=sessions, data=place / "data", script=place / "train.py")
+    (place / "nightshift.toml").write_text(
+        'command = "python train.py"\neditable = ["train.py", "m.py"]\nmetric = {name = "a"}\n'
+    )
+
+    with pytest.raises(UsageError, match=r"here train\.py, m\.py may change"):
+        _ = Preflight(paths, "second", "optuna", origin="first").beginning
+    with pytest.raises(UsageError, match="no session is called 'third'"):
+        _ = Preflight(paths, "second", "optuna", origin="third").beginning

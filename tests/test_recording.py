@@ -5,18 +5,25 @@ import json
 
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from orchestrator.core import events as ev
 from orchestrator.ports import Log
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
-from subagents.agent import Reply, Request
+from orchestrator.views.event_text import write_page
+from subagents.agent import Agent, Reply, Request, ask
 from subagents.tools import Tool, ToolCall
+from tests.conversations import PROMPT, call, says, text
 from tests.fakes import started
 from tests.hunting import try_examples
 from tests.virtual import run_virtually
 
 TOKENS = {"input": 5, "cache_read": 4, "cache_write": 3, "output": 2}
+
+
+class Answer(BaseModel):
+    size: int
 
 
 class Memory(Log):
@@ -65,11 +72,48 @@ def look() -> str:
 
 async def one_conversation(outside, log):
     world = Recording(outside, log, "propose 1", 1)
-    await world.begin("researcher", "m", "system", "opening")
+    await world.begin(Agent("researcher", PROMPT, Answer), "opening")
     reply = await world.reply(request())
     pure = await world.use(Tool.from_function(add), ToolCall("1", "add", {"a": 1}))
     other = await world.use(Tool.from_function(look, pure=False), ToolCall("2", "look", {}))
     return reply, pure, other
+
+
+def test_all_that_an_agent_was_told_is_written_down_and_shown():
+    class Clumsy(Model):
+        replies = iter(
+            [
+                says(call("submit", size="one")),
+                says(call("add", a=1), call("look", "id_other")),
+                says(text("half"), stop="max_tokens"),
+                says(call("submit", "id_last", size=1)),
+            ]
+        )
+
+        async def reply(self, request, on_wait):
+            return next(self.replies)
+
+        def at_most(self, request):
+            return 0.0
+
+    log, agent = Memory(), Agent("mechanic", PROMPT, Answer, (Tool.from_function(add),))
+    run_virtually(ask(agent, Recording(Live(Clumsy(), log), log, "implement 1", 1), "opening"))
+
+    opened, *replies = [r.event for r in log.records if isinstance(r.event, ev.ConversationOpened | ev.ModelReplied)]
+    assert [json.loads(line)["name"] for line in log.get(opened.tools).splitlines()] == ["add", "submit"]
+    assert opened.limits == {"max_turns": 6, "max_tokens": 1000, "max_spent": PROMPT.max_spent}
+    first, refused, strange, cut_off = [reply.told for reply in replies]
+    assert first == ()
+    assert [told[0].split(":")[0] for told in (refused, strange)] == [
+        "Not accepted",
+        "No tool is called 'look'; the tools are add, submit.",
+    ]
+    assert cut_off == ("Your last message was cut off at 1000 tokens and is lost. Be briefer.",)
+    page = write_page(log, log.records, len(log.records) - 1, full=False)
+    told = [page.index(words) for words in ("may call", "max_turns: 6", "Not accepted: ", "No tool is", "cut off at")]
+    assert told == sorted(told)
+    assert page.count("2\n") >= 1, "the result of `add` is there once"
+    assert page.count("add answers") == 1
 
 
 def test_a_conversation_is_written_down_as_it_happens():
@@ -86,7 +130,7 @@ def test_a_conversation_is_written_down_as_it_happens():
         ev.ToolUsed,
     ]
     assert {record.task_id for record in log.records[1:]} == {"propose 1"}
-    assert (log.get(events[0].system), log.get(events[0].opening)) == ("system", "opening")
+    assert (log.get(events[0].system), log.get(events[0].opening)) == (PROMPT.system, "opening")
     assert events[2].request == request().digest
     assert events[2].tokens.model_dump() == TOKENS
     assert [event.result for event in events[3:]] == ["2", "now"]

@@ -202,8 +202,10 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     )
     assert "«mlp 25 %»" in found.text
     assert ask_for(NOTHING=1).is_error
-    tool = researcher.make_tools(state, SOURCE, LOG.get, str, str)[-1]  # as on a cluster
+    tool = researcher.make_tools(state, SOURCE, LOG.get, str, str)[-1]  # in a night that went on on a cluster
     assert ask_for(TOTAL_BATCH_SIZE=1024).is_error
+    away = replace(state, started=state.session.model_copy(update={"measures_steps": False}))
+    assert not researcher.is_step_measurable(away), "its runs are on a cluster"
     timed = LOG.state.session.profile.model_copy(update={"budget_kind": "time"})
     state = replace(state, started=LOG.state.session.model_copy(update={"profile": timed}))
     assert researcher.make_tools(state, SOURCE, LOG.get, str, str)[-1].name != "profile_step"

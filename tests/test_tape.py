@@ -99,13 +99,17 @@ def test_until_stops_early_and_show_prints_one_event(place):
 
 
 def test_a_fork_shares_the_past_and_goes_its_own_way(place):
-    done = orchestrate(place, "fork", "night", "--at", "25", "--session", "other", "--hours", "0.002")
+    words = ("--session", "other", "--hours", "0.002", "--max-experiments", "2")
+    done = orchestrate(place, "fork", "night", "--at", "25", *words)
 
     assert done.returncode == 0, done.stdout + done.stderr
     old = orchestrate(place, "replay", "night", "--json", "--until", "25").stdout
     new = orchestrate(place, "replay", "other", "--json").stdout
     assert new.startswith(old)
-    assert json.loads(new.splitlines()[25])["event"]["parent"] == "night@25"
+    forked = json.loads(new.splitlines()[25])["event"]
+    begun = {json.loads(line)["event"].get("experiment", 0) for line in old.splitlines()[:25]} - {0}
+    assert forked["parent"] == "night@25"
+    assert forked["limits"]["experiments"] == len(begun) + 2, "beside those that are closed or under way"
     assert git(place, "rev-parse", "research/other")
     assert orchestrate(place, "replay", "other", "--verify").returncode == 0
 

@@ -139,7 +139,8 @@ def make_tools(
 
 def is_step_measurable(state: State) -> bool:
     """Return whether a step can be run beside the runs: only where a budget is work, and the best reports it."""
-    best, is_work = state.incumbent, state.session.profile.budget_kind == "work"
+    best, own = state.incumbent, state.session
+    is_work = own.profile.budget_kind == "work" and own.measures_steps
     return bool(is_work and best and "step/calls" in best.scores[0].telemetry)
 
 

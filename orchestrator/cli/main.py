@@ -118,6 +118,7 @@ def start(
     fallback: opt.Fallback = None,
     seed: opt.Seed = None,
     memory: opt.Memory = True,
+    origin: opt.Origin = "",
     notify: opt.Notify = "",
     sessions: opt.Sessions = opt.Paths.sessions,
     data: opt.Data = opt.Paths.data,
@@ -143,9 +144,8 @@ def start(
     slots = "auto" if cluster and not opt.is_given(context, "slots") else slots
     name = name or invent_name(sessions)
     models = model or (), fallback or ()
-    start_night(
-        Preflight(paths, name, chosen, prompts, *models, limits, seed, isolated=not memory, notify=notify, slots=slots)
-    )
+    own = {"isolated": not memory, "notify": notify, "slots": slots, "origin": origin}
+    start_night(Preflight(paths, name, chosen, prompts, *models, limits, seed, **own))
 
 
 def main(words: Sequence[str] | None = None) -> None:

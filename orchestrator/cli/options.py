@@ -52,6 +52,7 @@ Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prom
 Model = Annotated[list[str] | None, typer.Option(help="MODEL or AGENT=MODEL, repeatable; cli:claude for Claude Code")]
 Fallback = Annotated[list[str] | None, typer.Option(help="the same, for where a model refuses or is out")]
 Seed = Annotated[int | None, typer.Option(help="seed of the session, for all others (default: random)")]
+Origin = Annotated[str, typer.Option("--from", metavar="SESSION", help="begin with the best train.py of this session")]
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]

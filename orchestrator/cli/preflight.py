@@ -16,9 +16,10 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
 
-from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.options import Paths, UsageError, read_session
 from orchestrator.cli.task_file import find_task
-from orchestrator.core.events import SessionLimits
+from orchestrator.core.events import Origin, SessionLimits
+from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
@@ -31,7 +32,7 @@ from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
-from prepare.constants import read_values
+from prepare.constants import read_values, with_originals
 from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
@@ -92,6 +93,8 @@ class Preflight:
     """The session that is resumed; None for a new one, whose name must still be free."""
     verify: bool = False
     """Check the data's hashes, not only its sizes."""
+    origin: str = ""
+    """The session, by name or file, whose best train.py a new night begins with; empty for the user's."""
 
     @cached_property
     def task(self) -> Task:
@@ -112,6 +115,29 @@ class Preflight:
     def repo(self) -> Repo:
         return Repo(self.paths.script, self.name, self.task)
 
+    @cached_property
+    def beginning(self) -> tuple[Origin, str] | None:
+        """The best train.py of another session, and its text as it is trained here; None for the user's own."""
+        if not self.origin:
+            return None
+        with read_session(self.paths, self.origin) as session:
+            state, name = session.state, session.state.session.name
+            task = state.session.task
+            if not state.parents:
+                raise UsageError(f"--from {self.origin}: {name} has no baseline yet")
+            if (task.form, task.editable) != (self.task.form, self.task.editable):
+                files = [", ".join(each.editable) or "a train.py" for each in (task, self.task)]
+                raise UsageError(f"--from {self.origin}: {name} changed {files[0]}, and here {files[1]} may change")
+            best, base = (session.get(commit.source) for commit in (state.parent, state.parents[0]))
+        if not self.task.is_reported and self.paths.fit is not False:
+            profile = from_manifest(self.manifest)
+            fitted = apply_to_script(base, profile)
+            if self.paths.fit or fitted == apply_to_script(read_baseline(), profile):
+                best = with_originals(best, base, fitted)  # values that the session changed itself stay
+        return Origin(
+            session=name, experiment=state.best, commit=state.parent.commit, source=compute_digest(best)
+        ), best
+
     @property
     def parent(self) -> str:
         """The commit that a session goes on from; empty for one that has no baseline yet."""
@@ -120,7 +146,10 @@ class Preflight:
     @cached_property
     def source(self) -> str:
         """The script that the next experiment is edited from."""
-        return self.repo.read_source(self.parent) if self.parent else self.repo.read_baseline()
+        if self.parent:
+            return self.repo.read_source(self.parent)
+        own = self.repo.read_baseline()
+        return self.beginning[1] if self.beginning else own
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -266,7 +295,7 @@ class Preflight:
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
         source = self.source
-        if not self.parent and not self.task.is_reported:
+        if not self.parent and not self.beginning and not self.task.is_reported:
             fitted = apply_to_script(source, from_manifest(self.manifest))
             before, after = read_values(source), read_values(fitted)
             others = ", ".join(f"{name} {before[name]} → {to}" for name, to in after.items() if to != before[name])

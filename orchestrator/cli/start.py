@@ -47,6 +47,8 @@ def start_night(night: Preflight) -> None:
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
         print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
+    if night.beginning:
+        print(f"Begins with experiment {night.beginning[0].experiment} of {night.beginning[0].session}, the best there")
     started = Started(
         slots=night.count_slots(),
         gpu=night.places[2].get("accelerator_type", ""),
@@ -55,6 +57,7 @@ def start_night(night: Preflight) -> None:
         profile=calibrate_noise(profile, variance),
         earlier=earlier,
         task=night.task,
+        origin=night.beginning and night.beginning[0],
         versions={"python": python_version()} | {package: version(package) for package in PACKAGES},
         **_describe_settings(night),
     )
@@ -106,6 +109,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
             session = create(draft / "session.db")
             for prompt in night.prompts.values():
                 session.put(prompt.text)
+            session.put(night.beginning[1] if night.beginning else "")
             session.write("", first)
             session.close()
             replace(night.paths, programs=list_programs(night.prompts)).remember(draft)
@@ -122,6 +126,7 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
         "name": night.name,
         "limits": night.limits,
         "isolated": night.isolated,
+        "measures_steps": not night.paths.cluster,
         "crew": night.crew,
         "style": night.style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
@@ -181,7 +186,8 @@ def fork(
         raise opt.UsageError(f"{name} has only {len(old.records)} events")
     state = fold(old.records[:at])
     chosen = opt.choose_crew(context, crew or state.session.crew)
-    used = {"hours": state.hours, "experiments": len(state.tried), "usd": state.usd}
+    begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
+    used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
     more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
     longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
     limits = state.session.limits.model_copy(update=longer)

@@ -189,6 +189,8 @@ class SessionSettings(Frozen):
     prompts: dict[str, Digest]
     isolated: bool = False
     """Whether its agents see no other session, because it is compared with one: in a trial, and after a fork."""
+    measures_steps: bool = True
+    """Whether a step can be run for its agents beside the runs: not where these are on a cluster."""
 
 
 class EarlierResult(Frozen):
@@ -208,6 +210,17 @@ class EarlierResult(Frozen):
     """Bits per byte, positive is better; None where it was not measured."""
     error: float = 0.0
     lesson: str = ""
+
+
+class Origin(Frozen):
+    """The best train.py of another session, with which a night begins."""
+
+    session: str
+    experiment: int
+    commit: str
+    """The commit of it, which the repository may not have."""
+    source: Digest
+    """The baseline's train.py as it is trained here."""
 
 
 class ExperimentEvent(Frozen):
@@ -239,6 +252,8 @@ class Started(SessionSettings):
     """How runs are scored; the default is that of all sessions recorded before there was another."""
     gpu: str = ""
     """Model of GPU that all runs use; empty where it was not recorded."""
+    origin: Origin | None = None
+    """What it begins with in place of the train.py in the user's commit."""
 
 
 class Resumed(Frozen):
@@ -651,6 +666,11 @@ class ConversationOpened(ExperimentEvent):
     model: str
     system: Digest
     opening: Digest
+    tools: Digest = ""
+    """The schemas of its tools, each a line of JSON; this and what follows were not recorded at first."""
+    effort: str = ""
+    limits: dict[str, int] = {}
+    """Turns, tokens of a reply and of the whole conversation, by the names of the prompt's front matter."""
 
 
 class ModelReplied(ExperimentEvent):
@@ -660,6 +680,8 @@ class ModelReplied(ExperimentEvent):
     agent: str
     request: Digest
     """Digest of the whole request."""
+    told: tuple[str, ...] = ()
+    """What it was told since its last reply, beside results of tools: why an answer was not accepted, say."""
     message: dict[str, Any]
     tokens: Tokens
     usd: float | None

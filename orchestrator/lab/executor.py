@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
+from orchestrator.core.events import BaselineCommitted, Digest, Granted, Origin, Outcome
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.cluster import ClusterRunner
 from orchestrator.lab.repo import Repo, RepoError
@@ -35,11 +35,19 @@ class LocalExecutor:
     fitted: str = ""
     own: str = ""
     """The baseline as it is trained, and as the user has it."""
+    origin: Origin | None = None
+    """What the night begins with, in place of the user's script; `fitted` is its text."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
-        own, commit = await asyncio.to_thread(self.repo.read_baseline), await self._attempt(self.repo.get_head)
-        fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
+        if self.origin:
+            name, number, fitted = self.origin.session, self.origin.experiment, self.fitted
+            message = f"begin with experiment {number} of {name}\n\nExperiment: 0\n"
+            commit = await self._attempt(self.repo.begin_with, self.origin.commit, fitted, message)
+            own = await asyncio.to_thread(self.repo.read_source, commit)
+        else:
+            own, commit = await asyncio.to_thread(self.repo.read_baseline), await self._attempt(self.repo.get_head)
+            fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
         if fitted != own:
             await self.commit(0, commit, fitted, "fit the baseline to the profile\n\nExperiment: 0\n")
         self.own, self.fitted = own, fitted

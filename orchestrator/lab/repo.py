@@ -181,6 +181,18 @@ class Repo:
         self.advance_branch()
         return kept
 
+    def begin_with(self, origin: str, source: str, message: str) -> str:
+        """Return a commit of another session's best, whose text is `source` unless `origin` is here. Raises RepoError.
+
+        It is `origin` where that contains HEAD, else HEAD itself or a new commit on it.
+        """
+        head = self.get_head()
+        if found := self._resolve(f"{origin}^{{commit}}"):
+            source = self.read_source(found)
+            if not self._git("rev-list", "-1", head, f"^{found}"):
+                return found
+        return head if self.read_source(head) == source else self.commit(0, head, source, message)
+
     def advance_branch(self) -> None:
         """Move the branch to the last keep, or set `trouble` where it must stay."""
         self.trouble, ref = "", f"refs/heads/{self.branch}"

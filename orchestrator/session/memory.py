@@ -25,13 +25,16 @@ def recall_results(
     What a fork shares with its parent counts once. A damaged file has nothing to add; `sessions` reports it.
     """
     files = sorted(sessions.glob("[!.]*/session.db"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found, variance = dict[str, EarlierResult](), PooledVariance()
+    found, variance, known = dict[str, EarlierResult](), PooledVariance(), set[tuple[float, int]]()
     for path in files[:MAX_SESSIONS]:
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
             started = session.state.started
             if started and _list_conditions(started.profile, started.task) == _list_conditions(profile, task):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
-                variance = variance.pool(session.state.variance) if fresh else variance
+                begin = session.state.started_at, started.seed  # as its forks have it
+                if fresh or begin not in known:  # a night may have measured its baseline only
+                    variance = variance.pool(session.state.variance)
+                known.add(begin)
                 found |= fresh
     return tuple(found.values())[:MAX_RESULTS], variance
 

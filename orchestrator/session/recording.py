@@ -1,12 +1,13 @@
 """Record what passes between agents, models and tools. In a verification the tape answers instead."""
 
 import asyncio
-from typing import Protocol
+import json
+from typing import Any, Protocol
 
 from orchestrator.core import events as ev
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape
-from subagents.agent import OnWait, Reply, Request
+from subagents.agent import Agent, OnWait, Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
 
 
@@ -69,11 +70,23 @@ class Recording:
 
     def __init__(self, outside: Live | Tape, log: Log, task_id: str, experiment: int) -> None:
         self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment
+        self.used = set[str]()
+        """Calls whose results are events of their own."""
+        self.known = 0
+        """How much of what was said beside these the conversation's events hold."""
 
-    async def begin(self, agent: str, model: str, system: str, opening: str) -> None:
-        system, opening = self.log.put(system), self.log.put(opening)  # their names
-        number = self.experiment
-        opened = ev.ConversationOpened(experiment=number, agent=agent, model=model, system=system, opening=opening)
+    async def begin(self, agent: Agent[Any], opening: str) -> None:
+        prompt, put = agent.prompt, self.log.put
+        opened = ev.ConversationOpened(
+            experiment=self.experiment,
+            agent=agent.name,
+            model=prompt.model,
+            system=put(prompt.system),
+            opening=put(opening),
+            tools=put("\n".join(json.dumps(schema, ensure_ascii=False) for schema in agent.schemas)),
+            effort=prompt.effort,
+            limits={name: getattr(prompt, name) for name in ("max_turns", "max_tokens", "max_spent")},
+        )
         await self.log.append(self.task_id, opened)
 
     async def replace_model(self, reason: str) -> None:
@@ -85,10 +98,14 @@ class Recording:
 
     async def reply(self, request: Request) -> Reply:
         reply = await self.outside.reply(request, self._wait)
+        parts = [part for said in request.messages if said.get("role") == "user" for part in said["content"]]
+        words = [part.get("text", part.get("content")) for part in parts if part.get("tool_use_id") not in self.used]
+        told, self.known = words[self.known or len(words) :], len(words)
         replied = ev.ModelReplied(
             agent=request.agent,
             experiment=self.experiment,
             request=request.digest,
+            told=told,
             message=reply.message,
             tokens=ev.Tokens(**reply.tokens),
             usd=reply.usd,
@@ -98,6 +115,7 @@ class Recording:
 
     async def use(self, tool: Tool, call: ToolCall) -> ToolResult:
         result = await self.outside.use(tool, call)
+        self.used.add(call.id)
         used = ev.ToolUsed(tool=tool.name, call=call.id, result=result.text, is_error=result.is_error)
         await self.log.append(self.task_id, used)
         return result

@@ -199,7 +199,7 @@ def _diff(recorded: ev.Event, now: ev.Event, read: Reader) -> str:
 
     def write(event: ev.Event) -> str:
         fields = event.model_dump(mode="json")
-        for name in {"system", "opening", "source"} & fields.keys():
+        for name in {"system", "opening", "source", "tools"} & fields.keys():
             with suppress(KeyError):
                 fields[name] = read(fields[name]).splitlines()
         return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True)

@@ -60,18 +60,31 @@ def list_conversations(records: Sequence[ev.Record]) -> list[Conversation]:
 
 
 def write_page(log: Log, records: Sequence[ev.Record], number: int, *, full: bool = True) -> str:
-    """Return everything about one event; in a conversation, all that the agent saw and said up to it.
+    """Return everything about one event; in a conversation, all that the agent saw and said up to it, and its outcome.
 
     Unless in full, prompts, code and results are folded.
     """
-    record, talk = records[number], list[ev.Event]()
+    record, talk, related = records[number], list[ev.Event](), _list_causes(records, number)
     if isinstance(record.event, TALK):
         talk = [r.event for r in records[: number + 1] if r.task_id == record.task_id]
+        then = next((r for r in records[number + 1 :] if r.task_id == record.task_id), record)
+        related = [] if isinstance(then.event, TALK | ev.Waiting) else [then]
     openings = (i for i, event in enumerate(talk) if isinstance(event, ev.ConversationOpened))
     facts = {"talk": talk[max(openings, default=0) :], "read": log.get, "summarize": summarize, "longest": LONGEST}
-    facts |= {"diff": diff, "fold": str if full else _fold, "fold_code": str if full else _fold_code}
+    facts |= {"diff": diff, "fold": str if full else _fold, "fold_code": str if full else _fold_code, "full": full}
+    line, *lines = (write_line(each, log.state.session.task) for each in (record, *related))
     fields = {} if talk else record.event.model_dump(mode="json", exclude={"kind"})
-    return render_template("event_page.txt", line=write_line(record, log.state.session.task), fields=fields, **facts)
+    return render_template("event_page.txt", line=line, related=lines, fields=fields, **facts)
+
+
+def _list_causes(records: Sequence[ev.Record], number: int) -> list[ev.Record]:
+    """Return what led to an event: what happened to its experiment before, and the conversations, each by its end."""
+    record, before = records[number], records[:number]
+    about = getattr(record.event, "experiment", -1)
+    talks = {talk.last for talk in list_conversations(before) if talk.opened.task_id == record.task_id}
+    talks |= set(find_conversations(records[: number + 1], about))
+    own = (r.seq for r in before if getattr(r.event, "experiment", None) == about and not isinstance(r.event, TALK))
+    return [records[seq] for seq in sorted({*own, *talks})]
 
 
 def find_conversations(records: Sequence[ev.Record], experiment: int, agent: str = "") -> list[int]:

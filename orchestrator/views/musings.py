@@ -90,6 +90,7 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
         numbers=tabulate(row),
         profile=log.state.session.profile,
+        origin=log.state.session.origin,
         judged={result.experiment: result for result in log.state.judged},
         file_name=make_file_name,
     )
