@@ -63,10 +63,13 @@ async def ask_program(request: Request, seconds: float) -> Reply:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
     with tempfile.TemporaryDirectory(prefix="nightshift-") as folder:
         where: dict[str, Any] = {"cwd": folder, "env": environment, "start_new_session": True, **pipes}
-        process = await asyncio.create_subprocess_exec(*words, **where)
+        process: Any = await asyncio.create_subprocess_exec(*words, **where)
         try:
             async with asyncio.timeout(seconds):
-                printed, errors = await _run(process, prompt.encode("utf-8", "replace"))
+                process.stdin.write(prompt.encode("utf-8", "replace"))
+                process.stdin.write_eof()  # one that has not read all of it by its end does no harm
+                printed, errors = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+                await process.wait()
         except TimeoutError:
             return Reply.from_error("failed", f"{words[0]} gave no answer in {seconds:.0f} s")
         finally:
@@ -79,24 +82,13 @@ async def ask_program(request: Request, seconds: float) -> Reply:
     return read_reply(request, text)
 
 
-async def _run(process: asyncio.subprocess.Process, prompt: bytes) -> tuple[bytes, bytes]:
-    """Return what a program prints when it is given the prompt. Raises ChildProcessError where that is too much."""
-    given, *streams = (cast("Any", stream) for stream in (process.stdin, process.stdout, process.stderr))
-    given.write(prompt)
-    given.write_eof()  # one that has not read all of it by its end does no harm
-    printed, errors = await asyncio.gather(*map(_read, streams))
-    await process.wait()
-    return printed, errors
-
-
 async def _read(stream: asyncio.StreamReader) -> bytes:
     """Return all of a stream. Raises ChildProcessError where that is too much."""
-    data = bytearray()
-    while part := await stream.read(1 << 16):
-        data += part
-        if len(data) > MAX_PRINTED:
-            raise ChildProcessError(f"it printed more than {MAX_PRINTED >> 20} MiB")
-    return bytes(data)
+    try:
+        await stream.readexactly(MAX_PRINTED)
+    except asyncio.IncompleteReadError as end:
+        return end.partial
+    raise ChildProcessError(f"it printed more than {MAX_PRINTED >> 20} MiB")
 
 
 def write_command(request: Request) -> tuple[list[str], str]:

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.agents import briefing
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.preflight import Preflight
+from orchestrator.core.events import Origin
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance
 from orchestrator.core.task import EXAMINED, Metric, Task
@@ -158,7 +159,7 @@ def test_a_night_begins_with_the_best_of_another(sessions, tmp_path, name):
     lab = LocalExecutor(
         night.repo, None, lambda text: texts.setdefault(compute_digest(text), text) and compute_digest(text), None
     )
-    lab.origin, lab.fitted = found, source
+    lab.origin = found, source
     baseline = asyncio.run(lab.commit_baseline())
 
     assert (found.session, found.experiment, source) == ("first", best, text)
@@ -175,6 +176,14 @@ def test_what_another_night_kept_keeps_its_history_where_it_is_here(tmp_path):
     second = Repo(place / "train.py", "second")
 
     assert second.begin_with(kept, "elsewhere", "begin") == kept
+    trained, texts = (
+        TINY.replace("DEPTH = 3", "DEPTH = 2").replace("MATRIX_LR = 0.04 ", "MATRIX_LR = 0.05 "),
+        list[str](),
+    )
+    lab = LocalExecutor(second, None, lambda text: texts.append(text) or "name", None)
+    lab.origin = Origin(session="first", experiment=1, commit=kept, source="name"), trained
+    assert asyncio.run(lab.commit_baseline()).commit == kept
+    assert texts == [trained], "with the constants of the first night's runs, which the branch does not have"
     save(place, TINY.replace("DEPTH = 3", "DEPTH = 4"))
     later = second.begin_with(kept, "elsewhere", "begin")
     assert git(place, "rev-parse", f"{later}^") == git(place, "rev-parse", "HEAD")

@@ -67,7 +67,7 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
     If the numbers of steps differ, then follow the incumbent's loss after as many steps, and the difference from it. A
     dash stands where a run had ended, where the number of steps is not known, and where fewer than two seeds give no σ.
     """
-    own, incumbent = _list_runs(decided), decided.compared
+    own, incumbent = decided.runs, decided.compared
     every = decided.against.scores if decided.against else ()
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
     rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
@@ -90,7 +90,7 @@ def _count_steps(runs: Sequence[ev.RunResult]) -> float:
 
 def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionProfile) -> str:
     """Return the curves and the metrics, and what ended a run early; the speed only where the budget is time."""
-    runs, last, timed = _list_runs(decided), decided.last_run, profile.budget_kind == "time"
+    runs, last, timed = decided.runs, decided.last_run, profile.budget_kind == "time"
     curves = write_curve_table(decided, POINTS) if any(run.curve for run in runs) else ""
     measured = [
         (name, own, other)
@@ -106,11 +106,6 @@ def _describe_crash(crash: ev.Crashed, log: str, source: str) -> str:
     lines = split_lines(log)
     frames = extract_frames(lines, split_files(source))
     return WORDS.crash(crash, bool(frames), fence(frames or lines[-LAST_LINES:], EXCERPT))
-
-
-def _list_runs(decided: Decided) -> Sequence[ev.RunResult]:
-    """Return the runs that the verdict is about: all scored ones, or the one that crashed or was pruned."""
-    return decided.scores if isinstance(decided.last_run, ev.Scored) else [decided.last_run]
 
 
 def _get_losses(runs: Sequence[ev.RunResult], share: float) -> list[float]:

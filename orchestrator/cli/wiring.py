@@ -56,7 +56,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     profile = None if begun or started.origin else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
     if started.origin:
-        lab.origin, lab.fitted = started.origin, session.get(started.origin.source)
+        lab.origin = started.origin, session.get(started.origin.source)
     if not begun:
         observers.say(night.estimate())  # before the live view, so that it stays
     else:

@@ -3,7 +3,7 @@
 An experiment is always in one stage, and each stage is a type that holds what is known at that point.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import fsum
@@ -141,6 +141,11 @@ class Decided:
     def last_run(self) -> ev.Scored | ev.Crashed | ev.Pruned:
         """The run that decided: pruned, crashed or scored."""
         return self.verdict if isinstance(self.verdict, ev.Pruned) else self.crash or self.scores[-1]
+
+    @property
+    def runs(self) -> Sequence[ev.RunResult]:
+        """The runs that the verdict is about: all scored ones, or the one that crashed or was pruned."""
+        return self.scores if isinstance(self.last_run, ev.Scored) else [self.last_run]
 
 
 Stage = Idea | Candidate | Training | Broken | Decided

@@ -35,15 +35,15 @@ class LocalExecutor:
     fitted: str = ""
     own: str = ""
     """The baseline as it is trained, and as the user has it."""
-    origin: Origin | None = None
-    """What the night begins with, in place of the user's script; `fitted` is its text."""
+    origin: tuple[Origin, str] | None = None
+    """What the night begins with in place of the user's script, and its text as it is trained."""
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
         if self.origin:
-            name, number, fitted = self.origin.session, self.origin.experiment, self.fitted
-            message = f"begin with experiment {number} of {name}\n\nExperiment: 0\n"
-            commit = await self._attempt(self.repo.begin_with, self.origin.commit, fitted, message)
+            origin, fitted = self.origin
+            message = f"begin with experiment {origin.experiment} of {origin.session}\n\nExperiment: 0\n"
+            commit = await self._attempt(self.repo.begin_with, origin.commit, fitted, message)
             own = await asyncio.to_thread(self.repo.read_source, commit)
         else:
             own, commit = await asyncio.to_thread(self.repo.read_baseline), await self._attempt(self.repo.get_head)
