@@ -133,5 +133,5 @@ def _find_object(text: str) -> Json:
                 found.append(cast("Json", value))
             except (ValueError, RecursionError):  # a brace in prose or code
                 faults += 1
-    chosen = next((each for each in reversed(found) if "calls" in each or each.get("type") == "result"), {})
-    return json.loads(json.dumps(chosen or (found or [{}])[-1], ensure_ascii=False).encode("utf-8", "replace"))
+    chosen = [each for each in found if "calls" in each or each.get("type") == "result"] or found
+    return json.loads(json.dumps(chosen[-1], ensure_ascii=False).encode("utf-8", "replace")) if chosen else {}

@@ -144,7 +144,7 @@ def start(
     slots = "auto" if cluster and not opt.is_given(context, "slots") else slots
     name = name or invent_name(sessions)
     models = model or (), fallback or ()
-    own = {"isolated": not memory, "notify": notify, "slots": slots, "origin": origin}
+    own: dict[str, Any] = {"isolated": not memory, "notify": notify, "slots": slots, "origin": origin}
     start_night(Preflight(paths, name, chosen, prompts, *models, limits, seed, **own))
 
 

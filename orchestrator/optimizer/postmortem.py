@@ -28,7 +28,7 @@ WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
 def write_postmortem(decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
     outcome, base = _classify(decided.verdict), decided.compared
-    runs = [] if decided.crash else decided.runs
+    runs = () if decided.crash else decided.runs
     losses = ((CHECKED_SHARES[share], gap) for share, gap in compare_curves(runs, base).items())
     gaps = {time: 0.0 if abs(gap) < FLAT else gap for time, gap in losses}
     known = [(name, own, other) for name, own, other in compare_metrics(runs, base) if own and other]

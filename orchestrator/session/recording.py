@@ -105,7 +105,7 @@ class Recording:
             agent=request.agent,
             experiment=self.experiment,
             request=request.digest,
-            told=told,
+            told=tuple(told),
             message=reply.message,
             tokens=ev.Tokens(**reply.tokens),
             usd=reply.usd,
