@@ -100,6 +100,7 @@ class Observers:
                 "ending.txt",
                 summary=summarize(state),
                 rows=list_rows(state),
+                fallback=state.fallback,
                 trust=describe_trust(self.session),
                 used=measure_utilization(self.session.records, state.session.slots),
                 folder=self.folder,
