@@ -1,6 +1,5 @@
 """Write a rule-based post-mortem: the measurements of an experiment, put into words by `templates/postmortem.txt`."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from orchestrator.core import events as ev
@@ -11,15 +10,8 @@ from orchestrator.policy.thresholds import CLEAR, NEAR_MISS
 
 WORTH_SAYING = 0.03
 """Relative change from which a metric is mentioned."""
-CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {
-    "helps": "supported",
-    "hurts": "refuted",
-    "may help, within the noise": "inconclusive",
-    "may hurt, within the noise": "inconclusive",
-    "changes little": "inconclusive",
-    "does not run": "inconclusive",
-}
-"""Verdict on the hypothesis, by outcome."""
+CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {"helps": "supported", "hurts": "refuted"}
+"""Verdict on the hypothesis, by outcome; inconclusive after any other."""
 FLAT = 0.01
 """Difference in nats below which two losses count as equal."""
 WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
@@ -28,14 +20,16 @@ WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
 
 def write_postmortem(decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
-    outcome, runs, base = _classify(decided.verdict), _list_runs(decided), decided.compared
+    verdict, outcome, base = decided.verdict, _classify(decided.verdict), decided.compared
+    scores = decided.scores if isinstance(verdict, ev.Evidence) else ()  # of what crashed, none is compared
+    runs = [verdict] if isinstance(verdict, ev.Pruned) else scores
     losses = ((CHECKED_SHARES[share], gap) for share, gap in compare_curves(runs, base).items())
     gaps = {time: 0.0 if abs(gap) < FLAT else gap for time, gap in losses}
     known = [(name, own, other) for name, own, other in compare_metrics(runs, base) if own and other]
     changed = [(name, own, other) for name, own, other in known if abs(own / other - 1) >= WORTH_SAYING]
     steps = next((own / other - 1 for name, own, other in changed if name == "optimizer steps"), 0.0)
     return ev.Postmortem(
-        verdict=CONCLUSIONS[outcome],
+        verdict=CONCLUSIONS.get(outcome, "inconclusive"),
         happened=WORDS.happened(decided, gaps, changed),
         why=WORDS.why(decided, gaps, steps),
         lesson=WORDS.lesson(decided, outcome),
@@ -55,15 +49,3 @@ def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed) -> st
             return "may help, within the noise" if gain > NEAR_MISS * error else "changes little"
         case _:
             return "does not run"
-
-
-def _list_runs(decided: Decided) -> Sequence[ev.RunResult]:
-    """Return the runs that are compared with the incumbent's: none of what crashed."""
-    match decided.verdict:
-        case ev.Pruned() as pruned:
-            return [pruned]
-        case ev.Kept() | ev.Discarded():
-            return decided.scores
-        case _:
-            assert decided.crash, "only what crashed is judged without a score"
-            return []
