@@ -87,6 +87,8 @@ class RunMonitor:
     """Time of `read_clock` when the first batch was handed out."""
     startup: float = 0.0
     """CPU seconds until then."""
+    train_cpu: float = 0.0
+    """CPU seconds from then on, until the model was submitted."""
     training_ended: float | None = None
     """Time of `read_clock` when the model had been submitted."""
     would_prune_at: float | None = None
@@ -117,6 +119,11 @@ class RunMonitor:
         """Start the clock of the training; so many CPU seconds were used before."""
         self.startup, self.training_began = cpu_seconds, self.read_clock()
         self.cause = Prune("it has started") if self.only_starts else self.cause
+
+    @property
+    def starting(self) -> float:
+        """Seconds until the training; 0 before it starts."""
+        return 0.0 if self.training_began is None else self.training_began - self.launched
 
     @property
     def train_seconds(self) -> float:
@@ -159,6 +166,8 @@ class RunMonitor:
         summary = self.transcript.summary or {}
         return RunMetrics(
             startup=self.startup,
+            starting=self.starting,
+            train_cpu=self.train_cpu,
             train_seconds=self.train_seconds,
             total_seconds=self.read_clock() - self.launched,
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),

@@ -230,7 +230,7 @@ class Runner(BaseRunner[Scorer]):
         ours, theirs = await open_pair()
         command = run.slot.build_command(["train.py"], run.work, theirs, **env)
         threads = run.slot.threads or os.cpu_count() or 1
-        server = TrainingServer(ours, self.scorer, threads, run.plan.startup, run.plan.evaluation, run.folder / "model")
+        server = TrainingServer(ours, self.scorer, threads, run.plan, run.folder / "model")
         await self._train(run, command, server.serve)
         return server
 
@@ -259,7 +259,7 @@ class Runner(BaseRunner[Scorer]):
         if self.scorer.heldout and heldout is not None:
             confirmed, _, _ = await self._audit(self.scorer.heldout, heldout, None, run, server)
         save_claims(archive, score.experiment, claims, incumbent)
-        times = {"seconds": time.monotonic() - began, "evaluation": seconds}
+        times = {"seconds": time.monotonic() - began, "evaluation": seconds, "evaluation_cpu": server.evaluation_cpu}
         record = ev.Audit(claimed=val_bpb, error=error, worst=worst, looks=len(claims), **times)
         return score.model_copy(update={"val_bpb": corrected, "confirmed": confirmed, "audit": record})
 
@@ -275,8 +275,9 @@ class Runner(BaseRunner[Scorer]):
     ) -> tuple[float, float, float]:
         """Return the claims' score corrected by a blind process, with the correction's error and the worst gap."""
         rng, tolerance = np.random.default_rng(), scorer.get_tolerance(run.plan.baseline_error)
+        chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
         positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-        chosen = rng.permutation(len(claims))[:ALONE]
+        positions = positions.reveal(chosen, scorer.shape[1] - 1)
 
         async def question(evaluator: Evaluator) -> NDArray[np.float64]:
             alone = await evaluator.compute_alone(scorer, positions, chosen, rng)
@@ -306,7 +307,9 @@ class Runner(BaseRunner[Scorer]):
             await asyncio.to_thread(remove_folder, left)  # even the size of a file could tell the next one something
         assert server.settings
         connection, theirs = await open_pair()
-        command = run.slot.build_command(["-m", "prepare.evaluator"], run.folder / "evaluator", theirs)
+        words, folder = ["-m", "prepare.evaluator"], run.folder / "evaluator"
+        more = {} if run.slot.nodes else {"TORCHDYNAMO_DISABLE": "1"}  # compilers are other processes
+        command = run.slot.build_command(words, folder, theirs, "model", **more)
         evaluator, monitor, answers = Evaluator(connection, server.settings), RunMonitor(self.limits), list[T]()
 
         async def listen(running: RunningProcess) -> None:
