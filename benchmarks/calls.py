@@ -1,7 +1,7 @@
 """Trace which system calls honest runs and evaluations on a CPU use, and what of it the sandboxes' table lacks.
 
 It needs strace. Run it on each architecture and with each new version of Python and torch, and add what is missing to
-orchestrator/lab/sandbox/calls.tsv.
+orchestrator/lab/sandbox/calls.txt.
 """
 
 import asyncio

@@ -53,6 +53,8 @@ class RunLimits:
     """Bytes of disk that a run must leave free."""
     file: int = 4 << 30
     """Bytes of the largest file."""
+    files: int = 200_000
+    """More files than any cache of a compiler needs; counted on disk, not where they are in memory."""
     processes: int = 2_000
     """More concurrent processes than any data loader needs."""
     memory: int | None = None

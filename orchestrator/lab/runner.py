@@ -82,7 +82,7 @@ class Attempt:
         if status := self.ending.status:
             fault = classify_failure(status, self.log)
             if fault.kind == "disk full" and self.result.tier != Bubblewrap.tier:
-                disk = _measure(self.folder)
+                disk = _measure(self.folder) << 10
                 excuse = f"the disk is full, and its own files take {disk >> 20} MB ({fault.message})"
                 fault.excuse = excuse * (disk < self.monitor.limits.reserve)
             raise fault
@@ -175,7 +175,10 @@ class BaseRunner(ABC, Generic[S]):
 
     def _watch(self, run: Attempt) -> RunMonitor:
         """Start the run's clock, and return what watches it."""
-        tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
+        tell, fills_disk = (
+            partial(self.on_point, run.granted),
+            partial(self._is_filling_disk, run.folder, _count_free(self.folder)),
+        )
         run.monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=run.plan)
         return run.monitor
 
@@ -192,9 +195,12 @@ class BaseRunner(ABC, Generic[S]):
             telemetry={name: tuple(series) for name, series in run.monitor.telemetry.items()},
         )
 
-    def _is_filling_disk(self, folder: Path) -> bool:
-        free = shutil.disk_usage(self.runs).free
-        return free < self.limits.reserve <= free + _measure(folder)
+    def _is_filling_disk(self, folder: Path, before: int) -> bool:
+        """Return whether its files take too much room, or are too many; `before` is how many could be made."""
+        free, limits = shutil.disk_usage(self.runs).free, self.limits
+        if before - _count_free(self.folder) > limits.files and _measure(folder, "--inodes") > limits.files:
+            return True
+        return free < limits.reserve <= free + (_measure(folder) << 10)
 
 
 class Runner(BaseRunner[Scorer]):
@@ -334,7 +340,11 @@ def remove_folder(folder: Path) -> None:
         subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
 
 
-def _measure(folder: Path) -> int:
-    """Return the bytes of disk that the readable files in a folder take, at any depth."""
-    done = subprocess.run(["du", "-sk", "--", folder], check=False, capture_output=True)
-    return int((done.stdout.split() or [b"0"])[0]) << 10
+def _measure(folder: Path, unit: str = "-k") -> int:
+    """Return the KiB of disk that the readable files in a folder take, at any depth, or with --inodes their number."""
+    done = subprocess.run(["du", "-s", unit, "--", folder], check=False, capture_output=True)
+    return int((done.stdout.split() or [b"0"])[0])
+
+
+def _count_free(folder: Path) -> int:
+    return os.statvfs(folder).f_favail

@@ -89,6 +89,8 @@ class Command:
             prefixes = (*_PREFIXES, Path("/usr"), Path("/usr/local"))
             yield from dict.fromkeys(path for prefix in prefixes for part in parts for path in prefix.glob(part))
         yield from (Path(place) for place in (*_BESIDE, *(f"/etc/{name}" for name in _FROM_ETC), TRUSTED, *self.shown))
+        driver = self.env.get("LD_LIBRARY_PATH", "") if self.nodes else ""
+        yield from (Path(place) for place in driver.split(os.pathsep) if place.startswith("/usr/"))
         if self.nodes and (folder := os.environ.get(KERNELS)):
             yield from Path(folder).resolve().glob("*--kernels-community--flash-attn3")
 

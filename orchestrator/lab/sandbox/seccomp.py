@@ -1,11 +1,10 @@
-"""Build the filter of system calls that every sandbox applies, in classic BPF, from the table calls.tsv.
+"""Build the filter of system calls that every sandbox applies, in classic BPF, from the table calls.txt.
 
 What the table does not allow is refused. It holds no call whose effects outlive a run (keys, shared memory, times,
 modes and marks of files), which could carry validation data to the next. Numbers are from the kernel's tables for
 x86-64 and arm64; `python -m benchmarks calls` traces what honest code uses.
 """
 
-import csv
 import platform
 import struct
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Literal
 
 Grants = Literal["model", "run", "task"]
 """What a command may do: evaluate a model on a CPU, train on a CPU, or run the user's own program or any on a GPU."""
-TABLE = Path(__file__).with_name("calls.tsv")
+TABLE = Path(__file__).with_name("calls.txt")
 LEVELS: tuple[Grants, ...] = ("model", "run", "task")
 """Each may do what those before it may."""
 ALLOW, REFUSE, KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
@@ -58,9 +57,10 @@ Line = tuple[int, int, int, int]
 @cache
 def list_calls(machine: str) -> dict[str, tuple[int, str]]:
     """Return the table of an architecture: number and grants by name. Raises KeyError for an unknown one."""
-    with TABLE.open() as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row[machine] != "-"]
-    return {row["name"]: (int(row[machine]), row["grants"]) for row in rows}
+    column = _MACHINES[machine]
+    lines = (line.split() for line in TABLE.read_text().splitlines() if line[0] != "#")
+    entries = [(grants, *entry.split("/")) for grants, *entries in lines for entry in entries]
+    return {name: (int(numbers[column]), grants) for grants, name, *numbers in entries if numbers[column] != "-"}
 
 
 def build_filter(*, sockets: bool, grants: Grants = "task", machine: str = "") -> bytes:

@@ -82,6 +82,8 @@ class TrainingServer:
                 chunk = await self.connection.read_exactly(min(CHUNK, size - first))
                 await asyncio.to_thread(file.write, chunk)
         monitor.training_ended = monitor.read_clock()
+        if monitor.training_began is None:  # it was never ready, so all of it counts
+            monitor.training_began = monitor.launched
         monitor.train_cpu = running.count_cpu_seconds() - monitor.startup
         early = _exceed(monitor.startup, self.plan.startup), _exceed(monitor.starting, self.plan.starting, START_GRACE)
         self.wall, self.cpu = monitor.train_seconds + early[1], monitor.train_cpu + early[0]
