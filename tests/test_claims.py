@@ -180,7 +180,7 @@ def test_rows_may_not_do_otherwise_alone_than_among_others(worse, tolerance, cho
 
 def test_what_is_gained_at_the_end_of_a_row_and_given_back_at_its_start_is_no_honest_answer():
     this, chosen, claims = make_scorer(), np.arange(4), np.full((ROWS, LENGTH), 2.0, dtype=np.float32)
-    places = AuditPositions(np.array([1, 1, 2, 2, 3, 3]), np.full(ROWS, 5.0)).reveal(chosen, LENGTH - 1)
+    places = AuditPositions(np.array([1, 1, 2, 2, 3, 3]), np.full(ROWS, 5.0)).show_whole(chosen, LENGTH - 1)
     assert [*places.at] == [LENGTH - 1] * 4 + [3, 3]
     assert [*places.weight] == [0.0] * 4 + [15.0] * 2, "the others represent them"
     turned = claims[chosen] + np.float32([-0.5, -0.5, 0.5, 0.5, 9.0])
@@ -234,6 +234,18 @@ def test_training_has_an_end():
     worked = make_scorer(kind="work", amount=1e12, seconds=20.0)
     assert worked.explain_overtime(1e9, 80.0, 2) == ""
     assert "CPU time" in worked.explain_overtime(1.0, 200.0, 2)
+    assert worked.explain_overtime(1.0, 30.0, 2, usual=20.0) == ""
+    assert "CPU time" in worked.explain_overtime(1.0, 40.0, 2, usual=20.0), "the baseline of this session counts"
+
+
+def test_no_evaluation_may_take_three_times_what_the_baselines_took(tmp_path):
+    scorer = Scorer.load(small_data(tmp_path / "data", BudgetAmount(kind="work", amount=1.0, seconds=300.0)))
+    plan = BASELINE.model_copy(update={"evaluation": 50.0, "evaluation_cpu": 10.0})
+    server = TrainingServer(None, scorer, 2, plan, tmp_path / "model")
+    server.check_evaluation(1.0, 29.0)
+    with pytest.raises(Disqualified, match="took 31 s of CPU time"):
+        server.check_evaluation(1.0, 31.0)
+    assert server.evaluation_cpu == 31.0
 
 
 @pytest.mark.parametrize("split", COUNTS)

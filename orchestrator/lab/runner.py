@@ -283,7 +283,7 @@ class Runner(BaseRunner[Scorer]):
         rng, tolerance = np.random.default_rng(), scorer.get_tolerance(run.plan.baseline_error)
         chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
         positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-        positions = positions.reveal(chosen, scorer.shape[1] - 1)
+        positions = positions.show_whole(chosen, scorer.shape[1] - 1)
 
         async def question(evaluator: Evaluator) -> NDArray[np.float64]:
             alone = await evaluator.compute_alone(scorer, positions, chosen, rng)

@@ -33,7 +33,6 @@ _FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "local
 _FACTS = (
     *("proc/cpuinfo", "proc/filesystems", "proc/version", "proc/sys/kernel/osrelease", "proc/sys/vm/overcommit_memory"),
     *("sys/devices/system/cpu", "sys/kernel/mm/transparent_hugepage"),
-    *(f"sys/devices/system/node/{name}" for name in ("online", "possible", "has_*", "node*/cpu*", "node*/distance")),
 )
 """What is shown of /proc and /sys: no counters, by which a process could tell a later one something."""
 _MORE_FACTS = ("proc/devices", "proc/driver", "proc/modules", "proc/stat", "proc/sys", "sys")

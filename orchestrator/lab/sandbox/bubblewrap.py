@@ -33,7 +33,7 @@ class Bubblewrap:
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
         argv += [] if os.getuid() else ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
-        argv += ["--proc", "/proc", *_cover_facts([*command.list_facts()])]
+        argv += ["--proc", "/proc", *_mount_facts([*command.list_facts()])]
         argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm"]  # noqa: S108 - its own
         for place in command.list_readable():
             argv += _bind(place, command.hidden)
@@ -45,10 +45,10 @@ class Bubblewrap:
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
 
 
-def _cover_facts(facts: Collection[Path]) -> Iterator[str]:
+def _mount_facts(facts: Collection[Path]) -> Iterator[str]:
     """Yield what shows these files of /proc and /sys read-only and no others; root may write without any capability."""
     for path in Path("/proc").iterdir():
-        if path.is_symlink() or path.name.isdecimal() or path in facts:
+        if path.is_symlink() or path.name.isdecimal() or path in facts or not os.access(path, os.R_OK):
             continue
         yield from ("--tmpfs", str(path)) if path.is_dir() else ("--ro-bind", os.devnull, str(path))
     for path in facts:

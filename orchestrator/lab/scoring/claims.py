@@ -73,7 +73,7 @@ class AuditPositions:
     at: Rows
     weight: NDArray[np.float64]
 
-    def reveal(self, chosen: Rows, last: int) -> "AuditPositions":
+    def show_whole(self, chosen: Rows, last: int) -> "AuditPositions":
         """Return these with the chosen rows' at the `last` position, to show them whole; the others represent them."""
         at, weight = self.at.copy(), self.weight * len(self.at) / (len(self.at) - len(chosen))
         at[chosen], weight[chosen] = last, 0.0

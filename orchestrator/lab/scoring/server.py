@@ -85,7 +85,10 @@ class TrainingServer:
         if monitor.training_began is None:  # it was never ready, so all of it counts
             monitor.training_began = monitor.launched
         monitor.train_cpu = running.count_cpu_seconds() - monitor.startup
-        early = _exceed(monitor.startup, self.plan.startup), _exceed(monitor.starting, self.plan.starting, START_GRACE)
+        early = (
+            _count_excess(monitor.startup, self.plan.startup),
+            _count_excess(monitor.starting, self.plan.starting, START_GRACE),
+        )
         self.wall, self.cpu = monitor.train_seconds + early[1], monitor.train_cpu + early[0]
         try:
             self.settings = InferenceSettings.model_validate(event)
@@ -104,7 +107,7 @@ class TrainingServer:
             raise Disqualified(
                 f"the evaluation of its model took {cpu:.0f} s of CPU time, the baseline's {usual_cpu:.0f}"
             )
-        more = _exceed(wall, usual, START_GRACE), _exceed(cpu, usual_cpu)
+        more = _count_excess(wall, usual, START_GRACE), _count_excess(cpu, usual_cpu)
         if why := self._explain_overtime(self.wall + more[0], self.cpu + more[1]):
             raise Disqualified(f"with the evaluation of its model, {why}")
 
@@ -121,6 +124,6 @@ class TrainingServer:
         raise ConnectionError("the run has ended")
 
 
-def _exceed(seconds: float, usual: float | None, grace: float = 0.0) -> float:
+def _count_excess(seconds: float, usual: float | None, grace: float = 0.0) -> float:
     """Return the seconds beyond SLACK times the usual ones and a grace; 0 if the usual ones are unknown."""
     return max(0.0, seconds - SLACK * usual - grace) if usual else 0.0
