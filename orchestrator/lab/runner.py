@@ -314,7 +314,7 @@ class Runner(BaseRunner[Scorer]):
         assert server.settings
         connection, theirs = await open_pair()
         words, folder = ["-m", "prepare.evaluator"], run.folder / "evaluator"
-        more = {} if run.slot.nodes else {"TORCHDYNAMO_DISABLE": "1"}  # compilers are other processes
+        more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
         command = run.slot.build_command(words, folder, theirs, "model", **more)
         evaluator, monitor, answers = Evaluator(connection, server.settings), RunMonitor(self.limits), list[T]()
 
