@@ -45,7 +45,7 @@ class Slot:
     """Tells whether the GPU has the memory back that runs have used."""
 
     def build_command(
-        self, words: Sequence[str], folder: Path, connection: int, grants: Grants = "run", **more: str
+        self, words: Sequence[str], folder: Path, connection: int, grants: Grants = "run", /, **more: str
     ) -> Command:
         """Return a Python command, and make its `tmp`; `connection` is a descriptor, `more` environment."""
         env = {"PYTHONPATH": str(TRUSTED.parent), "NIGHTSHIFT_FD": str(connection), **more}
