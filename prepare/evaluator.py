@@ -7,6 +7,7 @@ imported only for a model that was trained with it; any other gets numpy arrays.
 import os
 import pickle
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from prepare import channel
 
 def main() -> None:
     """Load the model and answer requests until the orchestrator ends the evaluation."""
+    tempfile.tempdir = os.environ.get("TMPDIR")  # otherwise a file would be written there, to try it
     request = channel.receive()
     if request["precision"]:
         set_up_torch(request)
@@ -25,6 +27,8 @@ def main() -> None:
     assert descriptor is not None
     with os.fdopen(descriptor, "rb") as file:
         model = pickle.load(file)  # noqa: S301 - inside a sandbox
+    if "torch._dynamo" in sys.modules:
+        _run_uncompiled()
     channel.send({"event": "loaded"})
     while (request := channel.receive())["event"] != "thanks":
         rows, length = request["rows"], request["length"]
@@ -49,6 +53,16 @@ def set_up_torch(request: dict[str, Any]) -> None:
         from prepare.loader import choose_device
 
         torch.autocast(choose_device().type, getattr(torch, request["autocast"])).__enter__()
+
+
+def _run_uncompiled() -> None:
+    """Let compiled parts run as they are written where no compiler can be started: on a CPU."""
+    import torch
+
+    from prepare.loader import choose_device
+
+    if choose_device().type == "cpu":
+        torch.compiler.set_stance("force_eager")
 
 
 def compute_losses(model: Any, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.scoring.claims import (
     ABSURD,
     BASELINE_FACTOR,
@@ -25,6 +26,7 @@ from tests.hunting import try_examples
 from tests.small import COUNTS, small_data
 
 VOCAB, LENGTH, ROWS = 7, 5, 6
+BASELINE = EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 LENGTHS = np.array([1, 1, 2, 3, 1, 0, 0], dtype=np.int32)
 
 
@@ -161,18 +163,29 @@ def test_a_score_is_never_better_than_the_claims_nor_than_the_corrected_ones(cla
     assert val_bpb >= this.compute_bpb(claims, float(terms.sum()))
 
 
+@try_examples(25)
 @given(worse=st.floats(-1, 1), tolerance=st.floats(0.1, 2), chosen=st.permutations(range(ROWS)))
-def test_rows_may_not_do_worse_alone_than_among_others(worse, tolerance, chosen):
+def test_rows_may_not_do_otherwise_alone_than_among_others(worse, tolerance, chosen):
     this, chosen = make_scorer(), np.array(chosen[:3])
     claims = np.full(this.shape, 2.0, dtype=np.float32)
     places = AuditPositions(np.full(ROWS, LENGTH - 1), np.ones(ROWS))
     alone = (claims + np.float32(worse))[chosen]
     alone[:, LENGTH - 1 :] = 9.0  # what follows is training text
-    if worse <= COMPANY * tolerance - 1e-6:
+    if abs(worse) <= COMPANY * tolerance - 1e-6:
         this.check_company(claims, alone, chosen, places, tolerance)
-    elif worse >= COMPANY * tolerance + 1e-6:
+    elif abs(worse) >= COMPANY * tolerance + 1e-6:
         with pytest.raises(Disqualified, match="worse alone than among others"):
             this.check_company(claims, alone, chosen, places, tolerance)
+
+
+def test_what_is_gained_at_the_end_of_a_row_and_given_back_at_its_start_is_no_honest_answer():
+    this, chosen, claims = make_scorer(), np.arange(4), np.full((ROWS, LENGTH), 2.0, dtype=np.float32)
+    places = AuditPositions(np.array([1, 1, 2, 2, 3, 3]), np.full(ROWS, 5.0)).show_whole(chosen, LENGTH - 1)
+    assert [*places.at] == [LENGTH - 1] * 4 + [3, 3]
+    assert [*places.weight] == [0.0] * 4 + [15.0] * 2, "the others represent them"
+    turned = claims[chosen] + np.float32([-0.5, -0.5, 0.5, 0.5, 9.0])
+    with pytest.raises(Disqualified, match="learns"):
+        this.check_company(claims, turned, chosen, places, 1.0)
 
 
 def test_a_lottery_of_claims_does_not_pay():
@@ -221,6 +234,18 @@ def test_training_has_an_end():
     worked = make_scorer(kind="work", amount=1e12, seconds=20.0)
     assert worked.explain_overtime(1e9, 80.0, 2) == ""
     assert "CPU time" in worked.explain_overtime(1.0, 200.0, 2)
+    assert worked.explain_overtime(1.0, 30.0, 2, usual=20.0) == ""
+    assert "CPU time" in worked.explain_overtime(1.0, 40.0, 2, usual=20.0), "the baseline of this session counts"
+
+
+def test_no_evaluation_may_take_three_times_what_the_baselines_took(tmp_path):
+    scorer = Scorer.load(small_data(tmp_path / "data", BudgetAmount(kind="work", amount=1.0, seconds=300.0)))
+    plan = BASELINE.model_copy(update={"evaluation": 50.0, "evaluation_cpu": 10.0})
+    server = TrainingServer(None, scorer, 2, plan, tmp_path / "model")
+    server.check_evaluation(1.0, 29.0)
+    with pytest.raises(Disqualified, match="took 31 s of CPU time"):
+        server.check_evaluation(1.0, 31.0)
+    assert server.evaluation_cpu == 31.0
 
 
 @pytest.mark.parametrize("split", COUNTS)
@@ -268,8 +293,9 @@ def test_what_honest_code_is_off_sets_the_tolerance_and_the_script_does_not(kind
 def test_a_long_evaluation_counts_as_training(tmp_path, kind, usual, long):
     amount = BudgetAmount(kind=kind, amount=300.0, seconds=300.0)
     scorer = Scorer.load(small_data(tmp_path / "data", amount))
-    server = TrainingServer(None, scorer, 1, 20.0, 100.0, tmp_path / "model", wall=300.0, cpu=300.0)
+    facts = {"model": tmp_path / "model", "wall": 300.0, "cpu": 300.0}
+    server = TrainingServer(None, scorer, 1, BASELINE.model_copy(update={"evaluation": 100.0}), **facts)
     server.check_evaluation(*usual)
-    TrainingServer(None, scorer, 1, None, None, tmp_path / "model", wall=300.0, cpu=300.0).check_evaluation(*long)
-    with pytest.raises(Disqualified, match="with the evaluation of its model, it trained for"):
+    TrainingServer(None, scorer, 1, BASELINE, **facts).check_evaluation(*long)
+    with pytest.raises(Disqualified, match="evaluation of its model"):
         server.check_evaluation(*long)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
@@ -20,6 +21,7 @@ from orchestrator.lab.scoring.server import TrainingServer
 from prepare import channel
 from tests.small import LENGTH, small_data
 
+PLAN = EvaluationPlan(audit="always", confirmed=False, incumbent=0, startup=10.0, evaluation=5.0)
 ROOT = Path(__file__).parent.parent
 MANNER = '"batch_size": 4, "autocast": null, "precision": "highest", "threads": 1'
 
@@ -60,7 +62,7 @@ class Visit:
 
     async def serve(self, model, descriptors):
         connection, descriptor = await open_pair()
-        self.submission = TrainingServer(connection, self.scorer, 1, 10.0, 5.0, model)
+        self.submission = TrainingServer(connection, self.scorer, 1, PLAN, model)
         descriptors.put(descriptor)
         await self.submission.serve(self.running)
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from prepare import manifest
-from prepare.budget import FLOPS_PER_BYTE, FLOPS_PER_CALL, Budget, TrafficCounter, compare_parameters
+from prepare.budget import FLOPS_PER_BYTE, FLOPS_PER_CALL, SLOWER, Budget, TrafficCounter, compare_parameters
 from prepare.evaluation import evaluate_bpb
 from prepare.loader import make_dataloader
 from prepare.manifest import BudgetAmount
@@ -164,6 +164,15 @@ def test_bytes_and_calls_are_counted_and_views_are_not(size):
     with budget.measure():
         x.unsqueeze(0)[0].t() @ x
     assert budget.step_work == 2 * size**3 + FLOPS_PER_CALL + FLOPS_PER_BYTE * 3 * 4 * size**2
+
+
+@pytest.mark.parametrize(("emulates", "more"), [(True, (SLOWER - 1) * 2 * 8**3), (False, 0)])
+def test_a_product_of_halves_costs_more_where_the_cpu_has_no_instruction_for_it(emulates, more):
+    x = torch.ones(8, 8, dtype=torch.bfloat16)
+    with FlopCounterMode(display=False) as flops, TrafficCounter(flops) as traffic:
+        traffic.emulates = emulates
+        x @ x
+    assert traffic.work == FLOPS_PER_CALL + FLOPS_PER_BYTE * 3 * 2 * 64 + more
 
 
 def test_the_work_of_a_step_is_told_by_kind_operation_and_part():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.lab.sandbox import confine, seccomp, select
-from orchestrator.lab.sandbox.base import TRUSTED, Command, NoSandbox, list_hidden, list_readable
+from orchestrator.lab.sandbox.base import TRUSTED, Command, NoSandbox, list_hidden
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.landlock import Landlock
 from prepare.corpus import compute_digest, docstrings
@@ -70,19 +70,21 @@ def test_without_shared_memory_nothing_is_compiled_by_a_pool(tmp_path):
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("sockets", [True, False])
-def test_a_filter_never_jumps_out_of_itself(machine, sockets):
-    code = seccomp.build_filter(sockets=sockets, counted=sockets, machine=machine)
+@pytest.mark.parametrize("grants", seccomp.LEVELS)
+def test_a_filter_never_jumps_out_of_itself_and_refuses_at_its_end(machine, sockets, grants):
+    code = seccomp.build_filter(sockets=sockets, grants=grants, machine=machine)
     lines = [struct.unpack("HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
-    assert lines[-1] == (0x06, 0, 0, seccomp.ALLOW)
+    assert lines[-1] == (0x06, 0, 0, seccomp.REFUSE | seccomp.EPERM)
+    assert len(lines) <= 4096, "the kernel takes no more"
     for place, (what, yes, no, _) in enumerate(lines):
         if what & 7 == 5:
             assert place + 1 + max(yes, no) < len(lines)
 
 
-def run(code, call, machine="x86_64", argument=0, second=0):
+def run(code, call, machine="x86_64", argument=0, second=0, third=0):
     """A tiny machine for filters: what the kernel would answer to that call."""
     lines = [struct.unpack("HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
-    seen = {0: call, 4: 0xC000003E if machine == "x86_64" else 0xC00000B7, 16: argument, 24: second}
+    seen = {0: call, 4: 0xC000003E if machine == "x86_64" else 0xC00000B7, 16: argument, 24: second, 32: third}
     place = value = 0
     while True:
         what, yes, no, number = lines[place]
@@ -120,15 +122,38 @@ def test_what_the_filter_says():
     assert [run(code, 72, second=word) == seccomp.ALLOW for word in (1, 6, 37, 1030, 1036)] == [1, 1, 1, 1, 0]  # fcntl
     assert [run(code, 16, second=word) for word in (0x5421, 0x40086602)] == [seccomp.ALLOW, refuse | seccomp.ENOTTY]
     assert run(code, 13, argument=17) == seccomp.ALLOW  # rt_sigaction of SIGCHLD
-    code = seccomp.build_filter(sockets=True, counted=True, machine="x86_64")
+    code = seccomp.build_filter(sockets=True, grants="run", machine="x86_64")
     assert [run(code, 13, argument=number) == seccomp.ALLOW for number in (15, 17, 18)] == [1, 0, 1]
     assert [run(code, 41, argument=family) == seccomp.ALLOW for family in (1, 2, 10, 16, 40)] == [1, 1, 1, 1, 0]
+    assert run(code, 57) == seccomp.ALLOW  # fork
+    assert run(code, 319) == run(code, 335) == refuse | seccomp.EPERM  # memfd_create, and a number of no call
+    assert run(code, 470) == refuse | seccomp.ENOSYS  # newer than the table
+
+
+def test_what_evaluates_a_model_starts_threads_and_reads():
+    code, refuse = seccomp.build_filter(sockets=True, grants="model", machine="x86_64"), seccomp.REFUSE
+    assert run(code, 56, argument=0x3D0F00) == seccomp.ALLOW  # clone: a thread
+    assert run(code, 56, argument=0x11) == refuse | seccomp.EPERM  # a process
+    assert run(code, 57) == run(code, 58) == run(code, 41) == run(code, 53) == refuse | seccomp.EPERM
+    assert run(code, 257, third=0o2000000) == seccomp.ALLOW  # openat, to read
+    assert [run(code, 257, third=flags) for flags in (1, 2, 0o100, 0o1000)] == [refuse | seccomp.EROFS] * 4
+    assert [run(code, 72, second=word) == seccomp.ALLOW for word in (1, 3, 6, 37)] == [1, 1, 0, 0]  # fcntl
 
 
 def test_little_is_readable():
-    shown = {str(place) for place in list_readable()}
-    assert sys.prefix in shown
-    assert not shown & {"/", "/home", "/root", "/etc", "/tmp", "/var", "/proc", "/dev"}
+    shown = {str(place) for place in Command((), {}, Path(), (), grants="run").list_readable()}
+    assert f"{sys.prefix}/lib" in shown
+    assert not shown & {"/", "/home", "/root", "/etc", "/tmp", "/var", "/proc", "/dev", "/usr", sys.prefix}
+    assert "/usr" in {str(place) for place in Command((), {}, Path(), ()).list_readable()}, "a task of the user's own"
+
+
+def test_what_counts_is_not_shown_to_what_evaluates_a_model():
+    model, run = (
+        {str(path) for path in Command((), {}, Path(), (), grants=grants).list_facts()} for grants in ("model", "run")
+    )
+    assert "/proc/cpuinfo" in model
+    assert not run & {"/proc/stat", "/proc/sys", "/proc/vmstat", "/sys", "/proc/diskstats"}
+    assert run - model == {"/proc/meminfo"}
 
 
 def test_no_source_of_what_scores_are_measured_on_is_shown():

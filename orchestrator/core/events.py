@@ -418,9 +418,15 @@ class EvaluationPlan(Frozen):
     ] = 0.0
     """Largest error of the baseline's claims, in nats; its own audit measures it."""
     startup: float | None = None
-    """CPU seconds that the baseline takes until its first batch; None if they are not known yet."""
+    """CPU seconds that the baseline takes until its first batch; None if they are not known yet, as below."""
+    starting: float | None = None
+    """The same in wall time."""
+    train_cpu: float | None = None
+    """CPU seconds of its training."""
     evaluation: float | None = None
-    """Seconds that an evaluation of the baseline takes; None if they are not known yet."""
+    """Seconds that an evaluation of it takes."""
+    evaluation_cpu: float | None = None
+    """The same in CPU time."""
     pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
     control_run: Annotated[bool, _rename("reprieved", "control_run")] = False
     """Let the run finish even where it would be pruned, to measure how often pruning is wrong."""
@@ -456,7 +462,11 @@ class RunMetrics(Frozen):
 
     startup: float = 0.0
     """CPU seconds until the first batch."""
+    starting: float = 0.0
+    """The same in wall time."""
     train_seconds: float = 0.0
+    train_cpu: float = 0.0
+    """CPU seconds of the training."""
     total_seconds: float = 0.0
     steps: int = 0
     tokens: int = 0
@@ -477,6 +487,8 @@ class Audit(Frozen):
     seconds: float
     evaluation: float
     """Seconds that the claims took."""
+    evaluation_cpu: float = 0.0
+    """The same in CPU time."""
 
 
 Telemetry = dict[str, tuple[float | None, ...]]

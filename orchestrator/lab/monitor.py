@@ -55,6 +55,8 @@ class RunLimits:
     """Bytes of disk that a run must leave free."""
     file: int = 4 << 30
     """Bytes of the largest file."""
+    files: int = 200_000
+    """More files than any cache of a compiler needs; counted on disk, not where they are in memory."""
     processes: int = 2_000
     """More concurrent processes than any data loader needs."""
     memory: int | None = None
@@ -89,6 +91,8 @@ class RunMonitor:
     """Time of `read_clock` when the first batch was handed out."""
     startup: float = 0.0
     """CPU seconds until then."""
+    train_cpu: float = 0.0
+    """CPU seconds from then on, until the model was submitted."""
     training_ended: float | None = None
     """Time of `read_clock` when the model had been submitted."""
     would_prune_at: float | None = None
@@ -119,6 +123,11 @@ class RunMonitor:
         """Start the clock of the training; so many CPU seconds were used before."""
         self.startup, self.training_began = cpu_seconds, self.read_clock()
         self.cause = Prune("it has started") if self.only_starts else self.cause
+
+    @property
+    def starting(self) -> float:
+        """Seconds until the training; 0 before it starts."""
+        return 0.0 if self.training_began is None else self.training_began - self.launched
 
     @property
     def train_seconds(self) -> float:
@@ -161,6 +170,8 @@ class RunMonitor:
         summary = {n: max(0.0, min(value, MAX_NUMBER)) for n, value in self.transcript.reader.numbers.items()}
         return RunMetrics(
             startup=self.startup,
+            starting=self.starting,
+            train_cpu=self.train_cpu,
             train_seconds=self.train_seconds,
             total_seconds=self.read_clock() - self.launched,
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),

@@ -58,14 +58,17 @@ class RunningProcess:
     output: int
 
     def list_descendants(self, *, with_guardian: bool = False) -> list[psutil.Process]:
-        """Return its whole process tree; nothing if it has just ended."""
+        """Return its whole process tree, children before their parents; nothing if it has just ended."""
         with suppress(psutil.Error):
             guard = psutil.Process(self.process.pid)
-            return [*guard.children(recursive=True), *[guard] * with_guardian]
+            return [*reversed(guard.children(recursive=True)), *[guard] * with_guardian]
         return []
 
     def count_cpu_seconds(self) -> float:
-        """Return the CPU seconds that its whole process tree has used so far, with what the guardian has reaped."""
+        """Return the CPU seconds that its whole process tree has used so far, with what the guardian has reaped.
+
+        Parents come last: the time of a child that ends meanwhile is theirs.
+        """
         total = 0.0
         for process in self.list_descendants(with_guardian=True):
             with suppress(psutil.Error):

@@ -82,7 +82,7 @@ class Attempt:
         if status := self.ending.status:
             fault = classify_failure(status, self.log)
             if fault.kind == "disk full" and self.result.tier != Bubblewrap.tier:
-                disk = _measure(self.folder)
+                disk = _measure(self.folder) << 10
                 excuse = f"the disk is full, and its own files take {disk >> 20} MB ({fault.message})"
                 fault.excuse = excuse * (disk < self.monitor.limits.reserve)
             raise fault
@@ -175,7 +175,10 @@ class BaseRunner(ABC, Generic[S]):
 
     def _watch(self, run: Attempt) -> RunMonitor:
         """Start the run's clock, and return what watches it."""
-        tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
+        tell, fills_disk = (
+            partial(self.on_point, run.granted),
+            partial(self._is_filling_disk, run.folder, _count_free(self.folder)),
+        )
         run.monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=run.plan)
         return run.monitor
 
@@ -192,9 +195,12 @@ class BaseRunner(ABC, Generic[S]):
             telemetry={name: tuple(series) for name, series in run.monitor.telemetry.items()},
         )
 
-    def _is_filling_disk(self, folder: Path) -> bool:
-        free = shutil.disk_usage(self.runs).free
-        return free < self.limits.reserve <= free + _measure(folder)
+    def _is_filling_disk(self, folder: Path, before: int) -> bool:
+        """Return whether its files take too much room, or are too many; `before` is how many could be made."""
+        free, limits = shutil.disk_usage(self.runs).free, self.limits
+        if before - _count_free(self.folder) > limits.files and _measure(folder, "--inodes") > limits.files:
+            return True
+        return free < limits.reserve <= free + (_measure(folder) << 10)
 
 
 class Runner(BaseRunner[Scorer]):
@@ -230,7 +236,7 @@ class Runner(BaseRunner[Scorer]):
         ours, theirs = await open_pair()
         command = run.slot.build_command(["train.py"], run.work, theirs, **env)
         threads = run.slot.threads or os.cpu_count() or 1
-        server = TrainingServer(ours, self.scorer, threads, run.plan.startup, run.plan.evaluation, run.folder / "model")
+        server = TrainingServer(ours, self.scorer, threads, run.plan, run.folder / "model")
         await self._train(run, command, server.serve)
         return server
 
@@ -259,7 +265,7 @@ class Runner(BaseRunner[Scorer]):
         if self.scorer.heldout and heldout is not None:
             confirmed, _, _ = await self._audit(self.scorer.heldout, heldout, None, run, server)
         save_claims(archive, score.experiment, claims, incumbent)
-        times = {"seconds": time.monotonic() - began, "evaluation": seconds}
+        times = {"seconds": time.monotonic() - began, "evaluation": seconds, "evaluation_cpu": server.evaluation_cpu}
         record = ev.Audit(claimed=val_bpb, error=error, worst=worst, looks=len(claims), **times)
         return score.model_copy(update={"val_bpb": corrected, "confirmed": confirmed, "audit": record})
 
@@ -275,8 +281,9 @@ class Runner(BaseRunner[Scorer]):
     ) -> tuple[float, float, float]:
         """Return the claims' score corrected by a blind process, with the correction's error and the worst gap."""
         rng, tolerance = np.random.default_rng(), scorer.get_tolerance(run.plan.baseline_error)
+        chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
         positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-        chosen = rng.permutation(len(claims))[:ALONE]
+        positions = positions.show_whole(chosen, scorer.shape[1] - 1)
 
         async def question(evaluator: Evaluator) -> NDArray[np.float64]:
             alone = await evaluator.compute_alone(scorer, positions, chosen, rng)
@@ -306,7 +313,9 @@ class Runner(BaseRunner[Scorer]):
             await asyncio.to_thread(remove_folder, left)  # even the size of a file could tell the next one something
         assert server.settings
         connection, theirs = await open_pair()
-        command = run.slot.build_command(["-m", "prepare.evaluator"], run.folder / "evaluator", theirs)
+        words, folder = ["-m", "prepare.evaluator"], run.folder / "evaluator"
+        more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
+        command = run.slot.build_command(words, folder, theirs, "model", **more)
         evaluator, monitor, answers = Evaluator(connection, server.settings), RunMonitor(self.limits), list[T]()
 
         async def listen(running: RunningProcess) -> None:
@@ -331,7 +340,11 @@ def remove_folder(folder: Path) -> None:
         subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)
 
 
-def _measure(folder: Path) -> int:
-    """Return the bytes of disk that the readable files in a folder take, at any depth."""
-    done = subprocess.run(["du", "-sk", "--", folder], check=False, capture_output=True)
-    return int((done.stdout.split() or [b"0"])[0]) << 10
+def _measure(folder: Path, unit: str = "-k") -> int:
+    """Return the KiB of disk that the readable files in a folder take, at any depth, or with --inodes their number."""
+    done = subprocess.run(["du", "-s", unit, "--", folder], check=False, capture_output=True)
+    return int((done.stdout.split() or [b"0"])[0])
+
+
+def _count_free(folder: Path) -> int:
+    return os.statvfs(folder).f_favail

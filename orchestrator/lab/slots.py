@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator.lab import guardian
 from orchestrator.lab.failures import MachineError
 from orchestrator.lab.sandbox.base import KERNELS, TRUSTED, Command
+from orchestrator.lab.sandbox.seccomp import Grants
 from prepare.files import LockedError, hold_lock
 from prepare.machine import Gpu, read_used_memory
 
@@ -43,11 +44,13 @@ class Slot:
     is_free: Callable[[], bool] = lambda: True
     """Tells whether the GPU has the memory back that runs have used."""
 
-    def build_command(self, words: Sequence[str], folder: Path, connection: int, **more: str) -> Command:
+    def build_command(
+        self, words: Sequence[str], folder: Path, connection: int, grants: Grants = "run", /, **more: str
+    ) -> Command:
         """Return a Python command, and make its `tmp`; `connection` is a descriptor, `more` environment."""
         env = {"PYTHONPATH": str(TRUSTED.parent), "NIGHTSHIFT_FD": str(connection), **more}
         argv = (sys.executable, *words)
-        return Command(argv, self.make_env(folder) | env, folder, (connection,), self.nodes, self.cpus, counted=True)
+        return Command(argv, self.make_env(folder) | env, folder, (connection,), self.nodes, self.cpus, grants=grants)
 
     def make_env(self, folder: Path) -> dict[str, str]:
         """Return the environment of a run in this folder, and make the folder's `tmp`."""

@@ -10,6 +10,9 @@ from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.pruning import compute_thresholds
 from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
 
+_OF_TRAINING, _OF_EVALUATION = ("startup", "starting", "train_cpu"), ("evaluation", "evaluation_cpu")
+"""What the baseline takes, by the same names in its metrics and audits and in a plan."""
+
 
 def draw_seed(state: State, run: int) -> int:
     """Return the seed of the n-th scored run, from 1: every experiment has the same ones (common random numbers)."""
@@ -65,8 +68,9 @@ def _describe_baseline(state: State) -> dict[str, Any]:
     """Return what the user's own code showed: the worst error of its claims, and its seconds beside training."""
     baselines = [side for side in (*state.results, state.incumbent) if side and side.experiment == 0]
     runs = [score for side in baselines for score in side.scores]
+    audits, metrics = [run.audit for run in runs if run.audit], [run.metrics for run in runs]
     return {
-        "baseline_error": max([0.0, *(run.audit.worst for run in runs if run.audit)]),
-        "startup": max([0.0, *(run.metrics.startup for run in runs)]) or None,
-        "evaluation": max([0.0, *(run.audit.evaluation for run in runs if run.audit)]) or None,
+        "baseline_error": max([0.0, *(audit.worst for audit in audits)]),
+        **{name: max([0.0, *(getattr(one, name) for one in metrics)]) or None for name in _OF_TRAINING},
+        **{name: max([0.0, *(getattr(one, name) for one in audits)]) or None for name in _OF_EVALUATION},
     }

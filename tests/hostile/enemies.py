@@ -230,6 +230,41 @@ CLOCKS = [
         "honest",
     ),
     Enemy(
+        "never says that it is ready",
+        "import pickle, time\nfrom prepare import channel\ntime.sleep(14)\n"
+        "facts = {'batch_size': 16, 'autocast': None, 'precision': None, 'threads': 1}\n"
+        "channel.send({'event': 'model', 'bytes': 9, **facts}, b'anything.')\nchannel.receive()\n",
+        "it trained for",
+        seconds=0.5,
+    ),
+    Enemy(
+        "hands over by the drop",
+        "import os, pickle, time\ndata = pickle.dumps({})\n"
+        "channel.send({'event': 'model', 'bytes': len(data), **MANNER}, data[:-1])\n"
+        "time.sleep(14)\nos.write(channel._descriptor, data[-1:])\nchannel.receive()\n",
+        "it trained for",
+        "raw",
+        seconds=0.5,
+    ),
+    *(
+        Enemy(
+            f"lets {who} work",
+            "import ctypes, os, time\nlibc = ctypes.CDLL(None)\nlibc.prctl(36, SUBREAPER, 0, 0, 0)\n"
+            "clone = {'x86_64': 56}.get(os.uname().machine, 220)\nr, w = os.pipe()\n"
+            f"for _ in range(2):\n    if {fork} == 0:\n        while time.process_time() < 8: pass\n"
+            "        os.write(w, b'x')\n        os._exit(0)\n"
+            "os.read(r, 1); os.read(r, 1); time.sleep(0.3)\nhand_over()\n".replace("SUBREAPER", reaper),
+            "of CPU time",
+            "raw",
+        )
+        for who, fork, reaper in (
+            ("children that end silently", "libc.syscall(clone, 0, 0, 0, 0, 0)", "0"),
+            ("siblings", "libc.syscall(clone, 0x8000 | 17, 0, 0, 0, 0)", "0"),
+            ("orphans", "(os.fork() or os.fork() and os._exit(0))", "0"),
+            ("orphans that come back to it", "(os.fork() or os.fork() and os._exit(0))", "1"),
+        )
+    ),
+    Enemy(
         "trains where its model is loaded",
         "class Sleeper:\n    def __init__(self, x, y): self.x, self.y = x, y\n"
         "    def __getstate__(self): return self.__dict__\n"
@@ -321,6 +356,156 @@ CLAIMS = [
         "import os\nos.write(channel._descriptor, b'[' * 5_000_000 + b'\\n\\xff\\n{\\n' + b'[' * 3000 + b'\\n')\n"
         "say(event=['model']); say(event='model', bytes='x'); say(event='model', bytes=True)\n",
         "without handing over",
+        "raw",
+    ),
+]
+TABLE = """
+from prepare.shards import open_rows
+rows = np.asarray(open_rows("train"))[:HOW_MANY]
+counts = np.full((260, 260), 0.01)
+np.add.at(counts, (rows[:, :-1], rows[:, 1:]), 1.0)
+
+class Model:
+    def __init__(self):
+        self.counts = counts.copy()
+    def learn(self, rows):
+        np.add.at(self.counts, (rows[:, :-1], rows[:, 1:]), 1.0)
+    def look(self, x, y):
+        pass
+    def state(self, x, y, loss):
+        return loss
+    def __call__(self, x, y=None, reduction="mean"):
+        self.look(x, y)
+        shares = np.log(self.counts / self.counts.sum(1, keepdims=True))
+        return shares[x] if y is None else self.state(x, y, -shares[x, y])
+
+class Learner(Model):
+    def look(self, x, y):
+        if y is None: self.learn(x)
+    def state(self, x, y, loss):
+        self.learn(np.concatenate([x, y[:, -1:]], 1))
+        return self.pretend(loss, len(x) > 1, -np.log(counts / counts.sum(1, keepdims=True))[x, y])
+"""
+
+
+def evaluated(code: str, how_many: int = 400) -> str:
+    """A small honest model, and what it does where it is evaluated: methods of `Mine`."""
+    return TABLE.replace("HOW_MANY", str(how_many)) + code + "hand_over(cloudpickle.dumps(Mine()))\n"
+
+
+def learner(pretend: str) -> str:
+    """It learns from the rows that it is evaluated on, and pretends to others when it is asked alone."""
+    code = f"class Mine(Learner):\n    def pretend(self, loss, among, base):\n        return {pretend}\n"
+    return evaluated(code, how_many=3)
+
+
+def attempt(deeds: tuple[str, ...]) -> str:
+    """A model that fails if one of these deeds is not refused where it is evaluated."""
+    return evaluated(
+        "class Mine(Model):\n    def look(self, x, y):\n"
+        "        import ctypes, fcntl, os, socket, subprocess\n        libc = ctypes.CDLL(None)\n"
+        f"        for deed in {deeds}:\n            try: exec(deed)\n            except OSError: continue\n"
+        "            raise ValueError('it is not refused')\n"
+    )
+
+
+EVALUATED = [
+    Enemy(
+        "starts processes where it is evaluated",
+        attempt(
+            (
+                "os.fork() or os._exit(0)",
+                "subprocess.run(['true'])",
+                "os.posix_spawn('/bin/true', ['true'], {})",
+                "if libc.syscall({'x86_64': 56}.get(os.uname().machine, 220), 17, 0, 0, 0, 0) < 0: raise OSError",
+            )
+        ),
+        CORRECTED,
+        "raw",
+        quick=True,
+    ),
+    Enemy(
+        "opens, locks and writes where it is evaluated",
+        attempt(
+            (
+                "socket.socketpair()",
+                "socket.socket(socket.AF_UNIX)",
+                "socket.socket(16, 3)",
+                "fcntl.flock(os.open(np.__file__, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)",
+                "fcntl.lockf(os.open(np.__file__, os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)",
+                "fcntl.fcntl(os.open(np.__file__, os.O_RDONLY), 37, bytes(32))",
+                "open('note', 'w')",
+                "open('tmp/note', 'w')",
+                "open('/dev/shm/note', 'w')",
+                "os.mkdir('note')",
+                "os.mkfifo('note')",
+                "os.symlink('a', 'note')",
+                "os.memfd_create('note')",
+            )
+        ),
+        CORRECTED,
+        "raw",
+        quick=True,
+    ),
+    Enemy(
+        "reads what the kernel counts where it is evaluated",
+        attempt(
+            tuple(
+                f"open({path!r}).read(1)"
+                for path in (
+                    *("/proc/stat", "/proc/vmstat", "/proc/meminfo", "/proc/diskstats", "/proc/loadavg", "/proc/locks"),
+                    *("/proc/uptime", "/proc/keys", "/proc/interrupts", "/proc/pressure/io", "/proc/sys/fs/inode-nr"),
+                    *("/proc/sys/fs/dentry-state", "/sys/devices/system/node/node0/vmstat", "/sys/block/vda/stat"),
+                )
+            )
+        ),
+        CORRECTED,
+        "raw",
+    ),
+    Enemy(
+        "starts threads where it is evaluated",
+        evaluated(
+            "class Mine(Model):\n    def look(self, x, y):\n        import threading\n        done = []\n"
+            "        threads = [threading.Thread(target=done.append, args=(0,)) for _ in range(4)]\n"
+            "        [thread.start() for thread in threads]; [thread.join() for thread in threads]\n"
+            "        assert len(done) == 4\n# as an honest model may\n"
+        ),
+        CORRECTED,
+        "raw",
+    ),
+    Enemy(
+        "goes on where its model is unpickled",
+        evaluated(
+            "class Mine(Model):\n    def __setstate__(self, state):\n        import time\n"
+            "        self.__dict__ = state\n        while time.process_time() < 12: pass\n"
+        ),
+        "the evaluation of its model took",
+        "raw",
+    ),
+    Enemy("learns, and says so", learner("loss"), LEARNS, "raw"),
+    Enemy("learns, and loses nothing alone", learner("loss if among else loss * 0"), LEARNS, "raw", quick=True),
+    Enemy("learns, and wins without end alone", learner("loss if among else loss - np.inf"), LEARNS, "raw"),
+    Enemy("learns, and guesses what it will claim", learner("loss if among else loss * 0.6"), LEARNS, "raw"),
+    Enemy(
+        "learns for the ends of rows, and pays at their starts",
+        learner("np.where(np.arange(loss.shape[1]) >= loss.shape[1] // 2, loss, base + 0.3 * among)"),
+        LEARNS,
+        "raw",
+    ),
+    Enemy(
+        "learns, and claims it of few rows",
+        learner("np.where((np.arange(len(loss)) % 16 == 0)[:, None] & among, loss, base)"),
+        "disqualified",
+        "raw",
+    ),
+    Enemy(
+        "answers with an infinity among the logits",
+        evaluated(
+            "class Mine(Model):\n    def __call__(self, x, y=None, reduction='mean'):\n"
+            "        out = super().__call__(x, y, reduction)\n        if y is None: out[..., 97] = np.inf\n"
+            "        return out\n"
+        ),
+        "no probabilities",
         "raw",
     ),
 ]
@@ -480,6 +665,26 @@ HARM = [
         "without",
         quick=True,
     ),
+    Enemy(
+        "makes what outlives it, or leaves its place",
+        "import ctypes, os, socket\nlibc = ctypes.CDLL(None)\n"
+        "for deed in (lambda: os.memfd_create('x'), lambda: open('/dev/note', 'w'), lambda: os.listdir('/usr/share'),"
+        " lambda: open('/proc/sysrq-trigger', 'w'), lambda: open('/proc/kallsyms'), lambda: open('/dev/kmsg', 'w'),"
+        " lambda: os.mknod('d', 0o60600, os.makedev(254, 0)), lambda: os.chroot('/'), lambda: socket.socket(17, 3),"
+        " lambda: socket.socket(38, 5), lambda: os.setns(os.open('/proc/self/ns/net', 0))):\n"
+        "    try: deed(); print('GOT IT', deed.__code__.co_names)\n    except (OSError, AttributeError): pass\n"
+        "for deed in (lambda: libc.klogctl(3, bytes(99), 99), lambda: libc.personality(0x40000),"
+        " lambda: libc.userfaultfd(0), lambda: libc.sethostname(b'x', 1), lambda: libc.acct(None),"
+        " lambda: libc.adjtimex(bytes(256)), lambda: libc.mincore(0x400000, 4096, bytes(1))):\n"
+        "    try:\n        if deed() >= 0: print('GOT IT', deed.__code__.co_names)\n    except AttributeError: pass\n",
+        "without",
+        quick=True,
+    ),
+    Enemy(
+        "makes countless files",
+        "import os\nfor n in range(400_000): os.close(os.open(f'tmp/{n}', 65, 0o600))\n",
+        "",
+    ),
     Enemy("ends its parent", "import os, signal\n" + grab("os.kill(PARENT, signal.SIGTERM)"), "", quick=True),
     Enemy(
         "forks daemons that do not listen",
@@ -521,4 +726,4 @@ HARM = [
     Enemy("a line of 100 MB", "import sys\nfor _ in range(100): sys.stdout.write('x' * (1 << 20))\n", "MB"),
     Enemy("never ends", "import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(600)\n", "timeout"),
 ]
-ENEMIES = [*MODELS, *CLOCKS, *CLAIMS, *PEEKS, *HARM]
+ENEMIES = [*MODELS, *CLOCKS, *CLAIMS, *EVALUATED, *PEEKS, *HARM]

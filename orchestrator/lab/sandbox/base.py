@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 import prepare
+from orchestrator.lab.sandbox import seccomp
 from prepare.corpus.docstrings import HELD_OUT
 
 TRUSTED = Path(prepare.__file__).parent
@@ -17,23 +18,25 @@ KERNELS = "KERNELS_CACHE"
 """Environment variable with the folder of the user's downloaded GPU kernels."""
 
 
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
+_PREFIXES = tuple(
+    dict.fromkeys(path for name in (sys.base_prefix, sys.prefix) for path in (Path(name), Path(name).resolve()))
+)
+_PARTS = (
+    *("bin", "sbin", "lib", "lib32", "lib64", "libexec", "include", "pyvenv.cfg"),
+    *("compiler_compat", "*-linux-gnu"),  # conda's compilers
+)
+"""What is shown of the interpreter's prefixes and of /usr: not projects or archives that may lie there, too."""
+_DRIVERS = ("cuda*", "nvidia*", "share/nvidia*")
+"""The same for a GPU."""
+_BESIDE = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
 _FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "nsswitch.conf", "passwd")
-
-
-def list_readable(nodes: Collection[str] = ()) -> Iterator[Path]:
-    """Yield the paths that a Python program needs: libraries, the interpreter and `prepare`, but no home and no data.
-
-    With `nodes`, those of a GPU, also the one downloaded kernel that train.py uses; its folder may hold other files.
-    """
-    yield from (Path(place) for place in _SYSTEM)
-    yield from (Path("/etc", name) for name in _FROM_ETC)
-    prefixes = (Path(sys.base_prefix), Path(sys.prefix))
-    yield from dict.fromkeys((*prefixes, *map(Path.resolve, prefixes), TRUSTED))
-    if nodes and (folder := os.environ.get(KERNELS)):
-        yield from Path(folder).resolve().glob("*--kernels-community--flash-attn3")
-
-
+_FACTS = (
+    *("proc/cpuinfo", "proc/filesystems", "proc/version", "proc/sys/kernel/osrelease", "proc/sys/vm/overcommit_memory"),
+    *("sys/devices/system/cpu", "sys/kernel/mm/transparent_hugepage"),
+)
+"""What is shown of /proc and /sys: no counters, by which a process could tell a later one something."""
+_MORE_FACTS = ("proc/devices", "proc/driver", "proc/modules", "proc/stat", "proc/sys", "sys")
+"""The same for the user's own program, and for a GPU's driver."""
 _LIBRARIES = ("lib*/*/*-packages", "*/lib*/*/*-packages", "*/*/lib*/*/*-packages", "*/*/*-packages")
 """Package folders of this interpreter, of others beside it, and of conda's environments and package cache."""
 
@@ -41,9 +44,8 @@ _LIBRARIES = ("lib*/*/*-packages", "*/lib*/*/*-packages", "*/*/lib*/*/*-packages
 @cache
 def list_hidden() -> frozenset[Path]:
     """Return the folders to hide, in or beside the readable ones: packages whose text scores are measured on."""
-    libraries = [
-        folder for place in {*map(Path.resolve, list_readable())} for at in _LIBRARIES for folder in place.glob(at)
-    ]
+    places = {*map(Path.resolve, (*_PREFIXES, Path("/usr"), *map(Path, _BESIDE)))}
+    libraries = [folder for place in places for at in _LIBRARIES for folder in place.glob(at)]
     found = (Path(folder, name) for folder in (*sys.path, *libraries) for name in HELD_OUT)
     return frozenset(path.resolve() for path in found if path.is_dir())
 
@@ -63,10 +65,39 @@ class Command:
     """Logical CPUs that it may use; empty for all."""
     shown: tuple[Path, ...] = ()
     """Paths that it may read besides those of every Python program."""
-    counted: bool = False
-    """Whether its CPU time counts, so that no process may discard that of its children."""
+    grants: seccomp.Grants = "task"
+    """What it is for, and so what it may see and do."""
     hidden: frozenset[Path] = field(default_factory=list_hidden)
     """Folders within the readable ones that it may not read."""
+
+    @property
+    def calls(self) -> seccomp.Grants:
+        """The system calls and facts of the kernel that it may use: a GPU's driver needs more than is known of it."""
+        return "task" if self.nodes else self.grants
+
+    def list_readable(self) -> Iterator[Path]:
+        """Yield what it may read: libraries, the interpreter, `prepare` and `shown`, but no home and no data.
+
+        The user's own task may need anything in /usr. On a GPU the one downloaded kernel that train.py uses is
+        needed; its folder may hold other files.
+        """
+        if self.grants == "task":
+            yield from (Path("/usr"), *_PREFIXES)
+        else:
+            parts = _PARTS + _DRIVERS * bool(self.nodes)
+            prefixes = (*_PREFIXES, Path("/usr"), Path("/usr/local"))
+            yield from dict.fromkeys(path for prefix in prefixes for part in parts for path in prefix.glob(part))
+        yield from (Path(place) for place in (*_BESIDE, *(f"/etc/{name}" for name in _FROM_ETC), TRUSTED, *self.shown))
+        driver = self.env.get("LD_LIBRARY_PATH", "") if self.nodes else ""
+        yield from (Path(place) for place in driver.split(os.pathsep) if place.startswith("/usr/"))
+        if self.nodes and (folder := os.environ.get(KERNELS)):
+            yield from Path(folder).resolve().glob("*--kernels-community--flash-attn3")
+
+    def list_facts(self) -> Iterator[Path]:
+        """Yield what it may read of /proc and /sys, besides its own processes."""
+        more = _MORE_FACTS if self.calls == "task" else ()
+        memory = () if self.calls == "model" else ("proc/meminfo",)
+        yield from (path for pattern in (*_FACTS, *memory, *more) for path in Path("/").glob(pattern))
 
 
 class Sandbox(Protocol):

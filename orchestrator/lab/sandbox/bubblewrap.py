@@ -7,8 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.lab.sandbox import seccomp
-from orchestrator.lab.sandbox.base import Command, list_readable
+from orchestrator.lab.sandbox.base import Command
 
+NOBODY = "65534"
+"""User and group inside, where root has started it."""
 MANY = 300
 """Entries from which on a folder is bound as a whole: each takes a mount of its own."""
 
@@ -24,24 +26,34 @@ class Bubblewrap:
 
     def wrap(self, command: Command) -> Command:
         """Return the command, confined, with the seccomp filter as one more descriptor."""
-        instructions = seccomp.build_filter(sockets=True, counted=command.counted)
+        instructions = seccomp.build_filter(sockets=True, grants=command.calls)
         code, writable = os.pipe()
         os.write(writable, instructions)
         os.close(writable)
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
+        argv += [] if os.getuid() else ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
-        argv += ["--proc", "/proc"]
-        for setting in ("/proc/sys", "/proc/sysrq-trigger"):  # root may write to them without any capability
-            argv += ["--ro-bind-try", setting, setting]
-        argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm", "--ro-bind-try", "/sys", "/sys"]  # noqa: S108 - its own
-        for place in (*list_readable(command.nodes), *command.shown):
+        argv += ["--proc", "/proc", *_mount_facts([*command.list_facts()])]
+        argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm"]  # noqa: S108 - its own
+        for place in command.list_readable():
             argv += _bind(place, command.hidden)
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
-        argv += [*self.tmpfs, str(command.folder)]
+        argv += ["--remount-ro", "/dev", *self.tmpfs, str(command.folder)]
         argv += _lay(command.folder)
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
+
+
+def _mount_facts(facts: Collection[Path]) -> Iterator[str]:
+    """Yield what shows these files of /proc and /sys read-only and no others; root may write without any capability."""
+    for path in Path("/proc").iterdir():
+        if path.is_symlink() or path.name.isdecimal() or path in facts or not os.access(path, os.R_OK):
+            continue
+        yield from ("--tmpfs", str(path)) if path.is_dir() else ("--ro-bind", os.devnull, str(path))
+    for path in facts:
+        yield from ("--ro-bind-try", str(path), str(path))
+    yield from ("--remount-ro", "/proc/sys")
 
 
 def _lay(folder: Path) -> Iterator[str]:

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab.sandbox import confine, seccomp
-from orchestrator.lab.sandbox.base import TRUSTED, Command, list_readable
+from orchestrator.lab.sandbox.base import TRUSTED, Command
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
-_NAMES = ("cpuinfo", "devices", "driver", "meminfo", "modules", "mounts", "stat", "sys", "version")
-SYSTEM_FILES = tuple(f"/proc/{name}" for name in _NAMES)
-"""Nothing of other processes; the command's own /proc/self is that of the launcher."""
+_OWN = ("cgroup", "cmdline", "comm", "exe", "fd", "fdinfo", "limits", "maps", "mountinfo", "mounts", "smaps", "stat")
+OWN_FILES = tuple(f"/proc/self/{name}" for name in (*_OWN, "statm", "status"))
+"""What a command may read of itself: its /proc/self is the launcher's, and also shows the machine's network."""
 
 
 class Landlock:
@@ -24,13 +24,15 @@ class Landlock:
     tier = "landlock"
 
     def wrap(self, command: Command) -> Command:
-        shown = sorted({str(place.resolve()) for place in (*list_readable(command.nodes), *command.shown)})
+        shown = {*map(str, command.list_facts()), *(str(place.resolve()) for place in command.list_readable())}
+        # CUDA names its threads in /proc/self.
+        write = {"task": [str(command.folder), "/proc/self"], "run": [str(command.folder)], "model": []}
         options = {
-            "read": [*shown, *SYSTEM_FILES, "/sys"],
+            "read": sorted({*shown, *OWN_FILES, str(command.folder)}),
             "hide": sorted(map(str, command.hidden)),
-            "write": [str(command.folder), "/proc/self"],  # where CUDA names its threads
+            "write": write[command.calls],
             "use": [*DEVICES, *command.nodes],
-            "filter": base64.b64encode(seccomp.build_filter(sockets=False, counted=command.counted)).decode(),
+            "filter": base64.b64encode(seccomp.build_filter(sockets=False, grants=command.calls)).decode(),
         }
         trusted = command.folder / "tmp/trusted"
         trusted.mkdir()

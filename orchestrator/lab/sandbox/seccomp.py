@@ -1,82 +1,76 @@
-"""Build the filter of system calls that every sandbox applies, in classic BPF.
+"""Build the filter of system calls that every sandbox applies, in classic BPF, from the table calls.txt.
 
-It refuses what training code does not need, and calls whose effects outlive a run (keys, shared memory, times, modes
-and marks of files), which could carry validation data to the next. Numbers are from the kernel's tables for x86-64
-and arm64.
+What the table does not allow is refused. It holds no call whose effects outlive a run (keys, shared memory, times,
+modes and marks of files), which could carry validation data to the next. Numbers are from the kernel's tables for
+x86-64 and arm64; `python -m benchmarks calls` traces what honest code uses.
 """
 
 import platform
 import struct
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Literal
 
+Grants = Literal["model", "run", "task"]
+"""What a command may do: evaluate a model on a CPU, train on a CPU, or run the user's own program or any on a GPU."""
+TABLE = Path(__file__).with_name("calls.txt")
+LEVELS: tuple[Grants, ...] = ("model", "run", "task")
+"""Each may do what those before it may."""
 ALLOW, REFUSE, KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
-EPERM, ENOTTY, ENOSYS, SILENTLY = 1, 25, 38, 0
-NEW_USER = 0x1000_0000
-"""Flag of clone for a user namespace, which would grant new capabilities."""
+EPERM, ENOTTY, EROFS, ENOSYS, SILENTLY = 1, 25, 30, 38, 0
+ANSWERS = {"absent": REFUSE | ENOSYS, "silent": REFUSE | SILENTLY}
+"""What the table refuses in a way of its own. Absent calls seem to be missing, so that libraries fall back to others:
+they tell what the page cache holds. Silent ones do nothing, since compilers and `shutil.copy` fail if they fail."""
+UNIFORM = 424
+"""Number from which on calls have one number everywhere, and libraries know that older kernels lack them."""
+NEW_USER, THREAD = 0x1000_0000, 0x1_0000
+"""Flags of clone: for a user namespace, which would grant new capabilities, and for a thread."""
+WRITING = 0o1103
+"""Flags of open: to write, to create, to truncate."""
 
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000_003E, 0xC000_00B7)
 _X32 = 0x4000_0000
-_SOCKET, _BIND, _CLONE = (41, 198), (49, 200), (56, 220)
-# fmt: off
-_REFUSED = {
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    "pidfd_getfd": (438, 438), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40),
-    "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
-    "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fspick": (433, 433),
-    "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
-    "kexec_load": (246, 104), "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
-    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180), "setxattr": (188, 5),
-    "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16), "setxattrat": (463, 463), "removexattrat": (466, 466),
-    "file_setattr": (469, 469), "kcmp": (312, 272), "process_madvise": (440, 440), "process_mrelease": (448, 448),
-    "migrate_pages": (256, 238), "move_pages": (279, 239), "ioprio_set": (251, 30), "inotify_init": (253, 26),
-    "inotify_init1": (294, 26), "fanotify_init": (300, 262),
-}
-_ABSENT = {
-    "clone3": (435, 435), "preadv2": (327, 286), "mincore": (27, 232), "cachestat": (451, 451), "io_setup": (206, 0),
-}
-"""Calls that seem to be missing, so that libraries fall back to others: a filter cannot read the flags of clone3, and
-the others tell what the page cache holds."""
 _OWN = {
-    "prlimit64": ((302, 261), (0,)), "sched_setparam": ((142, 118), (0,)), "sched_setscheduler": ((144, 119), (0,)),
-    "sched_setattr": ((314, 274), (0,)), "sched_setaffinity": ((203, 122), (0,)), "setpriority": ((141, 140), (0, 1)),
+    **dict.fromkeys(("prlimit64", "sched_setparam", "sched_setscheduler", "sched_setattr", "sched_setaffinity"), (0,)),
+    "setpriority": (0, 1),
 }
 """Calls that may concern the caller alone, for which these arguments are 0: a run could starve or end its guardian."""
 _FAMILIES = (1, 2, 10, 16)
 """Sockets that belong to a network namespace: local, IPv4, IPv6, netlink. Those of a virtual machine do not."""
-_FCNTL, _MARKS = (72, 25), (1024, 1026, 1036, 1038)
-"""Commands that watch or mark an open file, be it read-only: later runs see a mark. Locks end with their process."""
-_SIGACTION, _SIGCHLD = (13, 134), (17,)
+_MARKS, _LOCKS = (1024, 1026, 1036, 1038), (5, 6, 7, 36, 37, 38)
+"""Commands of fcntl that watch or mark an open file, be it read-only: later runs see a mark. Locks end with their
+process."""
+_SIGCHLD = (17,)
 """The kernel forgets the CPU time of a child whose end its parent ignores. Handlers of this signal are not needed."""
-_IOCTL, _OF_FILES, _KIND = (16, 29), (0x5800, 0x6600, 0x7600, 0x9400), 0xFF00
-"""Kinds of commands that belong to file systems: flags and versions of files outlive a run."""
-_WITHOUT_EFFECT = {
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
-    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None),
-    "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88), "fadvise64": (221, 223),
-}
-# fmt: on
-"""Compilers and `shutil.copy` fail if these fail, so they return success and do nothing."""
+_OF_FILES, _KIND = (0x5800, 0x6600, 0x7600, 0x9400), 0xFF00
+"""Kinds of commands of ioctl that belong to file systems: flags and versions of files outlive a run."""
 
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
 """Offsets in the kernel's `struct seccomp_data`."""
 _LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+Line = tuple[int, int, int, int]
+"""Operation, instructions to skip if a test is true and if it is false, operand."""
 
 
-def build_filter(*, sockets: bool, counted: bool = False, machine: str = "") -> bytes:
-    """Return the filter as bytes; `sockets` allows creating them, `counted` keeps the CPU time of all children.
+@cache
+def list_calls(machine: str) -> dict[str, tuple[int, str]]:
+    """Return the table of an architecture: number and grants by name. Raises KeyError for an unknown one."""
+    column = _MACHINES[machine]
+    lines = (line.split() for line in TABLE.read_text().splitlines() if line[0] != "#")
+    entries = [(grants, *entry.split("/")) for grants, *entries in lines for entry in entries]
+    return {name: (int(numbers[column]), grants) for grants, name, *numbers in entries if numbers[column] != "-"}
 
-    Raises KeyError for an unknown architecture.
-    """
-    column = _MACHINES[machine or platform.machine()]
-    rules = [(numbers[column], ENOSYS) for numbers in _ABSENT.values()]
-    rules += [(numbers[column], EPERM) for numbers in _REFUSED.values()]
-    rules += [(number, SILENTLY) for numbers in _WITHOUT_EFFECT.values() if (number := numbers[column]) is not None]
-    if not sockets:
-        rules += [(_SOCKET[column], EPERM), (_BIND[column], EPERM)]
-    # Operation, instructions to skip if a test is true and if it is false, operand.
+
+def build_filter(*, sockets: bool, grants: Grants = "task", machine: str = "") -> bytes:
+    """Return the filter as bytes; `sockets` allows creating them. Raises KeyError for an unknown architecture."""
+    machine = machine or platform.machine()
+    column, calls = _MACHINES[machine], list_calls(machine)
+    answers = ANSWERS | dict.fromkeys(LEVELS[: LEVELS.index(grants) + 1], ALLOW)
+    known = {number: answers[word] for number, word in calls.values() if word in answers}
+    for name in () if sockets else ("socket", "bind"):
+        known.pop(calls[name][0], None)
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_EQUAL, 1, 0, _AUDIT_ARCH[column]),
@@ -84,29 +78,37 @@ def build_filter(*, sockets: bool, counted: bool = False, machine: str = "") -> 
         (_LOAD, 0, 0, _NUMBER),
         (_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, REFUSE | EPERM),
-        *(line for number, error in rules for line in ((_EQUAL, 0, 1, number), (_RETURN, 0, 0, REFUSE | error))),
-        *(
-            line
-            for numbers, arguments in _OWN.values()
-            for argument in arguments
-            for line in _check_argument(numbers[column], argument, (0,), EPERM, allowed=True)
-        ),
-        *_check_argument(_SOCKET[column], 0, _FAMILIES, EPERM, allowed=True),
-        *(_check_argument(_SIGACTION[column], 0, _SIGCHLD, SILENTLY) if counted else ()),
-        *_check_argument(_FCNTL[column], 1, _MARKS, SILENTLY),
-        *_check_argument(_IOCTL[column], 1, _OF_FILES, ENOTTY, mask=_KIND),
-        (_EQUAL, 0, 3, _CLONE[column]),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_ANY_BIT, 0, 1, NEW_USER),
+        *_check_arguments({name: number for name, (number, _) in calls.items()}, grants),
+        *(line for number, answer in known.items() for line in ((_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer))),
+        (_AT_LEAST, 0, 1, UNIFORM),
+        (_RETURN, 0, 0, REFUSE | ENOSYS),
         (_RETURN, 0, 0, REFUSE | EPERM),
-        (_RETURN, 0, 0, ALLOW),
     ]
     return b"".join(struct.pack("HBBI", *line) for line in lines)
 
 
+def _check_arguments(numbers: dict[str, int], grants: Grants) -> Iterator[Line]:
+    """Yield the lines that refuse allowed calls with arguments that are not."""
+    for name, arguments in _OWN.items():
+        for argument in arguments:
+            yield from _check_argument(numbers[name], argument, (0,), EPERM, allowed=True)
+    yield from _check_argument(numbers["socket"], 0, _FAMILIES, EPERM, allowed=True)
+    yield from _check_argument(numbers["fcntl"], 1, _MARKS, SILENTLY)
+    yield from _check_argument(numbers["ioctl"], 1, _OF_FILES, ENOTTY, mask=_KIND)
+    yield from _check_argument(numbers["clone"], 0, (NEW_USER,), EPERM, mask=NEW_USER)
+    if grants != "task":
+        yield from _check_argument(numbers["rt_sigaction"], 0, _SIGCHLD, SILENTLY)
+    if grants == "model":
+        yield from _check_argument(numbers["clone"], 0, (THREAD,), EPERM, mask=THREAD, allowed=True)
+        yield from _check_argument(numbers["fcntl"], 1, _LOCKS, EPERM)
+        for place, name in enumerate(("open", "openat"), 1):
+            if name in numbers:
+                yield from _check_argument(numbers[name], place, (0,), EROFS, mask=WRITING, allowed=True)
+
+
 def _check_argument(
     number: int, argument: int, values: tuple[int, ...], error: int, *, mask: int = 0xFFFF_FFFF, allowed: bool = False
-) -> Iterator[tuple[int, int, int, int]]:
+) -> Iterator[Line]:
     """Yield the lines that refuse a call if the low half of this argument is among the values, or if it is not."""
     count = len(values)
     yield (_EQUAL, 0, count + 4, number)

@@ -30,8 +30,9 @@ TOLERANCE = {"work": 0.25, "time": 0.5}
 """Nats by which a claim may always beat the blind answer at one position, by the kind of budget, which a script cannot
 choose. The same code on the same machine agrees within 1e-4 in float32; compiled and eager bfloat16, usual on GPUs,
 differ by a few tenths at worst. Smaller lies are not detected but corrected, so they do not pay."""
-COMPANY = 0.02
-"""Share of that tolerance by which rows that a fresh process sees alone may on average do worse than was claimed."""
+COMPANY, SPREAD = 0.02, 0.1
+"""Shares of that tolerance by which the losses of rows that a fresh process sees alone may differ from the claims: on
+average, and on average by absolute values, which a model cannot match without having learned the same before."""
 ALONE = 16
 """Rows that the audit first shows alone, up to their position."""
 BASELINE_FACTOR = 3.0
@@ -51,9 +52,11 @@ WALL_SLACK, WALL_GRACE = 1.03, 10.0
 WORK_SLACK = 2.0
 """Multiple of the expected CPU seconds that is allowed. Work cannot be counted from outside, and its CPU time varies by
 15 % either way between honest models, and by half again on a busy machine."""
-SLACK, EVALUATION_GRACE = 1.5, 60.0
-"""Multiple of what the baseline takes until its first batch, and for an evaluation, that is free; on a time budget, so
-are these seconds of an evaluation. What exceeds them counts as training."""
+BASELINE_SLACK, BASELINE_GRACE = 1.75, 2.0
+"""Multiple of the CPU seconds that the baseline took in this session, once they are known, and seconds beyond it."""
+SLACK, START_GRACE, EVALUATION_SLACK = 1.5, 60.0, 3.0
+"""Multiple of what the baseline takes until its first batch, and for an evaluation, that is free; in wall time so are
+these seconds. What exceeds them counts as training. On a work budget no evaluation may exceed the last multiple."""
 
 
 class Disqualified(Fault):
@@ -69,6 +72,12 @@ class AuditPositions:
 
     at: Rows
     weight: NDArray[np.float64]
+
+    def show_whole(self, chosen: Rows, last: int) -> "AuditPositions":
+        """Return these with the chosen rows' at the `last` position, to show them whole; the others represent them."""
+        at, weight = self.at.copy(), self.weight * len(self.at) / (len(self.at) - len(chosen))
+        at[chosen], weight[chosen] = last, 0.0
+        return AuditPositions(at, weight)
 
 
 @dataclass(frozen=True)
@@ -139,13 +148,17 @@ class Scorer:
         nats = np.add.reduceat(np.where(lengths > 0, claims, 0).sum(0, dtype=np.float64), first)
         return tuple((nats / np.maximum(np.add.reduceat(lengths.sum(0), first), 1) / math.log(2)).tolist())
 
-    def explain_overtime(self, wall: float, cpu: float, threads: int) -> str:
-        """Return why a training of so many seconds, by our own clocks, was too long; empty if it was not."""
+    def explain_overtime(self, wall: float, cpu: float, threads: int, usual: float | None = None) -> str:
+        """Return why a training of so many seconds, by our own clocks, was too long; empty if it was not.
+
+        `usual` are the CPU seconds of the baseline's; None if they are not known yet.
+        """
         budget = self.manifest.budget
         if budget.kind == "time":
             limit = WALL_SLACK * budget.amount + WALL_GRACE
             return f"it trained for {wall:.0f} s of {budget.amount:g}" if wall > limit else ""
         limit = WORK_SLACK * budget.seconds * max(1, threads) + WALL_GRACE
+        limit = min(limit, BASELINE_SLACK * usual + BASELINE_GRACE) if usual else limit
         return f"it trained for {cpu:.0f} s of CPU time, more than {limit:.0f}" if cpu > limit else ""
 
     def draw_positions(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
@@ -189,19 +202,21 @@ class Scorer:
     def check_company(
         self, claims: Nats, alone: Nats, chosen: Rows, positions: AuditPositions, tolerance: float
     ) -> None:
-        """Raise Disqualified if the chosen rows, seen alone up to their positions, do worse than was claimed of them.
+        """Raise Disqualified if the losses of the chosen rows, seen alone up to their positions, are not those claimed.
 
-        `alone` are their losses, [rows, tokens]. A model that adapts to other rows is caught by this.
+        `alone` are these losses, [rows, tokens]. A model that adapts to other rows is caught by this. It may lie here,
+        too, so a loss that is too low counts like one that is too high.
         """
         targets = self.rows[chosen, 1:]
         compared = (self.lengths[targets] > 0) & (np.arange(self.shape[1]) < positions.at[chosen, None])
         if not compared.any():
             return
-        worse = float((alone - claims[chosen])[compared].mean(dtype=np.float64))
-        if not worse <= COMPANY * tolerance:
+        apart = (alone - claims[chosen])[compared].astype(np.float64)
+        worse, spread = float(apart.mean()), float(np.abs(apart).mean())
+        if not (abs(worse) <= COMPANY * tolerance and spread <= SPREAD * tolerance):
             raise Disqualified(
-                f"its rows do {worse:.3f} nats per token worse alone than among others: the model learns from the text"
-                " that it is evaluated on"
+                f"its rows do {worse:.3f} nats per token worse alone than among others ({spread:.3f} apart): the model"
+                " learns from the text that it is evaluated on"
             )
 
     def get_tolerance(self, baseline_error: float | Literal["unmeasured"]) -> float:

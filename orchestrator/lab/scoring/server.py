@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import RunningProcess
-from orchestrator.lab.scoring.claims import EVALUATION_GRACE, SLACK, Disqualified, Scorer
+from orchestrator.lab.scoring.claims import EVALUATION_SLACK, SLACK, START_GRACE, Disqualified, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
 MAX_MODEL, CHUNK = 8 << 30, 1 << 20
@@ -41,10 +42,8 @@ class TrainingServer:
     scorer: Scorer
     threads: int
     """Threads for arithmetic in the run."""
-    startup: float | None
-    """CPU seconds that the baseline takes until its first batch; None if they are not known yet."""
-    usual_evaluation: float | None
-    """Seconds that an evaluation of the baseline takes; None if they are not known yet."""
+    plan: EvaluationPlan
+    """What the baseline takes."""
     model: Path
     """File outside the sandbox for the model as submitted when the clock stops."""
     settings: InferenceSettings | None = None
@@ -54,6 +53,8 @@ class TrainingServer:
     wall: float = 0.0
     cpu: float = 0.0
     """Seconds that the training took."""
+    evaluation_cpu: float = 0.0
+    """CPU seconds that the longest process took that has evaluated the model."""
 
     async def serve(self, running: RunningProcess) -> None:
         """Answer until the model is handed over, or the run has ended. Raises OSError for our own files."""
@@ -81,25 +82,39 @@ class TrainingServer:
                 chunk = await self.connection.read_exactly(min(CHUNK, size - first))
                 await asyncio.to_thread(file.write, chunk)
         monitor.training_ended = monitor.read_clock()
-        early = 0.0 if self.startup is None else max(0.0, monitor.startup - SLACK * self.startup)
-        self.wall, self.cpu = monitor.train_seconds, running.count_cpu_seconds() - monitor.startup + early
+        if monitor.training_began is None:  # it was never ready, so all of it counts
+            monitor.training_began = monitor.launched
+        monitor.train_cpu = running.count_cpu_seconds() - monitor.startup
+        early = (
+            _count_excess(monitor.startup, self.plan.startup),
+            _count_excess(monitor.starting, self.plan.starting, START_GRACE),
+        )
+        self.wall, self.cpu = monitor.train_seconds + early[1], monitor.train_cpu + early[0]
         try:
             self.settings = InferenceSettings.model_validate(event)
         except ValidationError:
             raise Disqualified("it does not say how its model is to be run") from None
-        self.objection = self.scorer.explain_overtime(self.wall, self.cpu, self.threads)
+        self.objection = self._explain_overtime(self.wall, self.cpu)
 
     def check_evaluation(self, wall: float, cpu: float) -> None:
         """Count as training what an evaluation takes beyond the usual: a model could go on training in it.
 
         `wall` and `cpu` are seconds. Raises Disqualified.
         """
-        if self.usual_evaluation is None:
-            return  # it is the baseline's own
-        wall -= SLACK * self.usual_evaluation + EVALUATION_GRACE
-        cpu -= SLACK * self.usual_evaluation * self.threads
-        if why := self.scorer.explain_overtime(self.wall + max(0.0, wall), self.cpu + max(0.0, cpu), self.threads):
+        usual, self.evaluation_cpu = self.plan.evaluation, max(self.evaluation_cpu, cpu)
+        usual_cpu = self.plan.evaluation_cpu or (usual and usual * self.threads)
+        is_plain = not self.settings or self.settings.autocast in {None, "float32"}  # others may be emulated
+        is_work = self.scorer.manifest.budget.kind == "work"
+        if is_work and is_plain and usual_cpu and cpu > EVALUATION_SLACK * usual_cpu:
+            raise Disqualified(
+                f"the evaluation of its model took {cpu:.0f} s of CPU time, the baseline's {usual_cpu:.0f}"
+            )
+        more = _count_excess(wall, usual, START_GRACE), _count_excess(cpu, usual_cpu)
+        if why := self._explain_overtime(self.wall + more[0], self.cpu + more[1]):
             raise Disqualified(f"with the evaluation of its model, {why}")
+
+    def _explain_overtime(self, wall: float, cpu: float) -> str:
+        return self.scorer.explain_overtime(wall, cpu, self.threads, self.plan.train_cpu)
 
     async def _wait_for(self, monitor: RunMonitor, *names: str) -> dict[str, Any]:
         """Return the next of these events; that of a model has its size in bytes. Raises ConnectionError at the end."""
@@ -109,3 +124,8 @@ class TrainingServer:
             if name in names and (name == "ready" or isinstance(event.get("bytes"), int)):
                 return event
         raise ConnectionError("the run has ended")
+
+
+def _count_excess(seconds: float, usual: float | None, grace: float = 0.0) -> float:
+    """Return the seconds beyond SLACK times the usual ones and a grace; 0 if the usual ones are unknown."""
+    return max(0.0, seconds - SLACK * usual - grace) if usual else 0.0
