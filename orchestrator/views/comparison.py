@@ -46,11 +46,12 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         raise UserError(f"{state.session.name} has no baseline yet")
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     tested = [result for result in state.tried if result.status not in UNTESTED]
-    number, metric = max(len(tested), 1), summary.task.metric
+    number, metric = max(summary.tried, 1), summary.task.metric
     tokens = sum(usage.input + usage.output for usage in state.usage.values())
     table = {
         "crew and style": arm,
-        "experiments": str(len(tested)),
+        "experiments": str(summary.tried),
+        "not tested": str(summary.tried - len(tested)),
         "kept": f"{summary.kept} ({summary.kept / number:.0%})",
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),

@@ -20,7 +20,7 @@ from prepare.command import write_command
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The state of a session in numbers. Only decided experiments count, without the baseline."""
+    """The state of a session in numbers. Decided experiments count, not the baseline, nor those lost to an outage."""
 
     task: Task
     baseline: float | None
@@ -52,7 +52,7 @@ class Summary:
 def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
-    decided = [row for row in rows if row.experiment and row.verdict]
+    decided = [row for row in rows if row.experiment and row.verdict and not getattr(row.verdict, "outage", False)]
     kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
     expected = state.incumbent.score_to_beat if state.incumbent else None
     baseline = expected if state.baseline_bpb is None else state.baseline_bpb

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts that Python has built; opens, searches and sorts the experiments. It creates no text of its own but numbers.
+// Draws the charts that Python has built; opens, searches and sorts the experiments. Of its own it writes numbers only.
 
 const element = (id) => document.getElementById(id);
 let figures = {};
@@ -47,7 +47,11 @@ function show(chart, { data, layout }) {
   layout.template = template;
   fit(chart, data, layout);
   chart.replaceChildren();
-  const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: document.title } };
+  const pictures = ["svg", "png"].map((format) => ({
+    name: format, title: format.toUpperCase(), icon: Plotly.Icons.camera,
+    click: (drawn) => Plotly.downloadImage(drawn, { format, scale: 3, filename: document.title }),
+  }));
+  const config = { responsive: true, displaylogo: false, displayModeBar: true, modeBarButtons: [pictures] };
   return Plotly.newPlot(chart, data, layout, config);
 }
 
@@ -57,7 +61,7 @@ function draw(root) {
     if (!figure || chart.closest("details:not([open])")) continue; // not unpacked yet, or not visible
     chart.classList.add("drawn");
     show(chart, figure);
-    chart.on("plotly_click", ({ points }) => choose(points.map((point) => point.customdata).find((number) => number !== undefined)));
+    chart.on("plotly_click", ({ points }) => choose(points.map((point) => point.data.meta ?? point.customdata).find((number) => number !== undefined)));
   }
 }
 
