@@ -1,7 +1,6 @@
 """All that Optuna does: TPE's samples, and pictures of what the constants did to the score."""
 
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from typing import Any
 
 import optuna
@@ -10,7 +9,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.optimizer.search import SearchState
-from prepare.constants import Choices, Constant, Space, Value, format_literal
+from prepare.constants import Choices, Constant, Numbers, Value, format_literal
 
 ASKS = 10
 """Samples of TPE before giving up on finding a new step."""
@@ -64,54 +63,45 @@ def _decode(constant: Constant, drawn: float) -> Value:
 
 
 def draw_constants(search: SearchState) -> dict[str, dict[str, Any]]:
-    """Return two plotly figures of the trials: the constants' importance by PED-ANOVA, and parallel coordinates.
+    """Return two plotly figures of this session's scored trials: importance by PED-ANOVA, and parallel coordinates.
 
-    They show the scored trials of this session. There is none where no two constants had several values.
+    They show the constants that had several values; there is no figure of fewer than two.
     """
     from optuna import importance, visualization  # takes a while to import
 
-    trials = [trial for trial in search.trials if trial.val_bpb is not None][-SHOWN:]
-    found = {n: _fit_space(c, [trial.after.get(n) for trial in trials]) for n, c in search.constants.items()}
-    spaces = {name: space for name, space in found.items() if space}
+    trials, metric = [trial for trial in search.trials if trial.val_bpb is not None][-SHOWN:], search.metric
+    columns = {name: [trial.after.get(name) for trial in trials] for name in search.constants}
+    spaces = {n: _describe(search.constants[n], c) for n, c in columns.items() if None not in c and len(set(c)) > 1}
     if len(spaces) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    metric, names = search.metric, {name: str(escape(name)) for name in spaces}
     study = optuna.create_study(direction=f"{metric.goal}imize")
-    distributions = {names[name]: _describe_space(space) for name, space in spaces.items()}
+    distributions = {str(escape(name)): space for name, space in spaces.items()}
     for trial in trials:
-        params = {names[n]: _describe_value(trial.after[n]) for n in spaces}
+        params = {str(escape(name)): _quote(trial.after[name]) for name in spaces}
         score = metric.sign * (trial.val_bpb or 0.0)
         study.add_trial(create_trial(value=score, params=params, distributions=distributions))
     bars = visualization.plot_param_importances(study, evaluator=importance.PedAnovaImportanceEvaluator())
-    shares = bars.to_plotly_json()
-    longest = 1.2 * max(shares["data"][0]["x"])  # with room for its number
-    shares["layout"] = {"margin": {"t": 34}, "xaxis": {"title": {"text": "importance"}, "range": [0, longest]}}
+    shares: dict[str, Any] = bars.to_plotly_json()
+    shares["layout"] = {"margin": {"t": 34, "r": 44}, "xaxis": {"title": {"text": "importance"}}}
     most = list(shares["data"][0]["y"])[-AXES:]
     lines = visualization.plot_parallel_coordinate(study, most, target_name=str(escape(metric.name))).to_plotly_json()
-    for trial, line in zip(trials, lines["data"], strict=False):  # the color bar is the last
+    lines["data"].pop()  # the color bar
+    for trial, line in zip(trials, lines["data"], strict=True):
         line |= {"meta": int(trial.name.split()[-1]), "hovertemplate": f"{trial.name}<br>{line['hovertemplate']}"}
     lines["layout"] = {**lines["layout"], "margin": {"t": 34}, "title": None, "template": None}
-    lines["layout"]["xaxis"]["range"] = (-0.4, len(most) + 0.2)
+    lines["layout"]["xaxis"]["range"] = (-0.6, len(most) + 0.2)
     return {"importance": shares, "parallel": lines}
 
 
-def _fit_space(constant: Constant, values: Sequence[Value | None]) -> Space | None:
-    """Return the constant's space with all of these values in it; None if they are one, or one is missing."""
-    if None in values or len(set(values)) < 2:
-        return None
-    try:
-        return reduce(lambda space, value: space.include(value), [v for v in values if v is not None], constant.space)
-    except ValueError:
-        return None
+def _describe(constant: Constant, values: Sequence[Value | None]) -> BaseDistribution:
+    """Return the distribution of the values that a constant had."""
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(numbers) < len(values):
+        return CategoricalDistribution(sorted({str(_quote(value)) for value in values if value is not None}))
+    log = isinstance(constant.space, Numbers) and constant.space.log and min(numbers) > 0
+    return FloatDistribution(min(numbers), max(numbers), log=log)
 
 
-def _describe_space(space: Space) -> BaseDistribution:
-    """Return the distribution of a constant's own values, for a picture."""
-    if isinstance(space, Choices):
-        return CategoricalDistribution([_describe_value(option) for option in space.options])
-    return FloatDistribution(space.low, space.high, log=space.log and space.low > 0)
-
-
-def _describe_value(value: Value) -> str | float:
+def _quote(value: Value) -> str | float:
     return value if isinstance(value, int | float) else str(escape(format_literal(value)))

@@ -32,7 +32,6 @@ from orchestrator.views.summary import describe_trust, suggest_command, summariz
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.command import UserError, write_command
 from prepare.files import write_atomically
-from prepare.tree import split_files
 
 Tool = Literal["csv", "trackio", "wandb"]
 """What a session can be exported to."""
@@ -141,11 +140,6 @@ def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Place
         },
         "MB of memory": {
             row.experiment: max(run.metrics.memory_mb for run in row.runs) or None for row in rows if row.runs
-        },
-        "lines of train.py": {
-            row.experiment: sum(len(text.splitlines()) for text in split_files(log.get(row.commit.source)).values())
-            for row in rows
-            if row.commit
         },
     }
     for name in dict.fromkeys(name for row in rows for score in row.scores for name in score.reported):

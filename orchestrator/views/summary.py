@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import hypot
 
-from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
+from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply
 from orchestrator.core.task import Task
@@ -38,8 +38,6 @@ class Summary:
     """Standard deviation of one run's score; 0 until it is known."""
     tried: int
     kept: int
-    seeds: int
-    """Least number of seeds of a kept experiment."""
     hours: float
     usd: float | None
     """Dollars; None if the price of a request is unknown."""
@@ -74,7 +72,6 @@ def summarize(state: State) -> Summary:
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
         kept=len(kept),
-        seeds=min((count_distinct(row.scores) for row in kept), default=0),
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
         failure=next((row.reason for row in rows if row.experiment == 0 and row.status == "crashed"), ""),

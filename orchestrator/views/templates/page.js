@@ -30,22 +30,16 @@ async function unpack(id) {
   return new Response(stream).text();
 }
 
-// On a phone, charts side by side stand one below the other, and a finger on a chart scrolls the page.
-function fit(chart, data, layout) {
+// On a phone, a finger on a chart scrolls the page, and there is no room for two rows of buttons in one.
+function fit(layout) {
   if (innerWidth >= 860) return;
   layout.dragmode = false;
-  if (!layout.grid) return;
-  const numbers = layout.grid.subplots[0].map((plot) => plot.slice(1, -1)); // of "xy", "x2y", "x3y"
-  for (const number of numbers) layout[`yaxis${number}`] = { ...layout.yaxis };
-  for (const trace of data) trace.yaxis = trace.xaxis.replace("x", "y");
-  layout.grid = { rows: numbers.length, columns: 1, subplots: numbers.map((number) => [`x${number}y${number}`]), ygap: 0.3 };
-  layout.legend = { ...layout.legend, y: -0.1 };
-  chart.style.height = `${140 + 240 * numbers.length}px`;
+  if (layout.updatemenus?.length) layout.margin = { ...layout.margin, t: 80 };
 }
 
 function show(chart, { data, layout }) {
   layout.template = template;
-  fit(chart, data, layout);
+  fit(layout);
   chart.replaceChildren();
   const pictures = ["svg", "png"].map((format) => ({
     name: format, title: format.toUpperCase(), icon: Plotly.Icons.camera,
