@@ -1,7 +1,7 @@
 """All that Optuna does: TPE's samples, and pictures of what the constants did to the score."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from markupsafe import escape
@@ -75,17 +75,17 @@ def draw_constants(search: SearchState) -> dict[str, dict[str, Any]]:
     if len(spaces) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction=f"{metric.goal}imize")
+    study = optuna.create_study(direction="maximize" if metric.goal == "max" else "minimize")
     distributions = {str(escape(name)): space for name, space in spaces.items()}
     for trial in trials:
         params = {str(escape(name)): _quote(trial.after[name]) for name in spaces}
         score = metric.sign * (trial.val_bpb or 0.0)
         study.add_trial(create_trial(value=score, params=params, distributions=distributions))
-    bars = visualization.plot_param_importances(study, evaluator=importance.PedAnovaImportanceEvaluator())
-    shares: dict[str, Any] = bars.to_plotly_json()
+    draw, evaluator = cast("Any", visualization), importance.PedAnovaImportanceEvaluator()
+    shares = draw.plot_param_importances(study, evaluator=evaluator).to_plotly_json()
     shares["layout"] = {"margin": {"t": 34, "r": 44}, "xaxis": {"title": {"text": "importance"}}}
     most = list(shares["data"][0]["y"])[-AXES:]
-    lines = visualization.plot_parallel_coordinate(study, most, target_name=str(escape(metric.name))).to_plotly_json()
+    lines = draw.plot_parallel_coordinate(study, most, target_name=str(escape(metric.name))).to_plotly_json()
     lines["data"].pop()  # the color bar
     for trial, line in zip(trials, lines["data"], strict=True):
         line |= {"meta": int(trial.name.split()[-1]), "hovertemplate": f"{trial.name}<br>{line['hovertemplate']}"}

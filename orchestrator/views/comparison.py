@@ -63,8 +63,8 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "measured": "on fresh seeds" if summary.certificate else "by estimate",
         "σ of one run": format_size(summary.sigma, metric),
         "hours": f"{summary.hours:.2f}",
-        "tokens/experiment": f"{tokens // number:,}",
-        "$/experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
+        "tokens per experiment": f"{tokens // number:,}",
+        "$ per experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
     }
     profile, best = state.session.profile, _trace_best(summary, records)
     conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours)
