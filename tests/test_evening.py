@@ -23,6 +23,17 @@ WRONG = {
     ("--seed", "x"): "--seed",
     ("--crew", "gemini"): "gemini",
     ("--nonsense",): "--nonsense",
+    ("--offline", "--hours", "nan"): "--hours",
+    ("--offline", "--hours", "inf"): "--hours",
+    ("--offline", "--hours", "1e9"): "--hours",
+    ("--max-usd", "inf"): "--max-usd",
+    ("--max-usd-per-experiment", "1e99"): "--max-usd-per-experiment",
+    ("--offline", "--seed", "-1"): "--seed",
+    ("--offline", "--seed", "99999999999999999999"): "--seed",
+    ("--offline", "--slots", "0"): "give a number of runs, or auto",
+    ("--offline", "--slots", "9999"): "may be used here",
+    ("--offline", "--max-usd", "3"): "--max-usd does nothing without models",
+    ("--hours", "3", "sessions"): "--hours does nothing with sessions",
     ("dance",): "dance",
     ("--prompts", "unheard-of"): "unheard-of",
     ("--prompts", "empty"): "holds no prompt",
@@ -30,11 +41,15 @@ WRONG = {
     ("--prompts", "fault"): "researcher.md:6:4: no fact is called 'bset'",
     ("--model", "critic=m"): "no agent is called 'critic'",
     ("--session", "night"): "set ANTHROPIC_API_KEY",
+    ("--fallback", "critic=m"): "no agent is called 'critic'",
+    ("--prompts", "yaml"): "researcher.md:3:1: the front matter is not YAML",
     ("--offline", "--session", "a/b"): "cannot be a name",
     ("--offline", "--session", "no good~name"): "cannot be a name",
     ("--offline", "--session", "taken"): "choose another name",
     ("--offline", "--script", "none.py"): "none.py",
     ("--offline", "--script", "."): "does not exist",
+    ("--offline", "--script", "toml/train.py"): "nightshift.toml: unknown key comand",
+    ("--offline", "--script", "binary.py"): "binary.py is not UTF-8 text",
     ("--offline", "--script", "fault.py"): "fault.py",
     ("--offline", "--data", "nowhere"): "orchestrator prepare --data nowhere",
     ("--offline", "--data", "train.py"): "train.py",
@@ -52,8 +67,15 @@ WRONG = {
     ("replay", GOLDEN, "--prompts", "none"): "--verify",
     ("replay", GOLDEN, "--verify", "--json"): "--verify",
     ("replay", GOLDEN, "--step"): "terminal",
+    ("replay", GOLDEN, "--experiment", "999"): "no conversation about #999",
+    ("replay", "broken.db"): "cannot be used as a session",
+    ("report", GOLDEN, "--out", "train.py"): "train.py cannot be used",
+    ("report", GOLDEN, "--to", "excel"): "excel",
     ("report", "train.db"): "no session",
     ("compare", "one", "two"): "no session",
+    ("compare", GOLDEN): "needs two sessions or more",
+    ("compare", GOLDEN, "broken.db"): "cannot be used as a session",
+    ("compare", GOLDEN, GOLDEN, "--chart", "train.py/chart.html"): "train.py cannot be used",
     ("musings", "find", "depth"): "musings search",
     ("musings", "search"): "musings search",
     ("trial", "--prompts", "default", "--prompts", "default"): "once",
@@ -65,6 +87,13 @@ WRONG = {
 def place(tmp_path_factory):
     place = workplace(tmp_path_factory.mktemp("evening") / "place")
     (place / "fault.py").write_text("DEPTH = = 3\n")
+    (place / "binary.py").write_bytes(b"\xff\xfeLR = 1")
+    (place / "broken.db").write_bytes(b"SQLite format 3\0" + b"?" * 5000)
+    for name, text in (("toml/train.py", "LR = 0.1\n"), ("toml/nightshift.toml", 'comand = "x"\n')):
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text(text)
+    (place / "yaml").mkdir()
+    (place / "yaml/researcher.md").write_text("---\nmodel: [\n---\n")
     for name, file in (("empty", ""), ("typo", "reasercher.md"), ("fault", "researcher.md")):
         (place / name).mkdir()
         if file:

@@ -35,7 +35,7 @@ ONE_FILE = {
     "anthropic": "subagents/claude.py",
     "apprise": "orchestrator/views/notify.py",
     "ray": "orchestrator/lab/cluster.py",
-    "optuna": "orchestrator/optimizer/crew.py",
+    "optuna": "orchestrator/optimizer/study.py",
     "merge3": "orchestrator/core/source.py",
     "tenacity": "subagents/claude.py",
     "starlette": "orchestrator/cli/pages.py",

@@ -183,8 +183,8 @@ def report(
 ) -> None:
     """Rebuild a session's files from its log.
 
-    Writes report.html, results.tsv, ledger.parquet, log.jsonl and the musings. Reads only the session file. For a file
-    that somebody sent you: nightshift report mailed.db
+    Writes report.html, results.tsv, ledger.parquet, log.jsonl, log.txt and the musings. Reads only the session file.
+    For a file that somebody sent you: nightshift report mailed.db
     """
     from orchestrator.cli.wiring import hold_session
     from orchestrator.lab.repo import write_git
@@ -223,7 +223,7 @@ def compare(
     for name in names:
         with read_session(paths, name) as session:
             rows.append(comparison.summarize_session(session.state, session.records))
-    comparison.require_one_metric(rows)
+    comparison.require_comparable(rows)
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))
@@ -235,6 +235,8 @@ def compare(
         write_atomically(target, comparison.render_comparison(rows))
         print(f"The chart is in {target}")
     except OSError as error:
+        if chart:
+            raise
         print(f"There is no chart: {target} cannot be written ({error.strerror}); --chart names another file")
 
 

@@ -38,20 +38,20 @@ class ExitCode(IntEnum):
 
 
 CrewName = Literal["claude", "optuna", "centaur"]
-Hours = Annotated[float, typer.Option(min=0, help="length of the night in hours")]
+Hours = Annotated[float, typer.Option(min=0, max=10_000, help="length of the night in hours")]
 Offline = Annotated[bool, typer.Option("--offline", help="no key, no network: the same as --crew optuna")]
 Crew = Annotated[CrewName, typer.Option(help="claude: agents; optuna: an optimizer; centaur: both")]
 Name = Annotated[str, typer.Option("--session", help="name of the session (default: the date and a word)")]
 Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]
-Dollars = Annotated[float | None, typer.Option(min=0, help="stop before the models cost more than this")]
+Dollars = Annotated[float | None, typer.Option(min=0, max=1e6, help="stop before the models cost more than this")]
 ExperimentDollars = Annotated[
-    float | None, typer.Option("--max-usd-per-experiment", min=0, help="ask no model about one that has cost this much")
+    float | None, typer.Option("--max-usd-per-experiment", min=0, max=1e6, help="ask no model about one that cost this")
 ]
 Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL or AGENT=MODEL, repeatable; cli:claude for Claude Code")]
 Fallback = Annotated[list[str] | None, typer.Option(help="the same, for where a model refuses or is out")]
-Seed = Annotated[int | None, typer.Option(help="seed of the session, for all others (default: random)")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="seed for all others (default: random)")]
 Origin = Annotated[str, typer.Option("--from", metavar="SESSION", help="begin with the best train.py of this session")]
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]

@@ -246,9 +246,7 @@ class Site:
         for name in dict.fromkeys(request.query_params.getlist("session")):
             with self.read(name) as session:
                 rows.append(comparison.summarize_session(session.state, session.records))
-        if len(rows) < 2:
-            raise HTTPException(400, "Choose two sessions or more.")
-        comparison.require_one_metric(rows)
+        comparison.require_comparable(rows)
         return HTMLResponse(comparison.render_comparison(rows), headers=permit_charts())
 
     def show_event(self, request: Request) -> Response:

@@ -165,9 +165,11 @@ def fork(
     name: Annotated[str, typer.Argument(help="the session to fork")],
     at: Annotated[int, typer.Option(min=1, help="number of the first event that is not shared (see `replay`)")],
     fork_name: opt.Name = "",
-    hours: Annotated[float | None, typer.Option(min=0, help="hours from the fork on (default: what was left)")] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, max=1e4, help="hours from the fork on (default: those left)")
+    ] = None,
     max_experiments: Annotated[int | None, typer.Option(min=1, help="experiments from the fork on")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, help="dollars from the fork on")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0, max=1e6, help="dollars from the fork on")] = None,
     crew: Annotated[opt.CrewName | None, typer.Option(help="crew from the fork on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="style from the fork on (default: the same)")] = "",
     model: opt.Model = None,
@@ -210,7 +212,7 @@ def trial(
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
     model: opt.Model = None,
     fallback: opt.Fallback = None,
-    seed: Annotated[int, typer.Option(help="seed of the first repetition; each further one adds 1")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**9, help="seed of the first repetition; others add 1 each")] = 0,
     notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
 ) -> None:
@@ -246,7 +248,8 @@ def trial(
         if not _is_over(paths, night.name):
             print(f"{night.name} was stopped: run the same command again to continue the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)
-    compare(context, [night.name for night in nights])
+    if len(nights) > 1:
+        compare(context, [night.name for night in nights])
 
 
 def _say_what_is_visible(repeats: int) -> None:

@@ -5,12 +5,8 @@ otherwise Optuna's TPE over a few constants that have shown an effect, with all 
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState, create_trial
 
 from orchestrator.core.events import Digest, Postmortem, Proposal
 from orchestrator.core.state import Broken, Decided, State
@@ -20,9 +16,10 @@ from orchestrator.optimizer import postmortem
 from orchestrator.optimizer.families import find_family, get_usual_effect
 from orchestrator.optimizer.search import SearchState, SearchStep, Trial, rank_steps, read_search, stack_near_misses
 from orchestrator.optimizer.space import explain_untunable, get_direction
+from orchestrator.optimizer.study import ask_tpe
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.ports import Revision
-from prepare.constants import Choices, Constant, Value, format_literal
+from prepare.constants import format_literal
 from subagents.agent import NoAnswer
 
 SAMPLE_BELOW = 1.0
@@ -31,8 +28,8 @@ STACK_EVERY = 6
 """One proposal in this many stacks near-misses, if there are at least two."""
 MAX_FREE = 2
 """Constants that TPE may change at once: few enough to tell which one had the effect."""
-DRAWS, ASKS = 6, 10
-"""Draws of such constants, and samples for each draw, before giving up on finding a new step."""
+DRAWS = 6
+"""Draws of such constants before giving up on finding a new step."""
 QUOTED = 3
 """Earlier trials of the same constants that a rationale quotes."""
 WORDS = Macros(load_templates("orchestrator.optimizer", literal=format_literal), "proposal.txt")
@@ -98,7 +95,7 @@ def _sample(search: SearchState, seed: str) -> SearchStep | None:
             # The shortest of exponential waits are a draw without replacement in proportion to their rates.
             waits = {n: rng.expovariate(_estimate_sensitivity(search, n) + 1e-9) for n in search.constants}
             free = sorted(waits, key=waits.__getitem__)[:MAX_FREE]
-            for changes in _ask_tpe(search, free, rng.getrandbits(31)):
+            for changes in ask_tpe(search, free, rng.getrandbits(31)):
                 bad = any(search.is_known_bad(name, value) for name, value in changes.items())
                 if search.is_new(changes) and not (avoid_bad and bad):
                     return SearchStep(changes, 0.0, 0.0, WORDS.sample(known, changes))
@@ -110,49 +107,6 @@ def _estimate_sensitivity(search: SearchState, name: str) -> float:
     gains = [abs(trial.gain) / search.sigma for trial in search.list_trials(name) if trial.gain is not None]
     tried = sum(name in trial.changes for trial in search.trials)
     return max(gains, default=get_usual_effect(name)) / (1 + tried)
-
-
-def _ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[dict[str, Value]]:
-    """Yield changes to these constants of the incumbent as TPE samples them, given all trials.
-
-    Failed trials count as pruned, never as a bad score.
-    """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
-    study, constants = optuna.create_study(sampler=sampler), [search.constants[name] for name in free]
-    distributions = {constant.name: _to_distribution(constant) for constant in constants}
-    for trial in search.trials:
-        params = {constant.name: _encode(constant, trial.after.get(constant.name)) for constant in constants}
-        if trial.outcome != "refused" and None not in params.values():
-            unscored = TrialState.RUNNING if trial.outcome == "running" else TrialState.PRUNED
-            state = unscored if trial.val_bpb is None else TrialState.COMPLETE
-            study.add_trial(create_trial(state=state, value=trial.val_bpb, params=params, distributions=distributions))
-    for _ in range(ASKS):
-        drawn = study.ask(distributions).params
-        values = {constant.name: _decode(constant, drawn[constant.name]) for constant in constants}
-        yield {name: value for name, value in values.items() if value != search.constants[name].value}
-
-
-def _to_distribution(constant: Constant) -> BaseDistribution:
-    """Return the distribution that TPE draws from: over a range mapped to 0..1, or over indices of choices."""
-    space = constant.space
-    if not isinstance(space, Choices):
-        return FloatDistribution(0.0, 1.0)
-    indices = range(len(space.options))
-    return IntDistribution(0, indices[-1]) if space.ordered else CategoricalDistribution(list(indices))
-
-
-def _encode(constant: Constant, value: Value | None) -> float | None:
-    """Return a constant's value in TPE's space, clipped to a range; None if it is not a choice."""
-    space = constant.space
-    if isinstance(space, Choices):
-        return space.options.index(value) if value in space.options else None
-    return space.to_unit(value) if isinstance(value, int | float) else None
-
-
-def _decode(constant: Constant, drawn: float) -> Value:
-    space = constant.space
-    return space.options[int(drawn)] if isinstance(space, Choices) else space.from_unit(drawn)
 
 
 def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:

@@ -46,11 +46,12 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         raise UserError(f"{state.session.name} has no baseline yet")
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     tested = [result for result in state.tried if result.status not in UNTESTED]
-    number, metric = max(len(tested), 1), summary.task.metric
+    number, metric = max(summary.tried, 1), summary.task.metric
     tokens = sum(usage.input + usage.output for usage in state.usage.values())
     table = {
         "crew and style": arm,
-        "experiments": str(len(tested)),
+        "experiments": str(summary.tried),
+        "not tested": str(summary.tried - len(tested)),
         "kept": f"{summary.kept} ({summary.kept / number:.0%})",
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
@@ -62,16 +63,18 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "measured": "on fresh seeds" if summary.certificate else "by estimate",
         "σ of one run": format_size(summary.sigma, metric),
         "hours": f"{summary.hours:.2f}",
-        "tokens/experiment": f"{tokens // number:,}",
-        "$/experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
+        "tokens per experiment": f"{tokens // number:,}",
+        "$ per experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
     }
     profile, best = state.session.profile, _trace_best(summary, records)
     conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours)
     return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, *best, table)
 
 
-def require_one_metric(rows: Sequence[SessionFigures]) -> None:
-    """Raise UserError if the sessions are scored differently."""
+def require_comparable(rows: Sequence[SessionFigures]) -> None:
+    """Raise UserError unless there are several sessions, which are scored in the same way."""
+    if len(rows) < 2:
+        raise UserError("a comparison needs two sessions or more")
     if any(row.metric != rows[0].metric for row in rows):
         metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
         raise UserError(f"these sessions are scored differently: {metrics}")
@@ -122,36 +125,30 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
     ]
 
 
-def draw_courses(courses: Sequence[SessionFigures]) -> Figure:
-    """Draw the best scores of sessions along each axis that is not all zero, in one color per arm."""
-    found = [axis for axis in courses[0].places if any(max(course.places[axis]) for course in courses)]
-    axes = dict(zip(("", "2", "3"), found, strict=False))
+def draw_courses(courses: Sequence[SessionFigures]) -> dict[str, Figure]:
+    """Draw the best scores of sessions, in one color per arm: a chart for each axis that is not all zero."""
     colors = dict(zip(dict.fromkeys(course.arm for course in courses), cycle(ARMS), strict=False))
-    traces = [
+    lines = [
         {
             "type": "scatter",
             "mode": "lines+markers",
             "name": f"{course.name} ({course.arm})",
-            "legendgroup": course.name,
-            "showlegend": not number,
-            "x": course.places[axis],
             "y": course.best,
-            "xaxis": f"x{number}",
             "line": {"color": colors[course.arm], "shape": "hv", "dash": dash},
         }
         for course, dash in zip(courses, cycle(DASHES), strict=False)
-        for number, axis in axes.items()
     ]
-    layout = {
-        **{f"xaxis{number}": {"title": {"text": axis}} for number, axis in axes.items()},
-        "yaxis": {"title": {"text": "best so far"}},
-        "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25},
-        "grid": {"rows": 1, "columns": len(axes), "subplots": [[f"x{number}y" for number in axes]]},
+    legend = {"showlegend": True, "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.25}}
+    return {
+        axis: {
+            "data": [line | {"x": course.places[axis]} for line, course in zip(lines, courses, strict=True)],
+            "layout": {"xaxis": {"title": {"text": axis}}, "yaxis": {"title": {"text": "best so far"}}, **legend},
+        }
+        for axis in courses[0].places
+        if any(max(course.places[axis]) for course in courses)
     }
-    return {"data": traces, "layout": layout}
 
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
-    """Return a page with the gains and what they show, the chart of best scores and the table of figures."""
-    return render_page("compare.html", {"courses": draw_courses(rows)}, rows=rows, found=list_findings(rows))
+    """Return a page with the gains and what they show, the charts of best scores and the table of figures."""
+    return render_page("compare.html", draw_courses(rows), rows=rows, found=list_findings(rows))

@@ -21,9 +21,9 @@ HEAD, TAIL = 12, 3
 """Lines of a long text that remain when it is folded."""
 
 
-def write_line(record: ev.Record, task: Task = EXAMINED) -> str:
-    """Return a line of `replay`: number, time, task, kind, summary."""
-    event, clock = record.event, format_local(record.at, "%H:%M:%S")
+def write_line(record: ev.Record, task: Task = EXAMINED, pattern: str = "%H:%M:%S") -> str:
+    """Return a line of `replay` or log.txt: number, time in that pattern, task, kind, summary."""
+    event, clock = record.event, format_local(record.at, pattern)
     return f"{record.seq:5}  {clock}  {record.task_id:18}  {event.kind:11} {summarize(event, task)}"
 
 

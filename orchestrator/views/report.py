@@ -1,4 +1,4 @@
-"""Write the files beside a session: log.jsonl, results.tsv, ledger.parquet, report.html, and a tracker's.
+"""Write the files beside a session: log.jsonl, log.txt, results.tsv, ledger.parquet, report.html, and a tracker's.
 
 All can be rebuilt. report.html is one self-contained page that needs no network. Text by agents is untrusted, and
 escaped by Jinja; all of it can be read without scripts. ledger.parquet holds everything about each experiment, for
@@ -19,22 +19,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned
+from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned, Record
 from orchestrator.core.state import UNTESTED, State, Usage
 from orchestrator.policy.evidence import assess_keep
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.policy.thresholds import NEAR_MISS
-from orchestrator.views.charts import Places, draw_curves, draw_progress, draw_telemetry, render_page
+from orchestrator.views.charts import Figure, Places, draw_curves, draw_progress, draw_telemetry, render_page
+from orchestrator.views.event_text import write_line
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.command import UserError, write_command
 from prepare.files import write_atomically
-from prepare.tree import split_files
 
 Tool = Literal["csv", "trackio", "wandb"]
 """What a session can be exported to."""
+ENOUGH = 20
+"""Measured experiments that only set constants, below which a picture of the constants would show luck."""
 COLUMNS = """
 string: session
 int64: experiment
@@ -63,7 +65,7 @@ better; unknown is null, never 0."""
 def list_files(
     log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git"
 ) -> Iterator[File]:
-    """Yield all but log.jsonl; `command` completes a command of ours, `git` begins one about the script."""
+    """Yield all but the logs; `command` completes a command of ours, `git` begins one about the script."""
     state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
     yield folder / "results.tsv", state, partial(write_results, log.state)
     yield folder / "ledger.parquet", state, partial(write_parquet, log)
@@ -71,15 +73,16 @@ def list_files(
 
 
 def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
-    """Write log.jsonl, or append to it what follows the `known` records that it holds. Raises OSError."""
-    path = folder / "log.jsonl"
-    known = known if path.is_file() else 0
-    lines = "".join(record.model_dump_json() + "\n" for record in log.records[known:])
-    if known:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(lines)
-    else:
-        write_atomically(path, lines)
+    """Write log.jsonl and, for people, log.txt, or append what follows the `known` records. Raises OSError."""
+    write = partial(write_line, task=log.state.session.task, pattern="%Y-%m-%d %H:%M:%S")
+    for path, tell in ((folder / "log.jsonl", Record.model_dump_json), (folder / "log.txt", write)):
+        begun = known if path.is_file() else 0
+        lines = "".join(f"{tell(record)}\n" for record in log.records[begun:])
+        if begun:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(lines)
+        else:
+            write_atomically(path, lines)
 
 
 def write_files(log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git") -> None:
@@ -94,6 +97,7 @@ def render_report(log: LogReader, command: Callable[..., str] = write_command, g
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
     curves = {f"curve-{row.experiment}": curve for row in rows if (curve := draw_curves(row))}
     inside = {name: figure for row in rows for name, figure in draw_telemetry(row).items()}
+    inside |= _draw_constants(log, rows)
     return render_page(
         "page.html",
         {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves | inside,
@@ -115,6 +119,16 @@ def render_report(log: LogReader, command: Callable[..., str] = write_command, g
     )
 
 
+def _draw_constants(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Figure]:
+    """Return what Optuna draws of the constants, if enough experiments changed nothing else."""
+    if sum(row.gain is not None and bool(row.proposal.settings) for row in rows) < ENOUGH:
+        return {}
+    from orchestrator.optimizer.search import read_search
+    from orchestrator.optimizer.study import draw_constants  # takes a while to import
+
+    return draw_constants(read_search(log.state, log.get))
+
+
 def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Places]:
     """Return where each experiment lies along each axis of the chart of scores."""
     axes: dict[str, Places] = {
@@ -126,11 +140,6 @@ def _list_axes(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Place
         },
         "MB of memory": {
             row.experiment: max(run.metrics.memory_mb for run in row.runs) or None for row in rows if row.runs
-        },
-        "lines of train.py": {
-            row.experiment: sum(len(text.splitlines()) for text in split_files(log.get(row.commit.source)).values())
-            for row in rows
-            if row.commit
         },
     }
     for name in dict.fromkeys(name for row in rows for score in row.scores for name in score.reported):

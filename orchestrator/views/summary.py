@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import hypot
 
-from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics, count_distinct
+from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply
 from orchestrator.core.task import Task
@@ -20,7 +20,7 @@ from prepare.command import write_command
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The state of a session in numbers. Only decided experiments count, without the baseline."""
+    """The state of a session in numbers. Decided experiments count, not the baseline, nor those lost to an outage."""
 
     task: Task
     baseline: float | None
@@ -38,8 +38,6 @@ class Summary:
     """Standard deviation of one run's score; 0 until it is known."""
     tried: int
     kept: int
-    seeds: int
-    """Least number of seeds of a kept experiment."""
     hours: float
     usd: float | None
     """Dollars; None if the price of a request is unknown."""
@@ -52,7 +50,7 @@ class Summary:
 def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
-    decided = [row for row in rows if row.experiment and row.verdict]
+    decided = [row for row in rows if row.experiment and row.verdict and not getattr(row.verdict, "outage", False)]
     kept = [row for row in decided if row.status == "kept" and row.proposal.reverts is None]
     expected = state.incumbent.score_to_beat if state.incumbent else None
     baseline = expected if state.baseline_bpb is None else state.baseline_bpb
@@ -74,7 +72,6 @@ def summarize(state: State) -> Summary:
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
         kept=len(kept),
-        seeds=min((count_distinct(row.scores) for row in kept), default=0),
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
         failure=next((row.reason for row in rows if row.experiment == 0 and row.status == "crashed"), ""),

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts that Python has built; opens, searches and sorts the experiments. It creates no text of its own but numbers.
+// Draws the charts that Python has built; opens, searches and sorts the experiments. Of its own it writes numbers only.
 
 const element = (id) => document.getElementById(id);
 let figures = {};
@@ -30,24 +30,22 @@ async function unpack(id) {
   return new Response(stream).text();
 }
 
-// On a phone, charts side by side stand one below the other, and a finger on a chart scrolls the page.
-function fit(chart, data, layout) {
+// On a phone, a finger on a chart scrolls the page, and there is no room for two rows of buttons in one.
+function fit(layout) {
   if (innerWidth >= 860) return;
   layout.dragmode = false;
-  if (!layout.grid) return;
-  const numbers = layout.grid.subplots[0].map((plot) => plot.slice(1, -1)); // of "xy", "x2y", "x3y"
-  for (const number of numbers) layout[`yaxis${number}`] = { ...layout.yaxis };
-  for (const trace of data) trace.yaxis = trace.xaxis.replace("x", "y");
-  layout.grid = { rows: numbers.length, columns: 1, subplots: numbers.map((number) => [`x${number}y${number}`]), ygap: 0.3 };
-  layout.legend = { ...layout.legend, y: -0.1 };
-  chart.style.height = `${140 + 240 * numbers.length}px`;
+  if (layout.updatemenus?.length) layout.margin = { ...layout.margin, t: 80 };
 }
 
 function show(chart, { data, layout }) {
   layout.template = template;
-  fit(chart, data, layout);
+  fit(layout);
   chart.replaceChildren();
-  const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]], toImageButtonOptions: { format: "svg", filename: document.title } };
+  const pictures = ["svg", "png"].map((format) => ({
+    name: format, title: format.toUpperCase(), icon: Plotly.Icons.camera,
+    click: (drawn) => Plotly.downloadImage(drawn, { format, scale: 3, filename: document.title }),
+  }));
+  const config = { responsive: true, displaylogo: false, displayModeBar: true, modeBarButtons: [pictures] };
   return Plotly.newPlot(chart, data, layout, config);
 }
 
@@ -57,7 +55,7 @@ function draw(root) {
     if (!figure || chart.closest("details:not([open])")) continue; // not unpacked yet, or not visible
     chart.classList.add("drawn");
     show(chart, figure);
-    chart.on("plotly_click", ({ points }) => choose(points.map((point) => point.customdata).find((number) => number !== undefined)));
+    chart.on("plotly_click", ({ points }) => choose(points.map((point) => point.data.meta ?? point.customdata).find((number) => number !== undefined)));
   }
 }
 
