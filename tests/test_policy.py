@@ -129,7 +129,7 @@ def test_a_weak_night_raises_the_bar_and_no_prior_is_ever_sure(seen):
     outlook = belief.learn_outlook(tuple(seen))
     assert outlook.prior.weights.sum() == pytest.approx(1)
     assert 0.01 < outlook.prior.probability < 0.9
-    assert thresholds.BAR <= outlook.bar <= thresholds.MAX_BAR
+    assert thresholds.KEEP_RULE.bar <= outlook.bar <= thresholds.MAX_BAR
 
 
 def test_the_bar_is_higher_for_a_weak_researcher_and_later_in_the_night():

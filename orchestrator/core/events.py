@@ -173,6 +173,21 @@ class SessionProfile(Frozen):
     """Runs of the baseline before anything is compared with it, if σ is known; 2 before this was recorded."""
 
 
+class KeepRule(Frozen):
+    """What a keep needs; by default what it needed before this was recorded."""
+
+    bar: float = 0.7
+    """Probability of being better that the first keep needs."""
+    slope: float = 3.0
+    """Rise of the bar for each unit by which the share of ideas that help falls below the typical one."""
+    two_seeds: int | None = None
+    """Runs of a night from which a keep takes two seeds; None: a single one may always do."""
+    long_bar: float = 0.7
+    """The bar in a night that is as long."""
+    own_noise: bool = False
+    """Whether the certificate judges the noise of baseline and best by their own runs, not by those of all."""
+
+
 class SessionSettings(Frozen):
     """What a session runs with, and a fork may change."""
 
@@ -237,6 +252,7 @@ class Started(SessionSettings):
     """What earlier sessions found, the latest first."""
     task: Task = Task()
     """How runs are scored; the default is that of all sessions recorded before there was another."""
+    rule: KeepRule = KeepRule()
     gpu: str = ""
     """Model of GPU that all runs use; empty where it was not recorded."""
 

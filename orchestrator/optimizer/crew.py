@@ -5,7 +5,7 @@ otherwise Optuna's TPE over a few constants that have shown an effect, with all 
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import optuna
@@ -15,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 from orchestrator.core import text
 from orchestrator.core.events import Digest, Postmortem, Proposal
 from orchestrator.core.state import Broken, Decided, State
+from orchestrator.core.templates import Macros, load_templates
 from orchestrator.optimizer import postmortem
 from orchestrator.optimizer.families import find_family, get_usual_effect
 from orchestrator.optimizer.search import SearchState, SearchStep, Trial, rank_steps, read_search, stack_near_misses
@@ -34,6 +35,8 @@ DRAWS, ASKS = 6, 10
 """Draws of such constants, and samples for each draw, before giving up on finding a new step."""
 QUOTED = 3
 """Earlier trials of the same constants that a rationale quotes."""
+WORDS = Macros(load_templates("orchestrator.optimizer", literal=format_literal), "proposal.txt")
+"""The reasons of proposals, as functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ def _sample(search: SearchState, seed: str) -> SearchStep | None:
             for changes in _ask_tpe(search, free, rng.getrandbits(31)):
                 bad = any(search.is_known_bad(name, value) for name, value in changes.items())
                 if search.is_new(changes) and not (avoid_bad and bad):
-                    return SearchStep(changes, 0.0, 0.0, _explain_sample(search, changes))
+                    known = sum(trial.gain is not None for trial in search.trials)
+                    return SearchStep(changes, 0.0, 0.0, WORDS.sample(known, changes))
     return None
 
 
@@ -158,11 +162,13 @@ def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
     steps = ", ".join(f"{name} {format_literal(old[name])} → {format_literal(new)}" for name, new in changes.items())
     settings = " and ".join(f"{name} = {format_literal(new, like=old[name])}" for name, new in changes.items())
     label, family, metric = _label(search, next_step), find_family(first).family, search.metric
+    families = {find_family(name).family: get_usual_effect(name) for name in changes}
+    measured = [trial for name in changes for trial in search.list_trials(name) if trial.gain is not None]
     moves, sigma = "rises" if metric.goal == "max" else "falls", metric.format_size(search.sigma)
     return Proposal(
         title=text.shorten(f"{label}: {steps if len(changes) <= MAX_FREE else ', '.join(changes)}", 120),
         hypothesis=f"With {settings} {metric.name} {moves} by more than the noise (σ {sigma}).",
-        rationale=" ".join(_explain(search, next_step)),
+        rationale=WORDS.rationale(next_step, families, measured[-QUOTED:], metric, search.sigma),
         expected_delta=0.0 - next_step.expected_gain,
         family=family,
         settings=dict(changes),
@@ -178,28 +184,3 @@ def _label(search: SearchState, next_step: SearchStep) -> str:
     ((name, new),) = next_step.changes.items()
     family = find_family(name)
     return {"up": family.up, "down": family.down, "set": "Another value"}[get_direction(search.constants[name], new)]
-
-
-def _explain(search: SearchState, next_step: SearchStep) -> Iterator[str]:
-    """Yield the usual effect of the constants' families, and what this session has measured of the constants."""
-    metric = search.metric
-    usual = {find_family(name).family: get_usual_effect(name) for name in next_step.changes}
-    for family, effect in usual.items():
-        size = metric.format_size(effect * search.sigma)
-        yield f"A constant of the family {family} usually moves {metric.name} by {effect:g} σ ({size})."
-    yield next_step.why
-    trials = [trial for name in next_step.changes for trial in search.list_trials(name) if trial.gain is not None]
-    for trial in trials[-QUOTED:]:
-        ((name, new),) = trial.changes.items()
-        step, change = f"{name} {format_literal(trial.before[name])} → {format_literal(new)}", -(trial.gain or 0.0)
-        title = f"{trial.name[0].upper()}{trial.name[1:]}"
-        yield f"{title}: {step} changed {metric.name} by {metric.format_change(change)}."
-
-
-def _explain_sample(search: SearchState, changes: Mapping[str, Value]) -> str:
-    known = sum(trial.gain is not None for trial in search.trials)
-    return (
-        "No single step promises much any more. TPE (Bergstra et al. 2011) models the good and the bad of "
-        f"{known} trials separately and samples where the good ones are denser. It may change {' and '.join(changes)}, "
-        "chosen by the effects measured so far; all other constants are held."
-    )
