@@ -462,7 +462,8 @@ def play(rule: Rule, land: Landscape, runs: int, nights: int = NIGHTS) -> Outcom
 
 def main() -> None:
     if "--ours" in sys.argv:
-        return compare_with_upstream()
+        compare_with_upstream()
+        return
     names = [rule.__name__.replace("_", " ") for rule in RULES]
     print("True gain of a night in σ of one run (share of keeps that are not better).\n")
     print(f"| landscape | runs | {' | '.join(names)} | ideas per run | interval holds | claimed / true |")

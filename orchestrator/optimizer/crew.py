@@ -161,7 +161,9 @@ def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
     first, *others = changes
     steps = ", ".join(f"{name} {format_literal(old[name])} → {format_literal(new)}" for name, new in changes.items())
     settings = " and ".join(f"{name} = {format_literal(new, like=old[name])}" for name, new in changes.items())
-    label, family, metric = _label(search, next_step), find_family(first).family, search.metric
+    family, metric = find_family(first), search.metric
+    direction = None if others else get_direction(search.constants[first], changes[first])
+    label = WORDS.label(len(changes), direction, family)
     families = {find_family(name).family: get_usual_effect(name) for name in changes}
     measured = [trial for name in changes for trial in search.list_trials(name) if trial.gain is not None]
     moves, sigma = "rises" if metric.goal == "max" else "falls", metric.format_size(search.sigma)
@@ -170,17 +172,9 @@ def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
         hypothesis=f"With {settings} {metric.name} {moves} by more than the noise (σ {sigma}).",
         rationale=WORDS.rationale(next_step, families, measured[-QUOTED:], metric, search.sigma),
         expected_delta=0.0 - next_step.expected_gain,
-        family=family,
+        family=family.family,
         settings=dict(changes),
-        direction=None if others else get_direction(search.constants[first], changes[first]),
+        direction=direction,
         instructions=f"In train.py set {settings}. Change nothing else.",
         author="optimizer",
     )
-
-
-def _label(search: SearchState, next_step: SearchStep) -> str:
-    if len(next_step.changes) > 1:
-        return f"{len(next_step.changes)} at once"
-    ((name, new),) = next_step.changes.items()
-    family = find_family(name)
-    return {"up": family.up, "down": family.down, "set": "Another value"}[get_direction(search.constants[name], new)]

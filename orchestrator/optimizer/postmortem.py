@@ -1,6 +1,5 @@
 """Write a rule-based post-mortem: the measurements of an experiment, put into words by `templates/postmortem.txt`."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from orchestrator.core import events as ev
@@ -28,7 +27,8 @@ WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
 
 def write_postmortem(decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
-    outcome, runs, base = _classify(decided.verdict), _list_runs(decided), decided.compared
+    verdict, outcome, base = decided.verdict, _classify(decided.verdict), decided.compared
+    runs = [verdict] if isinstance(verdict, ev.Pruned) else [] if decided.crash else decided.scores
     losses = ((CHECKED_SHARES[share], gap) for share, gap in compare_curves(runs, base).items())
     gaps = {time: 0.0 if abs(gap) < FLAT else gap for time, gap in losses}
     known = [(name, own, other) for name, own, other in compare_metrics(runs, base) if own and other]
@@ -55,15 +55,3 @@ def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed) -> st
             return "may help, within the noise" if gain > NEAR_MISS * error else "changes little"
         case _:
             return "does not run"
-
-
-def _list_runs(decided: Decided) -> Sequence[ev.RunResult]:
-    """Return the runs that are compared with the incumbent's: none of what crashed."""
-    match decided.verdict:
-        case ev.Pruned() as pruned:
-            return [pruned]
-        case ev.Kept() | ev.Discarded():
-            return decided.scores
-        case _:
-            assert decided.crash, "only what crashed is judged without a score"
-            return []
