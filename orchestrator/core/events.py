@@ -176,14 +176,12 @@ class SessionProfile(Frozen):
 class KeepRule(Frozen):
     """What a keep needs; by default what it needed before this was recorded."""
 
-    bar: float = 0.7
-    """Probability of being better that the first keep needs."""
+    bars: tuple[float, float] = (0.7, 0.7)
+    """Probability of being better that the first keep needs, in a short night and in a long one."""
     slope: float = 3.0
     """Rise of the bar for each unit by which the share of ideas that help falls below the typical one."""
     two_seeds: int | None = None
-    """Runs of a night from which a keep takes two seeds; None: a single one may always do."""
-    long_bar: float = 0.7
-    """The bar in a night that is as long."""
+    """Runs from which a night is long: a keep then takes two seeds. None: never."""
     own_noise: bool = False
     """Whether the certificate judges the noise of baseline and best by their own runs, not by those of all."""
 

@@ -111,9 +111,7 @@ def _make_exponential(mean: float) -> Array:
 def learn_outlook(seen: tuple[tuple[float, float], ...], runs: float = 0, rule: ev.KeepRule = th.KEEP_RULE) -> Outlook:
     """Return the outlook on the next idea, given gain and error in σ of those measured so far, oldest first.
 
-    `runs` are those of the whole night.
-
-    Recent ideas weigh most, because most nights begin with large gains and end with small ones.
+    `runs` are those of the whole night. Recent ideas weigh most: most nights begin with large gains and end with small.
     """
     rows, log_weights = _list_regimes()
     if seen:
@@ -122,9 +120,9 @@ def learn_outlook(seen: tuple[tuple[float, float], ...], runs: float = 0, rule: 
     weights = np.exp(log_weights - log_weights.max())
     prior = Belief(weights @ rows / weights.sum())
     weakness = max(0.0, th.TYPICAL_SHARE - prior.probability)
-    least, seeds = (rule.bar, 1) if rule.two_seeds is None or runs < rule.two_seeds else (rule.long_bar, 2)
-    bar = least + rule.slope * weakness + th.BAR_RISE * log1p(len(seen) / th.BAR_IDEAS)
-    return Outlook(prior, min(bar, th.MAX_BAR), seeds)
+    is_long = rule.two_seeds is not None and runs >= rule.two_seeds
+    bar = rule.bars[is_long] + rule.slope * weakness + th.BAR_RISE * log1p(len(seen) / th.BAR_IDEAS)
+    return Outlook(prior, min(bar, th.MAX_BAR), 1 + is_long)
 
 
 @lru_cache(maxsize=4096)

@@ -57,19 +57,13 @@ def _compute_margin(state: State, gains: list[float]) -> float:
     keeps = (result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept))
     links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in keeps)
     if state.session.rule.own_noise:
-        sides = (_measure_noise(state, number, sigma) for number in (0, state.best))
-        return compute_half_width(*sides, links) / sqrt(len(gains))
+        prior, sides = PooledVariance(th.OWN_DOF * sigma**2, th.OWN_DOF), (state.former[0], state.incumbent)
+        runs = [(*side.scores, *state.fresh[side.experiment].values()) for side in sides if side]
+        return compute_half_width(*map(prior.add, runs), links) / sqrt(len(gains))
     mean = fmean(gains)
     squares = spread.dof * 2 * max(1 - links, 0.05) * sigma**2 + sum((each - mean) ** 2 for each in gains)
     dof = max(spread.dof + len(gains) - 1, 1)
     return get_t_90(dof) * sqrt(squares / dof / len(gains))
-
-
-def _measure_noise(state: State, number: int, sigma: float) -> PooledVariance:
-    """Return the variance of one side's runs, decisive and fresh, beside a prior."""
-    side = state.former.get(number) or state.incumbent
-    scores = (*(side.scores if side else ()), *state.fresh[number].values())
-    return PooledVariance(th.OWN_DOF * sigma**2, th.OWN_DOF).add(scores)
 
 
 def compute_half_width(before: PooledVariance, now: PooledVariance, link: float) -> float:

@@ -54,15 +54,9 @@ def approximate_t(share: float, dof: float) -> float:
 def compute_visible_difference(pairs: int) -> float:
     """Return the difference of two arms that this many paired nights see with 80 % power, in σ of one night's gain.
 
-    It is the sum of Student's quantiles for the 90 % interval and for the power; nights of equal seeds are taken as
-    independent, the worst case.
+    It sums Student's quantiles for interval and power, and takes nights of equal seeds as independent, the worst case.
     """
     return (get_t_90(pairs - 1) + approximate_t(0.8, pairs - 1)) * sqrt(2 / pairs)
-
-
-def t_critical(dof: int) -> float:
-    """Return the one-sided quantile of Student's t at 1 in 5,000."""
-    return th.T_CRITICAL[max((known for known in th.T_CRITICAL if known <= dof), default=1)]
 
 
 @dataclass(frozen=True, slots=True)
