@@ -13,7 +13,7 @@ differ. Profiles without a measurement have no prior."""
 KEEP_RULE = KeepRule(bars=(0.71, 0.79), slope=5.0, two_seeds=60, own_noise=True)
 """What new sessions record (decision 0040). A higher bar finds less, and a lower one keeps more that is not better. A
 second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
-OWN_DOF = 4
+OWN_DOF = 3
 """Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
 BAR_RISE = 0.07
 """Rise of the bar with ln(1 + measured ideas / BAR_IDEAS): later ideas gain less, so a false keep costs more of the
