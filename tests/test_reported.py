@@ -15,9 +15,10 @@ from orchestrator.core.events import BaselineCommitted, Crashed, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.core.task import Metric, Task
 from orchestrator.lab.failures import Fault
+from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.reported import NumberReader, ReportedRunner, TaskFolder, set_reported_limits
+from orchestrator.lab.reported import ReportedRunner, TaskFolder, find_score, set_reported_limits
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.slots import Slot
@@ -248,9 +249,9 @@ def test_the_last_number_of_a_name_counts():
     for row in ("ms: 1", "took 12.5 ms", "---", "ms: 3", "rows: 1,000", "took 11.5 ms", "took long ms x"):
         reader.read(row)
     assert reader.numbers == {"ms": 11.5, "rows": 1000.0}
-    assert reader.find_score() == 11.5
+    assert find_score(reader) == 11.5
     with pytest.raises(Fault, match="without a number"):
-        NumberReader(Metric()).find_score()
+        find_score(NumberReader(Metric()))
 
 
 # nightshift.toml

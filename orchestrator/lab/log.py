@@ -3,10 +3,12 @@
 import codecs
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from math import inf, nan
+from math import nan
 
+from orchestrator.core.task import BPB, Metric
 from subagents.logs import clean
 
 MAX_LINE = 1_000
@@ -15,16 +17,12 @@ MAX_RAW_LINE = 2 * MAX_LINE
 """The same of an incomplete line, whose escape sequences are not removed yet."""
 HEAD, TAIL = 100, 500
 """Lines kept from the start of a log, where imports fail, and from its end, where everything else does."""
-SUMMARY = {
-    *("val_bpb", "training_seconds", "total_seconds", "peak_vram_mb", "mfu_percent"),
-    *("total_tokens_M", "num_steps", "num_params_M", "depth"),
-}
-"""Names that a run's summary may hold."""
-MAX_NUMBER = 1e9
-"""Larger numbers in a summary are capped at this, which exceeds any real count of steps, megatokens or MB."""
+MAX_NUMBERS = 64
+"""Numbers kept of a run."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
-_SUMMARY = re.compile(r"(\w{1,40}): +(\S{1,40})")
+_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
+_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +46,28 @@ def parse_progress(line: str) -> ProgressLine | None:
     return ProgressLine(int(number), min(share, 1.0), _parse_number(loss), float(rate.replace(",", "") or 0))
 
 
+class NumberReader:
+    """Finds the numbers that a script reports; the last one of a name counts."""
+
+    def __init__(self, metric: Metric = BPB) -> None:
+        self.metric, self.pattern = metric, metric.pattern
+        self.numbers: dict[str, float] = {}
+        self.in_summary = False
+
+    def read(self, row: str) -> None:
+        """Read a line: `METRIC name=number`, `name: number` below a line of `---`, or what the pattern finds."""
+        self.in_summary = self.in_summary or row == "---"
+        found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
+        pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
+        if self.pattern and (match := self.pattern.search(row)):
+            pair = self.metric.name, match[match.lastindex or 0]
+        if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
+            with suppress(ValueError):
+                self.numbers[pair[0]] = float(pair[1].replace(",", ""))
+
+
 class Transcript:
-    """The output so far: the log, and the summary's numbers."""
+    """The output so far: the log, and the numbers in it."""
 
     def __init__(self) -> None:
         self.head: list[str] = []
@@ -59,11 +77,9 @@ class Transcript:
         self.open = self.shown = ""
         """The incomplete line: as received, and as a terminal would show it."""
         self.bytes = 0
-        self.summary: dict[str, float] | None = None
+        self.reader = NumberReader()
         self.sealed = False
         """True once the model is handed over: what is printed as val_bpb from then on is no score, and left out."""
-        self.on_row: Callable[[str], None] = lambda _row: None
-        """Called with every line."""
 
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[ProgressLine]:
         """Read a piece of output and yield its progress lines; `last` completes an open line."""
@@ -89,18 +105,11 @@ class Transcript:
         return "\n".join([*self.head, *gap, *self.tail])
 
     def _add_row(self, row: str) -> None:
-        self.on_row(row)
-        match = _SUMMARY.fullmatch(row) if self.summary is not None else None
-        name, value = (match[1], _parse_number(match[2])) if match else (row, nan)
-        known = name in SUMMARY and abs(value) < inf
-        if self.sealed and name == "val_bpb":
+        if self.sealed and row.startswith("val_bpb:"):
             return
+        self.reader.read(row)
         self.dropped += len(self.tail) == TAIL
         (self.tail if len(self.head) == HEAD else self.head).append(row)
-        if row == "---":
-            self.summary = {}
-        elif self.summary is not None and known:
-            self.summary[name] = max(0.0, min(value, MAX_NUMBER))
 
 
 def _parse_number(text: str) -> float:

@@ -20,6 +20,8 @@ EXPLODED = 3.0
 """Multiple of the first loss that no model that learns ever reaches."""
 ABSURD_LOSS, ABSURD_NUMBER = 1e6, 1e30
 """Larger losses count as infinite, so that sums of losses stay finite; larger numbers are not reported."""
+MAX_NUMBER = 1e9
+"""Larger numbers in a summary are capped at this, which exceeds any real count of steps, megatokens or MB."""
 NEARLY_DONE = 0.9
 """Share of the budget after which silence is normal: evaluation prints nothing before the summary."""
 POINTS = 60
@@ -156,7 +158,7 @@ class RunMonitor:
 
     def summarize(self, peak_mb: float | None) -> RunMetrics:
         """Return the run's metrics; `peak_mb` is its largest process's memory, None on a GPU, to take its summary's."""
-        summary = self.transcript.summary or {}
+        summary = {n: max(0.0, min(value, MAX_NUMBER)) for n, value in self.transcript.reader.numbers.items()}
         return RunMetrics(
             startup=self.startup,
             train_seconds=self.train_seconds,

@@ -6,11 +6,9 @@ place, so that no candidate changes its judge. A protected file that a run has c
 
 import asyncio
 import os
-import re
 import shlex
 import shutil
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import isfinite
@@ -18,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core import events as ev
-from orchestrator.core.task import Metric, Task
+from orchestrator.core.task import Task
 from orchestrator.lab.failures import Fault
+from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits, set_limits
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Attempt, BaseRunner, Runner
@@ -28,40 +27,20 @@ from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from prepare.manifest import compute_sha256
 
-LEAST_TIMEOUT, MAX_NUMBERS = 600.0, 64
-"""Seconds that a run may take where no timeout is set, at least: autoresearch's own rule. Numbers kept of a run."""
-_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
-_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
+LEAST_TIMEOUT = 600.0
+"""Seconds that a run may take where no timeout is set, at least: autoresearch's own rule."""
 
 
-class NumberReader:
-    """Finds the numbers that a script reports; the last one of a name counts."""
-
-    def __init__(self, metric: Metric) -> None:
-        self.metric, self.pattern = metric, metric.pattern
-        self.numbers: dict[str, float] = {}
-        self.in_summary = False
-
-    def read(self, row: str) -> None:
-        """Read a line: `METRIC name=number`, `name: number` below a line of `---`, or what the pattern finds."""
-        self.in_summary = self.in_summary or row == "---"
-        found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
-        pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
-        if self.pattern and (match := self.pattern.search(row)):
-            pair = self.metric.name, match[match.lastindex or 0]
-        if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
-            with suppress(ValueError):
-                self.numbers[pair[0]] = float(pair[1].replace(",", ""))
-
-    def find_score(self) -> float:
-        """Return the score, lower is better. Raises Fault where none was reported."""
-        name, wanted = self.metric.name, f"`METRIC {self.metric.name}=1.23`, or `{self.metric.name}: 1.23` below `---`"
-        if (value := self.numbers.get(name)) is None:
-            wanted = f"that matches {self.pattern.pattern!r}" if self.pattern else wanted
-            raise Fault("other", f"it ended without a number for {name}: a line {wanted}")
-        if not isfinite(value):
-            raise Fault("NaN", f"its {name} is {value}")
-        return self.metric.sign * value
+def find_score(reader: NumberReader) -> float:
+    """Return the score that was reported, lower is better. Raises Fault where none was."""
+    name, pattern = reader.metric.name, reader.metric.pattern
+    if (value := reader.numbers.get(name)) is None:
+        usual = f"`METRIC {name}=1.23`, or `{name}: 1.23` below `---`"
+        wanted = f"that matches {pattern.pattern!r}" if pattern else usual
+        raise Fault("other", f"it ended without a number for {name}: a line {wanted}")
+    if not isfinite(value):
+        raise Fault("NaN", f"its {name} is {value}")
+    return reader.metric.sign * value
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +97,14 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         task, reader = self.scorer.task, NumberReader(self.scorer.task.metric)
         before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
         monitor = self._watch(run)
-        monitor.transcript.on_row, monitor.training_began = reader.read, monitor.launched
+        monitor.transcript.reader, monitor.training_began = reader, monitor.launched
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed)
         await self._train(run, command, lambda _: asyncio.sleep(0))
         run.check_ending(task.budget)
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:
             raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
-        score, numbers = reader.find_score(), reader.numbers.items()
+        score, numbers = find_score(reader), reader.numbers.items()
         others = {name: number for name, number in numbers if name != task.metric.name and isfinite(number)}
         return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))
 

@@ -12,10 +12,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from orchestrator.core import text
 from orchestrator.core.events import Digest, Postmortem, Proposal
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.core.templates import Macros, load_templates
+from orchestrator.core.text import flatten, shorten
 from orchestrator.optimizer import postmortem
 from orchestrator.optimizer.families import find_family, get_usual_effect
 from orchestrator.optimizer.search import SearchState, SearchStep, Trial, rank_steps, read_search, stack_near_misses
@@ -36,7 +36,7 @@ DRAWS, ASKS = 6, 10
 QUOTED = 3
 """Earlier trials of the same constants that a rationale quotes."""
 WORDS = Macros(load_templates("orchestrator.optimizer", literal=format_literal), "proposal.txt")
-"""The reasons of proposals, as functions."""
+"""The macros of the template, as functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ def _choose_step(search: SearchState, number: int, seed: str) -> SearchStep | No
 def _sample(search: SearchState, seed: str) -> SearchStep | None:
     """Return a step that TPE draws on a few constants, themselves drawn by their effect; None if none is new."""
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
+    known = sum(trial.gain is not None for trial in search.trials)
     for avoid_bad in (True, False):
         for _ in range(DRAWS):
             # The shortest of exponential waits are a draw without replacement in proportion to their rates.
@@ -100,7 +101,6 @@ def _sample(search: SearchState, seed: str) -> SearchStep | None:
             for changes in _ask_tpe(search, free, rng.getrandbits(31)):
                 bad = any(search.is_known_bad(name, value) for name, value in changes.items())
                 if search.is_new(changes) and not (avoid_bad and bad):
-                    known = sum(trial.gain is not None for trial in search.trials)
                     return SearchStep(changes, 0.0, 0.0, WORDS.sample(known, changes))
     return None
 
@@ -156,21 +156,18 @@ def _decode(constant: Constant, drawn: float) -> Value:
 
 
 def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
-    """Return a step as a proposal."""
-    changes, old = next_step.changes, search.values
+    """Return a step as a proposal, which states the usual effects of its constants and what was measured of them."""
+    changes, old, metric, sigma = next_step.changes, search.values, search.metric, search.sigma
     first, *others = changes
-    steps = ", ".join(f"{name} {format_literal(old[name])} → {format_literal(new)}" for name, new in changes.items())
+    family, direction = find_family(first), None if others else get_direction(search.constants[first], changes[first])
+    labels = {None: f"{len(changes)} at once", "up": family.up, "down": family.down, "set": "Another value"}
     settings = " and ".join(f"{name} = {format_literal(new, like=old[name])}" for name, new in changes.items())
-    family, metric = find_family(first), search.metric
-    direction = None if others else get_direction(search.constants[first], changes[first])
-    label = WORDS.label(len(changes), direction, family)
-    families = {find_family(name).family: get_usual_effect(name) for name in changes}
-    measured = [trial for name in changes for trial in search.list_trials(name) if trial.gain is not None]
-    moves, sigma = "rises" if metric.goal == "max" else "falls", metric.format_size(search.sigma)
+    usual = {find_family(name).family: get_usual_effect(name) for name in changes}
+    trials = [trial for name in changes for trial in search.list_trials(name) if trial.gain is not None]
     return Proposal(
-        title=text.shorten(f"{label}: {steps if len(changes) <= MAX_FREE else ', '.join(changes)}", 120),
-        hypothesis=f"With {settings} {metric.name} {moves} by more than the noise (σ {sigma}).",
-        rationale=WORDS.rationale(next_step, families, measured[-QUOTED:], metric, search.sigma),
+        title=shorten(WORDS.title(labels[direction], changes, old, len(changes) > MAX_FREE), 120),
+        hypothesis=WORDS.hypothesis(settings, metric, sigma),
+        rationale=flatten(WORDS.rationale(next_step.why, usual, trials[-QUOTED:], metric, sigma)),
         expected_delta=0.0 - next_step.expected_gain,
         family=family.family,
         settings=dict(changes),

@@ -10,8 +10,8 @@ from orchestrator.policy.thresholds import CLEAR, NEAR_MISS
 
 WORTH_SAYING = 0.03
 """Relative change from which a metric is mentioned."""
-CONCLUSIONS: dict[str, Literal["supported", "refuted"]] = {"helps": "supported", "hurts": "refuted"}
-"""Verdict on the hypothesis, by outcome; any other is inconclusive."""
+CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {"helps": "supported", "hurts": "refuted"}
+"""Verdict on the hypothesis, by outcome; inconclusive after any other."""
 FLAT = 0.01
 """Difference in nats below which two losses count as equal."""
 WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
@@ -21,7 +21,8 @@ WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
 def write_postmortem(decided: Decided) -> ev.Postmortem:
     """Return the post-mortem of a judged experiment, from its measurements alone."""
     verdict, outcome, base = decided.verdict, _classify(decided.verdict), decided.compared
-    runs = [verdict] if isinstance(verdict, ev.Pruned) else [] if decided.crash else decided.scores
+    scores = decided.scores if isinstance(verdict, ev.Evidence) else ()  # of what crashed, none is compared
+    runs = [verdict] if isinstance(verdict, ev.Pruned) else scores
     losses = ((CHECKED_SHARES[share], gap) for share, gap in compare_curves(runs, base).items())
     gaps = {time: 0.0 if abs(gap) < FLAT else gap for time, gap in losses}
     known = [(name, own, other) for name, own, other in compare_metrics(runs, base) if own and other]

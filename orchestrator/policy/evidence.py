@@ -156,6 +156,8 @@ def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:
 
 def find_keep(state: State, experiment: int | None) -> ev.Kept | None:
     """Return the verdict on a keep; None if no such experiment was kept."""
+    if experiment is None:
+        return None
     verdicts = (result.verdict for result in state.judged if result.experiment == experiment)
     return next((verdict for verdict in verdicts if isinstance(verdict, ev.Kept)), None)
 

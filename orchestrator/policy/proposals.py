@@ -1,5 +1,7 @@
 """Refuse what need not be run, repeated proposals and sources; propose ablations of uncertain keeps."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 from orchestrator.core import events as ev
@@ -22,11 +24,20 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     return ""
 
 
-def find_duplicate(state: State, number: int, fingerprint: str) -> str:
-    """Return why a source need not be trained; empty if it is new."""
-    under_way = ((n, stage.commit) for n, stage in state.open.items() if n < number)
-    same = [n for n, commit in under_way if commit and commit.fingerprint == fingerprint]
-    same = [*state.sources.get(fingerprint, ()), *same]
+def group_open(state: State) -> Mapping[ev.Digest, list[int]]:
+    """Return the open experiments of each source, by its fingerprint."""
+    numbers = defaultdict[ev.Digest, list[int]](list)
+    for number, stage in state.open.items():
+        if commit := stage.commit:
+            numbers[commit.fingerprint].append(number)
+    return numbers
+
+
+def find_duplicate(state: State, number: int, under_way: Sequence[int]) -> str:
+    """Return why a source need not be trained, given the open experiments of it; empty if it is new."""
+    commit = state.open[number].commit
+    earlier = state.sources.get(commit.fingerprint, ()) if commit else ()
+    same = [*earlier, *(other for other in under_way if other < number)]
     if state.best in same:
         return "it changes nothing but comments, layout or a seed"
     # An ablation of the last keep has its parent's code on purpose.

@@ -1,7 +1,7 @@
 """Decide which steps are due: a pure function of the state."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 
 from orchestrator.core import events as ev
@@ -11,7 +11,7 @@ from orchestrator.policy.certification import certify, list_certificate_runs
 from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
 from orchestrator.policy.judge import NeededRun, judge
 from orchestrator.policy.limits import explain_cap, explain_fruitless, explain_stop
-from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat
+from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat, group_open
 from orchestrator.policy.thresholds import LOOKAHEAD
 
 CLOSING = steps.Reflect | ev.ReflectionSkipped
@@ -24,7 +24,8 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         return ()
     if not state.parents:
         return (steps.CommitBaseline(),)
-    needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage)]
+    same = group_open(state)
+    needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage, same)]
     found = _hold_back([need for _, need in needs if not isinstance(need, NeededRun)])
     if state.paused and not state.stopping:
         return tuple(step for step in found if not isinstance(step, steps.Edit))
@@ -66,8 +67,13 @@ def _is_postponed(state: State, step: steps.Step) -> bool:
     return isinstance(step, steps.Reflect) and waiting is not None and waiting.until > state.deadline
 
 
-def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step | NeededRun]:
-    """Yield what an experiment needs next; `_grant` grants the runs, since slots are scarce."""
+def _find_next(
+    state: State, number: int, stage: Stage, same: Mapping[ev.Digest, Sequence[int]]
+) -> Iterator[steps.Step | NeededRun]:
+    """Yield what an experiment needs next; `_grant` grants the runs, since slots are scarce.
+
+    `same` are the open experiments of each source, by its fingerprint.
+    """
     match stage:
         case _ if number in state.vetoed:
             yield _append("veto", ev.Vetoed(experiment=number))
@@ -81,7 +87,7 @@ def _find_next(state: State, number: int, stage: Stage) -> Iterator[steps.Step |
             rebase = steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
             decision = judge(state, number, stage) if stage.scores and not explain_stop(state) else rebase
             yield _append("judge", decision) if isinstance(decision, ev.Discarded) else rebase
-        case Candidate(scores=()) if reason := find_duplicate(state, number, stage.commit.fingerprint):
+        case Candidate(scores=()) if reason := find_duplicate(state, number, same[stage.commit.fingerprint]):
             yield _append("refuse", ev.Refused(experiment=number, reason=reason))
         case Candidate() if number == 0 or state.incumbent or not stage.scores:
             decision = judge(state, number, stage)
