@@ -173,7 +173,7 @@ class SessionProfile(Frozen):
     """Runs of the baseline before anything is compared with it, if σ is known; 2 before this was recorded."""
 
 
-class KeepRule(Frozen):
+class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What a keep needs; by default what it needed before this was recorded."""
 
     bars: tuple[float, float] = (0.7, 0.7)

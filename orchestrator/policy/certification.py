@@ -56,10 +56,10 @@ def _compute_margin(state: State, gains: list[float]) -> float:
     sigma, spread = estimate_sigma(state), pool_variance(state)
     keeps = (result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept))
     links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in keeps)
-    if state.session.rule.own_noise:
+    if state.session.rule.own_noise and state.incumbent:
         prior, sides = PooledVariance(th.OWN_DOF * sigma**2, th.OWN_DOF), (state.former[0], state.incumbent)
-        runs = [(*side.scores, *state.fresh[side.experiment].values()) for side in sides if side]
-        return compute_half_width(*map(prior.add, runs), links) / sqrt(len(gains))
+        old, new = (prior.add((*side.scores, *state.fresh[side.experiment].values())) for side in sides)
+        return compute_half_width(old, new, links) / sqrt(len(gains))
     mean = fmean(gains)
     squares = spread.dof * 2 * max(1 - links, 0.05) * sigma**2 + sum((each - mean) ** 2 for each in gains)
     dof = max(spread.dof + len(gains) - 1, 1)
