@@ -9,7 +9,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import PooledVariance, State
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evaluation_plan import draw_fresh_seed
-from orchestrator.policy.evidence import approximate_t, estimate_link, estimate_sigma, get_t_90, pool_variance
+from orchestrator.policy.evidence import compute_t, estimate_link, estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.limits import count_certificate_pairs, has_time_for
 
@@ -74,4 +74,4 @@ def compute_half_width(before: PooledVariance, now: PooledVariance, link: float)
     """
     (a, b), (m, n) = (before.squares / before.dof, now.squares / now.dof), (before.dof, now.dof)
     variance = a + b - 2 * min(link, 0.95) * sqrt(a * b)
-    return approximate_t(0.95, (a + b) ** 2 / (a * a / m + b * b / n)) * sqrt(variance)
+    return compute_t(0.95, (a + b) ** 2 / (a * a / m + b * b / n)) * sqrt(variance)

@@ -45,7 +45,7 @@ def get_t_90(dof: int) -> float:
     return th.T_90[max((known for known in th.T_90 if known <= dof), default=1)]
 
 
-def approximate_t(share: float, dof: float) -> float:
+def compute_t(share: float, dof: float) -> float:
     """Return a quantile of Student's t, by the first terms of its expansion about the normal one."""
     z = NormalDist().inv_cdf(share)
     return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
@@ -56,7 +56,7 @@ def compute_visible_difference(pairs: int) -> float:
 
     It sums Student's quantiles for interval and power, and takes nights of equal seeds as independent, the worst case.
     """
-    return (get_t_90(pairs - 1) + approximate_t(0.8, pairs - 1)) * sqrt(2 / pairs)
+    return (get_t_90(pairs - 1) + compute_t(0.8, pairs - 1)) * sqrt(2 / pairs)
 
 
 @dataclass(frozen=True, slots=True)
