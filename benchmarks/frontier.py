@@ -3,8 +3,9 @@
 A train.py is a row of sites, each in one of a few settings; an idea sets one site. Its effect depends on the landscape:
 *additive*; *interacting*, where each pair of neighbouring sites has an effect of its own; *deceptive*, where in each
 group the setting that helps at once spoils what would help most. Candidates are judged at equal seeds by the product's
-posterior. With K lines the parent of an idea is drawn by Thompson sampling over their levels, what is kept in one line
-is tried in the best, and after a stall the night goes back to an earlier line. The certified line is the best one's.
+posterior, by the rule before decision 0040. With K lines the parent of an idea is drawn by Thompson sampling over
+their levels, what is kept in one line is tried in the best, and after a stall the night goes back to an earlier line.
+The certified line is the best one's.
 """
 
 import math
@@ -13,7 +14,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from orchestrator.core.events import SeedLuck
+from orchestrator.core.events import KeepRule, SeedLuck
 from orchestrator.policy import belief, thresholds
 
 NIGHTS = 24
@@ -130,7 +131,7 @@ class Night:
             self.run(parent, seed)
             further = min(1, left)
         self.run(line, seed)
-        outlook = belief.learn_outlook(tuple(self.seen[-thresholds.PRIOR_WINDOW :]))
+        outlook = belief.learn_outlook(tuple(self.seen[-thresholds.PRIOR_WINDOW :]), rule=KeepRule())
         differences = [parent.scores[seed] - score for seed, score in line.scores.items()]
         gain, error = belief.compare(differences, [parent.lucks[seed] for seed in line.scores], LINK)
         posterior = belief.infer(outlook.prior, gain, error)

@@ -4,7 +4,8 @@ A night is a stream of ideas with hidden effects and a number of runs. A score i
 seeds a candidate inherits part of its parent's luck (common random numbers). Effects are drawn as in published nights.
 A rule sees scores only. The alternatives know σ and what luck is shared; ours estimates both from its own runs, as the
 product does, decides by `orchestrator.policy.belief` and spends its last runs on a certificate. With --check, exits
-with 1 if it gains less than upstream or keeps too much that is not better.
+with 1 if it gains less than upstream or keeps too much that is not better. With --ours, plays more nights of the
+product's rule and upstream's alone, and prints every figure with its standard error.
 """
 
 import math
@@ -16,10 +17,12 @@ import numpy as np
 
 from orchestrator.core.events import SeedLuck
 from orchestrator.policy import belief, thresholds
-from orchestrator.policy.evidence import get_t_90
+from orchestrator.policy.certification import compute_half_width
 
 NIGHTS = 80
 LENGTHS = (20, 35, 90, 300)
+OURS = 8_000
+"""Runs of each rule in a cell of --ours: 400 nights of 20 runs, 26 of 300."""
 FRESH = 1_000
 """First of the seeds that are used only once."""
 
@@ -294,6 +297,7 @@ class Head:
     def __init__(self, night: Night) -> None:
         variance = night.land.sigma**2
         self.night, self.scores, self.lucks = night, dict[int, float](), dict[int, SeedLuck]()
+        self.baseline = self.scores
         self.runs = Scatter(thresholds.PRIOR_DOF * variance, thresholds.PRIOR_DOF)
         priors, dof = {True: thresholds.SAME_SHAPE, False: thresholds.OTHER_SHAPE}, thresholds.PAIRING_DOF
         self.pairs = {same: Scatter(dof * prior * variance, dof) for same, prior in priors.items()}
@@ -343,7 +347,7 @@ def posterior(night: Night) -> None:
     for seed in range(thresholds.BASELINE_RUNS):
         head.measure_at(seed)
     while night.left > (last + ablations) * bool(night.kept):
-        outlook = belief.learn_outlook(tuple(seen))
+        outlook = belief.learn_outlook(tuple(seen), night.runs)
         if (found := measure(night, head, night.think(), outlook.prior, outlook, 0, last + ablations)) is None:
             continue
         idea, gain, error, kept = found
@@ -351,7 +355,7 @@ def posterior(night: Night) -> None:
         if kept:
             night.keep(idea)
             keeps.append(found[:3])
-    outlook, asked = belief.learn_outlook(tuple(seen)), set[int]()
+    outlook, asked = belief.learn_outlook(tuple(seen), night.runs), set[int]()
     while night.left > last and night.kept:
         doubts = {n: belief.infer(outlook.prior, *keep[1:]) for n, keep in enumerate(keeps) if n not in asked}
         number = min(doubts, key=lambda n: doubts[n].probability, default=None)
@@ -360,7 +364,7 @@ def posterior(night: Night) -> None:
         asked.add(number)
         undone = keeps[number][0]
         without = Idea(-undone.effect, night.head.level - undone.effect, undone.link, undone.sigma, night.head)
-        bar = replace(outlook, bar=thresholds.REVERT_BAR)
+        bar = replace(outlook, bar=thresholds.REVERT_BAR, seeds=1)
         found = measure(night, head, without, doubts[number].mirror(), bar, 1, last)
         if found and found[3]:
             night.head = without
@@ -398,12 +402,14 @@ def measure(
 
 def certify(night: Night, head: Head, pairs: int) -> None:
     """State the gain by pairs of runs on fresh seeds, with a 90 % interval, as `certification.certify` does."""
-    gains = [night.run(night.baseline, FRESH * 9 + n) - night.run(night.head, FRESH * 9 + n) for n in range(pairs)]
-    night.claimed = float(np.mean(gains))
-    expected = 2 * max(1 - math.prod(head.estimate_link(idea) for idea in night.kept), 0.05) * head.runs.variance
-    scatter = Scatter(head.runs.dof * expected, head.runs.dof)
-    scatter.add(gains)
-    night.covered = abs(night.claimed - night.gain) <= get_t_90(int(scatter.dof)) * math.sqrt(scatter.variance / pairs)
+    link, dof = math.prod(head.estimate_link(idea) for idea in night.kept), thresholds.OWN_DOF
+    sides, runs = (night.baseline, night.head), ([*head.baseline.values()], [*head.scores.values()])
+    fresh = [[night.run(side, FRESH * 9 + n) for side in sides] for n in range(pairs)]
+    night.claimed = float(np.mean([old - new for old, new in fresh]))
+    noise = [Scatter(dof * head.runs.variance, dof) for _ in sides]
+    for scatter, decisive, last in zip(noise, runs, zip(*fresh, strict=True), strict=True):
+        scatter.add([*decisive, *last])
+    night.covered = abs(night.claimed - night.gain) <= compute_half_width(*noise, link) / math.sqrt(pairs)
 
 
 RULES: tuple[Rule, ...] = (
@@ -455,6 +461,9 @@ def play(rule: Rule, land: Landscape, runs: int, nights: int = NIGHTS) -> Outcom
 
 
 def main() -> None:
+    if "--ours" in sys.argv:
+        compare_with_upstream()
+        return
     names = [rule.__name__.replace("_", " ") for rule in RULES]
     print("True gain of a night in σ of one run (share of keeps that are not better).\n")
     print(f"| landscape | runs | {' | '.join(names)} | ideas per run | interval holds | claimed / true |")
@@ -471,6 +480,36 @@ def main() -> None:
     print("\n" + "\n".join(short or ["The posterior rule meets all requirements."]))
     if "--check" in sys.argv and short:
         raise SystemExit(1)
+
+
+def compare_with_upstream() -> None:
+    """Print gain over upstream's, false keeps and the certificate of our rule, each with its standard error."""
+    print("| landscape | runs | nights | gain, of upstream's | keeps not better | interval holds | claimed / true |")
+    print("|---|--:|--:|---|---|---|---|")
+    for land in LANDSCAPES:
+        for runs in LENGTHS:
+            count = OURS // runs
+            theirs, ours = ([Night(land, runs, seed) for seed in range(count)] for _ in range(2))
+            for other, night in zip(theirs, ours, strict=True):
+                upstream(other)
+                posterior(night)
+            certified = [night for night in ours if night.claimed is not None]
+            false = [(sum(idea.effect <= 0 for idea in night.kept), len(night.kept)) for night in ours]
+            cells = [
+                estimate_ratio([(night.gain, other.gain) for night, other in zip(ours, theirs, strict=True)]),
+                estimate_ratio(false),
+                estimate_ratio([(night.covered, 1) for night in certified]),
+                estimate_ratio([(night.claimed or 0.0, night.gain) for night in certified]),
+            ]
+            print(f"| {land.name} | {runs} | {count} | {' | '.join(cells)} |", flush=True)
+
+
+def estimate_ratio(pairs: Sequence[tuple[float, float]]) -> str:
+    """Return the ratio of two sums over nights in percent, with its standard error."""
+    above, below = np.array(pairs, float).T
+    ratio = above.sum() / below.sum()
+    error = float(np.std(above - ratio * below)) * math.sqrt(len(above)) / below.sum()
+    return f"{100 * ratio:.1f} ± {100 * error:.1f} %"
 
 
 def find_shortfalls(land: Landscape, found: dict[Rule, Outcome]) -> list[str]:

@@ -86,6 +86,31 @@ def test_one_pair_is_enough_where_luck_is_shared_and_not_where_it_is_not():
     assert isinstance(decide(8.0, family="data order"), ev.Kept)
 
 
+def with_rule(state: State, hours: float = 8.0) -> State:
+    """Return the state of a session that records today's rule: long, at 60 s a run, or short."""
+    limits = ev.SessionLimits(hours=hours)
+    return replace(state, started=state.session.model_copy(update={"rule": thresholds.KEEP_RULE, "limits": limits}))
+
+
+def test_a_keep_of_a_long_night_takes_two_seeds():
+    long, short = with_rule(STATE), with_rule(STATE, hours=0.5)
+    assert isinstance(decide(3.0, state=short), ev.Kept)
+    assert decide(3.0, state=long) == NeededRun(1, draw_seed(STATE, 2))
+    assert isinstance(decide(3.0, 3.0, state=long), ev.Kept)
+    assert "in 2 runs" in judge.describe_rule(long)
+    assert "in 2 runs" not in judge.describe_rule(short)
+    last = decide(3.0, state=replace(long, stopping="Ctrl-C"))
+    assert isinstance(last, ev.Discarded)
+    assert "in 2 runs)" in last.reason
+
+
+def test_a_session_that_recorded_no_rule_keeps_the_one_that_it_had():
+    assert isinstance(decide(3.0), ev.Kept)
+    old = ev.Started.model_validate(STATE.session.model_dump(exclude={"rule"}))
+    assert old.rule == ev.KeepRule()
+    assert belief.learn_outlook((), 480, old.rule).need == "0.70"
+
+
 def test_what_is_worse_costs_one_run():
     assert isinstance(decide(-0.5), ev.Discarded)
     assert isinstance(decide(-5.0), ev.Discarded)
@@ -129,7 +154,7 @@ def test_a_weak_night_raises_the_bar_and_no_prior_is_ever_sure(seen):
     outlook = belief.learn_outlook(tuple(seen))
     assert outlook.prior.weights.sum() == pytest.approx(1)
     assert 0.01 < outlook.prior.probability < 0.9
-    assert thresholds.BAR <= outlook.bar <= thresholds.MAX_BAR
+    assert thresholds.KEEP_RULE.bars[0] <= outlook.bar <= thresholds.MAX_BAR
 
 
 def test_the_bar_is_higher_for_a_weak_researcher_and_later_in_the_night():
@@ -202,7 +227,7 @@ def test_a_trial_sees_the_stated_difference_in_four_of_five_cases(pairs):
 
 
 def test_the_less_is_known_of_the_noise_the_more_is_asked():
-    needed = [evidence.t_critical(dof) for dof in range(1, 200)]
+    needed = [*thresholds.T_CRITICAL.values()]
     assert needed == sorted(needed, reverse=True)
 
 
@@ -305,6 +330,21 @@ def test_certificate_intervals_cover_what_they_say():
         found = certification.certify(_certified(gains, heldout=False))
         covered += found.low < 0.05 < found.high
     assert 0.86 < covered / 400 < 0.99
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.6])
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_certificate_intervals_cover_what_they_say_where_the_best_is_noisier(ratio, pairs):
+    state, covered, link = with_rule(_certified([0.0] * pairs, heldout=False)), 0, 1 - thresholds.OTHER_SHAPE / 2
+    for shared, own in np.random.default_rng(0).normal(0, SIGMA, (250, 2, 8)):
+        sides = 2 + shared, 1.9 + ratio * (link * shared + (1 - link**2) ** 0.5 * own)
+        base, best = ([score(value, n) for n, value in enumerate(side)] for side in sides)
+        fresh = {0: dict(enumerate(base[:pairs])), 3: dict(enumerate(best[:pairs]))}
+        former = {0: Incumbent(0, tuple(base[6:7]), 2.0)}
+        night = replace(state, fresh=fresh, former=former, incumbent=Incumbent(3, tuple(best[6:]), 1.9))
+        found = certification.certify(night)
+        covered += found.low < 0.1 < found.high
+    assert 0.83 < covered / 250 < 0.97
 
 
 def test_the_certificate_does_not_wait_for_a_post_mortem():

@@ -22,7 +22,7 @@ from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, apply, fold
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
 from orchestrator.policy.limits import explain_stop
-from orchestrator.policy.thresholds import BASELINE_RUNS, MAX_REPAIRS
+from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare import profiles
@@ -55,6 +55,7 @@ def start_night(night: Preflight) -> None:
         seed=random.SystemRandom().randrange(1 << 31) if night.seed is None else night.seed,
         commit=night.repo.get_head(),
         profile=calibrate_noise(profile, variance),
+        rule=KEEP_RULE,
         earlier=earlier,
         task=night.task,
         origin=night.beginning and night.beginning[0],

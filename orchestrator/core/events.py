@@ -173,6 +173,19 @@ class SessionProfile(Frozen):
     """Runs of the baseline before anything is compared with it, if σ is known; 2 before this was recorded."""
 
 
+class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """What a keep needs; by default what it needed before this was recorded."""
+
+    bars: tuple[float, float] = (0.7, 0.7)
+    """Probability of being better that the first keep needs, in a short night and in a long one."""
+    slope: float = 3.0
+    """Rise of the bar for each unit by which the share of ideas that help falls below the typical one."""
+    two_seeds: int | None = None
+    """Runs from which a night is long: a keep then takes two seeds. None: never."""
+    own_noise: bool = False
+    """Whether the certificate judges the noise of baseline and best by their own runs, not by those of all."""
+
+
 class SessionSettings(Frozen):
     """What a session runs with, and a fork may change."""
 
@@ -250,6 +263,7 @@ class Started(SessionSettings):
     """What earlier sessions found, the latest first."""
     task: Task = Task()
     """How runs are scored; the default is that of all sessions recorded before there was another."""
+    rule: KeepRule = KeepRule()
     gpu: str = ""
     """Model of GPU that all runs use; empty where it was not recorded."""
     origin: Origin | None = None

@@ -113,7 +113,6 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
     """Return the step that combines the most promising near-misses; None if there are fewer than two.
 
     What an earlier session kept and is not in force here counts as one, comes first, and is enough alone.
-
     Their gains may exceed the noise together. Each takes part in one stack only: later ones consist of new
     near-misses, and of earlier stacks.
     """

@@ -77,10 +77,16 @@ class Belief:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """The prior of the next idea, and the probability of being better that a keep needs."""
+    """The prior of the next idea; the probability of being better and the seeds that a keep needs."""
 
     prior: Belief
     bar: float
+    seeds: int = 1
+
+    @property
+    def need(self) -> str:
+        """Return what a keep needs, in words: `0.80 in 2 runs`."""
+        return f"{self.bar:.2f}" + f" in {self.seeds} runs" * (self.seeds > 1)
 
 
 @cache
@@ -102,10 +108,10 @@ def _make_exponential(mean: float) -> Array:
 
 
 @lru_cache(maxsize=64)
-def learn_outlook(seen: tuple[tuple[float, float], ...]) -> Outlook:
+def learn_outlook(seen: tuple[tuple[float, float], ...], runs: float = 0, rule: ev.KeepRule = th.KEEP_RULE) -> Outlook:
     """Return the outlook on the next idea, given gain and error in σ of those measured so far, oldest first.
 
-    Recent ideas weigh most, because most nights begin with large gains and end with small ones.
+    `runs` are those of the whole night. Recent ideas weigh most: most nights begin with large gains and end with small.
     """
     rows, log_weights = _list_regimes()
     if seen:
@@ -114,8 +120,9 @@ def learn_outlook(seen: tuple[tuple[float, float], ...]) -> Outlook:
     weights = np.exp(log_weights - log_weights.max())
     prior = Belief(weights @ rows / weights.sum())
     weakness = max(0.0, th.TYPICAL_SHARE - prior.probability)
-    bar = th.BAR + th.BAR_SLOPE * weakness + th.BAR_RISE * log1p(len(seen) / th.BAR_IDEAS)
-    return Outlook(prior, min(bar, th.MAX_BAR))
+    is_long = rule.two_seeds is not None and runs >= rule.two_seeds
+    bar = rule.bars[is_long] + rule.slope * weakness + th.BAR_RISE * log1p(len(seen) / th.BAR_IDEAS)
+    return Outlook(prior, min(bar, th.MAX_BAR), 1 + is_long)
 
 
 @lru_cache(maxsize=4096)
@@ -142,7 +149,7 @@ def infer(prior: Belief, gain: float, error: float) -> Belief:
 def decide(outlook: Outlook, belief: Belief, runs: int, cost: int) -> Literal["keep", "discard", "again"]:
     """Return what to do with an idea after `runs` runs, where the next comparison costs 1 or 2 runs."""
     if belief.mean > 0 and belief.probability >= outlook.bar:
-        return "keep"
+        return "keep" if runs >= outlook.seeds else "again"
     if runs >= th.MAX_RUNS or belief.promise / cost < th.WORTHWHILE * outlook.prior.promise:
         return "discard"
     return "again"

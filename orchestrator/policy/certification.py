@@ -6,12 +6,12 @@ from operator import attrgetter
 from statistics import fmean
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State
+from orchestrator.core.state import PooledVariance, State
+from orchestrator.policy import thresholds as th
 from orchestrator.policy.evaluation_plan import draw_fresh_seed
-from orchestrator.policy.evidence import estimate_link, estimate_sigma, get_t_90, pool_variance
+from orchestrator.policy.evidence import compute_t, estimate_link, estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.judge import NeededRun
 from orchestrator.policy.limits import count_certificate_pairs, has_time_for
-from orchestrator.policy.thresholds import MAX_ABORTED
 
 
 def list_certificate_runs(state: State) -> list[NeededRun]:
@@ -19,7 +19,7 @@ def list_certificate_runs(state: State) -> list[NeededRun]:
 
     Empty if too many of them have failed.
     """
-    if not state.best or not has_time_for(state, 1) or state.lost_fresh >= MAX_ABORTED:
+    if not state.best or not has_time_for(state, 1) or state.lost_fresh >= th.MAX_ABORTED:
         return []
     under_way = {(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
     seeds = [draw_fresh_seed(state, pair) for pair in range(1, count_certificate_pairs(state) + 1)]
@@ -40,14 +40,7 @@ def certify(state: State) -> ev.Certified | None:
     heldout = all(score.confirmed is not None for pair in pairs for score in pair)
     scores = attrgetter("confirmed" if heldout else "val_bpb")
     gains = [scores(old) - scores(new) for old, new in pairs]
-    gain = fmean(gains)
-    sigma, spread = estimate_sigma(state), pool_variance(state)
-    keeps = (result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept))
-    links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in keeps)
-    squares = spread.dof * 2 * max(1 - links, 0.05) * sigma**2 + sum((each - gain) ** 2 for each in gains)
-    dof = max(spread.dof + len(gains) - 1, 1)
-    error = sqrt(squares / dof / len(gains))
-    margin = get_t_90(dof) * error
+    gain, margin = fmean(gains), _compute_margin(state, gains)
     return ev.Certified(
         experiment=state.best,
         gain=gain,
@@ -56,3 +49,29 @@ def certify(state: State) -> ev.Certified | None:
         pairs=len(gains),
         heldout=heldout,
     )
+
+
+def _compute_margin(state: State, gains: list[float]) -> float:
+    """Return the half-width of the 90 % interval of the mean of these gains."""
+    sigma, spread = estimate_sigma(state), pool_variance(state)
+    keeps = (result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept))
+    links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in keeps)
+    if state.session.rule.own_noise and state.incumbent:
+        prior, sides = PooledVariance(th.OWN_DOF * sigma**2, th.OWN_DOF), (state.former[0], state.incumbent)
+        old, new = (prior.add((*side.scores, *state.fresh[side.experiment].values())) for side in sides)
+        return compute_half_width(old, new, links) / sqrt(len(gains))
+    mean = fmean(gains)
+    squares = spread.dof * 2 * max(1 - links, 0.05) * sigma**2 + sum((each - mean) ** 2 for each in gains)
+    dof = max(spread.dof + len(gains) - 1, 1)
+    return get_t_90(dof) * sqrt(squares / dof / len(gains))
+
+
+def compute_half_width(before: PooledVariance, now: PooledVariance, link: float) -> float:
+    """Return the half-width of the 90 % interval of a difference at one seed, after Welch and Satterthwaite.
+
+    Each side has a variance of its own: what was kept is noisier than most where noise differs, since a noisy candidate
+    is lucky more often.
+    """
+    (a, b), (m, n) = (before.squares / before.dof, now.squares / now.dof), (before.dof, now.dof)
+    variance = a + b - 2 * min(link, 0.95) * sqrt(a * b)
+    return compute_t(0.95, (a + b) ** 2 / (a * a / m + b * b / n)) * sqrt(variance)

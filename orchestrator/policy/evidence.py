@@ -10,6 +10,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
+from orchestrator.policy.limits import estimate_runs
 
 
 def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVariance:
@@ -44,20 +45,18 @@ def get_t_90(dof: int) -> float:
     return th.T_90[max((known for known in th.T_90 if known <= dof), default=1)]
 
 
+def compute_t(share: float, dof: float) -> float:
+    """Return a quantile of Student's t, by the first terms of its expansion about the normal one."""
+    z = NormalDist().inv_cdf(share)
+    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
+
+
 def compute_visible_difference(pairs: int) -> float:
     """Return the difference of two arms that this many paired nights see with 80 % power, in σ of one night's gain.
 
-    It is the sum of Student's quantiles for the 90 % interval and for the power, the latter by the first terms of its
-    expansion about the normal quantile; nights of equal seeds are taken as independent, the worst case.
+    It sums Student's quantiles for interval and power, and takes nights of equal seeds as independent, the worst case.
     """
-    dof, z = pairs - 1, NormalDist().inv_cdf(0.8)
-    power = z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
-    return (get_t_90(dof) + power) * sqrt(2 / pairs)
-
-
-def t_critical(dof: int) -> float:
-    """Return the one-sided quantile of Student's t at 1 in 5,000."""
-    return th.T_CRITICAL[max((known for known in th.T_CRITICAL if known <= dof), default=1)]
+    return (get_t_90(pairs - 1) + compute_t(0.8, pairs - 1)) * sqrt(2 / pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,8 @@ def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
     ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.reverts is None)
     latest = islice((verdict for verdict in _list_evidence(ideas) if verdict.error > 0), th.PRIOR_WINDOW)
-    return belief.learn_outlook(tuple((v.gain / v.sigma, v.error / v.sigma) for v in latest)[::-1])
+    seen = tuple((v.gain / v.sigma, v.error / v.sigma) for v in latest)[::-1]
+    return belief.learn_outlook(seen, estimate_runs(state), state.session.rule)
 
 
 def assess_keep(state: State, experiment: int, prior: belief.Belief | None = None) -> belief.Belief:

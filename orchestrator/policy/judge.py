@@ -45,7 +45,8 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     found, outlook = compare(state, best, candidate), learn_outlook(state)
     prior = outlook.prior
     if reverted:
-        prior, outlook = assess_keep(state, reverted.experiment, prior).mirror(), replace(outlook, bar=th.REVERT_BAR)
+        prior = assess_keep(state, reverted.experiment, prior).mirror()
+        outlook = replace(outlook, bar=th.REVERT_BAR, seeds=1)
     posterior = belief.infer(prior, found.gain, found.error)
     verdict = _Reasoning(number, candidate, best, found, posterior, outlook, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)
@@ -56,11 +57,11 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
 
 def describe_rule(state: State) -> str:
     """Return what a keep needs now, in one sentence."""
-    bar = learn_outlook(state).bar
+    need = learn_outlook(state).need
     seeds = "runs with the same seeds in the same order and is compared with the best at equal seeds"
     how = seeds if state.session.task.noun == "seed" else "is compared with the best, run by run"
     return (
-        f"Every experiment {how}: it is kept once it is better with a probability of at least {bar:.2f}, or loses "
+        f"Every experiment {how}: it is kept once it is better with a probability of at least {need}, or loses "
         f"nothing and is {th.SIMPLER_LINES} lines shorter, and runs again while that could still pay; each doubling of "
         f"memory costs {th.MEMORY_PRICE:g}σ."
     )
@@ -131,7 +132,7 @@ class _Reasoning:
 
     def discard(self) -> ev.Discarded:
         stays = f"#{self.reverted.experiment} stays: without it " if self.reverted else ""
-        likely = f"better with probability {self.worth.probability:.2f} (needed: {self.outlook.bar:.2f})"
+        likely = f"better with probability {self.worth.probability:.2f} (needed: {self.outlook.need})"
         return ev.Discarded(**self._list_numbers(kept=False), reason=f"{stays}{likely}: {self._explain()}")
 
     def _explain(self) -> str:

@@ -8,7 +8,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Decided, Incumbent, State
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.evidence import estimate_sigma, t_critical
+from orchestrator.policy.evidence import estimate_sigma
 
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
@@ -51,7 +51,8 @@ def _find_border(pairs: Sequence[tuple[float, float]]) -> float | None:
     dof = len(pairs) - 2
     squares = fsum((final - offset - slope * gap) ** 2 for gap, final in pairs)
     error = sqrt(squares / dof * (1 + 1 / len(pairs)))  # of a prediction near the mean gap
-    return (t_critical(dof) * error - offset) / slope if slope > 0 else None
+    sure = th.T_CRITICAL[max((known for known in th.T_CRITICAL if known <= dof), default=1)]
+    return (sure * error - offset) / slope if slope > 0 else None
 
 
 def _pair_gaps(

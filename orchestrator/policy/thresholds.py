@@ -1,5 +1,7 @@
 """Every threshold of the policy, each with its reason."""
 
+from orchestrator.core.events import KeepRule
+
 BASELINE_RUNS = 1
 """Runs of the baseline if σ is known from earlier runs of the profile: it runs again at the seeds that comparisons turn
 out to need. In docs/benchmarks.md a second run at once costs a night of 20 runs 5 % of its gain."""
@@ -8,11 +10,11 @@ UNKNOWN_BASELINE_RUNS = 3
 PRIOR_DOF = 8
 """Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of its runs, since machines
 differ. Profiles without a measurement have no prior."""
-BAR = 0.7
-"""Probability of being better that a keep needs. In docs/benchmarks.md a higher bar finds less, and a lower one keeps
-more that is not better."""
-BAR_SLOPE = 3.0
-"""Rise of the bar for each unit by which the share of ideas that help falls below TYPICAL_SHARE."""
+KEEP_RULE = KeepRule(bars=(0.71, 0.79), slope=5.0, two_seeds=60, own_noise=True)
+"""What new sessions record (decision 0040). A higher bar finds less, and a lower one keeps more that is not better. A
+second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
+OWN_DOF = 3
+"""Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
 BAR_RISE = 0.07
 """Rise of the bar with ln(1 + measured ideas / BAR_IDEAS): later ideas gain less, so a false keep costs more of the
 remaining gain, and false keeps add up during the night."""
