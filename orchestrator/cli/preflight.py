@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
@@ -158,6 +159,10 @@ class Preflight:
         if reported and git.state == "good" and (changed := self.repo.list_changed()):
             words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
             yield CheckResult("git", "warn", words)
+        if git.state == "good" and data.state == "good" and self.task.has_tree:
+            files = split_files(self.source)
+            if idle := [at for at in self.task.editable if not any(fnmatchcase(name, at) for name in files)]:
+                yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
         if data.state == "good" and not reported:
             yield (data := _attempt("data", self._describe_data))
         if not reported and data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
