@@ -15,10 +15,13 @@ STEP_SIZE = 0.375
 """A first step, as a share of the constant's space, or of a count: long, so that effects exceed the noise."""
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
 """Functions whose call has no effect on training if the statement is nothing but the call."""
-PLAIN = OUTPUT | {"str", "repr", "format", "join", "round", "len", "int", "float", "max", "min", "sum", "sorted"}
-"""Functions without side effects on training."""
-REFLECTION = {"globals", "locals", "vars", "exec", "eval"}
+LOOKS = {"globals", "locals", "vars"}
+"""Functions that read constants without naming them, all at once."""
+REFLECTION = LOOKS | {"exec", "eval"}
 """Functions that may read a constant without naming it."""
+PLAIN = OUTPUT | LOOKS | {"str", "repr", "format", "join", "round", "len", "int", "float", "max", "min", "sum"}
+PLAIN |= {"dict", "dumps", "items", "pformat", "sorted"}
+"""Functions without side effects on training."""
 
 
 @lru_cache(maxsize=64)
@@ -100,9 +103,20 @@ def _find_names_computed(source: str) -> set[str]:
     shown = {id(value) for call in calls for value in call.args}
     shown |= {id(part.value) for call in calls for part in ast.walk(call) if isinstance(part, ast.FormattedValue)}
     used = set(_list_read(nodes))
-    tests = [node.test for node in nodes if isinstance(node, ast.If) and _is_idle(node, used)]
-    shown |= {id(part) for test in tests for part in ast.walk(test)}
+    blocks = [node for node in nodes if isinstance(node, ast.If | ast.For) and _is_idle(node, used)]
+    tests = [block.test for block in blocks if isinstance(block, ast.If)]
+    inner = [part for node in (*calls, *blocks) for part in _walk_plain(node) if isinstance(part, ast.Call)]
+    looks = [call for call in inner if _get_name(call.func) in LOOKS]
+    shown |= {id(part) for top in (*tests, *looks) for part in ast.walk(top)}
     return set(_list_read(node for node in nodes if id(node) not in shown))
+
+
+def _walk_plain(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes below one, without calls of functions that may have an effect."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.Call) or _get_name(child.func) in PLAIN:
+            yield child
+            yield from _walk_plain(child)
 
 
 def _find_names_read(source: str) -> set[str]:
