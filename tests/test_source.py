@@ -62,6 +62,12 @@ def test_another_seed_of_the_whole_run_is_the_same_code(seeds):
         ("self.seed = 3", "self.seed = 4"),
         ("config['seed'] = 3", "config['seed'] = -4"),
         ("run(seed=SEED)", "run(seed=5)"),
+        ("key = jax.random.key(0)", "key = jax.random.key(1)"),
+        ("rng = np.random.Generator(np.random.PCG64(0))", "rng = np.random.Generator(np.random.PCG64(1))"),
+        ("parser.add_argument('--seed', type=int, default=1)", "parser.add_argument('--seed', type=int, default=2)"),
+        ("torch.manual_seed(os.environ.get('SEED', 1))", "torch.manual_seed(os.environ.get('SEED', 2))"),
+        ("x = config.get('seed', 1)", "x = config.get('seed', 2)"),
+        ("seed, LR = 1, 2", "seed, LR = 3, 2"),
         ("split(x, random_state=1)", "split(x, random_state=2)"),
     ),
 )
@@ -77,6 +83,8 @@ def test_another_seed_of_a_part_is_the_same_code(line, other):
         ("seed, LR = 1, 2", "seed, LR = 1, 3"),
         ("def run(lr=1, seed=1): pass", "def run(lr=2, seed=1): pass"),
         ("seed_text = read('a')", "seed_text = read('b')"),
+        ("load('seed.txt', 4)", "load('seed.txt', 5)"),
+        ("cache.key(1)", "cache.key(2)"),
     ),
 )
 def test_what_stands_beside_a_seed_counts(line, other):
