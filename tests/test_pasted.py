@@ -132,6 +132,7 @@ def test_the_line_that_says_what_to_prepare(tmp_path):
 def test_the_lines_of_init(tmp_path):
     folder = tmp_path / "it's new"
     folder.mkdir()
+    (folder / ".gitignore").write_bytes("größe".encode("latin-1"))
     *_, first = said = orchestrate(folder, "init").stdout.splitlines()[1:]
     assert [line.split()[0] for line in said[:3]] == ["git", "git", "git"]
     for line in said[:3]:

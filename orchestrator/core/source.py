@@ -14,7 +14,7 @@ from typing import Any, cast
 from merge3 import Merge3
 
 from orchestrator.core.events import Digest
-from prepare.tree import join_files, split_files
+from prepare.tree import join_files, parse_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
 SEEDERS = {"PRNGKey", "Random", "RandomState", "Rngs", "SeedSequence", "default_rng"}
@@ -122,6 +122,26 @@ def _is_seeder(function: ast.expr) -> bool:
     words = set(name.lower().split("_"))
     is_key = name == "key" and ast.unparse(function).endswith("random.key")  # of jax
     return is_key or name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
+
+
+def find_fixed_seed(source: str) -> str:
+    """Return a statement that seeds a run by a literal, if all that seed it do; empty if one may depend on its seed."""
+    nodes = [*ast.walk(parse_files(source))]
+    values = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    seeders = [value for value in values if isinstance(value, ast.Call) and _is_seeder(value.func)]
+    literal = {
+        ast.unparse(target)
+        for node in nodes
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+    }
+
+    def is_fixed(call: ast.Call) -> bool:
+        words = [part for given in (*call.args, *call.keywords) for part in ast.walk(given)]
+        known = (ast.Constant, ast.BinOp, ast.operator, ast.keyword, ast.expr_context)
+        return bool(words) and all(isinstance(n, known) or ast.unparse(n) in literal for n in words)
+
+    return ast.unparse(seeders[0]) if seeders and all(map(is_fixed, seeders)) else ""
 
 
 def get_name(function: ast.expr) -> str:

@@ -73,7 +73,7 @@ class Repo:
         self.prefix, self.common = PurePosixPath(prefix), folder / common
 
     def check_free(self) -> None:
-        """Raise RepoError if the session's branch cannot be created: it exists, or another conflicts with it."""
+        """Raise RepoError if the session's refs cannot be created: they exist, or others conflict with them."""
         ours = f"refs/heads/{self.branch}"
         for ref in self._git("for-each-ref", "--format=%(refname)", "refs/heads/research").splitlines():
             if ref == ours:
@@ -82,6 +82,14 @@ class Repo:
                 name = ref.removeprefix("refs/heads/")
                 remedy = self.write_command("branch", "-m", name, name.replace("/", "-") + "-old")
                 raise RepoError(f"the branch {name} conflicts with {self.branch}: rename it (`{remedy}`)")
+        own = self.kept.removesuffix("/kept")
+        for ref in self._git("for-each-ref", "--format=%(refname)", "refs/nightshift").splitlines():
+            if f"{ref}/".startswith(f"{own}/") or own.startswith(f"{ref}/"):
+                listed = self.write_command("for-each-ref", "--format=delete %(refname)", min(ref, own, key=len))
+                remedy = (
+                    f"choose another name, or delete them (`{listed} | {self.write_command('update-ref', '--stdin')}`)"
+                )
+                raise RepoError(f"git still has commits of an earlier session called {self.session}: {remedy}")
         if not os.access(self.common / "objects", os.W_OK):
             raise RepoError(f"{self.common} cannot be written")
 
