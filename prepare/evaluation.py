@@ -21,33 +21,18 @@ PREVIEW_ROWS = 4
 """Training rows that a run evaluates itself: few, since uncompiled code takes more memory than the training did."""
 
 
-def get_token_bytes(device: torch.device | str = "cpu") -> torch.Tensor:
-    """Return the bytes of each token of the prepared tokenizer, int32 [vocabulary]; 0 for special tokens."""
-    return torch.from_numpy(Tokenizer.from_directory().token_bytes).to(device)
-
-
 @torch.no_grad()
-def evaluate_bpb(
-    model: torch.nn.Module,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    seq_len: int | None = None,
-    max_steps: int | None = None,
-) -> float:
+def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
     """Return the bits per byte of all validation rows; `model(x, y, reduction="none")` returns nats per token.
 
     Special tokens count neither as loss nor as bytes. `model(x)` must return logits [rows, tokens, vocabulary]. Under
-    an orchestrator, hand the model over and return the bits per byte of a few training rows, which is no score: that is
-    always of all rows. By hand, `max_steps` batches are evaluated. Raises ValueError for rows of another length.
+    an orchestrator, hand the model over and return the bits per byte of a few training rows, which is no score.
     """
     is_run = channel.answers()
     if is_run:
         model = getattr(model, "_orig_mod", model)  # without the wrapper of torch.compile
         hand_over(model, batch_size)
     rows = open_rows("train")[:PREVIEW_ROWS] if is_run else open_rows("val")
-    if seq_len not in (None, rows.shape[1] - 1):
-        raise ValueError(f"scores are of rows of {rows.shape[1] - 1} tokens, not {seq_len}")
-    rows = rows[: max_steps and max_steps * batch_size]
     lengths = tokenizer.token_bytes[rows[:, 1:]]
     nbytes = int(lengths.sum())
     losses = _compute_all_losses(model, rows, batch_size)

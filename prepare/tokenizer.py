@@ -21,7 +21,7 @@ PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
 SPECIALS = [f"<|reserved_{i}|>" for i in range(4)]
-BOS_TOKEN = SPECIALS[0]
+BOS = SPECIALS[0]
 MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000  # of a corpus, and of each document, to learn merges from
 
 
@@ -65,11 +65,9 @@ class Tokenizer:
         """Return the id of the token that begins every document."""
         return len(self.merges)
 
-    def encode(self, text: str | list[str], prepend: int | str | None = None) -> list[int] | list[list[int]]:
-        """Return the ids of a text, or of each text in a list, after the token `prepend` if given."""
-        front = (
-            [] if prepend is None else [prepend if isinstance(prepend, int) else self.enc.encode_single_token(prepend)]
-        )
+    def encode(self, text: str | list[str], prepend: int | None = None) -> list[int] | list[list[int]]:
+        """Return the ids of a text, or of each text in a list, after the id `prepend` if given."""
+        front = [] if prepend is None else [prepend]
         if isinstance(text, str):
             return front + self.enc.encode_ordinary(text)
         rows = self.enc.encode_ordinary_batch(text, num_threads=count_cores())

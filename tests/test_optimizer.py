@@ -72,9 +72,9 @@ def test_every_proposal_turns_few_constants_and_says_why(long_night):
 
 
 def policy_families():
-    from orchestrator.optimizer.families import USUAL_EFFECT
+    from orchestrator.optimizer.families import FAMILIES
 
-    return USUAL_EFFECT.keys()
+    return {entry.family for entry in FAMILIES} | {"simplification"}
 
 
 def test_the_same_state_gives_the_same_proposals(long_night):

@@ -32,10 +32,7 @@ def find_task(script: Path) -> Task:
     for name in data:
         if not (folder / Path(name).expanduser()).is_dir():
             raise UsageError(f"{folder / NAME}: data: {name} is not a folder")
-    try:
-        text = read_written(program) if program.is_file() else ""
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{program} is not UTF-8 text: save it as UTF-8") from error
+    text = _read(program) if program.is_file() else ""
     found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
     return given.model_copy(update={"form": "reported", **found})
 
@@ -43,12 +40,10 @@ def find_task(script: Path) -> Task:
 def _read_task(path: Path) -> Task:
     """Return what nightshift.toml says; the defaults where there is none. Raises UsageError."""
     try:
-        table = tomllib.loads(read_written(path)) if path.is_file() else {}
+        table = tomllib.loads(_read(path)) if path.is_file() else {}
         if unknown := table.keys() - KEYS:
             raise UsageError(f"{path}: unknown key {min(unknown)}")
         given = Task(**table)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
@@ -56,6 +51,13 @@ def _read_task(path: Path) -> Task:
         key, unknown = ".".join(map(str, fault["loc"])), fault["type"] == "extra_forbidden"
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {fault['msg']}")) from error
     return given
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_written(path)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: save it as UTF-8") from error
 
 
 def _has_protocol(script: Path) -> bool:

@@ -127,21 +127,16 @@ def _is_seeder(function: ast.expr) -> bool:
 def find_fixed_seed(source: str) -> str:
     """Return a statement that seeds a run by a literal, if all that seed it do; empty if one may depend on its seed."""
     nodes = [*ast.walk(parse_files(source))]
-    values = [node.value for node in nodes if isinstance(node, ast.Expr)]
-    seeders = [value for value in values if isinstance(value, ast.Call) and _is_seeder(value.func)]
-    literal = {
-        ast.unparse(target)
-        for node in nodes
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-        for target in node.targets
+    calls = [node.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    given = {
+        ast.unparse(call): [*call.args, *(k.value for k in call.keywords)] for call in calls if _is_seeder(call.func)
     }
-
-    def is_fixed(call: ast.Call) -> bool:
-        words = [part for given in (*call.args, *call.keywords) for part in ast.walk(given)]
-        known = (ast.Constant, ast.BinOp, ast.operator, ast.keyword, ast.expr_context)
-        return bool(words) and all(isinstance(n, known) or ast.unparse(n) in literal for n in words)
-
-    return ast.unparse(seeders[0]) if seeders and all(map(is_fixed, seeders)) else ""
+    plain = [node.targets[0] for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    literal = {target.id for target in plain if isinstance(target, ast.Name)}
+    parts = [part for values in given.values() for value in values for part in ast.walk(value)]
+    used = {part.id for part in parts if isinstance(part, ast.Name)}
+    is_fixed = all(values and all(map(_is_number, values)) for values in given.values()) and used <= literal
+    return next(iter(given), "") if is_fixed else ""
 
 
 def get_name(function: ast.expr) -> str:

@@ -11,15 +11,8 @@ from orchestrator.policy.thresholds import CLEAR, NEAR_MISS
 
 WORTH_SAYING = 0.03
 """Relative change from which a metric is mentioned."""
-CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {
-    "helps": "supported",
-    "hurts": "refuted",
-    "may help, within the noise": "inconclusive",
-    "may hurt, within the noise": "inconclusive",
-    "changes little": "inconclusive",
-    "does not run": "inconclusive",
-}
-"""Verdict on the hypothesis, by outcome."""
+CONCLUSIONS: dict[str, Literal["supported", "refuted"]] = {"helps": "supported", "hurts": "refuted"}
+"""Verdict on the hypothesis, by outcome; any other is inconclusive."""
 FLAT = 0.01
 """Difference in nats below which two losses count as equal."""
 WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
@@ -35,7 +28,7 @@ def write_postmortem(decided: Decided) -> ev.Postmortem:
     changed = [(name, own, other) for name, own, other in known if abs(own / other - 1) >= WORTH_SAYING]
     steps = next((own / other - 1 for name, own, other in changed if name == "optimizer steps"), 0.0)
     return ev.Postmortem(
-        verdict=CONCLUSIONS[outcome],
+        verdict=CONCLUSIONS.get(outcome, "inconclusive"),
         happened=WORDS.happened(decided, gaps, changed),
         why=WORDS.why(decided, gaps, steps),
         lesson=WORDS.lesson(decided, outcome),
