@@ -17,8 +17,8 @@ from orchestrator.core.events import Digest
 from prepare.tree import join_files, parse_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
-SEEDERS = {"PRNGKey", "Random", "RandomState", "Rngs", "SeedSequence", "default_rng"}
-SEEDERS |= {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
+_BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
+SEEDERS = {"PRNGKey", "Random", "RandomState", "Rngs", "SeedSequence", "default_rng"} | _BIT_GENERATORS
 """Functions that take a seed although their names do not say so."""
 SEEDER_WORDS = {"all", "everything", "fix", "global", "manual", "np", "numpy", "random", "seed", "set", "torch"}
 """A function whose name consists of these words, `seed` among them, only sets a seed."""

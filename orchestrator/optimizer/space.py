@@ -20,8 +20,8 @@ LOOKS = {"globals", "locals", "vars"}
 """Functions that read constants without naming them, all at once."""
 REFLECTION = LOOKS | {"exec", "eval"}
 """Functions that may read a constant without naming it."""
-PLAIN = OUTPUT | LOOKS | {"str", "repr", "format", "join", "round", "len", "int", "float", "max", "min", "sum"}
-PLAIN |= {"dict", "dumps", "items", "pformat", "sorted"}
+_TEXT = {"str", "repr", "format", "join", "dumps", "pformat", "dict", "items", "sorted"}
+PLAIN = OUTPUT | LOOKS | _TEXT | {"round", "len", "int", "float", "max", "min", "sum"}
 """Functions without side effects on training."""
 
 
