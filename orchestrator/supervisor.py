@@ -15,6 +15,7 @@ from orchestrator.policy.steps import Append
 from orchestrator.ports import Crew, Executor
 from orchestrator.session.inbox import take_controls
 from orchestrator.session.store import Session, SessionError
+from prepare.files import read_written
 
 ASKED, PAUSED = "you asked to stop", "you asked for a pause"
 LOOK_SECONDS = 1.0
@@ -128,5 +129,5 @@ async def _watch_guidance(session: Session, path: Path) -> None:
 def _read_guidance(path: Path) -> str:
     with suppress(OSError):
         if path.is_file():  # reading a named pipe would wait for a writer
-            return path.read_text(encoding="utf-8", errors="replace")[:GUIDANCE_CHARACTERS]
+            return read_written(path, "replace")[:GUIDANCE_CHARACTERS]
     return ""

@@ -157,7 +157,9 @@ def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     Later assignments to the same name, and those inside an `if`, get the value, too. The comments' words stay, in their
     column where possible. Raises SyntaxError.
     """
-    found = [place for place in _walk_assignments(source) if place.name in settings]
+    places = [place for place in _walk_assignments(source) if place.name in settings]
+    shared = Counter(place.start for place in places)
+    found = [place for place in places if shared[place.start] == 1]  # A = B = 8 cannot have two values
     return _splice(source, (_rewrite(place, settings[place.name]) for place in found))
 
 
@@ -271,7 +273,9 @@ def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
 def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
     """Return the names that a statement assigns to, with their expressions; "" for any other target."""
     match node:
-        case ast.Assign([ast.Tuple(names)], ast.Tuple(values)) if len(names) == len(values):
+        case ast.Assign([ast.Tuple(names) | ast.List(names)], ast.Tuple(values) | ast.List(values)):
+            if len(names) != len(values):
+                return [("", node.value)]
             pairs = [_list_pairs(ast.Assign([name], value)) for name, value in zip(names, values, strict=True)]
             return [*chain.from_iterable(pairs)]
         case ast.Assign(targets, value):

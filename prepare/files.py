@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,16 @@ from pathlib import Path
 
 class LockedError(Exception):
     """Another process holds the lock."""
+
+
+def read_written(path: Path, errors: str = "strict") -> str:
+    r"""Return a text that a person has written, its lines ended by \n: UTF-8, or UTF-16 with its byte order mark.
+
+    Raises OSError, UnicodeDecodeError.
+    """
+    data = path.read_bytes()
+    text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", errors)
+    return text.replace("\r\n", "\n")
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def find_syntax_error(source: str, path: str = "train.py") -> str:
         with warnings.catch_warnings(action="ignore"):
             compile(source, path, "exec", dont_inherit=True)
     except SyntaxError as error:
-        return f"{path} has a syntax error in line {error.lineno}: {error.msg}"
+        return f"{path} has a syntax error{f' in line {error.lineno}' * bool(error.lineno)}: {error.msg}"
     except (ValueError, RecursionError, MemoryError) as error:
         return f"{path} cannot be compiled: {error}"
     return ""

@@ -250,6 +250,7 @@ def test_a_script_with_nothing_to_search_is_said_before_anything_trains(place, s
 def test_the_doctor_checks_what_would_run(place, tmp_path):
     fine = orchestrate(place, "doctor", "--offline")
     assert fine.returncode == 0, fine.stdout
+    assert "script    it came to a step" in fine.stdout
 
     for words, answer in [
         (["doctor"], "ANTHROPIC_API_KEY"),

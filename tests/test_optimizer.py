@@ -72,9 +72,9 @@ def test_every_proposal_turns_few_constants_and_says_why(long_night):
 
 
 def policy_families():
-    from orchestrator.optimizer.families import USUAL_EFFECT
+    from orchestrator.optimizer.families import FAMILIES
 
-    return USUAL_EFFECT.keys()
+    return {entry.family for entry in FAMILIES} | {"simplification"}
 
 
 def test_the_same_state_gives_the_same_proposals(long_night):
@@ -325,7 +325,7 @@ train(settings, Config)
 def test_what_training_reads_is_searched_and_what_is_only_shown_is_left_alone():
     found = ["DEPTH", "BATCH", "WARMUP", "BIAS", "TIED", "SCALE", "GAIN", "ACCUM", "EVALUATED", "BETAS"]
     assert list(list_tunable(TUNABLE)) == found
-    assert [*list_tunable(TUNABLE + "log(globals())\n")] == [*found, "LOG_EVERY", "NAME", "COLUMNS"]
+    assert [*list_tunable(TUNABLE + "train(globals())\n")] == [*found, "LOG_EVERY", "NAME", "COLUMNS"]
 
 
 @pytest.mark.parametrize(
@@ -359,8 +359,17 @@ def main():
             print(f"step {step} {args.width_of_lines}")
     print(f"METRIC x={train(args.lr, args.seed)}")
 """
-    assert [*list_tunable(script, is_reported=True)] == ["--lr", "--batch-size"]
-    assert [*list_tunable(script)] == ["--lr", "--batch-size"]
+    shown = (
+        "print(vars(args))",
+        "print(f'{json.dumps(vars(args))}')",
+        "for name, value in sorted(vars(args).items()):\n    print(name, value)",
+    )
+    used = ("print(train(**vars(args)))", "model = make(vars(args))\nmodel.fit()")
+    for is_reported in (True, False):
+        for line in ("", *shown):
+            assert [*list_tunable(f"{script}{line}\n", is_reported)] == ["--lr", "--batch-size"], line
+        for line in used:
+            assert "--width-of-lines" in list_tunable(f"{script}{line}\n", is_reported), line
 
 
 @pytest.mark.parametrize(

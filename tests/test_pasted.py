@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from prepare.manifest import BudgetAmount
 from tests.small import small_data
 from tests.workplace import TINY, environment, git, orchestrate
 
@@ -131,13 +132,15 @@ def test_the_line_that_says_what_to_prepare(tmp_path):
 def test_the_lines_of_init(tmp_path):
     folder = tmp_path / "it's new"
     folder.mkdir()
+    (folder / ".gitignore").write_bytes("größe".encode("latin-1"))
     *_, first = said = orchestrate(folder, "init").stdout.splitlines()[1:]
     assert [line.split()[0] for line in said[:3]] == ["git", "git", "git"]
     for line in said[:3]:
         paste(folder, line)
-    small_data(folder / "data")
+    small_data(folder / "data", BudgetAmount(kind="work", amount=1e11, seconds=5.0))  # more than one step
     assert said[3] == f"{PROGRAM}prepare"
-    paste(folder, first.replace("--offline", "doctor --offline").replace(" --hours 0.15", ""))
+    checked = paste(folder, first.replace("--offline", "doctor --offline").replace(" --hours 0.15", ""))
+    assert "✓ script    it " in checked
 
 
 @pytest.mark.parametrize(

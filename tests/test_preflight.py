@@ -5,6 +5,8 @@ import pytest
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.preflight import Preflight, find_neighbours
 from orchestrator.lab.repo import RepoError
+from orchestrator.lab.sandbox.base import NoSandbox
+from orchestrator.lab.sandbox.select import NoSandboxError
 from tests.workplace import ROOT, git, orchestrate, save, workplace
 
 
@@ -48,6 +50,26 @@ def test_a_name_is_letters_and_digits(place, name):
 def test_a_name_that_a_file_a_branch_or_a_shell_cannot_take(place, name):
     with pytest.raises(UsageError, match="cannot be a name"):
         check_name(place, name)
+
+
+class Bare(Preflight):
+    """A night on a machine that has no sandbox."""
+
+    @property
+    def sandbox(self):
+        if self.paths.unsafe:
+            return NoSandbox()
+        raise NoSandboxError("no sandbox works here")
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_without_a_sandbox_it_is_for_the_user_to_decide(answer):
+    night, asked = Bare(Paths(), "night", "optuna"), []
+    night.ask_for_trust(lambda question: asked.append(question) or answer)
+    night.ask_for_trust(lambda question: asked.append(question) or answer)
+
+    assert night.paths.unsafe == answer
+    assert asked == ["no sandbox works here.\nTrain without a sandbox?"] * (1 if answer else 2)
 
 
 @pytest.mark.parametrize("line", ["import parts", "from parts import WIDTH", "import os, folder.deep as deep"])

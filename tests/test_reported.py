@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.options import UsageError
+from orchestrator.cli.preflight import load_style
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import BaselineCommitted, Crashed, Granted, Scored
 from orchestrator.core.source import compute_digest
@@ -23,6 +24,7 @@ from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.slots import Slot
 from orchestrator.session.store import Session
+from prepare.files import read_written
 from tests.scripted import SOURCE, Scripted, _call, _opening, served
 from tests.test_cli import wait_until
 from tests.workplace import ROOT, begun, git, orchestrate
@@ -303,6 +305,28 @@ def test_the_form_is_chosen_by_what_is_found(tmp_path):
     }.items():
         (tmp_path / "nightshift.toml").write_text(f"editable = [{editable}]\n")
         assert find_task(script).command == f"python {command}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_what_people_write_is_read_as_it_is_encoded_or_refused(tmp_path, encoding):
+    texts = {"nightshift.toml": "# Größe\r\nbudget = 5\r\n", "program.md": "Größe\r\n", "guidance.md": "Größe\r\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode(encoding))
+    (tmp_path / "train.py").write_text("print('val_bpb: 1')")
+    (tmp_path / "style").mkdir()
+    (tmp_path / "style/researcher.md").write_text((ROOT / "prompts/default/researcher.md").read_text(), "utf-8-sig")
+
+    if encoding == "latin-1":
+        for name in ("nightshift.toml", "program.md"):
+            with pytest.raises(UsageError, match=f"{name} is not UTF-8 text: save it as UTF-8"):
+                find_task(tmp_path / "train.py")
+            (tmp_path / name).unlink()
+    else:
+        task = find_task(tmp_path / "train.py")
+        assert (task.budget, task.program) == (5, "Größe\n")
+    guidance = read_written(tmp_path / "guidance.md", "replace")
+    assert guidance == ("Gr\ufffd\ufffde\n" if encoding == "latin-1" else "Größe\n")
+    assert "You" in load_style(str(tmp_path / "style"), ())["researcher"].system
 
 
 def test_a_session_of_before_is_examined():

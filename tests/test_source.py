@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.source import compute_fingerprint, count_changes, diff, merge, normalize_lines, restore_lines
+from orchestrator.core.source import (
+    compute_fingerprint,
+    count_changes,
+    diff,
+    find_fixed_seed,
+    merge,
+    normalize_lines,
+    restore_lines,
+)
 from tests.ground import ROOT
 
 BASE = "import torch\nSEED = 42\nLR = 0.1  # learning rate\ntorch.manual_seed(42)\nmodel(seed=1)\nDEPTH = 3\n"
@@ -62,6 +70,12 @@ def test_another_seed_of_the_whole_run_is_the_same_code(seeds):
         ("self.seed = 3", "self.seed = 4"),
         ("config['seed'] = 3", "config['seed'] = -4"),
         ("run(seed=SEED)", "run(seed=5)"),
+        ("key = jax.random.key(0)", "key = jax.random.key(1)"),
+        ("rng = np.random.Generator(np.random.PCG64(0))", "rng = np.random.Generator(np.random.PCG64(1))"),
+        ("parser.add_argument('--seed', type=int, default=1)", "parser.add_argument('--seed', type=int, default=2)"),
+        ("torch.manual_seed(os.environ.get('SEED', 1))", "torch.manual_seed(os.environ.get('SEED', 2))"),
+        ("x = config.get('seed', 1)", "x = config.get('seed', 2)"),
+        ("seed, LR = 1, 2", "seed, LR = 3, 2"),
         ("split(x, random_state=1)", "split(x, random_state=2)"),
     ),
 )
@@ -77,6 +91,8 @@ def test_another_seed_of_a_part_is_the_same_code(line, other):
         ("seed, LR = 1, 2", "seed, LR = 1, 3"),
         ("def run(lr=1, seed=1): pass", "def run(lr=2, seed=1): pass"),
         ("seed_text = read('a')", "seed_text = read('b')"),
+        ("load('seed.txt', 4)", "load('seed.txt', 5)"),
+        ("cache.key(1)", "cache.key(2)"),
     ),
 )
 def test_what_stands_beside_a_seed_counts(line, other):
@@ -119,3 +135,20 @@ def test_lines_come_back_as_they_were():
 @given(st.text("ab\r\n\f\ufeff"))
 def test_an_unchanged_text_comes_back_byte_for_byte(text):
     assert restore_lines(normalize_lines(text), text) == text
+
+
+@pytest.mark.parametrize(
+    ("line", "is_fixed"),
+    [
+        ("torch.manual_seed(42)", True),
+        ("SEED = 1337\ntorch.manual_seed(SEED + 1)", True),
+        ("random.seed(1)\nnp.random.seed(seed=2)", True),
+        ("random.seed(1)\ntorch.manual_seed(SEED)", False),
+        ("torch.manual_seed(args.seed)", False),
+        ("torch.manual_seed(int(os.environ['NIGHTSHIFT_SEED']))", False),
+        ("random.seed()", False),
+        ("generator = torch.Generator().manual_seed(3)", False),
+    ],
+)
+def test_a_script_that_fixes_its_seed_is_found(line, is_fixed):
+    assert bool(find_fixed_seed(f"from prepare import SEED\n{line}\n")) == is_fixed

@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agents.fidelity import find_deviation
+from orchestrator.cli.options import Paths
+from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.wiring import build_crew
 from orchestrator.core.events import Proposal
 from orchestrator.core.source import compute_fingerprint, count_changes, diff, merge
@@ -219,6 +221,37 @@ def test_what_a_run_would_not_see_is_said(tmp_path):
         repo.read_baseline()
     with pytest.raises(RepoError, match=r"gone\.py does not exist"):
         Repo(place / "train.py", "may", Task(editable=("train.py", "gone.py"))).read_baseline()
+    git(place, "stash")
+    night = Preflight(Paths(script=place / "train.py"), "night", "optuna")
+    (place / "nightshift.toml").write_text("editable = ['train.py', 'modle/*.py']")
+    assert "no committed file is modle/*.py, which is editable" in [result.message for result in night.check()]
+    for name in ("train.py", "model/link.py"):
+        (place / name).unlink(missing_ok=True)
+        (place / name).symlink_to(place / "model/net.py")
+        git(place, "add", name)
+        git(place, "commit", "-qm", "a link")
+        with pytest.raises(RepoError, match=rf"{name} is a symbolic link or a submodule, which no candidate can"):
+            repo.read_baseline()
+
+
+def test_each_file_keeps_its_line_endings_and_its_byte_order_mark(tmp_path):
+    place = ground(tmp_path / "place", {**FILES, "model/with space.py": "A = 1\n"})
+    repo, spelled = Repo(place / "train.py", "may", TASK), {"model/net.py": b"\xef\xbb\xbfWIDTH = 64\n"}
+    spelled |= {"train.py": b"LR = 1\r\nGO = 2\r\n"}
+    for name, data in spelled.items():
+        (place / name).write_bytes(data)
+    git(place, "commit", "-qam", "as editors write it")
+    source = repo.read_baseline()
+
+    assert [*read_values(source)] == ["LR", "GO", "WIDTH", "A"]
+    commit = repo.commit(1, repo.get_head(), with_constants(source, {"WIDTH": 32, "GO": 3}), "candidate")
+    repo.extract(commit, tmp_path / "run/work", repo.read_source(commit))
+    for name, data in spelled.items():
+        assert (tmp_path / "run/work" / name).read_bytes() == data.replace(b"64", b"32").replace(b"= 2", b"= 3")
+    (place / "model/net.py").write_bytes("# Größe\n".encode("latin-1"))
+    git(place, "commit", "-qam", "in Latin-1")
+    with pytest.raises(RepoError, match=r"net\.py is not UTF-8 text: save it as UTF-8"):
+        repo.read_baseline()
 
 
 # Nights

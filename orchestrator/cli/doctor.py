@@ -46,15 +46,14 @@ def doctor(
     """Check everything that a night needs.
 
     Runs the checks that a night with these options begins with, also checks the data's hashes and the machine, and then
-    runs a reported script until its first step. Exit code 3 if something would spoil the night.
+    runs the script until its first step. Exit code 3 if something would spoil the night.
     """
     paths: opt.Paths = context.obj
     chosen = opt.choose_crew(context, crew, offline=offline)
     name, models = invent_name(paths.sessions), (model or (), fallback or ())
     night = Preflight(paths, name, chosen, prompts, *models, notify=notify, verify=True)
     results = [*night.check(), *check_machine()]
-    ready = not any(result.state == "bad" and result.subject in NEEDED for result in results)
-    if ready and night.task.is_reported:
+    if not any(result.state == "bad" and result.subject in NEEDED for result in results):
         results.append(check_script(night))
     for result in results:  # no table, which would break the commands that it names
         words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
@@ -71,7 +70,7 @@ def check_script(night: Preflight) -> CheckResult:
     source = apply_to_script(night.source, night.profile) if night.profile else night.source
     with tempfile.TemporaryDirectory() as folder:
         slot = replace(list_slots(1, Path(folder), THREADS, night.list_gpus())[0], patience=2.0)
-        tree = TaskFolder(night.task, night.repo, night.repo.get_head())
+        tree = TaskFolder(night.task, night.repo, night.repo.get_head()) if night.task.is_reported else None
         parts = {"folder": Path(folder), "slots": [slot], "sandbox": night.sandbox, "put": compute_digest}
         runner = build_runner(describe_ground(night), tree, 1, night.paths.data, **parts)
 

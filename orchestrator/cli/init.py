@@ -7,6 +7,7 @@ from orchestrator.cli.preflight import find_neighbours
 from orchestrator.lab.repo import write_git
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
+from prepare.files import read_written
 from prepare.manifest import MANIFEST_FILE, load
 from prepare.profiles import apply_to_script, find_profile, from_manifest
 
@@ -29,7 +30,7 @@ def init(context: typer.Context) -> None:
             file.write(source)
     except FileExistsError:
         raise UsageError(f"{script} is there already and stays as it is: choose another name with --script") from None
-    known = ignore.read_text("utf-8") if ignore.exists() else ""
+    known = read_written(ignore, "replace") if ignore.exists() else ""
     missing = [at for at in ("data/", "sessions/") if at not in known.split()]
     with ignore.open("a", encoding="utf-8") as file:
         file.write("\n" * (known[-1:] > "\n") + "".join(f"{at}\n" for at in missing))

@@ -44,7 +44,7 @@ from orchestrator.views.musings import search
 from orchestrator.views.render import render_template
 from orchestrator.views.report import render_report
 from prepare.command import UserError
-from prepare.files import write_atomically
+from prepare.files import read_written, write_atomically
 
 MAX_FORM = 256 << 10
 """Bytes of a form: guidance.md as far as it is read, in any script, percent-encoded."""
@@ -281,7 +281,7 @@ class Site:
         return f"/sessions/{name}"
 
     def read_guidance(self) -> str:
-        return self.guidance.read_text(encoding="utf-8", errors="replace") if self.guidance.is_file() else ""
+        return read_written(self.guidance, "replace") if self.guidance.is_file() else ""
 
     def show_guidance(self, request: Request) -> Response:  # noqa: ARG002 - every page takes it
         text = self.read_guidance()

@@ -7,8 +7,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
@@ -16,17 +17,19 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
 
+import typer
+
 from orchestrator.cli.options import Paths, UsageError, read_session
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import Origin, SessionLimits
-from orchestrator.core.source import compute_digest
+from orchestrator.core.source import compute_digest, find_fixed_seed
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
 from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
-from orchestrator.lab.sandbox.select import select_sandbox
+from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
@@ -167,6 +170,8 @@ class Preflight:
 
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
+        if sys.stdin and sys.stdin.isatty():
+            self.ask_for_trust(typer.confirm)
         warnings: list[str] = []
         for result in self.check():
             if result.state == "bad":
@@ -174,6 +179,14 @@ class Preflight:
             warnings += [result.message] * (result.state == "warn")
         for warning in warnings:
             print(f"nightshift: {warning}", file=sys.stderr)
+
+    def ask_for_trust(self, confirm: Callable[[str], bool]) -> None:
+        """Where no sandbox works, as on macOS, go on without one if the user says so."""
+        try:
+            _ = self.paths.cluster or self.sandbox
+        except NoSandboxError as error:
+            if confirm(f"{error}.\nTrain without a sandbox?"):
+                self.paths = replace(self.paths, unsafe=True)
 
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
@@ -187,6 +200,10 @@ class Preflight:
         if reported and git.state == "good" and (changed := self.repo.list_changed()):
             words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
             yield CheckResult("git", "warn", words)
+        if git.state == "good" and data.state == "good" and self.task.has_tree:
+            files = split_files(self.source)
+            if idle := [at for at in self.task.editable if not any(fnmatchcase(name, at) for name in files)]:
+                yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
         if data.state == "good" and not reported:
             yield (data := _attempt("data", self._describe_data))
         if not reported and data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
@@ -296,6 +313,9 @@ class Preflight:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
         source = self.source
         if not self.parent and not self.beginning and not self.task.is_reported:
+            if seeder := find_fixed_seed(source):
+                words = f"{self.repo.script.name} fixes its seed: runs of one candidate are identical and tell no noise"
+                yield CheckResult("seed", "warn", f"{words}: `from prepare import SEED`, and use it in {seeder}")
             fitted = apply_to_script(source, from_manifest(self.manifest))
             before, after = read_values(source), read_values(fitted)
             others = ", ".join(f"{name} {before[name]} → {to}" for name, to in after.items() if to != before[name])

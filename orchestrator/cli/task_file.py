@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from orchestrator.cli.options import UsageError
 from orchestrator.core.task import Task
+from prepare.files import read_written
 from subagents.files import list_imports
 
 NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program"}
@@ -31,7 +32,7 @@ def find_task(script: Path) -> Task:
     for name in data:
         if not (folder / Path(name).expanduser()).is_dir():
             raise UsageError(f"{folder / NAME}: data: {name} is not a folder")
-    text = program.read_text(encoding="utf-8", errors="replace") if program.is_file() else ""
+    text = _read(program) if program.is_file() else ""
     found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
     return given.model_copy(update={"form": "reported", **found})
 
@@ -39,17 +40,24 @@ def find_task(script: Path) -> Task:
 def _read_task(path: Path) -> Task:
     """Return what nightshift.toml says; the defaults where there is none. Raises UsageError."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        table = tomllib.loads(_read(path)) if path.is_file() else {}
         if unknown := table.keys() - KEYS:
             raise UsageError(f"{path}: unknown key {min(unknown)}")
         given = Task(**table)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         fault = error.errors()[0]
         key, unknown = ".".join(map(str, fault["loc"])), fault["type"] == "extra_forbidden"
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {fault['msg']}")) from error
     return given
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_written(path)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: save it as UTF-8") from error
 
 
 def _has_protocol(script: Path) -> bool:

@@ -14,13 +14,16 @@ from typing import Any, cast
 from merge3 import Merge3
 
 from orchestrator.core.events import Digest
-from prepare.tree import join_files, split_files
+from prepare.tree import join_files, parse_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
-SEEDERS = {"PRNGKey", "Random", "RandomState", "SeedSequence", "default_rng"}
+_BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
+SEEDERS = {"PRNGKey", "Random", "RandomState", "Rngs", "SeedSequence", "default_rng"} | _BIT_GENERATORS
 """Functions that take a seed although their names do not say so."""
 SEEDER_WORDS = {"all", "everything", "fix", "global", "manual", "np", "numpy", "random", "seed", "set", "torch"}
 """A function whose name consists of these words, `seed` among them, only sets a seed."""
+LOOKUPS = {"add_argument", "get", "getattr", "getenv", "pop", "setdefault"}
+"""Functions that take a name, and the value where nothing else gives one."""
 SEEDED_MODULES = {"numpy", "random"}
 """Modules that are often imported only to seed them; the import alone has no effect."""
 
@@ -78,6 +81,11 @@ class _SeedEraser(ast.NodeTransformer):
                 node.args[:1] = [ast.Constant(0)]
             case ast.Call(function, arguments) if _is_seed(function):
                 node.args = [ast.Constant(0) if _is_number(argument) else argument for argument in arguments]
+            case ast.Call(function, [name, *others]) if get_name(function) in LOOKUPS and _is_seed(name):
+                node.args[1:] = _erase_seeds([name] * len(others), others)
+                node.keywords = [keyword for keyword in node.keywords if keyword.arg != "default"]
+            case ast.Assign([ast.Tuple(names)], ast.Tuple(values) as right) if len(names) == len(values):
+                right.elts = _erase_seeds(names, values)
             case ast.keyword(_, value):
                 [node.value] = _erase_seeds([node], [value])
             case ast.Dict(keys, values):
@@ -110,9 +118,30 @@ def _is_seed(node: ast.AST | None) -> bool:
 
 def _is_seeder(function: ast.expr) -> bool:
     """Return True if the first argument of a function is a seed."""
-    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    name = get_name(function)
     words = set(name.lower().split("_"))
-    return name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
+    is_key = name == "key" and ast.unparse(function).endswith("random.key")  # of jax
+    return is_key or name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
+
+
+def find_fixed_seed(source: str) -> str:
+    """Return a statement that seeds a run by a literal, if all that seed it do; empty if one may depend on its seed."""
+    nodes = [*ast.walk(parse_files(source))]
+    calls = [node.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    given = {
+        ast.unparse(call): [*call.args, *(k.value for k in call.keywords)] for call in calls if _is_seeder(call.func)
+    }
+    plain = [node.targets[0] for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    literal = {target.id for target in plain if isinstance(target, ast.Name)}
+    parts = [part for values in given.values() for value in values for part in ast.walk(value)]
+    used = {part.id for part in parts if isinstance(part, ast.Name)}
+    is_fixed = all(values and all(map(_is_number, values)) for values in given.values()) and used <= literal
+    return next(iter(given), "") if is_fixed else ""
+
+
+def get_name(function: ast.expr) -> str:
+    """Return the last part of the name that a call has."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 def _is_number(value: ast.expr) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_PATH = re.compile(r"(\w[\w.-]*(?<!\.py)/)*\w[\w.-]*")
+_PATH = re.compile(r"(\w[\w. -]*(?<!\.py)/)*\w[\w. -]*")
 """What a pattern can stand for: no hidden file, nothing outside the folder, nothing below a script."""
 Words = tuple[Annotated[str, Field(pattern=r"\S")], ...]
 

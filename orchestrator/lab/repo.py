@@ -4,6 +4,7 @@ Every candidate stays under `refs/nightshift/<session>/`, and so does the last k
 follows it, unless the user has checked the branch out or moved it.
 """
 
+import io
 import json
 import os
 import shlex
@@ -72,7 +73,7 @@ class Repo:
         self.prefix, self.common = PurePosixPath(prefix), folder / common
 
     def check_free(self) -> None:
-        """Raise RepoError if the session's branch cannot be created: it exists, or another conflicts with it."""
+        """Raise RepoError if the session's refs cannot be created: they exist, or others conflict with them."""
         ours = f"refs/heads/{self.branch}"
         for ref in self._git("for-each-ref", "--format=%(refname)", "refs/heads/research").splitlines():
             if ref == ours:
@@ -81,6 +82,14 @@ class Repo:
                 name = ref.removeprefix("refs/heads/")
                 remedy = self.write_command("branch", "-m", name, name.replace("/", "-") + "-old")
                 raise RepoError(f"the branch {name} conflicts with {self.branch}: rename it (`{remedy}`)")
+        own = self.kept.removesuffix("/kept")
+        for ref in self._git("for-each-ref", "--format=%(refname)", "refs/nightshift").splitlines():
+            if f"{ref}/".startswith(f"{own}/") or own.startswith(f"{ref}/"):
+                listed = self.write_command("for-each-ref", "--format=delete %(refname)", min(ref, own, key=len))
+                remedy = (
+                    f"choose another name, or delete them (`{listed} | {self.write_command('update-ref', '--stdin')}`)"
+                )
+                raise RepoError(f"git still has commits of an earlier session called {self.session}: {remedy}")
         if not os.access(self.common / "objects", os.W_OK):
             raise RepoError(f"{self.common} cannot be written")
 
@@ -94,6 +103,9 @@ class Repo:
     def read_baseline(self) -> str:
         """Return the script in the user's commit. Raises RepoError, also where a file has edits beyond it."""
         head = self.get_head()
+        if linked := [name for name, (mode, _) in self._list_files(head, "").items() if not mode.startswith("100")]:
+            words = "is a symbolic link or a submodule, which no candidate can change: name the files behind it"
+            raise RepoError(f"{self.home / linked[0]} {words} as editable, or protect it")
         source, files = self.read_source(head), self._read_files(head)
         if missing := [name for name in self.task.named if name not in files]:
             raise RepoError(f"{self.home / missing[0]} does not exist in commit {head[:10]}: commit it first")
@@ -114,7 +126,7 @@ class Repo:
             committed.encode()
             return path.is_file() and normalize_lines(path.read_bytes().decode()) != normalize_lines(committed)
         except UnicodeError as error:
-            raise RepoError(f"{path} is not UTF-8 text") from error
+            raise RepoError(f"{path} is not UTF-8 text: save it as UTF-8") from error
         except OSError as error:
             raise RepoError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -256,17 +268,25 @@ class Repo:
 
     def _read_files(self, commit: str) -> dict[str, str]:
         """Return the editable files of a commit as they are there, by their paths from the script's folder."""
-        blobs = self._list_files(commit).items()
-        return {name: self._git("cat-file", "blob", blob, strip=False) for name, (_, blob) in blobs}
+        listed = self._list_files(commit)
+        wanted = "".join(f"{blob}\n" for _, blob in listed.values())
+        batch = self._git("cat-file", "--batch", stdin=wanted, strip=False)
+        found, files = io.BytesIO(batch.encode("utf-8", "surrogateescape")), dict[str, str]()
+        for name in listed:
+            blob, _, *size = found.readline().decode().split()
+            if not size:
+                raise RepoError(f"git has no object {blob} for {name}")
+            files[name] = found.read(int(size[0]) + 1)[:-1].decode("utf-8", "surrogateescape")
+        return files
 
-    def _list_files(self, commit: str) -> dict[str, tuple[str, str]]:
-        """Return mode and blob of the editable files of a commit."""
+    def _list_files(self, commit: str, kind: str = "100") -> dict[str, tuple[str, str]]:
+        """Return mode and blob of the editable files of a commit whose mode begins with `kind`: plain files."""
         where = f"{self.prefix}/" if self.task.has_tree else str(self.prefix / self.task.editable[0])
         try:
             rows = self._git("ls-tree", "-r", "-z", "--full-tree", commit, where).split("\0")
         except RepoError as error:
             raise RepoError(f"{', '.join(self.task.editable)} at commit {commit[:10]}: {error}") from error
-        found = (row.split("\t", 1) for row in rows if row.startswith("100"))
+        found = (row.split("\t", 1) for row in rows if row and row.startswith(kind))
         files = {str(PurePosixPath(path).relative_to(self.prefix)): facts.split() for facts, path in found}
         return {name: (mode, blob) for name, (mode, _, blob) in files.items() if self.task.is_editable(name)}
 

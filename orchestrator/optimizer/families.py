@@ -12,35 +12,24 @@ from typing import Any, cast
 
 from orchestrator.core.events import Family
 
-USUAL_EFFECT: dict[Family, float] = {
-    "size": 6.0,
-    "batch": 5.0,
-    "MLP": 5.0,
-    "optimizer": 4.0,
-    "schedule": 3.0,
-    "attention": 2.5,
-    "init": 2.0,
-    "regularisation": 2.0,
-    "simplification": 1.5,
-    "other": 1.5,
-}
-"""Usual effect of one step on a constant of a family, in σ of one run: the order in which constants are tried."""
 CHEAPER_DOWN = {"size", "MLP", "attention"}
 """Families whose smaller values need less compute: unless measurements favor up, down is tried first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConstantFamily:
-    """A family, the pattern of its constants' names, and the labels of a step up and a step down."""
+    """A family, the usual effect of one step, the pattern of its constants' names, and the labels of a step."""
 
     family: Family
+    effect: str
+    """In σ of one run: the order in which constants are tried."""
     pattern: str
     up: str
     down: str
 
 
 TABLE = Path(__file__).parent / "templates/families.csv"
-FAMILIES = [ConstantFamily(*cast("Any", row)) for row in csv.reader(TABLE.read_text().splitlines())]
+FAMILIES = [ConstantFamily(*cast("Any", row)) for row in csv.reader(TABLE.read_text("utf-8").splitlines())]
 """The first entry whose pattern matches a name counts; the last one matches every name."""
 
 
@@ -52,4 +41,4 @@ def find_family(name: str) -> ConstantFamily:
 
 def get_usual_effect(name: str) -> float:
     """Return the usual effect of one step on a constant, in σ of one run."""
-    return USUAL_EFFECT[find_family(name).family]
+    return float(find_family(name).effect)

@@ -7,6 +7,7 @@ from math import isclose
 from typing import Literal
 
 from orchestrator.core.events import Direction, parse_value
+from orchestrator.core.source import get_name
 from orchestrator.core.text import shorten
 from prepare.constants import Choices, Constant, Numbers, Space, Value, list_searchable, read_values
 from prepare.tree import parse_files
@@ -15,10 +16,13 @@ STEP_SIZE = 0.375
 """A first step, as a share of the constant's space, or of a count: long, so that effects exceed the noise."""
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
 """Functions whose call has no effect on training if the statement is nothing but the call."""
-PLAIN = OUTPUT | {"str", "repr", "format", "join", "round", "len", "int", "float", "max", "min", "sum", "sorted"}
-"""Functions without side effects on training."""
-REFLECTION = {"globals", "locals", "vars", "exec", "eval"}
+LOOKS = {"globals", "locals", "vars"}
+"""Functions that read constants without naming them, all at once."""
+REFLECTION = LOOKS | {"exec", "eval"}
 """Functions that may read a constant without naming it."""
+_TEXT = {"str", "repr", "format", "join", "dumps", "pformat", "dict", "items", "sorted"}
+PLAIN = OUTPUT | LOOKS | _TEXT | {"round", "len", "int", "float", "max", "min", "sum"}
+"""Functions without side effects on training."""
 
 
 @lru_cache(maxsize=64)
@@ -96,13 +100,24 @@ def is_between(middle: Value, a: Value, b: Value) -> bool:
 def _find_names_computed(source: str) -> set[str]:
     """Return the names that are read other than to be printed as they are, or to decide whether to print."""
     nodes = [*ast.walk(parse_files(source))]
-    calls = [node for node in nodes if isinstance(node, ast.Call) and _get_name(node.func) in OUTPUT]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and get_name(node.func) in OUTPUT]
     shown = {id(value) for call in calls for value in call.args}
     shown |= {id(part.value) for call in calls for part in ast.walk(call) if isinstance(part, ast.FormattedValue)}
     used = set(_list_read(nodes))
-    tests = [node.test for node in nodes if isinstance(node, ast.If) and _is_idle(node, used)]
-    shown |= {id(part) for test in tests for part in ast.walk(test)}
+    blocks = [node for node in nodes if isinstance(node, ast.If | ast.For) and _is_idle(node, used)]
+    tests = [block.test for block in blocks if isinstance(block, ast.If)]
+    inner = [part for node in (*calls, *blocks) for part in _walk_plain(node) if isinstance(part, ast.Call)]
+    looks = [call for call in inner if get_name(call.func) in LOOKS]
+    shown |= {id(part) for top in (*tests, *looks) for part in ast.walk(top)}
     return set(_list_read(node for node in nodes if id(node) not in shown))
+
+
+def _walk_plain(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes below one, without calls of functions that may have an effect."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.Call) or get_name(child.func) in PLAIN:
+            yield child
+            yield from _walk_plain(child)
 
 
 def _find_names_read(source: str) -> set[str]:
@@ -132,7 +147,7 @@ def _walk_effective(node: ast.AST, known: set[str]) -> Iterator[ast.AST]:
         # What a class body assigns is read as an attribute.
         if isinstance(child, ast.stmt) and not isinstance(node, ast.ClassDef) and _is_idle(child, known):
             for part in ast.walk(child):
-                if isinstance(part, ast.Call) and _get_name(part.func) not in PLAIN:
+                if isinstance(part, ast.Call) and get_name(part.func) not in PLAIN:
                     yield from _walk_effective(part, known)
         else:
             yield child
@@ -143,7 +158,7 @@ def _is_idle(node: ast.stmt, known: set[str]) -> bool:
     """Return whether a statement only prints values, or assigns them to names that are not known to be read."""
     match node:
         case ast.Expr(value=ast.Call(func=function)):
-            return _get_name(function) in OUTPUT
+            return get_name(function) in OUTPUT
         case ast.Assign(targets=targets):
             return all(isinstance(target, ast.Name) and target.id not in known for target in targets)
         case ast.AugAssign(target=target) | ast.AnnAssign(target=target):
@@ -152,7 +167,3 @@ def _is_idle(node: ast.stmt, known: set[str]) -> bool:
             return all(_is_idle(part, known) for part in [*body, *other])
         case _:
             return isinstance(node, ast.Pass)
-
-
-def _get_name(function: ast.expr) -> str:
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")

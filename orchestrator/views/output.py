@@ -16,19 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-PLAIN = {
-    "→": "->",
-    "−": "-",
-    "–": "-",
-    "±": "+/-",
-    "σ": "sigma",
-    "…": "...",
-    "─": "-",
-    "━": "=",
-    "·": "|",
-    "✓": "+",
-    "✗": "x",
-}
+PLAIN = dict(zip("→−–±σ…─━·✓✗", ["->", "-", "-", "+/-", "sigma", "...", "-", "=", "|", "+", "x"], strict=True))
 """Replacements for characters that the locale's encoding lacks; any other becomes a question mark."""
 PENDING = 1_000
 """Writes that may wait for a slow reader; further ones are dropped."""

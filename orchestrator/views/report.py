@@ -37,27 +37,7 @@ Tool = Literal["csv", "trackio", "wandb"]
 """What a session can be exported to."""
 ENOUGH = 20
 """Measured experiments that only set constants, below which a picture of the constants would show luck."""
-COLUMNS = """
-string: session
-int64: experiment
-string: status title hypothesis rationale family parameter direction value
-float64: expected_delta
-string: instructions author
-int64: base against
-string: commit fingerprint
-int64: added removed
-string: how
-string: metric
-list: scores
-float64: val_bpb gain error sigma
-string: reason failure message
-float64: train_seconds total_seconds
-int64: steps tokens parameters
-float64: memory_mb
-string: tier verdict happened why lesson next
-int64: input_tokens cached_tokens output_tokens
-float64: usd
-"""
+COLUMNS = (Path(__file__).parent / "templates/columns.txt").read_text("utf-8")
 """val_bpb and scores are values of the metric. Seconds, steps and tokens are of the first run; gain is positive where
 better; unknown is null, never 0."""
 
