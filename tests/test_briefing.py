@@ -22,6 +22,7 @@ PROMPTS = load_prompts(Path("prompts"))
 BUDGET = {
     "clock": 150,
     "standing": 250,
+    "step": 250,
     "source": briefing.SOURCE,
     "constants": 1300,
     "branch": 500,

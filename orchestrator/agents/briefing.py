@@ -78,7 +78,7 @@ def brief_researcher(
     `source` is the train.py that proposals start from. Prompts, and those stored in sessions, know the facts by these
     names.
     """
-    task, lines = state.session.task, source.splitlines()
+    task, best, lines = state.session.task, state.incumbent, source.splitlines()
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
     judged = [result for result in state.judged if result.experiment > 0]
     untested = [result for result in judged if result.status in UNTESTED and not result.is_lost]
@@ -97,6 +97,7 @@ def brief_researcher(
         "budget": WORDS.budget(state.session.profile),
         "program": clip(task.program.strip(), 1500),
         "standing": describe_standing(state),
+        "step": WORDS.cost(best.scores[0].telemetry, state.session.profile.budget) if best else "",
         "silence": WORDS.silence(state.fruitless, state.setback) if state.fruitless else "",
         "stall": _describe_stall(tested),
         "guidance": clip(state.guidance.strip(), 900),

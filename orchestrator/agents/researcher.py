@@ -138,9 +138,12 @@ def make_tools(
 
 
 def is_step_measurable(state: State) -> bool:
-    """Return whether a step can be run beside the runs: only where a budget is work, and the best reports it."""
+    """Return whether a step can be run beside the runs: where a budget is work, unless the best does not report it.
+
+    An agent's tools come first in what a server caches, so they should not change when the baseline is measured.
+    """
     best, is_work = state.incumbent, state.session.profile.budget_kind == "work"
-    return bool(is_work and best and "step/calls" in best.scores[0].telemetry)
+    return is_work and (not best or "step/calls" in best.scores[0].telemetry)
 
 
 def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
