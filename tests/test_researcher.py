@@ -220,7 +220,9 @@ def test_the_tools_are_the_same_before_the_baseline_is_measured():
     scores = tuple(score.model_copy(update={"telemetry": {"step/calls": (2e11,)}}) for score in best.scores)
     measured, begun = (replace(LOG.state, incumbent=each) for each in (replace(best, scores=scores), None))
 
-    names = [[tool.name for tool in researcher.make_tools(state, SOURCE, LOG.get, str, str)] for state in (begun, measured)]
+    names = [
+        [tool.name for tool in researcher.make_tools(state, SOURCE, LOG.get, str, str)] for state in (begun, measured)
+    ]
 
     assert names[0] == names[1], "else nothing that a server has cached of the first request serves the second"
 
