@@ -286,6 +286,18 @@ def test_a_belief_without_evidence_and_a_notebook_without_measure_go_back(wrong,
     assert written == []
 
 
+def test_what_is_under_way_may_be_named_beside_the_evidence_and_is_none_itself():
+    state = replace(LOG.state, open=dict.fromkeys([999], None))
+
+    said = [
+        researcher.find_notebook_fault(state, Notebook(beliefs=(belief,)))
+        for belief in ("Depth 2 is better (#5); #999 tells why.", "Depth 2 is better (#999).")
+    ]
+
+    assert said[0] == ""
+    assert "#999 has measured nothing" in said[1]
+
+
 def test_a_claim_that_is_tested_must_have_been_judged():
     world = FakeWorld([says(call("submit", proposals=[DRAFT | {"tests": 500}])), says(call("submit", proposals=DRAFT))])
 

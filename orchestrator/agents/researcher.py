@@ -75,9 +75,12 @@ def find_notebook_fault(state: State, notebook: Notebook) -> str:
         return f"it has {size:,} characters, and {briefing.NOTEBOOK * briefing.CHARACTERS:,.0f} fit: shorten it"
     tested = {0, *(result.experiment for result in state.judged if result.status not in UNTESTED)}
     for belief in notebook.beliefs:
-        unmeasured = {int(number) for number in re.findall(r"#(\d+)", belief)} - tested
-        if unmeasured or not re.search(r"#\d|experiment \d+ of ", belief):
-            fault = f"#{min(unmeasured)} has measured nothing" if unmeasured else "it names no experiment, such as #3"
+        named = {int(number) for number in re.findall(r"#(\d+)", belief)}
+        unmeasured = named - tested - state.open.keys()  # what is under way may be named beside the evidence
+        if unmeasured or not (named & tested or re.search(r"experiment \d+ of ", belief)):
+            fault = (
+                f"#{min(unmeasured or named)} has measured nothing" if named else "it names no experiment, such as #3"
+            )
             return f"beliefs: {belief[:60]!r}: {fault}. Without evidence it is a question or an idea"
     return ""
 
@@ -138,10 +141,7 @@ def make_tools(
 
 
 def is_step_measurable(state: State) -> bool:
-    """Return whether a step can be run beside the runs: where a budget is work, unless the best does not report it.
-
-    An agent's tools come first in what a server caches, so they should not change when the baseline is measured.
-    """
+    """Return whether a step can be run beside the runs: where a budget is work, unless the best does not report it."""
     best, is_work = state.incumbent, state.session.profile.budget_kind == "work"
     return is_work and (not best or "step/calls" in best.scores[0].telemetry)
 

@@ -116,7 +116,8 @@ class _Reasoning:
 
     def keep(self) -> ev.Kept:
         posterior, commit = self.posterior, self.candidate.commit
-        why = "" if posterior.mean > 0 else f"{commit.removed - commit.added} lines shorter and no worse on average, "
+        is_likely = belief.decide(self.outlook, self.worth, 0, 1) == "keep"
+        why = "" if is_likely else f"{commit.removed - commit.added} lines shorter and no worse on average, "
         change = self.expected * self.found.sigma
         if keep := self.reverted:
             why = f"#{keep.experiment} is reverted: without it "
