@@ -128,7 +128,7 @@ def describe_notebook(state: State) -> str:
 def _list_scores(state: State) -> Sequence[ev.Scored]:
     """Return the incumbent's scores; before there is one, what is known of the baseline's."""
     match state.open.get(0):  # a first proposal can be made before all of the baseline's scores are there
-        case Candidate(scores=scores) | Training(Candidate(scores=scores)):
+        case Candidate(scores=scores) | Training(Candidate(scores=scores)) | Decided(scores=scores):
             return scores
         case _:
             return state.incumbent.scores if state.incumbent else ()
