@@ -290,7 +290,7 @@ def test_what_is_under_way_may_be_named_beside_the_evidence_and_is_none_itself()
     state = replace(LOG.state, open=dict.fromkeys([999], None))
 
     said = [
-        researcher.find_notebook_fault(state, Notebook(beliefs=(belief,)))
+        researcher.find_notebook_fault(state, Notebook(**BOOK | {"beliefs": [belief]}))
         for belief in ("Depth 2 is better (#5); #999 tells why.", "Depth 2 is better (#999).")
     ]
 

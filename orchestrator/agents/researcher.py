@@ -76,11 +76,9 @@ def find_notebook_fault(state: State, notebook: Notebook) -> str:
     tested = {0, *(result.experiment for result in state.judged if result.status not in UNTESTED)}
     for belief in notebook.beliefs:
         named = {int(number) for number in re.findall(r"#(\d+)", belief)}
-        unmeasured = named - tested - state.open.keys()  # what is under way may be named beside the evidence
-        if unmeasured or not (named & tested or re.search(r"experiment \d+ of ", belief)):
-            fault = (
-                f"#{min(unmeasured or named)} has measured nothing" if named else "it names no experiment, such as #3"
-            )
+        measured = named & tested or re.search(r"experiment \d+ of ", belief)
+        if (unknown := named - tested - state.open.keys()) or not measured:  # what is under way may be named, too
+            fault = f"#{min(unknown or named)} has measured nothing" if named else "it names no experiment, such as #3"
             return f"beliefs: {belief[:60]!r}: {fault}. Without evidence it is a question or an idea"
     return ""
 
