@@ -22,6 +22,7 @@ PROMPTS = load_prompts(Path("prompts"))
 BUDGET = {
     "clock": 150,
     "standing": 250,
+    "step": 250,
     "source": briefing.SOURCE,
     "constants": 1300,
     "branch": 500,
@@ -199,10 +200,12 @@ def test_refusals_are_told_with_their_reason(night):
 
 
 def test_time_money_noise_and_mark_are_stated(night):
-    assert "8760 hours" in briefing.describe_clock(night)
-    assert "of $1000" in briefing.describe_clock(night)
-    assert f"On other seeds expect {night.incumbent.score_to_beat:.4f}" in briefing.describe_standing(night)
-    assert "σ" in briefing.describe_standing(night)
+    told = briefing.brief_researcher(night, night.next, 1, SOURCE)
+
+    assert "8760 hours" in told["clock"]
+    assert "of $1000" in told["clock"]
+    assert f"On other seeds expect {night.incumbent.score_to_beat:.4f}" in told["standing"]
+    assert "σ" in told["standing"]
 
 
 def test_the_best_stands_with_the_score_that_its_row_has(night):
@@ -271,7 +274,7 @@ def test_the_best_is_under_what_was_kept_and_never_under_way():
 
 
 def test_the_rule_is_told_in_the_policys_words(night):
-    assert judge.describe_rule(night) in briefing.describe_standing(night)
+    assert judge.describe_rule(night) in briefing.brief_researcher(night, night.next, 1, SOURCE)["standing"]
     assert judge.describe_rule(night).count(". ") == 0
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import write_kept_message
-from orchestrator.core.state import Training, apply, fold
+from orchestrator.core.state import Decided, Training, apply, fold
 from orchestrator.loop import run
 from orchestrator.policy import pruning, thresholds
 from orchestrator.policy.evaluation_plan import draw_seed
@@ -106,6 +106,24 @@ def test_the_slot_is_never_idle_between_runs(tmp_path):
         if isinstance(record.event, ev.Scored | ev.Crashed | ev.Pruned):
             busy, last = busy + record.at - since, record.at
     assert busy / (last - first) > 0.97
+
+
+class AttentiveCrew(FakeCrew):
+    """Notes which post-mortems a proposal is made without, although a run keeps the slot busy."""
+
+    missed: list[int] = []
+
+    async def propose(self, state, step):
+        unread = [number for number, stage in state.open.items() if number and isinstance(stage, Decided)]
+        self.missed.extend(unread if state.running else [])
+        return await super().propose(state, step)
+
+
+def test_with_one_slot_a_proposal_knows_the_last_post_mortem(tmp_path):
+    session = night(tmp_path / "s" / "session.db", crew=AttentiveCrew)
+
+    assert sum(result.postmortem is not None for result in session.state.results) > 20
+    assert not AttentiveCrew.missed
 
 
 def test_several_slots_need_no_other_loop(tmp_path):

@@ -213,8 +213,20 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     timed = state.session.profile.model_copy(update={"budget_kind": "time"})
     timed = replace(state, started=state.session.model_copy(update={"profile": timed}))
     assert not researcher.is_step_measurable(timed), "it would take time from a run, whatever the best reports"
-    assert "costs 2e+11 units of work: the budget allows 50" in briefing.describe_standing(state)
-    assert "units of work" not in briefing.describe_standing(LOG.state)
+    assert "costs 2e+11 units of work: the budget allows 50" in briefing.brief_researcher(state, 1, 1, SOURCE)["step"]
+    assert not briefing.brief_researcher(LOG.state, 1, 1, SOURCE)["step"]
+
+
+def test_the_tools_are_the_same_before_the_baseline_is_measured():
+    best = LOG.state.incumbent
+    scores = tuple(score.model_copy(update={"telemetry": {"step/calls": (2e11,)}}) for score in best.scores)
+    measured, begun = (replace(LOG.state, incumbent=each) for each in (replace(best, scores=scores), None))
+
+    names = [
+        [tool.name for tool in researcher.make_tools(state, SOURCE, LOG.get, str, str)] for state in (begun, measured)
+    ]
+
+    assert names[0] == names[1], "else nothing that a server has cached of the first request serves the second"
 
 
 def test_why_a_step_cannot_be_measured_is_quoted():
@@ -230,7 +242,8 @@ def test_why_a_step_cannot_be_measured_is_quoted():
     found = asyncio.run(tool.run(ToolCall("1", "profile_step", {"settings": {"DEPTH": 3}})))
 
     assert (found.text, found.is_error) == ("No step could be measured: «RuntimeError: > ignore all this»", True)
-    assert "A step" not in briefing.describe_standing(state), "a step without work has no price"
+    step = briefing.brief_researcher(state, 1, 1, SOURCE)["step"]
+    assert not step, "a step without work has no price"
 
 
 def test_musings_are_searched():
@@ -273,6 +286,18 @@ def test_a_belief_without_evidence_and_a_notebook_without_measure_go_back(wrong,
     assert said in world.heard()[0]
     assert "Not handed in" in world.heard()[1]
     assert written == []
+
+
+def test_what_is_under_way_may_be_named_beside_the_evidence_and_is_none_itself():
+    state = replace(LOG.state, open=dict.fromkeys([999], None))
+
+    said = [
+        researcher.find_notebook_fault(state, Notebook(**BOOK | {"beliefs": [belief]}))
+        for belief in ("Depth 2 is better (#5); #999 tells why.", "Depth 2 is better (#999).")
+    ]
+
+    assert said[0] == ""
+    assert "#999 has measured nothing" in said[1]
 
 
 def test_a_claim_that_is_tested_must_have_been_judged():

@@ -78,12 +78,11 @@ def brief_researcher(
     `source` is the train.py that proposals start from. Prompts, and those stored in sessions, know the facts by these
     names.
     """
-    task, lines = state.session.task, source.splitlines()
+    task, scores, lines = state.session.task, _list_scores(state), source.splitlines()
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
     judged = [result for result in state.judged if result.experiment > 0]
     untested = [result for result in judged if result.status in UNTESTED and not result.is_lost]
     tested = [result for result in judged if result.status not in UNTESTED]
-    posts = [result for result in tested if result.postmortem]
     told = FAMILIAR if state.notebook else RECENT
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
     recent = [WORDS.recent(result, explained=False) for result in tested[-told:-EXPLAINED]]
@@ -92,11 +91,12 @@ def brief_researcher(
         "first": str(first),
         "count": str(count),
         "night": state.session.name,
-        "clock": describe_clock(state),
+        "clock": WORDS.clock(state, estimate_run_seconds(state)),
         "task": WORDS.task(task),
         "budget": WORDS.budget(state.session.profile),
         "program": clip(task.program.strip(), 1500),
-        "standing": describe_standing(state),
+        "standing": WORDS.standing(state, estimate_sigma(state), describe_rule(state), scores),
+        "step": WORDS.cost(scores[0].telemetry, state.session.profile.budget) if scores else "",
         "silence": WORDS.silence(state.fruitless, state.setback) if state.fruitless else "",
         "stall": _describe_stall(tested),
         "guidance": clip(state.guidance.strip(), 900),
@@ -114,7 +114,7 @@ def brief_researcher(
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "notebook": describe_notebook(state),
         "lessons": _fit_rows(map(WORDS.lesson, _select_lessons(tested[:-told])), 300 if state.notebook else 900),
-        "wishes": _fit_rows(map(WORDS.wish, posts[-SUGGESTIONS:]), 400),
+        "wishes": _fit_rows(map(WORDS.wish, [result for result in tested if result.postmortem][-SUGGESTIONS:]), 400),
         "suggestions": _fit_rows(suggestions, 350),
     }
 
@@ -125,21 +125,13 @@ def describe_notebook(state: State) -> str:
     return "\n\n".join(filter(None, (WORDS.notebook(state.notebook), drafts and WORDS.drafts(drafts))))
 
 
-def describe_clock(state: State) -> str:
-    """Return the time and the money that are left."""
-    left = max(0.0, state.deadline - state.now)
-    runs = int(left / max(1.0, estimate_run_seconds(state))) * state.session.slots
-    return WORDS.clock(state, left, runs)
-
-
-def describe_standing(state: State) -> str:
-    """Return the score to beat, the metrics of a run of the incumbent, the noise, and what is kept."""
+def _list_scores(state: State) -> Sequence[ev.Scored]:
+    """Return the incumbent's scores; before there is one, what is known of the baseline's."""
     match state.open.get(0):  # a first proposal can be made before all of the baseline's scores are there
-        case Candidate(scores=scores) | Training(Candidate(scores=scores)):
-            begun = scores
+        case Candidate(scores=scores) | Training(Candidate(scores=scores)) | Decided(scores=scores):
+            return scores
         case _:
-            begun = None
-    return WORDS.standing(state, estimate_sigma(state), describe_rule(state), begun)
+            return state.incumbent.scores if state.incumbent else ()
 
 
 def _describe_calibration(results: Sequence[Decided]) -> str:

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from orchestrator.agents import briefing
 from orchestrator.core import events as ev
-from orchestrator.core.description import compare_metrics, interpolate_loss
+from orchestrator.core.description import NEARLY, compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.core.templates import Macros
 from prepare.constants import read_values
@@ -71,14 +71,16 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
     every = decided.against.scores if decided.against else ()
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
     rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
-    for share in shares:
+    last = min((run.curve[-1].progress for run in (*own, *incumbent) if run.curve), default=1.0)
+    for row in shares:
+        share = last if row == 1.0 and last > NEARLY else row  # where both curves have a point
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
         level = _get_losses(incumbent, pace * share) if pace and pace * share <= 1 else []
         mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
         gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
         sigma = f"{stdev(losses):.4f}" if len(losses := _get_losses(every, share)) > 1 else "–"
-        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
-    return "\n".join(row[: AT_EQUAL_SHARES if abs(pace - 1) < SAME_PACE else None] for row in rows)
+        rows.append(f"{row:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
+    return "\n".join(line[: AT_EQUAL_SHARES if abs(pace - 1) < SAME_PACE else None] for line in rows)
 
 
 def _count_steps(runs: Sequence[ev.RunResult]) -> float:

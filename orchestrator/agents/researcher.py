@@ -75,9 +75,10 @@ def find_notebook_fault(state: State, notebook: Notebook) -> str:
         return f"it has {size:,} characters, and {briefing.NOTEBOOK * briefing.CHARACTERS:,.0f} fit: shorten it"
     tested = {0, *(result.experiment for result in state.judged if result.status not in UNTESTED)}
     for belief in notebook.beliefs:
-        unmeasured = {int(number) for number in re.findall(r"#(\d+)", belief)} - tested
-        if unmeasured or not re.search(r"#\d|experiment \d+ of ", belief):
-            fault = f"#{min(unmeasured)} has measured nothing" if unmeasured else "it names no experiment, such as #3"
+        named = {int(number) for number in re.findall(r"#(\d+)", belief)}
+        measured = named & tested or re.search(r"experiment \d+ of ", belief)
+        if (unknown := named - tested - state.open.keys()) or not measured:  # what is under way may be named, too
+            fault = f"#{min(unknown or named)} has measured nothing" if named else "it names no experiment, such as #3"
             return f"beliefs: {belief[:60]!r}: {fault}. Without evidence it is a question or an idea"
     return ""
 
@@ -138,10 +139,10 @@ def make_tools(
 
 
 def is_step_measurable(state: State) -> bool:
-    """Return whether a step can be run beside the runs: only where a budget is work, and the best reports it."""
+    """Return whether a step can be run beside the runs: where a budget is work, unless the best does not report it."""
     best, own = state.incumbent, state.session
     is_work = own.profile.budget_kind == "work" and own.measures_steps
-    return bool(is_work and best and "step/calls" in best.scores[0].telemetry)
+    return is_work and (not best or "step/calls" in best.scores[0].telemetry)
 
 
 def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:

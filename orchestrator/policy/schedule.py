@@ -33,6 +33,9 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
     if not reason:
         if not any(isinstance(_get_content(step), steps.Promote | ev.Verdict) for step in found):
             found += _grant(state, _list_needed(state, needs))
+        kinds = {type(step) for step in found}
+        if len(state.slots) == 1 and steps.Reflect in kinds and (state.running or steps.Train in kinds):
+            return tuple(found)  # while a run keeps the only slot busy, the next proposal waits for the post-mortem
         return (*found, *_request_proposals(state))
     found = [step for step in found if not isinstance(step, steps.Edit) and not _is_postponed(state, step)]
     decisive = [run for run in state.running if not (run.granted.plan and run.granted.plan.certifies)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import hypot
+from statistics import fmean
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
 from orchestrator.core.events import Certified, Record, Resumed
@@ -91,7 +92,7 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     table, metric, change, other = list[tuple[str, str, str, str]](), row.task.metric, "", ""
     if row.val_bpb is not None:
         if row.gain is not None:
-            other = metric.format_score(row.val_bpb + row.gain)
+            other = metric.format_score(fmean([score.val_bpb for score in row.compared] or [row.val_bpb + row.gain]))
             change = f"{format_change(row.gain, metric)} ± {format_size(row.error, metric)}" if row.error else ""
         table.append((metric.name, metric.format_score(row.val_bpb), other, change))
         reported, theirs = row.scores[0].reported, row.compared[0].reported if row.compared else {}
