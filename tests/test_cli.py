@@ -35,7 +35,8 @@ def runs_of(place: Path) -> list[psutil.Process]:
     return mine
 
 
-def wait_until(condition, seconds: float = 20.0) -> None:
+def wait_until(condition, seconds: float = 150.0) -> None:
+    """Wait for what must come to pass, however busy the machine is."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
