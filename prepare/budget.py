@@ -95,7 +95,7 @@ class Budget:
 
     @contextmanager
     def measure(self) -> Generator[None]:
-        """Count the work of the body, one whole step; repeat when steps change. Raises RuntimeError if it is none."""
+        """Count the work of the body, one whole step; repeat when steps change. Raises RuntimeError if none fits."""
         if self.kind == "time":
             yield
             return
@@ -105,6 +105,8 @@ class Budget:
         self.step_work = counter.get_total_flops() + traffic.work
         if not self.step_work:
             raise RuntimeError("the measured step did nothing")
+        if self.step_work > 2 * self.amount:
+            raise RuntimeError(f"one step takes {self.step_work:.2g} FLOPs of work, and the budget is {self.amount:.2g}")
         channel.send({"event": "measured", "work": self.step_work})
         self.report(dict(traffic.costs.most_common(MAX_VALUES // 2)))
 
