@@ -122,7 +122,7 @@ def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
     wait_until(lambda: opened(place).state.incumbent is not None)
 
     os.kill(life.pid, signal.SIGINT)
-    printed, _ = life.communicate(timeout=60)
+    printed, _ = life.communicate(timeout=200)
 
     assert life.returncode == 0
     assert "resume night" in printed
@@ -138,7 +138,7 @@ def test_ctrl_c_twice_stops_at_once(place):
     os.kill(life.pid, signal.SIGINT)
     time.sleep(0.05)
     os.kill(life.pid, signal.SIGINT)
-    printed, _ = life.communicate(timeout=60)
+    printed, _ = life.communicate(timeout=200)
 
     assert life.returncode in {0, 130}
     assert "resume night" in printed

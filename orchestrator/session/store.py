@@ -217,7 +217,7 @@ def _open(path: Path, read_only: bool) -> sqlite3.Connection:
     (version,) = db.execute("pragma user_version").fetchone()
     if version > VERSION:
         raise SessionError(f"{path} was written by a newer Nightshift (format {version}, ours is {VERSION}): upgrade")
-    tables = db.execute("select sql from sqlite_master where tbl_name in ('events', 'texts') and sql is not null")
+    tables = db.execute("select sql from sqlite_master where tbl_name in ('events', 'texts') and type != 'index'")
     if version <= 0 or {sql.lower() for (sql,) in tables} != set(SCHEMA.strip().rstrip(";").split(";\n")):
         raise SessionError(f"{path} is not a session file")  # a view or a trigger could run foreign SQL
     return db
