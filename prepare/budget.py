@@ -106,7 +106,7 @@ class Budget:
         if not self.step_work:
             raise RuntimeError("the measured step did nothing")
         if self.step_work > 2 * self.amount:
-            raise RuntimeError(f"one step takes {self.step_work:.2g} FLOPs of work, and the budget is {self.amount:.2g}")
+            raise RuntimeError(f"one step takes {self.step_work:.2g} of work, and the budget is {self.amount:.2g}")
         channel.send({"event": "measured", "work": self.step_work})
         self.report(dict(traffic.costs.most_common(MAX_VALUES // 2)))
 

@@ -249,7 +249,7 @@ def test_a_repository_that_is_away_and_a_branch_that_is_looked_at(place):
 def disturb_git(place: Path, luck: random.Random) -> None:
     """Do to the repository what other programs and users do."""
     refs = place / ".git/refs/nightshift/night"
-    match luck.randrange(5):
+    match luck.randrange(7):
         case 0:
             subprocess.run(["git", "gc", "-q", "--prune=now"], cwd=place, check=False, capture_output=True)
         case 1:
@@ -261,7 +261,13 @@ def disturb_git(place: Path, luck: random.Random) -> None:
             (place / ".git-away").rename(place / ".git")
         case 3:
             subprocess.run(["git", "pack-refs", "--all"], cwd=place, check=False, capture_output=True)
-        case 4 if refs.is_dir():
+        case 4 | 5:
+            path = place / ".git" / luck.choice(["config", "HEAD"])
+            was = path.read_bytes()
+            path.write_text(luck.choice(["[core\n", "[core]\nbare = true\n", "[core]\nrepositoryformatversion = 99\n"]))
+            time.sleep(luck.uniform(0, 3))
+            path.write_bytes(was)
+        case 6 if refs.is_dir():
             locks = [refs / f"{name}.lock" for name in ("kept", *range(9))]
             for lock in locks:
                 lock.touch()
@@ -295,7 +301,13 @@ def disturb_processes(place: Path, luck: random.Random) -> None:
             process.send_signal(signal.SIGCONT)
 
 
-STORMS_OF = {"git": disturb_git, "session": disturb_session, "processes": disturb_processes}
+STORMS_OF = {"git": disturb_git, "task": disturb_git, "session": disturb_session, "processes": disturb_processes}
+TASK = """import os, random, time
+DEPTH = 2
+time.sleep(1)
+print("METRIC val_bpb=%f" % (2 + abs(DEPTH - 6) / 9 + random.Random(os.environ["NIGHTSHIFT_SEED"]).gauss(0, 0.001)))
+"""
+"""A reported script; git lays out each of its runs."""
 
 
 @pytest.mark.soak
@@ -303,7 +315,7 @@ STORMS_OF = {"git": disturb_git, "session": disturb_session, "processes": distur
 @pytest.mark.parametrize("what", STORMS_OF)
 def test_a_night_in_a_storm_ends_well(place, what, seed):
     luck = random.Random(seed)
-    (place / "train.py").write_text(TINY)
+    (place / "train.py").write_text(TASK if what == "task" else TINY)
     git(place, "commit", "-qam", "much to gain")
     printed = (place.parent / "printed").open("w+")
     words = command("--offline", "--hours", "1", "--session", "night", "--max-experiments", "4", "--seed", str(seed))
