@@ -132,8 +132,8 @@ def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
 
 def test_ctrl_c_twice_stops_at_once(place):
     life = begun(place, "--offline", "--hours", "1", "--session", "night")
-    wait_until((place / "sessions/night/session.db").exists)
-    time.sleep(1.5)
+    while "granted" not in life.stdout.readline():
+        pass
 
     os.kill(life.pid, signal.SIGINT)
     time.sleep(0.05)

@@ -379,6 +379,19 @@ async def test_a_guardian_that_is_suspended_is_woken_up(bench, source, wall, kin
     assert outcome.kind == kind
 
 
+async def test_a_run_whose_guardian_was_killed_is_ended_when_the_night_is(bench):
+    """Both in the same moment: no guardian is left to end it, and nobody waits for its report."""
+    running = asyncio.create_task(bench.runner().run(GRANTED, WAITING))
+    note = bench.folder / "runs/7-2/work/data/trainer"
+    while not (note.exists() and note.read_text()):
+        await asyncio.sleep(0.02)
+    psutil.Process(int(note.read_text())).parent().kill()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not guardian.find_tagged(f"{bench.folder}/runs/")
+
+
 async def test_a_run_whose_guardian_is_suspended_can_be_cancelled(bench):
     running = asyncio.create_task(signal_when_there(bench, "guardian", bench.runner(), signal.SIGSTOP))
     while not any(is_suspended(process) for process in guardian.find_tagged(f"{bench.folder}/runs/")):

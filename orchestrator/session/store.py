@@ -143,7 +143,8 @@ class Session(Log):
                 self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
             self.inodes = self._get_inodes()
         except (sqlite3.Error, OSError) as error:
-            raise SessionError(f"{self.path} cannot be written: {error}; earlier events are safe: resume") from error
+            safe = "; earlier events are safe: resume" * isinstance(error, sqlite3.OperationalError | OSError)
+            raise SessionError(f"{self.path} cannot be written: {error}{safe}") from error
         self.texts.clear()
         self.fold(*records)
 
