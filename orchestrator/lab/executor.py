@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Outcome
@@ -41,22 +41,22 @@ class LocalExecutor:
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
-        own, commit = await self._use_git(self.repo.read_baseline), await self._use_git(self.repo.get_head)
+        own, commit = await self._attempt(self.repo.read_baseline), await self._attempt(self.repo.get_head)
         fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
         if fitted != own:
             await self.commit(0, commit, fitted, "fit the baseline to the profile\n\nExperiment: 0\n")
         self.own, self.fitted = own, fitted
-        await self._use_git(self.repo.begin_branch, commit)
+        await self._attempt(self.repo.begin_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(fitted), fingerprint=compute_fingerprint(fitted))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:
-        return await self._use_git(self.repo.commit, experiment, parent, self._restore(source), message)
+        return await self._attempt(self.repo.commit, experiment, parent, self._restore(source), message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
-        return await self._attempt(partial(self.runner.run, granted, source))  # a reported run is laid out by git
+        return await self._attempt(self.runner.run, granted, source)  # git lays out a reported run
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
-        head = await self._use_git(self.repo.promote, parent, self._restore(source), message)
+        head = await self._attempt(self.repo.promote, parent, self._restore(source), message)
         if self.repo.trouble:
             self.say(self.repo.trouble)
         return head
@@ -65,15 +65,13 @@ class LocalExecutor:
         """Return a candidate with the user's constants, except those that it changes itself."""
         return source if self.fitted == self.own else with_originals(source, self.fitted, self.own)
 
-    async def _use_git(self, work: Callable[..., str], *words: object) -> str:
-        return await self._attempt(partial(asyncio.to_thread, work, *words))
-
-    async def _attempt(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _attempt(self, work: Callable[..., T | Awaitable[T]], *words: object) -> T:
         """Return what needs git, however long the repository cannot be used. Raises RepoError."""
         attempts = 0
         while True:
             try:
-                return await work()
+                done: Any = await asyncio.to_thread(work, *words)
+                return await done if isawaitable(done) else done
             except RepoError as error:
                 attempts += 1
                 if attempts > self.patience and self.is_stopping():

@@ -219,7 +219,7 @@ def _open(path: Path, read_only: bool) -> sqlite3.Connection:
     if version > VERSION:
         raise SessionError(f"{path} was written by a newer Nightshift (format {version}, ours is {VERSION}): upgrade")
     tables = db.execute("select sql from sqlite_master where tbl_name in ('events', 'texts') and type != 'index'")
-    if version <= 0 or {sql.lower() for (sql,) in tables} != set(SCHEMA.strip().rstrip(";").split(";\n")):
+    if version <= 0 or {str(sql).lower() for (sql,) in tables} != set(SCHEMA.strip().rstrip(";").split(";\n")):
         raise SessionError(f"{path} is not a session file")  # a view or a trigger could run foreign SQL
     return db
 
