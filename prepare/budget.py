@@ -103,9 +103,10 @@ class Budget:
         with flop_counter.FlopCounterMode(display=False) as counter, TrafficCounter(counter) as traffic:
             yield
         self.step_work = counter.get_total_flops() + traffic.work
-        if not 0 < self.step_work <= 2 * self.amount:
-            what = f"{self.step_work:.2g} of a budget of {self.amount:.2g}" if self.step_work else "nothing"
-            raise RuntimeError(f"the measured step did {what}")
+        if not self.step_work:
+            raise RuntimeError("the measured step did nothing")
+        if self.step_work > 2 * self.amount:
+            raise RuntimeError(f"the budget of {self.amount:.2g} is below half a step, of {self.step_work:.2g}")
         channel.send({"event": "measured", "work": self.step_work})
         self.report(dict(traffic.costs.most_common(MAX_VALUES // 2)))
 
