@@ -101,7 +101,7 @@ class Budget:
 
     @contextmanager
     def measure(self) -> Generator[None]:
-        """Count the work of the body, one whole step; repeat when steps change. Raises RuntimeError unless it fits."""
+        """Count the work of the body, one whole step; repeat when steps change. Raises RuntimeError if none fits."""
         if self.kind == "time":
             yield
             return
@@ -111,9 +111,8 @@ class Budget:
         self.step_work = counter.get_total_flops() + traffic.work
         if not self.step_work:
             raise RuntimeError("the measured step did nothing")
-        if self.step_work >= 2 * self.amount:
-            step = f"a step of {self.step_work:.3g} units of work"
-            raise RuntimeError(f"{step} is more than the budget of {self.amount:.3g}")
+        if self.step_work > 2 * self.amount:
+            raise RuntimeError(f"the budget of {self.amount:.2g} is below half a step, of {self.step_work:.2g}")
         channel.send({"event": "measured", "work": self.step_work})
         self.report(dict(traffic.costs.most_common(MAX_VALUES // 2)))
 

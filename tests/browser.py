@@ -81,9 +81,9 @@ class Browser:
         self.wait("document.readyState === 'complete' && document.body.dataset.drawn === 'yes'")
 
     def wait(self, condition: str) -> None:
-        """Until it holds. Raises AssertionError when it does not within half a minute."""
+        """Until it holds. Raises AssertionError when it does not within 150 seconds."""
         look = f"({condition}) ? done(true) : Date.now() > end ? done(false) : setTimeout(look, 20)"
-        promise = f"new Promise(done => {{ const end = Date.now() + 30000; (function look() {{ {look} }})() }})"
+        promise = f"new Promise(done => {{ const end = Date.now() + 150000; (function look() {{ {look} }})() }})"
         for _ in range(3):  # a navigation under way takes the first promise with it
             with contextlib.suppress(RuntimeError):
                 assert self.run(promise), f"never: {condition}; {self.complaints()}"

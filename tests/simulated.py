@@ -86,11 +86,10 @@ class Landscape:
         key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put("step 1\nstep 2\n")}
         luck = random.Random(f"{granted.seed}")
         try:
-            score = true_score(source)
-        except ValueError as error:
+            score, c = true_score(source), constants.read_values(source)
+            steps = round(140 * (3 / c["DEPTH"]) ** 0.5 * 2048 / c["TOTAL_BATCH_SIZE"])
+        except (ValueError, LookupError, TypeError, ArithmeticError) as error:  # a constant is gone, or no number
             return Crashed(**key, failure="other", message=str(error), metrics=RunMetrics(total_seconds=3), curve=())
-        c = constants.read_values(source)
-        steps = round(140 * (3 / c["DEPTH"]) ** 0.5 * 2048 / c["TOTAL_BATCH_SIZE"])
         measures = RunMetrics(
             train_seconds=20.0,
             total_seconds=self.seconds,

@@ -28,7 +28,7 @@ def request(model="claude-opus-5-5", effort="", **changes):
 class Asking:
     """A Claude that does not sleep, and what it would have slept and told."""
 
-    def __init__(self, url, stall=5.0):
+    def __init__(self, url, stall=60.0):
         self.slept, self.waits = [], []
         self.claude = Claude(connect(base_url=url, api_key=KEY, stall=stall), sleep=self.sleep, clock=lambda: 1000.0)
 
@@ -145,9 +145,9 @@ def test_what_may_pass_is_tried_again(mock, status):
 @pytest.mark.parametrize("kind", ["disconnect", "truncate", "malformed", "stall"])
 @pytest.mark.parametrize("after", [0, 2, 4])
 def test_a_stream_that_breaks_is_taken_again_from_its_start(mock, kind, after):
-    mock.state.scenarios.add(StreamFault(kind, after_chunks=after, stall_seconds=3.0))
+    mock.state.scenarios.add(StreamFault(kind, after_chunks=after, stall_seconds=5.0))
 
-    reply = Asking(mock.base_url("anthropic"), stall=0.4)()
+    reply = Asking(mock.base_url("anthropic"), stall=1.0 if kind == "stall" else 60.0)()
 
     assert reply.stop_reason in ("end_turn", "tool_use")
     assert seen(mock) == 2

@@ -35,7 +35,8 @@ def runs_of(place: Path) -> list[psutil.Process]:
     return mine
 
 
-def wait_until(condition, seconds: float = 20.0) -> None:
+def wait_until(condition, seconds: float = 150.0) -> None:
+    """Wait for what must come to pass, however busy the machine is."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -121,7 +122,7 @@ def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
     wait_until(lambda: opened(place).state.incumbent is not None)
 
     os.kill(life.pid, signal.SIGINT)
-    printed, _ = life.communicate(timeout=60)
+    printed, _ = life.communicate(timeout=200)
 
     assert life.returncode == 0
     assert "resume night" in printed
@@ -131,13 +132,13 @@ def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
 
 def test_ctrl_c_twice_stops_at_once(place):
     life = begun(place, "--offline", "--hours", "1", "--session", "night")
-    wait_until((place / "sessions/night/session.db").exists)
-    time.sleep(1.5)
+    while "granted" not in life.stdout.readline():
+        pass
 
     os.kill(life.pid, signal.SIGINT)
     time.sleep(0.05)
     os.kill(life.pid, signal.SIGINT)
-    printed, _ = life.communicate(timeout=60)
+    printed, _ = life.communicate(timeout=200)
 
     assert life.returncode in {0, 130}
     assert "resume night" in printed

@@ -140,7 +140,7 @@ def test_refusals_are_one_line(status, says, dataset, hub):
 def run(data, cache, *more, **variables):
     command = [*prepare_command(data, "climbmix", "--work", "1e9", "--shards", "2"), *more]
     env = environment(XDG_CACHE_HOME=str(cache), HF_HUB_DISABLE_TELEMETRY="1", **variables)
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
 
 
 def test_prepare_outlives_a_stalling_hub_and_then_needs_none(hub, tmp_path):
@@ -267,7 +267,7 @@ def test_a_corpus_of_no_use_is_refused_in_one_line(content, says, tmp_path):
     (tmp_path / "a.txt").write_bytes(content)
 
     command = prepare_command(tmp_path / "data", tmp_path / "a.txt", "--work", "1e9")
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=200)
 
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

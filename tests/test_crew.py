@@ -179,7 +179,7 @@ def hostile(app, seed):
     random.seed(seed)
     chaos = ChaosSettings(error_rates={429: 0.04, 500: 0.03, 503: 0.03, 529: 0.05})
     streams = (("disconnect", 0.05), ("truncate", 0.05), ("malformed", 0.05), ("stall", 0.02))
-    state = LLMockState(chaos, stream_chaos=StreamChaos(streams, stall_seconds=2.0))
+    state = LLMockState(chaos, stream_chaos=StreamChaos(streams, stall_seconds=4.0))
     too_long = {"code": "invalid_request_error", "message": "prompt is too long: 210000 tokens > 200000 maximum"}
     state.scenarios.add(Fail(400, times=2, **too_long))
     with served(LLMockMiddleware(app, state)) as url:
@@ -189,7 +189,7 @@ def hostile(app, seed):
 def test_a_night_through_chaos_loses_nothing(tmp_path):
     app = Scripted(script=["turn", "turn", "crash", "turn", "abandon"])
     with hostile(app, seed=3) as (url, state):
-        session = night(tmp_path, url, 5, stall=0.3)
+        session = night(tmp_path, url, 5, stall=1.0)
         requests = state.journal.records(wait=2.0)
 
     faults = Counter((record.fault or "").split("@")[0] for record in requests)

@@ -255,6 +255,12 @@ def test_what_is_wrong_is_said_in_a_line(damage, words, tmp_path):
         assert err.count("\n") == 1
 
 
+def test_an_index_of_another_program_does_no_harm(tmp_path):
+    path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
+    script("create index mine on events (kind); create table other (x)")(path)
+    assert run("replay", str(path))[0] == 0
+
+
 def test_a_text_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     path = Path(shutil.copyfile(GOLDEN[0], tmp_path / "mailed.db"))
     bomb(path)

@@ -127,7 +127,7 @@ def test_a_night_of_three_experiments_in_a_folder_that_clashes(run, place, sourc
         small_data(place / "data")
     else:
         small_corpus(place / "text")
-        filled = run("prepare", "--corpus", "text", "--profile", "cpu", "--work", "1e9")
+        filled = run("prepare", "--corpus", "text", "--profile", "cpu", "--work", "1e11")
         assert filled.returncode == 0, filled.stderr
 
     done = run("--offline", "--hours", "1", "--max-experiments", "3", "--session", "first")

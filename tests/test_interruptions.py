@@ -39,10 +39,15 @@ def wait_for_line(life: "subprocess.Popen[str]", word: str) -> str:
 
 
 def finish(life: "subprocess.Popen[str]") -> str:
-    printed, _ = life.communicate(timeout=100)
+    printed, _ = life.communicate(timeout=200)
     assert "Traceback" not in printed
     assert "KeyboardInterrupt" not in printed
     return printed
+
+
+def has_begun(life: "subprocess.Popen[str]") -> bool:
+    """Return whether its own code runs, and not only the start of Python, which says odd things when interrupted."""
+    return "pydantic_core" in Path(f"/proc/{life.pid}/maps").read_text()
 
 
 STORMS = itertools.product(range(2, 62, 3), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -59,6 +64,7 @@ STORMS = itertools.product(range(2, 62, 3), (signal.SIGINT, signal.SIGTERM, sign
 )
 def test_a_command_that_is_interrupted_early_says_nothing_odd(place, sent, seconds):
     life = begun(place, *NIGHT)
+    wait_until(lambda: life.poll() is not None or has_begun(life))
     time.sleep(seconds)
     for _ in range(3):
         life.send_signal(sent)
@@ -104,7 +110,7 @@ def fail():
 )
 def test_an_interrupt_that_a_library_swallows_or_renames_still_ends_the_command(command, code, said):
     words = [sys.executable, "-c", f"{LOST}\nrun_interruptible({command})"]
-    done = subprocess.run(words, env=environment(), check=False, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(words, env=environment(), check=False, capture_output=True, text=True, timeout=150)
     assert done.returncode == code
     assert done.stderr.strip().endswith(said)
     assert (done.stderr.strip() == said) is (code == 130)
@@ -166,7 +172,7 @@ def test_a_night_goes_on_when_its_terminal_goes_away(place):
     assert f"running as process {life.pid} since" in orchestrate(place, "sessions").stdout
     os.close(master)
 
-    assert life.wait(100) == 0
+    assert life.wait(200) == 0
     assert opened(place).state.ended
     assert "  ended " in orchestrate(place, "sessions").stdout
 
@@ -177,7 +183,7 @@ def test_two_nights_of_one_name_in_one_repository(place, tmp_path):
     git(place, "worktree", "add", "-q", "--detach", str(other))
     (other / "data").symlink_to(place / "data")
     lives = [begun(folder, *NIGHT) for folder in (place, other)]
-    printed = [life.communicate(timeout=150)[0] for life in lives]
+    printed = [life.communicate(timeout=200)[0] for life in lives]
 
     assert sorted(life.returncode for life in lives) == [0, 2], printed
     refused = printed[[life.returncode for life in lives].index(2)]
@@ -243,7 +249,7 @@ def test_a_repository_that_is_away_and_a_branch_that_is_looked_at(place):
 def disturb_git(place: Path, luck: random.Random) -> None:
     """Do to the repository what other programs and users do."""
     refs = place / ".git/refs/nightshift/night"
-    match luck.randrange(5):
+    match luck.randrange(7):
         case 0:
             subprocess.run(["git", "gc", "-q", "--prune=now"], cwd=place, check=False, capture_output=True)
         case 1:
@@ -255,7 +261,13 @@ def disturb_git(place: Path, luck: random.Random) -> None:
             (place / ".git-away").rename(place / ".git")
         case 3:
             subprocess.run(["git", "pack-refs", "--all"], cwd=place, check=False, capture_output=True)
-        case 4 if refs.is_dir():
+        case 4 | 5:
+            path = place / ".git" / luck.choice(["config", "HEAD"])
+            was = path.read_bytes()
+            path.write_text(luck.choice(["[core\n", "[core]\nbare = true\n", "[core]\nrepositoryformatversion = 99\n"]))
+            time.sleep(luck.uniform(0, 3))
+            path.write_bytes(was)
+        case 6 if refs.is_dir():
             locks = [refs / f"{name}.lock" for name in ("kept", *range(9))]
             for lock in locks:
                 lock.touch()
@@ -289,7 +301,13 @@ def disturb_processes(place: Path, luck: random.Random) -> None:
             process.send_signal(signal.SIGCONT)
 
 
-STORMS_OF = {"git": disturb_git, "session": disturb_session, "processes": disturb_processes}
+STORMS_OF = {"git": disturb_git, "task": disturb_git, "session": disturb_session, "processes": disturb_processes}
+TASK = """import os, random, time
+DEPTH = 2
+time.sleep(1)
+print("METRIC val_bpb=%f" % (2 + abs(DEPTH - 6) / 9 + random.Random(os.environ["NIGHTSHIFT_SEED"]).gauss(0, 0.001)))
+"""
+"""A reported script; git lays out each of its runs."""
 
 
 @pytest.mark.soak
@@ -297,7 +315,7 @@ STORMS_OF = {"git": disturb_git, "session": disturb_session, "processes": distur
 @pytest.mark.parametrize("what", STORMS_OF)
 def test_a_night_in_a_storm_ends_well(place, what, seed):
     luck = random.Random(seed)
-    (place / "train.py").write_text(TINY)
+    (place / "train.py").write_text(TASK if what == "task" else TINY)
     git(place, "commit", "-qam", "much to gain")
     printed = (place.parent / "printed").open("w+")
     words = command("--offline", "--hours", "1", "--session", "night", "--max-experiments", "4", "--seed", str(seed))
@@ -319,6 +337,8 @@ def test_a_night_in_a_storm_ends_well(place, what, seed):
     commits = [event.commit for event in events if isinstance(event, Promoted | Committed | BaselineCommitted)]
     git(place, "fsck", "--connectivity-only")
     assert git(place, "rev-parse", "refs/nightshift/night/kept") == session.state.parent.commit
-    assert git(place, "rev-parse", "research/night") == session.state.parent.commit
+    branch = git(place, "for-each-ref", "--format=%(objectname)", "refs/heads/research/night")
+    assert branch in {"", session.state.parent.commit}, "it can be deleted once more after the last step"
+    assert branch or STORMS_OF[what] is disturb_git
     assert all(git(place, "cat-file", "-t", commit) == "commit" for commit in commits)
     wait_until(lambda: not runs_of(place))

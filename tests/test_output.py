@@ -64,7 +64,7 @@ def test_a_night_does_not_wait_for_a_reader_that_does_not_read(place):
             os.write(writing, b"full\n" * 100)
     os.set_blocking(writing, True)
 
-    subprocess.run(command(*NIGHT), cwd=place, env=environment(), stdout=writing, check=True, timeout=150)
+    subprocess.run(command(*NIGHT), cwd=place, env=environment(), stdout=writing, check=True, timeout=200)
 
     assert ended(place)
     os.close(reading)
@@ -145,7 +145,7 @@ def test_ctrl_c_still_ends_a_night_whose_reader_has_gone(place):
             pass
         night.stdout.close()
         night.send_signal(signal.SIGINT)
-        assert night.wait(100) in (0, 5)
+        assert night.wait(200) in (0, 5)
     assert ended(place) == "you asked to stop"
 
 
@@ -154,4 +154,4 @@ def test_ctrl_c_before_the_first_step_is_no_success(place):
         assert b"until" in night.stdout.readline()
         assert b"started" in night.stdout.readline()
         night.send_signal(signal.SIGINT)
-        assert night.wait(100) != 0
+        assert night.wait(200) != 0

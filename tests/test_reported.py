@@ -1,5 +1,6 @@
 """Nights on the user's own ground: any command, with the user's own preparation, evaluation and metric."""
 
+import asyncio
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import BaselineCommitted, Crashed, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.core.task import Metric, Task
+from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits
@@ -33,7 +35,8 @@ UPSTREAM = ROOT / "tests/scripts/upstream"
 SAFE = {"PYTHONSAFEPATH": "1"}
 """The folder holds a prepare.py of its own, which must not be ours."""
 WORDS = ("--offline", "--hours", "1", "--session", "night", "--seed", "3")
-LIMITS = RunLimits(wall=30, cpu=30, free_disk=1)
+LIMITS = RunLimits(wall=150, cpu=30, free_disk=1)
+GRANTED = Granted(experiment=7, run=1, slot=0, seed=123)
 
 
 def ground(folder: Path, files: dict[str, str]) -> Path:
@@ -143,15 +146,31 @@ class Bench:
         self.logs[compute_digest(text)] = text
         return compute_digest(text)
 
-    async def run(self, sandbox=None, source=None, limits=LIMITS):
+    def runner(self, sandbox=None, limits=LIMITS):
         slots = [Slot(self.folder / "slot.lock", threads=2)]
-        runner = ReportedRunner(self.folder, slots, limits, self.scorer, sandbox or NoSandbox(), self.put)
-        outcome = await runner.run(Granted(experiment=7, run=1, slot=0, seed=123), source or self.source)
+        return ReportedRunner(self.folder, slots, limits, self.scorer, sandbox or NoSandbox(), self.put)
+
+    async def run(self, sandbox=None, source=None, limits=LIMITS):
+        outcome = await self.runner(sandbox, limits).run(GRANTED, source or self.source)
         assert not list((self.folder / "runs").iterdir())
         return outcome
 
 
 ACCURACY = {"name": "accuracy", "goal": "max"}
+
+
+async def test_a_run_waits_for_a_repository_that_is_away(tmp_path):
+    bench, said = Bench(tmp_path, "print('METRIC val_bpb=1')"), []
+    lab = LocalExecutor(bench.scorer.repo, bench.runner(), bench.put, None, said.append, patience=1)
+    git_folder, away = tmp_path / "place/.git", tmp_path / "away"
+    git_folder.rename(away)
+
+    running = asyncio.create_task(lab.train(GRANTED, bench.source))
+    while not said:
+        await asyncio.sleep(0.01)
+    away.rename(git_folder)
+
+    assert (await running).val_bpb == 1
 
 
 async def test_a_metric_to_maximize_is_scored_by_its_negative(tmp_path):

@@ -20,7 +20,8 @@ def session(tmp_path_factory):
 
 
 def console(width=80, *, terminal=False) -> Console:
-    return Console(file=io.StringIO(), width=width, height=24, force_terminal=terminal, color_system=None)
+    known = {"force_terminal": terminal, "color_system": None, "_environ": {"TERM": "xterm"}}
+    return Console(file=io.StringIO(), width=width, height=24, **known)
 
 
 def shown(log, points=(), now=None, width=80) -> str:

@@ -56,9 +56,9 @@ def orchestrate(folder: Path, *words: str, **values: str) -> subprocess.Complete
 
 
 def begun(folder: Path, *words: str, **values: str) -> "subprocess.Popen[str]":
-    """Start a command and leave it running."""
+    """Start a command and leave it running; a hangup ends it as in a terminal, also where `nohup` started the tests."""
     return subprocess.Popen(
-        command(*words),
+        ["env", "--default-signal=HUP", *command(*words)],
         cwd=folder,
         env=environment(**values),
         stdout=subprocess.PIPE,

@@ -1,9 +1,10 @@
 """Execute a session on this machine: commit candidates, train them, and move the branch to what is kept."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from inspect import isawaitable
+from typing import Any, TypeVar
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Origin, Outcome
 from orchestrator.core.source import compute_fingerprint
@@ -12,6 +13,8 @@ from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import BaseRunner
 from prepare import profiles
 from prepare.constants import with_originals
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -44,9 +47,9 @@ class LocalExecutor:
             origin, fitted = self.origin
             message = f"begin with experiment {origin.experiment} of {origin.session}\n\nExperiment: 0\n"
             commit = await self._attempt(self.repo.begin_with, origin.commit, fitted, message)
-            own = await asyncio.to_thread(self.repo.read_source, commit)
+            own = await self._attempt(self.repo.read_source, commit)
         else:
-            own, commit = await asyncio.to_thread(self.repo.read_baseline), await self._attempt(self.repo.get_head)
+            own, commit = await self._attempt(self.repo.read_baseline), await self._attempt(self.repo.get_head)
             fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
         if fitted != own:
             await self.commit(0, commit, fitted, "fit the baseline to the profile\n\nExperiment: 0\n")
@@ -58,7 +61,7 @@ class LocalExecutor:
         return await self._attempt(self.repo.commit, experiment, parent, self._restore(source), message)
 
     async def train(self, granted: Granted, source: str) -> Outcome:
-        return await self.runner.run(granted, source)
+        return await self._attempt(self.runner.run, granted, source)  # git lays out a reported run
 
     async def promote(self, experiment: int, parent: str, source: str, message: str) -> str:  # noqa: ARG002 - the port's
         head = await self._attempt(self.repo.promote, parent, self._restore(source), message)
@@ -70,12 +73,13 @@ class LocalExecutor:
         """Return a candidate with the user's constants, except those that it changes itself."""
         return source if self.fitted == self.own else with_originals(source, self.fitted, self.own)
 
-    async def _attempt(self, write: Callable[..., str], *words: object) -> str:
-        """Return what git has written, however long the repository cannot be used. Raises RepoError."""
+    async def _attempt(self, work: Callable[..., T | Awaitable[T]], *words: object) -> T:
+        """Return what needs git, however long the repository cannot be used. Raises RepoError."""
         attempts = 0
         while True:
             try:
-                return await asyncio.to_thread(write, *words)
+                done: Any = await asyncio.to_thread(work, *words)
+                return await done if isawaitable(done) else done
             except RepoError as error:
                 attempts += 1
                 if attempts > self.patience and self.is_stopping():

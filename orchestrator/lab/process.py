@@ -9,6 +9,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -124,6 +125,9 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
             assert process.stdin
             process.stdin.close()
             await asyncio.shield(_wait(process))
+            if process.returncode:  # it was killed, or failed, and cannot have ended its processes
+                find = partial(guardian.find_tagged, command.env[guardian.TAG])
+                await asyncio.shield(asyncio.to_thread(guardian.kill_all, find))
     monitor.feed(b"", last=True)
     return Ending(stopped or monitor.cause, report.get("status"), report.get("peak_mb", 0.0))
 
@@ -163,7 +167,7 @@ async def _read_report(process: Process, tag: str) -> dict[str, Any]:
     left = report.get("left", 0)
     if "status" not in report or sys.platform != "linux":
         # The guardian was killed, or could not adopt: the processes are found by their tag.
-        left = len(await asyncio.to_thread(guardian.kill_all, lambda: guardian.find_tagged(tag)))
+        left = len(await asyncio.to_thread(guardian.kill_all, partial(guardian.find_tagged, tag)))
     if "error" in report:
         raise MachineError(f"the run could not be started: {report['error']}")
     if left:

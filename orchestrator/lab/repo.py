@@ -228,7 +228,7 @@ class Repo:
         """Remove locks on this session's refs, left by an earlier process that was killed while it wrote."""
         branch = self.common / "refs/heads" / f"{self.branch}.lock"
         for lock in [branch, *(self.common / "refs/nightshift" / self.session).glob("*.lock")]:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 lock.unlink()
 
     def _import_commit(self, ref: str, parent: str, files: Mapping[str, str], message: str) -> str:

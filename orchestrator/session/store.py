@@ -143,7 +143,8 @@ class Session(Log):
                 self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
             self.inodes = self._get_inodes()
         except (sqlite3.Error, OSError) as error:
-            raise SessionError(f"{self.path} cannot be written: {error}; earlier events are safe: resume") from error
+            safe = "; earlier events are safe: resume" * isinstance(error, sqlite3.OperationalError | OSError)
+            raise SessionError(f"{self.path} cannot be written: {error}{safe}") from error
         self.texts.clear()
         self.fold(*records)
 
@@ -217,8 +218,8 @@ def _open(path: Path, read_only: bool) -> sqlite3.Connection:
     (version,) = db.execute("pragma user_version").fetchone()
     if version > VERSION:
         raise SessionError(f"{path} was written by a newer Nightshift (format {version}, ours is {VERSION}): upgrade")
-    tables = db.execute("select sql from sqlite_master where tbl_name in ('events', 'texts') and sql is not null")
-    if version <= 0 or {sql.lower() for (sql,) in tables} != set(SCHEMA.strip().rstrip(";").split(";\n")):
+    tables = db.execute("select sql from sqlite_master where tbl_name in ('events', 'texts') and type != 'index'")
+    if version <= 0 or {str(sql).lower() for (sql,) in tables} != set(SCHEMA.strip().rstrip(";").split(";\n")):
         raise SessionError(f"{path} is not a session file")  # a view or a trigger could run foreign SQL
     return db
 
