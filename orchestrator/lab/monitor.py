@@ -184,7 +184,7 @@ class RunMonitor:
         )
 
     def _find_hang(self) -> Fault | None:
-        """Return a hang if training is silent too long after its first step, which may compile, and before evaluation."""
+        """Return a hang if training is silent too long, after its first step, which may compile, before evaluation."""
         began, last = self.training_began, self.last
         if began is None or last is None or self.training_ended is not None or last.progress >= NEARLY_DONE:
             return None

@@ -21,7 +21,7 @@ sys.modules[name] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 fa3 = package.interface
 
-from prepare import (  # noqa: E402  # noqa: E402
+from prepare import (  # noqa: E402
     BOS_TOKEN,
     EVAL_TOKENS,
     MAX_SEQ_LEN,
