@@ -7,7 +7,7 @@ have not trained it (`prepare.evaluator`): no script ever sees validation text.
 import math
 import pickle
 import sys
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 
 import cloudpickle
 import numpy as np
@@ -25,9 +25,7 @@ PREVIEW_ROWS = 4
 
 
 @torch.no_grad()
-def evaluate_bpb(
-    model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int, **upstream: str | torch.device | int | None
-) -> float:
+def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int, **upstream: object) -> float:
     """Return the bits per byte of all validation rows; `model(x, y, reduction="none")` returns nats per token.
 
     Special tokens count neither as loss nor as bytes. `model(x)` must return logits [rows, tokens, vocabulary]. Under
@@ -85,6 +83,7 @@ def hand_over(model: torch.nn.Module, batch_size: int) -> None:
 
 def find_loaded_files() -> LoadedFiles:
     """Return the files of modules that no import would find, such as downloaded kernels, by the modules' names."""
-    specs = [spec for module in [*sys.modules.values()] if (spec := getattr(module, "__spec__", None))]
-    files = {spec.name: spec.origin for spec in specs if spec.has_location and "." not in spec.name}
-    return LoadedFiles((name, file) for name, file in files.items() if PathFinder.find_spec(name) is None)
+    specs = [getattr(module, "__spec__", None) for module in [*sys.modules.values()]]
+    files = {spec.name: spec.origin or "" for spec in specs if isinstance(spec, ModuleSpec) and spec.has_location}
+    tops = [name for name in files if "." not in name and PathFinder.find_spec(name) is None]
+    return LoadedFiles({name: files[name] for name in tops})

@@ -91,6 +91,8 @@ class RunMonitor:
     """Time of `read_clock` when the first batch was handed out."""
     startup: float = 0.0
     """CPU seconds until then."""
+    starting: float = 0.0
+    """The same in wall time."""
     train_cpu: float = 0.0
     """CPU seconds from then on, until the model was submitted."""
     training_ended: float | None = None
@@ -124,12 +126,8 @@ class RunMonitor:
     def begin_training(self, cpu_seconds: float) -> None:
         """Start the clock of the training; so many CPU seconds were used before."""
         self.startup, self.training_began = cpu_seconds, self.read_clock()
+        self.starting = self.training_began - self.launched
         self.cause = Prune("it has started") if self.only_starts else self.cause
-
-    @property
-    def starting(self) -> float:
-        """Seconds until the training; 0 before it starts."""
-        return 0.0 if self.training_began is None else self.training_began - self.launched
 
     @property
     def train_seconds(self) -> float:
