@@ -17,10 +17,12 @@ _FROM_MANIFEST = {
     "VOCAB_SIZE": attrgetter("vocab_size"),
 }
 _FROM_MODULE = {
+    "BOS_TOKEN": "tokenizer",
     "Budget": "budget",
     "THREADS": "machine",
     "Tokenizer": "tokenizer",
     "evaluate_bpb": "evaluation",
+    "get_token_bytes": "evaluation",
     "make_dataloader": "loader",
 }
 SEED = int(os.environ.get("NIGHTSHIFT_SEED", "42"))

@@ -5,6 +5,9 @@ have not trained it (`prepare.evaluator`): no script ever sees validation text.
 """
 
 import math
+import pickle
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
 
 import cloudpickle
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from prepare import channel
-from prepare.evaluator import compute_losses
+from prepare.evaluator import LoadedFiles, compute_losses
 from prepare.loader import choose_device
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
@@ -22,12 +25,15 @@ PREVIEW_ROWS = 4
 
 
 @torch.no_grad()
-def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) -> float:
+def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int, **upstream: object) -> float:
     """Return the bits per byte of all validation rows; `model(x, y, reduction="none")` returns nats per token.
 
     Special tokens count neither as loss nor as bytes. `model(x)` must return logits [rows, tokens, vocabulary]. Under
     an orchestrator, hand the model over and return the bits per byte of a few training rows, which is no score.
+    Other arguments change nothing, and are named in a line: `device`, `seq_len` and `max_steps` in forks of upstream.
     """
+    if ignored := ", ".join(f"{name}={value}" for name, value in upstream.items() if value is not None):
+        print(f"prepare: every row is scored, at MAX_SEQ_LEN, on {choose_device()}; without {ignored}", file=sys.stderr)
     is_run = channel.answers()
     if is_run:
         model = getattr(model, "_orig_mod", model)  # without the wrapper of torch.compile
@@ -40,6 +46,11 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int) 
     if not is_run:
         channel.send({"event": "score", "val_bpb": bpb, "tokens": losses.size, "bytes": nbytes})
     return bpb
+
+
+def get_token_bytes(device: str | torch.device = "cpu") -> torch.Tensor:
+    """Return the bytes of each token, int32 [vocabulary]; 0 for special tokens."""
+    return torch.from_numpy(Tokenizer.from_directory().token_bytes).to(device)
 
 
 def _compute_all_losses(model: torch.nn.Module, rows: NDArray[np.unsignedinteger], size: int) -> NDArray[np.float32]:
@@ -55,7 +66,7 @@ def _compute_all_losses(model: torch.nn.Module, rows: NDArray[np.unsignedinteger
 
 def hand_over(model: torch.nn.Module, batch_size: int) -> None:
     """Submit the model and how to run it; return once the orchestrator has it."""
-    pickled = cloudpickle.dumps(model)
+    pickled = pickle.dumps(find_loaded_files()) + cloudpickle.dumps(model)
     kind = choose_device().type
     autocast = str(torch.get_autocast_dtype(kind)).removeprefix("torch.") if torch.is_autocast_enabled(kind) else None
     header: dict[str, object] = {
@@ -68,3 +79,11 @@ def hand_over(model: torch.nn.Module, batch_size: int) -> None:
     }
     channel.send(header, pickled)
     channel.receive()
+
+
+def find_loaded_files() -> LoadedFiles:
+    """Return the files of modules that no import would find, such as downloaded kernels, by the modules' names."""
+    specs = [getattr(module, "__spec__", None) for module in [*sys.modules.values()]]
+    files = {spec.name: spec.origin or "" for spec in specs if isinstance(spec, ModuleSpec) and spec.has_location}
+    tops = [name for name in files if "." not in name and PathFinder.find_spec(name) is None]
+    return LoadedFiles({name: files[name] for name in tops})

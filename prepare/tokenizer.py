@@ -21,7 +21,7 @@ PATTERN = (
     r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"""
 )
 SPECIALS = [f"<|reserved_{i}|>" for i in range(4)]
-BOS = SPECIALS[0]
+BOS_TOKEN = SPECIALS[0]
 MAX_CHARS, DOCUMENT_CHARS = 1_000_000_000, 10_000  # of a corpus, and of each document, to learn merges from
 
 
@@ -65,8 +65,12 @@ class Tokenizer:
         """Return the id of the token that begins every document."""
         return len(self.merges)
 
-    def encode(self, text: str | list[str], prepend: int | None = None) -> list[int] | list[list[int]]:
-        """Return the ids of a text, or of each text in a list, after the id `prepend` if given."""
+    def encode(self, text: str | list[str], prepend: int | str | None = None) -> list[int] | list[list[int]]:
+        """Return the ids of a text, or of each text in a list, after the token `prepend`: an id, or a special name."""
+        if isinstance(prepend, str):
+            if prepend not in SPECIALS:
+                raise ValueError(f"no special token {prepend!r}: one of {', '.join(SPECIALS)}")
+            prepend = len(self.merges) + SPECIALS.index(prepend)
         front = [] if prepend is None else [prepend]
         if isinstance(text, str):
             return front + self.enc.encode_ordinary(text)

@@ -19,6 +19,7 @@ from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
 from orchestrator.lab.scoring.server import TrainingServer
 from prepare import channel
+from prepare.manifest import BudgetAmount
 from tests.small import LENGTH, small_data
 
 PLAN = EvaluationPlan(audit="always", confirmed=False, incumbent=0, startup=10.0, evaluation=5.0)
@@ -52,8 +53,8 @@ class Running:
 class Visit:
     """A server in its thread, and the run's end of the connection."""
 
-    def __init__(self, folder):
-        self.scorer = Scorer.load(small_data(folder / "data"))
+    def __init__(self, folder, plan=PLAN, budget=None):
+        self.plan, self.scorer = plan, Scorer.load(small_data(folder / "data", budget))
         self.running, descriptors = Running(), queue.SimpleQueue()
         self.monitor, self.sealed = self.running.monitor, self.running.sealed
         self.server = threading.Thread(target=lambda: asyncio.run(self.serve(folder / "model", descriptors)))
@@ -62,7 +63,7 @@ class Visit:
 
     async def serve(self, model, descriptors):
         connection, descriptor = await open_pair()
-        self.submission = TrainingServer(connection, self.scorer, 1, PLAN, model)
+        self.submission = TrainingServer(connection, self.scorer, 1, self.plan, model)
         descriptors.put(descriptor)
         await self.submission.serve(self.running)
 
@@ -118,6 +119,36 @@ def test_a_start_that_takes_longer_than_the_baselines_counts_as_training(visit):
     visit.shown()
     visit.server.join(timeout=30)
     assert visit.submission.objection.startswith("it trained for 486 s of CPU time")
+
+
+@pytest.mark.parametrize(
+    ("measured", "percent", "objection"),
+    [
+        ({"baseline_error": "unmeasured"}, 0.0, ""),  # the baseline
+        ({"uncounted": 290.0}, 0.0, ""),
+        ({"uncounted": 100.0}, 0.0, "it trained for 55"),  # it may take half as long again
+        ({}, 0.0, "it trained for 70"),
+        ({"baseline_error": "unmeasured"}, 1.0, "it trained for 70"),
+    ],
+)
+def test_first_steps_that_the_script_does_not_count_are_free_as_far_as_the_baselines(
+    tmp_path, measured, percent, objection
+):
+    plan = EvaluationPlan(audit="always", confirmed=False, incumbent=0, **measured)
+    visit = Visit(tmp_path, plan, BudgetAmount(kind="time", amount=300.0, seconds=300.0))
+    visit.say('{"event": "ready"}')
+    visit.shown()
+    for seconds in (400, 300):
+        for _ in range(seconds):
+            visit.monitor.read_clock()
+        visit.monitor.feed(f"step 00001 ({percent if seconds == 400 else 99.0}%) | loss: 5.0\n".encode())
+    visit.say(f'{{"event": "model", "bytes": 1, {MANNER}}}')
+    visit.run.sendall(b"m")
+    visit.shown()
+    visit.leave()
+    assert visit.submission.objection.startswith(objection)
+    assert bool(visit.submission.objection) == bool(objection)
+    assert ("s do not count" in visit.monitor.transcript.log) == (percent == 0.0 and measured != {})
 
 
 def test_nothing_is_shown_for_asking_twice_or_otherwise(visit):

@@ -279,10 +279,14 @@ def test_silence_is_a_hang_only_between_ready_and_the_last_steps():
     assert watch(monitor, clock, 300) is None  # evaluating
 
 
-def test_without_any_step_the_silence_counts_from_ready_and_the_line_that_is_awaited_is_named():
+def test_before_the_first_step_a_script_may_compile_and_then_the_line_that_is_awaited_is_named():
     clock = Clock()
-    monitor = monitor_run(clock, quiet=60.0)
+    monitor = monitor_run(clock, quiet=60.0, wall=1e6)
     begin_training(monitor)
+    assert watch(monitor, clock, 600) is None
+    monitor.feed(b"Time budget: 300s\nGradient accumulation steps: 2\n")
+    assert watch(monitor, clock, 600) is None
+    monitor.feed(line(0, 0.0, 5.0))
     found = watch(monitor, clock, 61)
     assert found.kind == "hang"
     example = found.message.partition("`")[2].partition("`")[0]
@@ -294,10 +298,23 @@ def test_progress_in_other_words_is_a_sign_of_life(words):
     clock = Clock()
     monitor = monitor_run(clock, quiet=60.0)
     begin_training(monitor)
+    monitor.feed(line(0, 0.0, 5.0))
     for _ in range(10):
         assert watch(monitor, clock, 30) is None
         monitor.feed(words)
     assert watch(monitor, clock, 61).kind == "hang"
+
+
+def test_steps_that_a_script_does_not_count_are_measured():
+    clock = Clock()
+    monitor = monitor_run(clock)
+    assert monitor.uncounted == 0.0
+    clock.now += 7
+    begin_training(monitor)
+    for number, percent in enumerate((0, 0, 0, 1.2, 0, 2.5)):  # compiles for 3 s each; a late zero is no first step
+        clock.now += 3
+        monitor.feed(line(number, percent, 5.0))
+    assert monitor.uncounted == monitor.summarize(None).uncounted == 9.0
 
 
 def test_the_deadline_counts_from_the_start():
@@ -311,6 +328,7 @@ def test_an_orchestrator_that_stood_still_blames_no_run():
     clock = Clock()
     monitor = monitor_run(clock, wall=100.0, quiet=60.0)
     begin_training(monitor)
+    monitor.feed(line(0, 0.0, 5.0))
     watch(monitor, clock, 10)
     for _ in range(5):
         clock.now += 75  # Ctrl-Z and fg

@@ -435,6 +435,8 @@ class EvaluationPlan(Frozen):
     """CPU seconds that the baseline takes until its first batch; None if they are not known yet, as below."""
     starting: float | None = None
     """The same in wall time."""
+    uncounted: float | None = None
+    """Seconds from its first batch on in which it counts nothing yet, since it compiles."""
     train_cpu: float | None = None
     """CPU seconds of its training."""
     evaluation: float | None = None
@@ -478,6 +480,8 @@ class RunMetrics(Frozen):
     """CPU seconds until the first batch."""
     starting: float = 0.0
     """The same in wall time."""
+    uncounted: float = 0.0
+    """Seconds from there on in which the script counts nothing yet, by its own progress lines."""
     train_seconds: float = 0.0
     train_cpu: float = 0.0
     """CPU seconds of the training."""

@@ -91,6 +91,8 @@ class RunMonitor:
     """Time of `read_clock` when the first batch was handed out."""
     startup: float = 0.0
     """CPU seconds until then."""
+    starting: float = 0.0
+    """The same in wall time."""
     train_cpu: float = 0.0
     """CPU seconds from then on, until the model was submitted."""
     training_ended: float | None = None
@@ -104,6 +106,8 @@ class RunMonitor:
     transcript: Transcript = field(default_factory=Transcript)
     points: dict[int, Point] = field(default_factory=dict[int, Point])
     """The newest point in each of POINTS equal parts of the budget."""
+    uncounted: float = 0.0
+    """Seconds from the first batch to the last line before anything was spent: first steps, in which it compiles."""
     only_starts: bool = False
     """End the run where its training begins."""
     telemetry: dict[str, list[float | None]] = field(default_factory=dict[str, list[float | None]])
@@ -122,12 +126,8 @@ class RunMonitor:
     def begin_training(self, cpu_seconds: float) -> None:
         """Start the clock of the training; so many CPU seconds were used before."""
         self.startup, self.training_began = cpu_seconds, self.read_clock()
+        self.starting = self.training_began - self.launched
         self.cause = Prune("it has started") if self.only_starts else self.cause
-
-    @property
-    def starting(self) -> float:
-        """Seconds until the training; 0 before it starts."""
-        return 0.0 if self.training_began is None else self.training_began - self.launched
 
     @property
     def train_seconds(self) -> float:
@@ -171,6 +171,7 @@ class RunMonitor:
         return RunMetrics(
             startup=self.startup,
             starting=self.starting,
+            uncounted=self.uncounted,
             train_cpu=self.train_cpu,
             train_seconds=self.train_seconds,
             total_seconds=self.read_clock() - self.launched,
@@ -181,16 +182,15 @@ class RunMonitor:
         )
 
     def _find_hang(self) -> Fault | None:
-        """Return a hang if training has been silent too long; compilation and evaluation may be silent."""
-        began = self.training_began
-        if began is None or self.training_ended is not None or (self.last and self.last.progress >= NEARLY_DONE):
+        """Return a hang if training is silent too long, after its first step, which may compile, before evaluation."""
+        began, last = self.training_began, self.last
+        if began is None or last is None or self.training_ended is not None or last.progress >= NEARLY_DONE:
             return None
         quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.step_seconds or [0.0]))
         if self.read_clock() - max(self.last_output_at, began) <= quiet:
             return None
-        where = f"after step {self.last.number}" if self.last else "since training began"
         expected = "print lines such as `step 00012 (3.4%) | loss: 5.678`, or any others, more often"
-        return Fault("hang", f"it printed nothing for {quiet:.0f} s {where}: {expected}")
+        return Fault("hang", f"it printed nothing for {quiet:.0f} s after step {last.number}: {expected}")
 
     def _follow(self, step: ProgressLine) -> None:
         now = self.read_clock()
@@ -200,6 +200,7 @@ class RunMonitor:
         if not abs(step.loss) <= ABSURD_LOSS:
             self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
+        self.uncounted = self.uncounted if step.progress or any(self.points) else self.train_seconds
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
         self.points[math.ceil((POINTS - 1) * step.progress)] = point
         self.on_point(point, step.tokens_per_second)

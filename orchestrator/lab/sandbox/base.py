@@ -78,7 +78,7 @@ class Command:
     def list_readable(self) -> Iterator[Path]:
         """Yield what it may read: libraries, the interpreter, `prepare` and `shown`, but no home and no data.
 
-        The user's own task may need anything in /usr. On a GPU the one downloaded kernel that train.py uses is
+        The user's own task may need anything in /usr. On a GPU the downloaded kernels for attention are
         needed; its folder may hold other files.
         """
         if self.grants == "task":
@@ -91,7 +91,7 @@ class Command:
         driver = self.env.get("LD_LIBRARY_PATH", "") if self.nodes else ""
         yield from (Path(place) for place in driver.split(os.pathsep) if place.startswith("/usr/"))
         if self.nodes and (folder := os.environ.get(KERNELS)):
-            yield from Path(folder).resolve().glob("*--kernels-community--flash-attn3")
+            yield from Path(folder).resolve().glob("*--*--flash-att*3")
 
     def list_facts(self) -> Iterator[Path]:
         """Yield what it may read of /proc and /sys, besides its own processes."""

@@ -89,12 +89,21 @@ class TrainingServer:
             _count_excess(monitor.startup, self.plan.startup),
             _count_excess(monitor.starting, self.plan.starting, START_GRACE),
         )
-        self.wall, self.cpu = monitor.train_seconds + early[1], monitor.train_cpu + early[0]
+        counted = monitor.train_seconds - self._grant_uncounted(monitor)
+        self.wall, self.cpu = counted + early[1], monitor.train_cpu + early[0]
         try:
             self.settings = InferenceSettings.model_validate(event)
         except ValidationError:
             raise Disqualified("it does not say how its model is to be run") from None
         self.objection = self._explain_overtime(self.wall, self.cpu)
+
+    def _grant_uncounted(self, monitor: RunMonitor) -> float:
+        """Return the seconds of first steps that are free, and say so: the baseline's, of others SLACK times these."""
+        granted, usual = monitor.uncounted, SLACK * (self.plan.uncounted or 0.0)
+        granted = granted if self.plan.baseline_error == "unmeasured" else min(granted, usual)
+        if granted >= 1 and self.scorer.manifest.budget.kind == "time":
+            monitor.feed(f"\nNightshift: the first {granted:.0f} s do not count, as by the script's clock\n".encode())
+        return granted
 
     def check_evaluation(self, wall: float, cpu: float) -> None:
         """Count as training what an evaluation takes beyond the usual: a model could go on training in it.
