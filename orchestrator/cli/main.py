@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from copy import copy
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -38,6 +39,13 @@ HELP = (Path(__file__).parent / "templates/help.txt").read_text("utf-8")
 
 class LazyGroup(TyperGroup):
     """The commands of the table, each imported when it runs, so that help and listings start at once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words, of which none may be an option with nothing: a shell's unset variable leaves one."""
+        for word, value in pairwise([*args, "-"]):
+            if word.startswith("--") and (word.endswith("=") or not value.strip()):
+                ctx.fail(f"{word.rstrip('=')} is empty: leave it out, or give it a value")
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         del ctx
