@@ -22,7 +22,9 @@ def start(sandbox: Sandbox) -> float:
         folder = Path(name).resolve()
         (folder / "tmp").mkdir()
         began = time.perf_counter()
-        command = sandbox.wrap(Command((sys.executable, "-S", "-c", ""), {"PATH": os.environ["PATH"]}, folder, ()))
+        command = sandbox.wrap(
+            Command((sys.executable, "-S", "-c", ""), {"PATH": os.environ["PATH"]}, folder, (), grants="run")
+        )
         subprocess.run(command.argv, env=command.env, cwd=folder, pass_fds=command.fds, check=True)
         took = time.perf_counter() - began
         for descriptor in command.fds:

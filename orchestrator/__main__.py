@@ -35,7 +35,7 @@ def run_interruptible(command: Callable[[], None]) -> None:
         if lost.exc_type is KeyboardInterrupt:  # a finalizer was running, out of which nothing can be raised
             main_thread = threading.main_thread().ident or 0
             threading.Timer(0.02, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
-        else:
+        elif not interrupted.is_set():  # else it finds what it closes half closed
             sys.__unraisablehook__(lost)
 
     signal.signal(signal.SIGINT, interrupt)

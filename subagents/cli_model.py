@@ -26,6 +26,7 @@ CLAUDE = shlex.split(  # with these options Claude Code only answers: no tools, 
     "--no-session-persistence"
 )
 MAX_PRINTED = 1 << 20  # bytes that a program may print
+PATIENCE = 10.0  # seconds in which a killed program has ended
 MAX_WORD = 120_000  # bytes of a word of a command: Linux takes 128 KiB
 BRACE, MAX_FAULTS = re.compile(r'\{\s*["}]'), 50  # where an object may begin, and how often none does
 OURS = ("ANTHROPIC_", "NIGHTSHIFT_", "HF_TOKEN", "CLAUDECODE")  # variables that a program does not get, by beginning
@@ -68,27 +69,41 @@ async def ask_program(request: Request, seconds: float) -> Reply:
             async with asyncio.timeout(seconds):
                 process.stdin.write(prompt.encode("utf-8", "replace"))
                 process.stdin.write_eof()  # one that has not read all of it by its end does no harm
-                printed, errors = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+                printed, errors = await _read_all(process)
                 await process.wait()
         except TimeoutError:
             return Reply.from_error("failed", f"{words[0]} gave no answer in {seconds:.0f} s")
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            _kill(process)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):  # a process of its own, gone elsewhere, may hold its output open
+                    await _read_all(process)
+                    await process.wait()
+    if max(len(printed), len(errors)) > MAX_PRINTED:
+        raise ChildProcessError(f"it printed more than {MAX_PRINTED >> 20} MiB")
     text = printed.decode("utf-8", "replace")
     if process.returncode and _find_object(text).get("type") != "result":
         raise ChildProcessError(f"exit code {process.returncode}: {(errors.decode('utf-8', 'replace') or text)[-250:]}")
     return read_reply(request, text)
 
 
-async def _read(stream: asyncio.StreamReader) -> bytes:
-    """Return all of a stream. Raises ChildProcessError where that is too much."""
-    try:
-        await stream.readexactly(MAX_PRINTED)
-    except asyncio.IncompleteReadError as end:
-        return end.partial
-    raise ChildProcessError(f"it printed more than {MAX_PRINTED >> 20} MiB")
+async def _read_all(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
+    """Return what it prints until it ends, output and errors, of each no more than a byte too much; then kill it."""
+
+    async def read(stream: asyncio.StreamReader | None) -> bytes:
+        printed = b""
+        while stream and (piece := await stream.read(1 << 16)):
+            printed += piece[: MAX_PRINTED + 1 - len(printed)]
+            if len(printed) > MAX_PRINTED:
+                _kill(process)
+        return printed
+
+    return await asyncio.gather(read(process.stdout), read(process.stderr))
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def write_command(request: Request) -> tuple[list[str], str]:

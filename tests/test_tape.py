@@ -112,6 +112,9 @@ def test_a_fork_shares_the_past_and_goes_its_own_way(place):
     assert forked["limits"]["experiments"] == len(begun) + 2, "beside those that are closed or under way"
     assert git(place, "rev-parse", "research/other")
     assert orchestrate(place, "replay", "other", "--verify").returncode == 0
+    compared = orchestrate(place, "compare", "night", "other").stdout
+    shared = sum('"kind":"reflected"' in line for line in old.splitlines()[:25])
+    assert re.search(rf"shared with its parent +0 +{shared} *\n", compared), compared
 
 
 def test_a_night_that_is_over_can_be_made_longer(place):

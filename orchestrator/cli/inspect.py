@@ -208,7 +208,7 @@ def report(
 
 def compare(
     context: typer.Context,
-    names: Annotated[list[str], typer.Argument(help="two sessions or more")],
+    names: Annotated[list[str], typer.Argument(help="the sessions")],
     chart: Annotated[Path | None, typer.Option(help="file for the chart (default: compare.html in --sessions)")] = None,
 ) -> None:
     """Compare sessions side by side.
@@ -235,9 +235,10 @@ def compare(
         write_atomically(target, comparison.render_comparison(rows))
         print(f"The chart is in {target}")
     except OSError as error:
+        words = f"there is no chart: {target} cannot be written ({error.strerror})"
         if chart:
-            raise
-        print(f"There is no chart: {target} cannot be written ({error.strerror}); --chart names another file")
+            raise UsageError(words) from error
+        print(f"{words[0].upper()}{words[1:]}; --chart names another file")
 
 
 def musings(

@@ -51,7 +51,9 @@ ExperimentDollars = Annotated[
 Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL or AGENT=MODEL, repeatable; cli:claude for Claude Code")]
 Fallback = Annotated[list[str] | None, typer.Option(help="the same, for where a model refuses or is out")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="seed for all others (default: random)")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=2**31 - 1, help="seed that all others follow from (default: random)")
+]
 Origin = Annotated[str, typer.Option("--from", metavar="SESSION", help="begin with the best train.py of this session")]
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]

@@ -83,6 +83,10 @@ class Outlook:
     bar: float
     seeds: int = 1
 
+    def is_met(self, belief: Belief) -> bool:
+        """Return whether an idea is likely enough to be better, in however many runs."""
+        return belief.mean > 0 and belief.probability >= self.bar
+
     @property
     def need(self) -> str:
         """Return what a keep needs, in words: `0.80 in 2 runs`."""
@@ -148,7 +152,7 @@ def infer(prior: Belief, gain: float, error: float) -> Belief:
 
 def decide(outlook: Outlook, belief: Belief, runs: int, cost: int) -> Literal["keep", "discard", "again"]:
     """Return what to do with an idea after `runs` runs, where the next comparison costs 1 or 2 runs."""
-    if belief.mean > 0 and belief.probability >= outlook.bar:
+    if outlook.is_met(belief):
         return "keep" if runs >= outlook.seeds else "again"
     if runs >= th.MAX_RUNS or belief.promise / cost < th.WORTHWHILE * outlook.prior.promise:
         return "discard"

@@ -116,8 +116,12 @@ class _Reasoning:
         return "again" if self.found.gain > -self.found.error else decision
 
     def keep(self) -> ev.Kept:
-        posterior, commit, by = self.posterior, self.candidate.commit, belief.decide(self.outlook, self.worth, 0, 1)
-        why = "" if by == "keep" else f"{commit.removed - commit.added} lines shorter and no worse on average, "
+        posterior, commit = self.posterior, self.candidate.commit
+        why = (
+            ""
+            if self.outlook.is_met(self.worth)
+            else f"{commit.removed - commit.added} lines shorter and no worse on average, "
+        )
         change = self.expected * self.found.sigma
         if keep := self.reverted:
             why = f"#{keep.experiment} is reverted: without it "

@@ -7,7 +7,7 @@ from math import hypot, sqrt
 from statistics import fmean, stdev
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import UNTESTED, State, apply
+from orchestrator.core.state import UNTESTED, State, apply, fold
 from orchestrator.core.task import Metric
 from orchestrator.core.templates import format_score, format_size
 from orchestrator.policy.evidence import get_t_90
@@ -46,11 +46,14 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         raise UserError(f"{state.session.name} has no baseline yet")
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     tested = [result for result in state.tried if result.status not in UNTESTED]
-    number, metric = max(summary.tried, 1), summary.task.metric
+    number, metric, shared = max(summary.tried, 1), summary.task.metric, _fold_shared(records)
+    own = max(summary.tried - len(shared.tried), 1)
     tokens = sum(usage.input + usage.output for usage in state.usage.values())
+    tokens -= sum(usage.input + usage.output for usage in shared.usage.values())
     table = {
         "crew and style": arm,
         "experiments": str(summary.tried),
+        "shared with its parent": str(len(shared.tried)),
         "not tested": str(summary.tried - len(tested)),
         "kept": f"{summary.kept} ({summary.kept / number:.0%})",
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
@@ -63,18 +66,22 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "measured": "on fresh seeds" if summary.certificate else "by estimate",
         "σ of one run": format_size(summary.sigma, metric),
         "hours": f"{summary.hours:.2f}",
-        "tokens per experiment": f"{tokens // number:,}",
-        "$ per experiment": "unknown" if summary.usd is None else f"{summary.usd / number:.3f}",
+        "tokens per experiment": f"{tokens // own:,}",
+        "$ per experiment": "unknown" if summary.usd is None else f"{(summary.usd - shared.usd) / own:.3f}",
     }
     profile, best = state.session.profile, _trace_best(summary, records)
     conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours)
     return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, *best, table)
 
 
+def _fold_shared(records: Sequence[ev.Record]) -> State:
+    """Return the state up to which a fork is its parent; the empty state for any other session."""
+    forks = (at for at, record in enumerate(records) if isinstance(record.event, ev.Forked))
+    return fold(records[: max(forks, default=0)])
+
+
 def require_comparable(rows: Sequence[SessionFigures]) -> None:
-    """Raise UserError unless there are several sessions, which are scored in the same way."""
-    if len(rows) < 2:
-        raise UserError("a comparison needs two sessions or more")
+    """Raise UserError if the sessions are scored differently."""
     if any(row.metric != rows[0].metric for row in rows):
         metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
         raise UserError(f"these sessions are scored differently: {metrics}")
