@@ -255,6 +255,9 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
         assert f"→ {best}" in text
         assert f"{summary.gain:.4f} better (90 % interval {summary.gain - summary.margin:.4f} to" in text
     assert f"had put the gain at {summary.estimate:.4f}" in page
+    kept = [result.experiment for result in session.state.results if result.status == "kept"]
+    assert course.places["experiments"][0] == 0 < course.places["experiments"][1], "a keep comes after its experiment"
+    assert len(course.places["experiments"]) == len(kept) + 1
     for levels in (stairs, course.best):
         assert (levels[0], levels[-1]) == (summary.baseline, summary.best)
         assert levels[:-1] == sorted(levels[:-1], reverse=True)

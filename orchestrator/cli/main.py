@@ -50,13 +50,6 @@ after any interruption               nightshift resume NAME
 class LazyGroup(TyperGroup):
     """The commands of the table, each imported when it runs, so that help and listings start at once."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words, of which none may be an option with nothing: a shell's unset variable leaves one."""
-        for word, value in pairwise([*args, "-"]):
-            if word.startswith("--") and (word.endswith("=") or not value.strip()):
-                ctx.fail(f"{word.rstrip('=')} is empty: leave it out, or give it a value")
-        return super().parse_args(ctx, args)
-
     def list_commands(self, ctx: Any) -> list[str]:
         del ctx
         return list(COMMANDS)
@@ -159,6 +152,10 @@ def start(
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command, by default the process's own. An error that the user can fix is one line and exit code 2."""
     try:
+        words = sys.argv[1:] if words is None else words
+        for word, value in pairwise([*words, "-"]):  # a shell's unset variable leaves an option with nothing
+            if word.startswith("--") and (word.endswith("=") or not value.strip()):
+                raise opt.UsageError(f"{word.rstrip('=')} is empty: leave it out, or give it a value")
         with harden_streams():
             code = app(words, standalone_mode=False)  # 130 after Ctrl-C, else None
         raise SystemExit(code)

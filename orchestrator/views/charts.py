@@ -25,8 +25,6 @@ Figure = dict[str, Any]
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
 CURVE_POINTS = 48
-MANY = 150
-"""Scored experiments from which on their points are smaller."""
 STEPPED = ("experiment", "hours")
 """Axes along which the score to beat is drawn as steps."""
 SHARE = {"title": {"text": "% of the budget"}}
@@ -61,7 +59,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     traces: list[Figure] = [
         STAIRS | {"y": [level - noise for level in levels]},
         STAIRS | {"y": [level + noise for level in levels], "fill": "tonexty", "fillcolor": BAND},
-        _draw_points(others, top, noise, GREY, 7 if len(scored) < MANY else 4),
+        _draw_points(others, top, noise, GREY, max(4, 7 - len(scored) // 50)),
         _draw_points(failed, top, noise, BAD, 8),
         STAIRS | {"y": levels, "line": {"shape": "hv", "width": 2, "color": ACCENT}},  # many points would hide it
         _draw_points(kept, top, noise, GOOD, 11),
