@@ -199,7 +199,8 @@ class Noter(Model):
     ),
     Enemy(
         "looks at validation text once it has handed over",
-        SCORE.format(model="Model()") + "from prepare.shards import open_rows\nprint('GOT IT', open_rows('val')[0])\n",
+        SCORE.format(model="Model()")
+        + "from prepare.shards import open_rows\nprint('GOT', 'IT', open_rows('val')[0])\n",
         "not handed out",
         "honest",
     ),
