@@ -15,13 +15,13 @@ from prepare.build.calibration import SCRIPT, read_baseline
 from prepare.files import LockedError, hold_lock
 from prepare.manifest import DataError, Manifest
 
-LOCK = ".lock"
+LOCK, DATA = ".lock", Path("data")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 @app.command()
 def prepare(
-    data: Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="folder to fill")] = Path("data"),
+    data: Annotated[Path, typer.Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="folder to fill")] = DATA,
     corpus: Annotated[
         str, typer.Option(help="docstrings, climbmix, or a path: .txt, .md, .rst, .py, .jsonl, .parquet")
     ] = "docstrings",

@@ -165,7 +165,13 @@ class Claude:
 
     def _reason(self, error: BaseException | None) -> str:
         """Return the error in one line, without the key, which a server may echo."""
-        text = f"{type(error).__name__}: {error}"
+        match error:
+            case anthropic.APIStatusError(status_code=status, body={"error": {"message": str(words)}}):
+                text = f"{words} ({status})"
+            case FileNotFoundError() | PermissionError():
+                text = f"{error.strerror}: {error.filename}"
+            case _:
+                text = f"{type(error).__name__}: {error}"
         for secret in (self.client.api_key, self.client.auth_token):
             text = text.replace(secret, "…") if secret else text
         return " ".join(text.split())[:300]

@@ -37,7 +37,7 @@ class Prompt(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str
+    model: str = Field(min_length=1)
     fallback: str = ""  # the model that takes over a conversation in which the other refuses or is out
     effort: str = ""  # low to max; empty for the model's default, which servers other than Claude's need
     max_turns: int = Field(default=12, ge=1)

@@ -245,7 +245,7 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
     """Page, stairs of the chart, index of the musings and comparison tell the same: the certificate's, once there."""
     summary = summarize(session.state)
     best = f"{summary.best:.4f}"
-    stairs = charts.draw_progress(list_rows(session.state), {"experiment": {}}, summary)["data"][2]["y"]
+    stairs = charts.draw_progress(list_rows(session.state), {"experiment": {}}, summary)["data"][4]["y"]
     course = comparison.summarize_session(session.state, session.records)
 
     assert summary.gain == session.state.certificate.gain != summary.estimate
@@ -255,6 +255,9 @@ def test_the_best_score_is_one_number_everywhere(session, tmp_path):
         assert f"→ {best}" in text
         assert f"{summary.gain:.4f} better (90 % interval {summary.gain - summary.margin:.4f} to" in text
     assert f"had put the gain at {summary.estimate:.4f}" in page
+    kept = [result.experiment for result in session.state.results if result.status == "kept"]
+    assert course.places["experiments"][0] == 0 < course.places["experiments"][1], "a keep comes after its experiment"
+    assert len(course.places["experiments"]) == len(kept) + 1
     for levels in (stairs, course.best):
         assert (levels[0], levels[-1]) == (summary.baseline, summary.best)
         assert levels[:-1] == sorted(levels[:-1], reverse=True)
@@ -273,7 +276,7 @@ def test_before_the_certificate_the_gain_is_an_estimate(session, tmp_path):
 
 def test_why_a_point_was_not_kept_stands_at_the_point(session):
     rows = list_rows(session.state)
-    trace = charts.draw_progress(rows, {"experiment": {}}, summarize(session.state))["data"][3]
+    trace = charts.draw_progress(rows, {"experiment": {}}, summarize(session.state))["data"][2]
     told = dict(zip(trace["customdata"], trace["hovertext"], strict=True))
     for row in rows:
         if row.status == "discarded":
@@ -310,6 +313,8 @@ def test_the_charts_are_figures_of_plotly(session):
     ):
         go.Figure(figure)
         json.dumps(figure, allow_nan=False)
+    modes = [trace["mode"] for trace in progress["data"]]
+    assert modes == [*["lines"] * 2, *["markers"] * 2, "lines", "markers"], "a thousand points hide no score to beat"
     labels = [button["label"] for button in progress["layout"]["updatemenus"][0]["buttons"]]
     assert labels == names
     bars = dict(zip(progress["data"][-1]["customdata"], progress["data"][-1]["error_y"]["array"], strict=True))

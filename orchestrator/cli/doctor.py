@@ -107,8 +107,6 @@ def check_machine() -> Iterator[CheckResult]:
     words = f"{cores} cores, {busy:.0%} busy; {memory:.0f} GiB of memory free"
     hint = ": stop other programs, or runs take longer than expected" * (busy > BUSY)
     yield CheckResult("machine", "warn" if hint or memory <= 2 else "good", words + hint)
-    survives = "closing it does not end a night; where a logout ends all programs: tmux, nohup or systemd-run --user"
-    yield CheckResult("terminal", "good", survives)
     gpus = list_gpus()
     if not gpus:
         yield CheckResult("gpu", "good", "none; runs use the CPU")

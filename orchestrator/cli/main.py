@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from copy import copy
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Annotated, Any, cast
 
 import typer
@@ -151,6 +152,10 @@ def start(
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command, by default the process's own. An error that the user can fix is one line and exit code 2."""
     try:
+        words = sys.argv[1:] if words is None else words
+        for word, value in pairwise([*words, "-"]):  # a shell's unset variable leaves an option with nothing
+            if word.startswith("--") and (word.endswith("=") or not value.strip()):
+                raise opt.UsageError(f"{word.rstrip('=')} is empty: leave it out, or give it a value")
         with harden_streams():
             code = app(words, standalone_mode=False)  # 130 after Ctrl-C, else None
         raise SystemExit(code)

@@ -57,15 +57,15 @@ Seed = Annotated[
 Origin = Annotated[str, typer.Option("--from", metavar="SESSION", help="begin with the best train.py of this session")]
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
-Sessions = Annotated[Path, typer.Option(help="the folder of sessions")]
-Data = Annotated[Path, typer.Option(envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` filled")]
-Script = Annotated[Path, typer.Option(help="the training script; its git repository gets the branch")]
+Sessions = Annotated[Path, typer.Option(file_okay=False, help="the folder of sessions")]
+Data = Annotated[Path, typer.Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` fills")]
+Script = Annotated[Path, typer.Option(dir_okay=False, help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
 Cluster = Annotated[
     str, typer.Option(metavar="ADDRESS", help="train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
 ]
 Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
-Musings = Annotated[Path, typer.Option(help="the folder of musings")]
+Musings = Annotated[Path, typer.Option(file_okay=False, help="the folder of musings")]
 Salvage = Annotated[bool, typer.Option("--salvage", help="read a damaged file as far as it is sound")]
 NameOrFile = Annotated[str, typer.Argument(help="name of the session, or the path of a session file (.db)")]
 

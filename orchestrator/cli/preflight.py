@@ -342,10 +342,11 @@ def load_style(
     """Load the style's prompts for the task, each for its model. Raises PromptError, UsageError."""
     prompts = load_prompts(PROMPTS, style, "default/reported" if task.is_reported else "default")
     for which, entry in [*(("model", entry) for entry in models), *(("fallback", entry) for entry in fallbacks)]:
-        agent, is_for_one, model = entry.partition("=")
-        if not is_for_one or entry.startswith(PREFIX):
-            agent, model = "", entry
-        if agent and agent not in prompts:
+        is_for_one = "=" in entry and not entry.startswith(PREFIX)
+        agent, _, model = entry.partition("=") if is_for_one else ("", "", entry)
+        if not model.strip():
+            raise UsageError(f"--{which} {entry}: the model's name is missing")
+        if is_for_one and agent not in prompts:
             raise UsageError(f"--{which} {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")
         chosen = {"": list(prompts), "researcher": ["researcher", "notebook"]}.get(agent, [agent])
         prompts |= {name: prompts[name].model_copy(update={which: model}) for name in chosen}

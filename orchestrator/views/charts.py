@@ -59,9 +59,9 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     traces: list[Figure] = [
         STAIRS | {"y": [level - noise for level in levels]},
         STAIRS | {"y": [level + noise for level in levels], "fill": "tonexty", "fillcolor": BAND},
-        STAIRS | {"y": levels, "line": {"shape": "hv", "width": 2, "color": ACCENT}},
-        _draw_points(others, top, noise, GREY, 7),
+        _draw_points(others, top, noise, GREY, max(4, 7 - len(scored) // 50)),
         _draw_points(failed, top, noise, BAD, 8),
+        STAIRS | {"y": levels, "line": {"shape": "hv", "width": 2, "color": ACCENT}},  # many points would hide it
         _draw_points(kept, top, noise, GOOD, 11),
     ]
     offered = {
@@ -161,11 +161,11 @@ def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color:
 
 
 def _place(axis: str, places: Places, groups: Iterable[Sequence[ExperimentRow]]) -> list[list[float | None]]:
-    """Return the positions of all traces along an axis: three times the last group's steps, then all groups' points."""
+    """Return the positions of all traces along an axis: the band's and the line's are the steps of the last group."""
     points = [[places.get(row.experiment) for row in group] for group in groups]
     last = max((at for at in places.values() if at is not None), default=None)
     stairs = [*points[-1], last] if axis in STEPPED else []
-    return [stairs, stairs, stairs, *points]
+    return [stairs, stairs, *points[:-1], stairs, points[-1]]
 
 
 def _average_curve(runs: Sequence[ev.RunResult]) -> Iterator[tuple[float, float]]:

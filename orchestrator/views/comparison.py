@@ -89,15 +89,18 @@ def require_comparable(rows: Sequence[SessionFigures]) -> None:
 
 def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
     """Return the best scores in order, and their positions along each axis."""
-    state, moments, best = State(), list[State](), list[float]()
+    state, moments, best, numbers = State(), list[State](), list[float](), list[int]()
     for record in records:
         state = apply(state, record)
         if isinstance(record.event, ev.Kept):  # only keeps: later runs correct the score from its keep on
             moments.append(state)
             best.append(record.event.score_to_beat)
-    moments.append(state)
+            numbers.append(record.event.experiment)  # it has no result until it is closed
+    moments, numbers = [*moments, state], [*numbers, 0]
     places: dict[str, Sequence[float]] = {
-        "experiments": [len({*(r.experiment for r in moment.results), moment.best} - {0}) for moment in moments],
+        "experiments": [
+            len({*(r.experiment for r in m.results), m.best, n} - {0}) for m, n in zip(moments, numbers, strict=True)
+        ],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
     }

@@ -41,7 +41,7 @@ def make_sender(url: str) -> Send:
         raise UserError("--notify needs Apprise: pip install -e '.[notify]' in this folder") from error
     logging.getLogger("apprise").disabled = True  # its messages repeat the URL
     service = apprise.Apprise(asset=apprise.AppriseAsset(storage_mode="memory"))
-    if not service.add(url):
+    if not service.add(url) or any(getattr(each, "topics", None) == [] for each in service):
         raise UserError("--notify: Apprise does not support this URL; its wiki lists others, such as ntfy://TOPIC")
 
     async def send(title: str, text: str) -> bool:
