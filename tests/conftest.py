@@ -4,7 +4,7 @@ from tests.hunting import load_profile
 
 LONG = (
     *("test_cli", "test_interruptions", "test_train", "test_output", "test_enemies", "test_loop"),
-    *("test_trial", "test_tape", "test_three_agents", "test_pasted"),
+    *("test_trial", "test_tape", "test_three_agents", "test_pasted", "test_runner"),
 )
 
 load_profile()

@@ -205,8 +205,8 @@ def test_a_night_outlives_programs_that_lock_and_delete_its_session(place):
     wait_for_line(life, "granted")
     shutil.rmtree(place / "sessions/night", ignore_errors=True)
     wait_for_line(life, "written anew")
-    finish(life)
-    assert life.returncode == 0
+    printed = finish(life)
+    assert life.returncode == 0, printed
     session = opened(place)
     assert session.state.ended == "3 experiments are done"
     assert all(session.get(record.event.log) for record in session.records if isinstance(record.event, Scored))

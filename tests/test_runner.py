@@ -364,7 +364,8 @@ async def test_a_run_that_is_killed_from_outside_is_no_failure_of_the_candidate(
 
 
 async def test_a_run_that_is_suspended_from_outside_is_no_hang_of_the_candidate(bench):
-    silent = f"from prepare.channel import ready\nready()\n{WAITING}"
+    step = "print('step 00001 (1.0%) | loss: 5.0 | lrm: 1.0', flush=True)"  # only after one can it hang
+    silent = f"from prepare.channel import ready\nready()\n{step}\n{WAITING}"
     runner = bench.runner(quiet=2.0, grace=0.2)
     outcome = await signal_when_there(bench, "trainer", runner, signal.SIGSTOP, silent)
     assert isinstance(outcome, Aborted)

@@ -247,12 +247,18 @@ def test_guidance_is_replaced_unless_it_has_changed_meanwhile(folder):
 
 
 @pytest.mark.parametrize(
-    ("token", "words"), [("", "--port names another"), ("a&b", "a token is of letters")], ids=["port", "token"]
+    ("more", "words"),
+    [
+        ([], "--port names another"),
+        (["--token", "a&b"], "a token is of letters"),
+        (["--token", ""], "--token is empty"),
+    ],
+    ids=["port", "token", "no token"],
 )
-def test_it_says_in_one_line_what_is_wrong(tmp_path, capsys, token, words):
+def test_it_says_in_one_line_what_is_wrong(tmp_path, capsys, more, words):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as exit_:
         port = str(taken.getsockname()[1])
-        main(["serve", "--port", port, "--token", token, "--sessions", str(tmp_path)])
+        main(["serve", "--port", port, *more, "--sessions", str(tmp_path)])
     assert exit_.value.code == 2
     assert words in capsys.readouterr().err
 

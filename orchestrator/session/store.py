@@ -31,6 +31,8 @@ BUSY_SECONDS = 60.0
 """Seconds to wait for another program that holds the file's lock, where no night waits; one waits until its end."""
 RETRY = 0.5
 """Seconds between two attempts to write during a night, and of each."""
+DELETING = 5.0
+"""Seconds in which another program has deleted a folder."""
 MAX_BYTES = 64 << 20
 """Largest size of one event or text, decompressed; anything larger is treated as damage."""
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
@@ -156,9 +158,17 @@ class Session(Log):
     def _rewrite(self) -> None:
         """Write the session anew after its file was deleted: the open connection still has all of it."""
         self.say(f"{self.path} was deleted or replaced by another program: the session is written anew")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open_replacement(self.path) as part, closing(sqlite3.connect(part)) as copy:
-            self.db.backup(copy)
+        until = time.monotonic() + DELETING
+        while True:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with open_replacement(self.path) as part, closing(sqlite3.connect(part)) as copy:
+                    self.db.backup(copy)
+                break
+            except (sqlite3.OperationalError, OSError):  # what deletes the folder is not done yet
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
         self.db.close()
         for end in ("-wal", "-shm"):
             self.path.with_name(self.path.name + end).unlink(missing_ok=True)
