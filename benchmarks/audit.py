@@ -20,15 +20,20 @@ SHARE = 20
 """Divisor of the budget: the model need not be good."""
 
 
-def main() -> None:
+def copy_data(target: Path, share: int) -> manifest.Manifest:
+    """Copy the prepared data, with that part of the budget; return their manifest."""
     source = manifest.get_data_dir()
     found = manifest.load(source)
+    shutil.copytree(source, target)
+    budget = dataclasses.replace(found.budget, amount=found.budget.amount / share)
+    (target / manifest.MANIFEST_FILE).write_text(dataclasses.replace(found, budget=budget).to_json())
+    return found
+
+
+def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copytree(source, folder / "data")
-        budget = dataclasses.replace(found.budget, amount=found.budget.amount / SHARE)
-        shorter = dataclasses.replace(found, budget=budget)
-        (folder / "data" / manifest.MANIFEST_FILE).write_text(shorter.to_json())
+        found = copy_data(folder / "data", SHARE)
         runner = Runner(
             folder,
             list_slots(1, folder, os.cpu_count() or 1),

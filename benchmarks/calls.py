@@ -8,11 +8,11 @@ import asyncio
 import dataclasses
 import platform
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.audit import copy_data
 from orchestrator.core.events import Granted
 from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.runner import Runner
@@ -20,7 +20,7 @@ from orchestrator.lab.sandbox import seccomp
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
-from prepare import manifest, profiles
+from prepare import profiles
 from prepare.machine import THREADS
 
 SHARE = 2
@@ -74,13 +74,9 @@ def list_variants() -> Mapping[str, str]:
 
 
 def main() -> None:
-    source = manifest.get_data_dir()
-    found = manifest.load(source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copytree(source, folder / "data")
-        budget = dataclasses.replace(found.budget, amount=found.budget.amount / SHARE)
-        (folder / "data" / manifest.MANIFEST_FILE).write_text(dataclasses.replace(found, budget=budget).to_json())
+        copy_data(folder / "data", SHARE)
         limits, strace, logs = RunLimits(wall=1200, cpu=6000, quiet=600), Strace(folder), list[str]()
         slots = list_slots(1, folder, THREADS)
         runner = Runner(folder, slots, limits, Scorer.load(folder / "data"), strace, lambda log: logs.append(log) or "")

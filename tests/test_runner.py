@@ -343,13 +343,18 @@ time.sleep(600)
 """
 
 
-async def signal_when_there(bench, which, runner, sent=signal.SIGKILL, source=WAITING):
-    """Run a script that waits, and send a signal to a process of it from outside."""
-    running = asyncio.create_task(runner.run(GRANTED, source))
+async def find_trainer(bench):
+    """Return the process of the script that waits, once it does."""
     note = bench.folder / "runs/7-2/work/data/trainer"
     while not (note.exists() and note.read_text()):
         await asyncio.sleep(0.02)
-    trainer = psutil.Process(int(note.read_text()))
+    return psutil.Process(int(note.read_text()))
+
+
+async def signal_when_there(bench, which, runner, sent=signal.SIGKILL, source=WAITING):
+    """Run a script that waits, and send a signal to a process of it from outside."""
+    running = asyncio.create_task(runner.run(GRANTED, source))
+    trainer = await find_trainer(bench)
     (trainer if which == "trainer" else trainer.parent()).send_signal(sent)
     outcome = await running
     assert not guardian.find_tagged(f"{bench.folder}/runs/")
@@ -383,10 +388,7 @@ async def test_a_guardian_that_is_suspended_is_woken_up(bench, source, wall, kin
 async def test_a_run_whose_guardian_was_killed_is_ended_when_the_night_is(bench):
     """Both in the same moment: no guardian is left to end it, and nobody waits for its report."""
     running = asyncio.create_task(bench.runner().run(GRANTED, WAITING))
-    note = bench.folder / "runs/7-2/work/data/trainer"
-    while not (note.exists() and note.read_text()):
-        await asyncio.sleep(0.02)
-    psutil.Process(int(note.read_text())).parent().kill()
+    (await find_trainer(bench)).parent().kill()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -13,7 +13,7 @@ from orchestrator.core.state import Broken, Decided, State
 from orchestrator.core.templates import Macros, load_templates
 from orchestrator.core.text import flatten, shorten
 from orchestrator.optimizer import postmortem
-from orchestrator.optimizer.families import find_family, get_usual_effect
+from orchestrator.optimizer.families import find_family
 from orchestrator.optimizer.search import SearchState, SearchStep, Trial, rank_steps, read_search, stack_near_misses
 from orchestrator.optimizer.space import explain_untunable, get_direction
 from orchestrator.optimizer.study import ask_tpe
@@ -106,7 +106,7 @@ def _estimate_sensitivity(search: SearchState, name: str) -> float:
     """Return the constant's largest effect so far, or its family's usual one, in σ, divided by 1 + its trials."""
     gains = [abs(trial.gain) / search.sigma for trial in search.list_trials(name) if trial.gain is not None]
     tried = sum(name in trial.changes for trial in search.trials)
-    return max(gains, default=get_usual_effect(name)) / (1 + tried)
+    return max(gains, default=find_family(name).effect) / (1 + tried)
 
 
 def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
@@ -116,7 +116,7 @@ def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
     family, direction = find_family(first), None if others else get_direction(search.constants[first], changes[first])
     labels = {None: f"{len(changes)} at once", "up": family.up, "down": family.down, "set": "Another value"}
     settings = " and ".join(f"{name} = {format_literal(new, like=old[name])}" for name, new in changes.items())
-    usual = {find_family(name).family: get_usual_effect(name) for name in changes}
+    usual = {find_family(name).family: find_family(name).effect for name in changes}
     trials = [trial for name in changes for trial in search.list_trials(name) if trial.gain is not None]
     return Proposal(
         title=shorten(WORDS.title(labels[direction], changes, old, len(changes) > MAX_FREE), 120),

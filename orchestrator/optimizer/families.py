@@ -8,7 +8,7 @@ import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from orchestrator.core.events import Family
 
@@ -21,7 +21,7 @@ class ConstantFamily:
     """A family, the usual effect of one step, the pattern of its constants' names, and the labels of a step."""
 
     family: Family
-    effect: str
+    effect: float
     """In σ of one run: the order in which constants are tried."""
     pattern: str
     up: str
@@ -29,7 +29,10 @@ class ConstantFamily:
 
 
 TABLE = Path(__file__).parent / "templates/families.csv"
-FAMILIES = [ConstantFamily(*cast("Any", row)) for row in csv.reader(TABLE.read_text("utf-8").splitlines())]
+FAMILIES = [
+    ConstantFamily(cast("Family", family), float(effect), pattern, up, down)
+    for family, effect, pattern, up, down in csv.reader(TABLE.read_text("utf-8").splitlines())
+]
 """The first entry whose pattern matches a name counts; the last one matches every name."""
 
 
@@ -37,8 +40,3 @@ def find_family(name: str) -> ConstantFamily:
     """Return the family of a constant."""
     words = name.rpartition(":")[2].upper().replace("-", "_")
     return next(entry for entry in FAMILIES if re.search(entry.pattern, words))
-
-
-def get_usual_effect(name: str) -> float:
-    """Return the usual effect of one step on a constant, in σ of one run."""
-    return float(find_family(name).effect)

@@ -13,7 +13,7 @@ from typing import Literal
 from orchestrator.core.events import Abandoned, Digest, Discarded, EarlierResult, Kept, Refused, Vetoed
 from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB, Metric
-from orchestrator.optimizer.families import CHEAPER_DOWN, find_family, get_usual_effect
+from orchestrator.optimizer.families import CHEAPER_DOWN, find_family
 from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, list_tunable, take_step
 from orchestrator.policy.evidence import estimate_sigma
 from prepare.constants import Choices, Constant, Numbers, Value
@@ -113,6 +113,7 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
     """Return the step that combines the most promising near-misses; None if there are fewer than two.
 
     What an earlier session kept and is not in force here counts as one, comes first, and is enough alone.
+
     Their gains may exceed the noise together. Each takes part in one stack only: later ones consist of new
     near-misses, and of earlier stacks.
     """
@@ -197,7 +198,7 @@ def _propose_steps(search: SearchState, name: str) -> Iterator[SearchStep]:
     left_behind = {trial.before[name] for trial in history if trial.outcome == "kept"}
     if isinstance(constant.space, Choices) and not constant.space.ordered:
         failed = sum(trial.outcome != "kept" for trial in history)  # each halves the expected effect
-        effect = get_usual_effect(name) * 0.5 ** (1 + failed)
+        effect = find_family(name).effect * 0.5 ** (1 + failed)
         why = f"{failed} of its other values did not help." if failed else "None of its other values has failed yet."
         others = [option for option in constant.space.options if option not in {constant.value, *left_behind}]
         yield from (SearchStep({name: option}, effect, 0.0, why) for option in others)
@@ -212,7 +213,7 @@ def _propose_step(
     search: SearchState, constant: Constant, way: Literal["up", "down"], history: Sequence[Trial]
 ) -> SearchStep | None:
     """Return a step up or down, by the results of earlier ones on the constant; None if it promises nothing."""
-    usual, size, expected = get_usual_effect(constant.name), 1.0, 0.0
+    usual, size, expected = find_family(constant.name).effect, 1.0, 0.0
     match _find_latest(history, constant, way), _find_latest(history, constant, "down" if way == "up" else "up"):
         case None, None:
             effect, why = usual, "It has not been changed yet."
