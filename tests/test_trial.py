@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from orchestrator.core.events import Proposed
+from orchestrator.core.events import Certified, Forked, Proposed
 from orchestrator.session.store import Session
 from tests.scripted import Scripted, served
 from tests.workplace import BEST, git, orchestrate, workplace
@@ -80,3 +80,23 @@ def test_a_trial_that_cannot_be_is_one_line_before_any_night(place, words, answe
     assert answer in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list((place / "sessions").glob("*bad*"))
+
+
+@pytest.mark.soak
+def test_two_styles_get_the_same_states(place):
+    with served(Scripted(script=("turn",))) as url:
+        words = ("--session", "long", "--max-experiments", "3", "--seed", "3", "--no-memory")
+        for command in (words, ("trial", *STYLES[1:5], "--of", "long", "--at-states", "2", "--name", "states")):
+            done = orchestrate(place, *command, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY="sk-ant-0")
+            assert done.returncode == 0, done.stdout + done.stderr
+
+    assert "an experiment of claude default more than one of claude none, from 2 equal states" in done.stdout
+    forks = sorted((place / "sessions").glob("states-*/session.db"))
+    assert len(forks) == 4
+    for path in forks:
+        session = Session(path, read_only=True)
+        forked = next(record.seq for record in session.records if isinstance(record.event, Forked))
+        own = [record.event for record in session.records[forked + 1 :]]
+        assert sum(isinstance(event, Proposed) for event in own) == 1, "a fork has more than one experiment of its own"
+        assert not any(isinstance(event, Certified) for event in own), "a fork of a state measures more than it needs"
+        session.close()

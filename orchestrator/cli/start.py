@@ -3,7 +3,7 @@
 import random
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
@@ -17,9 +17,9 @@ from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
 from orchestrator.cli.preflight import Preflight, expect_run_seconds, list_programs
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
-from orchestrator.core.events import Forked, Record, Resumed, SessionLimits, SessionProfile, Started
+from orchestrator.core.events import Forked, Proposed, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
-from orchestrator.core.state import PooledVariance, apply, fold
+from orchestrator.core.state import PooledVariance, State, apply, fold
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
@@ -182,23 +182,34 @@ def fork(
     The new session shares everything before the event and continues live, with other prompts, models or crew if you
     like. The old one is not changed: nightshift fork NAME --at 120 --prompts socratic
     """
-    paths: opt.Paths = context.obj
-    old = opt.open_session(paths.find_session(name), read_only=True)
-    paths = paths.recall(old.path.parent, context)
+    paths, models = context.obj, (model or (), fallback or ())
+    more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
+    _start_fork(context, name, at, more, Preflight(paths, fork_name, crew or "", prompts, *models, notify=notify))
+
+
+def _start_fork(
+    context: typer.Context, parent: str, at: int, more: Mapping[str, float | None], plan: Preflight, **settings: Any
+) -> None:
+    """Start the session of a plan from an event of its parent, with limits that count from there. Raises UsageError."""
+    old = opt.open_session(plan.paths.find_session(parent), read_only=True)
     if at > len(old.records):
-        raise opt.UsageError(f"{name} has only {len(old.records)} events")
+        raise opt.UsageError(f"{parent} has only {len(old.records)} events")
     state = fold(old.records[:at])
-    chosen = opt.choose_crew(context, crew or state.session.crew)
     begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
     used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
-    more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
     longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
-    limits = state.session.limits.model_copy(update=longer)
-    models = model or (), fallback or ()
-    name, style = fork_name or invent_name(paths.sessions), prompts or state.session.style or "default"
-    night = Preflight(paths, name, chosen, style, *models, limits, isolated=True, notify=notify, state=state)
+    night = replace(
+        plan,
+        paths=plan.paths.recall(old.path.parent, context),
+        name=plan.name or invent_name(plan.paths.sessions),
+        crew=opt.choose_crew(context, plan.crew or state.session.crew),
+        style=plan.style or state.session.style or "default",
+        limits=state.session.limits.model_copy(update=longer),
+        isolated=True,
+        state=state,
+    )
     night.require()
-    forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night))
+    forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
     _begin(night, forked, lambda path: old.fork(path, at))
 
 
@@ -216,11 +227,16 @@ def trial(
     seed: Annotated[int, typer.Option(min=0, max=10**9, help="seed of the first repetition; others add 1 each")] = 0,
     notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
+    of: Annotated[str, typer.Option(metavar="SESSION", help="a session, for --at-states")] = "",
+    at_states: Annotated[int, typer.Option(min=2, help="one experiment of each style at so many states of it")] = 0,
 ) -> None:
     """Compare prompt styles over several nights.
 
     Runs nights of each style in turn, with the same seeds and limits, then compares them. Run the same command again to
     continue an interrupted trial: nightshift trial --prompts default --prompts none --hours 2
+
+    Cheaper, and closer: what does each style make of the same states of a recorded night? A fork of it at each state
+    and in each style has one experiment: nightshift trial --prompts default --prompts none --of NAME --at-states 8
     """
     paths: opt.Paths = context.obj
     styles = {Path(style).name: style for style in prompts}
@@ -229,18 +245,26 @@ def trial(
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     models = model or (), fallback or ()
     plan = Preflight(paths, "", crew, "", *models, limits, isolated=True, notify=notify, slots=slots)
+    if bool(of) != bool(at_states):
+        raise opt.UsageError("--of and --at-states need each other: the session, and at how many of its states")
+    if at_states:
+        opt.refuse(context, "with --at-states", "repeats", "seed", "slots", "max_experiments")
+    points = _list_states(paths, of, at_states) if at_states else range(1, repeats + 1)
     nights = [
-        replace(plan, name=f"{trial_name}-{style}-{repeat + 1}", style=folder, seed=seed + repeat)
-        for repeat in range(repeats)
+        replace(plan, name=f"{trial_name}-{style}-{point}", style=folder, seed=seed + point - 1)
+        for point in points
         for style, folder in styles.items()
     ]
     planned = [night for night in nights if not (paths.sessions / night.name / "session.db").exists()]
     assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
-    for night in planned:
+    for night in planned * (not at_states):
         night.require()
-    _say_what_is_visible(repeats)
+    _say_what_is_visible(len(points))
     for night in nights:
-        if night in planned:
+        if night in planned and at_states:
+            one, at = {"hours": hours, "experiments": 1, "usd": max_usd}, int(night.name.rpartition("-")[2])
+            _start_fork(context, of, at, one, night, certifies=False)
+        elif night in planned:
             start_night(night)
         elif _is_over(paths, night.name):
             print(f"{night.name} is done already")
@@ -251,6 +275,21 @@ def trial(
             raise SystemExit(opt.ExitCode.INTERRUPTED)
     if len(nights) > 1:
         compare(context, [night.name for night in nights])
+
+
+def _list_states(paths: opt.Paths, name: str, count: int) -> list[int]:
+    """Return the events at which a session began to ask for proposals, spread over the night. Raises UsageError."""
+    with opt.read_session(paths, name) as session:
+        state, begun, proposed = State(), dict[str, int](), set[str]()
+        for record in session.records:
+            begun.setdefault(record.task_id, record.seq * (state.incumbent is not None))
+            if isinstance(record.event, Proposed) and not record.event.proposal.reverts:
+                proposed.add(record.task_id)
+            state = apply(state, record)
+    found = sorted(begun[task_id] for task_id in proposed if begun[task_id])
+    if len(found) < count:
+        raise opt.UsageError(f"--at-states {count}: {name} was asked for proposals only {len(found)} times")
+    return [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
 
 
 def _say_what_is_visible(repeats: int) -> None:

@@ -202,6 +202,8 @@ class SessionSettings(Frozen):
     prompts: dict[str, Digest]
     isolated: bool = False
     """Whether its agents see no other session, because it is compared with one: in a trial, and after a fork."""
+    certifies: bool = True
+    """Whether its last runs measure the gain on fresh seeds."""
     measures_steps: bool = True
     """Whether a step can be run for its agents beside the runs: not where these are on a cluster."""
 

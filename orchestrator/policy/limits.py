@@ -44,7 +44,9 @@ def count_certificate_rounds(state: State) -> int:
 
 
 def count_certificate_pairs(state: State) -> int:
-    """Return on how many fresh seeds the certificate compares the baseline and the best."""
+    """Return on how many fresh seeds the certificate compares the baseline and the best; 0 if there is to be none."""
+    if not state.session.certifies:
+        return 0
     pairs = min(max(ceil(th.CERTIFICATE_SHARE * estimate_runs(state) / 2), 1), th.MAX_CERTIFICATE_PAIRS)
     slots = max(len(state.slots), 1)
     return ceil(2 * pairs / slots) * slots // 2  # no slot is left idle

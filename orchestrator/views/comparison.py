@@ -27,11 +27,13 @@ class SessionFigures:
     """Crew and style; sessions of one arm are repetitions."""
     name: str
     metric: Metric
-    conditions: tuple[int, str, float, float]
-    """Seed, data, budget and hours; sessions of two arms that agree in these are paired."""
+    conditions: tuple[int, str, float, float, str]
+    """Seed, data, budget, hours, and for a fork its parent and event; sessions of two arms that agree are paired."""
     gain: float
     margin: float
     """Half the width of the gain's 90 % interval."""
+    step: float
+    """Mean gain of its own experiments, each over what it changed; 0 where one was not measured."""
     best: Sequence[float]
     """The baseline, the score to beat after each keep, and the last one twice."""
     places: Mapping[str, Sequence[float]]
@@ -48,6 +50,8 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     tested = [result for result in state.tried if result.status not in UNTESTED]
     number, metric, shared = max(summary.tried, 1), summary.task.metric, _fold_shared(records)
     own = max(summary.tried - len(shared.tried), 1)
+    verdicts = [result.verdict for result in state.tried if result.experiment >= shared.next]
+    step = sum(verdict.gain for verdict in verdicts if isinstance(verdict, ev.Evidence)) / max(len(verdicts), 1)
     tokens = sum(usage.input + usage.output for usage in state.usage.values())
     tokens -= sum(usage.input + usage.output for usage in shared.usage.values())
     table = {
@@ -63,6 +67,7 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "best": format_score(summary.best, metric),
         "gain": format_size(summary.gain, metric),
         "± at 90 %": format_size(summary.margin, metric),
+        "gain of one experiment": format_size(step, metric),
         "measured": "on fresh seeds" if summary.certificate else "by estimate",
         "σ of one run": format_size(summary.sigma, metric),
         "hours": f"{summary.hours:.2f}",
@@ -70,8 +75,9 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "$ per experiment": "unknown" if summary.usd is None else f"{(summary.usd - shared.usd) / own:.3f}",
     }
     profile, best = state.session.profile, _trace_best(summary, records)
-    conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours)
-    return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, *best, table)
+    origin = next((record.event.parent for record in reversed(records) if isinstance(record.event, ev.Forked)), "")
+    conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours, origin)
+    return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, step, *best, table)
 
 
 def _fold_shared(records: Sequence[ev.Record]) -> State:
@@ -116,8 +122,9 @@ def _compute_interval(values: Sequence[float]) -> tuple[float, float]:
 def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, float]]:
     """Return what the sessions show together: each a sentence, a gain, and half its 90 % interval.
 
-    Repetitions are averaged, and arms compared by pairs of nights of equal seeds. Where there are none, each session is
-    compared with the first, both with the errors of their own.
+    Repetitions are averaged, and arms compared by pairs: of nights with equal seeds, or of what the experiments of
+    forks from one event have gained. Where there are none, each session is compared with the first, both with the
+    errors of their own.
     """
     found = list[tuple[str, float, float]]()
     arms = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
@@ -125,10 +132,15 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
         if len(members) > 1:
             found.append((f"{arm}, mean of {len(members)} nights", *_compute_interval([row.gain for row in members])))
     for (arm, members), (other, others) in combinations(arms.items(), 2):
-        theirs = {row.conditions: row.gain for row in others}
-        gains = [row.gain - theirs[row.conditions] for row in members if row.conditions in theirs]
-        if len(gains) > 1:
-            found.append((f"{arm} more than {other}, {len(gains)} pairs of equal seeds", *_compute_interval(gains)))
+        theirs = {row.conditions: row for row in others}
+        pairs = [(row, theirs[row.conditions]) for row in members if row.conditions in theirs]
+        whole = [row.gain - their.gain for row, their in pairs if not row.conditions[-1]]
+        single = [row.step - their.step for row, their in pairs if row.conditions[-1]]
+        if len(whole) > 1:
+            found.append((f"{arm} more than {other}, {len(whole)} pairs of equal seeds", *_compute_interval(whole)))
+        if len(single) > 1:
+            words = f"an experiment of {arm} more than one of {other}, from {len(single)} equal states"
+            found.append((words, *_compute_interval(single)))
     return found or [
         (f"{row.name} more than {rows[0].name}", row.gain - rows[0].gain, hypot(row.margin, rows[0].margin))
         for row in rows[1:]
