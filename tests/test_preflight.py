@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.cli.options import Paths, UsageError
-from orchestrator.cli.preflight import Preflight, find_neighbours
+from orchestrator.cli.preflight import Preflight, find_missing
 from orchestrator.lab.repo import RepoError
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError
@@ -77,7 +77,7 @@ def test_a_module_beside_the_script_is_found(tmp_path, line):
     (tmp_path / "parts.py").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/deep.py").touch()
-    assert len(find_neighbours(line, tmp_path)) == 1
+    assert len(find_missing({"train.py": line}, tmp_path)) == 1
 
 
 @pytest.mark.parametrize("name", ["prepare", "typer", "tokenize"])
@@ -86,7 +86,7 @@ def test_a_file_of_the_users_is_never_replaced_by_ours_or_a_package(tmp_path, na
     place = tmp_path / form.format(name)
     place.parent.mkdir(exist_ok=True)
     place.touch()
-    assert find_neighbours(f"import os, {name}", tmp_path) == [name]
+    assert find_missing({"train.py": f"import os, {name}"}, tmp_path) == [name]
 
 
 @pytest.mark.parametrize("line", ["import prepare, typer, time", "from . import parts", "def f(): import parts"])
@@ -94,11 +94,11 @@ def test_what_python_finds_elsewhere_or_may_not_need_is_no_neighbour(tmp_path, l
     for name in ("time.py", "parts.py", "typer/notes.py", "prepare/notes.py"):  # a folder without __init__ comes last
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_neighbours(line, tmp_path) == []
+    assert find_missing({"train.py": line}, tmp_path) == []
 
 
 def test_our_own_prepare_may_lie_beside_the_script():
-    assert find_neighbours("import prepare", ROOT) == []
+    assert find_missing({"train.py": "import prepare"}, ROOT) == []
 
 
 def test_a_script_with_a_neighbour_is_refused_with_what_to_do(place):

@@ -1,6 +1,5 @@
 """Check everything that a night needs, before anything is written."""
 
-import ast
 import asyncio
 import re
 import shutil
@@ -28,8 +27,10 @@ from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
 from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo
+from orchestrator.lab.reported import TaskFolder
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
+from orchestrator.lab.tree import ScriptTree
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
@@ -39,7 +40,7 @@ from prepare.constants import read_values, with_originals
 from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
-from prepare.tree import split_files
+from prepare.tree import parse_files, split_files
 from subagents.errors import PromptError
 from subagents.files import find_syntax_error, list_imports
 from subagents.prompts import PREFIX, Prompt, load_prompts, parse_prompt
@@ -155,6 +156,14 @@ class Preflight:
         return self.beginning[1] if self.beginning else own
 
     @cached_property
+    def tree(self) -> TaskFolder | ScriptTree:
+        """What a run sees of the repository, as it was when the session began. Raises RepoError."""
+        repo, commit = self.repo, self.state.session.commit if self.state else self.repo.get_head()
+        if self.task.is_reported:
+            return TaskFolder(self.task, repo, commit)
+        return ScriptTree(repo.task, repo.read_modules(commit))
+
+    @cached_property
     def manifest(self) -> Manifest:
         return load(self.paths.data, verify=self.verify)
 
@@ -197,7 +206,7 @@ class Preflight:
         yield _attempt("session", self._describe_session)
         yield (data := _attempt("scores", self._describe_task))
         reported = data.state == "good" and self.task.is_reported
-        if reported and git.state == "good" and (changed := self.repo.list_changed()):
+        if git.state == data.state == "good" and (changed := self._list_changed()):
             words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
             yield CheckResult("git", "warn", words)
         if git.state == "good" and data.state == "good" and self.task.has_tree:
@@ -247,13 +256,24 @@ class Preflight:
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
                 raise UsageError(f"{fault}: fix it")
-        examined = not self.parent and not self.task.is_reported
-        if examined and (missing := find_neighbours(source, script.parent)):
-            raise UsageError(
-                f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
-                f"and Nightshift's own {TRUSTED.name}: move the code into it, or install it as a package"
-            )
+        if not self.parent and isinstance(self.tree, ScriptTree):
+            seen = self.tree.select(source)
+            if missing := find_missing(seen, (script.parent / self.tree.script).parent):
+                raise UsageError(
+                    f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only what git "
+                    f"tracks as Python, and Nightshift's own {TRUSTED.name}: commit it, or install it as a package"
+                )
         return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
+
+    def _list_changed(self) -> list[str]:
+        """Return the other files with uncommitted changes that a run would see."""
+        changed, tree = self.repo.list_changed(), self.tree
+        seen = (
+            {str(self.repo.prefix / name) for name in tree.select(self.source)}
+            if isinstance(tree, ScriptTree)
+            else None
+        )
+        return [name for name in changed if seen is None or name in seen]
 
     def _describe_session(self) -> str:
         if self.session:
@@ -370,13 +390,14 @@ def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
     return STARTUP[budget.kind] + 1.25 * budget.seconds * share
 
 
-def find_neighbours(source: str, folder: Path) -> list[str]:
-    """Return the modules that the script, run by hand, imports at the top level from its own folder."""
-    names = [name for node in ast.parse(source).body for name in list_imports(node)]
+def find_missing(files: Mapping[str, str], folder: Path) -> list[str]:
+    """Return the modules that these files import at the top level, and that Python would find in the folder only."""
+    names = [name for text in files.values() for node in parse_files(text).body for name in list_imports(node)]
     places = [str(folder := folder.resolve()), *sys.path]
+    there = {part.removesuffix(".py") for path in files for part in path.split("/")} | {*sys.builtin_module_names}
     found: dict[str, list[Path]] = {}
-    for head in {name.partition(".")[0]: "" for name in names if name not in sys.builtin_module_names}:
-        if spec := PathFinder.find_spec(head, places):
+    for head in {name.partition(".")[0]: "" for name in names}:
+        if head not in there and (spec := PathFinder.find_spec(head, places)):
             found[head] = [Path(at) for at in spec.submodule_search_locations or [spec.origin or ""]]
     ours = TRUSTED.resolve()
     return [head for head, at in found.items() if ours not in at and folder in {path.parent for path in at}]

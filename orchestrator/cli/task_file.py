@@ -23,9 +23,9 @@ def find_task(script: Path) -> Task:
     editable, main = given.editable or (script.name,), script.name
     if given.named and main not in given.named:
         main = given.named[0]
-    if not given.model_fields_set and not (folder / "prepare.py").is_file() and _has_protocol(script):
-        return Task()
     python = f"python {shlex.quote(main)}" if main.endswith(".py") else ""
+    if given.model_fields_set <= {"editable", "protected"} and _has_protocol(folder, main, given):
+        return given.model_copy(update={"command": python}) if given.editable else Task()
     if not (command := given.command or python):
         raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
     data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
@@ -60,10 +60,24 @@ def _read(path: Path) -> str:
         raise UsageError(f"{path} is not UTF-8 text: save it as UTF-8") from error
 
 
-def _has_protocol(script: Path) -> bool:
-    """Return whether a script imports `prepare`; True where it cannot be read, which is said elsewhere."""
-    try:
-        tree = ast.parse(script.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+def _has_protocol(folder: Path, main: str, task: Task) -> bool:
+    """Return whether a script, or an editable file, imports `prepare`, and not one that lies beside the script.
+
+    True where the script cannot be read, which is said elsewhere.
+    """
+    script = folder / main
+    if (script.parent / "prepare.py").is_file():
+        return False
+    editable = (path for path in folder.rglob("*.py") if task.is_editable(path.relative_to(folder).as_posix()))
+    if (names := _list_packages(script)) is None or "prepare" in names:
         return True
-    return any(name.partition(".")[0] == "prepare" for node in ast.walk(tree) for name in list_imports(node))
+    return any("prepare" in (_list_packages(path) or ()) for path in editable)
+
+
+def _list_packages(path: Path) -> set[str] | None:
+    """Return the first names of what a file imports; None where it cannot be read."""
+    try:
+        nodes = ast.walk(ast.parse(path.read_bytes()))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return {name.partition(".")[0] for node in nodes for name in list_imports(node)}

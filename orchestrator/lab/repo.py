@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -56,7 +56,8 @@ class Repo:
     def __init__(self, script: Path, session: str, task: Task = EXAMINED) -> None:
         """Find the repository around `script`, beside which the task's paths begin. Raises RepoError."""
         self.task = task if task.editable else task.model_copy(update={"editable": (script.name,)})
-        self.home, self.script, self.session = script.parent, script.parent / self.task.editable[0], session
+        self.home, self.session = script.parent, session
+        self.script = script.parent / next(iter(self.task.named), script.name)
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""
         """Why the branch is not at the last keep, and what to do about it; empty if it is."""
@@ -136,6 +137,10 @@ class Repo:
         if not files:
             raise RepoError(f"{self.script} does not exist in commit {commit[:10]}: commit it first")
         return join_files(files) if self.task.has_tree else files[self.task.editable[0]]
+
+    def read_modules(self, commit: str) -> dict[str, str]:
+        """Return the Python files in the script's folder that no candidate changes, by path. Raises RepoError."""
+        return self._read_files(commit, lambda name: name.endswith(".py") and not self.task.is_editable(name))
 
     def extract(self, commit: str, folder: Path, source: str) -> None:
         """Write everything that git tracks at a commit into a folder, with the files of a candidate.
@@ -266,9 +271,12 @@ class Repo:
             raise RepoError(f"a candidate has a file {strange[0]!r}, which is not editable")
         return {name: restore_lines(text, before.get(name, "")) for name, text in files.items()}
 
-    def _read_files(self, commit: str) -> dict[str, str]:
-        """Return the editable files of a commit as they are there, by their paths from the script's folder."""
-        listed = self._list_files(commit)
+    def _read_files(self, commit: str, has: Callable[[str], bool] | None = None) -> dict[str, str]:
+        """Return the editable files of a commit as they are there, by their paths from the script's folder; or others.
+
+        Raises RepoError.
+        """
+        listed = self._list_files(commit, has=has)
         wanted = "".join(f"{blob}\n" for _, blob in listed.values())
         batch = self._git("cat-file", "--batch", stdin=wanted, strip=False)
         found, files = io.BytesIO(batch.encode("utf-8", "surrogateescape")), dict[str, str]()
@@ -279,16 +287,18 @@ class Repo:
             files[name] = found.read(int(size[0]) + 1)[:-1].decode("utf-8", "surrogateescape")
         return files
 
-    def _list_files(self, commit: str, kind: str = "100") -> dict[str, tuple[str, str]]:
-        """Return mode and blob of the editable files of a commit whose mode begins with `kind`: plain files."""
-        where = f"{self.prefix}/" if self.task.has_tree else str(self.prefix / self.task.editable[0])
+    def _list_files(
+        self, commit: str, kind: str = "100", has: Callable[[str], bool] | None = None
+    ) -> dict[str, tuple[str, str]]:
+        """Return mode and blob of the editable files of a commit, or others, whose mode begins with `kind`: plain."""
+        where = f"{self.prefix}/" if has or self.task.has_tree else str(self.prefix / self.task.editable[0])
         try:
             rows = self._git("ls-tree", "-r", "-z", "--full-tree", commit, where).split("\0")
         except RepoError as error:
             raise RepoError(f"{', '.join(self.task.editable)} at commit {commit[:10]}: {error}") from error
         found = (row.split("\t", 1) for row in rows if row and row.startswith(kind))
         files = {str(PurePosixPath(path).relative_to(self.prefix)): facts.split() for facts, path in found}
-        return {name: (mode, blob) for name, (mode, _, blob) in files.items() if self.task.is_editable(name)}
+        return {name: (mode, blob) for name, (mode, _, blob) in files.items() if (has or self.task.is_editable)(name)}
 
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None
