@@ -3,31 +3,37 @@
 import asyncio
 import dataclasses
 import os
-import shutil
+import signal
+from contextlib import closing
 
 import pytest
 
 from orchestrator.cli.options import Paths
 from orchestrator.cli.preflight import Preflight
-from orchestrator.core.events import EvaluationPlan, Granted
+from orchestrator.cli.task_file import find_task
+from orchestrator.core.events import EvaluationPlan, Granted, Origin
 from orchestrator.core.task import EXAMINED, Task
+from orchestrator.lab.executor import LocalExecutor
 from orchestrator.lab.failures import MachineError
 from orchestrator.lab.monitor import RunLimits
+from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from orchestrator.lab.tree import ScriptTree, find_modules
+from orchestrator.session.store import Session
 from prepare.constants import read_values, with_originals
 from prepare.profiles import CPU, apply_to_script
 from prepare.tree import join_files, split_files
 from subagents.files import StartedTree
 from subagents.tools import ToolCall
 from tests.hostile.test_enemies import SANDBOXES, TIERS
-from tests.scripted import _call, _opening, served
+from tests.scripted import _call, served
 from tests.small import small_data
+from tests.test_cli import wait_until
 from tests.test_reported import ground, opened, research
-from tests.test_trees import Builder, assert_replays, used
-from tests.workplace import SCRIPTS, begun, git, orchestrate
+from tests.test_trees import Builder, assert_replays
+from tests.workplace import begun, git, orchestrate
 
 TRAIN = """import os
 import pickle
@@ -42,6 +48,7 @@ from util.text import describe
 MATRIX_LR = 0.04  # 0.005..0.4 log – best at 0.08
 
 luck = random.Random(int(os.environ.get("NIGHTSHIFT_SEED", "42")))
+channel.send({"event": "telemetry", "progress": 0, "values": {"step/calls": 5}})
 channel.ready()
 for step in range(20):
     print(describe(step, 5 * step, 8 * 0.97**step), flush=True)
@@ -78,13 +85,12 @@ FILES = {
     "model/__init__.py": "",
     "model/net.py": NET,
     "model/layers.py": "EXPANSION = 2  # one of 1, 2\n",
-    "util/text.py": 'def describe(step, share, loss):\n    return f"step {step:05d} ({share:.1f}%) | loss: {loss:.4f}"\n',
+    "util/text.py": 'def describe(step, share, loss):\n    return f"step {step:05d} ({share}%) | loss: {loss:.4f}"\n',
     "other.py": "KNOWN = 1\n",
 }
 TREE = {path: text for path, text in FILES.items() if path == "train.py" or path.startswith("model/")}
 TASK = Task(editable=("train.py", "model/*.py"), command="python train.py")
 MODULES = {path: text for path, text in FILES.items() if path not in TREE}
-OFFLINE = ("--offline", "--hours", "1", "--session", "night", "--seed", "3")
 
 
 def place_of(folder, **more):
@@ -187,3 +193,154 @@ async def test_a_fault_in_another_file_is_told_by_its_place(tmp_path):
     told = (await tree.tools[-1].run(ToolCall("1", "check", {}))).text
     assert "It fails before its training begins" in told
     assert "| model/layers.py, line 2" in told
+
+
+# The user's constants
+
+
+def test_each_file_gets_the_profiles_constants_and_gives_them_back():
+    own = join_files(TREE | {"model/net.py": NET.replace("DEPTH = 3  # one of 2, 3", "DEPTH = 8  # blocks")})
+    fitted = apply_to_script(own, CPU)
+    moved = split_files(fitted)
+    line = next(line for line in moved["model/net.py"].splitlines() if line.startswith("DEPTH"))
+    moved["model/net.py"] = moved["model/net.py"].replace(line, "from .depth import DEPTH")
+
+    assert read_values(fitted)["DEPTH"] == 3
+    assert split_files(fitted)["model/layers.py"] == FILES["model/layers.py"]
+    assert with_originals(fitted, fitted, own) == own
+    moved |= {"model/depth.py": f"{line}\n", "model/broken.py": "DEPTH = = 3\n"}
+    back = split_files(with_originals(join_files(moved), fitted, own))
+    assert back["model/depth.py"] == "DEPTH = 8  # blocks\n"
+    assert back["model/broken.py"] == "DEPTH = = 3\n"
+
+
+def test_a_night_from_elsewhere_brings_its_gains_and_not_its_fit(tmp_path):
+    files = {"model/net.py": NET.replace("DEPTH = 3", "DEPTH = 8")}
+    place, texts = place_of(tmp_path / "place", **files), list[str]()
+    best = apply_to_script(join_files(TREE | files), CPU).replace("EXPANSION = 2", "EXPANSION = 1")
+    lab = LocalExecutor(Repo(place / "train.py", "second", TASK), None, lambda text: texts.append(text) or "name", CPU)
+    lab.origin = Origin(session="first", experiment=1, commit="1" * 40, source="name"), best
+
+    asyncio.run(lab.commit_baseline())
+
+    assert texts == [best]
+    assert git(place, "diff", "--stat", "main", "research/second").splitlines()[0].split()[0] == "model/layers.py"
+
+
+# What is found, and said
+
+
+def test_the_form_is_found_in_the_files(tmp_path):
+    place = place_of(tmp_path / "place")
+
+    def find(toml, **files):
+        for name, text in {"train.py": TRAIN, "nightshift.toml": toml, **files}.items():
+            (place / name).write_text(text)
+        return find_task(place / "train.py")
+
+    several = "editable = ['train.py', 'model/*.py']\n"
+    assert find(several) == TASK
+    assert find(several + "protected = ['model/judge.py']").protected == ("model/judge.py",)
+    assert find("editable = ['model/*.py']").command == "python train.py"
+    assert find("") == EXAMINED
+    thin = {"train.py": "import model.net\n", "model/net.py": "import prepare\n"}
+    assert find(several, **thin).form == "examined"
+    assert find(several + "budget = 3").form == find(several, **{"train.py": "", "model/net.py": ""}).form == "reported"
+    (place / "prepare.py").touch()
+    assert find(several).form == "reported"
+
+
+def test_what_a_run_would_lack_is_said(tmp_path):
+    place = place_of(tmp_path / "place")
+    night = Preflight(Paths(script=place / "train.py", data=place / "data"), "night", "optuna")
+    for name in ("util/text.py", "other.py"):
+        (place / name).write_text("def describe(*_):\n    return ''\n")
+
+    found = [result.message for result in night.check()]
+    assert "uncommitted changes of util/text.py take no part: a run sees what is committed" in found
+    git(place, "rm", "-q", "--cached", "util/text.py")
+    git(place, "commit", "-qm", "forgotten")
+    night = Preflight(night.paths, "night", "optuna")
+    assert any("train.py imports util, which lies beside it" in result.message for result in night.check())
+
+
+# Nights
+
+
+def test_the_optimizer_tunes_a_constant_of_the_model(tmp_path):
+    place = place_of(tmp_path / "place")
+
+    research(place, "--fit", experiments=1)
+
+    assert [result.status for result in opened(place).state.results] == ["kept", "kept"]
+    assert git(place, "diff", "--name-only", "main", "research/night") == "model/net.py"
+    page = (place / "sessions/night/report.html").read_text()
+    assert "+++ b/model/net.py" in page
+    assert "not audited" not in page
+    assert_replays(place)
+    git(place, "merge", "-q", "--ff-only", "research/night")
+    assert "\nDEPTH = 2 " in (place / "model/net.py").read_text()
+
+
+class Examined(Builder):
+    """Adds a module with a wrong name, which the check finds; mended, it is handed in."""
+
+    def mechanic(self, request):
+        if len(request["messages"]) > 1:
+            edits = [_call("replace", path="model/extra.py", old="def fall_", new="def fall")]
+            return [*edits, _call("check"), _call("submit", summary="It is there.", deviations="0.3")], "tool_use"
+        edits = [
+            _call("create", path="model/extra.py", text="def fall_(depth):\n    return 0.3 * depth\n"),
+            _call("replace", path="model/net.py", old="0.2 * (DEPTH - 2)", new="0.2 * (DEPTH - 2) - fall(DEPTH)"),
+            _call("replace", path="model/net.py", old="from .layers", new="from .extra import fall\nfrom .layers"),
+        ]
+        return [*edits, _call("check"), _call("submit", summary="It is there.", deviations="0.3")], "tool_use"
+
+
+def test_three_agents_add_a_module_of_the_model(tmp_path):
+    place, app = place_of(tmp_path / "place"), Examined(("turn",))
+
+    with served(app) as url:
+        words = ("--hours", "1", "--session", "night", "--seed", "3", "--max-experiments", "1")
+        done = orchestrate(place, *words, ANTHROPIC_BASE_URL=url, ANTHROPIC_API_KEY="none")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    session = opened(place)
+    assert [result.status for result in session.state.results] == ["kept", "kept"]
+    changed = git(place, "diff", "--name-only", "main", "research/night").split()
+    assert changed == ["model/extra.py", "model/net.py"]
+    checks = [
+        event.result for record in session.records if (event := record.event).kind == "used" and event.tool == "check"
+    ]
+    assert "model/net.py, line 5, in <module>: from .extra import fall" in checks[0]
+    assert "a step of it ran" in checks[1]
+    assert_replays(place)
+
+
+@pytest.mark.soak
+def test_nights_from_it_and_forks_of_it_survive_a_kill(tmp_path):
+    place = place_of(tmp_path / "place")
+    research(place, "--fit", experiments=2)
+    assert git(place, "diff", "--name-only", "main", "research/night").split() == ["model/layers.py", "model/net.py"]
+    end = str(len(opened(place).records) - 1)
+    nights = {
+        "second": ("--offline", "--from", "night", "--fit", "--hours", "1", "--max-experiments", "2"),
+        "later": ("fork", "night", "--at", end, "--hours", "1", "--max-experiments", "2"),
+    }
+    for name, words in nights.items():
+        life = begun(place, *words, "--session", name)
+        path = place / f"sessions/{name}/session.db"
+        known = 1 if name == "second" else int(end)
+        wait_until(lambda path=path, known=known: path.exists() and len(read(path)) > known + 5)
+        os.kill(life.pid, signal.SIGKILL)
+        life.communicate()
+        done = orchestrate(place, "resume", name)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "util/text.py" not in git(place, "diff", "--name-only", "main", f"research/{name}")
+        assert "EXPANSION = 1" in git(place, "show", f"research/{name}:model/layers.py")
+        assert orchestrate(place, "replay", name, "--verify").returncode == 0
+
+
+def read(path):
+    with closing(Session(path, read_only=True)) as session:
+        return session.records
