@@ -185,13 +185,10 @@ def with_originals(source: str, fitted: str, own: str) -> str:
 
 def _list_declared(source: str) -> dict[tuple[str, str, int], tuple[int, str]]:
     """Return offset and text, comment included, of each assigned value, by path, name and how often it came before."""
-    declared, seen = dict[tuple[str, str, int], tuple[int, str]](), Counter[tuple[str, str]]()
-    for path, text in split_files(source).items():
-        for at in _walk_assignments(text):
-            written = at.text + (at.comment[0] if at.comment else "")
-            declared[path, at.name, seen[path, at.name]] = at.start, written
-            seen[path, at.name] += 1
-    return declared
+    found = [(path, at) for path, text in split_files(source).items() for at in _walk_assignments(text)]
+    names = [(path, at.name) for path, at in found]
+    texts = [(at.start, at.text + (at.comment[0] if at.comment else "")) for _, at in found]
+    return {(*name, names[:i].count(name)): text for i, (name, text) in enumerate(zip(names, texts, strict=True))}
 
 
 def format_literal(value: Value, like: Value | None = None) -> str:

@@ -246,8 +246,11 @@ def test_the_form_is_found_in_the_files(tmp_path):
     thin = {"train.py": "import model.net\n", "model/net.py": "import prepare\n"}
     assert find(several, **thin).form == "examined"
     assert find(several + "budget = 3").form == find(several, **{"train.py": "", "model/net.py": ""}).form == "reported"
-    (place / "prepare.py").touch()
-    assert find(several).form == "reported"
+    for own in ("prepare/__init__.py", "prepare.py"):
+        (place / own).parent.mkdir(exist_ok=True)
+        (place / own).touch()
+        assert find(several).form == find("").form == "reported"
+        (place / own).unlink()
 
 
 def test_what_a_run_would_lack_is_said(tmp_path):
@@ -261,7 +264,9 @@ def test_what_a_run_would_lack_is_said(tmp_path):
     git(place, "rm", "-q", "--cached", "util/text.py")
     git(place, "commit", "-qm", "forgotten")
     night = Preflight(night.paths, "night", "optuna")
-    assert any("train.py imports util, which lies beside it" in result.message for result in night.check())
+    assert any(
+        "train.py imports util/text.py, which is not committed: `git -C" in result.message for result in night.check()
+    )
 
 
 # Nights

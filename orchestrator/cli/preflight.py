@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
-from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -28,9 +27,9 @@ from orchestrator.core.templates import count
 from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.reported import TaskFolder
-from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
+from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
-from orchestrator.lab.tree import ScriptTree
+from orchestrator.lab.tree import ScriptTree, find_forgotten
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
@@ -40,9 +39,9 @@ from prepare.constants import read_values, with_originals
 from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
-from prepare.tree import parse_files, split_files
+from prepare.tree import split_files
 from subagents.errors import PromptError
-from subagents.files import find_syntax_error, list_imports
+from subagents.files import find_syntax_error
 from subagents.prompts import PREFIX, Prompt, load_prompts, parse_prompt
 
 PROMPTS = next(path for path in (at / "prompts" for at in Path(__file__).parents[1:]) if path.is_dir())
@@ -161,7 +160,8 @@ class Preflight:
         repo, commit = self.repo, self.state.session.commit if self.state else self.repo.get_head()
         if self.task.is_reported:
             return TaskFolder(self.task, repo, commit)
-        return ScriptTree(repo.task, repo.read_modules(commit))
+        files = split_files(Repo(self.paths.script, self.name, Task(editable=("*.py",))).read_source(commit))
+        return ScriptTree(repo.task, {path: text for path, text in files.items() if not repo.task.is_editable(path)})
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -256,24 +256,21 @@ class Preflight:
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
                 raise UsageError(f"{fault}: fix it")
-        if not self.parent and isinstance(self.tree, ScriptTree):
-            seen = self.tree.select(source)
-            if missing := find_missing(seen, (script.parent / self.tree.script).parent):
-                raise UsageError(
-                    f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only what git "
-                    f"tracks as Python, and Nightshift's own {TRUSTED.name}: commit it, or install it as a package"
-                )
+        if not self.parent and (missing := find_forgotten(self._seen, self.repo.list_untracked())):
+            remedy = self.repo.write_command("add", *missing)
+            raise UsageError(
+                f"{script.name} imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
+            )
         return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
 
+    @property
+    def _seen(self) -> Mapping[str, str]:
+        """The files of the baseline's run by path; none in reported form, where it sees all that is committed."""
+        return self.tree.select(self.source) if isinstance(self.tree, ScriptTree) else {}
+
     def _list_changed(self) -> list[str]:
-        """Return the other files with uncommitted changes that a run would see."""
-        changed, tree = self.repo.list_changed(), self.tree
-        seen = (
-            {str(self.repo.prefix / name) for name in tree.select(self.source)}
-            if isinstance(tree, ScriptTree)
-            else None
-        )
-        return [name for name in changed if seen is None or name in seen]
+        seen = {str(self.repo.prefix / name) for name in self._seen}
+        return [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
 
     def _describe_session(self) -> str:
         if self.session:
@@ -388,19 +385,6 @@ def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
     """Return the wall seconds that a run should take in one of the slots of the machine that prepared the data."""
     share = slots if budget.kind == "work" else 1
     return STARTUP[budget.kind] + 1.25 * budget.seconds * share
-
-
-def find_missing(files: Mapping[str, str], folder: Path) -> list[str]:
-    """Return the modules that these files import at the top level, and that Python would find in the folder only."""
-    names = [name for text in files.values() for node in parse_files(text).body for name in list_imports(node)]
-    places = [str(folder := folder.resolve()), *sys.path]
-    there = {part.removesuffix(".py") for path in files for part in path.split("/")} | {*sys.builtin_module_names}
-    found: dict[str, list[Path]] = {}
-    for head in {name.partition(".")[0]: "" for name in names}:
-        if head not in there and (spec := PathFinder.find_spec(head, places)):
-            found[head] = [Path(at) for at in spec.submodule_search_locations or [spec.origin or ""]]
-    ours = TRUSTED.resolve()
-    return [head for head, at in found.items() if ours not in at and folder in {path.parent for path in at}]
 
 
 def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:

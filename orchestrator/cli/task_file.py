@@ -3,12 +3,14 @@
 import ast
 import shlex
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from orchestrator.cli.options import UsageError
 from orchestrator.core.task import Task
+from orchestrator.lab.sandbox.base import TRUSTED
 from prepare.files import read_written
 from subagents.files import list_imports
 
@@ -61,23 +63,20 @@ def _read(path: Path) -> str:
 
 
 def _has_protocol(folder: Path, main: str, task: Task) -> bool:
-    """Return whether a script, or an editable file, imports `prepare`, and not one that lies beside the script.
+    """Return whether a script or an editable file imports `prepare`, and none that lies beside the script.
 
-    True where the script cannot be read, which is said elsewhere.
+    True where one cannot be read, which is said elsewhere.
     """
-    script = folder / main
-    if (script.parent / "prepare.py").is_file():
+    beside = [(folder / main).parent / name for name in ("prepare.py", "prepare/__init__.py")]
+    if any(path.is_file() and TRUSTED.resolve() not in path.resolve().parents for path in beside):
         return False
     editable = (path for path in folder.rglob("*.py") if task.is_editable(path.relative_to(folder).as_posix()))
-    if (names := _list_packages(script)) is None or "prepare" in names:
-        return True
-    return any("prepare" in (_list_packages(path) or ()) for path in editable)
+    return any(map(_imports_prepare, chain([folder / main], editable)))
 
 
-def _list_packages(path: Path) -> set[str] | None:
-    """Return the first names of what a file imports; None where it cannot be read."""
+def _imports_prepare(path: Path) -> bool:
     try:
-        nodes = ast.walk(ast.parse(path.read_bytes()))
+        tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return None
-    return {name.partition(".")[0] for node in nodes for name in list_imports(node)}
+        return True
+    return any(name.partition(".")[0] == "prepare" for node in ast.walk(tree) for name in list_imports(node))

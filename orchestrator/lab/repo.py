@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -115,8 +115,7 @@ class Repo:
             take = self.write_command("commit", "-m", "edits", *edited)
             leave = self.write_command("stash", "push", *edited)
             raise RepoError(f"{which} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
-        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-        if new := [name for name in there if name not in files and self.task.is_editable(name)]:
+        if new := [name for name in self.list_untracked() if self.task.is_editable(name)]:
             remedy = self.write_command("add", *new)
             raise RepoError(f"{', '.join(new)} may change, but is not committed: `{remedy}`, then commit")
         return source
@@ -138,10 +137,6 @@ class Repo:
             raise RepoError(f"{self.script} does not exist in commit {commit[:10]}: commit it first")
         return join_files(files) if self.task.has_tree else files[self.task.editable[0]]
 
-    def read_modules(self, commit: str) -> dict[str, str]:
-        """Return the Python files in the script's folder that no candidate changes, by path. Raises RepoError."""
-        return self._read_files(commit, lambda name: name.endswith(".py") and not self.task.is_editable(name))
-
     def extract(self, commit: str, folder: Path, source: str) -> None:
         """Write everything that git tracks at a commit into a folder, with the files of a candidate.
 
@@ -162,6 +157,12 @@ class Repo:
                     part.unlink()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    def list_untracked(self) -> list[str]:
+        """Return the files in the script's folder that are in no commit, as far as git does not ignore them."""
+        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        committed = self._git("ls-tree", "-r", "-z", "--name-only", "HEAD")
+        return sorted({*there.split("\0")} - {*committed.split("\0")})
 
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
@@ -271,12 +272,9 @@ class Repo:
             raise RepoError(f"a candidate has a file {strange[0]!r}, which is not editable")
         return {name: restore_lines(text, before.get(name, "")) for name, text in files.items()}
 
-    def _read_files(self, commit: str, has: Callable[[str], bool] | None = None) -> dict[str, str]:
-        """Return the editable files of a commit as they are there, by their paths from the script's folder; or others.
-
-        Raises RepoError.
-        """
-        listed = self._list_files(commit, has=has)
+    def _read_files(self, commit: str) -> dict[str, str]:
+        """Return the editable files of a commit as they are there, by their paths from the script's folder."""
+        listed = self._list_files(commit)
         wanted = "".join(f"{blob}\n" for _, blob in listed.values())
         batch = self._git("cat-file", "--batch", stdin=wanted, strip=False)
         found, files = io.BytesIO(batch.encode("utf-8", "surrogateescape")), dict[str, str]()
@@ -287,18 +285,16 @@ class Repo:
             files[name] = found.read(int(size[0]) + 1)[:-1].decode("utf-8", "surrogateescape")
         return files
 
-    def _list_files(
-        self, commit: str, kind: str = "100", has: Callable[[str], bool] | None = None
-    ) -> dict[str, tuple[str, str]]:
-        """Return mode and blob of the editable files of a commit, or others, whose mode begins with `kind`: plain."""
-        where = f"{self.prefix}/" if has or self.task.has_tree else str(self.prefix / self.task.editable[0])
+    def _list_files(self, commit: str, kind: str = "100") -> dict[str, tuple[str, str]]:
+        """Return mode and blob of the editable files of a commit whose mode begins with `kind`: plain files."""
+        where = f"{self.prefix}/" if self.task.has_tree else str(self.prefix / self.task.editable[0])
         try:
             rows = self._git("ls-tree", "-r", "-z", "--full-tree", commit, where).split("\0")
         except RepoError as error:
             raise RepoError(f"{', '.join(self.task.editable)} at commit {commit[:10]}: {error}") from error
         found = (row.split("\t", 1) for row in rows if row and row.startswith(kind))
         files = {str(PurePosixPath(path).relative_to(self.prefix)): facts.split() for facts, path in found}
-        return {name: (mode, blob) for name, (mode, _, blob) in files.items() if (has or self.task.is_editable)(name)}
+        return {name: (mode, blob) for name, (mode, _, blob) in files.items() if self.task.is_editable(name)}
 
     def _resolve(self, name: str) -> str | None:
         return self._git("rev-parse", "--verify", "--quiet", "--end-of-options", name, absent=1) or None

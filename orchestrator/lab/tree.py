@@ -2,7 +2,7 @@
 
 import ast
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,14 +49,27 @@ def find_modules(files: Mapping[str, str], others: Mapping[str, str]) -> dict[st
     """
     found, new = dict[str, str](), dict(files)
     while new:
-        names = {name for path, text in new.items() for name in _list_names(path, text)}
-        new = {path: others[path] for path in others.keys() - files.keys() - found.keys() if _is_named(path, names)}
+        left, names = others.keys() - files.keys() - found.keys(), list_imported(new)
+        ends = {path: [path, *(path[i + 1 :] for i, letter in enumerate(path) if letter == "/")] for path in left}
+        new = {path: others[path] for path in left if not names.isdisjoint(map(_get_module, ends[path]))}
         found |= new
     return found
 
 
+def find_forgotten(files: Mapping[str, str], untracked: Iterable[str]) -> list[str]:
+    """Return the untracked files that these files import."""
+    names = list_imported(files)
+    return [path for path in untracked if path.endswith(".py") and _get_module(path) in names]
+
+
+def list_imported(files: Mapping[str, str]) -> set[str]:
+    """Return what files may import as paths without an ending, from the script's folder, and the packages around it."""
+    names = {name for path, text in files.items() for name in _list_names(path, text)}
+    return {"/".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
+
+
 def _list_names(path: str, text: str) -> Iterator[str]:
-    """Yield what a file may import as paths without their ending, the packages around it included."""
+    """Yield the dotted names that a file may import, but for ours."""
     for node in ast.walk(parse_files(text)):
         names = list[str]()
         match node:
@@ -64,16 +77,13 @@ def _list_names(path: str, text: str) -> Iterator[str]:
                 names = [alias.name for alias in aliases]
             case ast.ImportFrom(module, aliases, level):
                 folder = path.split("/")[:-level] if level else []
-                base = ".".join([*folder, *filter(None, [module])])
-                names = [f"{base}.{alias.name}" for alias in aliases]
+                names = [".".join([*folder, *filter(None, [module]), alias.name]) for alias in aliases]
             case ast.Call(function, [ast.Constant(str(name)), *_]) if "import" in get_name(function):
                 names = [name]  # import_module, __import__
             case _:
                 pass
-        for parts in (name.split(".") for name in names if name.partition(".")[0] != TRUSTED.name):
-            yield from ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
+        yield from (name for name in names if name.partition(".")[0] != TRUSTED.name)
 
 
-def _is_named(path: str, names: set[str]) -> bool:
-    parts = path.removesuffix(".py").removesuffix("/__init__").split("/")
-    return any("/".join(parts[start:]) in names for start in range(len(parts)))
+def _get_module(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__")
