@@ -3,6 +3,7 @@
 import ast
 import shlex
 import tomllib
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -67,14 +68,20 @@ def _has_protocol(folder: Path, main: str, task: Task) -> bool:
 
     True where one cannot be read, which is said elsewhere.
     """
-    beside = [(folder / main).parent / name for name in ("prepare.py", "prepare/__init__.py")]
-    if any(path.is_file() and TRUSTED.resolve() not in path.resolve().parents for path in beside):
+    if find_beside(folder / main, ["prepare"]):
         return False
     editable = (path for path in folder.rglob("*.py") if task.is_editable(path.relative_to(folder).as_posix()))
-    return any(map(_imports_prepare, chain([folder / main], editable)))
+    return any(map(_has_import, chain([folder / main], editable)))
 
 
-def _imports_prepare(path: Path) -> bool:
+def find_beside(script: Path, names: Iterable[str]) -> list[str]:
+    """Return those of these modules that lie beside a script, and so hide others of their name; none of Nightshift."""
+    forms = {name: [script.parent / f"{name}.py", script.parent / name / "__init__.py"] for name in names}
+    ours = TRUSTED.resolve()
+    return [name for name, at in forms.items() if any(p.is_file() and ours not in p.resolve().parents for p in at)]
+
+
+def _has_import(path: Path) -> bool:
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
