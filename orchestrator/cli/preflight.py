@@ -157,10 +157,11 @@ class Preflight:
     @cached_property
     def tree(self) -> TaskFolder | ScriptTree:
         """What a run sees of the repository, as it was when the session began. Raises RepoError."""
-        repo, commit = self.repo, self.state.session.commit if self.state else self.repo.get_head()
+        script, repo = self.paths.script, self.repo
+        commit = self.state.session.commit if self.state else repo.get_head()
         if self.task.is_reported:
             return TaskFolder(self.task, repo, commit)
-        files = split_files(Repo(self.paths.script, self.name, Task(editable=("*.py",))).read_source(commit))
+        files = split_files(Repo(script, self.name, Task(editable=("*.py", script.name))).read_source(commit))
         return ScriptTree(repo.task, {path: text for path, text in files.items() if not repo.task.is_editable(path)})
 
     @cached_property

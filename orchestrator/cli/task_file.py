@@ -70,7 +70,8 @@ def _has_protocol(folder: Path, main: str, task: Task) -> bool:
     """
     if find_beside(folder / main, ["prepare"]):
         return False
-    editable = (path for path in folder.rglob("*.py") if task.is_editable(path.relative_to(folder).as_posix()))
+    there = folder.rglob("*.py") if task.editable else ()
+    editable = (path for path in there if task.is_editable(path.relative_to(folder).as_posix()))
     return any(map(_has_import, chain([folder / main], editable)))
 
 

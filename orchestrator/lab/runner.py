@@ -216,7 +216,7 @@ class Runner(BaseRunner[Scorer]):
 
         Nothing if the machine is at fault. It takes no slot: counted work does not depend on what runs beside it.
         """
-        monitor, folder, files = RunMonitor(self.limits, only_starts=True), self.runs / "step", split_files(source)
+        monitor, folder = RunMonitor(self.limits, only_starts=True), self.runs / "step"
         slot = replace(self.slots[0], lock=self.folder / "step.lock")
         try:
             async with hold_slot(slot) as lock:
@@ -228,10 +228,10 @@ class Runner(BaseRunner[Scorer]):
         except Prune:
             return {name: tuple(series) for name, series in monitor.telemetry.items()}
         except (Fault, MachineError, OSError) as error:
-            if not isinstance(error, Fault) or error.excuse:
-                return {}
-            frames = extract_frames(split_lines(monitor.transcript.log.replace(f"{folder}/work/", "")), files)[:-1]
-            return "\n".join([str(error), *frames])
+            log = monitor.transcript.log.replace(f"{folder}/work/", "")
+            frames = extract_frames(split_lines(log), split_files(source))[:-1]
+            is_own = isinstance(error, Fault) and not error.excuse
+            return "\n".join([str(error), *frames]) if is_own else {}
         return "it ended before its training"
 
     async def _serve(self, run: Attempt) -> TrainingServer:
