@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -144,11 +144,12 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     found = _find_constants(source)
     if unknown := changes.keys() - found.keys():
         raise UnknownConstantError(f"train.py has no plain constant {min(unknown)}")
-    files, places = split_files(source), [(found[name], value) for name, value in changes.items()]
-    for path, text in files.items():
-        edits = ((at.start, at.text, format_literal(new, like=at.value)) for at, new in places if at.path == path)
-        files[path] = _splice(text, edits)
-    return join_files(files)
+    places = [(found[name], value) for name, value in changes.items()]
+
+    def list_edits(path: str, _: str) -> list[_Edit]:
+        return [(at.start, at.text, format_literal(new, like=at.value)) for at, new in places if at.path == path]
+
+    return _edit_files(source, list_edits)
 
 
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
@@ -157,13 +158,14 @@ def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     Later assignments to the same name, and those inside an `if`, get the value, too. The comments' words stay, in their
     column where possible.
     """
-    files = split_files(source)
-    for path, text in files.items():
+
+    def list_edits(_: str, text: str) -> list[_Edit]:
         places = [place for place in _walk_assignments(text) if place.name in settings]
         shared = Counter(place.start for place in places)
         found = [place for place in places if shared[place.start] == 1]  # A = B = 8 cannot have two values
-        files[path] = _splice(text, (_rewrite(place, settings[place.name]) for place in found))
-    return join_files(files)
+        return [_rewrite(place, settings[place.name]) for place in found]
+
+    return _edit_files(source, list_edits)
 
 
 def with_originals(source: str, fitted: str, own: str) -> str:
@@ -171,16 +173,16 @@ def with_originals(source: str, fitted: str, own: str) -> str:
 
     A constant that is now in another file counts as the same where only one file had it.
     """
-    files, put, before = split_files(source), _list_declared(fitted), _list_declared(own)
-    for path, text in files.items():
-        edits = list[_Edit]()
+    put, before = _list_declared(fitted), _list_declared(own)
+
+    def list_edits(path: str, text: str) -> Iterator[_Edit]:
         for (_, *which), (start, now) in _list_declared(text).items():
             same = [key for key in put if [*key[1:]] == which]
             homes = [key for key in same if key[0] == path] or same
             if len(homes) == 1 and now == put[homes[0]][1]:
-                edits.append((start, now, before[homes[0]][1]))
-        files[path] = _splice(text, edits)
-    return join_files(files)
+                yield start, now, before[homes[0]][1]
+
+    return _edit_files(source, list_edits)
 
 
 def _list_declared(source: str) -> dict[tuple[str, str, int], tuple[int, str]]:
@@ -215,10 +217,13 @@ def _rewrite(place: _Assignment, setting: Setting) -> _Edit:
     return place.start, place.text + comment[0], code + comment["sign"] + declared
 
 
-def _splice(source: str, edits: Iterable[_Edit]) -> str:
-    for start, old, new in sorted({edit[0]: edit for edit in edits}.values(), reverse=True):
-        source = source[:start] + new + source[start + len(old) :]
-    return source
+def _edit_files(source: str, list_edits: Callable[[str, str], Iterable[_Edit]]) -> str:
+    """Return the script with the edits that are listed for each file, by its path and its text."""
+    files = split_files(source)
+    for path, text in files.items():
+        for start, old, new in sorted({edit[0]: edit for edit in list_edits(path, text)}.values(), reverse=True):
+            files[path] = files[path][:start] + new + files[path][start + len(old) :]
+    return join_files(files)
 
 
 def _find_constants(source: str) -> dict[str, _Assignment]:

@@ -1,18 +1,15 @@
 """The command that makes a folder ready: a training script to start from, and lines of .gitignore."""
 
-import ast
-
 import typer
 
 from orchestrator.cli.options import Paths, UsageError
-from orchestrator.cli.task_file import find_beside
+from orchestrator.cli.task_file import has_own_prepare
 from orchestrator.lab.repo import write_git
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
 from prepare.files import read_written
 from prepare.manifest import MANIFEST_FILE, load
 from prepare.profiles import apply_to_script, find_profile, from_manifest
-from subagents.files import list_imports
 
 
 def init(context: typer.Context) -> None:
@@ -26,9 +23,8 @@ def init(context: typer.Context) -> None:
     prepared = (paths.data / MANIFEST_FILE).exists()
     profile = from_manifest(load(paths.data)) if prepared else find_profile("auto")
     source = apply_to_script(read_baseline(), profile)
-    names = {"prepare", *(name for node in ast.parse(source).body for name in list_imports(node))}
-    if beside := find_beside(script, names):
-        raise UsageError(f"the script would import {', '.join(beside)}, which lies here: choose another folder")
+    if has_own_prepare(script):
+        raise UsageError("the script would import the prepare which lies here: choose another folder")
     try:
         with script.open("x", encoding="utf-8") as file:
             file.write(source)

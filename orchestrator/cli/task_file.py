@@ -3,7 +3,6 @@
 import ast
 import shlex
 import tomllib
-from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -68,18 +67,17 @@ def _has_protocol(folder: Path, main: str, task: Task) -> bool:
 
     True where one cannot be read, which is said elsewhere.
     """
-    if find_beside(folder / main, ["prepare"]):
+    if has_own_prepare(folder / main):
         return False
     there = folder.rglob("*.py") if task.editable else ()
     editable = (path for path in there if task.is_editable(path.relative_to(folder).as_posix()))
     return any(map(_has_import, chain([folder / main], editable)))
 
 
-def find_beside(script: Path, names: Iterable[str]) -> list[str]:
-    """Return those of these modules that lie beside a script, and so hide others of their name; none of Nightshift."""
-    forms = {name: [script.parent / f"{name}.py", script.parent / name / "__init__.py"] for name in names}
-    ours = TRUSTED.resolve()
-    return [name for name, at in forms.items() if any(p.is_file() and ours not in p.resolve().parents for p in at)]
+def has_own_prepare(script: Path) -> bool:
+    """Return whether a `prepare` lies beside a script that is not Nightshift's, and that it would import instead."""
+    beside = [script.parent / name for name in ("prepare.py", "prepare/__init__.py")]
+    return any(path.is_file() and TRUSTED.resolve() not in path.resolve().parents for path in beside)
 
 
 def _has_import(path: Path) -> bool:
