@@ -242,7 +242,7 @@ def test_the_form_is_found_in_the_files(tmp_path):
     assert find(several) == TASK
     assert find(several + "protected = ['model/judge.py']").protected == ("model/judge.py",)
     assert find("editable = ['model/*.py']").command == "python train.py"
-    assert find("") == EXAMINED
+    assert find("") == find("editable = ['train.py']") == EXAMINED
     thin = {"train.py": "import model.net\n", "model/net.py": "import prepare\n"}
     assert find(several, **thin).form == "examined"
     assert find(several + "budget = 3").form == find(several, **{"train.py": "", "model/net.py": ""}).form == "reported"

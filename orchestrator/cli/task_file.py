@@ -27,7 +27,7 @@ def find_task(script: Path) -> Task:
         main = given.named[0]
     python = f"python {shlex.quote(main)}" if main.endswith(".py") else ""
     if given.model_fields_set <= {"editable", "protected"} and _has_protocol(folder, main, given):
-        return given.model_copy(update={"command": python}) if given.editable else Task()
+        return Task() if editable == (script.name,) else given.model_copy(update={"command": python})
     if not (command := given.command or python):
         raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
     data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
