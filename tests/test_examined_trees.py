@@ -272,6 +272,7 @@ def test_what_a_run_would_lack_is_said(tmp_path):
 # Nights
 
 
+@pytest.mark.soak
 def test_the_optimizer_tunes_a_constant_of_the_model(tmp_path):
     place = place_of(tmp_path / "place")
 

@@ -26,7 +26,8 @@ def find_task(script: Path) -> Task:
     if given.named and main not in given.named:
         main = given.named[0]
     python = f"python {shlex.quote(main)}" if main.endswith(".py") else ""
-    if given.model_fields_set <= {"editable", "protected"} and _has_protocol(folder, main, given):
+    is_script = bool(python) or not given.editable
+    if is_script and given.model_fields_set <= {"editable", "protected"} and _has_protocol(folder, main, given):
         return Task() if editable == (script.name,) else given.model_copy(update={"command": python})
     if not (command := given.command or python):
         raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
