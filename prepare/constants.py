@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -144,37 +144,53 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     found = _find_constants(source)
     if unknown := changes.keys() - found.keys():
         raise UnknownConstantError(f"train.py has no plain constant {min(unknown)}")
-    files, places = split_files(source), [(found[name], value) for name, value in changes.items()]
-    for path, text in files.items():
-        edits = ((at.start, at.text, format_literal(new, like=at.value)) for at, new in places if at.path == path)
-        files[path] = _splice(text, edits)
-    return join_files(files)
+    places = [(found[name], value) for name, value in changes.items()]
+
+    def list_edits(path: str, _: str) -> list[_Edit]:
+        return [(at.start, at.text, format_literal(new, like=at.value)) for at, new in places if at.path == path]
+
+    return _edit_files(source, list_edits)
 
 
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     """Return the script with the values of `settings`, and with their spaces where the script declares one.
 
     Later assignments to the same name, and those inside an `if`, get the value, too. The comments' words stay, in their
-    column where possible. Raises SyntaxError.
+    column where possible.
     """
-    places = [place for place in _walk_assignments(source) if place.name in settings]
-    shared = Counter(place.start for place in places)
-    found = [place for place in places if shared[place.start] == 1]  # A = B = 8 cannot have two values
-    return _splice(source, (_rewrite(place, settings[place.name]) for place in found))
+
+    def list_edits(_: str, text: str) -> list[_Edit]:
+        places = [place for place in _walk_assignments(text) if place.name in settings]
+        shared = Counter(place.start for place in places)
+        found = [place for place in places if shared[place.start] == 1]  # A = B = 8 cannot have two values
+        return [_rewrite(place, settings[place.name]) for place in found]
+
+    return _edit_files(source, list_edits)
 
 
 def with_originals(source: str, fitted: str, own: str) -> str:
-    """Return the script with the values and comments of `own` where it still has those of `fitted`, its fitted form."""
-    now, put, before = (_list_declared(text) for text in (source, fitted, own))
-    same = [key for key, (_, text) in now.items() if key in put and text == put[key][1]]
-    return _splice(source, ((now[key][0], now[key][1], before[key][1]) for key in same))
+    """Return the script with the values and comments of `own` where it still has those of `fitted`, its fitted form.
+
+    A constant that is now in another file counts as the same where only one file had it.
+    """
+    put, before = _list_declared(fitted), _list_declared(own)
+
+    def list_edits(path: str, text: str) -> Iterator[_Edit]:
+        for (_, *which), (start, now) in _list_declared(text).items():
+            same = [key for key in put if [*key[1:]] == which]
+            homes = [key for key in same if key[0] == path] or same
+            if len(homes) == 1 and now == put[homes[0]][1]:
+                yield start, now, before[homes[0]][1]
+
+    return _edit_files(source, list_edits)
 
 
-def _list_declared(source: str) -> dict[tuple[str, int], tuple[int, str]]:
-    """Return offset and text, comment included, of each assigned value, by name and how often that came before."""
-    found = [(at.name, at.start, at.text + (at.comment[0] if at.comment else "")) for at in _walk_assignments(source)]
-    names = [name for name, _, _ in found]
-    return {(name, names[:i].count(name)): (start, text) for i, (name, start, text) in enumerate(found)}
+def _list_declared(source: str) -> dict[tuple[str, str, int], tuple[int, str]]:
+    """Return offset and text, comment included, of each assigned value, by path, name and how often it came before."""
+    found = [(path, at) for path, text in split_files(source).items() for at in _walk_assignments(text)]
+    names = [(path, at.name) for path, at in found]
+    texts = [(at.start, at.text + (at.comment[0] if at.comment else "")) for _, at in found]
+    return {(*name, names[:i].count(name)): text for i, (name, text) in enumerate(zip(names, texts, strict=True))}
 
 
 def format_literal(value: Value, like: Value | None = None) -> str:
@@ -201,10 +217,13 @@ def _rewrite(place: _Assignment, setting: Setting) -> _Edit:
     return place.start, place.text + comment[0], code + comment["sign"] + declared
 
 
-def _splice(source: str, edits: Iterable[_Edit]) -> str:
-    for start, old, new in sorted({edit[0]: edit for edit in edits}.values(), reverse=True):
-        source = source[:start] + new + source[start + len(old) :]
-    return source
+def _edit_files(source: str, list_edits: Callable[[str, str], Iterable[_Edit]]) -> str:
+    """Return the script with the edits that are listed for each file, by its path and its text."""
+    files = split_files(source)
+    for path, text in files.items():
+        for start, old, new in sorted({edit[0]: edit for edit in list_edits(path, text)}.values(), reverse=True):
+            files[path] = files[path][:start] + new + files[path][start + len(old) :]
+    return join_files(files)
 
 
 def _find_constants(source: str) -> dict[str, _Assignment]:
@@ -217,19 +236,20 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
 def _list_constants(text: str) -> list[_Assignment]:
     """Return the top-level constants of a file: names that are assigned exactly once, alone, and a plain literal.
 
-    Also the options of argparse with such a default. Text that is not Python has none.
+    Also the options of argparse with such a default.
     """
-    try:
-        found = [*_walk_assignments(text)]
-    except (SyntaxError, ValueError):
-        return []
+    found = [*_walk_assignments(text)]
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.is_top]
     return [at for at in single if (at.name.isupper() or at.name[:2] == "--") and at.value is not None]
 
 
 def _walk_assignments(source: str) -> Iterator[_Assignment]:
-    tree = ast.parse(bare := source.removeprefix("\ufeff"))
+    """Yield the assignments of a file, and the options of argparse; none of text that is not Python."""
+    try:
+        tree = ast.parse(bare := source.removeprefix("\ufeff"))
+    except (SyntaxError, ValueError):  # ValueError: a null byte
+        return
     lines = io.StringIO(bare, newline="").readlines()
     begins = [*accumulate(map(len, lines), initial=len(source) - len(bare))]
 

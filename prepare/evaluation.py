@@ -8,6 +8,7 @@ import math
 import pickle
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
@@ -82,8 +83,13 @@ def hand_over(model: torch.nn.Module, batch_size: int) -> None:
 
 
 def find_loaded_files() -> LoadedFiles:
-    """Return the files of modules that no import would find, such as downloaded kernels, by the modules' names."""
+    """Return the files of modules that no import would find, such as downloaded kernels, by the modules' names.
+
+    With them goes where the run's own modules are, which imports find.
+    """
     specs = [getattr(module, "__spec__", None) for module in [*sys.modules.values()]]
     files = {spec.name: spec.origin or "" for spec in specs if isinstance(spec, ModuleSpec) and spec.has_location}
     tops = [name for name in files if "." not in name and PathFinder.find_spec(name) is None]
-    return LoadedFiles({name: files[name] for name in tops})
+    found, places = LoadedFiles({name: files[name] for name in tops}), (Path(place).absolute() for place in sys.path)
+    found.places = [str(place) for place in places if place.is_relative_to(Path.home())]
+    return found

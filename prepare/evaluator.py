@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from typing import Any
@@ -20,6 +21,9 @@ from prepare import channel
 
 class LoadedFiles(dict[str, str]):
     """Finds modules by the files that the training code loaded them from, where no import looks."""
+
+    places: Sequence[str] = ()
+    """Folders of the run's own, in which imports look first."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         """Return where the module is; None if it is none of these."""
@@ -38,6 +42,7 @@ def main() -> None:
     with os.fdopen(descriptor, "rb") as file:
         while hasattr(model := pickle.load(file), "find_spec"):  # noqa: S301 - inside a sandbox
             sys.meta_path.append(model)
+            sys.path[:0] = model.places
     if "torch._dynamo" in sys.modules:
         _run_uncompiled()
     channel.send({"event": "loaded"})

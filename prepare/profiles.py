@@ -170,7 +170,4 @@ def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
 
 def apply_to_script(source: str, profile: Profile) -> str:
     """Return the script with the profile's values and ranges; unchanged if it does not parse."""
-    try:
-        return with_settings(source, profile.constants)
-    except (SyntaxError, ValueError):  # ValueError: a null byte
-        return source
+    return with_settings(source, profile.constants)

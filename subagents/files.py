@@ -11,14 +11,16 @@ from importlib.metadata import packages_distributions
 from subagents.logs import count_fitting, fence, split_lines
 from subagents.tools import RESULT_BYTES, Tool, ToolError
 
+Join = Callable[[Mapping[str, str]], str]
+Start = Callable[[str], Awaitable[Mapping[str, object] | str]]
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 
 
 class EditedFile:
     """The text of a script that is being edited."""
 
-    def __init__(self, text: str, path: str = "train.py") -> None:
-        self.before, self.text, self.path = text, text, path
+    def __init__(self, text: str, path: str = "train.py", start: Start | None = None) -> None:
+        self.before, self.text, self.path, self.start = text, text, path, start
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -67,10 +69,10 @@ class EditedTree:
     """Several files that are being edited: tools as for one, which take a path, and two that create and delete."""
 
     def __init__(
-        self, files: Mapping[str, str], is_allowed: Callable[[str], bool], join: Callable[[Mapping[str, str]], str]
+        self, files: Mapping[str, str], is_allowed: Callable[[str], bool], join: Join, start: Start | None = None
     ) -> None:
         """Begin with these files by path; `is_allowed` tells which there may be, and `join` makes one text of them."""
-        self.before, self.files, self.is_allowed, self.join = files, dict(files), is_allowed, join
+        self.before, self.files, self.is_allowed, self.join, self.start = files, dict(files), is_allowed, join, start
 
     @property
     def text(self) -> str:
@@ -104,7 +106,7 @@ class EditedTree:
         del self.files[path]
         return f"Deleted {path}."
 
-    def check(self) -> str:
+    async def check(self) -> str:
         """Check the syntax and the imports of all files as they stand now. Nothing is run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
@@ -134,18 +136,28 @@ def _check_imports(files: Mapping[str, str], known: Collection[str]) -> str:
 class StartedFile(EditedFile):
     """A script that `check` runs, too: `start` returns what a step of it costs, nothing if unknown, or the fault."""
 
-    def __init__(self, text: str, start: Callable[[str], Awaitable[Mapping[str, object] | str]] | None) -> None:
-        super().__init__(text)
-        self.start = start
-
     async def check(self) -> str:
         """Check the syntax and the imports of train.py as it stands now, and run it up to where its training begins."""
         await super().check()
-        found = await self.start(self.text) if self.start else None  # a cluster has nothing to start it here
-        if isinstance(found, str):
-            raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
-        ran = "It was run up to its training: a step of it ran."
-        return f"Syntax and imports are in order. {ran if found else 'No step could be run: check the shapes.'}"
+        return await _start(self.text, self.start)
+
+
+class StartedTree(EditedTree):
+    """The same for several files."""
+
+    async def check(self) -> str:
+        """Check the syntax and the imports of all files, and run the script up to where its training begins."""
+        await super().check()
+        return await _start(self.text, self.start)
+
+
+async def _start(text: str, start: Start | None) -> str:
+    """Return that the candidate is in order, and whether a step of it ran. Raises ToolError where it fails."""
+    found = await start(text) if start else None  # a cluster has nothing to start it here
+    if isinstance(found, str):
+        raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
+    ran = "It was run up to its training: a step of it ran."
+    return f"Syntax and imports are in order. {ran if found else 'No step could be run: check the shapes.'}"
 
 
 def number_page(text: str, first: int, last: int | None) -> str:

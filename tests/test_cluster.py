@@ -85,6 +85,7 @@ from pathlib import Path
 from orchestrator.core.events import Granted, SessionProfile
 from orchestrator.lab.cluster import RemoteAttempt
 from orchestrator.lab.reported import build_runner
+from orchestrator.lab.tree import ScriptTree
 from prepare.manifest import MANIFEST_FILE, load
 
 data = Path(sys.argv[1])
@@ -95,7 +96,7 @@ attempt = RemoteAttempt("may", load(data).digest, 2.0)
 for name in (*load(data).files, MANIFEST_FILE):
     attempt.receive(name, (data / name).read_bytes())
 granted = Granted(experiment=1, run=1, slot=0, seed=5)
-attempt.train(partial(build_runner, profile, None, 1), granted, Path("train.py").read_text(), 0, False, True)
+attempt.train(partial(build_runner, profile, ScriptTree(), 1), granted, Path("train.py").read_text(), 0, False, True)
 attempt.report()
 time.sleep(60)
 """
@@ -153,6 +154,7 @@ from pathlib import Path
 from orchestrator.core.events import Granted, SessionProfile
 from orchestrator.lab.cluster import ClusterRunner, connect
 from orchestrator.lab.reported import build_runner
+from orchestrator.lab.tree import ScriptTree
 from prepare.manifest import load
 
 data = Path("data")
@@ -160,7 +162,7 @@ profile = SessionProfile(
     name="cpu", budget_kind="work", budget=1, expected_seconds=60, data_hash=load(data).digest
 )
 runner = ClusterRunner(
-    connect(sys.argv[1]), "may", {"num_cpus": 1}, partial(build_runner, profile, None, 1), data, str,
+    connect(sys.argv[1]), "may", {"num_cpus": 1}, partial(build_runner, profile, ScriptTree(), 1), data, str,
     lambda _, point, rate: print(point, flush=True), unsafe=True, silent=4.0,
 )
 asyncio.run(runner.run(Granted(experiment=1, run=1, slot=0, seed=5), Path("train.py").read_text()))

@@ -145,7 +145,7 @@ def started(*replies, fault="RuntimeError: shapes\nline 7, in forward: x @ y"):
         return {"step/calls": (1.0,)} if "MENDED" in source else fault
 
     world, check = FakeWorld(list(replies)), partial(find_deviation, PROPOSAL, SOURCE)
-    text, _ = asyncio.run(mechanic.edit(world, PROMPT, StartedFile(SOURCE, start), ORDER, check))
+    text, _ = asyncio.run(mechanic.edit(world, PROMPT, StartedFile(SOURCE, start=start), ORDER, check))
     return world, text, len(tried)
 
 

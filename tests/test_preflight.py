@@ -3,11 +3,11 @@
 import pytest
 
 from orchestrator.cli.options import Paths, UsageError
-from orchestrator.cli.preflight import Preflight, find_neighbours
+from orchestrator.cli.preflight import Preflight
 from orchestrator.lab.repo import RepoError
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError
-from tests.workplace import ROOT, git, orchestrate, save, workplace
+from tests.workplace import git, orchestrate, save, workplace
 
 
 @pytest.fixture
@@ -72,36 +72,7 @@ def test_without_a_sandbox_it_is_for_the_user_to_decide(answer):
     assert asked == ["no sandbox works here.\nTrain without a sandbox?"] * (1 if answer else 2)
 
 
-@pytest.mark.parametrize("line", ["import parts", "from parts import WIDTH", "import os, folder.deep as deep"])
-def test_a_module_beside_the_script_is_found(tmp_path, line):
-    (tmp_path / "parts.py").touch()
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/deep.py").touch()
-    assert len(find_neighbours(line, tmp_path)) == 1
-
-
-@pytest.mark.parametrize("name", ["prepare", "typer", "tokenize"])
-@pytest.mark.parametrize("form", ["{}.py", "{}/__init__.py"])
-def test_a_file_of_the_users_is_never_replaced_by_ours_or_a_package(tmp_path, name, form):
-    place = tmp_path / form.format(name)
-    place.parent.mkdir(exist_ok=True)
-    place.touch()
-    assert find_neighbours(f"import os, {name}", tmp_path) == [name]
-
-
-@pytest.mark.parametrize("line", ["import prepare, typer, time", "from . import parts", "def f(): import parts"])
-def test_what_python_finds_elsewhere_or_may_not_need_is_no_neighbour(tmp_path, line):
-    for name in ("time.py", "parts.py", "typer/notes.py", "prepare/notes.py"):  # a folder without __init__ comes last
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert find_neighbours(line, tmp_path) == []
-
-
-def test_our_own_prepare_may_lie_beside_the_script():
-    assert find_neighbours("import prepare", ROOT) == []
-
-
-def test_a_script_with_a_neighbour_is_refused_with_what_to_do(place):
+def test_a_script_with_a_forgotten_neighbour_is_refused_with_what_to_do(place):
     (place / "parts.py").write_text("WIDTH = 1\n")
     save(place, f"import parts\n{(place / 'train.py').read_text()}")
 
@@ -109,7 +80,7 @@ def test_a_script_with_a_neighbour_is_refused_with_what_to_do(place):
     started = orchestrate(place, "--offline", "--session", "night")
 
     assert checked.returncode == 3
-    assert "which lies beside it" in " ".join(checked.stdout.split())
+    assert "which is not committed" in " ".join(checked.stdout.split())
     assert started.returncode == 2
-    assert "parts, which lies beside it" in started.stderr
+    assert "imports parts.py, which is not committed: `git add parts.py`, then commit" in started.stderr
     assert not (place / "sessions").exists()

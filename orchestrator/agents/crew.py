@@ -18,7 +18,7 @@ from orchestrator.ports import Crew, Log, Revision, StepMeter
 from prepare.tree import join_files, split_files
 from subagents import mechanic, reflector
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, EditedTree, StartedFile
+from subagents.files import EditedFile, EditedTree, StartedFile, StartedTree
 from subagents.prompts import Prompt
 from subagents.tools import Tool, find_overlong
 
@@ -123,8 +123,10 @@ class ClaudeCrew:
     async def _edit(self, state: State, step: Edit, proposal: Proposal, source: str, facts: dict[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=step.how == "repaired")
         task, environment = state.session.task, self.connect(step.task_id, step.experiment)
-        tree = EditedTree(split_files(source), task.is_editable, join_files) if task.has_tree else None
-        is_started = researcher.is_step_measurable(state)
-        files = tree or (StartedFile(source, self.meter) if is_started else EditedFile(source))
+        kinds = (StartedFile, StartedTree) if researcher.is_step_measurable(state) else (EditedFile, EditedTree)
+        if task.has_tree:
+            files = kinds[1](split_files(source), task.is_editable, join_files, self.meter)
+        else:
+            files = kinds[0](source, start=self.meter)
         text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
         return Revision(text, answer.summary, answer.deviations)

@@ -64,15 +64,14 @@ def doctor(
 
 def check_script(night: Preflight) -> CheckResult:
     """Run the script as a night would, until its first progress line, its end, or TRIAL_SECONDS without a crash."""
-    from orchestrator.lab.reported import TaskFolder, build_runner
+    from orchestrator.lab.reported import build_runner
 
     began, steps = time.monotonic(), list[Point]()
     source = apply_to_script(night.source, night.profile) if night.profile else night.source
     with tempfile.TemporaryDirectory() as folder:
         slot = replace(list_slots(1, Path(folder), THREADS, night.list_gpus())[0], patience=2.0)
-        tree = TaskFolder(night.task, night.repo, night.repo.get_head()) if night.task.is_reported else None
         parts = {"folder": Path(folder), "slots": [slot], "sandbox": night.sandbox, "put": compute_digest}
-        runner = build_runner(describe_ground(night), tree, 1, night.paths.data, **parts)
+        runner = build_runner(describe_ground(night), night.tree, 1, night.paths.data, **parts)
 
         async def run() -> Outcome | None:
             task = asyncio.ensure_future(runner.run(Granted(experiment=0, run=1, slot=0, seed=0), source))

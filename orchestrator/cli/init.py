@@ -3,7 +3,7 @@
 import typer
 
 from orchestrator.cli.options import Paths, UsageError
-from orchestrator.cli.preflight import find_neighbours
+from orchestrator.cli.task_file import has_own_prepare
 from orchestrator.lab.repo import write_git
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
@@ -23,8 +23,8 @@ def init(context: typer.Context) -> None:
     prepared = (paths.data / MANIFEST_FILE).exists()
     profile = from_manifest(load(paths.data)) if prepared else find_profile("auto")
     source = apply_to_script(read_baseline(), profile)
-    if beside := find_neighbours(source, script.parent):
-        raise UsageError(f"the script would import {', '.join(beside)}, which lies here: choose another folder")
+    if has_own_prepare(script):
+        raise UsageError("the script would import the prepare which lies here: choose another folder")
     try:
         with script.open("x", encoding="utf-8") as file:
             file.write(source)

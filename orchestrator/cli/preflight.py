@@ -1,6 +1,5 @@
 """Check everything that a night needs, before anything is written."""
 
-import ast
 import asyncio
 import re
 import shutil
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
-from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -28,8 +26,10 @@ from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
 from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo
-from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
+from orchestrator.lab.reported import TaskFolder
+from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
+from orchestrator.lab.tree import ScriptTree, find_forgotten
 from orchestrator.optimizer.space import explain_untunable, list_tunable
 from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
@@ -41,7 +41,7 @@ from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
 from prepare.tree import split_files
 from subagents.errors import PromptError
-from subagents.files import find_syntax_error, list_imports
+from subagents.files import find_syntax_error
 from subagents.prompts import PREFIX, Prompt, load_prompts, parse_prompt
 
 PROMPTS = next(path for path in (at / "prompts" for at in Path(__file__).parents[1:]) if path.is_dir())
@@ -155,6 +155,16 @@ class Preflight:
         return self.beginning[1] if self.beginning else own
 
     @cached_property
+    def tree(self) -> TaskFolder | ScriptTree:
+        """What a run sees of the repository, as it was when the session began. Raises RepoError."""
+        script, repo = self.paths.script, self.repo
+        commit = self.state.session.commit if self.state else repo.get_head()
+        if self.task.is_reported:
+            return TaskFolder(self.task, repo, commit)
+        files = split_files(Repo(script, self.name, Task(editable=("*.py", script.name))).read_source(commit))
+        return ScriptTree(repo.task, {path: text for path, text in files.items() if not repo.task.is_editable(path)})
+
+    @cached_property
     def manifest(self) -> Manifest:
         return load(self.paths.data, verify=self.verify)
 
@@ -197,7 +207,7 @@ class Preflight:
         yield _attempt("session", self._describe_session)
         yield (data := _attempt("scores", self._describe_task))
         reported = data.state == "good" and self.task.is_reported
-        if reported and git.state == "good" and (changed := self.repo.list_changed()):
+        if git.state == data.state == "good" and (changed := self._list_changed()):
             words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
             yield CheckResult("git", "warn", words)
         if git.state == "good" and data.state == "good" and self.task.has_tree:
@@ -247,13 +257,21 @@ class Preflight:
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
                 raise UsageError(f"{fault}: fix it")
-        examined = not self.parent and not self.task.is_reported
-        if examined and (missing := find_neighbours(source, script.parent)):
+        if not self.parent and (missing := find_forgotten(self._seen, self.repo.list_untracked())):
+            remedy = self.repo.write_command("add", *missing)
             raise UsageError(
-                f"{script.name} imports {', '.join(missing)}, which lies beside it, but a run sees only {script.name} "
-                f"and Nightshift's own {TRUSTED.name}: move the code into it, or install it as a package"
+                f"{script.name} imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
             )
         return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
+
+    @property
+    def _seen(self) -> Mapping[str, str]:
+        """The files of the baseline's run by path; none in reported form, where it sees all that is committed."""
+        return self.tree.select(self.source) if isinstance(self.tree, ScriptTree) else {}
+
+    def _list_changed(self) -> list[str]:
+        seen = {str(self.repo.prefix / name) for name in self._seen}
+        return [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
 
     def _describe_session(self) -> str:
         if self.session:
@@ -368,18 +386,6 @@ def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
     """Return the wall seconds that a run should take in one of the slots of the machine that prepared the data."""
     share = slots if budget.kind == "work" else 1
     return STARTUP[budget.kind] + 1.25 * budget.seconds * share
-
-
-def find_neighbours(source: str, folder: Path) -> list[str]:
-    """Return the modules that the script, run by hand, imports at the top level from its own folder."""
-    names = [name for node in ast.parse(source).body for name in list_imports(node)]
-    places = [str(folder := folder.resolve()), *sys.path]
-    found: dict[str, list[Path]] = {}
-    for head in {name.partition(".")[0]: "" for name in names if name not in sys.builtin_module_names}:
-        if spec := PathFinder.find_spec(head, places):
-            found[head] = [Path(at) for at in spec.submodule_search_locations or [spec.origin or ""]]
-    ours = TRUSTED.resolve()
-    return [head for head, at in found.items() if ours not in at and folder in {path.parent for path in at}]
 
 
 def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:

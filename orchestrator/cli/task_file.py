@@ -3,12 +3,14 @@
 import ast
 import shlex
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from orchestrator.cli.options import UsageError
 from orchestrator.core.task import Task
+from orchestrator.lab.sandbox.base import TRUSTED
 from prepare.files import read_written
 from subagents.files import list_imports
 
@@ -23,9 +25,10 @@ def find_task(script: Path) -> Task:
     editable, main = given.editable or (script.name,), script.name
     if given.named and main not in given.named:
         main = given.named[0]
-    if not given.model_fields_set and not (folder / "prepare.py").is_file() and _has_protocol(script):
-        return Task()
     python = f"python {shlex.quote(main)}" if main.endswith(".py") else ""
+    is_script = bool(python) or not given.editable
+    if is_script and given.model_fields_set <= {"editable", "protected"} and _has_protocol(folder, main, given):
+        return Task() if editable == (script.name,) else given.model_copy(update={"command": python})
     if not (command := given.command or python):
         raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
     data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
@@ -60,10 +63,27 @@ def _read(path: Path) -> str:
         raise UsageError(f"{path} is not UTF-8 text: save it as UTF-8") from error
 
 
-def _has_protocol(script: Path) -> bool:
-    """Return whether a script imports `prepare`; True where it cannot be read, which is said elsewhere."""
+def _has_protocol(folder: Path, main: str, task: Task) -> bool:
+    """Return whether a script or an editable file imports `prepare`, and none that lies beside the script.
+
+    True where one cannot be read, which is said elsewhere.
+    """
+    if has_own_prepare(folder / main):
+        return False
+    there = folder.rglob("*.py") if task.editable else ()
+    editable = (path for path in there if task.is_editable(path.relative_to(folder).as_posix()))
+    return any(map(_has_import, chain([folder / main], editable)))
+
+
+def has_own_prepare(script: Path) -> bool:
+    """Return whether a `prepare` lies beside a script that is not Nightshift's, and that it would import instead."""
+    beside = [script.parent / name for name in ("prepare.py", "prepare/__init__.py")]
+    return any(path.is_file() and TRUSTED.resolve() not in path.resolve().parents for path in beside)
+
+
+def _has_import(path: Path) -> bool:
     try:
-        tree = ast.parse(script.read_bytes())
+        tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return True
     return any(name.partition(".")[0] == "prepare" for node in ast.walk(tree) for name in list_imports(node))

@@ -15,7 +15,7 @@ from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State
 from orchestrator.lab.cluster import ClusterRunner, connect
 from orchestrator.lab.executor import LocalExecutor
-from orchestrator.lab.reported import TaskFolder, build_runner
+from orchestrator.lab.reported import build_runner
 from orchestrator.lab.slots import Slot, list_slots
 from orchestrator.ports import Crew, StepMeter
 from orchestrator.session.recording import Live, Recording
@@ -40,10 +40,10 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         session, paths.musings, send=make_sender(night.notify), command=paths.write_command, git=repo.write_command()
     )
     session.say = observers.say
-    tree = TaskFolder(started.task, repo, started.commit) if started.task.is_reported else None
-    build = partial(build_runner, started.profile, tree, night.places[1])
+    build = partial(build_runner, started.profile, night.tree, night.places[1])
     if paths.cluster:
-        names, data = f"{started.name}-{compute_digest(started.model_dump_json())}", None if tree else paths.data
+        names = f"{started.name}-{compute_digest(started.model_dump_json())}"
+        data = None if started.task.is_reported else paths.data
         parts = build, data, session.put, observers.progress, paths.unsafe
         runner = ClusterRunner(connect(paths.cluster), names, night.places[2], *parts)
         session.watchers.append(lambda: runner.end_recorded(session.finished))
@@ -53,7 +53,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         runner.reap()
     repo.unlock()
     begun = session.state.parents.get(0)
-    profile = None if begun or started.origin else night.profile
+    profile = None if begun else night.profile
     lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
     if started.origin:
         lab.origin = started.origin, session.get(started.origin.source)
@@ -64,8 +64,8 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         lab.own, lab.fitted = repo.read_source(begun.commit), session.get(begun.source)
     try:
         with observers:
-            if tree:
-                observers.say(tree.task.describe())
+            if started.task.is_reported or started.task.has_tree:
+                observers.say(started.task.describe())
             meter, guidance = getattr(runner, "measure_step", None), paths.script.parent / "guidance.md"
             crew = build_crew(session, paths.musings, night.prompts, meter)
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))

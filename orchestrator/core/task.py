@@ -95,7 +95,8 @@ class Task(BaseModel):
     def describe(self) -> str:
         """Return form, metric and who states it, in one line."""
         if not self.is_reported:
-            return "examined: val_bpb, lower is better, measured by Nightshift"
+            which = f"; candidates may change {', '.join(self.editable)}" * self.has_tree
+            return f"examined: val_bpb, lower is better, measured by Nightshift{which}"
         seeds = "; no seed is passed, so runs of one candidate are repeats" * (not self.seed)
         direction = "higher" if self.metric.goal == "max" else "lower"
         return f"{self.metric.name}, {direction} is better, {self.caveat}; a run is `{self.command}`{seeds}"

@@ -43,14 +43,14 @@ class LocalExecutor:
 
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
+        own, commit = await self._attempt(self.repo.read_baseline), await self._attempt(self.repo.get_head)
+        fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
         if self.origin:
-            origin, fitted = self.origin
+            origin, best = self.origin
             message = f"begin with experiment {origin.experiment} of {origin.session}\n\nExperiment: 0\n"
-            commit = await self._attempt(self.repo.begin_with, origin.commit, fitted, message)
-            own = await self._attempt(self.repo.read_source, commit)
-        else:
-            own, commit = await self._attempt(self.repo.read_baseline), await self._attempt(self.repo.get_head)
-            fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
+            unfitted = with_originals(best, fitted, own)
+            commit = await self._attempt(self.repo.begin_with, origin.commit, unfitted, message)
+            own, fitted = await self._attempt(self.repo.read_source, commit), best
         if fitted != own:
             await self.commit(0, commit, fitted, "fit the baseline to the profile\n\nExperiment: 0\n")
         self.own, self.fitted = own, fitted

@@ -56,7 +56,8 @@ class Repo:
     def __init__(self, script: Path, session: str, task: Task = EXAMINED) -> None:
         """Find the repository around `script`, beside which the task's paths begin. Raises RepoError."""
         self.task = task if task.editable else task.model_copy(update={"editable": (script.name,)})
-        self.home, self.script, self.session = script.parent, script.parent / self.task.editable[0], session
+        self.home, self.session = script.parent, session
+        self.script = script.parent / next(iter(self.task.named), script.name)
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
         self.trouble = ""
         """Why the branch is not at the last keep, and what to do about it; empty if it is."""
@@ -114,8 +115,7 @@ class Repo:
             take = self.write_command("commit", "-m", "edits", *edited)
             leave = self.write_command("stash", "push", *edited)
             raise RepoError(f"{which} has edits that are not committed: `{take}`, or leave them out: `{leave}`")
-        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-        if new := [name for name in there if name not in files and self.task.is_editable(name)]:
+        if new := [name for name in self.list_untracked() if self.task.is_editable(name)]:
             remedy = self.write_command("add", *new)
             raise RepoError(f"{', '.join(new)} may change, but is not committed: `{remedy}`, then commit")
         return source
@@ -157,6 +157,12 @@ class Repo:
                     part.unlink()
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    def list_untracked(self) -> list[str]:
+        """Return the files in the script's folder that are in no commit, as far as git does not ignore them."""
+        there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+        committed = self._git("ls-tree", "-r", "-z", "--name-only", "HEAD")
+        return sorted({*there.split("\0")} - {*committed.split("\0")})
 
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""

@@ -25,6 +25,7 @@ from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
+from orchestrator.lab.tree import ScriptTree
 from prepare.manifest import compute_sha256
 
 LEAST_TIMEOUT = 600.0
@@ -116,10 +117,10 @@ def set_reported_limits(task: Task, threads: int) -> RunLimits:
 
 
 def build_runner(
-    profile: ev.SessionProfile, tree: TaskFolder | None, share: int, data: Path, **parts: Any
+    profile: ev.SessionProfile, tree: TaskFolder | ScriptTree, share: int, data: Path, **parts: Any
 ) -> BaseRunner[Any]:
-    """Return what trains candidates, `share` at a time here; `tree` is that of a reported task. Raises DataError."""
+    """Return what trains candidates, `share` at a time here. Raises DataError."""
     threads = parts["slots"][0].threads
-    if tree:
+    if isinstance(tree, TaskFolder):
         return ReportedRunner(limits=set_reported_limits(tree.task, threads), scorer=tree, **parts)
-    return Runner(limits=set_limits(profile, threads, share), scorer=Scorer.load(data), **parts)
+    return Runner(limits=set_limits(profile, threads, share), scorer=Scorer.load(data), tree=tree, **parts)

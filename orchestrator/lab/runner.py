@@ -31,6 +31,8 @@ from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
 from orchestrator.lab.scoring.server import TrainingServer
 from orchestrator.lab.slots import Slot, hold_slot
+from orchestrator.lab.tree import ScriptTree
+from prepare.tree import split_files
 from subagents.logs import extract_frames, split_lines
 
 S = TypeVar("S")
@@ -203,38 +205,41 @@ class BaseRunner(ABC, Generic[S]):
         return free < limits.reserve <= free + (_measure(folder) << 10)
 
 
+@dataclass
 class Runner(BaseRunner[Scorer]):
     """Trains scripts that use the protocol of `prepare`, and evaluates the models that they hand over."""
 
+    tree: ScriptTree = field(default_factory=ScriptTree)
+
     async def measure_step(self, source: str) -> ev.Telemetry | str:
-        """Return what a source reports before its training would begin, or why it fails and where in train.py.
+        """Return what a source reports before its training would begin, or why it fails and where in its files.
 
         Nothing if the machine is at fault. It takes no slot: counted work does not depend on what runs beside it.
         """
-        monitor = RunMonitor(self.limits, only_starts=True)
+        monitor, folder = RunMonitor(self.limits, only_starts=True), self.runs / "step"
         slot = replace(self.slots[0], lock=self.folder / "step.lock")
         try:
             async with hold_slot(slot) as lock:
-                run = Attempt(ev.Granted(experiment=0, run=0, slot=0, seed=0), source, slot, lock, self.runs / "step")
-                await asyncio.to_thread(remove_folder, run.folder)
+                run = Attempt(ev.Granted(experiment=0, run=0, slot=0, seed=0), source, slot, lock, folder)
+                await asyncio.to_thread(remove_folder, folder)
                 run.monitor = monitor
                 await self._serve(run)
                 run.check_ending(inf)
         except Prune:
             return {name: tuple(series) for name, series in monitor.telemetry.items()}
         except (Fault, MachineError, OSError) as error:
-            frames = extract_frames(split_lines(monitor.transcript.log))[:-1]
+            log = monitor.transcript.log.replace(f"{folder}/work/", "")
+            frames = extract_frames(split_lines(log), split_files(source))[:-1]
             is_own = isinstance(error, Fault) and not error.excuse
             return "\n".join([str(error), *frames]) if is_own else {}
         return "it ended before its training"
 
     async def _serve(self, run: Attempt) -> TrainingServer:
         """Run the source to its end, and return what has served it. Raises MachineError, OSError."""
-        run.work.mkdir(parents=True)
-        (run.work / "train.py").write_text(run.source, encoding="utf-8")
+        self.tree.lay_out(run.work, run.source)
         env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(run.work / "data"))}
         ours, theirs = await open_pair()
-        command = run.slot.build_command(["train.py"], run.work, theirs, **env)
+        command = run.slot.build_command([self.tree.script], run.work, theirs, **env)
         threads = run.slot.threads or os.cpu_count() or 1
         server = TrainingServer(ours, self.scorer, threads, run.plan, run.folder / "model")
         await self._train(run, command, server.serve)
@@ -309,13 +314,13 @@ class Runner(BaseRunner[Scorer]):
                 left -= 1
 
     async def _ask_once(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
-        for left in (run.work, run.folder / "evaluator"):
-            await asyncio.to_thread(remove_folder, left)  # even the size of a file could tell the next one something
+        await asyncio.to_thread(remove_folder, run.work)  # even the size of a file could tell the next one something
+        self.tree.lay_out(run.work, run.source)  # where the run had it: the model may need its modules
         assert server.settings
         connection, theirs = await open_pair()
-        words, folder = ["-m", "prepare.evaluator"], run.folder / "evaluator"
-        more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
-        command = run.slot.build_command(words, folder, theirs, "model", **more)
+        words = ["-P", "-m", "prepare.evaluator"]  # which finds nothing in its folder before it is ready
+        more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(run.work / "tmp")}  # no new folder can be made
+        command = run.slot.build_command(words, run.work, theirs, "model", **more)
         evaluator, monitor, answers = Evaluator(connection, server.settings), RunMonitor(self.limits), list[T]()
 
         async def listen(running: RunningProcess) -> None:

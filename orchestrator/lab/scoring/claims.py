@@ -112,7 +112,7 @@ class Scorer:
 
     def lay_out(self, folder: Path) -> Path:
         """Make the data folder that a run sees: all but the shards, which the server hands out when they are due."""
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         files = {TOKENIZER_FILE: self.manifest.files[TOKENIZER_FILE]}
         (folder / MANIFEST_FILE).write_text(replace(self.manifest, files=files).to_json())
         shutil.copyfile(self.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
