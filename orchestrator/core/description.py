@@ -71,7 +71,7 @@ def count_distinct(scores: Sequence[ev.Scored]) -> int:
 def count_seeds(scores: Sequence[ev.Scored], noun: str = "seed") -> str:
     """Return the number of seeds or repeats in words; if the seed made no difference, say that instead."""
     if len(scores) > 1 and count_distinct(scores) == 1:
-        return f"{len(scores)} identical runs" + " (train.py sets its own seed)" * (noun == "seed")
+        return f"{len(scores)} identical runs" + " (their seeds made no difference)" * (noun == "seed")
     return f"{len(scores)} {noun}{'s' * (len(scores) > 1)}"
 
 

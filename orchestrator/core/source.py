@@ -14,7 +14,7 @@ from typing import Any, cast
 from merge3 import Merge3
 
 from orchestrator.core.events import Digest
-from prepare.tree import join_files, parse_files, split_files
+from prepare.tree import join_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
 _BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
@@ -66,7 +66,7 @@ class _SeedEraser(ast.NodeTransformer):
                 # Reads as in the bundled train.py, so that its fingerprints in older sessions stay comparable.
                 self.seeded = True
                 return ast.Expr(ast.Call(function, [ast.Name("SEED", ast.Load())], []))
-            case ast.Expr(ast.Call(function)) if _is_seeder(function):
+            case ast.Expr(ast.Call(function)) if is_seeder(function):
                 return None
             case ast.Import(names):
                 node.names = [alias for alias in names if alias.name not in SEEDED_MODULES]
@@ -77,7 +77,7 @@ class _SeedEraser(ast.NodeTransformer):
                 target
             ) and _is_number(value):
                 return None
-            case ast.Call(function) if _is_seeder(function):
+            case ast.Call(function) if is_seeder(function):
                 node.args[:1] = [ast.Constant(0)]
             case ast.Call(function, arguments) if _is_seed(function):
                 node.args = [ast.Constant(0) if _is_number(argument) else argument for argument in arguments]
@@ -116,27 +116,12 @@ def _is_seed(node: ast.AST | None) -> bool:
             return False
 
 
-def _is_seeder(function: ast.expr) -> bool:
+def is_seeder(function: ast.expr) -> bool:
     """Return True if the first argument of a function is a seed."""
     name = get_name(function)
     words = set(name.lower().split("_"))
     is_key = name == "key" and ast.unparse(function).endswith("random.key")  # of jax
     return is_key or name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
-
-
-def find_fixed_seed(source: str) -> str:
-    """Return a statement that seeds a run by a literal, if all that seed it do; empty if one may depend on its seed."""
-    nodes = [*ast.walk(parse_files(source))]
-    calls = [node.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
-    given = {
-        ast.unparse(call): [*call.args, *(k.value for k in call.keywords)] for call in calls if _is_seeder(call.func)
-    }
-    plain = [node.targets[0] for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
-    literal = {target.id for target in plain if isinstance(target, ast.Name)}
-    parts = [part for values in given.values() for value in values for part in ast.walk(value)]
-    used = {part.id for part in parts if isinstance(part, ast.Name)}
-    is_fixed = all(values and all(map(_is_number, values)) for values in given.values()) and used <= literal
-    return next(iter(given), "") if is_fixed else ""
 
 
 def get_name(function: ast.expr) -> str:

@@ -57,7 +57,7 @@ class TrainingServer:
     """CPU seconds that the longest process took that has evaluated the model."""
 
     async def serve(self, running: RunningProcess) -> None:
-        """Answer until the run has ended; the model that it hands over last counts. Raises OSError for our own files."""
+        """Answer until the run has ended; the last model counts. Raises OSError for our own files."""
         with suppress(ConnectionError), closing(self.connection):  # at its end the guardian reports how it ended
             try:
                 event = await self._wait_for(running.monitor, "ready", "model")
