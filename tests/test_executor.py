@@ -4,7 +4,6 @@ import asyncio
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest

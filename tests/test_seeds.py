@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.core.seeds import with_assigned_seed, without_assigned_seed
+from orchestrator.core.seeds import with_assigned_seed, with_literal_seed
 from prepare.tree import join_files, split_files
 
 READ = '__import__("os").environ.get("NIGHTSHIFT_SEED", '
@@ -12,7 +12,7 @@ MODEL = "SEED = 7\nWIDTH = 3\n"
 def read(source, seed=None):
     """The script as it is trained, with ENV in place of what reads the variable."""
     found = with_assigned_seed(source, seed or {})
-    assert without_assigned_seed(found) == source
+    assert with_literal_seed(found) == source
     compile(found, "train.py", "exec")
     return found.replace(READ, "ENV(")
 
@@ -80,7 +80,9 @@ def test_the_tasks_own_way_is_taken_and_left_alone_where_the_script_takes_it():
 
 
 def test_a_seed_reaches_from_one_file_to_another():
-    own = join_files({"model.py": MODEL, "train.py": "from model import SEED\nrandom.seed(SEED)\n", "notes.md": "# 42\n"})
+    own = join_files(
+        {"model.py": MODEL, "train.py": "from model import SEED\nrandom.seed(SEED)\n", "notes.md": "# 42\n"}
+    )
     found = with_assigned_seed(own, {})
     assert split_files(found)["model.py"] == MODEL.replace("7", f"int({READ}7))")
-    assert without_assigned_seed(found) == own
+    assert with_literal_seed(found) == own

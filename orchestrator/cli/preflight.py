@@ -23,7 +23,7 @@ import typer
 from orchestrator.cli.options import Paths, UsageError, read_session
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import Origin, SessionLimits
-from orchestrator.core.seeds import VARIABLE, with_assigned_seed, without_assigned_seed
+from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
 from orchestrator.core.source import compute_digest, diff
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
@@ -146,7 +146,7 @@ class Preflight:
             fitted = apply_to_script(base, profile)
             if self.paths.fit or fitted == apply_to_script(read_baseline(), profile):
                 best = with_originals(best, base, fitted)  # values that the session changed itself stay
-        best = self.assign_seed(without_assigned_seed(best), self.task.seed)
+        best = self.assign_seed(with_literal_seed(best), self.task.seed)
         return Origin(
             session=name, experiment=state.best, commit=state.parent.commit, source=compute_digest(best)
         ), best
@@ -331,7 +331,7 @@ class Preflight:
 
     def _check_seed(self) -> Iterator[CheckResult]:
         """Check whether the baseline fixes its seed, and show what is trained instead."""
-        own = without_assigned_seed(self.source)
+        own = with_literal_seed(self.source)
         if self.parent or not (change := diff(own, with_assigned_seed(own, self.task.seed), 0)):
             return
         name = self.repo.script.name

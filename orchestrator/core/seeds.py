@@ -9,7 +9,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 
-from orchestrator.core.source import LOOKUPS, SEEDERS, get_name, is_seeder
+from orchestrator.core.source import SEEDERS, get_name, is_seeder, list_values
 from prepare.tree import join_files, parse_files, split_files
 
 VARIABLE = "NIGHTSHIFT_SEED"
@@ -39,7 +39,7 @@ def with_assigned_seed(source: str, seed: Mapping[str, str]) -> str:
     return join_files({path: _rewrite(text, used, variable) for path, text in split_files(source).items()})
 
 
-def without_assigned_seed(source: str) -> str:
+def with_literal_seed(source: str) -> str:
     """Return the script with the literals that `with_assigned_seed` has replaced."""
     return join_files({path: _READS.sub(r"\2", text) for path, text in split_files(source).items()})
 
@@ -63,48 +63,24 @@ def _rewrite(text: str, used: set[str], variable: str) -> str:
 def _list_seeds(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     """Yield what gives seeds their values, each with the variable that it is assigned to, if to one."""
     match node:
-        case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name) | ast.keyword(str(name)):
-            is_of_data = _OF_DATA.search(name)
-        case ast.Call(function):
-            is_of_data = _OF_DATA.search(get_name(function))
-        case ast.Assign([target, *_]) | ast.AnnAssign(target):
-            is_of_data = _OF_DATA.search(_get_name(target))
+        case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+            pass
+        case ast.Call(target) | ast.Assign([target, *_]) | ast.AnnAssign(target):
+            name = get_name(target)
         case _:
-            is_of_data = None
-    if is_of_data:
+            name = get_name(node) if isinstance(node, ast.keyword) else ""
+    if _OF_DATA.search(name):
         return
-    for target, value in _list_values(node):
-        if value and (target is None or _get_label(target)):
+    for target, value in list_values(node):
+        if _get_label(target):
             yield _get_label(target) if isinstance(target, ast.Name) else "", value
+    if isinstance(node, ast.Call) and node.args and _is_for_all(node.func):
+        yield "", node.args[0]
     for child in ast.iter_child_nodes(node):
         yield from _list_seeds(child)
 
 
-def _list_values(node: ast.AST) -> list[tuple[ast.AST | None, ast.expr | None]]:
-    """Return the values that a node gives, each with its name; those that it hands to a function of seeds have none."""
-    match node:
-        case ast.Assign([ast.Tuple(names)], ast.Tuple(values)) | ast.Dict(names, values) if len(names) == len(values):
-            return [*zip(names, values, strict=True)]
-        case ast.Assign(targets, value):
-            return [(target, value) for target in targets]
-        case ast.AnnAssign(target, _, value):
-            return [(target, value)]
-        case ast.keyword(str(), value):
-            return [(node, value)]
-        case ast.arguments():
-            positional = [*node.posonlyargs, *node.args]
-            pairs = zip(positional[len(positional) - len(node.defaults) :], node.defaults, strict=True)
-            return [*pairs, *zip(node.kwonlyargs, node.kw_defaults, strict=True)]
-        case ast.Call(function, [name, *others], keywords) if get_name(function) in LOOKUPS:
-            default = [keyword.value for keyword in keywords if keyword.arg == "default"]
-            return [(name, value) for value in (*others, *default)]
-        case ast.Call(function, [value, *_]) if _seeds_the_run(function):
-            return [(None, value)]
-        case _:
-            return []
-
-
-def _seeds_the_run(function: ast.expr) -> bool:
+def _is_for_all(function: ast.expr) -> bool:
     """Return whether a function seeds all of a run: a generator of its own, with a literal, may make data."""
     name = get_name(function)
     is_own = name in SEEDERS - {"PRNGKey", "Rngs"} or isinstance(getattr(function, "value", None), ast.Call)
@@ -114,9 +90,7 @@ def _seeds_the_run(function: ast.expr) -> bool:
 def _list_literals(value: ast.expr) -> list[ast.Constant]:
     """Return the literals in the value of a seed that another may replace."""
     match value:
-        case ast.Constant(int()) if not isinstance(value.value, bool):
-            return [value]
-        case ast.Constant(str(text)) if text.isdecimal():
+        case ast.Constant(number) if not isinstance(number, bool) and f"{number}".isdecimal():
             return [value]
         case ast.Call(ast.Name("int" | "str"), [inner]):
             return _list_literals(inner)
@@ -130,18 +104,7 @@ def _list_literals(value: ast.expr) -> list[ast.Constant]:
             return []
 
 
-def _get_name(node: ast.AST) -> str:
-    """Return the last part of what a variable, attribute, argument, key or option is called."""
-    match node:
-        case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
-            return name
-        case ast.Subscript(_, key):
-            return _get_name(key)
-        case _:
-            return ""
-
-
-def _get_label(node: ast.AST) -> str:
-    """Return that name in one spelling if it is that of a seed of the training; else an empty string."""
-    name = _get_name(node)
+def _get_label(node: ast.AST | None) -> str:
+    """Return what a node is called, in one spelling, if that is a seed of the training; else an empty string."""
+    name = get_name(node)
     return name.lstrip("-").replace("-", "_").lower() if _SEED.fullmatch(name) and not _OF_DATA.search(name) else ""

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, cast
 
 from merge3 import Merge3
@@ -59,8 +59,12 @@ class _SeedEraser(ast.NodeTransformer):
 
     def __init__(self) -> None:
         self.seeded = False
+        self.zeroed: set[int] = set()
 
     def visit(self, node: ast.AST) -> Any:
+        if id(node) in self.zeroed:
+            return ast.Constant(0)
+        self.zeroed |= {id(value) for name, value in list_values(node) if _is_seed(name) and _is_number(value)}
         match node:
             case ast.Expr(ast.Call(ast.Attribute(ast.Name("torch"), "manual_seed") as function)) if not self.seeded:
                 # Reads as in the bundled train.py, so that its fingerprints in older sessions stay comparable.
@@ -81,39 +85,43 @@ class _SeedEraser(ast.NodeTransformer):
                 node.args[:1] = [ast.Constant(0)]
             case ast.Call(function, arguments) if _is_seed(function):
                 node.args = [ast.Constant(0) if _is_number(argument) else argument for argument in arguments]
-            case ast.Call(function, [name, *others]) if get_name(function) in LOOKUPS and _is_seed(name):
-                node.args[1:] = _erase_seeds([name] * len(others), others)
+            case ast.Call(function, [name, *_]) if get_name(function) in LOOKUPS and _is_seed(name):
                 node.keywords = [keyword for keyword in node.keywords if keyword.arg != "default"]
-            case ast.Assign([ast.Tuple(names)], ast.Tuple(values) as right) if len(names) == len(values):
-                right.elts = _erase_seeds(names, values)
-            case ast.keyword(_, value):
-                [node.value] = _erase_seeds([node], [value])
-            case ast.Dict(keys, values):
-                node.values = _erase_seeds(keys, values)
-            case ast.arguments():
-                positional = [*node.posonlyargs, *node.args]
-                node.defaults = _erase_seeds(positional[len(positional) - len(node.defaults) :], node.defaults)
-                node.kw_defaults = _erase_seeds(node.kwonlyargs, node.kw_defaults)
             case _:
                 pass
         return self.generic_visit(node)
 
 
-def _erase_seeds(names: Sequence[ast.AST | None], values: Sequence[ast.expr | None]) -> list[Any]:
-    """Return the values, with 0 in place of seeds."""
-    pairs = zip(names, values, strict=True)
-    return [ast.Constant(0) if value and _is_seed(name) and _is_number(value) else value for name, value in pairs]
+def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
+    """Yield the values that a node itself gives to variables, keys, arguments and options, each after its name."""
+    names, values = list[ast.AST | None](), list[ast.expr | None]()
+    match node:
+        case ast.Assign([ast.Tuple(targets)], ast.Tuple(elements)) if len(targets) == len(elements):
+            names, values = [*targets], [*elements]
+        case ast.Assign(targets, value):
+            names, values = [*targets], [value] * len(targets)
+        case ast.AnnAssign(target, _, value):
+            names, values = [target], [value]
+        case ast.keyword(str(), value):
+            names, values = [node], [value]
+        case ast.Dict():
+            names, values = [*node.keys], [*node.values]
+        case ast.arguments():
+            positional = [*node.posonlyargs, *node.args]
+            names = [*positional[len(positional) - len(node.defaults) :], *node.kwonlyargs]
+            values = [*node.defaults, *node.kw_defaults]
+        case ast.Call(function, [name, *others], keywords) if get_name(function) in LOOKUPS:
+            values = [*others, *(keyword.value for keyword in keywords if keyword.arg == "default")]
+            names = [name] * len(values)
+        case _:
+            pass
+    yield from ((name, value) for name, value in zip(names, values, strict=True) if value)
 
 
 def _is_seed(node: ast.AST | None) -> bool:
     """Return True if a variable, attribute, key or argument is named after a seed."""
-    match node:
-        case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
-            return "seed" in name.lower() or name == "random_state"
-        case ast.Subscript(_, key):
-            return _is_seed(key)
-        case _:
-            return False
+    name = get_name(node)
+    return "seed" in name.lower() or name == "random_state"
 
 
 def is_seeder(function: ast.expr) -> bool:
@@ -124,9 +132,15 @@ def is_seeder(function: ast.expr) -> bool:
     return is_key or name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
 
 
-def get_name(function: ast.expr) -> str:
-    """Return the last part of the name that a call has."""
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+def get_name(node: ast.AST | None) -> str:
+    """Return the last part of what a function, variable, attribute, argument, key or option is called."""
+    match node:
+        case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
+            return name
+        case ast.Subscript(_, key):
+            return get_name(key)
+        case _:
+            return ""
 
 
 def _is_number(value: ast.expr) -> bool:

@@ -7,7 +7,7 @@ from inspect import isawaitable
 from typing import Any, TypeVar
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Origin, Outcome
-from orchestrator.core.seeds import without_assigned_seed
+from orchestrator.core.seeds import with_literal_seed
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.cluster import ClusterRunner
 from orchestrator.lab.repo import Repo, RepoError
@@ -46,7 +46,7 @@ class LocalExecutor:
         if self.origin:
             origin, fitted = self.origin
             message = f"begin with experiment {origin.experiment} of {origin.session}\n\nExperiment: 0\n"
-            commit = await self._attempt(self.repo.begin_with, origin.commit, without_assigned_seed(fitted), message)
+            commit = await self._attempt(self.repo.begin_with, origin.commit, with_literal_seed(fitted), message)
             own = await self._attempt(self.repo.read_source, commit)
         else:
             own, commit = await self._attempt(self.repo.read_baseline), await self._attempt(self.repo.get_head)
@@ -73,7 +73,7 @@ class LocalExecutor:
         """Return a candidate with the user's seeds and constants, except those that it changes itself."""
         if self.fitted == self.own:
             return source
-        source, fitted = without_assigned_seed(source), without_assigned_seed(self.fitted)
+        source, fitted = with_literal_seed(source), with_literal_seed(self.fitted)
         return source if fitted == self.own else with_originals(source, fitted, self.own)
 
     async def _attempt(self, work: Callable[..., T | Awaitable[T]], *words: object) -> T:
