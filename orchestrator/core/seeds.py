@@ -7,7 +7,7 @@ wherever it stands by then.
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from orchestrator.core.source import SEEDERS, get_name, is_seeder, list_values
 from prepare.tree import join_files, parse_files, split_files
@@ -17,10 +17,8 @@ VARIABLE = "NIGHTSHIFT_SEED"
 _READS = re.compile(r'(int\()?__import__\("os"\)\.environ\.get\("\w+", ([\w"\']+)\)(?(1)\))')
 _SEED = re.compile(r"(?!n_|num_|\w*hash).*(seed|random_?state)", re.IGNORECASE)
 _SETS = re.compile(r"(\w+_)?(set|reset|fix|init\w*|setup)_(\w+_)?seeds?")
-_OF_DATA = re.compile(
-    r"data|split|fold|shuffle|sampl|load|fetch|^make_|^(?!.*train).*(eval|valid|test)|(^|_)(val|dev)(_|$)",
-    re.IGNORECASE,
-)
+_JUDGES = re.compile(r"split|fold|hold_?out|^(?!.*train).*(eval|valid|test)|(^|_)(val|dev)(_|$)", re.IGNORECASE)
+_OF_DATA = re.compile(rf"data|shuffle|sampl|load|fetch|^make_|{_JUDGES.pattern}", re.IGNORECASE)
 
 
 def with_assigned_seed(source: str, seed: Mapping[str, str]) -> str:
@@ -34,7 +32,10 @@ def with_assigned_seed(source: str, seed: Mapping[str, str]) -> str:
     loaded = {_get_label(node) for value in seeds for node in ast.walk(value) if hasattr(node, "ctx")}
     if any(isinstance(node, ast.Constant) and node.value in known for node in nodes) or not loaded <= bound | {""}:
         return source
-    used = {name for node in nodes if (name := _get_label(node)) and isinstance(getattr(node, "ctx", None), ast.Load)}
+    used = _list_loaded(nodes)
+    for node in nodes:
+        if _JUDGES.search(_get_own_name(node)):
+            used -= _list_loaded(ast.walk(node))  # another split would be another judge
     variable = seed.get("env", VARIABLE)
     return join_files({path: _rewrite(text, used, variable) for path, text in split_files(source).items()})
 
@@ -61,23 +62,35 @@ def _rewrite(text: str, used: set[str], variable: str) -> str:
 
 
 def _list_seeds(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Yield what gives seeds their values, each with the variable that it is assigned to, if to one."""
-    match node:
-        case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
-            pass
-        case ast.Call(target) | ast.Assign([target, *_]) | ast.AnnAssign(target):
-            name = get_name(target)
-        case _:
-            name = get_name(node) if isinstance(node, ast.keyword) else ""
-    if _OF_DATA.search(name):
+    """Yield what gives seeds their values, each with the variable or option that it belongs to, if to one."""
+    if _OF_DATA.search(name := _get_own_name(node)):
         return
     for target, value in list_values(node):
-        if _get_label(target):
-            yield _get_label(target) if isinstance(target, ast.Name) else "", value
+        if label := _get_label(target):
+            yield "" if isinstance(target, ast.keyword | ast.arg) else label, value
     if isinstance(node, ast.Call) and node.args and _is_for_all(node.func):
         yield "", node.args[0]
     for child in ast.iter_child_nodes(node):
-        yield from _list_seeds(child)
+        # Classes with a random_state learn; functions with one make, draw or divide data.
+        if not (isinstance(child, ast.keyword) and child.arg == "random_state" and name.islower()):
+            yield from _list_seeds(child)
+
+
+def _list_loaded(nodes: Iterable[ast.AST]) -> set[str]:
+    """Return the seeds that are read somewhere, or handed on by their names."""
+    read = [node for node in nodes if isinstance(getattr(node, "ctx", node), ast.Load | ast.Constant)]
+    return {label for node in read if (label := _get_label(node))}
+
+
+def _get_own_name(node: ast.AST) -> str:
+    """Return what a definition, a call, an assignment or an argument is named after; else an empty string."""
+    match node:
+        case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+            return name
+        case ast.Call(target) | ast.Assign([target, *_]) | ast.AnnAssign(target):
+            return get_name(target)
+        case _:
+            return get_name(node) if isinstance(node, ast.keyword) else ""
 
 
 def _is_for_all(function: ast.expr) -> bool:
