@@ -3,15 +3,16 @@
 import pytest
 
 from orchestrator.core.seeds import with_assigned_seed, with_literal_seed
+from orchestrator.core.task import Task
 from prepare.tree import join_files, split_files
 
 READ = '__import__("os").environ.get("NIGHTSHIFT_SEED", '
 MODEL = "SEED = 7\nWIDTH = 3\n"
 
 
-def read(source, seed=None):
+def read(source):
     """The script as it is trained, with ENV in place of what reads the variable."""
-    found = with_assigned_seed(source, seed or {})
+    found = with_assigned_seed(source)
     assert with_literal_seed(found) == source
     compile(found, "train.py", "exec")
     return found.replace(READ, "ENV(")
@@ -73,21 +74,21 @@ def test_a_literal_becomes_the_default_of_what_reads_the_seed(source, literal):
     ],
 )
 def test_what_may_differ_already_and_what_makes_the_data_stay(source):
-    assert with_assigned_seed(source, {}) == source
+    assert with_assigned_seed(source) == source
 
 
 def test_the_tasks_own_way_is_taken_and_left_alone_where_the_script_takes_it():
-    assert 'environ.get("MY_SEED", 42)' in with_assigned_seed("random.seed(42)", {"env": "MY_SEED"})
+    assert 'environ.get("MY_SEED", 42)' in with_assigned_seed("random.seed(42)", Task(seed={"env": "MY_SEED"}))
     for seed in ({"env": "MY_SEED"}, {"argument": "--my-seed"}):
         (way,) = seed.values()
         own = f"take({way!r}, 1)\nrandom.seed(42)"
-        assert with_assigned_seed(own, seed) == own
+        assert with_assigned_seed(own, Task(seed=seed)) == own
 
 
 def test_a_seed_reaches_from_one_file_to_another():
     own = join_files(
         {"model.py": MODEL, "train.py": "from model import SEED\nrandom.seed(SEED)\n", "notes.md": "# 42\n"}
     )
-    found = with_assigned_seed(own, {})
+    found = with_assigned_seed(own)
     assert split_files(found)["model.py"] == MODEL.replace("7", f"int({READ}7))")
     assert with_literal_seed(found) == own

@@ -109,7 +109,7 @@ class Preflight:
         task, own = find_task(self.paths.script), ""
         with suppress(RepoError):  # which is told elsewhere
             own = Repo(self.paths.script, self.name, task).read_baseline()
-        reads = task.is_reported and not task.seed and self.assign_seed(own) != own
+        reads = task.is_reported and not task.seed and self.assign_seed(own, task) != own
         return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads else task
 
     @cached_property
@@ -146,7 +146,7 @@ class Preflight:
             fitted = apply_to_script(base, profile)
             if self.paths.fit or fitted == apply_to_script(read_baseline(), profile):
                 best = with_originals(best, base, fitted)  # values that the session changed itself stay
-        best = self.assign_seed(with_literal_seed(best), self.task.seed)
+        best = self.assign_seed(with_literal_seed(best), self.task)
         return Origin(
             session=name, experiment=state.best, commit=state.parent.commit, source=compute_digest(best)
         ), best
@@ -178,14 +178,14 @@ class Preflight:
         ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
         return from_manifest(self.manifest) if (ours or self.paths.fit) and not self.task.is_reported else None
 
-    def assign_seed(self, source: str, seed: Mapping[str, str] | None = None) -> str:
+    def assign_seed(self, source: str, task: Task) -> str:
         """Return a script with the seed of its run in place of one that it fixes, unless the user keeps that."""
-        return source if self.paths.keep_seed else with_assigned_seed(source, seed or {})
+        return source if self.paths.keep_seed else with_assigned_seed(source, task)
 
     def fit(self, own: str) -> str:
         """Return the user's script as it is trained."""
         fitted = apply_to_script(own, self.profile) if self.profile else own
-        return self.assign_seed(fitted, self.task.seed)
+        return self.assign_seed(fitted, self.task)
 
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
@@ -332,7 +332,7 @@ class Preflight:
     def _check_seed(self) -> Iterator[CheckResult]:
         """Check whether the baseline fixes its seed, and show what is trained instead."""
         own = with_literal_seed(self.source)
-        if self.parent or not (change := diff(own, with_assigned_seed(own, self.task.seed), 0)):
+        if self.parent or not (change := diff(own, with_assigned_seed(own, self.task), 0)):
             return
         name = self.repo.script.name
         if self.paths.keep_seed:

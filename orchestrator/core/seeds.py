@@ -7,9 +7,10 @@ wherever it stands by then.
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from orchestrator.core.source import SEEDERS, get_name, is_seeder, list_values
+from orchestrator.core.task import EXAMINED, Task
 from prepare.tree import join_files, parse_files, split_files
 
 VARIABLE = "NIGHTSHIFT_SEED"
@@ -21,12 +22,9 @@ _JUDGES = re.compile(r"split|fold|hold_?out|^(?!.*train).*(eval|valid|test)|(^|_
 _OF_DATA = re.compile(rf"data|shuffle|sampl|load|fetch|^make_|{_JUDGES.pattern}", re.IGNORECASE)
 
 
-def with_assigned_seed(source: str, seed: Mapping[str, str]) -> str:
-    """Return the script with its literal seeds read from the environment; unchanged if it may have its seed already.
-
-    `seed` is the task's: how a run is given it.
-    """
-    tree, known = parse_files(source), {VARIABLE, *seed.values()}
+def with_assigned_seed(source: str, task: Task = EXAMINED) -> str:
+    """Return the script with its literal seeds read from the environment; unchanged if it may have its seed already."""
+    tree, known = parse_files(source), {VARIABLE, *task.seed.values()}
     nodes, seeds = [*ast.walk(tree)], [value for _, value in _list_seeds(tree)]
     bound = {_get_label(node) for node in nodes if not isinstance(getattr(node, "ctx", None), ast.Load)}
     loaded = {_get_label(node) for value in seeds for node in ast.walk(value) if hasattr(node, "ctx")}
@@ -36,7 +34,7 @@ def with_assigned_seed(source: str, seed: Mapping[str, str]) -> str:
     for node in nodes:
         if _JUDGES.search(_get_own_name(node)):
             used -= _list_loaded(ast.walk(node))  # another split would be another judge
-    variable = seed.get("env", VARIABLE)
+    variable = task.seed.get("env", VARIABLE)
     return join_files({path: _rewrite(text, used, variable) for path, text in split_files(source).items()})
 
 
