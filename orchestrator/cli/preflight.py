@@ -338,7 +338,9 @@ class Preflight:
         if self.paths.keep_seed:
             words = f"{name} fixes its seed, which --keep-seed leaves alone: its runs tell no noise of seeds"
         else:
-            words = f"{name} fixes its seed: runs have one each, commits keep yours (--keep-seed: runs, too)\n{change}"
+            words = (
+                f"{name} fixes its seed: each run reads its own, commits keep yours (--keep-seed: runs, too)\n{change}"
+            )
         yield CheckResult("seed", "warn", words)
 
     def _check_constants(self) -> Iterator[CheckResult]:
