@@ -334,14 +334,10 @@ class Preflight:
         own = with_literal_seed(self.source)
         if self.parent or not (change := diff(own, with_assigned_seed(own, self.task), 0)):
             return
-        name = self.repo.script.name
+        words = f"each run reads its own, commits keep yours (--keep-seed: runs, too)\n{change}"
         if self.paths.keep_seed:
-            words = f"{name} fixes its seed, which --keep-seed leaves alone: its runs tell no noise of seeds"
-        else:
-            words = (
-                f"{name} fixes its seed: each run reads its own, commits keep yours (--keep-seed: runs, too)\n{change}"
-            )
-        yield CheckResult("seed", "warn", words)
+            words = "--keep-seed leaves it, and no run tells the noise of seeds"
+        yield CheckResult("seed", "warn", f"{self.repo.script.name} fixes its seed: {words}")
 
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
