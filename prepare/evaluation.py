@@ -30,7 +30,7 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int, 
     """Return the bits per byte of all validation rows; `model(x, y, reduction="none")` returns nats per token.
 
     Special tokens count neither as loss nor as bytes. `model(x)` must return logits [rows, tokens, vocabulary]. Under
-    an orchestrator, hand the model over and return the bits per byte of a few training rows, which is no score.
+    an orchestrator, hand the model over, of which the last counts, and return the bits per byte of a few training rows.
     Other arguments change nothing, and are named in a line: `device`, `seq_len` and `max_steps` in forks of upstream.
     """
     if ignored := ", ".join(f"{name}={value}" for name, value in upstream.items() if value is not None):
@@ -38,6 +38,7 @@ def evaluate_bpb(model: torch.nn.Module, tokenizer: Tokenizer, batch_size: int, 
     is_run = channel.answers()
     if is_run:
         model = getattr(model, "_orig_mod", model)  # without the wrapper of torch.compile
+        channel.ready()  # some scripts also evaluate before their first batch
         hand_over(model, batch_size)
     rows = open_rows("train")[:PREVIEW_ROWS] if is_run else open_rows("val")
     lengths = tokenizer.token_bytes[rows[:, 1:]]

@@ -22,10 +22,11 @@ def choose_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str) -> Iterator[Batch]:  # noqa: ARG001 - upstream's signature
+def make_dataloader(tokenizer: Tokenizer, B: int, T: int, split: str, buffer_size: int = 0) -> Iterator[Batch]:  # noqa: ARG001 - upstream's signature
     """Yield (inputs [B, T], targets [B, T], epoch from 1) forever, int64, on the training device.
 
-    If T is MAX_SEQ_LEN, every row begins with a document; for any other T the rows are read as one long stream.
+    If T is MAX_SEQ_LEN, every row begins with a document; for any other T the rows are read as one long stream. The
+    rows are packed already, so a buffer of another size changes nothing.
     """
     channel.ready()
     rows = np.asarray(open_rows(split))  # slicing a memmap costs more than the copies

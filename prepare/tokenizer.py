@@ -29,7 +29,7 @@ class Tokenizer:
     """Converts text to token ids and back. Ids below the special tokens are in the order of the merges."""
 
     def __init__(self, merges: Sequence[bytes], pattern: str = PATTERN) -> None:
-        self.merges, self.pattern = list(merges), pattern
+        self.merges, self.pattern, self.bos_token_id = list(merges), pattern, len(merges)
         self.enc = tiktoken.Encoding(
             name="nightshift",
             pat_str=pattern,
@@ -63,9 +63,11 @@ class Tokenizer:
 
     def get_bos_token_id(self) -> int:
         """Return the id of the token that begins every document."""
-        return len(self.merges)
+        return self.bos_token_id
 
-    def encode(self, text: str | list[str], prepend: int | str | None = None) -> list[int] | list[list[int]]:
+    def encode(
+        self, text: str | list[str], prepend: int | str | None = None, num_threads: int = count_cores()
+    ) -> list[int] | list[list[int]]:
         """Return the ids of a text, or of each text in a list, after the token `prepend`: an id, or a special name."""
         if isinstance(prepend, str):
             if prepend not in SPECIALS:
@@ -74,7 +76,7 @@ class Tokenizer:
         front = [] if prepend is None else [prepend]
         if isinstance(text, str):
             return front + self.enc.encode_ordinary(text)
-        rows = self.enc.encode_ordinary_batch(text, num_threads=count_cores())
+        rows = self.enc.encode_ordinary_batch(text, num_threads=num_threads)
         return [front + row for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:

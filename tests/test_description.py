@@ -55,7 +55,7 @@ def test_runs_that_agree_to_the_bit_are_not_told_as_several_seeds():
     same = [run(2.5 + n * 1e-9).model_copy(update={"audit": audit(2.5)}) for n in range(3)]
     corrected = [score.model_copy(update={"val_bpb": 2.5 + n / 100}) for n, score in enumerate(same)]
     for scores in (same, corrected):
-        assert count_seeds(scores) == "3 identical runs (train.py sets its own seed)"
+        assert count_seeds(scores) == "3 identical runs (their seeds made no difference)"
         assert count_distinct(scores) == 1
     assert count_seeds([run(2.5), run(2.51), run(2.5)]) == "3 seeds"
     assert (count_seeds([run(2.5)]), count_distinct([])) == ("1 seed", 0)

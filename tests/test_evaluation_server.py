@@ -105,7 +105,11 @@ def test_a_run_is_shown_the_training_text_and_nothing_else(visit):
     assert (message, found) == (b'{"event": "thanks"}\n', [])
     assert visit.sealed == [True]
     assert visit.submission.model.read_bytes() == b"abcde"
-    visit.server.join(timeout=30)
+    visit.say(f'{{"event": "model", "bytes": 2, {MANNER}}}')  # it evaluates in between, and the last model counts
+    visit.run.sendall(b"fg")
+    assert visit.shown() == (b'{"event": "thanks"}\n', [])
+    visit.leave()
+    assert visit.submission.model.read_bytes() == b"fg"
     assert (visit.submission.objection, visit.monitor.train_seconds > 0) == ("", True)
     assert visit.monitor.startup == 7.0
 
@@ -117,7 +121,7 @@ def test_a_start_that_takes_longer_than_the_baselines_counts_as_training(visit):
     visit.say(f'{{"event": "model", "bytes": 1, {MANNER}}}')
     visit.run.sendall(b"m")
     visit.shown()
-    visit.server.join(timeout=30)
+    visit.leave()
     assert visit.submission.objection.startswith("it trained for 486 s of CPU time")
 
 

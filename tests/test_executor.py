@@ -42,7 +42,13 @@ def bench(tmp_path):
 
     limits, scorer = RunLimits(wall=60, cpu=60, free_disk=1), Scorer.load(small_data(tmp_path / "data"))
     runner = Runner(session, list_slots(1, session, threads=2), limits, scorer, NoSandbox(), put)
-    return LocalExecutor(Repo(folder / "train.py", "may"), runner, put, profiles.CPU), texts, folder
+    return (
+        LocalExecutor(
+            Repo(folder / "train.py", "may"), runner, put, lambda own: profiles.apply_to_script(own, profiles.CPU)
+        ),
+        texts,
+        folder,
+    )
 
 
 async def test_a_small_night(bench):

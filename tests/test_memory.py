@@ -157,7 +157,7 @@ def test_a_night_begins_with_the_best_of_another(sessions, tmp_path, name):
     found, source = night.beginning
     texts = {}
     lab = LocalExecutor(
-        night.repo, None, lambda text: texts.setdefault(compute_digest(text), text) and compute_digest(text), None
+        night.repo, None, lambda text: texts.setdefault(compute_digest(text), text) and compute_digest(text)
     )
     lab.origin = found, source
     baseline = asyncio.run(lab.commit_baseline())
@@ -180,7 +180,7 @@ def test_what_another_night_kept_keeps_its_history_where_it_is_here(tmp_path):
         TINY.replace("DEPTH = 3", "DEPTH = 2").replace("MATRIX_LR = 0.04 ", "MATRIX_LR = 0.05 "),
         list[str](),
     )
-    lab = LocalExecutor(second, None, lambda text: texts.append(text) or "name", None)
+    lab = LocalExecutor(second, None, lambda text: texts.append(text) or "name")
     lab.origin = Origin(session="first", experiment=1, commit=kept, source="name"), trained
     assert asyncio.run(lab.commit_baseline()).commit == kept
     assert texts == [trained], "with the constants of the first night's runs, which the branch does not have"

@@ -174,7 +174,7 @@ def test_a_branch_that_is_checked_out_stays_as_it_is_until_it_is_free(folder, re
 
 
 async def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folder, repo):
-    lab, away, said = LocalExecutor(repo, None, None, None, print), folder / ".git-away", []
+    lab, away, said = LocalExecutor(repo, None, None, say=print), folder / ".git-away", []
     lab = replace(lab, say=said.append, patience=2)
 
     head = repo.get_head()

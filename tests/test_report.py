@@ -20,7 +20,7 @@ from orchestrator.optimizer.study import draw_constants
 from orchestrator.session.store import Session
 from orchestrator.views import charts, comparison, usage
 from orchestrator.views.experiments import list_rows
-from orchestrator.views.musings import render_index
+from orchestrator.views.musings import render_index, render_musing
 from orchestrator.views.report import list_files, render_report, write_files, write_log, write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
@@ -29,7 +29,7 @@ from prepare.files import write_atomically
 from tests import synthetic
 from tests.browser import CHROMIUM, Browser
 from tests.fakes import started
-from tests.simulated import SOURCE, Fragile, Noisy, night
+from tests.simulated import SOURCE, Fragile, Landscape, Noisy, night
 
 NASTY = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">\t{{ 7 * 7 }}'
 
@@ -628,3 +628,21 @@ def test_there_is_a_page_at_every_stage(session, stage, tmp_path):
     write_files(log, tmp_path)
     assert session.state.session.name in (tmp_path / "report.html").read_text()
     json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+
+
+class Fixed(Landscape):
+    """Scripts that ignore the seed they are given."""
+
+    async def train(self, granted, source):
+        return await super().train(granted.model_copy(update={"seed": 0}), source)
+
+
+def test_where_seeds_make_no_difference_runs_are_repeats(tmp_path):
+    session = night(tmp_path / "s" / "session.db", experiments=4, lab=Fixed)
+    page = render_report(session)
+    told = [page[page.index("<header") :], *(render_musing(session, row) for row in list_rows(session.state))]
+    assert session.state.session.task.noun == "repeat"
+    assert session.state.certificate
+    for text in told:
+        assert not re.findall(r"(?:fresh|equal|same|other) seeds?|\d seeds?\b", text)
+    assert "identical runs (their seeds made no difference)" in told[0]

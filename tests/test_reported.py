@@ -103,8 +103,11 @@ def test_the_users_own_files_are_the_ground(night):
     session = opened(place)
 
     baseline = next(record.event for record in session.records if isinstance(record.event, BaselineCommitted))
-    assert session.get(baseline.source) == (UPSTREAM / "train.py").read_text()
+    own = (UPSTREAM / "train.py").read_text()
+    seeded = 'random.seed(int(__import__("os").environ.get("NIGHTSHIFT_SEED", 42)))'
+    assert session.get(baseline.source) == own.replace("random.seed(42)", seeded)
     assert git(place, "diff", "--name-only", "main", "research/night") == "train.py"
+    assert "random.seed(42)" in git(place, "show", "research/night:train.py").splitlines(), "the gains only"
     assert git(place, "status", "--porcelain") == ""
 
 
@@ -117,6 +120,9 @@ def test_what_it_says_is_what_the_record_shows(night):
     doctor = orchestrate(place, "doctor", "--offline", **SAFE)
     assert "reported" in doctor.stdout
     assert "not audited" in " ".join(doctor.stdout.split())
+    assert "train.py fixes its seed: each run reads its own" in doctor.stdout
+    assert '+random.seed(int(__import__("os").environ.get("NIGHTSHIFT_SEED", 42)))' in doctor.stdout
+    assert opened(place).state.session.task.noun == "seed"
 
 
 def test_it_replays_and_its_report_can_be_rebuilt(night):
@@ -161,7 +167,7 @@ ACCURACY = {"name": "accuracy", "goal": "max"}
 
 async def test_a_run_waits_for_a_repository_that_is_away(tmp_path):
     bench, said = Bench(tmp_path, "print('METRIC val_bpb=1')"), []
-    lab = LocalExecutor(bench.scorer.repo, bench.runner(), bench.put, None, said.append, patience=1)
+    lab = LocalExecutor(bench.scorer.repo, bench.runner(), bench.put, say=said.append, patience=1)
     git_folder, away = tmp_path / "place/.git", tmp_path / "away"
     git_folder.rename(away)
 

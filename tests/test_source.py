@@ -8,7 +8,6 @@ from orchestrator.core.source import (
     compute_fingerprint,
     count_changes,
     diff,
-    find_fixed_seed,
     merge,
     normalize_lines,
     restore_lines,
@@ -135,20 +134,3 @@ def test_lines_come_back_as_they_were():
 @given(st.text("ab\r\n\f\ufeff"))
 def test_an_unchanged_text_comes_back_byte_for_byte(text):
     assert restore_lines(normalize_lines(text), text) == text
-
-
-@pytest.mark.parametrize(
-    ("line", "is_fixed"),
-    [
-        ("torch.manual_seed(42)", True),
-        ("SEED = 1337\ntorch.manual_seed(SEED + 1)", True),
-        ("random.seed(1)\nnp.random.seed(seed=2)", True),
-        ("random.seed(1)\ntorch.manual_seed(SEED)", False),
-        ("torch.manual_seed(args.seed)", False),
-        ("torch.manual_seed(int(os.environ['NIGHTSHIFT_SEED']))", False),
-        ("random.seed()", False),
-        ("generator = torch.Generator().manual_seed(3)", False),
-    ],
-)
-def test_a_script_that_fixes_its_seed_is_found(line, is_fixed):
-    assert bool(find_fixed_seed(f"from prepare import SEED\n{line}\n")) == is_fixed

@@ -54,6 +54,7 @@ async def test_it_is_trained_and_scored_by_a_process_that_has_only_the_model(tmp
     assert outcome.metrics.steps > 10
     (log,) = logs.values()
     assert re.search(r"^Nightshift: the first \d+ s do not count", log, re.MULTILINE)
+    assert "so far" in log
     assert "every row is scored, at MAX_SEQ_LEN, on cpu; without seq_len=16, max_steps=" in log
 
 

@@ -23,7 +23,6 @@ from orchestrator.core.events import Aborted, Crashed, Granted, Outcome, Point, 
 from orchestrator.core.source import compute_digest
 from orchestrator.lab.slots import list_slots
 from prepare.machine import THREADS, list_gpus
-from prepare.profiles import apply_to_script
 
 TRIAL_SECONDS = 20.0
 """Seconds that the script may take to its first step; then it is only known not to have failed at once."""
@@ -67,7 +66,7 @@ def check_script(night: Preflight) -> CheckResult:
     from orchestrator.lab.reported import build_runner
 
     began, steps = time.monotonic(), list[Point]()
-    source = apply_to_script(night.source, night.profile) if night.profile else night.source
+    source = night.fit(night.source)
     with tempfile.TemporaryDirectory() as folder:
         slot = replace(list_slots(1, Path(folder), THREADS, night.list_gpus())[0], patience=2.0)
         parts = {"folder": Path(folder), "slots": [slot], "sandbox": night.sandbox, "put": compute_digest}

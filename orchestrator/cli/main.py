@@ -21,10 +21,10 @@ ALL = "sessions data script musings unsafe cluster"
 COMMANDS = {
     "init": (".init", "Write a train.py to start from.", "data script"),
     "prepare": ("prepare.__main__", "Prepare the data that every experiment trains on.", ""),
-    "doctor": (".doctor", "Check everything that a night needs.", f"{ALL} fit"),
+    "doctor": (".doctor", "Check everything that a night needs.", f"{ALL} fit keep_seed"),
     "resume": (".start", "Continue an interrupted session.", ALL),
     "fork": (".start", "Start a new session from an event of another.", ALL),
-    "trial": (".start", "Compare prompt styles over several nights.", f"{ALL} fit"),
+    "trial": (".start", "Compare prompt styles over several nights.", f"{ALL} fit keep_seed"),
     "sessions": (".inspect", "List the sessions, the newest first.", "sessions"),
     "replay": (".inspect", "Print a session event by event, or verify it.", "sessions musings"),
     "report": (".inspect", "Rebuild a session's files from its log.", "sessions musings"),
@@ -127,6 +127,7 @@ def start(
     musings: opt.Musings = opt.Paths.musings,
     unsafe: opt.Unsafe = opt.Paths.unsafe,
     fit: opt.Fit = opt.Paths.fit,
+    keep_seed: opt.KeepSeed = opt.Paths.keep_seed,
     cluster: opt.Cluster = opt.Paths.cluster,
     show_version: Annotated[  # noqa: ARG001 - it never returns
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="show the version and exit")
@@ -140,7 +141,7 @@ def start(
     from orchestrator.core.events import SessionLimits
 
     chosen = opt.choose_crew(context, crew, offline=offline)
-    paths = opt.Paths(sessions, data, script, musings, unsafe, fit, cluster)
+    paths = opt.Paths(sessions, data, script, musings, unsafe, fit, keep_seed, cluster)
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd, experiment_usd=experiment_usd)
     slots = "auto" if cluster and not opt.is_given(context, "slots") else slots
     name = name or invent_name(sessions)

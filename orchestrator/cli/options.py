@@ -65,6 +65,7 @@ Cluster = Annotated[
     str, typer.Option(metavar="ADDRESS", help="train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
 ]
 Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
+KeepSeed = Annotated[bool, typer.Option("--keep-seed", help="train with the seed that the script fixes")]
 Musings = Annotated[Path, typer.Option(file_okay=False, help="the folder of musings")]
 Salvage = Annotated[bool, typer.Option("--salvage", help="read a damaged file as far as it is sound")]
 NameOrFile = Annotated[str, typer.Argument(help="name of the session, or the path of a session file (.db)")]
@@ -82,6 +83,8 @@ class Paths:
     """The training code is trusted."""
     fit: bool | None = None
     """The baseline gets the profile's constants; None for a train.py of ours only."""
+    keep_seed: bool = False
+    """A seed that the script fixes is left alone."""
     cluster: str = ""
     """Address of the Ray cluster that trains; empty for this machine."""
     programs: Sequence[str] = ()

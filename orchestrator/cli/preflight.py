@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -20,12 +21,13 @@ import typer
 from orchestrator.cli.options import Paths, UsageError, read_session
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import Origin, SessionLimits
-from orchestrator.core.source import compute_digest, find_fixed_seed
+from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
+from orchestrator.core.source import compute_digest, diff
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
 from orchestrator.lab.cluster import connect, plan_shares
-from orchestrator.lab.repo import Repo
+from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.reported import TaskFolder
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
@@ -101,7 +103,14 @@ class Preflight:
 
     @cached_property
     def task(self) -> Task:
-        return self.state.session.task if self.state else find_task(self.paths.script)
+        """How runs are scored, and given their seeds: also a script that has fixed its seed."""
+        if self.state:
+            return self.state.session.task
+        task, own = find_task(self.paths.script), ""
+        with suppress(RepoError):  # which is told elsewhere
+            own = Repo(self.paths.script, self.name, task).read_baseline()
+        reads = task.is_reported and not task.seed and self.assign_seed(own, task) != own
+        return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads else task
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
@@ -137,6 +146,7 @@ class Preflight:
             fitted = apply_to_script(base, profile)
             if self.paths.fit or fitted == apply_to_script(read_baseline(), profile):
                 best = with_originals(best, base, fitted)  # values that the session changed itself stay
+        best = self.assign_seed(with_literal_seed(best), self.task)
         return Origin(
             session=name, experiment=state.best, commit=state.parent.commit, source=compute_digest(best)
         ), best
@@ -177,6 +187,15 @@ class Preflight:
         """Whose constants replace the script's: by default only those of the train.py that comes with Nightshift."""
         ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
         return from_manifest(self.manifest) if (ours or self.paths.fit) and not self.task.is_reported else None
+
+    def assign_seed(self, source: str, task: Task) -> str:
+        """Return a script with the seed of its run in place of one that it fixes, unless the user keeps that."""
+        return source if self.paths.keep_seed else with_assigned_seed(source, task)
+
+    def fit(self, own: str) -> str:
+        """Return the user's script as it is trained."""
+        fitted = apply_to_script(own, self.profile) if self.profile else own
+        return self.assign_seed(fitted, self.task)
 
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
@@ -220,6 +239,7 @@ class Preflight:
             remedy = f"there is a GPU, but the data are for the CPU: {write_command('prepare', '--data', 'elsewhere')}"
             yield CheckResult("data", "warn", remedy)
         if git.state == data.state == "good":
+            yield from self._check_seed()
             yield from self._check_constants()
         if data.state == "good":
             yield (slots := _attempt("slots", lambda: f"{count(self.count_slots(), 'run')} at a time"))
@@ -327,13 +347,20 @@ class Preflight:
         hashes = "; all hashes match" * self.verify
         return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
 
+    def _check_seed(self) -> Iterator[CheckResult]:
+        """Check whether the baseline fixes its seed, and show what is trained instead."""
+        own = with_literal_seed(self.source)
+        if self.parent or not (change := diff(own, with_assigned_seed(own, self.task), 0)):
+            return
+        words = f"each run reads its own, commits keep yours (--keep-seed: runs, too)\n{change}"
+        if self.paths.keep_seed:
+            words = "--keep-seed leaves it, and no run tells the noise of seeds"
+        yield CheckResult("seed", "warn", f"{self.repo.script.name} fixes its seed: {words}")
+
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
         source = self.source
         if not self.parent and not self.beginning and not self.task.is_reported:
-            if seeder := find_fixed_seed(source):
-                words = f"{self.repo.script.name} fixes its seed: runs of one candidate are identical and tell no noise"
-                yield CheckResult("seed", "warn", f"{words}: `from prepare import SEED`, and use it in {seeder}")
             fitted = apply_to_script(source, from_manifest(self.manifest))
             before, after = read_values(source), read_values(fitted)
             others = ", ".join(f"{name} {before[name]} → {to}" for name, to in after.items() if to != before[name])

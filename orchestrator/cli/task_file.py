@@ -14,7 +14,7 @@ from orchestrator.lab.sandbox.base import TRUSTED
 from prepare.files import read_written
 from subagents.files import list_imports
 
-NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program"}
+NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "is_repeated"}
 CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 """Where autoresearch's prepare.py puts its data; what is read of program.md."""
 

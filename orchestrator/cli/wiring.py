@@ -53,8 +53,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
         runner.reap()
     repo.unlock()
     begun = session.state.parents.get(0)
-    profile = None if begun else night.profile
-    lab = LocalExecutor(repo, runner, session.put, profile, observers.say, lambda: bool(session.state.stopping))
+    lab = LocalExecutor(repo, runner, session.put, night.fit, observers.say, lambda: bool(session.state.stopping))
     if started.origin:
         lab.origin = started.origin, session.get(started.origin.source)
     if not begun:

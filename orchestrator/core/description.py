@@ -5,14 +5,13 @@ All views take their numbers from here, so that they agree: means over runs on b
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice, pairwise, product, zip_longest
-from math import isclose
+from itertools import islice, product, zip_longest
 from statistics import fmean
 
 import numpy as np
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Decided
+from orchestrator.core.state import Decided, count_distinct
 from orchestrator.core.text import flatten
 
 CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
@@ -23,8 +22,6 @@ NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
 SERIES = 96
 """Most numbers that one run may report by name, and that are shown of several."""
-SAME = 3e-7
-"""Largest relative difference between scores of identical runs: less than the last digit of a printed val_bpb."""
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
     "tokens per second": lambda metrics: metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0,
@@ -62,16 +59,10 @@ def average_telemetry(runs: Sequence[ev.RunResult]) -> dict[str, list[tuple[floa
     return found
 
 
-def count_distinct(scores: Sequence[ev.Scored]) -> int:
-    """Return how many of the runs differ: 1 for a script that sets its own seed. Corrections are noise of their own."""
-    claims = sorted(score.audit.claimed if score.audit else score.val_bpb for score in scores)
-    return bool(claims) + sum(not isclose(*pair, rel_tol=SAME) for pair in pairwise(claims))
-
-
 def count_seeds(scores: Sequence[ev.Scored], noun: str = "seed") -> str:
     """Return the number of seeds or repeats in words; if the seed made no difference, say that instead."""
     if len(scores) > 1 and count_distinct(scores) == 1:
-        return f"{len(scores)} identical runs" + " (train.py sets its own seed)" * (noun == "seed")
+        return f"{len(scores)} identical runs" + " (their seeds made no difference)" * (noun == "seed")
     return f"{len(scores)} {noun}{'s' * (len(scores) > 1)}"
 
 

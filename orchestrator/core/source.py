@@ -8,13 +8,13 @@ import difflib
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, cast
 
 from merge3 import Merge3
 
 from orchestrator.core.events import Digest
-from prepare.tree import join_files, parse_files, split_files
+from prepare.tree import join_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
 _BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
@@ -59,14 +59,18 @@ class _SeedEraser(ast.NodeTransformer):
 
     def __init__(self) -> None:
         self.seeded = False
+        self.zeroed: set[int] = set()
 
     def visit(self, node: ast.AST) -> Any:
+        if id(node) in self.zeroed:
+            return ast.Constant(0)
+        self.zeroed |= {id(value) for name, value in list_values(node) if _is_seed(name) and _is_number(value)}
         match node:
             case ast.Expr(ast.Call(ast.Attribute(ast.Name("torch"), "manual_seed") as function)) if not self.seeded:
                 # Reads as in the bundled train.py, so that its fingerprints in older sessions stay comparable.
                 self.seeded = True
                 return ast.Expr(ast.Call(function, [ast.Name("SEED", ast.Load())], []))
-            case ast.Expr(ast.Call(function)) if _is_seeder(function):
+            case ast.Expr(ast.Call(function)) if is_seeder(function):
                 return None
             case ast.Import(names):
                 node.names = [alias for alias in names if alias.name not in SEEDED_MODULES]
@@ -77,46 +81,50 @@ class _SeedEraser(ast.NodeTransformer):
                 target
             ) and _is_number(value):
                 return None
-            case ast.Call(function) if _is_seeder(function):
+            case ast.Call(function) if is_seeder(function):
                 node.args[:1] = [ast.Constant(0)]
             case ast.Call(function, arguments) if _is_seed(function):
                 node.args = [ast.Constant(0) if _is_number(argument) else argument for argument in arguments]
-            case ast.Call(function, [name, *others]) if get_name(function) in LOOKUPS and _is_seed(name):
-                node.args[1:] = _erase_seeds([name] * len(others), others)
+            case ast.Call(function, [name, *_]) if get_name(function) in LOOKUPS and _is_seed(name):
                 node.keywords = [keyword for keyword in node.keywords if keyword.arg != "default"]
-            case ast.Assign([ast.Tuple(names)], ast.Tuple(values) as right) if len(names) == len(values):
-                right.elts = _erase_seeds(names, values)
-            case ast.keyword(_, value):
-                [node.value] = _erase_seeds([node], [value])
-            case ast.Dict(keys, values):
-                node.values = _erase_seeds(keys, values)
-            case ast.arguments():
-                positional = [*node.posonlyargs, *node.args]
-                node.defaults = _erase_seeds(positional[len(positional) - len(node.defaults) :], node.defaults)
-                node.kw_defaults = _erase_seeds(node.kwonlyargs, node.kw_defaults)
             case _:
                 pass
         return self.generic_visit(node)
 
 
-def _erase_seeds(names: Sequence[ast.AST | None], values: Sequence[ast.expr | None]) -> list[Any]:
-    """Return the values, with 0 in place of seeds."""
-    pairs = zip(names, values, strict=True)
-    return [ast.Constant(0) if value and _is_seed(name) and _is_number(value) else value for name, value in pairs]
+def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
+    """Yield the values that a node itself gives to variables, keys, arguments and options, each after its name."""
+    names, values = list[ast.AST | None](), list[ast.expr | None]()
+    match node:
+        case ast.Assign([ast.Tuple(targets)], ast.Tuple(elements)) if len(targets) == len(elements):
+            names, values = [*targets], [*elements]
+        case ast.Assign(targets, value):
+            names, values = [*targets], [value] * len(targets)
+        case ast.AnnAssign(target, _, value):
+            names, values = [target], [value]
+        case ast.keyword(str(), value):
+            names, values = [node], [value]
+        case ast.Dict():
+            names, values = [*node.keys], [*node.values]
+        case ast.arguments():
+            positional = [*node.posonlyargs, *node.args]
+            names = [*positional[len(positional) - len(node.defaults) :], *node.kwonlyargs]
+            values = [*node.defaults, *node.kw_defaults]
+        case ast.Call(function, [name, *others], keywords) if get_name(function) in LOOKUPS:
+            values = [*others, *(keyword.value for keyword in keywords if keyword.arg == "default")]
+            names = [name] * len(values)
+        case _:
+            pass
+    yield from ((name, value) for name, value in zip(names, values, strict=True) if value)
 
 
 def _is_seed(node: ast.AST | None) -> bool:
     """Return True if a variable, attribute, key or argument is named after a seed."""
-    match node:
-        case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
-            return "seed" in name.lower() or name == "random_state"
-        case ast.Subscript(_, key):
-            return _is_seed(key)
-        case _:
-            return False
+    name = get_name(node)
+    return "seed" in name.lower() or name == "random_state"
 
 
-def _is_seeder(function: ast.expr) -> bool:
+def is_seeder(function: ast.expr) -> bool:
     """Return True if the first argument of a function is a seed."""
     name = get_name(function)
     words = set(name.lower().split("_"))
@@ -124,24 +132,15 @@ def _is_seeder(function: ast.expr) -> bool:
     return is_key or name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
 
 
-def find_fixed_seed(source: str) -> str:
-    """Return a statement that seeds a run by a literal, if all that seed it do; empty if one may depend on its seed."""
-    nodes = [*ast.walk(parse_files(source))]
-    calls = [node.value for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
-    given = {
-        ast.unparse(call): [*call.args, *(k.value for k in call.keywords)] for call in calls if _is_seeder(call.func)
-    }
-    plain = [node.targets[0] for node in nodes if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
-    literal = {target.id for target in plain if isinstance(target, ast.Name)}
-    parts = [part for values in given.values() for value in values for part in ast.walk(value)]
-    used = {part.id for part in parts if isinstance(part, ast.Name)}
-    is_fixed = all(values and all(map(_is_number, values)) for values in given.values()) and used <= literal
-    return next(iter(given), "") if is_fixed else ""
-
-
-def get_name(function: ast.expr) -> str:
-    """Return the last part of the name that a call has."""
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+def get_name(node: ast.AST | None) -> str:
+    """Return the last part of what a function, variable, attribute, argument, key or option is called."""
+    match node:
+        case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
+            return name
+        case ast.Subscript(_, key):
+            return get_name(key)
+        case _:
+            return ""
 
 
 def _is_number(value: ast.expr) -> bool:

@@ -6,7 +6,8 @@ An experiment is always in one stage, and each stage is a type that holds what i
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from math import fsum
+from itertools import pairwise
+from math import fsum, isclose
 from statistics import fmean
 from typing import Literal
 
@@ -92,6 +93,8 @@ UNTESTED: tuple[Status, ...] = ("refused", "abandoned", "vetoed", "not tested")
 """Ends that say nothing of the hypothesis."""
 MAY_REPEAT: tuple[Status, ...] = ("not tested", "vetoed")
 """Ends after which the same code may run: it has not been measured as it was meant."""
+SAME = 3e-7
+"""Largest relative difference between scores of identical runs: less than the last digit of a printed val_bpb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,8 +512,17 @@ def _decide(
     proposal, scores, commit = candidate.proposal, candidate.scores, candidate.commit
     best, task = state.get_rival(commit), state.session.task
     rival = best.experiment if best else state.best
+    if number == 0 and len(scores) > 1 and count_distinct(scores) == 1:
+        task = task.model_copy(update={"is_repeated": True})
+        state = replace(state, started=state.session.model_copy(update={"task": task}))
     decided = Decided(number, proposal, verdict, scores, commit, crash, None, rival, against=best, task=task)
     return _set_stage(state, number, decided)
+
+
+def count_distinct(scores: Sequence[ev.Scored]) -> int:
+    """Return how many of the runs differ: 1 where no seed makes a difference. Corrections are noise of their own."""
+    claims = sorted(score.audit.claimed if score.audit else score.val_bpb for score in scores)
+    return bool(claims) + sum(not isclose(*pair, rel_tol=SAME) for pair in pairwise(claims))
 
 
 def _set_stage(state: State, number: int, stage: Stage) -> State:

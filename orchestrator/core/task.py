@@ -62,6 +62,8 @@ class Task(BaseModel):
     data: Words = ()
     seed: dict[Literal["env", "argument"], str] = {}
     program: str = ""
+    is_repeated: bool = False
+    """Whether runs of the baseline agree to the last digit; observed, not stored."""
 
     @property
     def is_reported(self) -> bool:
@@ -84,8 +86,8 @@ class Task(BaseModel):
 
     @property
     def noun(self) -> str:
-        """Name what runs of one candidate differ by: their seeds, where they are given any."""
-        return "seed" if self.seed or not self.is_reported else "repeat"
+        """Name what runs of one candidate differ by: their seeds, where they are given any that make a difference."""
+        return "seed" if (self.seed or not self.is_reported) and not self.is_repeated else "repeat"
 
     @property
     def caveat(self) -> str:

@@ -7,11 +7,11 @@ from inspect import isawaitable
 from typing import Any, TypeVar
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Origin, Outcome
+from orchestrator.core.seeds import with_literal_seed
 from orchestrator.core.source import compute_fingerprint
 from orchestrator.lab.cluster import ClusterRunner
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import BaseRunner
-from prepare import profiles
 from prepare.constants import with_originals
 
 T = TypeVar("T")
@@ -21,14 +21,14 @@ T = TypeVar("T")
 class LocalExecutor:
     """The loop's port, by git and the runner. Git runs in a thread, so that a slow disk never blocks the loop.
 
-    Runs get the fitted constants; the branch has the user's, and so holds the gains only.
+    Runs get the fitted constants and seeds; the branch has the user's, and so holds the gains only.
     """
 
     repo: Repo
     runner: BaseRunner[Any] | ClusterRunner
     put: Callable[[str], Digest]
-    profile: profiles.Profile | None
-    """To fit the baseline to; None to leave it as it is."""
+    fit: Callable[[str], str] = str
+    """Returns the user's script as it is trained."""
     say: Callable[[str], None] = print
     """Tells the user why git waits, or why the branch was not moved."""
     is_stopping: Callable[[], bool] = lambda: False
@@ -44,15 +44,16 @@ class LocalExecutor:
     async def commit_baseline(self) -> BaselineCommitted:
         """Create the branch at the user's commit; a baseline that is fitted lies beside it. Raises RepoError."""
         own, commit = await self._attempt(self.repo.read_baseline), await self._attempt(self.repo.get_head)
-        fitted = profiles.apply_to_script(own, self.profile) if self.profile else own
+        fitted = self.fit(own)
         if self.origin:
             origin, best = self.origin
             message = f"begin with experiment {origin.experiment} of {origin.session}\n\nExperiment: 0\n"
-            unfitted = with_originals(best, fitted, own)
-            commit = await self._attempt(self.repo.begin_with, origin.commit, unfitted, message)
+            self.own, self.fitted = own, fitted
+            own = self._restore(with_literal_seed(best))
+            commit = await self._attempt(self.repo.begin_with, origin.commit, own, message)
             own, fitted = await self._attempt(self.repo.read_source, commit), best
         if fitted != own:
-            await self.commit(0, commit, fitted, "fit the baseline to the profile\n\nExperiment: 0\n")
+            await self.commit(0, commit, fitted, "the baseline as it is trained\n\nExperiment: 0\n")
         self.own, self.fitted = own, fitted
         await self._attempt(self.repo.begin_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(fitted), fingerprint=compute_fingerprint(fitted))
@@ -70,8 +71,11 @@ class LocalExecutor:
         return head
 
     def _restore(self, source: str) -> str:
-        """Return a candidate with the user's constants, except those that it changes itself."""
-        return source if self.fitted == self.own else with_originals(source, self.fitted, self.own)
+        """Return a candidate with the user's seeds and constants, except those that it changes itself."""
+        if self.fitted == self.own:
+            return source
+        source, fitted = with_literal_seed(source), with_literal_seed(self.fitted)
+        return source if fitted == self.own else with_originals(source, fitted, self.own)
 
     async def _attempt(self, work: Callable[..., T | Awaitable[T]], *words: object) -> T:
         """Return what needs git, however long the repository cannot be used. Raises RepoError."""

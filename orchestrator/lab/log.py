@@ -92,7 +92,7 @@ class Transcript:
         for line in lines:
             text = clean(line[:MAX_RAW_LINE], MAX_LINE)
             self.shown = text or self.shown
-            if not self.sealed and (found := parse_progress(text)):
+            if found := parse_progress(text):
                 yield found
             if line.endswith("\n"):
                 self._add_row(self.shown)

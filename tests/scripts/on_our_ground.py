@@ -70,7 +70,8 @@ assert token_bytes[bos] == 0 < token_bytes[tokenizer.encode("a")].item()
 model = GPT(vocab_size, 16 * DEPTH)
 optimizer = torch.optim.AdamW(model.parameters(), lr=MATRIX_LR)
 grad_accum_steps = TOTAL_BATCH_SIZE // (DEVICE_BATCH_SIZE * MAX_SEQ_LEN)
-train_loader = make_dataloader(tokenizer, DEVICE_BATCH_SIZE, MAX_SEQ_LEN, "train")
+assert tokenizer.encode(["a"], bos, num_threads=2) == [[tokenizer.bos_token_id, *tokenizer.encode("a")]]
+train_loader = make_dataloader(tokenizer, DEVICE_BATCH_SIZE, MAX_SEQ_LEN, "train", buffer_size=10)
 x, y, epoch = next(train_loader)
 print(f"Time budget: {TIME_BUDGET}s")
 print(f"Gradient accumulation steps: {grad_accum_steps}")
@@ -106,6 +107,8 @@ while True:
         gc.freeze()
         gc.disable()
     step += 1
+    if step == 12:
+        print(f"so far {evaluate_bpb(model, tokenizer, DEVICE_BATCH_SIZE):.3f}")
     if step > 10 and total_training_time >= TIME_BUDGET:
         break
 print()

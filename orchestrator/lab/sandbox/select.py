@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def select_sandbox(tiers: Sequence[Sandbox] = TIERS) -> Sandbox:
             return sandbox
         reasons.append(f"{sandbox.tier}: {reason}")
     why = f"no sandbox works here ({'; '.join(reasons)})"
-    raise NoSandboxError(f"{why}: install bubblewrap, or trust the training code with --unsafe")
+    remedy = "install bubblewrap, or " * (sys.platform == "linux")
+    raise NoSandboxError(f"{why}: {remedy}trust the training code with --unsafe")
 
 
 def self_check(sandbox: Sandbox) -> str:

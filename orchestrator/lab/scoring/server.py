@@ -57,7 +57,7 @@ class TrainingServer:
     """CPU seconds that the longest process took that has evaluated the model."""
 
     async def serve(self, running: RunningProcess) -> None:
-        """Answer until the model is handed over, or the run has ended. Raises OSError for our own files."""
+        """Answer until the run has ended; the last model counts. Raises OSError for our own files."""
         with suppress(ConnectionError), closing(self.connection):  # at its end the guardian reports how it ended
             try:
                 event = await self._wait_for(running.monitor, "ready", "model")
@@ -66,9 +66,11 @@ class TrainingServer:
                     with (self.scorer.folder / "train.bin").open("rb") as file:
                         await self.connection.send({"event": "rows", "split": "train"}, file=file)
                     event = await self._wait_for(running.monitor, "model")
-                await self._receive_model(event, running)
-                running.seal()
-                await self.connection.send({"event": "thanks"})
+                while True:
+                    await self._receive_model(event, running)
+                    running.seal()
+                    await self.connection.send({"event": "thanks"})
+                    event = await self._wait_for(running.monitor, "model")
             except Disqualified as reason:
                 self.objection = str(reason)
 
@@ -77,7 +79,7 @@ class TrainingServer:
         monitor = running.monitor
         if not 0 < (size := event["bytes"]) <= MAX_MODEL:
             raise Disqualified(f"its model has {size:,} bytes")
-        with self.model.open("xb") as file:
+        with self.model.open("wb") as file:
             for first in range(0, size, CHUNK):
                 chunk = await self.connection.read_exactly(min(CHUNK, size - first))
                 await asyncio.to_thread(file.write, chunk)
@@ -101,7 +103,7 @@ class TrainingServer:
         """Return the seconds of first steps that are free, and say so: the baseline's, of others SLACK times these."""
         granted, usual = monitor.uncounted, SLACK * (self.plan.uncounted or 0.0)
         granted = granted if self.plan.baseline_error == "unmeasured" else min(granted, usual)
-        if granted >= 1 and self.scorer.manifest.budget.kind == "time":
+        if granted >= 1 and not self.settings and self.scorer.manifest.budget.kind == "time":
             monitor.feed(f"\nNightshift: the first {granted:.0f} s do not count, as by the script's clock\n".encode())
         return granted
 
