@@ -34,8 +34,16 @@ from tests.virtual import run_virtually, virtual_clock
 TRAIN = Path(__file__).parent.parent / "train.py"
 SOURCE = profiles.apply_to_script(TRAIN.read_text(), profiles.CPU)
 RUN, REPLY = 300.0, 30.0  # seconds
-SERIES = [f"{kind}/{part}" for kind in ("gradient", "update") for part in ("wte", "lm_head", "matrix", "scalar", "value")]
-COSTS = {"step/flops": (4.4e9,), "step/bytes": (1.1e10,), "step/calls": (9.6e9,), "part/attn": (5e9,), "part/mlp": (6e9,)}
+SERIES = [
+    f"{kind}/{part}" for kind in ("gradient", "update") for part in ("wte", "lm_head", "matrix", "scalar", "value")
+]
+COSTS = {
+    "step/flops": (4.4e9,),
+    "step/bytes": (1.1e10,),
+    "step/calls": (9.6e9,),
+    "part/attn": (5e9,),
+    "part/mlp": (6e9,),
+}
 ANCHORS = [line for line in SOURCE.splitlines() if re.match(r"        \w.* = ", line) and SOURCE.count(line) == 1]
 
 
@@ -122,15 +130,19 @@ class Lab(FakeLab):
     async def train(self, granted, source) -> Scored:
         await asyncio.sleep(RUN)
         luck = random.Random(f"{granted.seed}/{compute_digest(source)}")
-        score = 2.8 - 0.03 * source.count("gain") + 0.002 * luck.random()
-        curve = tuple(Point(seconds=i, progress=i / 50, loss=7 - 3 * (i / 50) ** 0.5 + luck.gauss(0, 0.02)) for i in range(1, 51))
+        score = 2.8 - 0.03 * source.count("gain") + luck.gauss(0, 0.004)
+        curve = tuple(
+            Point(seconds=i, progress=i / 50, loss=7 - 3 * (i / 50) ** 0.5 + luck.gauss(0, 0.02)) for i in range(1, 51)
+        )
         telemetry = {name: tuple(luck.gauss(1, 0.2) for _ in range(8)) for name in SERIES} | COSTS
         return Scored(
             experiment=granted.experiment,
             run=granted.run,
             val_bpb=score,
             log=self.log.put("\n".join(f"step {i:05d} | loss: {7 - i / 30:.4f}" for i in range(90))),
-            metrics=RunMetrics(train_seconds=RUN, total_seconds=RUN + 20, steps=100, tokens=10**5, parameters=10**6, memory_mb=600.0),
+            metrics=RunMetrics(
+                train_seconds=RUN, total_seconds=RUN + 20, steps=100, tokens=10**5, parameters=10**6, memory_mb=600.0
+            ),
             curve=curve,
             telemetry=telemetry,
         )
@@ -154,7 +166,9 @@ class Mind:
         await asyncio.sleep(REPLY)
         opening = "\n".join(part["text"] for part in request.messages[0]["content"])
         calls = getattr(self, request.agent)(opening, len(request.messages) // 2)
-        content = [{"type": "tool_use", "id": f"t{self.luck.random()}", "name": name, "input": given} for name, given in calls]
+        content = [
+            {"type": "tool_use", "id": f"t{self.luck.random()}", "name": name, "input": given} for name, given in calls
+        ]
         message = {"role": "assistant", "content": content, "stop_reason": "tool_use", "usage": usage}
         return Reply(message, count_tokens(usage), 0.0)
 
@@ -163,7 +177,7 @@ class Mind:
 
     def researcher(self, opening: str, turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
         number = int(re.findall(r"will be experiment (\d+)", opening)[-1])
-        if number % 3 == 0 and not turn:
+        if number % 4 == 0 and not turn:
             yield "look_up_experiment", {"number": 0}
             yield "profile_step", {"settings": {"DEPTH": 2}}
             return
@@ -173,8 +187,11 @@ class Mind:
         name, value = self.luck.choice([(n, v) for n, v in read_values(SOURCE).items() if isinstance(v, float) and v])
         texts = {"hypothesis": 220, "rationale": 1100, "instructions": 900}
         draft = {key: self.write(length) for key, length in texts.items()}
-        draft |= {"title": f"{number} {self.write(70)}", "family": self.luck.choice(["attention", "MLP", "optimizer", "init"])}
-        if number % 2 and number % self.every != 1:
+        draft |= {
+            "title": f"{number} {self.write(70)}",
+            "family": self.luck.choice(["attention", "MLP", "optimizer", "init"]),
+        }
+        if number % self.every != 1 and self.luck.random() < 0.6:
             draft |= {"settings": {name: round(value * self.luck.uniform(0.5, 2), 6)}}
         elif number % self.every == 1:
             draft["instructions"] = f"Add a gain. {draft['instructions']}"
@@ -182,12 +199,15 @@ class Mind:
 
     def mechanic(self, opening: str, turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
         anchor, word = self.luck.choice(ANCHORS), "gain" if "Add a gain." in opening else "mixed"
-        lines = [f"        {word if not i else 'other'}_{self.luck.randrange(10**6)} = {i}.0 * self.scale(x)" for i in range(6)]
+        lines = [
+            f"        {word if not i else 'other'}_{self.luck.randrange(10**6)} = {i}.0 * self.scale(x)"
+            for i in range(6)
+        ]
         yield "replace", {"old": anchor, "new": "\n".join([anchor, *lines])}
         yield "submit", {"summary": self.write(160)}
 
     def reflector(self, opening: str, turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        if not turn and self.luck.random() < 0.25:
+        if not turn and self.luck.random() < 0.1:
             yield "compare_curves", {"points": 20}
             return
         lengths = {"happened": 420, "why": 600, "lesson": 190, "next": 250}

@@ -90,7 +90,7 @@ class Reply:
 
     @classmethod
     def from_error(cls, stop_reason: str, error: str) -> "Reply":
-        """Return a reply without a message, at no cost; the reason is `failed`, `unaffordable` or a full context."""
+        """Return a reply without a message, at no cost, for one of the reasons that `ask` knows."""
         return cls({"content": [], "stop_reason": stop_reason, "error": error}, usd=0.0)
 
     @property
@@ -160,6 +160,8 @@ async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
                 conversation.drop_truncated()
             case "model_context_window_exceeded":
                 conversation.drop_results()
+            case "capped":
+                raise NoAnswer(str(reply.message["error"]))
             case "failed" | "unaffordable" | "refusal":
                 why = str(reply.message.get("error") or f"the {agent.name}'s model refused to answer")
                 if reply.stop_reason == "unaffordable" or prompt.fallback in ("", conversation.model):

@@ -35,7 +35,7 @@ class PromptCache:
         for role, block in blocks + messages:
             text = json.dumps([role, {k: v for k, v in block.items() if k != "cache_control"}], ensure_ascii=False)
             digest.update(text.encode())
-            total += len(block["text"] if "text" in block else text) / CHARACTERS
+            total += len(block.get("text", text)) / CHARACTERS
             if mark := block.get("cache_control"):
                 marks[len(prompts)] = mark.get("ttl", "5m")
             prompts.append((digest.hexdigest(), total))

@@ -42,9 +42,9 @@ SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
 DIFF = 2_400
 """Tokens of a diff."""
-CHANGES = 1_500
+CHANGES = 1_200
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
-TABLE, BLOCK, BLOCKS = 2_800, 10, 4
+TABLE, BLOCK, BLOCKS = 2_400, 10, 4
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 NOTEBOOK, DRAFTS = 1_100, 250
 """Tokens of the notebook, and of the drafts that came after it."""
@@ -132,12 +132,13 @@ def _tell_settled(state: State, tested: Sequence[Decided]) -> dict[str, str]:
     while sum(map(len, rows)) > room:
         start, rows = start + BLOCK, rows[BLOCK:]
     older = [result for result in settled[:start] if result.status not in UNTESTED]
-    later = _rank_near_misses([result for result in tested if result.experiment not in {r.experiment for r in older}])
+    long_ago = {result.experiment for result in older}
+    later = _rank_near_misses([result for result in tested if result.experiment not in long_ago])
     return {
         "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 400),
         "older_near_misses": _fit_rows(_list_near_misses(older), 250),
         "table": f"\n{CACHE}\n".join(rows),
-        "pending": _fit_rows((WORDS.recent(r) for r in state.judged if r.experiment in state.open and r.experiment), 900),
+        "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
         "reasons": _fit_rows((WORDS.reason(result) for result in tested[-EXPLAINED:] if result.postmortem), 1_100),
         "near": ", ".join(f"#{result.experiment}" for result in later),
     }
