@@ -23,7 +23,7 @@ from orchestrator.optimizer.crew import Optimizer
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.store import Session
 from prepare import profiles
-from prepare.constants import list_declarations, read_values
+from prepare.constants import read_values
 from subagents.agent import Reply, Request, count_tokens
 from subagents.claude import make_arguments
 from tests import synthetic
@@ -92,7 +92,7 @@ def play_night(experiments: int, every: int, minimum: int = MINIMUM) -> "Mind":
         session = Session(Path(folder, "s", "session.db"), virtual_clock, create=True)
         session.db.execute("pragma synchronous = off")
         limits = SessionLimits(hours=1e6, experiments=experiments)
-        profile = profiles_of_a_night()
+        profile = make_profile()
         session.write("", started(limits=limits, crew="claude", consolidate_every=20, profile=profile))
         live = Live(mind, session)
 
@@ -105,7 +105,7 @@ def play_night(experiments: int, every: int, minimum: int = MINIMUM) -> "Mind":
             prompts,
             lambda: Optimizer(session.get),
             lambda words: f"Nothing fits {words}.",
-            lambda night, number: "",
+            lambda *page: str(page),
             meter,
         )
         await run(session, crew, Lab(session))
@@ -116,7 +116,7 @@ def play_night(experiments: int, every: int, minimum: int = MINIMUM) -> "Mind":
     return mind
 
 
-def profiles_of_a_night() -> Any:
+def make_profile() -> Any:
     known = {"seq_len": 256, "vocab_size": 2048, "train_tokens": 5_528_832, "bytes_per_token": 2.78, "sigma": 0.0048}
     return started().profile.model_copy(update={"budget": 2.7e12, "expected_seconds": RUN, **known})
 
@@ -156,10 +156,10 @@ class Mind:
         self.usages = defaultdict[str, list[dict[str, Any]]](list)
         self.luck = random.Random(0)
 
-    def at_most(self, request: Request) -> float:
+    def at_most(self, _request: Request) -> float:
         return 0.0
 
-    async def reply(self, request: Request, on_wait: object) -> Reply:
+    async def reply(self, request: Request, _on_wait: object) -> Reply:
         usage = self.cache.count(make_arguments(request, request.effort), virtual_clock())
         usage["opens"] = len(request.messages) == 1
         self.usages[request.agent].append(usage)
@@ -197,7 +197,7 @@ class Mind:
             draft["instructions"] = f"Add a gain. {draft['instructions']}"
         yield "submit", {"proposals": [draft | {"expected_delta": -0.005}]}
 
-    def mechanic(self, opening: str, turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def mechanic(self, opening: str, _turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
         anchor, word = self.luck.choice(ANCHORS), "gain" if "Add a gain." in opening else "mixed"
         lines = [
             f"        {word if not i else 'other'}_{self.luck.randrange(10**6)} = {i}.0 * self.scale(x)"
@@ -206,7 +206,7 @@ class Mind:
         yield "replace", {"old": anchor, "new": "\n".join([anchor, *lines])}
         yield "submit", {"summary": self.write(160)}
 
-    def reflector(self, opening: str, turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def reflector(self, _opening: str, turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
         if not turn and self.luck.random() < 0.1:
             yield "compare_curves", {"points": 20}
             return
@@ -214,6 +214,6 @@ class Mind:
         texts = {name: self.write(length) for name, length in lengths.items()}
         yield "submit", {"implemented": "yes", "verdict": "inconclusive", **texts}
 
-    def notebook(self, opening: str, turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def notebook(self, _opening: str, _turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
         beliefs = [f"#0 {self.write(220)}" for _ in range(7)]
         yield "submit", {"beliefs": beliefs, "questions": [self.write(160)] * 5, "ideas": [self.write(150)] * 8}

@@ -44,7 +44,7 @@ DIFF = 2_400
 """Tokens of a diff."""
 CHANGES = 1_200
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
-TABLE, BLOCK, BLOCKS = 2_400, 10, 4
+TABLE, BLOCK, BLOCKS = 2_400, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 NOTEBOOK, DRAFTS = 1_100, 250
 """Tokens of the notebook, and of the drafts that came after it."""
@@ -108,12 +108,13 @@ def brief_researcher(
         "guidance": clip(state.guidance.strip(), 900),
         "source": "\n".join(lines[:shown]),
         "base": source,
-        "before": "",
         "changes": "",
         "rest": str(shown + 1) if shown < len(lines) else "",
         "constants": _fit_rows(list_declarations(source), 1300),
         "calibration": _describe_calibration(tested),
         "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
+        "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
+        "near_misses": _fit_rows(_list_near_misses(tested), 450),
         "families": _fit_rows(_summarize_families(tested), 450),
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "notebook": describe_notebook(state),
@@ -126,21 +127,17 @@ def brief_researcher(
 
 def _tell_settled(state: State, tested: Sequence[Decided]) -> dict[str, str]:
     """Return a table that only grows, what was learned before it, and what is too new for it or may still change."""
-    settled, room = [replace(result, reverted=False) for result in state.tried], TABLE * CHARACTERS
+    settled, room = [replace(result, reverted=False) for result in state.tried], TABLE * CHARACTERS  # a row stays
     start = max(0, len(settled) // BLOCK - BLOCKS) * BLOCK
     rows = [f"- {WORDS.settled(result)}" for result in settled[start:]]
-    while sum(map(len, rows)) > room:
+    while len(rows) > 2 * BLOCK and sum(map(len, rows)) > room:
         start, rows = start + BLOCK, rows[BLOCK:]
     older = [result for result in settled[:start] if result.status not in UNTESTED]
-    long_ago = {result.experiment for result in older}
-    later = _rank_near_misses([result for result in tested if result.experiment not in long_ago])
     return {
         "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 400),
-        "older_near_misses": _fit_rows(_list_near_misses(older), 250),
         "table": f"\n{CACHE}\n".join(rows),
         "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
         "reasons": _fit_rows((WORDS.reason(result) for result in tested[-EXPLAINED:] if result.postmortem), 1_100),
-        "near": ", ".join(f"#{result.experiment}" for result in later),
     }
 
 
@@ -152,9 +149,7 @@ def _tell_as_before(state: State, judged: Sequence[Decided], tested: Sequence[De
     recent += map(WORDS.recent, tested[-EXPLAINED:])
     return {
         "outline": "",
-        "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "recent": _fit_rows(recent, 3750),
-        "near_misses": _fit_rows(_list_near_misses(tested), 450),
         "refused": _fit_rows(map(WORDS.line, untested), 400),
         "lessons": _fit_rows(map(WORDS.lesson, _select_lessons(tested[:-told])), 300 if state.notebook else 900),
     }
@@ -169,16 +164,14 @@ def show_source(state: State, tip: ev.Committed, read: Callable[[ev.Digest], str
     while lineage[0].experiment:
         lineage.insert(0, state.parents[lineage[0].parent])
     texts = [read(commit.source) for commit in lineage]
-    base, before, changes = texts[0], list[str](), list[str]()
+    base, changes = texts[0], list[str]()
     for commit, old, new in zip(lineage[1:], texts, texts[1:], strict=False):
-        before.append(WORDS.keep(kept[commit.experiment], ""))
         changes.append(WORDS.keep(kept[commit.experiment], diff(old, new)))
         if sum(map(len, changes)) > CHANGES * CHARACTERS:
             base, changes = new, []
     if len(texts[-1]) > SOURCE * CHARACTERS:  # the researcher is shown its beginning, and the rest by a tool
         base, changes = texts[-1], []
-    before = before[: len(before) - len(changes)]
-    return {"base": base.rstrip("\n"), "before": _fit_rows(before, 500), "changes": f"\n{CACHE}\n".join(changes)}
+    return {"base": base.rstrip("\n"), "changes": f"\n{CACHE}\n".join(changes)}
 
 
 def describe_notebook(state: State) -> str:
@@ -218,14 +211,14 @@ def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
 
 def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     """Return discarded changes that looked like a gain, the most promising last."""
-    return [WORDS.line(result, brief=True) for result in _rank_near_misses(results)]
-
-
-def _rank_near_misses(results: Sequence[Decided]) -> list[Decided]:
-    """Return the most promising of the discarded changes that looked like a gain, the best last."""
-    measured = [(r.verdict.gain, r.verdict.error, r) for r in results if isinstance(r.verdict, ev.Discarded)]
-    near = [(gain / error, r.experiment, r) for gain, error, r in measured if gain > thresholds.NEAR_MISS * error > 0]
-    return [result for *_, result in sorted(near, key=lambda found: found[:2])[-NEAR_MISSES:]]
+    ranked = [
+        (verdict.gain / verdict.error, WORDS.line(result, brief=True))
+        for result in results
+        if isinstance(verdict := result.verdict, ev.Discarded)
+        and verdict.error
+        and verdict.gain > thresholds.NEAR_MISS * verdict.error
+    ]
+    return [line for _, line in sorted(ranked)[-NEAR_MISSES:]]
 
 
 def _list_under_way(state: State) -> Iterator[str]:
