@@ -6,6 +6,7 @@ error of the model is a reply, too, so a replay needs no exceptions.
 
 import hashlib
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,7 +22,7 @@ OnWait = Callable[[float, str], Awaitable[None]]  # takes the end of a pause, in
 
 SUBMIT = "submit"
 MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
-CACHE = "<!-- cache -->"  # in an opening, ends a part that changes less often than the next; used twice at most
+CACHE = "<!-- cache -->"  # a line of an opening that ends a part, which changes less often than the next
 STUB = "(left out to save room; call the tool again if you need it)"
 TOKENS = {
     "input": "input_tokens",
@@ -89,7 +90,7 @@ class Reply:
 
     @classmethod
     def from_error(cls, stop_reason: str, error: str) -> "Reply":
-        """Return a reply without a message, at no cost; the reason is `failed`, `unaffordable` or a full context."""
+        """Return a reply without a message, at no cost, for one of the reasons that `ask` knows."""
         return cls({"content": [], "stop_reason": stop_reason, "error": error}, usd=0.0)
 
     @property
@@ -127,6 +128,11 @@ class Environment(Protocol):
         ...
 
 
+def split_opening(opening: str) -> list[str]:
+    """Return the parts of an opening. A mark inside a line, such as one in a script, ends none."""
+    return re.split(f"^{CACHE}$", opening, flags=re.MULTILINE)
+
+
 def count_tokens(usage: Json) -> dict[str, int]:
     """Return the tokens of a Reply from a message's usage."""
     return {name: count if isinstance(count := usage.get(field), int) else 0 for name, field in TOKENS.items()}
@@ -136,7 +142,7 @@ async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
     """Hold a conversation until the agent hands in a valid answer. Raises NoAnswer."""
     prompt = agent.prompt
     await environment.begin(agent, opening)
-    parts = [{"type": "text", "text": part.strip()} for part in opening.split(CACHE, 2)]
+    parts = [{"type": "text", "text": part} for text in split_opening(opening) if (part := text.strip())]
     conversation = _Conversation(agent, prompt.model, prompt.max_tokens, [{"role": "user", "content": parts}])
     spent = 0
     for turns_left in reversed(range(prompt.max_turns)):
@@ -154,6 +160,8 @@ async def ask(agent: Agent[T], environment: Environment, opening: str) -> T:
                 conversation.drop_truncated()
             case "model_context_window_exceeded":
                 conversation.drop_results()
+            case "capped":
+                raise NoAnswer(str(reply.message["error"]))
             case "failed" | "unaffordable" | "refusal":
                 why = str(reply.message.get("error") or f"the {agent.name}'s model refused to answer")
                 if reply.stop_reason == "unaffordable" or prompt.fallback in ("", conversation.model):

@@ -153,7 +153,7 @@ class Claude:
         try:
             async with (
                 asyncio.timeout(TURN_TIMEOUT),
-                self.client.messages.stream(**_make_arguments(request, effort)) as stream,
+                self.client.messages.stream(**make_arguments(request, effort)) as stream,
             ):
                 message = await _read_message(stream)
         except anthropic.BadRequestError as error:
@@ -210,7 +210,7 @@ async def _read_message(stream: AsyncMessageStream[None]) -> Json:
     return json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
+def make_arguments(request: Request, effort: str) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens,
@@ -222,10 +222,15 @@ def _make_arguments(request: Request, effort: str) -> dict[str, Any]:
 
 
 def _mark_cache(messages: tuple[Json, ...]) -> list[Json]:
-    """Mark the opening's stable parts for caching, for the next experiment, and all the rest, for the next turn."""
+    """Mark for the next experiment the opening's first part and the last but one, and for the next turn all of it.
+
+    With the system prompt these are the four marks that the API allows. What an earlier request stored is found up to
+    twenty blocks before a mark, so parts may have been added in front of one since.
+    """
     marked = [message | {"content": list(message["content"])} for message in messages]
-    stable = marked[0]["content"][:-1][:2]  # with the system prompt and the end, all that the API allows
-    marked[0]["content"][: len(stable)] = [part | HOUR for part in stable]
+    opening = marked[0]["content"]
+    for at in {0, len(opening) - 2} & set(range(len(opening) - 1)):
+        opening[at] = opening[at] | HOUR
     marked[-1]["content"][-1] = marked[-1]["content"][-1] | MINUTES
     return marked
 

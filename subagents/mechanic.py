@@ -50,7 +50,9 @@ async def edit(
         return found.text if found.is_error else ""
 
     agent = Agent("mechanic", prompt, Edited, files.tools, accept)
-    answer = await ask(agent, environment, prompt.render_opening({**facts, "source": source}))
+    answer = await ask(
+        agent, environment, prompt.render_opening({"base": source, "changes": "", **facts, "source": source})
+    )
     if answer.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")
     return files.text, answer

@@ -18,6 +18,8 @@ from subagents.errors import PromptError
 from subagents.tools import describe_faults
 
 NAMES = ("researcher", "mechanic", "reflector", "notebook")
+OLDER = {"lessons", "outline", "recent", "refused", "source"}
+"""Facts that prompts of earlier versions ask for, and the default no longer."""
 OPENING = "<!-- opening -->"
 PREFIX = "cli:"  # of a model that is a program
 MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -93,6 +95,7 @@ def load_prompts(folder: Path, style: str = "default", base: str = "default") ->
 def _check_opening(prompt: Prompt, default: Prompt, folders: Sequence[Path]) -> None:
     """Render the opening once, from the facts that the default's asks for. Raises PromptError."""
     known, asked = (meta.find_undeclared_variables(JINJA.parse(each.template)) for each in (default, prompt))
+    known |= OLDER
     for fact in sorted(asked - known):
         where = _find_place(rf"{{[{{%][^}}]*\b({fact})\b", folders)
         raise PromptError(f"{where}: no fact is called {fact!r}; there are {', '.join(sorted(known))}")

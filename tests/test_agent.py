@@ -218,9 +218,10 @@ def test_a_request_is_named_by_everything_in_it():
 
 
 def test_what_stays_the_same_is_a_block_of_its_own():
-    world, _ = asked(ANSWER, opening=f"The code.\n\n{CACHE}\nThe task.")
+    world, _ = asked(ANSWER, opening=f"The code: '{CACHE}'\n\n{CACHE}\n- A row.\n{CACHE}\n\n{CACHE}\nThe task.")
 
-    assert [block["text"] for block in world.requests[0].messages[0]["content"]] == ["The code.", "The task."]
+    told = [block["text"] for block in world.requests[0].messages[0]["content"]]
+    assert told == [f"The code: '{CACHE}'", "- A row.", "The task."]
 
 
 def test_a_bug_in_a_tool_is_no_result():

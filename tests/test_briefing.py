@@ -1,6 +1,7 @@
 """The researcher's briefing: complete, and of the same length at experiment 20 and at experiment 1,000."""
 
 import random
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from orchestrator.agents import briefing
 from orchestrator.core.events import Family, Granted, GuidanceChanged, Proposed, Record, Started, Unanswered
 from orchestrator.core.state import fold
 from orchestrator.policy import judge, thresholds
-from subagents.agent import CACHE
+from subagents.agent import split_opening
 from subagents.prompts import load_prompts
 from tests import synthetic
 
@@ -120,25 +121,57 @@ def test_a_lesson_is_passed_on_whole_and_the_last_wishes_with_it(night):
     assert all(result.postmortem.next in facts["wishes"] for result in told[-briefing.SUGGESTIONS :])
 
 
-def test_the_best_train_py_is_whole_in_the_part_that_stays_the_same_until_a_keep():
-    records = synthetic.records(200)
-    cut = max(i for i, r in enumerate(records) if r.event.kind == "discarded")
-    early, late = fold(records[:cut]), fold(records[: cut + 1])
+def list_parts(log, count, agent="researcher"):
+    """The parts of an opening after so many records, but the last one."""
+    state = fold(log.records[:count])
+    facts = briefing.brief_researcher(state, state.next, 1, SOURCE) | briefing.show_source(state, state.parent, log.get)
+    return [part.strip() for part in split_opening(PROMPTS[agent].render_opening({**facts, "reason": "a stall"}))][:-1]
 
-    openings = [PROMPTS["researcher"].render_opening(briefing.brief_researcher(s, 1, 1, SOURCE)) for s in (early, late)]
 
-    (stable, before), (same, after) = (text.split(CACHE) for text in openings)
-    assert SOURCE.rstrip() in stable
-    assert stable == same
-    assert before != after
-    assert "read_train_py" not in stable
+def test_what_is_settled_only_grows_at_its_end():
+    """But for a cut of the table, a keep, and a train.py with too many changes."""
+    log = synthetic.log(60)
+    closed = [i + 1 for i, r in enumerate(log.records) if r.event.kind in ("reflected", "refused", "abandoned")][-14:]
+    before, grown = list_parts(log, closed[0]), 0
+    for count in closed[1:]:
+        parts = list_parts(log, count)
+        assert parts[0] == before[0]
+        shared = sum(a == b for a, b in zip(parts, before, strict=False))
+        grown += parts[:-1] == before
+        assert shared == len(before) or "# Kept since" in parts[1] or parts[1] != before[1], "a row has changed"
+        before = parts
+    assert grown > 7
+
+
+def test_a_keep_adds_its_change_to_a_train_py_that_stays():
+    log = synthetic.log(250)
+    kept = [(i, r.event.experiment) for i, r in enumerate(log.records) if r.event.kind == "promoted"][1:]
+
+    for at, number in kept:
+        state = fold(log.records[: at + 1])
+        shown = briefing.show_source(state, state.parent, log.get)
+        assert log.get(state.parent.source).strip() == apply_changes(shown).strip(), number
+        assert len(shown["changes"]) <= briefing.CHANGES * briefing.CHARACTERS
+    before = [briefing.show_source(s, s.parent, log.get) for s in (fold(log.records[: at + 1]) for at, _ in kept)]
+    assert 1 < len({shown["base"] for shown in before}) < len(kept), "it begins anew only now and then"
+
+
+def apply_changes(shown):
+    """The train.py that a base and the changes after it make."""
+    lines = shown["base"].splitlines()
+    for hunk in re.findall(r"@@ -(\d+).*@@\n((?:[ +-].*\n?)*)", shown["changes"]):
+        start, body = int(hunk[0]) - 1, hunk[1].splitlines()
+        old, new = ([line[1:] for line in body if line[0] != sign] for sign in "+-")
+        assert lines[start : start + len(old)] == old
+        lines[start : start + len(old)] = new
+    return "\n".join(lines)
 
 
 def test_a_longer_train_py_is_cut_between_lines_with_a_note_where_it_goes_on():
     long = SOURCE + "# and so on\n" * 5_000
 
     told = briefing.brief_researcher(synthetic.log(5).state, 6, 1, long)
-    stable, _ = PROMPTS["researcher"].render_opening(told).split(CACHE)
+    stable, *_ = split_opening(PROMPTS["researcher"].render_opening(told))
 
     rest = int(told["rest"])
     assert told["source"].splitlines() == long.splitlines()[: rest - 1]

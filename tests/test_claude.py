@@ -11,8 +11,9 @@ import pytest
 from llmock.scenarios import Fail, Reply, StreamFault, ToolCall, ToolFault
 
 from subagents.agent import Request
-from subagents.claude import ATTEMPTS, Claude, connect
+from subagents.claude import ATTEMPTS, Claude, connect, make_arguments
 from tests.conversations import text
+from tests.metering import PromptCache
 from tests.scripted import events, served
 
 KEY = "sk-secret-0123456789"
@@ -275,6 +276,7 @@ def test_the_wire_is_what_any_server_understands():
         Asking(url)(messages=(user,), effort="medium")
 
     body = got[0]["body"]
+    PromptCache().count(body, now=0.0)  # which knows what the API allows
     assert body["stream"] is True
     assert set(body) == {"model", "max_tokens", "system", "messages", "tools", "output_config", "stream"}
     assert body["system"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
@@ -282,6 +284,26 @@ def test_the_wire_is_what_any_server_understands():
     assert stable["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
     assert new["cache_control"] == {"type": "ephemeral"}
     assert user["content"][1] == {"type": "text", "text": "new"}
+
+
+def test_each_request_finds_in_the_cache_what_earlier_ones_had_settled():
+    """A row more, another end, another turn; and after a keep the beginning."""
+    cache, long = PromptCache(), "x" * 3500  # a thousand tokens, roughly
+
+    def read(*parts, turns=()):
+        said = [{"role": "user", "content": [text(part + long) for part in parts]}]
+        said += [{"role": role, "content": [text(words + long)]} for role, words in turns]
+        usage = cache.count(make_arguments(request(system=long, messages=tuple(said)), ""), now=0.0)
+        return round(usage["cache_read_input_tokens"], -3)
+
+    assert read("source", "row 1", "state 1") == 0
+    turns = [("assistant", "called"), ("user", "result")]
+    assert read("source", "row 1", "state 1", turns=turns) == 4000
+    assert read("source", "row 1", "state 1", turns=[*turns, *turns]) == 6000
+    assert read("source", "row 1", "row 2", "row 3", "state 2") == 3000
+    assert read("source", "row 1", "row 2", "row 3", "row 4", "state 3") == 5000
+    assert read("source", "kept", "row 1", "row 2", "state 4") == 2000
+    assert read("another", "row 1", "state 5") == 1000
 
 
 def test_what_a_proxy_for_openai_compatible_servers_speaks():

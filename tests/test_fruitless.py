@@ -103,6 +103,21 @@ def test_no_model_is_asked_about_an_experiment_that_has_cost_enough(tmp_path):
     assert {request.agent for request in model.asked} == {"researcher"}
 
 
+def test_a_conversation_has_no_further_turn_once_its_experiment_has_cost_enough(tmp_path):
+    """The researcher looks something up first: its second turn is one too many, round after round."""
+    session = night(tmp_path, model := Player(["turn"]), experiments=2, experiment_usd=0.01)
+
+    (fell,) = list_events(session, ev.FellBack)
+    assert fell.reason.endswith("models have cost $0.01 for it, and may cost $0.01")
+    assert all(len(request.messages) == 1 for request in model.asked)
+    assert model.count_openings("researcher") == thresholds.MAX_FRUITLESS
+
+    async def live(tape):
+        await run(tape, make_crew(tape, tape), tape)
+
+    assert not run_virtually(replay(Tape(session.records, session.get), live))
+
+
 def test_asked_again_after_a_resumption():
     log = [
         started(),

@@ -105,7 +105,7 @@ def test_a_failed_check_goes_back_before_anything_is_handed_in():
 def test_the_opening_fits_and_the_code_comes_first():
     long = ORDER | {"instructions": "x" * 2500}
 
-    opening = PROMPT.render_opening(long | {"source": SOURCE})
+    opening = PROMPT.render_opening(long | {"base": SOURCE, "changes": ""})
 
     assert synthetic.count_tokens(PROMPT.system + opening) <= 14_000
     assert opening.index(SOURCE.strip()) < opening.index("<!-- cache -->") < opening.index("Deepen")
@@ -116,7 +116,7 @@ def test_after_a_crash_it_is_told_where_in_its_own_file():
     stage, log = broken(TRACEBACK)
 
     facts = packets.pack_repair(stage, log, "-a\n+b")
-    opening = PROMPT.render_opening(facts | {"source": SOURCE})
+    opening = PROMPT.render_opening(facts | {"base": SOURCE, "changes": ""})
 
     assert "| line 321, in <module>: loss = train_step(batches, progress).item()" in opening
     assert "| line 150, in forward: x = x @ y" in opening

@@ -11,7 +11,7 @@ from orchestrator.agents import briefing, packets
 from orchestrator.cli.preflight import load_style
 from orchestrator.core.state import Broken, Candidate
 from subagents.errors import PromptError
-from subagents.prompts import JINJA, NAMES, OPENING, load_prompts, parse_prompt
+from subagents.prompts import JINJA, NAMES, OLDER, OPENING, load_prompts, parse_prompt
 from tests import synthetic
 from tests.test_reflector import crashed, decided
 from tests.test_researcher import brief_consolidation
@@ -29,7 +29,7 @@ def facts():
     order = packets.pack_order(synthetic.proposal(random.Random(0)))
     return {
         "researcher": briefing.brief_researcher(log.state, 31, 2, synthetic.source(), ["turn DEPTH"]),
-        "mechanic": {**order, "source": synthetic.source()},
+        "mechanic": {**order, "base": synthetic.source(), "changes": ""},
         "notebook": brief_consolidation(log.state, synthetic.source()),
         "reflector": packets.pack_reflection(state, stage, "log", "-a\n+b", synthetic.source()),
     }
@@ -44,9 +44,9 @@ def list_placeholders(prompt):
 def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
     prompt = load_prompts(FOLDER, style)[name]
 
-    needless = {"outline"}  # which only older sessions' prompts ask for
+    needless = OLDER - ({"source"} if name in ("researcher", "notebook") else set())
     if name == "notebook":
-        needless |= {"first", "count", "program", "silence", "stall", "in_flight", "suggestions"}
+        needless |= {"first", "count", "silence", "stall", "in_flight", "suggestions"}
     assert list_placeholders(prompt) == facts()[name].keys() - needless
     assert "{{" not in prompt.render_opening(facts()[name])
     assert "<!-- include" not in prompt.system
@@ -57,7 +57,7 @@ def test_the_crash_packet_fills_the_same_opening():
 
     packet = packets.pack_repair(Broken(Candidate(stage.proposal, stage.commit), stage.crash), "log", "-a\n+b")
 
-    assert packet.keys() | {"source"} == list_placeholders(load_prompts(FOLDER)["mechanic"])
+    assert packet.keys() | {"base", "changes"} == list_placeholders(load_prompts(FOLDER)["mechanic"])
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -1,15 +1,20 @@
 """Select and cut the facts of the researcher's briefing; `templates/briefing.txt` puts them into words.
 
 It is pure, and as long at experiment 1,000 as at experiment 20: each section has its own budget of tokens.
+
+What is settled comes first and only grows at its end, since a model reads the same beginning at a tenth of the price
+(docs/decisions/0044). What may still change comes last.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import get_args
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import average_recent_loss, average_telemetry
+from orchestrator.core.source import diff
 from orchestrator.core.state import UNTESTED, Candidate, Decided, State, Training
 from orchestrator.core.templates import Macros, load_templates
 from orchestrator.core.text import flatten, shorten
@@ -19,6 +24,7 @@ from orchestrator.policy.judge import describe_rule
 from orchestrator.policy.limits import estimate_run_seconds, find_stall
 from orchestrator.policy.proposals import describe_settings
 from prepare.constants import list_declarations
+from subagents.agent import CACHE
 from subagents.logs import count_fitting, fence, quote
 
 CHARACTERS = 3.5
@@ -36,6 +42,10 @@ SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
 DIFF = 2_400
 """Tokens of a diff."""
+CHANGES = 1_200
+"""Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
+TABLE, BLOCK, BLOCKS = 2_400, 5, 8
+"""Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 NOTEBOOK, DRAFTS = 1_100, 250
 """Tokens of the notebook, and of the drafts that came after it."""
 FAMILIAR = 10
@@ -81,12 +91,8 @@ def brief_researcher(
     task, scores, lines = state.session.task, _list_scores(state), source.splitlines()
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
     judged = [result for result in state.judged if result.experiment > 0]
-    untested = [result for result in judged if result.status in UNTESTED and not result.is_lost]
     tested = [result for result in judged if result.status not in UNTESTED]
-    told = FAMILIAR if state.notebook else RECENT
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
-    recent = [WORDS.recent(result, explained=False) for result in tested[-told:-EXPLAINED]]
-    recent += map(WORDS.recent, tested[-EXPLAINED:])
     return {
         "first": str(first),
         "count": str(count),
@@ -101,22 +107,71 @@ def brief_researcher(
         "stall": _describe_stall(tested),
         "guidance": clip(state.guidance.strip(), 900),
         "source": "\n".join(lines[:shown]),
+        "base": source,
+        "changes": "",
         "rest": str(shown + 1) if shown < len(lines) else "",
         "constants": _fit_rows(list_declarations(source), 1300),
-        "outline": "",  # prompts of older sessions ask for it
-        "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "calibration": _describe_calibration(tested),
         "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
-        "recent": _fit_rows(recent, 3750),
-        "families": _fit_rows(_summarize_families(tested), 450),
+        "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
-        "refused": _fit_rows(map(WORDS.line, untested), 400),
+        "families": _fit_rows(_summarize_families(tested), 450),
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "notebook": describe_notebook(state),
-        "lessons": _fit_rows(map(WORDS.lesson, _select_lessons(tested[:-told])), 300 if state.notebook else 900),
         "wishes": _fit_rows(map(WORDS.wish, [result for result in tested if result.postmortem][-SUGGESTIONS:]), 400),
         "suggestions": _fit_rows(suggestions, 350),
+        **_tell_settled(state, tested),
+        **_tell_as_before(state, judged, tested),
     }
+
+
+def _tell_settled(state: State, tested: Sequence[Decided]) -> dict[str, str]:
+    """Return a table that only grows, what was learned before it, and what is too new for it or may still change."""
+    settled, room = [replace(result, reverted=False) for result in state.tried], TABLE * CHARACTERS  # a row stays
+    start = max(0, len(settled) // BLOCK - BLOCKS) * BLOCK
+    rows = [f"- {WORDS.settled(result)}" for result in settled[start:]]
+    while len(rows) > 2 * BLOCK and sum(map(len, rows)) > room:
+        start, rows = start + BLOCK, rows[BLOCK:]
+    older = [result for result in settled[:start] if result.status not in UNTESTED]
+    return {
+        "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 400),
+        "table": f"\n{CACHE}\n".join(rows),
+        "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
+        "reasons": _fit_rows((WORDS.reason(result) for result in tested[-EXPLAINED:] if result.postmortem), 1_100),
+    }
+
+
+def _tell_as_before(state: State, judged: Sequence[Decided], tested: Sequence[Decided]) -> dict[str, str]:
+    """Return the facts that only prompts of older sessions ask for, in the words of that time."""
+    told = FAMILIAR if state.notebook else RECENT
+    untested = [result for result in judged if result.status in UNTESTED and not result.is_lost]
+    recent = [WORDS.recent(result, explained=False) for result in tested[-told:-EXPLAINED]]
+    recent += map(WORDS.recent, tested[-EXPLAINED:])
+    return {
+        "outline": "",
+        "recent": _fit_rows(recent, 3750),
+        "refused": _fit_rows(map(WORDS.line, untested), 400),
+        "lessons": _fit_rows(map(WORDS.lesson, _select_lessons(tested[:-told])), 300 if state.notebook else 900),
+    }
+
+
+def show_source(state: State, tip: ev.Committed, read: Callable[[ev.Digest], str]) -> dict[str, str]:
+    """Return the facts of a kept train.py: an older one in full, and the changes that were kept since, in their order.
+
+    The older one stays until the changes are too long, so that a keep leaves the beginning of an opening as it is.
+    """
+    lineage, kept = [tip], {result.experiment: result for result in state.judged}
+    while lineage[0].experiment:
+        lineage.insert(0, state.parents[lineage[0].parent])
+    texts = [read(commit.source) for commit in lineage]
+    base, changes = texts[0], list[str]()
+    for commit, old, new in zip(lineage[1:], texts, texts[1:], strict=False):
+        changes.append(WORDS.keep(kept[commit.experiment], diff(old, new)))
+        if sum(map(len, changes)) > CHANGES * CHARACTERS:
+            base, changes = new, []
+    if len(texts[-1]) > SOURCE * CHARACTERS:  # the researcher is shown its beginning, and the rest by a tool
+        base, changes = texts[-1], []
+    return {"base": base.rstrip("\n"), "changes": f"\n{CACHE}\n".join(changes)}
 
 
 def describe_notebook(state: State) -> str:

@@ -78,6 +78,7 @@ class ClaudeCrew:
         advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
         suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
+        facts |= briefing.show_source(state, state.parent, self.log.get)
         agent = researcher.make_agent(prompt, state, source, tools, partial(self.log.append, step.task_id))
         answer = await ask(agent, environment, prompt.render_opening(facts))
         own, sign = {"author": "researcher", "reverts": None}, state.session.task.metric.sign
@@ -88,6 +89,7 @@ class ClaudeCrew:
         """Return the state with a notebook that is rewritten from the evidence; without an answer it stays as it is."""
         prompt, source, notebook = self.prompts["notebook"], self.log.get(state.parent.source), None
         facts = briefing.brief_researcher(replace(state, notebook=None), step.first, 1, source)
+        facts |= briefing.show_source(state, state.parent, self.log.get)
         facts |= {"notebook": briefing.describe_notebook(state), "reason": reason}
         agent = Agent("notebook", prompt, Notebook, tuple(tools), partial(researcher.find_notebook_fault, state))
         with suppress(NoAnswer):
@@ -97,12 +99,14 @@ class ClaudeCrew:
         return apply(state, Record(seq=0, at=state.now, task_id=step.task_id, event=noted))
 
     async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:
-        return await self._edit(state, step, proposal, source, packets.pack_order(proposal))
+        shown = briefing.show_source(state, state.parent, self.log.get)
+        return await self._edit(state, step, proposal, source, packets.pack_order(proposal) | shown)
 
     async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
         change = diff_from_parent(state, commit, self.log.get)
         facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, source)
+        facts |= briefing.show_source(state, state.parents[commit.parent], self.log.get)
         repaired = await self._edit(state, step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
 

@@ -76,9 +76,13 @@ def find_notebook_fault(state: State, notebook: Notebook) -> str:
     tested = {0, *(result.experiment for result in state.judged if result.status not in UNTESTED)}
     for belief in notebook.beliefs:
         named = {int(number) for number in re.findall(r"#(\d+)", belief)}
-        measured = named & tested or re.search(r"experiment \d+ of ", belief)
+        measured = named & tested or re.search(r"experiments? \d[\d, and]* of ", belief)
         if (unknown := named - tested - state.open.keys()) or not measured:  # what is under way may be named, too
-            fault = f"#{min(unknown or named)} has measured nothing" if named else "it names no experiment, such as #3"
+            fault = (
+                f"#{min(unknown or named)} has measured nothing"
+                if named
+                else "it names no experiment, such as #3 or experiment 7 of another night"
+            )
             return f"beliefs: {belief[:60]!r}: {fault}. Without evidence it is a question or an idea"
     return ""
 

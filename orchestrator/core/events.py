@@ -147,7 +147,8 @@ class SessionLimits(Frozen):
     experiments: int | None = None
     usd: float | None = None
     experiment_usd: float | None = None
-    """No conversation is begun about an experiment on which models have cost as much."""
+    """No conversation is begun about an experiment on which models have cost as much; one under way has no further
+    turn."""
 
 
 class SessionProfile(Frozen):

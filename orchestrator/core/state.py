@@ -265,7 +265,10 @@ class State:
     """Wall seconds of the latest runs."""
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
     costs: Mapping[int, float] = field(default_factory=dict[int, float])
-    """Dollars that models have cost, by experiment; a request for several proposals counts for the first."""
+    """Dollars that models have cost, by experiment; a request for several proposals counts for the first.
+
+    A round without an answer counts for none, so that the next one has as much to spend.
+    """
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     notebook: ev.Notebook | None = None
     shelved: tuple[ev.Proposal, ...] = ()
@@ -389,7 +392,8 @@ def apply(state: State, record: ev.Record) -> State:
             state = replace(state, consolidated=len(state.tried)) if reason else state
             return replace(state, notebook=notebook, shelved=()) if notebook else state
         case ev.Unanswered(reason=reason):
-            return replace(_count_setback(state, reason), unanswered=state.unanswered + 1)
+            costs = {n: usd for n, usd in state.costs.items() if n < state.next and n not in state.skipped}
+            return replace(_count_setback(state, reason), unanswered=state.unanswered + 1, costs=costs)
         case ev.FellBack(reason=reason):
             return replace(state, fallback=reason, fruitless=0)
         case ev.Waiting() as event:

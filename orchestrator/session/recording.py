@@ -5,6 +5,7 @@ import json
 from typing import Any, Protocol
 
 from orchestrator.core import events as ev
+from orchestrator.policy.limits import explain_cap
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape
 from subagents.agent import Agent, OnWait, Reply, Request
@@ -32,7 +33,9 @@ class Live:
     async def pause(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def reply(self, request: Request, on_wait: OnWait) -> Reply:
+    async def reply(self, request: Request, on_wait: OnWait, experiment: int) -> Reply:
+        if (cap := explain_cap(self.log.state, experiment)) and len(request.messages) > 1:
+            return Reply.from_error("capped", cap)
         most = self.model.at_most(request) or 0.0
         if not await self._reserve(most):
             reason = f"the next request could exceed ${self.limit:g}"
@@ -97,7 +100,7 @@ class Recording:
         await self.outside.pause(seconds)
 
     async def reply(self, request: Request) -> Reply:
-        reply = await self.outside.reply(request, self._wait)
+        reply = await self.outside.reply(request, self._wait, self.experiment)
         parts = [part for said in request.messages if said.get("role") == "user" for part in said["content"]]
         words = [part.get("text", part.get("content")) for part in parts if part.get("tool_use_id") not in self.used]
         told, self.known = words[self.known or len(words) :], len(words)

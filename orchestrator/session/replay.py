@@ -15,7 +15,7 @@ from typing import NoReturn, TypeVar, cast
 from orchestrator.core import events as ev
 from orchestrator.core.source import diff
 from orchestrator.ports import Log
-from subagents.agent import Reply, Request
+from subagents.agent import Reply
 from subagents.tools import Tool, ToolCall, ToolResult
 
 E = TypeVar("E", bound=ev.Event)
@@ -127,9 +127,8 @@ class Tape(Log):
     async def pause(self, seconds: float) -> None:
         """Return at once: the recording has the time."""
 
-    async def reply(self, request: Request, on_wait: object) -> Reply:
+    async def reply(self, *_: object) -> Reply:
         """Return the recorded reply. The request is compared when the reply is appended."""
-        del request, on_wait
         while isinstance(event := await self.expect(ev.ModelReplied, ev.Waiting), ev.Waiting):
             await self.append(_get_task_id(), event)
         return Reply(event.message, event.tokens.model_dump(), event.usd)
