@@ -116,7 +116,7 @@ def test_an_interrupt_that_a_library_swallows_or_renames_still_ends_the_command(
     assert (done.stderr.strip() == said) is (code == 130)
 
 
-@pytest.mark.parametrize("word", ["granted", "scored"])
+@pytest.mark.parametrize("word", ["granted", pytest.param("scored", marks=pytest.mark.soak)])
 def test_sigterm_stops_at_once_and_the_night_goes_on_later(place, word):
     life = begun(place, *NIGHT)
     wait_for_line(life, word)

@@ -32,15 +32,11 @@ BUSY_SECONDS = 60.0
 """Seconds to wait for another program that holds the file's lock, where no night waits; one waits until its end."""
 RETRY = 0.5
 """Seconds between two attempts to write during a night, and of each."""
-DELETING = 5.0
-"""Seconds in which another program has deleted a folder."""
 MAX_BYTES = 64 << 20
 """Largest size of one event or text, decompressed; anything larger is treated as damage."""
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 """Exceptions that parsing or folding a damaged event may raise."""
 
-Mark = tuple[int, int, int]
-"""Inode, size and time of change of a file; zeros where there is none."""
 _BEGAN = time.time() - time.monotonic()
 
 
@@ -74,7 +70,7 @@ class Session(Log):
         self.path, self.salvage, self.turn = path, salvage, asyncio.Lock()
         self.packed: dict[Digest, bytes] = {}
         """All texts of a file that is written, compressed: it may be damaged while it is open."""
-        self.marks: list[Mark] = []
+        self.marks: list[tuple[int, int, int]] = []
         self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
         """Tells the user why the night waits, or what is lost."""
         try:
@@ -120,7 +116,7 @@ class Session(Log):
         with suppress(*(KeyError, SessionError) if self.salvage else ()):
             if (text := self.texts.get(name)) is not None:
                 return text
-            return _decode(name, self.packed[name]) if name in self.packed else _read_text(self.db, name)
+            return _decode_text(name, self.packed[name]) if name in self.packed else _read_text(self.db, name)
         return "(damaged)"
 
     def fork(self, path: Path, at: int) -> "Session":
@@ -132,7 +128,7 @@ class Session(Log):
     def close(self) -> None:
         """Close the file; a running session's is left whole, whatever another program has done to it."""
         with suppress(sqlite3.Error, OSError):
-            self._mend()
+            self._repair()
         self.db.close()
 
     def _number(self, task_id: str, events: Iterable[Event]) -> list[Record]:
@@ -143,8 +139,8 @@ class Session(Log):
         """Write records, texts, and those that were put, and fold the records. Raises SessionError."""
         put = {**dict(texts), **{name: zlib.compress(text.encode(), 9) for name, text in self.texts.items()}}
         try:
-            self._mend()
-            _insert(self.db, records, put)
+            self._repair()
+            _write_rows(self.db, records, put)
             self.marks = self._read_marks()
         except (sqlite3.Error, OSError) as error:
             safe = "; earlier events are safe: resume" * isinstance(error, sqlite3.OperationalError | OSError)
@@ -153,14 +149,14 @@ class Session(Log):
         self.texts.clear()
         self.fold(*records)
 
-    def _read_marks(self) -> "list[Mark]":
+    def _read_marks(self) -> list[tuple[int, int, int]]:
         """Return inode, size and time of change of the file, of its -wal, and of its -shm, which is always changing."""
         paths = [self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm")]
         found = [path.stat() if path.exists() else None for path in paths]
         marks = [(file.st_ino, file.st_size, file.st_mtime_ns) if file else (0, 0, 0) for file in found]
         return [*marks[:2], (*marks[2][:2], 0)]
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Write the session anew if another program has deleted, replaced or damaged its file. Raises SQLite's errors.
 
         What was measured is in memory, so nothing is lost. A -shm that was cut off is lengthened first: SQLite has it
@@ -175,35 +171,24 @@ class Session(Log):
         self.marks = self._read_marks()
 
     def _is_whole(self) -> bool:
-        """Return whether the file has all that was written to it. Raises OperationalError where it is locked."""
+        """Return whether the file can be read and has all that was written to it."""
         counts = "select (select count(*) from events), (select count(*) from texts)"
         try:
             with closing(sqlite3.connect(self.path, timeout=RETRY)) as db:
                 db.execute("pragma wal_checkpoint(truncate)")  # pages that are damaged may lie there as well
                 sound = db.execute("pragma quick_check").fetchall() == [("ok",)]
                 events, texts = db.execute(counts).fetchone()
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-                raise
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
             return False
         return sound and events >= len(self.records) and texts >= len(self.packed)
 
     def _rewrite(self) -> None:
         """Write a new file, put it in its place, and open it. Raises SQLite's errors and OSError."""
-        until = time.monotonic() + DELETING
-        while True:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open_replacement(self.path) as part, closing(_lay_out(part)) as copy:
-                    _insert(copy, self.records, self.packed)
-                break
-            except (sqlite3.OperationalError, OSError):  # what deletes the folder is not done yet
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
-        self.db.close()
-        for end in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+        with open_replacement(self.path) as part, closing(_create(part)) as copy:
+            _write_rows(copy, self.records, self.packed)
+            self.db.close()
+            for end in ("-wal", "-shm"):  # before the new file is there, which they do not belong to
+                self.path.with_name(self.path.name + end).unlink(missing_ok=True)
         self.db = _connect(self.path)
         self.say(f"{self.path} was deleted, replaced or damaged by another program: the session is written anew")
 
@@ -234,10 +219,10 @@ def _read_text(db: sqlite3.Connection, name: Digest) -> str:
         raise SessionError(f"the text {name} is damaged: {error}") from error
     if row is None:
         raise KeyError(name)
-    return _decode(name, row[0])
+    return _decode_text(name, row[0])
 
 
-def _decode(name: Digest, body: bytes) -> str:
+def _decode_text(name: Digest, body: bytes) -> str:
     """Return the compressed text of that digest. Raises SessionError."""
     stream = zlib.decompressobj()
     try:
@@ -249,7 +234,7 @@ def _decode(name: Digest, body: bytes) -> str:
     return text
 
 
-def _insert(db: sqlite3.Connection, records: Iterable[Record], texts: Mapping[Digest, bytes]) -> None:
+def _write_rows(db: sqlite3.Connection, records: Iterable[Record], texts: Mapping[Digest, bytes]) -> None:
     """Write records and compressed texts in one transaction."""
     rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
     with db:
@@ -258,11 +243,7 @@ def _insert(db: sqlite3.Connection, records: Iterable[Record], texts: Mapping[Di
 
 
 def _create(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True)
-    return _lay_out(path)
-
-
-def _lay_out(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
     db = _connect(path)
     db.executescript(SCHEMA)
     db.execute(f"pragma user_version = {VERSION}")
