@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(BIN)/nightshift --offline --hours 0.15
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONUTF8=1 $(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -33,7 +33,7 @@ gpu-check: .venv/ready
 
 soak: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable '.[cluster]'
-	NIGHTSHIFT_HUNT=1 $(BIN)/python -m pytest -m 'soak or hypothesis' -n 2 --timeout 3600
+	PYTHONUTF8=1 NIGHTSHIFT_HUNT=1 $(BIN)/python -m pytest -m 'soak or hypothesis' -n 2 --timeout 3600
 
 clean:
 	rm -rf .venv data sessions build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,13 +1,23 @@
 """Begin with the files that take longest, and let no test depend on how fast the machine is."""
 
+import locale
+
+import pytest
+
 from tests.hunting import load_profile
 
 LONG = (
-    *("test_cli", "test_interruptions", "test_train", "test_output", "test_enemies", "test_loop"),
-    *("test_trial", "test_tape", "test_three_agents", "test_pasted", "test_runner"),
+    *("test_train", "test_enemies", "test_interruptions", "test_cli", "test_loop", "test_output", "test_three_agents"),
+    *("test_installed", "test_tape", "test_damage", "test_trial", "test_runner", "test_crew", "test_pasted"),
 )
 
 load_profile()
+
+
+def pytest_configure():
+    """Tests write and read UTF-8; commands that they start have the user's locale: `environment`."""
+    if locale.getpreferredencoding(False).lower() not in {"utf-8", "utf8"}:
+        raise pytest.UsageError("the tests' own files are UTF-8: set PYTHONUTF8=1, as `make test` does")
 
 
 def pytest_collection_modifyitems(items):

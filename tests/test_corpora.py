@@ -22,6 +22,7 @@ from prepare.corpus.text import _read_text, read_texts
 from prepare.manifest import DataError
 from tests.ground import environment, prepare_command
 from tests.hub import serving, shard_bytes
+from tests.hunting import try_examples
 
 NAMES = ["shard_00000.parquet", "shard_00001.parquet", "shard_06541.parquet", "shard_06542.parquet"]
 
@@ -281,6 +282,7 @@ def test_half_a_surrogate_pair_is_no_stumbling_block(tmp_path):
     assert documents(tmp_path) == ["caf?"]
 
 
+@try_examples(25)
 @given(st.lists(st.text(min_size=1, max_size=3), min_size=200, unique=True))
 def test_no_document_is_in_two_splits_and_order_is_kept(written):
     try:

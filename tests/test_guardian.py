@@ -146,8 +146,10 @@ def orchestrator(folder):
     return process, pids
 
 
-def test_kill_9_of_the_orchestrator_leaves_no_process(folder):
+def test_kill_9_of_the_orchestrator_leaves_no_process_not_even_a_suspended_one(folder):
     process, pids = orchestrator(folder)
+    for suspended in (psutil.Process(pids[0]), psutil.Process(psutil.Process(pids[0]).ppid())):
+        suspended.suspend()  # as are run and guardian by Ctrl-Z in another terminal
     process.kill()
     process.wait()
     eventually(lambda: not any(alive(pid) for pid in pids))

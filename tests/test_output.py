@@ -71,6 +71,7 @@ def test_a_night_does_not_wait_for_a_reader_that_does_not_read(place):
     os.close(writing)
 
 
+@pytest.mark.soak  # like one in tests/test_interruptions.py, with a terminal that controls the night
 def test_a_night_outlives_its_terminal(place):
     """The terminal is closed as soon as the first run shows: the kernel hangs up, and every write fails."""
     pid, terminal = pty.fork()

@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def dirty(folder):
 def night(repo):
     """The refs of a little night: a baseline, a candidate, a keep."""
     base = repo.commit(0, repo.get_head(), "LR = 2\n", "fit")
-    repo.begin_branch(base)
+    repo.advance_branch(base)
     candidate = repo.commit(1, base, "LR = 3\n", "candidate 1")
     return base, candidate, repo.promote(base, "LR = 3\n", "better")
 
@@ -150,6 +152,26 @@ def test_a_branch_that_was_deleted_or_set_back_is_brought_up_again(folder, repo)
         assert repo.trouble == ""
 
 
+@pytest.mark.parametrize("lost", ["research/may", "refs/nightshift/may/kept", "research/may refs/nightshift/may/kept"])
+def test_refs_that_are_missing_at_the_end_of_a_night_are_made_again(folder, repo, lost):
+    base, _, kept = night(repo)
+    for name in lost.split():
+        git(folder, "update-ref", "-d", name if name.startswith("refs") else f"refs/heads/{name}")
+    repo.restore_branch(kept)
+    assert git(folder, "rev-parse", "research/may", repo.kept).split() == [kept, kept]
+
+    git(folder, "branch", "-f", "research/may", base)
+    (folder / ".git").rename(folder / ".git-away")
+    with ThreadPoolExecutor() as pool:
+        settling = pool.submit(repo.restore_branch, kept, 60)
+        while not repo.trouble:
+            time.sleep(0.01)
+        (folder / ".git-away").rename(folder / ".git")
+        settling.result()
+    assert git(folder, "rev-parse", "research/may") == kept
+    assert repo.trouble == ""
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_branch_that_is_checked_out_stays_as_it_is_until_it_is_free(folder, repo, tmp_path_factory, linked):
     _, _, kept = night(repo)
@@ -168,7 +190,7 @@ def test_a_branch_that_is_checked_out_stays_as_it_is_until_it_is_free(folder, re
 
     later = repo.promote(head, "LR = 5\n", "later")
     git(tree, "switch", "-q", "--detach")
-    repo.advance_branch()
+    repo.advance_branch(later)
     assert git(folder, "rev-parse", "research/may") == later
     assert repo.trouble == ""
 
@@ -195,7 +217,7 @@ async def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folde
         start_new_session=True,
     )
     try:
-        repo.begin_branch(commit)
+        repo.advance_branch(commit)
         for number in range(2, 12):
             await lab.commit(number, commit, f"LR = {number}\n", "candidate")
             commit = await lab.promote(1, commit, f"LR = {number}  # kept\n", "keep")
@@ -203,7 +225,7 @@ async def test_a_repository_that_is_away_or_collects_garbage_is_waited_for(folde
         os.killpg(collector.pid, signal.SIGKILL)
         collector.wait()
     Repo(folder / "train.py", "may").unlock()
-    repo.advance_branch()
+    repo.advance_branch(commit)
     assert git(folder, "rev-parse", "research/may") == commit
     assert repo.trouble == ""
 
@@ -383,7 +405,7 @@ def test_a_commit_changes_no_more_lines_than_were_changed(folder, mark, endings)
 
     source = repo.read_baseline()
     base = repo.commit(0, repo.get_head(), source.replace("LR = 1", "LR = 2"), "fit")
-    repo.begin_branch(base)
+    repo.advance_branch(base)
     kept = repo.promote(base, source.replace("LR = 1\n", "LR = 3\nNEW = 5\n"), "better")
 
     assert source == "LR = 1\n\nDEPTH = 3\nWIDTH = 4\n"

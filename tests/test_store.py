@@ -1,6 +1,7 @@
 """The session file among other programs: locked, full, deleted or replaced while a night goes on; and the clock."""
 
 import asyncio
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -8,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from orchestrator.core import events as ev
-from orchestrator.session.store import Session, SessionError
+from orchestrator.session.store import SCHEMA, Session, SessionError
 from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
 
@@ -93,23 +94,120 @@ def put_an_old_copy_in_its_place(path):
     copy.replace(path)
 
 
-@pytest.mark.parametrize(
-    "harm", [remove_folder, remove_folder_of_sessions, remove_wal, replace_file, put_an_old_copy_in_its_place]
-)
-async def test_a_session_that_is_deleted_under_us_is_said_and_written_anew(session, harm):
+def truncate_file(path):
+    os.truncate(path, 0)
+
+
+def cut_file(path):
+    os.truncate(path, 5000)
+
+
+def truncate_wal(path):
+    os.truncate(f"{path}-wal", 0)
+
+
+def truncate_all(path):
+    for end in ("", "-wal", "-shm"):
+        os.truncate(f"{path}{end}", 0)
+
+
+def overwrite_in_place(path):
+    with path.open("r+b") as file:
+        file.write(b"something else" * 1000)
+
+
+def overwrite_wal(path):
+    with path.with_name("session.db-wal").open("r+b") as file:
+        file.write(b"\0" * 9000)
+
+
+def copy_an_old_one_over_it(path):
+    path.with_name("copy").unlink(missing_ok=True)
+    with closing(sqlite3.connect(path.with_name("copy"))) as old:
+        old.executescript(SCHEMA + "pragma user_version = 1")
+    path.write_bytes(path.with_name("copy").read_bytes())
+    os.truncate(f"{path}-wal", 0)
+
+
+def delete_rows(path):
+    with closing(sqlite3.connect(path)) as other:
+        other.executescript("delete from texts; delete from events where seq > 0")
+
+
+def drop_table(path):
+    with closing(sqlite3.connect(path)) as other:
+        other.executescript("drop table texts; vacuum; pragma wal_checkpoint(truncate)")
+
+
+HARMS = [
+    *(remove_folder, remove_folder_of_sessions, remove_wal, replace_file, put_an_old_copy_in_its_place),
+    *(truncate_file, cut_file, truncate_wal, truncate_all, overwrite_in_place, overwrite_wal),
+    *(copy_an_old_one_over_it, delete_rows, drop_table),
+]
+COVERED = {cut_file, truncate_wal, overwrite_in_place, overwrite_wal}
+"""Harms that may hit only what lies in the other file as well."""
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("harm", HARMS)
+async def test_a_session_that_is_deleted_or_damaged_under_us_is_said_and_written_anew(session, harm, checkpointed):
     name = session.put("a text")
     await session.append("", ev.GuidanceChanged(text="before"))
     for _ in range(2):
+        if checkpointed:
+            session.db.execute("pragma wal_checkpoint(truncate)")
+            session.write("")
         harm(session.path)
         await session.append("", ev.GuidanceChanged(text="after"))
 
     assert guidance(session) == ["before", "after", "after"]
-    assert len(session.said) == 2
-    assert "was deleted or replaced" in session.said[0]
+    assert len(session.said) == 2 or harm in COVERED
+    assert all("was deleted, replaced or damaged" in said for said in session.said)
     assert session.get(name) == "a text"
     session.close()
     assert [path.name for path in session.path.parent.iterdir() if path.name != "copy"] == ["session.db"]
     assert Session(session.path).get(name) == "a text"
+
+
+def empty_shm(path):
+    os.truncate(f"{path}-shm", 0)
+
+
+def zero_shm(path):
+    with path.with_name("session.db-shm").open("r+b") as file:
+        file.write(b"\0" * 32768)
+
+
+def vacuum(path):
+    with closing(sqlite3.connect(path)) as other:
+        other.executescript("create index if not exists mine on events (kind); vacuum; pragma wal_checkpoint(truncate)")
+
+
+def read_all(path):
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("select * from events").fetchall()
+
+
+@pytest.mark.parametrize("use", [empty_shm, zero_shm, vacuum, read_all])
+async def test_a_session_that_other_programs_use_is_written_to_as_before(session, use):
+    session.put("a text")
+    await session.append("", ev.GuidanceChanged(text="before"))
+    for _ in range(3):
+        use(session.path)
+        await session.append("", ev.GuidanceChanged(text="after"))
+    use(session.path)
+    session.close()
+
+    assert guidance(session) == ["before", *["after"] * 3]
+    assert not session.said
+
+
+async def test_what_was_done_to_a_session_after_its_last_event_is_mended_at_its_end(session):
+    session.write("", ev.GuidanceChanged(text="last"))
+    os.truncate(session.path, 0)
+    os.truncate(f"{session.path}-wal", 0)
+    session.close()
+    assert guidance(session) == ["last"]
 
 
 async def test_a_clock_that_was_set_back_between_two_lives_loses_no_time(tmp_path):

@@ -1,7 +1,9 @@
 """Styles of prompts tried against each other: whole nights with a server on loopback, and one that goes on later."""
 
 import json
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
@@ -52,9 +54,9 @@ def test_a_trial_goes_on_where_it_was_interrupted(place, tried):
     """One night stopped as by Ctrl-C, the others are done."""
     session = Session(place / "sessions/trial-default-1/session.db", time.time)
     cut = next(record.seq for record in session.records if isinstance(record.event, Proposed))
-    session.db.execute("delete from events where seq > ?", (cut,))
-    session.db.commit()
     session.close()
+    with closing(sqlite3.connect(session.path)) as db, db:
+        db.execute("delete from events where seq > ?", (cut,))
     git(place, "branch", "-f", "research/trial-default-1", session.state.parents[0].commit)
 
     printed = try_styles(place)

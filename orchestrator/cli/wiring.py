@@ -15,6 +15,7 @@ from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State
 from orchestrator.lab.cluster import ClusterRunner, connect
 from orchestrator.lab.executor import LocalExecutor
+from orchestrator.lab.repo import Repo
 from orchestrator.lab.reported import build_runner
 from orchestrator.lab.slots import Slot, list_slots
 from orchestrator.ports import Crew, StepMeter
@@ -28,6 +29,9 @@ from orchestrator.views.render import render_template
 from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
 from subagents.prompts import Prompt
+
+GIT_PATIENCE = 20.0
+"""Seconds that a night waits for git once it has ended."""
 
 
 def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> None:
@@ -59,17 +63,15 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     if not begun:
         observers.say(night.estimate())  # before the live view, so that it stays
     else:
-        repo.begin_branch(session.state.parent.commit)
+        repo.restore_branch(session.state.parent.commit)
         lab.own, lab.fitted = repo.read_source(begun.commit), session.get(begun.source)
     try:
-        with observers:
+        with _keep_branch(repo, session), observers:
             if started.task.is_reported or started.task.has_tree:
                 observers.say(started.task.describe())
             meter, guidance = getattr(runner, "measure_step", None), paths.script.parent / "guidance.md"
             crew = build_crew(session, paths.musings, night.prompts, meter)
             asyncio.run(supervise(session, crew, lab, guidance, observers.say))
-        if session.state.parents:
-            repo.advance_branch()
         observers.print_summary(repo.write_command("log", repo.kept if repo.trouble else repo.branch))
         if repo.trouble:
             observers.say(f"\n{repo.trouble}")
@@ -82,6 +84,16 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
             runner.reap()
     if code := judge_night(session.state):
         raise SystemExit(code)
+
+
+@contextmanager
+def _keep_branch(repo: Repo, session: Session) -> Generator[None]:
+    """Bring the branch to the last keep at the end, however it comes, and whatever was done to it since then."""
+    try:
+        yield
+    finally:
+        if session.state.parents:
+            repo.restore_branch(session.state.parent.commit, GIT_PATIENCE if session.state.ended else 0)
 
 
 def judge_night(state: State) -> ExitCode | None:

@@ -55,7 +55,7 @@ class LocalExecutor:
         if fitted != own:
             await self.commit(0, commit, fitted, "the baseline as it is trained\n\nExperiment: 0\n")
         self.own, self.fitted = own, fitted
-        await self._attempt(self.repo.begin_branch, commit)
+        await self._attempt(self.repo.advance_branch, commit)
         return BaselineCommitted(commit=commit, source=self.put(fitted), fingerprint=compute_fingerprint(fitted))
 
     async def commit(self, experiment: int, parent: str, source: str, message: str) -> str:

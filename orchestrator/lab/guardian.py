@@ -26,7 +26,7 @@ if TYPE_CHECKING or __name__ != "__main__":  # every run waits for these imports
 PROGRAM = __file__
 TAG = "NIGHTSHIFT_RUN"
 """Environment variable that marks a run's processes, to find them even if the guardian dies."""
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KEYCTL, JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 """A keyring of its own instead of the user's session keyring."""
 TICK = 0.02
@@ -42,6 +42,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # a suspended guardian has work to do then
         ctypes.CDLL(None).syscall(KEYCTL.get(os.uname().machine, -1), JOIN_SESSION_KEYRING, None)
     if options.get("cpus"):
         os.sched_setaffinity(0, options["cpus"])

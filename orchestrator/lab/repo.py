@@ -180,7 +180,7 @@ class Repo:
     def promote(self, parent: str, source: str, message: str) -> str:
         """Commit a keep on top of `parent` and advance the branch; repeating it changes nothing. Raises RepoError."""
         kept = self._commit(self.kept, parent, source, message)
-        self.advance_branch()
+        self.restore_branch(kept)
         return kept
 
     def _commit(self, name: str, parent: str, source: str, message: str) -> str:
@@ -193,11 +193,17 @@ class Repo:
         moves = name == self.kept or not found
         return self._import_commit(name if moves else f"{name}-{len(found) + 1}", parent, files, message)
 
-    def begin_branch(self, commit: str) -> str:
-        """Create the branch, and return its last keep: `commit` unless there is one. Raises RepoError."""
-        kept = self._resolve(self.kept) or self._git("update-ref", self.kept, commit) or commit
-        self.advance_branch()
-        return kept
+    def restore_branch(self, commit: str, patience: float = 0) -> None:
+        """Bring the branch to the last keep, or set `trouble`; wait for git for so many seconds."""
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return self.advance_branch(commit)
+            except RepoError as error:
+                self.trouble = f"{self.branch} stays behind {self.kept}: {error}"
+                if time.monotonic() > until:
+                    return None
+            time.sleep(0.5)
 
     def begin_with(self, origin: str, source: str, message: str) -> str:
         """Return a commit of another session's best, whose text is `source` unless `origin` is here. Raises RepoError.
@@ -211,24 +217,24 @@ class Repo:
                 return found
         return head if self.read_source(head) == source else self.commit(0, head, source, message)
 
-    def advance_branch(self) -> None:
-        """Move the branch to the last keep, or set `trouble` where it must stay."""
+    def advance_branch(self, commit: str) -> None:
+        """Create the branch, or move it to the last keep, which is `commit` where git knows none. Raises RepoError.
+
+        `trouble` says where it must stay.
+        """
         self.trouble, ref = "", f"refs/heads/{self.branch}"
-        try:
-            kept = self._git("rev-parse", "--verify", self.kept)
-            at, _, user = self._git("for-each-ref", "--format=%(objectname) %(worktreepath)", ref).partition(" ")
-            if at == kept:
-                return
-            if user:  # moving it would make the user's index look like a revert
-                remedy = shlex.join(["git", "-C", user, "merge", "--ff-only", self.kept])
-                self.trouble = f"{self.branch} is checked out in {user} and stays as it is: {remedy}"
-            elif at and self._git("rev-list", "-1", at, f"^{kept}"):
-                remedy = self.write_command("branch", "-f", self.branch, self.kept)
-                self.trouble = f"{self.branch} was moved by another program and stays as it is: {remedy}"
-            else:
-                self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
-        except RepoError as error:
-            self.trouble = f"{self.branch} stays behind {self.kept}: {error}"
+        kept = self._resolve(self.kept) or self._git("update-ref", self.kept, commit) or commit
+        at, _, user = self._git("for-each-ref", "--format=%(objectname) %(worktreepath)", ref).partition(" ")
+        if at == kept:
+            return
+        if user:  # moving it would make the user's index look like a revert
+            remedy = shlex.join(["git", "-C", user, "merge", "--ff-only", self.kept])
+            self.trouble = f"{self.branch} is checked out in {user} and stays as it is: {remedy}"
+        elif at and self._git("rev-list", "-1", at, f"^{kept}"):
+            remedy = self.write_command("branch", "-f", self.branch, self.kept)
+            self.trouble = f"{self.branch} was moved by another program and stays as it is: {remedy}"
+        else:
+            self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
 
     def unlock(self) -> None:
         """Remove locks on this session's refs, left by an earlier process that was killed while it wrote."""

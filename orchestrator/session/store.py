@@ -4,14 +4,15 @@ This is the only writer of events. Every append is on disk before anything acts 
 """
 
 import asyncio
+import os
 import shutil
 import sqlite3
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -31,13 +32,10 @@ BUSY_SECONDS = 60.0
 """Seconds to wait for another program that holds the file's lock, where no night waits; one waits until its end."""
 RETRY = 0.5
 """Seconds between two attempts to write during a night, and of each."""
-DELETING = 5.0
-"""Seconds in which another program has deleted a folder."""
 MAX_BYTES = 64 << 20
 """Largest size of one event or text, decompressed; anything larger is treated as damage."""
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 """Exceptions that parsing or folding a damaged event may raise."""
-
 
 _BEGAN = time.time() - time.monotonic()
 
@@ -70,6 +68,9 @@ class Session(Log):
         """
         super().__init__()
         self.path, self.salvage, self.turn = path, salvage, asyncio.Lock()
+        self.packed: dict[Digest, bytes] = {}
+        """All texts of a file that is written, compressed: it may be damaged while it is open."""
+        self.marks: list[tuple[int, int, int]] = []
         self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
         """Tells the user why the night waits, or what is lost."""
         try:
@@ -78,11 +79,13 @@ class Session(Log):
             if known and begun == (known.records[0].at,):
                 self.records, self.state = list(known.records), known.state
             self._load()
+            if not read_only:
+                self.packed = dict(self.db.execute("select digest, body from texts"))
+                self.marks = self._read_marks()
         except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
             raise SessionError(f"{path} cannot be used as a session: {error}") from error
         behind = max(0.0, self.state.now - clock())  # the wall clock was set back since the last life
         self.clock = lambda: clock() + behind
-        self.inodes = self._get_inodes()
 
     async def append(self, task_id: str, *events: Event, last: bool = False) -> None:
         """Write the events, in the order of the calls, as soon as the file can be written. Raises SessionError."""
@@ -111,14 +114,10 @@ class Session(Log):
     def get(self, name: Digest) -> str:
         """Return the text of that digest. Raises KeyError, SessionError."""
         with suppress(*(KeyError, SessionError) if self.salvage else ()):
-            return self.texts[name] if name in self.texts else _read_text(self.db, name)
+            if (text := self.texts.get(name)) is not None:
+                return text
+            return _decode_text(name, self.packed[name]) if name in self.packed else _read_text(self.db, name)
         return "(damaged)"
-
-    @contextmanager
-    def read_texts(self) -> Generator[Callable[[Digest], str]]:
-        """Give a `get` with a connection of its own, for another thread. Raises sqlite3.Error."""
-        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            yield lambda name: _read_text(db, name)
 
     def fork(self, path: Path, at: int) -> "Session":
         """Fork into a new file that shares the first `at` records, and all texts; return it. Raises SessionError."""
@@ -127,52 +126,71 @@ class Session(Log):
         return fork
 
     def close(self) -> None:
+        """Close the file; a running session's is left whole, whatever another program has done to it."""
+        with suppress(sqlite3.Error, OSError):
+            self._repair()
         self.db.close()
 
     def _number(self, task_id: str, events: Iterable[Event]) -> list[Record]:
         at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
         return [Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered]
 
-    def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] | None = None) -> None:
-        """Write records and texts, by default those that were put, and fold the records. Raises SessionError."""
-        rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
-        put = [(name, zlib.compress(text.encode(), 9)) for name, text in self.texts.items()]
+    def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] = ()) -> None:
+        """Write records, texts, and those that were put, and fold the records. Raises SessionError."""
+        put = {**dict(texts), **{name: zlib.compress(text.encode(), 9) for name, text in self.texts.items()}}
         try:
-            if any(old not in {0, new} for old, new in zip(self.inodes, self._get_inodes(), strict=True)):
-                self._rewrite()
-            with self.db:
-                self.db.executemany("insert or ignore into texts values (?, ?)", put if texts is None else texts)
-                self.db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
-            self.inodes = self._get_inodes()
+            self._repair()
+            _write_rows(self.db, records, put)
+            self.marks = self._read_marks()
         except (sqlite3.Error, OSError) as error:
             safe = "; earlier events are safe: resume" * isinstance(error, sqlite3.OperationalError | OSError)
             raise SessionError(f"{self.path} cannot be written: {error}{safe}") from error
+        self.packed |= put
         self.texts.clear()
         self.fold(*records)
 
-    def _get_inodes(self) -> list[int]:
-        """Return the inodes of the file and of its -wal; 0 for one that is not there."""
-        paths = (self.path, self.path.with_name(f"{self.path.name}-wal"))
-        return [path.stat().st_ino if path.exists() else 0 for path in paths]
+    def _read_marks(self) -> list[tuple[int, int, int]]:
+        """Return inode, size and time of change of the file, of its -wal, and of its -shm, which is always changing."""
+        paths = [self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm")]
+        found = [path.stat() if path.exists() else None for path in paths]
+        marks = [(file.st_ino, file.st_size, file.st_mtime_ns) if file else (0, 0, 0) for file in found]
+        return [*marks[:2], (*marks[2][:2], 0)]
+
+    def _repair(self) -> None:
+        """Write the session anew if another program has deleted, replaced or damaged its file. Raises SQLite's errors.
+
+        What was measured is in memory, so nothing is lost. A -shm that was cut off is lengthened first: SQLite has it
+        mapped, and would be killed where the file has no page.
+        """
+        if not self.marks or (marks := self._read_marks()) == self.marks:
+            return
+        if marks[2][0] == self.marks[2][0] and marks[2][1] < self.marks[2][1]:
+            os.truncate(f"{self.path}-shm", self.marks[2][1])
+        if any(old[0] not in {0, new[0]} for old, new in zip(self.marks, marks, strict=True)) or not self._is_whole():
+            self._rewrite()
+        self.marks = self._read_marks()
+
+    def _is_whole(self) -> bool:
+        """Return whether the file can be read and has all that was written to it."""
+        counts = "select (select count(*) from events), (select count(*) from texts)"
+        try:
+            with closing(sqlite3.connect(self.path, timeout=RETRY)) as db:
+                db.execute("pragma wal_checkpoint(truncate)")  # pages that are damaged may lie there as well
+                sound = db.execute("pragma quick_check").fetchall() == [("ok",)]
+                events, texts = db.execute(counts).fetchone()
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
+            return False
+        return sound and events >= len(self.records) and texts >= len(self.packed)
 
     def _rewrite(self) -> None:
-        """Write the session anew after its file was deleted: the open connection still has all of it."""
-        self.say(f"{self.path} was deleted or replaced by another program: the session is written anew")
-        until = time.monotonic() + DELETING
-        while True:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open_replacement(self.path) as part, closing(sqlite3.connect(part)) as copy:
-                    self.db.backup(copy)
-                break
-            except (sqlite3.OperationalError, OSError):  # what deletes the folder is not done yet
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
-        self.db.close()
-        for end in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + end).unlink(missing_ok=True)
+        """Write a new file, put it in its place, and open it. Raises SQLite's errors and OSError."""
+        with open_replacement(self.path) as part, closing(_create(part)) as copy:
+            _write_rows(copy, self.records, self.packed)
+            self.db.close()
+            for end in ("-wal", "-shm"):  # before the new file is there, which they do not belong to
+                self.path.with_name(self.path.name + end).unlink(missing_ok=True)
         self.db = _connect(self.path)
+        self.say(f"{self.path} was deleted, replaced or damaged by another program: the session is written anew")
 
     def _load(self) -> None:
         """Fold the records of the file. Raises SessionError for the first that is damaged."""
@@ -195,21 +213,37 @@ class Session(Log):
 
 def _read_text(db: sqlite3.Connection, name: Digest) -> str:
     """Return the text of that digest. Raises KeyError, SessionError."""
-    stream = zlib.decompressobj()
     try:
         row = db.execute("select body from texts where digest = ?", (name,)).fetchone()
-        if row is None:
-            raise KeyError(name)
-        text = stream.decompress(row[0], MAX_BYTES).decode()
-    except (sqlite3.Error, zlib.error, TypeError, UnicodeDecodeError) as error:
+    except sqlite3.Error as error:
+        raise SessionError(f"the text {name} is damaged: {error}") from error
+    if row is None:
+        raise KeyError(name)
+    return _decode_text(name, row[0])
+
+
+def _decode_text(name: Digest, body: bytes) -> str:
+    """Return the compressed text of that digest. Raises SessionError."""
+    stream = zlib.decompressobj()
+    try:
+        text = stream.decompress(body, MAX_BYTES).decode()
+    except (zlib.error, TypeError, UnicodeDecodeError) as error:
         raise SessionError(f"the text {name} is damaged: {error}") from error
     if not stream.eof:
         raise SessionError(f"the text {name} is damaged: cut off, or larger than {MAX_BYTES >> 20} MiB")
     return text
 
 
+def _write_rows(db: sqlite3.Connection, records: Iterable[Record], texts: Mapping[Digest, bytes]) -> None:
+    """Write records and compressed texts in one transaction."""
+    rows = [(r.seq, r.at, r.task_id, r.event.kind, r.event.model_dump_json()) for r in records]
+    with db:
+        db.executemany("insert or ignore into texts values (?, ?)", texts.items())
+        db.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
+
+
 def _create(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     db = _connect(path)
     db.executescript(SCHEMA)
     db.execute(f"pragma user_version = {VERSION}")

@@ -13,8 +13,7 @@ from typing import Self, TextIO, cast
 
 from rich.console import Console
 
-from orchestrator.core.events import Granted, Point, Record
-from orchestrator.core.state import State
+from orchestrator.core.events import Granted, Point
 from orchestrator.core.text import flatten
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot, list_rows
@@ -116,12 +115,8 @@ class Observers:
         while written < len(self.session.records):
             await asyncio.sleep(SOON)
             records, state = list(self.session.records), self.session.state
-            await asyncio.to_thread(self._write_snapshot, records, state)
+            await asyncio.to_thread(self._write_files, Snapshot(state, records, self.session.get))
             written = len(records)
-
-    def _write_snapshot(self, records: list[Record], state: State) -> None:
-        with self._guard("the files"), self.session.read_texts() as read:  # a connection is bound to its thread
-            self._write_files(Snapshot(state, records, read))
 
     def _write_files(self, log: LogReader) -> None:
         with self._guard("the files"):

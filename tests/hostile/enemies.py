@@ -195,7 +195,6 @@ class Noter(Model):
         + SCORE.format(model="Noter()").replace("print(", "model.eval()\nprint(", 1),
         "disqualified",
         "honest",
-        quick=True,
     ),
     Enemy(
         "looks at validation text once it has handed over",
