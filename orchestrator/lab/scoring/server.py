@@ -112,9 +112,8 @@ class TrainingServer:
         """
         usual, self.evaluation_cpu = self.plan.evaluation, max(self.evaluation_cpu, cpu)
         usual_cpu = self.plan.evaluation_cpu or (usual and usual * self.threads)
-        is_plain = not self.settings or self.settings.autocast in {None, "float32"}  # others may be emulated
         is_work = self.scorer.manifest.budget.kind == "work"
-        if is_work and is_plain and usual_cpu and cpu > EVALUATION_SLACK * usual_cpu:
+        if is_work and usual_cpu and cpu > EVALUATION_SLACK * usual_cpu:
             raise Disqualified(
                 f"the evaluation of its model took {cpu:.0f} s of CPU time, the baseline's {usual_cpu:.0f}"
             )
