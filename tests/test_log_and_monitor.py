@@ -265,7 +265,7 @@ def test_reports_are_kept_by_tenth_of_the_budget():
 
 def test_silence_is_a_hang_only_between_ready_and_the_last_steps():
     clock = Clock()
-    monitor = monitor_run(clock, quiet=60.0, quiet_steps=10.0)
+    monitor = monitor_run(clock, quiet=80.0)
     assert watch(monitor, clock, 500) is None  # compiling
     begin_training(monitor)
     for number in range(4):

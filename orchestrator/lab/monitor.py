@@ -3,10 +3,8 @@
 import math
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, cast
 
 import psutil
@@ -41,9 +39,7 @@ class RunLimits:
     cpu: float
     """CPU seconds of one process, which do not depend on how busy the machine is."""
     quiet: float = 60.0
-    """Seconds without output that are always allowed."""
-    quiet_steps: float = 10.0
-    """The same in median steps; the longer of the two applies."""
+    """Seconds without output that are allowed in training."""
     grace: float = 10.0
     """Seconds between SIGTERM and SIGKILL."""
     output: int = 32 << 20
@@ -55,8 +51,8 @@ class RunLimits:
     """Bytes of disk that a run must leave free."""
     file: int = 4 << 30
     """Bytes of the largest file."""
-    files: int = 200_000
-    """More files than any cache of a compiler needs; counted on disk, not where they are in memory."""
+    files: int = 20_000
+    """Files for which a run must leave room on the disk."""
     processes: int = 2_000
     """More concurrent processes than any data loader needs."""
     memory: int | None = None
@@ -111,10 +107,9 @@ class RunMonitor:
     only_starts: bool = False
     """End the run where its training begins."""
     telemetry: dict[str, list[float | None]] = field(default_factory=dict[str, list[float | None]])
-    step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=101))
 
     def __post_init__(self) -> None:
-        self.read_at = self.launched = self.last_output_at = self.last_step_at = self.clock()
+        self.read_at = self.launched = self.last_output_at = self.clock()
         self.pruning_thresholds = list(self.plan.pruning_thresholds) if self.plan else []
 
     def read_clock(self) -> float:
@@ -186,17 +181,13 @@ class RunMonitor:
         began, last = self.training_began, self.last
         if began is None or last is None or self.training_ended is not None or last.progress >= NEARLY_DONE:
             return None
-        quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.step_seconds or [0.0]))
-        if self.read_clock() - max(self.last_output_at, began) <= quiet:
+        if self.read_clock() - max(self.last_output_at, began) <= self.limits.quiet:
             return None
         expected = "print lines such as `step 00012 (3.4%) | loss: 5.678`, or any others, more often"
-        return Fault("hang", f"it printed nothing for {quiet:.0f} s after step {last.number}: {expected}")
+        return Fault("hang", f"it printed nothing for {self.limits.quiet:.0f} s after step {last.number}: {expected}")
 
     def _follow(self, step: ProgressLine) -> None:
-        now = self.read_clock()
-        if self.last:
-            self.step_seconds.append(now - self.last_step_at)
-        self.first, self.last, self.last_step_at = self.first or step, step, now
+        self.first, self.last = self.first or step, step
         if not abs(step.loss) <= ABSURD_LOSS:
             self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return

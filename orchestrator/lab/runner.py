@@ -175,10 +175,7 @@ class BaseRunner(ABC, Generic[S]):
 
     def _watch(self, run: Attempt) -> RunMonitor:
         """Start the run's clock, and return what watches it."""
-        tell, fills_disk = (
-            partial(self.on_point, run.granted),
-            partial(self._is_filling_disk, run.folder, _count_free(self.folder)),
-        )
+        tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
         run.monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=run.plan)
         return run.monitor
 
@@ -195,12 +192,13 @@ class BaseRunner(ABC, Generic[S]):
             telemetry={name: tuple(series) for name, series in run.monitor.telemetry.items()},
         )
 
-    def _is_filling_disk(self, folder: Path, before: int) -> bool:
-        """Return whether its files take too much room, or are too many; `before` is how many could be made."""
-        free, limits = shutil.disk_usage(self.runs).free, self.limits
-        if before - _count_free(self.folder) > limits.files and _measure(folder, "--inodes") > limits.files:
+    def _is_filling_disk(self, folder: Path) -> bool:
+        """Return whether its files leave too little room, or too few further files."""
+        disk, limits = os.statvfs(self.runs), self.limits
+        room, files = disk.f_bavail * disk.f_frsize, disk.f_favail
+        if room < limits.reserve <= room + (_measure(folder) << 10):
             return True
-        return free < limits.reserve <= free + (_measure(folder) << 10)
+        return 0 < files < limits.files <= files + _measure(folder, "--inodes")  # 0: it counts none
 
 
 class Runner(BaseRunner[Scorer]):
@@ -230,6 +228,7 @@ class Runner(BaseRunner[Scorer]):
 
     async def _serve(self, run: Attempt) -> TrainingServer:
         """Run the source to its end, and return what has served it. Raises MachineError, OSError."""
+        run.monitor.transcript.scored_elsewhere = True
         run.work.mkdir(parents=True)
         (run.work / "train.py").write_text(run.source, encoding="utf-8")
         env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(run.work / "data"))}
@@ -345,6 +344,3 @@ def _measure(folder: Path, unit: str = "-k") -> int:
     done = subprocess.run(["du", "-s", unit, "--", folder], check=False, capture_output=True)
     return int((done.stdout.split() or [b"0"])[0])
 
-
-def _count_free(folder: Path) -> int:
-    return os.statvfs(folder).f_favail

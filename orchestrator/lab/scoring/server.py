@@ -67,7 +67,6 @@ class TrainingServer:
                         await self.connection.send({"event": "rows", "split": "train"}, file=file)
                     event = await self._wait_for(running.monitor, "model")
                 await self._receive_model(event, running)
-                running.seal()
                 await self.connection.send({"event": "thanks"})
             except Disqualified as reason:
                 self.objection = str(reason)
