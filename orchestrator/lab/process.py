@@ -87,7 +87,7 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
     Raises MachineError, and what `listen` raises.
     """
     output, printed = os.pipe()
-    with open(output, "rb", buffering=0) as pipe:
+    with os.fdopen(output, "rb", buffering=0) as pipe:
         with ExitStack() as theirs:
             for descriptor in (printed, *command.fds):
                 theirs.callback(os.close, descriptor)

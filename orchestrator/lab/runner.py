@@ -343,4 +343,3 @@ def _measure(folder: Path, unit: str = "-k") -> int:
     """Return the KiB of disk that the readable files in a folder take, at any depth, or with --inodes their number."""
     done = subprocess.run(["du", "-s", unit, "--", folder], check=False, capture_output=True)
     return int((done.stdout.split() or [b"0"])[0])
-

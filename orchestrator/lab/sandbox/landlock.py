@@ -5,12 +5,13 @@ A program sees the names in the machine's file tree, but may open only a few pat
 
 import base64
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab.sandbox import confine, seccomp
-from orchestrator.lab.sandbox.base import TRUSTED, Command
+from orchestrator.lab.sandbox.base import NOBODY, TRUSTED, Command
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _OWN = ("cgroup", "cmdline", "comm", "exe", "fd", "fdinfo", "limits", "maps", "mountinfo", "mounts", "smaps", "stat")
@@ -27,7 +28,12 @@ class Landlock:
         shown = {*map(str, command.list_facts()), *(str(place.resolve()) for place in command.list_readable())}
         # CUDA names its threads in /proc/self.
         write = {"task": [str(command.folder), "/proc/self"], "run": [str(command.folder)], "model": []}
+        # What root starts becomes another user; a GPU's device files may be root's alone.
+        user = NOBODY if os.getuid() == 0 and not command.nodes else 0
+        for path in [command.folder, *command.folder.rglob("*")] if user else ():
+            os.chown(path, user, user, follow_symlinks=False)
         options = {
+            "user": user,
             "read": sorted({*shown, *OWN_FILES, str(command.folder)}),
             "hide": sorted(map(str, command.hidden)),
             "write": write[command.calls],
