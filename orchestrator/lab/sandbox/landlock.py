@@ -28,12 +28,9 @@ class Landlock:
         shown = {*map(str, command.list_facts()), *(str(place.resolve()) for place in command.list_readable())}
         # CUDA names its threads in /proc/self.
         write = {"task": [str(command.folder), "/proc/self"], "run": [str(command.folder)], "model": []}
-        # What root starts becomes another user; a GPU's device files may be root's alone.
-        user = NOBODY if os.getuid() == 0 and not command.nodes else 0
-        for path in [command.folder, *command.folder.rglob("*")] if user else ():
-            os.chown(path, user, user, follow_symlinks=False)
+        # A GPU's device files may be root's alone.
         options = {
-            "user": user,
+            "user": 0 if os.getuid() or command.nodes else _give_away(command.folder),
             "read": sorted({*shown, *OWN_FILES, str(command.folder)}),
             "hide": sorted(map(str, command.hidden)),
             "write": write[command.calls],
@@ -49,3 +46,13 @@ class Landlock:
         path = {"PYTHONPATH": str(trusted)} if "PYTHONPATH" in command.env else {}
         env = {**command.env, **path, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         return replace(command, argv=(*launcher, *command.argv), env=env)
+
+
+def _give_away(folder: Path) -> int:
+    """Give the folder that root has laid out to another user, and return that one; 0 where root may not."""
+    try:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    except OSError:  # a container without the right to, or without such a user
+        return 0
+    return NOBODY
