@@ -33,6 +33,7 @@ def main() -> None:
     if request["precision"]:
         set_up_torch(request)
     channel.send({"event": "ready"})
+    channel.receive()  # its turn: until then nothing of the model is here
     descriptor = channel.shard("model")
     assert descriptor is not None
     with os.fdopen(descriptor, "rb") as file:

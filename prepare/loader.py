@@ -35,15 +35,16 @@ def multiply_halves_as_floats() -> None:
         for name, overload in PRODUCTS if not all(native.values()) else ():
             packet = getattr(torch.ops.aten, name)
             kernel = _round_from_float(packet.default, getattr(packet, overload), native)
-            _library.impl(f"{name}.{overload}".removesuffix(".default"), kernel, "CPU", allow_override=True)
+            _library.impl(
+                f"{name}.{overload}".removesuffix(".default"), kernel, "CPU", with_keyset=True, allow_override=True
+            )
 
 
 def _round_from_float(plain: Any, overload: Any, native: dict[torch.dtype, bool]) -> Callable[..., Any]:
     """Return a kernel of the overload that computes halves by `plain` in float32, and others as before."""
     own = torch.library.get_kernel(overload, "CPU")
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)  # noqa: SLF001 - no public name
 
-    def multiply(first: torch.Tensor, *others: Any, **options: Any) -> Any:
+    def multiply(keys: Any, first: torch.Tensor, *others: Any, **options: Any) -> Any:
         if native.get(first.dtype, True):
             return own.call_boxed(keys, first, *others, **options)
         out = options.pop("out", None)

@@ -168,14 +168,14 @@ def test_a_score_is_never_better_than_the_claims_nor_than_the_corrected_ones(cla
 def test_rows_may_not_do_otherwise_alone_than_among_others(worse, tolerance, chosen):
     this, chosen = make_scorer(), np.array(chosen[:3])
     claims = np.full(this.shape, 2.0, dtype=np.float32)
-    places = AuditPositions(np.full(ROWS, LENGTH - 1), np.ones(ROWS))
+    places = AuditPositions(np.full(ROWS, LENGTH - 1), np.ones(ROWS), chosen)
     alone = (claims + np.float32(worse))[chosen]
     alone[:, LENGTH - 1 :] = 9.0  # what follows is training text
     if abs(worse) <= COMPANY * tolerance - 1e-6:
-        this.check_company(claims, alone, chosen, places, tolerance)
+        this.check_company(claims, alone, places, tolerance)
     elif abs(worse) >= COMPANY * tolerance + 1e-6:
         with pytest.raises(Disqualified, match="worse alone than among others"):
-            this.check_company(claims, alone, chosen, places, tolerance)
+            this.check_company(claims, alone, places, tolerance)
 
 
 def test_what_is_gained_at_the_end_of_a_row_and_given_back_at_its_start_is_no_honest_answer():
@@ -185,7 +185,7 @@ def test_what_is_gained_at_the_end_of_a_row_and_given_back_at_its_start_is_no_ho
     assert [*places.weight] == [0.0] * 4 + [15.0] * 2, "the others represent them"
     turned = claims[chosen] + np.float32([-0.5, -0.5, 0.5, 0.5, 9.0])
     with pytest.raises(Disqualified, match="learns"):
-        this.check_company(claims, turned, chosen, places, 1.0)
+        this.check_company(claims, turned, places, 1.0)
 
 
 def test_a_lottery_of_claims_does_not_pay():

@@ -9,7 +9,7 @@ standard errors, so that gambling with claims does not pay, or the claimed value
 import math
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -72,12 +72,14 @@ class AuditPositions:
 
     at: Rows
     weight: NDArray[np.float64]
+    alone: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Rows that are first shown whole, each by itself."""
 
     def show_whole(self, chosen: Rows, last: int) -> "AuditPositions":
         """Return these with the chosen rows' at the `last` position, to show them whole; the others represent them."""
         at, weight = self.at.copy(), self.weight * len(self.at) / (len(self.at) - len(chosen))
         at[chosen], weight[chosen] = last, 0.0
-        return AuditPositions(at, weight)
+        return AuditPositions(at, weight, chosen)
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,11 @@ class Scorer:
                 weights[row] = 1 / chances[place]
         return AuditPositions(at, weights)
 
+    def plan_audit(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
+        """Draw a position in every row, and ALONE rows that are shown whole."""
+        chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
+        return self.draw_positions(claims, reference, rng).show_whole(chosen, self.shape[1] - 1)
+
     def mask(self, chosen: Rows, positions: AuditPositions, rng: np.random.Generator) -> Rows:
         """Return the inputs of the chosen rows: validation text up to the position, then training text."""
         other = self.decoys[rng.integers(len(self.decoys), size=len(chosen)), :-1]
@@ -199,14 +206,13 @@ class Scorer:
         wide -= wide.max(1, keepdims=True)
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
 
-    def check_company(
-        self, claims: Nats, alone: Nats, chosen: Rows, positions: AuditPositions, tolerance: float
-    ) -> None:
-        """Raise Disqualified if the losses of the chosen rows, seen alone up to their positions, are not those claimed.
+    def check_company(self, claims: Nats, alone: Nats, positions: AuditPositions, tolerance: float) -> None:
+        """Raise Disqualified if the losses of rows, seen alone up to their positions, are not those claimed.
 
         `alone` are these losses, [rows, tokens]. A model that adapts to other rows is caught by this. It may lie here,
         too, so a loss that is too low counts like one that is too high.
         """
+        chosen = positions.alone
         targets = self.rows[chosen, 1:]
         compared = (self.lengths[targets] > 0) & (np.arange(self.shape[1]) < positions.at[chosen, None])
         if not compared.any():
