@@ -138,7 +138,7 @@ def main() -> None:
         profile = profiles.with_overrides(profiles.CPU, SMALL)
         if not data.exists():
             command.fill(data, "docstrings", 10, profile, WORK)
-        parts = list_slots(1, folder, THREADS), RunLimits(wall=1200, cpu=1200), Scorer.load(data)
+        parts = list_slots(1, folder, THREADS), RunLimits(wall=1200), Scorer.load(data)
         logs = list[str]()
         runner = Runner(folder, *parts, select.select_sandbox(), lambda log: logs.append(log) or "")
         plain = Path("train.py").read_text()

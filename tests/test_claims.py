@@ -1,5 +1,6 @@
 """The arithmetic of trust: claims, secret places, and a score that no claim can bias."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,15 +228,20 @@ def test_impossible_claims(value, words):
         this.check_claims(claims)
 
 
-def test_training_has_an_end():
-    timed = make_scorer(kind="time", amount=300.0, seconds=300.0)
-    assert timed.explain_overtime(310.0, 1e9, 1) == ""
-    assert "400 s of 300" in timed.explain_overtime(400.0, 0.0, 1)
-    worked = make_scorer(kind="work", amount=1e12, seconds=20.0)
-    assert worked.explain_overtime(1e9, 80.0, 2) == ""
-    assert "CPU time" in worked.explain_overtime(1.0, 200.0, 2)
-    assert worked.explain_overtime(1.0, 30.0, 2, usual=20.0) == ""
-    assert "CPU time" in worked.explain_overtime(1.0, 40.0, 2, usual=20.0), "the baseline of this session counts"
+@pytest.mark.parametrize(
+    ("kind", "usual", "fine", "wrong", "words"),
+    [
+        ("time", None, (310.0, 1e9), (400.0, 0.0), "400 s of 300"),
+        ("work", None, (1e9, 600.0), (1.0, 1300.0), "CPU time"),
+        ("work", 20.0, (2.0, 30.0), (1.0, 40.0), "more than 37"),  # the baseline of this session counts
+    ],
+)
+def test_training_has_an_end(kind, usual, fine, wrong, words):
+    scorer = make_scorer(kind=kind, amount=300.0, seconds=300.0)
+    server = TrainingServer(None, scorer, 2, BASELINE.model_copy(update={"train_cpu": usual}), None)
+    for server.wall, server.cpu in [fine, wrong]:
+        with pytest.raises(Disqualified, match=words) if server.wall == wrong[0] else nullcontext():
+            server.check_evaluation(0.0, 0.0)
 
 
 def test_no_evaluation_may_take_three_times_what_the_baselines_took(tmp_path):

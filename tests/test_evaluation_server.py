@@ -40,7 +40,7 @@ class Running:
     """A process that has used seven CPU seconds, if not told otherwise."""
 
     def __init__(self):
-        self.monitor = RunMonitor(RunLimits(wall=1e9, cpu=1e9), Ticks())
+        self.monitor = RunMonitor(RunLimits(wall=1e9), Ticks())
         self.seconds = itertools.repeat(7.0)
 
     def count_cpu_seconds(self):

@@ -14,8 +14,6 @@ from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, Ru
 from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.log import ProgressLine, Transcript
 
-EXPLODED = 3.0
-"""Multiple of the first loss that no model that learns ever reaches."""
 ABSURD_LOSS, ABSURD_NUMBER = 1e6, 1e30
 """Larger losses count as infinite, so that sums of losses stay finite; larger numbers are not reported."""
 MAX_NUMBER = 1e9
@@ -36,8 +34,6 @@ class RunLimits:
     """Limits of one run, in seconds and bytes."""
 
     wall: float
-    cpu: float
-    """CPU seconds of one process, which do not depend on how busy the machine is."""
     quiet: float = 60.0
     """Seconds without output that are allowed in training."""
     grace: float = 10.0
@@ -59,16 +55,16 @@ class RunLimits:
     """Bytes of one process; None on a GPU, whose driver reserves far more than it uses."""
 
 
-def set_limits(profile: SessionProfile, threads: int, slots: int = 1) -> RunLimits:
+def set_limits(profile: SessionProfile, slots: int = 1) -> RunLimits:
     """Return limits that allow four times the expected seconds, plus a minute for imports.
 
-    With a work budget the machine may be busy with other programs, so twice as much wall time as CPU time is allowed.
+    With a work budget the machine may be busy with other programs, so twice as much is allowed.
     """
     seconds = 60 + 4 * profile.expected_seconds
     busy = 2 if profile.budget_kind == "work" else 1
     memory = int(0.8 * psutil.virtual_memory().total / slots) if profile.name == "cpu" else None
     quiet = max(60.0, 0.05 * profile.expected_seconds)  # a progress line is printed at every percent
-    return RunLimits(wall=busy * seconds, cpu=max(threads, 1) * seconds, quiet=quiet, memory=memory)
+    return RunLimits(wall=busy * seconds, quiet=quiet, memory=memory)
 
 
 @dataclass
@@ -97,7 +93,6 @@ class RunMonitor:
     """Share of the budget at which it fell behind a pruning threshold."""
     cause: Fault | Prune | None = None
     """The first reason to stop that was found in the output."""
-    first: ProgressLine | None = None
     last: ProgressLine | None = None
     transcript: Transcript = field(default_factory=Transcript)
     points: dict[int, Point] = field(default_factory=dict[int, Point])
@@ -187,7 +182,7 @@ class RunMonitor:
         return Fault("hang", f"it printed nothing for {self.limits.quiet:.0f} s after step {last.number}: {expected}")
 
     def _follow(self, step: ProgressLine) -> None:
-        self.first, self.last = self.first or step, step
+        self.last = step
         if not abs(step.loss) <= ABSURD_LOSS:
             self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
@@ -197,8 +192,6 @@ class RunMonitor:
         self.on_point(point, step.tokens_per_second)
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
-        if step.loss > EXPLODED * abs(self.first.loss) + 1:
-            self.cause = self.cause or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:
         loss = get_recent_loss([*self.points.values()], threshold.progress)

@@ -127,8 +127,7 @@ async def _read_all(pipe: RawIOBase, monitor: RunMonitor) -> None:
 async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int) -> Process:
     """Start a guardian with the command. It gets the command's own environment, since the command can read it."""
     limits = monitor.limits
-    caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file}
-    caps |= {"DATA": limits.memory} if limits.memory else {}
+    caps = {"CORE": 0, "FSIZE": limits.file} | ({"DATA": limits.memory} if limits.memory else {})
     options = {"fds": command.fds, "grace": limits.grace, "limits": caps, "cpus": command.cpus}
     argv = (sys.executable, "-I", "-S", guardian.PROGRAM, json.dumps(options), *command.argv)
     return await asyncio.create_subprocess_exec(

@@ -26,10 +26,10 @@ from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Ending, Listener, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.claims import WALL_SLACK, AuditPositions, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
-from orchestrator.lab.scoring.server import TrainingServer
+from orchestrator.lab.scoring.server import WALL_SLACK, TrainingServer
 from orchestrator.lab.slots import Slot, hold_slot
 from subagents.logs import extract_frames, split_lines
 

@@ -47,16 +47,6 @@ IMPOSSIBLE = -1e-3
 """Nats below which a probability is above 1 by more than rounding."""
 ABSURD = 1e4
 """Nats above which a claim is invented; it would only inflate the variance of the correction."""
-WALL_SLACK, WALL_GRACE = 1.03, 10.0
-"""Factor and seconds allowed beyond a time budget: for the step in progress, and to write the model."""
-WORK_SLACK = 2.0
-"""Multiple of the expected CPU seconds that is allowed. Work cannot be counted from outside, and its CPU time varies by
-15 % either way between honest models, and by half again on a busy machine."""
-BASELINE_SLACK, BASELINE_GRACE = 1.75, 2.0
-"""Multiple of the CPU seconds that the baseline took in this session, once they are known, and seconds beyond it."""
-SLACK, START_GRACE, EVALUATION_SLACK = 1.5, 60.0, 3.0
-"""Multiple of what the baseline takes until its first batch, and for an evaluation, that is free; in wall time so are
-these seconds. What exceeds them counts as training. On a work budget no evaluation may exceed the last multiple."""
 
 
 class Disqualified(Fault):
@@ -149,19 +139,6 @@ class Scorer:
         first = [0, *(2**i for i in range((self.shape[1] - 1).bit_length()))]
         nats = np.add.reduceat(np.where(lengths > 0, claims, 0).sum(0, dtype=np.float64), first)
         return tuple((nats / np.maximum(np.add.reduceat(lengths.sum(0), first), 1) / math.log(2)).tolist())
-
-    def explain_overtime(self, wall: float, cpu: float, threads: int, usual: float | None = None) -> str:
-        """Return why a training of so many seconds, by our own clocks, was too long; empty if it was not.
-
-        `usual` are the CPU seconds of the baseline's; None if they are not known yet.
-        """
-        budget = self.manifest.budget
-        if budget.kind == "time":
-            limit = WALL_SLACK * budget.amount + WALL_GRACE
-            return f"it trained for {wall:.0f} s of {budget.amount:g}" if wall > limit else ""
-        limit = WORK_SLACK * budget.seconds * max(1, threads) + WALL_GRACE
-        limit = min(limit, BASELINE_SLACK * usual + BASELINE_GRACE) if usual else limit
-        return f"it trained for {cpu:.0f} s of CPU time, more than {limit:.0f}" if cpu > limit else ""
 
     def draw_positions(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
         """Draw one secret position in every row, weighted by the inverse of its probability; 0 where nothing counts.
