@@ -398,7 +398,6 @@ TRACE = 'Traceback (most recent call last):\n  File "train.py", line 3, in <modu
         (1, "IndentationError: unexpected indent", "syntax", "unexpected indent"),
         (1, "step 00009 (1.0%) | loss: 5.0\nFAIL: loss is nan at step 10", "NaN", "step 10"),
         (1, "FAIL", "NaN", "FAIL"),
-        (152, "", "timeout", "CPU time"),
         (-11, "loading", "other", "SIGSEGV: loading"),
         (1, TRACE + "ValueError: shapes do not match\nstep 00009 (1.0%) | loss: 5.0", "other", "ValueError: shapes"),
         (3, "", "other", "exit code 3"),
