@@ -37,7 +37,7 @@ def main() -> None:
         runner = Runner(
             folder,
             list_slots(1, folder, os.cpu_count() or 1),
-            RunLimits(wall=600, cpu=6000),
+            RunLimits(wall=600),
             Scorer.load(folder / "data"),
             select.select_sandbox(),
             lambda _log: "",

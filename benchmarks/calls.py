@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_data(folder / "data", SHARE)
-        limits, strace, logs = RunLimits(wall=1200, cpu=6000, quiet=600), Strace(folder), list[str]()
+        limits, strace, logs = RunLimits(wall=1200, quiet=600), Strace(folder), list[str]()
         slots = list_slots(1, folder, THREADS)
         runner = Runner(folder, slots, limits, Scorer.load(folder / "data"), strace, lambda log: logs.append(log) or "")
         for number, (variant, code) in enumerate(list_variants().items(), 1):

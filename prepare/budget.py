@@ -29,8 +29,6 @@ FLOPS_PER_BYTE, FLOPS_PER_CALL = 16, 10_000_000
 """FLOPs that take a CPU as long as reading or writing one byte of a tensor, and as calling one operation. With them,
 work predicts a step's time within 15 % over twelve variants of the baseline; FLOPs alone are off by a factor of three
 between extremes (`python -m benchmarks work`)."""
-SLOWER, HALVES = 12, {torch.bfloat16, torch.float16}
-"""Multiple of its FLOPs that a matrix product of such numbers costs where a CPU has no instructions for them."""
 
 REPORTS, MAX_VALUES, MAX_NAME, FEW = 10, 60, 48, 16
 """Reports of a watched model in a run; values of a report, characters of a name, so that it fits into one line; and
@@ -45,7 +43,6 @@ class TrafficCounter(TorchDispatchMode):
         """`flops` counts the rest, and knows in which module an operation is."""
         super().__init__()
         self.flops, self.work = flops or flop_counter.FlopCounterMode(display=False), 0
-        self.emulates = not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - no public name
         self.costs = Counter[str]()
         """The whole work by its kind, by operation, and by part of the model."""
 
@@ -53,10 +50,7 @@ class TrafficCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         before = self.flops.get_total_flops()
         out = func(*args, **kwargs)
-        is_slow = any(getattr(leaf, "dtype", None) in HALVES for leaf in tree_leaves((args, kwargs))) and self.emulates
-        more = (SLOWER - 1) * is_slow * (self.flops.get_total_flops() - before)
-        self.work += more
-        costs = {"step/FLOPs": self.flops.get_total_flops() - before + more}
+        costs = {"step/FLOPs": self.flops.get_total_flops() - before}
         if not func.is_view:
             tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
             nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

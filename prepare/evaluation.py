@@ -86,11 +86,14 @@ def hand_over(model: torch.nn.Module, batch_size: int) -> None:
 def find_loaded_files() -> LoadedFiles:
     """Return the files of modules that no import would find, such as downloaded kernels, by the modules' names.
 
-    With them goes where the run's own modules are, which imports find.
+    With them goes where the run's own modules are, which imports find. Paths in the run's folder are relative to it,
+    since an evaluator has another.
     """
     specs = [getattr(module, "__spec__", None) for module in [*sys.modules.values()]]
     files = {spec.name: spec.origin or "" for spec in specs if isinstance(spec, ModuleSpec) and spec.has_location}
     tops = [name for name in files if "." not in name and PathFinder.find_spec(name) is None]
-    found, places = LoadedFiles({name: files[name] for name in tops}), (Path(place).absolute() for place in sys.path)
-    found.places = [str(place) for place in places if place.is_relative_to(Path.home())]
+    home, places = Path.home(), [Path(place).absolute() for place in sys.path]
+    own = {name: Path(files[name]) for name in tops}
+    found = LoadedFiles({n: str(at.relative_to(home) if at.is_relative_to(home) else at) for n, at in own.items()})
+    found.places = [str(place.relative_to(home)) for place in places if place.is_relative_to(home)]
     return found

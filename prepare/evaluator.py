@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ class LoadedFiles(dict[str, str]):
     """Finds modules by the files that the training code loaded them from, where no import looks."""
 
     places: Sequence[str] = ()
-    """Folders of the run's own, in which imports look first."""
+    """Folders of the run's own, in which imports look first: relative to its folder, as its files are."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         """Return where the module is; None if it is none of these."""
-        return spec_from_file_location(name, self[name]) if name in self else None
+        return spec_from_file_location(name, Path.home() / self[name]) if name in self else None
 
 
 def main() -> None:
@@ -37,12 +38,13 @@ def main() -> None:
     if request["precision"]:
         set_up_torch(request)
     channel.send({"event": "ready"})
+    channel.receive()  # its turn: until then nothing of the model is here
     descriptor = channel.shard("model")
     assert descriptor is not None
     with os.fdopen(descriptor, "rb") as file:
         while hasattr(model := pickle.load(file), "find_spec"):  # noqa: S301 - inside a sandbox
             sys.meta_path.append(model)
-            sys.path[:0] = model.places
+            sys.path[:0] = [str(Path.home() / place) for place in model.places]
     if "torch._dynamo" in sys.modules:
         _run_uncompiled()
     channel.send({"event": "loaded"})

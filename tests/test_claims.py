@@ -1,5 +1,6 @@
 """The arithmetic of trust: claims, secret places, and a score that no claim can bias."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,14 +169,14 @@ def test_a_score_is_never_better_than_the_claims_nor_than_the_corrected_ones(cla
 def test_rows_may_not_do_otherwise_alone_than_among_others(worse, tolerance, chosen):
     this, chosen = make_scorer(), np.array(chosen[:3])
     claims = np.full(this.shape, 2.0, dtype=np.float32)
-    places = AuditPositions(np.full(ROWS, LENGTH - 1), np.ones(ROWS))
+    places = AuditPositions(np.full(ROWS, LENGTH - 1), np.ones(ROWS), chosen)
     alone = (claims + np.float32(worse))[chosen]
     alone[:, LENGTH - 1 :] = 9.0  # what follows is training text
     if abs(worse) <= COMPANY * tolerance - 1e-6:
-        this.check_company(claims, alone, chosen, places, tolerance)
+        this.check_company(claims, alone, places, tolerance)
     elif abs(worse) >= COMPANY * tolerance + 1e-6:
         with pytest.raises(Disqualified, match="worse alone than among others"):
-            this.check_company(claims, alone, chosen, places, tolerance)
+            this.check_company(claims, alone, places, tolerance)
 
 
 def test_what_is_gained_at_the_end_of_a_row_and_given_back_at_its_start_is_no_honest_answer():
@@ -185,7 +186,7 @@ def test_what_is_gained_at_the_end_of_a_row_and_given_back_at_its_start_is_no_ho
     assert [*places.weight] == [0.0] * 4 + [15.0] * 2, "the others represent them"
     turned = claims[chosen] + np.float32([-0.5, -0.5, 0.5, 0.5, 9.0])
     with pytest.raises(Disqualified, match="learns"):
-        this.check_company(claims, turned, chosen, places, 1.0)
+        this.check_company(claims, turned, places, 1.0)
 
 
 def test_a_lottery_of_claims_does_not_pay():
@@ -227,15 +228,20 @@ def test_impossible_claims(value, words):
         this.check_claims(claims)
 
 
-def test_training_has_an_end():
-    timed = make_scorer(kind="time", amount=300.0, seconds=300.0)
-    assert timed.explain_overtime(310.0, 1e9, 1) == ""
-    assert "400 s of 300" in timed.explain_overtime(400.0, 0.0, 1)
-    worked = make_scorer(kind="work", amount=1e12, seconds=20.0)
-    assert worked.explain_overtime(1e9, 80.0, 2) == ""
-    assert "CPU time" in worked.explain_overtime(1.0, 200.0, 2)
-    assert worked.explain_overtime(1.0, 30.0, 2, usual=20.0) == ""
-    assert "CPU time" in worked.explain_overtime(1.0, 40.0, 2, usual=20.0), "the baseline of this session counts"
+@pytest.mark.parametrize(
+    ("kind", "usual", "fine", "wrong", "words"),
+    [
+        ("time", None, (310.0, 1e9), (400.0, 0.0), "400 s of 300"),
+        ("work", None, (1e9, 600.0), (1.0, 1300.0), "CPU time"),
+        ("work", 20.0, (2.0, 30.0), (1.0, 40.0), "more than 37"),  # the baseline of this session counts
+    ],
+)
+def test_training_has_an_end(kind, usual, fine, wrong, words):
+    scorer = make_scorer(kind=kind, amount=300.0, seconds=300.0)
+    server = TrainingServer(None, scorer, 2, BASELINE.model_copy(update={"train_cpu": usual}), None)
+    for server.wall, server.cpu in [fine, wrong]:
+        with pytest.raises(Disqualified, match=words) if server.wall == wrong[0] else nullcontext():
+            server.check_evaluation(0.0, 0.0)
 
 
 def test_no_evaluation_may_take_three_times_what_the_baselines_took(tmp_path):

@@ -40,14 +40,11 @@ class Running:
     """A process that has used seven CPU seconds, if not told otherwise."""
 
     def __init__(self):
-        self.monitor, self.sealed = RunMonitor(RunLimits(wall=1e9, cpu=1e9), Ticks()), []
+        self.monitor = RunMonitor(RunLimits(wall=1e9), Ticks())
         self.seconds = itertools.repeat(7.0)
 
     def count_cpu_seconds(self):
         return next(self.seconds)
-
-    def seal(self):
-        self.sealed.append(True)
 
 
 class Visit:
@@ -56,7 +53,7 @@ class Visit:
     def __init__(self, folder, plan=PLAN, budget=None):
         self.plan, self.scorer = plan, Scorer.load(small_data(folder / "data", budget))
         self.running, descriptors = Running(), queue.SimpleQueue()
-        self.monitor, self.sealed = self.running.monitor, self.running.sealed
+        self.monitor = self.running.monitor
         self.server = threading.Thread(target=lambda: asyncio.run(self.serve(folder / "model", descriptors)))
         self.server.start()
         self.run = socket.socket(fileno=descriptors.get(timeout=30))
@@ -98,12 +95,10 @@ def test_a_run_is_shown_the_training_text_and_nothing_else(visit):
     message, found = visit.shown()
     assert b'"train"' in message
     assert found == [(visit.scorer.folder / "train.bin").read_bytes()]
-    assert not visit.sealed
     visit.say(f'{{"event": "model", "bytes": 5, {MANNER}}}')
     visit.run.sendall(b"abcde")
     message, found = visit.shown()
     assert (message, found) == (b'{"event": "thanks"}\n', [])
-    assert visit.sealed == [True]
     assert visit.submission.model.read_bytes() == b"abcde"
     visit.say(f'{{"event": "model", "bytes": 2, {MANNER}}}')  # it evaluates in between, and the last model counts
     visit.run.sendall(b"fg")
@@ -181,13 +176,12 @@ def test_a_model_that_makes_no_sense(visit, header, words):
         visit.run.sendall(b"x")
     visit.server.join(timeout=30)
     assert words in visit.submission.objection
-    assert not visit.sealed
 
 
 def test_who_leaves_in_the_middle_has_delivered_nothing(visit):
     visit.say(f'{{"event": "model", "bytes": 99, {MANNER}}}')
     visit.leave()
-    assert (visit.submission.settings, visit.submission.objection, visit.sealed) == (None, "", [])
+    assert (visit.submission.settings, visit.submission.objection) == (None, "")
 
 
 @pytest.mark.parametrize("length", [MAX_LINE + 1, MAX_LINE + 5, 7 * MAX_LINE])

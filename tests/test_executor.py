@@ -40,7 +40,7 @@ def bench(tmp_path):
         texts[compute_digest(text)] = text
         return compute_digest(text)
 
-    limits, scorer = RunLimits(wall=60, cpu=60, free_disk=1), Scorer.load(small_data(tmp_path / "data"))
+    limits, scorer = RunLimits(wall=60, free_disk=1), Scorer.load(small_data(tmp_path / "data"))
     runner = Runner(session, list_slots(1, session, threads=2), limits, scorer, NoSandbox(), put)
     return (
         LocalExecutor(

@@ -90,7 +90,7 @@ def test_it_says_when_there_is_no_such_command():
     assert "No such file" in found["error"]
 
 
-def test_cpu_time_is_limited():
+def test_resources_are_limited():
     found, _ = report(guarded(sys.executable, "-c", "while True: pass", cpu=1))
     assert found["status"] == -signal.SIGXCPU
 

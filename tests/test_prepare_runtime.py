@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from prepare import manifest
-from prepare.budget import FLOPS_PER_BYTE, FLOPS_PER_CALL, SLOWER, Budget, TrafficCounter, compare_parameters
+from prepare import loader, manifest
+from prepare.budget import FLOPS_PER_BYTE, FLOPS_PER_CALL, Budget, TrafficCounter, compare_parameters
 from prepare.evaluation import evaluate_bpb
 from prepare.loader import make_dataloader
 from prepare.manifest import BudgetAmount
@@ -27,6 +27,7 @@ from prepare.tokenizer import Tokenizer
 from tests.ground import environment, prepare, small_corpus, train
 
 T = 256
+EMULATED, CPU = {torch.bfloat16: False}, torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +167,21 @@ def test_bytes_and_calls_are_counted_and_views_are_not(size):
     assert budget.step_work == 2 * size**3 + FLOPS_PER_CALL + FLOPS_PER_BYTE * 3 * 4 * size**2
 
 
-@pytest.mark.parametrize(("emulates", "more"), [(True, (SLOWER - 1) * 2 * 8**3), (False, 0)])
-def test_a_product_of_halves_costs_more_where_the_cpu_has_no_instruction_for_it(emulates, more):
+@pytest.mark.parametrize("overload", ["default", "out"])
+def test_a_product_of_halves_is_that_of_floats_rounded_once_where_the_cpu_has_no_instruction_for_it(overload):
+    x, out = torch.arange(64.0).view(8, 8).sin(), torch.empty(8, 8, dtype=torch.bfloat16)
+    multiply = loader._round_from_float(torch.ops.aten.mm.default, getattr(torch.ops.aten.mm, overload), EMULATED)
+    half = multiply(CPU, x.bfloat16(), x.bfloat16(), **{"out": out} if overload == "out" else {})
+    assert torch.equal(half, (x.bfloat16().float() @ x.bfloat16().float()).bfloat16())
+    if overload == "default":
+        assert torch.equal(multiply(CPU, x, x), x @ x)
+
+
+def test_a_step_of_halves_counts_as_much_work_as_it_reads_and_multiplies():
     x = torch.ones(8, 8, dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as flops, TrafficCounter(flops) as traffic:
-        traffic.emulates = emulates
         x @ x
-    assert traffic.work == FLOPS_PER_CALL + FLOPS_PER_BYTE * 3 * 2 * 64 + more
+    assert (flops.get_total_flops(), traffic.work) == (2 * 8**3, FLOPS_PER_CALL + FLOPS_PER_BYTE * 3 * 2 * 64)
 
 
 def test_the_work_of_a_step_is_told_by_kind_operation_and_part():

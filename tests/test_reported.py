@@ -35,7 +35,7 @@ UPSTREAM = ROOT / "tests/scripts/upstream"
 SAFE = {"PYTHONSAFEPATH": "1"}
 """The folder holds a prepare.py of its own, which must not be ours."""
 WORDS = ("--offline", "--hours", "1", "--session", "night", "--seed", "3")
-LIMITS = RunLimits(wall=150, cpu=30, free_disk=1)
+LIMITS = RunLimits(wall=150, free_disk=1)
 GRANTED = Granted(experiment=7, run=1, slot=0, seed=123)
 
 
@@ -208,8 +208,8 @@ async def test_without_a_number_it_is_the_candidates_crash(tmp_path, source, tas
 
 async def test_a_run_ends_at_its_timeout_and_silence_is_no_hang(tmp_path):
     task = Task(form="reported", timeout=1.5)
-    limits = set_reported_limits(task, 2)
-    assert (limits.wall, set_reported_limits(Task(), 1).wall) == (1.5, 600)
+    limits = set_reported_limits(task)
+    assert (limits.wall, set_reported_limits(Task()).wall) == (1.5, 600)
     outcome = await Bench(tmp_path, "import time; time.sleep(60)").run(limits=limits)
     assert (outcome.kind, outcome.failure) == ("crashed", "timeout")
 

@@ -50,8 +50,6 @@ def classify_failure(status: int, log: str) -> Fault:
     lines = [line.strip() for line in log.splitlines()[-SEARCHED:] if line.strip() and not parse_progress(line)]
     message = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")[:MAX_MESSAGE]
     number = -status if status < 0 else status - 128
-    if number == signal.SIGXCPU:
-        return Fault("timeout", "it used up its CPU time")
     for kind, pattern in _PATTERNS.items():
         if re.search(pattern, message):
             return Fault(kind, message)

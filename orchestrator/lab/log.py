@@ -78,8 +78,8 @@ class Transcript:
         """The incomplete line: as received, and as a terminal would show it."""
         self.bytes = 0
         self.reader = NumberReader()
-        self.sealed = False
-        """True once the model is handed over: what is printed as val_bpb from then on is no score, and left out."""
+        self.scored_elsewhere = False
+        """True for a run that hands its model over: what it prints as val_bpb is no score, and left out."""
 
     def feed(self, data: bytes, *, last: bool = False) -> Iterator[ProgressLine]:
         """Read a piece of output and yield its progress lines; `last` completes an open line."""
@@ -105,7 +105,7 @@ class Transcript:
         return "\n".join([*self.head, *gap, *self.tail])
 
     def _add_row(self, row: str) -> None:
-        if self.sealed and row.startswith("val_bpb:"):
+        if self.scored_elsewhere and row.startswith("val_bpb:"):
             return
         self.reader.read(row)
         self.dropped += len(self.tail) == TAIL

@@ -3,10 +3,8 @@
 import math
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, cast
 
 import psutil
@@ -16,8 +14,6 @@ from orchestrator.core.events import EvaluationPlan, Point, PruningThreshold, Ru
 from orchestrator.lab.failures import Fault, Prune
 from orchestrator.lab.log import ProgressLine, Transcript
 
-EXPLODED = 3.0
-"""Multiple of the first loss that no model that learns ever reaches."""
 ABSURD_LOSS, ABSURD_NUMBER = 1e6, 1e30
 """Larger losses count as infinite, so that sums of losses stay finite; larger numbers are not reported."""
 MAX_NUMBER = 1e9
@@ -38,12 +34,8 @@ class RunLimits:
     """Limits of one run, in seconds and bytes."""
 
     wall: float
-    cpu: float
-    """CPU seconds of one process, which do not depend on how busy the machine is."""
     quiet: float = 60.0
-    """Seconds without output that are always allowed."""
-    quiet_steps: float = 10.0
-    """The same in median steps; the longer of the two applies."""
+    """Seconds without output that are allowed in training."""
     grace: float = 10.0
     """Seconds between SIGTERM and SIGKILL."""
     output: int = 32 << 20
@@ -55,24 +47,24 @@ class RunLimits:
     """Bytes of disk that a run must leave free."""
     file: int = 4 << 30
     """Bytes of the largest file."""
-    files: int = 200_000
-    """More files than any cache of a compiler needs; counted on disk, not where they are in memory."""
+    files: int = 20_000
+    """Files for which a run must leave room on the disk."""
     processes: int = 2_000
     """More concurrent processes than any data loader needs."""
     memory: int | None = None
     """Bytes of one process; None on a GPU, whose driver reserves far more than it uses."""
 
 
-def set_limits(profile: SessionProfile, threads: int, slots: int = 1) -> RunLimits:
+def set_limits(profile: SessionProfile, slots: int = 1) -> RunLimits:
     """Return limits that allow four times the expected seconds, plus a minute for imports.
 
-    With a work budget the machine may be busy with other programs, so twice as much wall time as CPU time is allowed.
+    With a work budget the machine may be busy with other programs, so twice as much is allowed.
     """
     seconds = 60 + 4 * profile.expected_seconds
     busy = 2 if profile.budget_kind == "work" else 1
     memory = int(0.8 * psutil.virtual_memory().total / slots) if profile.name == "cpu" else None
     quiet = max(60.0, 0.05 * profile.expected_seconds)  # a progress line is printed at every percent
-    return RunLimits(wall=busy * seconds, cpu=max(threads, 1) * seconds, quiet=quiet, memory=memory)
+    return RunLimits(wall=busy * seconds, quiet=quiet, memory=memory)
 
 
 @dataclass
@@ -101,7 +93,6 @@ class RunMonitor:
     """Share of the budget at which it fell behind a pruning threshold."""
     cause: Fault | Prune | None = None
     """The first reason to stop that was found in the output."""
-    first: ProgressLine | None = None
     last: ProgressLine | None = None
     transcript: Transcript = field(default_factory=Transcript)
     points: dict[int, Point] = field(default_factory=dict[int, Point])
@@ -111,10 +102,9 @@ class RunMonitor:
     only_starts: bool = False
     """End the run where its training begins."""
     telemetry: dict[str, list[float | None]] = field(default_factory=dict[str, list[float | None]])
-    step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=101))
 
     def __post_init__(self) -> None:
-        self.read_at = self.launched = self.last_output_at = self.last_step_at = self.clock()
+        self.read_at = self.launched = self.last_output_at = self.clock()
         self.pruning_thresholds = list(self.plan.pruning_thresholds) if self.plan else []
 
     def read_clock(self) -> float:
@@ -186,17 +176,13 @@ class RunMonitor:
         began, last = self.training_began, self.last
         if began is None or last is None or self.training_ended is not None or last.progress >= NEARLY_DONE:
             return None
-        quiet = max(self.limits.quiet, self.limits.quiet_steps * median(self.step_seconds or [0.0]))
-        if self.read_clock() - max(self.last_output_at, began) <= quiet:
+        if self.read_clock() - max(self.last_output_at, began) <= self.limits.quiet:
             return None
         expected = "print lines such as `step 00012 (3.4%) | loss: 5.678`, or any others, more often"
-        return Fault("hang", f"it printed nothing for {quiet:.0f} s after step {last.number}: {expected}")
+        return Fault("hang", f"it printed nothing for {self.limits.quiet:.0f} s after step {last.number}: {expected}")
 
     def _follow(self, step: ProgressLine) -> None:
-        now = self.read_clock()
-        if self.last:
-            self.step_seconds.append(now - self.last_step_at)
-        self.first, self.last, self.last_step_at = self.first or step, step, now
+        self.last = step
         if not abs(step.loss) <= ABSURD_LOSS:
             self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
@@ -206,8 +192,6 @@ class RunMonitor:
         self.on_point(point, step.tokens_per_second)
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
-        if step.loss > EXPLODED * abs(self.first.loss) + 1:
-            self.cause = self.cause or Fault("NaN", f"the loss exploded to {step.loss:.3g} at step {step.number}")
 
     def _compare(self, threshold: PruningThreshold) -> None:
         loss = get_recent_loss([*self.points.values()], threshold.progress)

@@ -7,9 +7,10 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
+from io import RawIOBase
 from typing import Any
 
 import psutil
@@ -56,7 +57,6 @@ class RunningProcess:
 
     process: Process
     monitor: RunMonitor
-    output: int
 
     def list_descendants(self, *, with_guardian: bool = False) -> list[psutil.Process]:
         """Return its whole process tree, children before their parents; nothing if it has just ended."""
@@ -76,20 +76,6 @@ class RunningProcess:
                 total += sum(process.cpu_times()[:4])  # its own and its children's, in the program and in the kernel
         return total
 
-    def read_output(self) -> bool:
-        """Feed the monitor what has been printed so far; return False at the end of the output."""
-        try:
-            data = os.read(self.output, 1 << 20)  # all that a pipe can hold
-        except BlockingIOError:
-            return True
-        self.monitor.feed(data)
-        return bool(data)
-
-    def seal(self) -> None:
-        """Mark that the model is handed over, after what has been printed so far."""
-        self.read_output()
-        self.monitor.transcript.sealed = True
-
 
 Listener = Callable[[RunningProcess], Coroutine[Any, Any, None]]
 """Serves the connection of a command; it must return once the command has ended."""
@@ -101,18 +87,15 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
     Raises MachineError, and what `listen` raises.
     """
     output, printed = os.pipe()
-    os.set_blocking(output, False)
-    with ExitStack() as ours:
-        ours.callback(os.close, output)
+    with os.fdopen(output, "rb", buffering=0) as pipe:
         with ExitStack() as theirs:
             for descriptor in (printed, *command.fds):
                 theirs.callback(os.close, descriptor)
             process = await _spawn(command, monitor, printed, lock)
-        ours.callback(asyncio.get_running_loop().remove_reader, output)
-        running = RunningProcess(process, monitor, output)
+        running = RunningProcess(process, monitor)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_read_all(running)), group.create_task(listen(running))]
+                tasks = [group.create_task(_read_all(pipe, monitor)), group.create_task(listen(running))]
                 stopped = await _attend(running)
                 report = await _read_report(process, command.env[guardian.TAG])
                 await asyncio.wait(tasks, timeout=DRAIN)
@@ -132,20 +115,19 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
     return Ending(stopped or monitor.cause, report.get("status"), report.get("peak_mb", 0.0))
 
 
-async def _read_all(running: RunningProcess) -> None:
-    ready, loop = asyncio.Event(), asyncio.get_running_loop()
-    loop.add_reader(running.output, ready.set)
-    while running.read_output():
-        ready.clear()
-        await ready.wait()
-    loop.remove_reader(running.output)
+async def _read_all(pipe: RawIOBase, monitor: RunMonitor) -> None:
+    reader = asyncio.StreamReader()
+    make = partial(asyncio.StreamReaderProtocol, reader)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(make, pipe)
+    with closing(transport):
+        while data := await reader.read(1 << 20):
+            monitor.feed(data)
 
 
 async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int) -> Process:
     """Start a guardian with the command. It gets the command's own environment, since the command can read it."""
     limits = monitor.limits
-    caps = {"CPU": round(limits.cpu), "CORE": 0, "FSIZE": limits.file}
-    caps |= {"DATA": limits.memory} if limits.memory else {}
+    caps = {"CORE": 0, "FSIZE": limits.file} | ({"DATA": limits.memory} if limits.memory else {})
     options = {"fds": command.fds, "grace": limits.grace, "limits": caps, "cpus": command.cpus}
     argv = (sys.executable, "-I", "-S", guardian.PROGRAM, json.dumps(options), *command.argv)
     return await asyncio.create_subprocess_exec(

@@ -110,17 +110,16 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))
 
 
-def set_reported_limits(task: Task, threads: int) -> RunLimits:
+def set_reported_limits(task: Task) -> RunLimits:
     """Return limits by the task's own timeout; silence is not a hang, since only the user knows what a run prints."""
     wall = task.timeout or max(LEAST_TIMEOUT, 2 * task.budget)
-    return RunLimits(wall=wall, cpu=max(threads, 1) * wall, quiet=2 * wall)
+    return RunLimits(wall=wall, quiet=2 * wall)
 
 
 def build_runner(
     profile: ev.SessionProfile, tree: TaskFolder | ScriptTree, share: int, data: Path, **parts: Any
 ) -> BaseRunner[Any]:
     """Return what trains candidates, `share` at a time here. Raises DataError."""
-    threads = parts["slots"][0].threads
     if isinstance(tree, TaskFolder):
-        return ReportedRunner(limits=set_reported_limits(tree.task, threads), scorer=tree, **parts)
-    return Runner(limits=set_limits(profile, threads, share), scorer=Scorer.load(data), tree=tree, **parts)
+        return ReportedRunner(limits=set_reported_limits(tree.task), scorer=tree, **parts)
+    return Runner(limits=set_limits(profile, share), scorer=Scorer.load(data), tree=tree, **parts)

@@ -5,10 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
@@ -26,10 +26,10 @@ from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Ending, Listener, RunningProcess, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.claims import ALONE, WALL_SLACK, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
-from orchestrator.lab.scoring.server import TrainingServer
+from orchestrator.lab.scoring.server import WALL_SLACK, TrainingServer
 from orchestrator.lab.slots import Slot, hold_slot
 from orchestrator.lab.tree import ScriptTree
 from prepare.tree import split_files
@@ -38,6 +38,8 @@ from subagents.logs import extract_frames, split_lines
 S = TypeVar("S")
 T = TypeVar("T")
 Question = Callable[[Evaluator], Coroutine[Any, Any, T]]
+Exam = tuple[Scorer, Nats, AuditPositions]
+"""Claims of one split, and where they are audited."""
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
 MAX_EXCUSES = 2
@@ -177,10 +179,7 @@ class BaseRunner(ABC, Generic[S]):
 
     def _watch(self, run: Attempt) -> RunMonitor:
         """Start the run's clock, and return what watches it."""
-        tell, fills_disk = (
-            partial(self.on_point, run.granted),
-            partial(self._is_filling_disk, run.folder, _count_free(self.folder)),
-        )
+        tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
         run.monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=run.plan)
         return run.monitor
 
@@ -197,12 +196,13 @@ class BaseRunner(ABC, Generic[S]):
             telemetry={name: tuple(series) for name, series in run.monitor.telemetry.items()},
         )
 
-    def _is_filling_disk(self, folder: Path, before: int) -> bool:
-        """Return whether its files take too much room, or are too many; `before` is how many could be made."""
-        free, limits = shutil.disk_usage(self.runs).free, self.limits
-        if before - _count_free(self.folder) > limits.files and _measure(folder, "--inodes") > limits.files:
+    def _is_filling_disk(self, folder: Path) -> bool:
+        """Return whether its files leave too little room, or too few further files."""
+        disk, limits = os.statvfs(self.runs), self.limits
+        room, files = disk.f_bavail * disk.f_frsize, disk.f_favail
+        if room < limits.reserve <= room + (_measure(folder) << 10):
             return True
-        return free < limits.reserve <= free + (_measure(folder) << 10)
+        return 0 < files < limits.files <= files + _measure(folder, "--inodes")  # 0: it counts none
 
 
 @dataclass
@@ -236,6 +236,7 @@ class Runner(BaseRunner[Scorer]):
 
     async def _serve(self, run: Attempt) -> TrainingServer:
         """Run the source to its end, and return what has served it. Raises MachineError, OSError."""
+        run.monitor.transcript.scored_elsewhere = True
         self.tree.lay_out(run.work, run.source)
         env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(run.work / "data"))}
         ours, theirs = await open_pair()
@@ -254,24 +255,42 @@ class Runner(BaseRunner[Scorer]):
         run.check_ending(budget.amount if budget.kind == "time" else inf)
         if server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
+        await asyncio.to_thread(
+            remove_folder, run.work
+        )  # even the size of a file could tell the next process something
+        known: asyncio.Future[Sequence[Exam]] = asyncio.get_running_loop().create_future()
+        audit = asyncio.create_task(self._audit(run, server, known))  # its process starts, and waits for its turn
+        try:
+            return await self._score_model(run, server, known, audit)
+        finally:
+            known.cancel()
+            audit.cancel()
+            await asyncio.gather(audit, return_exceptions=True)
+
+    async def _score_model(
+        self, run: Attempt, server: TrainingServer, known: asyncio.Future[Sequence[Exam]], audit: asyncio.Task[Any]
+    ) -> ev.Scored:
+        """Return the score of the model; let the audit know its exams once the process that claims has gone."""
         began = time.monotonic()
-        claims, heldout = await self._ask(run, server, partial(self._compute_claims, run.plan))
+        claims, heldout = await self._ask(run, server, partial(self._compute_claims, run.plan), asyncio.sleep(0))
         val_bpb = self.scorer.compute_bpb(claims)
-        known = run.result.telemetry | {"position": self.scorer.compute_by_position(claims)}
-        run.result = run.result.model_copy(update={"telemetry": known})
+        telemetry = run.result.telemetry | {"position": self.scorer.compute_by_position(claims)}
+        run.result = run.result.model_copy(update={"telemetry": telemetry})
         score = ev.Scored(val_bpb=val_bpb, would_prune_at=run.monitor.would_prune_at, **vars(run.result))
         if not run.plan.needs_audit(val_bpb):
             return score
         seconds, began = time.monotonic() - began, time.monotonic()
         archive, incumbent = self.folder.resolve() / "claims", run.plan.incumbent
-        reference = load_claims(archive, incumbent, self.scorer.shape)
-        corrected, error, worst = await self._audit(self.scorer, claims, reference, run, server)
-        confirmed = None
+        reference, rng = load_claims(archive, incumbent, self.scorer.shape), np.random.default_rng()
+        exams = [(self.scorer, claims, await asyncio.to_thread(self.scorer.plan_audit, claims, reference, rng))]
         if self.scorer.heldout and heldout is not None:
-            confirmed, _, _ = await self._audit(self.scorer.heldout, heldout, None, run, server)
+            exams.append((self.scorer.heldout, heldout, self.scorer.heldout.plan_audit(heldout, None, rng)))
+        known.set_result(exams)
+        (corrected, error, worst), *rest = await audit
         save_claims(archive, score.experiment, claims, incumbent)
         times = {"seconds": time.monotonic() - began, "evaluation": seconds, "evaluation_cpu": server.evaluation_cpu}
         record = ev.Audit(claimed=val_bpb, error=error, worst=worst, looks=len(claims), **times)
+        confirmed = rest[0][0] if rest else None
         return score.model_copy(update={"val_bpb": corrected, "confirmed": confirmed, "audit": record})
 
     async def _compute_claims(self, plan: ev.EvaluationPlan, evaluator: Evaluator) -> tuple[Nats, Nats | None]:
@@ -282,52 +301,62 @@ class Runner(BaseRunner[Scorer]):
         return claims, await evaluator.compute_claims(heldout)
 
     async def _audit(
-        self, scorer: Scorer, claims: Nats, reference: Nats | None, run: Attempt, server: TrainingServer
-    ) -> tuple[float, float, float]:
-        """Return the claims' score corrected by a blind process, with the correction's error and the worst gap."""
-        rng, tolerance = np.random.default_rng(), scorer.get_tolerance(run.plan.baseline_error)
-        chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
-        positions = await asyncio.to_thread(scorer.draw_positions, claims, reference, rng)
-        positions = positions.show_whole(chosen, scorer.shape[1] - 1)
+        self, run: Attempt, server: TrainingServer, known: asyncio.Future[Sequence[Exam]]
+    ) -> list[tuple[float, float, float]]:
+        """Return each exam's score corrected by a blind process, with the correction's error and the worst gap."""
+        rng, tolerance = np.random.default_rng(), self.scorer.get_tolerance(run.plan.baseline_error)
 
-        async def question(evaluator: Evaluator) -> NDArray[np.float64]:
-            alone = await evaluator.compute_alone(scorer, positions, chosen, rng)
-            scorer.check_company(claims, alone, chosen, positions, tolerance)
-            return await evaluator.predict_blind(scorer, positions, rng)
+        async def question(evaluator: Evaluator) -> list[tuple[float, float, float]]:
+            exams = await known
+            for scorer, claims, positions in exams:  # before the process has seen more
+                alone = await evaluator.compute_alone(scorer, positions, rng)
+                scorer.check_company(claims, alone, positions, tolerance)
+            blind = [await evaluator.predict_blind(scorer, positions, rng) for scorer, _, positions in exams]
+            answered = zip(exams, blind, strict=True)
+            return [
+                scorer.correct(claims, seen, positions, tolerance) for (scorer, claims, positions), seen in answered
+            ]
 
-        blind = await self._ask(run, server, question)
-        return scorer.correct(claims, blind, positions, tolerance)
+        return await self._ask(run, server, question, known)
 
-    async def _ask(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
+    async def _ask(self, run: Attempt, server: TrainingServer, question: Question[T], turn: Awaitable[object]) -> T:
         """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError.
 
-        One that is killed from outside is replaced MAX_EXCUSES times; the run is not, or its model could try again.
+        It gets the model when it is its `turn`. One that is killed from outside is replaced MAX_EXCUSES times; the run
+        is not, or its model could try again.
         """
-        left = MAX_EXCUSES
+        left, turn = MAX_EXCUSES, asyncio.ensure_future(turn)
         while True:
+            folder = Path(tempfile.mkdtemp(dir=run.folder))
             try:
-                return await self._ask_once(run, server, question)
+                return await self._ask_once(run, server, question, turn, folder)
             except Fault as fault:
                 if not (fault.excuse and left):
                     fault.excuse = ""
                     raise
                 left -= 1
+            finally:
+                await asyncio.to_thread(remove_folder, folder)
 
-    async def _ask_once(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
-        await asyncio.to_thread(remove_folder, run.work)  # even the size of a file could tell the next one something
-        self.tree.lay_out(run.work, run.source)  # where the run had it: the model may need its modules
+    async def _ask_once(
+        self, run: Attempt, server: TrainingServer, question: Question[T], turn: Awaitable[object], folder: Path
+    ) -> T:
+        self.tree.lay_out(folder, run.source)  # the model may need its modules
         assert server.settings
         connection, theirs = await open_pair()
         words = ["-P", "-m", "prepare.evaluator"]  # which finds nothing in its folder before it is ready
-        more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(run.work / "tmp")}  # no new folder can be made
-        command = run.slot.build_command(words, run.work, theirs, "model", **more)
+        more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
+        command = run.slot.build_command(words, folder, theirs, "model", **more)
         evaluator, monitor, answers = Evaluator(connection, server.settings), RunMonitor(self.limits), list[T]()
 
         async def listen(running: RunningProcess) -> None:
             with suppress(ConnectionError), closing(connection):  # at its end the guardian reports how it ended
+                await evaluator.start()
+                await asyncio.shield(turn)  # a later process of this audit waits for the same
+                began = monitor.read_clock()
                 await evaluator.load(server.model)
                 answer = await question(evaluator)
-                server.check_evaluation(monitor.read_clock() - monitor.launched, running.count_cpu_seconds())
+                server.check_evaluation(monitor.read_clock() - began, running.count_cpu_seconds())
                 answers.append(answer)
                 await connection.send({"event": "thanks"})
 
@@ -349,7 +378,3 @@ def _measure(folder: Path, unit: str = "-k") -> int:
     """Return the KiB of disk that the readable files in a folder take, at any depth, or with --inodes their number."""
     done = subprocess.run(["du", "-s", unit, "--", folder], check=False, capture_output=True)
     return int((done.stdout.split() or [b"0"])[0])
-
-
-def _count_free(folder: Path) -> int:
-    return os.statvfs(folder).f_favail

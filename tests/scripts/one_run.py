@@ -19,7 +19,7 @@ def put(log):
 
 
 folder, script = Path(sys.argv[1]), Path(sys.argv[2])
-slot, limits, scorer = Slot(folder / "slot.lock", threads=2), RunLimits(wall=600, cpu=600), Scorer.load(folder / "data")
+slot, limits, scorer = Slot(folder / "slot.lock", threads=2), RunLimits(wall=600), Scorer.load(folder / "data")
 runner = Runner(folder, [slot], limits, scorer, NoSandbox(), put)
 unaudited = EvaluationPlan(audited_below=0.0, confirmed=False, incumbent=0)
 granted = Granted(experiment=7, run=2, slot=0, seed=123, plan=unaudited)

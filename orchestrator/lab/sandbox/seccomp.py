@@ -31,7 +31,6 @@ WRITING = 0o1103
 
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000_003E, 0xC000_00B7)
-_X32 = 0x4000_0000
 _OWN = {
     **dict.fromkeys(("prlimit64", "sched_setparam", "sched_setscheduler", "sched_setattr", "sched_setaffinity"), (0,)),
     "setpriority": (0, 1),
@@ -76,8 +75,6 @@ def build_filter(*, sockets: bool, grants: Grants = "task", machine: str = "") -
         (_EQUAL, 1, 0, _AUDIT_ARCH[column]),
         (_RETURN, 0, 0, KILL),
         (_LOAD, 0, 0, _NUMBER),
-        (_AT_LEAST, 0, 1, _X32),
-        (_RETURN, 0, 0, REFUSE | EPERM),
         *_check_arguments({name: number for name, (number, _) in calls.items()}, grants),
         *(line for number, answer in known.items() for line in ((_EQUAL, 0, 1, number), (_RETURN, 0, 0, answer))),
         (_AT_LEAST, 0, 1, UNIFORM),

@@ -9,7 +9,7 @@ standard errors, so that gambling with claims does not pay, or the claimed value
 import math
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,16 +47,6 @@ IMPOSSIBLE = -1e-3
 """Nats below which a probability is above 1 by more than rounding."""
 ABSURD = 1e4
 """Nats above which a claim is invented; it would only inflate the variance of the correction."""
-WALL_SLACK, WALL_GRACE = 1.03, 10.0
-"""Factor and seconds allowed beyond a time budget: for the step in progress, and to write the model."""
-WORK_SLACK = 2.0
-"""Multiple of the expected CPU seconds that is allowed. Work cannot be counted from outside, and its CPU time varies by
-15 % either way between honest models, and by half again on a busy machine."""
-BASELINE_SLACK, BASELINE_GRACE = 1.75, 2.0
-"""Multiple of the CPU seconds that the baseline took in this session, once they are known, and seconds beyond it."""
-SLACK, START_GRACE, EVALUATION_SLACK = 1.5, 60.0, 3.0
-"""Multiple of what the baseline takes until its first batch, and for an evaluation, that is free; in wall time so are
-these seconds. What exceeds them counts as training. On a work budget no evaluation may exceed the last multiple."""
 
 
 class Disqualified(Fault):
@@ -72,12 +62,14 @@ class AuditPositions:
 
     at: Rows
     weight: NDArray[np.float64]
+    alone: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Rows that are first shown whole, each by itself."""
 
     def show_whole(self, chosen: Rows, last: int) -> "AuditPositions":
         """Return these with the chosen rows' at the `last` position, to show them whole; the others represent them."""
         at, weight = self.at.copy(), self.weight * len(self.at) / (len(self.at) - len(chosen))
         at[chosen], weight[chosen] = last, 0.0
-        return AuditPositions(at, weight)
+        return AuditPositions(at, weight, chosen)
 
 
 @dataclass(frozen=True)
@@ -148,19 +140,6 @@ class Scorer:
         nats = np.add.reduceat(np.where(lengths > 0, claims, 0).sum(0, dtype=np.float64), first)
         return tuple((nats / np.maximum(np.add.reduceat(lengths.sum(0), first), 1) / math.log(2)).tolist())
 
-    def explain_overtime(self, wall: float, cpu: float, threads: int, usual: float | None = None) -> str:
-        """Return why a training of so many seconds, by our own clocks, was too long; empty if it was not.
-
-        `usual` are the CPU seconds of the baseline's; None if they are not known yet.
-        """
-        budget = self.manifest.budget
-        if budget.kind == "time":
-            limit = WALL_SLACK * budget.amount + WALL_GRACE
-            return f"it trained for {wall:.0f} s of {budget.amount:g}" if wall > limit else ""
-        limit = WORK_SLACK * budget.seconds * max(1, threads) + WALL_GRACE
-        limit = min(limit, BASELINE_SLACK * usual + BASELINE_GRACE) if usual else limit
-        return f"it trained for {cpu:.0f} s of CPU time, more than {limit:.0f}" if cpu > limit else ""
-
     def draw_positions(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
         """Draw one secret position in every row, weighted by the inverse of its probability; 0 where nothing counts.
 
@@ -178,6 +157,11 @@ class Scorer:
             if chances[place] > 0:
                 weights[row] = 1 / chances[place]
         return AuditPositions(at, weights)
+
+    def plan_audit(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
+        """Draw a position in every row, and ALONE rows that are shown whole."""
+        chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
+        return self.draw_positions(claims, reference, rng).show_whole(chosen, self.shape[1] - 1)
 
     def mask(self, chosen: Rows, positions: AuditPositions, rng: np.random.Generator) -> Rows:
         """Return the inputs of the chosen rows: validation text up to the position, then training text."""
@@ -199,14 +183,13 @@ class Scorer:
         wide -= wide.max(1, keepdims=True)
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
 
-    def check_company(
-        self, claims: Nats, alone: Nats, chosen: Rows, positions: AuditPositions, tolerance: float
-    ) -> None:
-        """Raise Disqualified if the losses of the chosen rows, seen alone up to their positions, are not those claimed.
+    def check_company(self, claims: Nats, alone: Nats, positions: AuditPositions, tolerance: float) -> None:
+        """Raise Disqualified if the losses of rows, seen alone up to their positions, are not those claimed.
 
         `alone` are these losses, [rows, tokens]. A model that adapts to other rows is caught by this. It may lie here,
         too, so a loss that is too low counts like one that is too high.
         """
+        chosen = positions.alone
         targets = self.rows[chosen, 1:]
         compared = (self.lengths[targets] > 0) & (np.arange(self.shape[1]) < positions.at[chosen, None])
         if not compared.any():

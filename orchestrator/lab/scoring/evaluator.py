@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from orchestrator.lab.failures import Fault, MachineError, classify_failure
 from orchestrator.lab.process import Ending
-from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Rows, Scorer
+from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import InferenceSettings
 from prepare.files import open_replacement
@@ -49,13 +49,18 @@ class Evaluator:
     has_started: bool = False
     has_loaded: bool = False
 
+    async def start(self) -> None:
+        """Wait until it has imported what it needs; nothing of the model is there yet."""
+        await self.connection.send({"event": "settings", **self.settings.model_dump(exclude={"batch_size"})})
+        self.has_started = await self.connection.receive() == {"event": "ready"}
+        if not self.has_started:
+            raise ConnectionError("it did not start")
+
     async def load(self, model: Path) -> None:
         """Send the model, and wait until it is loaded."""
         with model.open("rb") as file:
-            header = {"event": "model", "split": "model", **self.settings.model_dump(exclude={"batch_size"})}
-            await self.connection.send(header, file=file)
-        self.has_started = await self.connection.receive() == {"event": "ready"}
-        self.has_loaded = self.has_started and await self.connection.receive() == {"event": "loaded"}
+            await self.connection.send({"event": "model", "split": "model"}, file=file)
+        self.has_loaded = await self.connection.receive() == {"event": "loaded"}
         if not self.has_loaded:
             raise ConnectionError("it did not load the model")
 
@@ -68,12 +73,10 @@ class Evaluator:
             claims[first : first + len(rows)] = answer.reshape(len(rows), -1)
         return scorer.check_claims(claims)
 
-    async def compute_alone(
-        self, scorer: Scorer, positions: AuditPositions, chosen: Rows, rng: np.random.Generator
-    ) -> Nats:
-        """Return the losses of the chosen rows, each shown by itself and up to its position. Raises Disqualified."""
-        losses = np.empty((len(chosen), scorer.shape[1]), dtype=np.float32)
-        for place, row in enumerate(chosen):
+    async def compute_alone(self, scorer: Scorer, positions: AuditPositions, rng: np.random.Generator) -> Nats:
+        """Return the losses of the rows that are shown alone, up to their positions. Raises Disqualified."""
+        losses = np.empty((len(positions.alone), scorer.shape[1]), dtype=np.float32)
+        for place, row in enumerate(positions.alone):
             x = scorer.mask(row[None], positions, rng)
             losses[place] = await self._ask("losses", x, np.roll(x, -1, axis=1), x.size)
         return losses

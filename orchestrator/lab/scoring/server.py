@@ -14,13 +14,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.process import RunningProcess
-from orchestrator.lab.scoring.claims import EVALUATION_SLACK, SLACK, START_GRACE, Disqualified, Scorer
+from orchestrator.lab.scoring.claims import Disqualified, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
 MAX_MODEL, CHUNK = 8 << 30, 1 << 20
 """Bytes of a model, and of a chunk in which it is received and written."""
 MAX_BATCH = 4096
 """Largest number of rows in a batch, and of threads."""
+WALL_SLACK, WALL_GRACE = 1.03, 10.0
+"""Factor and seconds allowed beyond a time budget: for the step in progress, and to write the model."""
+WORK_SLACK = 2.0
+"""Multiple of the expected CPU seconds that is allowed. Work cannot be counted from outside, and its CPU time varies by
+15 % either way between honest models, and by half again on a busy machine."""
+BASELINE_SLACK, BASELINE_GRACE = 1.75, 2.0
+"""Multiple of the CPU seconds that the baseline took in this session, once they are known, and seconds beyond it."""
+SLACK, START_GRACE, EVALUATION_SLACK = 1.5, 60.0, 3.0
+"""Multiple of what the baseline takes until its first batch, and for an evaluation, that is free; in wall time so are
+these seconds. What exceeds them counts as training. On a work budget no evaluation may exceed the last multiple."""
 
 
 class InferenceSettings(BaseModel):
@@ -68,7 +78,6 @@ class TrainingServer:
                     event = await self._wait_for(running.monitor, "model")
                 while True:
                     await self._receive_model(event, running)
-                    running.seal()
                     await self.connection.send({"event": "thanks"})
                     event = await self._wait_for(running.monitor, "model")
             except Disqualified as reason:
@@ -97,7 +106,7 @@ class TrainingServer:
             self.settings = InferenceSettings.model_validate(event)
         except ValidationError:
             raise Disqualified("it does not say how its model is to be run") from None
-        self.objection = self._explain_overtime(self.wall, self.cpu)
+        self._check_time(self.wall, self.cpu)
 
     def _grant_uncounted(self, monitor: RunMonitor) -> float:
         """Return the seconds of first steps that are free, and say so: the baseline's, of others SLACK times these."""
@@ -114,18 +123,23 @@ class TrainingServer:
         """
         usual, self.evaluation_cpu = self.plan.evaluation, max(self.evaluation_cpu, cpu)
         usual_cpu = self.plan.evaluation_cpu or (usual and usual * self.threads)
-        is_plain = not self.settings or self.settings.autocast in {None, "float32"}  # others may be emulated
         is_work = self.scorer.manifest.budget.kind == "work"
-        if is_work and is_plain and usual_cpu and cpu > EVALUATION_SLACK * usual_cpu:
+        if is_work and usual_cpu and cpu > EVALUATION_SLACK * usual_cpu:
             raise Disqualified(
                 f"the evaluation of its model took {cpu:.0f} s of CPU time, the baseline's {usual_cpu:.0f}"
             )
         more = _count_excess(wall, usual, START_GRACE), _count_excess(cpu, usual_cpu)
-        if why := self._explain_overtime(self.wall + more[0], self.cpu + more[1]):
-            raise Disqualified(f"with the evaluation of its model, {why}")
+        self._check_time(self.wall + more[0], self.cpu + more[1], "with the evaluation of its model, ")
 
-    def _explain_overtime(self, wall: float, cpu: float) -> str:
-        return self.scorer.explain_overtime(wall, cpu, self.threads, self.plan.train_cpu)
+    def _check_time(self, wall: float, cpu: float, how: str = "") -> None:
+        """Raise Disqualified if a training of so many seconds, by our own clocks, was too long."""
+        budget, usual = self.scorer.manifest.budget, self.plan.train_cpu
+        if budget.kind == "time" and wall > WALL_SLACK * budget.amount + WALL_GRACE:
+            raise Disqualified(f"{how}it trained for {wall:.0f} s of {budget.amount:g}")
+        limit = WORK_SLACK * budget.seconds * max(1, self.threads) + WALL_GRACE
+        limit = min(limit, BASELINE_SLACK * usual + BASELINE_GRACE) if usual else limit
+        if budget.kind == "work" and cpu > limit:
+            raise Disqualified(f"{how}it trained for {cpu:.0f} s of CPU time, more than {limit:.0f}")
 
     async def _wait_for(self, monitor: RunMonitor, *names: str) -> dict[str, Any]:
         """Return the next of these events; that of a model has its size in bytes. Raises ConnectionError at the end."""
