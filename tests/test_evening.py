@@ -14,7 +14,7 @@ OFFLINE = ("--offline", "--session", "night")
 WRONG = {
     ("--hours", "-1"): "--hours",
     ("--hours", "eight"): "--hours",
-    ("--offline", "--hours", "0"): "longer than 0 hours",
+    ("--offline", "--hours", "0"): "longer than one run",
     ("--hours",): "--hours",
     ("--max-experiments", "0"): "--max-experiments",
     ("--max-experiments", "2.5"): "--max-experiments",

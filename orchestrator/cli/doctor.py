@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -52,14 +53,25 @@ def doctor(
     chosen = opt.choose_crew(context, crew, offline=offline)
     name, models = invent_name(paths.sessions), (model or (), fallback or ())
     night = Preflight(paths, name, chosen, prompts, *models, notify=notify, verify=True)
-    results = [*night.check(), *check_machine()]
-    if not any(result.state == "bad" and result.subject in NEEDED for result in results):
-        results.append(check_script(night))
-    for result in results:  # no table, which would break the commands that it names
-        words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
-        Console(highlight=False).print(words, soft_wrap=True)
-    if any(result.state == "bad" for result in results):
+    console, faults = Console(highlight=False), 0
+    with console.status("checking…"):
+        for result in check_all(night):  # no table, which would break the commands that it names
+            words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
+            console.print(words, soft_wrap=True)
+            console.file.flush()
+            faults += result.state == "bad"
+    if faults:
         raise SystemExit(opt.ExitCode.UNHEALTHY)
+
+
+def check_all(night: Preflight) -> Iterator[CheckResult]:
+    """Check the night and the machine, then, unless something that it needs is bad, the script."""
+    is_ready = True
+    for result in chain(night.check(), check_machine()):
+        is_ready &= result.state != "bad" or result.subject not in NEEDED
+        yield result
+    if is_ready:
+        yield check_script(night)
 
 
 def check_script(night: Preflight) -> CheckResult:

@@ -31,6 +31,7 @@ from orchestrator.lab.repo import Repo
 from orchestrator.lab.sandbox.base import TRUSTED, NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.optimizer.space import explain_untunable, list_tunable
+from orchestrator.policy.thresholds import FINISH_MARGIN
 from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
@@ -225,13 +226,13 @@ class Preflight:
     def estimate(self) -> str:
         """Return how far the night should come, and what it should cost, in a line. Raises UsageError."""
         slots, task, limits = self.count_slots(), self.task, self.limits
-        if limits.hours <= 0:
-            raise UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
         usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.places[1])
+        if not self.state and 3600 * limits.hours < FINISH_MARGIN * usual:
+            raise UsageError(f"--hours {limits.hours:g}: a night must be longer than one run of about {usual:.0f} s")
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
-        tried = f"{low:,} to {high:,} experiments" if low < high else count(low, "experiment")
-        parts = [f"about {runs:,.0f} runs", tried]
+        tried = f"{low:,} to {count(high, 'experiment')}" if low < high else count(low, "experiment")
+        parts = [f"about {count(round(runs), 'run')}", tried]
         if self.prompts:
             from subagents.prices import estimate_experiment
 

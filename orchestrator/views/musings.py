@@ -23,6 +23,12 @@ from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
 from subagents.prompts import split_front_matter
 
+OURS = re.compile(
+    r"^## How to read these pages$(?s:.*?)(?=^## |\Z)|^(## (Why we|What we|What happened|What next)|\||\[All of|"
+    r"Training loss:|What the agents saw).*$",
+    re.MULTILINE,
+)
+"""The words of the page's template, and its tables: no content to search."""
 LATEST = 10
 """Sessions whose findings the overview tells."""
 
@@ -140,7 +146,7 @@ def search(
             if family in ("", matter.get("family")) and verdict in ("", matter.get("verdict"), matter.get("status")):
                 matters[str(path)] = matter
                 title, _, rest = name_numbers(body, path.parent.name).partition("\n")
-                plain = re.sub(r"\[([^]\n]*)\]\([^)\n]*\.md\)|[*`|>#]|--:?", r"\1", rest)
+                plain = re.sub(r"\[([^]\n]*)\]\([^)\n]*\.md\)|[*`|>#]|--:?", r"\1", OURS.sub("", rest))
                 db.execute("insert into m values (?, ?, ?)", (str(path), title.lstrip("# "), plain))
         rows = _match(db, " AND ".join(words), limit) or _match(db, " OR ".join(words), limit)
     return [Hit(Path(path), title, matters[path], " ".join(text.split())) for path, title, text in rows]
