@@ -307,7 +307,12 @@ def test_readers_write_nothing_beside_the_file(live, tmp_path):
     before = snapshot(folder)
     folder.chmod(0o555)
     try:
-        for words in (["sessions"], ["replay", "night"], ["report", "night", "--out", "out"], ["compare", "night", "night"]):
+        for words in (
+            ["sessions"],
+            ["replay", "night"],
+            ["report", "night", "--out", "out"],
+            ["compare", "night", "night"],
+        ):
             code, out, err = run("--sessions", str(folder.parent), *words)
             if words[0] == "compare":
                 assert (folder.parent / "compare.html").exists()

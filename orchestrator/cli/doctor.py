@@ -30,8 +30,8 @@ TRIAL_SECONDS = 20.0
 """Seconds that the script may take to its first step; then it is only known not to have failed at once."""
 NEEDED = {"git", "scores", "data", "slots", "sandbox"}
 """Checks without which the script cannot be run."""
-BUSY = 0.5
-"""Share of the cores in use above which runs take longer than expected."""
+BUSY = 50.0
+"""Percent of the cores in use above which runs take longer than expected."""
 MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
 
 
@@ -114,9 +114,9 @@ def check_script(night: Preflight) -> CheckResult:
 def check_machine() -> Iterator[CheckResult]:
     """Check cores, memory, GPUs, and the compiler that a GPU needs."""
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    busy = psutil.cpu_percent(interval=0.5) / 100
+    busy = psutil.cpu_percent(interval=0.5)
     memory = psutil.virtual_memory().available / (1 << 30)
-    words = f"{cores} cores, {busy:.0%} busy; {memory:.0f} GiB of memory free"
+    words = f"{cores} cores, {busy:.0f} % busy; {memory:.0f} GiB of memory free"
     hint = ": stop other programs, or runs take longer than expected" * (busy > BUSY)
     yield CheckResult("machine", "warn" if hint or memory <= 2 else "good", words + hint)
     gpus = list_gpus()

@@ -329,7 +329,8 @@ class Preflight:
         if self.crew == "optuna":
             found = list_tunable(source, self.task.is_reported)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
-            yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
+            words = words if found else explain_untunable(source, self.repo.script.name)
+            yield CheckResult("constants", "good" if found else "bad", words)
 
     def _describe_sandbox(self) -> str:
         if self.paths.unsafe or self.paths.cluster:

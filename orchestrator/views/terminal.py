@@ -111,7 +111,7 @@ class Terminal:
         self.points[run] = now, point
         if now - self.said.setdefault(run, now) >= PLAIN_SECONDS:
             self.said[run] = now
-            text = f"{point.progress:.0%} done, loss {point.loss:.4f}, {format_count(rate)} tokens per second"
+            text = f"{100 * point.progress:.0f} % done, loss {point.loss:.4f}, {format_count(rate)} tokens per second"
             self._print_line(now, "training", granted.experiment, text)
 
     def say(self, text: str) -> None:
