@@ -53,25 +53,16 @@ def doctor(
     chosen = opt.choose_crew(context, crew, offline=offline)
     name, models = invent_name(paths.sessions), (model or (), fallback or ())
     night = Preflight(paths, name, chosen, prompts, *models, notify=notify, verify=True)
-    console, faults = Console(highlight=False), 0
+    console, bad = Console(highlight=False), set[str]()
+    script = (check_script(night) for _ in [night] if not bad & NEEDED)  # as soon as the others are known
     with console.status("checking…"):
-        for result in check_all(night):  # no table, which would break the commands that it names
+        for result in chain(night.check(), check_machine(), script):
             words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
-            console.print(words, soft_wrap=True)
+            console.print(words, soft_wrap=True)  # no table, which would break the commands that it names
             console.file.flush()
-            faults += result.state == "bad"
-    if faults:
+            bad |= {result.subject} if result.state == "bad" else set()
+    if bad:
         raise SystemExit(opt.ExitCode.UNHEALTHY)
-
-
-def check_all(night: Preflight) -> Iterator[CheckResult]:
-    """Check the night and the machine, then, unless something that it needs is bad, the script."""
-    is_ready = True
-    for result in chain(night.check(), check_machine()):
-        is_ready &= result.state != "bad" or result.subject not in NEEDED
-        yield result
-    if is_ready:
-        yield check_script(night)
 
 
 def check_script(night: Preflight) -> CheckResult:

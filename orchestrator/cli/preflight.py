@@ -232,7 +232,7 @@ class Preflight:
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {count(high, 'experiment')}" if low < high else count(low, "experiment")
-        parts = [f"about {count(round(runs), 'run')}", tried]
+        parts = [*[f"about {count(round(runs), 'run')}"] * (low < high), tried]
         if self.prompts:
             from subagents.prices import estimate_experiment
 

@@ -61,7 +61,7 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     traces: list[Figure] = [
         STAIRS | {"y": [level - noise for level in levels]},
         STAIRS | {"y": [level + noise for level in levels], "fill": "tonexty", "fillcolor": BAND},
-        _draw_points(others, top, noise, GREY, max(4, 7 - len(scored) // 50), CROWD / max(len(scored), CROWD)),
+        _draw_points(others, top, noise, GREY, max(4, 7 - len(scored) // 50)),
         _draw_points(failed, top, noise, BAD, 8),
         STAIRS | {"y": levels, "line": {"shape": "hv", "width": 2, "color": ACCENT}},  # many points would hide it
         _draw_points(kept, top, noise, GOOD, 11),
@@ -145,21 +145,17 @@ def _load_plotly() -> Markup:
     return _pack(get_plotlyjs())
 
 
-def _draw_points(
-    rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int, weight: float = 1.0
-) -> Figure:
-    """Draw experiments with error bars of two standard errors; failures and those off the scale at its top.
-
-    `weight` is how thick the bars are, in pixels.
-    """
+def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
+    """Draw experiments with error bars of two standard errors; failures and those off the scale at its top."""
     scores = [inf if row.val_bpb is None else row.val_bpb for row in rows]
     errors = [noise / sqrt(len(row.scores)) if score <= top else 0.0 for row, score in zip(rows, scores, strict=True)]
+    width = CROWD / max(len(rows), CROWD)
     symbols = ["circle" if score <= top else "triangle-up" if score < inf else "x" for score in scores]
     return {
         "type": "scatter",
         "mode": "markers",
         "y": [min(score, top) for score in scores],
-        "error_y": {"type": "data", "array": errors, "color": color, "thickness": weight, "width": 0},
+        "error_y": {"type": "data", "array": errors, "color": color, "thickness": width, "width": 0},
         "marker": {"color": color, "size": size, "symbol": symbols},
         "customdata": [row.experiment for row in rows],
         "hovertext": [render_template("point.txt", row=row) for row in rows],

@@ -23,12 +23,8 @@ from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
 from subagents.prompts import split_front_matter
 
-OURS = re.compile(
-    r"^## How to read these pages$(?s:.*?)(?=^## |\Z)|^(## (Why we|What we|What happened|What next)|\||\[All of|"
-    r"Training loss:|What the agents saw).*$",
-    re.MULTILINE,
-)
-"""The words of the page's template, and its tables: no content to search."""
+OURS = re.compile(r"(?m)^(## (Why we|What we|What happened|What next)|\||\[All of|Training loss:|What the agents).*$")
+"""The words of a page's template, and its tables: no content to search."""
 LATEST = 10
 """Sessions whose findings the overview tells."""
 
@@ -141,7 +137,8 @@ def search(
     words, matters = [f'"{word}"' for word in re.findall(r"\w+", query)], dict[str, dict[str, Any]]()
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute("create virtual table m using fts5(path unindexed, title, body, tokenize = 'porter unicode61')")
-        paths = (path for path in sorted(folder.glob("*/[0-9]*.md")) if session in ("", path.parent.name))
+        found = (path for path in sorted(folder.glob("*/[0-9]*.md")) if session in ("", path.parent.name))
+        paths = (path for path in found if not path.name.startswith("000-"))  # the words on a baseline are ours
         for path, matter, body in _read_pages(paths):
             if family in ("", matter.get("family")) and verdict in ("", matter.get("verdict"), matter.get("status")):
                 matters[str(path)] = matter
