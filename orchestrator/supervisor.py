@@ -10,6 +10,7 @@ from orchestrator.core.events import Continued, Ended, GuidanceChanged, Paused, 
 from orchestrator.core.state import State
 from orchestrator.loop import run
 from orchestrator.policy.certification import certify
+from orchestrator.policy.limits import explain_deadline
 from orchestrator.policy.schedule import find_due
 from orchestrator.policy.steps import Append
 from orchestrator.ports import Crew, Executor
@@ -79,7 +80,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
 async def _stop_at_deadline(session: Session, say: Callable[[str], None]) -> None:
     """Record a request to stop when the time is up, and the end itself once what is still awaited is silent."""
     await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
-    reason = f"the {session.state.session.limits.hours:g} hours are over"
+    reason = explain_deadline(session.state.session.limits)
     if not session.state.stopping:
         await session.append("", StopAsked(reason=reason))
     awaited = [f"train {run.granted.experiment}.{run.granted.run}" for run in session.state.running]

@@ -70,6 +70,19 @@ class FakeCrew:
         return ev.Postmortem(verdict="inconclusive", happened="it ran", why="chance", lesson="none", next="go on")
 
 
+class InventiveCrew(FakeCrew):
+    """Never runs out of values to try."""
+
+    async def propose(self, state, step):
+        luck, found = self.luck(f"{step.task_id}, finely"), []
+        for proposal in await super().propose(state, step):
+            name, value = proposal.instructions.split()[0], round(luck.uniform(1, 3), 6)
+            settings = {name: value} if proposal.settings else {}
+            words = {"title": f"set {name} to {value}", "instructions": f"{name} = {value}"}
+            found.append(proposal.model_copy(update={"settings": settings, **words}))
+        return found
+
+
 def _proposal(luck: random.Random) -> ev.Proposal:
     name, value = f"KNOB_{luck.randrange(40)}", float(luck.choice([1, 2, 3]))
     by_code = luck.random() < 0.5

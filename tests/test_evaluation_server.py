@@ -22,7 +22,7 @@ from prepare import channel
 from prepare.manifest import BudgetAmount
 from tests.small import LENGTH, small_data
 
-PLAN = EvaluationPlan(audit="always", confirmed=False, incumbent=0, startup=10.0, evaluation=5.0)
+PLAN = EvaluationPlan(audit="always", confirmed=False, incumbent=0, startup_cpu=10.0, evaluation=5.0)
 ROOT = Path(__file__).parent.parent
 MANNER = '"batch_size": 4, "autocast": null, "precision": "highest", "threads": 1'
 
@@ -106,7 +106,7 @@ def test_a_run_is_shown_the_training_text_and_nothing_else(visit):
     visit.leave()
     assert visit.submission.model.read_bytes() == b"fg"
     assert (visit.submission.objection, visit.monitor.train_seconds > 0) == ("", True)
-    assert visit.monitor.startup == 7.0
+    assert visit.monitor.startup_cpu == 7.0
 
 
 def test_a_start_that_takes_longer_than_the_baselines_counts_as_training(visit):

@@ -14,7 +14,7 @@ OFFLINE = ("--offline", "--session", "night")
 WRONG = {
     ("--hours", "-1"): "--hours",
     ("--hours", "eight"): "--hours",
-    ("--offline", "--hours", "0"): "longer than 0 hours",
+    ("--offline", "--hours", "0"): "longer than one run",
     ("--hours",): "--hours",
     ("--max-experiments", "0"): "--max-experiments",
     ("--max-experiments", "2.5"): "--max-experiments",
@@ -93,6 +93,50 @@ WRONG = {
     ("sessions", "--sessions", "train.py"): "train.py",
     ("serve", "--musings", "train.py"): "train.py",
     ("prepare", "--data", "train.py"): "train.py",
+    ("--offline", "--hours", "0.0001"): "longer than one run",
+    ("--hours", "8h"): "--hours",
+    ("--hours", "0,5"): "--hours",
+    ("--max-experiments", "1e3"): "--max-experiments",
+    ("--max-usd", "5$"): "--max-usd",
+    ("--hour", "3"): "--hours",
+    ("-x",): "-x",
+    ("--offline=yes",): "--offline",
+    ("--crew", "Claude"): "'claude'",
+    ("--offline", "--crew", "optuna"): "--crew does nothing with --offline",
+    ("--offline", "resume", "night"): "--offline does nothing with resume",
+    ("--offline", "--slots", "two"): "give a number of runs, or auto",
+    ("--offline", "--slots", "1.5"): "give a number of runs, or auto",
+    ("--offline", "--session", "night.lock"): "cannot be a name",
+    ("--offline", "--session", "x" * 300): "cannot be a name",
+    ("--offline", "--session", "-n"): "cannot be a name",
+    ("--offline", "--data", "empty"): "prepare --data empty",
+    ("--offline", "--script", "bare.py"): "no constant to search in bare.py",
+    ("--offline", "--script", "late.py"): "commit it first",
+    ("--offline", "--script", "tabs.py"): "tabs.py has a syntax error in line 3",
+    ("--offline", "--script", "/dev/null"): "not a Python script",
+    ("--offline", "--from", "nothing"): "no session is called 'nothing'",
+    ("--offline", "--from", "broken.db"): "cannot be used as a session",
+    ("--offline", "--cluster", "nonsense"): "give auto, HOST:PORT or ray://HOST:PORT",
+    ("resume", "a", "b"): "(b)",
+    ("resume", "../night"): "no session is called '../night'",
+    ("fork", GOLDEN, "--at", "0"): "--at",
+    ("fork", GOLDEN, "--at", "5"): "cannot be read in",
+    ("fork", GOLDEN, "--at", "5", "--crew", "none"): "'claude'",
+    ("replay", GOLDEN, "--full"): "--full does nothing",
+    ("replay", GOLDEN, "--agent", "nobody"): "'researcher'",
+    ("replay", GOLDEN, "--agent", "mechanic"): "--agent does nothing",
+    ("report", GOLDEN, "--to", "wandb"): "pip install wandb",
+    ("report", GOLDEN, "--out", "/proc/out"): "/proc/out",
+    ("compare", GOLDEN): "name two sessions or more",
+    ("musings", "search", "depth", "--limit", "0"): "--limit",
+    ("trial", "--prompts", "default", "--repeats", "0"): "--repeats",
+    ("trial", "--prompts", "default", "--name", "a/b"): "cannot be a name",
+    ("serve", "--port", "99999"): "--port",
+    ("prepare", "--set", "DEPHT=6"): "train.py has no such constant",
+    ("prepare", "--set", "DEPTH=x"): "'x' is not a number",
+    ("prepare", "--profile", "a100"): "no profile a100",
+    ("init",): "is there already",
+    ("sessions", "extra"): "extra",
 }
 
 
@@ -105,6 +149,8 @@ def place(tmp_path_factory):
     for name, text in (("toml/train.py", "LR = 0.1\n"), ("toml/nightshift.toml", 'comand = "x"\n')):
         (place / name).parent.mkdir(exist_ok=True)
         (place / name).write_text(text)
+    (place / "bare.py").write_text("print('METRIC x=1')\n")
+    (place / "tabs.py").write_text("def f():\n\tx = 1\n        y = 2\n")
     (place / "yaml").mkdir()
     (place / "yaml/researcher.md").write_text("---\nmodel: [\n---\n")
     for name, file in (("empty", ""), ("typo", "reasercher.md"), ("fault", "researcher.md")):
@@ -114,12 +160,13 @@ def place(tmp_path_factory):
     git(place, "add", ".")
     git(place, "commit", "-qm", "what a user has lying about")
     git(place, "branch", "research/taken")
+    (place / "late.py").write_text("LR = 0.1  # 0.01..1 log\n")
     return place
 
 
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
 def test_a_wrong_input_is_one_line(place, words, capsys):
-    """In this process, since forty starts of Python would take longer than all else here."""
+    """In this process, since a hundred starts of Python would take longer than all else here."""
     keys = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(("ANTHROPIC_", "NIGHTSHIFT_"))}
     try:
         with contextlib.chdir(place), pytest.raises(SystemExit) as ended:
@@ -130,7 +177,7 @@ def test_a_wrong_input_is_one_line(place, words, capsys):
 
     assert ended.value.code == 2
     assert len(said.splitlines()) == 1, said
-    assert said.startswith("nightshift: ")
+    assert said.startswith(("nightshift: ", "prepare: "))
     assert WRONG[words] in said
     assert not (place / "sessions").exists(), "a refused start leaves nothing behind"
 

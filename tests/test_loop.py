@@ -22,7 +22,7 @@ from orchestrator.policy.evaluation_plan import draw_seed
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views.musings import write_musings
 from orchestrator.views.report import write_files
-from tests.fakes import FakeCrew, FakeLab, started
+from tests.fakes import FakeCrew, FakeLab, InventiveCrew, started
 from tests.hunting import try_examples
 from tests.virtual import run_virtually, virtual_clock
 
@@ -41,7 +41,7 @@ def test_a_night_ends_with_everything_recorded(tmp_path):
     session = night(tmp_path / "s" / "session.db")
 
     state = session.state
-    assert state.ended == "the 1 hours are over"
+    assert state.ended == "the hour is over"
     assert len(state.results) > 30
     assert state.incumbent and state.incumbent.score_to_beat < state.results[0].val_bpb - 0.01
     assert state.now <= state.deadline + 60
@@ -366,19 +366,6 @@ def test_a_keep_that_was_luck_is_reverted_by_a_commit_that_says_so(tmp_path):
     assert ablation.verdict.reason.startswith(f"#{reverted.experiment} is reverted")
     assert f"revert #{reverted.experiment}" in write_kept_message(ablation)
     assert state.certificate and state.certificate.experiment == state.best
-
-
-class InventiveCrew(FakeCrew):
-    """Never runs out of values to try."""
-
-    async def propose(self, state, step):
-        luck, found = self.luck(f"{step.task_id}, finely"), []
-        for proposal in await super().propose(state, step):
-            name, value = proposal.instructions.split()[0], round(luck.uniform(1, 3), 6)
-            settings = {name: value} if proposal.settings else {}
-            words = {"title": f"set {name} to {value}", "instructions": f"{name} = {value}"}
-            found.append(proposal.model_copy(update={"settings": settings, **words}))
-        return found
 
 
 @pytest.mark.soak

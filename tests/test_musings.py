@@ -190,6 +190,14 @@ def test_search_finds_by_words_and_filters(folder):
     assert len(search(folder, "", limit=3)) == 3
 
 
+def test_search_does_not_match_the_words_of_the_template(tmp_path):
+    (tmp_path / "one").mkdir()
+    page = "---\nexperiment: 1\n---\n\n# 1. A title\n\n## What we learned\n\nZebras help.\n\n| training loss | 1 |\n"
+    (tmp_path / "one/001-a.md").write_text(page)
+    assert [hit.title for hit in search(tmp_path, "zebra")] == ["1. A title"]
+    assert search(tmp_path, "learning") == search(tmp_path, "loss") == []
+
+
 def test_search_falls_back_to_any_word_and_knows_word_forms(folder):
     assert search(folder, "muon zebra")
     assert search(folder, "zebra") == []

@@ -139,7 +139,7 @@ def test_nothing_is_started_on_a_sick_gpu(tmp_path):
     assert len(after) > 20
     assert set(after) == {0}
     assert session.state.certificate
-    assert session.state.ended == "the 1 hours are over"
+    assert session.state.ended == "the hour is over"
 
 
 class AllSick(Sick):

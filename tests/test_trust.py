@@ -39,7 +39,7 @@ def test_audits_and_disqualifications_are_counted():
 def test_without_any_of_it_that_is_said():
     run = Scored(experiment=1, val_bpb=2.01, tier="none", **KEY)
     assert describe_trust(log_of(run)) == "no sandbox; none audited; 0 disqualified"
-    assert describe_trust(log_of()) == "nothing has run yet"
+    assert describe_trust(log_of()) == "no run has ended"
 
 
 @pytest.mark.parametrize(("words", "tier"), [((), "bubblewrap|landlock"), (("--unsafe",), "no sandbox")])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -28,8 +29,8 @@ TRIAL_SECONDS = 20.0
 """Seconds that the script may take to its first step; then it is only known not to have failed at once."""
 NEEDED = {"git", "scores", "data", "slots", "sandbox"}
 """Checks without which the script cannot be run."""
-BUSY = 0.5
-"""Share of the cores in use above which runs take longer than expected."""
+BUSY = 50.0
+"""Percent of the cores in use above which runs take longer than expected."""
 MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
 
 
@@ -51,13 +52,15 @@ def doctor(
     chosen = opt.choose_crew(context, crew, offline=offline)
     name, models = invent_name(paths.sessions), (model or (), fallback or ())
     night = Preflight(paths, name, chosen, prompts, *models, notify=notify, verify=True)
-    results = [*night.check(), *check_machine()]
-    if not any(result.state == "bad" and result.subject in NEEDED for result in results):
-        results.append(check_script(night))
-    for result in results:  # no table, which would break the commands that it names
-        words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
-        Console(highlight=False).print(words, soft_wrap=True)
-    if any(result.state == "bad" for result in results):
+    console, bad = Console(highlight=False), set[str]()
+    script = (check_script(night) for _ in [night] if not bad & NEEDED)  # as soon as the others are known
+    with console.status("checking…"):
+        for result in chain(night.check(), check_machine(), script):
+            words = f"{MARKS[result.state]} {escape(f'{result.subject:<9}')} {escape(result.message)}"
+            console.print(words, soft_wrap=True)  # no table, which would break the commands that it names
+            console.file.flush()
+            bad |= {result.subject} if result.state == "bad" else set()
+    if bad:
         raise SystemExit(opt.ExitCode.UNHEALTHY)
 
 
@@ -100,9 +103,9 @@ def check_script(night: Preflight) -> CheckResult:
 def check_machine() -> Iterator[CheckResult]:
     """Check cores, memory, GPUs, and the compiler that a GPU needs."""
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    busy = psutil.cpu_percent(interval=0.5) / 100
+    busy = psutil.cpu_percent(interval=0.5)
     memory = psutil.virtual_memory().available / (1 << 30)
-    words = f"{cores} cores, {busy:.0%} busy; {memory:.0f} GiB of memory free"
+    words = f"{cores} cores, {busy:.0f} % busy; {memory:.0f} GiB of memory free"
     hint = ": stop other programs, or runs take longer than expected" * (busy > BUSY)
     yield CheckResult("machine", "warn" if hint or memory <= 2 else "good", words + hint)
     gpus = list_gpus()

@@ -218,6 +218,8 @@ def compare(
     """
     from orchestrator.views import comparison
 
+    if len(names) < 2:
+        raise UsageError(f"compare {names[0]}: name two sessions or more")
     paths: Paths = context.obj
     rows: list[comparison.SessionFigures] = []
     for name in names:

@@ -33,6 +33,7 @@ from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.tree import ScriptTree, find_forgotten
 from orchestrator.optimizer.space import explain_untunable, list_tunable
+from orchestrator.policy.thresholds import FINISH_MARGIN
 from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
@@ -255,13 +256,13 @@ class Preflight:
     def estimate(self) -> str:
         """Return how far the night should come, and what it should cost, in a line. Raises UsageError."""
         slots, task, limits = self.count_slots(), self.task, self.limits
-        if limits.hours <= 0:
-            raise UsageError(f"--hours {limits.hours:g}: a night must be longer than 0 hours")
         usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.places[1])
+        if not self.state and 3600 * limits.hours < FINISH_MARGIN * usual:
+            raise UsageError(f"--hours {limits.hours:g}: a night must be longer than one run of about {usual:.0f} s")
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
-        tried = f"{low:,} to {high:,} experiments" if low < high else count(low, "experiment")
-        parts = [f"about {runs:,.0f} runs", tried]
+        tried = f"{low:,} to {count(high, 'experiment')}" if low < high else count(low, "experiment")
+        parts = [*[f"about {count(round(runs), 'run')}"] * (low < high), tried]
         if self.prompts:
             from subagents.prices import estimate_experiment
 
@@ -373,7 +374,8 @@ class Preflight:
         if self.crew == "optuna":
             found = list_tunable(source, self.task.is_reported)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
-            yield CheckResult("constants", *(("good", words) if found else ("bad", explain_untunable(source))))
+            words = words if found else explain_untunable(source, self.repo.script.name)
+            yield CheckResult("constants", "good" if found else "bad", words)
 
     def _describe_sandbox(self) -> str:
         if self.paths.unsafe or self.paths.cluster:

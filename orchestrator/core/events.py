@@ -434,9 +434,9 @@ class EvaluationPlan(Frozen):
         _rename("honest", "baseline_error"),
     ] = 0.0
     """Largest error of the baseline's claims, in nats; its own audit measures it."""
-    startup: float | None = None
+    startup_cpu: Annotated[float | None, _rename("startup", "startup_cpu")] = None
     """CPU seconds that the baseline takes until its first batch; None if they are not known yet, as below."""
-    starting: float | None = None
+    startup_seconds: Annotated[float | None, _rename("starting", "startup_seconds")] = None
     """The same in wall time."""
     uncounted: float | None = None
     """Seconds from its first batch on in which it counts nothing yet, since it compiles."""
@@ -479,9 +479,9 @@ class Point(Frozen):
 class RunMetrics(Frozen):
     """Measurements of a run, from outside and from its own summary; 0 where unknown."""
 
-    startup: float = 0.0
+    startup_cpu: Annotated[float, _rename("startup", "startup_cpu")] = 0.0
     """CPU seconds until the first batch."""
-    starting: float = 0.0
+    startup_seconds: Annotated[float, _rename("starting", "startup_seconds")] = 0.0
     """The same in wall time."""
     uncounted: float = 0.0
     """Seconds from there on in which the script counts nothing yet, by its own progress lines."""

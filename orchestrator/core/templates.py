@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import humanize
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
 from orchestrator.core.description import count_seeds
@@ -28,11 +29,18 @@ def format_change(gain: float | None, metric: Metric) -> str:
 
 def count(number: int, noun: str) -> str:
     """Return a number and its noun, in the plural unless the number is 1."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def format_duration(hours: float) -> str:
+    """Return a duration in words: 2 hours and 40 minutes."""
+    least = "seconds" if hours < 1 / 6 else "minutes"
+    return humanize.precisedelta(3600 * hours, minimum_unit=least, suppress=["days"], format="%.0f")
 
 
 FILTERS: dict[str, Callable[..., str]] = {
     "count": format_count,
+    "duration": format_duration,
     "score": format_score,
     "size": format_size,
     "change": format_change,

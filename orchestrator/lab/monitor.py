@@ -81,9 +81,9 @@ class RunMonitor:
     """Seconds in which this process was suspended."""
     training_began: float | None = None
     """Time of `read_clock` when the first batch was handed out."""
-    startup: float = 0.0
+    startup_cpu: float = 0.0
     """CPU seconds until then."""
-    starting: float = 0.0
+    startup_seconds: float = 0.0
     """The same in wall time."""
     train_cpu: float = 0.0
     """CPU seconds from then on, until the model was submitted."""
@@ -115,8 +115,8 @@ class RunMonitor:
 
     def begin_training(self, cpu_seconds: float) -> None:
         """Start the clock of the training; so many CPU seconds were used before."""
-        self.startup, self.training_began = cpu_seconds, self.read_clock()
-        self.starting = self.training_began - self.launched
+        self.startup_cpu, self.training_began = cpu_seconds, self.read_clock()
+        self.startup_seconds = self.training_began - self.launched
         self.cause = Prune("it has started") if self.only_starts else self.cause
 
     @property
@@ -159,8 +159,8 @@ class RunMonitor:
         """Return the run's metrics; `peak_mb` is its largest process's memory, None on a GPU, to take its summary's."""
         summary = {n: max(0.0, min(value, MAX_NUMBER)) for n, value in self.transcript.reader.numbers.items()}
         return RunMetrics(
-            startup=self.startup,
-            starting=self.starting,
+            startup_cpu=self.startup_cpu,
+            startup_seconds=self.startup_seconds,
             uncounted=self.uncounted,
             train_cpu=self.train_cpu,
             train_seconds=self.train_seconds,

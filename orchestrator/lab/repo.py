@@ -297,7 +297,8 @@ class Repo:
         try:
             rows = self._git("ls-tree", "-r", "-z", "--full-tree", commit, where).split("\0")
         except RepoError as error:
-            raise RepoError(f"{', '.join(self.task.editable)} at commit {commit[:10]}: {error}") from error
+            files = ", ".join(self.task.editable)
+            raise RepoError(f"{files} cannot be read in {self.home} at commit {commit[:10]}: {error}") from error
         found = (row.split("\t", 1) for row in rows if row and row.startswith(kind))
         files = {str(PurePosixPath(path).relative_to(self.prefix)): facts.split() for facts, path in found}
         return {name: (mode, blob) for name, (mode, _, blob) in files.items() if self.task.is_editable(name)}

@@ -39,12 +39,12 @@ def list_tunable(source: str, is_reported: bool = False) -> dict[str, Constant]:
     return {n: c for n, c in read.items() if "seed" not in words[n].lower() and _has_steps(c)}
 
 
-def explain_untunable(source: str) -> str:
+def explain_untunable(source: str, script: str = "train.py") -> str:
     """Return why a script without tunable constants has none, and what to do about it."""
     found = shorten(", ".join(read_values(source)), 80)
     reason = f"{found}: each lacks a range, or is read only for output" if found else "it assigns none"
     return (
-        f"the optimizer finds no constant to search in train.py ({reason}). Assign one at the top level and state "
+        f"the optimizer finds no constant to search in {script} ({reason}). Assign one at the top level and state "
         "its range, as in LR = 0.01 # 0.001..0.1 log, or leave out --offline to have a model propose"
     )
 

@@ -10,7 +10,8 @@ from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.pruning import compute_thresholds
 from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
 
-_OF_TRAINING, _OF_EVALUATION = ("startup", "starting", "uncounted", "train_cpu"), ("evaluation", "evaluation_cpu")
+_OF_TRAINING = ("startup_cpu", "startup_seconds", "uncounted", "train_cpu")
+_OF_EVALUATION = ("evaluation", "evaluation_cpu")
 """What the baseline takes, by the same names in its metrics and audits and in a plan."""
 
 

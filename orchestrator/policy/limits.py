@@ -19,7 +19,7 @@ def explain_stop(state: State) -> str:
     reasons = (
         state.stopping,
         isinstance(baseline, ev.Failed) and not state.incumbent and f"the baseline does not train: {baseline.reason}",
-        not has_time_for(state, 1 + count_certificate_rounds(state)) and f"the {limits.hours:g} hours are over",
+        not has_time_for(state, 1 + count_certificate_rounds(state)) and explain_deadline(limits),
         limits.experiments is not None and closed >= limits.experiments and done,
         limits.usd is not None and state.usd >= limits.usd and f"${limits.usd:g} are spent",
         is_on_its_own and explain_fruitless(state),
@@ -27,6 +27,11 @@ def explain_stop(state: State) -> str:
         state.aborted >= th.MAX_ABORTED * state.session.slots and f"the machine failed {state.aborted} times in a row",
     )
     return next((reason for reason in reasons if isinstance(reason, str) and reason), "")
+
+
+def explain_deadline(limits: ev.SessionLimits) -> str:
+    """Return that the time is up."""
+    return "the hour is over" if limits.hours == 1 else f"the {limits.hours:g} hours are over"
 
 
 def has_time_for(state: State, runs: int) -> bool:

@@ -25,6 +25,8 @@ Figure = dict[str, Any]
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
 CURVE_POINTS = 48
+CROWD = 150
+"""Points above which their error bars get thinner, or they would hide each other."""
 STEPPED = ("experiment", "hours")
 """Axes along which the score to beat is drawn as steps."""
 SHARE = {"title": {"text": "% of the budget"}}
@@ -147,12 +149,13 @@ def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color:
     """Draw experiments with error bars of two standard errors; failures and those off the scale at its top."""
     scores = [inf if row.val_bpb is None else row.val_bpb for row in rows]
     errors = [noise / sqrt(len(row.scores)) if score <= top else 0.0 for row, score in zip(rows, scores, strict=True)]
+    width = CROWD / max(len(rows), CROWD)
     symbols = ["circle" if score <= top else "triangle-up" if score < inf else "x" for score in scores]
     return {
         "type": "scatter",
         "mode": "markers",
         "y": [min(score, top) for score in scores],
-        "error_y": {"type": "data", "array": errors, "color": color, "thickness": 1, "width": 0},
+        "error_y": {"type": "data", "array": errors, "color": color, "thickness": width, "width": 0},
         "marker": {"color": color, "size": size, "symbol": symbols},
         "customdata": [row.experiment for row in rows],
         "hovertext": [render_template("point.txt", row=row) for row in rows],

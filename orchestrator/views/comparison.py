@@ -56,10 +56,10 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     tokens -= sum(usage.input + usage.output for usage in shared.usage.values())
     table = {
         "crew and style": arm,
-        "experiments": str(summary.tried),
+        "experiments": f"{summary.tried:,}",
         "shared with its parent": str(len(shared.tried)),
         "not tested": str(summary.tried - len(tested)),
-        "kept": f"{summary.kept} ({summary.kept / number:.0%})",
+        "kept": f"{summary.kept} ({100 * summary.kept / number:.0f} %)",
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
         "families tried": str(len({result.proposal.family for result in tested})),

@@ -23,6 +23,8 @@ from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
 from subagents.prompts import split_front_matter
 
+OURS = re.compile(r"(?m)^(## (Why we|What we|What happened|What next)|\||\[All of|Training loss:|What the agents).*$")
+"""The words of a page's template, and its tables: no content to search."""
 LATEST = 10
 """Sessions whose findings the overview tells."""
 
@@ -135,12 +137,13 @@ def search(
     words, matters = [f'"{word}"' for word in re.findall(r"\w+", query)], dict[str, dict[str, Any]]()
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute("create virtual table m using fts5(path unindexed, title, body, tokenize = 'porter unicode61')")
-        paths = (path for path in sorted(folder.glob("*/[0-9]*.md")) if session in ("", path.parent.name))
+        found = (path for path in sorted(folder.glob("*/[0-9]*.md")) if session in ("", path.parent.name))
+        paths = (path for path in found if not path.name.startswith("000-"))  # the words on a baseline are ours
         for path, matter, body in _read_pages(paths):
             if family in ("", matter.get("family")) and verdict in ("", matter.get("verdict"), matter.get("status")):
                 matters[str(path)] = matter
                 title, _, rest = name_numbers(body, path.parent.name).partition("\n")
-                plain = re.sub(r"\[([^]\n]*)\]\([^)\n]*\.md\)|[*`|>#]|--:?", r"\1", rest)
+                plain = re.sub(r"\[([^]\n]*)\]\([^)\n]*\.md\)|[*`|>#]|--:?", r"\1", OURS.sub("", rest))
                 db.execute("insert into m values (?, ?, ?)", (str(path), title.lstrip("# "), plain))
         rows = _match(db, " AND ".join(words), limit) or _match(db, " OR ".join(words), limit)
     return [Hit(Path(path), title, matters[path], " ".join(text.split())) for path, title, text in rows]

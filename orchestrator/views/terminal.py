@@ -35,8 +35,8 @@ class Terminal:
         self.log, self.console, self.clock, self.report = log, console, clock, report
         lives = [record.seq for record in log.records if isinstance(record.event, ev.Started | ev.Resumed)]
         self.seen = lives[-1] if lives else 0
-        self.points: dict[tuple[int, int], ev.Point] = {}
-        """How far each run has come, by experiment and run."""
+        self.points: dict[tuple[int, int], tuple[float, ev.Point]] = {}
+        """When each run last said how far it had come, by experiment and run."""
         self.said: dict[tuple[int, int], float] = {}
         """When a plain line last showed it."""
         self.talks: dict[str, ev.Record] = {}
@@ -108,10 +108,10 @@ class Terminal:
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""
         run, now = (granted.experiment, granted.run), self.clock()
-        self.points[run] = point
+        self.points[run] = now, point
         if now - self.said.setdefault(run, now) >= PLAIN_SECONDS:
             self.said[run] = now
-            text = f"{point.progress:.0%} done, loss {point.loss:.4f}, {format_count(rate)} tokens per second"
+            text = f"{100 * point.progress:.0f} % done, loss {point.loss:.4f}, {format_count(rate)} tokens per second"
             self._print_line(now, "training", granted.experiment, text)
 
     def say(self, text: str) -> None:

@@ -23,7 +23,7 @@ TRUTH = 2.0
 """Bits per byte that nobody can do without: each letter has four followers, one as likely as the other."""
 FALSE = 1.9
 """A score below this is a lie."""
-STRICT = EvaluationPlan(audit="always", confirmed=True, incumbent=7, startup=5.0, evaluation=1.5)
+STRICT = EvaluationPlan(audit="always", confirmed=True, incumbent=7, startup_cpu=5.0, evaluation=1.5)
 
 
 def data(folder: Path, kind: str = "work", amount: float = 1.0, seconds: float = 1.0) -> Path:

@@ -95,10 +95,10 @@ class TrainingServer:
         monitor.training_ended = monitor.read_clock()
         if monitor.training_began is None:  # it was never ready, so all of it counts
             monitor.training_began = monitor.launched
-        monitor.train_cpu = running.count_cpu_seconds() - monitor.startup
+        monitor.train_cpu = running.count_cpu_seconds() - monitor.startup_cpu
         early = (
-            _count_excess(monitor.startup, self.plan.startup),
-            _count_excess(monitor.starting, self.plan.starting, START_GRACE),
+            _count_excess(monitor.startup_cpu, self.plan.startup_cpu),
+            _count_excess(monitor.startup_seconds, self.plan.startup_seconds, START_GRACE),
         )
         counted = monitor.train_seconds - self._grant_uncounted(monitor)
         self.wall, self.cpu = counted + early[1], monitor.train_cpu + early[0]
