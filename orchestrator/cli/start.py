@@ -245,11 +245,7 @@ def trial(
     limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
     models = model or (), fallback or ()
     plan = Preflight(paths, "", crew, "", *models, limits, isolated=True, notify=notify, slots=slots)
-    if bool(of) != bool(at_states):
-        raise opt.UsageError("--of and --at-states need each other: the session, and at how many of its states")
-    if at_states:
-        opt.refuse(context, "with --at-states", "repeats", "seed", "slots", "max_experiments")
-    points = _list_states(paths, of, at_states) if at_states else range(1, repeats + 1)
+    points = _list_states(context, of, at_states) if of or at_states else range(1, repeats + 1)
     nights = [
         replace(plan, name=f"{trial_name}-{style}-{point}", style=folder, seed=seed + point - 1)
         for point in points
@@ -277,9 +273,12 @@ def trial(
         compare(context, [night.name for night in nights])
 
 
-def _list_states(paths: opt.Paths, name: str, count: int) -> list[int]:
+def _list_states(context: typer.Context, name: str, count: int) -> list[int]:
     """Return the events at which a session began to ask for proposals, spread over the night. Raises UsageError."""
-    with opt.read_session(paths, name) as session:
+    if not (name and count):
+        raise opt.UsageError("--of and --at-states need each other: the session, and at how many of its states")
+    opt.refuse(context, "with --at-states", "repeats", "seed", "slots", "max_experiments")
+    with opt.read_session(context.obj, name) as session:
         state, begun, proposed = State(), dict[str, int](), set[str]()
         for record in session.records:
             begun.setdefault(record.task_id, record.seq * (state.incumbent is not None))
