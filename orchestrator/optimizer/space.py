@@ -44,7 +44,7 @@ def explain_untunable(source: str) -> str:
     found = shorten(", ".join(read_values(source)), 80)
     reason = f"{found}: each lacks a range, or is read only for output" if found else "it assigns none"
     return (
-        f"the optimizer finds no constant to search in train.py ({reason}). Assign one at the top level and state "
+        f"the optimizer finds no constant to search in the script ({reason}). Assign one at the top level and state "
         "its range, as in LR = 0.01 # 0.001..0.1 log, or leave out --offline to have a model propose"
     )
 
