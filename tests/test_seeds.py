@@ -70,6 +70,7 @@ def test_a_literal_becomes_the_default_of_what_reads_the_seed(source, literal):
         "DATA_SEED = 2\nload(DATA_SEED)",
         "def make_data():\n    random.seed(0)",
         "class Dataset:\n    seed = 0\nDataset.seed",
+        "x = f'{set_seed(42)}'",
         "not python (",
     ],
 )

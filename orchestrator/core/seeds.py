@@ -61,8 +61,8 @@ def _rewrite(text: str, used: set[str], variable: str) -> str:
 
 def _list_seeds(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     """Yield what gives seeds their values, each with the variable or option that it belongs to, if to one."""
-    if _OF_DATA.search(name := _get_own_name(node)):
-        return
+    if isinstance(node, ast.JoinedStr) or _OF_DATA.search(name := _get_own_name(node)):
+        return  # quotes within an f-string would end it
     for target, value in list_values(node):
         if label := _get_label(target):
             yield "" if isinstance(target, ast.keyword | ast.arg) else label, value

@@ -62,8 +62,8 @@ class Task(BaseModel):
     data: Words = ()
     seed: dict[Literal["env", "argument"], str] = {}
     program: str = ""
-    is_repeated: bool = False
-    """Whether runs of the baseline agree to the last digit; observed, not stored."""
+    is_repeated: bool = Field(default=False, exclude=True)
+    """Whether runs of the baseline agree to the last digit; the state observes it, and it is not stored."""
 
     @property
     def is_reported(self) -> bool:
