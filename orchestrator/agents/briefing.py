@@ -42,7 +42,7 @@ SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
 DIFF = 2_400
 """Tokens of a diff."""
-CHANGES = 1_200
+CHANGES = 2_000
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
 TABLE, BLOCK, BLOCKS = 2_400, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
@@ -166,7 +166,7 @@ def show_source(state: State, tip: ev.Committed, read: Callable[[ev.Digest], str
     texts = [read(commit.source) for commit in lineage]
     base, changes = texts[0], list[str]()
     for commit, old, new in zip(lineage[1:], texts, texts[1:], strict=False):
-        changes.append(WORDS.keep(kept[commit.experiment], diff(old, new)))
+        changes.append(WORDS.keep(kept[commit.experiment], diff(old, new, context=1)))
         if sum(map(len, changes)) > CHANGES * CHARACTERS:
             base, changes = new, []
     if len(texts[-1]) > SOURCE * CHARACTERS:  # the researcher is shown its beginning, and the rest by a tool
