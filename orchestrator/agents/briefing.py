@@ -44,7 +44,7 @@ DIFF = 2_400
 """Tokens of a diff."""
 CHANGES = 2_000
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
-TABLE, BLOCK, BLOCKS = 2_400, 5, 8
+TABLE, BLOCK, BLOCKS = 2_100, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 NOTEBOOK, DRAFTS = 1_100, 250
 """Tokens of the notebook, and of the drafts that came after it."""
@@ -134,7 +134,7 @@ def _tell_settled(state: State, tested: Sequence[Decided]) -> dict[str, str]:
         start, rows = start + BLOCK, rows[BLOCK:]
     older = [result for result in settled[:start] if result.status not in UNTESTED]
     return {
-        "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 400),
+        "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 300),
         "table": f"\n{CACHE}\n".join(rows),
         "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
         "reasons": _fit_rows((WORDS.reason(result) for result in tested[-EXPLAINED:] if result.postmortem), 1_100),
