@@ -75,9 +75,10 @@ def _print_openings() -> None:
         state = log.state
         last = next(r for r in reversed(state.results) if isinstance(r.verdict, Kept | Discarded) and r.commit)
         change = diff(log.get(state.parents[last.commit.parent].source), log.get(last.commit.source))
+        shown = briefing.show_source(state, state.parent, log.get) | {"base": SOURCE}
         facts = {
-            "researcher": briefing.brief_researcher(state, state.next, 1, SOURCE, ()),
-            "mechanic": {**packets.pack_order(last.proposal), "source": SOURCE},
+            "researcher": briefing.brief_researcher(state, state.next, 1, SOURCE) | shown,
+            "mechanic": packets.pack_order(last.proposal) | shown,
             "reflector": packets.pack_reflection(state, last, log.get(last.scores[-1].log), change, SOURCE),
         }
         cells = [synthetic.count_tokens(prompts[a].system + prompts[a].render_opening(facts[a])) for a in facts]

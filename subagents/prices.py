@@ -7,12 +7,12 @@ from genai_prices import Usage, calc_price, extract_usage
 
 PROVIDER = "anthropic"
 TYPICAL = {
-    "researcher": {"input_tokens": 10_800, "cache_read_tokens": 6_500, "output_tokens": 1_500},
-    "mechanic": {"input_tokens": 5_100, "cache_read_tokens": 2_800, "output_tokens": 800},
-    "reflector": {"input_tokens": 3_100, "cache_read_tokens": 1_800, "output_tokens": 1_100},
+    "researcher": {"input_tokens": 14_300, "cache_read_tokens": 11_100, "output_tokens": 2_000},
+    "mechanic": {"input_tokens": 4_000, "cache_read_tokens": 3_200, "output_tokens": 700},
+    "reflector": {"input_tokens": 3_000, "cache_read_tokens": 1_600, "output_tokens": 800},
     "notebook": {"input_tokens": 1_500, "output_tokens": 400},  # of a conversation in ten experiments
 }
-"""Tokens of an agent per experiment. What it reads is from the night of twelve experiments in docs/benchmarks.md; what
+"""Tokens of an agent per experiment. What it reads is from the third night in docs/benchmarks.md; what
 it writes is a guess, four times what was written there, since models that think write more."""
 CHARACTERS = 2.5  # characters of a token: fewer than in code and English, so that the estimate is an upper bound
 

@@ -42,9 +42,9 @@ SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
 DIFF = 2_400
 """Tokens of a diff."""
-CHANGES = 1_200
+CHANGES = 2_000
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
-TABLE, BLOCK, BLOCKS = 2_400, 5, 8
+TABLE, BLOCK, BLOCKS = 2_100, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 NOTEBOOK, DRAFTS = 1_100, 250
 """Tokens of the notebook, and of the drafts that came after it."""
@@ -134,7 +134,7 @@ def _tell_settled(state: State, tested: Sequence[Decided]) -> dict[str, str]:
         start, rows = start + BLOCK, rows[BLOCK:]
     older = [result for result in settled[:start] if result.status not in UNTESTED]
     return {
-        "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 400),
+        "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 300),
         "table": f"\n{CACHE}\n".join(rows),
         "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
         "reasons": _fit_rows((WORDS.reason(result) for result in tested[-EXPLAINED:] if result.postmortem), 1_100),
@@ -166,7 +166,7 @@ def show_source(state: State, tip: ev.Committed, read: Callable[[ev.Digest], str
     texts = [read(commit.source) for commit in lineage]
     base, changes = texts[0], list[str]()
     for commit, old, new in zip(lineage[1:], texts, texts[1:], strict=False):
-        changes.append(WORDS.keep(kept[commit.experiment], diff(old, new)))
+        changes.append(WORDS.keep(kept[commit.experiment], diff(old, new, context=1)))
         if sum(map(len, changes)) > CHANGES * CHARACTERS:
             base, changes = new, []
     if len(texts[-1]) > SOURCE * CHARACTERS:  # the researcher is shown its beginning, and the rest by a tool
