@@ -107,7 +107,7 @@ def test_a_run_is_told_of_once_a_minute_at_most(session):
         terminal.progress(granted, ev.Point(seconds=second, progress=second / 200, loss=4.0), 15_000.0)
     lines = [line for line in to.file.getvalue().splitlines() if "loss" in line]
     assert len(lines) == 3
-    assert "30% done" in lines[0]
+    assert "30 % done" in lines[0]
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])

@@ -39,6 +39,7 @@ function fit(layout) {
 
 function show(chart, { data, layout }) {
   layout.template = template;
+  if (data[0]?.type === "parcoords") layout.paper_bgcolor = "#fff"; // its better lines are darker, in any scheme
   fit(layout);
   chart.replaceChildren();
   const pictures = ["svg", "png"].map((format) => ({
