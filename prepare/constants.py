@@ -16,7 +16,7 @@ from itertools import accumulate, chain
 from math import exp, log
 from typing import Any, NamedTuple, cast
 
-from prepare.tree import join_files, split_files
+from prepare.tree import NOT_PYTHON, join_files, split_files
 
 Value = bool | int | float | str | tuple[float, ...]
 
@@ -221,7 +221,7 @@ def _list_constants(text: str) -> list[_Assignment]:
     """
     try:
         found = [*_walk_assignments(text)]
-    except (SyntaxError, ValueError):
+    except NOT_PYTHON:
         return []
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.is_top]

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from orchestrator.cli.options import UsageError
 from orchestrator.core.task import Task
 from prepare.files import read_written
+from prepare.tree import NOT_PYTHON
 from subagents.files import list_imports
 
 NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program"}
@@ -44,7 +45,7 @@ def _read_task(path: Path) -> Task:
         if unknown := table.keys() - KEYS:
             raise UsageError(f"{path}: unknown key {min(unknown)}")
         given = Task(**table)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         fault = error.errors()[0]
@@ -64,6 +65,6 @@ def _has_protocol(script: Path) -> bool:
     """Return whether a script imports `prepare`; True where it cannot be read, which is said elsewhere."""
     try:
         tree = ast.parse(script.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, *NOT_PYTHON):
         return True
     return any(name.partition(".")[0] == "prepare" for node in ast.walk(tree) for name in list_imports(node))
