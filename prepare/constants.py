@@ -16,7 +16,7 @@ from itertools import accumulate, chain
 from math import exp, log
 from typing import Any, NamedTuple, cast
 
-from prepare.tree import join_files, split_files
+from prepare.tree import NOT_PYTHON, join_files, split_files
 
 Value = bool | int | float | str | tuple[float, ...]
 
@@ -160,7 +160,7 @@ def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     """
 
     def list_edits(_: str, text: str) -> list[_Edit]:
-        places = [place for place in _walk_assignments(text) if place.name in settings]
+        places = [place for place in _list_assignments(text) if place.name in settings]
         shared = Counter(place.start for place in places)
         found = [place for place in places if shared[place.start] == 1]  # A = B = 8 cannot have two values
         return [_rewrite(place, settings[place.name]) for place in found]
@@ -187,7 +187,7 @@ def with_originals(source: str, fitted: str, own: str) -> str:
 
 def _list_declared(source: str) -> dict[tuple[str, str, int], tuple[int, str]]:
     """Return offset and text, comment included, of each assigned value, by path, name and how often it came before."""
-    found = [(path, at) for path, text in split_files(source).items() for at in _walk_assignments(text)]
+    found = [(path, at) for path, text in split_files(source).items() for at in _list_assignments(text)]
     names = [(path, at.name) for path, at in found]
     texts = [(at.start, at.text + (at.comment[0] if at.comment else "")) for _, at in found]
     return {(*name, names[:i].count(name)): text for i, (name, text) in enumerate(zip(names, texts, strict=True))}
@@ -238,18 +238,22 @@ def _list_constants(text: str) -> list[_Assignment]:
 
     Also the options of argparse with such a default.
     """
-    found = [*_walk_assignments(text)]
+    found = _list_assignments(text)
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.is_top]
     return [at for at in single if (at.name.isupper() or at.name[:2] == "--") and at.value is not None]
 
 
-def _walk_assignments(source: str) -> Iterator[_Assignment]:
-    """Yield the assignments of a file, and the options of argparse; none of text that is not Python."""
+def _list_assignments(source: str) -> list[_Assignment]:
+    """Return the assignments of a file, and the options of argparse; none of text that is not Python."""
     try:
-        tree = ast.parse(bare := source.removeprefix("\ufeff"))
-    except (SyntaxError, ValueError):  # ValueError: a null byte
-        return
+        return [*_walk_assignments(source)]
+    except NOT_PYTHON:
+        return []
+
+
+def _walk_assignments(source: str) -> Iterator[_Assignment]:
+    tree = ast.parse(bare := source.removeprefix("\ufeff"))
     lines = io.StringIO(bare, newline="").readlines()
     begins = [*accumulate(map(len, lines), initial=len(source) - len(bare))]
 

@@ -87,7 +87,7 @@ def load(folder: Path | None = None, *, verify: bool = False) -> Manifest:
         raise DataError(f"no data in {folder}: run `{suggest_command(folder)}` first") from None
     except OSError as error:
         raise DataError(f"{folder / MANIFEST_FILE} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _make_damage_error(folder, MANIFEST_FILE, "is not a manifest of this version") from None
     for name, stored in manifest.files.items():
         if not (path := folder / name).is_file():

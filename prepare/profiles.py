@@ -10,6 +10,7 @@ from typing import Any
 from prepare.constants import Choices, Numbers, Setting, Value, with_settings
 from prepare.machine import Gpu, list_gpus
 from prepare.manifest import BudgetAmount, Manifest
+from prepare.tree import NOT_PYTHON
 
 SMALLEST = {"seq_len": 1, "vocab_size": 260, "eval_tokens": 1}  # a vocabulary holds all bytes and four special tokens
 FIVE_MINUTES = BudgetAmount(kind="time", amount=300, seconds=300)
@@ -152,7 +153,7 @@ def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
         name, _, written = setting.partition("=")
         try:
             value = literal_eval(written)
-        except (ValueError, SyntaxError):
+        except NOT_PYTHON:
             value = written
         number = value if isinstance(value, int | float) and -inf < value < inf else 0
         if name.isupper() and name.isidentifier() and (value == number or (isinstance(value, str) and value)):

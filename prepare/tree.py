@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What is raised for text that does not parse (a null byte is a ValueError), or is nested too deeply to be walked."""
 _HEADER = re.compile(r"=== (.+) \((\d+) characters\)\n")
 
 
@@ -28,6 +30,6 @@ def parse_files(source: str) -> ast.Module:
     """Return the statements of all files that are Python, one file after another."""
     tree = ast.Module([], [])
     for text in split_files(source).values():
-        with suppress(SyntaxError, ValueError):
+        with suppress(*NOT_PYTHON):
             tree.body += ast.parse(text).body
     return tree

@@ -70,7 +70,7 @@ def cap(text: str, limit: int = RESULT_BYTES) -> str:
 def unquote(value: object) -> object:
     """Return the object or list that a smaller model has quoted as JSON; any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             return json.loads(value)
     return value
 

@@ -203,6 +203,22 @@ def test_when_the_money_is_gone_the_night_is_asked_to_stop():
     assert log.state.stopping == "the next request could exceed $0.05"
 
 
+def test_an_answer_that_no_event_can_hold_is_none_and_is_paid_for():
+    class Deep(Model):
+        async def reply(self, request, on_wait):
+            nested = []
+            for _ in range(600):
+                nested = [nested]
+            call = {"type": "tool_use", "id": "1", "name": "submit", "input": {"settings": nested}}
+            return Reply({"content": [call], "stop_reason": "tool_use"}, usd=0.01)
+
+    log = Memory(usd=0.05)
+    reply = run_virtually(Recording(Live(Deep(), log), log, "propose 1", 1).reply(request(None, None)))
+
+    assert (reply.stop_reason, reply.usd) == ("failed", 0.01)
+    assert "levels" in log.records[-1].event.model_dump_json()
+
+
 def test_without_a_limit_or_a_price_nothing_is_refused():
     log = Memory(usd=0.05)
 

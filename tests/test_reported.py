@@ -300,6 +300,7 @@ def test_the_last_number_of_a_name_counts():
         ("editable = ['notes.txt']", "command is missing"),
         ("data = ['nowhere']", "nowhere is not a folder"),
         ("command = ", "not TOML"),
+        (f"x = {'[' * 50_000}", "not TOML"),
     ],
 )
 def test_what_is_wrong_with_the_file_is_one_line(tmp_path, text, says):

@@ -12,7 +12,7 @@ from orchestrator.agents import briefing, researcher
 from orchestrator.core.events import Notebook, Proposal
 from subagents.agent import ask
 from subagents.prompts import load_prompts
-from subagents.tools import RESULT_BYTES, ToolCall
+from subagents.tools import RESULT_BYTES, ToolCall, unquote
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
 
@@ -306,3 +306,7 @@ def test_a_claim_that_is_tested_must_have_been_judged():
     asyncio.run(ask(agent(), world, "Go on."))
 
     assert "tests: experiment 500 has no verdict" in world.heard()[0]
+
+
+def test_what_is_no_json_that_can_be_read_stays_text():
+    assert [unquote(text) for text in ("[1]", "[1", "[" * 100_000)] == [[1], "[1", "[" * 100_000]

@@ -12,6 +12,7 @@ from orchestrator.core.source import (
     normalize_lines,
     restore_lines,
 )
+from prepare.constants import read_values
 from tests.ground import ROOT
 
 BASE = "import torch\nSEED = 42\nLR = 0.1  # learning rate\ntorch.manual_seed(42)\nmodel(seed=1)\nDEPTH = 3\n"
@@ -102,6 +103,14 @@ def test_everything_else_counts():
     assert compute_fingerprint(BASE.replace("DEPTH = 3", "DEPTH = 4")) != compute_fingerprint(BASE)
     assert compute_fingerprint(BASE.replace("LR = 0.1", "LR = 0.2")) != compute_fingerprint(BASE)
     assert compute_fingerprint("not python (") == compute_fingerprint("not python (")
+
+
+@pytest.mark.parametrize(
+    "deep", ["X = " + "+".join("1" * 500), "if a: pass\n" + "elif b: pass\n" * 5000, f"X = {'-' * 9000}1"]
+)
+def test_what_is_nested_too_deeply_to_be_walked_is_a_text(deep):
+    assert compute_fingerprint(deep) == compute_fingerprint(deep)
+    assert read_values(deep) == {}
 
 
 def test_two_changes_merge_unless_they_touch():

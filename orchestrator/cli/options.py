@@ -119,7 +119,7 @@ class Paths:
                 if isinstance(at, str) and name != "cluster":
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
             return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
 
 

@@ -12,6 +12,7 @@ from orchestrator.cli.options import UsageError
 from orchestrator.core.task import Task
 from orchestrator.lab.sandbox.base import TRUSTED
 from prepare.files import read_written
+from prepare.tree import NOT_PYTHON
 from subagents.files import list_imports
 
 NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "is_repeated"}
@@ -47,7 +48,7 @@ def _read_task(path: Path) -> Task:
         if unknown := table.keys() - KEYS:
             raise UsageError(f"{path}: unknown key {min(unknown)}")
         given = Task(**table)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         fault = error.errors()[0]
@@ -84,6 +85,6 @@ def has_own_prepare(script: Path) -> bool:
 def _has_import(path: Path) -> bool:
     try:
         tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, *NOT_PYTHON):
         return True
     return any(name.partition(".")[0] == "prepare" for node in ast.walk(tree) for name in list_imports(node))

@@ -14,7 +14,7 @@ from typing import Any, cast
 from merge3 import Merge3
 
 from orchestrator.core.events import Digest
-from prepare.tree import join_files, split_files
+from prepare.tree import NOT_PYTHON, join_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
 _BIT_GENERATORS = {"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"}
@@ -42,7 +42,7 @@ def compute_fingerprint(source: str) -> Digest:
         return compute_digest(repr([(path, compute_fingerprint(text)) for path, text in files.items()]))
     try:
         return compute_digest(repr(_strip_empty(_SeedEraser().visit(ast.parse(source)))))
-    except (SyntaxError, ValueError):
+    except NOT_PYTHON:
         return compute_digest(source)
 
 

@@ -24,9 +24,9 @@ TICK = 0.1
 """Seconds between two checks of a run."""
 DRAIN = WAKE = 5.0
 """Seconds to drain the pipes once every process has ended, and between two attempts to wake up a guardian."""
-_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 FROM_OUTSIDE = {*(-number for number in _SENT), *(128 + number for number in _SENT)}
-"""How a command ends by signals that a user sends, a shutdown, or the system when memory runs out."""
+"""How a command ends by signals that a user sends, a batch system, a shutdown, or the system out of memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, cast
 
 from orchestrator.core import events as ev
 from orchestrator.policy.limits import explain_cap
@@ -10,6 +11,9 @@ from orchestrator.ports import Log
 from orchestrator.session.replay import Tape
 from subagents.agent import Agent, OnWait, Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
+
+MOST_LEVELS = 200
+"""Levels of lists and objects of a model's message; an event cannot hold many more."""
 
 
 class Model(Protocol):
@@ -45,6 +49,9 @@ class Live:
         try:
             reply = await self.model.reply(request, on_wait)
             usd = reply.usd or 0.0
+            if _is_deeper(reply.message, MOST_LEVELS):
+                error = Reply.from_error("failed", f"the answer is nested in more than {MOST_LEVELS} levels").message
+                return replace(reply, message=error)
             return reply
         finally:
             async with self.settled:
@@ -66,6 +73,13 @@ class Live:
             if affordable := fits():
                 self.reserved.append(most)
             return affordable
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Return whether a JSON value has more levels."""
+    found = [*cast("dict[str, object]", value).values()] if isinstance(value, dict) else value
+    inner = cast("list[object]", found) if isinstance(found, list) else []
+    return not levels or any(_is_deeper(item, levels - 1) for item in inner)
 
 
 class Recording:
