@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,40 +15,35 @@ from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
 Batch = tuple[torch.Tensor, torch.Tensor, int]
-PRODUCTS = (
-    *product(("mm", "bmm", "addmm", "baddbmm"), ("default", "out")),
-    *(("convolution", "default"), ("convolution_backward", "default")),
-)
-"""Operations of torch, by name and overload, that all its products of matrices on a CPU come to."""
+PRODUCTS = "mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward"
+"""Operations of torch that all its products of matrices on a CPU come to."""
 _library = torch.library.Library("aten", "IMPL")
 
 
 def multiply_halves_as_floats() -> None:
-    """Multiply matrices of bfloat16 or float16 in float32 on a CPU that has no instructions for them.
+    """Multiply matrices of bfloat16 in float32, and round once, on a CPU that has no instructions for them.
 
     Torch emulates these products, ten times as slowly, so an honest run under autocast would take too long.
     """
-    known = torch.ops.mkldnn
-    native = {torch.bfloat16: known._is_mkldnn_bf16_supported(), torch.float16: known._is_mkldnn_fp16_supported()}  # noqa: SLF001 - no public names
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001 - no public name
+        return
     with warnings.catch_warnings(action="ignore"):  # that kernels are overridden
-        for name, overload in PRODUCTS if not all(native.values()) else ():
-            packet = getattr(torch.ops.aten, name)
-            kernel = _round_from_float(packet.default, getattr(packet, overload), native)
-            _library.impl(
-                f"{name}.{overload}".removesuffix(".default"), kernel, "CPU", with_keyset=True, allow_override=True
-            )
+        for packet in (getattr(torch.ops.aten, name) for name in PRODUCTS):
+            for name in {"default", "out"}.intersection(packet.overloads()):
+                kernel = _round_from_float(packet.default, getattr(packet, name))
+                _library.impl(getattr(packet, name), kernel, "CPU", with_keyset=True, allow_override=True)
 
 
-def _round_from_float(plain: Any, overload: Any, native: dict[torch.dtype, bool]) -> Callable[..., Any]:
-    """Return a kernel of the overload that computes halves by `plain` in float32, and others as before."""
+def _round_from_float(plain: Any, overload: Any) -> Callable[..., Any]:
+    """Return a kernel of the overload that computes bfloat16 by `plain` in float32, and others as before."""
     own = torch.library.get_kernel(overload, "CPU")
 
     def multiply(keys: Any, first: torch.Tensor, *others: Any, **options: Any) -> Any:
-        if native.get(first.dtype, True):
+        if first.dtype != torch.bfloat16:
             return own.call_boxed(keys, first, *others, **options)
         out = options.pop("out", None)
         found = plain(*tree_map_only(torch.Tensor, torch.Tensor.float, (first, *others)), **options)
-        rounded = tree_map_only(torch.Tensor, lambda tensor: tensor.to(first.dtype), found)
+        rounded = tree_map_only(torch.Tensor, torch.Tensor.bfloat16, found)
         return rounded if out is None else out.copy_(rounded)
 
     return multiply

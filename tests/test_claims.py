@@ -179,11 +179,17 @@ def test_rows_may_not_do_otherwise_alone_than_among_others(worse, tolerance, cho
             this.check_company(claims, alone, places, tolerance)
 
 
+def test_rows_that_are_shown_whole_are_represented_by_the_others():
+    this = make_scorer(rows=64)
+    places = this.plan_audit(np.ones(this.shape, dtype=np.float32), None, np.random.default_rng(0))
+    assert (len(places.alone), {*places.at[places.alone]}, places.weight[places.alone].sum()) == (16, {LENGTH - 1}, 0.0)
+    drawn = this.draw_positions(np.ones(this.shape, dtype=np.float32), None, np.random.default_rng(0))
+    assert places.weight.max() == pytest.approx(drawn.weight.max() * 64 / 48)
+
+
 def test_what_is_gained_at_the_end_of_a_row_and_given_back_at_its_start_is_no_honest_answer():
     this, chosen, claims = make_scorer(), np.arange(4), np.full((ROWS, LENGTH), 2.0, dtype=np.float32)
-    places = AuditPositions(np.array([1, 1, 2, 2, 3, 3]), np.full(ROWS, 5.0)).show_whole(chosen, LENGTH - 1)
-    assert [*places.at] == [LENGTH - 1] * 4 + [3, 3]
-    assert [*places.weight] == [0.0] * 4 + [15.0] * 2, "the others represent them"
+    places = AuditPositions(np.array([LENGTH - 1] * 4 + [3, 3]), np.array([0.0] * 4 + [15.0] * 2), chosen)
     turned = claims[chosen] + np.float32([-0.5, -0.5, 0.5, 0.5, 9.0])
     with pytest.raises(Disqualified, match="learns"):
         this.check_company(claims, turned, places, 1.0)

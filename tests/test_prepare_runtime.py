@@ -27,7 +27,7 @@ from prepare.tokenizer import Tokenizer
 from tests.ground import environment, prepare, small_corpus, train
 
 T = 256
-EMULATED, CPU = {torch.bfloat16: False}, torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_bytes_and_calls_are_counted_and_views_are_not(size):
 @pytest.mark.parametrize("overload", ["default", "out"])
 def test_a_product_of_halves_is_that_of_floats_rounded_once_where_the_cpu_has_no_instruction_for_it(overload):
     x, out = torch.arange(64.0).view(8, 8).sin(), torch.empty(8, 8, dtype=torch.bfloat16)
-    multiply = loader._round_from_float(torch.ops.aten.mm.default, getattr(torch.ops.aten.mm, overload), EMULATED)
+    multiply = loader._round_from_float(torch.ops.aten.mm.default, getattr(torch.ops.aten.mm, overload))
     half = multiply(CPU, x.bfloat16(), x.bfloat16(), **{"out": out} if overload == "out" else {})
     assert torch.equal(half, (x.bfloat16().float() @ x.bfloat16().float()).bfloat16())
     if overload == "default":

@@ -14,8 +14,6 @@ from prepare.corpus.docstrings import HELD_OUT
 
 TRUSTED = Path(prepare.__file__).parent
 """The package `prepare`, which training code imports."""
-NOBODY = 65534
-"""User and group of a program that root has started."""
 KERNELS = "KERNELS_CACHE"
 """Environment variable with the folder of the user's downloaded GPU kernels."""
 

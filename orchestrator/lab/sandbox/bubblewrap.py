@@ -7,8 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 from orchestrator.lab.sandbox import seccomp
-from orchestrator.lab.sandbox.base import NOBODY, Command
+from orchestrator.lab.sandbox.base import Command
 
+NOBODY = "65534"
+"""User and group inside, where root has started it."""
 MANY = 300
 """Entries from which on a folder is bound as a whole: each takes a mount of its own."""
 
@@ -29,7 +31,7 @@ class Bubblewrap:
         os.write(writable, instructions)
         os.close(writable)
         argv = ["bwrap", "--unshare-all", "--die-with-parent", "--cap-drop", "ALL", "--seccomp", str(code)]
-        argv += [] if os.getuid() else ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+        argv += [] if os.getuid() else ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
         argv += [*self.tmpfs, "/tmp"]  # noqa: S108 - before any mounts below it
         argv += ["--proc", "/proc", *_mount_facts([*command.list_facts()])]
         argv += ["--dev", "/dev", *self.tmpfs, "/dev/shm"]  # noqa: S108 - its own

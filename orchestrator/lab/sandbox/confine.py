@@ -1,8 +1,8 @@
 """Confine this process by Landlock and seccomp, then become the command. Needs no privilege.
 
 Executed by path: `python -I -S confine.py OPTIONS COMMAND…`. OPTIONS is JSON: the paths to `read`, those below them to
-`hide`, the paths to `write`, the devices to `use`, the seccomp `filter` in base64, and the `user` to become, 0 to stay.
-If any step fails, the process exits before the command starts.
+`hide`, the paths to `write`, the devices to `use`, and the seccomp `filter` in base64. If any step fails, the process
+exits before the command starts.
 """
 
 import base64
@@ -15,13 +15,10 @@ import sys
 from collections.abc import Iterator
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 8, 22, 24, 38
-PR_CAP_AMBIENT, RAISE, CLEAR = 47, 2, 4
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 22, 24, 38, 47
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 CAPSET = {"x86_64": 126, "aarch64": 91}
 CAPABILITIES_V3 = 0x2008_0522
-DAC_READ_SEARCH = 2
-"""The capability to read, as root could, what the rules allow: interpreter and libraries may lie in root's home."""
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
 TRUNCATE, IOCTL = 1 << 14, 1 << 15
@@ -35,8 +32,8 @@ REQUIRED_ABI = 6
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    _drop_privileges(options["user"])
     _check_call(LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "die with the guardian")
+    _drop_capabilities()
     _check_call(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
     _restrict_files(options["read"], options["hide"], options["write"], options["use"])
     _filter_calls(base64.b64decode(options["filter"]))
@@ -48,25 +45,15 @@ def get_abi() -> int:
     return LIBC.syscall(CREATE_RULESET, None, 0, 1)
 
 
-def _drop_privileges(user: int) -> None:
-    """Become the user, and drop capabilities for good: with them root could read other processes' memory."""
-    for capability in {*range(64)} - {DAC_READ_SEARCH} if user else range(64):
+def _drop_capabilities() -> None:
+    """Drop all capabilities for good: with them root could read other processes' memory."""
+    for capability in range(64):
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    if user:
-        LIBC.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-    LIBC.prctl(PR_CAP_AMBIENT, CLEAR, 0, 0, 0)
-    header, kept = (
-        struct.pack("Ii", CAPABILITIES_V3, 0),
-        struct.pack("6I", *[bool(user) << DAC_READ_SEARCH] * 3, 0, 0, 0),
-    )
+    LIBC.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)
+    header, none = struct.pack("Ii", CAPABILITIES_V3, 0), bytes(24)
     _check_call(
-        LIBC.syscall(CAPSET[os.uname().machine], ctypes.c_char_p(header), ctypes.c_char_p(kept)), "drop capabilities"
+        LIBC.syscall(CAPSET[os.uname().machine], ctypes.c_char_p(header), ctypes.c_char_p(none)), "drop capabilities"
     )
-    if user:
-        _check_call(LIBC.prctl(PR_CAP_AMBIENT, RAISE, DAC_READ_SEARCH, 0, 0), "keep reading")
 
 
 def _restrict_files(read: list[str], hide: list[str], write: list[str], use: list[str]) -> None:

@@ -5,13 +5,12 @@ A program sees the names in the machine's file tree, but may open only a few pat
 
 import base64
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.lab.sandbox import confine, seccomp
-from orchestrator.lab.sandbox.base import NOBODY, TRUSTED, Command
+from orchestrator.lab.sandbox.base import TRUSTED, Command
 
 DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _OWN = ("cgroup", "cmdline", "comm", "exe", "fd", "fdinfo", "limits", "maps", "mountinfo", "mounts", "smaps", "stat")
@@ -28,9 +27,7 @@ class Landlock:
         shown = {*map(str, command.list_facts()), *(str(place.resolve()) for place in command.list_readable())}
         # CUDA names its threads in /proc/self.
         write = {"task": [str(command.folder), "/proc/self"], "run": [str(command.folder)], "model": []}
-        # A GPU's device files may be root's alone.
         options = {
-            "user": 0 if os.getuid() or command.nodes else _give_away(command.folder),
             "read": sorted({*shown, *OWN_FILES, str(command.folder)}),
             "hide": sorted(map(str, command.hidden)),
             "write": write[command.calls],
@@ -46,13 +43,3 @@ class Landlock:
         path = {"PYTHONPATH": str(trusted)} if "PYTHONPATH" in command.env else {}
         env = {**command.env, **path, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         return replace(command, argv=(*launcher, *command.argv), env=env)
-
-
-def _give_away(folder: Path) -> int:
-    """Give the folder that root has laid out to another user, and return that one; 0 where root may not."""
-    try:
-        for path in (folder, *folder.rglob("*")):
-            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-    except OSError:  # a container without the right to, or without such a user
-        return 0
-    return NOBODY

@@ -65,12 +65,6 @@ class AuditPositions:
     alone: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """Rows that are first shown whole, each by itself."""
 
-    def show_whole(self, chosen: Rows, last: int) -> "AuditPositions":
-        """Return these with the chosen rows' at the `last` position, to show them whole; the others represent them."""
-        at, weight = self.at.copy(), self.weight * len(self.at) / (len(self.at) - len(chosen))
-        at[chosen], weight[chosen] = last, 0.0
-        return AuditPositions(at, weight, chosen)
-
 
 @dataclass(frozen=True)
 class Scorer:
@@ -159,9 +153,13 @@ class Scorer:
         return AuditPositions(at, weights)
 
     def plan_audit(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
-        """Draw a position in every row, and ALONE rows that are shown whole."""
-        chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
-        return self.draw_positions(claims, reference, rng).show_whole(chosen, self.shape[1] - 1)
+        """Draw a position in every row, and ALONE rows that are shown whole; the others represent them."""
+        chosen, drawn = (
+            rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)],
+            self.draw_positions(claims, reference, rng),
+        )
+        drawn.at[chosen], drawn.weight[chosen] = self.shape[1] - 1, 0.0
+        return AuditPositions(drawn.at, drawn.weight * len(claims) / (len(claims) - len(chosen)), chosen)
 
     def mask(self, chosen: Rows, positions: AuditPositions, rng: np.random.Generator) -> Rows:
         """Return the inputs of the chosen rows: validation text up to the position, then training text."""
