@@ -19,8 +19,9 @@ def list_stack(state: State) -> Sequence[int]:
     stack, children = [state.best], defaultdict[int, dict[int, Candidate]](dict)
     for number, stage in state.open.items() if state.session.rule.stacks and state.incumbent else ():
         candidate = stage.candidate if isinstance(stage, Training) else stage
-        has_run = isinstance(candidate, Candidate) and (candidate.scores or candidate.earlier)
-        if has_run and number not in state.vetoed and is_live(state, candidate.commit):
+        if not isinstance(candidate, Candidate) or not (candidate.scores or candidate.earlier):
+            continue
+        if number not in state.vetoed and is_live(state, candidate.commit):
             children[candidate.commit.parent][number] = candidate
     outlook = learn_outlook(state) if children else None
     while outlook:
@@ -37,8 +38,9 @@ def is_live(state: State, commit: ev.Committed) -> bool:
     if state.is_current(commit):
         return True
     parent = state.open.get(commit.parent) if commit.onto and commit.parent not in state.vetoed else None
-    is_open = isinstance(parent, Candidate | Training) and parent.commit.source == commit.onto
-    return is_open and is_live(state, parent.commit)
+    if not isinstance(parent, Candidate | Training) or parent.commit.source != commit.onto:
+        return False
+    return is_live(state, parent.commit)
 
 
 def plan_rebase(state: State, number: int, candidate: Candidate, stack: Sequence[int]) -> steps.Edit:
