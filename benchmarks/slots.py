@@ -18,14 +18,14 @@ from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.loop import run
 from orchestrator.policy import steps
-from orchestrator.policy.thresholds import BASELINE_RUNS
+from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE
 from orchestrator.ports import Revision
 from orchestrator.session.store import Session
 from orchestrator.views.usage import list_runs
 from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
 
-SLOTS = (1, 4, 8, 16, 64)
+SLOTS = (1, 8, 16, 64, 256)
 HOURS = 8.0
 RUN, PROPOSAL, FURTHER, EDIT, POSTMORTEM = 326.0, 60.0, 15.0, 40.0, 30.0
 """Seconds of a run (300 of training), of a first proposal and each further one of the same request, and so on."""
@@ -122,7 +122,7 @@ def simulate(path: Path, slots: int, *, hours: float = HOURS, sequential: bool =
         session = Session(path, virtual_clock, create=True)
         session.db.execute("pragma synchronous = off")  # its cost is the disk's, and is spent waiting
         limits = ev.SessionLimits(hours=hours)
-        session.write("", started(slots=slots, profile=PROFILE, **({"limits": limits} | changes)))
+        session.write("", started(slots=slots, profile=PROFILE, **({"limits": limits, "rule": KEEP_RULE} | changes)))
         simulation = Simulation(session, asyncio.Lock() if sequential else None)
         await run(session, simulation, simulation)
         return session

@@ -118,8 +118,12 @@ async def _make_candidate(
 ) -> ev.Committed | ev.Abandoned:
     """Edit and commit a candidate; abandon the experiment if no edit comes back."""
     number, stage = step.experiment, state.open[step.experiment]
-    parent = state.parents[stage.commit.parent] if isinstance(stage, Broken) else state.parent
-    before = log.get(parent.source)
+    parent, onto = state.parent, ""
+    if isinstance(stage, Broken):
+        parent, onto = state.parents[stage.commit.parent], stage.commit.onto
+    elif step.parent is not None and (commit := state.open[step.parent].commit):
+        parent, onto = commit, commit.source
+    before = log.get(onto or parent.source)
     try:
         revision = await _edit(step, stage, before, state, log, crew)
     except NoAnswer as error:
@@ -136,6 +140,8 @@ async def _make_candidate(
         added=added,
         removed=removed,
         how=step.how,
+        onto=onto,
+        earlier=step.earlier,
         summary=revision.summary,
         deviations=revision.deviations,
     )
@@ -150,7 +156,8 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
     if isinstance(stage, Broken):
         return await crew.repair(state, step, stage, log.get(stage.commit.source))
     if isinstance(stage, Candidate):  # a rebase
-        commit, before = stage.commit, log.get(state.parents[stage.commit.parent].source)
+        commit = stage.commit
+        before = log.get(commit.onto or state.parents[commit.parent].source)
         if (merged := merge(before, source, log.get(commit.source))) is not None:
             return Revision(merged, commit.summary, commit.deviations)
     if proposal.reverts is not None:

@@ -200,16 +200,16 @@ def test_a_night_on_three_nodes_survives_a_node_and_its_driver(tmp_path):
         night = "--offline", "--hours", "1", "--session", "night", "--max-experiments", "12", "--seed", "3", "--unsafe"
         life = stack.enter_context(begun(folder, *night, "--cluster", address, **LOOPBACK))
         stack.callback(life.kill)
-        wait_until((folder / "sessions/night/session.db").exists, 200)
-        wait_until(lambda: count(Scored) >= 4 and len(guardian.find_tagged(f"{stores}/")) >= 3, 400)
+        wait_until((folder / "sessions/night/session.db").exists, 900)
+        wait_until(lambda: count(Scored) >= 4 and len(guardian.find_tagged(f"{stores}/")) >= 3, 1800)
         kill()
-        wait_until(lambda: count(Aborted) >= 1 and count(Scored) >= 6, 400)
-        wait_until(lambda: guardian.find_tagged(f"{stores}/"), 200)
+        wait_until(lambda: count(Aborted) >= 1 and count(Scored) >= 6, 1800)
+        wait_until(lambda: guardian.find_tagged(f"{stores}/"), 900)
         life.kill()
         life.wait()
         before = count(Scored)
         wait_until(
-            lambda: len(ledger.read_text().splitlines()) > before and not guardian.find_tagged(f"{stores}/"), 200
+            lambda: len(ledger.read_text().splitlines()) > before and not guardian.find_tagged(f"{stores}/"), 900
         )
         resumed = orchestrate(folder, "resume", "night", **LOOPBACK)
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr

@@ -305,19 +305,20 @@ class EqualLengths(FakeLab):
 SHORT = ev.SessionLimits(hours=0.3, experiments=60)
 
 
-@try_examples(4)
-@given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000))
-def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed):
+@try_examples(6)
+@given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000), stacks=st.booleans())
+def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed, stacks):
+    changes = {"slots": slots, "seed": seed, "limits": SHORT, "rule": ev.KeepRule(stacks=stacks)}
     with tempfile.TemporaryDirectory() as folder:
-        session = night(
-            Path(folder) / "s" / "session.db", slots=slots, seed=seed, trouble=0.0, lab=EqualLengths, limits=SHORT
-        )
+        session = night(Path(folder) / "s" / "session.db", trouble=0.0, lab=EqualLengths, **changes)
         head, kept = 0, []
         for record in session.records:
             match record.event:
                 case ev.Promoted(experiment=number) if number:
                     parent = next(r.commit.parent for r in session.state.kept if r.experiment == number)
                     assert parent == head
+                    commit = next(r.commit for r in session.state.kept if r.experiment == number)
+                    assert commit.onto in ("", session.state.parents[head].source)
                     head = number
                     kept.append(number)
                 case _:

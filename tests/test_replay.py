@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.events import Granted, Kept, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
+from orchestrator.core.events import Granted, KeepRule, Kept, Proposed, Resumed, SessionLimits, StopAsked, Unanswered
 from orchestrator.loop import run
 from orchestrator.ports import Log
 from orchestrator.session.replay import Tape, replay
@@ -36,7 +36,7 @@ class Notebook(Log):
         self.tell()
 
 
-def night(seed, *, kills=(), slots=1, trouble=0.15, hours=0.2, stop_after=None):
+def night(seed, *, kills=(), slots=1, trouble=0.15, hours=0.2, stop_after=None, **settings):
     """A night that is killed after each of these spans of seconds, and resumed."""
 
     async def life(log, span, last):
@@ -56,7 +56,8 @@ def night(seed, *, kills=(), slots=1, trouble=0.15, hours=0.2, stop_after=None):
         async def go(i=i, span=span):
             log.watchers.clear()
             log.finished.clear()
-            log.write("", started(slots=slots, limits=SessionLimits(hours=hours)) if i == 0 else Resumed())
+            begin = started(slots=slots, limits=SessionLimits(hours=hours), **settings)
+            log.write("", begin if i == 0 else Resumed())
             await life(log, span, last=i == len(kills))
 
         run_virtually(go())
@@ -85,11 +86,13 @@ def reproduce(log, seed, trouble=0.15):
 @given(
     seed=st.integers(0, 10**6),
     slots=st.integers(1, 4),
+    stacks=st.booleans(),
     kills=st.lists(st.floats(0.05, 300), max_size=3),
     stop_after=st.none() | st.floats(1, 400),
 )
-def test_replay_reproduces_every_event(seed, slots, kills, stop_after):
-    log = night(seed, slots=slots, kills=kills, stop_after=stop_after, hours=0.15)
+def test_replay_reproduces_every_event(seed, slots, stacks, kills, stop_after):
+    rule = KeepRule(stacks=stacks)
+    log = night(seed, slots=slots, kills=kills, stop_after=stop_after, hours=0.15, rule=rule)
 
     tape = reproduce(log, seed)
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ from orchestrator.cli.wiring import hold_slots
 from orchestrator.core import events as ev
 from orchestrator.core.state import fold
 from orchestrator.lab.slots import Slot
+from orchestrator.policy.thresholds import KEEP_RULE
 from orchestrator.session.store import Session
 from orchestrator.views.usage import list_runs
 from prepare.machine import Gpu
@@ -183,3 +185,29 @@ def test_an_overtaken_candidate_that_is_worse_than_its_parent_does_not_run_again
     fresh = [run for run in list_runs(session.records) if run.end > state.now - 1000]
     assert {run.slot for run in fresh} == {0, 1, 2, 3}, "the certificate's runs go to all slots"
     assert state.certificate
+
+
+def test_stacked_candidates_are_kept_one_after_the_other_and_none_is_measured_from_nothing(tmp_path):
+    session = simulate(tmp_path / "s" / "session.db", 8, hours=1.5)
+    alone = simulate(tmp_path / "a" / "session.db", 8, hours=1.5, rule=KEEP_RULE.model_copy(update={"stacks": False}))
+
+    kept = {result.experiment: result for result in session.state.kept}
+    runs, parents = Counter[int](), dict[int, ev.Committed]()
+    for record in session.records:
+        match record.event:
+            case ev.Scored(experiment=number):
+                runs[number] += 1
+            case ev.Committed(experiment=number, how="rebased") as commit if number in runs:
+                assert commit.earlier
+                assert commit.earlier[2] == runs.pop(number), "what ran on the old parent is remembered"
+                parents[number] = commit
+            case ev.Committed(experiment=number):
+                parents[number] = record.event
+            case _:
+                pass
+    stacked = [number for number in kept if parents[number].onto]
+    assert len(stacked) > 2
+    assert all("earlier parents" in kept[number].verdict.reason for number in stacked)
+    assert any(record.event.how == "rebased" for record in alone.records if record.event.kind == "committed")
+    assert not any(record.event.onto for record in alone.records if record.event.kind == "committed")
+    assert measure(session, 1.5).gain > measure(alone, 1.5).gain

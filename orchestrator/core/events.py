@@ -185,6 +185,8 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Runs from which a night is long: a keep then takes two seeds. None: never."""
     own_noise: bool = False
     """Whether the certificate judges the noise of baseline and best by their own runs, not by those of all."""
+    stacks: bool = False
+    """Whether promising candidates are stacked on each other, and what they showed on earlier parents counts."""
 
 
 class SessionSettings(Frozen):
@@ -399,6 +401,10 @@ class Committed(ExperimentEvent):
     added: int
     removed: int
     how: Literal["implemented", "repaired", "rebased"] = "implemented"
+    onto: Digest = ""
+    """Source of a parent that was not kept yet; empty where it starts from the branch."""
+    earlier: tuple[float, float, int] | None = None
+    """Gain, error and runs of a rebased candidate on its parent before, in bits per byte; None without a run there."""
     summary: str = ""
     """What the mechanic says it changed; empty if the loop set the constants."""
     deviations: str = ""

@@ -6,7 +6,7 @@ An experiment is always in one stage, and each stage is a type that holds what i
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import fsum, isclose
 from statistics import fmean
 from typing import Literal
@@ -42,6 +42,8 @@ class Candidate:
     commit: ev.Committed
     scores: tuple[ev.Scored, ...] = ()
     repairs: int = 0
+    earlier: tuple[tuple[float, float, int], ...] = ()
+    """Gain, error and runs on earlier parents."""
 
     @property
     def mean(self) -> float:
@@ -233,6 +235,8 @@ class State:
     incumbent: Incumbent | None = None
     former: Mapping[int, Incumbent] = field(default_factory=dict[int, Incumbent])
     """Earlier incumbents by experiment, as they were when another was promoted."""
+    stacked: Mapping[ev.Digest, Incumbent] = field(default_factory=dict[ev.Digest, Incumbent])
+    """Runs of the candidates, by source: others may start from one before it is kept."""
     variance: PooledVariance = PooledVariance()
     grants: Mapping[int, int] = field(default_factory=dict[int, int])
     """Runs granted so far, by experiment."""
@@ -314,8 +318,17 @@ class State:
         return number > 0 and is_open and number not in self.vetoed
 
     def get_rival(self, commit: ev.Committed) -> Incumbent | None:
-        """Return what a candidate is compared with: its parent, which may be an earlier incumbent."""
-        return self.former.get(commit.parent, self.incumbent)
+        """Return what a candidate is compared with: its parent, which may be an earlier incumbent.
+
+        None while that has not run.
+        """
+        rival, parent = self.former.get(commit.parent, self.incumbent), self.parents.get(commit.parent)
+        is_kept = rival and parent and rival.experiment == commit.parent and parent.source == commit.onto
+        return self.stacked.get(commit.onto) if commit.onto and not is_kept else rival
+
+    def is_current(self, commit: ev.Committed) -> bool:
+        """Return whether a candidate starts from the branch's head."""
+        return commit.parent == self.best and commit.onto in ("", self.parents[self.best].source)
 
     @property
     def running(self) -> tuple[Training | Remeasuring, ...]:
@@ -354,7 +367,7 @@ class State:
 
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
     """Return what a commit changed in its parent's train.py, as a unified diff; `read` gives stored texts."""
-    return diff(read(state.parents[commit.parent].source), read(commit.source), context)
+    return diff(read(commit.onto or state.parents[commit.parent].source), read(commit.source), context)
 
 
 def fold(records: Iterable[ev.Record], state: State | None = None) -> State:
@@ -430,7 +443,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case ev.Committed() as commit, Idea(proposal):
             return _set_stage(state, number, Candidate(proposal, commit))
         case ev.Committed() as commit, Candidate() as old:
-            return _set_stage(state, number, replace(old, commit=commit, scores=()))
+            return _move_candidate(state, old, commit)
         case ev.Committed() as commit, Broken(old):
             repaired = replace(old, commit=commit, scores=(), repairs=old.repairs + 1)
             return _set_stage(state, number, repaired)
@@ -444,7 +457,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case ev.Scored() as score, Training(candidate, granted, since):
             state = replace(state, run_seconds=(*state.run_seconds[-4:], record.at - since), aborted=0)
             scores = (*candidate.scores, score.model_copy(update={"seed": granted.seed}))
-            return _set_stage(state, number, replace(candidate, scores=scores))
+            return _set_scores(state, number, replace(candidate, scores=scores))
         case ev.Crashed() as crash, Training(candidate):
             return _set_stage(replace(state, aborted=0), number, Broken(candidate, crash))
         case ev.Pruned() as pruned, Training(candidate):
@@ -460,7 +473,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case (ev.Kept() | ev.Discarded()) as verdict, Candidate() as candidate:
             _check_parent(state, record, candidate.commit)
             state = _decide(replace(state, variance=state.variance.add(candidate.scores)), number, candidate, verdict)
-            current = state.incumbent if candidate.commit.parent == state.best else None
+            current = state.incumbent if state.is_current(candidate.commit) else None
             return replace(state, incumbent=replace(current, luck=verdict.luck)) if current else state
         case ev.Promoted(commit=head), Decided(verdict=ev.Kept() as kept, commit=ev.Committed() as commit) as decided:
             _check_parent(state, record, commit)
@@ -480,6 +493,25 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
             return _close(state, decided)
         case _:
             raise ValueError(f"record {record.seq}: {record.event.kind} cannot follow {type(stage).__name__}")
+
+
+def _move_candidate(state: State, old: Candidate, commit: ev.Committed) -> State:
+    """Give a candidate another parent, which may be open."""
+    if commit.onto:
+        stages = (stage for number, stage in state.open.items() if number == commit.parent)
+        closed = (result for result in reversed(state.results) if result.experiment == commit.parent)
+        parent = next(chain(stages, closed)).commit
+        state = replace(state, parents={commit.parent: parent, **state.parents} if parent else state.parents)
+    earlier = (*old.earlier, commit.earlier) if commit.earlier else old.earlier
+    return _set_stage(state, commit.experiment, replace(old, commit=commit, scores=(), earlier=earlier))
+
+
+def _set_scores(state: State, number: int, candidate: Candidate) -> State:
+    """Return the state after a candidate's run; `stacked` has its runs, too, where others may start from it."""
+    if number and state.session.rule.stacks:
+        runs = Incumbent(number, candidate.scores, candidate.mean)
+        state = replace(state, stacked={**state.stacked, candidate.commit.source: runs})
+    return _set_stage(state, number, candidate)
 
 
 def _dismiss(state: State, verdict: ev.Refused | ev.Abandoned | ev.Vetoed, stage: Stage, task_id: str = "") -> State:
@@ -503,7 +535,7 @@ def _count_setback(state: State, reason: str) -> State:
 
 def _check_parent(state: State, record: ev.Record, commit: ev.Committed) -> None:
     """Raise ValueError if a kept or promoted candidate did not start from the branch's head."""
-    if commit.parent != state.best and not isinstance(record.event, ev.Discarded):
+    if not state.is_current(commit) and not isinstance(record.event, ev.Discarded):
         raise ValueError(
             f"record {record.seq}: {record.event.kind} of a candidate that started from experiment "
             f"{commit.parent}, while the branch stands at {state.best}"

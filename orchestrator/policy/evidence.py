@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from math import fsum, sqrt
+from math import fsum, hypot, sqrt
 from statistics import NormalDist, fmean
 
 from orchestrator.core import events as ev
@@ -94,6 +94,13 @@ def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:
     lucks = tuple(known.get(seed, ev.SeedLuck(seed=seed)) for seed in ours if seed in theirs)
     gain, error = belief.compare([difference / sigma for difference in differences], lucks, link)
     return Comparison(sigma, differences, same_shape, link, gain, error, lucks)
+
+
+def include_earlier(prior: belief.Belief, candidate: Candidate, sigma: float) -> belief.Belief:
+    """Return the belief in a change after what it has shown on earlier parents."""
+    for gain, error, _ in candidate.earlier:
+        prior = belief.infer(prior, gain / sigma, hypot(error / sigma, th.INTERACTION))
+    return prior
 
 
 def has_same_shape(state: State, best: Incumbent, candidate: Candidate) -> bool:

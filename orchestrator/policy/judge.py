@@ -12,7 +12,15 @@ from orchestrator.core.task import Task
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evaluation_plan import draw_seed
-from orchestrator.policy.evidence import Comparison, assess_keep, compare, estimate_sigma, find_keep, learn_outlook
+from orchestrator.policy.evidence import (
+    Comparison,
+    assess_keep,
+    compare,
+    estimate_sigma,
+    find_keep,
+    include_earlier,
+    learn_outlook,
+)
 from orchestrator.policy.limits import explain_stop
 
 
@@ -29,11 +37,11 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     reverted = find_keep(state, candidate.proposal.reverts)
     # An ablation uses later seeds than those that the keep was selected by.
     following = NeededRun(number, draw_seed(state, runs + 1 + (len(reverted.differences) if reverted else 0)))
-    if best is None:
+    if state.incumbent is None:
         profile = state.session.profile
         needed = profile.baseline_runs if profile.sigma else th.UNKNOWN_BASELINE_RUNS
         return _establish_baseline(state, number, candidate) if runs >= needed else following
-    if not runs:
+    if not runs or best is None:
         return following
     ran = {score.seed for score in best.scores}
     missing = [seed for seed in (*(score.seed for score in candidate.scores), following.seed) if seed not in ran]
@@ -47,7 +55,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     if reverted:
         prior = assess_keep(state, reverted.experiment, prior).mirror()
         outlook = replace(outlook, bar=th.REVERT_BAR, seeds=1)
-    posterior = belief.infer(prior, found.gain, found.error)
+    posterior = belief.infer(include_earlier(prior, candidate, found.sigma), found.gain, found.error)
     verdict = _Reasoning(number, candidate, best, found, posterior, outlook, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)
     if decision == "again" and not is_last:
@@ -82,6 +90,11 @@ class _Reasoning:
     task: Task
 
     @property
+    def earlier(self) -> int:
+        """Return its runs on earlier parents."""
+        return sum(runs for *_, runs in self.candidate.earlier)
+
+    @property
     def growth(self) -> float:
         """Return its memory as a multiple of the incumbent's; 1 if it takes no more, or if that is unknown."""
         runs = (self.best.scores, self.candidate.scores)
@@ -106,7 +119,7 @@ class _Reasoning:
     def decide(self, cost: int) -> str:
         """Return keep, discard or again, where the next comparison costs `cost` runs."""
         runs, commit = len(self.candidate.scores), self.candidate.commit
-        decision = belief.decide(self.outlook, self.worth, runs, cost)
+        decision = belief.decide(self.outlook, self.worth, runs + self.earlier, cost)
         if decision == "keep":
             return "again" if self.jump > th.IMPLAUSIBLE_GAIN and runs < th.IMPLAUSIBLE_RUNS else "keep"
         if commit.removed - commit.added < th.SIMPLER_LINES or self.growth > 1:
@@ -145,7 +158,8 @@ class _Reasoning:
         metric, noun = self.task.metric, {"seed": "equal seed"}.get(self.task.noun, self.task.noun)
         change, error = metric.format_change(-found.gain * found.sigma), metric.format_size(found.error * found.sigma)
         caveat = self.task.caveat and f", {self.task.caveat}"
-        return f"{change} ± {error} at {pairs} {noun}{'s' * (pairs != 1)}{price}{caveat}"
+        before = f", after {self.earlier} run{'s' * (self.earlier > 1)} on earlier parents" * (self.earlier > 0)
+        return f"{change} ± {error} at {pairs} {noun}{'s' * (pairs != 1)}{before}{price}{caveat}"
 
     def _list_numbers(self, *, kept: bool) -> dict[str, Any]:
         found, posterior = self.found, self.posterior

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby, islice
 
 from orchestrator.core import events as ev
@@ -12,6 +13,7 @@ from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluat
 from orchestrator.policy.judge import NeededRun, judge
 from orchestrator.policy.limits import explain_cap, explain_fruitless, explain_stop
 from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat, group_open
+from orchestrator.policy.stack import is_live, list_stack, plan_rebase
 from orchestrator.policy.thresholds import LOOKAHEAD
 
 CLOSING = steps.Reflect | ev.ReflectionSkipped
@@ -24,8 +26,8 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         return ()
     if not state.parents:
         return (steps.CommitBaseline(),)
-    same = group_open(state)
-    needs = [(number, need) for number, stage in state.open.items() for need in _find_next(state, number, stage, same)]
+    find_next = partial(_find_next, state, group_open(state), list_stack(state))
+    needs = [(number, need) for number, stage in state.open.items() for need in find_next(number, stage)]
     found = _hold_back([need for _, need in needs if not isinstance(need, NeededRun)])
     if state.paused and not state.stopping:
         return tuple(step for step in found if not isinstance(step, steps.Edit))
@@ -71,11 +73,11 @@ def _is_postponed(state: State, step: steps.Step) -> bool:
 
 
 def _find_next(
-    state: State, number: int, stage: Stage, same: Mapping[ev.Digest, Sequence[int]]
+    state: State, same: Mapping[ev.Digest, Sequence[int]], stack: Sequence[int], number: int, stage: Stage
 ) -> Iterator[steps.Step | NeededRun]:
     """Yield what an experiment needs next; `_grant` grants the runs, since slots are scarce.
 
-    `same` are the open experiments of each source, by its fingerprint.
+    `same` are the open experiments of each source, by its fingerprint; `stack` is that of stack.py.
     """
     match stage:
         case _ if number in state.vetoed:
@@ -86,15 +88,19 @@ def _find_next(
             reason = find_repeat(state, number, proposal)
             edit = steps.Edit(number, f"implement {number}", "implemented")
             yield _append("refuse", ev.Refused(experiment=number, reason=reason)) if reason else edit
-        case Candidate() if stage.commit.parent != state.best:
-            rebase = steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
-            decision = judge(state, number, stage) if stage.scores and not explain_stop(state) else rebase
-            yield _append("judge", decision) if isinstance(decision, ev.Discarded) else rebase
+        case Candidate() if not is_live(state, stage.commit):
+            is_judged = stage.scores and not explain_stop(state) and state.get_rival(stage.commit)
+            decision = judge(state, number, stage) if is_judged else None
+            again = plan_rebase(state, number, stage, stack)
+            yield _append("judge", decision) if isinstance(decision, ev.Discarded) else again
         case Candidate(scores=()) if reason := find_duplicate(state, number, same[stage.commit.fingerprint]):
             yield _append("refuse", ev.Refused(experiment=number, reason=reason))
-        case Candidate() if number == 0 or state.incumbent or not stage.scores:
+        case Candidate() if number == 0 or not stage.scores or (state.incumbent and state.is_current(stage.commit)):
             decision = judge(state, number, stage)
-            yield decision if isinstance(decision, NeededRun) else _append("judge", decision)
+            is_behind = stage.scores and len(stack) > 1 and number not in stack and stage.proposal.reverts is None
+            if is_behind and not isinstance(decision, ev.Discarded):
+                decision = plan_rebase(state, number, stage, stack)
+            yield _append("judge", decision) if isinstance(decision, ev.Evidence) else decision
         case Broken(candidate, crash):
             # A repair of a disqualified candidate would learn how to pass the audit; none may change a proposed value.
             hopeless = crash.failure == "disqualified" or (crash.failure == "NaN" and candidate.proposal.settings)

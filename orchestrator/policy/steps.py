@@ -60,6 +60,13 @@ class Edit(_OnExperiment):
     """Implement a proposal, repair a candidate, or rebase it on the new incumbent."""
 
     how: Literal["implemented", "rebased", "repaired"]
+    parent: int | None = None
+    """The candidate that it is stacked on; None for the best."""
+    earlier: tuple[float, float, int] | None = None
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        return (f"experiment {self.experiment}", *("stack",) * (self.parent is not None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,13 @@ UNKNOWN_BASELINE_RUNS = 3
 PRIOR_DOF = 8
 """Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of its runs, since machines
 differ. Profiles without a measurement have no prior."""
-KEEP_RULE = KeepRule(bars=(0.71, 0.79), slope=5.0, two_seeds=60, own_noise=True)
+KEEP_RULE = KeepRule(bars=(0.71, 0.79), slope=5.0, two_seeds=60, own_noise=True, stacks=True)
 """What new sessions record (decision 0040). A higher bar finds less, and a lower one keeps more that is not better. A
 second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
+INTERACTION = 1.0
+"""Standard deviation in σ by which the effect of a change may differ on a later train.py."""
+PROMISING = 0.9
+"""Probability of being better from which others are stacked on a candidate before it is kept."""
 OWN_DOF = 3
 """Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
 BAR_RISE = 0.07

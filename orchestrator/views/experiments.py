@@ -88,7 +88,8 @@ def list_rows(state: st.State) -> list[ExperimentRow]:
     """Return all experiments by number."""
     names = [field.name for field in fields(ExperimentRow)]
     rows = [ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged]
-    judged = [replace(row, commit=state.parents.get(row.experiment, row.commit)) for row in rows]  # as on the branch
+    branch = {row.experiment: state.parents.get(row.experiment) for row in rows if row.status in ("kept", "reverted")}
+    judged = [replace(row, commit=branch.get(row.experiment) or row.commit) for row in rows]
     under_way = [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
     return sorted([*judged, *under_way], key=lambda row: row.experiment)
 

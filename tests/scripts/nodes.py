@@ -8,7 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # the first: on loopback only
+os.environ |= {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on loopback only
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "600",  # of a busy machine
+}
 
 from ray.cluster_utils import Cluster
 

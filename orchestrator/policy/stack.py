@@ -1,0 +1,66 @@
+"""Stack promising candidates: each starts from the one before, as if that were kept already.
+
+A keep makes stale whatever started from an earlier train.py. With many slots several changes are about to be kept at
+any time, and only one can be first: stacked, the others start from what the branch will be.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from orchestrator.core import events as ev
+from orchestrator.core.state import Candidate, State, Training
+from orchestrator.policy import belief, steps
+from orchestrator.policy import thresholds as th
+from orchestrator.policy.evidence import compare, estimate_sigma, include_earlier, learn_outlook
+
+
+def list_stack(state: State) -> Sequence[int]:
+    """Return the best and the promising candidates, each of which starts from the one before it."""
+    stack, children = [state.best], defaultdict[int, dict[int, Candidate]](dict)
+    for number, stage in state.open.items() if state.session.rule.stacks and state.incumbent else ():
+        candidate = stage.candidate if isinstance(stage, Training) else stage
+        if not isinstance(candidate, Candidate) or not (candidate.scores or candidate.earlier):
+            continue
+        if number not in state.vetoed and is_live(state, candidate.commit):
+            children[candidate.commit.parent][number] = candidate
+    outlook = learn_outlook(state) if children else None
+    while outlook:
+        those = sorted(children[stack[-1]].items(), key=lambda pair: (not children[pair[0]], pair[0]))
+        found = next((number for number, one in those if _is_promising(state, one, outlook)), None)
+        if found is None:
+            break
+        stack.append(found)
+    return stack
+
+
+def is_live(state: State, commit: ev.Committed) -> bool:
+    """Return whether a candidate starts from the branch, or from what may still come to stand on it."""
+    if state.is_current(commit):
+        return True
+    parent = state.open.get(commit.parent) if commit.onto and commit.parent not in state.vetoed else None
+    if not isinstance(parent, Candidate | Training) or parent.commit.source != commit.onto:
+        return False
+    return is_live(state, parent.commit)
+
+
+def plan_rebase(state: State, number: int, candidate: Candidate, stack: Sequence[int]) -> steps.Edit:
+    """Return the step that gives a candidate another parent: the end of the stack if it has run, else the best."""
+    tail, earlier, rival = next(n for n in reversed(stack) if n != number), None, state.get_rival(candidate.commit)
+    if state.session.rule.stacks and candidate.scores and rival:
+        found = compare(state, rival, candidate)
+        earlier = found.gain * found.sigma, found.error * found.sigma, len(candidate.scores)
+    commit = state.open[tail].commit if tail != state.best and (earlier or candidate.earlier) else None
+    if commit is None or candidate.proposal.reverts is not None:
+        return steps.Edit(number, f"rebase {number} on {state.best}", "rebased", earlier=earlier)
+    return steps.Edit(number, f"stack {number} on {tail} as {commit.source}", "rebased", tail, earlier)
+
+
+def _is_promising(state: State, candidate: Candidate, outlook: belief.Outlook) -> bool:
+    """Return whether what a candidate has shown so far makes a keep likely."""
+    rival = state.get_rival(candidate.commit)
+    if rival is None or candidate.proposal.reverts is not None:
+        return False
+    found = compare(state, rival, candidate) if candidate.scores else None
+    posterior = include_earlier(outlook.prior, candidate, found.sigma if found else estimate_sigma(state))
+    posterior = belief.infer(posterior, found.gain, found.error) if found else posterior
+    return posterior.mean > 0 and posterior.probability >= th.PROMISING
