@@ -184,6 +184,11 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Runs from which a night is long: a keep then takes two seeds. None: never."""
     own_noise: bool = False
     """Whether the certificate judges the noise of baseline and best by their own runs, not by those of all."""
+    risk: tuple[float, float] | None = None
+    """Expected gain, in σ for a whole probability of not being better, that a keep needs, in a short night and a long
+    one. The prior then takes gains to fade with the number of ideas. None: it forgets, and the bar alone decides."""
+    width: float = 1.0
+    """Factor of the certificate's interval."""
 
 
 class SessionSettings(Frozen):
