@@ -421,7 +421,7 @@ def certify(night: Night, head: Head, pairs: int) -> None:
         noise = [Scatter(dof * head.runs.variance, dof) for _ in sides]
         for scatter, decisive, last in zip(noise, runs, zip(*fresh, strict=True), strict=True):
             scatter.add([*decisive, *last])
-        half = thresholds.KEEP_RULE.width * compute_half_width(*noise, link) / math.sqrt(pairs)
+        half = thresholds.KEEP_RULE.width ** (1 / pairs) * compute_half_width(*noise, link) / math.sqrt(pairs)
         held += abs(claims[-1] - night.gain) <= half
     night.claimed, night.covered = float(np.mean(claims)), held / CERTIFICATES
 

@@ -188,7 +188,7 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Expected gain, in σ for a whole probability of not being better, that a keep needs, in a short night and a long
     one. The prior then takes gains to fade with the number of ideas. None: it forgets, and the bar alone decides."""
     width: float = 1.0
-    """Factor of the certificate's interval."""
+    """Factor of a certificate's interval where it rests on one pair; of n pairs its n-th root."""
 
 
 class SessionSettings(Frozen):
