@@ -1,4 +1,4 @@
-"""Measure the CPU time that a session takes to fold, to verify and to report, and how large its file and its report are."""
+"""Measure what a session takes to fold, verify and report in CPU time, and how large its file and its report are."""
 
 import tempfile
 import time

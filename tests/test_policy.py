@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from operator import attrgetter
 from statistics import fmean
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_a_session_that_recorded_no_rule_keeps_the_one_that_it_had():
     assert isinstance(decide(3.0), ev.Kept)
     old = ev.Started.model_validate(STATE.session.model_dump(exclude={"rule"}))
     assert old.rule == ev.KeepRule()
-    assert belief.learn_outlook((), 480, old.rule).need == "0.70"
+    assert belief.learn_outlook((), 480, old.rule).explain() == "0.70"
 
 
 def test_what_is_worse_costs_one_run():
@@ -154,14 +155,37 @@ def test_a_weak_night_raises_the_bar_and_no_prior_is_ever_sure(seen):
     outlook = belief.learn_outlook(tuple(seen))
     assert outlook.prior.weights.sum() == pytest.approx(1)
     assert 0.01 < outlook.prior.probability < 0.9
-    assert thresholds.KEEP_RULE.bars[0] <= outlook.bar <= thresholds.MAX_BAR
+    assert thresholds.KEEP_RULE.risk[0] <= outlook.risk
+    old = belief.learn_outlook(tuple(seen), rule=ev.KeepRule())
+    assert ev.KeepRule().bars[0] <= old.bar <= thresholds.MAX_BAR
+    assert old.risk == 0
 
 
 def test_the_bar_is_higher_for_a_weak_researcher_and_later_in_the_night():
     luck = random.Random(0)
     weak = tuple((luck.gauss(-0.05, 0.45), 0.45) for _ in range(40))
     strong = tuple((luck.choice((2.5, -2.0)), 0.45) for _ in range(40))
-    assert belief.learn_outlook(weak).bar > belief.learn_outlook(strong).bar > belief.learn_outlook(strong[:5]).bar
+    for rule, read in ((ev.KeepRule(), attrgetter("bar")), (thresholds.KEEP_RULE, attrgetter("risk"))):
+        bars = [read(belief.learn_outlook(seen, rule=rule)) for seen in (weak, strong, strong[:5])]
+        assert bars == sorted(bars, reverse=True)
+        assert len(set(bars)) == 3
+
+
+def test_a_keep_needs_more_certainty_the_less_it_gains():
+    outlook = replace(belief.learn_outlook(()), risk=3.0)
+    bells = (np.exp(-0.5 * ((belief.GRID - mean) / sd) ** 2) for mean, sd in ((0.3, 0.25), (30.0, 25.0)))
+    small, large = (belief.Belief(bell / bell.sum()) for bell in bells)
+    assert small.probability > large.probability
+    assert outlook.is_met(large)
+    assert not outlook.is_met(small)
+    assert replace(outlook, risk=0.0).is_met(small)
+    assert outlook.explain(large) < outlook.explain(small)
+
+
+def test_gains_fade_and_the_last_ideas_of_a_night_are_worth_few_runs():
+    seen = tuple((gain, 0.45) for gain in (8.0, -2.0, 5.0, -1.0, 3.0, -2.0, 1.0, -1.0))
+    promised = [belief.learn_outlook(seen, left=left) for left in (0, 10, 40)]
+    assert promised[0].price > promised[1].price > promised[2].price > 0
 
 
 @given(gain=st.floats(-9, 9), implemented=st.sampled_from(["yes", "no"]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import product
-from math import log1p, sqrt
+from math import exp, inf, log1p, sqrt
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,12 @@ HELPING = ((0.05, 1.0), (0.1, 1.0), (0.2, 1.0), (0.35, 1.0), (0.5, 1.0), (0.65, 
 """Shares of ideas that help, each with the regime's weight: 0.1 for a weak researcher, 0.5 in the best nights."""
 SIZES = (0.3, 1.0, 3.0, 9.0)
 """Mean gains of ideas that help, in σ: from the end of a night to its beginning."""
+FADES = (6.0, 25.0, inf)
+"""Ideas after which a mean gain has faded to 1/e, in published nights and, at best, never."""
+REST = 0.07
+"""Share of a mean gain that does not fade."""
+OLD = 99
+"""Number of ideas from which on gains fade no more."""
 HARMS = ((0.4, 0.7, 0.5, 1.0), (0.75, 0.1, 3.0, 0.1), (0.75, 0.7, 0.5, 1.0))
 """Ideas that do not help: share that hurts slightly, its mean loss in σ, and the regime's weight for a weak and for a
 strong researcher. Only a weak one proposes mostly changes without an effect."""
@@ -82,29 +88,44 @@ class Outlook:
     prior: Belief
     bar: float
     seeds: int = 1
+    risk: float = 0.0
+    """Expected gain that a keep needs, in σ for a whole probability of not being better; 0: the bar alone decides."""
+    price: float = 0.0
+    """What one more run must promise, in σ."""
 
     def is_met(self, belief: Belief) -> bool:
         """Return whether an idea is likely enough to be better, in however many runs."""
-        return belief.mean > 0 and belief.probability >= self.bar
+        return belief.mean > 0 and belief.probability >= self._find_bar(belief)
 
-    @property
-    def need(self) -> str:
-        """Return what a keep needs, in words: `0.80 in 2 runs`."""
-        return f"{self.bar:.2f}" + f" in {self.seeds} runs" * (self.seeds > 1)
+    def explain(self, belief: Belief | None = None) -> str:
+        """Return what a keep needs, or this one does, in words: `0.80 in 2 runs`."""
+        bar = self._find_bar(belief) if belief else self.bar
+        least = f"{bar:.2f}" + f" in {self.seeds} runs" * (self.seeds > 1)
+        by_gain = self.risk and belief is None
+        return f"{least}, and of 1 less {1 / self.risk:.2f} for each σ of expected gain" if by_gain else least
+
+    def _find_bar(self, belief: Belief) -> float:
+        """Return the probability that an idea needs: the less gain is expected, the less may be luck."""
+        return min(max(self.bar, 1 - max(belief.mean, 0) / self.risk), 1.0) if self.risk else self.bar
 
 
 @cache
-def _list_regimes() -> tuple[Array, Array]:
-    """Return the regimes as rows of probabilities over the grid, and the logarithms of their prior weights."""
+def _list_regimes(age: int | None) -> tuple[Array, Array]:
+    """Return the regimes as rows of probabilities over the grid, and the logarithms of their prior weights.
+
+    `age` is the number of ideas before this one; None if gains do not fade.
+    """
     rows: list[Array] = []
     weights: list[float] = []
-    for (share, weight), size, (slightly, slight, weak, strong) in product(HELPING, SIZES, HARMS):
+    gains = SIZES if age is None else [size * (REST + (1 - REST) * exp(-age / t)) for size in SIZES for t in FADES]
+    for (share, weight), gain, (slightly, slight, weak, strong) in product(HELPING, gains, HARMS):
         harm = slightly * _make_exponential(-slight) + (1 - slightly) * _make_exponential(-HARM)
-        rows.append(share * _make_exponential(size) + (1 - share) * harm)
+        rows.append(share * _make_exponential(gain) + (1 - share) * harm)
         weights.append(weight * (weak if share <= 0.2 else strong))
     return np.array(rows), np.log(np.array(weights) / sum(weights))
 
 
+@cache
 def _make_exponential(mean: float) -> Array:
     """Return an exponential distribution over the effects that have the sign of its mean, in σ."""
     density = np.where(np.sign(GRID) == np.sign(mean), np.exp(-np.abs(GRID / mean)), 0.0) * _WIDTH
@@ -112,27 +133,36 @@ def _make_exponential(mean: float) -> Array:
 
 
 @lru_cache(maxsize=64)
-def learn_outlook(seen: tuple[tuple[float, float], ...], runs: float = 0, rule: ev.KeepRule = th.KEEP_RULE) -> Outlook:
+def learn_outlook(
+    seen: tuple[tuple[float, float], ...], runs: float = 0, rule: ev.KeepRule = th.KEEP_RULE, left: float = 0
+) -> Outlook:
     """Return the outlook on the next idea, given gain and error in σ of those measured so far, oldest first.
 
-    `runs` are those of the whole night. Recent ideas weigh most: most nights begin with large gains and end with small.
+    `runs` are those of the whole night, and `left` those that remain for ideas. Most nights begin with large gains and
+    end with small: either gains fade, or recent ideas weigh most.
     """
-    rows, log_weights = _list_regimes()
+    fades, first = rule.risk is not None, OLD * (len(seen) >= th.PRIOR_WINDOW)
+    ages = [min(first + n, OLD) if fades else None for n in range(len(seen) + 1)]
+    rows, log_weights = _list_regimes(ages[-1])
     if seen:
-        age = np.arange(len(seen))[::-1]
-        log_weights = log_weights + th.FADING**age @ np.array([_weigh_regimes(gain, error) for gain, error in seen])
+        fading = (1.0 if fades else th.FADING) ** np.arange(len(seen))[::-1]
+        log_weights = log_weights + fading @ np.array([_weigh_regimes(*it) for it in zip(seen, ages, strict=False)])
     weights = np.exp(log_weights - log_weights.max())
     prior = Belief(weights @ rows / weights.sum())
-    weakness = max(0.0, th.TYPICAL_SHARE - prior.probability)
+    weakness, rise = max(0.0, th.TYPICAL_SHARE - prior.probability), log1p(len(seen) / th.BAR_IDEAS)
     is_long = rule.two_seeds is not None and runs >= rule.two_seeds
-    bar = rule.bars[is_long] + rule.slope * weakness + th.BAR_RISE * log1p(len(seen) / th.BAR_IDEAS)
-    return Outlook(prior, min(bar, th.MAX_BAR), 1 + is_long)
+    if rule.risk is None:
+        bar = min(rule.bars[is_long] + rule.slope * weakness + th.BAR_RISE * rise, th.MAX_BAR)
+        return Outlook(prior, bar, 1 + is_long, price=th.WORTHWHILE * prior.promise)
+    risk = rule.risk[is_long] * (1 + rule.slope * weakness) * (1 + th.RISK_RISE * rise)
+    last = Belief(weights @ _list_regimes(min(first + len(seen) + round(left), OLD))[0] / weights.sum())
+    return Outlook(prior, rule.bars[is_long], 1 + is_long, risk, th.LAST_WORTH * last.promise)
 
 
 @lru_cache(maxsize=4096)
-def _weigh_regimes(gain: float, error: float) -> Array:
-    """Return the log-likelihood of a measured gain under each regime."""
-    return np.log(_list_regimes()[0] @ compute_likelihood(gain, error))
+def _weigh_regimes(measured: tuple[float, float], age: int | None) -> Array:
+    """Return the log-likelihood of a measured gain, given with its error, under each regime."""
+    return np.log(_list_regimes(age)[0] @ compute_likelihood(*measured))
 
 
 def compute_likelihood(gain: float, error: float) -> Array:
@@ -154,7 +184,7 @@ def decide(outlook: Outlook, belief: Belief, runs: int, cost: int) -> Literal["k
     """Return what to do with an idea after `runs` runs, where the next comparison costs 1 or 2 runs."""
     if outlook.is_met(belief):
         return "keep" if runs >= outlook.seeds else "again"
-    if runs >= th.MAX_RUNS or belief.promise / cost < th.WORTHWHILE * outlook.prior.promise:
+    if runs >= th.MAX_RUNS or belief.promise / cost < outlook.price:
         return "discard"
     return "again"
 

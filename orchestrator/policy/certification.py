@@ -59,7 +59,8 @@ def _compute_margin(state: State, gains: list[float]) -> float:
     if state.session.rule.own_noise and state.incumbent:
         prior, sides = PooledVariance(th.OWN_DOF * sigma**2, th.OWN_DOF), (state.former[0], state.incumbent)
         old, new = (prior.add((*side.scores, *state.fresh[side.experiment].values())) for side in sides)
-        return compute_half_width(old, new, links) / sqrt(len(gains))
+        width = state.session.rule.width ** (1 / len(gains))
+        return width * compute_half_width(old, new, links) / sqrt(len(gains))
     mean = fmean(gains)
     squares = spread.dof * 2 * max(1 - links, 0.05) * sigma**2 + sum((each - mean) ** 2 for each in gains)
     dof = max(spread.dof + len(gains) - 1, 1)

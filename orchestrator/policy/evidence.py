@@ -135,7 +135,8 @@ def learn_outlook(state: State) -> belief.Outlook:
     ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.reverts is None)
     latest = islice((verdict for verdict in _list_evidence(ideas) if verdict.error > 0), th.PRIOR_WINDOW)
     seen = tuple((v.gain / v.sigma, v.error / v.sigma) for v in latest)[::-1]
-    return belief.learn_outlook(seen, estimate_runs(state), state.session.rule)
+    runs, rule = estimate_runs(state), state.session.rule
+    return belief.learn_outlook(seen, runs, rule, max(round(runs) - sum(state.grants.values()), 0) if rule.risk else 0)
 
 
 def assess_keep(state: State, experiment: int, prior: belief.Belief | None = None) -> belief.Belief:

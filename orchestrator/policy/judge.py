@@ -54,7 +54,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     prior = outlook.prior
     if reverted:
         prior = assess_keep(state, reverted.experiment, prior).mirror()
-        outlook = replace(outlook, bar=th.REVERT_BAR, seeds=1)
+        outlook = replace(outlook, bar=th.REVERT_BAR, seeds=1, risk=0.0)
     posterior = belief.infer(include_earlier(prior, candidate, found.sigma), found.gain, found.error)
     verdict = _Reasoning(number, candidate, best, found, posterior, outlook, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)
@@ -65,7 +65,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
 
 def describe_rule(state: State) -> str:
     """Return what a keep needs now, in one sentence."""
-    need = learn_outlook(state).need
+    need = learn_outlook(state).explain()
     seeds = "runs with the same seeds in the same order and is compared with the best at equal seeds"
     how = seeds if state.session.task.noun == "seed" else "is compared with the best, run by run"
     return (
@@ -149,7 +149,7 @@ class _Reasoning:
 
     def discard(self) -> ev.Discarded:
         stays = f"#{self.reverted.experiment} stays: without it " if self.reverted else ""
-        likely = f"better with probability {self.worth.probability:.2f} (needed: {self.outlook.need})"
+        likely = f"better with probability {self.worth.probability:.2f} (needed: {self.outlook.explain(self.worth)})"
         return ev.Discarded(**self._list_numbers(kept=False), reason=f"{stays}{likely}: {self._explain()}")
 
     def _explain(self) -> str:

@@ -14,7 +14,6 @@ from orchestrator.policy.judge import NeededRun, judge
 from orchestrator.policy.limits import explain_cap, explain_fruitless, explain_stop
 from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat, group_open
 from orchestrator.policy.stack import is_live, list_stack, plan_rebase
-from orchestrator.policy.thresholds import LOOKAHEAD
 
 CLOSING = steps.Reflect | ev.ReflectionSkipped
 """What closes an experiment, and changes no verdict."""
@@ -162,7 +161,7 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     if state.incumbent is None and slots == 1 and not state.run_seconds:  # the first score of the baseline is told
         return []
     behind = sum(1 for n, stage in state.open.items() if n > 0 and isinstance(stage, Idea | Candidate | Broken))
-    wanted = max(slots * LOOKAHEAD - behind, 0)
+    wanted = max(slots - behind, 0)
     end = state.next + wanted if limits.experiments is None else limits.experiments + state.lost + 1
     numbers = [*sorted(state.skipped), *range(state.next, end)][:wanted]
     if not numbers:

@@ -10,9 +10,13 @@ UNKNOWN_BASELINE_RUNS = 3
 PRIOR_DOF = 8
 """Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of its runs, since machines
 differ. Profiles without a measurement have no prior."""
-KEEP_RULE = KeepRule(bars=(0.71, 0.79), slope=5.0, two_seeds=60, own_noise=True, stacks=True)
-"""What new sessions record (decision 0040). A higher bar finds less, and a lower one keeps more that is not better. A
-second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
+KEEP_RULE = KeepRule(
+    bars=(0.5, 0.5), slope=20.0, two_seeds=60, own_noise=True, stacks=True, risk=(3.0, 10.0), width=0.92
+)
+"""What new sessions record (decisions 0040, 0045 and 0047). A higher risk finds less, and a lower one keeps more that
+is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
+RISK_RISE = 0.25
+"""Relative rise of the risk with ln(1 + measured ideas / BAR_IDEAS): later gains are smaller, and more often luck."""
 INTERACTION = 1.0
 """Standard deviation in σ by which the effect of a change may differ on a later train.py."""
 PROMISING = 0.9
@@ -30,8 +34,11 @@ MAX_BAR = 0.97
 WORTHWHILE = 0.5
 """An idea runs again while its expected improvement per run is at least this share of a new idea's; less than all of
 it, since the prior underestimates surprises."""
+LAST_WORTH = 0.9
+"""The same under a rule with a risk, as a share of what the night's last idea promises: that is the one which a further
+run takes away, and in a long night it promises little."""
 FADING = 0.95
-"""Factor by which a measured idea's weight in the prior decays with each later one: the last twenty dominate."""
+"""Factor by which a measured idea's weight in the prior decays with each later one, under a rule without a risk."""
 PRIOR_WINDOW = 200
 """Measured ideas that the prior is learned from: older ones have almost no weight."""
 OUTLIERS = 0.01
@@ -110,8 +117,6 @@ NEAR_MISS = 0.5
 """Standard errors of gain above which a discarded candidate is a near-miss, worth combining with another."""
 CENTAUR_SHARE = 3
 """In a centaur crew the optimizer makes one proposal in this many; a larger share did worse in published trials."""
-LOOKAHEAD = 1
-"""Candidates kept ready for each slot: enough that no slot waits, few enough that none goes stale."""
 MAX_FRUITLESS = 6
 """Rounds in a row, per slot, that may lead to no run (no answer, a repeat, no candidate). Then the optimizer takes
 over, and after as many rounds of its own the night ends: every round costs money."""
