@@ -279,6 +279,16 @@ def test_silence_is_a_hang_only_between_ready_and_the_last_steps():
     assert watch(monitor, clock, 300) is None  # evaluating
 
 
+def test_a_script_that_prints_seldom_is_not_said_to_hang():
+    clock = Clock()
+    monitor = monitor_run(clock, quiet=60.0)
+    begin_training(monitor)
+    for number in range(4):
+        monitor.feed(line(number, 10 * number, 5.0))
+        watch(monitor, clock, 50)
+    assert watch(monitor, clock, 190) is None
+    assert watch(monitor, clock, 30).kind == "hang"
+
 def test_before_the_first_step_a_script_may_compile_and_then_the_line_that_is_awaited_is_named():
     clock = Clock()
     monitor = monitor_run(clock, quiet=60.0, wall=1e6)

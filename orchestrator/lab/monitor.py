@@ -16,6 +16,8 @@ from orchestrator.lab.log import ProgressLine, Transcript
 
 ABSURD_LOSS, ABSURD_NUMBER = 1e6, 1e30
 """Larger losses count as infinite, so that sums of losses stay finite; larger numbers are not reported."""
+PAUSES = 5.0
+"""Multiple of the longest pause between steps that a silence may last, if that is longer than what is always allowed."""
 MAX_NUMBER = 1e9
 """Larger numbers in a summary are capped at this, which exceeds any real count of steps, megatokens or MB."""
 NEARLY_DONE = 0.9
@@ -35,7 +37,7 @@ class RunLimits:
 
     wall: float
     quiet: float = 60.0
-    """Seconds without output that are allowed in training."""
+    """Seconds without output that are always allowed in training."""
     grace: float = 10.0
     """Seconds between SIGTERM and SIGKILL."""
     output: int = 32 << 20
@@ -97,6 +99,8 @@ class RunMonitor:
     transcript: Transcript = field(default_factory=Transcript)
     points: dict[int, Point] = field(default_factory=dict[int, Point])
     """The newest point in each of POINTS equal parts of the budget."""
+    pause: float = 0.0
+    """Longest time in seconds between two progress lines."""
     uncounted: float = 0.0
     """Seconds from the first batch to the last line before anything was spent: first steps, in which it compiles."""
     only_starts: bool = False
@@ -104,7 +108,7 @@ class RunMonitor:
     telemetry: dict[str, list[float | None]] = field(default_factory=dict[str, list[float | None]])
 
     def __post_init__(self) -> None:
-        self.read_at = self.launched = self.last_output_at = self.clock()
+        self.read_at = self.launched = self.last_output_at = self.last_step_at = self.clock()
         self.pruning_thresholds = list(self.plan.pruning_thresholds) if self.plan else []
 
     def read_clock(self) -> float:
@@ -176,13 +180,15 @@ class RunMonitor:
         began, last = self.training_began, self.last
         if began is None or last is None or self.training_ended is not None or last.progress >= NEARLY_DONE:
             return None
-        if self.read_clock() - max(self.last_output_at, began) <= self.limits.quiet:
+        quiet = max(self.limits.quiet, PAUSES * self.pause)  # a script may print every tenth of a long budget
+        if self.read_clock() - max(self.last_output_at, began) <= quiet:
             return None
         expected = "print lines such as `step 00012 (3.4%) | loss: 5.678`, or any others, more often"
-        return Fault("hang", f"it printed nothing for {self.limits.quiet:.0f} s after step {last.number}: {expected}")
+        return Fault("hang", f"it printed nothing for {quiet:.0f} s after step {last.number}: {expected}")
 
     def _follow(self, step: ProgressLine) -> None:
-        self.last = step
+        self.pause = max(self.pause, self.last_output_at - self.last_step_at) if self.last else 0.0
+        self.last, self.last_step_at = step, self.last_output_at
         if not abs(step.loss) <= ABSURD_LOSS:
             self.cause = self.cause or Fault("NaN", f"the loss became {step.loss:g} at step {step.number}")
             return
