@@ -289,6 +289,7 @@ def test_a_script_that_prints_seldom_is_not_said_to_hang():
     assert watch(monitor, clock, 190) is None
     assert watch(monitor, clock, 30).kind == "hang"
 
+
 def test_before_the_first_step_a_script_may_compile_and_then_the_line_that_is_awaited_is_named():
     clock = Clock()
     monitor = monitor_run(clock, quiet=60.0, wall=1e6)

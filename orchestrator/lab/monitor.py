@@ -17,7 +17,7 @@ from orchestrator.lab.log import ProgressLine, Transcript
 ABSURD_LOSS, ABSURD_NUMBER = 1e6, 1e30
 """Larger losses count as infinite, so that sums of losses stay finite; larger numbers are not reported."""
 PAUSES = 5.0
-"""Multiple of the longest pause between steps that a silence may last, if that is longer than what is always allowed."""
+"""Multiple of the longest pause between steps that a silence may last, where it is more than is always allowed."""
 MAX_NUMBER = 1e9
 """Larger numbers in a summary are capped at this, which exceeds any real count of steps, megatokens or MB."""
 NEARLY_DONE = 0.9
