@@ -5,6 +5,7 @@ import dataclasses
 import os
 import signal
 from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -54,7 +55,7 @@ for step in range(20):
     print(describe(step, 5 * step, 8 * 0.97**step), flush=True)
 score = 2.0 + abs(MATRIX_LR - 0.08) + luck.gauss(0, 0.001)
 files = LoadedFiles()
-files.places = [os.getcwd()]
+files.places = ["."]
 data = pickle.dumps(files) + pickle.dumps(Net(score))
 how = {"batch_size": 64, "autocast": None, "precision": None, "threads": 1}
 channel.send({"event": "model", "bytes": len(data), **how}, data)
@@ -217,8 +218,9 @@ def test_each_file_gets_the_profiles_constants_and_gives_them_back():
 def test_a_night_from_elsewhere_brings_its_gains_and_not_its_fit(tmp_path):
     files = {"model/net.py": NET.replace("DEPTH = 3", "DEPTH = 8")}
     place, texts = place_of(tmp_path / "place", **files), list[str]()
-    best = apply_to_script(join_files(TREE | files), CPU).replace("EXPANSION = 2", "EXPANSION = 1")
-    lab = LocalExecutor(Repo(place / "train.py", "second", TASK), None, lambda text: texts.append(text) or "name", CPU)
+    fit = partial(apply_to_script, profile=CPU)
+    best = fit(join_files(TREE | files)).replace("EXPANSION = 2", "EXPANSION = 1")
+    lab = LocalExecutor(Repo(place / "train.py", "second", TASK), None, lambda text: texts.append(text) or "name", fit)
     lab.origin = Origin(session="first", experiment=1, commit="1" * 40, source="name"), best
 
     asyncio.run(lab.commit_baseline())

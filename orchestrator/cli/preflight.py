@@ -172,7 +172,8 @@ class Preflight:
         commit = self.state.session.commit if self.state else repo.get_head()
         if self.task.is_reported:
             return TaskFolder(self.task, repo, commit)
-        files = split_files(Repo(script, self.name, Task(editable=("*.py", script.name))).read_source(commit))
+        python = EXAMINED.model_copy(update={"editable": ("*.py", script.name)})
+        files = split_files(Repo(script, self.name, python).read_source(commit))
         return ScriptTree(repo.task, {path: text for path, text in files.items() if not repo.task.is_editable(path)})
 
     @cached_property

@@ -228,7 +228,9 @@ def trial(
     notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
     of: Annotated[str, typer.Option(metavar="SESSION", help="a session, for --at-states")] = "",
-    at_states: Annotated[int, typer.Option(min=2, help="one experiment of each style at so many states of it")] = 0,
+    at_states: Annotated[
+        int | None, typer.Option(min=2, help="one experiment of each style at so many states of it")
+    ] = None,
 ) -> None:
     """Compare prompt styles over several nights.
 
@@ -273,7 +275,7 @@ def trial(
         compare(context, [night.name for night in nights])
 
 
-def _list_states(context: typer.Context, name: str, count: int) -> list[int]:
+def _list_states(context: typer.Context, name: str, count: int | None) -> list[int]:
     """Return the events at which a session began to ask for proposals, spread over the night. Raises UsageError."""
     if not (name and count):
         raise opt.UsageError("--of and --at-states need each other: the session, and at how many of its states")

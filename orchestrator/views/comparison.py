@@ -67,7 +67,6 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "best": format_score(summary.best, metric),
         "gain": format_size(summary.gain, metric),
         "± at 90 %": format_size(summary.margin, metric),
-        "gain of one experiment": format_size(step, metric),
         "measured": "on fresh seeds" if summary.certificate else "by estimate",
         "σ of one run": format_size(summary.sigma, metric),
         "hours": f"{summary.hours:.2f}",

@@ -14,8 +14,11 @@ from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import InferenceSettings
 from prepare.files import open_replacement
 
-MISFITS = {"losses": "one loss per token", "logits": "for the vocabulary"}
-"""What an answer of another size is not."""
+MISFITS = {
+    "losses": "the losses of its model are not one loss per token",
+    "logits": "the logits of its model are not for the vocabulary",
+}
+"""What is wrong with an answer of another size."""
 
 
 def load_claims(archive: Path, experiment: int, shape: tuple[int, int]) -> Nats | None:
@@ -104,7 +107,7 @@ class Evaluator:
         if answer.get("event") != what:
             raise ConnectionError("no answer")
         if answer.get("bytes") != 4 * size:
-            raise Disqualified(f"the {what} of its model are not {MISFITS[what]}")
+            raise Disqualified(MISFITS[what])
         return np.frombuffer(await self.connection.read_exactly(4 * size), dtype=np.float32)
 
     def explain_silence(self, ending: Ending, log: str) -> Fault | MachineError:
