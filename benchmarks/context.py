@@ -75,7 +75,7 @@ def _print_openings() -> None:
         state = log.state
         last = next(r for r in reversed(state.results) if isinstance(r.verdict, Kept | Discarded) and r.commit)
         change = diff(log.get(state.parents[last.commit.parent].source), log.get(last.commit.source))
-        shown = briefing.show_source(state, state.parent, log.get) | {"base": SOURCE}
+        shown = briefing.show_source(state, log.get(state.parent.source), log.get) | {"base": SOURCE}
         facts = {
             "researcher": briefing.brief_researcher(state, state.next, 1, SOURCE) | shown,
             "mechanic": packets.pack_order(last.proposal) | shown,

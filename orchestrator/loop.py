@@ -157,7 +157,7 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
         return await crew.repair(state, step, stage, log.get(stage.commit.source))
     if isinstance(stage, Candidate):  # a rebase
         commit = stage.commit
-        before = log.get(commit.onto or state.parents[commit.parent].source)
+        before = log.get(state.get_base(commit))
         if (merged := merge(before, source, log.get(commit.source))) is not None:
             return Revision(merged, commit.summary, commit.deviations)
     if proposal.reverts is not None:

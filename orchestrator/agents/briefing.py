@@ -155,12 +155,15 @@ def _tell_as_before(state: State, judged: Sequence[Decided], tested: Sequence[De
     }
 
 
-def show_source(state: State, tip: ev.Committed, read: Callable[[ev.Digest], str]) -> dict[str, str]:
-    """Return the facts of a kept train.py: an older one in full, and the changes that were kept since, in their order.
+def show_source(state: State, source: str, read: Callable[[ev.Digest], str]) -> dict[str, str]:
+    """Return the facts of the best train.py: an older one in full, and what was kept since, in its order.
 
-    The older one stays until the changes are too long, so that a keep leaves the beginning of an opening as it is.
+    The older one stays until the changes are too long, so that a keep leaves the beginning of an opening as it is. Any
+    other source, of a candidate that is not kept say, is shown in full.
     """
-    lineage, kept = [tip], {result.experiment: result for result in state.judged}
+    if read(state.parent.source) != source:
+        return {"base": source.rstrip("\n"), "changes": ""}
+    lineage, kept = [state.parent], {result.experiment: result for result in state.judged}
     while lineage[0].experiment:
         lineage.insert(0, state.parents[lineage[0].parent])
     texts = [read(commit.source) for commit in lineage]

@@ -78,7 +78,7 @@ class ClaudeCrew:
         advice = self.get_optimizer().suggest(state, SUGGESTIONS) if centaur else ()
         suggestions = [f"{proposal.title}: {proposal.rationale}" for proposal in advice]
         facts = briefing.brief_researcher(state, step.first, step.count, source, suggestions)
-        facts |= briefing.show_source(state, state.parent, self.log.get)
+        facts |= briefing.show_source(state, source, self.log.get)
         agent = researcher.make_agent(prompt, state, source, tools, partial(self.log.append, step.task_id))
         answer = await ask(agent, environment, prompt.render_opening(facts))
         own, sign = {"author": "researcher", "reverts": None}, state.session.task.metric.sign
@@ -89,7 +89,7 @@ class ClaudeCrew:
         """Return the state with a notebook that is rewritten from the evidence; without an answer it stays as it is."""
         prompt, source, notebook = self.prompts["notebook"], self.log.get(state.parent.source), None
         facts = briefing.brief_researcher(replace(state, notebook=None), step.first, 1, source)
-        facts |= briefing.show_source(state, state.parent, self.log.get)
+        facts |= briefing.show_source(state, source, self.log.get)
         facts |= {"notebook": briefing.describe_notebook(state), "reason": reason}
         agent = Agent("notebook", prompt, Notebook, tuple(tools), partial(researcher.find_notebook_fault, state))
         with suppress(NoAnswer):
@@ -99,21 +99,22 @@ class ClaudeCrew:
         return apply(state, Record(seq=0, at=state.now, task_id=step.task_id, event=noted))
 
     async def implement(self, state: State, step: Edit, proposal: Proposal, source: str) -> Revision:
-        shown = briefing.show_source(state, state.parent, self.log.get)
+        shown = briefing.show_source(state, source, self.log.get)
         return await self._edit(state, step, proposal, source, packets.pack_order(proposal) | shown)
 
     async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
         change = diff_from_parent(state, commit, self.log.get)
         facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, source)
-        facts |= briefing.show_source(state, state.parents[commit.parent], self.log.get)
+        facts |= briefing.show_source(state, self.log.get(state.get_base(commit)), self.log.get)
         repaired = await self._edit(state, step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
 
     async def reflect(self, state: State, step: Reflect, decided: Decided) -> Postmortem:
         prompt, log = self.prompts["reflector"], self.log.get(decided.last_run.log)
         change = diff_from_parent(state, decided.commit, self.log.get) if decided.commit else ""
-        source = self.log.get(state.parents[decided.incumbent].source)
+        onto = decided.commit and decided.commit.onto
+        source = self.log.get(onto or state.parents[decided.incumbent].source)
         facts = packets.pack_reflection(state, decided, log, change, source)
         agent = reflector.make_agent(prompt, Review, log, partial(packets.write_curve_table, decided))
 

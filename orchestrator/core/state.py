@@ -326,6 +326,10 @@ class State:
         is_kept = rival and parent and rival.experiment == commit.parent and parent.source == commit.onto
         return self.stacked.get(commit.onto) if commit.onto and not is_kept else rival
 
+    def get_base(self, commit: ev.Committed) -> ev.Digest:
+        """Return the source that a candidate was edited from."""
+        return commit.onto or self.parents[commit.parent].source
+
     def is_current(self, commit: ev.Committed) -> bool:
         """Return whether a candidate starts from the branch's head."""
         return commit.parent == self.best and commit.onto in ("", self.parents[self.best].source)
@@ -367,7 +371,7 @@ class State:
 
 def diff_from_parent(state: State, commit: ev.Committed, read: Callable[[ev.Digest], str], context: int = 3) -> str:
     """Return what a commit changed in its parent's train.py, as a unified diff; `read` gives stored texts."""
-    return diff(read(commit.onto or state.parents[commit.parent].source), read(commit.source), context)
+    return diff(read(state.get_base(commit)), read(commit.source), context)
 
 
 def fold(records: Iterable[ev.Record], state: State | None = None) -> State:
