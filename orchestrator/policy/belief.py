@@ -99,6 +99,8 @@ class Outlook:
 
     def explain(self, belief: Belief | None = None) -> str:
         """Return what a keep needs, or this one does, in words: `0.80 in 2 runs`."""
+        if belief and self.risk and belief.mean <= 0:
+            return "an expected gain"
         bar = self._find_bar(belief) if belief else self.bar
         least = f"{bar:.2f}" + f" in {self.seeds} runs" * (self.seeds > 1)
         by_gain = self.risk and belief is None
