@@ -75,7 +75,7 @@ def test_who_is_disqualified_is_neither_repaired_nor_kept(tmp_path):
 
 
 def test_the_hopeless_end_early_and_some_run_on_to_check_that(tmp_path):
-    session = night(tmp_path / "s" / "session.db", trouble=0.0, limits=ev.SessionLimits(hours=2.0))
+    session = night(tmp_path / "s" / "session.db", trouble=0.0, limits=ev.SessionLimits(hours=1.5))
     records, results = session.records, session.state.results
 
     early = [result for result in results if result.status == "pruned"]
@@ -305,7 +305,7 @@ class EqualLengths(FakeLab):
 SHORT = ev.SessionLimits(hours=0.3, experiments=60)
 
 
-@try_examples(6)
+@try_examples(4)
 @given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000), stacks=st.booleans())
 def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed, stacks):
     changes = {"slots": slots, "seed": seed, "limits": SHORT, "rule": ev.KeepRule(stacks=stacks)}

@@ -82,7 +82,7 @@ def reproduce(log, seed, trouble=0.15):
     return tape
 
 
-@try_examples(12)
+@try_examples(8)
 @given(
     seed=st.integers(0, 10**6),
     slots=st.integers(1, 4),
@@ -103,7 +103,7 @@ def test_replay_reproduces_every_event(seed, slots, stacks, kills, stop_after):
 def test_every_prefix_resumes_and_replays():
     whole = night(3, trouble=0.3, hours=0.12)
 
-    for cut in range(1, len(whole.records), 3):
+    for cut in range(1, len(whole.records), 4):
         log = Notebook(whole.records[:cut], whole.texts)
 
         async def go(log=log):
