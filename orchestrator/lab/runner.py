@@ -255,9 +255,7 @@ class Runner(BaseRunner[Scorer]):
         run.check_ending(budget.amount if budget.kind == "time" else inf)
         if server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
-        await asyncio.to_thread(
-            remove_folder, run.work
-        )  # even the size of a file could tell the next process something
+        await asyncio.to_thread(remove_folder, run.work)  # the size of a file could tell the next process something
         known: asyncio.Future[Sequence[Exam]] = asyncio.get_running_loop().create_future()
         audit = asyncio.create_task(self._audit(run, server, known))  # its process starts, and waits for its turn
         try:

@@ -154,10 +154,8 @@ class Scorer:
 
     def plan_audit(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
         """Draw a position in every row, and ALONE rows that are shown whole; the others represent them."""
-        chosen, drawn = (
-            rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)],
-            self.draw_positions(claims, reference, rng),
-        )
+        chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
+        drawn = self.draw_positions(claims, reference, rng)
         drawn.at[chosen], drawn.weight[chosen] = self.shape[1] - 1, 0.0
         return AuditPositions(drawn.at, drawn.weight * len(claims) / (len(claims) - len(chosen)), chosen)
 
