@@ -1,4 +1,4 @@
-"""Read and write the UPPER_CASE constants of a train.py, with the search spaces that their comments declare.
+"""Read and write the UPPER_CASE constants of a script, with the search spaces that their comments declare.
 
 MATRIX_LR = 0.04  # 0.005..0.2 log – Muon's learning rate
 DEPTH = 8         # one of 2, 3, 4, 8 – blocks
@@ -143,7 +143,7 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     """Return the script with other values for some constants; every other byte stays. Raises UnknownConstantError."""
     found = _find_constants(source)
     if unknown := changes.keys() - found.keys():
-        raise UnknownConstantError(f"train.py has no plain constant {min(unknown)}")
+        raise UnknownConstantError(f"the script has no plain constant {min(unknown)}")
     places = [(found[name], value) for name, value in changes.items()]
 
     def list_edits(path: str, _: str) -> list[_Edit]:

@@ -28,14 +28,14 @@ class EditedFile:
         return Tool.from_function(self.view), Tool.from_function(self.replace), check
 
     def view(self, first: int = 1, last: int | None = None) -> str:
-        """Show train.py from line `first` to line `last` as it stands now, in pages that say where to go on.
+        """Show the script from line `first` to line `last` as it stands now, in pages that say where to go on.
 
         The numbers are not part of the text.
         """
         return number_page(self.text, first, last)
 
     def replace(self, old: str, new: str) -> str:
-        """Replace one passage of train.py.
+        """Replace one passage of the script.
 
         `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
         and may be empty.
@@ -53,7 +53,7 @@ class EditedFile:
         return f"Replaced at line {places[0]}."
 
     async def check(self) -> str:
-        """Check the syntax and the imports of train.py as it stands now. It is not run."""
+        """Check the syntax and the imports of the script as it stands now. It is not run."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
         return _check_imports({self.path: self.text}, find_missing_packages(self.before))
@@ -137,7 +137,7 @@ class StartedFile(EditedFile):
     """A script that `check` runs, too: `start` returns what a step of it costs, nothing if unknown, or the fault."""
 
     async def check(self) -> str:
-        """Check the syntax and the imports of train.py as it stands now, and run it up to where its training begins."""
+        """Check the syntax and the imports of the script as it stands, and run it up to where its training begins."""
         await super().check()
         return await _start(self.text, self.start)
 

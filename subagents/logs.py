@@ -56,7 +56,10 @@ def quote(text: str, limit: int = 160) -> str:
 
 
 def extract_frames(lines: Sequence[str], paths: Collection[str] = ()) -> list[str]:
-    """Return the last traceback's frames in train.py or `paths`, each with its code, and the exception; or nothing."""
+    """Return the last traceback's frames in train.py or `paths`, each with its code, and the exception; or nothing.
+
+    A run's own files lie below its working folder, at whatever depth.
+    """
     starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     if not starts:
         return []
@@ -65,7 +68,8 @@ def extract_frames(lines: Sequence[str], paths: Collection[str] = ()) -> list[st
     for i, line in enumerate(traceback):
         if not (frame := FRAME.fullmatch(line)):
             continue
-        path, is_named = frame["path"], frame["path"] in paths
+        path = frame["path"]
+        is_named = path[0] != "/" and any(name and f"/{path}".endswith(f"/{name}") for name in paths)
         if is_named or path.rpartition("/")[2] == "train.py":
             code = traceback[i + 1].strip() if i + 1 < len(traceback) else ""
             frames.append(f"{f'{path}, ' * is_named}line {frame['line']}, in {frame['where']}: {code}")

@@ -104,8 +104,8 @@ class ClaudeCrew:
 
     async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
-        change = diff_from_parent(state, commit, self.log.get)
-        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, source)
+        change, paths = diff_from_parent(state, commit, self.log.get), [*split_files(source), *state.session.task.editable]
+        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, paths)
         facts |= briefing.show_source(state, self.log.get(state.get_base(commit)), self.log.get)
         repaired = await self._edit(state, step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
@@ -132,6 +132,6 @@ class ClaudeCrew:
         if task.has_tree:
             files = kinds[1](split_files(source), task.is_editable, join_files, self.meter)
         else:
-            files = kinds[0](source, start=self.meter)
+            files = kinds[0](source, *task.editable, start=self.meter)
         text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
         return Revision(text, answer.summary, answer.deviations)

@@ -3,7 +3,7 @@
 What the candidate printed is quoted in « » or fenced, so that no agent takes it for instructions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
@@ -34,16 +34,16 @@ def pack_order(proposal: ev.Proposal) -> dict[str, str]:
     return {"title": proposal.title, "instructions": proposal.instructions, "crash": "", "diff": ""}
 
 
-def pack_repair(broken: Broken, log: str, change: str, source: str = "") -> dict[str, str]:
-    """Return the same facts after a crash of `source`; `change` is the diff that caused it."""
-    facts = {"crash": _describe_crash(broken.crash, log, source), "diff": briefing.clip(change, briefing.DIFF)}
+def pack_repair(broken: Broken, log: str, change: str, paths: Collection[str] = ()) -> dict[str, str]:
+    """Return the same facts after a crash of the files `paths`; `change` is the diff that caused it."""
+    facts = {"crash": _describe_crash(broken.crash, log, paths), "diff": briefing.clip(change, briefing.DIFF)}
     return pack_order(broken.candidate.proposal) | facts
 
 
 def pack_reflection(state: State, decided: Decided, log: str, change: str, source: str) -> dict[str, str]:
     """Return the facts of the reflector's opening, without the expected effect and earlier lessons.
 
-    `source` is the incumbent's train.py.
+    `source` is the incumbent's script.
     """
     proposal, session = decided.proposal, state.session
     assert decided.commit, "an experiment that is reflected on has run"
@@ -99,14 +99,14 @@ def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionP
         for name, own, other in compare_metrics(runs, decided.compared)
         if (own or other) and (timed or name != "tokens per second")
     ]
-    crash = _describe_crash(last, log, source) if isinstance(last, ev.Crashed) else ""
+    crash = _describe_crash(last, log, [*split_files(source), *decided.task.editable]) if isinstance(last, ev.Crashed) else ""
     return WORDS.packet(decided, runs, curves, measured, crash, profile.bytes_per_token)
 
 
-def _describe_crash(crash: ev.Crashed, log: str, source: str) -> str:
-    """Return what failed, and where in the files of `source`; if that is unknown, the end of the log."""
+def _describe_crash(crash: ev.Crashed, log: str, paths: Collection[str]) -> str:
+    """Return what failed, and where in the files `paths`; if that is unknown, the end of the log."""
     lines = split_lines(log)
-    frames = extract_frames(lines, split_files(source))
+    frames = extract_frames(lines, paths)
     return WORDS.crash(crash, bool(frames), fence(frames or lines[-LAST_LINES:], EXCERPT))
 
 

@@ -48,7 +48,7 @@ class Proposals(BaseModel):
 def make_agent(
     prompt: Prompt, state: State, source: str, tools: Sequence[Tool], write: Callable[[Noted], Awaitable[None]]
 ) -> Agent[Proposals]:
-    """Return a researcher that makes proposals; `source` is the best train.py, and `write` stores a notebook."""
+    """Return a researcher that makes proposals; `source` is the best script, and `write` stores a notebook."""
     values = read_values(source)
 
     def find_fault(answer: Proposals) -> str:
@@ -95,14 +95,14 @@ def make_tools(
     find: Callable[[str, int], str],
     meter: StepMeter | None = None,
 ) -> list[Tool]:
-    """Return the tools that look things up; `source` is the best train.py.
+    """Return the tools that look things up; `source` is the best script.
 
     `read` returns stored texts, `search` snippets of the musings of all sessions, `find` one of them. A tape never
     calls `meter`.
     """
 
     def read_train_py(first: int = 1, last: int | None = None) -> str:
-        """Read the best train.py so far, from line `first` to line `last`, in pages that say where to go on."""
+        """Read the best script so far, from line `first` to line `last`, in pages that say where to go on."""
         return number_page(source, first, last)
 
     def look_up_experiment(number: int) -> str:
@@ -167,14 +167,14 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
 
 
 def _find_fault(proposal: Proposal, state: State, values: Mapping[str, Value]) -> str:
-    """Return why a proposal cannot be carried out; empty if it can. `values` are the constants of train.py."""
+    """Return why a proposal cannot be carried out; empty if it can. `values` are the constants of the script."""
     if proposal.family not in get_args(Family):
         return f"family: {proposal.family!r} is not offered"
     if proposal.tests is not None and proposal.tests not in (result.experiment for result in state.judged):
         return f"tests: experiment {proposal.tests} has no verdict"
     for name, value in proposal.settings.items():
         if name not in values:
-            return f"settings: train.py has no plain constant {name}; leave settings empty and write instructions"
+            return f"settings: the script has no plain constant {name}; leave settings empty and write instructions"
         if values[name] == value:
             return f"settings: {name} is {value!r} already"
     return find_overlong(proposal)

@@ -54,7 +54,7 @@ Fallback = Annotated[list[str] | None, typer.Option(help="the same, for where a 
 Seed = Annotated[
     int | None, typer.Option(min=0, max=2**31 - 1, help="seed that all others follow from (default: random)")
 ]
-Origin = Annotated[str, typer.Option("--from", metavar="SESSION", help="begin with the best train.py of this session")]
+Origin = Annotated[str, typer.Option("--from", metavar="SESSION", help="begin with the best script of this session")]
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
 Sessions = Annotated[Path, typer.Option(file_okay=False, help="the folder of sessions")]

@@ -100,7 +100,7 @@ class Preflight:
     verify: bool = False
     """Check the data's hashes, not only its sizes."""
     origin: str = ""
-    """The session, by name or file, whose best train.py a new night begins with; empty for the user's."""
+    """The session, by name or file, whose best script a new night begins with; empty for the user's."""
 
     @cached_property
     def task(self) -> Task:
@@ -130,7 +130,7 @@ class Preflight:
 
     @cached_property
     def beginning(self) -> tuple[Origin, str] | None:
-        """The best train.py of another session, and its text as it is trained here; None for the user's own."""
+        """The best script of another session, and its text as it is trained here; None for the user's own."""
         if not self.origin:
             return None
         with read_session(self.paths, self.origin) as session:
@@ -139,7 +139,7 @@ class Preflight:
             if not state.parents:
                 raise UsageError(f"--from {self.origin}: {name} has no baseline yet")
             if (task.form, task.editable) != (self.task.form, self.task.editable):
-                files = [", ".join(each.editable) or "a train.py" for each in (task, self.task)]
+                files = [", ".join(each.editable) or "a script" for each in (task, self.task)]
                 raise UsageError(f"--from {self.origin}: {name} changed {files[0]}, and here {files[1]} may change")
             best, base = (session.get(commit.source) for commit in (state.parent, state.parents[0]))
         if not self.task.is_reported and self.paths.fit is not False:

@@ -17,7 +17,7 @@ from orchestrator.core.task import EXAMINED, Task
 
 BASELINE = ev.Proposal(
     title="baseline",
-    hypothesis="train.py, as the night begins with it, sets the mark that everything else is measured against.",
+    hypothesis="The script, as the night begins with it, sets the mark that everything else is measured against.",
     rationale="Several runs of it show how far luck alone moves the score.",
     expected_delta=0.0,
     family="other",

@@ -54,7 +54,7 @@ class Optimizer:
             pending = Trial(f"experiment {number}", next_step.changes, search.values, "running")
             search = replace(search, trials=(*search.trials, pending))
         if not search.constants:
-            raise NoAnswer(explain_untunable(self.get(state.parent.source)))
+            raise NoAnswer(explain_untunable(self.get(state.parent.source), search.code))
         if not proposals:
             raise NoAnswer("every step from here has been tried")
         return proposals
@@ -126,6 +126,6 @@ def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
         family=family.family,
         settings=dict(changes),
         direction=direction,
-        instructions=f"In train.py set {settings}. Change nothing else.",
+        instructions=f"In {search.code} set {settings}. Change nothing else.",
         author="optimizer",
     )

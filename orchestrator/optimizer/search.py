@@ -69,6 +69,8 @@ class SearchState:
     trials: Sequence[Trial]
     sigma: float
     metric: Metric = BPB
+    code: str = "train.py"
+    """What candidates change, in a word."""
 
     @property
     def values(self) -> dict[str, Value]:
@@ -98,7 +100,7 @@ def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     found = {n: list_tunable(get(parent.source), task.is_reported) for n, parent in state.parents.items()}
     values = {n: {name: c.value for name, c in constants.items()} for n, constants in found.items()}
     trials = tuple(_list_trials(state, values))
-    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric)
+    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric, task.code)
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:

@@ -39,7 +39,7 @@ def list_tunable(source: str, is_reported: bool = False) -> dict[str, Constant]:
     return {n: c for n, c in read.items() if "seed" not in words[n].lower() and _has_steps(c)}
 
 
-def explain_untunable(source: str, script: str = "train.py") -> str:
+def explain_untunable(source: str, script: str) -> str:
     """Return why a script without tunable constants has none, and what to do about it."""
     found = shorten(", ".join(read_values(source)), 80)
     reason = f"{found}: each lacks a range, or is read only for output" if found else "it assigns none"

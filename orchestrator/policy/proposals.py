@@ -79,18 +79,18 @@ def find_ablation(state: State) -> ev.Proposal | None:
         return None
     doubt, kept = min(doubts, key=lambda pair: pair[0].probability)
     number, sigma = kept.experiment, kept.verdict.sigma if isinstance(kept.verdict, ev.Kept) else 0.0
-    metric = state.session.task.metric
+    metric, code = state.session.task.metric, state.session.task.code
     at = " at equal seeds" * (state.session.task.noun == "seed")
     worse = "lower" if metric.goal == "max" else "higher"
     return ev.Proposal(
         title=f"revert #{number}: {kept.proposal.title}"[:120],
         hypothesis=f"Without the change of #{number}, {metric.name} is not {worse}: its gain was luck.",
         rationale=f"#{number} was kept on little evidence. It is now better with probability {doubt.probability:.2f}, "
-        f"expected {metric.format_change(-doubt.mean * sigma)}. An ablation compares the best train.py with and "
+        f"expected {metric.format_change(-doubt.mean * sigma)}. An ablation compares the best {code.removeprefix('the ')} with and "
         f"without it{at}; it is reverted if the one without is more likely to be better.",
         expected_delta=doubt.mean * sigma,
         family=kept.proposal.family,
-        instructions=f"Remove the change of experiment {number} from train.py, and nothing else.",
+        instructions=f"Remove the change of experiment {number} from {code}, and nothing else.",
         author="nightshift",
         reverts=number,
     )
