@@ -31,7 +31,7 @@ GUIDANCE_CHARACTERS = 8_000
 async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path, say: Callable[[str], None]) -> State:
     """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what the loop raises."""
     outside = [
-        asyncio.ensure_future(_watch_guidance(session, guidance)),  # before the first proposal
+        asyncio.ensure_future(_watch_guidance(session, guidance, say)),  # before the first proposal
         asyncio.ensure_future(_stop_at_deadline(session, say)),
     ]
     over = asyncio.Event()
@@ -119,11 +119,13 @@ async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> 
                     pass
 
 
-async def _watch_guidance(session: Session, path: Path) -> None:
-    """Record the content of guidance.md whenever it has changed."""
+async def _watch_guidance(session: Session, path: Path, say: Callable[[str], None]) -> None:
+    """Record the content of guidance.md whenever it has changed, and say so where nobody reads it."""
     while True:
         if (text := _read_guidance(path)) != session.state.guidance:
             await session.append("", GuidanceChanged(text=text))
+            if text and (session.state.session.crew == "optuna" or session.state.fallback):
+                say("guidance.md is not followed: the optimizer proposes, and it reads no text")
         await asyncio.sleep(LOOK_SECONDS)
 
 

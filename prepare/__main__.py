@@ -53,7 +53,7 @@ def prepare(
     except KeyError:
         fail(f"no profile {profile}: choose auto, {', '.join(profiles.PROFILES)}")
     except ValueError as error:
-        fail(str(error))
+        fail(f"--set {' '.join(settings or [])}: {error}")
     try:
         if not (data / manifest.MANIFEST_FILE).exists():
             fill(data, corpus, shards, chosen, work)

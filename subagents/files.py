@@ -13,11 +13,12 @@ from subagents.tools import RESULT_BYTES, Tool, ToolError
 
 Join = Callable[[Mapping[str, str]], str]
 Start = Callable[[str], Awaitable[Mapping[str, object] | str]]
+"""Returns what a step of a text costs, nothing if unknown, or the fault."""
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 
 
 class EditedFile:
-    """The text of a script that is being edited."""
+    """The text of a script that is being edited; `check` also starts it, if there is what can."""
 
     def __init__(self, text: str, path: str = "train.py", start: Start | None = None) -> None:
         self.before, self.text, self.path, self.start = text, text, path, start
@@ -53,10 +54,11 @@ class EditedFile:
         return f"Replaced at line {places[0]}."
 
     async def check(self) -> str:
-        """Check the syntax and the imports of the script as it stands now. It is not run."""
+        """Check the syntax and the imports of the script; where possible, run it up to where its training begins."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
-        return _check_imports({self.path: self.text}, find_missing_packages(self.before))
+        checked = _check_imports({self.path: self.text}, find_missing_packages(self.before))
+        return await _start(self.text, self.start) if self.start else checked
 
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
@@ -107,10 +109,11 @@ class EditedTree:
         return f"Deleted {path}."
 
     async def check(self) -> str:
-        """Check the syntax and the imports of all files as they stand now. Nothing is run."""
+        """Check the syntax and the imports of all files; where possible, run up to where the training begins."""
         if fault := self.find_fault():
             raise ToolError(f"{fault}.")
-        return _check_imports(self.files, find_missing_packages(*self.before.values()))
+        checked = _check_imports(self.files, find_missing_packages(*self.before.values()))
+        return await _start(self.text, self.start) if self.start else checked
 
     def find_fault(self) -> str:
         """Return why the files cannot be handed in as a candidate; empty if they can."""
@@ -133,27 +136,9 @@ def _check_imports(files: Mapping[str, str], known: Collection[str]) -> str:
     return "Syntax and imports are in order. It was not run: check the shapes."
 
 
-class StartedFile(EditedFile):
-    """A script that `check` runs, too: `start` returns what a step of it costs, nothing if unknown, or the fault."""
-
-    async def check(self) -> str:
-        """Check the syntax and the imports of the script as it stands, and run it up to where its training begins."""
-        await super().check()
-        return await _start(self.text, self.start)
-
-
-class StartedTree(EditedTree):
-    """The same for several files."""
-
-    async def check(self) -> str:
-        """Check the syntax and the imports of all files, and run the script up to where its training begins."""
-        await super().check()
-        return await _start(self.text, self.start)
-
-
-async def _start(text: str, start: Start | None) -> str:
+async def _start(text: str, start: Start) -> str:
     """Return that the candidate is in order, and whether a step of it ran. Raises ToolError where it fails."""
-    found = await start(text) if start else None  # a cluster has nothing to start it here
+    found = await start(text)
     if isinstance(found, str):
         raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
     ran = "It was run up to its training: a step of it ran."

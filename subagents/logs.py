@@ -56,10 +56,7 @@ def quote(text: str, limit: int = 160) -> str:
 
 
 def extract_frames(lines: Sequence[str], paths: Collection[str] = ()) -> list[str]:
-    """Return the last traceback's frames in train.py or `paths`, each with its code, and the exception; or nothing.
-
-    A run's own files lie below its working folder, at whatever depth.
-    """
+    """Return the last traceback's frames in train.py or `paths`, with code, wherever they lie in a run's folder."""
     starts = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
     if not starts:
         return []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, EditedTree, StartedFile, StartedTree
+from subagents.files import EditedFile, EditedTree
 from subagents.prompts import Prompt
 from subagents.tools import ToolCall
 
@@ -39,11 +39,11 @@ async def edit(
     `find_deviation` takes the source and the declared deviations, and returns why the edit is refused, or "". Where
     `check` runs the file, one that is handed in unchecked is checked, and goes back once if it fails.
     """
-    source, starts = files.text, StartedFile | StartedTree
+    source = files.text
 
     async def accept(answer: Edited) -> str:
         fault = "" if answer.impossible else files.find_fault() or find_deviation(files.text, answer.deviations)
-        if fault or answer.impossible or agent.used[-1:] == ["check"] or not isinstance(files, starts):
+        if fault or answer.impossible or agent.used[-1:] == ["check"] or not files.start:
             return fault
         agent.used.append("check")
         found = await environment.use(files.tools[-1], ToolCall(f"submit {len(agent.used)}", "check", {}))

@@ -6,6 +6,8 @@ import subprocess
 
 import pytest
 
+from orchestrator.cli.options import Paths
+from orchestrator.cli.preflight import Preflight
 from orchestrator.session.store import Session
 from prepare.constants import read_values, with_originals
 from prepare.profiles import CPU, apply_to_script
@@ -23,7 +25,8 @@ def place(tmp_path_factory):
     words = ("--offline", "--fit", "--hours", "1", "--max-experiments", "4", "--session", "night", "--seed", "3")
     done = orchestrate(place, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "runs have DEPTH 8 → 3, HEAD_DIM 128 → 32 as profile cpu has it" in done.stderr
+    assert "of train.py, runs have those of profile cpu" in done.stderr
+    assert "\n-HEAD_DIM = 128\n+HEAD_DIM = 32\n" in done.stderr
     return place
 
 
@@ -97,11 +100,17 @@ def test_edits_that_are_not_committed_are_a_choice(tmp_path):
 def test_a_script_of_ones_own_keeps_its_constants_and_says_so(tmp_path):
     place = workplace(tmp_path / "place", OWN)
     done = orchestrate(place, "doctor", "--offline")
-    assert "runs have your constants, not DEPTH 8 → 3, HEAD_DIM 128 → 32" in " ".join(done.stdout.split())
+    assert "of train.py, runs have yours; with --fit, those of profile cpu" in " ".join(done.stdout.split())
+    assert "\n-HEAD_DIM = 128\n+HEAD_DIM = 32\n" in done.stdout
+    night, asked = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna"), []
+    night.ask_to_fit(lambda question: asked.append(question) or True)
+    night.ask_to_fit(lambda question: asked.append(question) or False)
+    assert asked == ["Train with those of profile cpu?"]
+    assert "HEAD_DIM = 32\n" in night.fit(night.source)
     (place / "train.py").write_text((ROOT / "train.py").read_text())
     git(place, "commit", "-qam", "the one that comes with it")
     done = orchestrate(place, "doctor", "--offline")
-    assert "runs have DEPTH 8 → 3" in " ".join(done.stdout.split())
+    assert "of train.py, runs have those of profile cpu" in " ".join(done.stdout.split())
 
 
 def test_what_a_candidate_sets_itself_stays():

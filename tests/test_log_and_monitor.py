@@ -380,7 +380,7 @@ def test_a_run_that_is_far_behind_is_pruned(losses, control_run, would_prune_at,
         monitor.feed(line(number, 25 * number, loss))
     assert monitor.would_prune_at == would_prune_at
     assert isinstance(monitor.stop_reason, Prune) == pruned
-    assert not pruned or f"after {would_prune_at:.0%} of its budget" in str(monitor.stop_reason)
+    assert not pruned or f"after {100 * would_prune_at:.0f} % of its budget" in str(monitor.stop_reason)
 
 
 def test_limits_leave_room_for_a_slow_candidate():

@@ -14,7 +14,7 @@ from orchestrator.core.events import Committed, Crashed, RunMetrics
 from orchestrator.core.state import Broken, Candidate
 from subagents import mechanic
 from subagents.agent import NoAnswer
-from subagents.files import EditedFile, StartedFile
+from subagents.files import EditedFile
 from subagents.prompts import load_prompts
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
@@ -145,7 +145,7 @@ def started(*replies, fault="RuntimeError: shapes\nline 7, in forward: x @ y"):
         return {"step/calls": (1.0,)} if "MENDED" in source else fault
 
     world, check = FakeWorld(list(replies)), partial(find_deviation, PROPOSAL, SOURCE)
-    text, _ = asyncio.run(mechanic.edit(world, PROMPT, StartedFile(SOURCE, start=start), ORDER, check))
+    text, _ = asyncio.run(mechanic.edit(world, PROMPT, EditedFile(SOURCE, start=start), ORDER, check))
     return world, text, len(tried)
 
 

@@ -180,6 +180,8 @@ def test_frames_are_those_of_the_last_traceback_in_the_script():
 
     assert extract_frames(shown) == ["line 2, in f: second", "KeyError: b"]
     assert extract_frames(["nothing"]) == []
+    own = split_lines(trace.replace("/a/{}", "model/{}").format("run", 3, "third", "c"))
+    assert extract_frames(own, ["run.py"]) == ["model/run.py, line 3, in f: third", "KeyError: c"]
 
 
 def test_the_packet_has_ten_points_beside_the_bases():

@@ -397,11 +397,12 @@ print(f"---\\nlatency_ms: {latency:.3f}\\nbytes: {TILE * 1024}")
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A deterministic accuracy to maximize, found by a pattern."""
+    """A deterministic accuracy to maximize, found by a pattern; its script has a name and a folder of its own."""
     metric = "metric = {name = 'accuracy', goal = 'max', pattern = 'accuracy is ([0-9.]+)'}"
-    toml = f"{metric}\neditable = ['fit.py']\nbudget = 2\n"
-    place = ground(tmp_path_factory.mktemp("classifier") / "place", {"fit.py": CLASSIFIER, "nightshift.toml": toml})
-    return place, research(place)
+    toml = f"{metric}\neditable = ['run.py']\nbudget = 2\n"
+    files = {"model/run.py": CLASSIFIER, "model/nightshift.toml": toml}
+    place = ground(tmp_path_factory.mktemp("classifier") / "place", files)
+    return place, research(place, "--script", "model/run.py")
 
 
 def test_an_accuracy_rises_and_is_shown_as_one(classifier):
@@ -429,6 +430,17 @@ def test_an_accuracy_rises_and_is_shown_as_one(classifier):
     assert "accuracy rises by more than the noise" in musing
     for words in (("sessions",), ("replay", "night")):
         assert "-0." not in orchestrate(place, *words, **SAFE).stdout.replace("−", "")
+
+
+def test_a_script_is_called_by_its_name(classifier):
+    place, done = classifier
+
+    log = orchestrate(place, "replay", "night", "--json", **SAFE).stdout
+    page = (place / "sessions/night/report.html").read_text()
+    pages = [path.read_text() for path in (place / "musings/night").glob("*.md")]
+    for text in (done.stdout + done.stderr, log, page[page.index("<header") :], *pages):
+        assert "train.py" not in text
+    assert "In run.py set" in log
 
 
 def test_runs_without_a_seed_are_called_repeats(classifier):
@@ -510,5 +522,6 @@ def test_a_text_is_improved_by_three_agents(tmp_path):
     assert "score, higher is better, reported by the script, not audited" in told
     assert "Be nice." in told
     assert "bits per byte" not in told
+    assert "train.py" not in told
     assert "Expected change of score: +3.0000" in (place / "musings/night/001-add-the-word-kindly.md").read_text()
     assert orchestrate(place, "replay", "night", "--verify", **SAFE).returncode == 0

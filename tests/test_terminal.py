@@ -121,7 +121,7 @@ def test_the_live_view_fits_and_shows_what_counts(session, width):
 
     assert all(len(line) <= width for line in text.splitlines())
     assert len(text.splitlines()) <= 16
-    for word in ("42%", "loss 4.312", "0:11", f"{log.state.incumbent.score_to_beat:.4f}", "σ", "left", "kept", " 9 "):
+    for word in ("42 %", "loss 4.312", "0:11", f"{log.state.incumbent.score_to_beat:.4f}", "σ", "left", "kept", " 9 "):
         assert word in text
     assert shown(log, now=log.state.now + 1).count("starting") == 1
 

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from orchestrator.agents import briefing, packets, researcher
 from orchestrator.agents.fidelity import find_deviation
-from orchestrator.core.events import Notebook, Noted, Postmortem, Proposal, Record
+from orchestrator.core.events import Notebook, Noted, Postmortem, Proposal, Record, Telemetry
 from orchestrator.core.state import Broken, Decided, State, apply, diff_from_parent
 from orchestrator.policy.evidence import explain_unsupported
 from orchestrator.policy.limits import compute_pause, explain_consolidation
@@ -18,7 +18,7 @@ from orchestrator.ports import Crew, Log, Revision, StepMeter
 from prepare.tree import join_files, split_files
 from subagents import mechanic, reflector
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, EditedTree, StartedFile, StartedTree
+from subagents.files import EditedFile, EditedTree
 from subagents.prompts import Prompt
 from subagents.tools import Tool, find_overlong
 
@@ -104,8 +104,8 @@ class ClaudeCrew:
 
     async def repair(self, state: State, step: Edit, broken: Broken, source: str) -> Revision:
         proposal, commit = broken.candidate.proposal, broken.candidate.commit
-        change, paths = diff_from_parent(state, commit, self.log.get), [*split_files(source), *state.session.task.editable]
-        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, paths)
+        change = diff_from_parent(state, commit, self.log.get)
+        facts = packets.pack_repair(broken, self.log.get(broken.crash.log), change, source, state.session.task)
         facts |= briefing.show_source(state, self.log.get(state.get_base(commit)), self.log.get)
         repaired = await self._edit(state, step, proposal, source, facts)
         return replace(repaired, deviations=" ".join(filter(None, (commit.deviations, repaired.deviations))))
@@ -128,10 +128,15 @@ class ClaudeCrew:
     async def _edit(self, state: State, step: Edit, proposal: Proposal, source: str, facts: dict[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=step.how == "repaired")
         task, environment = state.session.task, self.connect(step.task_id, step.experiment)
-        kinds = (StartedFile, StartedTree) if researcher.is_step_measurable(state) else (EditedFile, EditedTree)
+        start = (self.meter or _start_nowhere) if researcher.is_step_measurable(state) else None
         if task.has_tree:
-            files = kinds[1](split_files(source), task.is_editable, join_files, self.meter)
+            files = EditedTree(split_files(source), task.is_editable, join_files, start)
         else:
-            files = kinds[0](source, *task.editable, start=self.meter)
+            files = EditedFile(source, *task.editable, start=start)
         text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
         return Revision(text, answer.summary, answer.deviations)
+
+
+async def _start_nowhere(_source: str) -> Telemetry:
+    """Stand for the meter where runs are on a cluster, or are only replayed."""
+    return {}

@@ -3,7 +3,7 @@
 What the candidate printed is quoted in « » or fenced, so that no agent takes it for instructions.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
@@ -11,6 +11,7 @@ from orchestrator.agents import briefing
 from orchestrator.core import events as ev
 from orchestrator.core.description import NEARLY, compare_metrics, interpolate_loss
 from orchestrator.core.state import Broken, Decided, State
+from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import Macros
 from prepare.constants import read_values
 from prepare.tree import split_files
@@ -34,9 +35,9 @@ def pack_order(proposal: ev.Proposal) -> dict[str, str]:
     return {"title": proposal.title, "instructions": proposal.instructions, "crash": "", "diff": ""}
 
 
-def pack_repair(broken: Broken, log: str, change: str, paths: Collection[str] = ()) -> dict[str, str]:
-    """Return the same facts after a crash of the files `paths`; `change` is the diff that caused it."""
-    facts = {"crash": _describe_crash(broken.crash, log, paths), "diff": briefing.clip(change, briefing.DIFF)}
+def pack_repair(broken: Broken, log: str, change: str, source: str = "", task: Task = EXAMINED) -> dict[str, str]:
+    """Return the same facts after a crash of `source`; `change` is the diff that caused it."""
+    facts = {"crash": _describe_crash(broken.crash, log, source, task), "diff": briefing.clip(change, briefing.DIFF)}
     return pack_order(broken.candidate.proposal) | facts
 
 
@@ -99,14 +100,14 @@ def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionP
         for name, own, other in compare_metrics(runs, decided.compared)
         if (own or other) and (timed or name != "tokens per second")
     ]
-    crash = _describe_crash(last, log, [*split_files(source), *decided.task.editable]) if isinstance(last, ev.Crashed) else ""
+    crash = _describe_crash(last, log, source, decided.task) if isinstance(last, ev.Crashed) else ""
     return WORDS.packet(decided, runs, curves, measured, crash, profile.bytes_per_token)
 
 
-def _describe_crash(crash: ev.Crashed, log: str, paths: Collection[str]) -> str:
-    """Return what failed, and where in the files `paths`; if that is unknown, the end of the log."""
+def _describe_crash(crash: ev.Crashed, log: str, source: str, task: Task) -> str:
+    """Return what failed, and where in the files of `source`; if that is unknown, the end of the log."""
     lines = split_lines(log)
-    frames = extract_frames(lines, paths)
+    frames = extract_frames(lines, [*split_files(source), *task.editable])
     return WORDS.crash(crash, bool(frames), fence(frames or lines[-LAST_LINES:], EXCERPT))
 
 

@@ -44,9 +44,9 @@ Crew = Annotated[CrewName, typer.Option(help="claude: agents; optuna: an optimiz
 Name = Annotated[str, typer.Option("--session", help="name of the session (default: the date and a word)")]
 Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]
-Dollars = Annotated[float | None, typer.Option(min=0, max=1e6, help="stop before the models cost more than this")]
+Dollars = Annotated[float | None, typer.Option(min=0.01, max=1e6, help="stop before the models cost more than this")]
 ExperimentDollars = Annotated[
-    float | None, typer.Option("--max-usd-per-experiment", min=0, max=1e6, help="ask no model about one that cost this")
+    float | None, typer.Option("--max-usd-per-experiment", min=0.01, max=1e6, help="ask no model about one beyond this")
 ]
 Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL or AGENT=MODEL, repeatable; cli:claude for Claude Code")]

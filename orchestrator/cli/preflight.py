@@ -38,7 +38,7 @@ from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
-from prepare.constants import read_values, with_originals
+from prepare.constants import with_originals
 from prepare.machine import Gpu, count_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
@@ -184,7 +184,7 @@ class Preflight:
     def sandbox(self) -> Sandbox:
         return NoSandbox() if self.paths.unsafe else select_sandbox()
 
-    @cached_property
+    @property
     def profile(self) -> Profile | None:
         """Whose constants replace the script's: by default only those of the train.py that comes with Nightshift."""
         ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
@@ -201,7 +201,8 @@ class Preflight:
 
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
-        if sys.stdin and sys.stdin.isatty():
+        is_asked = sys.stdin and sys.stdin.isatty()
+        if is_asked:
             self.ask_for_trust(typer.confirm)
         warnings: list[str] = []
         for result in self.check():
@@ -210,6 +211,8 @@ class Preflight:
             warnings += [result.message] * (result.state == "warn")
         for warning in warnings:
             print(f"nightshift: {warning}", file=sys.stderr)
+        if is_asked:
+            self.ask_to_fit(typer.confirm)
 
     def ask_for_trust(self, confirm: Callable[[str], bool]) -> None:
         """Where no sandbox works, as on macOS, go on without one if the user says so."""
@@ -218,6 +221,17 @@ class Preflight:
         except NoSandboxError as error:
             if confirm(f"{error}.\nTrain without a sandbox?"):
                 self.paths = replace(self.paths, unsafe=True)
+
+    def ask_to_fit(self, confirm: Callable[[str], bool]) -> None:
+        """Where the user's constants are not the profile's, which was shown, let the user choose."""
+        if self.paths.fit is None and not self.isolated and self.find_fit() and not self.profile:
+            self.paths = replace(self.paths, fit=confirm(f"Train with those of profile {self.manifest.profile}?"))
+
+    def find_fit(self) -> str:
+        """Return as a diff what the profile would set in the user's script; nothing where that is no question."""
+        if self.parent or self.beginning or self.task.is_reported:
+            return ""
+        return diff(self.source, apply_to_script(self.source, from_manifest(self.manifest)), 0)
 
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
@@ -361,17 +375,12 @@ class Preflight:
 
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
-        source = self.source
-        if not self.parent and not self.beginning and not self.task.is_reported:
-            fitted = apply_to_script(source, from_manifest(self.manifest))
-            before, after = read_values(source), read_values(fitted)
-            others = ", ".join(f"{name} {before[name]} → {to}" for name, to in after.items() if to != before[name])
-            words = f"{others} as profile {self.manifest.profile} has it"
-            if others and self.profile:
-                source, words = fitted, f"runs have {words}, commits keep your values (--no-fit: runs, too)"
-                yield CheckResult("constants", "warn", words)
-            elif others and self.paths.fit is None:
-                yield CheckResult("constants", "warn", f"runs have your constants, not {words} (--fit)")
+        source, change = self.source, self.find_fit()
+        if change and self.paths.fit is not False:
+            name, source = self.manifest.profile, self.fit(source)
+            whose = f"those of profile {name}, commits keep yours (--no-fit: runs, too)"
+            whose = whose if self.profile else f"yours; with --fit, those of profile {name}"
+            yield CheckResult("constants", "warn", f"of {self.repo.script.name}, runs have {whose}\n{change}")
         if self.crew == "optuna":
             found = list_tunable(source, self.task.is_reported)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"

@@ -170,7 +170,7 @@ def fork(
         float | None, typer.Option(min=0, max=1e4, help="hours from the fork on (default: those left)")
     ] = None,
     max_experiments: Annotated[int | None, typer.Option(min=1, help="experiments from the fork on")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0, max=1e6, help="dollars from the fork on")] = None,
+    max_usd: Annotated[float | None, typer.Option(min=0.01, max=1e6, help="dollars from the fork on")] = None,
     crew: Annotated[opt.CrewName | None, typer.Option(help="crew from the fork on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="style from the fork on (default: the same)")] = "",
     model: opt.Model = None,

@@ -53,7 +53,11 @@ def _read_task(path: Path) -> Task:
     except ValidationError as error:
         fault = error.errors()[0]
         key, unknown = ".".join(map(str, fault["loc"])), fault["type"] == "extra_forbidden"
-        raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {fault['msg']}")) from error
+        words = f"{fault['input']!r} cannot be one" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
+        words = words.partition(" or instance")[0].replace("tuple", "list").replace("dictionary", "table")
+        raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {words}")) from error
+    if 0 < given.timeout < given.budget:
+        raise UsageError(f"{path}: timeout {given.timeout:g} would end every run before its budget of {given.budget:g}")
     return given
 
 

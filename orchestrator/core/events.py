@@ -60,7 +60,7 @@ def _limit(characters: int) -> Any:
 
 
 class Proposal(Answer):
-    """One change to train.py, and why to try it. Written before anything is edited."""
+    """One change to the script, and why to try it. Written before anything is edited."""
 
     title: str = Field(min_length=3, max_length=120)
     """An imperative that a colleague understands at a glance; at most 90 characters."""
@@ -73,14 +73,14 @@ class Proposal(Answer):
     """Your honest median guess of the change of val_bpb (negative is better), or of the metric that the task names."""
     family: StoredFamily
     settings: dict[str, Value] = {}
-    """Only where the change sets nothing but constants of train.py: each by its name, with its new value. Code sets
+    """Only where the change sets nothing but constants of the script: each by its name, with its new value. Code sets
     exactly these values, so no mechanic reads the instructions."""
     direction: Direction | None = None
     """Only for a single constant: up or down, or set where its values have no order."""
     tests: int | None = None
     """Number of the judged experiment whose claim this one tests; none if it stands by itself."""
     instructions: str = _limit(2500)
-    """What the mechanic is to change in train.py, so precisely that nothing is left to decide."""
+    """What the mechanic is to change in the script, so precisely that nothing is left to decide."""
     author: SkipJsonSchema[str] = "researcher"
     reverts: SkipJsonSchema[int | None] = None
     """Kept experiment whose change this one reverts; the orchestrator proposes it."""

@@ -52,15 +52,15 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     form: Literal["examined", "reported"] = "examined"
-    command: str = ""
+    command: Annotated[str, Field(pattern=r"^$|\S")] = ""
     editable: tuple[Annotated[str, Field(pattern=r"^(\.?[\w*?][\w.*?-]*/)*\.?[\w*?][\w.*?-]*$")], ...] = ()
     protected: Words = ()
     metric: Metric = Metric()
-    budget: float = Field(default=300.0, gt=0, allow_inf_nan=False)
-    timeout: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    budget: float = Field(default=300.0, gt=0, le=1e6, strict=True)
+    timeout: float = Field(default=0.0, ge=0, le=1e6, strict=True)
     checks: Words = ()
     data: Words = ()
-    seed: dict[Literal["env", "argument"], str] = {}
+    seed: dict[Literal["env", "argument"], Annotated[str, Field(pattern=r"\S")]] = {}
     program: str = ""
     is_repeated: bool = Field(default=False, exclude=True)
     """Whether runs of the baseline agree to the last digit; the state observes it, and it is not stored."""

@@ -60,7 +60,7 @@ class NumberReader:
         found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
         pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
         if self.pattern and (match := self.pattern.search(row)):
-            pair = self.metric.name, match[match.lastindex or 0]
+            pair = self.metric.name, match[min(1, self.pattern.groups)] or ""
         if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
             with suppress(ValueError):
                 self.numbers[pair[0]] = float(pair[1].replace(",", ""))

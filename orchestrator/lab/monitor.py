@@ -205,6 +205,6 @@ class RunMonitor:
             return
         self.would_prune_at = threshold.progress
         if not (self.plan and self.plan.control_run):
-            where = f"after {threshold.progress:.0%} of its budget its loss was {loss:.3f}"
+            where = f"after {100 * threshold.progress:.0f} % of its budget its loss was {loss:.3f}"
             why = f"{where}; no run of this session with over {threshold.loss:.3f} there caught up with the best"
             self.cause = self.cause or Prune(why)

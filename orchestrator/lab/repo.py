@@ -110,7 +110,8 @@ class Repo:
         source, files = self.read_source(head), self._read_files(head)
         if missing := [name for name in self.task.named if name not in files]:
             raise RepoError(f"{self.home / missing[0]} does not exist in commit {head[:10]}: commit it first")
-        if edited := [name for name, text in files.items() if self._is_edited(self.home / name, text)]:
+        gone = self._git("ls-files", "-z", "--deleted").split("\0")
+        if edited := [name for name, text in files.items() if name in gone or self._is_edited(self.home / name, text)]:
             which = ", ".join(str(self.home / name) for name in edited)
             take = self.write_command("commit", "-m", "edits", *edited)
             leave = self.write_command("stash", "push", *edited)

@@ -69,8 +69,7 @@ class SearchState:
     trials: Sequence[Trial]
     sigma: float
     metric: Metric = BPB
-    code: str = "train.py"
-    """What candidates change, in a word."""
+    code: str = "train.py"  # what candidates change
 
     @property
     def values(self) -> dict[str, Value]:

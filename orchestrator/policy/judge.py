@@ -140,7 +140,7 @@ class _Reasoning:
             why = f"#{keep.experiment} is reverted: without it "
             change = -(keep.gain if keep.expected is None else keep.expected)
         likely = f"{posterior.probability:.2f}" if posterior.probability < 0.995 else "above 0.99"
-        look = f"; a jump of {self.jump:.0%} is implausible: check the change" * (self.jump > th.IMPLAUSIBLE_GAIN)
+        look = f"; a jump of {100 * self.jump:.0f} % is implausible: check it" * (self.jump > th.IMPLAUSIBLE_GAIN)
         return ev.Kept(
             **self._list_numbers(kept=True),
             score_to_beat=self.best.score_to_beat - change,

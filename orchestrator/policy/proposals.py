@@ -86,7 +86,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
         title=f"revert #{number}: {kept.proposal.title}"[:120],
         hypothesis=f"Without the change of #{number}, {metric.name} is not {worse}: its gain was luck.",
         rationale=f"#{number} was kept on little evidence. It is now better with probability {doubt.probability:.2f}, "
-        f"expected {metric.format_change(-doubt.mean * sigma)}. An ablation compares the best {code.removeprefix('the ')} with and "
+        f"expected {metric.format_change(-doubt.mean * sigma)}. An ablation compares the best with and "
         f"without it{at}; it is reverted if the one without is more likely to be better.",
         expected_delta=doubt.mean * sigma,
         family=kept.proposal.family,
