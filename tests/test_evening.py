@@ -3,14 +3,30 @@
 import contextlib
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from orchestrator.cli.main import main
-from tests.workplace import ROOT, git, workplace
+from orchestrator.cli.options import Paths
+from orchestrator.cli.preflight import Preflight
+from tests.workplace import ROOT, TINY, git, workplace
 
 GOLDEN = str(ROOT / "tests/golden/offline-4.db")
 OFFLINE = ("--offline", "--session", "night")
+TASKS = (
+    ("budget = 60\ntimeout = 10", "timeout 10 would end every run before its budget of 60"),
+    ("budget = '60'", "budget: Input should be a valid number"),
+    ("timeout = 1e300", "timeout: Input should be less than or equal to 1000000"),
+    ("editable = 'fit.py'", "editable: Input should be a valid list"),
+    ("editable = ['my fit.py']", "editable.0: 'my fit.py' cannot be one"),
+    ("command = ' '", "command: ' ' cannot be one"),
+    ("metric = 'accuracy'", "metric: Input should be a valid table"),
+    ("metric = {goal = 'maximize'}", "metric.goal: Input should be 'min' or 'max'"),
+    ("seed = {env = ''}", "seed.env: '' cannot be one"),
+    ("seed = {enviroment = 'X'}", "Input should be 'env' or 'argument'"),
+)
+"""What people write into nightshift.toml, and what is said of it."""
 WRONG = {
     ("--hours", "-1"): "--hours",
     ("--hours", "eight"): "--hours",
@@ -133,10 +149,29 @@ WRONG = {
     ("trial", "--prompts", "default", "--name", "a/b"): "cannot be a name",
     ("serve", "--port", "99999"): "--port",
     ("prepare", "--set", "DEPHT=6"): "train.py has no such constant",
-    ("prepare", "--set", "DEPTH=x"): "'x' is not a number",
+    ("prepare", "--set", "DEPTH=x"): "--set DEPTH=x: 'x' is not a number",
     ("prepare", "--profile", "a100"): "no profile a100",
     ("init",): "is there already",
     ("sessions", "extra"): "extra",
+    ("--max-usd", "0"): "--max-usd",
+    ("fork", GOLDEN, "--at", "5", "--max-usd", "0"): "--max-usd",
+    ("--offline", "--from", "/etc/passwd"): "no session is called",
+    (*OFFLINE, "--musings", "/dev/null/x"): "/dev/null cannot be written (Not a directory): choose another folder with",
+    ("prepare", "--set", "DEPTH"): "--set DEPTH: 'DEPTH' sets nothing",
+    ("prepare", "--set", "seq_len=1.5"): "--set seq_len=1.5: ",
+    ("prepare", "--work", "nan"): "--work",
+    ("--offline", "--script", "odd/bare/train.py"): "has no work tree: clone the repository",
+    ("--offline", "--script", "odd/unborn/train.py"): "has no commit yet: commit train.py first",
+    ("--offline", "--script", "odd/all/link.py"): "link.py is a symbolic link",
+    ("--offline", "--script", "odd/all/ignored.py"): "ignored.py does not exist in commit",
+    ("--offline", "--script", "odd/all/deleted.py"): "deleted.py has edits that are not committed",
+    ("--offline", "--script", "odd/all/staged.py"): "staged.py has edits that are not committed",
+    ("--offline", "--script", "odd/all/null.py"): "null.py has a syntax error: source code string cannot contain null",
+    ("--offline", "--script", "odd/all/pointer.py"): "pointer.py has a syntax error in line 1",
+    ("--offline", "--script", "odd/sparse/left/out.py"): "left is not a folder",
+    ("--offline", "--script", "odd/lost/train.py"): "git has no object",
+    ("--offline", "--script", "odd/config/train.py"): "bad config line 1",
+    **{("--offline", "--script", f"toml/{number}/fit.py"): says for number, (_, says) in enumerate(TASKS)},
 }
 
 
@@ -157,11 +192,68 @@ def place(tmp_path_factory):
         (place / name).mkdir()
         if file:
             (place / name / file).write_text("---\nmodel: m\n---\nYou are it.\n<!-- opening -->\n{{ bset }}\n")
+    for number, (toml, _) in enumerate(TASKS):
+        (place / f"toml/{number}").mkdir()
+        (place / f"toml/{number}/fit.py").write_text("LR = 0.1  # 0.01..1 log\nprint('METRIC val_bpb=1')\n")
+        (place / f"toml/{number}/nightshift.toml").write_text(toml)
     git(place, "add", ".")
     git(place, "commit", "-qm", "what a user has lying about")
     git(place, "branch", "research/taken")
     (place / "late.py").write_text("LR = 0.1  # 0.01..1 log\n")
+    make_odd_repositories(place / "odd")
     return place
+
+
+def make_repository(folder, **files):
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    git(folder, "init", "-q", "-b", "main")
+    return folder
+
+
+def make_odd_repositories(odd):
+    """What git knows beside a clone with a clean work tree."""
+    scripts = dict.fromkeys(("train", "deleted", "staged"), TINY)
+    others = {"pointer": "version https://git-lfs.github.com/spec/v1\n", "null": "LR = 1\0\n"}
+    whole = make_repository(odd / "all", **scripts, **others)
+    (whole / "link.py").symlink_to("train.py")
+    (whole / "left").mkdir()
+    (whole / "left/out.py").write_text(TINY)
+    git(whole, "add", ".")
+    git(whole, "commit", "-qm", "begin")
+    (whole / ".gitignore").write_text("ignored.py\n")
+    (whole / "ignored.py").write_text(TINY)
+    (whole / "staged.py").write_text(f"{TINY}# more\n")
+    git(whole, "add", "staged.py")
+    (whole / "deleted.py").unlink()
+    for name in ("bare", "detached", "shallow"):
+        how = {"bare": "--bare", "shallow": "--depth=1"}.get(name, "--no-tags")
+        git(odd, "clone", "-q", how, f"file://{whole}", name)
+    git(odd / "detached", "checkout", "-q", "--detach")
+    (odd / "detached/train.py").chmod(0o755)
+    git(odd / "shallow", "worktree", "add", "-q", "../beside")
+    git(odd, "clone", "-q", "--no-checkout", f"file://{whole}", "sparse")
+    git(odd / "sparse", "sparse-checkout", "set", "nothing")
+    git(odd / "sparse", "checkout", "-q", "main")
+    above = make_repository(odd / "above", readme="")
+    git(above, "-c", "protocol.file.allow=always", "submodule", "add", "-q", f"file://{whole}", "below")
+    make_repository(odd / "unborn", train=TINY)
+    lost = make_repository(odd / "lost", train=TINY)
+    git(lost, "add", ".")
+    git(lost, "commit", "-qm", "begin")
+    blob = git(lost, "rev-parse", "HEAD:train.py")
+    (lost / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    (make_repository(odd / "config", train=TINY) / ".git/config").write_text("[core\n")
+
+
+@pytest.mark.parametrize("script", ["detached", "shallow", "beside", "sparse", "above/below"])
+def test_an_odd_repository_serves(place, script):
+    script, paths = place / "odd" / script / "train.py", Paths(place / "sessions", place / "data", place / "train.py")
+    night = Preflight(replace(paths, script=script), "night", "optuna")
+    night.check_name()
+    assert night.source == TINY
+    assert night.fit(night.source)
 
 
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)

@@ -261,7 +261,7 @@ class Preflight:
             yield (slots := _attempt("slots", lambda: f"{count(self.count_slots(), 'run')} at a time"))
             if slots.state == prompts.state == "good":
                 yield _attempt(f"{self.limits.hours:g} hours", self.estimate)
-        yield _check_disk(self.paths.sessions)
+        yield _check_disk(self.paths)
         yield _attempt("sandbox", self._describe_sandbox)
         if self.notify:
             yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(make_sender(self.notify)))
@@ -442,14 +442,16 @@ def _describe_python() -> str:
         raise UsageError("torch is not installed: pip install -e . in this folder") from error
 
 
-def _check_disk(sessions: Path) -> CheckResult:
-    folder = next(path for path in [sessions.absolute(), *sessions.absolute().parents] if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free
-    except OSError as error:
-        remedy = f"{folder} cannot be written ({error.strerror}): choose another folder with --sessions"
-        return CheckResult("disk", "bad", remedy)
+def _check_disk(paths: Paths) -> CheckResult:
+    folder, free = paths.sessions, 0
+    for name, wanted in (("musings", paths.musings.absolute()), ("sessions", paths.sessions.absolute())):
+        folder = next(path for path in [wanted, *wanted.parents] if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                free = shutil.disk_usage(folder).free
+        except OSError as error:
+            remedy = f"{folder} cannot be written ({error.strerror}): choose another folder with --{name}"
+            return CheckResult("disk", "bad", remedy)
     if free < NEEDED_BYTES:
         needed = f"a night needs at least {NEEDED_BYTES >> 20} MiB"
         return CheckResult("disk", "bad", f"only {free >> 20} MiB are free in {folder}, and {needed}: make room")
