@@ -11,8 +11,7 @@ class UserError(Exception):
 
 
 def write_command(*words: str) -> str:
-    """Return a command that can be pasted into the shell: with the name that this process was called by."""
-    called, found = sys.argv[0], shutil.which("nightshift")
+    """Return a command that can be pasted into a shell: by the name, or under uv by the path, of this process."""
+    called, found = sys.argv[0], shutil.which("nightshift") if "UV" not in os.environ else None
     names = [sys.orig_argv[0], "-m", "orchestrator"] if not called.endswith("nightshift") else [called]
-    is_known = called == found and "UV" not in os.environ  # uvx and `uv run` put it on the path of their command alone
-    return shlex.join([*(["nightshift"] if is_known else names), *words])
+    return shlex.join([*(["nightshift"] if called == found else names), *words])

@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 
@@ -12,8 +12,7 @@ from subagents.logs import count_fitting, fence, split_lines
 from subagents.tools import RESULT_BYTES, Tool, ToolError
 
 Join = Callable[[Mapping[str, str]], str]
-Start = Callable[[str], Awaitable[Mapping[str, object] | str]]
-"""Returns what a step of a text costs, nothing if unknown, or the fault."""
+Start = Callable[[str], Awaitable[Mapping[str, object] | str]]  # gives what a step costs, if known, or the fault
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 
 
@@ -55,10 +54,7 @@ class EditedFile:
 
     async def check(self) -> str:
         """Check the syntax and the imports of the script; where possible, run it up to where its training begins."""
-        if fault := self.find_fault():
-            raise ToolError(f"{fault}.")
-        checked = _check_imports({self.path: self.text}, find_missing_packages(self.before))
-        return await _start(self.text, self.start) if self.start else checked
+        return await _check(self, {self.path: self.text}, [self.before])
 
     def find_fault(self) -> str:
         """Return why the text cannot be handed in as a candidate; empty if it can."""
@@ -110,10 +106,7 @@ class EditedTree:
 
     async def check(self) -> str:
         """Check the syntax and the imports of all files; where possible, run up to where the training begins."""
-        if fault := self.find_fault():
-            raise ToolError(f"{fault}.")
-        checked = _check_imports(self.files, find_missing_packages(*self.before.values()))
-        return await _start(self.text, self.start) if self.start else checked
+        return await _check(self, self.files, self.before.values())
 
     def find_fault(self) -> str:
         """Return why the files cannot be handed in as a candidate; empty if they can."""
@@ -128,18 +121,16 @@ class EditedTree:
         return EditedFile(self.files[path], path)
 
 
-def _check_imports(files: Mapping[str, str], known: Collection[str]) -> str:
-    """Return that all is in order. Raises ToolError where the files import what is neither installed nor known."""
-    own = {part.removesuffix(".py") for path in files for part in path.split("/")}
-    if missing := [name for name in find_missing_packages(*files.values()) if name not in {*own, *known}]:
+async def _check(edited: EditedFile | EditedTree, files: Mapping[str, str], before: Iterable[str]) -> str:
+    """Return that all is in order, and whether a step of it ran. Raises ToolError where it cannot be, or fails."""
+    if fault := edited.find_fault():
+        raise ToolError(f"{fault}.")
+    known = {part.removesuffix(".py") for path in files for part in path.split("/")} | {*find_missing_packages(*before)}
+    if missing := [name for name in find_missing_packages(*files.values()) if name not in known]:
         raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-    return "Syntax and imports are in order. It was not run: check the shapes."
-
-
-async def _start(text: str, start: Start) -> str:
-    """Return that the candidate is in order, and whether a step of it ran. Raises ToolError where it fails."""
-    found = await start(text)
-    if isinstance(found, str):
+    if not edited.start:
+        return "Syntax and imports are in order. It was not run: check the shapes."
+    if isinstance(found := await edited.start(edited.text), str):
         raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
     ran = "It was run up to its training: a step of it ran."
     return f"Syntax and imports are in order. {ran if found else 'No step could be run: check the shapes.'}"

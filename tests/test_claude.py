@@ -342,15 +342,19 @@ def test_what_to_set_is_said_in_one_line(tmp_path):
         print(json.dumps(found))
     """
     settings = [{}, {"ANTHROPIC_API_KEY": KEY}, {"ANTHROPIC_BASE_URL": "http://127.0.0.1:11434"}]
+    settings += [{"ANTHROPIC_API_KEY": "sk-x\n"}, {"ANTHROPIC_API_KEY": KEY, "ALL_PROXY": "socks4://127.0.0.1:1080"}]
     words, env = [sys.executable, "-c", script, json.dumps(settings)], {"PATH": os.environ["PATH"], "PYTHONPATH": "."}
     done = subprocess.run(words, env=env | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=True)
-    line, *others = json.loads(done.stdout)
+    line, *others, newline, proxy = json.loads(done.stdout)
 
     assert "ANTHROPIC_API_KEY" in line
     assert "ANTHROPIC_BASE_URL" in line
     assert "--offline" in line
     assert "\n" not in line
     assert others == ["", ""]
+    assert newline.startswith("ANTHROPIC_API_KEY contains a space, a line break")
+    assert proxy.startswith("no connection can be made: ")
+    assert "ALL_PROXY" in proxy
 
 
 CALLED = message({"type": "tool_use", "id": "a", "name": "ready", "input": {}}, stop="tool_use")

@@ -1,9 +1,12 @@
 """Check what a night is refused for before anything is written."""
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.preflight import Preflight
+from orchestrator.cli.wiring import hold_slots
 from orchestrator.lab.repo import RepoError
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError
@@ -50,6 +53,14 @@ def test_a_name_is_letters_and_digits(place, name):
 def test_a_name_that_a_file_a_branch_or_a_shell_cannot_take(place, name):
     with pytest.raises(UsageError, match="cannot be a name"):
         check_name(place, name)
+
+
+def test_a_name_is_for_one_night_in_a_repository_wherever_its_sessions_lie(place):
+    night = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
+    other = replace(night, paths=replace(night.paths, sessions=place / "elsewhere"))
+    taken = pytest.raises(UsageError, match="another session called night is running in this repository")
+    with hold_slots(night), taken, hold_slots(other):
+        pass
 
 
 class Bare(Preflight):

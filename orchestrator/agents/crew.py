@@ -128,7 +128,7 @@ class ClaudeCrew:
     async def _edit(self, state: State, step: Edit, proposal: Proposal, source: str, facts: dict[str, str]) -> Revision:
         check = partial(find_deviation, proposal, source, repair=step.how == "repaired")
         task, environment = state.session.task, self.connect(step.task_id, step.experiment)
-        start = (self.meter or _start_nowhere) if researcher.is_step_measurable(state) else None
+        start = self._start if researcher.is_step_measurable(state) else None
         if task.has_tree:
             files = EditedTree(split_files(source), task.is_editable, join_files, start)
         else:
@@ -136,7 +136,5 @@ class ClaudeCrew:
         text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
         return Revision(text, answer.summary, answer.deviations)
 
-
-async def _start_nowhere(_source: str) -> Telemetry:
-    """Stand for the meter where runs are on a cluster, or are only replayed."""
-    return {}
+    async def _start(self, source: str) -> Telemetry | str:
+        return await self.meter(source) if self.meter else {}

@@ -201,17 +201,16 @@ class Preflight:
 
     def require(self) -> None:
         """Raise UsageError for the first check that is bad; print the warnings."""
-        is_asked = sys.stdin and sys.stdin.isatty()
-        if is_asked:
+        if is_asked := sys.stdin is not None and sys.stdin.isatty():
             self.ask_for_trust(typer.confirm)
-        warnings: list[str] = []
+        warnings: list[CheckResult] = []
         for result in self.check():
             if result.state == "bad":
                 raise UsageError(result.message)
-            warnings += [result.message] * (result.state == "warn")
+            warnings += [result] * (result.state == "warn")
         for warning in warnings:
-            print(f"nightshift: {warning}", file=sys.stderr)
-        if is_asked:
+            print(f"nightshift: {warning.message}", file=sys.stderr)
+        if is_asked and "constants" in (warning.subject for warning in warnings):
             self.ask_to_fit(typer.confirm)
 
     def ask_for_trust(self, confirm: Callable[[str], bool]) -> None:
@@ -224,14 +223,8 @@ class Preflight:
 
     def ask_to_fit(self, confirm: Callable[[str], bool]) -> None:
         """Where the user's constants are not the profile's, which was shown, let the user choose."""
-        if self.paths.fit is None and not self.isolated and self.find_fit() and not self.profile:
+        if self.paths.fit is None and not self.isolated and not self.profile:
             self.paths = replace(self.paths, fit=confirm(f"Train with those of profile {self.manifest.profile}?"))
-
-    def find_fit(self) -> str:
-        """Return as a diff what the profile would set in the user's script; nothing where that is no question."""
-        if self.parent or self.beginning or self.task.is_reported:
-            return ""
-        return diff(self.source, apply_to_script(self.source, from_manifest(self.manifest)), 0)
 
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
@@ -375,8 +368,10 @@ class Preflight:
 
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
-        source, change = self.source, self.find_fit()
-        if change and self.paths.fit is not False:
+        source, change = self.source, ""
+        if not (self.parent or self.beginning or self.task.is_reported or self.paths.fit is False):
+            change = diff(source, apply_to_script(source, from_manifest(self.manifest)), 0)
+        if change:
             name, source = self.manifest.profile, self.fit(source)
             whose = f"those of profile {name}, commits keep yours (--no-fit: runs, too)"
             whose = whose if self.profile else f"yours; with --fit, those of profile {name}"

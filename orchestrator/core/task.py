@@ -79,11 +79,6 @@ class Task(BaseModel):
         """Whether candidates are trees: several files may change, or new ones appear."""
         return len(self.editable) > 1 or self.named != self.editable
 
-    @property
-    def code(self) -> str:
-        """Name what candidates change: its file, or the code where there may be several."""
-        return "the code" if self.has_tree else (*self.editable, "train.py")[0]
-
     def is_editable(self, path: str) -> bool:
         """Return whether candidates may change a file: it is named, or it fits a pattern and is not protected."""
         fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, self.protected))

@@ -96,10 +96,11 @@ class SearchState:
 def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     """Return the search state of a session; `get` returns stored texts."""
     task = state.session.task
+    code = "the code" if task.has_tree else (*task.editable, "train.py")[0]
     found = {n: list_tunable(get(parent.source), task.is_reported) for n, parent in state.parents.items()}
     values = {n: {name: c.value for name, c in constants.items()} for n, constants in found.items()}
     trials = tuple(_list_trials(state, values))
-    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric, task.code)
+    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric, code)
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:

@@ -79,7 +79,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
         return None
     doubt, kept = min(doubts, key=lambda pair: pair[0].probability)
     number, sigma = kept.experiment, kept.verdict.sigma if isinstance(kept.verdict, ev.Kept) else 0.0
-    metric, code = state.session.task.metric, state.session.task.code
+    metric = state.session.task.metric
     at = " at equal seeds" * (state.session.task.noun == "seed")
     worse = "lower" if metric.goal == "max" else "higher"
     return ev.Proposal(
@@ -90,7 +90,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
         f"without it{at}; it is reverted if the one without is more likely to be better.",
         expected_delta=doubt.mean * sigma,
         family=kept.proposal.family,
-        instructions=f"Remove the change of experiment {number} from {code}, and nothing else.",
+        instructions=f"Remove the change of experiment {number}, and nothing else.",
         author="nightshift",
         reverts=number,
     )
