@@ -607,6 +607,14 @@ def test_a_thousand_experiments_open_in_any_window(thousand, width, dark):
         assert page.requests() == [thousand[1].as_uri()]
 
 
+def test_a_fork_is_no_further_night_of_its_own(session):
+    row = comparison.summarize_session(session.state, session.records)
+    fork = dataclasses.replace(row, conditions=(*row.conditions[:-1], "first@3"))
+
+    assert "mean of 2 nights" in comparison.list_findings([row, row])[0][0]
+    assert [words for words, *_ in comparison.list_findings([row, fork])] == [f"{row.name} more than {row.name}"]
+
+
 @browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_sessions_side_by_side_fit_into_any_window(session, tmp_path, width):

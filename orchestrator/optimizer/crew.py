@@ -111,7 +111,7 @@ def _estimate_sensitivity(search: SearchState, name: str) -> float:
 
 def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
     """Return a step as a proposal, which states the usual effects of its constants and what was measured of them."""
-    changes, old, metric, sigma = next_step.changes, search.values, search.metric, search.sigma
+    changes, old, metric, sigma = next_step.changes, search.values, search.metric, search.sigma * search.is_measured
     first, *others = changes
     family, direction = find_family(first), None if others else get_direction(search.constants[first], changes[first])
     labels = {None: f"{len(changes)} at once", "up": family.up, "down": family.down, "set": "Another value"}

@@ -15,7 +15,7 @@ from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB, Metric
 from orchestrator.optimizer.families import CHEAPER_DOWN, find_family
 from orchestrator.optimizer.space import STEP_SIZE, get_direction, is_between, is_within, list_tunable, take_step
-from orchestrator.policy.evidence import estimate_sigma
+from orchestrator.policy.evidence import estimate_sigma, pool_variance
 from prepare.constants import Choices, Constant, Numbers, Value
 
 Assignment = Mapping[str, Value]
@@ -70,6 +70,7 @@ class SearchState:
     sigma: float
     metric: Metric = BPB
     code: str = "train.py"  # what candidates change
+    is_measured: bool = True  # whether runs have shown σ: else it is only a floor
 
     @property
     def values(self) -> dict[str, Value]:
@@ -100,7 +101,9 @@ def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     found = {n: list_tunable(get(parent.source), task.is_reported) for n, parent in state.parents.items()}
     values = {n: {name: c.value for name, c in constants.items()} for n, constants in found.items()}
     trials = tuple(_list_trials(state, values))
-    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric, code)
+    return SearchState(
+        found[state.best], trials, estimate_sigma(state), task.metric, code, pool_variance(state).squares > 0
+    )
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:

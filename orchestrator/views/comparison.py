@@ -128,8 +128,8 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
     found = list[tuple[str, float, float]]()
     arms = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
     for arm, members in arms.items():
-        if len(members) > 1:
-            found.append((f"{arm}, mean of {len(members)} nights", *_compute_interval([row.gain for row in members])))
+        if len(nights := [row.gain for row in members if not row.conditions[-1]]) > 1:  # a fork is none of its own
+            found.append((f"{arm}, mean of {len(nights)} nights", *_compute_interval(nights)))
     for (arm, members), (other, others) in combinations(arms.items(), 2):
         theirs = {row.conditions: row for row in others}
         pairs = [(row, theirs[row.conditions]) for row in members if row.conditions in theirs]
