@@ -109,8 +109,10 @@ def test_a_script_of_ones_own_keeps_its_constants_and_says_so(tmp_path):
     assert "HEAD_DIM = 32\n" in night.fit(night.source)
     (place / "train.py").write_text((ROOT / "train.py").read_text())
     git(place, "commit", "-qam", "the one that comes with it")
-    done = orchestrate(place, "doctor", "--offline")
-    assert "of train.py, runs have those of profile cpu" in " ".join(done.stdout.split())
+    night = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
+    checked = next(result for result in night.check() if result.subject == "constants")
+    assert "of train.py, runs have those of profile cpu" in checked.message
+    night.ask_to_fit(lambda _: pytest.fail("ours is fitted unasked"))
 
 
 def test_what_a_candidate_sets_itself_stays():
