@@ -16,7 +16,7 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	$(BIN)/nightshift prepare
-	$(BIN)/nightshift --offline --hours 0.15
+	$(BIN)/nightshift --offline --hours 0.15 --slots auto
 
 test: .venv/ready
 	PYTHONUTF8=1 $(BIN)/python -m pytest -m 'not soak' -n 3 --dist loadfile --no-loadscope-reorder

@@ -8,6 +8,8 @@ from typing import Any, cast
 import psutil
 import pynvml
 
+ROOM = 2 << 30
+"""Bytes of memory for each of several runs on a CPU; one on the cpu profile takes about a quarter."""
 MIG_INSTANCES = 7
 """Parts that a GPU can be divided into at most."""
 
@@ -16,6 +18,11 @@ def count_cores() -> int:
     """Return the number of cores this process may use, without hyper-threads, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def count_roomy_cores() -> int:
+    """Return the number of cores that have ROOM each, at least 1."""
+    return max(1, min(count_cores(), psutil.virtual_memory().total // ROOM))
 
 
 @dataclass(frozen=True)

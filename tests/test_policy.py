@@ -319,6 +319,14 @@ def test_memory_has_its_price():
     assert isinstance(judged(enough, 500.0), ev.Kept)
 
 
+def test_one_slow_run_does_not_cost_the_night_its_certificate():
+    best = replace(STATE.incumbent, experiment=3)
+    state = replace(STATE, incumbent=best, run_seconds=(20.0, 20.0, 20.0, 20.0, 52.0), now=STATE.deadline - 79)
+    assert limits.explain_stop(state)
+    assert certification.list_certificate_runs(state)
+    assert not certification.list_certificate_runs(replace(state, run_seconds=(52.0,) * 5))
+
+
 def test_less_code_is_no_reason_to_take_more_memory():
     state = incumbent(metrics=ev.RunMetrics(memory_mb=1000.0))
     how = {"removed": thresholds.SIMPLER_LINES, "metrics": ev.RunMetrics(memory_mb=4000.0)}

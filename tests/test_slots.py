@@ -18,7 +18,7 @@ from orchestrator.lab.slots import Slot
 from orchestrator.policy.thresholds import KEEP_RULE
 from orchestrator.session.store import Session
 from orchestrator.views.usage import list_runs
-from prepare.machine import Gpu
+from prepare.machine import Gpu, count_cores, count_roomy_cores
 from tests.fakes import FakeLab
 from tests.test_loop import night
 from tests.test_runner import GRANTED, HONEST, bench  # noqa: F401 - a fixture
@@ -69,6 +69,15 @@ async def test_a_run_has_its_share_of_the_cores_and_all_threads(bench):  # noqa:
     last = max(os.sched_getaffinity(0))
     outcome = await bench.run(SHARE, slot=Slot(bench.folder / "slot.lock", threads=2, cpus=(last,)))
     assert bench.log(outcome).splitlines()[0] == f"[{last}] 2"
+
+
+def test_without_gpus_auto_is_a_run_on_each_core_if_runs_cannot_disturb_each_other(tmp_path):
+    place = workplace(tmp_path / "place")
+    paths = Paths(place / "sessions", place / "data", place / "train.py")
+    assert Preflight(paths, "a", "optuna", slots="auto").count_slots() == count_roomy_cores() <= count_cores()
+
+    (place / "nightshift.toml").write_text('command = "python train.py"\n')
+    assert Preflight(paths, "a", "optuna", slots="auto").count_slots() == 1
 
 
 class WithGpus(Preflight):

@@ -42,7 +42,7 @@ Hours = Annotated[float, typer.Option(min=0, max=10_000, help="length of the nig
 Offline = Annotated[bool, typer.Option("--offline", help="no key, no network: the same as --crew optuna")]
 Crew = Annotated[CrewName, typer.Option(help="claude: agents; optuna: an optimizer; centaur: both")]
 Name = Annotated[str, typer.Option("--session", help="name of the session (default: the date and a word)")]
-Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU")]
+Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU, or core")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]
 Dollars = Annotated[float | None, typer.Option(min=0.01, max=1e6, help="stop before the models cost more than this")]
 ExperimentDollars = Annotated[

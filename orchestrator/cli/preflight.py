@@ -39,7 +39,7 @@ from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
 from prepare.constants import with_originals
-from prepare.machine import Gpu, count_cores, list_gpus
+from prepare.machine import Gpu, count_cores, count_roomy_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
 from prepare.tree import split_files
@@ -92,7 +92,7 @@ class Preflight:
     notify: str = ""
     """The Apprise URL; empty for no notifications."""
     slots: str = "1"
-    """Runs at a time: a number, or auto for one on each GPU; a session that goes on has its own."""
+    """Runs at a time: a number, or auto for one on each GPU, or core; a session that goes on has its own."""
     state: State | None = None
     """The state that the session goes on from; None for one that begins."""
     session: Log | None = None
@@ -337,7 +337,8 @@ class Preflight:
             return self.places[0]
         gpus, wanted = len(self.list_gpus()), str(self.state.session.slots) if self.state else self.slots
         if wanted == "auto":
-            return gpus or 1
+            is_timed = self.task.is_reported or self.manifest.budget.kind == "time"  # then runs disturb each other
+            return gpus or (1 if is_timed else count_roomy_cores())
         if not wanted.isdecimal() or not int(wanted):
             raise UsageError(f"--slots {wanted}: give a number of runs, or auto")
         most, what = (gpus, "GPU") if gpus else (count_cores(), "core")

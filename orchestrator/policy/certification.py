@@ -17,15 +17,15 @@ from orchestrator.policy.limits import count_certificate_pairs, has_time_for
 def list_certificate_runs(state: State) -> list[NeededRun]:
     """Return the runs that the certificate still needs and that can be finished, pair by pair.
 
-    Empty if too many of them have failed.
+    Empty if too many of them have failed. One slow run before them does not cost the night its certificate.
     """
-    if not state.best or not has_time_for(state, 1) or state.lost_fresh >= th.MAX_ABORTED:
+    if not state.best or not has_time_for(state, 1, usual=True) or state.lost_fresh >= th.MAX_ABORTED:
         return []
     under_way = {(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
     seeds = [draw_fresh_seed(state, pair) for pair in range(1, count_certificate_pairs(state) + 1)]
     needed = [[NeededRun(n, seed) for n in (0, state.best) if seed not in state.fresh.get(n, {})] for seed in seeds]
     pairs = [[run for run in pair if run not in under_way] for pair in needed]
-    if not has_time_for(state, 2):  # one of a pair alone would be a wasted run
+    if not has_time_for(state, 2, usual=True):  # one of a pair alone would be a wasted run
         sizes, free = accumulate(map(len, pairs)), len(state.slots) - len(state.running)
         pairs = [pair for pair, size in zip(pairs, sizes, strict=True) if size <= free]
     return [run for pair in pairs for run in pair]

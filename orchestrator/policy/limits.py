@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import takewhile
 from math import ceil
+from statistics import median
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, Decided, State
@@ -34,9 +35,10 @@ def explain_deadline(limits: ev.SessionLimits) -> str:
     return "the hour is over" if limits.hours == 1 else f"the {limits.hours:g} hours are over"
 
 
-def has_time_for(state: State, runs: int) -> bool:
-    """Return whether that many consecutive runs would end before the deadline."""
-    return state.now + th.FINISH_MARGIN * runs * estimate_run_seconds(state) <= state.deadline
+def has_time_for(state: State, runs: int, *, usual: bool = False) -> bool:
+    """Return whether that many consecutive runs would end before the deadline, if they take their `usual` time."""
+    seconds = median(state.run_seconds) if usual and state.run_seconds else estimate_run_seconds(state)
+    return state.now + th.FINISH_MARGIN * runs * seconds <= state.deadline
 
 
 def count_certificate_rounds(state: State) -> int:
