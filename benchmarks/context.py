@@ -196,7 +196,8 @@ class Mind:
             draft |= {"settings": {name: round(value * self.luck.uniform(0.5, 2), 6)}}
         elif number % self.every == 1:
             draft["instructions"] = f"Add a gain. {draft['instructions']}"
-        yield "submit", {"proposals": [draft | {"expected_delta": -0.005}]}
+        guess = -0.025 if "Add a gain." in draft["instructions"] else -0.005
+        yield "submit", {"proposals": [draft | {"expected_delta": guess}]}
 
     def mechanic(self, opening: str, _turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
         anchor, word = self.luck.choice(ANCHORS), "gain" if "Add a gain." in opening else "mixed"

@@ -46,7 +46,7 @@ def start_night(night: Preflight) -> None:
         earlier, variance = recall_results(night.paths.sessions, profile, night.task)
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
-        print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
+        print(f"Begins with {count(len(earlier), "result")} of {names} (or without, by --no-memory)")
     if night.beginning:
         print(f"Begins with experiment {night.beginning[0].experiment} of {night.beginning[0].session}, the best there")
     started = Started(
