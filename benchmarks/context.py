@@ -51,7 +51,7 @@ def main() -> None:
     _print_openings()
     print("\n| night | agent | conversations | requests | input | from the cache | cost of the input |")
     print("|---|---|--:|--:|--:|--:|--:|")
-    for experiments, every in ((12, 4), (60, 6)):
+    for experiments, every in ((12, 4), (60, 6), (200, 10), (1000, 50)):
         mind = play_night(experiments, every)
         for agent in sorted(mind.usages, reverse=True):
             print(_write_row(f"{experiments}, {experiments // every} kept", agent, mind.usages[agent], 1))

@@ -25,6 +25,7 @@ from subagents.prompts import split_front_matter
 
 OURS = re.compile(r"(?m)^(## (Why we|What we|What happened|What next)|\||\[All of|Training loss:|What the agents).*$")
 """The words of a page's template, and its tables: no content to search."""
+OPEN = dict.fromkeys(("proposed", "ready", "training"), "no verdict")
 LATEST = 10
 """Sessions whose findings the overview tells."""
 
@@ -42,9 +43,11 @@ class Hit:
 
     @property
     def outcome(self) -> str:
-        """How the experiment ended, and its change of the score where there is one."""
-        delta, status = self.matter.get("delta"), str(self.matter.get("status", ""))
-        return f"{status} {BPB.format_change(delta)}" if isinstance(delta, float) else status
+        """How the experiment ended, and its change of the score with its error where there is one."""
+        delta, error, status = (self.matter.get(name) for name in ("delta", "error", "status"))
+        if not isinstance(delta, float):
+            return OPEN.get(str(status), str(status or ""))
+        return f"{status} {BPB.format_change(delta)}" + f" ± {BPB.format_size(error)}" * isinstance(error, float)
 
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
@@ -90,7 +93,7 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
         proposed=next(proposed, None),
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
-        numbers=tabulate(row),
+        numbers=tabulate(row, log.state.session.profile.budget_kind),
         profile=log.state.session.profile,
         origin=log.state.session.origin,
         judged={result.experiment: result for result in log.state.judged},
