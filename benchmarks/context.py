@@ -130,8 +130,8 @@ class Lab(FakeLab):
 
     async def train(self, granted, source) -> Scored:
         await asyncio.sleep(RUN)
-        luck = random.Random(f"{granted.seed}/{compute_digest(source)}")
-        score = 2.8 - 0.03 * source.count("gain") + luck.gauss(0, 0.004)
+        luck, shared = random.Random(f"{granted.seed}/{compute_digest(source)}"), random.Random(granted.seed)
+        score = 2.8 - 0.03 * source.count("gain") + shared.gauss(0, 0.0036) + luck.gauss(0, 0.0016)
         curve = tuple(
             Point(seconds=i, progress=i / 50, loss=7 - 3 * (i / 50) ** 0.5 + luck.gauss(0, 0.02)) for i in range(1, 51)
         )

@@ -132,7 +132,7 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
     """
     settled, room = [replace(result, reverted=False) for result in state.tried], TABLE * CHARACTERS  # a row stays
     start = max(0, len(settled) // BLOCK - BLOCKS) * BLOCK
-    rows = [f"- {WORDS.settled(result)}" for result in settled[start:]]
+    rows = [f"- {WORDS.settled(result, '')}" for result in settled[start:]]
     while len(rows) > 2 * BLOCK and sum(map(len, rows)) > room:
         start, rows = start + BLOCK, rows[BLOCK:]
     numbers = [result.experiment for result in settled]
@@ -140,12 +140,11 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
     older = [result for result in unseen if result.status not in UNTESTED]
     included = [r for r in state.judged if r.experiment not in {0, *changes} and r.status == "kept"]
     kept = {r.experiment: WORDS.keep(r, changes[r.experiment]) for r in state.judged if r.experiment in changes}
-    told = [row + WORDS.change_shown(changes.get(number)) for number, row in zip(numbers[start:], rows, strict=True)]
     return {
         "included": _fit_rows((WORDS.line(result, brief=True) for result in included), 500),
         "since": _join_parts(kept[number] for number in changes if number in numbers[:start]),
         "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 300),
-        "history": _join_parts(told),
+        "history": _join_parts(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
         "newest": _join_parts(kept[number] for number in changes if number not in numbers),
         "changes": _join_parts(kept[number] for number in changes),
         "table": _join_parts(rows),

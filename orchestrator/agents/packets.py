@@ -79,7 +79,7 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
         mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
         gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
         sigma = f"{stdev(losses):.4f}" if len(losses := _get_losses(every, share)) > 1 else "–"
-        rows.append(f"{row:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
+        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
     return "\n".join(line[: AT_EQUAL_SHARES if abs(pace - 1) < SAME_PACE else None] for line in rows)
 
 
