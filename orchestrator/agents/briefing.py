@@ -138,12 +138,13 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
     numbers = [result.experiment for result in settled]
     unseen = settled[state.consolidated if state.notebook else 0 : start]
     older = [result for result in unseen if result.status not in UNTESTED]
-    included = [r for r in state.judged if r.experiment not in {0, *changes} and r.status == "kept"]
+    promoted = state.parents.keys() - {0, *changes}
+    included = [result for result in state.judged if result.experiment in promoted and result.status == "kept"]
     kept = {r.experiment: WORDS.keep(r, changes[r.experiment]) for r in state.judged if r.experiment in changes}
     return {
         "included": _fit_rows((WORDS.line(result, brief=True) for result in included), 500),
         "since": _join_parts(kept[number] for number in changes if number in numbers[:start]),
-        "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 300),
+        "older_lessons": _fit_rows((WORDS.lesson(result, marked=True) for result in _select_lessons(older)), 300),
         "history": _join_parts(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
         "newest": _join_parts(kept[number] for number in changes if number not in numbers),
         "changes": _join_parts(kept[number] for number in changes),

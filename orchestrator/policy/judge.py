@@ -70,8 +70,8 @@ def describe_rule(state: State) -> str:
     how = seeds if state.session.task.noun == "seed" else "is compared with the best, run by run"
     return (
         f"Every experiment {how}: it is kept once it is better with a probability of at least {need}, or is "
-        f"{th.SIMPLER_LINES} lines shorter and loses nothing over {th.SIMPLER_RUNS} runs, and runs again while that could still pay; each doubling of "
-        f"memory costs {th.MEMORY_PRICE:g}σ."
+        f"{th.SIMPLER_LINES} lines shorter and loses nothing over {th.SIMPLER_RUNS} runs, and runs again while that "
+        f"could still pay; each doubling of memory costs {th.MEMORY_PRICE:g}σ."
     )
 
 
