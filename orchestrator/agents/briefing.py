@@ -46,6 +46,7 @@ CHANGES = 1_500
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
 TABLE, BLOCK, BLOCKS = 1_900, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
+PART = f"\n{CACHE}\n"
 NOTEBOOK, DRAFTS = 1_100, 250
 """Tokens of the notebook, and of the drafts that came after it."""
 FAMILIAR = 10
@@ -143,12 +144,12 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
     kept = {r.experiment: WORDS.keep(r, changes[r.experiment]) for r in state.judged if r.experiment in changes}
     return {
         "included": _fit_rows((WORDS.line(result, brief=True) for result in included), 500),
-        "since": _join_parts(kept[number] for number in changes if number in numbers[:start]),
+        "since": PART.join(kept[number] for number in changes if number in numbers[:start]),
         "older_lessons": _fit_rows((WORDS.lesson(result, marked=True) for result in _select_lessons(older)), 300),
-        "history": _join_parts(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
-        "newest": _join_parts(kept[number] for number in changes if number not in numbers),
-        "changes": _join_parts(kept[number] for number in changes),
-        "table": _join_parts(rows),
+        "history": PART.join(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
+        "newest": PART.join(kept[number] for number in changes if number not in numbers),
+        "changes": PART.join(kept[number] for number in changes),
+        "table": PART.join(rows),
     }
 
 
@@ -254,10 +255,6 @@ def _describe_stall(results: Sequence[Decided]) -> str:
     """Return since when nothing has been kept, and in which families; empty where that is not long."""
     since = find_stall(results)
     return WORDS.stall(len(since), sorted({r.proposal.family for r in since[: thresholds.STALL]})) if since else ""
-
-
-def _join_parts(parts: Iterable[str]) -> str:
-    return f"\n{CACHE}\n".join(parts)
 
 
 def _fit_rows(rows: Iterable[str], budget: int) -> str:

@@ -22,10 +22,9 @@ NEARLY = 0.9
 """Share of the budget from which a curve counts as complete."""
 SERIES = 96
 """Most numbers that one run may report by name, and that are shown of several."""
-SPEED = "tokens per second"
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
-    SPEED: lambda metrics: metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0,
+    "tokens per second": lambda metrics: metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0,
     "parameters": lambda metrics: metrics.parameters,
     "MB of memory at the peak": lambda metrics: metrics.memory_mb,
 }
@@ -70,12 +69,9 @@ def count_seeds(scores: Sequence[ev.Scored], noun: str = "seed") -> str:
 def compare_metrics(
     runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored], budget_kind: str
 ) -> list[tuple[str, float, float]]:
-    """Return each metric's name, its mean over the runs and over the incumbent's; 0 where unknown.
-
-    Where the budget is work, the speed is left out: it says how busy the machine was.
-    """
-    told = ((name, read) for name, read in MEASURES.items() if budget_kind == "time" or name != SPEED)
-    return [(name, _average(runs, read), _average(incumbent, read)) for name, read in told]
+    """Return each metric's name and its means, 0 where unknown; no speed where the budget is work."""
+    told = {name: read for name, read in MEASURES.items() if budget_kind == "time" or name != "tokens per second"}
+    return [(name, _average(runs, read), _average(incumbent, read)) for name, read in told.items()]
 
 
 def compare_curves(runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored]) -> dict[float, float]:

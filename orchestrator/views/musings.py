@@ -25,7 +25,6 @@ from subagents.prompts import split_front_matter
 
 OURS = re.compile(r"(?m)^(## (Why we|What we|What happened|What next)|\||\[All of|Training loss:|What the agents).*$")
 """The words of a page's template, and its tables: no content to search."""
-OPEN = dict.fromkeys(("proposed", "ready", "training"), "no verdict")
 LATEST = 10
 """Sessions whose findings the overview tells."""
 
@@ -46,7 +45,7 @@ class Hit:
         """How the experiment ended, and its change of the score with its error where there is one."""
         delta, error, status = (self.matter.get(name) for name in ("delta", "error", "status"))
         if not isinstance(delta, float):
-            return OPEN.get(str(status), str(status or ""))
+            return "no verdict" if status in ("proposed", "ready", "training") else str(status or "")
         return f"{status} {BPB.format_change(delta)}" + f" ± {BPB.format_size(error)}" * isinstance(error, float)
 
 
