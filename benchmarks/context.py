@@ -94,7 +94,9 @@ def play_night(experiments: int, every: int, minimum: int = MINIMUM) -> "Mind":
         session.db.execute("pragma synchronous = off")
         limits = SessionLimits(hours=1e6, experiments=experiments)
         profile = make_profile()
-        session.write("", started(limits=limits, crew="claude", consolidate_every=20, profile=profile))
+        session.write(
+            "", started(limits=limits, crew="claude", consolidate_every=20, asks_after_promotion=True, profile=profile)
+        )
         live = Live(mind, session)
 
         async def meter(_: str) -> dict[str, tuple[float, ...]]:

@@ -129,6 +129,7 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
         "limits": night.limits,
         "isolated": night.isolated,
         "measures_steps": not night.paths.cluster,
+        "asks_after_promotion": night.crew != "optuna",
         "crew": night.crew,
         "style": night.style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
