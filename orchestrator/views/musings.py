@@ -46,7 +46,7 @@ class Hit:
         delta, error, status = (self.matter.get(name) for name in ("delta", "error", "status"))
         if not isinstance(delta, float):
             return "no verdict" if status in ("proposed", "ready", "training") else str(status or "")
-        return f"{status} {BPB.format_change(delta)}" + f" ± {BPB.format_size(error)}" * isinstance(error, float)
+        return f"{status} {BPB.format_change(delta)}" + (f" ± {BPB.format_size(error)}" if isinstance(error, float) else "")
 
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
