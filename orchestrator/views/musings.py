@@ -46,7 +46,8 @@ class Hit:
         delta, error, status = (self.matter.get(name) for name in ("delta", "error", "status"))
         if not isinstance(delta, float):
             return "no verdict" if status in ("proposed", "ready", "training") else str(status or "")
-        return f"{status} {BPB.format_change(delta)}" + (f" ± {BPB.format_size(error)}" if isinstance(error, float) else "")
+        spread = f" ± {BPB.format_size(error)}" if isinstance(error, float) else ""
+        return f"{status} {BPB.format_change(delta)}{spread}"
 
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
