@@ -51,7 +51,7 @@ def main() -> None:
     _print_openings()
     print("\n| night | agent | conversations | requests | input | from the cache | cost of the input |")
     print("|---|---|--:|--:|--:|--:|--:|")
-    for experiments, every in ((12, 4), (60, 6)):
+    for experiments, every in ((12, 4), (60, 6), (200, 10), (1000, 50)):
         mind = play_night(experiments, every)
         for agent in sorted(mind.usages, reverse=True):
             print(_write_row(f"{experiments}, {experiments // every} kept", agent, mind.usages[agent], 1))
@@ -94,7 +94,9 @@ def play_night(experiments: int, every: int, minimum: int = MINIMUM) -> "Mind":
         session.db.execute("pragma synchronous = off")
         limits = SessionLimits(hours=1e6, experiments=experiments)
         profile = make_profile()
-        session.write("", started(limits=limits, crew="claude", consolidate_every=20, profile=profile))
+        session.write(
+            "", started(limits=limits, crew="claude", consolidate_every=20, asks_after_promotion=True, profile=profile)
+        )
         live = Live(mind, session)
 
         async def meter(_: str) -> dict[str, tuple[float, ...]]:
@@ -130,8 +132,8 @@ class Lab(FakeLab):
 
     async def train(self, granted, source) -> Scored:
         await asyncio.sleep(RUN)
-        luck = random.Random(f"{granted.seed}/{compute_digest(source)}")
-        score = 2.8 - 0.03 * source.count("gain") + luck.gauss(0, 0.004)
+        luck, shared = random.Random(f"{granted.seed}/{compute_digest(source)}"), random.Random(granted.seed)
+        score = 2.8 - 0.03 * source.count("gain") + shared.gauss(0, 0.0036) + luck.gauss(0, 0.0016)
         curve = tuple(
             Point(seconds=i, progress=i / 50, loss=7 - 3 * (i / 50) ** 0.5 + luck.gauss(0, 0.02)) for i in range(1, 51)
         )
@@ -196,7 +198,8 @@ class Mind:
             draft |= {"settings": {name: round(value * self.luck.uniform(0.5, 2), 6)}}
         elif number % self.every == 1:
             draft["instructions"] = f"Add a gain. {draft['instructions']}"
-        yield "submit", {"proposals": [draft | {"expected_delta": -0.005}]}
+        guess = -0.025 if "Add a gain." in draft["instructions"] else -0.005
+        yield "submit", {"proposals": [draft | {"expected_delta": guess}]}
 
     def mechanic(self, opening: str, _turn: int) -> Iterator[tuple[str, dict[str, Any]]]:
         anchor, word = self.luck.choice(ANCHORS), "gain" if "Add a gain." in opening else "mixed"

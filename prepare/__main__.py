@@ -58,7 +58,7 @@ def prepare(
         if not (data / manifest.MANIFEST_FILE).exists():
             fill(data, corpus, shards, chosen, work)
         found = manifest.load(data, verify=True)
-        check_request(found, data, corpus, None if profile == "auto" else profile, settings or [])
+        check_request(found, data, corpus, None if profile == "auto" else profile, settings or [], work)
     except LockedError:
         fail(f"another `{manifest.suggest_command(data)}` is running in {data}: wait for it")
     except DataError as error:
@@ -79,8 +79,10 @@ def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: 
             bars.update(stage.id, completed=stage.total)
 
 
-def check_request(found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str]) -> None:
-    """Raise DataError unless the folder was prepared with this corpus, profile and settings."""
+def check_request(
+    found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str], work: float | None
+) -> None:
+    """Raise DataError unless the folder was prepared with this corpus, profile, settings and work."""
     from prepare.build.folder import PLAN
     from prepare.corpus import canonicalize
 
@@ -92,7 +94,7 @@ def check_request(found: Manifest, data: Path, corpus: str, profile: str | None,
     with suppress(OSError, ValueError, KeyError):
         asked = json.loads((data / PLAN).read_text())["profile"]  # a small text yields less
         held = replace(held, vocab_size=asked["vocab_size"], eval_tokens=asked["eval_tokens"])
-    if profiles.with_overrides(held, settings) != held:
+    if profiles.with_overrides(held, settings) != held or work not in (None, found.budget.amount):
         raise DataError(f"{data} was prepared with other settings: give another folder with --data")
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate, chain
 from math import exp, log
 from typing import Any, NamedTuple, cast
@@ -244,12 +245,13 @@ def _list_constants(text: str) -> list[_Assignment]:
     return [at for at in single if (at.name.isupper() or at.name[:2] == "--") and at.value is not None]
 
 
-def _list_assignments(source: str) -> list[_Assignment]:
+@lru_cache(maxsize=64)
+def _list_assignments(source: str) -> tuple[_Assignment, ...]:
     """Return the assignments of a file, and the options of argparse; none of text that is not Python."""
     try:
-        return [*_walk_assignments(source)]
+        return (*_walk_assignments(source),)
     except NOT_PYTHON:
-        return []
+        return ()
 
 
 def _walk_assignments(source: str) -> Iterator[_Assignment]:

@@ -18,7 +18,7 @@ from subagents.errors import PromptError
 from subagents.tools import describe_faults
 
 NAMES = ("researcher", "mechanic", "reflector", "notebook")
-OLDER = {"lessons", "outline", "recent", "refused", "source"}
+OLDER = {"branch", "changes", "lessons", "outline", "recent", "refused", "source", "table"}
 """Facts that prompts of earlier versions ask for, and the default no longer."""
 OPENING = "<!-- opening -->"
 PREFIX = "cli:"  # of a model that is a program

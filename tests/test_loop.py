@@ -19,6 +19,8 @@ from orchestrator.core.state import Decided, Training, apply, fold
 from orchestrator.loop import run
 from orchestrator.policy import pruning, thresholds
 from orchestrator.policy.evaluation_plan import draw_seed
+from orchestrator.policy.schedule import find_due
+from orchestrator.policy.steps import Propose
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views.musings import write_musings
 from orchestrator.views.report import write_files
@@ -335,6 +337,15 @@ def test_a_promotion_from_another_parent_is_refused(tmp_path):
     elsewhere = replace(before, incumbent=replace(before.incumbent, experiment=0))
     with pytest.raises(ValueError, match="while the branch stands at 0"):
         apply(elsewhere, promoted[-1])
+
+    asking = [state for at in promoted if any(map(is_proposal, find_due(state := fold(session.records[: at.seq]))))]
+    patient = [replace(s, started=s.session.model_copy(update={"asks_after_promotion": True})) for s in asking]
+    assert asking, "the test says something only where proposals are due at a promotion"
+    assert not any(is_proposal(step) for state in patient for step in find_due(state)), "they wait for the commit"
+
+
+def is_proposal(step):
+    return isinstance(step, Propose)
 
 
 class Lucky(FakeLab):

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prepare import manifest, profiles
+from prepare.__main__ import check_request
 from prepare.constants import read_values
 from prepare.machine import Gpu, filter_visible
+from prepare.manifest import DataError
 from tests.ground import ROOT, prepare, small_corpus
 
 TRAIN = (ROOT / "train.py").read_text()
@@ -128,7 +130,9 @@ def test_what_the_user_sets_is_recorded_and_held(text, tmp_path):
     assert commit.returncode == 0, commit.stderr
     assert (stored.seq_len, stored.constants) == (128, {"DEPTH": 2})
     assert profiles.get_values(profiles.from_manifest(stored))["DEPTH"] == 2
-    assert prepare(data, text, "--set", "DEPTH=2").returncode == 0
+    assert prepare(data, text, "--set", "DEPTH=2", "--work", "1e9").returncode == 0
+    with pytest.raises(DataError, match="other settings"):
+        check_request(stored, data, str(text), None, ["DEPTH=2"], 2e9)
     assert other.returncode == 2
     assert "other settings" in other.stderr
 

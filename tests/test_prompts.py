@@ -44,7 +44,7 @@ def list_placeholders(prompt):
 def test_every_placeholder_is_supplied_and_every_fact_is_used(style, name):
     prompt = load_prompts(FOLDER, style)[name]
 
-    needless = OLDER - ({"source"} if name in ("researcher", "notebook") else set())
+    needless = OLDER - ({"changes"} if name == "mechanic" else {"source"})
     if name == "notebook":
         needless |= {"first", "count", "silence", "stall", "in_flight", "suggestions"}
     assert list_placeholders(prompt) == facts()[name].keys() - needless

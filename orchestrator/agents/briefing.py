@@ -7,7 +7,7 @@ What is settled comes first and only grows at its end, since a model reads the s
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import get_args
@@ -31,7 +31,7 @@ CHARACTERS = 3.5
 """Characters of one token, roughly: Claude's tokenizer is not public."""
 RECENT = 15
 """Experiments told in full sentences; of all the forms tried elsewhere, this one helped most."""
-EXPLAINED = 4
+EXPLAINED = 3
 """Of these, the latest ones are told with their whole explanation: cut short, it would lack its conclusion."""
 ROWS = 40
 """Rows of an answer from the ledger."""
@@ -42,10 +42,11 @@ SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
 DIFF = 2_400
 """Tokens of a diff."""
-CHANGES = 2_000
+CHANGES = 1_500
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
-TABLE, BLOCK, BLOCKS = 2_100, 5, 8
+TABLE, BLOCK, BLOCKS = 1_900, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
+PART = f"\n{CACHE}\n"
 NOTEBOOK, DRAFTS = 1_100, 250
 """Tokens of the notebook, and of the drafts that came after it."""
 FAMILIAR = 10
@@ -108,36 +109,47 @@ def brief_researcher(
         "guidance": clip(state.guidance.strip(), 900),
         "source": "\n".join(lines[:shown]),
         "base": source,
-        "changes": "",
         "rest": str(shown + 1) if shown < len(lines) else "",
         "constants": _fit_rows(list_declarations(source), 1300),
         "calibration": _describe_calibration(tested),
         "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
-        "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "near_misses": _fit_rows(_list_near_misses(tested), 450),
         "families": _fit_rows(_summarize_families(tested), 450),
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "notebook": describe_notebook(state),
         "wishes": _fit_rows(map(WORDS.wish, [result for result in tested if result.postmortem][-SUGGESTIONS:]), 400),
         "suggestions": _fit_rows(suggestions, 350),
-        **_tell_settled(state, tested),
+        "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
+        "reasons": _fit_rows((WORDS.reason(result) for result in tested[-EXPLAINED:] if result.postmortem), 1_100),
+        **_tell_settled(state, {}),
         **_tell_as_before(state, judged, tested),
     }
 
 
-def _tell_settled(state: State, tested: Sequence[Decided]) -> dict[str, str]:
-    """Return a table that only grows, what was learned before it, and what is too new for it or may still change."""
+def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
+    """Return a table that only grows, what was learned before it, and the kept changes, by experiment, around it.
+
+    What a consolidation has seen is in the notebook; only later lessons are told beside that.
+    """
     settled, room = [replace(result, reverted=False) for result in state.tried], TABLE * CHARACTERS  # a row stays
     start = max(0, len(settled) // BLOCK - BLOCKS) * BLOCK
-    rows = [f"- {WORDS.settled(result)}" for result in settled[start:]]
+    rows = [f"- {WORDS.settled(result, '')}" for result in settled[start:]]
     while len(rows) > 2 * BLOCK and sum(map(len, rows)) > room:
         start, rows = start + BLOCK, rows[BLOCK:]
-    older = [result for result in settled[:start] if result.status not in UNTESTED]
+    numbers = [result.experiment for result in settled]
+    unseen = settled[state.consolidated if state.notebook else 0 : start]
+    older = [result for result in unseen if result.status not in UNTESTED]
+    promoted = state.parents.keys() - {0, *changes}
+    included = [result for result in state.judged if result.experiment in promoted and result.status == "kept"]
+    kept = {r.experiment: WORDS.keep(r, changes[r.experiment]) for r in state.judged if r.experiment in changes}
     return {
-        "older_lessons": _fit_rows(map(WORDS.lesson, _select_lessons(older)), 300),
-        "table": f"\n{CACHE}\n".join(rows),
-        "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
-        "reasons": _fit_rows((WORDS.reason(result) for result in tested[-EXPLAINED:] if result.postmortem), 1_100),
+        "included": _fit_rows((WORDS.line(result, brief=True) for result in included), 500),
+        "since": PART.join(kept[number] for number in changes if number in numbers[:start]),
+        "older_lessons": _fit_rows((WORDS.lesson(result, marked=True) for result in _select_lessons(older)), 300),
+        "history": PART.join(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
+        "newest": PART.join(kept[number] for number in changes if number not in numbers),
+        "changes": PART.join(kept[number] for number in changes),
+        "table": PART.join(rows),
     }
 
 
@@ -149,6 +161,7 @@ def _tell_as_before(state: State, judged: Sequence[Decided], tested: Sequence[De
     recent += map(WORDS.recent, tested[-EXPLAINED:])
     return {
         "outline": "",
+        "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
         "recent": _fit_rows(recent, 3750),
         "refused": _fit_rows(map(WORDS.line, untested), 400),
         "lessons": _fit_rows(map(WORDS.lesson, _select_lessons(tested[:-told])), 300 if state.notebook else 900),
@@ -163,18 +176,18 @@ def show_source(state: State, source: str, read: Callable[[ev.Digest], str]) -> 
     """
     if read(state.parent.source) != source:
         return {"base": source.rstrip("\n"), "changes": ""}
-    lineage, kept = [state.parent], {result.experiment: result for result in state.judged}
+    lineage = [state.parent]
     while lineage[0].experiment:
         lineage.insert(0, state.parents[lineage[0].parent])
     texts = [read(commit.source) for commit in lineage]
-    base, changes = texts[0], list[str]()
+    base, changes = texts[0], dict[int, str]()
     for commit, old, new in zip(lineage[1:], texts, texts[1:], strict=False):
-        changes.append(WORDS.keep(kept[commit.experiment], diff(old, new, context=1)))
-        if sum(map(len, changes)) > CHANGES * CHARACTERS:
-            base, changes = new, []
+        changes[commit.experiment] = diff(old, new, context=1)
+        if sum(map(len, changes.values())) > CHANGES * CHARACTERS:
+            base, changes = new, {}
     if len(texts[-1]) > SOURCE * CHARACTERS:  # the researcher is shown its beginning, and the rest by a tool
-        base, changes = texts[-1], []
-    return {"base": base.rstrip("\n"), "changes": f"\n{CACHE}\n".join(changes)}
+        base, changes = texts[-1], {}
+    return {"base": base.rstrip("\n"), **_tell_settled(state, changes)}
 
 
 def describe_notebook(state: State) -> str:

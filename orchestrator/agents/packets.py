@@ -80,7 +80,7 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
         mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
         gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
         sigma = f"{stdev(losses):.4f}" if len(losses := _get_losses(every, share)) > 1 else "–"
-        rows.append(f"{row:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
+        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
     return "\n".join(line[: AT_EQUAL_SHARES if abs(pace - 1) < SAME_PACE else None] for line in rows)
 
 
@@ -92,13 +92,13 @@ def _count_steps(runs: Sequence[ev.RunResult]) -> float:
 
 
 def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionProfile) -> str:
-    """Return the curves and the metrics, and what ended a run early; the speed only where the budget is time."""
-    runs, last, timed = decided.runs, decided.last_run, profile.budget_kind == "time"
+    """Return the curves and the metrics, and what ended a run early."""
+    runs, last = decided.runs, decided.last_run
     curves = write_curve_table(decided, POINTS) if any(run.curve for run in runs) else ""
     measured = [
         (name, own, other)
-        for name, own, other in compare_metrics(runs, decided.compared)
-        if (own or other) and (timed or name != "tokens per second")
+        for name, own, other in compare_metrics(runs, decided.compared, profile.budget_kind)
+        if own or other
     ]
     crash = _describe_crash(last, log, source, decided.task) if isinstance(last, ev.Crashed) else ""
     return WORDS.packet(decided, runs, curves, measured, crash, profile.bytes_per_token)

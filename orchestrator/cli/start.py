@@ -20,6 +20,7 @@ from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Proposed, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, State, apply, fold
+from orchestrator.core.templates import count
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
@@ -46,7 +47,7 @@ def start_night(night: Preflight) -> None:
         earlier, variance = recall_results(night.paths.sessions, profile, night.task)
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
-        print(f"Begins with {len(earlier)} results of {names} (or without, by --no-memory)")
+        print(f"Begins with {count(len(earlier), 'result')} of {names} (or without, by --no-memory)")
     if night.beginning:
         print(f"Begins with experiment {night.beginning[0].experiment} of {night.beginning[0].session}, the best there")
     started = Started(
@@ -128,6 +129,7 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
         "limits": night.limits,
         "isolated": night.isolated,
         "measures_steps": not night.paths.cluster,
+        "asks_after_promotion": night.crew != "optuna",
         "crew": night.crew,
         "style": night.style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,

@@ -214,6 +214,8 @@ class SessionSettings(Frozen):
     """Whether its last runs measure the gain on fresh seeds."""
     measures_steps: bool = True
     """Whether a step can be run for its agents beside the runs: not where these are on a cluster."""
+    asks_after_promotion: bool = False
+    """Whether proposals are asked for only once a keep is committed. Earlier sessions were told the former best."""
 
 
 class EarlierResult(Frozen):

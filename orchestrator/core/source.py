@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, cast
 
 from merge3 import Merge3
@@ -33,6 +34,7 @@ def compute_digest(text: str) -> Digest:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@lru_cache(maxsize=64)
 def compute_fingerprint(source: str) -> Digest:
     """Return the digest of what the code does: comments, layout and seeds do not count.
 

@@ -69,9 +69,9 @@ def describe_rule(state: State) -> str:
     seeds = "runs with the same seeds in the same order and is compared with the best at equal seeds"
     how = seeds if state.session.task.noun == "seed" else "is compared with the best, run by run"
     return (
-        f"Every experiment {how}: it is kept once it is better with a probability of at least {need}, or loses "
-        f"nothing and is {th.SIMPLER_LINES} lines shorter, and runs again while that could still pay; each doubling of "
-        f"memory costs {th.MEMORY_PRICE:g}σ."
+        f"Every experiment {how}: it is kept once it is better with a probability of at least {need}, or is "
+        f"{th.SIMPLER_LINES} lines shorter and loses nothing over {th.SIMPLER_RUNS} runs, and runs again while that "
+        f"could still pay; each doubling of memory costs {th.MEMORY_PRICE:g}σ."
     )
 
 

@@ -37,6 +37,8 @@ def find_due(state: State) -> tuple[steps.Step, ...]:
         kinds = {type(step) for step in found}
         if len(state.slots) == 1 and steps.Reflect in kinds and (state.running or steps.Train in kinds):
             return tuple(found)  # while a run keeps the only slot busy, the next proposal waits for the post-mortem
+        if steps.Promote in kinds and state.session.asks_after_promotion:
+            return tuple(found)
         return (*found, *_request_proposals(state))
     found = [step for step in found if not isinstance(step, steps.Edit) and not _is_postponed(state, step)]
     decisive = [run for run in state.running if not (run.granted.plan and run.granted.plan.certifies)]

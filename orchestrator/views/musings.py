@@ -42,9 +42,12 @@ class Hit:
 
     @property
     def outcome(self) -> str:
-        """How the experiment ended, and its change of the score where there is one."""
-        delta, status = self.matter.get("delta"), str(self.matter.get("status", ""))
-        return f"{status} {BPB.format_change(delta)}" if isinstance(delta, float) else status
+        """How the experiment ended, and its change of the score with its error where there is one."""
+        delta, error, status = (self.matter.get(name) for name in ("delta", "error", "status"))
+        if not isinstance(delta, float):
+            return "no verdict" if status in ("proposed", "ready", "training") else str(status or "")
+        spread = f" ± {BPB.format_size(error)}" if isinstance(error, float) else ""
+        return f"{status} {BPB.format_change(delta)}{spread}"
 
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
@@ -90,7 +93,7 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
         proposed=next(proposed, None),
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
-        numbers=tabulate(row),
+        numbers=tabulate(row, log.state.session.profile.budget_kind),
         profile=log.state.session.profile,
         origin=log.state.session.origin,
         judged={result.experiment: result for result in log.state.judged},
