@@ -178,7 +178,8 @@ def test_search_finds_by_words_and_filters(folder):
     assert hits[0].matter["session"] == "test"
     assert hits[0].snippet.count("**") % 2 == 0
     assert "**" in hits[0].snippet
-    outcome = ", ".join(str(hits[0].matter[key]) for key in ("status", "verdict", "delta"))
+    matter = hits[0].matter
+    outcome = f"{matter['verdict']}, {matter['status']} {matter['delta']:+.4f} ± {matter['error']:.4f}"
     assert (
         render_template("hits.txt", hits=hits[:1]).strip()
         == f"experiment {hits[0].title.replace('. ', ' of test: ', 1)} ({outcome}): {hits[0].snippet}"

@@ -93,14 +93,10 @@ def _count_steps(runs: Sequence[ev.RunResult]) -> float:
 
 
 def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionProfile) -> str:
-    """Return the curves and the metrics, and what ended a run early; the speed only where the budget is time."""
-    runs, last, timed = decided.runs, decided.last_run, profile.budget_kind == "time"
+    """Return the curves and the metrics, and what ended a run early."""
+    runs, last = decided.runs, decided.last_run
     curves = write_curve_table(decided, POINTS) if any(run.curve for run in runs) else ""
-    measured = [
-        (name, own, other)
-        for name, own, other in compare_metrics(runs, decided.compared)
-        if (own or other) and (timed or name != "tokens per second")
-    ]
+    measured = [row for row in compare_metrics(runs, decided.compared) if row[1] or row[2]]
     crash = _describe_crash(last, log, source) if isinstance(last, ev.Crashed) else ""
     steps, other_steps = _count_steps(runs), _count_steps(decided.compared)
     is_alike = min(steps, other_steps) >= MANY_STEPS or abs(steps - other_steps) <= SAME_PACE * other_steps
