@@ -43,9 +43,8 @@ class Hit:
     @property
     def outcome(self) -> str:
         """How the experiment ended, and its change of the score where there is one."""
-        status, delta, error = (self.matter.get(name) for name in ("status", "delta", "error"))
-        change = f" {BPB.format_change(delta)}" if isinstance(delta, float) else ""
-        return f"{status or ''}{change}{f' ± {error:.4f}' if change and isinstance(error, float) else ''}"
+        delta, status = self.matter.get("delta"), str(self.matter.get("status", ""))
+        return f"{status} {BPB.format_change(delta)}" if isinstance(delta, float) else status
 
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
