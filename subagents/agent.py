@@ -228,7 +228,7 @@ class _Conversation(Generic[T]):
         """Return the answer. Raises ToolError if it is not valid, NoAnswer after too many such answers."""
         if failed:
             # It does not count as a bad answer: the model could not know yet that a call had failed.
-            raise ToolError(f"Not handed in, because `{failed}` failed in the same message. Fix that first.")
+            raise ToolError(f"Not handed in, because `{failed}` failed in the same message: mend or drop that call.")
         try:
             answer = self.agent.answer.model_validate(call.input)
             verdict = self.agent.accept(answer)

@@ -246,7 +246,6 @@ def test_time_money_noise_and_mark_are_stated(night):
 
     assert "8760 hours" in told["clock"]
     assert "of $1000" in told["clock"]
-    assert f"On other seeds expect {night.incumbent.score_to_beat:.4f}" in told["standing"]
     assert "σ" in told["standing"]
 
 

@@ -215,6 +215,24 @@ def test_training_and_validation_are_compared_in_bits_per_byte():
     assert packet.replace(told, "") == before, "where the size of a token is not known, nothing is told"
 
 
+@pytest.mark.parametrize(("steps", "other", "told"), [(28, 25, False), (28, 28, True), (2_000, 1_900, True)])
+def test_a_gap_of_a_few_steps_on_other_text_is_not_told(steps, other, told):
+    state, stage = decided()
+    curve = tuple(Point(seconds=i, progress=i / 20, loss=2.0) for i in range(1, 21))
+    runs = (
+        at(5, stage.scores[0].model_copy(update={"curve": curve, "metrics": RunMetrics(train_seconds=9, steps=count)}))
+        for count in (steps, other)
+    )
+    own, base = ((run,) for run in runs)
+    paired = replace(stage, scores=own, against=replace(stage.against, scores=base))
+    profile = state.session.profile.model_copy(update={"bytes_per_token": 2.8854})
+    known = replace(state, started=state.session.model_copy(update={"profile": profile}))
+
+    packet = packets.pack_reflection(known, paired, "log", "", synthetic.source())["packet"]
+
+    assert ("val_bpb minus that" in packet) == told
+
+
 def test_what_the_runs_reported_stands_in_a_fence_beside_the_incumbents():
     state, stage = decided()
     own, other = (

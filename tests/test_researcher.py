@@ -140,7 +140,7 @@ def test_an_experiment_is_looked_up_with_its_change():
     assert "Seeds: 2." in text
     assert "+VERSION = 5" in text
     assert len(text.encode()) <= RESULT_BYTES
-    assert "Experiment 999 does not exist or has not been judged yet." in used("look_up_experiment", number=999).text
+    assert "Experiment 999 does not exist." in used("look_up_experiment", number=999).text
 
 
 def test_one_that_never_ran_is_looked_up_too():

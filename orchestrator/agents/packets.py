@@ -21,6 +21,8 @@ POINTS = tuple(i / 10 for i in range(1, 11))
 """Shares of the budget at which a packet shows the curves."""
 SAME_PACE = 0.01
 """Relative difference below which two numbers of steps count as equal."""
+MANY_STEPS = 300
+"""Steps from which the last tenth of a run has so much text that it does not matter which."""
 AT_EQUAL_SHARES = 51
 """Characters of a row of the curve table before the comparison at equal steps, needless where the steps are equal."""
 EXCERPT = 1_800
@@ -101,7 +103,9 @@ def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionP
         if own or other
     ]
     crash = _describe_crash(last, log, source, decided.task) if isinstance(last, ev.Crashed) else ""
-    return WORDS.packet(decided, runs, curves, measured, crash, profile.bytes_per_token)
+    steps, other_steps = _count_steps(runs), _count_steps(decided.compared)
+    is_alike = min(steps, other_steps) >= MANY_STEPS or abs(steps - other_steps) <= SAME_PACE * other_steps
+    return WORDS.packet(decided, runs, curves, measured, crash, profile.bytes_per_token if is_alike else 0.0)
 
 
 def _describe_crash(crash: ev.Crashed, log: str, source: str, task: Task) -> str:

@@ -111,7 +111,7 @@ def make_tools(
             if result.experiment == number:
                 change = diff_from_parent(state, result.commit, read) if result.commit else ""
                 return briefing.WORDS.experiment(result, briefing.clip(change, briefing.DIFF))
-        raise ToolError(f"Experiment {number} does not exist or has not been judged yet.")
+        raise ToolError(f"Experiment {number} {'is not judged yet' if number in state.open else 'does not exist'}.")
 
     def query_ledger(family: Family | None = None, verdict: FinalStatus | None = None, parameter: str = "") -> str:
         """List experiments by family, by verdict, by a constant that they set; all filters are optional."""

@@ -24,7 +24,7 @@ SERIES = 96
 """Most numbers that one run may report by name, and that are shown of several."""
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "optimizer steps": lambda metrics: metrics.steps,
-    "tokens per second": lambda metrics: metrics.tokens / metrics.train_seconds if metrics.train_seconds else 0.0,
+    "training tokens": lambda metrics: metrics.tokens,
     "parameters": lambda metrics: metrics.parameters,
     "MB of memory at the peak": lambda metrics: metrics.memory_mb,
 }
