@@ -23,7 +23,7 @@ def test_both_sides_are_means_over_their_runs():
     ours = [run(2.0, steps=100, losses=[(0.5, 4.0), (1.0, 3.0)]), run(2.2, steps=110, losses=[(0.5, 4.2), (1.0, 3.2)])]
     incumbent = [run(2.5, steps=90, losses=[(0.5, 5.0), (1.0, 4.0)]), run(2.3, losses=[(0.5, 4.0), (1.0, 3.0)])]
 
-    assert compare_metrics(ours, incumbent, "time")[0] == ("optimizer steps", 105, 90)
+    assert compare_metrics(ours, incumbent)[0] == ("optimizer steps", 105, 90)
     assert compare_curves(ours, incumbent) == pytest.approx({0.5: -0.4, 1.0: -0.4})
 
 
@@ -31,7 +31,7 @@ def test_a_crash_has_measurements_and_no_curve_to_compare():
     crash = ev.Crashed(
         experiment=1, run=1, failure="NaN", message="", metrics=ev.RunMetrics(steps=7), curve=(), log="x"
     )
-    assert compare_metrics([crash], [], "work")[0] == ("optimizer steps", 7, 0)
+    assert compare_metrics([crash], [])[0] == ("optimizer steps", 7, 0)
     assert compare_curves([crash], []) == {}
 
 

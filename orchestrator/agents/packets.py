@@ -97,11 +97,7 @@ def _describe_runs(decided: Decided, log: str, source: str, profile: ev.SessionP
     """Return the curves and the metrics, and what ended a run early."""
     runs, last = decided.runs, decided.last_run
     curves = write_curve_table(decided, POINTS) if any(run.curve for run in runs) else ""
-    measured = [
-        (name, own, other)
-        for name, own, other in compare_metrics(runs, decided.compared, profile.budget_kind)
-        if own or other
-    ]
+    measured = [row for row in compare_metrics(runs, decided.compared) if row[1] or row[2]]
     crash = _describe_crash(last, log, source, decided.task) if isinstance(last, ev.Crashed) else ""
     steps, other_steps = _count_steps(runs), _count_steps(decided.compared)
     is_alike = min(steps, other_steps) >= MANY_STEPS or abs(steps - other_steps) <= SAME_PACE * other_steps

@@ -66,12 +66,9 @@ def count_seeds(scores: Sequence[ev.Scored], noun: str = "seed") -> str:
     return f"{len(scores)} {noun}{'s' * (len(scores) > 1)}"
 
 
-def compare_metrics(
-    runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored], budget_kind: str
-) -> list[tuple[str, float, float]]:
-    """Return each metric's name and its means, 0 where unknown; no speed where the budget is work."""
-    told = {name: read for name, read in MEASURES.items() if budget_kind == "time" or name != "tokens per second"}
-    return [(name, _average(runs, read), _average(incumbent, read)) for name, read in told.items()]
+def compare_metrics(runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored]) -> list[tuple[str, float, float]]:
+    """Return each metric's name and its means, 0 where unknown."""
+    return [(name, _average(runs, read), _average(incumbent, read)) for name, read in MEASURES.items()]
 
 
 def compare_curves(runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored]) -> dict[float, float]:

@@ -24,7 +24,7 @@ def write_postmortem(decided: Decided) -> ev.Postmortem:
     runs = () if decided.crash else decided.runs
     losses = ((CHECKED_SHARES[share], gap) for share, gap in compare_curves(runs, base).items())
     gaps = {time: 0.0 if abs(gap) < FLAT else gap for time, gap in losses}
-    known = [(name, own, other) for name, own, other in compare_metrics(runs, base, "time") if own and other]
+    known = [(name, own, other) for name, own, other in compare_metrics(runs, base) if own and other]
     changed = [(name, own, other) for name, own, other in known if abs(own / other - 1) >= WORTH_SAYING]
     steps = next((own / other - 1 for name, own, other in changed if name == "optimizer steps"), 0.0)
     return ev.Postmortem(

@@ -93,7 +93,7 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
         proposed=next(proposed, None),
         diff=diff,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
-        numbers=tabulate(row, log.state.session.profile.budget_kind),
+        numbers=tabulate(row),
         profile=log.state.session.profile,
         origin=log.state.session.origin,
         judged={result.experiment: result for result in log.state.judged},

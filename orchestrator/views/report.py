@@ -91,7 +91,7 @@ def render_report(log: LogReader, command: Callable[..., str] = write_command, g
         untested=UNTESTED,
         assess_keep=partial(assess_keep, state),
         show_diff=partial(show_diff, log),
-        tabulate=partial(tabulate, budget_kind=state.session.profile.budget_kind),
+        tabulate=tabulate,
         suggested=suggest_command(log, command),
         command=command,
         run_seconds=estimate_run_seconds(state),

@@ -87,7 +87,7 @@ def describe_trust(log: LogReader) -> str:
     return render_template("trust.txt", events=events, controls=count_false_prunes(log.state), caveat=caveat)
 
 
-def tabulate(row: ExperimentRow, budget_kind: str) -> list[tuple[str, str, str, str]]:
+def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     """Return name, value, incumbent's value and change of every measurement, as means over seeds."""
     table, metric, change, other = list[tuple[str, str, str, str]](), row.task.metric, "", ""
     if row.val_bpb is not None:
@@ -101,7 +101,7 @@ def tabulate(row: ExperimentRow, budget_kind: str) -> list[tuple[str, str, str, 
             table.append((f"by {row.task.noun}", values, "", ""))
         for name, value in reported.items():
             table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
-    for label, ours, base in compare_metrics(row.runs, row.compared, budget_kind):
+    for label, ours, base in compare_metrics(row.runs, row.compared):
         if ours:
             change = f"{100 * (ours / base - 1):+.0f} %".replace("-", "−") if base else ""
             table.append((label, format_count(ours), format_count(base) if base else "", change))
