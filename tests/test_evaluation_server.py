@@ -17,7 +17,7 @@ from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
-from orchestrator.lab.scoring.server import TrainingServer
+from orchestrator.lab.scoring.server import CHUNK, TrainingServer
 from prepare import channel
 from prepare.manifest import BudgetAmount
 from tests.small import LENGTH, small_data
@@ -100,8 +100,11 @@ def test_a_run_is_shown_the_training_text_and_nothing_else(visit):
     visit.say(f'{{"event": "model", "bytes": 2, {MANNER}}}')  # it evaluates in between, and the last model counts
     visit.run.sendall(b"fg")
     assert visit.shown() == (b'{"event": "thanks"}\n', [])
+    visit.say(f'{{"event": "model", "bytes": {CHUNK + 1}, {MANNER}}}')  # its clock does not stop, so it does not count
+    visit.run.sendall(bytes(CHUNK))
     visit.leave()
     assert visit.submission.model.read_bytes() == b"fg"
+    assert visit.submission.model.stat().st_mode & 0o777 == 0o444, "its owner cannot reopen a descriptor for writing"
     assert (visit.submission.objection, visit.monitor.train_seconds > 0) == ("", True)
     assert visit.monitor.startup_cpu == 7.0
 

@@ -90,10 +90,13 @@ class TrainingServer:
         monitor = self.monitor
         if not 0 < (size := event["bytes"]) <= MAX_MODEL:
             raise Disqualified(f"its model has {size:,} bytes")
-        with self.model.open("wb") as file:
+        part = self.model.with_suffix(".part")  # half of a later model must not replace one whose clock has stopped
+        with part.open("wb") as file:
             for first in range(0, size, CHUNK):
                 chunk = await self.connection.read_exactly(min(CHUNK, size - first))
                 await asyncio.to_thread(file.write, chunk)
+        part.chmod(0o444)  # otherwise who evaluates it could reopen its descriptor for writing, and tell the audit
+        part.replace(self.model)
         monitor.training_ended = monitor.read_clock()
         if monitor.training_began is None:  # it was never ready, so all of it counts
             monitor.training_began = monitor.launched
