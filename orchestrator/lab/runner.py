@@ -21,7 +21,7 @@ import numpy as np
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.failures import DEVICE_FAULT, Fault, MachineError, Prune, classify_failure
+from orchestrator.lab.failures import DEVICE_FAULT, MAX_MESSAGE, Fault, MachineError, Prune, classify_failure
 from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Listener, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
@@ -172,7 +172,7 @@ class BaseRunner(ABC, Generic[S]):
             if excuse and self.excuses[experiment] < MAX_EXCUSES:
                 self.excuses[experiment] += 1
                 raise MachineError(excuse) from fault
-            return ev.Crashed(failure=fault.kind, message=fault.message, **vars(run.result))
+            return ev.Crashed(failure=fault.kind, message=fault.message[:MAX_MESSAGE], **vars(run.result))
         finally:
             await asyncio.to_thread(remove_folder, run.folder)
 

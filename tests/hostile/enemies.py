@@ -324,7 +324,7 @@ CLAIMS = [
     Enemy("claims the infinite", "claim(lambda zeros: zeros + np.inf)\n", "not numbers", "raw"),
     Enemy("claims more than certainty", "claim(lambda zeros: zeros - 5)\n", "probability above 1", "raw", quick=True),
     Enemy("claims without a model", "say(event='losses', bytes=8192)\n", "without handing over", "raw"),
-    Enemy("a model without end", "hand_over(bytes=1 << 50)\n", "its model has", "raw"),
+    Enemy("a model without end", "hand_over(bytes=1 << 12_000)\n", "its model has", "raw"),
     Enemy("a model of nonsense", "hand_over(threads='rm', batch_size=-1)\n", "does not say how", "raw"),
     Enemy("claims certainty", "claim(lambda zeros: zeros)\n", "a loss of zero", "raw"),
     Enemy(
@@ -809,6 +809,16 @@ ODD = [
             "cloudpickle.dumps(Mine()), threads=4096, precision='highest', autocast='float16'",
         ),
         "",
+        "raw",
+    ),
+    Enemy(
+        "lifts its limits",
+        "import os, resource\nfor which in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):\n"
+        "    hard = resource.getrlimit(which)[1]\n    resource.setrlimit(which, (hard, hard))\n"
+        "    try: resource.setrlimit(which, (-1, -1)); print('GOT IT', which)\n    except (OSError, ValueError): pass\n"
+        + grab("x = bytearray(4 << 30)").replace("Exception", "MemoryError")
+        + grab("os.close(os.open('big', 65)); os.truncate('big', 40 << 20)"),
+        "without",
         "raw",
     ),
     Enemy(
