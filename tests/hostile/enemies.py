@@ -217,7 +217,7 @@ CLOCKS = [
     Enemy(
         "trains after the end, by its own clock",
         "import time\nfrom prepare import Budget\nreal = time.monotonic\n"
-        "time.monotonic = time.time = lambda: 0.0\nbudget, model, end = Budget(), Model(), real() + 20\n"
+        "time.monotonic = time.time = lambda: 0.0\nbudget, model = Budget(), train(Model(), 5)\nend = real() + 14\n"
         "while not budget.done and real() < end: train(model, 5)\nevaluate_bpb(model, tokenizer, 16)\n",
         "it trained for",
         "honest",
