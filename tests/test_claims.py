@@ -244,7 +244,7 @@ def test_impossible_claims(value, words):
 )
 def test_training_has_an_end(kind, usual, fine, wrong, words):
     scorer = make_scorer(kind=kind, amount=300.0, seconds=300.0)
-    server = TrainingServer(None, scorer, 2, BASELINE.model_copy(update={"train_cpu": usual}), None)
+    server = TrainingServer(None, scorer, 2, BASELINE.model_copy(update={"train_cpu": usual}), None, None)
     for server.wall, server.cpu in [fine, wrong]:
         with pytest.raises(Disqualified, match=words) if server.wall == wrong[0] else nullcontext():
             server.check_evaluation(0.0, 0.0)
@@ -253,7 +253,7 @@ def test_training_has_an_end(kind, usual, fine, wrong, words):
 def test_no_evaluation_may_take_three_times_what_the_baselines_took(tmp_path):
     scorer = Scorer.load(small_data(tmp_path / "data", BudgetAmount(kind="work", amount=1.0, seconds=300.0)))
     plan = BASELINE.model_copy(update={"evaluation": 50.0, "evaluation_cpu": 10.0})
-    server = TrainingServer(None, scorer, 2, plan, tmp_path / "model")
+    server = TrainingServer(None, scorer, 2, plan, None, tmp_path / "model")
     server.check_evaluation(1.0, 29.0)
     with pytest.raises(Disqualified, match="took 31 s of CPU time"):
         server.check_evaluation(1.0, 31.0)
@@ -305,7 +305,7 @@ def test_what_honest_code_is_off_sets_the_tolerance_and_the_script_does_not(kind
 def test_a_long_evaluation_counts_as_training(tmp_path, kind, usual, long):
     amount = BudgetAmount(kind=kind, amount=300.0, seconds=300.0)
     scorer = Scorer.load(small_data(tmp_path / "data", amount))
-    facts = {"model": tmp_path / "model", "wall": 300.0, "cpu": 300.0}
+    facts = {"monitor": None, "model": tmp_path / "model", "wall": 300.0, "cpu": 300.0}
     server = TrainingServer(None, scorer, 1, BASELINE.model_copy(update={"evaluation": 100.0}), **facts)
     server.check_evaluation(*usual)
     TrainingServer(None, scorer, 1, BASELINE, **facts).check_evaluation(*long)

@@ -17,7 +17,7 @@ from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.scoring.connection import MAX_LINE, open_pair
-from orchestrator.lab.scoring.server import TrainingServer
+from orchestrator.lab.scoring.server import CHUNK, TrainingServer
 from prepare import channel
 from prepare.manifest import BudgetAmount
 from tests.small import LENGTH, small_data
@@ -36,12 +36,10 @@ class Ticks:
         return self.now
 
 
-class Running:
+class Running(RunMonitor):
     """A process that has used seven CPU seconds, if not told otherwise."""
 
-    def __init__(self):
-        self.monitor = RunMonitor(RunLimits(wall=1e9), Ticks())
-        self.seconds = itertools.repeat(7.0)
+    seconds = itertools.repeat(7.0)
 
     def count_cpu_seconds(self):
         return next(self.seconds)
@@ -52,17 +50,16 @@ class Visit:
 
     def __init__(self, folder, plan=PLAN, budget=None):
         self.plan, self.scorer = plan, Scorer.load(small_data(folder / "data", budget))
-        self.running, descriptors = Running(), queue.SimpleQueue()
-        self.monitor = self.running.monitor
+        self.monitor, descriptors = Running(RunLimits(wall=1e9), Ticks()), queue.SimpleQueue()
         self.server = threading.Thread(target=lambda: asyncio.run(self.serve(folder / "model", descriptors)))
         self.server.start()
         self.run = socket.socket(fileno=descriptors.get(timeout=30))
 
     async def serve(self, model, descriptors):
         connection, descriptor = await open_pair()
-        self.submission = TrainingServer(connection, self.scorer, 1, self.plan, model)
+        self.submission = TrainingServer(connection, self.scorer, 1, self.plan, self.monitor, model)
         descriptors.put(descriptor)
-        await self.submission.serve(self.running)
+        await self.submission.serve()
 
     def say(self, *words):
         self.run.sendall("".join(f"{word}\n" for word in words).encode())
@@ -103,14 +100,17 @@ def test_a_run_is_shown_the_training_text_and_nothing_else(visit):
     visit.say(f'{{"event": "model", "bytes": 2, {MANNER}}}')  # it evaluates in between, and the last model counts
     visit.run.sendall(b"fg")
     assert visit.shown() == (b'{"event": "thanks"}\n', [])
+    visit.say(f'{{"event": "model", "bytes": {CHUNK + 1}, {MANNER}}}')  # its clock does not stop, so it does not count
+    visit.run.sendall(bytes(CHUNK))
     visit.leave()
     assert visit.submission.model.read_bytes() == b"fg"
+    assert visit.submission.model.stat().st_mode & 0o777 == 0o444, "its owner cannot reopen a descriptor for writing"
     assert (visit.submission.objection, visit.monitor.train_seconds > 0) == ("", True)
     assert visit.monitor.startup_cpu == 7.0
 
 
 def test_a_start_that_takes_longer_than_the_baselines_counts_as_training(visit):
-    visit.running.seconds = iter([500.0, 501.0])  # of CPU time, at the first batch and at the end; 10 are free
+    visit.monitor.seconds = iter([500.0, 501.0])  # of CPU time, at the first batch and at the end; 10 are free
     visit.say('{"event": "ready"}')
     visit.shown()
     visit.say(f'{{"event": "model", "bytes": 1, {MANNER}}}')

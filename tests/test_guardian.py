@@ -91,8 +91,9 @@ def test_it_says_when_there_is_no_such_command():
 
 
 def test_resources_are_limited():
-    found, _ = report(guarded(sys.executable, "-c", "while True: pass", cpu=1))
-    assert found["status"] == -signal.SIGXCPU
+    look = "import resource; print(resource.getrlimit(resource.RLIMIT_CPU))"
+    _, said = report(guarded(sys.executable, "-c", look, cpu=7))
+    assert said == b"(7, 7)\n", "the hard one, too"
 
 
 def test_asked_to_end_the_command_may_say_goodbye():

@@ -168,15 +168,17 @@ def test_a_curve_is_thinned_evenly(length):
 def test_the_summary_is_read():
     monitor = monitor_run(Clock())
     monitor.feed(UPSTREAM.encode() + SUMMARY.encode())
-    measures = monitor.summarize(peak_mb=None)
+    measures = monitor.summarize(on_gpu=True)
     assert (measures.steps, measures.tokens, measures.parameters) == (953, 499_600_000, 50_300_000)
-    assert (measures.memory_mb, monitor.summarize(peak_mb=606.0).memory_mb) == (45060.2, 606.0)
+    monitor.peak_mb = 606.0
+    assert (measures.memory_mb, monitor.summarize(on_gpu=False).memory_mb) == (45060.2, 606.0)
 
 
 def test_without_a_summary_the_last_line_and_the_system_must_do():
     monitor = monitor_run(Clock())
     monitor.feed(line(7, 3.0, 4.5))
-    measures = monitor.summarize(peak_mb=321.0)
+    monitor.peak_mb = 321.0
+    measures = monitor.summarize(on_gpu=False)
     assert (measures.steps, measures.memory_mb) == (7, 321.0)
 
 
@@ -184,7 +186,7 @@ def test_without_a_summary_the_last_line_and_the_system_must_do():
 def test_a_summary_of_nonsense_stays_a_number_that_can_be_stored(value):
     monitor = monitor_run(Clock())
     monitor.feed(f"---\nnum_steps: {value}\ntotal_tokens_M: {value}\npeak_vram_mb: {value}\n".encode())
-    found = json.loads(monitor.summarize(None).model_dump_json())
+    found = json.loads(monitor.summarize(on_gpu=True).model_dump_json())
     assert all(0 <= found[name] < 2**63 for name in ("steps", "tokens", "memory_mb"))  # as wide as Parquet's columns
 
 
@@ -325,7 +327,7 @@ def test_steps_that_a_script_does_not_count_are_measured():
     for number, percent in enumerate((0, 0, 0, 1.2, 0, 2.5)):  # compiles for 3 s each; a late zero is no first step
         clock.now += 3
         monitor.feed(line(number, percent, 5.0))
-    assert monitor.uncounted == monitor.summarize(None).uncounted == 9.0
+    assert monitor.uncounted == monitor.summarize(on_gpu=True).uncounted == 9.0
 
 
 def test_the_deadline_counts_from_the_start():

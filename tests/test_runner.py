@@ -124,6 +124,7 @@ async def test_a_step_is_measured_without_training_and_without_a_slot(bench, sou
     async with hold_slot(runner.slots[0]):
         assert await runner.measure_step(source) == answer
     assert not guardian.find_tagged(f"{bench.folder}/runs/")
+    assert not list((bench.folder / "runs").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A sandbox is used for what it prevents, and nothing is trained where none prevents enough."""
 
+import errno
 import json
 import os
 import struct
@@ -74,11 +75,18 @@ def test_without_shared_memory_nothing_is_compiled_by_a_pool(tmp_path):
 def test_a_filter_never_jumps_out_of_itself_and_refuses_at_its_end(machine, sockets, grants):
     code = seccomp.build_filter(sockets=sockets, grants=grants, machine=machine)
     lines = [struct.unpack("HBBI", code[i : i + 8]) for i in range(0, len(code), 8)]
-    assert lines[-1] == (0x06, 0, 0, seccomp.REFUSE | seccomp.EPERM)
+    assert lines[-1] == (0x06, 0, 0, seccomp.REFUSE | errno.EPERM)
     assert len(lines) <= 4096, "the kernel takes no more"
     for place, (what, yes, no, _) in enumerate(lines):
         if what & 7 == 5:
             assert place + 1 + max(yes, no) < len(lines)
+
+
+def test_a_check_in_the_table_names_a_call_and_who_may_use_it():
+    checks = [line.split() for line in seccomp.TABLE.read_text().splitlines() if line.startswith("check")]
+    assert len(checks) > 9
+    assert {words[2] for words in checks} <= seccomp.list_calls("x86_64").keys()
+    assert {(words[1] in seccomp.LEVELS, words[5] in ("only", "never")) for words in checks} == {(True, True)}
 
 
 def run(code, call, machine="x86_64", argument=0, second=0, third=0):
@@ -108,35 +116,36 @@ def test_what_the_filter_says():
     code = seccomp.build_filter(sockets=False, machine="x86_64")
     refuse = seccomp.REFUSE
     assert run(code, 0) == seccomp.ALLOW  # read
-    assert run(code, 101) == refuse | seccomp.EPERM  # ptrace
-    assert run(code, 41) == refuse | seccomp.EPERM  # socket
-    assert run(code, 91) == refuse | seccomp.SILENTLY  # fchmod
-    assert run(code, 435) == refuse | seccomp.ENOSYS  # clone3
+    assert run(code, 101) == refuse | errno.EPERM  # ptrace
+    assert run(code, 41) == refuse | errno.EPERM  # socket
+    assert run(code, 91) == refuse  # fchmod
+    assert run(code, 435) == refuse | errno.ENOSYS  # clone3
     assert run(code, 56, argument=0x11) == seccomp.ALLOW  # clone: a process
-    assert run(code, 56, argument=seccomp.NEW_USER | 0x11) == refuse | seccomp.EPERM
-    assert run(code, 0x4000_0000 + 41) == refuse | seccomp.ENOSYS  # the same by another name is in no table
+    assert run(code, 56, argument=0x1000_0000 | 0x11) == refuse | errno.EPERM
+    assert run(code, 0x4000_0000 + 41) == refuse | errno.ENOSYS  # the same by another name is in no table
     assert run(code, 0, machine="aarch64") == seccomp.KILL
     assert run(code, 141, argument=0, second=0) == seccomp.ALLOW  # setpriority: its own
-    assert run(code, 141, argument=2, second=0) == refuse | seccomp.EPERM  # of all processes of the user
-    assert run(code, 203, argument=99) == refuse | seccomp.EPERM  # sched_setaffinity of another process
+    assert run(code, 141, argument=2, second=0) == refuse | errno.EPERM  # of all processes of the user
+    assert run(code, 203, argument=99) == refuse | errno.EPERM  # sched_setaffinity of another process
     assert [run(code, 72, second=word) == seccomp.ALLOW for word in (1, 6, 37, 1030, 1036)] == [1, 1, 1, 1, 0]  # fcntl
-    assert [run(code, 16, second=word) for word in (0x5421, 0x40086602)] == [seccomp.ALLOW, refuse | seccomp.ENOTTY]
+    assert [run(code, 16, second=word) for word in (0x5421, 0x40086602)] == [seccomp.ALLOW, refuse | errno.ENOTTY]
     assert run(code, 13, argument=17) == seccomp.ALLOW  # rt_sigaction of SIGCHLD
     code = seccomp.build_filter(sockets=True, grants="run", machine="x86_64")
     assert [run(code, 13, argument=number) == seccomp.ALLOW for number in (15, 17, 18)] == [1, 0, 1]
     assert [run(code, 41, argument=family) == seccomp.ALLOW for family in (1, 2, 10, 16, 40)] == [1, 1, 1, 1, 0]
     assert run(code, 57) == seccomp.ALLOW  # fork
-    assert run(code, 319) == run(code, 335) == refuse | seccomp.EPERM  # memfd_create, and a number of no call
-    assert run(code, 470) == refuse | seccomp.ENOSYS  # newer than the table
+    assert run(code, 319) == run(code, 335) == refuse | errno.EPERM  # memfd_create, and a number of no call
+    assert run(code, 470) == refuse | errno.ENOSYS  # newer than the table
 
 
 def test_what_evaluates_a_model_starts_threads_and_reads():
     code, refuse = seccomp.build_filter(sockets=True, grants="model", machine="x86_64"), seccomp.REFUSE
     assert run(code, 56, argument=0x3D0F00) == seccomp.ALLOW  # clone: a thread
-    assert run(code, 56, argument=0x11) == refuse | seccomp.EPERM  # a process
-    assert run(code, 57) == run(code, 58) == run(code, 41) == run(code, 53) == refuse | seccomp.EPERM
+    assert run(code, 56, argument=0x11) == refuse | errno.EPERM  # a process
+    assert run(code, 57) == run(code, 58) == run(code, 41) == run(code, 53) == refuse | errno.EPERM
+    assert run(code, 99) == refuse | errno.EPERM  # sysinfo: the load and the memory that others use
     assert run(code, 257, third=0o2000000) == seccomp.ALLOW  # openat, to read
-    assert [run(code, 257, third=flags) for flags in (1, 2, 0o100, 0o1000)] == [refuse | seccomp.EROFS] * 4
+    assert [run(code, 257, third=flags) for flags in (1, 2, 0o100, 0o1000)] == [refuse | errno.EROFS] * 4
     assert [run(code, 72, second=word) == seccomp.ALLOW for word in (1, 3, 6, 37)] == [1, 1, 0, 0]  # fcntl
 
 

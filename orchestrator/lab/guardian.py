@@ -49,7 +49,8 @@ def main() -> None:
     for name, value in options["limits"].items():
         which = getattr(resource, f"RLIMIT_{name}")
         _, hard = resource.getrlimit(which)
-        resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (limit, limit))  # the hard one, too, up to which the command could raise the other
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # A handler, since an ignored signal would stay ignored in the command.
         signal.signal(number, lambda _number, _frame: None)

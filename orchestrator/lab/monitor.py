@@ -2,8 +2,10 @@
 
 import math
 import re
+import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,6 +28,9 @@ POINTS = 60
 """Most points of a loss curve: enough to draw it and to compare it with another."""
 REPORTED = re.compile(r"(?!position/)[A-Za-z0-9_.]{1,16}/[A-Za-z0-9_.]{1,48}")
 """Names that a script may give to what it reports of itself; `position` is measured."""
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FROM_OUTSIDE = {*(-number for number in _SENT), *(128 + number for number in _SENT)}
+"""How a command ends by signals that a user sends, a batch system, a shutdown, or the system out of memory."""
 STANDSTILL = 5.0
 """Most seconds that count between two readings of the clock. It is read ten times a second, so a longer gap means that
 the orchestrator was suspended: Ctrl-Z, a paused container, an unresponsive machine."""
@@ -71,7 +76,7 @@ def set_limits(profile: SessionProfile, slots: int = 1) -> RunLimits:
 
 @dataclass
 class RunMonitor:
-    """Follows a run in progress from its start: its log, its loss curve, and the first reason to stop it."""
+    """Follows a run from its start: processes, log, loss curve, the first reason to stop it, and how it ended."""
 
     limits: RunLimits
     clock: Callable[[], float] = time.monotonic
@@ -94,7 +99,12 @@ class RunMonitor:
     would_prune_at: float | None = None
     """Share of the budget at which it fell behind a pruning threshold."""
     cause: Fault | Prune | None = None
-    """The first reason to stop that was found in the output."""
+    """The first reason for which it was stopped, or is to be."""
+    guardian: int = 0
+    """Process id; 0 before it is started."""
+    status: int | None = None
+    """Exit code, or a signal's number negated; None before the end, and if the guardian was killed."""
+    peak_mb: float = 0.0
     last: ProgressLine | None = None
     transcript: Transcript = field(default_factory=Transcript)
     points: dict[int, Point] = field(default_factory=dict[int, Point])
@@ -130,6 +140,35 @@ class RunMonitor:
             return 0.0
         return (self.read_clock() if self.training_ended is None else self.training_ended) - self.training_began
 
+    def list_processes(self, *, with_guardian: bool = False) -> list[psutil.Process]:
+        """Return its whole process tree, children before their parents; nothing if it has just ended."""
+        with suppress(psutil.Error):
+            guard = psutil.Process(self.guardian)
+            return [*reversed(guard.children(recursive=True)), *[guard] * with_guardian]
+        return []
+
+    def count_cpu_seconds(self) -> float:
+        """Return the CPU seconds that its whole process tree has used so far, with what the guardian has reaped.
+
+        Parents come last: the time of a child that ends meanwhile is theirs.
+        """
+        total = 0.0
+        for process in self.list_processes(with_guardian=True):
+            with suppress(psutil.Error):
+                total += sum(process.cpu_times()[:4])  # its own and its children's, in the program and in the kernel
+        return total
+
+    def check_ending(self) -> None:
+        """Raise Prune or Fault where it was stopped, or it or its guardian was killed or suspended from outside."""
+        if self.cause:
+            raise self.cause
+        if self.status is None or self.status in FROM_OUTSIDE:
+            is_small = 2 * self.peak_mb < psutil.virtual_memory().total >> 20
+            excuse = f"{'its guardian' if self.status is None else 'it'} was killed or suspended from outside"
+            where = f"it was killed from outside at {self.peak_mb:,.0f} MB"
+            message = f"{where}, as happens when the system runs out of memory"
+            raise Fault("out of host memory", message, excuse * is_small)
+
     def feed(self, data: bytes, *, last: bool = False) -> None:
         """Read output. Any output is a sign of life, since a script may print its progress in a format of its own."""
         self.last_output_at = self.read_clock()
@@ -159,8 +198,8 @@ class RunMonitor:
             return Fault("other", f"it printed more than {self.limits.output >> 20} MB")
         return Fault("disk full", "it filled the disk") if self.fills_disk() else self._find_hang()
 
-    def summarize(self, peak_mb: float | None) -> RunMetrics:
-        """Return the run's metrics; `peak_mb` is its largest process's memory, None on a GPU, to take its summary's."""
+    def summarize(self, *, on_gpu: bool) -> RunMetrics:
+        """Return the run's metrics; the memory is its largest process's, or a GPU's by the run's own summary."""
         summary = {n: max(0.0, min(value, MAX_NUMBER)) for n, value in self.transcript.reader.numbers.items()}
         return RunMetrics(
             startup_cpu=self.startup_cpu,
@@ -172,7 +211,7 @@ class RunMonitor:
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),
             tokens=int(1e6 * summary.get("total_tokens_M", 0.0)),
             parameters=int(1e6 * summary.get("num_params_M", 0.0)),
-            memory_mb=summary.get("peak_vram_mb", 0.0) if peak_mb is None else peak_mb,
+            memory_mb=summary.get("peak_vram_mb", 0.0) if on_gpu else self.peak_mb,
         )
 
     def _find_hang(self) -> Fault | None:
@@ -195,7 +234,8 @@ class RunMonitor:
         self.uncounted = self.uncounted if step.progress or any(self.points) else self.train_seconds
         point = Point(seconds=self.train_seconds, progress=step.progress, loss=step.loss)
         self.points[math.ceil((POINTS - 1) * step.progress)] = point
-        self.on_point(point, step.tokens_per_second)
+        if not self.only_starts:
+            self.on_point(point, step.tokens_per_second)
         while self.pruning_thresholds and point.progress >= self.pruning_thresholds[0].progress:
             self._compare(self.pruning_thresholds.pop(0))
 

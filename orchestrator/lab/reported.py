@@ -11,6 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         monitor = self._watch(run)
         monitor.transcript.reader, monitor.training_began = reader, monitor.launched
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed)
-        await self._train(run, command, lambda _: asyncio.sleep(0))
+        await self._train(run, command, partial(asyncio.sleep, 0))
         run.check_ending(task.budget)
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:

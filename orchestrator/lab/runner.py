@@ -9,7 +9,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,9 +21,9 @@ import numpy as np
 
 from orchestrator.core import events as ev
 from orchestrator.lab import guardian
-from orchestrator.lab.failures import DEVICE_FAULT, Fault, MachineError, Prune, classify_failure
+from orchestrator.lab.failures import DEVICE_FAULT, MAX_MESSAGE, Fault, MachineError, Prune, classify_failure
 from orchestrator.lab.monitor import RunLimits, RunMonitor
-from orchestrator.lab.process import Ending, Listener, RunningProcess, run_guarded
+from orchestrator.lab.process import Listener, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
@@ -45,6 +45,8 @@ STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 MAX_EXCUSES = 2
 """Runs of one experiment in a row whose failure may be attributed to the machine. Without a limit, a candidate that
 takes too much memory would be run, and killed, until the session gives up."""
+DRAFT = -1
+"""Stands for an experiment in the run of a source that is not trained."""
 MAX_DEVICE_FAULTS = 3
 """Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
@@ -59,8 +61,9 @@ class Attempt:
     lock: int
     """Descriptor of the slot's lock, which the processes of the run inherit."""
     folder: Path
+    only_starts: bool = False
+    """End it where its training begins."""
     monitor: RunMonitor = field(init=False)
-    ending: Ending = field(init=False)
     result: ev.RunResult = field(init=False)
 
     @property
@@ -82,8 +85,8 @@ class Attempt:
 
     def check_ending(self, budget: float) -> None:
         """Raise Prune, Fault or MachineError where it did not end well; `budget` is in seconds of wall time."""
-        self.ending.check()
-        if status := self.ending.status:
+        self.monitor.check_ending()
+        if status := self.monitor.status:
             fault = classify_failure(status, self.log)
             if fault.kind == "disk full" and self.result.tier != Bubblewrap.tier:
                 disk = _measure(self.folder) << 10
@@ -169,7 +172,7 @@ class BaseRunner(ABC, Generic[S]):
             if excuse and self.excuses[experiment] < MAX_EXCUSES:
                 self.excuses[experiment] += 1
                 raise MachineError(excuse) from fault
-            return ev.Crashed(failure=fault.kind, message=fault.message, **vars(run.result))
+            return ev.Crashed(failure=fault.kind, message=fault.message[:MAX_MESSAGE], **vars(run.result))
         finally:
             await asyncio.to_thread(remove_folder, run.folder)
 
@@ -180,16 +183,16 @@ class BaseRunner(ABC, Generic[S]):
     def _watch(self, run: Attempt) -> RunMonitor:
         """Start the run's clock, and return what watches it."""
         tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
-        run.monitor = RunMonitor(self.limits, on_point=tell, fills_disk=fills_disk, plan=run.plan)
+        run.monitor = RunMonitor(self.limits, time.monotonic, tell, fills_disk, run.plan, only_starts=run.only_starts)
         return run.monitor
 
     async def _train(self, run: Attempt, command: Command, listen: Listener) -> None:
-        """Run the command to its end in the sandbox, store its log, and note how it ended."""
-        run.ending = await run_guarded(self.sandbox.wrap(command), run.monitor, run.lock, listen)
+        """Run the command to its end in the sandbox, and store its log."""
+        await run_guarded(self.sandbox.wrap(command), run.monitor, run.lock, listen)
         run.result = ev.RunResult(
             experiment=run.granted.experiment,
             run=run.granted.run,
-            metrics=run.monitor.summarize(None if run.slot.devices else run.ending.peak_mb),
+            metrics=run.monitor.summarize(on_gpu=bool(run.slot.devices)),
             curve=tuple(run.monitor.points.values()),
             log=self.put(run.log),
             tier=self.sandbox.tier,
@@ -216,23 +219,18 @@ class Runner(BaseRunner[Scorer]):
 
         Nothing if the machine is at fault. It takes no slot: counted work does not depend on what runs beside it.
         """
-        monitor, folder = RunMonitor(self.limits, only_starts=True), self.runs / "step"
-        slot = replace(self.slots[0], lock=self.folder / "step.lock")
+        granted, slot = ev.Granted(experiment=DRAFT, run=0, slot=0, seed=0), self.slots[0]
+        self.excuses[DRAFT] = 0
         try:
-            async with hold_slot(slot) as lock:
-                run = Attempt(ev.Granted(experiment=0, run=0, slot=0, seed=0), source, slot, lock, folder)
-                await asyncio.to_thread(remove_folder, folder)
-                run.monitor = monitor
-                await self._serve(run)
-                run.check_ending(inf)
-        except Prune:
-            return {name: tuple(series) for name, series in monitor.telemetry.items()}
-        except (Fault, MachineError, OSError) as error:
-            log = monitor.transcript.log.replace(f"{folder}/work/", "")
-            frames = extract_frames(split_lines(log), split_files(source))[:-1]
-            is_own = isinstance(error, Fault) and not error.excuse
-            return "\n".join([str(error), *frames]) if is_own else {}
-        return "it ended before its training"
+            async with hold_slot(replace(slot, lock=self.folder / "step.lock")) as lock:
+                run = Attempt(granted, source, slot, lock, self.runs / "step", only_starts=True)
+                outcome = await self._evaluate(run)
+        except (MachineError, OSError):
+            return {}
+        if not isinstance(outcome, ev.Crashed):
+            return outcome.telemetry
+        frames = extract_frames(split_lines(run.log), split_files(source))[:-1]
+        return "\n".join([outcome.message, *frames])
 
     async def _serve(self, run: Attempt) -> TrainingServer:
         """Run the source to its end, and return what has served it. Raises MachineError, OSError."""
@@ -242,17 +240,19 @@ class Runner(BaseRunner[Scorer]):
         ours, theirs = await open_pair()
         command = run.slot.build_command([self.tree.script], run.work, theirs, **env)
         threads = run.slot.threads or os.cpu_count() or 1
-        server = TrainingServer(ours, self.scorer, threads, run.plan, run.folder / "model")
+        server = TrainingServer(ours, self.scorer, threads, run.plan, run.monitor, run.folder / "model")
         await self._train(run, command, server.serve)
         return server
 
     async def _score(self, run: Attempt) -> ev.Scored:
         self._watch(run)
         server = await self._serve(run)
-        if server.objection and not run.ending.stopped:
+        if server.objection and not run.monitor.cause:
             raise Disqualified(server.objection)
         budget = self.scorer.manifest.budget
         run.check_ending(budget.amount if budget.kind == "time" else inf)
+        if run.only_starts:
+            raise Fault("other", "it ended before its training")
         if server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
         await asyncio.to_thread(remove_folder, run.work)  # the size of a file could tell the next process something
@@ -261,7 +261,6 @@ class Runner(BaseRunner[Scorer]):
         try:
             return await self._score_model(run, server, known, audit)
         finally:
-            known.cancel()
             audit.cancel()
             await asyncio.gather(audit, return_exceptions=True)
 
@@ -270,7 +269,7 @@ class Runner(BaseRunner[Scorer]):
     ) -> ev.Scored:
         """Return the score of the model; let the audit know its exams once the process that claims has gone."""
         began = time.monotonic()
-        claims, heldout = await self._ask(run, server, partial(self._compute_claims, run.plan), asyncio.sleep(0))
+        claims, heldout = await self._ask(run, server, partial(self._compute_claims, run.plan, server.model))
         val_bpb = self.scorer.compute_bpb(claims)
         telemetry = run.result.telemetry | {"position": self.scorer.compute_by_position(claims)}
         run.result = run.result.model_copy(update={"telemetry": telemetry})
@@ -291,8 +290,11 @@ class Runner(BaseRunner[Scorer]):
         confirmed = rest[0][0] if rest else None
         return score.model_copy(update={"val_bpb": corrected, "confirmed": confirmed, "audit": record})
 
-    async def _compute_claims(self, plan: ev.EvaluationPlan, evaluator: Evaluator) -> tuple[Nats, Nats | None]:
+    async def _compute_claims(
+        self, plan: ev.EvaluationPlan, model: Path, evaluator: Evaluator
+    ) -> tuple[Nats, Nats | None]:
         """Return the losses on validation text and, where the plan asks for it, on held-out text."""
+        await evaluator.load(model)
         claims, heldout = await evaluator.compute_claims(self.scorer), self.scorer.heldout
         if not (heldout and plan.confirmed and plan.needs_audit(self.scorer.compute_bpb(claims))):
             return claims, None
@@ -305,7 +307,8 @@ class Runner(BaseRunner[Scorer]):
         rng, tolerance = np.random.default_rng(), self.scorer.get_tolerance(run.plan.baseline_error)
 
         async def question(evaluator: Evaluator) -> list[tuple[float, float, float]]:
-            exams = await known
+            exams = await asyncio.shield(known)  # a later process of this audit waits for the same
+            await evaluator.load(server.model)
             for scorer, claims, positions in exams:  # before the process has seen more
                 alone = await evaluator.compute_alone(scorer, positions, rng)
                 scorer.check_company(claims, alone, positions, tolerance)
@@ -315,19 +318,18 @@ class Runner(BaseRunner[Scorer]):
                 scorer.correct(claims, seen, positions, tolerance) for (scorer, claims, positions), seen in answered
             ]
 
-        return await self._ask(run, server, question, known)
+        return await self._ask(run, server, question)
 
-    async def _ask(self, run: Attempt, server: TrainingServer, question: Question[T], turn: Awaitable[object]) -> T:
-        """Return what a fresh process with the model answers. Raises Fault, MachineError, OSError.
+    async def _ask(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
+        """Return what a fresh process answers, which the question sends the model. Raises Fault, MachineError, OSError.
 
-        It gets the model when it is its `turn`. One that is killed from outside is replaced MAX_EXCUSES times; the run
-        is not, or its model could try again.
+        One that is killed from outside is replaced MAX_EXCUSES times; the run is not, or its model could try again.
         """
-        left, turn = MAX_EXCUSES, asyncio.ensure_future(turn)
+        left = MAX_EXCUSES
         while True:
             folder = Path(tempfile.mkdtemp(dir=run.folder))
             try:
-                return await self._ask_once(run, server, question, turn, folder)
+                return await self._ask_once(run, server, question, folder)
             except Fault as fault:
                 if not (fault.excuse and left):
                     fault.excuse = ""
@@ -336,33 +338,30 @@ class Runner(BaseRunner[Scorer]):
             finally:
                 await asyncio.to_thread(remove_folder, folder)
 
-    async def _ask_once(
-        self, run: Attempt, server: TrainingServer, question: Question[T], turn: Awaitable[object], folder: Path
-    ) -> T:
+    async def _ask_once(self, run: Attempt, server: TrainingServer, question: Question[T], folder: Path) -> T:
         self.tree.lay_out(folder, run.source)  # the model may need its modules
         assert server.settings
         connection, theirs = await open_pair()
         words = ["-P", "-m", "prepare.evaluator"]  # which finds nothing in its folder before it is ready
         more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
         command = run.slot.build_command(words, folder, theirs, "model", **more)
-        evaluator, monitor, answers = Evaluator(connection, server.settings), RunMonitor(self.limits), list[T]()
+        monitor, answers = RunMonitor(self.limits), list[T]()
+        evaluator = Evaluator(connection, server.settings, monitor)
 
-        async def listen(running: RunningProcess) -> None:
+        async def listen() -> None:
             with suppress(ConnectionError), closing(connection):  # at its end the guardian reports how it ended
                 await evaluator.start()
-                await asyncio.shield(turn)  # a later process of this audit waits for the same
-                began = monitor.read_clock()
-                await evaluator.load(server.model)
                 answer = await question(evaluator)
-                server.check_evaluation(monitor.read_clock() - began, running.count_cpu_seconds())
+                server.check_evaluation(monitor.read_clock() - evaluator.began, monitor.count_cpu_seconds())
                 answers.append(answer)
+                monitor.cause = Prune("it has answered")  # so it is ended if it does not end
                 await connection.send({"event": "thanks"})
 
-        ending = await run_guarded(self.sandbox.wrap(command), monitor, run.lock, listen)
+        await run_guarded(self.sandbox.wrap(command), monitor, run.lock, listen)
         if answers:
             return answers[0]
-        ending.check()
-        raise evaluator.explain_silence(ending, monitor.transcript.log)
+        monitor.check_ending()
+        raise evaluator.explain_silence()
 
 
 def remove_folder(folder: Path) -> None:

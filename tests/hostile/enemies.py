@@ -217,7 +217,7 @@ CLOCKS = [
     Enemy(
         "trains after the end, by its own clock",
         "import time\nfrom prepare import Budget\nreal = time.monotonic\n"
-        "time.monotonic = time.time = lambda: 0.0\nbudget, model, end = Budget(), Model(), real() + 20\n"
+        "time.monotonic = time.time = lambda: 0.0\nbudget, model = Budget(), train(Model(), 5)\nend = real() + 14\n"
         "while not budget.done and real() < end: train(model, 5)\nevaluate_bpb(model, tokenizer, 16)\n",
         "it trained for",
         "honest",
@@ -324,7 +324,7 @@ CLAIMS = [
     Enemy("claims the infinite", "claim(lambda zeros: zeros + np.inf)\n", "not numbers", "raw"),
     Enemy("claims more than certainty", "claim(lambda zeros: zeros - 5)\n", "probability above 1", "raw", quick=True),
     Enemy("claims without a model", "say(event='losses', bytes=8192)\n", "without handing over", "raw"),
-    Enemy("a model without end", "hand_over(bytes=1 << 50)\n", "its model has", "raw"),
+    Enemy("a model without end", "hand_over(bytes=1 << 12_000)\n", "its model has", "raw"),
     Enemy("a model of nonsense", "hand_over(threads='rm', batch_size=-1)\n", "does not say how", "raw"),
     Enemy("claims certainty", "claim(lambda zeros: zeros)\n", "a loss of zero", "raw"),
     Enemy(
@@ -726,4 +726,117 @@ HARM = [
     Enemy("a line of 100 MB", "import sys\nfor _ in range(100): sys.stdout.write('x' * (1 << 20))\n", "MB"),
     Enemy("never ends", "import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(600)\n", "timeout"),
 ]
-ENEMIES = [*MODELS, *CLOCKS, *CLAIMS, *EVALUATED, *PEEKS, *HARM]
+ODD = [
+    Enemy(
+        "hands over all of a later model but its last byte",
+        evaluated("Mine = Model\n").replace(
+            "hand_over(cloudpickle.dumps(Mine()))",
+            "hand_over()\ndata = cloudpickle.dumps(Mine())\ndata += bytes(-len(data) % (1 << 20))\n"
+            "channel.send({'event': 'model', 'bytes': len(data) + 1, **MANNER}, data)",
+        ),
+        "fails by itself",
+        "raw",
+    ),
+    Enemy(
+        "does not end where it is evaluated",
+        evaluated(
+            "class Mine(Model):\n    def __setstate__(self, state):\n        import atexit, os, time\n"
+            "        self.__dict__ = state\n        os._exit = lambda code: time.sleep(600)\n"
+            "        atexit.register(time.sleep, 600)\n    def __del__(self):\n        os._exit(0)\n"
+        ),
+        CORRECTED,
+        "raw",
+    ),
+    Enemy(
+        "asks the kernel for its load where it is evaluated",
+        attempt(("if libc.sysinfo(ctypes.create_string_buffer(256)) < 0: raise OSError",)),
+        CORRECTED,
+        "raw",
+    ),
+    Enemy(
+        "ends whatever it can reach where it is evaluated",
+        evaluated("class Mine(Model):\n    def look(self, x, y):\n        import os\n        os.kill(-1, 9)\n"),
+        "",
+        "raw",
+    ),
+    Enemy(
+        "brings finders without end",
+        "from itertools import repeat\nfrom prepare.evaluator import LoadedFiles\n"
+        "class Finder(LoadedFiles):\n    places = ('../' * 99 + 'etc', '/proc/self/root')\n"
+        "    def find_spec(self, *_): return 1 / 0\n"
+        "hand_over(b''.join(repeat(cloudpickle.dumps(Finder()), 900)) + cloudpickle.dumps(Liar(lambda z: z)))\n",
+        "a loss of zero",
+        "raw",
+    ),
+    Enemy(
+        "answers before it is asked",
+        evaluated(
+            "class Mine(Model):\n    def __setstate__(self, state):\n        self.__dict__ = state\n"
+            "        for _ in range(9):\n            for event in ('loaded', 'losses', 'logits', 'ready', 'model'):\n"
+            "                channel.send({'event': event, 'bytes': 2048}, bytes(2048))\n"
+        ),
+        "disqualified",
+        "raw",
+    ),
+    *(
+        Enemy(
+            f"its losses are {what}",
+            evaluated(f"class Mine(Model):\n    def state(self, x, y, loss):\n        return {how}\n"),
+            end,
+            "raw",
+        )
+        for what, how, end in (
+            ("complex", "loss * 0.5 - 5j", "disqualified"),
+            ("lower at some addresses", "loss * (0.5 if x.ctypes.data % 64 else 0.6)", "disqualified"),
+            ("lower at some times", "loss * (0.5 if __import__('time').time_ns() % 8 else 1)", "disqualified"),
+            ("an odd class", "(loss * 0).view(type('Odd', (np.ndarray,), {'nbytes': 1 << 31, 'tobytes': 1}))", "zero"),
+        )
+    ),
+    Enemy(
+        "is certain of one token",
+        evaluated(
+            "class Mine(Model):\n    def __call__(self, x, y=None, reduction='mean'):\n"
+            "        out = super().__call__(x, y, reduction)\n        if y is not None: return out * 0.7\n"
+            "        return np.where(out == out.max(-1, keepdims=True), 3e38, -np.inf)\n"
+        ),
+        "disqualified",
+        "raw",
+    ),
+    Enemy(
+        "wants thousands of threads",
+        evaluated("Mine = Model\n").replace(
+            "cloudpickle.dumps(Mine())",
+            "cloudpickle.dumps(Mine()), threads=4096, precision='highest', autocast='float16'",
+        ),
+        "",
+        "raw",
+    ),
+    Enemy(
+        "lifts its limits",
+        "import os, resource\nfor which in (resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):\n"
+        "    hard = resource.getrlimit(which)[1]\n    resource.setrlimit(which, (hard, hard))\n"
+        "    try: resource.setrlimit(which, (-1, -1)); print('GOT IT', which)\n    except (OSError, ValueError): pass\n"
+        + grab("x = bytearray(4 << 30)").replace("Exception", "MemoryError")
+        + grab("os.close(os.open('big', 65)); os.truncate('big', 40 << 20)"),
+        "without",
+        "raw",
+    ),
+    Enemy(
+        "prints digits of all scripts",
+        "import sys\nprint('step \u0663 (\u0664\u0665%) | loss: \u0660.\u0661 | tok/sec: \u0661,\u0660')\n"
+        "for n in ('\U0001d7d7', '\u00b2', '1_0', '9' * 40, '-1', '0x1'):\n"
+        "    print(f'step {n} ({n}%) | loss: {n} | tok/sec: {n}')\n"
+        "sys.stdout.buffer.write(b'step 1 (1.0%) | loss: 1\\x00\\xff\\xed\\xa0\\x80\\r\\x1b]0;x' * 999)\n"
+        "print('---\\nnum_steps: \u0663e400\\ntotal_tokens_M: nan\\nnum_params_M: -inf')\n",
+        "the loss became",
+    ),
+    Enemy(
+        "leaves links, holes and depths",
+        "import os\nfor n in range(200):\n    os.close(os.open(f'hole{n}', 65)); os.truncate(f'hole{n}', 32 << 20)\n"
+        "os.symlink('.', 'loop'); os.symlink('WORLD', 'out'); os.link('hole0', 'tmp/hard')\n"
+        "os.mkdir('d' * 255); os.symlink('/proc/self/fd/0', 'd' * 255 + '/0')\nhand_over()\n",
+        "by itself",
+        "raw",
+    ),
+]
+ENEMIES = [*MODELS, *CLOCKS, *CLAIMS, *EVALUATED, *PEEKS, *HARM, *ODD]

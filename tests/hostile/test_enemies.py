@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.core.events import Scored
+from orchestrator.lab.failures import MAX_MESSAGE
 from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.sandbox import select
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
@@ -37,6 +38,7 @@ async def met(folder, tier, enemy, seen):
     seen(f"{enemy.name:52} {tier:11} {outcome.kind:9} {why[:110]}")
     assert not wrong, why
     assert len(outcome.model_dump_json()) < 20_000, "what it says fits into the session's file"
+    assert len(getattr(outcome, "message", "")) <= MAX_MESSAGE
     assert enemy.end in f"{outcome.kind}: {why}", why
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.lab.failures import Fault, MachineError, classify_failure
-from orchestrator.lab.process import Ending
+from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
 from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import InferenceSettings
@@ -46,8 +47,11 @@ class Evaluator:
 
     connection: Connection
     settings: InferenceSettings
+    monitor: RunMonitor
     has_started: bool = False
     has_loaded: bool = False
+    began: float = inf
+    """Time of the monitor's clock when it was sent the model."""
 
     async def start(self) -> None:
         """Wait until it has imported what it needs; nothing of the model is there yet."""
@@ -58,6 +62,7 @@ class Evaluator:
 
     async def load(self, model: Path) -> None:
         """Send the model, and wait until it is loaded."""
+        self.began = self.monitor.read_clock()
         with model.open("rb") as file:
             await self.connection.send({"event": "model", "split": "model"}, file=file)
         self.has_loaded = await self.connection.receive() == {"event": "loaded"}
@@ -110,11 +115,12 @@ class Evaluator:
             raise Disqualified(MISFITS[what])
         return np.frombuffer(await self.connection.read_exactly(4 * size), dtype=np.float32)
 
-    def explain_silence(self, ending: Ending, log: str) -> Fault | MachineError:
+    def explain_silence(self) -> Fault | MachineError:
         """Return why the process ended without the answers. Its log may quote validation text once it has rows."""
+        log = self.monitor.transcript.log
         if not self.has_started:
             return MachineError(f"the evaluator did not start: {log.rpartition(chr(10))[2] or 'it printed nothing'}")
-        failure = classify_failure(ending.status or 0, log)
+        failure = classify_failure(self.monitor.status or 0, log)
         if not self.has_loaded:
             return Disqualified(f"the model that it handed over cannot be loaded: {failure.message}")
         return Fault(failure.kind, "the model that it handed over fails by itself: `model(x)` or its losses")

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.core.events import EvaluationPlan
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.process import RunningProcess
 from orchestrator.lab.scoring.claims import Disqualified, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
@@ -54,6 +53,7 @@ class TrainingServer:
     """Threads for arithmetic in the run."""
     plan: EvaluationPlan
     """What the baseline takes."""
+    monitor: RunMonitor
     model: Path
     """File outside the sandbox for the model as submitted when the clock stops."""
     settings: InferenceSettings | None = None
@@ -66,41 +66,46 @@ class TrainingServer:
     evaluation_cpu: float = 0.0
     """CPU seconds that the longest process took that has evaluated the model."""
 
-    async def serve(self, running: RunningProcess) -> None:
+    async def serve(self) -> None:
         """Answer until the run has ended; the last model counts. Raises OSError for our own files."""
         with suppress(ConnectionError), closing(self.connection):  # at its end the guardian reports how it ended
             try:
-                event = await self._wait_for(running.monitor, "ready", "model")
-                if event["event"] == "ready":
-                    running.monitor.begin_training(running.count_cpu_seconds())
-                    with (self.scorer.folder / "train.bin").open("rb") as file:
-                        await self.connection.send({"event": "rows", "split": "train"}, file=file)
-                    event = await self._wait_for(running.monitor, "model")
-                while True:
-                    await self._receive_model(event, running)
-                    await self.connection.send({"event": "thanks"})
-                    event = await self._wait_for(running.monitor, "model")
+                while (event := await self.connection.receive()) is not None:
+                    self.monitor.take_report(event)
+                    match event:
+                        case {"event": "ready"} if self.monitor.training_began is None:
+                            self.monitor.begin_training(self.monitor.count_cpu_seconds())
+                            with (self.scorer.folder / "train.bin").open("rb") as file:
+                                await self.connection.send({"event": "rows", "split": "train"}, file=file)
+                        case {"event": "model", "bytes": int()}:
+                            await self._receive_model(event)
+                            await self.connection.send({"event": "thanks"})
+                        case _:
+                            pass
             except Disqualified as reason:
                 self.objection = str(reason)
 
-    async def _receive_model(self, event: dict[str, Any], running: RunningProcess) -> None:
+    async def _receive_model(self, event: dict[str, Any]) -> None:
         """Store the model, and stop the clock at its last byte. Raises Disqualified."""
-        monitor = running.monitor
+        monitor = self.monitor
         if not 0 < (size := event["bytes"]) <= MAX_MODEL:
             raise Disqualified(f"its model has {size:,} bytes")
-        with self.model.open("wb") as file:
+        part = self.model.with_suffix(".part")  # half of a later model must not replace one whose clock has stopped
+        with part.open("wb") as file:
             for first in range(0, size, CHUNK):
                 chunk = await self.connection.read_exactly(min(CHUNK, size - first))
                 await asyncio.to_thread(file.write, chunk)
+        part.chmod(0o444)  # otherwise who evaluates it could reopen its descriptor for writing, and tell the audit
+        part.replace(self.model)
         monitor.training_ended = monitor.read_clock()
         if monitor.training_began is None:  # it was never ready, so all of it counts
             monitor.training_began = monitor.launched
-        monitor.train_cpu = running.count_cpu_seconds() - monitor.startup_cpu
+        monitor.train_cpu = monitor.count_cpu_seconds() - monitor.startup_cpu
         early = (
             _count_excess(monitor.startup_cpu, self.plan.startup_cpu),
             _count_excess(monitor.startup_seconds, self.plan.startup_seconds, START_GRACE),
         )
-        counted = monitor.train_seconds - self._grant_uncounted(monitor)
+        counted = monitor.train_seconds - self._grant_uncounted()
         self.wall, self.cpu = counted + early[1], monitor.train_cpu + early[0]
         try:
             self.settings = InferenceSettings.model_validate(event)
@@ -108,12 +113,13 @@ class TrainingServer:
             raise Disqualified("it does not say how its model is to be run") from None
         self._check_time(self.wall, self.cpu)
 
-    def _grant_uncounted(self, monitor: RunMonitor) -> float:
+    def _grant_uncounted(self) -> float:
         """Return the seconds of first steps that are free, and say so: the baseline's, of others SLACK times these."""
-        granted, usual = monitor.uncounted, SLACK * (self.plan.uncounted or 0.0)
+        granted, usual = self.monitor.uncounted, SLACK * (self.plan.uncounted or 0.0)
         granted = granted if self.plan.baseline_error == "unmeasured" else min(granted, usual)
         if granted >= 1 and not self.settings and self.scorer.manifest.budget.kind == "time":
-            monitor.feed(f"\nNightshift: the first {granted:.0f} s do not count, as by the script's clock\n".encode())
+            note = f"\nNightshift: the first {granted:.0f} s do not count, as by the script's clock\n"
+            self.monitor.feed(note.encode())
         return granted
 
     def check_evaluation(self, wall: float, cpu: float) -> None:
@@ -140,15 +146,6 @@ class TrainingServer:
         limit = min(limit, BASELINE_SLACK * usual + BASELINE_GRACE) if usual else limit
         if budget.kind == "work" and cpu > limit:
             raise Disqualified(f"{how}it trained for {cpu:.0f} s of CPU time, more than {limit:.0f}")
-
-    async def _wait_for(self, monitor: RunMonitor, *names: str) -> dict[str, Any]:
-        """Return the next of these events; that of a model has its size in bytes. Raises ConnectionError at the end."""
-        while (event := await self.connection.receive()) is not None:
-            name = event.get("event")
-            monitor.take_report(event)
-            if name in names and (name == "ready" or isinstance(event.get("bytes"), int)):
-                return event
-        raise ConnectionError("the run has ended")
 
 
 def _count_excess(seconds: float, usual: float | None, grace: float = 0.0) -> float:
