@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from math import isclose
 from typing import Literal
 
@@ -14,6 +15,8 @@ from prepare.tree import parse_files
 
 STEP_SIZE = 0.375
 """A first step, as a share of the constant's space, or of a count: long, so that effects exceed the noise."""
+PACKAGES = {"gp": "scipy", "cmaes": "cmaes"}
+"""What Optuna needs beside itself, by the way to search."""
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
 """Functions whose call has no effect on training if the statement is nothing but the call."""
 LOOKS = {"globals", "locals", "vars"}
@@ -47,6 +50,13 @@ def explain_untunable(source: str, script: str = "train.py") -> str:
         f"the optimizer finds no constant to search in {script} ({reason}). Assign one at the top level and state "
         "its range, as in LR = 0.01 # 0.001..0.1 log, or leave out --offline to have a model propose"
     )
+
+
+def explain_unsearchable(search: str) -> str:
+    """Return which package a way to search lacks, and how to install it; empty if none."""
+    package = PACKAGES.get(search)
+    lacks = package is not None and find_spec(package) is None
+    return f"--search {search} needs the package {package}: pip install {package}" if lacks else ""
 
 
 def _has_steps(constant: Constant) -> bool:
