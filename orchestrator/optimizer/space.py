@@ -15,8 +15,6 @@ from prepare.tree import parse_files
 
 STEP_SIZE = 0.375
 """A first step, as a share of the constant's space, or of a count: long, so that effects exceed the noise."""
-PACKAGES = {"gp": "scipy", "cmaes": "cmaes"}
-"""What Optuna needs beside itself, by the way to search."""
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
 """Functions whose call has no effect on training if the statement is nothing but the call."""
 LOOKS = {"globals", "locals", "vars"}
@@ -52,11 +50,9 @@ def explain_untunable(source: str, script: str = "train.py") -> str:
     )
 
 
-def explain_unsearchable(search: str) -> str:
+def explain_unsearchable(way: str) -> str:
     """Return which package a way to search lacks, and how to install it; empty if none."""
-    package = PACKAGES.get(search)
-    lacks = package is not None and find_spec(package) is None
-    return f"--search {search} needs the package {package}: pip install {package}" if lacks else ""
+    return "--search gp needs the package scipy: pip install scipy" if way == "gp" and not find_spec("scipy") else ""
 
 
 def _has_steps(constant: Constant) -> bool:

@@ -1,15 +1,13 @@
 """All that Optuna does: samples, and pictures of what the constants did to the score."""
 
-import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import optuna
 from markupsafe import escape
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from orchestrator.optimizer.search import SearchState
 from orchestrator.optimizer.space import explain_unsearchable
@@ -24,50 +22,28 @@ AXES = 6
 """Constants beside the score in parallel coordinates: those of most importance."""
 
 
-def ask(search: SearchState, free: Sequence[str], seed: int, sampler: str = "tpe") -> Iterator[dict[str, Value]]:
+def ask(search: SearchState, free: Sequence[str], seed: int, way: str = "tpe") -> Iterator[dict[str, Value]]:
     """Yield changes to these constants of the incumbent as a sampler draws them, given all trials.
 
     Failed trials count as pruned, never as a bad score. Raises UserError if the sampler lacks a package.
     """
-    if lacks := explain_unsearchable(sampler):
+    if lacks := explain_unsearchable(way):
         raise UserError(lacks)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    constants = [search.constants[name] for name in free]
+    tpe = partial(optuna.samplers.TPESampler, multivariate=True, constant_liar=True)
+    sampler = (optuna.samplers.GPSampler if way == "gp" else tpe)(seed=seed, n_startup_trials=1)
+    study, constants = optuna.create_study(sampler=sampler), [search.constants[name] for name in free]
     distributions = {constant.name: _to_distribution(constant) for constant in constants}
-    trials = [*_list_trials(search, constants, distributions)]
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        study = optuna.create_study(sampler=_make_sampler(sampler, seed, trials))
-    study.add_trials(trials)
-    for _ in range(ASKS):
-        drawn = study.ask(distributions).params
-        values = {constant.name: _decode(constant, drawn[constant.name]) for constant in constants}
-        yield {name: value for name, value in values.items() if value != search.constants[name].value}
-
-
-def _make_sampler(name: str, seed: int, trials: Sequence[FrozenTrial]) -> BaseSampler:
-    """Return a sampler that knows nothing but the trials, since a replay has no other memory."""
-    if name == "gp":
-        return GPSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False)
-    scored = [trial for trial in trials if trial.state is TrialState.COMPLETE]
-    if name == "cmaes" and scored:
-        for trial in scored:  # what has no order it draws at random
-            ordered = {n: d for n, d in trial.distributions.items() if not isinstance(d, CategoricalDistribution)}
-            trial.distributions = ordered
-            trial.params = {n: value for n, value in trial.params.items() if n in ordered}
-        return CmaEsSampler(seed=seed, n_startup_trials=0, source_trials=scored, warn_independent_sampling=False)
-    return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
-
-
-def _list_trials(
-    search: SearchState, constants: Sequence[Constant], distributions: dict[str, BaseDistribution]
-) -> Iterator[FrozenTrial]:
-    """Yield the trials of these constants as Optuna's, except those that never ran."""
     for trial in search.trials:
         params = {constant.name: _encode(constant, trial.after.get(constant.name)) for constant in constants}
         if trial.outcome != "refused" and None not in params.values():
             unscored = TrialState.RUNNING if trial.outcome == "running" else TrialState.PRUNED
             state = unscored if trial.val_bpb is None else TrialState.COMPLETE
-            yield create_trial(state=state, value=trial.val_bpb, params=params, distributions=distributions)
+            study.add_trial(create_trial(state=state, value=trial.val_bpb, params=params, distributions=distributions))
+    for _ in range(ASKS):
+        drawn = study.ask(distributions).params
+        values = {constant.name: _decode(constant, drawn[constant.name]) for constant in constants}
+        yield {name: value for name, value in values.items() if value != search.constants[name].value}
 
 
 def _to_distribution(constant: Constant) -> BaseDistribution:
