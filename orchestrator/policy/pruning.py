@@ -59,7 +59,11 @@ def list_gaps(state: State) -> dict[int, tuple[ev.LossGap, ...]]:
     runs = {result.experiment: result.scores for result in state.results}
     if state.incumbent:
         runs[state.best] = state.incumbent.scores
-    usual = cache(lambda parent, progress: average_recent_loss(runs.get(parent, ()), progress))
+
+    @cache
+    def average(parent: int, progress: float) -> float | None:
+        return average_recent_loss(runs.get(parent, ()), progress)
+
     finals = ((result, _measure_deficit(result)) for result in state.tried[-th.PRIOR_WINDOW :])
     ended = [(result, result.commit, final) for result, final in finals if result.commit and final is not None]
     return {
@@ -67,7 +71,7 @@ def list_gaps(state: State) -> dict[int, tuple[ev.LossGap, ...]]:
             ev.LossGap(progress=progress, gap=loss - base, deficit=final)
             for progress in th.CHECKPOINTS
             if (loss := get_recent_loss(result.scores[0].curve, progress)) is not None
-            and (base := usual(commit.parent, progress)) is not None
+            and (base := average(commit.parent, progress)) is not None
         )
         for result, commit, final in ended
     }
