@@ -1,8 +1,7 @@
 """The classical crew: the scientific control of every other crew.
 
 Its next proposal is a pure function of the state: a coordinate search step (search.py) while one promises enough,
-otherwise Optuna's TPE over a few constants that have shown an effect, with all others held. By `--search` a sampler of
-Optuna's draws every constant from the first experiment on.
+otherwise TPE over a few constants that have shown an effect; or, by `--search`, a sampler draws all from the start on.
 """
 
 import random
