@@ -173,6 +173,9 @@ class Night:
         if idea.effect > 0 and self.dice.random() < self.land.deceptive:
             self.spoiled = 4
 
+    def learn(self, idea: Idea, gain: float, error: float, scores: Sequence[float], *, kept: bool) -> None:
+        """Tell the researcher how an idea was judged, in σ; these learn nothing from it."""
+
 
 Rule = Callable[[Night], None]
 
@@ -401,6 +404,7 @@ def measure(
     differences, gain, error, posterior, link = found
     kept = decision == "keep"
     head.count(idea, scores)
+    night.learn(idea, gain, error, [*scores.values()], kept=kept)
     for seed, difference in zip(scores, differences, strict=True):
         head.lucks[seed] = belief.update_luck(head.lucks[seed], difference, link, posterior, kept=kept)
     if kept:

@@ -152,6 +152,7 @@ def test_ctrl_c_twice_stops_at_once(place):
         (["--hours", "abc"], "--hours"),
         (["--hours", "0"], "--hours"),
         (["--offline", "--crew", "nobody"], "nobody"),
+        (["--offline", "--search", "simplex"], "simplex"),
         (["--offline", "--script", "none.py"], "none.py"),
         (["resume", "nothing"], "no session"),
         (["--offline", "--session", "no good~name"], "name"),

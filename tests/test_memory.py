@@ -49,6 +49,8 @@ def test_every_tested_change_is_recalled_with_its_constants_before_and_after(ear
     first, values = earlier[-1], read_values(SOURCE)
     assert first.before == {name: values[name] for name in first.changes}
     assert any(past.status == "kept" and past.gain > 0 for past in earlier)
+    assert [gap.progress for gap in first.gaps] == [0.4, 0.6, 0.8]
+    assert all(past.gaps for past in earlier if past.gain is not None)
 
 
 def test_what_a_fork_shares_counts_once_and_what_cannot_be_compared_not_at_all(sessions, earlier, tmp_path):

@@ -1,6 +1,7 @@
 """The classical crew, on a landscape with the shape of a small GPT's."""
 
 import asyncio
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from orchestrator.optimizer.search import (
     read_search,
     stack_near_misses,
 )
-from orchestrator.optimizer.space import is_within, list_tunable, take_step
+from orchestrator.optimizer.space import explain_unsearchable, is_within, list_tunable, take_step
 from orchestrator.policy import proposals
 from orchestrator.policy.steps import Edit, Propose
 from prepare.constants import Choices, Constant, Numbers, list_searchable
@@ -90,6 +91,25 @@ def test_the_same_state_gives_the_same_proposals(long_night):
             seen += 1
         state = fold([record], state)
     assert seen > 4
+
+
+@pytest.mark.parametrize("way", ["tpe", "gp"])
+def test_a_sampler_searches_all_constants_at_once_and_a_replay_draws_the_same(tmp_path, way):
+    lacks = explain_unsearchable(way)
+    assert bool(lacks) == (way == "gp" and find_spec("scipy") is None)
+    if lacks:
+        assert "pip install scipy" in lacks
+        return
+    session = night(tmp_path / "s" / "session.db", experiments=8, hours=0.1, search=way)
+
+    ideas = [result.proposal for result in list_ideas(session)[1:]]
+    assert len(ideas) > 3
+    assert max(len(proposal.settings) for proposal in ideas) > MAX_STACKED
+    assert all({"tpe": "TPE", "gp": "Gaussian"}[way] in proposal.rationale for proposal in ideas)
+    state = session.state
+    again = [asyncio.run(Optimizer(session.get).propose(state, Propose(state.next, 2, 0))) for _ in range(2)]
+    assert again[0] == again[1]
+    assert again[0][0].settings != again[0][1].settings
 
 
 def test_several_slots_get_different_proposals(long_night):

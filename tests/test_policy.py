@@ -474,6 +474,21 @@ def test_before_calibration_and_for_confirmations_no_run_is_hopeless():
     assert not evaluation_plan.plan_evaluation(state, 0, 4, 1).pruning_thresholds
 
 
+def test_an_earlier_night_calibrates_the_first_experiment_of_the_next():
+    luck = random.Random(6)
+    before, first = _night(60, luck), _night(0, luck)
+    gaps = pruning.list_gaps(before)
+    key = {"session": "before", "title": "", "family": "size", "status": "discarded"}
+    earlier = tuple(ev.EarlierResult(experiment=n, gaps=found, **key) for n, found in gaps.items())
+    assert len(earlier) == 60
+    second = replace(first, started=first.started.model_copy(update={"earlier": earlier}))
+
+    assert not evaluation_plan.plan_evaluation(first, 99, 1, 1).pruning_thresholds
+    bounds = evaluation_plan.plan_evaluation(second, 99, 1, 1).pruning_thresholds
+    assert not any(_condemned(bounds, luck.uniform(-0.05, 0.0), luck) for _ in range(100))
+    assert all(_condemned(bounds, luck.uniform(0.04, 0.2), luck) for _ in range(100))
+
+
 def test_the_hopeless_are_found_and_no_other():
     luck = random.Random(2)
     bounds = evaluation_plan.plan_evaluation(_night(60, luck), 99, 1, 1).pruning_thresholds

@@ -109,6 +109,7 @@ def start(
     hours: opt.Hours = 8.0,
     offline: opt.Offline = False,
     crew: opt.Crew = "claude",
+    search: opt.Search = "coordinate",
     name: opt.Name = "",
     max_experiments: opt.Experiments = None,
     max_usd: opt.Dollars = None,
@@ -146,7 +147,7 @@ def start(
     slots = "auto" if cluster and not opt.is_given(context, "slots") else slots
     name = name or invent_name(sessions)
     models = model or (), fallback or ()
-    own: dict[str, Any] = {"isolated": not memory, "notify": notify, "slots": slots, "origin": origin}
+    own: dict[str, Any] = {"isolated": not memory, "notify": notify, "slots": slots, "origin": origin, "search": search}
     start_night(Preflight(paths, name, chosen, prompts, *models, limits, seed, **own))
 
 

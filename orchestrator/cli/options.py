@@ -38,9 +38,11 @@ class ExitCode(IntEnum):
 
 
 CrewName = Literal["claude", "optuna", "centaur"]
+SearchName = Literal["coordinate", "tpe", "gp"]
 Hours = Annotated[float, typer.Option(min=0, max=10_000, help="length of the night in hours")]
 Offline = Annotated[bool, typer.Option("--offline", help="no key, no network: the same as --crew optuna")]
 Crew = Annotated[CrewName, typer.Option(help="claude: agents; optuna: an optimizer; centaur: both")]
+Search = Annotated[SearchName, typer.Option(help="how the optimizer searches; gp needs scipy")]
 Name = Annotated[str, typer.Option("--session", help="name of the session (default: the date and a word)")]
 Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU, or core")]
 Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]

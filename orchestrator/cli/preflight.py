@@ -32,7 +32,7 @@ from orchestrator.lab.reported import TaskFolder
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.tree import ScriptTree, find_forgotten
-from orchestrator.optimizer.space import explain_untunable, list_tunable
+from orchestrator.optimizer.space import explain_unsearchable, explain_untunable, list_tunable
 from orchestrator.policy.thresholds import FINISH_MARGIN
 from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
@@ -99,6 +99,8 @@ class Preflight:
     """The session that is resumed; None for a new one, whose name must still be free."""
     verify: bool = False
     """Check the data's hashes, not only its sizes."""
+    search: str = "coordinate"
+    """How the optimizer searches."""
     origin: str = ""
     """The session, by name or file, whose best script a new night begins with; empty for the user's."""
 
@@ -233,6 +235,8 @@ class Preflight:
         yield _attempt("python", _describe_python)
         yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
+        if lacks := explain_unsearchable(self.search):
+            yield CheckResult("search", "bad", lacks)
         yield (data := _attempt("scores", self._describe_task))
         reported = data.state == "good" and self.task.is_reported
         if git.state == data.state == "good" and (changed := self._list_changed()):

@@ -131,6 +131,7 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
         "measures_steps": not night.paths.cluster,
         "asks_after_promotion": night.crew != "optuna",
         "crew": night.crew,
+        "search": night.search,
         "style": night.style if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
         "reflect_every": prompts["reflector"].cadence if prompts else 1,
@@ -155,7 +156,9 @@ def resume(
     with hold_session(path.parent):
         session = opt.open_session(path)
         state, own = session.state, session.state.session
-        night = Preflight(paths, own.name, own.crew, limits=own.limits, notify=notify, state=state, session=session)
+        night = Preflight(
+            paths, own.name, own.crew, limits=own.limits, notify=notify, state=state, session=session, search=own.search
+        )
         night.require()
         with hold_slots(night) as places:
             paths.remember(path.parent)
@@ -205,6 +208,7 @@ def _start_fork(
         paths=plan.paths.recall(old.path.parent, context),
         name=plan.name or invent_name(plan.paths.sessions),
         crew=opt.choose_crew(context, plan.crew or state.session.crew),
+        search=state.session.search,
         style=plan.style or state.session.style or "default",
         limits=state.session.limits.model_copy(update=longer),
         isolated=True,

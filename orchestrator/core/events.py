@@ -216,6 +216,16 @@ class SessionSettings(Frozen):
     """Whether a step can be run for its agents beside the runs: not where these are on a cluster."""
     asks_after_promotion: bool = False
     """Whether proposals are asked for only once a keep is committed. Earlier sessions were told the former best."""
+    search: str = "coordinate"
+    """How the optimizer searches."""
+
+
+class LossGap(Frozen):
+    """How far behind its parent a run was, in loss at a share of the budget and in val_bpb at the end."""
+
+    progress: float
+    gap: float
+    deficit: float
 
 
 class EarlierResult(Frozen):
@@ -235,6 +245,8 @@ class EarlierResult(Frozen):
     """Bits per byte, positive is better; None where it was not measured."""
     error: float = 0.0
     lesson: str = ""
+    gaps: tuple[LossGap, ...] = ()
+    """Of its first run: pruning is calibrated with them from the first experiment on."""
 
 
 class Origin(Frozen):

@@ -1,7 +1,7 @@
 """The classical crew: the scientific control of every other crew.
 
 Its next proposal is a pure function of the state: a coordinate search step (search.py) while one promises enough,
-otherwise Optuna's TPE over a few constants that have shown an effect, with all others held.
+otherwise TPE over a few constants that have shown an effect; or, by `--search`, a sampler draws all from the start on.
 """
 
 import random
@@ -16,7 +16,7 @@ from orchestrator.optimizer import postmortem
 from orchestrator.optimizer.families import find_family
 from orchestrator.optimizer.search import SearchState, SearchStep, Trial, rank_steps, read_search, stack_near_misses
 from orchestrator.optimizer.space import explain_untunable, get_direction
-from orchestrator.optimizer.study import ask_tpe
+from orchestrator.optimizer.study import ask
 from orchestrator.policy.steps import Edit, Propose, Reflect
 from orchestrator.ports import Revision
 from prepare.constants import format_literal
@@ -47,7 +47,8 @@ class Optimizer:
         search = read_search(state, self.get)
         proposals: list[Proposal] = []
         for number in range(step.first, step.first + step.count):
-            next_step = _choose_step(search, number, f"{state.session.seed}/{number}/{step.attempt}")
+            seed = f"{state.session.seed}/{number}/{step.attempt}"
+            next_step = choose_step(state.session.search, search, number, seed)
             if next_step is None:
                 break
             proposals.append(_write_proposal(search, next_step))
@@ -77,13 +78,23 @@ class Optimizer:
         return postmortem.write_postmortem(decided)
 
 
-def _choose_step(search: SearchState, number: int, seed: str) -> SearchStep | None:
+def choose_step(way: str, search: SearchState, number: int, seed: str) -> SearchStep | None:
+    """Return the next step of experiment `number` by this way to search; None if none is new."""
+    if way != "coordinate":
+        return _draw_all(way, search, seed)
     if number % STACK_EVERY == 0 and (stack := stack_near_misses(search)) is not None:
         return stack
     found = rank_steps(search)
     if found and found[0].expected_effect >= SAMPLE_BELOW:
         return found[0]
     return _sample(search, seed) or (found[0] if found else None)
+
+
+def _draw_all(way: str, search: SearchState, seed: str) -> SearchStep | None:
+    """Return a step that a sampler draws on all constants at once; None if none is new."""
+    number = random.Random(seed).getrandbits(31)  # noqa: S311 - reproducible on purpose
+    drawn = (changes for changes in ask(search, [*search.constants], number, way) if search.is_new(changes))
+    return next((SearchStep(new, 0.0, 0.0, WORDS.draw(way, len(search.trials), new)) for new in drawn), None)
 
 
 def _sample(search: SearchState, seed: str) -> SearchStep | None:
@@ -95,7 +106,7 @@ def _sample(search: SearchState, seed: str) -> SearchStep | None:
             # The shortest of exponential waits are a draw without replacement in proportion to their rates.
             waits = {n: rng.expovariate(_estimate_sensitivity(search, n) + 1e-9) for n in search.constants}
             free = sorted(waits, key=waits.__getitem__)[:MAX_FREE]
-            for changes in ask_tpe(search, free, rng.getrandbits(31)):
+            for changes in ask(search, free, rng.getrandbits(31)):
                 bad = any(search.is_known_bad(name, value) for name, value in changes.items())
                 if search.is_new(changes) and not (avoid_bad and bad):
                     return SearchStep(changes, 0.0, 0.0, WORDS.sample(known, changes))

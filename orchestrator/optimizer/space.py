@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from math import isclose
 from typing import Literal
 
@@ -47,6 +48,11 @@ def explain_untunable(source: str, script: str) -> str:
         f"the optimizer finds no constant to search in {script} ({reason}). Assign one at the top level and state "
         "its range, as in LR = 0.01 # 0.001..0.1 log, or leave out --offline to have a model propose"
     )
+
+
+def explain_unsearchable(way: str) -> str:
+    """Return which package a way to search lacks, and how to install it; empty if none."""
+    return "--search gp needs the package scipy: pip install scipy" if way == "gp" and not find_spec("scipy") else ""
 
 
 def _has_steps(constant: Constant) -> bool:

@@ -1,6 +1,7 @@
-"""All that Optuna does: TPE's samples, and pictures of what the constants did to the score."""
+"""All that Optuna does: samples, and pictures of what the constants did to the score."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import optuna
@@ -9,23 +10,28 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from orchestrator.optimizer.search import SearchState
+from orchestrator.optimizer.space import explain_unsearchable
+from prepare.command import UserError
 from prepare.constants import Choices, Constant, Numbers, Value, format_literal
 
 ASKS = 10
-"""Samples of TPE before giving up on finding a new step."""
+"""Samples before giving up on finding a new step."""
 SHOWN = 200
 """Scored trials in a picture: the latest."""
 AXES = 6
 """Constants beside the score in parallel coordinates: those of most importance."""
 
 
-def ask_tpe(search: SearchState, free: Sequence[str], seed: int) -> Iterator[dict[str, Value]]:
-    """Yield changes to these constants of the incumbent as TPE samples them, given all trials.
+def ask(search: SearchState, free: Sequence[str], seed: int, way: str = "tpe") -> Iterator[dict[str, Value]]:
+    """Yield changes to these constants of the incumbent as a sampler draws them, given all trials.
 
-    Failed trials count as pruned, never as a bad score.
+    Failed trials count as pruned, never as a bad score. Raises UserError if the sampler lacks a package.
     """
+    if lacks := explain_unsearchable(way):
+        raise UserError(lacks)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=1)
+    tpe = partial(optuna.samplers.TPESampler, multivariate=True, constant_liar=True)
+    sampler = (optuna.samplers.GPSampler if way == "gp" else tpe)(seed=seed, n_startup_trials=1)
     study, constants = optuna.create_study(sampler=sampler), [search.constants[name] for name in free]
     distributions = {constant.name: _to_distribution(constant) for constant in constants}
     for trial in search.trials:

@@ -1,6 +1,7 @@
 """Predict from loss curves how far behind the incumbent a run will end, and set the losses at which it is pruned."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from math import fsum, sqrt
 from statistics import StatisticsError, linear_regression
 
@@ -26,20 +27,18 @@ def count_false_prunes(state: State) -> tuple[int, int]:
 
 def _list_thresholds(state: State, best: Incumbent) -> Iterator[ev.PruningThreshold]:
     near = th.CALIBRATION_RANGE * estimate_sigma(state)
-    finals = ((result, _measure_deficit(result)) for result in state.tried[-th.PRIOR_WINDOW :])
-    ended = [(result, final) for result, final in finals if final is not None and abs(final) <= near]
-    runs = {result.experiment: result.scores for result in state.results} | {best.experiment: best.scores}
-    parents = {result.commit.parent for result, _ in ended if result.commit} | {best.experiment}
+    runs = [*(past.gaps for past in state.session.earlier), *list_gaps(state).values()]
+    known = [gap for gaps in runs for gap in gaps if abs(gap.deficit) <= near]
     for progress in th.CHECKPOINTS:
-        losses = {parent: average_recent_loss(runs.get(parent, ()), progress) for parent in parents}
-        pairs, usual = list(_pair_gaps(ended, losses, progress)), losses[best.experiment]
-        border = _find_border(pairs) if len(pairs) >= th.CALIBRATION_RUNS else None
+        pairs = [(gap.gap, gap.deficit) for gap in known if gap.progress == progress]
+        usual = average_recent_loss(best.scores, progress)
+        border = find_border(pairs) if len(pairs) >= th.CALIBRATION_RUNS else None
         if usual is not None and border is not None:
             loss = usual + max([0.0, border, *(gap for gap, final in pairs if final <= 0)])
             yield ev.PruningThreshold(progress=progress, loss=loss)
 
 
-def _find_border(pairs: Sequence[tuple[float, float]]) -> float | None:
+def find_border(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Return the gap from which a run ends behind even at the prediction interval's lower end; None if there is none.
 
     Each pair is a gap in training loss at a checkpoint and the final deficit in val_bpb.
@@ -55,15 +54,27 @@ def _find_border(pairs: Sequence[tuple[float, float]]) -> float | None:
     return (sure * error - offset) / slope if slope > 0 else None
 
 
-def _pair_gaps(
-    ended: Sequence[tuple[Decided, float]], losses: Mapping[int, float | None], progress: float
-) -> Iterator[tuple[float, float]]:
-    """Yield, for each finished candidate, how far its first run was behind its parent's loss then, and at the end."""
-    for result, final in ended:
-        usual = losses[result.commit.parent] if result.commit else None
-        loss = get_recent_loss(result.scores[0].curve, progress)
-        if usual is not None and loss is not None:
-            yield loss - usual, final
+def list_gaps(state: State) -> dict[int, tuple[ev.LossGap, ...]]:
+    """Return by experiment, for each finished candidate, how far its first run was behind its parent on the way."""
+    runs = {result.experiment: result.scores for result in state.results}
+    if state.incumbent:
+        runs[state.best] = state.incumbent.scores
+
+    @cache
+    def average(parent: int, progress: float) -> float | None:
+        return average_recent_loss(runs.get(parent, ()), progress)
+
+    finals = ((result, _measure_deficit(result)) for result in state.tried[-th.PRIOR_WINDOW :])
+    ended = [(result, result.commit, final) for result, final in finals if result.commit and final is not None]
+    return {
+        result.experiment: tuple(
+            ev.LossGap(progress=progress, gap=loss - base, deficit=final)
+            for progress in th.CHECKPOINTS
+            if (loss := get_recent_loss(result.scores[0].curve, progress)) is not None
+            and (base := average(commit.parent, progress)) is not None
+        )
+        for result, commit, final in ended
+    }
 
 
 def _measure_deficit(result: Decided) -> float | None:

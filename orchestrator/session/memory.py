@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.core.events import EarlierResult, Evidence, SessionProfile
 from orchestrator.core.state import UNTESTED, PooledVariance
 from orchestrator.core.task import Task
+from orchestrator.policy.pruning import list_gaps
 from orchestrator.session.store import DAMAGE, Session
 from prepare.command import UserError
 from prepare.constants import read_values
@@ -47,6 +48,7 @@ def _list_conditions(profile: SessionProfile, task: Task) -> tuple[object, ...]:
 
 def _list_results(session: Session) -> Iterator[tuple[str, EarlierResult]]:
     """Yield what was tested and the constants that it changed, the latest first, each with the commit of the test."""
+    gaps = list_gaps(session.state)
     for result in reversed(session.state.results):
         proposal, verdict, commit = result.proposal, result.verdict, result.commit
         if result.experiment == 0 or commit is None or result.status in UNTESTED or proposal.reverts is not None:
@@ -62,6 +64,7 @@ def _list_results(session: Session) -> Iterator[tuple[str, EarlierResult]]:
             before={constant: values[constant] for constant in proposal.settings if constant in values},
             status=result.status,
             lesson=result.postmortem.lesson if result.postmortem else "",
+            gaps=gaps.get(result.experiment, ()),
             **measured,
         )
         yield commit.commit, earlier

@@ -1,0 +1,235 @@
+"""Compare ways to search train.py's constants: the gain of simulated nights on surfaces fitted to real runs.
+
+Each night draws a surface that is as likely as any to be the true one (`surfaces.py`). Steps are chosen by the
+product's own code from the trials so far, and judged by its keep rule, as in `policy.py`.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import surfaces
+from benchmarks.policy import Idea, Landscape, Night, posterior
+from orchestrator.optimizer.crew import choose_step
+from orchestrator.optimizer.search import SearchState, SearchStep, Trial, rank_steps, stack_near_misses
+from orchestrator.optimizer.space import explain_unsearchable, take_step
+from orchestrator.policy import pruning, thresholds
+from prepare.constants import Value
+
+LENGTHS = 20, 35, 90
+ALL = (*surfaces.SURFACES, surfaces.NIGHTS)
+Way = Callable[[SearchState, int, str], SearchStep | None]
+
+
+@dataclass
+class Change(Idea):
+    """An idea that sets constants."""
+
+    changes: dict[str, Value] = field(default_factory=dict[str, Value])
+    before: dict[str, Value] = field(default_factory=dict[str, Value])
+
+
+class SearchNight(Night):
+    """A night of one way to search on one draw of a surface."""
+
+    def __init__(self, surface: surfaces.Surface, way: Way, runs: int, seed: int, prunes: bool = False) -> None:
+        land = Landscape(surface.name, 0, 0, 1, 0, 0, 0, 0, surface.sigma, own=surface.own)
+        super().__init__(land, runs, seed)
+        self.surface, self.way, self.measure = surface, way, surface.draw(seed)
+        self.values, self.level = {name: c.value for name, c in surface.constants.items()}, 0.0
+        self.trials = [Trial("experiment 0", {}, self.values, "kept", val_bpb=self.score(self.baseline))]
+
+        self.prunes, self.curves = prunes, fit_curves(surface)
+        self.finished, self.saved, self.lost = list[tuple[float, float, float]](), 0.0, list[float]()
+
+    def score(self, idea: Idea) -> float:
+        """Return the score of an idea at the session's first seed."""
+        return -idea.level + idea.sigma * idea.get_luck(0, self.draw)
+
+    def think(self) -> Change:
+        """Return the next step whose first run is not pruned."""
+        while self.prunes:
+            idea = self.choose()
+            final = self.score(idea) - self.score(self.head)
+            gaps = self.curves.slopes * final + self.curves.rest[self.dice.integers(len(self.curves.rest))]
+            share = next((s for s, gap in zip(thresholds.CHECKPOINTS, gaps, strict=True) if gap > self.limit(s)), None)
+            if share is None or self.left <= 1 or self.dice.random() < 1 / thresholds.CONTROL_RUN_EVERY:
+                self.finished += zip(thresholds.CHECKPOINTS, gaps, [final] * 3, strict=True)
+                return idea
+            self.used, self.saved = self.used + share, self.saved + 1 - share
+            self.lost.append(idea.effect)
+            self.trials.append(Trial(f"experiment {self.ideas}", idea.changes, self.values, "failed"))
+        return self.choose()
+
+    def limit(self, share: float) -> float:
+        """Return the gap in loss at this share of the budget above which a run is pruned, as the product sets it."""
+        near = thresholds.CALIBRATION_RANGE * self.land.sigma
+        pairs = [(gap, final) for at, gap, final in self.finished if at == share and abs(final) <= near]
+        border = pruning.find_border(pairs) if len(pairs) >= thresholds.CALIBRATION_RUNS else None
+        return math.inf if border is None else max(0.0, border, *(gap for gap, final in pairs if final <= 0))
+
+    def choose(self) -> Change:
+        """Return the next step as the way to search chooses it; a random one where it has none."""
+        self.ideas += 1
+        constants = {name: replace(c, value=self.values[name]) for name, c in self.surface.constants.items()}
+        search = SearchState(constants, tuple(self.trials), self.land.sigma)
+        step = self.way(search, self.ideas, f"{self.seed}/{self.ideas}") or choose_at_random(search, self.ideas, "")
+        changes, before = dict(step.changes), {name: self.values[name] for name in step.changes}
+        level = -self.measure(self.values | changes)
+        shapes = {"DEPTH", "MODEL_DIM", "MLP_RATIO", "HEAD_DIM", "TOTAL_BATCH_SIZE"} & changes.keys()
+        link = math.sqrt(1 - (self.land.own_shape if shapes else self.land.own) ** 2)
+        return Change(level - self.head.level, level, link, self.land.sigma, self.head, changes=changes, before=before)
+
+    def learn(self, idea: Idea, gain: float, error: float, scores: Sequence[float], *, kept: bool) -> None:
+        """Add the trial of a judged idea."""
+        if isinstance(idea, Change):
+            verdict, sigma = "kept" if kept else "discarded", self.land.sigma
+            name, before = f"experiment {self.ideas}", self.values
+            mean = float(np.mean(scores))
+            self.trials.append(Trial(name, idea.changes, before, verdict, gain * sigma, error * sigma, mean))
+            self.values = self.values | idea.changes if kept else self.values
+
+
+@dataclass(frozen=True)
+class Curves:
+    """How the gap in loss on the way depends on the gap at the end, [3], and what is left of each run's, [runs, 3]."""
+
+    slopes: NDArray[np.float64]
+    rest: NDArray[np.float64]
+
+
+@cache
+def fit_curves(surface: surfaces.Surface) -> Curves:
+    gaps = surface.gaps[~np.isnan(surface.gaps).any(axis=1)]  # a few large steps have no loss near each share
+    slopes = gaps[:, 3] @ gaps[:, :3] / (gaps[:, 3] @ gaps[:, 3])
+    return Curves(slopes, gaps[:, :3] - np.outer(gaps[:, 3], slopes))
+
+
+def choose_at_random(search: SearchState, number: int, seed: str) -> SearchStep:
+    """Return a step on one or two constants, drawn at random."""
+    dice = np.random.default_rng([number, *map(ord, seed)])
+    while True:
+        changes = dict[str, Value]()
+        for name in dice.choice([*search.constants], dice.integers(1, 3), replace=False):
+            constant = search.constants[str(name)]
+            others = surfaces.list_others(constant)
+            steps = [take_step(constant, way, size) for way in ("up", "down") for size in (0.5, 1.0)]
+            found = others or [new for new in steps if new is not None]
+            if found:
+                changes[constant.name] = found[dice.integers(len(found))]
+        if changes and search.is_new(changes):
+            return SearchStep(changes, 0.0, 0.0, "")
+
+
+HADAMARD = np.array([[(-1) ** (row & column).bit_count() for column in range(8)] for row in range(8)])
+
+
+def screen(search: SearchState, number: int, seed: str) -> SearchStep | None:
+    """Screen seven constants in seven runs with a two-level design, stack those with a good effect, then go on.
+
+    A run takes a step on four of them at once; with the baseline, that gives the main effect of each (Plackett and
+    Burman 1946).
+    """
+    base = search.trials[0].before
+    start = {name: replace(constant, value=base[name]) for name, constant in search.constants.items()}
+    steps = rank_steps(SearchState(start, search.trials[:1], search.sigma))
+    levels = {name: value for step in reversed(steps) for name, value in step.changes.items()}
+    names = [*dict.fromkeys(name for step in steps for name in step.changes)][:7]
+    tried = len(search.trials) - 1
+    if tried < 7:
+        wanted = {name: levels[name] if HADAMARD[tried + 1][i + 1] < 0 else base[name] for i, name in enumerate(names)}
+    elif tried == 7:
+        scores = np.array([trial.val_bpb for trial in search.trials])
+        good = [name for i, name in enumerate(names) if scores @ HADAMARD[:, i + 1] / 4 > search.sigma / 2]
+        wanted = {name: levels[name] if name in good else base[name] for name in names}
+    else:
+        return choose_step("coordinate", search, number, seed)
+    changes = {name: value for name, value in wanted.items() if value != search.values[name]}
+    return SearchStep(changes, 0.0, 0.0, "") if search.is_new(changes) else choose_at_random(search, number, seed)
+
+
+def stack_often(search: SearchState, number: int, seed: str) -> SearchStep | None:
+    """Return a stack of near-misses every third time, where today it is every sixth."""
+    if number % 3 == 0 and (stack := stack_near_misses(search)) is not None:
+        return stack
+    return choose_step("coordinate", search, number, seed)
+
+
+WAYS: dict[str, Way] = {
+    "coordinate": partial(choose_step, "coordinate"),
+    "coordinate, stacks twice as often": stack_often,
+    "factorial": screen,
+    "random": choose_at_random,
+    "tpe": partial(choose_step, "tpe"),
+    "gp": partial(choose_step, "gp"),
+}
+
+
+def play(name: str, way: str, runs: int, seed: int) -> tuple[float, int, int]:
+    """Play a night; return its true gain in σ, its keeps, and how many of these are not better."""
+    surface = surfaces.load_surface(name)
+    night = SearchNight(surface, WAYS[way], runs, seed)
+    posterior(night)
+    return night.gain / surface.sigma, len(night.kept), sum(idea.effect <= 0 for idea in night.kept)
+
+
+def play_pruned(name: str, runs: int, seed: int) -> list[tuple[float, ...]]:
+    """Play a night unpruned, calibrated by itself, and by an earlier night, too.
+
+    Return for each its gain in σ, and the runs saved, prunes, prunes of what would have been better, and that in σ.
+    """
+    surface, found, night = surfaces.load_surface(name), list[tuple[float, ...]](), None
+    for prunes, earlier in ((False, False), (True, False), (True, True)):
+        known = night.finished if night and earlier else ()
+        night = SearchNight(surface, WAYS["coordinate"], runs, seed + 10_000 * earlier, prunes)
+        night.measure = surface.draw(seed)
+        night.finished.extend(known)
+        posterior(night)
+        better = [effect / surface.sigma for effect in night.lost if effect > 0]
+        found.append((night.gain / surface.sigma, night.saved, len(night.lost), len(better), sum(better)))
+    return found
+
+
+def compare_pruning(nights: int, lengths: Sequence[int]) -> None:
+    print("\nPruning: coordinate search without, calibrated by its own night, and by an earlier night, too.\n")
+    print("| surface | runs | pruning | gain | runs saved | prunes | of these better | their gains in σ |")
+    print("|---|--:|---|---|--:|--:|--:|--:|")
+    with ProcessPoolExecutor() as pool:
+        for name, runs in product(ALL, lengths):
+            found = np.array([*pool.map(partial(play_pruned, name, runs), range(nights))])
+            for each, words in enumerate(("none", "own night", "earlier night")):
+                gain, saved, prunes, better, lost = found[:, each].mean(axis=0)
+                cell = f"{gain:.1f} ± {np.std(found[:, each, 0]) / math.sqrt(nights):.1f}"
+                figures = f"{saved:.2f} | {prunes:.2f} | {better / max(prunes, 1e-9):.0%} | {lost:.2f}"
+                print(f"| {name} | {runs} | {words} | {cell} | {figures} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nights", type=int, default=100)
+    parser.add_argument("--ways", nargs="*", default=[way for way in WAYS if not explain_unsearchable(way)])
+    parser.add_argument("--lengths", nargs="*", type=int, default=LENGTHS)
+    chosen, _ = parser.parse_known_args()
+    print("True gain of a night in σ of one run, ± its standard error (share of keeps that are not better).\n")
+    print(f"| surface | runs | {' | '.join(chosen.ways)} |\n|---|--:|{'---|' * len(chosen.ways)}")
+    with ProcessPoolExecutor() as pool:
+        for name, runs in product(ALL, chosen.lengths):
+            cells = list[str]()
+            for way in chosen.ways:
+                found = np.array([*pool.map(partial(play, name, way, runs), range(chosen.nights))])
+                error = np.std(found[:, 0]) / math.sqrt(chosen.nights)
+                false = found[:, 2].sum() / max(found[:, 1].sum(), 1)
+                cells.append(f"{found[:, 0].mean():.1f} ± {error:.1f} ({false:.0%})")
+            print(f"| {name} | {runs} | {' | '.join(cells)} |", flush=True)
+    compare_pruning(chosen.nights, chosen.lengths)
+
+
+if __name__ == "__main__":
+    main()
