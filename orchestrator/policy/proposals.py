@@ -15,6 +15,8 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     """Return why a proposal is a repeat of an earlier or current one; empty if it is new."""
     if any("seed" in name.lower() for name in proposal.settings):
         return "another seed is not an improvement: the orchestrator assigns the seeds"
+    if not proposal.settings:
+        return ""
     recent = (r for r in state.results[-REPEAT_EXPIRY:] if r.status == "discarded" and r.incumbent == state.best)
     tried = [(result.experiment, result.proposal) for result in recent]
     under_way = [(n, stage.proposal) for n, stage in state.open.items() if 0 < n < number]
@@ -56,7 +58,7 @@ def describe_settings(proposal: ev.Proposal) -> str:
 
 def _is_same_change(earlier: ev.Proposal, now: ev.Proposal) -> bool:
     """Return whether both set the same values, or, for agents, move one constant in the same direction."""
-    if not now.settings or earlier.settings.keys() != now.settings.keys() or earlier.direction != now.direction:
+    if earlier.settings.keys() != now.settings.keys() or earlier.direction != now.direction:
         return False
     same_way = now.direction in ("up", "down") and now.author != "optimizer"
     return same_way or earlier.settings == now.settings
