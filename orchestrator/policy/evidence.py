@@ -169,9 +169,16 @@ def assess_keep(state: State, experiment: int, prior: belief.Belief | None = Non
     found = prior or learn_outlook(state).prior
     for result in state.judged:
         sign = 1 if result.experiment == experiment else -1 if result.proposal.reverts == experiment else 0
-        if sign and isinstance(verdict := result.verdict, ev.Evidence) and verdict.error > 0:
-            found = belief.infer(found, sign * verdict.gain / verdict.sigma, verdict.error / verdict.sigma)
+        found = include_verdict(found, result, sign) if sign else found
     return found
+
+
+def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1) -> belief.Belief:
+    """Return the belief in a change after its verdict; `sign` is -1 for the verdict on its ablation."""
+    verdict = result.verdict
+    if not isinstance(verdict, ev.Evidence) or verdict.error <= 0:
+        return prior
+    return belief.infer(prior, sign * verdict.gain / verdict.sigma, verdict.error / verdict.sigma)
 
 
 def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:

@@ -6,7 +6,7 @@ from math import ceil
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
-from orchestrator.policy.evidence import assess_keep, learn_outlook
+from orchestrator.policy.evidence import include_verdict, learn_outlook
 from orchestrator.policy.limits import count_certificate_rounds, estimate_runs, has_time_for
 from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, REPEAT_EXPIRY, SIMPLER_LINES
 
@@ -75,7 +75,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
     # A keep without a gain has nothing to lose, so only those that were kept for their gain are ablated.
     for_gain = [k for k in state.kept if k.commit and k.commit.removed - k.commit.added < SIMPLER_LINES]
     prior, uncertain = learn_outlook(state).prior, [kept for kept in for_gain if kept.experiment not in ablated]
-    beliefs = [(assess_keep(state, kept.experiment, prior), kept) for kept in uncertain]
+    beliefs = [(include_verdict(prior, kept), kept) for kept in uncertain]
     doubts = [(doubt, kept) for doubt, kept in beliefs if doubt.probability < ABLATE_BELOW]
     if not doubts:
         return None
