@@ -3,9 +3,9 @@
 A train.py is a row of sites, each in one of a few settings; an idea sets one site. Its effect depends on the landscape:
 *additive*; *interacting*, where each pair of neighbouring sites has an effect of its own; *deceptive*, where in each
 group the setting that helps at once spoils what would help most. Candidates are judged at equal seeds by the product's
-posterior, by the rule that sessions record, except that nothing is stacked. With K lines the parent of an idea is drawn by Thompson sampling over
-their levels, what is kept in one line is tried in the best, and after a stall the night goes back to an earlier line.
-The certified line is the best one's.
+posterior, by the rule that sessions record, except that nothing is stacked. With K lines the parent of an idea is drawn
+by Thompson sampling over their levels, what is kept in one line is tried in the best, and after a stall the night goes
+back to an earlier line. The certified line is the best one's.
 """
 
 import math

@@ -8,7 +8,6 @@ nights with and without stacks where effects depend on each other.
 import asyncio
 import random
 import resource
-import sys
 import tempfile
 import time
 from contextlib import nullcontext

@@ -134,6 +134,7 @@ def _make_exponential(mean: float) -> Array:
     return density / density.sum()
 
 
+@lru_cache(maxsize=64)
 def learn_outlook(
     seen: tuple[tuple[float, float], ...], runs: float = 0, rule: ev.KeepRule = th.KEEP_RULE, left: float = 0
 ) -> Outlook:
@@ -142,7 +143,14 @@ def learn_outlook(
     `runs` are those of the whole night, and `left` those that remain for ideas. Most nights begin with large gains and
     end with small: either gains fade, or recent ideas weigh most.
     """
-    first, (weights, prior) = OLD * (len(seen) >= th.PRIOR_WINDOW), _learn_regimes(seen, rule.risk is not None)
+    fades, first = rule.risk is not None, OLD * (len(seen) >= th.PRIOR_WINDOW)
+    ages = [min(first + n, OLD) if fades else None for n in range(len(seen) + 1)]
+    rows, log_weights = _list_regimes(ages[-1])
+    if seen:
+        fading = (1.0 if fades else th.FADING) ** np.arange(len(seen))[::-1]
+        log_weights = log_weights + fading @ np.array([_weigh_regimes(*it) for it in zip(seen, ages, strict=False)])
+    weights = np.exp(log_weights - log_weights.max())
+    prior = Belief(weights @ rows / weights.sum())
     weakness, rise = max(0.0, th.TYPICAL_SHARE - prior.probability), log1p(len(seen) / th.BAR_IDEAS)
     is_long = rule.two_seeds is not None and runs >= rule.two_seeds
     if rule.risk is None:
@@ -151,19 +159,6 @@ def learn_outlook(
     risk = rule.risk[is_long] * (1 + rule.slope * weakness) * (1 + th.RISK_RISE * rise)
     last = Belief(weights @ _list_regimes(min(first + len(seen) + round(left), OLD))[0] / weights.sum())
     return Outlook(prior, rule.bars[is_long], 1 + is_long, risk, th.LAST_WORTH * last.promise)
-
-
-@lru_cache(maxsize=64)
-def _learn_regimes(seen: tuple[tuple[float, float], ...], fades: bool) -> tuple[Array, Belief]:
-    """Return the weights of the regimes after these ideas, and the prior of the next one."""
-    first = OLD * (len(seen) >= th.PRIOR_WINDOW)
-    ages = [min(first + n, OLD) if fades else None for n in range(len(seen) + 1)]
-    rows, log_weights = _list_regimes(ages[-1])
-    if seen:
-        fading = (1.0 if fades else th.FADING) ** np.arange(len(seen))[::-1]
-        log_weights = log_weights + fading @ np.array([_weigh_regimes(*it) for it in zip(seen, ages, strict=False)])
-    weights = np.exp(log_weights - log_weights.max())
-    return weights, Belief(weights @ rows / weights.sum())
 
 
 @lru_cache(maxsize=4096)

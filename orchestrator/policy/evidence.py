@@ -1,6 +1,6 @@
 """Weigh the evidence: the noise of a run over seeds, the differences at equal seeds, and how certain they are."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import fsum, hypot, sqrt
@@ -121,47 +121,27 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
         return 0.0
     unlinked = state.session.profile.budget_kind == "time" or not same_shape
     squares, dof = th.PAIRING_DOF * (th.OTHER_SHAPE if unlinked else th.SAME_SHAPE) * sigma**2, th.PAIRING_DOF
-    for more, degrees in (_measure_scatter(differences), *_list_scatters(state.results)[same_shape]):
-        squares += more
-        dof += degrees
+    groups = (verdict.differences for verdict in _list_recent(state.results) if verdict.same_shape == same_shape)
+    for group in (group for group in (differences, *groups) if len(group) > 1):  # one alone shows no scatter
+        mean = fmean(group)
+        squares += fsum((difference - mean) ** 2 for difference in group)
+        dof += len(group) - 1
     return min(max(1 - squares / dof / (2 * sigma**2), 0.0), 0.98)
 
 
 @remember
-def _list_scatters(results: tuple[Decided, ...]) -> Mapping[bool, list[tuple[float, int]]]:
-    """Return the scatter of the latest verdicts' differences, by whether shapes were the same."""
-    found: Mapping[bool, list[tuple[float, int]]] = {False: [], True: []}
-    for verdict in _list_evidence(results[-th.PRIOR_WINDOW :]):
-        found[verdict.same_shape].append(_measure_scatter(verdict.differences))
-    return found
-
-
-def _measure_scatter(differences: Sequence[float]) -> tuple[float, int]:
-    """Return the squared deviations from the mean and their degrees of freedom; none for less than two."""
-    if len(differences) < 2:
-        return 0.0, 0
-    mean = fmean(differences)
-    return fsum((difference - mean) ** 2 for difference in differences), len(differences) - 1
+def _list_recent(results: tuple[Decided, ...]) -> list[ev.Evidence]:
+    return list(_list_evidence(results[-th.PRIOR_WINDOW :]))
 
 
 @remember
 def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
-    fresh = _list_gains(stage for stage in state.open.values() if isinstance(stage, Decided))
-    seen = (*_list_latest_gains(state.results), *fresh)[-th.PRIOR_WINDOW :]
+    ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.reverts is None)
+    latest = islice((verdict for verdict in _list_evidence(ideas) if verdict.error > 0), th.PRIOR_WINDOW)
+    seen = tuple((v.gain / v.sigma, v.error / v.sigma) for v in latest)[::-1]
     runs, rule = estimate_runs(state), state.session.rule
     return belief.learn_outlook(seen, runs, rule, max(round(runs) - sum(state.grants.values()), 0) if rule.risk else 0)
-
-
-@remember
-def _list_latest_gains(results: tuple[Decided, ...]) -> tuple[tuple[float, float], ...]:
-    return tuple(islice(_list_gains(reversed(results)), th.PRIOR_WINDOW))[::-1]
-
-
-def _list_gains(results: Iterable[Decided]) -> Iterator[tuple[float, float]]:
-    """Yield gain and error in σ of the measured ideas."""
-    ideas = (result for result in results if result.experiment > 0 and result.proposal.reverts is None)
-    return ((v.gain / v.sigma, v.error / v.sigma) for v in _list_evidence(ideas) if v.error > 0)
 
 
 def assess_keep(state: State, experiment: int, prior: belief.Belief | None = None) -> belief.Belief:
@@ -175,8 +155,7 @@ def assess_keep(state: State, experiment: int, prior: belief.Belief | None = Non
 
 def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1) -> belief.Belief:
     """Return the belief in a change after its verdict; `sign` is -1 for the verdict on its ablation."""
-    verdict = result.verdict
-    if not isinstance(verdict, ev.Evidence) or verdict.error <= 0:
+    if not isinstance(verdict := result.verdict, ev.Evidence) or verdict.error <= 0:
         return prior
     return belief.infer(prior, sign * verdict.gain / verdict.sigma, verdict.error / verdict.sigma)
 

@@ -1,6 +1,6 @@
 """Give each experiment, closed or open, a row with all that is known about it; every view is written from rows."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
@@ -88,7 +88,7 @@ class ExperimentRow:
 @remember
 def list_rows(state: st.State) -> Sequence[ExperimentRow]:
     """Return all experiments by number."""
-    decided = _make_rows(stage for stage in state.open.values() if isinstance(stage, st.Decided))
+    decided = [_make_row(stage) for stage in state.open.values() if isinstance(stage, st.Decided)]
     rows = {row.experiment: row for row in (*_list_closed_rows(state.results), *decided, *list_open_rows(state))}
     for number in state.parents.keys() & rows.keys():
         if rows[number].status in ("kept", "reverted"):
@@ -103,12 +103,11 @@ def list_open_rows(state: st.State) -> list[ExperimentRow]:
 
 @remember
 def _list_closed_rows(results: tuple[st.Decided, ...]) -> Sequence[ExperimentRow]:
-    return list(_make_rows(results))
+    return [_make_row(result) for result in results]
 
 
-def _make_rows(results: Iterable[st.Decided]) -> Iterator[ExperimentRow]:
-    names = [field.name for field in fields(ExperimentRow)]
-    return (ExperimentRow(**{name: getattr(result, name) for name in names}) for result in results)
+def _make_row(decided: st.Decided) -> ExperimentRow:
+    return ExperimentRow(**{field.name: getattr(decided, field.name) for field in fields(ExperimentRow)})
 
 
 def show_diff(log: LogReader, row: ExperimentRow) -> str:
