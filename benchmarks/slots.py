@@ -8,11 +8,13 @@ nights with and without stacks where effects depend on each other.
 import asyncio
 import random
 import resource
+import sys
 import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.frontier import SETTINGS, Landscape
 from orchestrator.core import events as ev
@@ -27,8 +29,9 @@ from orchestrator.views.usage import list_runs
 from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
 
-SLOTS = (1, 8, 16, 64, 256)
 HOURS = 8.0
+NIGHTS = {1: HOURS, 8: HOURS, 16: HOURS, 64: 4.0, 256: 1.0}
+"""Slots, and hours of their night: an event costs more with more slots, and there are more of them."""
 RUN, PROPOSAL, FURTHER, EDIT, POSTMORTEM = 326.0, 60.0, 15.0, 40.0, 30.0
 """Seconds of a run (300 of training), of a first proposal and each further one of the same request, and so on."""
 HELPS, SIGMA = 0.2, 0.0007
@@ -182,19 +185,51 @@ def measure(session: Session, hours: float = HOURS, land: Landscape | None = Non
     return Figures(sum(spent.values()) / whole, lost / whole, tested, len(state.kept), len(runs), gain)
 
 
+def compare_stacks(folder: str) -> None:
+    """Print the gain with and without stacks on each landscape of `frontier`, by seed and on average."""
+    print("| landscape | slots | hours | without stacks, σ | with stacks, σ |")
+    print("|---|--:|--:|---|---|")
+    for slots, hours in ((4, 6.0), (16, 3.0)):
+        for kind in ("additive", "interacting", "deceptive"):
+            row = f"| {kind} | {slots} | {hours:g} |"
+            for stacks in (False, True):
+                gains, rule = list[float](), KEEP_RULE.model_copy(update={"stacks": stacks})
+                for seed in (1, 2, 3):
+                    path, land = Path(folder, f"{kind}-{slots}-{stacks}-{seed}", "session.db"), Landscape(kind, seed)
+                    session = simulate(path, slots, hours=hours, land=land, seed=seed, rule=rule)
+                    gains.append(measure(session, hours, land).gain)
+                    session.close()
+                row += f" {fmean(gains):.1f} ({', '.join(f'{gain:.1f}' for gain in gains)}) |"
+            print(row, flush=True)
+
+
+def compare_slots(folder: str) -> None:
+    """Print what became of the slots' time in a night, by number of slots."""
+    heads = (
+        "slots",
+        "hours",
+        "busy",
+        "experiments",
+        "kept",
+        "runs",
+        "lost to rebases",
+        "gain, σ",
+        "CPU ms per experiment",
+    )
+    print(f"| {' | '.join((*heads, 'peak MB'))} |")
+    print("|---" * 10 + "|")
+    for slots, hours, sequential in [(1, HOURS, True), *((*night, False) for night in NIGHTS.items())]:
+        path, began = Path(folder, f"{slots}-{sequential}", "session.db"), time.process_time()
+        session = simulate(path, slots, hours=hours, sequential=sequential)
+        cpu = time.process_time() - began
+        found = measure(session, hours)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        row = f"| {'1, sequential' if sequential else slots} | {hours:g} | {found.busy:.1%} | {found.experiments}"
+        row += f" | {found.kept} | {found.runs} | {found.lost:.1%} | {found.gain:.1f}"
+        print(f"{row} | {1000 * cpu / max(found.experiments, 1):.1f} | {peak:.0f} |", flush=True)
+        session.close()
+
+
 def main() -> None:
-    print("| slots | busy | experiments | kept | runs | lost to rebases | gain, σ | CPU ms per experiment | peak MB |")
-    print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory() as folder:
-        for slots, sequential in [(1, True), *((slots, False) for slots in SLOTS)]:
-            began = time.process_time()
-            session = simulate(Path(folder, f"{slots}-{sequential}", "session.db"), slots, sequential=sequential)
-            cpu = time.process_time() - began
-            found = measure(session)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            row = (
-                f"| {'1, sequential' if sequential else slots} | {found.busy:.1%} | {found.experiments} | {found.kept}"
-            )
-            row += f" | {found.runs} | {found.lost:.1%} | {found.gain:.1f}"
-            print(f"{row} | {1000 * cpu / max(found.experiments, 1):.1f} | {peak:.0f} |", flush=True)
-            session.close()
+        (compare_stacks if "--landscapes" in sys.argv else compare_slots)(folder)
