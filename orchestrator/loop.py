@@ -30,9 +30,8 @@ async def run(log: Log, crew: Crew, executor: Executor, linger: Callable[[], Awa
 
     def reconcile() -> None:
         for step in find_due(log.state):
-            if step.task_id in tasks:
-                continue
-            if log.finished.issuperset(holders[resource] for resource in step.resources if resource in holders):
+            before = (holders[resource] for resource in step.resources if resource in holders)
+            if step.task_id not in tasks and log.finished.issuperset(before):
                 holders.update(dict.fromkeys(step.resources, step.task_id))
                 work = perform(step, log.state, log, crew, executor)
                 tasks[step.task_id] = group.create_task(work, name=step.task_id)

@@ -81,8 +81,6 @@ def _find_next(
     match stage:
         case _ if number in state.vetoed:
             yield _append("veto", ev.Vetoed(experiment=number))
-        case Training():
-            pass
         case Idea(proposal) if (cap := explain_cap(state, number)) and not (proposal.settings or proposal.reverts):
             yield _append("abandon", ev.Abandoned(experiment=number, reason=cap))
         case Idea(proposal):
@@ -118,7 +116,7 @@ def _find_next(
             yield steps.Reflect(number, f"reflect {number}")
         case Decided():
             yield _append("close", ev.ReflectionSkipped(experiment=number, reason="no post-mortem is due"))
-        case Candidate():
+        case Candidate() | Training():
             pass
 
 

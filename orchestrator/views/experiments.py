@@ -90,10 +90,9 @@ def list_rows(state: st.State) -> Sequence[ExperimentRow]:
     """Return all experiments by number."""
     decided = [_make_row(stage) for stage in state.open.values() if isinstance(stage, st.Decided)]
     rows = {row.experiment: row for row in (*_list_closed_rows(state.results), *decided, *list_open_rows(state))}
-    for number in state.parents.keys() & rows.keys():
-        if rows[number].status in ("kept", "reverted"):
-            rows[number] = replace(rows[number], commit=state.parents[number])
-    return [rows[number] for number in sorted(rows)]
+    kept = [row for n in state.parents if (row := rows.get(n)) and row.status in ("kept", "reverted")]
+    branch = {row.experiment: replace(row, commit=state.parents[row.experiment]) for row in kept}
+    return [row for _, row in sorted((rows | branch).items())]
 
 
 def list_open_rows(state: st.State) -> list[ExperimentRow]:
