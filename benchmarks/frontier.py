@@ -3,9 +3,9 @@
 A train.py is a row of sites, each in one of a few settings; an idea sets one site. Its effect depends on the landscape:
 *additive*; *interacting*, where each pair of neighbouring sites has an effect of its own; *deceptive*, where in each
 group the setting that helps at once spoils what would help most. Candidates are judged at equal seeds by the product's
-posterior, by the rule before decision 0040. With K lines the parent of an idea is drawn by Thompson sampling over
-their levels, what is kept in one line is tried in the best, and after a stall the night goes back to an earlier line.
-The certified line is the best one's.
+posterior, by the rule that sessions record, except that nothing is stacked. With K lines the parent of an idea is drawn
+by Thompson sampling over their levels, what is kept in one line is tried in the best, and after a stall the night goes
+back to an earlier line. The certified line is the best one's.
 """
 
 import math
@@ -14,11 +14,11 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from orchestrator.core.events import KeepRule, SeedLuck
+from orchestrator.core.events import SeedLuck
 from orchestrator.policy import belief, thresholds
 
 NIGHTS = 24
-SLOTS = (1, 4, 8, 16)
+SLOTS = (1, 4, 16)
 LINES = (1, 2, 3)
 ROUNDS = 88
 """Runs of one slot in a night of 8 hours with runs of 326 s."""
@@ -80,6 +80,8 @@ class Candidate:
     change: tuple[int, int]
     line: Line
     parent: Line
+    earlier: tuple[tuple[float, float, int], ...] = ()
+    """Gain, error and runs on earlier parents, in σ."""
 
 
 class Night:
@@ -119,9 +121,9 @@ class Night:
         site, setting = int(self.dice.integers(len(parent.genome))), int(self.dice.integers(SETTINGS - 1))
         return self.edit((site, setting + (setting >= parent.genome[site])), parent)
 
-    def edit(self, change: tuple[int, int], parent: Line) -> Candidate:
+    def edit(self, change: tuple[int, int], parent: Line, *earlier: tuple[float, float, int]) -> Candidate:
         genome = (*parent.genome[: change[0]], change[1], *parent.genome[change[0] + 1 :])
-        return Candidate(change, Line(genome, parent), parent)
+        return Candidate(change, Line(genome, parent), parent, earlier)
 
     def judge(self, candidate: Candidate, left: int) -> int:
         """Run the candidate once more, and decide; return how many further runs that took."""
@@ -131,18 +133,23 @@ class Night:
             self.run(parent, seed)
             further = min(1, left)
         self.run(line, seed)
-        outlook = belief.learn_outlook(tuple(self.seen[-thresholds.PRIOR_WINDOW :]), rule=KeepRule())
+        seen = tuple(self.seen[-thresholds.PRIOR_WINDOW :])
+        outlook = belief.learn_outlook(seen, ROUNDS * self.slots, left=left)
+        prior, runs = outlook.prior, len(line.scores)
+        for old_gain, old_error, old_runs in candidate.earlier:
+            prior, runs = belief.infer(prior, old_gain, math.hypot(old_error, thresholds.INTERACTION)), runs + old_runs
         differences = [parent.scores[seed] - score for seed, score in line.scores.items()]
         gain, error = belief.compare(differences, [parent.lucks[seed] for seed in line.scores], LINK)
-        posterior = belief.infer(outlook.prior, gain, error)
-        decision = belief.decide(outlook, posterior, len(line.scores), 1 + (seed + 1 not in parent.scores))
+        posterior = belief.infer(prior, gain, error)
+        decision = belief.decide(outlook, posterior, runs, 1 + (seed + 1 not in parent.scores))
         is_overtaken = parent not in self.frontier
         if decision == "again" and not is_overtaken:
             self.queue.append(candidate)
             return further
         if decision != "discard" and is_overtaken:  # merged onto the best, and run again
             if self.best.genome[candidate.change[0]] != candidate.change[1]:
-                self.queue.append(self.edit(candidate.change, self.best))
+                shown = (*candidate.earlier, (gain, error, len(line.scores)))
+                self.queue.append(self.edit(candidate.change, self.best, *shown))
             return further
         self.seen.append((gain, error))
         kept, self.stalled = decision == "keep", self.stalled + 1

@@ -1,18 +1,22 @@
 """Nights of the real loop, policy and session with simulated researchers and machines, on a virtual clock.
 
 Durations are those of published nights. An idea sets one line of train.py, whose values add up to the score; one in
-five helps. The machine must never wait. With many slots, keeps overtake what still trains.
+five helps. The machine must never wait. With many slots, keeps overtake what still trains. `--landscapes` compares
+nights with and without stacks where effects depend on each other.
 """
 
 import asyncio
 import random
 import resource
+import sys
 import tempfile
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
+from benchmarks.frontier import SETTINGS, Landscape
 from orchestrator.core import events as ev
 from orchestrator.core.source import compute_digest, compute_fingerprint
 from orchestrator.core.state import Broken, Decided, State
@@ -25,12 +29,14 @@ from orchestrator.views.usage import list_runs
 from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
 
-SLOTS = (1, 8, 16, 64, 256)
 HOURS = 8.0
+NIGHTS = {1: HOURS, 8: HOURS, 16: HOURS, 64: 4.0, 256: 1.0}
+"""Slots, and hours of their night: an event costs more with more slots, and there are more of them."""
 RUN, PROPOSAL, FURTHER, EDIT, POSTMORTEM = 326.0, 60.0, 15.0, 40.0, 30.0
 """Seconds of a run (300 of training), of a first proposal and each further one of the same request, and so on."""
 HELPS, SIGMA = 0.2, 0.0007
-LINES = 400
+LINES, SPACING = 400, 5
+"""Lines of train.py, and between the sites of a landscape, so that changes of two neighbours can be merged."""
 SOURCE = "".join(["VALUES = '''\n", *(f"VALUE_{number} = 0.0\n" for number in range(LINES)), "'''\n"])
 PROFILE = ev.SessionProfile(
     name="h100", budget_kind="time", budget=300.0, expected_seconds=RUN, data_hash="d" * 16, sigma=SIGMA,
@@ -46,6 +52,8 @@ class Simulation:
     lock: asyncio.Lock | None = None
     spread: float = 0.05
     """Share by which each duration varies."""
+    land: Landscape | None = None
+    """Where the effect of an idea depends on others; None where effects add up."""
     commits: int = field(default=0)
 
     async def spend(self, seconds: float, key: str) -> random.Random:
@@ -55,9 +63,25 @@ class Simulation:
         return luck
 
     async def propose(self, state: State, step: steps.Propose) -> list[ev.Proposal]:
-        del state
         luck = await self.spend(PROPOSAL + FURTHER * (step.count - 1), step.task_id)
-        return [_think(luck, step.first + i) for i in range(step.count)]
+        values = read_values(self.log.get(state.parent.source))
+        return [self.think(luck, step.first + i, values) for i in range(step.count)]
+
+    def think(self, luck: random.Random, number: int, values: list[float]) -> ev.Proposal:
+        if self.land:
+            line = SPACING * luck.randrange(len(self.land.alone))
+            change = f"VALUE_{line} = {luck.choice([n for n in range(SETTINGS) if n != values[line]])}"
+        else:
+            effect = -luck.expovariate(1 / 0.002) if luck.random() < HELPS else luck.expovariate(1 / 0.003)
+            change = f"VALUE_{luck.randrange(LINES)} = {effect:.6f}"
+        return ev.Proposal(
+            title=f"idea {number}",
+            hypothesis="It helps.",
+            rationale="It has not been tried.",
+            expected_delta=-0.001,
+            family="other",
+            instructions=change,
+        )
 
     async def implement(self, state: State, step: steps.Edit, proposal: ev.Proposal, source: str) -> Revision:
         del state
@@ -91,7 +115,7 @@ class Simulation:
     async def train(self, granted: ev.Granted, source: str) -> ev.Outcome:
         luck = await self.spend(RUN, f"{granted.experiment}.{granted.run}")
         shared = random.Random(granted.seed).gauss(0, 0.9 * SIGMA)
-        score = 1.0 + compute_effect(source) + shared + luck.gauss(0, 0.3 * SIGMA)
+        score = 1.0 + compute_effect(source, self.land) + shared + luck.gauss(0, 0.3 * SIGMA)
         metrics = ev.RunMetrics(train_seconds=300.0, total_seconds=RUN, steps=900, parameters=50_000_000)
         return ev.Scored(
             experiment=granted.experiment, run=granted.run, log=self.log.put("log"), curve=(), metrics=metrics,
@@ -99,23 +123,24 @@ class Simulation:
         )  # fmt: skip
 
 
-def _think(luck: random.Random, number: int) -> ev.Proposal:
-    effect = -luck.expovariate(1 / 0.002) if luck.random() < HELPS else luck.expovariate(1 / 0.003)
-    return ev.Proposal(
-        title=f"idea {number}",
-        hypothesis="It helps.",
-        rationale="It has not been tried.",
-        expected_delta=-0.001,
-        family="other",
-        instructions=f"VALUE_{luck.randrange(LINES)} = {effect:.6f}",
-    )
+def read_values(source: str) -> list[float]:
+    return [float(line.partition(" = ")[2]) for line in source.splitlines()[1:-1]]
 
 
-def compute_effect(source: str) -> float:
-    return sum(float(line.partition(" = ")[2]) for line in source.splitlines()[1:-1])
+def compute_effect(source: str, land: Landscape | None = None) -> float:
+    values = read_values(source)
+    return -SIGMA * land.measure(tuple(map(int, values[::SPACING][: len(land.alone)]))) if land else sum(values)
 
 
-def simulate(path: Path, slots: int, *, hours: float = HOURS, sequential: bool = False, **changes: object) -> Session:
+def simulate(
+    path: Path,
+    slots: int,
+    *,
+    hours: float = HOURS,
+    sequential: bool = False,
+    land: Landscape | None = None,
+    **changes: object,
+) -> Session:
     """Run a night and return its session."""
 
     async def go() -> Session:
@@ -123,7 +148,7 @@ def simulate(path: Path, slots: int, *, hours: float = HOURS, sequential: bool =
         session.db.execute("pragma synchronous = off")  # its cost is the disk's, and is spent waiting
         limits = ev.SessionLimits(hours=hours)
         session.write("", started(slots=slots, profile=PROFILE, **({"limits": limits, "rule": KEEP_RULE} | changes)))
-        simulation = Simulation(session, asyncio.Lock() if sequential else None)
+        simulation = Simulation(session, asyncio.Lock() if sequential else None, land=land)
         await run(session, simulation, simulation)
         return session
 
@@ -143,7 +168,7 @@ class Figures:
     gain: float
 
 
-def measure(session: Session, hours: float = HOURS) -> Figures:
+def measure(session: Session, hours: float = HOURS, land: Landscape | None = None) -> Figures:
     state, runs = session.state, list_runs(session.records)
     spent, since, lost = {(run.experiment, run.run): run.end - run.start for run in runs}, dict[int, list[float]](), 0.0
     for record in session.records:
@@ -156,23 +181,55 @@ def measure(session: Session, hours: float = HOURS) -> Figures:
                 pass
     whole = 3600 * hours * state.session.slots
     tested = sum(bool(result.scores) for result in state.tried)
-    gain = -compute_effect(session.get(state.parent.source)) / SIGMA
+    gain = -compute_effect(session.get(state.parent.source), land) / SIGMA
     return Figures(sum(spent.values()) / whole, lost / whole, tested, len(state.kept), len(runs), gain)
 
 
+def compare_stacks(folder: str) -> None:
+    """Print the gain with and without stacks on each landscape of `frontier`, by seed and on average."""
+    print("| landscape | slots | hours | without stacks, σ | with stacks, σ |")
+    print("|---|--:|--:|---|---|")
+    for slots, hours in ((4, 6.0), (16, 3.0)):
+        for kind in ("additive", "interacting", "deceptive"):
+            row = f"| {kind} | {slots} | {hours:g} |"
+            for stacks in (False, True):
+                gains, rule = list[float](), KEEP_RULE.model_copy(update={"stacks": stacks})
+                for seed in (1, 2, 3):
+                    path, land = Path(folder, f"{kind}-{slots}-{stacks}-{seed}", "session.db"), Landscape(kind, seed)
+                    session = simulate(path, slots, hours=hours, land=land, seed=seed, rule=rule)
+                    gains.append(measure(session, hours, land).gain)
+                    session.close()
+                row += f" {fmean(gains):.1f} ({', '.join(f'{gain:.1f}' for gain in gains)}) |"
+            print(row, flush=True)
+
+
+def compare_slots(folder: str) -> None:
+    """Print what became of the slots' time in a night, by number of slots."""
+    heads = (
+        "slots",
+        "hours",
+        "busy",
+        "experiments",
+        "kept",
+        "runs",
+        "lost to rebases",
+        "gain, σ",
+        "CPU ms per experiment",
+    )
+    print(f"| {' | '.join((*heads, 'peak MB'))} |")
+    print("|---" * 10 + "|")
+    for slots, hours, sequential in [(1, HOURS, True), *((*night, False) for night in NIGHTS.items())]:
+        path, began = Path(folder, f"{slots}-{sequential}", "session.db"), time.process_time()
+        session = simulate(path, slots, hours=hours, sequential=sequential)
+        cpu = time.process_time() - began
+        found = measure(session, hours)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        row = f"| {'1, sequential' if sequential else slots} | {hours:g} | {found.busy:.1%} | {found.experiments}"
+        row += f" | {found.kept} | {found.runs} | {found.lost:.1%} | {found.gain:.1f}"
+        print(f"{row} | {1000 * cpu / max(found.experiments, 1):.1f} | {peak:.0f} |", flush=True)
+        session.close()
+
+
 def main() -> None:
-    print("| slots | busy | experiments | kept | runs | lost to rebases | gain, σ | CPU ms per experiment | peak MB |")
-    print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory() as folder:
-        for slots, sequential in [(1, True), *((slots, False) for slots in SLOTS)]:
-            began = time.process_time()
-            session = simulate(Path(folder, f"{slots}-{sequential}", "session.db"), slots, sequential=sequential)
-            cpu = time.process_time() - began
-            found = measure(session)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            row = (
-                f"| {'1, sequential' if sequential else slots} | {found.busy:.1%} | {found.experiments} | {found.kept}"
-            )
-            row += f" | {found.runs} | {found.lost:.1%} | {found.gain:.1f}"
-            print(f"{row} | {1000 * cpu / max(found.experiments, 1):.1f} | {peak:.0f} |", flush=True)
-            session.close()
+        (compare_stacks if "--landscapes" in sys.argv else compare_slots)(folder)

@@ -13,6 +13,7 @@ from orchestrator.core.source import compute_fingerprint, count_changes, merge
 from orchestrator.core.state import Broken, Candidate, Decided, Stage, State
 from orchestrator.policy import steps
 from orchestrator.policy.schedule import find_due
+from orchestrator.policy.stack import sum_up
 from orchestrator.ports import Crew, Executor, Log, Revision
 from prepare.constants import UnknownConstantError, with_constants
 from subagents.agent import NoAnswer, Outage
@@ -29,7 +30,7 @@ async def run(log: Log, crew: Crew, executor: Executor, linger: Callable[[], Awa
 
     def reconcile() -> None:
         for step in find_due(log.state):
-            before = [holders[resource] for resource in step.resources if resource in holders]
+            before = (holders[resource] for resource in step.resources if resource in holders)
             if step.task_id not in tasks and log.finished.issuperset(before):
                 holders.update(dict.fromkeys(step.resources, step.task_id))
                 work = perform(step, log.state, log, crew, executor)
@@ -141,7 +142,7 @@ async def _make_candidate(
         removed=removed,
         how=step.how,
         onto=onto,
-        earlier=step.earlier,
+        earlier=sum_up(state, stage) if isinstance(stage, Candidate) else None,
         summary=revision.summary,
         deviations=revision.deviations,
     )

@@ -167,6 +167,7 @@ def _weigh_regimes(measured: tuple[float, float], age: int | None) -> Array:
     return np.log(_list_regimes(age)[0] @ compute_likelihood(*measured))
 
 
+@lru_cache(maxsize=4096)
 def compute_likelihood(gain: float, error: float) -> Array:
     """Return the likelihood of a measured gain for each effect of GRID; a small share of gains are outliers."""
     # Else no effect would explain a gain beyond the regimes or between two points of the grid, and the prior decide.

@@ -1,7 +1,7 @@
 """Plan a run: its seed, whether it is audited or scored on held-out text, and where it is pruned."""
 
 import hashlib
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from orchestrator.core.events import EvaluationPlan
@@ -17,17 +17,18 @@ _OF_EVALUATION = ("evaluation", "evaluation_cpu")
 
 def draw_seed(state: State, run: int) -> int:
     """Return the seed of the n-th scored run, from 1: every experiment has the same ones (common random numbers)."""
-    return _draw(state, "run", run)
+    return _draw(state.session.seed, "run", run)
 
 
 def draw_fresh_seed(state: State, pair: int) -> int:
     """Return the fresh seed of the certificate's n-th pair, which no decision has used."""
-    return _draw(state, "certificate", pair)
+    return _draw(state.session.seed, "certificate", pair)
 
 
-def _draw(state: State, *what: object) -> int:
-    """Return 31 pseudorandom bits for a purpose, the same in every replay."""
-    digest = hashlib.sha256("/".join(map(str, (state.session.seed, *what))).encode()).digest()
+@lru_cache(maxsize=256)
+def _draw(*what: object) -> int:
+    """Return 31 pseudorandom bits for a session's seed and a purpose, the same in every replay."""
+    digest = hashlib.sha256("/".join(map(str, what)).encode()).digest()
     return int.from_bytes(digest[:4]) >> 1
 
 
@@ -46,7 +47,7 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
         EvaluationPlan,
         confirmed=False,
         pruning_thresholds=compute_thresholds(state, best) if best and first else (),
-        control_run=first and _draw(state, experiment, run) % CONTROL_RUN_EVERY == 0,
+        control_run=first and _draw(state.session.seed, experiment, run) % CONTROL_RUN_EVERY == 0,
     )
     if is_reported or best is None:
         return plan(audit="never", incumbent=0)

@@ -10,7 +10,7 @@ from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, Candidate, Decided, Incumbent, PooledVariance, State
 from orchestrator.policy import belief
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.limits import estimate_runs
+from orchestrator.policy.limits import estimate_runs, remember
 
 
 def pool_variance(state: State, scores: tuple[ev.Scored, ...] = ()) -> PooledVariance:
@@ -121,8 +121,7 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
         return 0.0
     unlinked = state.session.profile.budget_kind == "time" or not same_shape
     squares, dof = th.PAIRING_DOF * (th.OTHER_SHAPE if unlinked else th.SAME_SHAPE) * sigma**2, th.PAIRING_DOF
-    recent = _list_evidence(state.results[-th.PRIOR_WINDOW :])
-    groups = (verdict.differences for verdict in recent if verdict.same_shape == same_shape)
+    groups = (verdict.differences for verdict in _list_recent(state.results) if verdict.same_shape == same_shape)
     for group in (group for group in (differences, *groups) if len(group) > 1):  # one alone shows no scatter
         mean = fmean(group)
         squares += fsum((difference - mean) ** 2 for difference in group)
@@ -130,6 +129,12 @@ def estimate_link(state: State, same_shape: bool, differences: tuple[float, ...]
     return min(max(1 - squares / dof / (2 * sigma**2), 0.0), 0.98)
 
 
+@remember
+def _list_recent(results: tuple[Decided, ...]) -> list[ev.Evidence]:
+    return list(_list_evidence(results[-th.PRIOR_WINDOW :]))
+
+
+@remember
 def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
     ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.reverts is None)
@@ -144,9 +149,15 @@ def assess_keep(state: State, experiment: int, prior: belief.Belief | None = Non
     found = prior or learn_outlook(state).prior
     for result in state.judged:
         sign = 1 if result.experiment == experiment else -1 if result.proposal.reverts == experiment else 0
-        if sign and isinstance(verdict := result.verdict, ev.Evidence) and verdict.error > 0:
-            found = belief.infer(found, sign * verdict.gain / verdict.sigma, verdict.error / verdict.sigma)
+        found = include_verdict(found, result, sign) if sign else found
     return found
+
+
+def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1) -> belief.Belief:
+    """Return the belief in a change after its verdict; `sign` is -1 for the verdict on its ablation."""
+    if not isinstance(verdict := result.verdict, ev.Evidence) or verdict.error <= 0:
+        return prior
+    return belief.infer(prior, sign * verdict.gain / verdict.sigma, verdict.error / verdict.sigma)
 
 
 def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:

@@ -1,15 +1,38 @@
 """Decide when a session stops, and estimate how many runs it has left."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from math import ceil
 from statistics import median
+from typing import TypeVar
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, Decided, State
 from orchestrator.policy import thresholds as th
 
+K = TypeVar("K")
+T = TypeVar("T")
 
+
+def remember(function: Callable[[K], T]) -> Callable[[K], T]:
+    """Keep the latest result of a pure function, and return it while the very same frozen value is given.
+
+    All candidates ask the same of one state, and what the closed experiments say stays until the next is closed.
+    """
+    latest: list[tuple[K, T]] = []
+
+    def ask(value: K) -> T:
+        for known, result in latest:
+            if known is value:
+                return result
+        result = function(value)
+        latest[:] = [(value, result)]
+        return result
+
+    return ask
+
+
+@remember
 def explain_stop(state: State) -> str:
     """Return why nothing new may start; empty while the session continues."""
     limits = state.session.limits

@@ -6,7 +6,7 @@ from math import ceil
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
-from orchestrator.policy.evidence import assess_keep, learn_outlook
+from orchestrator.policy.evidence import include_verdict, learn_outlook
 from orchestrator.policy.limits import count_certificate_rounds, estimate_runs, has_time_for
 from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, REPEAT_EXPIRY, SIMPLER_LINES
 
@@ -15,6 +15,8 @@ def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
     """Return why a proposal is a repeat of an earlier or current one; empty if it is new."""
     if any("seed" in name.lower() for name in proposal.settings):
         return "another seed is not an improvement: the orchestrator assigns the seeds"
+    if not proposal.settings:
+        return ""
     recent = (r for r in state.results[-REPEAT_EXPIRY:] if r.status == "discarded" and r.incumbent == state.best)
     tried = [(result.experiment, result.proposal) for result in recent]
     under_way = [(n, stage.proposal) for n, stage in state.open.items() if 0 < n < number]
@@ -56,7 +58,7 @@ def describe_settings(proposal: ev.Proposal) -> str:
 
 def _is_same_change(earlier: ev.Proposal, now: ev.Proposal) -> bool:
     """Return whether both set the same values, or, for agents, move one constant in the same direction."""
-    if not now.settings or earlier.settings.keys() != now.settings.keys() or earlier.direction != now.direction:
+    if earlier.settings.keys() != now.settings.keys() or earlier.direction != now.direction:
         return False
     same_way = now.direction in ("up", "down") and now.author != "optimizer"
     return same_way or earlier.settings == now.settings
@@ -73,7 +75,7 @@ def find_ablation(state: State) -> ev.Proposal | None:
     # A keep without a gain has nothing to lose, so only those that were kept for their gain are ablated.
     for_gain = [k for k in state.kept if k.commit and k.commit.removed - k.commit.added < SIMPLER_LINES]
     prior, uncertain = learn_outlook(state).prior, [kept for kept in for_gain if kept.experiment not in ablated]
-    beliefs = [(assess_keep(state, kept.experiment, prior), kept) for kept in uncertain]
+    beliefs = [(include_verdict(prior, kept), kept) for kept in uncertain]
     doubts = [(doubt, kept) for doubt, kept in beliefs if doubt.probability < ABLATE_BELOW]
     if not doubts:
         return None

@@ -45,14 +45,20 @@ def is_live(state: State, commit: ev.Committed) -> bool:
 
 def plan_rebase(state: State, number: int, candidate: Candidate, stack: Sequence[int]) -> steps.Edit:
     """Return the step that gives a candidate another parent: the end of the stack if it has run, else the best."""
-    tail, earlier, rival = next(n for n in reversed(stack) if n != number), None, state.get_rival(candidate.commit)
-    if state.session.rule.stacks and candidate.scores and rival:
-        found = compare(state, rival, candidate)
-        earlier = found.gain * found.sigma, found.error * found.sigma, len(candidate.scores)
-    commit = state.open[tail].commit if tail != state.best and (earlier or candidate.earlier) else None
+    tail, has_run = next(n for n in reversed(stack) if n != number), candidate.scores or candidate.earlier
+    commit = state.open[tail].commit if tail != state.best and has_run else None
     if commit is None or candidate.proposal.reverts is not None:
-        return steps.Edit(number, f"rebase {number} on {state.best}", "rebased", earlier=earlier)
-    return steps.Edit(number, f"stack {number} on {tail} as {commit.source}", "rebased", tail, earlier)
+        return steps.Edit(number, f"rebase {number} on {state.best}", "rebased")
+    return steps.Edit(number, f"stack {number} on {tail} as {commit.source}", "rebased", tail)
+
+
+def sum_up(state: State, candidate: Candidate) -> tuple[float, float, int] | None:
+    """Return gain, error and runs of a candidate on its parent, which count after a rebase; None if none do."""
+    rival = state.get_rival(candidate.commit)
+    if not (state.session.rule.stacks and candidate.scores and rival):
+        return None
+    found = compare(state, rival, candidate)
+    return found.gain * found.sigma, found.error * found.sigma, len(candidate.scores)
 
 
 def _is_promising(state: State, candidate: Candidate, outlook: belief.Outlook) -> bool:

@@ -62,7 +62,6 @@ class Edit(_OnExperiment):
     how: Literal["implemented", "rebased", "repaired"]
     parent: int | None = None
     """The candidate that it is stacked on; None for the best."""
-    earlier: tuple[float, float, int] | None = None
 
     @property
     def resources(self) -> tuple[str, ...]:

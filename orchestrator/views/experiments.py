@@ -8,6 +8,7 @@ from orchestrator.core import events as ev
 from orchestrator.core import state as st
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, shorten
+from orchestrator.policy.limits import remember
 from orchestrator.ports import Log
 from orchestrator.views.output import make_printable
 
@@ -84,14 +85,28 @@ class ExperimentRow:
         return self.scores or [run for run in (self.crash, self.verdict) if isinstance(run, ev.Crashed | ev.Pruned)]
 
 
-def list_rows(state: st.State) -> list[ExperimentRow]:
+@remember
+def list_rows(state: st.State) -> Sequence[ExperimentRow]:
     """Return all experiments by number."""
-    names = [field.name for field in fields(ExperimentRow)]
-    rows = [ExperimentRow(**{name: getattr(result, name) for name in names}) for result in state.judged]
-    branch = {row.experiment: state.parents.get(row.experiment) for row in rows if row.status in ("kept", "reverted")}
-    judged = [replace(row, commit=branch.get(row.experiment) or row.commit) for row in rows]
-    under_way = [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
-    return sorted([*judged, *under_way], key=lambda row: row.experiment)
+    decided = [_make_row(stage) for stage in state.open.values() if isinstance(stage, st.Decided)]
+    rows = {row.experiment: row for row in (*_list_closed_rows(state.results), *decided, *list_open_rows(state))}
+    kept = [row for n in state.parents if (row := rows.get(n)) and row.status in ("kept", "reverted")]
+    branch = {row.experiment: replace(row, commit=state.parents[row.experiment]) for row in kept}
+    return [row for _, row in sorted((rows | branch).items())]
+
+
+def list_open_rows(state: st.State) -> list[ExperimentRow]:
+    """Return the experiments without a verdict."""
+    return [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
+
+
+@remember
+def _list_closed_rows(results: tuple[st.Decided, ...]) -> Sequence[ExperimentRow]:
+    return [_make_row(result) for result in results]
+
+
+def _make_row(decided: st.Decided) -> ExperimentRow:
+    return ExperimentRow(**{field.name: getattr(decided, field.name) for field in fields(ExperimentRow)})
 
 
 def show_diff(log: LogReader, row: ExperimentRow) -> str:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from orchestrator.core.events import Proposed
 from orchestrator.core.state import Decided, State
 from orchestrator.core.task import BPB
 from orchestrator.core.text import flatten, name_numbers
-from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
+from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
 from orchestrator.views.render import File, render_template
 from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
@@ -62,7 +62,7 @@ def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
     """Yield the page of each experiment that is only proposed."""
-    return (_make_file(log, folder, row) for row in list_rows(log.state) if row.status == "proposed")
+    return (_make_file(log, folder, row) for row in list_open_rows(log.state) if row.status == "proposed")
 
 
 def write_musings(log: LogReader, folder: Path) -> None:
@@ -77,14 +77,18 @@ def _make_file(log: LogReader, folder: Path, row: ExperimentRow) -> File:
 
 def make_file_name(row: ExperimentRow | Decided) -> str:
     """Return the page's file name: the number, and the title in characters that every file system accepts."""
-    plain = unicodedata.normalize("NFKD", row.proposal.title).encode("ascii", "ignore").decode().lower()
-    slug = "-".join(re.findall(r"[a-z0-9.]+", plain)).strip("-.")[:60].rstrip("-.")
-    return f"{row.experiment:03d}-{slug or 'experiment'}.md"
+    return f"{row.experiment:03d}-{_make_slug(row.proposal.title)}.md"
+
+
+@lru_cache(maxsize=4096)
+def _make_slug(title: str) -> str:
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return "-".join(re.findall(r"[a-z0-9.]+", plain)).strip("-.")[:60].rstrip("-.") or "experiment"
 
 
 def render_musing(log: LogReader, row: ExperimentRow) -> str:
     """Return the page of one experiment, as far as it has come."""
-    diff, events = show_diff(log, row), ((record.event, record.at) for record in log.records)
+    diff, events = show_diff(log, row), ((record.event, record.at) for record in reversed(log.records))
     proposed = (at for event, at in events if isinstance(event, Proposed) and event.experiment == row.experiment)
     return _render_page(
         "musing.md",

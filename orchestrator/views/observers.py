@@ -6,6 +6,8 @@ not be written is tried again at the next event, and can be rebuilt from the log
 
 import asyncio
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,8 @@ from prepare.files import write_atomically
 
 SOON = 0.5
 """Seconds before the files follow the log, so that events in quick succession are one change."""
+PACE = 1000.0
+"""Seconds until a file is written again, for each second of CPU time that it took: a thousandth of one core each."""
 
 
 class Observers:
@@ -52,6 +56,8 @@ class Observers:
         self.musings = musings / session.state.session.name
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
         self.shown: dict[Path, object] = {}
+        self.due = defaultdict[Path, float](float)
+        """When each file may be written again, on the monotonic clock."""
         self.logged = 0
         """Records that log.jsonl holds."""
         self.failures: set[str] = set()
@@ -65,6 +71,7 @@ class Observers:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.due.clear()
         self._write_files(self.session)
         with self._guard("the live view"):
             self.terminal.close()
@@ -110,7 +117,7 @@ class Observers:
             self.say(text.rstrip())
 
     async def _follow(self) -> None:
-        """Write the files in a thread, one snapshot at a time, until they show the last record."""
+        """Write the files that are due in a thread, one snapshot at a time, until the log shows the last record."""
         written = 0
         while written < len(self.session.records):
             await asyncio.sleep(SOON)
@@ -130,9 +137,11 @@ class Observers:
         with self._guard("the files"):
             for path, shows, render in files:
                 with self._guard("the files"):
-                    if self.shown.get(path) != shows:
+                    if self.shown.get(path) != shows and self.due[path] <= time.monotonic():
+                        began = time.thread_time()
                         write_atomically(path, render())
                         self.shown[path] = shows
+                        self.due[path] = time.monotonic() + PACE * (time.thread_time() - began)
 
     @contextmanager
     def _guard(self, view: str) -> Generator[None]:

@@ -12,7 +12,7 @@ from orchestrator.core.task import Task
 from orchestrator.core.templates import format_change, format_size
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.evidence import estimate_sigma, get_t_90, pool_variance
-from orchestrator.policy.limits import explain_stop
+from orchestrator.policy.limits import explain_stop, remember
 from orchestrator.policy.pruning import count_false_prunes
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows
 from orchestrator.views.render import render_template
@@ -48,6 +48,7 @@ class Summary:
     ended: str
 
 
+@remember
 def summarize(state: State) -> Summary:
     """Return where the session stands."""
     rows = list_rows(state)
