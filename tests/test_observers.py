@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def relive(recorded, folder: Path, between=lambda _record: None) -> tuple[Sessio
         asyncio.run(live())
     observers.print_summary("git log research/test")
     return session, console.file.getvalue()
+
+
+async def test_a_page_that_is_not_due_is_written_later_without_another_event(recorded, tmp_path):
+    session = Session(tmp_path / "s" / "session.db", time.time, create=True)
+    copy_texts(recorded, session)
+    first, *records = recorded.records
+    profile = first.event.profile.model_copy(update={"expected_seconds": 2.0})
+    session.write("", first.event.model_copy(update={"profile": profile}))
+
+    with Observers(session, tmp_path / "musings", Console(file=io.StringIO())) as observers:
+        for record in records[:4]:  # before a run has ended
+            session.write(record.task_id, record.event)
+            await observers.writer
+        while observers.shown[tmp_path / "s" / "report.html"] != replace(session.state, now=0.0, usage={}):
+            await asyncio.sleep(0.1)
 
 
 def put_note(folder: Path, kind: str) -> None:

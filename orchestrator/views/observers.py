@@ -17,6 +17,7 @@ from rich.console import Console
 
 from orchestrator.core.events import Granted, Point
 from orchestrator.core.text import flatten
+from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot, list_rows
 from orchestrator.views.musings import list_musings, list_rationales
@@ -33,7 +34,7 @@ from prepare.files import write_atomically
 SOON = 0.5
 """Seconds before the files follow the log, so that events in quick succession are one change."""
 PACE = 1000.0
-"""Seconds until a file is written again, for each second of CPU time that it took: a thousandth of one core each."""
+"""Seconds until a file is written again, for each second of CPU time that it took; but at most a run's length."""
 
 
 class Observers:
@@ -58,6 +59,8 @@ class Observers:
         self.shown: dict[Path, object] = {}
         self.due = defaultdict[Path, float](float)
         """When each file may be written again, on the monotonic clock."""
+        self.late: list[float] = []
+        """The same of those that had changed before that, the last time."""
         self.logged = 0
         """Records that log.jsonl holds."""
         self.failures: set[str] = set()
@@ -85,8 +88,7 @@ class Observers:
             self.terminal.update()
         with self._guard("notifications"):
             self.notifier.update()
-        if self.writer is None or self.writer.done():
-            self.writer = asyncio.get_running_loop().create_task(self._follow())
+        self._start_writer()
 
     def progress(self, granted: Granted, point: Point, rate: float) -> None:
         """Show how far a run has come; `rate` is in tokens per second."""
@@ -116,6 +118,10 @@ class Observers:
             )
             self.say(text.rstrip())
 
+    def _start_writer(self) -> None:
+        if self.writer is None or self.writer.done():
+            self.writer = asyncio.get_running_loop().create_task(self._follow())
+
     async def _follow(self) -> None:
         """Write the files that are due in a thread, one snapshot at a time, until the log shows the last record."""
         written = 0
@@ -124,8 +130,11 @@ class Observers:
             records, state = list(self.session.records), self.session.state
             await asyncio.to_thread(self._write_files, Snapshot(state, records, self.session.get))
             written = len(records)
+        if self.late:
+            asyncio.get_running_loop().call_later(min(self.late) - time.monotonic(), self._start_writer)
 
     def _write_files(self, log: LogReader) -> None:
+        self.late = []
         with self._guard("the files"):
             known, self.logged = self.logged, 0  # a failed append may leave half a line
             write_log(log, self.folder, known)
@@ -135,13 +144,16 @@ class Observers:
 
     def _write_all(self, files: Iterable[File]) -> None:
         with self._guard("the files"):
-            for path, shows, render in files:
+            for path, shows, render in (file for file in files if self.shown.get(file[0]) != file[1]):
+                if self.due[path] > time.monotonic():
+                    self.late.append(self.due[path])
+                    continue
                 with self._guard("the files"):
-                    if self.shown.get(path) != shows and self.due[path] <= time.monotonic():
-                        began = time.thread_time()
-                        write_atomically(path, render())
-                        self.shown[path] = shows
-                        self.due[path] = time.monotonic() + PACE * (time.thread_time() - began)
+                    began = time.thread_time()
+                    write_atomically(path, render())
+                    self.shown[path] = shows
+                    pause = min(PACE * (time.thread_time() - began), estimate_run_seconds(self.session.state))
+                    self.due[path] = time.monotonic() + pause
 
     @contextmanager
     def _guard(self, view: str) -> Generator[None]:
