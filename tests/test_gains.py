@@ -25,7 +25,7 @@ def place(tmp_path_factory):
     words = ("--offline", "--fit", "--hours", "1", "--max-experiments", "4", "--session", "night", "--seed", "3")
     done = orchestrate(place, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "of train.py, runs have those of profile cpu" in done.stderr
+    assert "constants of train.py: runs have those of profile cpu" in done.stderr
     assert "\n-HEAD_DIM = 128\n+HEAD_DIM = 32\n" in done.stderr
     return place
 
@@ -100,7 +100,7 @@ def test_edits_that_are_not_committed_are_a_choice(tmp_path):
 def test_a_script_of_ones_own_keeps_its_constants_and_says_so(tmp_path):
     place = workplace(tmp_path / "place", OWN)
     done = orchestrate(place, "doctor", "--offline")
-    assert "of train.py, runs have yours; with --fit, those of profile cpu" in " ".join(done.stdout.split())
+    assert "constants of train.py: runs have yours; with --fit, those of profile cpu" in " ".join(done.stdout.split())
     assert "\n-HEAD_DIM = 128\n+HEAD_DIM = 32\n" in done.stdout
     night, asked = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna"), []
     night.ask_to_fit(lambda question: asked.append(question) or True)
@@ -111,7 +111,7 @@ def test_a_script_of_ones_own_keeps_its_constants_and_says_so(tmp_path):
     git(place, "commit", "-qam", "the one that comes with it")
     night = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
     checked = next(result for result in night.check() if result.subject == "constants")
-    assert "of train.py, runs have those of profile cpu" in checked.message
+    assert "constants of train.py: runs have those of profile cpu" in checked.message
     night.ask_to_fit(lambda _: pytest.fail("ours is fitted unasked"))
 
 

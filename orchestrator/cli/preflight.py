@@ -380,7 +380,8 @@ class Preflight:
             name, source = self.manifest.profile, self.fit(source)
             whose = f"those of profile {name}, commits keep yours (--no-fit: runs, too)"
             whose = whose if self.profile else f"yours; with --fit, those of profile {name}"
-            yield CheckResult("constants", "warn", f"of {self.repo.script.name}, runs have {whose}\n{change}")
+            words = f"constants of {self.repo.script.name}: runs have {whose}\n{change}"
+            yield CheckResult("constants", "warn", words)
         if self.crew == "optuna":
             found = list_tunable(source, self.task.is_reported)
             words = f"{len(found)} for the optimizer to search: {', '.join(found)}"
