@@ -23,7 +23,7 @@ from orchestrator.optimizer.space import explain_unsearchable, take_step
 from orchestrator.policy import pruning, thresholds
 from prepare.constants import Value
 
-LENGTHS = 20, 35, 90
+LENGTHS = 20, 35
 ALL = (*surfaces.SURFACES, surfaces.NIGHTS)
 Way = Callable[[SearchState, int, str], SearchStep | None]
 
@@ -213,7 +213,7 @@ def compare_pruning(nights: int, lengths: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--nights", type=int, default=100)
+    parser.add_argument("--nights", type=int, default=20)
     parser.add_argument("--ways", nargs="*", default=[way for way in WAYS if not explain_unsearchable(way)])
     parser.add_argument("--lengths", nargs="*", type=int, default=LENGTHS)
     chosen, _ = parser.parse_known_args()
