@@ -81,7 +81,11 @@ def split_documents(name: str, read: Callable[[], Iterator[str]], held_out: int 
 def track(items: Iterable[Item], total: int, stage: str) -> Iterator[Item]:
     """Yield the items, and show the share of `total` that is done, where a command displays `bars`."""
     known = next((task.id for task in bars.tasks if task.description == stage), None)
-    yield from bars.track(items, total, task_id=known, description=stage)
+    task = bars.add_task(stage, total=total) if known is None else known
+    bars.update(task, total=total)
+    for item in items:  # rich's own `track` has a thread, and waits for it for ever if it is collected at a bad moment
+        yield item
+        bars.advance(task)
 
 
 def make_batches(texts: Iterable[str]) -> Iterator[list[str]]:
