@@ -324,13 +324,13 @@ def test_a_night_in_a_storm_ends_well(place, what, seed):
     words = command("--offline", "--hours", "1", "--session", "night", "--max-experiments", "4", "--seed", str(seed))
     life = subprocess.Popen(words, cwd=place, env=environment(), stdout=printed, stderr=subprocess.STDOUT)
     wait_until((place / "sessions/night/session.db").exists)
-    while "  ended  " not in said:
+    while "] ended  " not in said:
         STORMS_OF[what](place, luck)
         said = (place.parent / "printed").read_text()
-        was_late = "  ended  " in said
+        was_late = "] ended  " in said
         time.sleep(luck.uniform(0, 30 if what == "processes" else 10))
         said = (place.parent / "printed").read_text()
-        assert life.poll() is None or "  ended  " in said, said
+        assert life.poll() is None or "] ended  " in said, said
     life.wait(200)
     printed.seek(0)
     said = printed.read()

@@ -24,7 +24,7 @@ from orchestrator.views.musings import render_index, render_musing
 from orchestrator.views.report import list_files, render_report, write_files, write_log, write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
 from orchestrator.views.usage import list_runs, measure_utilization
-from prepare.constants import Constant, Numbers, read_values
+from prepare.constants import Constant, Numbers, Value, read_values
 from prepare.files import write_atomically
 from tests import synthetic
 from tests.browser import CHROMIUM, Browser
@@ -439,6 +439,14 @@ def test_names_of_constants_are_escaped():
     text = json.dumps(draw_constants(SearchState(constants, trials, 0.1)))
     assert "<b>lr" not in text
     assert "&lt;b&gt;lr" in text
+
+
+def test_values_of_several_kinds_are_drawn_as_texts():
+    values: list[Value] = [0.5, "0.5", True, (1, 2), 10**400, -3, "0.5"]
+    constants = {name: Constant(name, 0.1, Numbers(0.01, 1.0, log=True)) for name in ("a", "b")}
+    trials = [Trial(f"{i}", {}, {"a": value, "b": i}, "discarded", val_bpb=2.0 - i) for i, value in enumerate(values)]
+    lines = draw_constants(SearchState(constants, trials, 0.1))["parallel"]["data"]
+    assert len({line["customdata"][1][1] for line in lines}) == len({*values})
 
 
 @browser

@@ -1,5 +1,6 @@
 """All that Optuna does: samples, and pictures of what the constants did to the score."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, cast
@@ -84,7 +85,7 @@ def draw_constants(search: SearchState) -> dict[str, dict[str, Any]]:
     study = optuna.create_study(direction="maximize" if metric.goal == "max" else "minimize")
     distributions = {str(escape(name)): space for name, space in spaces.items()}
     for trial in trials:
-        params = {str(escape(name)): _quote(trial.after[name]) for name in spaces}
+        params = {str(escape(name)): _encode_for(space, trial.after[name]) for name, space in spaces.items()}
         score = metric.sign * (trial.val_bpb or 0.0)
         study.add_trial(create_trial(value=score, params=params, distributions=distributions))
     draw, evaluator = cast("Any", visualization), importance.PedAnovaImportanceEvaluator()
@@ -101,13 +102,17 @@ def draw_constants(search: SearchState) -> dict[str, dict[str, Any]]:
 
 
 def _describe(constant: Constant, values: Sequence[Value | None]) -> BaseDistribution:
-    """Return the distribution of the values that a constant had."""
-    numbers = [value for value in values if isinstance(value, int | float)]
+    """Return the distribution of the values that a constant had: of texts, unless all are numbers that a float holds."""
+    numbers = [value for value in values if isinstance(value, int | float) and abs(value) <= sys.float_info.max]
     if len(numbers) < len(values):
-        return CategoricalDistribution(sorted({str(_quote(value)) for value in values if value is not None}))
+        return CategoricalDistribution(sorted({_quote(value) for value in values}))
     log = isinstance(constant.space, Numbers) and constant.space.log and min(numbers) > 0
     return FloatDistribution(min(numbers), max(numbers), log=log)
 
 
-def _quote(value: Value) -> str | float:
-    return value if isinstance(value, int | float) else str(escape(format_literal(value)))
+def _encode_for(space: BaseDistribution, value: Value | None) -> Any:
+    return value if isinstance(space, FloatDistribution) else _quote(value)
+
+
+def _quote(value: Value | None) -> str:
+    return str(escape(format_literal(value)))
