@@ -313,9 +313,14 @@ print("METRIC val_bpb=%f" % (2 + abs(DEPTH - 6) / 9 + random.Random(os.environ["
 """A reported script; git lays out each of its runs."""
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("what", STORMS_OF)
+@pytest.mark.parametrize(
+    ("what", "seed"),
+    [
+        pytest.param(what, n, marks=() if (what, n) == ("task", 0) else pytest.mark.soak)
+        for what in STORMS_OF
+        for n in range(3)
+    ],
+)
 def test_a_night_in_a_storm_ends_well(place, what, seed):
     luck = random.Random(seed)
     (place / "train.py").write_text(TASK if what == "task" else TINY)
