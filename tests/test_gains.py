@@ -107,8 +107,12 @@ def test_a_script_of_ones_own_keeps_its_constants_and_says_so(tmp_path):
     night.ask_to_fit(lambda question: asked.append(question) or False)
     assert asked == ["Train with those of profile cpu?"]
     assert "HEAD_DIM = 32\n" in night.fit(night.source)
-    (place / "train.py").write_text((ROOT / "train.py").read_text())
-    git(place, "commit", "-qam", "the one that comes with it")
+    ours = (ROOT / "train.py").read_text()
+    (place / "train.py").write_text(ours.replace("DEPTH = 8 ", "DEPTH = 9 "))
+    git(place, "commit", "-qam", "tuned")
+    assert Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna").profile is None
+    (place / "train.py").write_text(ours.replace("manual_seed(SEED)", "manual_seed(SEED + 1)"))
+    git(place, "commit", "-qam", "the constants that come with it")
     night = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
     checked = next(result for result in night.check() if result.subject == "constants")
     assert "constants of train.py: runs have those of profile cpu" in checked.message

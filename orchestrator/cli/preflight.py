@@ -38,7 +38,7 @@ from orchestrator.ports import Log
 from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command
-from prepare.constants import with_originals
+from prepare.constants import read_values, with_originals
 from prepare.machine import Gpu, count_cores, count_roomy_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
@@ -147,7 +147,7 @@ class Preflight:
         if not self.task.is_reported and self.paths.fit is not False:
             profile = from_manifest(self.manifest)
             fitted = apply_to_script(base, profile)
-            if self.paths.fit or fitted == apply_to_script(read_baseline(), profile):
+            if self.profile or fitted == apply_to_script(read_baseline(), profile):
                 best = with_originals(best, base, fitted)  # values that the session changed itself stay
         best = self.assign_seed(with_literal_seed(best), self.task)
         return Origin(
@@ -188,9 +188,13 @@ class Preflight:
 
     @property
     def profile(self) -> Profile | None:
-        """Whose constants replace the script's: by default only those of the train.py that comes with Nightshift."""
-        ours = self.paths.fit is None and self.repo.read_baseline() == read_baseline()
-        return from_manifest(self.manifest) if (ours or self.paths.fit) and not self.task.is_reported else None
+        """Whose constants replace the script's: by default where it has those of our train.py."""
+        if self.task.is_reported:
+            return None
+        profile = from_manifest(self.manifest)
+        own, default = (read_values(source) for source in (self.repo.read_baseline(), read_baseline()))
+        is_untuned = all(own.get(name) == default.get(name) for name in profile.constants)
+        return profile if self.paths.fit or (is_untuned and self.paths.fit is None) else None
 
     def assign_seed(self, source: str, task: Task) -> str:
         """Return a script with the seed of its run in place of one that it fixes, unless the user keeps that."""

@@ -102,7 +102,7 @@ def draw_constants(search: SearchState) -> dict[str, dict[str, Any]]:
 
 
 def _describe(constant: Constant, values: Sequence[Value | None]) -> BaseDistribution:
-    """Return the distribution of the values that a constant had: of texts, unless all are numbers that a float holds."""
+    """Return the distribution of the values that a constant had: texts, unless a float holds each."""
     numbers = [value for value in values if isinstance(value, int | float) and abs(value) <= sys.float_info.max]
     if len(numbers) < len(values):
         return CategoricalDistribution(sorted({_quote(value) for value in values}))
