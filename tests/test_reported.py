@@ -120,7 +120,7 @@ def test_what_it_says_is_what_the_record_shows(night):
     doctor = orchestrate(place, "doctor", "--offline", **SAFE)
     assert "reported" in doctor.stdout
     assert "not audited" in " ".join(doctor.stdout.split())
-    assert "train.py fixes its seed: each run reads its own" in doctor.stdout
+    assert "train.py has a fixed seed: each run reads its own" in doctor.stdout
     assert '+random.seed(int(__import__("os").environ.get("NIGHTSHIFT_SEED", 42)))' in doctor.stdout
     task = opened(place).state.session.task
     assert task.seed == {"env": "NIGHTSHIFT_SEED"}

@@ -373,7 +373,7 @@ class Preflight:
         words = f"each run reads its own, commits keep yours (--keep-seed: runs, too)\n{change}"
         if self.paths.keep_seed:
             words = "--keep-seed leaves it, and no run tells the noise of seeds"
-        yield CheckResult("seed", "warn", f"{self.repo.script.name} fixes its seed: {words}")
+        yield CheckResult("seed", "warn", f"{self.repo.script.name} has a fixed seed: {words}")
 
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
