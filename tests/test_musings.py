@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,13 @@ def test_a_file_is_replaced_whole(tmp_path):
     write_atomically(path, b"two")
     assert path.read_text() == "two"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path):
+    """A pipe stands for it: root may replace /dev/null by a file, and would."""
+    os.mkfifo(path := tmp_path / "pipe")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(path, "one")
+    assert path.is_fifo()
+    assert os.read(reader, 10) == b"one"
+    os.close(reader)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _PATH = re.compile(r"(\w[\w. -]*(?<!\.py)/)*\w[\w. -]*")
 """What a pattern can stand for: no hidden file, nothing outside the folder, nothing below a script."""
-Words = tuple[Annotated[str, Field(pattern=r"\S")], ...]
+Words = tuple[Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")], ...]
 
 
 class Metric(BaseModel):
@@ -52,7 +52,7 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     form: Literal["examined", "reported"] = "examined"
-    command: Annotated[str, Field(pattern=r"^$|\S")] = ""
+    command: Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$|^$")] = ""
     editable: tuple[Annotated[str, Field(pattern=r"^(\.?[\w*?][\w.*?-]*/)*\.?[\w*?][\w.*?-]*$")], ...] = ()
     protected: Words = ()
     metric: Metric = Metric()
