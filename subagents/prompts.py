@@ -157,7 +157,7 @@ def _overlay(name: str, folders: Sequence[Path]) -> Prompt:
             raise PromptError(f"{where}: {line[1]} {fault}")
         return text
 
-    return _make_prompt(matter, INCLUDE.sub(include, body), f"prompt {name!r} in {folders[0]}", folders, f"{name}.md")
+    return _make_prompt(matter, INCLUDE.sub(include, body), f"{folders[0]}/{name}.md", folders)
 
 
 def _read(path: Path) -> str:
@@ -167,9 +167,7 @@ def _read(path: Path) -> str:
         raise PromptError(f"{path} cannot be read: {error}") from error
 
 
-def _make_prompt(
-    matter: Mapping[str, Any], body: str, name: str, folders: Sequence[Path] = (), files: str = FILES
-) -> Prompt:
+def _make_prompt(matter: Mapping[str, Any], body: str, name: str, folders: Sequence[Path] = ()) -> Prompt:
     system, line, template = body.partition(OPENING)
     if not line:
         raise PromptError(f"{name}: the line {OPENING} is missing")
@@ -178,7 +176,7 @@ def _make_prompt(
         return Prompt(**matter, system=system.strip(), template=template.strip())
     except ValidationError as error:
         key = re.escape(str(error.errors()[0]["loc"][0]))
-        where = _find_place(rf"(?m)^{key}\s*:", folders, files) if folders else name
+        where = _find_place(rf"(?m)^{key}\s*:", folders, Path(name).name) if folders else name
         raise PromptError(f"{where}: {describe_faults(error)}") from error
     except TypeError as error:
         raise PromptError(f"{name}: the front matter has a key that it cannot have: {error}") from error

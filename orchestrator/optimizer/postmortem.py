@@ -42,8 +42,8 @@ def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed) -> st
         case ev.Pruned():
             return "hurts"
         case ev.Discarded(gain=gain, error=error):
-            if gain < -error:
-                return "hurts" if gain < -CLEAR * error else "may hurt, within the noise"
-            return "may help, within the noise" if gain > NEAR_MISS * error else "changes little"
+            if gain > NEAR_MISS * error:
+                return "may help, within the noise"
+            return "hurts" if gain < -CLEAR * error else "no better, within the noise"
         case _:
             return "does not run"
