@@ -27,10 +27,10 @@ TASKS = (
     ("metric = {goal = 'maximize'}", "metric.goal: Input should be 'min' or 'max'"),
     ("seed = {env = ''}", "seed.env: '' cannot be one"),
     ("seed = {enviroment = 'X'}", "Input should be 'env' or 'argument'"),
-    ("seed = {env = 'A=B'}", "seed.env: 'A=B' is no name of a variable"),
-    ("command = 'python \"fit.py'", "no shell reads 'python \"fit.py'"),
+    ("seed = {env = 'A=B'}", "seed.env: 'A=B' cannot name a variable"),
+    ("command = 'python \"fit.py'", "a shell cannot read 'python \"fit.py'"),
     ('command = "fit\\u0000"', "command: 'fit\\x00' cannot be one"),
-    ("checks = ['pytest (']", "no shell reads 'pytest ('"),
+    ("checks = ['pytest (']", "a shell cannot read 'pytest ('"),
     ("metric = {pattern = '('}", "metric.pattern: Input should be a valid regular expression"),
     ("editable = ['../fit.py']", "editable.0: '../fit.py' cannot be one"),
     ("budget = 60 timeout = 10", "is not TOML"),
@@ -332,7 +332,7 @@ def test_a_wrong_input_is_one_line(place, words, capsys):
 @pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", " http://x"])
 def test_an_address_that_is_none_is_said_before_it_is_asked(url, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-    assert "ANTHROPIC_BASE_URL is no address" in credentials_error()
+    assert "ANTHROPIC_BASE_URL is not an address" in credentials_error()
 
 
 def test_a_folder_that_was_deleted_is_one_line(tmp_path, capsys):
