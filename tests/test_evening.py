@@ -202,7 +202,7 @@ WRONG = {
     ("--prompts", "key"): "mechanic.md:3:1: turns: Extra inputs are not permitted",
     ("--prompts", "zero"): "mechanic.md:2:1: max_tokens: Input should be greater than or equal to 256",
     ("--prompts", "huge"): "mechanic.md:2:1: max_tokens: Input should be less than or equal to 1000000",
-    ("--prompts", "division"): "researcher.md:6:1: a prompt cannot be rendered: division by zero",
+    ("--prompts", "division"): "researcher.md:5:1: a prompt cannot be rendered: division by zero",
     ("--model", "cli:"): "the model's name is missing",
     ("--model", "mechanic=cli:"): "the model's name is missing",
     ("--search", "random"): "'random' is not one of",
