@@ -151,7 +151,10 @@ def test_postmortems_state_what_was_measured(long_night):
 
     assert post.verdict == "supported"
     assert not re.search(r"\d", post.happened), "the table beside it has the figures"
-    assert post.lesson.startswith(f"{kept.proposal.title}: helps (−0.0")
+    (name, value), *_ = kept.proposal.settings.items()
+    label = kept.proposal.title.partition(":")[0]
+    told = f"{label}: {name} = {value}" if kept.commit.how == "rebased" else kept.proposal.title
+    assert post.lesson.startswith(f"{told}: helps (−0.0"), "a rebased step began from other values than its title says"
     reasons = [result.postmortem.why for result in long_night.state.results[1:] if result.postmortem]
     assert any("steps from the same budget" in why for why in reasons)
     assert "training loss was" in post.happened

@@ -28,7 +28,7 @@ def write_postmortem(decided: Decided) -> ev.Postmortem:
     more = own / other - 1 if own and other else None
     return ev.Postmortem(
         verdict=CONCLUSIONS.get(outcome, "inconclusive"),
-        happened=WORDS.happened(decided, gaps),
+        happened=WORDS.happened(decided, gaps).strip(),
         why=WORDS.why(decided, gaps, more if more is None or abs(more) >= WORTH_SAYING else 0.0),
         lesson=WORDS.lesson(decided, outcome),
         next=WORDS.next(outcome),

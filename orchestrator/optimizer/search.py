@@ -225,7 +225,7 @@ def _propose_step(
             effect, why = usual, "It has not been changed yet." + " Down makes a step cheaper." * is_cheaper
         case Trial(gain=float() as gain) as last, _ if gain > 0:
             expected, size = FURTHER * gain, 2 * _count_steps(constant, last)
-            helped = "helped" if last.outcome == "kept" else "helped a little, within the noise"
+            helped = "helped" if last.outcome in ("kept", "open") else "helped a little, within the noise"
             effect = expected / search.sigma
             why = f"The last step {way} ({last.name}) {helped}. Go further."
         case Trial(gain=float()) as last, _ if (steps := _count_steps(constant, last)) > 1:
