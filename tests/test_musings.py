@@ -5,10 +5,13 @@ import pytest
 import yaml
 
 from orchestrator.core.events import BaselineCommitted, Proposal, Proposed, Refused
+from orchestrator.core.task import BPB
 from orchestrator.session.store import Session
 from orchestrator.views import musings
+from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import search
 from orchestrator.views.render import render_template
+from orchestrator.views.summary import tabulate
 from prepare.files import write_atomically
 from tests.fakes import started
 from tests.simulated import SOURCE, night
@@ -241,3 +244,12 @@ def test_a_device_is_written_to_and_never_replaced(tmp_path):
     assert path.is_fifo()
     assert os.read(reader, 10) == b"one"
     os.close(reader)
+
+
+def test_a_change_that_is_not_the_plain_difference_says_why(session):
+    for row in (row for row in list_rows(session.state) if row.gain is not None):
+        _, _, other, _ = tabulate(row)[0]
+        is_plain = other == BPB.format_score(row.val_bpb + row.gain)
+        assert (
+            "The change is corrected for the luck that experiment" in musings.render_musing(session, row)
+        ) != is_plain

@@ -37,13 +37,13 @@ class Metric(BaseModel):
 
     def format_change(self, change: float) -> str:
         """Return a change of the score as one of the user's value, with its sign and a true minus sign."""
-        value = self.sign * change + 0.0
-        return ("+" * (value >= 0) + self.format_size(value)).replace("-", "−")
+        text = self.format_size(self.sign * change)
+        return text.replace("-", "−") if text.startswith("-") else f"+{text}"
 
     def format_size(self, number: float) -> str:
         """Return a number on the metric's scale in four decimals, or in four digits where those do not suit it."""
         if self.is_bpb or not number or 0.1 <= abs(number) < 1e4:
-            return f"{number:.4f}"
+            return f"{number:z.4f}"
         return f"{number:,.0f}" if abs(number) >= 1e4 else f"{number:.4g}"
 
 
