@@ -13,7 +13,11 @@ def main() -> None:
     if sys.platform == "win32":
         sys.stderr.write("nightshift: on Windows it runs in WSL: `wsl --install`, then install it there\n")
         raise SystemExit(2)
-    home, here = (os.path.realpath(path) for path in (f"{__file__}/../..", "."))
+    try:
+        home, here = (os.path.realpath(path) for path in (f"{__file__}/../..", "."))
+    except FileNotFoundError:
+        sys.stderr.write("nightshift: the folder that you are in was deleted: cd into one that exists\n")
+        raise SystemExit(2) from None
     sys.path[:] = [path for path in sys.path if home == here or os.path.realpath(path) != here]
     os.environ["PYTHONSAFEPATH"] = "1"  # nor by the processes that it starts
     run_interruptible(_import_and_run)

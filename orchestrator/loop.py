@@ -8,15 +8,17 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import write_candidate_message, write_kept_message
 from orchestrator.core.source import compute_fingerprint, count_changes, merge
 from orchestrator.core.state import Broken, Candidate, Decided, Stage, State
+from orchestrator.core.templates import Macros, load_templates
 from orchestrator.policy import steps
 from orchestrator.policy.schedule import find_due
 from orchestrator.policy.stack import sum_up
 from orchestrator.ports import Crew, Executor, Log, Revision
 from prepare.constants import UnknownConstantError, with_constants
 from subagents.agent import NoAnswer, Outage
+
+MESSAGES = Macros(load_templates("orchestrator"), "commit.txt")
 
 
 async def run(log: Log, crew: Crew, executor: Executor, linger: Callable[[], Awaitable[object]] | None = None) -> State:
@@ -131,7 +133,7 @@ async def _make_candidate(
         return ev.Abandoned(experiment=number, reason=str(error), outage=isinstance(error, Outage))
     source = revision.source
     added, removed = count_changes(before, source)
-    message = write_candidate_message(number, stage.proposal)
+    message = MESSAGES.candidate(number, stage.proposal)
     return ev.Committed(
         experiment=number,
         commit=await executor.commit(number, parent.commit, source, message),
@@ -182,7 +184,7 @@ async def _promote(number: int, state: State, log: Log, executor: Executor) -> e
     assert decided.commit
     if number == 0:
         return ev.Promoted(experiment=0, commit=decided.commit.commit)
-    message = write_kept_message(decided)
+    message = MESSAGES.keep(decided)
     head = await executor.promote(number, state.parent.commit, log.get(decided.commit.source), message)
     return ev.Promoted(experiment=number, commit=head)
 

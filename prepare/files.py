@@ -41,6 +41,9 @@ def write_atomically(path: Path, text: str | bytes) -> None:
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_char_device() or path.is_fifo():
+        path.write_bytes(data)  # root could replace it
+        return
     with open_replacement(path) as part:
         part.write_bytes(data)
 

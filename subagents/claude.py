@@ -46,6 +46,8 @@ def credentials_error() -> str:
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
         if re.search(r"""[^!-~]|["'`]""", os.environ.get(name, "")):
             return f"{name} contains a space, a line break, a quote or a character that no key has: set it again"
+    if (base := os.environ.get("ANTHROPIC_BASE_URL")) and not re.match("https?://[^/]", base):
+        return "ANTHROPIC_BASE_URL is not an address: write it as in http://localhost:8080"
     try:
         httpx2.AsyncClient(base_url=os.environ.get("ANTHROPIC_BASE_URL", ""))  # the SDK's own leaves a traceback
         client = anthropic.AsyncAnthropic()

@@ -5,6 +5,7 @@ Below the system prompt and the line `<!-- opening -->` stands the opening messa
 """
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ OPENING = "<!-- opening -->"
 PREFIX = "cli:"  # of a model that is a program
 MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # PyYAML raises any
+FILES = "[!.]*.md"  # not those that an editor locks or keeps
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 JINJA = ImmutableSandboxedEnvironment(  # a session that somebody sends brings prompts of its own
     undefined=StrictUndefined,
@@ -43,7 +45,7 @@ class Prompt(BaseModel):
     fallback: str = ""  # the model that takes over a conversation in which the other refuses or is out
     effort: str = ""  # low to max; empty for the model's default, which servers other than Claude's need
     max_turns: int = Field(default=12, ge=1)
-    max_tokens: int = Field(default=16_000, ge=256)
+    max_tokens: int = Field(default=16_000, ge=256, le=10**6)
     max_spent: int = Field(default=500_000, ge=1_000)  # tokens of a whole conversation, read and written
     cadence: int = Field(default=1, ge=0)  # experiments from one post-mortem or consolidation to the next; 0: never
     system: str
@@ -54,7 +56,8 @@ class Prompt(BaseModel):
         try:
             return JINJA.from_string(self.template).render(facts).strip()
         except (TemplateRuntimeError, *FAULTS, TypeError, MemoryError) as error:
-            raise PromptError(f"a prompt cannot be rendered: {error}") from error
+            words = str(error) or type(error).__name__
+            raise PromptError(f"a prompt cannot be rendered: {words}") from error
 
     @property
     def text(self) -> str:
@@ -81,10 +84,10 @@ def load_prompts(folder: Path, style: str = "default", base: str = "default") ->
         raise PromptError(f"unknown prompt style {style!r}; the styles are {known}, or name a folder")
     folders = (overlay, folder / base, folder / "default")
     known = {path.name for path in folders[2].iterdir()} | {"README.md"}
-    known |= {name for path in overlay.glob("*.md") for name in INCLUDE.findall(_read(path))}
+    known |= {name for path in overlay.glob(FILES) for name in INCLUDE.findall(_read(path))}
     if unread := sorted(path.name for path in overlay.glob("[!.]*") if path.name not in known):
         raise PromptError(f"{overlay}: no agent reads {', '.join(unread)}; the files are {', '.join(sorted(known))}")
-    if not any(path.name != "README.md" for path in overlay.glob("*.md")):
+    if not any(path.name != "README.md" for path in overlay.glob(FILES)):
         raise PromptError(f"{overlay} holds no prompt: copy one of {folders[2]} into it")
     prompts = {name: _overlay(name, folders) for name in NAMES}
     for name, prompt in prompts.items():
@@ -99,12 +102,23 @@ def _check_opening(prompt: Prompt, default: Prompt, folders: Sequence[Path]) -> 
     for fact in sorted(asked - known):
         where = _find_place(rf"{{[{{%][^}}]*\b({fact})\b", folders)
         raise PromptError(f"{where}: no fact is called {fact!r}; there are {', '.join(sorted(known))}")
-    prompt.render_opening(dict.fromkeys(known, "1"))
+    try:
+        prompt.render_opening(dict.fromkeys(known, "1"))
+    except PromptError as error:
+        frames = traceback.extract_tb(error.__cause__ and error.__cause__.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == "<template>" and frame.lineno]
+        where = _find_line(prompt.template, lines[-1], folders) if lines else "the prompt"
+        raise PromptError(f"{where}: {error}") from error
 
 
-def _find_place(pattern: str, folders: Sequence[Path]) -> str:
+def _find_line(template: str, number: int, folders: Sequence[Path]) -> str:
+    """Return file, line and column of a line of an opening; of the first such line, where there are several."""
+    return _find_place(rf"(?m)^{re.escape(template.splitlines()[number - 1])}$", folders)
+
+
+def _find_place(pattern: str, folders: Sequence[Path], files: str = FILES) -> str:
     """Return file, line and column, counted from 1, of the first match: of its group, if it has one."""
-    for path in [path for folder in folders for path in sorted(folder.glob("*.md"))]:
+    for path in [path for folder in folders for path in sorted(folder.glob(files))]:
         if found := re.search(pattern, text := _read(path)):
             at = found.start(found.lastindex or 0)
             return f"{path}:{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
@@ -136,10 +150,14 @@ def _overlay(name: str, folders: Sequence[Path]) -> Prompt:
         matter, body = matter | own_matter, own_body if own_body.strip() else body
 
     def include(line: re.Match[str]) -> str:
-        found = next((path for folder in folders if (path := folder / line[1]).is_file()), folders[-1] / line[1])
-        return _read(found).strip()
+        texts = (_read(path).strip() for folder in folders if (path := folder / line[1]).is_file())
+        if (text := next(texts, None)) is None or INCLUDE.search(text):
+            where = _find_place(rf"(?m)^<!-- include ({re.escape(line[1])}) -->$", folders)
+            fault = "is in no folder" if text is None else "is included, so it may include no other"
+            raise PromptError(f"{where}: {line[1]} {fault}")
+        return text
 
-    return _make_prompt(matter, INCLUDE.sub(include, body), f"prompt {name!r} in {folders[0]}", folders)
+    return _make_prompt(matter, INCLUDE.sub(include, body), f"{folders[0]}/{name}.md", folders)
 
 
 def _read(path: Path) -> str:
@@ -157,10 +175,11 @@ def _make_prompt(matter: Mapping[str, Any], body: str, name: str, folders: Seque
         JINJA.from_string(template.strip())
         return Prompt(**matter, system=system.strip(), template=template.strip())
     except ValidationError as error:
-        raise PromptError(f"{name}: {describe_faults(error)}") from error
+        key = re.escape(str(error.errors()[0]["loc"][0]))
+        where = _find_place(rf"(?m)^{key}\s*:", folders, Path(name).name) if folders else name
+        raise PromptError(f"{where}: {describe_faults(error)}") from error
     except TypeError as error:
         raise PromptError(f"{name}: the front matter has a key that it cannot have: {error}") from error
     except TemplateSyntaxError as error:
-        line = template.strip().splitlines()[error.lineno - 1]
-        where = _find_place(rf"(?m)^{re.escape(line)}$", folders) if folders else name
+        where = _find_line(template.strip(), error.lineno, folders) if folders else name
         raise PromptError(f"{where}: {error.message} (line {error.lineno} of the opening)") from error

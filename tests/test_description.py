@@ -10,6 +10,7 @@ from orchestrator.core.description import (
     count_distinct,
     count_seeds,
 )
+from orchestrator.core.task import BPB
 from subagents.prompts import split_front_matter
 
 
@@ -82,3 +83,9 @@ def test_front_matter_is_keys_and_values():
 def test_anything_else_is_a_value_error(text):
     with pytest.raises(ValueError, match="front matter"):
         split_front_matter(text)
+
+
+def test_what_rounds_to_zero_has_no_sign_of_a_loss():
+    assert {BPB.format_change(change) for change in (-1e-9, -0.0, 0.0, 1e-9)} == {"+0.0000"}
+    assert BPB.format_size(-1e-9) == "0.0000"
+    assert (BPB.format_change(-0.5), BPB.format_change(0.5)) == ("−0.5000", "+0.5000")

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from orchestrator.__main__ import main as begin
 from orchestrator.cli.main import main
 from orchestrator.cli.options import Paths
 from orchestrator.cli.preflight import Preflight
+from subagents.claude import credentials_error
 from tests.workplace import ROOT, TINY, git, workplace
 
 GOLDEN = str(ROOT / "tests/golden/offline-4.db")
@@ -25,8 +27,27 @@ TASKS = (
     ("metric = {goal = 'maximize'}", "metric.goal: Input should be 'min' or 'max'"),
     ("seed = {env = ''}", "seed.env: '' cannot be one"),
     ("seed = {enviroment = 'X'}", "Input should be 'env' or 'argument'"),
+    ("seed = {env = 'A=B'}", "seed.env: 'A=B' cannot name a variable"),
+    ("command = 'python \"fit.py'", "a shell cannot read 'python \"fit.py'"),
+    ('command = "fit\\u0000"', "command: 'fit\\x00' cannot be one"),
+    ("checks = ['pytest (']", "a shell cannot read 'pytest ('"),
+    ("metric = {pattern = '('}", "metric.pattern: Input should be a valid regular expression"),
+    ("editable = ['../fit.py']", "editable.0: '../fit.py' cannot be one"),
+    ("budget = 60 timeout = 10", "is not TOML"),
+    ("data = ['nowhere']", "data: nowhere is not a folder"),
 )
 """What people write into nightshift.toml, and what is said of it."""
+PROMPT = "---\nmodel: m\n---\n{}<!-- opening -->\n{}\n"
+STYLES = (
+    ("hidden", ".researcher.md", PROMPT),
+    ("nested", "researcher.md", PROMPT.format("<!-- include researcher.md -->\n", "")),
+    ("missing", "researcher.md", PROMPT.format("<!-- include none.md -->\n", "")),
+    ("key", "mechanic.md", "---\nmodel: m\nturns: 3\n---\n"),
+    ("zero", "mechanic.md", "---\nmax_tokens: 0\n---\n"),
+    ("huge", "mechanic.md", "---\nmax_tokens: 99999999999\n---\n"),
+    ("division", "researcher.md", PROMPT.format("", "{{ 1 / 0 }}")),
+)
+"""Styles that cannot be used: their names, and the file and text of each."""
 WRONG = {
     ("--hours", "-1"): "--hours",
     ("--hours", "eight"): "--hours",
@@ -171,6 +192,35 @@ WRONG = {
     ("--offline", "--script", "odd/sparse/left/out.py"): "left is not a folder",
     ("--offline", "--script", "odd/lost/train.py"): "git has no object",
     ("--offline", "--script", "odd/config/train.py"): "bad config line 1",
+    ("--offline", "--slots", "9" * 5000): "give a number of runs, or auto",
+    ("--offline", "--slots", "-1"): "give a number of runs, or auto",
+    ("--offline", "--session", "a\nb"): "cannot be a name",
+    ("--prompts", "."): "no agent reads",
+    ("--prompts", "hidden"): "holds no prompt",
+    ("--prompts", "nested"): "researcher.md:4:14: researcher.md is included, so it may include no other",
+    ("--prompts", "missing"): "researcher.md:4:14: none.md is in no folder",
+    ("--prompts", "key"): "mechanic.md:3:1: turns: Extra inputs are not permitted",
+    ("--prompts", "zero"): "mechanic.md:2:1: max_tokens: Input should be greater than or equal to 256",
+    ("--prompts", "huge"): "mechanic.md:2:1: max_tokens: Input should be less than or equal to 1000000",
+    ("--prompts", "division"): "researcher.md:5:1: a prompt cannot be rendered: division by zero",
+    ("--model", "cli:"): "the model's name is missing",
+    ("--model", "mechanic=cli:"): "the model's name is missing",
+    ("--search", "random"): "'random' is not one of",
+    ("--offline", "--notify", "mailto://"): "URL",
+    ("--offline", "--cluster", "127.0.0.1:x"): "give auto, HOST:PORT or ray://HOST:PORT",
+    ("serve", "--host", "\udcff"): "no host has such a name",
+    ("serve", "--token", "ü"): "a token is of letters",
+    ("--offline", "--script", "~/train.py"): "~ is not a folder",
+    ("--offline", "--script", "train.py "): "does not exist in commit",
+    ("--offline", "--data", "x" * 300): "File name too long",
+    ("replay", "empty.db"): "is not a session file",
+    ("replay", "folder.db"): "no session is called 'folder.db'",
+    ("replay", "a\x1b[31mb"): "no session is called 'a\\x1b[31mb'",
+    ("replay", GOLDEN, "--show", "-1"): "--show",
+    ("compare", GOLDEN, GOLDEN, "--chart", "empty"): "empty cannot be written (Is a directory)",
+    ("trial", "--prompts", "default", "--of", GOLDEN): "--of and --at-states need each other",
+    ("trial", "--prompts", "default", "--at-states", "1", "--of", GOLDEN): "--at-states",
+    ("musings", "search", "x", "--limit", "-1"): "--limit",
     **{("--offline", "--script", f"toml/{number}/fit.py"): says for number, (_, says) in enumerate(TASKS)},
 }
 
@@ -192,6 +242,11 @@ def place(tmp_path_factory):
         (place / name).mkdir()
         if file:
             (place / name / file).write_text("---\nmodel: m\n---\nYou are it.\n<!-- opening -->\n{{ bset }}\n")
+    for name, file, text in STYLES:
+        (place / name).mkdir()
+        (place / name / file).write_text(text)
+    (place / "empty.db").touch()
+    (place / "folder.db").mkdir()
     for number, (toml, _) in enumerate(TASKS):
         (place / f"toml/{number}").mkdir()
         (place / f"toml/{number}/fit.py").write_text("LR = 0.1  # 0.01..1 log\nprint('METRIC val_bpb=1')\n")
@@ -272,6 +327,21 @@ def test_a_wrong_input_is_one_line(place, words, capsys):
     assert said.startswith(("nightshift: ", "prepare: "))
     assert WRONG[words] in said
     assert not (place / "sessions").exists(), "a refused start leaves nothing behind"
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "http://", "ftp://x", " http://x"])
+def test_an_address_that_is_none_is_said_before_it_is_asked(url, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+    assert "ANTHROPIC_BASE_URL is not an address" in credentials_error()
+
+
+def test_a_folder_that_was_deleted_is_one_line(tmp_path, capsys):
+    (tmp_path / "gone").mkdir()
+    with contextlib.chdir(tmp_path / "gone"), pytest.raises(SystemExit) as ended:
+        (tmp_path / "gone").rmdir()
+        begin()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "nightshift: the folder that you are in was deleted: cd into one that exists\n"
 
 
 def test_a_search_that_finds_nothing_says_so_by_its_exit_code(place, capsys):

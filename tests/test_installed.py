@@ -62,7 +62,7 @@ def test_a_wheel_holds_the_script_every_style_and_every_template(installed):
     (wheel,) = installed.parent.glob("*.whl")
     names = set(ZipFile(wheel).namelist())
     styles = {f"orchestrator/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "prompts").rglob("*.md")}
-    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "orchestrator").glob("*/templates/*")}
+    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "orchestrator").rglob("templates/*")}
     assert {"prepare/build/train.py", *styles, *templates} <= names
     assert "orchestrator/agents/templates/briefing.txt" in templates
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "train.py", "prompts"))]

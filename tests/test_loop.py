@@ -14,9 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import write_kept_message
 from orchestrator.core.state import Decided, Training, apply, fold
-from orchestrator.loop import run
+from orchestrator.loop import MESSAGES, run
 from orchestrator.policy import pruning, thresholds
 from orchestrator.policy.evaluation_plan import draw_seed
 from orchestrator.policy.schedule import find_due
@@ -376,7 +375,7 @@ def test_a_keep_that_was_luck_is_reverted_by_a_commit_that_says_so(tmp_path):
     assert "= 1" not in session.get(state.parent.source)
     assert ablation.commit.source == state.parents[reverted.commit.parent].source
     assert ablation.verdict.reason.startswith(f"#{reverted.experiment} is reverted")
-    assert f"revert #{reverted.experiment}" in write_kept_message(ablation)
+    assert f"revert #{reverted.experiment}" in MESSAGES.keep(ablation)
     assert state.certificate and state.certificate.experiment == state.best
 
 

@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import yaml
@@ -6,6 +8,7 @@ import yaml
 from orchestrator.core.events import BaselineCommitted, Proposal, Proposed, Refused
 from orchestrator.session.store import Session
 from orchestrator.views import musings
+from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import search
 from orchestrator.views.render import render_template
 from prepare.files import write_atomically
@@ -230,3 +233,20 @@ def test_a_file_is_replaced_whole(tmp_path):
     write_atomically(path, b"two")
     assert path.read_text() == "two"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path):
+    """A pipe stands for it: root may replace /dev/null by a file, and would."""
+    os.mkfifo(path := tmp_path / "pipe")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(path, "one")
+    assert path.is_fifo()
+    assert os.read(reader, 10) == b"one"
+    os.close(reader)
+
+
+def test_a_change_that_is_not_the_plain_difference_says_why(session):
+    for row in (row for row in list_rows(session.state) if row.gain is not None):
+        plain = fmean(score.val_bpb for score in row.compared) - row.val_bpb
+        told = "The change is corrected for the luck that experiment" in musings.render_musing(session, row)
+        assert told == (abs(row.gain - plain) > 0.25 * row.error)

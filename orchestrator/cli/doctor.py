@@ -108,6 +108,7 @@ def check_machine() -> Iterator[CheckResult]:
     words = f"{cores} cores, {busy:.0f} % busy; {memory:.0f} GiB of memory free"
     hint = ": stop other programs, or runs take longer than expected" * (busy > BUSY)
     yield CheckResult("machine", "warn" if hint or memory <= 2 else "good", words + hint)
+    yield CheckResult("terminal", "good", "a night goes on without it; tmux, nohup or systemd-run let you come back")
     gpus = list_gpus()
     if not gpus:
         yield CheckResult("gpu", "good", "none; runs use the CPU")

@@ -347,7 +347,7 @@ class Preflight:
         if wanted == "auto":
             is_timed = self.task.is_reported or self.manifest.budget.kind == "time"  # then runs disturb each other
             return gpus or (1 if is_timed else count_roomy_cores())
-        if not wanted.isdecimal() or not int(wanted):
+        if not re.fullmatch(r"0*[1-9]\d{0,5}", wanted):
             raise UsageError(f"--slots {wanted}: give a number of runs, or auto")
         most, what = (gpus, "GPU") if gpus else (count_cores(), "core")
         if int(wanted) > most:
@@ -406,7 +406,7 @@ def load_style(
     for which, entry in [*(("model", entry) for entry in models), *(("fallback", entry) for entry in fallbacks)]:
         is_for_one = "=" in entry and not entry.startswith(PREFIX)
         agent, _, model = entry.partition("=") if is_for_one else ("", "", entry)
-        if not model.strip():
+        if not model.removeprefix(PREFIX).strip():
             raise UsageError(f"--{which} {entry}: the model's name is missing")
         if is_for_one and agent not in prompts:
             raise UsageError(f"--{which} {entry}: no agent is called {agent!r}; the agents are {', '.join(prompts)}")

@@ -37,8 +37,8 @@ def serve(
 
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
+    except (OSError, UnicodeError, TypeError) as error:  # the latter two of what cannot be a host's name
+        reason = str(getattr(error, "strerror", "no host has such a name")).partition(" (")[0]
         raise UsageError(f"{host}, port {port}, cannot be served ({reason}): --host or --port names another") from error
     address, port, *_ = listener.getsockname()
     bound = ip_address(address)

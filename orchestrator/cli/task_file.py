@@ -2,6 +2,7 @@
 
 import ast
 import shlex
+import subprocess
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -56,6 +57,11 @@ def _read_task(path: Path) -> Task:
         words = f"{fault['input']!r} cannot be one" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
         words = words.partition(" or instance")[0].replace("tuple", "list").replace("dictionary", "table")
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {words}")) from error
+    if not (name := given.seed.get("env", "SEED")).isidentifier():
+        raise UsageError(f"{path}: seed.env: {name!r} cannot name a variable")
+    for command in filter(None, (given.command, *given.checks)):
+        if fault := subprocess.run(["/bin/sh", "-nc", command], check=False, capture_output=True, text=True).stderr:
+            raise UsageError(f"{path}: a shell cannot read {command!r}: {fault}")
     if 0 < given.timeout < given.budget:
         raise UsageError(f"{path}: timeout {given.timeout:g} would end every run before its budget of {given.budget:g}")
     return given

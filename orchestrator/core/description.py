@@ -1,9 +1,8 @@
-"""Describe an experiment: in commit messages, and in numbers beside the incumbent that it was judged against.
+"""Describe an experiment in numbers beside the incumbent that it was judged against.
 
 All views take their numbers from here, so that they agree: means over runs on both sides.
 """
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice, product, zip_longest
 from statistics import fmean
@@ -11,8 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import Decided, count_distinct
-from orchestrator.core.text import flatten
+from orchestrator.core.state import count_distinct
 
 CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
 """Shares of the budget at which two curves are compared in words."""
@@ -84,33 +82,7 @@ def compare_curves(runs: Sequence[ev.RunResult], incumbent: Sequence[ev.Scored])
     return {share: fmean(gaps) for share, gaps in found.items() if gaps}
 
 
-def write_candidate_message(number: int, proposal: ev.Proposal) -> str:
-    """Return the commit message of a candidate, written before it is measured."""
-    return f"candidate {number}: {proposal.title}\n\n{_wrap(proposal.hypothesis)}\n\nExperiment: {number}\n"
-
-
-def write_kept_message(decided: Decided) -> str:
-    """Return the commit message of a kept change: why it was tried, the result, and trailers for machines."""
-    proposal, kept = decided.proposal, decided.verdict
-    assert isinstance(kept, ev.Kept)
-    metric, noun = decided.task.metric, decided.task.noun
-    scores = ", ".join(f"{metric.sign * score.val_bpb:.6f}" for score in decided.scores)
-    mean = f"{metric.sign * kept.mean:.6f}"
-    result = f"Result: {kept.reason}. {metric.name} {mean}, {kept.gain:+.6f} better, over {noun}s: {scores}."
-    trailers = [
-        f"Experiment: {decided.experiment}",
-        f"{metric.name.capitalize().replace('_', '-')}: {mean}",
-        f"Sigma: {kept.sigma:.6f}",
-        f"Hypothesis: {flatten(proposal.hypothesis)}\n",
-    ]
-    return "\n\n".join([proposal.title, _wrap(proposal.rationale), _wrap(result), "\n".join(trailers)])
-
-
 def _average(runs: Sequence[ev.RunResult], read: Callable[[ev.RunMetrics], float]) -> float:
     """Return the mean over the runs that know it; 0 where none does."""
     values = [value for run in runs if (value := read(run.metrics))]
     return fmean(values) if values else 0.0
-
-
-def _wrap(text: str) -> str:
-    return "\n".join(textwrap.fill(paragraph, 76) for paragraph in text.splitlines())

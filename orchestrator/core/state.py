@@ -18,7 +18,7 @@ from orchestrator.core.task import EXAMINED, Task
 BASELINE = ev.Proposal(
     title="baseline",
     hypothesis="The script, as the night begins with it, sets the mark that everything else is measured against.",
-    rationale="Several runs of it show how far luck alone moves the score.",
+    rationale="Where it runs more than once, its runs differ by luck alone: a change must do better than that.",
     expected_delta=0.0,
     family="other",
     instructions="Change nothing.",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _PATH = re.compile(r"(\w[\w. -]*(?<!\.py)/)*\w[\w. -]*")
 """What a pattern can stand for: no hidden file, nothing outside the folder, nothing below a script."""
-Words = tuple[Annotated[str, Field(pattern=r"\S")], ...]
+Words = tuple[Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")], ...]
 
 
 class Metric(BaseModel):
@@ -37,13 +37,13 @@ class Metric(BaseModel):
 
     def format_change(self, change: float) -> str:
         """Return a change of the score as one of the user's value, with its sign and a true minus sign."""
-        value = self.sign * change + 0.0
-        return ("+" * (value >= 0) + self.format_size(value)).replace("-", "−")
+        text = self.format_size(self.sign * change)
+        return text.replace("-", "−") if text.startswith("-") else f"+{text}"
 
     def format_size(self, number: float) -> str:
         """Return a number on the metric's scale in four decimals, or in four digits where those do not suit it."""
         if self.is_bpb or not number or 0.1 <= abs(number) < 1e4:
-            return f"{number:.4f}"
+            return f"{number:z.4f}"
         return f"{number:,.0f}" if abs(number) >= 1e4 else f"{number:.4g}"
 
 
@@ -52,7 +52,7 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     form: Literal["examined", "reported"] = "examined"
-    command: Annotated[str, Field(pattern=r"^$|\S")] = ""
+    command: Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$|^$")] = ""
     editable: tuple[Annotated[str, Field(pattern=r"^(\.?[\w*?][\w.*?-]*/)*\.?[\w*?][\w.*?-]*$")], ...] = ()
     protected: Words = ()
     metric: Metric = Metric()

@@ -9,7 +9,7 @@ from orchestrator.core.templates import Macros, load_templates
 from orchestrator.policy.thresholds import CLEAR, NEAR_MISS
 
 WORTH_SAYING = 0.03
-"""Relative change from which a metric is mentioned."""
+"""Relative change of the number of steps from which it is mentioned."""
 CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {"helps": "supported", "hurts": "refuted"}
 """Verdict on the hypothesis, by outcome; inconclusive after any other."""
 FLAT = 0.01
@@ -24,13 +24,12 @@ def write_postmortem(decided: Decided) -> ev.Postmortem:
     runs = () if decided.crash else decided.runs
     losses = ((CHECKED_SHARES[share], gap) for share, gap in compare_curves(runs, base).items())
     gaps = {time: 0.0 if abs(gap) < FLAT else gap for time, gap in losses}
-    known = [(name, own, other) for name, own, other in compare_metrics(runs, base) if own and other]
-    changed = [(name, own, other) for name, own, other in known if abs(own / other - 1) >= WORTH_SAYING]
-    steps = next((own / other - 1 for name, own, other in changed if name == "optimizer steps"), 0.0)
+    _, own, other = compare_metrics(runs, base)[0]  # the number of optimizer steps
+    more = own / other - 1 if own and other else None
     return ev.Postmortem(
         verdict=CONCLUSIONS.get(outcome, "inconclusive"),
-        happened=WORDS.happened(decided, gaps, changed),
-        why=WORDS.why(decided, gaps, steps),
+        happened=WORDS.happened(decided, gaps).strip(),
+        why=WORDS.why(decided, gaps, more if more is None or abs(more) >= WORTH_SAYING else 0.0),
         lesson=WORDS.lesson(decided, outcome),
         next=WORDS.next(outcome),
     )
@@ -43,8 +42,8 @@ def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed) -> st
         case ev.Pruned():
             return "hurts"
         case ev.Discarded(gain=gain, error=error):
-            if gain < -error:
-                return "hurts" if gain < -CLEAR * error else "may hurt, within the noise"
-            return "may help, within the noise" if gain > NEAR_MISS * error else "changes little"
+            if gain > NEAR_MISS * error:
+                return "may help, within the noise"
+            return "hurts" if gain < -CLEAR * error else "no better, within the noise"
         case _:
             return "does not run"

@@ -221,19 +221,19 @@ def _propose_step(
     usual, size, expected = find_family(constant.name).effect, 1.0, 0.0
     match _find_latest(history, constant, way), _find_latest(history, constant, "down" if way == "up" else "up"):
         case None, None:
-            effect, why = usual, "It has not been changed yet."
+            is_cheaper = way == "down" and find_family(constant.name).family in CHEAPER_DOWN
+            effect, why = usual, "It has not been changed yet." + " Down makes a step cheaper." * is_cheaper
         case Trial(gain=float() as gain) as last, _ if gain > 0:
             expected, size = FURTHER * gain, 2 * _count_steps(constant, last)
-            helped = "helped" if last.outcome == "kept" else "helped a little, within the noise"
+            helped = "helped" if last.outcome in ("kept", "open") else "helped a little, within the noise"
             effect = expected / search.sigma
-            change = search.metric.format_change(-gain)
-            why = f"The last step {way} ({last.name}) {helped}: {change}. Go further."
+            why = f"The last step {way} ({last.name}) {helped}. Go further."
         case Trial(gain=float()) as last, _ if (steps := _count_steps(constant, last)) > 1:
             effect, size = FURTHER**2 * usual, steps / 2
             why = f"A longer step {way} ({last.name}) went too far. Go half as far."
         case None, Trial(outcome="discarded", gain=float() as gain) as last if gain < 0:
             effect = MIRROR * min(-gain / search.sigma, usual)
-            why = f"The step in the other direction ({last.name}) cost {search.metric.format_size(-gain)}."
+            why = f"The step in the other direction ({last.name}) made it worse."
         case None, Trial(outcome="failed") as last:
             effect, why = MIRROR * usual, f"The step in the other direction ({last.name}) failed."
         case _:

@@ -104,10 +104,10 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
             table.append((name, f"{value:g}", f"{theirs[name]:g}" if name in theirs else "", ""))
     for label, ours, base in compare_metrics(row.runs, row.compared):
         if ours:
-            change = f"{100 * (ours / base - 1):+.0f} %".replace("-", "−") if base else ""
+            change = f"{100 * (ours / base - 1):+z.0f} %".replace("-", "−") if base and row.scores else ""
             table.append((label, format_count(ours), format_count(base) if base else "", change))
     for share, gap in compare_curves(row.runs, row.compared).items():
-        table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+.3f}".replace("-", "−")))
+        table.append((f"training loss at {CHECKED_SHARES[share]}", "", "", f"{gap:+z.3f}".replace("-", "−")))
     return table
 
 

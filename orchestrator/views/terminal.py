@@ -60,8 +60,9 @@ class Terminal:
         if self.live.is_started:
             self.live.stop()
             self.is_live = False
+            messages, self.messages = self.messages, []  # each is printed in full, and so not in the view
             self.console.print(self.render())
-            for text in self.messages:
+            for text in messages:
                 self.say(text)
 
     def render(self) -> Group:

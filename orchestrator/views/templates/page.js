@@ -172,6 +172,7 @@ async function begin() {
       button.addEventListener("click", () => { arrange(button, button.getAttribute("aria-pressed") === "true" && !button.dataset.down); remember(); });
     }
   }
+  for (const time of document.querySelectorAll("time")) time.textContent = new Date(time.dateTime).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });
   addEventListener("hashchange", recall);
   recall();
   refresh();
