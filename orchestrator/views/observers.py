@@ -21,7 +21,7 @@ from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot, list_rows
 from orchestrator.views.musings import list_musings, list_rationales
-from orchestrator.views.notify import Notifier, Send, send_nothing
+from orchestrator.views.notify import Notifier, Send
 from orchestrator.views.output import Outlet
 from orchestrator.views.render import File, render_template
 from orchestrator.views.report import list_files, write_log
@@ -46,7 +46,7 @@ class Observers:
         musings: Path,
         console: Console | None = None,
         *,
-        send: Send = send_nothing,
+        send: Send | None = None,
         command: Callable[..., str] = write_command,
         git: str = "git",
     ) -> None:
