@@ -149,10 +149,7 @@ async def _make_candidate(
 
 
 async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: Log, crew: Crew) -> Revision:
-    """Return the candidate's train.py, edited from its parent's `source`. Raises NoAnswer.
-
-    Constants are set exactly as proposed; any other change is left to the crew.
-    """
+    """Return the candidate's source, with constants exactly as proposed or as the crew edits it. Raises NoAnswer."""
     proposal = stage.proposal
     if isinstance(stage, Broken):
         return await crew.repair(state, step, stage, log.get(stage.commit.source))

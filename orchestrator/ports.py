@@ -20,7 +20,6 @@ class Revision:
     source: str
     summary: str = ""
     deviations: str = ""
-    """Where it departs from the proposal."""
 
 
 class Log:

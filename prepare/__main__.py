@@ -87,9 +87,8 @@ def check_request(
     from prepare.corpus import canonicalize
 
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
-        raise DataError(
-            f"{data} already holds {found.corpus} for profile {found.profile}: give another folder with --data"
-        )
+        content = f"{data} already holds {found.corpus} for profile {found.profile}"
+        raise DataError(f"{content}: give another folder with --data")
     held = profiles.from_manifest(found)
     with suppress(OSError, ValueError, KeyError):
         asked = json.loads((data / PLAN).read_text())["profile"]  # a small text yields less

@@ -112,10 +112,7 @@ class Budget:
 
     @contextmanager
     def watch(self, model: torch.nn.Module) -> Generator[None]:
-        """Report, ten times in a run, what the body does to the model's parameters: a step of its optimizer.
-
-        In between, and in a step that is measured, it does nothing.
-        """
+        """Report, ten times a run but not of a measured step, what the body, an optimizer's step, does to the model."""
         due = int(REPORTS * self.progress)
         is_measured = self.kind == "work" and not self.step_work  # then a report would count as work
         if due <= self._watched or is_measured or not channel.elapsed():

@@ -235,10 +235,7 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
 
 
 def _list_constants(text: str) -> list[_Assignment]:
-    """Return the top-level constants of a file: names that are assigned exactly once, alone, and a plain literal.
-
-    Also the options of argparse with such a default.
-    """
+    """Return a file's constants: top-level names assigned once, alone, a plain literal; also argparse's options."""
     found = _list_assignments(text)
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.is_top]

@@ -54,7 +54,6 @@ class ClaudeCrew:
     connect: Callable[[str, int], Environment]
     """Return the environment of a conversation, by task id and experiment."""
     prompts: Mapping[str, Prompt]
-    """Prompts by agent."""
     get_optimizer: Callable[[], Adviser]
     search: Callable[[str], str]
     find_page: Callable[[str, int], str]

@@ -29,7 +29,6 @@ EXCERPT = 1_800
 """Characters of a log in a packet: about 500 tokens."""
 LAST_LINES = 12
 WORDS = Macros(briefing.TEMPLATES, "packets.txt")
-"""The macros of the template, as functions."""
 
 
 def pack_order(proposal: ev.Proposal) -> dict[str, str]:
@@ -44,10 +43,7 @@ def pack_repair(broken: Broken, log: str, change: str, source: str = "", task: T
 
 
 def pack_reflection(state: State, decided: Decided, log: str, change: str, source: str) -> dict[str, str]:
-    """Return the facts of the reflector's opening, without the expected effect and earlier lessons.
-
-    `source` is the incumbent's script.
-    """
+    """Return the facts of the reflector's opening, which tell no expected effect; `source` is the incumbent's."""
     proposal, session = decided.proposal, state.session
     assert decided.commit, "an experiment that is reflected on has run"
     return {

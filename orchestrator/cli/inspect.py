@@ -260,9 +260,8 @@ def musings(
         raise UsageError(f"musings {' '.join(words)}: use `musings search WORDS`")
     hits = search(paths.musings, " ".join(words[1:]), family=family, verdict=verdict, session=session, limit=limit)
     for hit in hits:
-        console.print(
-            Text.assemble((hit.title, "bold"), f"  {hit.outcome}  ", (str(hit.path), "dim"), f"\n  {hit.snippet}\n")
-        )
+        head = Text.assemble((hit.title, "bold"), f"  {hit.outcome}  ", (str(hit.path), "dim"))
+        console.print(head.append(f"\n  {hit.snippet}\n"))
     if not hits:
         print("No musings match.")
         raise SystemExit(ExitCode.NOTHING_FOUND)

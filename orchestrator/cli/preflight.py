@@ -86,11 +86,8 @@ class Preflight:
     """In the same form, what takes over where these refuse or are out."""
     limits: SessionLimits = field(default_factory=lambda: SessionLimits(hours=8))
     seed: int | None = None
-    """Seed of the session; None to draw one."""
     isolated: bool = False
-    """Its agents see no other session."""
     notify: str = ""
-    """The Apprise URL; empty for no notifications."""
     slots: str = "1"
     """Runs at a time: a number, or auto for one on each GPU, or core; a session that goes on has its own."""
     state: State | None = None
@@ -100,7 +97,6 @@ class Preflight:
     verify: bool = False
     """Check the data's hashes, not only its sizes."""
     search: str = "coordinate"
-    """How the optimizer searches."""
     origin: str = ""
     """The session, by name or file, whose best script a new night begins with; empty for the user's."""
 
@@ -150,9 +146,8 @@ class Preflight:
             if self.paths.fit or fitted == apply_to_script(read_baseline(), profile):
                 best = with_originals(best, base, fitted)  # values that the session changed itself stay
         best = self.assign_seed(with_literal_seed(best), self.task)
-        return Origin(
-            session=name, experiment=state.best, commit=state.parent.commit, source=compute_digest(best)
-        ), best
+        commit, source = state.parent.commit, compute_digest(best)
+        return Origin(session=name, experiment=state.best, commit=commit, source=source), best
 
     @property
     def parent(self) -> str:
@@ -292,9 +287,8 @@ class Preflight:
                 raise UsageError(f"{fault}: fix it")
         if not self.parent and (missing := find_forgotten(self._seen, self.repo.list_untracked())):
             remedy = self.repo.write_command("add", *missing)
-            raise UsageError(
-                f"{script.name} imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
-            )
+            words = f"imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
+            raise UsageError(f"{script.name} {words}")
         return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
 
     @property

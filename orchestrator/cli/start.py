@@ -36,10 +36,7 @@ PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
 def start_night(night: Preflight) -> None:
-    """Check everything that the night needs, create its session and run it. Raises UsageError.
-
-    Unless it is isolated, it is told what earlier sessions on the same data found.
-    """
+    """Check all, create the session, which knows earlier results unless isolated, and run it. Raises UsageError."""
     night.require()
     profile = describe_ground(night)
     earlier, variance = (), PooledVariance()

@@ -217,7 +217,6 @@ class SessionSettings(Frozen):
     asks_after_promotion: bool = False
     """Whether proposals are asked for only once a keep is committed. Earlier sessions were told the former best."""
     search: str = "coordinate"
-    """How the optimizer searches."""
 
 
 class LossGap(Frozen):
@@ -238,7 +237,6 @@ class EarlierResult(Frozen):
     changes: dict[str, Value] = {}
     """Constants that it set, with their new values; empty for a change of structure."""
     before: dict[str, Value] = {}
-    """The same constants, with their values before."""
     status: str
     """How it ended: kept, reverted, discarded, pruned or crashed."""
     gain: float | None = None
@@ -280,7 +278,6 @@ class Started(SessionSettings):
     seed: int
     """Seed that all other seeds are drawn from."""
     commit: str
-    """The user's commit that the session starts from."""
     profile: SessionProfile
     versions: dict[str, str]
     earlier: tuple[EarlierResult, ...] = ()
@@ -413,7 +410,6 @@ class Committed(ExperimentEvent):
     kind: Literal["committed"] = "committed"
     commit: str
     parent: Annotated[int, _rename("base", "parent")]
-    """The experiment whose train.py was edited."""
     source: Digest
     fingerprint: Digest
     """Digest of the syntax tree: comments and layout do not count."""
@@ -427,7 +423,6 @@ class Committed(ExperimentEvent):
     summary: str = ""
     """What the mechanic says it changed; empty if the loop set the constants."""
     deviations: str = ""
-    """Where the mechanic says the edit departs from the proposal."""
 
 
 class PruningThreshold(Frozen):
@@ -437,7 +432,7 @@ class PruningThreshold(Frozen):
     loss: float
 
 
-def _read_audit_rule(value: object) -> object:
+def _read_rule(value: object) -> object:
     """Read the bound of older sessions: None audited every claim, 0 audited none."""
     return {None: "always", 0.0: "never"}.get(value, value) if isinstance(value, float | int | None) else value
 
@@ -445,9 +440,7 @@ def _read_audit_rule(value: object) -> object:
 class EvaluationPlan(Frozen):
     """How a run is evaluated, as the policy decided when it was granted."""
 
-    audit: Annotated[
-        Literal["always", "never"] | float, BeforeValidator(_read_audit_rule), _rename("audited_below", "audit")
-    ]
+    audit: Annotated[Literal["always", "never"] | float, BeforeValidator(_read_rule), _rename("audited_below", "audit")]
     """Which claims are audited: all of them, none, or those below this val_bpb."""
     confirmed: bool
     """Whether what is audited is then scored on the held-out text, which no decision has used."""
@@ -462,15 +455,12 @@ class EvaluationPlan(Frozen):
     startup_cpu: Annotated[float | None, _rename("startup", "startup_cpu")] = None
     """CPU seconds that the baseline takes until its first batch; None if they are not known yet, as below."""
     startup_seconds: Annotated[float | None, _rename("starting", "startup_seconds")] = None
-    """The same in wall time."""
     uncounted: float | None = None
     """Seconds from its first batch on in which it counts nothing yet, since it compiles."""
     train_cpu: float | None = None
-    """CPU seconds of its training."""
     evaluation: float | None = None
     """Seconds that an evaluation of it takes."""
     evaluation_cpu: float | None = None
-    """The same in CPU time."""
     pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
     control_run: Annotated[bool, _rename("reprieved", "control_run")] = False
     """Let the run finish even where it would be pruned, to measure how often pruning is wrong."""
@@ -507,12 +497,10 @@ class RunMetrics(Frozen):
     startup_cpu: Annotated[float, _rename("startup", "startup_cpu")] = 0.0
     """CPU seconds until the first batch."""
     startup_seconds: Annotated[float, _rename("starting", "startup_seconds")] = 0.0
-    """The same in wall time."""
     uncounted: float = 0.0
     """Seconds from there on in which the script counts nothing yet, by its own progress lines."""
     train_seconds: float = 0.0
     train_cpu: float = 0.0
-    """CPU seconds of the training."""
     total_seconds: float = 0.0
     steps: int = 0
     tokens: int = 0
@@ -534,7 +522,6 @@ class Audit(Frozen):
     evaluation: float
     """Seconds that the claims took."""
     evaluation_cpu: float = 0.0
-    """The same in CPU time."""
 
 
 Telemetry = dict[str, tuple[float | None, ...]]
@@ -549,7 +536,6 @@ class RunResult(RunEvent):
     curve: tuple[Point, ...]
     log: Digest
     tier: str = "none"
-    """Sandbox tier that confined it."""
     telemetry: Telemetry = {}
 
 
@@ -560,9 +546,7 @@ class Scored(RunResult):
     seed: int = Field(default=-1, exclude=True)
     """Seed of the run; the state adds it from the grant, which alone is stored."""
     reported: dict[str, float] = {}
-    """Other numbers that the script reported, by name."""
     audit: Audit | None = None
-    """None where the plan asked for none."""
     confirmed: float | None = None
     """val_bpb on the held-out text; None where it was not measured."""
     would_prune_at: Annotated[float | None, _rename("condemned", "would_prune_at")] = None
@@ -625,7 +609,6 @@ class Evidence(ExperimentEvent):
     gain: float
     """Estimated difference from the incumbent, in units of the metric."""
     error: float
-    """Standard error of the gain."""
     sigma: float
     """Standard deviation of one run's score."""
     differences: tuple[float, ...] = ()
@@ -633,7 +616,6 @@ class Evidence(ExperimentEvent):
     same_shape: bool = False
     """Whether parameter count and data order equal the incumbent's, so that both share much of a seed's luck."""
     probability: float | None = None
-    """Probability that it is better."""
     expected: float | None = None
     """Expected gain in bits per byte: the mean of the posterior."""
     luck: tuple[SeedLuck, ...] = ()
@@ -646,7 +628,6 @@ class Kept(Evidence):
 
     kind: Literal["kept"] = "kept"
     score_to_beat: Annotated[float, _rename("mark", "score_to_beat")]
-    """The val_bpb expected of the new incumbent."""
 
 
 class Discarded(Evidence):
@@ -674,7 +655,6 @@ class Certified(ExperimentEvent):
     """Bounds of the 90 % interval."""
     pairs: int
     heldout: bool
-    """Whether it was measured on held-out text."""
 
 
 class Promoted(ExperimentEvent):
@@ -737,7 +717,6 @@ class ModelReplied(ExperimentEvent):
     kind: Literal["replied"] = "replied"
     agent: str
     request: Digest
-    """Digest of the whole request."""
     told: tuple[str, ...] = ()
     """What it was told since its last reply, beside results of tools: why an answer was not accepted, say."""
     message: dict[str, Any]
@@ -786,10 +765,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def parse_event(body: str | bytes) -> Event:
-    """Return the event of a stored record. Raises ValidationError.
-
-    Runs that were pruned used to be stored as crashes of the kind "hopeless".
-    """
+    """Return the event of a stored record; pruned runs used to be crashes, "hopeless". Raises ValidationError."""
     fields = json.loads(body)
     if fields.get("kind") == "crashed" and fields.get("failure") == "hopeless":
         fields = {name: value for name, value in fields.items() if name != "failure"} | {"kind": "pruned"}

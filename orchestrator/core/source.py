@@ -36,10 +36,7 @@ def compute_digest(text: str) -> Digest:
 
 @lru_cache(maxsize=64)
 def compute_fingerprint(source: str) -> Digest:
-    """Return the digest of what the code does: comments, layout and seeds do not count.
-
-    Where the source does not parse, it is the digest of the text.
-    """
+    """Return the digest of what code does: no comments, layout or seeds; of the text where it does not parse."""
     if "" not in (files := split_files(source)):
         return compute_digest(repr([(path, compute_fingerprint(text)) for path, text in files.items()]))
     try:

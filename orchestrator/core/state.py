@@ -114,7 +114,6 @@ class Decided:
     """The experiment that was best when this one was judged."""
     promoted: bool = False
     reverted: bool = False
-    """It was kept, and a later ablation reverted it."""
     against: "Incumbent | None" = None
     """The incumbent as the verdict knew it, with the runs that it had by then."""
     task: Task = EXAMINED
@@ -198,7 +197,6 @@ class Usage:
     output: int = 0
     usd: float = 0.0
     unpriced: int = 0
-    """Requests whose price is not known."""
 
     def add(self, reply: ev.ModelReplied) -> "Usage":
         """Include one reply."""
@@ -239,7 +237,6 @@ class State:
     """Runs of the candidates, by source: others may start from one before it is kept."""
     variance: PooledVariance = PooledVariance()
     grants: Mapping[int, int] = field(default_factory=dict[int, int])
-    """Runs granted so far, by experiment."""
     fresh: Mapping[int, Mapping[int, ev.Scored]] = field(default_factory=dict[int, Mapping[int, ev.Scored]])
     """Scores of the certificate's runs, by experiment and seed."""
     lost_fresh: int = 0
@@ -266,13 +263,10 @@ class State:
     reflection_failures: int = 0
     """Post-mortems that the reflector failed to write, in a row."""
     run_seconds: tuple[float, ...] = ()
-    """Wall seconds of the latest runs."""
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
     costs: Mapping[int, float] = field(default_factory=dict[int, float])
-    """Dollars that models have cost, by experiment; a request for several proposals counts for the first.
-
-    A round without an answer counts for none, so that the next one has as much to spend.
-    """
+    """Dollars that models have cost, by experiment; a request for several proposals counts for the first, a round
+    without an answer for none, so that the next one has as much to spend."""
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     notebook: ev.Notebook | None = None
     shelved: tuple[ev.Proposal, ...] = ()
@@ -318,10 +312,7 @@ class State:
         return number > 0 and is_open and number not in self.vetoed
 
     def get_rival(self, commit: ev.Committed) -> Incumbent | None:
-        """Return what a candidate is compared with: its parent, which may be an earlier incumbent.
-
-        None while that has not run.
-        """
+        """Return what a candidate is compared with, which may be an earlier incumbent; None while that has not run."""
         rival, parent = self.former.get(commit.parent, self.incumbent), self.parents.get(commit.parent)
         is_kept = rival and parent and rival.experiment == commit.parent and parent.source == commit.onto
         return self.stacked.get(commit.onto) if commit.onto and not is_kept else rival

@@ -55,10 +55,7 @@ FILTERS: dict[str, Callable[..., str]] = {
 def load_templates(
     package: str, finalize: Callable[[object], object] | None = None, **filters: Callable[..., Any]
 ) -> Environment:
-    """Return the templates in a package's folder `templates`: text and Markdown verbatim, HTML with values escaped.
-
-    `finalize` is applied to every value that they print; `filters` are further ones.
-    """
+    """Return a package's `templates`, HTML with values escaped; `finalize` is applied to all, `filters` are more."""
     templates = Environment(
         loader=PackageLoader(package),
         autoescape=select_autoescape(default_for_string=False),

@@ -240,10 +240,7 @@ class ClusterRunner:
                         await self._ask(actor, actor.receive.remote(name, piece))
 
     async def _ask(self, actor: Any, question: Any) -> Any:
-        """Return an answer of the actor. Raises TimeoutError.
-
-        Where none comes, end the actor and wait for that: Ray's client cannot cancel a question.
-        """
+        """Return an answer, or end the actor, since Ray's client cannot cancel a question. Raises TimeoutError."""
         answer = asyncio.ensure_future(question)
         try:
             return await asyncio.wait_for(asyncio.shield(answer), UNPLACED)

@@ -18,7 +18,6 @@ MAX_RAW_LINE = 2 * MAX_LINE
 HEAD, TAIL = 100, 500
 """Lines kept from the start of a log, where imports fail, and from its end, where everything else does."""
 MAX_NUMBERS = 64
-"""Numbers kept of a run."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
 _REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")

@@ -82,7 +82,6 @@ class RunMonitor:
     clock: Callable[[], float] = time.monotonic
     on_point: Callable[[Point, float], None] = lambda _point, _rate: None
     fills_disk: Callable[[], bool] = lambda: False
-    """Returns True if the run leaves too little room on the disk."""
     plan: EvaluationPlan | None = None
     suspended: float = 0.0
     """Seconds in which this process was suspended."""
@@ -91,7 +90,6 @@ class RunMonitor:
     startup_cpu: float = 0.0
     """CPU seconds until then."""
     startup_seconds: float = 0.0
-    """The same in wall time."""
     train_cpu: float = 0.0
     """CPU seconds from then on, until the model was submitted."""
     training_ended: float | None = None

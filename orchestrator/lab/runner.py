@@ -106,7 +106,6 @@ class BaseRunner(ABC, Generic[S]):
     """
 
     folder: Path
-    """The session's."""
     slots: Sequence[Slot]
     limits: RunLimits
     scorer: S
@@ -314,9 +313,7 @@ class Runner(BaseRunner[Scorer]):
                 scorer.check_company(claims, alone, positions, tolerance)
             blind = [await evaluator.predict_blind(scorer, positions, rng) for scorer, _, positions in exams]
             answered = zip(exams, blind, strict=True)
-            return [
-                scorer.correct(claims, seen, positions, tolerance) for (scorer, claims, positions), seen in answered
-            ]
+            return [scorer.correct(claims, seen, at, tolerance) for (scorer, claims, at), seen in answered]
 
         return await self._ask(run, server, question)
 

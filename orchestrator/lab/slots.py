@@ -38,7 +38,6 @@ class Slot:
     cpus: tuple[int, ...] = ()
     """Logical CPUs that its runs share; empty for all."""
     nodes: tuple[str, ...] = ()
-    """Device files of the GPU and its driver."""
     patience: float = 30.0
     """Seconds to wait for the previous run to end, and for its memory."""
     is_free: Callable[[], bool] = lambda: True

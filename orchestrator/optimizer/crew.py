@@ -33,7 +33,6 @@ DRAWS = 6
 QUOTED = 3
 """Earlier trials of the same constants that a rationale quotes."""
 WORDS = Macros(load_templates("orchestrator.optimizer", literal=format_literal), "proposal.txt")
-"""The macros of the template, as functions."""
 
 
 @dataclass(frozen=True, slots=True)

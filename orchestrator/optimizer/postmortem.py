@@ -15,7 +15,6 @@ CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {"help
 FLAT = 0.01
 """Difference in nats below which two losses count as equal."""
 WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
-"""The macros of the template, as functions."""
 
 
 def write_postmortem(decided: Decided) -> ev.Postmortem:

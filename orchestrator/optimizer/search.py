@@ -101,9 +101,8 @@ def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     found = {n: list_tunable(get(parent.source), task.is_reported) for n, parent in state.parents.items()}
     values = {n: {name: c.value for name, c in constants.items()} for n, constants in found.items()}
     trials = tuple(_list_trials(state, values))
-    return SearchState(
-        found[state.best], trials, estimate_sigma(state), task.metric, code, pool_variance(state).squares > 0
-    )
+    is_measured = pool_variance(state).squares > 0
+    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric, code, is_measured)
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:
@@ -117,10 +116,8 @@ def rank_steps(search: SearchState) -> list[SearchStep]:
 def stack_near_misses(search: SearchState) -> SearchStep | None:
     """Return the step that combines the most promising near-misses; None if there are fewer than two.
 
-    What an earlier session kept and is not in force here counts as one, comes first, and is enough alone.
-
-    Their gains may exceed the noise together. Each takes part in one stack only: later ones consist of new
-    near-misses, and of earlier stacks.
+    What an earlier session kept and is not in force here counts as one, comes first, and is enough alone. Each takes
+    part in one stack only: later ones consist of new near-misses, and of earlier stacks.
     """
     ranked = sorted(((estimate_true_gain(search, trial), trial) for trial in search.trials), key=lambda pair: -pair[0])
     parts, gains, changes = list[Trial](), list[float](), dict[str, Value]()

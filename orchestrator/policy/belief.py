@@ -113,10 +113,7 @@ class Outlook:
 
 @cache
 def _list_regimes(age: int | None) -> tuple[Array, Array]:
-    """Return the regimes as rows of probabilities over the grid, and the logarithms of their prior weights.
-
-    `age` is the number of ideas before this one; None if gains do not fade.
-    """
+    """Return regimes as rows over the grid, and log prior weights, after `age` ideas; None where gains do not fade."""
     rows: list[Array] = []
     weights: list[float] = []
     gains = SIZES if age is None else [size * (REST + (1 - REST) * exp(-age / t)) for size in SIZES for t in FADES]

@@ -155,10 +155,7 @@ def _grant(state: State, needs: Iterable[NeededRun], *, certifies: bool = False)
 
 
 def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
-    """Return the steps that get as many proposals as keep a candidate ready for each slot; empty if none is needed.
-
-    Each full batch gets a request of its own, since they take their time.
-    """
+    """Return the steps that keep a candidate ready for each slot, one for each full batch; empty if none is needed."""
     limits, slots = state.session.limits, len(state.slots)
     if state.incumbent is None and slots == 1 and not state.run_seconds:  # the first score of the baseline is told
         return []

@@ -93,14 +93,12 @@ def draw_curves(row: ExperimentRow) -> Figure | None:
     """Draw the mean training loss of an experiment, and dotted that of its incumbent; return None without points."""
     traces, settled = list[Figure](), list[float]()
     shown = ((row.experiment, row.runs, ACCENT, "solid"), (row.incumbent, row.compared, GREY, "dot"))
-    for number, runs, color, dash in shown[: 2 if row.experiment else 1]:
+    for n, runs, color, dash in shown[: 2 if row.experiment else 1]:
         points = list(_average_curve(runs))
         settled += [loss for share, loss in points if share > 8 or len(points) < 6]
         x, y = [share for share, _ in points], [loss for _, loss in points]
         line = {"color": color, "dash": dash}
-        traces.append(
-            {"type": "scatter", "mode": "lines", "name": f"experiment {number}", "x": x, "y": y, "line": line}
-        )
+        traces.append({"type": "scatter", "mode": "lines", "name": f"experiment {n}", "x": x, "y": y, "line": line})
     if not settled:
         return None
     margin = 0.05 * (max(settled) - min(settled))

@@ -39,7 +39,6 @@ class SessionFigures:
     places: Mapping[str, Sequence[float]]
     """Positions of the best scores, by axis."""
     table: Mapping[str, str]
-    """Cells of the table, by row name."""
 
 
 def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:

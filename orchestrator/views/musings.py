@@ -36,7 +36,6 @@ class Hit:
     path: Path
     title: str
     matter: Mapping[str, Any]
-    """The musing's front matter."""
     snippet: str
     """The text around the match, which is between ** and **."""
 

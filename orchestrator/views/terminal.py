@@ -125,6 +125,5 @@ class Terminal:
         if not self.is_live:
             number = "" if experiment is None else f"{experiment}: "
             tell = self.lines.warning if kind in TROUBLE else self.lines.info
-            tell(
-                f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_local(at, "%Y-%m-%d %H:%M:%S")
-            )
+            clock = format_local(at, "%Y-%m-%d %H:%M:%S")
+            tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=clock)

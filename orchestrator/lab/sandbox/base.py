@@ -16,8 +16,6 @@ TRUSTED = Path(prepare.__file__).parent
 """The package `prepare`, which training code imports."""
 KERNELS = "KERNELS_CACHE"
 """Environment variable with the folder of the user's downloaded GPU kernels."""
-
-
 _PREFIXES = tuple(
     dict.fromkeys(path for name in (sys.base_prefix, sys.prefix) for path in (Path(name), Path(name).resolve()))
 )
@@ -60,7 +58,6 @@ class Command:
     """Working folder, the only one that it may write to."""
     fds: tuple[int, ...]
     nodes: tuple[str, ...] = ()
-    """Device files that it may use."""
     cpus: tuple[int, ...] = ()
     """Logical CPUs that it may use; empty for all."""
     shown: tuple[Path, ...] = ()

@@ -68,10 +68,8 @@ def build_filter(*, sockets: bool, grants: Grants = "task", machine: str = "") -
 
 def _check_arguments(numbers: Mapping[str, int], grants: Grants) -> Iterator[Line]:
     """Yield the lines that refuse allowed calls with arguments that the table does not allow."""
-    for line in TABLE.read_text().splitlines():
-        if not line.startswith("check "):
-            continue
-        _, most, name, argument, mask, rule, error, *values = line.split()
+    checks = (line.split() for line in TABLE.read_text().splitlines() if line.startswith("check "))
+    for _, most, name, argument, mask, rule, error, *values in checks:
         if name in numbers and most in LEVELS[LEVELS.index(grants) :]:
             code, which = 0 if error == "silent" else getattr(errno, error), [int(value, 0) for value in values]
             yield from _check_argument(numbers[name], int(argument), which, code, int(mask, 0), allowed=rule == "only")

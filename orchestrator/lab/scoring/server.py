@@ -52,7 +52,6 @@ class TrainingServer:
     threads: int
     """Threads for arithmetic in the run."""
     plan: EvaluationPlan
-    """What the baseline takes."""
     monitor: RunMonitor
     model: Path
     """File outside the sandbox for the model as submitted when the clock stops."""
@@ -123,10 +122,7 @@ class TrainingServer:
         return granted
 
     def check_evaluation(self, wall: float, cpu: float) -> None:
-        """Count as training what an evaluation takes beyond the usual: a model could go on training in it.
-
-        `wall` and `cpu` are seconds. Raises Disqualified.
-        """
+        """Count an evaluation's seconds beyond the usual: a model could go on training in it. Raises Disqualified."""
         usual, self.evaluation_cpu = self.plan.evaluation, max(self.evaluation_cpu, cpu)
         usual_cpu = self.plan.evaluation_cpu or (usual and usual * self.threads)
         is_work = self.scorer.manifest.budget.kind == "work"
