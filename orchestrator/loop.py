@@ -25,8 +25,7 @@ async def run(log: Log, crew: Crew, executor: Executor, linger: Callable[[], Awa
     While nothing is due or under way, as in a pause, the loop goes on until `linger` returns: others may append.
     """
     tasks: dict[str, asyncio.Task[None]] = {}
-    holders: dict[str, str] = {}
-    """The task that holds each exclusive resource."""
+    holders: dict[str, str] = {}  # the task that holds each exclusive resource
 
     def reconcile() -> None:
         for step in find_due(log.state):

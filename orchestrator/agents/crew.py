@@ -22,8 +22,7 @@ from subagents.files import EditedFile, EditedTree
 from subagents.prompts import Prompt
 from subagents.tools import Tool, find_overlong
 
-SUGGESTIONS = 3
-"""Suggestions of the optimizer in the briefing of a centaur crew."""
+SUGGESTIONS = 3  # suggestions of the optimizer in the briefing of a centaur crew
 
 
 class Adviser(Crew, Protocol):

@@ -78,11 +78,9 @@ class Paths:
     script: Path = Path("train.py")
     musings: Path = Path("musings")
     unsafe: bool = False
-    fit: bool | None = None
-    """The baseline gets the profile's constants; None for a train.py of ours only."""
+    fit: bool | None = None  # the baseline gets the profile's constants; None for a train.py of ours only
     keep_seed: bool = False
-    cluster: str = ""
-    """Address of the Ray cluster that trains; empty for this machine."""
+    cluster: str = ""  # address of the Ray cluster that trains; empty for this machine
     programs: Sequence[str] = ()
     """The models that are programs: a session's file, which may be another's, cannot have one started."""
 

@@ -30,8 +30,7 @@ from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
 from subagents.prompts import Prompt
 
-GIT_PATIENCE = 20.0
-"""Seconds that a night waits for git once it has ended."""
+GIT_PATIENCE = 20.0  # seconds that a night waits for git once it has ended
 
 
 def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> None:

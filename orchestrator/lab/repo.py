@@ -59,8 +59,7 @@ class Repo:
         self.home, self.session = script.parent, session
         self.script = script.parent / next(iter(self.task.named), script.name)
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
-        self.trouble = ""
-        """Why the branch is not at the last keep, and what to do about it; empty if it is."""
+        self.trouble = ""  # why the branch is not at the last keep, and what to do about it; empty if it is
         self.folder = folder = script.parent.resolve()
         try:
             facts = self._git("rev-parse", "--is-inside-work-tree", "--git-common-dir", "--show-prefix", strip=False)

@@ -38,15 +38,13 @@ from subagents.logs import extract_frames, split_lines
 S = TypeVar("S")
 T = TypeVar("T")
 Question = Callable[[Evaluator], Coroutine[Any, Any, T]]
-Exam = tuple[Scorer, Nats, AuditPositions]
-"""Claims of one split, and where they are audited."""
+Exam = tuple[Scorer, Nats, AuditPositions]  # claims of one split, and where they are audited
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
 MAX_EXCUSES = 2
 """Runs of one experiment in a row whose failure may be attributed to the machine. Without a limit, a candidate that
 takes too much memory would be run, and killed, until the session gives up."""
-DRAFT = -1
-"""Stands for an experiment in the run of a source that is not trained."""
+DRAFT = -1  # stands for an experiment in the run of a source that is not trained
 MAX_DEVICE_FAULTS = 3
 """Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
@@ -58,11 +56,9 @@ class Attempt:
     granted: ev.Granted
     source: str
     slot: Slot
-    lock: int
-    """Descriptor of the slot's lock, which the processes of the run inherit."""
+    lock: int  # descriptor of the slot's lock, which the processes of the run inherit
     folder: Path
-    only_starts: bool = False
-    """End it where its training begins."""
+    only_starts: bool = False  # end it where its training begins
     monitor: RunMonitor = field(init=False)
     result: ev.RunResult = field(init=False)
 
@@ -110,16 +106,13 @@ class BaseRunner(ABC, Generic[S]):
     limits: RunLimits
     scorer: S
     sandbox: Sandbox
-    put: Callable[[str], ev.Digest]
-    """Stores a log."""
+    put: Callable[[str], ev.Digest]  # stores a log
     on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None
     """Gets each point, and tokens per second."""
-    aborted: int = 0
-    """Runs in a row that the machine ended."""
+    aborted: int = 0  # runs in a row that the machine ended
     excuses: Counter[int] = field(default_factory=Counter[int])
     """Runs in a row that were excused, by experiment."""
-    faults: Counter[int] = field(default_factory=Counter[int])
-    """Faults of the GPU, by slot."""
+    faults: Counter[int] = field(default_factory=Counter[int])  # faults of the GPU, by slot
 
     @property
     def runs(self) -> Path:

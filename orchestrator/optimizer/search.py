@@ -20,22 +20,18 @@ from prepare.constants import Choices, Constant, Numbers, Value
 
 Assignment = Mapping[str, Value]
 
-FURTHER = 0.5
-"""Expected gain of one more step in the same direction, as a share of the last one's."""
+FURTHER = 0.5  # expected gain of one more step in the same direction, as a share of the last one's
 MIRROR = 0.5
 """Expected gain of a step in the other direction, as a share of a loss; at the optimum there is none."""
-MAX_STACKED = 5
-"""Most constants in a stack of near-misses: with more of them, more are there by luck."""
-ADDITIVITY = 0.85
-"""Expected gain of a stack, as a share of the sum of its parts' gains: effects overlap."""
+MAX_STACKED = 5  # most constants in a stack of near-misses: with more of them, more are there by luck
+ADDITIVITY = 0.85  # expected gain of a stack, as a share of the sum of its parts' gains: effects overlap
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """The constants that an experiment set, their values before, and its gain; None if that is unknown."""
 
-    name: str
-    """`experiment 3`, and of which session where that is an earlier one."""
+    name: str  # `experiment 3`, and of which session where that is an earlier one
     changes: Assignment
     before: Assignment
     outcome: Literal["kept", "open", "discarded", "failed", "refused", "running"]
@@ -54,10 +50,8 @@ class SearchStep:
     """A step from the incumbent."""
 
     changes: Assignment
-    expected_effect: float
-    """In σ; only for comparing steps."""
-    expected_gain: float
-    """In bits per byte; 0 if unknown."""
+    expected_effect: float  # in σ; only for comparing steps
+    expected_gain: float  # in bits per byte; 0 if unknown
     why: str
 
 

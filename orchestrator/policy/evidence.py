@@ -64,14 +64,10 @@ class Comparison:
     differences: tuple[float, ...]
     """Incumbent minus candidate at the seeds that both ran with, in bits per byte; of the means if there are none."""
     same_shape: bool
-    link: float
-    """Correlation of the two sides' luck at one seed."""
-    gain: float
-    """In σ; positive is better."""
-    error: float
-    """Standard error of the gain, in σ."""
-    lucks: tuple[ev.SeedLuck, ...] = ()
-    """Luck of the incumbent at these seeds before this comparison."""
+    link: float  # correlation of the two sides' luck at one seed
+    gain: float  # in σ; positive is better
+    error: float  # standard error of the gain, in σ
+    lucks: tuple[ev.SeedLuck, ...] = ()  # luck of the incumbent at these seeds before this comparison
 
 
 def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:

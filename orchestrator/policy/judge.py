@@ -76,8 +76,7 @@ class _Reasoning:
     found: evidence.Comparison
     posterior: belief.Belief
     outlook: belief.Outlook
-    reverted: ev.Kept | None
-    """The verdict on the keep that it reverts, if it is an ablation."""
+    reverted: ev.Kept | None  # the verdict on the keep that it reverts, if it is an ablation
     task: Task
 
     @property

@@ -15,8 +15,7 @@ from orchestrator.policy.limits import explain_cap, explain_fruitless, explain_s
 from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat, group_open
 from orchestrator.policy.stack import is_live, list_stack, plan_rebase
 
-CLOSING = steps.Reflect | ev.ReflectionSkipped
-"""What closes an experiment, and changes no verdict."""
+CLOSING = steps.Reflect | ev.ReflectionSkipped  # what closes an experiment, and changes no verdict
 
 
 def find_due(state: State) -> tuple[steps.Step, ...]:

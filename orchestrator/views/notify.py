@@ -16,14 +16,10 @@ from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
 from prepare.command import UserError
 
-Send = Callable[[str, str], Awaitable[bool]]
-"""Sends a title and a text, and returns whether they arrived."""
-PATIENCE = 15.0
-"""Seconds allowed to send a message."""
-QUIET = 600.0
-"""Seconds after a pause in which another one counts as the same."""
-LONGEST = 1_500
-"""Characters of a message; most services reject longer ones."""
+Send = Callable[[str, str], Awaitable[bool]]  # sends a title and a text, and returns whether they arrived
+PATIENCE = 15.0  # seconds allowed to send a message
+QUIET = 600.0  # seconds after a pause in which another one counts as the same
+LONGEST = 1_500  # characters of a message; most services reject longer ones
 
 
 def make_sender(url: str) -> Send:

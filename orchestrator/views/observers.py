@@ -31,8 +31,7 @@ from orchestrator.views.usage import measure_utilization
 from prepare.command import write_command
 from prepare.files import write_atomically
 
-SOON = 0.5
-"""Seconds before the files follow the log, so that events in quick succession are one change."""
+SOON = 0.5  # seconds before the files follow the log, so that events in quick succession are one change
 PACE = 1000.0
 """Seconds until a file is written again, for each second of CPU time that it took; but at most a run's length."""
 
@@ -59,10 +58,8 @@ class Observers:
         self.shown: dict[Path, object] = {}
         self.due = defaultdict[Path, float](float)
         """When each file may be written again, on the monotonic clock."""
-        self.late: list[float] = []
-        """The same of those that had changed before that, the last time."""
-        self.logged = 0
-        """Records that log.jsonl holds."""
+        self.late: list[float] = []  # the same of those that had changed before that, the last time
+        self.logged = 0  # records that log.jsonl holds
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
         session.watchers.append(self.update)

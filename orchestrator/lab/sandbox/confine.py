@@ -26,8 +26,7 @@ FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
 ALL_RIGHTS = (1 << 16) - 1
 TCP = 0b11
 ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
-REQUIRED_ABI = 6
-"""First Landlock version that restricts signals, as of Linux 6.12."""
+REQUIRED_ABI = 6  # first Landlock version that restricts signals, as of Linux 6.12
 
 
 def main() -> None:
