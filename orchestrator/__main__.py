@@ -23,8 +23,7 @@ def run_interruptible(command: Callable[[], None]) -> None:
     """Run a command; Ctrl-C ends it by SystemExit with code 130, even in the middle of an import or a finalizer."""
     interrupted = threading.Event()
 
-    def interrupt(number: int, frame: object) -> None:
-        del number, frame
+    def interrupt(_number: int, _frame: object) -> None:
         interrupted.set()
         raise KeyboardInterrupt
 
