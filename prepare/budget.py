@@ -43,8 +43,7 @@ class TrafficCounter(TorchDispatchMode):
         """`flops` counts the rest, and knows in which module an operation is."""
         super().__init__()
         self.flops, self.work = flops or flop_counter.FlopCounterMode(display=False), 0
-        self.costs = Counter[str]()
-        """The whole work by its kind, by operation, and by part of the model."""
+        self.costs = Counter[str]()  # the whole work by its kind, by operation, and by part of the model
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
