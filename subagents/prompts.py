@@ -26,10 +26,7 @@ MATTER = re.compile(r"\A---\n(.*?)^---(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # PyYAML raises any
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 JINJA = ImmutableSandboxedEnvironment(  # a session that somebody sends brings prompts of its own
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    autoescape=False,
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
 )
 JINJA.globals.clear()  # pyright: ignore[reportUnknownMemberType] - without range, loops end
 

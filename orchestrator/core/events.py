@@ -21,16 +21,7 @@ VERSION = 2
 Digest = str  # name of a text in the session's store: the first 16 hexadecimal digits of its SHA-256
 
 Family = Literal[
-    "attention",
-    "MLP",
-    "optimizer",
-    "schedule",
-    "batch",
-    "size",
-    "init",
-    "regularisation",
-    "simplification",
-    "other",
+    "attention", "MLP", "optimizer", "schedule", "batch", "size", "init", "regularisation", "simplification", "other"
 ]
 StoredFamily = Family | SkipJsonSchema[Literal["data order"]]
 """Older sessions also have the family data order. It is not offered any more: candidates may not touch the data."""
