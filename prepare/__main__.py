@@ -27,9 +27,7 @@ def prepare(
     ] = "docstrings",
     shards: Annotated[int, typer.Option(min=1, max=6541, help="shards of climbmix to train on, about 90 MB each")] = 10,
     profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
-    work: Annotated[
-        float | None, typer.Option(min=1, max=1e30, help="work per run, instead of measuring this machine")
-    ] = None,
+    work: Annotated[float | None, typer.Option(min=1, max=1e30, help="work per run, instead of measuring it")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="change the profile: DEPTH=6, seq_len=512, seconds=60")
     ] = None,

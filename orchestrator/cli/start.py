@@ -231,9 +231,7 @@ def trial(
     notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
     of: Annotated[str, typer.Option(metavar="SESSION", help="a session, for --at-states")] = "",
-    at_states: Annotated[
-        int | None, typer.Option(min=2, help="one experiment of each style at so many states of it")
-    ] = None,
+    at_states: Annotated[int | None, typer.Option(min=2, help="one experiment per style at so many states")] = None,
 ) -> None:
     """Compare prompt styles over several nights.
 

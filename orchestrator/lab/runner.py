@@ -38,7 +38,7 @@ from subagents.logs import extract_frames, split_lines
 S = TypeVar("S")
 T = TypeVar("T")
 Question = Callable[[Evaluator], Coroutine[Any, Any, T]]
-Exam = tuple[Scorer, Nats, AuditPositions]  # claims of one split, and where they are audited
+Exams = asyncio.Future[Sequence[tuple[Scorer, Nats, AuditPositions]]]  # claims of each split, and where to audit them
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
 MAX_EXCUSES = 2
@@ -248,7 +248,7 @@ class Runner(BaseRunner[Scorer]):
         if server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
         await asyncio.to_thread(remove_folder, run.work)  # the size of a file could tell the next process something
-        known: asyncio.Future[Sequence[Exam]] = asyncio.get_running_loop().create_future()
+        known: Exams = asyncio.get_running_loop().create_future()
         audit = asyncio.create_task(self._audit(run, server, known))  # its process starts, and waits for its turn
         try:
             return await self._score_model(run, server, known, audit)
@@ -257,7 +257,7 @@ class Runner(BaseRunner[Scorer]):
             await asyncio.gather(audit, return_exceptions=True)
 
     async def _score_model(
-        self, run: Attempt, server: TrainingServer, known: asyncio.Future[Sequence[Exam]], audit: asyncio.Task[Any]
+        self, run: Attempt, server: TrainingServer, known: Exams, audit: asyncio.Task[Any]
     ) -> ev.Scored:
         """Return the score of the model; let the audit know its exams once the process that claims has gone."""
         began = time.monotonic()
@@ -292,9 +292,7 @@ class Runner(BaseRunner[Scorer]):
             return claims, None
         return claims, await evaluator.compute_claims(heldout)
 
-    async def _audit(
-        self, run: Attempt, server: TrainingServer, known: asyncio.Future[Sequence[Exam]]
-    ) -> list[tuple[float, float, float]]:
+    async def _audit(self, run: Attempt, server: TrainingServer, known: Exams) -> list[tuple[float, float, float]]:
         """Return each exam's score corrected by a blind process, with the correction's error and the worst gap."""
         rng, tolerance = np.random.default_rng(), self.scorer.get_tolerance(run.plan.baseline_error)
 

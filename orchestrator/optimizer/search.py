@@ -133,10 +133,7 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
 
 
 def estimate_true_gain(search: SearchState, trial: Trial) -> float:
-    """Return the posterior mean of a trial's gain, in bits per byte; 0 if it was not measured.
-
-    The prior is normal, with the median and the median deviation of this session's gains.
-    """
+    """Return a trial's posterior mean gain, in bits per byte, by the session's medians as prior; 0 if unmeasured."""
     gains = [other.gain for other in search.trials if other.gain is not None and other.changes]
     if trial.gain is None or not trial.changes:
         return 0.0

@@ -96,10 +96,9 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
             best.append(record.event.score_to_beat)
             numbers.append(record.event.experiment)  # it has no result until it is closed
     moments, numbers = [*moments, state], [*numbers, 0]
+    known = [{*(r.experiment for r in m.results), m.best, n} for m, n in zip(moments, numbers, strict=True)]
     places: dict[str, Sequence[float]] = {
-        "experiments": [
-            len({*(r.experiment for r in m.results), m.best, n} - {0}) for m, n in zip(moments, numbers, strict=True)
-        ],
+        "experiments": [len(experiments - {0}) for experiments in known],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
     }

@@ -50,9 +50,8 @@ def _drop_capabilities() -> None:
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     LIBC.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)
     header, none = struct.pack("Ii", CAPABILITIES_V3, 0), bytes(24)
-    _check_call(
-        LIBC.syscall(CAPSET[os.uname().machine], ctypes.c_char_p(header), ctypes.c_char_p(none)), "drop capabilities"
-    )
+    done = LIBC.syscall(CAPSET[os.uname().machine], ctypes.c_char_p(header), ctypes.c_char_p(none))
+    _check_call(done, "drop capabilities")
 
 
 def _restrict_files(read: list[str], hide: list[str], write: list[str], use: list[str]) -> None:
