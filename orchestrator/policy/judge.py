@@ -119,12 +119,8 @@ class _Reasoning:
         return "again" if self.found.gain > -self.found.error else decision
 
     def keep(self) -> ev.Kept:
-        posterior, commit = self.posterior, self.candidate.commit
-        why = (
-            ""
-            if self.outlook.is_met(self.worth)
-            else f"{commit.removed - commit.added} lines shorter and no worse on average, "
-        )
+        posterior, fewer = self.posterior, self.candidate.commit.removed - self.candidate.commit.added
+        why = f"{fewer} lines shorter and no worse on average, " * (not self.outlook.is_met(self.worth))
         change = self.expected * self.found.sigma
         if keep := self.reverted:
             why = f"#{keep.experiment} is reverted: without it "
