@@ -24,14 +24,10 @@ def main() -> None:
 
 
 def run_interruptible(command: Callable[[], None]) -> None:
-    """Run a command that Ctrl-C ends without a traceback, also where it interrupts an import or a finalizer.
-
-    Raises SystemExit with code 130 then.
-    """
+    """Run a command; Ctrl-C ends it by SystemExit with code 130, even in the middle of an import or a finalizer."""
     interrupted = threading.Event()
 
-    def interrupt(number: int, frame: object) -> None:
-        del number, frame
+    def interrupt(_number: int, _frame: object) -> None:
         interrupted.set()
         raise KeyboardInterrupt
 

@@ -27,8 +27,7 @@ async def run(log: Log, crew: Crew, executor: Executor, linger: Callable[[], Awa
     While nothing is due or under way, as in a pause, the loop goes on until `linger` returns: others may append.
     """
     tasks: dict[str, asyncio.Task[None]] = {}
-    holders: dict[str, str] = {}
-    """The task that holds each exclusive resource."""
+    holders: dict[str, str] = {}  # the task that holds each exclusive resource
 
     def reconcile() -> None:
         for step in find_due(log.state):
@@ -151,10 +150,7 @@ async def _make_candidate(
 
 
 async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: Log, crew: Crew) -> Revision:
-    """Return the candidate's train.py, edited from its parent's `source`. Raises NoAnswer.
-
-    Constants are set exactly as proposed; any other change is left to the crew.
-    """
+    """Return the candidate's source, with constants exactly as proposed or as the crew edits it. Raises NoAnswer."""
     proposal = stage.proposal
     if isinstance(stage, Broken):
         return await crew.repair(state, step, stage, log.get(stage.commit.source))

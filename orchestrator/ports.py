@@ -20,7 +20,6 @@ class Revision:
     source: str
     summary: str = ""
     deviations: str = ""
-    """Where it departs from the proposal."""
 
 
 class Log:
@@ -29,8 +28,7 @@ class Log:
     def __init__(self) -> None:
         self.records: list[ev.Record] = []
         self.state = State()
-        self.watchers: list[Callable[[], None]] = []
-        """Called after every append."""
+        self.watchers: list[Callable[[], None]] = []  # called after every append
         self.texts: dict[ev.Digest, str] = {}
         self.finished: set[str] = set()
         """Tasks that have appended their last event since the session was last started or resumed."""

@@ -27,9 +27,7 @@ def prepare(
     ] = "docstrings",
     shards: Annotated[int, typer.Option(min=1, max=6541, help="shards of climbmix to train on, about 90 MB each")] = 10,
     profile: Annotated[str, typer.Option(help=f"auto, {', '.join(profiles.PROFILES)}")] = "auto",
-    work: Annotated[
-        float | None, typer.Option(min=1, max=1e30, help="work per run, instead of measuring this machine")
-    ] = None,
+    work: Annotated[float | None, typer.Option(min=1, max=1e30, help="work per run, instead of measuring it")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="change the profile: DEPTH=6, seq_len=512, seconds=60")
     ] = None,
@@ -87,9 +85,8 @@ def check_request(
     from prepare.corpus import canonicalize
 
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
-        raise DataError(
-            f"{data} already holds {found.corpus} for profile {found.profile}: give another folder with --data"
-        )
+        content = f"{data} already holds {found.corpus} for profile {found.profile}"
+        raise DataError(f"{content}: give another folder with --data")
     held = profiles.from_manifest(found)
     with suppress(OSError, ValueError, KeyError):
         asked = json.loads((data / PLAN).read_text())["profile"]  # a small text yields less

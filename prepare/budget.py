@@ -43,8 +43,7 @@ class TrafficCounter(TorchDispatchMode):
         """`flops` counts the rest, and knows in which module an operation is."""
         super().__init__()
         self.flops, self.work = flops or flop_counter.FlopCounterMode(display=False), 0
-        self.costs = Counter[str]()
-        """The whole work by its kind, by operation, and by part of the model."""
+        self.costs = Counter[str]()  # the whole work by its kind, by operation, and by part of the model
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -112,10 +111,7 @@ class Budget:
 
     @contextmanager
     def watch(self, model: torch.nn.Module) -> Generator[None]:
-        """Report, ten times in a run, what the body does to the model's parameters: a step of its optimizer.
-
-        In between, and in a step that is measured, it does nothing.
-        """
+        """Report, ten times a run but not of a measured step, what the body, an optimizer's step, does to the model."""
         due = int(REPORTS * self.progress)
         is_measured = self.kind == "work" and not self.step_work  # then a report would count as work
         if due <= self._watched or is_measured or not channel.elapsed():

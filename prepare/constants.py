@@ -235,10 +235,7 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
 
 
 def _list_constants(text: str) -> list[_Assignment]:
-    """Return the top-level constants of a file: names that are assigned exactly once, alone, and a plain literal.
-
-    Also the options of argparse with such a default.
-    """
+    """Return a file's constants: top-level names assigned once, alone, a plain literal; also argparse's options."""
     found = _list_assignments(text)
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.is_top]
@@ -272,20 +269,16 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
         for name, value in _list_pairs(node):
             yield place(name, value, node in tree.body)
     for call in ast.walk(tree):
-        match call:
-            case ast.Call(ast.Attribute(attr="add_argument"), flags, keywords):
-                given = {keyword.arg: keyword.value for keyword in keywords}
-                names = [flag.value for flag in flags if isinstance(flag, ast.Constant) and f"{flag.value}"[:2] == "--"]
-                options = map(_evaluate, getattr(given.get("choices"), "elts", ()))
-                if names and (default := given.get("default")):
-                    at = place(str(names[0]), default, True)
-                    real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
-                    yield at._replace(
-                        value=float(at.value) if real else at.value,
-                        options=tuple(kept for kept in options if kept is not None),
-                    )
-            case _:
-                pass
+        if not isinstance(call, ast.Call) or getattr(call.func, "attr", "") != "add_argument":
+            continue
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        names = [flag.value for flag in call.args if isinstance(flag, ast.Constant) and f"{flag.value}"[:2] == "--"]
+        if names and (default := given.get("default")):
+            at = place(str(names[0]), default, True)
+            real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
+            options = tuple(map(_evaluate, getattr(given.get("choices"), "elts", ())))
+            known = tuple(option for option in options if option is not None)
+            yield at._replace(value=float(at.value) if real else at.value, options=known)
 
 
 def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:

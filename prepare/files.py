@@ -13,10 +13,7 @@ class LockedError(Exception):
 
 
 def read_written(path: Path, errors: str = "strict") -> str:
-    r"""Return a text that a person has written, its lines ended by \n: UTF-8, or UTF-16 with its byte order mark.
-
-    Raises OSError, UnicodeDecodeError.
-    """
+    r"""Return a person's text, UTF-8 or marked UTF-16, its lines ended by \n. Raises OSError, UnicodeDecodeError."""
     data = path.read_bytes()
     text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", errors)
     return text.replace("\r\n", "\n")

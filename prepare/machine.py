@@ -10,8 +10,7 @@ import pynvml
 
 ROOM = 2 << 30
 """Bytes of memory for each of several runs on a CPU; one on the cpu profile takes about a quarter."""
-MIG_INSTANCES = 7
-"""Parts that a GPU can be divided into at most."""
+MIG_INSTANCES = 7  # parts that a GPU can be divided into at most
 
 
 def count_cores() -> int:

@@ -163,9 +163,8 @@ def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:
         elif name == "seconds" and number > 0 and profile.budget.kind == "time":
             profile = replace(profile, budget=BudgetAmount(kind="time", amount=number, seconds=number))
         else:
-            raise ValueError(
-                f"{setting!r} sets nothing: give a constant, seq_len, vocab_size (from 260), eval_tokens, seconds"
-            )
+            known = "a constant, seq_len, vocab_size (from 260), eval_tokens, seconds"
+            raise ValueError(f"{setting!r} sets nothing: give {known}")
     return profile
 
 

@@ -118,10 +118,7 @@ class Claude:
             return Reply.from_error("model_context_window_exceeded" if too_long else "failed", self._reason(error))
 
     async def check(self, model: str, effort: str = "") -> tuple[bool, str]:
-        """Have a model call one small tool, as agents do, and close the client.
-
-        Returns whether a night may begin all the same, and what went wrong, in one line; empty if nothing did.
-        """
+        """Have a model call a small tool; return whether a night may begin, and what went wrong; empty if nothing."""
         ask = {"role": "user", "content": [{"type": "text", "text": "Call the tool `ready` now, and say nothing."}]}
         tool = {"name": "ready", "description": "Says that you can call tools.", "input_schema": {"type": "object"}}
         request = Request("doctor", model, effort, CHECK_TOKENS, "This is a check before a night.", (tool,), (ask,))

@@ -55,10 +55,7 @@ class Envelope(BaseModel):
 
 
 async def ask_program(request: Request, seconds: float) -> Reply:
-    """Return a program's reply; kill the program if it takes too long or is cancelled. Raises OSError.
-
-    One that takes too long is not asked again: that could take hours.
-    """
+    """Return a program's reply; kill it if it is cancelled or takes too long, and then ask no more. Raises OSError."""
     words, prompt = write_command(request)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)

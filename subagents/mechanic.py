@@ -50,9 +50,8 @@ async def edit(
         return found.text if found.is_error else ""
 
     agent = Agent("mechanic", prompt, Edited, files.tools, accept)
-    answer = await ask(
-        agent, environment, prompt.render_opening({"base": source, "changes": "", **facts, "source": source})
-    )
+    opening = prompt.render_opening({"base": source, "changes": "", **facts, "source": source})
+    answer = await ask(agent, environment, opening)
     if answer.impossible:
         raise NoAnswer(f"the mechanic found it impossible: {answer.impossible}")
     return files.text, answer

@@ -28,10 +28,7 @@ FAULTS = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeErr
 FILES = "[!.]*.md"  # not those that an editor locks or keeps
 INCLUDE = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
 JINJA = ImmutableSandboxedEnvironment(  # a session that somebody sends brings prompts of its own
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    autoescape=False,
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
 )
 JINJA.globals.clear()  # pyright: ignore[reportUnknownMemberType] - without range, loops end
 

@@ -13,10 +13,7 @@ MAX_POINTS = 40
 
 
 def make_agent(prompt: Prompt, answer: type[T], log: str, compare: Callable[[Sequence[float]], str]) -> Agent[T]:
-    """Return a reflector with tools that search and page the cleaned log, and compare curves.
-
-    `compare` returns a table of the losses of this change and of the incumbent at given shares of the budget.
-    """
+    """Return a reflector that searches and pages the cleaned log; `compare` tables losses at given shares."""
     lines = split_lines(log)
     numbered = [f"{i}: {line}" for i, line in enumerate(lines, 1)]
 

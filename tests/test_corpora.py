@@ -7,6 +7,8 @@ import json
 import random
 import subprocess
 from collections import deque
+from functools import partial
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -48,7 +50,8 @@ def hub(files):
 
 @pytest.fixture
 def dataset(hub, tmp_path):
-    return climbmix.Hub(tmp_path / "cache", endpoint=hub.url, wait=wait_none())
+    cache = tmp_path / "cache"
+    return SimpleNamespace(cache=cache, fetch=partial(climbmix.fetch, cache=cache, endpoint=hub.url, wait=wait_none()))
 
 
 def whole(found, files, names=NAMES):

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.core.events import Waiting
 from orchestrator.ports import Log
-from orchestrator.views.notify import Notifier, make_sender, send_nothing
+from orchestrator.views.notify import Notifier, make_sender
 from orchestrator.views.summary import summarize
 from prepare.command import UserError
 from tests.simulated import night
@@ -222,7 +222,13 @@ def test_without_apprise_one_line_says_what_to_install(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_nobody_is_told_by_default():
-    assert make_sender("") is send_nothing
+def test_nobody_is_told_by_default(session):
+    said = []
+    Notifier(log_of(session, 1), None, said.append).close(RuntimeError("disk"))
+
+    assert said == []
+
+
+def test_an_address_of_no_service_is_refused():
     with pytest.raises(UserError, match="does not support"):
         make_sender("::")

@@ -27,32 +27,23 @@ from prepare.constants import list_declarations
 from subagents.agent import CACHE
 from subagents.logs import count_fitting, fence, quote
 
-CHARACTERS = 3.5
-"""Characters of one token, roughly: Claude's tokenizer is not public."""
-RECENT = 15
-"""Experiments told in full sentences; of all the forms tried elsewhere, this one helped most."""
+CHARACTERS = 3.5  # characters of one token, roughly: Claude's tokenizer is not public
+RECENT = 15  # experiments told in full sentences; of all the forms tried elsewhere, this one helped most
 EXPLAINED = 3
 """Of these, the latest ones are told with their whole explanation: cut short, it would lack its conclusion."""
-ROWS = 40
-"""Rows of an answer from the ledger."""
-SUGGESTIONS = 2
-"""Post-mortems whose next experiment is passed on; older ones are out of date."""
+ROWS = 40  # rows of an answer from the ledger
+SUGGESTIONS = 2  # post-mortems whose next experiment is passed on; older ones are out of date
 NEAR_MISSES = 6
-SOURCE = 7_000
-"""Tokens of train.py; the rest of a longer one is read with a tool."""
-DIFF = 2_400
-"""Tokens of a diff."""
+SOURCE = 7_000  # tokens of train.py; the rest of a longer one is read with a tool
+DIFF = 2_400  # tokens of a diff
 CHANGES = 1_500
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
 TABLE, BLOCK, BLOCKS = 1_900, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 PART = f"\n{CACHE}\n"
-NOTEBOOK, DRAFTS = 1_100, 250
-"""Tokens of the notebook, and of the drafts that came after it."""
-FAMILIAR = 10
-"""Experiments told in full sentences beside a notebook, which stands for older ones."""
-QUOTATION = 450
-"""Characters of a reason: all that a mechanic may say of why something is impossible."""
+NOTEBOOK, DRAFTS = 1_100, 250  # tokens of the notebook, and of the drafts that came after it
+FAMILIAR = 10  # experiments told in full sentences beside a notebook, which stands for older ones
+QUOTATION = 450  # characters of a reason: all that a mechanic may say of why something is impossible
 
 
 def clip(text: str, budget: int) -> str:

@@ -22,8 +22,7 @@ from subagents.files import EditedFile, EditedTree
 from subagents.prompts import Prompt
 from subagents.tools import Tool, find_overlong
 
-SUGGESTIONS = 3
-"""Suggestions of the optimizer in the briefing of a centaur crew."""
+SUGGESTIONS = 3  # suggestions of the optimizer in the briefing of a centaur crew
 
 
 class Adviser(Crew, Protocol):
@@ -54,7 +53,6 @@ class ClaudeCrew:
     connect: Callable[[str, int], Environment]
     """Return the environment of a conversation, by task id and experiment."""
     prompts: Mapping[str, Prompt]
-    """Prompts by agent."""
     get_optimizer: Callable[[], Adviser]
     search: Callable[[str], str]
     find_page: Callable[[str, int], str]

@@ -32,9 +32,8 @@ def find_deviation(proposal: Proposal, before: str, after: str, declared: str = 
         if was and not _is_named(told, name) and not (repair and _is_named(declared, name)):
             faults.append(f"{name} has changed, which the proposal does not name: put `{was}` back")
         elif not _read_numbers(now) <= _read_numbers(f"{told}\n{declared}\n{was}"):
-            faults.append(
-                f"`{now}`: the proposal gives no such value; correct it, or say in `deviations` where it comes from"
-            )
+            remedy = "correct it, or say in `deviations` where it comes from"
+            faults.append(f"`{now}`: the proposal gives no such value; {remedy}")
     return "; ".join(faults)
 
 

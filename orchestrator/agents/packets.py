@@ -17,19 +17,14 @@ from prepare.constants import read_values
 from prepare.tree import split_files
 from subagents.logs import extract_frames, fence, split_lines
 
-POINTS = tuple(i / 10 for i in range(1, 11))
-"""Shares of the budget at which a packet shows the curves."""
-SAME_PACE = 0.01
-"""Relative difference below which two numbers of steps count as equal."""
-MANY_STEPS = 300
-"""Steps from which the last tenth of a run has so much text that it does not matter which."""
+POINTS = tuple(i / 10 for i in range(1, 11))  # shares of the budget at which a packet shows the curves
+SAME_PACE = 0.01  # relative difference below which two numbers of steps count as equal
+MANY_STEPS = 300  # steps from which the last tenth of a run has so much text that it does not matter which
 AT_EQUAL_SHARES = 51
 """Characters of a row of the curve table before the comparison at equal steps, needless where the steps are equal."""
-EXCERPT = 1_800
-"""Characters of a log in a packet: about 500 tokens."""
+EXCERPT = 1_800  # characters of a log in a packet: about 500 tokens
 LAST_LINES = 12
 WORDS = Macros(briefing.TEMPLATES, "packets.txt")
-"""The macros of the template, as functions."""
 
 
 def pack_order(proposal: ev.Proposal) -> dict[str, str]:
@@ -44,10 +39,7 @@ def pack_repair(broken: Broken, log: str, change: str, source: str = "", task: T
 
 
 def pack_reflection(state: State, decided: Decided, log: str, change: str, source: str) -> dict[str, str]:
-    """Return the facts of the reflector's opening, without the expected effect and earlier lessons.
-
-    `source` is the incumbent's script.
-    """
+    """Return the facts of the reflector's opening, which tell no expected effect; `source` is the incumbent's."""
     proposal, session = decided.proposal, state.session
     assert decided.commit, "an experiment that is reflected on has run"
     return {

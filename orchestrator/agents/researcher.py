@@ -78,11 +78,8 @@ def find_notebook_fault(state: State, notebook: Notebook) -> str:
         named = {int(number) for number in re.findall(r"#(\d+)", belief)}
         measured = named & tested or re.search(r"experiments? \d[\d, and]* of ", belief)
         if (unknown := named - tested - state.open.keys()) or not measured:  # what is under way may be named, too
-            fault = (
-                f"#{min(unknown or named)} has measured nothing"
-                if named
-                else "it names no experiment, such as #3 or experiment 7 of another night"
-            )
+            without = "it names no experiment, such as #3 or experiment 7 of another night"
+            fault = f"#{min(unknown or named)} has measured nothing" if named else without
             return f"beliefs: {belief[:60]!r}: {fault}. Without evidence it is a question or an idea"
     return ""
 

@@ -27,10 +27,8 @@ from prepare.machine import THREADS, list_gpus
 
 TRIAL_SECONDS = 20.0
 """Seconds that the script may take to its first step; then it is only known not to have failed at once."""
-NEEDED = {"git", "scores", "data", "slots", "sandbox"}
-"""Checks without which the script cannot be run."""
-BUSY = 50.0
-"""Percent of the cores in use above which runs take longer than expected."""
+NEEDED = {"git", "scores", "data", "slots", "sandbox"}  # checks without which the script cannot be run
+BUSY = 50.0  # percent of the cores in use above which runs take longer than expected
 MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
 
 

@@ -93,18 +93,16 @@ def replay(
     would write differently is shown, and the exit code is 1 if there is one.
     """
     paths: Paths = context.obj
-    if verify:
-        refuse(context, "with --verify", "event", "experiment", "step", "as_json")
-    else:
-        refuse(context, "without --verify", "prompts", "musings")
-    if experiment is not None:
-        refuse(context, "with --experiment", "event", "until", "step", "as_json")
-    else:
-        refuse(context, "without --experiment", "agent")
-    if event is None and experiment is None:
-        refuse(context, "without --show or --experiment", "full")
-    elif event is not None:
-        refuse(context, "with --show", "until", "step")
+    for holds, where, *useless in (
+        (verify, "with --verify", "event", "experiment", "step", "as_json"),
+        (not verify, "without --verify", "prompts", "musings"),
+        (experiment is not None, "with --experiment", "event", "until", "step", "as_json"),
+        (experiment is None, "without --experiment", "agent"),
+        (event is None and experiment is None, "without --show or --experiment", "full"),
+        (event is not None, "with --show", "until", "step"),
+    ):
+        if holds:
+            refuse(context, where, *useless)
     if step and not sys.stdin.isatty():
         raise UsageError("--step needs a terminal, and this is none: leave it out")
     with read_session(paths, name, salvage=salvage) as session:
@@ -260,9 +258,8 @@ def musings(
         raise UsageError(f"musings {' '.join(words)}: use `musings search WORDS`")
     hits = search(paths.musings, " ".join(words[1:]), family=family, verdict=verdict, session=session, limit=limit)
     for hit in hits:
-        console.print(
-            Text.assemble((hit.title, "bold"), f"  {hit.outcome}  ", (str(hit.path), "dim"), f"\n  {hit.snippet}\n")
-        )
+        head = Text.assemble((hit.title, "bold"), f"  {hit.outcome}  ", (str(hit.path), "dim"))
+        console.print(head.append(f"\n  {hit.snippet}\n"))
     if not hits:
         print("No musings match.")
         raise SystemExit(ExitCode.NOTHING_FOUND)

@@ -40,13 +40,11 @@ HELP = (Path(__file__).parent / "templates/help.txt").read_text("utf-8").replace
 class LazyGroup(TyperGroup):
     """The commands of the table, each imported when it runs, so that help and listings start at once."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        del ctx
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - as typer calls it
         return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Import and return the command, with the options of the places that it uses; None for an unknown name."""
-        del ctx
         if cmd_name not in COMMANDS:
             return None
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -71,9 +69,8 @@ class LazyGroup(TyperGroup):
             words = [*(part for one in values for part in (word, str(one))), *([] if values else [word]), *words]
         return name, command, words
 
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Write the table without importing a command."""
-        del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text, _) in COMMANDS.items()])
 

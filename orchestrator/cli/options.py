@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from os.path import relpath
@@ -53,9 +53,7 @@ ExperimentDollars = Annotated[
 Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
 Model = Annotated[list[str] | None, typer.Option(help="MODEL or AGENT=MODEL, repeatable; cli:claude for Claude Code")]
 Fallback = Annotated[list[str] | None, typer.Option(help="the same, for where a model refuses or is out")]
-Seed = Annotated[
-    int | None, typer.Option(min=0, max=2**31 - 1, help="seed that all others follow from (default: random)")
-]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="seed of all other seeds (default: random)")]
 Origin = Annotated[str, typer.Option("--from", metavar="SESSION", help="begin with the best script of this session")]
 Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
 Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
@@ -63,9 +61,7 @@ Sessions = Annotated[Path, typer.Option(file_okay=False, help="the folder of ses
 Data = Annotated[Path, typer.Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` fills")]
 Script = Annotated[Path, typer.Option(dir_okay=False, help="the training script; its git repository gets the branch")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
-Cluster = Annotated[
-    str, typer.Option(metavar="ADDRESS", help="train on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT")
-]
+Cluster = Annotated[str, typer.Option(metavar="ADDRESS", help="train on Ray: auto, HOST:PORT or ray://HOST:PORT")]
 Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
 KeepSeed = Annotated[bool, typer.Option("--keep-seed", help="train with the seed that the script fixes")]
 Musings = Annotated[Path, typer.Option(file_okay=False, help="the folder of musings")]
@@ -82,13 +78,9 @@ class Paths:
     script: Path = Path("train.py")
     musings: Path = Path("musings")
     unsafe: bool = False
-    """The training code is trusted."""
-    fit: bool | None = None
-    """The baseline gets the profile's constants; None for a train.py of ours only."""
+    fit: bool | None = None  # the baseline gets the profile's constants; None for a train.py of ours only
     keep_seed: bool = False
-    """A seed that the script fixes is left alone."""
-    cluster: str = ""
-    """Address of the Ray cluster that trains; empty for this machine."""
+    cluster: str = ""  # address of the Ray cluster that trains; empty for this machine
     programs: Sequence[str] = ()
     """The models that are programs: a session's file, which may be another's, cannot have one started."""
 
@@ -164,11 +156,9 @@ def open_session(
     return session
 
 
-@contextmanager
-def read_session(paths: Paths, name: str, *, salvage: bool = False) -> Generator["Session"]:
+def read_session(paths: Paths, name: str, *, salvage: bool = False) -> AbstractContextManager["Session"]:
     """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
-    with read_file(paths.find_session(name), salvage=salvage) as session:
-        yield session
+    return read_file(paths.find_session(name), salvage=salvage)
 
 
 @contextmanager

@@ -46,12 +46,9 @@ from orchestrator.views.report import render_report
 from prepare.command import UserError
 from prepare.files import read_written, write_atomically
 
-MAX_FORM = 256 << 10
-"""Bytes of a form: guidance.md as far as it is read, in any script, percent-encoded."""
-SHOWN = 100
-"""Experiments on a page that follows its night."""
-CACHED = 32
-"""Sessions that stay in memory."""
+MAX_FORM = 256 << 10  # bytes of a form: guidance.md as far as it is read, in any script, percent-encoded
+SHOWN = 100  # experiments on a page that follows its night
+CACHED = 32  # sessions that stay in memory
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",

@@ -58,8 +58,7 @@ STARTUP = {"work": 15.0, "time": 60.0}
 """Seconds for imports, warm-up and evaluation beside the training; on GPUs, whose budget is time, for compilation."""
 SHARES = (0.7, 0.95)
 """Experiments by run, at least and at most: other runs repeat, measure the noise, or certify."""
-AMPLE_BYTES = 5 << 30
-"""Free disk for a few hundred runs, with logs and compiler caches."""
+AMPLE_BYTES = 5 << 30  # free disk for a few hundred runs, with logs and compiler caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,7 @@ class CheckResult:
 
     subject: str
     state: Literal["good", "warn", "bad"]
-    message: str
-    """What was found, and what to do about it."""
+    message: str  # what was found, and what to do about it
 
 
 @dataclass
@@ -80,27 +78,19 @@ class Preflight:
     name: str
     crew: str
     style: str = "default"
-    models: Sequence[str] = ()
-    """MODEL for all agents, or AGENT=MODEL."""
-    fallbacks: Sequence[str] = ()
-    """In the same form, what takes over where these refuse or are out."""
+    models: Sequence[str] = ()  # MODEL for all agents, or AGENT=MODEL
+    fallbacks: Sequence[str] = ()  # in the same form, what takes over where these refuse or are out
     limits: SessionLimits = field(default_factory=lambda: SessionLimits(hours=8))
     seed: int | None = None
-    """Seed of the session; None to draw one."""
     isolated: bool = False
-    """Its agents see no other session."""
     notify: str = ""
-    """The Apprise URL; empty for no notifications."""
     slots: str = "1"
     """Runs at a time: a number, or auto for one on each GPU, or core; a session that goes on has its own."""
-    state: State | None = None
-    """The state that the session goes on from; None for one that begins."""
+    state: State | None = None  # the state that the session goes on from; None for one that begins
     session: Log | None = None
     """The session that is resumed; None for a new one, whose name must still be free."""
-    verify: bool = False
-    """Check the data's hashes, not only its sizes."""
+    verify: bool = False  # check the data's hashes, not only its sizes
     search: str = "coordinate"
-    """How the optimizer searches."""
     origin: str = ""
     """The session, by name or file, whose best script a new night begins with; empty for the user's."""
 
@@ -150,9 +140,8 @@ class Preflight:
             if self.profile or fitted == apply_to_script(read_baseline(), profile):
                 best = with_originals(best, base, fitted)  # values that the session changed itself stay
         best = self.assign_seed(with_literal_seed(best), self.task)
-        return Origin(
-            session=name, experiment=state.best, commit=state.parent.commit, source=compute_digest(best)
-        ), best
+        commit, source = state.parent.commit, compute_digest(best)
+        return Origin(session=name, experiment=state.best, commit=commit, source=source), best
 
     @property
     def parent(self) -> str:
@@ -296,9 +285,8 @@ class Preflight:
                 raise UsageError(f"{fault}: fix it")
         if not self.parent and (missing := find_forgotten(self._seen, self.repo.list_untracked())):
             remedy = self.repo.write_command("add", *missing)
-            raise UsageError(
-                f"{script.name} imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
-            )
+            words = f"imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
+            raise UsageError(f"{script.name} {words}")
         return f"{', '.join(str(self.repo.home / name) for name in files)} in its repository, at {commit[:10]}"
 
     @property

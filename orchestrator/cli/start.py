@@ -36,10 +36,7 @@ PACKAGES = ("nightshift", "torch", "anthropic", "optuna", "numpy")
 
 
 def start_night(night: Preflight) -> None:
-    """Check everything that the night needs, create its session and run it. Raises UsageError.
-
-    Unless it is isolated, it is told what earlier sessions on the same data found.
-    """
+    """Check all, create the session, which knows earlier results unless isolated, and run it. Raises UsageError."""
     night.require()
     profile = describe_ground(night)
     earlier, variance = (), PooledVariance()
@@ -234,9 +231,7 @@ def trial(
     notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
     of: Annotated[str, typer.Option(metavar="SESSION", help="a session, for --at-states")] = "",
-    at_states: Annotated[
-        int | None, typer.Option(min=2, help="one experiment of each style at so many states of it")
-    ] = None,
+    at_states: Annotated[int | None, typer.Option(min=2, help="one experiment per style at so many states")] = None,
 ) -> None:
     """Compare prompt styles over several nights.
 

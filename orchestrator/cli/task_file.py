@@ -75,10 +75,7 @@ def _read(path: Path) -> str:
 
 
 def _has_protocol(folder: Path, main: str, task: Task) -> bool:
-    """Return whether a script or an editable file imports `prepare`, and none that lies beside the script.
-
-    True where one cannot be read, which is said elsewhere.
-    """
+    """Return whether a script or an editable file imports our `prepare`, or cannot be read, which is said elsewhere."""
     if has_own_prepare(folder / main):
         return False
     there = folder.rglob("*.py") if task.editable else ()

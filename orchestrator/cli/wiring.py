@@ -30,8 +30,7 @@ from prepare.files import LockedError, hold_lock
 from prepare.machine import THREADS
 from subagents.prompts import Prompt
 
-GIT_PATIENCE = 20.0
-"""Seconds that a night waits for git once it has ended."""
+GIT_PATIENCE = 20.0  # seconds that a night waits for git once it has ended
 
 
 def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> None:
@@ -40,9 +39,8 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
     paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
-    observers = Observers(
-        session, paths.musings, send=make_sender(night.notify), command=paths.write_command, git=repo.write_command()
-    )
+    send, git = make_sender(night.notify) if night.notify else None, repo.write_command()
+    observers = Observers(session, paths.musings, send=send, command=paths.write_command, git=git)
     session.say = observers.say
     build = partial(build_runner, started.profile, night.tree, night.places[1])
     if paths.cluster:

@@ -18,20 +18,10 @@ from prepare.constants import Value
 VERSION = 2
 """Version of the event format. A session written by a newer version is refused; older ones always load."""
 
-Digest = str
-"""Name of a text in the session's store: the first 16 hexadecimal digits of its SHA-256."""
+Digest = str  # name of a text in the session's store: the first 16 hexadecimal digits of its SHA-256
 
 Family = Literal[
-    "attention",
-    "MLP",
-    "optimizer",
-    "schedule",
-    "batch",
-    "size",
-    "init",
-    "regularisation",
-    "simplification",
-    "other",
+    "attention", "MLP", "optimizer", "schedule", "batch", "size", "init", "regularisation", "simplification", "other"
 ]
 StoredFamily = Family | SkipJsonSchema[Literal["data order"]]
 """Older sessions also have the family data order. It is not offered any more: candidates may not touch the data."""
@@ -156,17 +146,13 @@ class SessionProfile(Frozen):
 
     name: str
     budget_kind: Literal["time", "work"]
-    budget: float
-    """Seconds of training, or FLOPs' worth of training."""
-    expected_seconds: float
-    """Expected wall time of one whole run on this machine, in seconds."""
+    budget: float  # seconds of training, or FLOPs' worth of training
+    expected_seconds: float  # expected wall time of one whole run on this machine, in seconds
     data_hash: str
-    seq_len: int = 0
-    """Row length in tokens; 0 in sessions recorded before this field existed."""
+    seq_len: int = 0  # row length in tokens; 0 in sessions recorded before this field existed
     vocab_size: int = 0
     train_tokens: int = 0
-    bytes_per_token: float = 0.0
-    """Mean over the validation text: it relates nats per token to bits per byte."""
+    bytes_per_token: float = 0.0  # mean over the validation text: it relates nats per token to bits per byte
     sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
     """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
     default is the one value that the cpu profile had before it was recorded."""
@@ -201,23 +187,19 @@ class SessionSettings(Frozen):
     limits: SessionLimits
     crew: str
     style: str
-    repairs: int
-    """How often this crew may repair a crashed candidate."""
-    reflect_every: int
-    """A post-mortem for every keep and every n-th other experiment; 0 means never."""
+    repairs: int  # how often this crew may repair a crashed candidate
+    reflect_every: int  # a post-mortem for every keep and every n-th other experiment; 0 means never
     consolidate_every: int = 0
     """The notebook is rewritten from the evidence after so many experiments, or sooner for a reason; 0 means never."""
     prompts: dict[str, Digest]
     isolated: bool = False
     """Whether its agents see no other session, because it is compared with one: in a trial, and after a fork."""
-    certifies: bool = True
-    """Whether its last runs measure the gain on fresh seeds."""
+    certifies: bool = True  # whether its last runs measure the gain on fresh seeds
     measures_steps: bool = True
     """Whether a step can be run for its agents beside the runs: not where these are on a cluster."""
     asks_after_promotion: bool = False
     """Whether proposals are asked for only once a keep is committed. Earlier sessions were told the former best."""
     search: str = "coordinate"
-    """How the optimizer searches."""
 
 
 class LossGap(Frozen):
@@ -238,11 +220,8 @@ class EarlierResult(Frozen):
     changes: dict[str, Value] = {}
     """Constants that it set, with their new values; empty for a change of structure."""
     before: dict[str, Value] = {}
-    """The same constants, with their values before."""
-    status: str
-    """How it ended: kept, reverted, discarded, pruned or crashed."""
-    gain: float | None = None
-    """Bits per byte, positive is better; None where it was not measured."""
+    status: str  # how it ended: kept, reverted, discarded, pruned or crashed
+    gain: float | None = None  # bits per byte, positive is better; None where it was not measured
     error: float = 0.0
     lesson: str = ""
     gaps: tuple[LossGap, ...] = ()
@@ -254,10 +233,8 @@ class Origin(Frozen):
 
     session: str
     experiment: int
-    commit: str
-    """The commit of it, which the repository may not have."""
-    source: Digest
-    """The baseline's train.py as it is trained here."""
+    commit: str  # the commit of it, which the repository may not have
+    source: Digest  # the baseline's train.py as it is trained here
 
 
 class ExperimentEvent(Frozen):
@@ -269,29 +246,23 @@ class ExperimentEvent(Frozen):
 class RunEvent(ExperimentEvent):
     """An event that belongs to one run: one training of one candidate with one seed in one slot."""
 
-    run: int
-    """Counts the grants of this experiment from 1; results of an earlier life carry a lower number."""
+    run: int  # counts the grants of this experiment from 1; results of an earlier life carry a lower number
 
 
 class Started(SessionSettings):
     kind: Literal["started"] = "started"
     version: int = VERSION
     slots: int = 1
-    seed: int
-    """Seed that all other seeds are drawn from."""
+    seed: int  # seed that all other seeds are drawn from
     commit: str
-    """The user's commit that the session starts from."""
     profile: SessionProfile
     versions: dict[str, str]
-    earlier: tuple[EarlierResult, ...] = ()
-    """What earlier sessions found, the latest first."""
+    earlier: tuple[EarlierResult, ...] = ()  # what earlier sessions found, the latest first
     task: Task = Task()
     """How runs are scored; the default is that of all sessions recorded before there was another."""
     rule: KeepRule = KeepRule()
-    gpu: str = ""
-    """Model of GPU that all runs use; empty where it was not recorded."""
-    origin: Origin | None = None
-    """What it begins with in place of the train.py in the user's commit."""
+    gpu: str = ""  # model of GPU that all runs use; empty where it was not recorded
+    origin: Origin | None = None  # what it begins with in place of the train.py in the user's commit
 
 
 class Resumed(Frozen):
@@ -304,8 +275,7 @@ class Forked(SessionSettings):
     """A new session that shares the parent's events so far and continues separately."""
 
     kind: Literal["forked"] = "forked"
-    parent: str
-    """`session@event` that it was forked at."""
+    parent: str  # `session@event` that it was forked at
 
 
 class GuidanceChanged(Frozen):
@@ -364,10 +334,8 @@ class Noted(Frozen):
     """The researcher rewrote its notebook; that replaces the backlog, too."""
 
     kind: Literal["noted"] = "noted"
-    notebook: Notebook | None
-    """None where a consolidation gave no usable answer: the notebook stays as it is."""
-    reason: str = ""
-    """Why a consolidation was due; empty where it was rewritten beside a proposal."""
+    notebook: Notebook | None  # None where a consolidation gave no usable answer: the notebook stays as it is
+    reason: str = ""  # why a consolidation was due; empty where it was rewritten beside a proposal
 
 
 class Unanswered(Frozen):
@@ -413,21 +381,16 @@ class Committed(ExperimentEvent):
     kind: Literal["committed"] = "committed"
     commit: str
     parent: Annotated[int, _rename("base", "parent")]
-    """The experiment whose train.py was edited."""
     source: Digest
-    fingerprint: Digest
-    """Digest of the syntax tree: comments and layout do not count."""
+    fingerprint: Digest  # digest of the syntax tree: comments and layout do not count
     added: int
     removed: int
     how: Literal["implemented", "repaired", "rebased"] = "implemented"
-    onto: Digest = ""
-    """Source of a parent that was not kept yet; empty where it starts from the branch."""
+    onto: Digest = ""  # source of a parent that was not kept yet; empty where it starts from the branch
     earlier: tuple[float, float, int] | None = None
     """Gain, error and runs of a rebased candidate on its parent before, in bits per byte; None without a run there."""
-    summary: str = ""
-    """What the mechanic says it changed; empty if the loop set the constants."""
+    summary: str = ""  # what the mechanic says it changed; empty if the loop set the constants
     deviations: str = ""
-    """Where the mechanic says the edit departs from the proposal."""
 
 
 class PruningThreshold(Frozen):
@@ -437,7 +400,7 @@ class PruningThreshold(Frozen):
     loss: float
 
 
-def _read_audit_rule(value: object) -> object:
+def _read_rule(value: object) -> object:
     """Read the bound of older sessions: None audited every claim, 0 audited none."""
     return {None: "always", 0.0: "never"}.get(value, value) if isinstance(value, float | int | None) else value
 
@@ -445,12 +408,9 @@ def _read_audit_rule(value: object) -> object:
 class EvaluationPlan(Frozen):
     """How a run is evaluated, as the policy decided when it was granted."""
 
-    audit: Annotated[
-        Literal["always", "never"] | float, BeforeValidator(_read_audit_rule), _rename("audited_below", "audit")
-    ]
+    audit: Annotated[Literal["always", "never"] | float, BeforeValidator(_read_rule), _rename("audited_below", "audit")]
     """Which claims are audited: all of them, none, or those below this val_bpb."""
-    confirmed: bool
-    """Whether what is audited is then scored on the held-out text, which no decision has used."""
+    confirmed: bool  # whether what is audited is then scored on the held-out text, which no decision has used
     incumbent: Annotated[int, _rename("against", "incumbent")]
     """The experiment whose claims guide the audit: it looks first where a candidate's claims beat these."""
     baseline_error: Annotated[
@@ -462,20 +422,15 @@ class EvaluationPlan(Frozen):
     startup_cpu: Annotated[float | None, _rename("startup", "startup_cpu")] = None
     """CPU seconds that the baseline takes until its first batch; None if they are not known yet, as below."""
     startup_seconds: Annotated[float | None, _rename("starting", "startup_seconds")] = None
-    """The same in wall time."""
     uncounted: float | None = None
     """Seconds from its first batch on in which it counts nothing yet, since it compiles."""
     train_cpu: float | None = None
-    """CPU seconds of its training."""
-    evaluation: float | None = None
-    """Seconds that an evaluation of it takes."""
+    evaluation: float | None = None  # seconds that an evaluation of it takes
     evaluation_cpu: float | None = None
-    """The same in CPU time."""
     pruning_thresholds: Annotated[tuple[PruningThreshold, ...], _rename("bounds", "pruning_thresholds")] = ()
     control_run: Annotated[bool, _rename("reprieved", "control_run")] = False
     """Let the run finish even where it would be pruned, to measure how often pruning is wrong."""
-    certifies: bool = False
-    """Whether the run serves the certificate: no decision may use its score."""
+    certifies: bool = False  # whether the run serves the certificate: no decision may use its score
 
     def needs_audit(self, val_bpb: float) -> bool:
         """Return whether a claim of that val_bpb is audited."""
@@ -496,8 +451,7 @@ class Point(Frozen):
     """One point of a loss curve."""
 
     seconds: float
-    progress: float
-    """Share of the budget used up, 0 to 1."""
+    progress: float  # share of the budget used up, 0 to 1
     loss: float
 
 
@@ -507,12 +461,10 @@ class RunMetrics(Frozen):
     startup_cpu: Annotated[float, _rename("startup", "startup_cpu")] = 0.0
     """CPU seconds until the first batch."""
     startup_seconds: Annotated[float, _rename("starting", "startup_seconds")] = 0.0
-    """The same in wall time."""
     uncounted: float = 0.0
     """Seconds from there on in which the script counts nothing yet, by its own progress lines."""
     train_seconds: float = 0.0
     train_cpu: float = 0.0
-    """CPU seconds of the training."""
     total_seconds: float = 0.0
     steps: int = 0
     tokens: int = 0
@@ -523,18 +475,13 @@ class RunMetrics(Frozen):
 class Audit(Frozen):
     """What a second, blind process found about a run's claims."""
 
-    claimed: float
-    """val_bpb before the correction."""
-    error: float
-    """Standard error of the correction, in bits per byte."""
-    worst: float
-    """Largest amount by which a claim beat the blind prediction, in nats."""
+    claimed: float  # val_bpb before the correction
+    error: float  # standard error of the correction, in bits per byte
+    worst: float  # largest amount by which a claim beat the blind prediction, in nats
     looks: int
     seconds: float
-    evaluation: float
-    """Seconds that the claims took."""
+    evaluation: float  # seconds that the claims took
     evaluation_cpu: float = 0.0
-    """The same in CPU time."""
 
 
 Telemetry = dict[str, tuple[float | None, ...]]
@@ -549,22 +496,17 @@ class RunResult(RunEvent):
     curve: tuple[Point, ...]
     log: Digest
     tier: str = "none"
-    """Sandbox tier that confined it."""
     telemetry: Telemetry = {}
 
 
 class Scored(RunResult):
     kind: Literal["scored"] = "scored"
-    val_bpb: float
-    """The score, lower is better: val_bpb, or what the task's metric makes of its value."""
+    val_bpb: float  # the score, lower is better: val_bpb, or what the task's metric makes of its value
     seed: int = Field(default=-1, exclude=True)
     """Seed of the run; the state adds it from the grant, which alone is stored."""
     reported: dict[str, float] = {}
-    """Other numbers that the script reported, by name."""
     audit: Audit | None = None
-    """None where the plan asked for none."""
-    confirmed: float | None = None
-    """val_bpb on the held-out text; None where it was not measured."""
+    confirmed: float | None = None  # val_bpb on the held-out text; None where it was not measured
     would_prune_at: Annotated[float | None, _rename("condemned", "would_prune_at")] = None
     """Share of the budget at which a control run would have been pruned."""
 
@@ -589,8 +531,7 @@ class Crashed(RunResult):
 
     kind: Literal["crashed"] = "crashed"
     failure: FailureKind
-    message: str
-    """The last line that says why, a few hundred characters at most."""
+    message: str  # the last line that says why, a few hundred characters at most
 
 
 class Pruned(RunResult):
@@ -605,8 +546,7 @@ class Aborted(RunEvent):
 
     kind: Literal["aborted"] = "aborted"
     reason: str
-    quarantined: bool = False
-    """The slot is sick: nothing is started there until the session is resumed."""
+    quarantined: bool = False  # the slot is sick: nothing is started there until the session is resumed
 
 
 class SeedLuck(Frozen):
@@ -620,24 +560,17 @@ class SeedLuck(Frozen):
 class Evidence(ExperimentEvent):
     """What a verdict on a scored candidate rests on. Differences are incumbent minus candidate: positive is better."""
 
-    mean: float
-    """Mean score of the candidate's runs."""
-    gain: float
-    """Estimated difference from the incumbent, in units of the metric."""
+    mean: float  # mean score of the candidate's runs
+    gain: float  # estimated difference from the incumbent, in units of the metric
     error: float
-    """Standard error of the gain."""
-    sigma: float
-    """Standard deviation of one run's score."""
+    sigma: float  # standard deviation of one run's score
     differences: tuple[float, ...] = ()
     """Differences at equal seeds, in the same units; empty in sessions that did not pair seeds."""
     same_shape: bool = False
     """Whether parameter count and data order equal the incumbent's, so that both share much of a seed's luck."""
     probability: float | None = None
-    """Probability that it is better."""
-    expected: float | None = None
-    """Expected gain in bits per byte: the mean of the posterior."""
-    luck: tuple[SeedLuck, ...] = ()
-    """Luck of the incumbent after this verdict."""
+    expected: float | None = None  # expected gain in bits per byte: the mean of the posterior
+    luck: tuple[SeedLuck, ...] = ()  # luck of the incumbent after this verdict
     reason: str
 
 
@@ -646,7 +579,6 @@ class Kept(Evidence):
 
     kind: Literal["kept"] = "kept"
     score_to_beat: Annotated[float, _rename("mark", "score_to_beat")]
-    """The val_bpb expected of the new incumbent."""
 
 
 class Discarded(Evidence):
@@ -667,14 +599,11 @@ class Certified(ExperimentEvent):
     """The night's gain, baseline against best, was measured on fresh seeds that no decision has used."""
 
     kind: Literal["certified"] = "certified"
-    gain: float
-    """Baseline minus best, in bits per byte."""
+    gain: float  # baseline minus best, in bits per byte
     low: float
-    high: float
-    """Bounds of the 90 % interval."""
+    high: float  # bounds of the 90 % interval
     pairs: int
     heldout: bool
-    """Whether it was measured on held-out text."""
 
 
 class Promoted(ExperimentEvent):
@@ -696,16 +625,14 @@ class ReflectionSkipped(ExperimentEvent):
 
     kind: Literal["closed"] = "closed"
     reason: str
-    failed: bool = False
-    """The reflector was asked and gave no usable answer."""
+    failed: bool = False  # the reflector was asked and gave no usable answer
 
 
 class Waiting(Frozen):
     """A model's server asked to wait; training continues meanwhile."""
 
     kind: Literal["waiting"] = "waiting"
-    until: float
-    """Seconds since the epoch."""
+    until: float  # seconds since the epoch
     reason: str
 
 
@@ -737,7 +664,6 @@ class ModelReplied(ExperimentEvent):
     kind: Literal["replied"] = "replied"
     agent: str
     request: Digest
-    """Digest of the whole request."""
     told: tuple[str, ...] = ()
     """What it was told since its last reply, beside results of tools: why an answer was not accepted, say."""
     message: dict[str, Any]
@@ -775,10 +701,8 @@ class Record(Frozen):
     """An event with its place and time."""
 
     seq: int
-    at: float
-    """Seconds since the epoch."""
-    task_id: str
-    """The step that wrote it; empty for external events: the user, the clock, a restart."""
+    at: float  # seconds since the epoch
+    task_id: str  # the step that wrote it; empty for external events: the user, the clock, a restart
     event: Event
 
 
@@ -786,10 +710,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def parse_event(body: str | bytes) -> Event:
-    """Return the event of a stored record. Raises ValidationError.
-
-    Runs that were pruned used to be stored as crashes of the kind "hopeless".
-    """
+    """Return the event of a stored record; pruned runs used to be crashes, "hopeless". Raises ValidationError."""
     fields = json.loads(body)
     if fields.get("kind") == "crashed" and fields.get("failure") == "hopeless":
         fields = {name: value for name, value in fields.items() if name != "failure"} | {"kind": "pruned"}

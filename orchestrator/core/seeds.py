@@ -13,8 +13,7 @@ from orchestrator.core.source import SEEDERS, get_name, is_seeder, list_values
 from orchestrator.core.task import EXAMINED, Task
 from prepare.tree import NOT_PYTHON, join_files, parse_files, split_files
 
-VARIABLE = "NIGHTSHIFT_SEED"
-"""Environment variable with the seed of every run."""
+VARIABLE = "NIGHTSHIFT_SEED"  # environment variable with the seed of every run
 _READS = re.compile(r'(int\()?__import__\("os"\)\.environ\.get\("\w+", ([\w"\']+)\)(?(1)\))')
 _SEED = re.compile(r"(?!n_|num_|\w*hash).*(seed|random_?state)", re.IGNORECASE)
 _SETS = re.compile(r"(\w+_)?(set|reset|fix|init\w*|setup)_(\w+_)?seeds?")

@@ -36,10 +36,7 @@ def compute_digest(text: str) -> Digest:
 
 @lru_cache(maxsize=64)
 def compute_fingerprint(source: str) -> Digest:
-    """Return the digest of what the code does: comments, layout and seeds do not count.
-
-    Where the source does not parse, it is the digest of the text.
-    """
+    """Return the digest of what code does: no comments, layout or seeds; of the text where it does not parse."""
     if "" not in (files := split_files(source)):
         return compute_digest(repr([(path, compute_fingerprint(text)) for path, text in files.items()]))
     try:
@@ -96,7 +93,6 @@ class _SeedEraser(ast.NodeTransformer):
 
 def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
     """Yield the values that a node itself gives to variables, keys, arguments and options, each after its name."""
-    names, values = list[ast.AST | None](), list[ast.expr | None]()
     match node:
         case ast.Assign([ast.Tuple(targets)], ast.Tuple(elements)) if len(targets) == len(elements):
             names, values = [*targets], [*elements]
@@ -116,7 +112,7 @@ def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
             values = [*others, *(keyword.value for keyword in keywords if keyword.arg == "default")]
             names = [name] * len(values)
         case _:
-            pass
+            return
     yield from ((name, value) for name, value in zip(names, values, strict=True) if value)
 
 

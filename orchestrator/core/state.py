@@ -42,8 +42,7 @@ class Candidate:
     commit: ev.Committed
     scores: tuple[ev.Scored, ...] = ()
     repairs: int = 0
-    earlier: tuple[tuple[float, float, int], ...] = ()
-    """Gain, error and runs on earlier parents."""
+    earlier: tuple[tuple[float, float, int], ...] = ()  # gain, error and runs on earlier parents
 
     @property
     def mean(self) -> float:
@@ -110,11 +109,9 @@ class Decided:
     commit: ev.Committed | None
     crash: ev.Crashed | None
     postmortem: ev.Postmortem | None
-    incumbent: int
-    """The experiment that was best when this one was judged."""
+    incumbent: int  # the experiment that was best when this one was judged
     promoted: bool = False
     reverted: bool = False
-    """It was kept, and a later ablation reverted it."""
     against: "Incumbent | None" = None
     """The incumbent as the verdict knew it, with the runs that it had by then."""
     task: Task = EXAMINED
@@ -162,11 +159,9 @@ class Incumbent:
 
     experiment: int
     scores: tuple[ev.Scored, ...]
-    score_to_beat: float
-    """The val_bpb expected of it: measured, and corrected for luck."""
+    score_to_beat: float  # the val_bpb expected of it: measured, and corrected for luck
     luck: tuple[ev.SeedLuck, ...] = ()
-    failures: int = 0
-    """Runs for a comparison that gave no score."""
+    failures: int = 0  # runs for a comparison that gave no score
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +193,6 @@ class Usage:
     output: int = 0
     usd: float = 0.0
     unpriced: int = 0
-    """Requests whose price is not known."""
 
     def add(self, reply: ev.ModelReplied) -> "Usage":
         """Include one reply."""
@@ -219,15 +213,12 @@ class State:
     started: ev.Started | None = None
     started_at: float = 0.0
     now: float = 0.0
-    away: float = 0.0
-    """Seconds between a crash or stop and the resumption; they do not count."""
+    away: float = 0.0  # seconds between a crash or stop and the resumption; they do not count
     open: Mapping[int, Stage] = field(default_factory=dict[int, Stage])
     reruns: Mapping[tuple[int, int], Remeasuring] = field(default_factory=dict[tuple[int, int], Remeasuring])
     """Runs of the incumbent and the baseline that are under way, by experiment and run."""
-    results: tuple[Decided, ...] = ()
-    """Closed experiments, in the order in which they were closed."""
-    lost: int = 0
-    """Experiments that an outage of a model ended; they do not count."""
+    results: tuple[Decided, ...] = ()  # closed experiments, in the order in which they were closed
+    lost: int = 0  # experiments that an outage of a model ended; they do not count
     sources: Mapping[ev.Digest, tuple[int, ...]] = field(default_factory=dict[ev.Digest, tuple[int, ...]])
     """Closed experiments whose source counts as tested, by its fingerprint."""
     parents: Mapping[int, ev.Committed] = field(default_factory=dict[int, ev.Committed])
@@ -239,51 +230,36 @@ class State:
     """Runs of the candidates, by source: others may start from one before it is kept."""
     variance: PooledVariance = PooledVariance()
     grants: Mapping[int, int] = field(default_factory=dict[int, int])
-    """Runs granted so far, by experiment."""
     fresh: Mapping[int, Mapping[int, ev.Scored]] = field(default_factory=dict[int, Mapping[int, ev.Scored]])
     """Scores of the certificate's runs, by experiment and seed."""
-    lost_fresh: int = 0
-    """Runs of the certificate that failed."""
+    lost_fresh: int = 0  # runs of the certificate that failed
     certificate: ev.Certified | None = None
-    next: int = 1
-    """Number after the last experiment; 0 is the baseline."""
+    next: int = 1  # number after the last experiment; 0 is the baseline
     skipped: frozenset[int] = frozenset()
     """Smaller numbers that another request of the researcher has not used yet."""
-    unanswered: int = 0
-    """Rounds without an answer from the researcher, in a row."""
-    fruitless: int = 0
-    """Rounds in a row that led to no run: unanswered, refused or abandoned."""
-    setback: str = ""
-    """The reason of the latest of these."""
+    unanswered: int = 0  # rounds without an answer from the researcher, in a row
+    fruitless: int = 0  # rounds in a row that led to no run: unanswered, refused or abandoned
+    setback: str = ""  # the reason of the latest of these
     fallback: str = ""
     """Why the optimizer proposes instead of the researcher; empty while the researcher does."""
-    aborted: int = 0
-    """Runs lost to the machine, in a row."""
+    aborted: int = 0  # runs lost to the machine, in a row
     sick: Mapping[int, str] = field(default_factory=dict[int, str])
     """Why nothing is started there any more, by slot."""
-    unreflected: int = 0
-    """Experiments since the last post-mortem."""
-    reflection_failures: int = 0
-    """Post-mortems that the reflector failed to write, in a row."""
+    unreflected: int = 0  # experiments since the last post-mortem
+    reflection_failures: int = 0  # post-mortems that the reflector failed to write, in a row
     run_seconds: tuple[float, ...] = ()
-    """Wall seconds of the latest runs."""
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
     costs: Mapping[int, float] = field(default_factory=dict[int, float])
-    """Dollars that models have cost, by experiment; a request for several proposals counts for the first.
-
-    A round without an answer counts for none, so that the next one has as much to spend.
-    """
+    """Dollars that models have cost, by experiment; a request for several proposals counts for the first, a round
+    without an answer for none, so that the next one has as much to spend."""
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     notebook: ev.Notebook | None = None
-    shelved: tuple[ev.Proposal, ...] = ()
-    """Drafts since the notebook was last rewritten."""
-    consolidated: int = 0
-    """How many experiments were closed at the last consolidation."""
+    shelved: tuple[ev.Proposal, ...] = ()  # drafts since the notebook was last rewritten
+    consolidated: int = 0  # how many experiments were closed at the last consolidation
     guidance: str = ""
     vetoed: frozenset[int] = frozenset()
     """Open experiments that the user does not want, until what is under way for them has ended."""
-    paused: str = ""
-    """Why nothing new is started for the time being."""
+    paused: str = ""  # why nothing new is started for the time being
     stopping: str = ""
     ended: str = ""
 
@@ -318,10 +294,7 @@ class State:
         return number > 0 and is_open and number not in self.vetoed
 
     def get_rival(self, commit: ev.Committed) -> Incumbent | None:
-        """Return what a candidate is compared with: its parent, which may be an earlier incumbent.
-
-        None while that has not run.
-        """
+        """Return what a candidate is compared with, which may be an earlier incumbent; None while that has not run."""
         rival, parent = self.former.get(commit.parent, self.incumbent), self.parents.get(commit.parent)
         is_kept = rival and parent and rival.experiment == commit.parent and parent.source == commit.onto
         return self.stacked.get(commit.onto) if commit.onto and not is_kept else rival

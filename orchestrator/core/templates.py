@@ -1,11 +1,11 @@
 """Load the templates that hold our words, with the filters that all of them share."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, partial
 from typing import Any
 
 import humanize
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from orchestrator.core.description import count_seeds
 from orchestrator.core.task import Metric
@@ -55,10 +55,7 @@ FILTERS: dict[str, Callable[..., str]] = {
 def load_templates(
     package: str, finalize: Callable[[object], object] | None = None, **filters: Callable[..., Any]
 ) -> Environment:
-    """Return the templates in a package's folder `templates`: text and Markdown verbatim, HTML with values escaped.
-
-    `finalize` is applied to every value that they print; `filters` are further ones.
-    """
+    """Return a package's `templates`, HTML with values escaped; `finalize` is applied to all, `filters` are more."""
     templates = Environment(
         loader=PackageLoader(package),
         autoescape=select_autoescape(default_for_string=False),
@@ -75,11 +72,7 @@ class Macros:
     """The macros of a template, as functions. It is compiled when the first is used, since that takes a while."""
 
     def __init__(self, templates: Environment, name: str) -> None:
-        self._templates, self._name = templates, name
-
-    @cached_property
-    def _template(self) -> Template:
-        return self._templates.get_template(self._name)
+        self._load = cache(partial(templates.get_template, name))
 
     def __getattr__(self, macro: str) -> Any:
-        return getattr(self._template.module, macro)
+        return getattr(self._load().module, macro)

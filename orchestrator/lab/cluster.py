@@ -40,12 +40,10 @@ ASK, SETTLE, REACH = 2.0, 10.0, 5.0
 """Seconds that one question waits for a run, before a lost run starts again, and to reach the head of a cluster."""
 SILENT, UNPLACED = 300.0, 600.0
 """Seconds without a driver after which a run ends, and without a place after which a slot is given up."""
-PIECE = 32 << 20
-"""Bytes of data that are sent at once."""
+PIECE = 32 << 20  # bytes of data that are sent at once
 _MODEL = "accelerator_type:"
 Build = Callable[..., BaseRunner[Any]]
-Result = tuple[ev.Outcome, Sequence[str], int]
-"""Outcome, logs, and runs excused in a row."""
+Result = tuple[ev.Outcome, Sequence[str], int]  # outcome, logs, and runs excused in a row
 
 
 def connect(address: str) -> Any:
@@ -165,11 +163,9 @@ class ClusterRunner:
     """Runs candidates of one session on a cluster; a lost node is Aborted, and never the candidate's failure."""
 
     ray: Any
-    session: str
-    """Begins the names of its actors."""
+    session: str  # begins the names of its actors
     options: Mapping[str, Any]
-    build: Build
-    """Builds the runner of a node, from the parts that differ there."""
+    build: Build  # builds the runner of a node, from the parts that differ there
     data: Path | None
     put: Callable[[str], ev.Digest]
     on_point: Callable[[ev.Granted, ev.Point, float], None]
@@ -240,10 +236,7 @@ class ClusterRunner:
                         await self._ask(actor, actor.receive.remote(name, piece))
 
     async def _ask(self, actor: Any, question: Any) -> Any:
-        """Return an answer of the actor. Raises TimeoutError.
-
-        Where none comes, end the actor and wait for that: Ray's client cannot cancel a question.
-        """
+        """Return an answer, or end the actor, since Ray's client cannot cancel a question. Raises TimeoutError."""
         answer = asyncio.ensure_future(question)
         try:
             return await asyncio.wait_for(asyncio.shield(answer), UNPLACED)

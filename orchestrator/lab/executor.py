@@ -27,17 +27,14 @@ class LocalExecutor:
     repo: Repo
     runner: BaseRunner[Any] | ClusterRunner
     put: Callable[[str], Digest]
-    fit: Callable[[str], str] = str
-    """Returns the user's script as it is trained."""
-    say: Callable[[str], None] = print
-    """Tells the user why git waits, or why the branch was not moved."""
+    fit: Callable[[str], str] = str  # returns the user's script as it is trained
+    say: Callable[[str], None] = print  # tells the user why git waits, or why the branch was not moved
     is_stopping: Callable[[], bool] = lambda: False
     """Returns whether the night ends, so that git is no longer waited for."""
     patience: int = 40
     """Attempts, two a second, before the user is told: a lock is held, `git gc` moves objects."""
     fitted: str = ""
-    own: str = ""
-    """The baseline as it is trained, and as the user has it."""
+    own: str = ""  # the baseline as it is trained, and as the user has it
     origin: tuple[Origin, str] | None = None
     """What the night begins with in place of the user's script, and its text as it is trained."""
 

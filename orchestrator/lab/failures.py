@@ -18,8 +18,6 @@ _PATTERNS: dict[FailureKind, str] = {
     "syntax": r"(?:Syntax|Indentation|Tab)Error",
     "NaN": r"^FAIL\b|\b[Ll]oss\b.*\b(?:nan|NaN|inf|exploded|diverged|not finite)\b",
 }
-
-
 DEVICE_FAULT = re.compile(
     r"ECC error|fallen off the bus|GPU is lost|busy or unavailable|driver initialization failed|not yet initialized|"
     r"[Nn]o CUDA(?:-capable device| GPUs)|CUDA.* unknown error|NVML|is in use by"

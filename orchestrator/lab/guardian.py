@@ -29,12 +29,9 @@ TAG = "NIGHTSHIFT_RUN"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KEYCTL, JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
 """A keyring of its own instead of the user's session keyring."""
-TICK = 0.02
-"""Seconds between two checks for the command's end."""
-KILL_PATIENCE = 20.0
-"""Seconds to wait for killed processes; what is left after that is stuck in the kernel."""
-LOOKS = 3
-"""A process that forks and ends in the middle of a look can be missed by it."""
+TICK = 0.02  # seconds between two checks for the command's end
+KILL_PATIENCE = 20.0  # seconds to wait for killed processes; what is left after that is stuck in the kernel
+LOOKS = 3  # a process that forks and ends in the middle of a look can be missed by it
 
 
 def main() -> None:

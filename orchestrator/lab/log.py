@@ -11,14 +11,11 @@ from math import nan
 from orchestrator.core.task import BPB, Metric
 from subagents.logs import clean
 
-MAX_LINE = 1_000
-"""Characters of a line that are kept."""
-MAX_RAW_LINE = 2 * MAX_LINE
-"""The same of an incomplete line, whose escape sequences are not removed yet."""
+MAX_LINE = 1_000  # characters of a line that are kept
+MAX_RAW_LINE = 2 * MAX_LINE  # the same of an incomplete line, whose escape sequences are not removed yet
 HEAD, TAIL = 100, 500
 """Lines kept from the start of a log, where imports fail, and from its end, where everything else does."""
 MAX_NUMBERS = 64
-"""Numbers kept of a run."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
 _REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
@@ -28,10 +25,8 @@ _SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
 @dataclass(frozen=True, slots=True)
 class ProgressLine:
     number: int
-    progress: float
-    """Share of the budget, 0 to 1."""
-    loss: float
-    """May be infinite or NaN."""
+    progress: float  # share of the budget, 0 to 1
+    loss: float  # may be infinite or NaN
     tokens_per_second: float
 
 
@@ -74,8 +69,7 @@ class Transcript:
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.dropped = 0
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.open = self.shown = ""
-        """The incomplete line: as received, and as a terminal would show it."""
+        self.open = self.shown = ""  # the incomplete line: as received, and as a terminal would show it
         self.bytes = 0
         self.reader = NumberReader()
         self.scored_elsewhere = False

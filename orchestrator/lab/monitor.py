@@ -24,8 +24,7 @@ MAX_NUMBER = 1e9
 """Larger numbers in a summary are capped at this, which exceeds any real count of steps, megatokens or MB."""
 NEARLY_DONE = 0.9
 """Share of the budget after which silence is normal: evaluation prints nothing before the summary."""
-POINTS = 60
-"""Most points of a loss curve: enough to draw it and to compare it with another."""
+POINTS = 60  # most points of a loss curve: enough to draw it and to compare it with another
 REPORTED = re.compile(r"(?!position/)[A-Za-z0-9_.]{1,16}/[A-Za-z0-9_.]{1,48}")
 """Names that a script may give to what it reports of itself; `position` is measured."""
 _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -41,23 +40,16 @@ class RunLimits:
     """Limits of one run, in seconds and bytes."""
 
     wall: float
-    quiet: float = 60.0
-    """Seconds without output that are always allowed in training."""
-    grace: float = 10.0
-    """Seconds between SIGTERM and SIGKILL."""
+    quiet: float = 60.0  # seconds without output that are always allowed in training
+    grace: float = 10.0  # seconds between SIGTERM and SIGKILL
     output: int = 32 << 20
-    free_disk: int = 512 << 20
-    """Bytes of disk that must be free before a run starts."""
+    free_disk: int = 512 << 20  # bytes of disk that must be free before a run starts
     pause: float = 10.0
     """Seconds to wait after a run that the machine ended; more than doubled for each further one in a row."""
-    reserve: int = 256 << 20
-    """Bytes of disk that a run must leave free."""
-    file: int = 4 << 30
-    """Bytes of the largest file."""
-    files: int = 20_000
-    """Files for which a run must leave room on the disk."""
-    processes: int = 2_000
-    """More concurrent processes than any data loader needs."""
+    reserve: int = 256 << 20  # bytes of disk that a run must leave free
+    file: int = 4 << 30  # bytes of the largest file
+    files: int = 20_000  # files for which a run must leave room on the disk
+    processes: int = 2_000  # more concurrent processes than any data loader needs
     memory: int | None = None
     """Bytes of one process; None on a GPU, whose driver reserves far more than it uses."""
 
@@ -82,26 +74,16 @@ class RunMonitor:
     clock: Callable[[], float] = time.monotonic
     on_point: Callable[[Point, float], None] = lambda _point, _rate: None
     fills_disk: Callable[[], bool] = lambda: False
-    """Returns True if the run leaves too little room on the disk."""
     plan: EvaluationPlan | None = None
-    suspended: float = 0.0
-    """Seconds in which this process was suspended."""
-    training_began: float | None = None
-    """Time of `read_clock` when the first batch was handed out."""
-    startup_cpu: float = 0.0
-    """CPU seconds until then."""
+    suspended: float = 0.0  # seconds in which this process was suspended
+    training_began: float | None = None  # time of `read_clock` when the first batch was handed out
+    startup_cpu: float = 0.0  # CPU seconds until then
     startup_seconds: float = 0.0
-    """The same in wall time."""
-    train_cpu: float = 0.0
-    """CPU seconds from then on, until the model was submitted."""
-    training_ended: float | None = None
-    """Time of `read_clock` when the model had been submitted."""
-    would_prune_at: float | None = None
-    """Share of the budget at which it fell behind a pruning threshold."""
-    cause: Fault | Prune | None = None
-    """The first reason for which it was stopped, or is to be."""
-    guardian: int = 0
-    """Process id; 0 before it is started."""
+    train_cpu: float = 0.0  # CPU seconds from then on, until the model was submitted
+    training_ended: float | None = None  # time of `read_clock` when the model had been submitted
+    would_prune_at: float | None = None  # share of the budget at which it fell behind a pruning threshold
+    cause: Fault | Prune | None = None  # the first reason for which it was stopped, or is to be
+    guardian: int = 0  # process id; 0 before it is started
     status: int | None = None
     """Exit code, or a signal's number negated; None before the end, and if the guardian was killed."""
     peak_mb: float = 0.0
@@ -109,12 +91,10 @@ class RunMonitor:
     transcript: Transcript = field(default_factory=Transcript)
     points: dict[int, Point] = field(default_factory=dict[int, Point])
     """The newest point in each of POINTS equal parts of the budget."""
-    pause: float = 0.0
-    """Longest time in seconds between two progress lines."""
+    pause: float = 0.0  # longest time in seconds between two progress lines
     uncounted: float = 0.0
     """Seconds from the first batch to the last line before anything was spent: first steps, in which it compiles."""
-    only_starts: bool = False
-    """End the run where its training begins."""
+    only_starts: bool = False  # end the run where its training begins
     telemetry: dict[str, list[float | None]] = field(default_factory=dict[str, list[float | None]])
 
     def __post_init__(self) -> None:

@@ -19,8 +19,7 @@ from orchestrator.lab.failures import Fault, MachineError
 from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.sandbox.base import Command
 
-TICK = 0.1
-"""Seconds between two checks of a run."""
+TICK = 0.1  # seconds between two checks of a run
 DRAIN = WAKE = 5.0
 """Seconds to drain the pipes once every process has ended, and between two attempts to wake up a guardian."""
 Listener = Callable[[], Coroutine[Any, Any, None]]

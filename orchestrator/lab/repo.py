@@ -59,8 +59,7 @@ class Repo:
         self.home, self.session = script.parent, session
         self.script = script.parent / next(iter(self.task.named), script.name)
         self.branch, self.kept = f"research/{session}", f"refs/nightshift/{session}/kept"
-        self.trouble = ""
-        """Why the branch is not at the last keep, and what to do about it; empty if it is."""
+        self.trouble = ""  # why the branch is not at the last keep, and what to do about it; empty if it is
         self.folder = folder = script.parent.resolve()
         try:
             facts = self._git("rev-parse", "--is-inside-work-tree", "--git-common-dir", "--show-prefix", strip=False)
@@ -87,19 +86,17 @@ class Repo:
         for ref in self._git("for-each-ref", "--format=%(refname)", "refs/nightshift").splitlines():
             if f"{ref}/".startswith(f"{own}/") or own.startswith(f"{ref}/"):
                 listed = self.write_command("for-each-ref", "--format=delete %(refname)", min(ref, own, key=len))
-                remedy = (
-                    f"choose another name, or delete them (`{listed} | {self.write_command('update-ref', '--stdin')}`)"
-                )
+                deletes = self.write_command("update-ref", "--stdin")
+                remedy = f"choose another name, or delete them (`{listed} | {deletes}`)"
                 raise RepoError(f"git still has commits of an earlier session called {self.session}: {remedy}")
         if not os.access(self.common / "objects", os.W_OK):
             raise RepoError(f"{self.common} cannot be written")
 
     def get_head(self) -> str:
         """Return the commit at HEAD, detached or not. Raises RepoError if there is none."""
-        commit = self._resolve("HEAD")
-        if commit is None:
-            raise RepoError(f"{self.folder} has no commit yet: commit {self.script.name} first")
-        return commit
+        if commit := self._resolve("HEAD"):
+            return commit
+        raise RepoError(f"{self.folder} has no commit yet: commit {self.script.name} first")
 
     def read_baseline(self) -> str:
         """Return the script in the user's commit. Raises RepoError, also where a file has edits beyond it."""
@@ -139,10 +136,7 @@ class Repo:
         return join_files(files) if self.task.has_tree else files[self.task.editable[0]]
 
     def extract(self, commit: str, folder: Path, source: str) -> None:
-        """Write everything that git tracks at a commit into a folder, with the files of a candidate.
-
-        Raises RepoError, OSError.
-        """
+        """Write what git tracks at a commit into a folder, with the files of a candidate. Raises RepoError, OSError."""
         before = self._read_files(commit)
         files, here = self._split(source, before), folder / self.prefix
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,10 +213,7 @@ class Repo:
         return head if self.read_source(head) == source else self.commit(0, head, source, message)
 
     def advance_branch(self, commit: str) -> None:
-        """Create the branch, or move it to the last keep, which is `commit` where git knows none. Raises RepoError.
-
-        `trouble` says where it must stay.
-        """
+        """Create the branch or move it to the last keep, or `commit`; `trouble` says why it stays. Raises RepoError."""
         self.trouble, ref = "", f"refs/heads/{self.branch}"
         kept = self._resolve(self.kept) or self._git("update-ref", self.kept, commit) or commit
         at, _, user = self._git("for-each-ref", "--format=%(objectname) %(worktreepath)", ref).partition(" ")

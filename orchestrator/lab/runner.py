@@ -38,15 +38,13 @@ from subagents.logs import extract_frames, split_lines
 S = TypeVar("S")
 T = TypeVar("T")
 Question = Callable[[Evaluator], Coroutine[Any, Any, T]]
-Exam = tuple[Scorer, Nats, AuditPositions]
-"""Claims of one split, and where they are audited."""
+Exams = asyncio.Future[Sequence[tuple[Scorer, Nats, AuditPositions]]]  # claims of each split, and where to audit them
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
 MAX_EXCUSES = 2
 """Runs of one experiment in a row whose failure may be attributed to the machine. Without a limit, a candidate that
 takes too much memory would be run, and killed, until the session gives up."""
-DRAFT = -1
-"""Stands for an experiment in the run of a source that is not trained."""
+DRAFT = -1  # stands for an experiment in the run of a source that is not trained
 MAX_DEVICE_FAULTS = 3
 """Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
@@ -58,11 +56,9 @@ class Attempt:
     granted: ev.Granted
     source: str
     slot: Slot
-    lock: int
-    """Descriptor of the slot's lock, which the processes of the run inherit."""
+    lock: int  # descriptor of the slot's lock, which the processes of the run inherit
     folder: Path
-    only_starts: bool = False
-    """End it where its training begins."""
+    only_starts: bool = False  # end it where its training begins
     monitor: RunMonitor = field(init=False)
     result: ev.RunResult = field(init=False)
 
@@ -106,21 +102,17 @@ class BaseRunner(ABC, Generic[S]):
     """
 
     folder: Path
-    """The session's."""
     slots: Sequence[Slot]
     limits: RunLimits
     scorer: S
     sandbox: Sandbox
-    put: Callable[[str], ev.Digest]
-    """Stores a log."""
+    put: Callable[[str], ev.Digest]  # stores a log
     on_point: Callable[[ev.Granted, ev.Point, float], None] = lambda _granted, _point, _rate: None
     """Gets each point, and tokens per second."""
-    aborted: int = 0
-    """Runs in a row that the machine ended."""
+    aborted: int = 0  # runs in a row that the machine ended
     excuses: Counter[int] = field(default_factory=Counter[int])
     """Runs in a row that were excused, by experiment."""
-    faults: Counter[int] = field(default_factory=Counter[int])
-    """Faults of the GPU, by slot."""
+    faults: Counter[int] = field(default_factory=Counter[int])  # faults of the GPU, by slot
 
     @property
     def runs(self) -> Path:
@@ -256,7 +248,7 @@ class Runner(BaseRunner[Scorer]):
         if server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
         await asyncio.to_thread(remove_folder, run.work)  # the size of a file could tell the next process something
-        known: asyncio.Future[Sequence[Exam]] = asyncio.get_running_loop().create_future()
+        known: Exams = asyncio.get_running_loop().create_future()
         audit = asyncio.create_task(self._audit(run, server, known))  # its process starts, and waits for its turn
         try:
             return await self._score_model(run, server, known, audit)
@@ -265,7 +257,7 @@ class Runner(BaseRunner[Scorer]):
             await asyncio.gather(audit, return_exceptions=True)
 
     async def _score_model(
-        self, run: Attempt, server: TrainingServer, known: asyncio.Future[Sequence[Exam]], audit: asyncio.Task[Any]
+        self, run: Attempt, server: TrainingServer, known: Exams, audit: asyncio.Task[Any]
     ) -> ev.Scored:
         """Return the score of the model; let the audit know its exams once the process that claims has gone."""
         began = time.monotonic()
@@ -300,9 +292,7 @@ class Runner(BaseRunner[Scorer]):
             return claims, None
         return claims, await evaluator.compute_claims(heldout)
 
-    async def _audit(
-        self, run: Attempt, server: TrainingServer, known: asyncio.Future[Sequence[Exam]]
-    ) -> list[tuple[float, float, float]]:
+    async def _audit(self, run: Attempt, server: TrainingServer, known: Exams) -> list[tuple[float, float, float]]:
         """Return each exam's score corrected by a blind process, with the correction's error and the worst gap."""
         rng, tolerance = np.random.default_rng(), self.scorer.get_tolerance(run.plan.baseline_error)
 
@@ -314,9 +304,7 @@ class Runner(BaseRunner[Scorer]):
                 scorer.check_company(claims, alone, positions, tolerance)
             blind = [await evaluator.predict_blind(scorer, positions, rng) for scorer, _, positions in exams]
             answered = zip(exams, blind, strict=True)
-            return [
-                scorer.correct(claims, seen, positions, tolerance) for (scorer, claims, positions), seen in answered
-            ]
+            return [scorer.correct(claims, seen, at, tolerance) for (scorer, claims, at), seen in answered]
 
         return await self._ask(run, server, question)
 

@@ -24,23 +24,17 @@ DRIVER_NODES = tuple(
     f"/dev/{name}" for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps", "dxg")
 )
 """Device files that programs on any NVIDIA GPU share."""
-SPARE_MEMORY = 1 << 30
-"""Bytes of a GPU's memory that others may take during a session."""
+SPARE_MEMORY = 1 << 30  # bytes of a GPU's memory that others may take during a session
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     lock: Path
-    devices: str = ""
-    """Value of CUDA_VISIBLE_DEVICES; empty for the CPU."""
-    threads: int = 0
-    """Threads for arithmetic on the CPU; 0 for the libraries' default."""
-    cpus: tuple[int, ...] = ()
-    """Logical CPUs that its runs share; empty for all."""
+    devices: str = ""  # value of CUDA_VISIBLE_DEVICES; empty for the CPU
+    threads: int = 0  # threads for arithmetic on the CPU; 0 for the libraries' default
+    cpus: tuple[int, ...] = ()  # logical CPUs that its runs share; empty for all
     nodes: tuple[str, ...] = ()
-    """Device files of the GPU and its driver."""
-    patience: float = 30.0
-    """Seconds to wait for the previous run to end, and for its memory."""
+    patience: float = 30.0  # seconds to wait for the previous run to end, and for its memory
     is_free: Callable[[], bool] = lambda: True
     """Tells whether the GPU has the memory back that runs have used."""
 

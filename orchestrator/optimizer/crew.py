@@ -22,18 +22,12 @@ from orchestrator.ports import Revision
 from prepare.constants import format_literal
 from subagents.agent import NoAnswer
 
-SAMPLE_BELOW = 1.0
-"""Expected effect in σ below which TPE takes over from coordinate search."""
-STACK_EVERY = 6
-"""One proposal in this many stacks near-misses, if there are at least two."""
-MAX_FREE = 2
-"""Constants that TPE may change at once: few enough to tell which one had the effect."""
-DRAWS = 6
-"""Draws of such constants before giving up on finding a new step."""
-QUOTED = 3
-"""Earlier trials of the same constants that a rationale quotes."""
+SAMPLE_BELOW = 1.0  # expected effect in σ below which TPE takes over from coordinate search
+STACK_EVERY = 6  # one proposal in this many stacks near-misses, if there are at least two
+MAX_FREE = 2  # constants that TPE may change at once: few enough to tell which one had the effect
+DRAWS = 6  # draws of such constants before giving up on finding a new step
+QUOTED = 3  # earlier trials of the same constants that a rationale quotes
 WORDS = Macros(load_templates("orchestrator.optimizer", literal=format_literal), "proposal.txt")
-"""The macros of the template, as functions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,7 @@ class ConstantFamily:
     """A family, the usual effect of one step, the pattern of its constants' names, and the labels of a step."""
 
     family: Family
-    effect: float
-    """In σ of one run: the order in which constants are tried."""
+    effect: float  # in σ of one run: the order in which constants are tried
     pattern: str
     up: str
     down: str

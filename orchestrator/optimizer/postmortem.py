@@ -8,14 +8,11 @@ from orchestrator.core.state import Decided
 from orchestrator.core.templates import Macros, load_templates
 from orchestrator.policy.thresholds import CLEAR, NEAR_MISS
 
-WORTH_SAYING = 0.03
-"""Relative change of the number of steps from which it is mentioned."""
+WORTH_SAYING = 0.03  # relative change of the number of steps from which it is mentioned
 CONCLUSIONS: dict[str, Literal["supported", "refuted", "inconclusive"]] = {"helps": "supported", "hurts": "refuted"}
 """Verdict on the hypothesis, by outcome; inconclusive after any other."""
-FLAT = 0.01
-"""Difference in nats below which two losses count as equal."""
+FLAT = 0.01  # difference in nats below which two losses count as equal
 WORDS = Macros(load_templates("orchestrator.optimizer"), "postmortem.txt")
-"""The macros of the template, as functions."""
 
 
 def write_postmortem(decided: Decided) -> ev.Postmortem:

@@ -20,22 +20,18 @@ from prepare.constants import Choices, Constant, Numbers, Value
 
 Assignment = Mapping[str, Value]
 
-FURTHER = 0.5
-"""Expected gain of one more step in the same direction, as a share of the last one's."""
+FURTHER = 0.5  # expected gain of one more step in the same direction, as a share of the last one's
 MIRROR = 0.5
 """Expected gain of a step in the other direction, as a share of a loss; at the optimum there is none."""
-MAX_STACKED = 5
-"""Most constants in a stack of near-misses: with more of them, more are there by luck."""
-ADDITIVITY = 0.85
-"""Expected gain of a stack, as a share of the sum of its parts' gains: effects overlap."""
+MAX_STACKED = 5  # most constants in a stack of near-misses: with more of them, more are there by luck
+ADDITIVITY = 0.85  # expected gain of a stack, as a share of the sum of its parts' gains: effects overlap
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """The constants that an experiment set, their values before, and its gain; None if that is unknown."""
 
-    name: str
-    """`experiment 3`, and of which session where that is an earlier one."""
+    name: str  # `experiment 3`, and of which session where that is an earlier one
     changes: Assignment
     before: Assignment
     outcome: Literal["kept", "open", "discarded", "failed", "refused", "running"]
@@ -54,10 +50,8 @@ class SearchStep:
     """A step from the incumbent."""
 
     changes: Assignment
-    expected_effect: float
-    """In σ; only for comparing steps."""
-    expected_gain: float
-    """In bits per byte; 0 if unknown."""
+    expected_effect: float  # in σ; only for comparing steps
+    expected_gain: float  # in bits per byte; 0 if unknown
     why: str
 
 
@@ -101,9 +95,8 @@ def read_search(state: State, get: Callable[[Digest], str]) -> SearchState:
     found = {n: list_tunable(get(parent.source), task.is_reported) for n, parent in state.parents.items()}
     values = {n: {name: c.value for name, c in constants.items()} for n, constants in found.items()}
     trials = tuple(_list_trials(state, values))
-    return SearchState(
-        found[state.best], trials, estimate_sigma(state), task.metric, code, pool_variance(state).squares > 0
-    )
+    is_measured = pool_variance(state).squares > 0
+    return SearchState(found[state.best], trials, estimate_sigma(state), task.metric, code, is_measured)
 
 
 def rank_steps(search: SearchState) -> list[SearchStep]:
@@ -117,10 +110,8 @@ def rank_steps(search: SearchState) -> list[SearchStep]:
 def stack_near_misses(search: SearchState) -> SearchStep | None:
     """Return the step that combines the most promising near-misses; None if there are fewer than two.
 
-    What an earlier session kept and is not in force here counts as one, comes first, and is enough alone.
-
-    Their gains may exceed the noise together. Each takes part in one stack only: later ones consist of new
-    near-misses, and of earlier stacks.
+    What an earlier session kept and is not in force here counts as one, comes first, and is enough alone. Each takes
+    part in one stack only: later ones consist of new near-misses, and of earlier stacks.
     """
     ranked = sorted(((estimate_true_gain(search, trial), trial) for trial in search.trials), key=lambda pair: -pair[0])
     parts, gains, changes = list[Trial](), list[float](), dict[str, Value]()
@@ -142,10 +133,7 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
 
 
 def estimate_true_gain(search: SearchState, trial: Trial) -> float:
-    """Return the posterior mean of a trial's gain, in bits per byte; 0 if it was not measured.
-
-    The prior is normal, with the median and the median deviation of this session's gains.
-    """
+    """Return a trial's posterior mean gain, in bits per byte, by the session's medians as prior; 0 if unmeasured."""
     gains = [other.gain for other in search.trials if other.gain is not None and other.changes]
     if trial.gain is None or not trial.changes:
         return 0.0

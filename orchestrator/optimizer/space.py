@@ -17,10 +17,8 @@ STEP_SIZE = 0.375
 """A first step, as a share of the constant's space, or of a count: long, so that effects exceed the noise."""
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
 """Functions whose call has no effect on training if the statement is nothing but the call."""
-LOOKS = {"globals", "locals", "vars"}
-"""Functions that read constants without naming them, all at once."""
-REFLECTION = LOOKS | {"exec", "eval"}
-"""Functions that may read a constant without naming it."""
+LOOKS = {"globals", "locals", "vars"}  # functions that read constants without naming them, all at once
+REFLECTION = LOOKS | {"exec", "eval"}  # functions that may read a constant without naming it
 _TEXT = {"str", "repr", "format", "join", "dumps", "pformat", "dict", "items", "sorted"}
 PLAIN = OUTPUT | LOOKS | _TEXT | {"round", "len", "int", "float", "max", "min", "sum"}
 """Functions without side effects on training."""

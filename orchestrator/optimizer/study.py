@@ -15,12 +15,9 @@ from orchestrator.optimizer.space import explain_unsearchable
 from prepare.command import UserError
 from prepare.constants import Choices, Constant, Numbers, Value, format_literal
 
-ASKS = 10
-"""Samples before giving up on finding a new step."""
-SHOWN = 200
-"""Scored trials in a picture: the latest."""
-AXES = 6
-"""Constants beside the score in parallel coordinates: those of most importance."""
+ASKS = 10  # samples before giving up on finding a new step
+SHOWN = 200  # scored trials in a picture: the latest
+AXES = 6  # constants beside the score in parallel coordinates: those of most importance
 
 
 def ask(search: SearchState, free: Sequence[str], seed: int, way: str = "tpe") -> Iterator[dict[str, Value]]:

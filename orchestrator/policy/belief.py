@@ -22,31 +22,24 @@ from orchestrator.policy import thresholds as th
 Array = NDArray[np.float64]
 
 _SIDE = np.geomspace(0.02, 100, 40)
-GRID: Array = np.concatenate([-_SIDE[::-1], _SIDE])
-"""Grid of effects, in σ of one run."""
-FAR = 20.0
-"""Difference in σ above which the grid is too coarse to say anything about a seed's luck."""
+GRID: Array = np.concatenate([-_SIDE[::-1], _SIDE])  # grid of effects, in σ of one run
+FAR = 20.0  # difference in σ above which the grid is too coarse to say anything about a seed's luck
 _WIDTH = np.abs(np.gradient(GRID))
 _BETTER = GRID > 0
 _GAINS = np.maximum(GRID, 0)
 
 HELPING = ((0.05, 1.0), (0.1, 1.0), (0.2, 1.0), (0.35, 1.0), (0.5, 1.0), (0.65, 0.5))
 """Shares of ideas that help, each with the regime's weight: 0.1 for a weak researcher, 0.5 in the best nights."""
-SIZES = (0.3, 1.0, 3.0, 9.0)
-"""Mean gains of ideas that help, in σ: from the end of a night to its beginning."""
+SIZES = (0.3, 1.0, 3.0, 9.0)  # mean gains of ideas that help, in σ: from the end of a night to its beginning
 FADES = (6.0, 25.0, inf)
 """Ideas after which a mean gain has faded to 1/e, in published nights and, at best, never."""
-REST = 0.07
-"""Share of a mean gain that does not fade."""
-OLD = 99
-"""Number of ideas from which on gains fade no more."""
+REST = 0.07  # share of a mean gain that does not fade
+OLD = 99  # number of ideas from which on gains fade no more
 HARMS = ((0.4, 0.7, 0.5, 1.0), (0.75, 0.1, 3.0, 0.1), (0.75, 0.7, 0.5, 1.0))
 """Ideas that do not help: share that hurts slightly, its mean loss in σ, and the regime's weight for a weak and for a
 strong researcher. Only a weak one proposes mostly changes without an effect."""
-HOPELESS = -50.0
-"""A loss in σ; larger ones say no more than it."""
-HARM = 4.0
-"""Mean loss of an idea that hurts, in σ."""
+HOPELESS = -50.0  # a loss in σ; larger ones say no more than it
+HARM = 4.0  # mean loss of an idea that hurts, in σ
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +83,7 @@ class Outlook:
     seeds: int = 1
     risk: float = 0.0
     """Expected gain that a keep needs, in σ for a whole probability of not being better; 0: the bar alone decides."""
-    price: float = 0.0
-    """What one more run must promise, in σ."""
+    price: float = 0.0  # what one more run must promise, in σ
 
     def is_met(self, belief: Belief) -> bool:
         """Return whether an idea is likely enough to be better, in however many runs."""
@@ -113,10 +105,7 @@ class Outlook:
 
 @cache
 def _list_regimes(age: int | None) -> tuple[Array, Array]:
-    """Return the regimes as rows of probabilities over the grid, and the logarithms of their prior weights.
-
-    `age` is the number of ideas before this one; None if gains do not fade.
-    """
+    """Return regimes as rows over the grid, and log prior weights, after `age` ideas; None where gains do not fade."""
     rows: list[Array] = []
     weights: list[float] = []
     gains = SIZES if age is None else [size * (REST + (1 - REST) * exp(-age / t)) for size in SIZES for t in FADES]

@@ -42,12 +42,7 @@ def certify(state: State) -> ev.Certified | None:
     gains = [scores(old) - scores(new) for old, new in pairs]
     gain, margin = fmean(gains), _compute_margin(state, gains)
     return ev.Certified(
-        experiment=state.best,
-        gain=gain,
-        low=gain - margin,
-        high=gain + margin,
-        pairs=len(gains),
-        heldout=heldout,
+        experiment=state.best, gain=gain, low=gain - margin, high=gain + margin, pairs=len(gains), heldout=heldout
     )
 
 

@@ -30,10 +30,7 @@ def calibrate_noise(profile: ev.SessionProfile, earlier: PooledVariance) -> ev.S
 
 
 def estimate_sigma(state: State, scores: tuple[ev.Scored, ...] = ()) -> float:
-    """Return the standard deviation of one run's score as the session and further runs of one candidate show it.
-
-    It is never 0: runs that agree to the last digit did not differ by their seeds.
-    """
+    """Return the standard deviation of one run's score by the session and further runs of one candidate; never 0."""
     variance, scale, base = pool_variance(state, scores), 1.0, state.baseline_bpb
     if not state.session.task.metric.is_bpb:
         scale = abs((scores[0].val_bpb if scores else 0.0) if base is None else base) or 1.0
@@ -67,14 +64,10 @@ class Comparison:
     differences: tuple[float, ...]
     """Incumbent minus candidate at the seeds that both ran with, in bits per byte; of the means if there are none."""
     same_shape: bool
-    link: float
-    """Correlation of the two sides' luck at one seed."""
-    gain: float
-    """In σ; positive is better."""
-    error: float
-    """Standard error of the gain, in σ."""
-    lucks: tuple[ev.SeedLuck, ...] = ()
-    """Luck of the incumbent at these seeds before this comparison."""
+    link: float  # correlation of the two sides' luck at one seed
+    gain: float  # in σ; positive is better
+    error: float  # standard error of the gain, in σ
+    lucks: tuple[ev.SeedLuck, ...] = ()  # luck of the incumbent at these seeds before this comparison
 
 
 def compare(state: State, best: Incumbent, candidate: Candidate) -> Comparison:

@@ -9,18 +9,9 @@ from orchestrator.core import events as ev
 from orchestrator.core.description import count_seeds
 from orchestrator.core.state import Candidate, Incumbent, State
 from orchestrator.core.task import Task
-from orchestrator.policy import belief
+from orchestrator.policy import belief, evidence
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evaluation_plan import draw_seed
-from orchestrator.policy.evidence import (
-    Comparison,
-    assess_keep,
-    compare,
-    estimate_sigma,
-    find_keep,
-    include_earlier,
-    learn_outlook,
-)
 from orchestrator.policy.limits import explain_stop
 
 
@@ -34,7 +25,7 @@ class NeededRun(NamedTuple):
 def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Discarded | NeededRun:
     """Return the verdict on a candidate, or the run that it waits for."""
     best, runs = state.get_rival(candidate.commit), len(candidate.scores)
-    reverted = find_keep(state, candidate.proposal.reverts)
+    reverted = evidence.find_keep(state, candidate.proposal.reverts)
     # An ablation uses later seeds than those that the keep was selected by.
     following = NeededRun(number, draw_seed(state, runs + 1 + (len(reverted.differences) if reverted else 0)))
     if state.incumbent is None:
@@ -50,12 +41,12 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     is_last = bool(explain_stop(state)) or (bool(missing) and best.failures > 1)
     if next_run.seed != following.seed and not is_last:
         return next_run
-    found, outlook = compare(state, best, candidate), learn_outlook(state)
+    found, outlook = evidence.compare(state, best, candidate), evidence.learn_outlook(state)
     prior = outlook.prior
     if reverted:
-        prior = assess_keep(state, reverted.experiment, prior).mirror()
+        prior = evidence.assess_keep(state, reverted.experiment, prior).mirror()
         outlook = replace(outlook, bar=th.REVERT_BAR, seeds=1, risk=0.0)
-    posterior = belief.infer(include_earlier(prior, candidate, found.sigma), found.gain, found.error)
+    posterior = belief.infer(evidence.include_earlier(prior, candidate, found.sigma), found.gain, found.error)
     verdict = _Reasoning(number, candidate, best, found, posterior, outlook, reverted, state.session.task)
     decision = verdict.decide(2 if missing else 1)
     if decision == "again" and not is_last:
@@ -65,7 +56,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
 
 def describe_rule(state: State) -> str:
     """Return what a keep needs now, in one sentence."""
-    need = learn_outlook(state).explain()
+    need = evidence.learn_outlook(state).explain()
     seeds = "runs with the same seeds in the same order and is compared with the best at equal seeds"
     how = seeds if state.session.task.noun == "seed" else "is compared with the best, run by run"
     return (
@@ -82,11 +73,10 @@ class _Reasoning:
     number: int
     candidate: Candidate
     best: Incumbent
-    found: Comparison
+    found: evidence.Comparison
     posterior: belief.Belief
     outlook: belief.Outlook
-    reverted: ev.Kept | None
-    """The verdict on the keep that it reverts, if it is an ablation."""
+    reverted: ev.Kept | None  # the verdict on the keep that it reverts, if it is an ablation
     task: Task
 
     @property
@@ -129,12 +119,8 @@ class _Reasoning:
         return "again" if self.found.gain > -self.found.error else decision
 
     def keep(self) -> ev.Kept:
-        posterior, commit = self.posterior, self.candidate.commit
-        why = (
-            ""
-            if self.outlook.is_met(self.worth)
-            else f"{commit.removed - commit.added} lines shorter and no worse on average, "
-        )
+        posterior, fewer = self.posterior, self.candidate.commit.removed - self.candidate.commit.added
+        why = f"{fewer} lines shorter and no worse on average, " * (not self.outlook.is_met(self.worth))
         change = self.expected * self.found.sigma
         if keep := self.reverted:
             why = f"#{keep.experiment} is reverted: without it "
@@ -181,7 +167,7 @@ class _Reasoning:
 
 
 def _establish_baseline(state: State, number: int, candidate: Candidate) -> ev.Kept:
-    runs, sigma, task = len(candidate.scores), estimate_sigma(state, candidate.scores), state.session.task
+    runs, sigma, task = len(candidate.scores), evidence.estimate_sigma(state, candidate.scores), state.session.task
     return ev.Kept(
         experiment=number,
         mean=candidate.mean,

@@ -15,8 +15,7 @@ from orchestrator.policy.limits import explain_cap, explain_fruitless, explain_s
 from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat, group_open
 from orchestrator.policy.stack import is_live, list_stack, plan_rebase
 
-CLOSING = steps.Reflect | ev.ReflectionSkipped
-"""What closes an experiment, and changes no verdict."""
+CLOSING = steps.Reflect | ev.ReflectionSkipped  # what closes an experiment, and changes no verdict
 
 
 def find_due(state: State) -> tuple[steps.Step, ...]:
@@ -155,10 +154,7 @@ def _grant(state: State, needs: Iterable[NeededRun], *, certifies: bool = False)
 
 
 def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
-    """Return the steps that get as many proposals as keep a candidate ready for each slot; empty if none is needed.
-
-    Each full batch gets a request of its own, since they take their time.
-    """
+    """Return the steps that keep a candidate ready for each slot, one for each full batch; empty if none is needed."""
     limits, slots = state.session.limits, len(state.slots)
     if state.incumbent is None and slots == 1 and not state.run_seconds:  # the first score of the baseline is told
         return []

@@ -14,10 +14,8 @@ class Append:
     """Append an event that the policy has decided by itself."""
 
     event: ev.Event
-    task_id: str
-    """Name of the step's task, unique in a life of the session."""
-    resources: tuple[str, ...] = ()
-    """Exclusive resources: one step at a time holds each."""
+    task_id: str  # name of the step's task, unique in a life of the session
+    resources: tuple[str, ...] = ()  # exclusive resources: one step at a time holds each
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,7 @@ class Edit(_OnExperiment):
     """Implement a proposal, repair a candidate, or rebase it on the new incumbent."""
 
     how: Literal["implemented", "rebased", "repaired"]
-    parent: int | None = None
-    """The candidate that it is stacked on; None for the best."""
+    parent: int | None = None  # the candidate that it is stacked on; None for the best
 
     @property
     def resources(self) -> tuple[str, ...]:
@@ -76,8 +73,7 @@ class Train(_OnExperiment):
     slot: int
     seed: int
     plan: ev.EvaluationPlan
-    again: bool = False
-    """It is closed: several runs of it may be under way."""
+    again: bool = False  # it is closed: several runs of it may be under way
 
     @property
     def resources(self) -> tuple[str, ...]:

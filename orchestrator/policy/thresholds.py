@@ -5,8 +5,7 @@ from orchestrator.core.events import KeepRule
 BASELINE_RUNS = 1
 """Runs of the baseline if σ is known from earlier runs of the profile: it runs again at the seeds that comparisons turn
 out to need. In docs/benchmarks.md a second run at once costs a night of 20 runs 5 % of its gain."""
-UNKNOWN_BASELINE_RUNS = 3
-"""Runs of the baseline if σ is not known: two would give one degree of freedom."""
+UNKNOWN_BASELINE_RUNS = 3  # runs of the baseline if σ is not known: two would give one degree of freedom
 PRIOR_DOF = 8
 """Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of its runs, since machines
 differ. Profiles without a measurement have no prior."""
@@ -17,20 +16,16 @@ KEEP_RULE = KeepRule(
 is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
 RISK_RISE = 0.25
 """Relative rise of the risk with ln(1 + measured ideas / BAR_IDEAS): later gains are smaller, and more often luck."""
-INTERACTION = 1.0
-"""Standard deviation in σ by which the effect of a change may differ on a later train.py."""
-PROMISING = 0.9
-"""Probability of being better from which others are stacked on a candidate before it is kept."""
+INTERACTION = 1.0  # standard deviation in σ by which the effect of a change may differ on a later train.py
+PROMISING = 0.9  # probability of being better from which others are stacked on a candidate before it is kept
 OWN_DOF = 3
 """Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
 BAR_RISE = 0.07
 """Rise of the bar with ln(1 + measured ideas / BAR_IDEAS): later ideas gain less, so a false keep costs more of the
 remaining gain, and false keeps add up during the night."""
 BAR_IDEAS = 20
-TYPICAL_SHARE = 0.22
-"""Share of ideas that help under the prior: the mean over its regimes."""
-MAX_BAR = 0.97
-"""Highest bar: a nearly certain gain is kept from any researcher."""
+TYPICAL_SHARE = 0.22  # share of ideas that help under the prior: the mean over its regimes
+MAX_BAR = 0.97  # highest bar: a nearly certain gain is kept from any researcher
 WORTHWHILE = 0.5
 """An idea runs again while its expected improvement per run is at least this share of a new idea's; less than all of
 it, since the prior underestimates surprises."""
@@ -39,12 +34,10 @@ LAST_WORTH = 0.9
 run takes away, and in a long night it promises little."""
 FADING = 0.95
 """Factor by which a measured idea's weight in the prior decays with each later one, under a rule without a risk."""
-PRIOR_WINDOW = 200
-"""Measured ideas that the prior is learned from: older ones have almost no weight."""
+PRIOR_WINDOW = 200  # measured ideas that the prior is learned from: older ones have almost no weight
 OUTLIERS = 0.01
 """Share of measured gains whose error exceeds what their standard error implies: σ differs from script to script."""
-MAX_RUNS = 8
-"""Most runs of a candidate."""
+MAX_RUNS = 8  # most runs of a candidate
 T_CRITICAL = {
     **dict(enumerate((1592.0, 49.98, 17.6, 10.92, 8.36, 7.07, 6.31, 5.81, 5.46, 5.2), 1)),
     **dict(zip((12, 15, 20, 30, 60, 120, 1000), (4.85, 4.53, 4.24, 3.98, 3.75, 3.64, 3.55), strict=True)),
@@ -57,22 +50,18 @@ OTHER_SHAPE = 1.4
 """Prior variance of a difference at equal seeds, in σ²: for changes that keep the number of parameters and the order
 of the data, and for others. Independent seeds would give 2. Measured on the cpu profile. If training time is fixed
 instead of work, kernels are not deterministic, and the latter holds for all."""
-PAIRING_DOF = 8
-"""Degrees of freedom that these priors count for."""
-SAME_STEPS = 0.02
-"""Largest relative difference in optimizer steps between runs that see the same data."""
+PAIRING_DOF = 8  # degrees of freedom that these priors count for
+SAME_STEPS = 0.02  # largest relative difference in optimizer steps between runs that see the same data
 ABLATION_SHARE = 0.025
 """Share of a night's runs, just before the certificate, that may ablate the least certain keeps: none in a short
 night, where a new idea is worth more."""
-ABLATE_BELOW = 0.95
-"""Probability of being better below which a keep is ablated."""
+ABLATE_BELOW = 0.95  # probability of being better below which a keep is ablated
 REVERT_BAR = 0.5
 """Probability of being better without a change that reverts it: leaving a change out needs no proof."""
 CERTIFICATE_SHARE = 0.05
 """Share of a night's runs that certify its gain on fresh seeds, at least one pair of baseline and best. In
 docs/benchmarks.md a larger share found less, with no better certificate."""
-MAX_CERTIFICATE_PAIRS = 10
-"""Most pairs of runs of the certificate: more would hardly narrow its interval."""
+MAX_CERTIFICATE_PAIRS = 10  # most pairs of runs of the certificate: more would hardly narrow its interval
 SIGMA_FLOOR = 1e-4
 """Smallest σ in bits per byte: the jitter of an H100 is a few times this, and less means that seeds were ignored. For
 any other metric, whose scale is not known, it is this share of the baseline's score."""
@@ -81,14 +70,10 @@ IMPLAUSIBLE_GAIN = 0.1
 metrics may well jump."""
 IMPLAUSIBLE_RUNS = 3
 """Runs that such a jump needs, each audited at other positions. The verdict then asks the user to check the change."""
-SIMPLER_LINES = 3
-"""Lines by which a candidate must be shorter to be kept without a gain."""
-SIMPLER_RUNS = 3
-"""Runs that such a keep needs, with no loss on average."""
-MEMORY_SLACK = 1.1
-"""Multiple of the incumbent's memory that costs nothing: allocators vary by as much."""
-MEMORY_PRICE = 1.0
-"""Price of each doubling of memory, in σ of gain: a soft limit."""
+SIMPLER_LINES = 3  # lines by which a candidate must be shorter to be kept without a gain
+SIMPLER_RUNS = 3  # runs that such a keep needs, with no loss on average
+MEMORY_SLACK = 1.1  # multiple of the incumbent's memory that costs nothing: allocators vary by as much
+MEMORY_PRICE = 1.0  # price of each doubling of memory, in σ of gain: a soft limit
 MAX_MEMORY_GROWTH = 16.0
 """Largest multiple of memory that counts: on a GPU the figure is what the script printed."""
 CHECKPOINTS = (0.4, 0.6, 0.8)
@@ -101,8 +86,7 @@ CONTROL_RUN_EVERY = 5
 """One first run in this many is a control run: it finishes even if it would be pruned, to measure false prunes."""
 MAX_FALSE_PRUNES = 0.05
 """Largest share of false prunes among control runs that would be pruned; above it, pruning stops for the session."""
-STALL = 8
-"""Experiments without a keep after which the briefing says so."""
+STALL = 8  # experiments without a keep after which the briefing says so
 SURPRISE = 5.0
 """Standard errors between the effect that the researcher expected and the measured one from which that is a surprise,
 a reason to rewrite the notebook: it is rare by luck, and by a bad guess of a small effect."""
@@ -111,8 +95,7 @@ CONSOLIDATION_GAP = 6
 CLEAR = 2.0
 """Standard errors of an effect that a post-mortem may call one: a change of nothing shows a loss of this size as rarely
 as it is kept. Of one standard error, one in six would."""
-MAX_REPAIRS = 2
-"""Repairs of a crashed candidate, in crews that can repair."""
+MAX_REPAIRS = 2  # repairs of a crashed candidate, in crews that can repair
 NEAR_MISS = 0.5
 """Standard errors of gain above which a discarded candidate is a near-miss, worth combining with another."""
 CENTAUR_SHARE = 3
@@ -125,7 +108,5 @@ FRUITLESS_PAUSE = 15.0
 MAX_ABORTED = 5
 """Runs in a row, for each slot, lost to the machine after which the session ends: over four minutes of pauses have not
 helped."""
-FINISH_MARGIN = 1.15
-"""A run starts only if at least its expected length times this factor is left."""
-REPEAT_EXPIRY = 20
-"""Experiments after which the same change to the same parent may be proposed again."""
+FINISH_MARGIN = 1.15  # a run starts only if at least its expected length times this factor is left
+REPEAT_EXPIRY = 20  # experiments after which the same change to the same parent may be proposed again

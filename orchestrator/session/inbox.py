@@ -12,16 +12,14 @@ from orchestrator.core.events import Frozen
 from prepare.files import write_atomically
 
 INBOX = "control"
-MAX_REQUEST = 1_000
-"""Bytes of a request; a larger file is none."""
+MAX_REQUEST = 1_000  # bytes of a request; a larger file is none
 
 
 class Control(Frozen):
     """What a night is asked to do."""
 
     action: Literal["pause", "continue", "stop", "veto"]
-    experiment: int = Field(default=0, ge=0)
-    """The one to veto."""
+    experiment: int = Field(default=0, ge=0)  # the one to veto
 
 
 def send_control(folder: Path, control: Control) -> None:

@@ -14,8 +14,7 @@ from prepare.constants import read_values
 
 MAX_SESSIONS = 10
 """Earlier sessions that are read, the latest ones: each takes a moment at the start of a night."""
-MAX_RESULTS = 200
-"""Results that are carried over; the briefing shows what fits into its budget."""
+MAX_RESULTS = 200  # results that are carried over; the briefing shows what fits into its budget
 
 
 def recall_results(

@@ -12,8 +12,7 @@ from orchestrator.session.replay import Tape
 from subagents.agent import Agent, OnWait, Reply, Request
 from subagents.tools import Tool, ToolCall, ToolResult
 
-MOST_LEVELS = 200
-"""Levels of lists and objects of a model's message; an event cannot hold many more."""
+MOST_LEVELS = 200  # levels of lists and objects of a model's message; an event cannot hold many more
 
 
 class Model(Protocol):
@@ -87,10 +86,8 @@ class Recording:
 
     def __init__(self, outside: Live | Tape, log: Log, task_id: str, experiment: int) -> None:
         self.outside, self.log, self.task_id, self.experiment = outside, log, task_id, experiment
-        self.used = set[str]()
-        """Calls whose results are events of their own."""
-        self.known = 0
-        """How much of what was said beside these the conversation's events hold."""
+        self.used = set[str]()  # calls whose results are events of their own
+        self.known = 0  # how much of what was said beside these the conversation's events hold
 
     async def begin(self, agent: Agent[Any], opening: str) -> None:
         prompt, put = agent.prompt, self.log.put

@@ -30,10 +30,8 @@ create table texts (digest text primary key, body blob not null);
 """
 BUSY_SECONDS = 60.0
 """Seconds to wait for another program that holds the file's lock, where no night waits; one waits until its end."""
-RETRY = 0.5
-"""Seconds between two attempts to write during a night, and of each."""
-MAX_BYTES = 64 << 20
-"""Largest size of one event or text, decompressed; anything larger is treated as damage."""
+RETRY = 0.5  # seconds between two attempts to write during a night, and of each
+MAX_BYTES = 64 << 20  # largest size of one event or text, decompressed; anything larger is treated as damage
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
 """Exceptions that parsing or folding a damaged event may raise."""
 

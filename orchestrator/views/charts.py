@@ -20,15 +20,12 @@ from orchestrator.views.experiments import ExperimentRow
 from orchestrator.views.render import render_template
 from orchestrator.views.summary import Summary
 
-Figure = dict[str, Any]
-"""In plotly's own schema: `data`, a list of traces, and `layout`."""
+Figure = dict[str, Any]  # in plotly's own schema: `data`, a list of traces, and `layout`
 ACCENT, GOOD, BAD, GREY = "#7a70e8", "#1f9d72", "#d9534f", "#8b90a3"
 BAND = "rgba(122,112,232,0.16)"
 CURVE_POINTS = 48
-CROWD = 150
-"""Points above which their error bars get thinner, or they would hide each other."""
-STEPPED = ("experiment", "hours")
-"""Axes along which the score to beat is drawn as steps."""
+CROWD = 150  # points above which their error bars get thinner, or they would hide each other
+STEPPED = ("experiment", "hours")  # axes along which the score to beat is drawn as steps
 SHARE = {"title": {"text": "% of the budget"}}
 BESIDE = {"showlegend": True, "legend": {"x": 1.02, "xanchor": "left"}}
 INSIDE: Mapping[str, Figure] = {
@@ -37,8 +34,7 @@ INSIDE: Mapping[str, Figure] = {
     "scalar": {"xaxis": SHARE, **BESIDE},
 }
 """Layouts of what is drawn of the inside of a model, by kind."""
-Places = Mapping[int, float | None]
-"""Position along an axis by experiment."""
+Places = Mapping[int, float | None]  # position along an axis by experiment
 STAIRS = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"shape": "hv", "width": 0}}
 
 
@@ -93,14 +89,12 @@ def draw_curves(row: ExperimentRow) -> Figure | None:
     """Draw the mean training loss of an experiment, and dotted that of its incumbent; return None without points."""
     traces, settled = list[Figure](), list[float]()
     shown = ((row.experiment, row.runs, ACCENT, "solid"), (row.incumbent, row.compared, GREY, "dot"))
-    for number, runs, color, dash in shown[: 2 if row.experiment else 1]:
+    for n, runs, color, dash in shown[: 2 if row.experiment else 1]:
         points = list(_average_curve(runs))
         settled += [loss for share, loss in points if share > 8 or len(points) < 6]
         x, y = [share for share, _ in points], [loss for _, loss in points]
         line = {"color": color, "dash": dash}
-        traces.append(
-            {"type": "scatter", "mode": "lines", "name": f"experiment {number}", "x": x, "y": y, "line": line}
-        )
+        traces.append({"type": "scatter", "mode": "lines", "name": f"experiment {n}", "x": x, "y": y, "line": line})
     if not settled:
         return None
     margin = 0.05 * (max(settled) - min(settled))

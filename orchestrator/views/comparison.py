@@ -23,23 +23,17 @@ ARMS = ("#4f86e0", "#d9663c", "#2f9e6e", "#a06fd6", "#b98a1f", "#4a9fb5")
 class SessionFigures:
     """The figures of one session."""
 
-    arm: str
-    """Crew and style; sessions of one arm are repetitions."""
+    arm: str  # crew and style; sessions of one arm are repetitions
     name: str
     metric: Metric
     conditions: tuple[int, str, float, float, str]
     """Seed, data, budget, hours, and for a fork its parent and event; sessions of two arms that agree are paired."""
     gain: float
-    margin: float
-    """Half the width of the gain's 90 % interval."""
-    step: float
-    """Mean gain of its own experiments, each over what it changed; 0 where one was not measured."""
-    best: Sequence[float]
-    """The baseline, the score to beat after each keep, and the last one twice."""
-    places: Mapping[str, Sequence[float]]
-    """Positions of the best scores, by axis."""
+    margin: float  # half the width of the gain's 90 % interval
+    step: float  # mean gain of its own experiments, each over what it changed; 0 where one was not measured
+    best: Sequence[float]  # the baseline, the score to beat after each keep, and the last one twice
+    places: Mapping[str, Sequence[float]]  # positions of the best scores, by axis
     table: Mapping[str, str]
-    """Cells of the table, by row name."""
 
 
 def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigures:
@@ -102,10 +96,9 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
             best.append(record.event.score_to_beat)
             numbers.append(record.event.experiment)  # it has no result until it is closed
     moments, numbers = [*moments, state], [*numbers, 0]
+    known = [{*(r.experiment for r in m.results), m.best, n} for m, n in zip(moments, numbers, strict=True)]
     places: dict[str, Sequence[float]] = {
-        "experiments": [
-            len({*(r.experiment for r in m.results), m.best, n} - {0}) for m, n in zip(moments, numbers, strict=True)
-        ],
+        "experiments": [len(experiments - {0}) for experiments in known],
         "hours": [moment.hours for moment in moments],
         "dollars": [moment.usd for moment in moments],
     }

@@ -14,11 +14,9 @@ from orchestrator.views.render import format_local, render_template
 
 TALK = ev.ConversationOpened | ev.ModelReplied | ev.ModelReplaced | ev.ToolUsed
 """Events of a conversation with an agent, which change nothing that a view shows."""
-LONGEST = 200_000
-"""Characters of one text on an event's page."""
+LONGEST = 200_000  # characters of one text on an event's page
 CODE = re.compile(r"^```\w+\n(?s:.*?)^```$", re.MULTILINE)
-HEAD, TAIL = 12, 3
-"""Lines of a long text that remain when it is folded."""
+HEAD, TAIL = 12, 3  # lines of a long text that remain when it is folded
 
 
 def write_line(record: ev.Record, task: Task = EXAMINED, pattern: str = "%H:%M:%S") -> str:
@@ -37,8 +35,7 @@ class Conversation:
     """A conversation with an agent."""
 
     opened: ev.Record
-    last: int
-    """Number of its latest event, whose page shows all of it."""
+    last: int  # number of its latest event, whose page shows all of it
     is_open: bool = True
 
 

@@ -18,10 +18,8 @@ UNFINISHED: Mapping[type[st.Stage], st.Status] = {
     st.Training: "training",
     st.Broken: "broken",
 }
-REASON = 1_000
-"""Characters of a verdict's reason."""
-DIFF_LINES, DIFF_CHARACTERS = 80, 20_000
-"""Longer diffs are cut; the commit holds the whole."""
+REASON = 1_000  # characters of a verdict's reason
+DIFF_LINES, DIFF_CHARACTERS = 80, 20_000  # longer diffs are cut; the commit holds the whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +41,14 @@ class ExperimentRow:
     experiment: int
     status: st.Status
     proposal: ev.Proposal
-    incumbent: int
-    """The experiment whose train.py it is measured against."""
+    incumbent: int  # the experiment whose train.py it is measured against
     commit: ev.Committed | None = None
     scores: tuple[ev.Scored, ...] = ()
     crash: ev.Crashed | None = None
     verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed | None = None
     """None while the experiment is under way."""
     postmortem: ev.Postmortem | None = None
-    compared: tuple[ev.Scored, ...] = ()
-    """The incumbent's runs that the verdict compares with."""
+    compared: tuple[ev.Scored, ...] = ()  # the incumbent's runs that the verdict compares with
     task: Task = EXAMINED
 
     @property

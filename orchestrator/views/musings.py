@@ -25,8 +25,7 @@ from subagents.prompts import split_front_matter
 
 OURS = re.compile(r"(?m)^(## (Why we|What we|What happened|What next)|\||\[All of|Training loss:|What the agents).*$")
 """The words of a page's template, and its tables: no content to search."""
-LATEST = 10
-"""Sessions whose findings the overview tells."""
+LATEST = 10  # sessions whose findings the overview tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,7 @@ class Hit:
     path: Path
     title: str
     matter: Mapping[str, Any]
-    """The musing's front matter."""
-    snippet: str
-    """The text around the match, which is between ** and **."""
+    snippet: str  # the text around the match, which is between ** and **
 
     @property
     def outcome(self) -> str:

@@ -16,25 +16,14 @@ from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
 from prepare.command import UserError
 
-Send = Callable[[str, str], Awaitable[bool]]
-"""Sends a title and a text, and returns whether they arrived."""
-PATIENCE = 15.0
-"""Seconds allowed to send a message."""
-QUIET = 600.0
-"""Seconds after a pause in which another one counts as the same."""
-LONGEST = 1_500
-"""Characters of a message; most services reject longer ones."""
-
-
-async def send_nothing(_title: str, _text: str) -> bool:
-    """Send nothing."""
-    return True
+Send = Callable[[str, str], Awaitable[bool]]  # sends a title and a text, and returns whether they arrived
+PATIENCE = 15.0  # seconds allowed to send a message
+QUIET = 600.0  # seconds after a pause in which another one counts as the same
+LONGEST = 1_500  # characters of a message; most services reject longer ones
 
 
 def make_sender(url: str) -> Send:
-    """Return a function that sends to an Apprise URL, or nothing without one. Raises UserError, without the URL."""
-    if not url:
-        return send_nothing
+    """Return a function that sends to an Apprise URL. Raises UserError, without the URL."""
     try:
         import apprise
     except ImportError as error:
@@ -53,8 +42,8 @@ def make_sender(url: str) -> Send:
 class Notifier:
     """Watches a session from now on, and sends messages about it."""
 
-    def __init__(self, log: Log, send: Send, say: Callable[[str], None], resume: str = "resume it") -> None:
-        """Watch the log; `resume` is the command that continues the session."""
+    def __init__(self, log: Log, send: Send | None, say: Callable[[str], None], resume: str = "resume it") -> None:
+        """Watch the log; `resume` is the command that continues the session. Without `send` nothing is sent."""
         self.log, self.send, self.say, self.resume = log, send, say, resume
         self.seen, self.was_over = len(log.records), bool(log.state.ended)
         self.has_failed = False
@@ -94,6 +83,8 @@ class Notifier:
         return render_template("message.txt", text=text, summary=summarize(self.log.state)).rstrip()
 
     async def _deliver(self, what: str, text: str) -> None:
+        if not self.send:
+            return
         title = f"{self.log.state.session.name}: {what}"
         sent = asyncio.wait_for(self.send(title, make_printable(text, LONGEST)), PATIENCE)
         (arrived,) = await asyncio.gather(sent, return_exceptions=True)  # an error may repeat the URL: it is not shown

@@ -21,7 +21,7 @@ from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot, list_rows
 from orchestrator.views.musings import list_musings, list_rationales
-from orchestrator.views.notify import Notifier, Send, send_nothing
+from orchestrator.views.notify import Notifier, Send
 from orchestrator.views.output import Outlet
 from orchestrator.views.render import File, render_template
 from orchestrator.views.report import list_files, write_log
@@ -31,8 +31,7 @@ from orchestrator.views.usage import measure_utilization
 from prepare.command import write_command
 from prepare.files import write_atomically
 
-SOON = 0.5
-"""Seconds before the files follow the log, so that events in quick succession are one change."""
+SOON = 0.5  # seconds before the files follow the log, so that events in quick succession are one change
 PACE = 1000.0
 """Seconds until a file is written again, for each second of CPU time that it took; but at most a run's length."""
 
@@ -46,7 +45,7 @@ class Observers:
         musings: Path,
         console: Console | None = None,
         *,
-        send: Send = send_nothing,
+        send: Send | None = None,
         command: Callable[..., str] = write_command,
         git: str = "git",
     ) -> None:
@@ -59,10 +58,8 @@ class Observers:
         self.shown: dict[Path, object] = {}
         self.due = defaultdict[Path, float](float)
         """When each file may be written again, on the monotonic clock."""
-        self.late: list[float] = []
-        """The same of those that had changed before that, the last time."""
-        self.logged = 0
-        """Records that log.jsonl holds."""
+        self.late: list[float] = []  # the same of those that had changed before that, the last time
+        self.logged = 0  # records that log.jsonl holds
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
         session.watchers.append(self.update)

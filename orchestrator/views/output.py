@@ -18,10 +18,8 @@ from typing import TextIO
 
 PLAIN = dict(zip("→−–±σ…─━·✓✗", ["->", "-", "-", "+/-", "sigma", "...", "-", "=", "|", "+", "x"], strict=True))
 """Replacements for characters that the locale's encoding lacks; any other becomes a question mark."""
-PENDING = 1_000
-"""Writes that may wait for a slow reader; further ones are dropped."""
-PATIENCE = 5.0
-"""Seconds that the process waits at its end for pending output."""
+PENDING = 1_000  # writes that may wait for a slow reader; further ones are dropped
+PATIENCE = 5.0  # seconds that the process waits at its end for pending output
 UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """Control characters except tab and newline, marks of text direction, lone surrogates."""
 

@@ -12,8 +12,7 @@ from markupsafe import Markup
 from orchestrator.core.templates import load_templates
 from orchestrator.views.output import make_printable
 
-LONGEST = 20_000
-"""Characters of a text by an agent or a run."""
+LONGEST = 20_000  # characters of a text by an agent or a run
 File = tuple[Path, object, Callable[[], str | bytes]]
 """Path, content key and renderer of a file, which is rendered again only when its key has changed."""
 

@@ -34,7 +34,6 @@ from prepare.command import UserError, write_command
 from prepare.files import write_atomically
 
 Tool = Literal["csv", "trackio", "wandb"]
-"""What a session can be exported to."""
 ENOUGH = 20
 """Measured experiments that only set constants, below which a picture of the constants would show luck."""
 COLUMNS = (Path(__file__).parent / "templates/columns.txt").read_text("utf-8")

@@ -24,26 +24,19 @@ class Summary:
     """The state of a session in numbers. Decided experiments count, not the baseline, nor those lost to an outage."""
 
     task: Task
-    baseline: float | None
-    """Mean score, lower is better; None until it is measured."""
-    best: float | None
-    """The baseline less the gain."""
+    baseline: float | None  # mean score, lower is better; None until it is measured
+    best: float | None  # the baseline less the gain
     gain: float
     """From the baseline to the best; positive is better: the certificate's once there is one, until then `estimate`."""
-    margin: float
-    """Half the width of the gain's 90 % interval; `wide` is that in standard errors."""
+    margin: float  # half the width of the gain's 90 % interval; `wide` is that in standard errors
     wide: float
-    estimate: float
-    """The gain by the runs that decided, corrected for luck."""
-    sigma: float
-    """Standard deviation of one run's score; 0 until it is known."""
+    estimate: float  # the gain by the runs that decided, corrected for luck
+    sigma: float  # standard deviation of one run's score; 0 until it is known
     tried: int
     kept: int
     hours: float
-    usd: float | None
-    """Dollars; None if the price of a request is unknown."""
-    failure: str
-    """Why the baseline does not train; empty if it does."""
+    usd: float | None  # dollars; None if the price of a request is unknown
+    failure: str  # why the baseline does not train; empty if it does
     certificate: Certified | None
     ended: str
 

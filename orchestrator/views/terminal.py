@@ -21,10 +21,8 @@ from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_local, render_template
 from orchestrator.views.summary import summarize as summarize_session
 
-PLAIN_SECONDS = 60.0
-"""Seconds between plain lines about one run's progress."""
-LONGEST = 2_000
-"""Characters of a message."""
+PLAIN_SECONDS = 60.0  # seconds between plain lines about one run's progress
+LONGEST = 2_000  # characters of a message
 TROUBLE = {"crashed", "aborted", "failed", "abandoned", "unanswered", "fell_back", "replaced", "waiting"}
 
 
@@ -37,8 +35,7 @@ class Terminal:
         self.seen = lives[-1] if lives else 0
         self.points: dict[tuple[int, int], tuple[float, ev.Point]] = {}
         """When each run last said how far it had come, by experiment and run."""
-        self.said: dict[tuple[int, int], float] = {}
-        """When a plain line last showed it."""
+        self.said: dict[tuple[int, int], float] = {}  # when a plain line last showed it
         self.talks: dict[str, ev.Record] = {}
         """The opening of each task's latest conversation with an agent, whose dollars are in `spent`."""
         self.spent = defaultdict[str, float](float)
@@ -126,6 +123,5 @@ class Terminal:
         if not self.is_live:
             number = "" if experiment is None else f"{experiment}: "
             tell = self.lines.warning if kind in TROUBLE else self.lines.info
-            tell(
-                f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=format_local(at, "%Y-%m-%d %H:%M:%S")
-            )
+            clock = format_local(at, "%Y-%m-%d %H:%M:%S")
+            tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=clock)

@@ -26,10 +26,8 @@ class Run:
 class Utilization:
     """Use of the slots from the first run's start to the last run's end, without time between resumptions."""
 
-    occupancy: float = 0.0
-    """Share of slot time with a run, 0 to 1."""
-    duty: float = 0.0
-    """Share of slot time in budgeted training, 0 to 1."""
+    occupancy: float = 0.0  # share of slot time with a run, 0 to 1
+    duty: float = 0.0  # share of slot time in budgeted training, 0 to 1
 
 
 def list_runs(records: Iterable[ev.Record]) -> list[Run]:

@@ -8,7 +8,6 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE have their usual effect.
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub as hub
@@ -34,12 +33,9 @@ _BUSY = {408, 429, 500, 502, 503, 504}
 
 
 def open_climbmix(shards: int) -> Corpus:
-    """Return the corpus with `shards` to train on, after fetching those not cached. Raises DataError.
-
-    Batches and their order are upstream's, and hence the packed rows, too.
-    """
+    """Return upstream's batches, with `shards` to train on, after fetching those not cached. Raises DataError."""
     numbers = [*range(shards), VALIDATION, CONFIRMATION]
-    files = Hub().fetch([f"shard_{number:05d}.parquet" for number in numbers])
+    files = fetch([f"shard_{number:05d}.parquet" for number in numbers])
     paths = [path for path, _ in files]
     splits = {"train": paths[:shards], "val": [paths[shards]], "confirm": [paths[shards + 1]]}
 
@@ -54,54 +50,46 @@ def open_climbmix(shards: int) -> Corpus:
     return Corpus("climbmix", fingerprint, counts, read_batches, shuffled=True)
 
 
-@dataclass(frozen=True)
-class Hub:
-    """The data set on the Hugging Face hub; its files are checked, and cached by huggingface_hub."""
+def fetch(
+    names: Sequence[str], cache: Path | None = None, endpoint: str | None = None, wait: wait_base = WAIT
+) -> list[tuple[Path, str]]:
+    """Return shards and their SHA-256 from the cache; fetch those missing or damaged there. Raises DataError."""
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    stop, again = stop_after_attempt(ATTEMPTS), retry_if_exception(_is_transient)
+    retrying, host = Retrying(stop=stop, wait=wait, retry=again, reraise=True), endpoint or constants.ENDPOINT
+    try:
+        files = track(names, len(names), f"fetching {len(names)} shards")
+        return [retrying(_load_file, name, cache, endpoint) for name in files]
+    except OfflineModeIsEnabled:
+        problem = f"not all shards are in {cache or constants.HF_HUB_CACHE} and HF_HUB_OFFLINE is set: unset it"
+    except HfHubHTTPError as error:
+        advice = "set HF_TOKEN" if (status := error.response.status_code) in {401, 403} else "try again later"
+        problem = f"{host} answers {status} for {REPO}: {advice}, or set HF_ENDPOINT to a mirror"
+    except HTTPError as error:
+        reason = type(error).__name__
+        problem = f"{host} cannot be reached ({reason}): check the network, or set HF_ENDPOINT to a mirror"
+    except OSError as error:
+        if error.errno is not None:  # an error of this machine
+            raise
+        problem = f"{host} keeps sending a damaged shard ({str(error).splitlines()[0]}): try again later"
+    raise DataError(f"{problem}; `--corpus docstrings` needs no network")
 
-    cache: Path | None = None  # folder of the cache; huggingface_hub's default if None
-    endpoint: str | None = None
-    wait: wait_base = WAIT
 
-    def fetch(self, names: Sequence[str]) -> list[tuple[Path, str]]:
-        """Return the files and their SHA-256; fetch those that are missing or damaged. Raises DataError."""
-        disable_progress_bars()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-        retrying = Retrying(
-            stop=stop_after_attempt(ATTEMPTS), wait=self.wait, retry=retry_if_exception(_is_transient), reraise=True
-        )
-        host = self.endpoint or constants.ENDPOINT
-        try:
-            files = track(names, len(names), f"fetching {len(names)} shards")
-            return [retrying(self._load_file, name) for name in files]
-        except OfflineModeIsEnabled:
-            cache = self.cache or constants.HF_HUB_CACHE
-            problem = f"not all shards are in {cache} and HF_HUB_OFFLINE is set: unset it"
-        except HfHubHTTPError as error:
-            advice = "set HF_TOKEN" if (status := error.response.status_code) in {401, 403} else "try again later"
-            problem = f"{host} answers {status} for {REPO}: {advice}, or set HF_ENDPOINT to a mirror"
-        except HTTPError as error:
-            reason = type(error).__name__
-            problem = f"{host} cannot be reached ({reason}): check the network, or set HF_ENDPOINT to a mirror"
-        except OSError as error:
-            if error.errno is not None:  # an error of this machine
-                raise
-            problem = f"{host} keeps sending a damaged shard ({str(error).splitlines()[0]}): try again later"
-        raise DataError(f"{problem}; `--corpus docstrings` needs no network")
-
-    def _load_file(self, name: str) -> tuple[Path, str]:
-        """Return a file and its SHA-256. Deletes one that fails a check, and raises OSError without an errno."""
-        found = hub.try_to_load_from_cache(REPO, name, cache_dir=self.cache, repo_type="dataset")
-        if not isinstance(found, str):
-            url = hub.hf_hub_url(REPO, name, repo_type="dataset", endpoint=self.endpoint)
-            # Requested first, because hf_hub_download hides why it cannot reach the hub.
-            hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=self.endpoint)
-            found = hub.hf_hub_download(REPO, name, repo_type="dataset", cache_dir=self.cache, endpoint=self.endpoint)
-        path = Path(found).resolve()
-        try:
-            return path, _check(path)
-        except ValueError as error:
-            path.unlink()
-            raise OSError(str(error)) from error
+def _load_file(name: str, cache: Path | None, endpoint: str | None) -> tuple[Path, str]:
+    """Return a file and its SHA-256. Deletes one that fails a check, and raises OSError without an errno."""
+    found = hub.try_to_load_from_cache(REPO, name, cache_dir=cache, repo_type="dataset")
+    if not isinstance(found, str):
+        url = hub.hf_hub_url(REPO, name, repo_type="dataset", endpoint=endpoint)
+        # Requested first, because hf_hub_download hides why it cannot reach the hub.
+        hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=endpoint)
+        found = hub.hf_hub_download(REPO, name, repo_type="dataset", cache_dir=cache, endpoint=endpoint)
+    path = Path(found).resolve()
+    try:
+        return path, _check(path)
+    except ValueError as error:
+        path.unlink()
+        raise OSError(str(error)) from error
 
 
 def _check(path: Path) -> str:

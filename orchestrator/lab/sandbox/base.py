@@ -12,12 +12,8 @@ import prepare
 from orchestrator.lab.sandbox import seccomp
 from prepare.corpus.docstrings import HELD_OUT
 
-TRUSTED = Path(prepare.__file__).parent
-"""The package `prepare`, which training code imports."""
-KERNELS = "KERNELS_CACHE"
-"""Environment variable with the folder of the user's downloaded GPU kernels."""
-
-
+TRUSTED = Path(prepare.__file__).parent  # the package `prepare`, which training code imports
+KERNELS = "KERNELS_CACHE"  # environment variable with the folder of the user's downloaded GPU kernels
 _PREFIXES = tuple(
     dict.fromkeys(path for name in (sys.base_prefix, sys.prefix) for path in (Path(name), Path(name).resolve()))
 )
@@ -26,8 +22,7 @@ _PARTS = (
     *("compiler_compat", "*-linux-gnu"),  # conda's compilers
 )
 """What is shown of the interpreter's prefixes and of /usr: not projects or archives that may lie there, too."""
-_DRIVERS = ("cuda*", "nvidia*", "share/nvidia*")
-"""The same for a GPU."""
+_DRIVERS = ("cuda*", "nvidia*", "share/nvidia*")  # the same for a GPU
 _BESIDE = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store")
 _FROM_ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "nsswitch.conf", "passwd")
 _FACTS = (
@@ -56,17 +51,12 @@ class Command:
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
-    folder: Path
-    """Working folder, the only one that it may write to."""
+    folder: Path  # working folder, the only one that it may write to
     fds: tuple[int, ...]
     nodes: tuple[str, ...] = ()
-    """Device files that it may use."""
-    cpus: tuple[int, ...] = ()
-    """Logical CPUs that it may use; empty for all."""
-    shown: tuple[Path, ...] = ()
-    """Paths that it may read besides those of every Python program."""
-    grants: seccomp.Grants = "task"
-    """What it is for, and so what it may see and do."""
+    cpus: tuple[int, ...] = ()  # logical CPUs that it may use; empty for all
+    shown: tuple[Path, ...] = ()  # paths that it may read besides those of every Python program
+    grants: seccomp.Grants = "task"  # what it is for, and so what it may see and do
     hidden: frozenset[Path] = field(default_factory=list_hidden)
     """Folders within the readable ones that it may not read."""
 

@@ -9,10 +9,8 @@ from pathlib import Path
 from orchestrator.lab.sandbox import seccomp
 from orchestrator.lab.sandbox.base import Command
 
-NOBODY = "65534"
-"""User and group inside, where root has started it."""
-MANY = 300
-"""Entries from which on a folder is bound as a whole: each takes a mount of its own."""
+NOBODY = "65534"  # user and group inside, where root has started it
+MANY = 300  # entries from which on a folder is bound as a whole: each takes a mount of its own
 
 
 class Bubblewrap:

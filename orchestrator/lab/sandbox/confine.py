@@ -26,8 +26,7 @@ FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
 ALL_RIGHTS = (1 << 16) - 1
 TCP = 0b11
 ABSTRACT_SOCKETS_AND_SIGNALS = 0b11
-REQUIRED_ABI = 6
-"""First Landlock version that restricts signals, as of Linux 6.12."""
+REQUIRED_ABI = 6  # first Landlock version that restricts signals, as of Linux 6.12
 
 
 def main() -> None:
@@ -51,9 +50,8 @@ def _drop_capabilities() -> None:
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     LIBC.prctl(PR_CAP_AMBIENT, 4, 0, 0, 0)
     header, none = struct.pack("Ii", CAPABILITIES_V3, 0), bytes(24)
-    _check_call(
-        LIBC.syscall(CAPSET[os.uname().machine], ctypes.c_char_p(header), ctypes.c_char_p(none)), "drop capabilities"
-    )
+    done = LIBC.syscall(CAPSET[os.uname().machine], ctypes.c_char_p(header), ctypes.c_char_p(none))
+    _check_call(done, "drop capabilities")
 
 
 def _restrict_files(read: list[str], hide: list[str], write: list[str], use: list[str]) -> None:

@@ -16,8 +16,7 @@ from typing import Literal
 Grants = Literal["model", "run", "task"]
 """What a command may do: evaluate a model on a CPU, train on a CPU, or run the user's own program or any on a GPU."""
 TABLE = Path(__file__).with_name("calls.txt")
-LEVELS: tuple[Grants, ...] = ("model", "run", "task")
-"""Each may do what those before it may."""
+LEVELS: tuple[Grants, ...] = ("model", "run", "task")  # each may do what those before it may
 ALLOW, REFUSE, KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
 ANSWERS = {"absent": REFUSE | errno.ENOSYS, "silent": REFUSE}
 """What the table refuses in a way of its own. Absent calls seem to be missing, so that libraries fall back to others:
@@ -28,8 +27,7 @@ UNIFORM = 424
 _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000_003E, 0xC000_00B7)
 
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
-"""Offsets in the kernel's `struct seccomp_data`."""
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in the kernel's `struct seccomp_data`
 _LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 Line = tuple[int, int, int, int]
 """Operation, instructions to skip if a test is true and if it is false, operand."""
@@ -68,10 +66,8 @@ def build_filter(*, sockets: bool, grants: Grants = "task", machine: str = "") -
 
 def _check_arguments(numbers: Mapping[str, int], grants: Grants) -> Iterator[Line]:
     """Yield the lines that refuse allowed calls with arguments that the table does not allow."""
-    for line in TABLE.read_text().splitlines():
-        if not line.startswith("check "):
-            continue
-        _, most, name, argument, mask, rule, error, *values = line.split()
+    checks = (line.split() for line in TABLE.read_text().splitlines() if line.startswith("check "))
+    for _, most, name, argument, mask, rule, error, *values in checks:
         if name in numbers and most in LEVELS[LEVELS.index(grants) :]:
             code, which = 0 if error == "silent" else getattr(errno, error), [int(value, 0) for value in values]
             yield from _check_argument(numbers[name], int(argument), which, code, int(mask, 0), allowed=rule == "only")

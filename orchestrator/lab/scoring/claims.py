@@ -33,20 +33,16 @@ differ by a few tenths at worst. Smaller lies are not detected but corrected, so
 COMPANY, SPREAD = 0.02, 0.1
 """Shares of that tolerance by which the losses of rows that a fresh process sees alone may differ from the claims: on
 average, and on average by absolute values, which a model cannot match without having learned the same before."""
-ALONE = 16
-"""Rows that the audit first shows alone, up to their position."""
+ALONE = 16  # rows that the audit first shows alone, up to their position
 BASELINE_FACTOR = 3.0
 """Multiple of the baseline's own difference on this machine that is allowed, if that is more."""
 BASELINE_TOLERANCE = 2.0
 """Nats allowed for the baseline, whose audit measures how far honest claims are off, and at most for any experiment."""
-CAUTION = 2.0
-"""Standard errors of the correction added to the score; for an honest model they are about 1e-8."""
+CAUTION = 2.0  # standard errors of the correction added to the score; for an honest model they are about 1e-8
 MAX_GAIN = 20.0
 """Most nats that count as a gain at one position, where the reference may have been infinitely wrong."""
-IMPOSSIBLE = -1e-3
-"""Nats below which a probability is above 1 by more than rounding."""
-ABSURD = 1e4
-"""Nats above which a claim is invented; it would only inflate the variance of the correction."""
+IMPOSSIBLE = -1e-3  # nats below which a probability is above 1 by more than rounding
+ABSURD = 1e4  # nats above which a claim is invented; it would only inflate the variance of the correction
 
 
 class Disqualified(Fault):
@@ -71,16 +67,12 @@ class Scorer:
     """Scores models on one split of a data folder."""
 
     folder: Path
-    rows: NDArray[np.unsignedinteger]
-    """[rows, length + 1] tokens of the split."""
-    decoys: NDArray[np.unsignedinteger]
-    """The same of training text, which replaces the future in the audit."""
-    lengths: NDArray[np.int32]
-    """Bytes of each token, [vocabulary]; tokens of 0 bytes do not count."""
+    rows: NDArray[np.unsignedinteger]  # [rows, length + 1] tokens of the split
+    decoys: NDArray[np.unsignedinteger]  # the same of training text, which replaces the future in the audit
+    lengths: NDArray[np.int32]  # bytes of each token, [vocabulary]; tokens of 0 bytes do not count
     manifest: Manifest
     split: str = "val"
-    heldout: "Scorer | None" = None
-    """Scores models on text that no decision has used."""
+    heldout: "Scorer | None" = None  # scores models on text that no decision has used
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
-MAX_LINE = 4_096
-"""Bytes of a line; longer ones are ignored."""
+MAX_LINE = 4_096  # bytes of a line; longer ones are ignored
 
 
 class Connection:

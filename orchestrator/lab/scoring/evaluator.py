@@ -50,8 +50,7 @@ class Evaluator:
     monitor: RunMonitor
     has_started: bool = False
     has_loaded: bool = False
-    began: float = inf
-    """Time of the monitor's clock when it was sent the model."""
+    began: float = inf  # time of the monitor's clock when it was sent the model
 
     async def start(self) -> None:
         """Wait until it has imported what it needs; nothing of the model is there yet."""

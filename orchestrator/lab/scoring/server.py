@@ -16,10 +16,8 @@ from orchestrator.lab.monitor import RunMonitor
 from orchestrator.lab.scoring.claims import Disqualified, Scorer
 from orchestrator.lab.scoring.connection import Connection
 
-MAX_MODEL, CHUNK = 8 << 30, 1 << 20
-"""Bytes of a model, and of a chunk in which it is received and written."""
-MAX_BATCH = 4096
-"""Largest number of rows in a batch, and of threads."""
+MAX_MODEL, CHUNK = 8 << 30, 1 << 20  # bytes of a model, and of a chunk in which it is received and written
+MAX_BATCH = 4096  # largest number of rows in a batch, and of threads
 WALL_SLACK, WALL_GRACE = 1.03, 10.0
 """Factor and seconds allowed beyond a time budget: for the step in progress, and to write the model."""
 WORK_SLACK = 2.0
@@ -49,22 +47,15 @@ class TrainingServer:
 
     connection: Connection
     scorer: Scorer
-    threads: int
-    """Threads for arithmetic in the run."""
+    threads: int  # threads for arithmetic in the run
     plan: EvaluationPlan
-    """What the baseline takes."""
     monitor: RunMonitor
-    model: Path
-    """File outside the sandbox for the model as submitted when the clock stops."""
-    settings: InferenceSettings | None = None
-    """None until the model is submitted."""
-    objection: str = ""
-    """Reason for a disqualification; empty if there is none."""
+    model: Path  # file outside the sandbox for the model as submitted when the clock stops
+    settings: InferenceSettings | None = None  # None until the model is submitted
+    objection: str = ""  # reason for a disqualification; empty if there is none
     wall: float = 0.0
-    cpu: float = 0.0
-    """Seconds that the training took."""
-    evaluation_cpu: float = 0.0
-    """CPU seconds that the longest process took that has evaluated the model."""
+    cpu: float = 0.0  # seconds that the training took
+    evaluation_cpu: float = 0.0  # CPU seconds that the longest process took that has evaluated the model
 
     async def serve(self) -> None:
         """Answer until the run has ended; the last model counts. Raises OSError for our own files."""
@@ -123,10 +114,7 @@ class TrainingServer:
         return granted
 
     def check_evaluation(self, wall: float, cpu: float) -> None:
-        """Count as training what an evaluation takes beyond the usual: a model could go on training in it.
-
-        `wall` and `cpu` are seconds. Raises Disqualified.
-        """
+        """Count an evaluation's seconds beyond the usual: a model could go on training in it. Raises Disqualified."""
         usual, self.evaluation_cpu = self.plan.evaluation, max(self.evaluation_cpu, cpu)
         usual_cpu = self.plan.evaluation_cpu or (usual and usual * self.threads)
         is_work = self.scorer.manifest.budget.kind == "work"
