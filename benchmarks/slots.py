@@ -63,11 +63,13 @@ class Simulation:
         return luck
 
     async def propose(self, state: State, step: steps.Propose) -> list[ev.Proposal]:
-        luck = await self.spend(PROPOSAL + FURTHER * (step.count - 1), step.task_id)
+        await self.spend(PROPOSAL + FURTHER * (step.count - 1), step.task_id)
         values = read_values(self.log.get(state.parent.source))
-        return [self.think(luck, step.first + i, values) for i in range(step.count)]
+        return [self.think(step.first + i, values) for i in range(step.count)]
 
-    def think(self, luck: random.Random, number: int, values: list[float]) -> ev.Proposal:
+    def think(self, number: int, values: list[float]) -> ev.Proposal:
+        """Return the idea of that number, which is the same in every night of one seed."""
+        luck = random.Random(f"{self.log.state.session.seed}/idea {number}")
         if self.land:
             line = SPACING * luck.randrange(len(self.land.alone))
             change = f"VALUE_{line} = {luck.choice([n for n in range(SETTINGS) if n != values[line]])}"

@@ -308,9 +308,9 @@ SHORT = ev.SessionLimits(hours=0.3, experiments=60)
 
 @example(slots=8, seed=352, stacks=True)  # its last promotion reverts a keep
 @try_examples(4)
-@given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000), stacks=st.booleans())
-def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed, stacks):
-    changes = {"slots": slots, "seed": seed, "limits": SHORT, "rule": ev.KeepRule(stacks=stacks)}
+@given(slots=st.sampled_from([1, 2, 4, 8]), seed=st.integers(0, 1000), stacks=st.booleans(), ahead=st.booleans())
+def test_a_keep_always_starts_from_the_head_of_the_branch(slots, seed, stacks, ahead):
+    changes = {"slots": slots, "seed": seed, "limits": SHORT, "rule": ev.KeepRule(stacks=stacks, ahead=ahead)}
     with tempfile.TemporaryDirectory() as folder:
         session = night(Path(folder) / "s" / "session.db", trouble=0.0, lab=EqualLengths, **changes)
         head, kept = 0, []

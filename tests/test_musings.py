@@ -142,6 +142,13 @@ def test_the_numbers_of_another_night_are_never_bare(folder, tmp_path):
     (hit,) = search(tmp_path, "zebra")
     assert "as experiment 3 of first showed" in hit.snippet
     assert render_template("hits.txt", hits=[hit]).startswith("experiment 5 of first: ")
+    note = hit.path.with_name("007-mine.md")
+    note.write_text("A quagga of my own.\n")
+    assert [found.path for found in search(tmp_path, "quagga")] == [note], "it was written since the last search"
+    hit.path.write_text(hit.path.read_text().replace("zebra", "okapi"))
+    note.unlink()
+    assert [found.path for found in search(tmp_path, "okapi")] == [hit.path]
+    assert search(tmp_path, "quagga") == search(tmp_path, "zebra") == []
     assert "as experiment 3 of first showed." in musings.find_page(tmp_path, "first", 5)
     assert musings.find_page(tmp_path, "../first", 5) == musings.find_page(tmp_path, "first", 6) == ""
 

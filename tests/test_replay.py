@@ -87,11 +87,12 @@ def reproduce(log, seed, trouble=0.15):
     seed=st.integers(0, 10**6),
     slots=st.integers(1, 4),
     stacks=st.booleans(),
+    ahead=st.booleans(),
     kills=st.lists(st.floats(0.05, 300), max_size=3),
     stop_after=st.none() | st.floats(1, 400),
 )
-def test_replay_reproduces_every_event(seed, slots, stacks, kills, stop_after):
-    rule = KeepRule(stacks=stacks)
+def test_replay_reproduces_every_event(seed, slots, stacks, ahead, kills, stop_after):
+    rule = KeepRule(stacks=stacks, ahead=ahead)
     log = night(seed, slots=slots, kills=kills, stop_after=stop_after, hours=0.15, rule=rule)
 
     tape = reproduce(log, seed)

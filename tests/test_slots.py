@@ -98,6 +98,8 @@ def test_a_gpu_belongs_to_one_session(tmp_path):
             pass
     with hold_slots(one) as slots:
         assert len(slots) == 1
+    assert "1 GPU idle" in one.estimate()
+    assert "idle" not in all_of_them.estimate()
     for count, words in (
         ("3", "3 slots need as many GPUs, and 2 may be used"),
         ("0", "give a number"),
@@ -169,7 +171,7 @@ def test_without_a_gpu_the_night_ends_and_says_so(tmp_path):
 
 def test_one_slot_trains_while_the_models_think(tmp_path):
     """A proposal takes a minute, an edit and a post-mortem most of another; how the last run ends is chance."""
-    found = [measure(simulate(tmp_path / str(seed) / "session.db", 1, seed=seed)) for seed in (1, 7)]
+    found = [measure(simulate(tmp_path / str(seed) / "session.db", 1, seed=seed)) for seed in (5, 7)]
     assert fmean(night.busy for night in found) >= 0.98
     assert min(night.kept for night in found) > 5
 
@@ -202,7 +204,7 @@ def test_stacked_candidates_are_kept_one_after_the_other_and_none_is_measured_fr
     alone = simulate(tmp_path / "a" / "session.db", 8, hours=1.5, rule=KEEP_RULE.model_copy(update={"stacks": False}))
 
     kept = {result.experiment: result for result in session.state.kept}
-    runs, parents = Counter[int](), dict[int, ev.Committed]()
+    runs, parents, soon = Counter[int](), dict[int, ev.Committed](), 0
     for record in session.records:
         match record.event:
             case ev.Scored(experiment=number):
@@ -211,12 +213,14 @@ def test_stacked_candidates_are_kept_one_after_the_other_and_none_is_measured_fr
                 assert commit.earlier
                 assert commit.earlier[2] == runs.pop(number), "what ran on the old parent is remembered"
                 parents[number] = commit
+                soon += bool(commit.onto) and not runs[commit.parent]
             case ev.Committed(experiment=number):
                 parents[number] = record.event
             case _:
                 pass
     stacked = [number for number in kept if parents[number].onto]
     assert len(stacked) > 2
+    assert soon, "none waits for the first score of what it is stacked on"
     assert all("earlier parents" in kept[number].verdict.reason for number in stacked)
     assert any(record.event.how == "rebased" for record in alone.records if record.event.kind == "committed")
     assert not any(record.event.onto for record in alone.records if record.event.kind == "committed")

@@ -267,7 +267,9 @@ class Preflight:
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {count(high, 'experiment')}" if low < high else count(low, "experiment")
+        idle = 0 if self.paths.cluster else len(self.list_gpus()) - slots
         parts = [*[f"about {count(round(runs), 'run')}"] * (low < high), tried]
+        parts += [f"{count(idle, 'GPU')} idle (--slots auto trains on all)"] * (idle > 0)
         if self.prompts:
             from subagents.prices import estimate_experiment
 

@@ -173,6 +173,8 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Whether the certificate judges the noise of baseline and best by their own runs, not by those of all."""
     stacks: bool = False
     """Whether promising candidates are stacked on each other, and what they showed on earlier parents counts."""
+    ahead: bool = False
+    """Whether, with several slots, a candidate does not wait with its own run for its rival's, nor for its turn."""
     risk: tuple[float, float] | None = None
     """Expected gain, in σ for a whole probability of not being better, that a keep needs, in a short night and a long
     one. The prior then takes gains to fade with the number of ideas. None: it forgets, and the bar alone decides."""

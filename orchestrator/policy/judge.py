@@ -12,7 +12,7 @@ from orchestrator.core.task import Task
 from orchestrator.policy import belief, evidence
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evaluation_plan import draw_seed
-from orchestrator.policy.limits import explain_stop
+from orchestrator.policy.limits import WORDS, explain_stop
 
 
 class NeededRun(NamedTuple):
@@ -56,14 +56,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
 
 def describe_rule(state: State) -> str:
     """Return what a keep needs now, in one sentence."""
-    need = evidence.learn_outlook(state).explain()
-    seeds = "runs with the same seeds in the same order and is compared with the best at equal seeds"
-    how = seeds if state.session.task.noun == "seed" else "is compared with the best, run by run"
-    return (
-        f"Every experiment {how}: it is kept once it is better with a probability of at least {need}, or is "
-        f"{th.SIMPLER_LINES} lines shorter and loses nothing over {th.SIMPLER_RUNS} runs, and runs again while that "
-        f"could still pay; each doubling of memory costs {th.MEMORY_PRICE:g}σ."
-    )
+    return WORDS.rule(evidence.learn_outlook(state).explain(), state.session.task, th)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,33 +112,14 @@ class _Reasoning:
         return "again" if self.found.gain > -self.found.error else decision
 
     def keep(self) -> ev.Kept:
-        posterior, fewer = self.posterior, self.candidate.commit.removed - self.candidate.commit.added
-        why = f"{fewer} lines shorter and no worse on average, " * (not self.outlook.is_met(self.worth))
         change = self.expected * self.found.sigma
         if keep := self.reverted:
-            why = f"#{keep.experiment} is reverted: without it "
             change = -(keep.gain if keep.expected is None else keep.expected)
-        likely = f"{posterior.probability:.2f}" if posterior.probability < 0.995 else "above 0.99"
-        look = f"; a jump of {100 * self.jump:.0f} % is implausible: check it" * (self.jump > th.IMPLAUSIBLE_GAIN)
-        return ev.Kept(
-            **self._list_numbers(kept=True),
-            score_to_beat=self.best.score_to_beat - change,
-            reason=f"{why}better with probability {likely}: {self._explain()}{look}",
-        )
+        score, reason = self.best.score_to_beat - change, WORDS.kept(self, th)
+        return ev.Kept(**self._list_numbers(kept=True), score_to_beat=score, reason=reason)
 
     def discard(self) -> ev.Discarded:
-        stays = f"#{self.reverted.experiment} stays: without it " if self.reverted else ""
-        likely = f"better with probability {self.worth.probability:.2f} (needed: {self.outlook.explain(self.worth)})"
-        return ev.Discarded(**self._list_numbers(kept=False), reason=f"{stays}{likely}: {self._explain()}")
-
-    def _explain(self) -> str:
-        found, pairs = self.found, len(self.found.differences)
-        price = f", and takes {self.growth:.2g} times the memory" * (self.growth > 1)
-        metric, noun = self.task.metric, {"seed": "equal seed"}.get(self.task.noun, self.task.noun)
-        change, error = metric.format_change(-found.gain * found.sigma), metric.format_size(found.error * found.sigma)
-        caveat = self.task.caveat and f", {self.task.caveat}"
-        before = f", after {self.earlier} run{'s' * (self.earlier > 1)} on earlier parents" * (self.earlier > 0)
-        return f"{change} ± {error} at {pairs} {noun}{'s' * (pairs != 1)}{before}{price}{caveat}"
+        return ev.Discarded(**self._list_numbers(kept=False), reason=WORDS.discarded(self))
 
     def _list_numbers(self, *, kept: bool) -> dict[str, Any]:
         found, posterior = self.found, self.posterior

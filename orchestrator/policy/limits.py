@@ -8,8 +8,10 @@ from typing import TypeVar
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, Decided, State
+from orchestrator.core.templates import Macros, load_templates
 from orchestrator.policy import thresholds as th
 
+WORDS = Macros(load_templates("orchestrator.policy"), "verdicts.txt")
 K = TypeVar("K")
 T = TypeVar("T")
 

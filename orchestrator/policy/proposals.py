@@ -7,7 +7,7 @@ from math import ceil
 from orchestrator.core import events as ev
 from orchestrator.core.state import State
 from orchestrator.policy.evidence import include_verdict, learn_outlook
-from orchestrator.policy.limits import count_certificate_rounds, estimate_runs, has_time_for
+from orchestrator.policy.limits import WORDS, count_certificate_rounds, estimate_runs, has_time_for
 from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, REPEAT_EXPIRY, SIMPLER_LINES
 
 
@@ -81,15 +81,10 @@ def find_ablation(state: State) -> ev.Proposal | None:
         return None
     doubt, kept = min(doubts, key=lambda pair: pair[0].probability)
     number, sigma = kept.experiment, kept.verdict.sigma if isinstance(kept.verdict, ev.Kept) else 0.0
-    metric = state.session.task.metric
-    at = " at equal seeds" * (state.session.task.noun == "seed")
-    worse = "lower" if metric.goal == "max" else "higher"
     return ev.Proposal(
         title=f"revert #{number}: {kept.proposal.title}"[:120],
-        hypothesis=f"Without the change of #{number}, {metric.name} is not {worse}: its gain was luck.",
-        rationale=f"#{number} was kept on little evidence. It is now better with probability {doubt.probability:.2f}, "
-        f"expected {metric.format_change(-doubt.mean * sigma)}. An ablation compares the best with and "
-        f"without it{at}; it is reverted if the one without is more likely to be better.",
+        hypothesis=WORDS.doubt(number, state.session.task.metric),
+        rationale=WORDS.ablation(number, doubt, sigma, state.session.task),
         expected_delta=doubt.mean * sigma,
         family=kept.proposal.family,
         instructions=f"Remove the change of experiment {number}, and nothing else.",

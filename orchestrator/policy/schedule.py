@@ -13,7 +13,7 @@ from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluat
 from orchestrator.policy.judge import NeededRun, judge
 from orchestrator.policy.limits import explain_cap, explain_fruitless, explain_stop
 from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat, group_open
-from orchestrator.policy.stack import is_live, list_stack, plan_rebase
+from orchestrator.policy.stack import list_live, list_stack, plan_rebase
 
 CLOSING = steps.Reflect | ev.ReflectionSkipped  # what closes an experiment, and changes no verdict
 
@@ -88,7 +88,7 @@ def _find_next(
             reason = find_repeat(state, number, proposal)
             edit = steps.Edit(number, f"implement {number}", "implemented")
             yield _append("refuse", ev.Refused(experiment=number, reason=reason)) if reason else edit
-        case Candidate() if not is_live(state, stage.commit):
+        case Candidate() if number not in list_live(state):
             is_judged = stage.scores and not explain_stop(state) and state.get_rival(stage.commit)
             decision = judge(state, number, stage) if is_judged else None
             again = plan_rebase(state, number, stage, stack)
@@ -100,7 +100,10 @@ def _find_next(
             is_behind = stage.scores and len(stack) > 1 and number not in stack and stage.proposal.reverts is None
             if is_behind and not isinstance(decision, ev.Discarded):
                 decision = plan_rebase(state, number, stage, stack)
-            yield _append("judge", decision) if isinstance(decision, ev.Evidence) else decision
+            if isinstance(decision, NeededRun):
+                yield from _list_runs(state, number, stage, decision)
+            else:
+                yield _append("judge", decision) if isinstance(decision, ev.Evidence) else decision
         case Broken(candidate, crash):
             # A repair of a disqualified candidate would learn how to pass the audit; none may change a proposed value.
             hopeless = crash.failure == "disqualified" or (crash.failure == "NaN" and candidate.proposal.settings)
@@ -121,6 +124,17 @@ def _find_next(
             pass
 
 
+def _list_runs(state: State, number: int, candidate: Candidate, need: NeededRun) -> Iterator[NeededRun]:
+    """Yield the run that a verdict waits for; if it is the rival's, with several slots also its own at that seed."""
+    has_run = need.experiment == number or need.seed in {score.seed for score in candidate.scores}
+    yield from (need,) if has_run or not _is_ahead(state) else (need, NeededRun(number, need.seed))
+
+
+def _is_ahead(state: State) -> bool:
+    """Return whether runs start before all that their candidates' verdicts wait for is there."""
+    return state.session.rule.ahead and state.session.slots > 1
+
+
 def _append(
     verb: str, event: ev.Refused | ev.Abandoned | ev.Vetoed | ev.Verdict | ev.ReflectionSkipped
 ) -> steps.Append:
@@ -130,12 +144,13 @@ def _append(
 
 
 def _list_needed(state: State, needs: Iterable[tuple[int, steps.Step | NeededRun]]) -> list[NeededRun]:
-    """Return the runs that verdicts wait for: those of promising candidates, then first runs, the oldest first."""
+    """Return the runs that verdicts wait for: those of promising candidates first, the oldest first, rivals first."""
     under_way = {(run.granted.experiment, run.granted.seed) for run in state.reruns.values()}
     wanted = [
-        (need.experiment == number and not getattr(state.open[number], "scores", ()), number, need)
+        (is_own and not getattr(state.open[number], "scores", ()), number, is_own, need)
         for number, need in needs
         if isinstance(need, NeededRun) and need not in under_way
+        for is_own in (need.experiment == number,)
     ]
     return list(dict.fromkeys(need for *_, need in sorted(wanted)))
 
@@ -158,7 +173,8 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     limits, slots = state.session.limits, len(state.slots)
     if state.incumbent is None and slots == 1 and not state.run_seconds:  # the first score of the baseline is told
         return []
-    behind = sum(1 for n, stage in state.open.items() if n > 0 and isinstance(stage, Idea | Candidate | Broken))
+    waiting = (stage for n, stage in state.open.items() if n > 0 and isinstance(stage, Idea | Candidate | Broken))
+    behind = sum(1 for stage in waiting if not (_is_ahead(state) and getattr(stage, "scores", ())))
     wanted = max(slots - behind, 0)
     end = state.next + wanted if limits.experiments is None else limits.experiments + state.lost + 1
     numbers = [*sorted(state.skipped), *range(state.next, end)][:wanted]

@@ -12,6 +12,7 @@ from orchestrator.core.state import Candidate, State, Training
 from orchestrator.policy import belief, steps
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evidence import compare, estimate_sigma, include_earlier, learn_outlook
+from orchestrator.policy.limits import remember
 
 
 def list_stack(state: State) -> Sequence[int]:
@@ -21,7 +22,7 @@ def list_stack(state: State) -> Sequence[int]:
         candidate = stage.candidate if isinstance(stage, Training) else stage
         if not isinstance(candidate, Candidate) or not (candidate.scores or candidate.earlier):
             continue
-        if number not in state.vetoed and is_live(state, candidate.commit):
+        if number in list_live(state) and number not in state.vetoed:
             children[candidate.commit.parent][number] = candidate
     outlook = learn_outlook(state) if children else None
     while outlook:
@@ -33,14 +34,17 @@ def list_stack(state: State) -> Sequence[int]:
     return stack
 
 
-def is_live(state: State, commit: ev.Committed) -> bool:
-    """Return whether a candidate starts from the branch, or from what may still come to stand on it."""
-    if state.is_current(commit):
-        return True
-    parent = state.open.get(commit.parent) if commit.onto and commit.parent not in state.vetoed else None
-    if not isinstance(parent, Candidate | Training) or parent.commit.source != commit.onto:
-        return False
-    return is_live(state, parent.commit)
+@remember
+def list_live(state: State) -> frozenset[int]:
+    """Return the candidates that start from the branch, or from what may still come to stand on it."""
+    commits = {n: stage.commit for n, stage in state.open.items() if isinstance(stage, Candidate | Training)}
+    behind = defaultdict[tuple[int, ev.Digest], list[int]](list)
+    for number, commit in commits.items():
+        behind[commit.parent, commit.onto].append(number)
+    live = [number for number, commit in commits.items() if state.is_current(commit)]
+    for number in live:  # grows by those that start from it
+        live += behind[number, commits[number].source] if number not in state.vetoed else []
+    return frozenset(live)
 
 
 def plan_rebase(state: State, number: int, candidate: Candidate, stack: Sequence[int]) -> steps.Edit:
@@ -64,9 +68,9 @@ def sum_up(state: State, candidate: Candidate) -> tuple[float, float, int] | Non
 def _is_promising(state: State, candidate: Candidate, outlook: belief.Outlook) -> bool:
     """Return whether what a candidate has shown so far makes a keep likely."""
     rival = state.get_rival(candidate.commit)
-    if rival is None or candidate.proposal.reverts is not None:
+    if candidate.proposal.reverts is not None or not (rival or state.session.rule.ahead):  # it may have no score yet
         return False
-    found = compare(state, rival, candidate) if candidate.scores else None
+    found = compare(state, rival, candidate) if rival and candidate.scores else None
     posterior = include_earlier(outlook.prior, candidate, found.sigma if found else estimate_sigma(state))
     posterior = belief.infer(posterior, found.gain, found.error) if found else posterior
     return posterior.mean > 0 and posterior.probability >= th.PROMISING

@@ -10,7 +10,7 @@ PRIOR_DOF = 8
 """Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of its runs, since machines
 differ. Profiles without a measurement have no prior."""
 KEEP_RULE = KeepRule(
-    bars=(0.5, 0.5), slope=20.0, two_seeds=60, own_noise=True, stacks=True, risk=(3.0, 10.0), width=0.92
+    bars=(0.5, 0.5), slope=20.0, two_seeds=60, own_noise=True, stacks=True, ahead=True, risk=(3.0, 10.0), width=0.92
 )
 """What new sessions record (decisions 0040, 0045 and 0047). A higher risk finds less, and a lower one keeps more that
 is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""

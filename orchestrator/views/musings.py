@@ -6,12 +6,14 @@ They are derived from the log and can be rebuilt. A rationale is on disk before 
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import finalize
 
 from orchestrator.core.events import Proposed
 from orchestrator.core.state import Decided, State
@@ -40,11 +42,7 @@ class Hit:
     @property
     def outcome(self) -> str:
         """How the experiment ended, and its change of the score with its error where there is one."""
-        delta, error, status = (self.matter.get(name) for name in ("delta", "error", "status"))
-        if not isinstance(delta, float):
-            return "no verdict" if status in ("proposed", "ready", "training") else str(status or "")
-        spread = f" ± {BPB.format_size(error)}" if isinstance(error, float) else ""
-        return f"{status} {BPB.format_change(delta)}{spread}"
+        return render_template("outcome.txt", matter=self.matter, metric=BPB)
 
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
@@ -113,21 +111,66 @@ def render_overview(folder: Path, profile: str) -> str:
     found = [(path.parent.name, read_musing(path)[0]) for path in folder.glob("*/index.md")]
     sessions = [(name, matter) for name, matter in found if "session" in matter]
     latest = sorted(sessions, key=lambda pair: str(pair[1].get("started")), reverse=True)
-    paths = (path for name, _ in latest[:LATEST] for path in sorted((folder / name).glob("[0-9]*.md")))
-    told = ((path, matter, body) for path, matter, body in _read_pages(paths) if matter.get("experiment"))
-    pages = [{"link": f"{path.parent.name}/{path.name}", "matter": matter, "body": body} for path, matter, body in told]
+    paths = [path for name, _ in latest[:LATEST] for path in sorted((folder / name).glob("[0-9]*.md"))]
+    told = ((path, *read_musing(path)) for path in reversed(paths))
+    shared = {_name_shared(p, m): (p, m, body) for p, m, body in told if m.get("experiment")}
+    pages = [{"link": f"{p.parent.name}/{p.name}", "matter": m, "body": b} for p, m, b in reversed(shared.values())]
     return _render_page("overview.md", escape=_escape, sessions=latest, mine=profile, pages=pages)
 
 
-def _read_pages(paths: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any], str]]:
-    """Yield path, front matter and body of each page; of an experiment that a fork shares with its parent, once."""
-    seen = set[str]()
-    for path in paths:
-        matter, body = read_musing(path)
-        known = str([matter.get(key) for key in ("experiment", "commit", "proposed")])
-        if body and known not in seen:
-            seen |= {known} if matter.get("proposed") else set()
-            yield path, matter, body
+def _name_shared(path: Path, matter: Mapping[str, Any]) -> str:
+    """Return what a fork's page has in common with its parent's: what it says of the experiment, or its own path."""
+    return str([matter.get(key) for key in ("experiment", "commit", "proposed")] if matter.get("proposed") else path)
+
+
+@lru_cache(maxsize=4)
+class _Words:
+    """The words of all musings in a folder; a file is read again only once it has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.lock, self.marks = folder, Lock(), dict[Path, tuple[int, ...]]()
+        self.db = sqlite3.connect("", check_same_thread=False)  # a temporary file: in memory it would grow
+        finalize(self, self.db.close)
+        facts = ("path", "shared", "session", "family", "verdict", "status")
+        columns = ", ".join([*(f"{name} unindexed" for name in facts), "title", "body"])
+        self.db.execute(f"create virtual table m using fts5({columns}, tokenize = 'porter unicode61')")
+
+    def update(self) -> None:
+        """Take in the pages that are new or have changed, and drop those that are gone."""
+        paths = (path for path in self.folder.glob("*/[0-9]*.md") if path.name[:4] != "000-")  # our words on a baseline
+        found = {path: mark for path in paths if (mark := _read_mark(path))}
+        for path in [path for path in self.marks | found if self.marks.get(path) != found.get(path)]:
+            if path in self.marks:
+                self.db.execute("delete from m where path = ?", (str(path),))
+            matter, body = read_musing(path)
+            title, _, rest = name_numbers(body, path.parent.name).partition("\n")
+            plain = re.sub(r"\[([^]\n]*)\]\([^)\n]*\.md\)|[*`|>#]|--:?", r"\1", OURS.sub("", rest))
+            facts = [str(matter.get(name) or "") for name in ("family", "verdict", "status")]
+            row = (str(path), _name_shared(path, matter), path.parent.name, *facts, title.lstrip("# "), plain)
+            self.db.executemany("insert into m values (?, ?, ?, ?, ?, ?, ?, ?)", [row] if body else [])
+        self.marks = found
+
+    def match(self, words: str, filters: Mapping[str, str], limit: int) -> list[Hit]:
+        """Return the best matches; without words, the newest musings."""
+        text, order = "snippet(m, -1, '**', '**', '…', 24)", "bm25(m, 0, 0, 0, 0, 0, 0, 4, 1), path"
+        if not words:
+            text, order = "substr(body, 1, 160)", "path desc"
+        chosen = {clause: value for clause, value in {"m match ?": words, **filters}.items() if value}
+        query = f"select shared, path, title, {text} from m where {' and '.join(chosen) or 1} order by {order}"
+        found = dict[str, tuple[str, str, str]]()
+        for shared, *hit in self.db.execute(query, tuple(chosen.values())):
+            found.setdefault(shared, (hit[0], hit[1], " ".join(hit[2].split())))
+            if len(found) == limit:
+                break
+        return [Hit(Path(path), title, read_musing(Path(path))[0], text) for path, title, text in found.values()]
+
+
+def _read_mark(path: Path) -> tuple[int, ...]:
+    """Return what changes with the content of a file; empty if there is none."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return ()
 
 
 def search(
@@ -138,19 +181,11 @@ def search(
     Filters are exact; `verdict` is the reflector's (supported, …) or the judge's (kept, discarded, …). If no musing
     has all the words, those with any are returned. An experiment that a fork shares with its parent is found once.
     """
-    words, matters = [f'"{word}"' for word in re.findall(r"\w+", query)], dict[str, dict[str, Any]]()
-    with closing(sqlite3.connect(":memory:")) as db:
-        db.execute("create virtual table m using fts5(path unindexed, title, body, tokenize = 'porter unicode61')")
-        found = (path for path in sorted(folder.glob("*/[0-9]*.md")) if session in ("", path.parent.name))
-        paths = (path for path in found if not path.name.startswith("000-"))  # the words on a baseline are ours
-        for path, matter, body in _read_pages(paths):
-            if family in ("", matter.get("family")) and verdict in ("", matter.get("verdict"), matter.get("status")):
-                matters[str(path)] = matter
-                title, _, rest = name_numbers(body, path.parent.name).partition("\n")
-                plain = re.sub(r"\[([^]\n]*)\]\([^)\n]*\.md\)|[*`|>#]|--:?", r"\1", OURS.sub("", rest))
-                db.execute("insert into m values (?, ?, ?)", (str(path), title.lstrip("# "), plain))
-        rows = _match(db, " AND ".join(words), limit) or _match(db, " OR ".join(words), limit)
-    return [Hit(Path(path), title, matters[path], " ".join(text.split())) for path, title, text in rows]
+    filters = {"session = ?": session, "family = ?": family, "? in (verdict, status)": verdict}
+    quoted, words = [f'"{word}"' for word in re.findall(r"\w+", query)], _Words(folder)
+    with words.lock, words.db:
+        words.update()
+        return words.match(" AND ".join(quoted), filters, limit) or words.match(" OR ".join(quoted), filters, limit)
 
 
 def find_page(folder: Path, session: str, experiment: int) -> str:
@@ -179,13 +214,3 @@ def _render_page(template: str, **facts: object) -> str:
 
 def _escape(text: str) -> str:
     return flatten(text).replace("|", "\\|").replace("[", "\\[").replace("]", "\\]")
-
-
-def _match(db: sqlite3.Connection, match: str, limit: int) -> list[tuple[str, str, str]]:
-    """Return path, title and snippet of the best matches; without words, of the newest musings."""
-    if not match:
-        newest = "select path, title, substr(body, 1, 160) from m order by path desc limit ?"
-        return db.execute(newest, (limit,)).fetchall()
-    around = "snippet(m, -1, '**', '**', '…', 24)"
-    best = f"select path, title, {around} from m where m match ? order by bm25(m, 0, 4, 1) limit ?"
-    return db.execute(best, (match, limit)).fetchall()

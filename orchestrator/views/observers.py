@@ -57,7 +57,7 @@ class Observers:
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
         self.shown: dict[Path, object] = {}
         self.due = defaultdict[Path, float](float)
-        """When each file may be written again, on the monotonic clock."""
+        """When each file may be written again, on the session's clock."""
         self.late: list[float] = []  # the same of those that had changed before that, the last time
         self.logged = 0  # records that log.jsonl holds
         self.failures: set[str] = set()
@@ -128,7 +128,7 @@ class Observers:
             await asyncio.to_thread(self._write_files, Snapshot(state, records, self.session.get))
             written = len(records)
         if self.late:
-            asyncio.get_running_loop().call_later(min(self.late) - time.monotonic(), self._start_writer)
+            asyncio.get_running_loop().call_later(min(self.late) - self.session.clock(), self._start_writer)
 
     def _write_files(self, log: LogReader) -> None:
         self.late = []
@@ -142,7 +142,7 @@ class Observers:
     def _write_all(self, files: Iterable[File]) -> None:
         with self._guard("the files"):
             for path, shows, render in (file for file in files if self.shown.get(file[0]) != file[1]):
-                if self.due[path] > time.monotonic():
+                if self.due[path] > self.session.clock():
                     self.late.append(self.due[path])
                     continue
                 with self._guard("the files"):
@@ -150,7 +150,7 @@ class Observers:
                     write_atomically(path, render())
                     self.shown[path] = shows
                     pause = min(PACE * (time.thread_time() - began), estimate_run_seconds(self.session.state))
-                    self.due[path] = time.monotonic() + pause
+                    self.due[path] = self.session.clock() + pause
 
     @contextmanager
     def _guard(self, view: str) -> Generator[None]:
