@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import copy
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -33,18 +34,7 @@ COMMANDS = {
     "serve": (".serve", "Show and steer the sessions in a browser.", "sessions script musings"),
 }
 """The module of each command, the first line of its help, and the places that it uses."""
-HELP = """Machine-learning research while you sleep.
-
-Without a command, start a night: train the baseline, then propose, implement, train and judge one experiment after
-another until the hours are over. The changes that were kept are commits on the branch
-research/SESSION; the reasons and lessons are in musings/SESSION/.
-
-\b
-first: text, tokenizer, budget       nightshift prepare
-no key, no network                   nightshift --offline --hours 0.15
-a night with Claude                  ANTHROPIC_API_KEY=… nightshift --hours 8
-after any interruption               nightshift resume NAME
-"""
+HELP = Path(__file__).parent.with_name("views") / "templates/help.txt"
 
 
 class LazyGroup(TyperGroup):
@@ -103,7 +93,7 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True, help=HELP)
+@app.callback(invoke_without_command=True, help=HELP.read_text("utf-8").replace(r"\b", "\b"))
 def start(
     context: typer.Context,
     hours: opt.Hours = 8.0,

@@ -111,7 +111,7 @@ class Paths:
         relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
         write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
 
-    def recall(self, folder: Path, context: typer.Context) -> "Paths":
+    def recall(self, folder: Path, context: typer.Context | None = None) -> "Paths":
         """Return the places of the session in that folder, except those that the command gives. Raises UsageError."""
         if not (path := folder / PLACES).is_file():
             return self  # an older session, or a file without its folder
@@ -120,7 +120,8 @@ class Paths:
             for name, at in known.items():
                 if isinstance(at, str) and name != "cluster":
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
-            return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
+            given = [name for name in known if context and is_given(context, name)]
+            return replace(self, **{name: at for name, at in known.items() if name not in given})
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
 

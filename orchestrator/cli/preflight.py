@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from os.path import getmtime, normpath
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
 
 import typer
 
-from orchestrator.cli.options import Paths, UsageError, read_session
+from orchestrator.cli.options import PLACES, Paths, UsageError, read_session
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import Origin, SessionLimits
 from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
@@ -26,6 +27,7 @@ from orchestrator.core.source import compute_digest, diff
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
+from orchestrator.core.text import shorten
 from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.reported import TaskFolder
@@ -106,14 +108,14 @@ class Preflight:
 
     @cached_property
     def task(self) -> Task:
-        """How runs are scored, and given their seeds: also a script that has fixed its seed."""
+        """How runs are scored, and given their seeds: also a script that reads the variable, or has fixed its seed."""
         if self.state:
             return self.state.session.task
         task, own = find_task(self.paths.script), ""
         with suppress(RepoError):  # which is told elsewhere
             own = Repo(self.paths.script, self.name, task).read_baseline()
-        reads = task.is_reported and not task.seed and self.assign_seed(own, task) != own
-        return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads else task
+        reads = task.is_reported and (VARIABLE in own + task.command or self.assign_seed(own, task) != own)
+        return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads and not task.seed else task
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
@@ -224,9 +226,15 @@ class Preflight:
                 self.paths = replace(self.paths, unsafe=True)
 
     def ask_to_fit(self, confirm: Callable[[str], bool]) -> None:
-        """Where the user's constants are not the profile's, which was shown, let the user choose."""
+        """Where the user's constants are not the profile's, which was shown, let the user choose, once for a script."""
         if self.paths.fit is None and not self.isolated and not self.profile:
-            self.paths = replace(self.paths, fit=confirm(f"Train with those of profile {self.manifest.profile}?"))
+            found = sorted(self.paths.sessions.glob(f"[!.]*/{PLACES}"), key=getmtime, reverse=True)
+            told = [at for at in map(self.paths.recall, (path.parent for path in found)) if at.fit is not None]
+            same = [at for at in told if at.script.resolve() == self.paths.script.resolve()]
+            words = f"Train with those of profile {self.manifest.profile}?"
+            self.paths = replace(self.paths, fit=same[0].fit if same else confirm(words))
+            if same:
+                print(f"{words} {'Yes' if self.paths.fit else 'No'}, as before (--fit, --no-fit)", file=sys.stderr)
 
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
@@ -237,20 +245,14 @@ class Preflight:
         yield _attempt("session", self._describe_session)
         if lacks := explain_unsearchable(self.search):
             yield CheckResult("search", "bad", lacks)
-        yield (data := _attempt("scores", self._describe_task))
-        reported = data.state == "good" and self.task.is_reported
-        if git.state == data.state == "good" and (changed := self._list_changed()):
-            words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
-            yield CheckResult("git", "warn", words)
-        if git.state == "good" and data.state == "good" and self.task.has_tree:
-            files = split_files(self.source)
-            if idle := [at for at in self.task.editable if not any(fnmatchcase(name, at) for name in files)]:
-                yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
-        if data.state == "good" and not reported:
+        yield (data := _attempt("scores", lambda: Task.describe(self.task)))
+        if git.state == data.state == "good":
+            yield from self._check_tree()
+        if data.state == "good" and not self.task.is_reported:
             yield (data := _attempt("data", self._describe_data))
-        if not reported and data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
-            remedy = f"there is a GPU, but the data are for the CPU: {write_command('prepare', '--data', 'elsewhere')}"
-            yield CheckResult("data", "warn", remedy)
+            if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
+                command = write_command("prepare", "--data", "elsewhere")
+                yield CheckResult("data", "warn", f"there is a GPU, but the data are for the CPU: {command}")
         if git.state == data.state == "good":
             yield from self._check_seed()
             yield from self._check_constants()
@@ -286,6 +288,8 @@ class Preflight:
 
     def _describe_repository(self) -> str:
         script, source, commit = self.repo.script, self.source, self.parent or self.repo.get_head()
+        if far := [name for name in self.task.data if normpath(self.repo.prefix / name).startswith("../")]:
+            raise UsageError(f"data: {far[0]} is outside the repository: give its whole path, also in the script")
         files = {name or script.name: text for name, text in split_files(source).items()}
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
@@ -302,9 +306,20 @@ class Preflight:
         """The files of the baseline's run by path; none in reported form, where it sees all that is committed."""
         return self.tree.select(self.source) if isinstance(self.tree, ScriptTree) else {}
 
-    def _list_changed(self) -> list[str]:
+    def _check_tree(self) -> Iterator[CheckResult]:
+        """Check what lies here and in no run, since it is not committed, or not in git itself, and is no data."""
         seen = {str(self.repo.prefix / name) for name in self._seen}
-        return [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
+        shown = tuple(f"{normpath(self.repo.prefix / name)}/" for name in self.task.data)
+        for words, names in (
+            ("uncommitted changes of {} take no part: a run sees what is committed", self.repo.list_changed()),
+            ("no run sees what is in a submodule or in Git LFS ({}): name its folder in data", self.repo.list_absent()),
+        ):
+            lacking = sorted(name for name in names if self.task.is_reported or name in seen)
+            if lacking := [name for name in lacking if not f"{name}/".startswith(shown)]:
+                yield CheckResult("git", "warn", words.format(shorten(", ".join(lacking), 200)))
+        files = split_files(self.source) if self.task.has_tree else {}
+        if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
+            yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
 
     def _describe_session(self) -> str:
         if self.session:
@@ -349,9 +364,6 @@ class Preflight:
         if int(wanted) > most:
             raise UsageError(f"{wanted} slots need as many {what}s, and {most} may be used here")
         return int(wanted)
-
-    def _describe_task(self) -> str:
-        return self.task.describe()
 
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state
@@ -437,10 +449,7 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
 
 
 def _describe_python() -> str:
-    try:
-        return f"{python_version()}, torch {version('torch')}"
-    except PackageNotFoundError as error:
-        raise UsageError("torch is not installed: pip install -e . in this folder") from error
+    return f"{python_version()}, torch {version('torch')}"
 
 
 def _check_disk(paths: Paths) -> CheckResult:

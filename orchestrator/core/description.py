@@ -94,13 +94,14 @@ def write_kept_message(decided: Decided) -> str:
     proposal, kept = decided.proposal, decided.verdict
     assert isinstance(kept, ev.Kept)
     metric, noun = decided.task.metric, decided.task.noun
-    scores = ", ".join(f"{metric.sign * score.val_bpb:.6f}" for score in decided.scores)
-    mean = f"{metric.sign * kept.mean:.6f}"
-    result = f"Result: {kept.reason}. {metric.name} {mean}, {kept.gain:+.6f} better, over {noun}s: {scores}."
+    scores = ", ".join(metric.format_exact(metric.sign * score.val_bpb) for score in decided.scores)
+    mean, gain = metric.format_exact(metric.sign * kept.mean), metric.format_exact(abs(kept.gain))
+    better = f"{'+-'[kept.gain < 0]}{gain} better"
+    result = f"Result: {kept.reason}. {metric.name} {mean}, {better}, over {noun}s: {scores}."
     trailers = [
         f"Experiment: {decided.experiment}",
         f"{metric.name.capitalize().replace('_', '-')}: {mean}",
-        f"Sigma: {kept.sigma:.6f}",
+        f"Sigma: {metric.format_exact(kept.sigma)}",
         f"Hypothesis: {flatten(proposal.hypothesis)}\n",
     ]
     return "\n\n".join([proposal.title, _wrap(proposal.rationale), _wrap(result), "\n".join(trailers)])

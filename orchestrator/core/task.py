@@ -33,7 +33,11 @@ class Metric(BaseModel):
 
     def format_score(self, score: float) -> str:
         """Return a score as the user's value."""
-        return self.format_size(self.sign * score)
+        return self.format_size(self.sign * score + 0.0)
+
+    def format_exact(self, number: float) -> str:
+        """Return a number on the metric's scale in six decimals, or in seven digits where those say too little."""
+        return f"{number + 0.0:.6f}" if self.is_bpb or not 0 < abs(number) < 0.1 else f"{number:.7g}"
 
     def format_change(self, change: float) -> str:
         """Return a change of the score as one of the user's value, with its sign and a true minus sign."""
@@ -53,7 +57,7 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     form: Literal["examined", "reported"] = "examined"
     command: Annotated[str, Field(pattern=r"^$|\S")] = ""
-    editable: tuple[Annotated[str, Field(pattern=r"^(\.?[\w*?][\w.*?-]*/)*\.?[\w*?][\w.*?-]*$")], ...] = ()
+    editable: tuple[Annotated[str, Field(pattern=r"^(\.?[\w*?][\w.*? -]*/)*\.?[\w*?][\w.*? -]*$")], ...] = ()
     protected: Words = ()
     metric: Metric = Metric()
     budget: float = Field(default=300.0, gt=0, le=1e6, strict=True)

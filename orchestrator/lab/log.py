@@ -21,8 +21,9 @@ MAX_NUMBERS = 64
 """Numbers kept of a run."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
-_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
+_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;]{1,40})")
 _SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
+_GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # 1,234.5, but not 0,93
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +56,16 @@ class NumberReader:
         self.in_summary = False
 
     def read(self, row: str) -> None:
-        """Read a line: `METRIC name=number`, `name: number` below a line of `---`, or what the pattern finds."""
+        """Read a line: `METRIC name=number` in it, `name: number` below a line of `---`, or what the pattern finds."""
         self.in_summary = self.in_summary or row == "---"
-        found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
+        found = _REPORT.search(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
         pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
         if self.pattern and (match := self.pattern.search(row)):
             pair = self.metric.name, match[min(1, self.pattern.groups)] or ""
         if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
+            number = pair[1].rstrip("%,")
             with suppress(ValueError):
-                self.numbers[pair[0]] = float(pair[1].replace(",", ""))
+                self.numbers[pair[0]] = float(number.replace(",", "") if _GROUPED.fullmatch(number) else number)
 
 
 class Transcript:

@@ -139,7 +139,7 @@ class Repo:
         return join_files(files) if self.task.has_tree else files[self.task.editable[0]]
 
     def extract(self, commit: str, folder: Path, source: str) -> None:
-        """Write everything that git tracks at a commit into a folder, with the files of a candidate.
+        """Write what git tracks at a commit, but no folder of data, into a folder, with the files of a candidate.
 
         Raises RepoError, OSError.
         """
@@ -148,6 +148,9 @@ class Repo:
         folder.mkdir(parents=True, exist_ok=True)
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
+        data = [os.path.normpath(self.prefix / name) for name in self.task.data if name[0] not in "~/"]
+        if inside := [f":(top,literal){name}" for name in data if name != "." and not name.startswith("../")]:
+            self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
         self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
         for name in before.keys() - files.keys():
             (here / name).unlink()
@@ -167,8 +170,15 @@ class Repo:
 
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
-        changed = self._git("diff", "--name-only", "HEAD").splitlines()
-        return [name for name in changed if not self.task.is_editable(os.path.relpath(name, self.prefix))]
+        changed = self._git("diff", "--name-only", "-z", "HEAD").split("\0")
+        return [name for name in changed if name and not self.task.is_editable(os.path.relpath(name, self.prefix))]
+
+    def list_absent(self) -> list[str]:
+        """Return what git tracks but does not hold, from the top of the repository: submodules, files of Git LFS."""
+        tracked = self._git("ls-files", "-sz", "--full-name", ":/").split("\0")
+        fetched = self._git("config", "filter.lfs.smudge", absent=1)  # as git lays it out
+        large = "" if fetched else self._git("ls-files", "-z", "--full-name", ":(top,attr:filter=lfs)")
+        return [*(row.split("\t")[1] for row in tracked if row.startswith("160000")), *filter(None, large.split("\0"))]
 
     def write_command(self, *words: str) -> str:
         """Return a git command for this repository, to be pasted into a shell."""

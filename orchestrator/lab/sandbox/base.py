@@ -69,6 +69,8 @@ class Command:
     """What it is for, and so what it may see and do."""
     hidden: frozenset[Path] = field(default_factory=list_hidden)
     """Folders within the readable ones that it may not read."""
+    writable: frozenset[Path] = frozenset()
+    """Files in its folder that it may change; the others that are there may be protected."""
 
     @property
     def calls(self) -> seccomp.Grants:

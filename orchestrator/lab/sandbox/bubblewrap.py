@@ -40,7 +40,7 @@ class Bubblewrap:
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
         argv += ["--remount-ro", "/dev", *self.tmpfs, str(command.folder)]
-        argv += _lay(command.folder)
+        argv += _lay(command.folder, command.writable)
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
 
@@ -56,15 +56,15 @@ def _mount_facts(facts: Collection[Path]) -> Iterator[str]:
     yield from ("--remount-ro", "/proc/sys")
 
 
-def _lay(folder: Path) -> Iterator[str]:
+def _lay(folder: Path, writable: Collection[Path]) -> Iterator[str]:
     """Yield what binds the files that were laid out read-only, in folders that can be written unless they hold many."""
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink():
             yield from ("--symlink", str(entry.readlink()), str(entry))
         elif entry.is_dir() and len(list(islice(entry.rglob("*"), MANY))) < MANY:
-            yield from ("--dir", str(entry), *_lay(entry))
+            yield from ("--dir", str(entry), *_lay(entry, writable))
         else:
-            yield from ("--ro-bind", str(entry), str(entry))
+            yield from ("--bind" if entry in writable else "--ro-bind", str(entry), str(entry))
 
 
 def _bind(place: Path, hidden: Collection[Path]) -> list[str]:
