@@ -26,7 +26,7 @@ _SPACE = rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?|one of\s+(?
 _COMMENT = re.compile(rf"(?P<gap>[\s),]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE})(?=\s+[–—-]\s|\s*$))?", re.IGNORECASE)
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
 _MEMORY = re.compile(r"DECAY|BETA|MOMENTUM")  # close to 1, their distance from 1 is what counts
-_JUDGES = re.compile(r"(^|_)(EVAL(UATION)?|VAL(ID(ATION)?)?|TEST|DEV|HOLD_?OUT|SPLITS?|FOLDS?)(_|$)")  # of the score
+_JUDGES = re.compile(r"(?i)(^|[-_:])(eval(uation)?|val(id(ation)?)?|test|dev|hold_?out|splits?|folds?)($|[-_])")
 MAX_BASE, MAX_POWER = 1 << 16, 63  # larger powers are no plausible setting, and could take long to compute
 GUESS = 4.0  # a range that is not declared goes from the value divided by this to the value times this
 
@@ -116,16 +116,16 @@ class _Assignment(NamedTuple):
     text: str  # the expression
     comment: re.Match[str] | None  # on the same line, with the gap before it
     is_top: bool  # not inside another statement, such as an `if`
-    is_final: bool  # nothing but such assignments gives the name a value: no loop, no import, no +=
+    is_final: bool  # nothing but such assignments gives the name a value: no loop, no +=, no `global`
     options: tuple[Value, ...] = ()  # that argparse accepts
     path: str = ""  # of the file, where there are several
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
-    """Return the constants with a declared space, or if none declares one, with guessed ones."""
+    """Return the constants with a declared space, or if none does, with guessed ones; not those of an evaluation."""
     found = _find_constants(source)
     declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
-    guessed = {name: space for name, at in found.items() if (space := _guess_space(at))}
+    guessed = {n: space for n, at in found.items() if not _JUDGES.search(n) and (space := _guess_space(at))}
     return {name: Constant(name, found[name].value, space) for name, space in (declared or guessed).items()}
 
 
@@ -278,20 +278,15 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
     for name, value, is_top in pairs:
         yield place(name, value, is_top)
     for call in ast.walk(tree):
-        match call:
-            case ast.Call(ast.Attribute(attr="add_argument"), flags, keywords):
-                given = {keyword.arg: keyword.value for keyword in keywords}
-                names = [flag.value for flag in flags if isinstance(flag, ast.Constant) and f"{flag.value}"[:2] == "--"]
-                options = map(_evaluate, getattr(given.get("choices"), "elts", ()))
-                if names and (default := given.get("default")):
-                    at = place(str(names[0]), default, True)
-                    real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
-                    yield at._replace(
-                        value=float(at.value) if real else at.value,
-                        options=tuple(kept for kept in options if kept is not None),
-                    )
-            case _:
-                pass
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument":
+            given = {keyword.arg: keyword.value for keyword in call.keywords}
+            flags = (str(flag.value) for flag in call.args if isinstance(flag, ast.Constant))
+            name = next((flag for flag in flags if flag[:2] == "--"), "")
+            options = map(_evaluate, getattr(given.get("choices"), "elts", ()))
+            if name and (default := given.get("default")):
+                at, kept = place(name, default, True), tuple(option for option in options if option is not None)
+                real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
+                yield at._replace(value=float(at.value) if real else at.value, options=kept)
 
 
 def _walk_scope(node: ast.AST) -> Iterator[ast.AST]:
@@ -358,13 +353,8 @@ def _make_choices(options: Iterable[Value]) -> Choices:
 
 
 def _guess_space(at: _Assignment) -> Space | None:
-    """Return the space of a constant that declares none, by its kind: its type, its name, and the size of its value.
-
-    One that is named after the evaluation has none: with another share of test data, say, every score is another's.
-    """
-    if _JUDGES.search(name := at.name.upper().lstrip("-").replace("-", "_")):
-        return None
-    return _make_choices(at.options) if at.options else _guess_by_kind(name, at.value)
+    """Return the space of a constant that declares none, by its kind: its type, its name, and the size of its value."""
+    return _make_choices(at.options) if at.options else _guess_by_kind(at.name.upper(), at.value)
 
 
 def _guess_by_kind(name: str, value: Value) -> Space | None:

@@ -233,7 +233,7 @@ JUDGED = """import pathlib, evaluation
 assert pathlib.Path('corpus/words.txt').read_text() == 'hello'
 assert pathlib.Path('~/.cache/far/words.txt').expanduser().read_text() == 'hello'
 assert pathlib.Path('corpus/README').read_text() == 'the newest'
-assert pathlib.Path('corpus/model/net.py').read_text() == 'committed'
+assert pathlib.Path('corpus/net.py').read_text() == 'the newest'
 open('log.csv', 'a').write('a row')
 pathlib.Path('notes.txt').write_text('mine')
 pathlib.Path('out/notes.txt').write_text('mine')
@@ -244,7 +244,7 @@ FILES = {
     "out/.gitkeep": "",
     "deep/er/file.txt": "x",
     "corpus/README": "",
-    "corpus/model/net.py": "committed",
+    "corpus/net.py": "committed",
     "log.csv": "",
 }
 
@@ -269,13 +269,13 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
     except NoSandboxError as reason:
         pytest.skip(str(reason))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    editable, protected = ("train.py", "corpus/model/*.py"), ("evaluation.py",)
+    editable, protected = ("train.py", "*.py"), ("evaluation.py",)
     bench = Bench(tmp_path, JUDGED, FILES, data=("corpus", "~/.cache/far"), editable=editable, protected=protected)
     for folder in (tmp_path / "place/corpus", tmp_path / "home/.cache/far"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "words.txt").write_text("hello")
-    (tmp_path / "place/corpus/README").write_text("the newest")
-    (tmp_path / "place/corpus/model/net.py").write_text("not the candidate's")
+    for name in ("README", "net.py"):
+        (tmp_path / "place/corpus" / name).write_text("the newest")
     bench.source = bench.scorer.repo.read_source("HEAD")
     outcome = await bench.run(sandbox)
     assert outcome.kind == "scored", bench.logs[outcome.log]
@@ -325,10 +325,6 @@ def test_the_last_number_of_a_name_counts():
 # nightshift.toml
 
 
-MORE = ("| tee log", "&& echo", "2>&1 & wait", "# quick", "; exit")
-"""Ends of a command that would have the seed in place of the script."""
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -344,7 +340,6 @@ MORE = ("| tee log", "&& echo", "2>&1 & wait", "# quick", "; exit")
         ("data = ['nowhere']", "nowhere is not a folder"),
         ("command = ", "not TOML"),
         (f"x = {'[' * 50_000}", "not TOML"),
-        *((f"command = 'python a.py {more}'\nseed = {{argument = '-s'}}", "-s goes to the end") for more in MORE),
     ],
 )
 def test_what_is_wrong_with_the_file_is_one_line(tmp_path, text, says):

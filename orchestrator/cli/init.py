@@ -1,13 +1,12 @@
 """The command that makes a folder ready: a training script to start from, nightshift.toml, and lines of .gitignore."""
 
-from contextlib import suppress
+from pathlib import Path
 
 import typer
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.task_file import NAME, has_own_prepare
 from orchestrator.lab.repo import write_git
-from orchestrator.views.render import render_template
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
 from prepare.files import read_written
@@ -33,8 +32,8 @@ def init(context: typer.Context) -> None:
             file.write(source)
     except FileExistsError:
         raise UsageError(f"{script} is there already and stays as it is: choose another name with --script") from None
-    with suppress(FileExistsError), script.with_name(NAME).open("x", encoding="utf-8") as file:
-        file.write(render_template(NAME, script=script.name))
+    if not (path := script.with_name(NAME)).exists():
+        path.write_text((Path(__file__).parent / "templates" / NAME).read_text().replace("train.py", script.name))
     known = read_written(ignore, "replace") if ignore.exists() else ""
     missing = [at for at in ("data/", "sessions/") if at not in known.split()]
     with ignore.open("a", encoding="utf-8") as file:

@@ -34,7 +34,7 @@ COMMANDS = {
     "serve": (".serve", "Show and steer the sessions in a browser.", "sessions script musings"),
 }
 """The module of each command, the first line of its help, and the places that it uses."""
-HELP = Path(__file__).parent.with_name("views") / "templates/help.txt"
+HELP = (Path(__file__).parent / "templates/help.txt").read_text("utf-8").replace("\\b", "\b")
 
 
 class LazyGroup(TyperGroup):
@@ -93,7 +93,7 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True, help=HELP.read_text("utf-8").replace(r"\b", "\b"))
+@app.callback(invoke_without_command=True, help=HELP)
 def start(
     context: typer.Context,
     hours: opt.Hours = 8.0,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from os.path import relpath
@@ -120,8 +120,7 @@ class Paths:
             for name, at in known.items():
                 if isinstance(at, str) and name != "cluster":
                     known[name] = Path(at if at.startswith("/") else relpath(str(folder / at)))
-            given = [name for name in known if context and is_given(context, name)]
-            return replace(self, **{name: at for name, at in known.items() if name not in given})
+            return replace(self, **{name: at for name, at in known.items() if not is_given(context, name)})
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
 
@@ -131,9 +130,9 @@ def choose_place(context: Any, param: Any, value: Any) -> None:
     context.obj = replace(context.obj or Paths(), **{param.name: value})
 
 
-def is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context | None, name: str) -> bool:
     """Tell whether the command states the option itself: it is not from the environment, and no default."""
-    source = context.get_parameter_source(name)
+    source = context and context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
@@ -165,11 +164,9 @@ def open_session(
     return session
 
 
-@contextmanager
-def read_session(paths: Paths, name: str, *, salvage: bool = False) -> Generator["Session"]:
+def read_session(paths: Paths, name: str, *, salvage: bool = False) -> AbstractContextManager["Session"]:
     """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
-    with read_file(paths.find_session(name), salvage=salvage) as session:
-        yield session
+    return read_file(paths.find_session(name), salvage=salvage)
 
 
 @contextmanager

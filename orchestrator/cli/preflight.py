@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import version
-from os.path import getmtime, normpath
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
@@ -228,19 +227,19 @@ class Preflight:
     def ask_to_fit(self, confirm: Callable[[str], bool]) -> None:
         """Where the user's constants are not the profile's, which was shown, let the user choose, once for a script."""
         if self.paths.fit is None and not self.isolated and not self.profile:
-            found = sorted(self.paths.sessions.glob(f"[!.]*/{PLACES}"), key=getmtime, reverse=True)
+            found = sorted(self.paths.sessions.glob(f"[!.]*/{PLACES}"), key=lambda path: path.stat().st_mtime)
             told = [at for at in map(self.paths.recall, (path.parent for path in found)) if at.fit is not None]
-            same = [at for at in told if at.script.resolve() == self.paths.script.resolve()]
-            words = f"Train with those of profile {self.manifest.profile}?"
-            self.paths = replace(self.paths, fit=same[0].fit if same else confirm(words))
-            if same:
-                print(f"{words} {'Yes' if self.paths.fit else 'No'}, as before (--fit, --no-fit)", file=sys.stderr)
+            fit = {at.script.resolve(): at.fit for at in told}.get(self.paths.script.resolve())
+            question = f"Train with those of profile {self.manifest.profile}?"
+            if fit is not None:
+                print(f"{question} {'Yes' if fit else 'No'}, as before (--fit, --no-fit)", file=sys.stderr)
+            self.paths = replace(self.paths, fit=confirm(question) if fit is None else fit)
 
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
         if (prompts := _attempt("prompts", lambda: ", ".join(self.prompts))).state == "bad":
             yield prompts
-        yield _attempt("python", _describe_python)
+        yield _attempt("python", lambda: f"{python_version()}, torch {version('torch')}")
         yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
         if lacks := explain_unsearchable(self.search):
@@ -288,8 +287,6 @@ class Preflight:
 
     def _describe_repository(self) -> str:
         script, source, commit = self.repo.script, self.source, self.parent or self.repo.get_head()
-        if far := [name for name in self.task.data if normpath(self.repo.prefix / name).startswith("../")]:
-            raise UsageError(f"data: {far[0]} is outside the repository: give its whole path, also in the script")
         files = {name or script.name: text for name, text in split_files(source).items()}
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
@@ -307,16 +304,13 @@ class Preflight:
         return self.tree.select(self.source) if isinstance(self.tree, ScriptTree) else {}
 
     def _check_tree(self) -> Iterator[CheckResult]:
-        """Check what lies here and in no run, since it is not committed, or not in git itself, and is no data."""
+        """Check what lies here and in no run: what is not committed, and is no data."""
         seen = {str(self.repo.prefix / name) for name in self._seen}
-        shown = tuple(f"{normpath(self.repo.prefix / name)}/" for name in self.task.data)
-        for words, names in (
-            ("uncommitted changes of {} take no part: a run sees what is committed", self.repo.list_changed()),
-            ("no run sees what is in a submodule or in Git LFS ({}): name its folder in data", self.repo.list_absent()),
-        ):
-            lacking = sorted(name for name in names if self.task.is_reported or name in seen)
-            if lacking := [name for name in lacking if not f"{name}/".startswith(shown)]:
-                yield CheckResult("git", "warn", words.format(shorten(", ".join(lacking), 200)))
+        shown = tuple(f"{self.repo.prefix / name}/" for name in self.task.data)
+        unseen = [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
+        if unseen := sorted(name for name in unseen if not f"{name}/".startswith(shown)):
+            words = "take no part: a run sees what is committed"
+            yield CheckResult("git", "warn", f"uncommitted changes of {shorten(', '.join(unseen), 200)} {words}")
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
             yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
@@ -446,10 +440,6 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
         return CheckResult(subject, "good", describe())
     except (UserError, PromptError) as error:
         return CheckResult(subject, "bad", str(error))
-
-
-def _describe_python() -> str:
-    return f"{python_version()}, torch {version('torch')}"
 
 
 def _check_disk(paths: Paths) -> CheckResult:

@@ -1,7 +1,6 @@
 """Read nightshift.toml, and find out how a script's runs are scored: examined, or reported by the script itself."""
 
 import ast
-import re
 import shlex
 import tomllib
 from itertools import chain
@@ -17,7 +16,6 @@ from prepare.tree import NOT_PYTHON
 from subagents.files import list_imports
 
 NAME, KEYS = "nightshift.toml", Task.model_fields.keys() - {"form", "program", "is_repeated"}
-_SHELL = re.compile(r"[|;#\n]|(?<!>)&")
 CACHE, PROGRAM_CHARACTERS = "~/.cache/autoresearch", 12_000
 """Where autoresearch's prepare.py puts its data; what is read of program.md."""
 
@@ -58,9 +56,6 @@ def _read_task(path: Path) -> Task:
         words = f"{fault['input']!r} cannot be one" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
         words = words.partition(" or instance")[0].replace("tuple", "list").replace("dictionary", "table")
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {words}")) from error
-    if "argument" in given.seed and _SHELL.search(given.command):
-        words = f"{given.seed['argument']} goes to the end of the command, which is more than one program"
-        raise UsageError(f"{path}: {words}: write it there yourself, with $NIGHTSHIFT_SEED, and leave out seed")
     if 0 < given.timeout < given.budget:
         raise UsageError(f"{path}: timeout {given.timeout:g} would end every run before its budget of {given.budget:g}")
     return given

@@ -95,9 +95,8 @@ def write_kept_message(decided: Decided) -> str:
     assert isinstance(kept, ev.Kept)
     metric, noun = decided.task.metric, decided.task.noun
     scores = ", ".join(metric.format_exact(metric.sign * score.val_bpb) for score in decided.scores)
-    mean, gain = metric.format_exact(metric.sign * kept.mean), metric.format_exact(abs(kept.gain))
-    better = f"{'+-'[kept.gain < 0]}{gain} better"
-    result = f"Result: {kept.reason}. {metric.name} {mean}, {better}, over {noun}s: {scores}."
+    mean, gain = metric.format_exact(metric.sign * kept.mean), metric.format_exact(kept.gain)
+    result = f"Result: {kept.reason}. {metric.name} {mean}, {gain} better, over {noun}s: {scores}."
     trailers = [
         f"Experiment: {decided.experiment}",
         f"{metric.name.capitalize().replace('_', '-')}: {mean}",

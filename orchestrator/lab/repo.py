@@ -87,17 +87,15 @@ class Repo:
         for ref in self._git("for-each-ref", "--format=%(refname)", "refs/nightshift").splitlines():
             if f"{ref}/".startswith(f"{own}/") or own.startswith(f"{ref}/"):
                 listed = self.write_command("for-each-ref", "--format=delete %(refname)", min(ref, own, key=len))
-                remedy = (
-                    f"choose another name, or delete them (`{listed} | {self.write_command('update-ref', '--stdin')}`)"
-                )
-                raise RepoError(f"git still has commits of an earlier session called {self.session}: {remedy}")
+                remedy = f"`{listed} | {self.write_command('update-ref', '--stdin')}`"
+                ask = f"choose another name, or delete them ({remedy})"
+                raise RepoError(f"git still has commits of an earlier session called {self.session}: {ask}")
         if not os.access(self.common / "objects", os.W_OK):
             raise RepoError(f"{self.common} cannot be written")
 
     def get_head(self) -> str:
         """Return the commit at HEAD, detached or not. Raises RepoError if there is none."""
-        commit = self._resolve("HEAD")
-        if commit is None:
+        if not (commit := self._resolve("HEAD")):
             raise RepoError(f"{self.folder} has no commit yet: commit {self.script.name} first")
         return commit
 
@@ -148,8 +146,8 @@ class Repo:
         folder.mkdir(parents=True, exist_ok=True)
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
-        data = [os.path.normpath(self.prefix / name) for name in self.task.data if name[0] not in "~/"]
-        if inside := [f":(top,literal){name}" for name in data if name != "." and not name.startswith("../")]:
+        data = (os.path.normpath(self.prefix / name) for name in self.task.data)
+        if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
         self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
         for name in before.keys() - files.keys():
@@ -172,13 +170,6 @@ class Repo:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
         changed = self._git("diff", "--name-only", "-z", "HEAD").split("\0")
         return [name for name in changed if name and not self.task.is_editable(os.path.relpath(name, self.prefix))]
-
-    def list_absent(self) -> list[str]:
-        """Return what git tracks but does not hold, from the top of the repository: submodules, files of Git LFS."""
-        tracked = self._git("ls-files", "-sz", "--full-name", ":/").split("\0")
-        fetched = self._git("config", "filter.lfs.smudge", absent=1)  # as git lays it out
-        large = "" if fetched else self._git("ls-files", "-z", "--full-name", ":(top,attr:filter=lfs)")
-        return [*(row.split("\t")[1] for row in tracked if row.startswith("160000")), *filter(None, large.split("\0"))]
 
     def write_command(self, *words: str) -> str:
         """Return a git command for this repository, to be pasted into a shell."""

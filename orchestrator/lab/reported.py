@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -56,16 +57,22 @@ class TaskFolder:
     def lay_out(self, work: Path, source: str) -> dict[Path, str]:
         """Fill the folder of a run; return the digests of what it may not change. Raises RepoError, OSError."""
         self.repo.extract(self.commit, work, source)
+        here = work / self.repo.prefix
         for name in self.task.data:
-            path = work / name[2:] if name.startswith("~/") else work / self.repo.prefix / name
-            _show(path, self._find_data(name), work.resolve())
-        return {path: compute_sha256(path) for path in self._list_files(work, protected=True)}
+            link = work / name[2:] if name.startswith("~/") else here / name
+            if not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(self._find_data(name))
+        files, patterns = [at for at in work.rglob("*") if at.is_file() and not at.is_symlink()], self.task.protected
+        names = {path: name for path in files if not self.task.is_editable(name := os.path.relpath(path, here))}
+        return {at: compute_sha256(at) for at, name in names.items() if any(fnmatch(name, p) for p in patterns or "*")}
 
-    def build_command(self, work: Path, slot: Slot, seed: int) -> Command:
-        """Return what runs the checks and the command in a folder that was laid out."""
+    def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
+        """Return what runs the checks and the command in a folder that was laid out, without a change of these files."""
         task, env, python = self.task, slot.make_env(work), Path(sys.executable)
-        shown = [self._find_data(name) for name in task.data]
-        if venv := next((at / ".venv" for at in self._homes if (at / ".venv/bin/python").exists()), None):
+        shown, folder = [self._find_data(name) for name in task.data], self.repo.folder
+        homes = [folder, *folder.parents][: len(self.repo.prefix.parts) + 1]
+        if venv := next((home / ".venv" for home in homes if (home / ".venv/bin/python").exists()), None):
             python = venv / "bin/python"
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
             shown += [venv, python.resolve().parent.parent]
@@ -75,49 +82,21 @@ class TaskFolder:
         env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
         given = f" {task.seed['argument']} {seed}" if "argument" in task.seed else ""
         checks = [f"({run}\n) || {{ echo error: check {i} failed; exit 1; }}" for i, run in enumerate(task.checks, 1)]
-        path = [f"export PYTHONPATH={shlex.quote(found)}"] if (found := self._find_installed(python, work)) else []
-        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", *path, *checks, task.command + given]
-        words, free = ("/bin/sh", "-c", "\n".join(script)), frozenset(self._list_files(work, protected=False))
-        return Command(
-            words, env, work, (), slot.nodes, slot.cpus, tuple(shown), hidden=frozenset[Path](), writable=free
-        )
-
-    @property
-    def _homes(self) -> list[Path]:
-        """The script's folder and those around it, up to the top of the repository."""
-        return [self.repo.folder, *self.repo.folder.parents][: len(self.repo.prefix.parts) + 1]
-
-    def _find_installed(self, python: Path, work: Path) -> str:
-        """Return where a run has the folders of the repository that were installed editable, as a path for imports."""
-        pointers = python.parent.parent.glob("lib/python*/site-packages/*.pth")
-        lines = (line for pointer in pointers for line in pointer.read_text(errors="replace").splitlines())
-        found = [Path(line).resolve() for line in lines if line.startswith("/")]
-        top = self._homes[-1]
-        return os.pathsep.join(str(work / path.relative_to(top)) for path in found if path.is_relative_to(top))
+        path = f"export PYTHONPATH={shlex.quote(_find_installed(python, homes[-1], work))}"
+        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", path, *checks, task.command + given]
+        words = ("/bin/sh", "-c", "\n".join(script))
+        return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
 
     def _find_data(self, name: str) -> Path:
         return (self.repo.folder / Path(name).expanduser()).resolve()
 
-    def _list_files(self, work: Path, *, protected: bool) -> list[Path]:
-        """Return the files that were laid out and may not be changed, or the others."""
-        files = [path for path in work.rglob("*") if path.is_file() and not path.is_symlink()]
-        return [at for at in files if self._is_protected(os.path.relpath(at, work / self.repo.prefix)) == protected]
 
-    def _is_protected(self, name: str) -> bool:
-        patterns = self.task.protected or ("*",)
-        return not self.task.is_editable(name) and any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _show(path: Path, source: Path, work: Path) -> None:
-    """Show a folder of data in that of a run; where this has files of the candidate, beside these."""
-    if not path.parent.resolve().is_relative_to(work):
-        return  # it is found there anyhow
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(source)
-    elif source.is_dir() and not path.is_symlink():
-        for entry in source.iterdir():
-            _show(path / entry.name, entry, work)
+def _find_installed(python: Path, top: Path, work: Path) -> str:
+    """Return where a run has the folders of the repository that were installed editable, as a path for imports."""
+    pointers = python.parent.parent.glob("lib/python*/site-packages/*.pth")
+    lines = [line for pointer in pointers for line in pointer.read_text(errors="replace").splitlines()]
+    found = [Path(line).resolve() for line in lines if line.startswith("/")]
+    return os.pathsep.join(str(work / path.relative_to(top)) for path in found if path.is_relative_to(top))
 
 
 class ReportedRunner(BaseRunner[TaskFolder]):
@@ -128,7 +107,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
         monitor = self._watch(run)
         monitor.transcript.reader, monitor.training_began = reader, monitor.launched
-        command = self.scorer.build_command(run.work, run.slot, run.granted.seed)
+        command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
         await self._train(run, command, partial(asyncio.sleep, 0))
         run.check_ending(task.budget)
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]

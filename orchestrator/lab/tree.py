@@ -71,7 +71,6 @@ def list_imported(files: Mapping[str, str]) -> set[str]:
 def _list_names(path: str, text: str) -> Iterator[str]:
     """Yield the dotted names that a file may import, but for ours."""
     for node in ast.walk(parse_files(text)):
-        names = list[str]()
         match node:
             case ast.Import(aliases):
                 names = [alias.name for alias in aliases]
@@ -81,7 +80,7 @@ def _list_names(path: str, text: str) -> Iterator[str]:
             case ast.Call(function, [ast.Constant(str(name)), *_]) if "import" in get_name(function):
                 names = [name]  # import_module, __import__
             case _:
-                pass
+                continue
         yield from (name for name in names if name.partition(".")[0] != TRUSTED.name)
 
 

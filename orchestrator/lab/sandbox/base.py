@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -69,8 +69,8 @@ class Command:
     """What it is for, and so what it may see and do."""
     hidden: frozenset[Path] = field(default_factory=list_hidden)
     """Folders within the readable ones that it may not read."""
-    writable: frozenset[Path] = frozenset()
-    """Files in its folder that it may change; the others that are there may be protected."""
+    protected: Collection[Path] | None = None
+    """Files in its folder that it may not change; None for all that are there before it starts."""
 
     @property
     def calls(self) -> seccomp.Grants:
