@@ -68,7 +68,7 @@ class TaskFolder:
         return {at: compute_sha256(at) for at, name in names.items() if any(fnmatch(name, p) for p in patterns or "*")}
 
     def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
-        """Return what runs the checks and the command in a folder that was laid out, without a change of these files."""
+        """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
         task, env, python = self.task, slot.make_env(work), Path(sys.executable)
         shown, folder = [self._find_data(name) for name in task.data], self.repo.folder
         homes = [folder, *folder.parents][: len(self.repo.prefix.parts) + 1]
