@@ -9,7 +9,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -125,7 +125,8 @@ def list_searchable(source: str) -> dict[str, Constant]:
     """Return the constants with a declared space, or if none does, with guessed ones; not those of an evaluation."""
     found = _find_constants(source)
     declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
-    guessed = {n: space for n, at in found.items() if not _JUDGES.search(n) and (space := _guess_space(at))}
+    unjudged = {name: at for name, at in found.items() if not _JUDGES.search(name)}
+    guessed = {n: space for n, at in unjudged.items() if (space := _guess_space(at.name.upper(), at.value, at.options))}
     return {name: Constant(name, found[name].value, space) for name, space in (declared or guessed).items()}
 
 
@@ -352,13 +353,11 @@ def _make_choices(options: Iterable[Value]) -> Choices:
     return Choices(tuple(sorted(cast("tuple[float, ...]", choices.options)))) if choices.ordered else choices
 
 
-def _guess_space(at: _Assignment) -> Space | None:
+def _guess_space(name: str, value: Value, options: Sequence[Value] = ()) -> Space | None:
     """Return the space of a constant that declares none, by its kind: its type, its name, and the size of its value."""
-    return _make_choices(at.options) if at.options else _guess_by_kind(at.name.upper(), at.value)
-
-
-def _guess_by_kind(name: str, value: Value) -> Space | None:
     match value:
+        case _ if options:
+            return _make_choices(options)
         case bool():
             return Choices((False, True))
         case int() if value >= 16 and value & (value - 1) == 0:
@@ -387,7 +386,7 @@ def _guess_by_kind(name: str, value: Value) -> Space | None:
 
 def _list_near(name: str, value: float) -> list[Any]:
     """Return the nearest other values of an element of a tuple."""
-    space = _guess_by_kind(name, value)
+    space = _guess_space(name, value)
     if isinstance(space, Numbers):
         return [space.from_unit(space.to_unit(value) + step) for step in (-0.25, 0.25)]
     return [option for option in space.options if option != value] if space else []

@@ -96,7 +96,6 @@ class _SeedEraser(ast.NodeTransformer):
 
 def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
     """Yield the values that a node itself gives to variables, keys, arguments and options, each after its name."""
-    names, values = list[ast.AST | None](), list[ast.expr | None]()
     match node:
         case ast.Assign([ast.Tuple(targets)], ast.Tuple(elements)) if len(targets) == len(elements):
             names, values = [*targets], [*elements]
@@ -116,7 +115,7 @@ def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
             values = [*others, *(keyword.value for keyword in keywords if keyword.arg == "default")]
             names = [name] * len(values)
         case _:
-            pass
+            return
     yield from ((name, value) for name, value in zip(names, values, strict=True) if value)
 
 

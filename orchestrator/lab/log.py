@@ -21,8 +21,8 @@ MAX_NUMBERS = 64
 """Numbers kept of a run."""
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
-_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;]{1,40})")
-_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
+_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;%]{1,40})")
+_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+([^\s%]{1,40})%?")
 _GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # 1,234.5, but not 0,93
 
 
@@ -63,9 +63,8 @@ class NumberReader:
         if self.pattern and (match := self.pattern.search(row)):
             pair = self.metric.name, match[min(1, self.pattern.groups)] or ""
         if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
-            number = pair[1].rstrip("%,")
             with suppress(ValueError):
-                self.numbers[pair[0]] = float(number.replace(",", "") if _GROUPED.fullmatch(number) else number)
+                self.numbers[pair[0]] = float(pair[1].replace(",", "") if _GROUPED.fullmatch(pair[1]) else pair[1])
 
 
 class Transcript:
@@ -115,7 +114,6 @@ class Transcript:
 
 
 def _parse_number(text: str) -> float:
-    try:
+    with suppress(ValueError):
         return float(text)
-    except ValueError:
-        return nan
+    return nan
