@@ -105,6 +105,7 @@ def test_what_lies_in_no_run_is_named(tmp_path):
     place = ground(tmp_path / "place", files | {"code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"})
     (place / "ä.txt").write_text("changed")
     (place / "code/blobs/a.bin").write_text("changed, but shown as data")
+    (place / "code/nightshift.toml").write_text("budget = 3\ndata = ['blobs']\n")  # which this start reads
     night = Preflight(Paths(script=place / "code/train.py", unsafe=True), "night", "optuna")
     said = [found.message for found in night.check() if found.subject == "git" and found.state != "good"]
     assert said == ["uncommitted changes of ä.txt take no part: a run sees what is committed"]

@@ -304,9 +304,9 @@ class Preflight:
         return self.tree.select(self.source) if isinstance(self.tree, ScriptTree) else {}
 
     def _check_tree(self) -> Iterator[CheckResult]:
-        """Check what lies here and in no run: what is not committed, and is no data."""
+        """Check what lies here and in no run: edits, except those of data and of what the start itself reads."""
         seen = {str(self.repo.prefix / name) for name in self._seen}
-        shown = tuple(f"{self.repo.prefix / name}/" for name in self.task.data)
+        shown = tuple(f"{self.repo.prefix / at}/" for at in (*self.task.data, "nightshift.toml", "program.md"))
         unseen = [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
         if unseen := sorted(name for name in unseen if not f"{name}/".startswith(shown)):
             words = "take no part: a run sees what is committed"
