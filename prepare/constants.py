@@ -238,10 +238,7 @@ def _find_constants(source: str) -> dict[str, _Assignment]:
 
 
 def _list_constants(text: str) -> list[_Assignment]:
-    """Return the top-level constants of a file: names that are assigned exactly once, alone, and a plain literal.
-
-    Also the options of argparse with such a default.
-    """
+    """Return a file's constants: top-level names assigned once, alone, a plain literal; also argparse's options."""
     found = _list_assignments(text)
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
     single = [at for at in found if names[at.name] == starts[at.start] == 1 and at.is_top and at.is_final]
@@ -279,15 +276,16 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
     for name, value, is_top in pairs:
         yield place(name, value, is_top)
     for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument":
-            given = {keyword.arg: keyword.value for keyword in call.keywords}
-            flags = (str(flag.value) for flag in call.args if isinstance(flag, ast.Constant))
-            name = next((flag for flag in flags if flag[:2] == "--"), "")
-            options = map(_evaluate, getattr(given.get("choices"), "elts", ()))
-            if name and (default := given.get("default")):
-                at, kept = place(name, default, True), tuple(option for option in options if option is not None)
-                real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
-                yield at._replace(value=float(at.value) if real else at.value, options=kept)
+        if not isinstance(call, ast.Call) or getattr(call.func, "attr", "") != "add_argument":
+            continue
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        names = [flag.value for flag in call.args if isinstance(flag, ast.Constant) and f"{flag.value}"[:2] == "--"]
+        if names and (default := given.get("default")):
+            at = place(str(names[0]), default, True)
+            real = getattr(given.get("type"), "id", "") == "float" and isinstance(at.value, int)
+            options = tuple(map(_evaluate, getattr(given.get("choices"), "elts", ())))
+            known = tuple(option for option in options if option is not None)
+            yield at._replace(value=float(at.value) if real else at.value, options=known)
 
 
 def _walk_scope(node: ast.AST) -> Iterator[ast.AST]:

@@ -31,13 +31,13 @@ class Metric(BaseModel):
     def is_bpb(self) -> bool:
         return self.name == "val_bpb"
 
-    def format_score(self, score: float) -> str:
-        """Return a score as the user's value."""
-        return self.format_size(self.sign * score + 0.0)
-
     def format_exact(self, number: float) -> str:
         """Return a number on the metric's scale in six decimals, or in seven digits where those say too little."""
         return f"{number + 0.0:.6f}" if self.is_bpb or not 0 < abs(number) < 0.1 else f"{number:.7g}"
+
+    def format_score(self, score: float) -> str:
+        """Return a score as the user's value."""
+        return self.format_size(self.sign * score)
 
     def format_change(self, change: float) -> str:
         """Return a change of the score as one of the user's value, with its sign and a true minus sign."""

@@ -87,17 +87,17 @@ class Repo:
         for ref in self._git("for-each-ref", "--format=%(refname)", "refs/nightshift").splitlines():
             if f"{ref}/".startswith(f"{own}/") or own.startswith(f"{ref}/"):
                 listed = self.write_command("for-each-ref", "--format=delete %(refname)", min(ref, own, key=len))
-                remedy = f"`{listed} | {self.write_command('update-ref', '--stdin')}`"
-                ask = f"choose another name, or delete them ({remedy})"
-                raise RepoError(f"git still has commits of an earlier session called {self.session}: {ask}")
+                deletes = self.write_command("update-ref", "--stdin")
+                remedy = f"choose another name, or delete them (`{listed} | {deletes}`)"
+                raise RepoError(f"git still has commits of an earlier session called {self.session}: {remedy}")
         if not os.access(self.common / "objects", os.W_OK):
             raise RepoError(f"{self.common} cannot be written")
 
     def get_head(self) -> str:
         """Return the commit at HEAD, detached or not. Raises RepoError if there is none."""
-        if not (commit := self._resolve("HEAD")):
-            raise RepoError(f"{self.folder} has no commit yet: commit {self.script.name} first")
-        return commit
+        if commit := self._resolve("HEAD"):
+            return commit
+        raise RepoError(f"{self.folder} has no commit yet: commit {self.script.name} first")
 
     def read_baseline(self) -> str:
         """Return the script in the user's commit. Raises RepoError, also where a file has edits beyond it."""
@@ -137,16 +137,13 @@ class Repo:
         return join_files(files) if self.task.has_tree else files[self.task.editable[0]]
 
     def extract(self, commit: str, folder: Path, source: str) -> None:
-        """Write what git tracks at a commit, but no folder of data, into a folder, with the files of a candidate.
-
-        Raises RepoError, OSError.
-        """
+        """Write what git tracks at a commit into a folder, with the files of a candidate. Raises RepoError, OSError."""
         before = self._read_files(commit)
         files, here = self._split(source, before), folder / self.prefix
         folder.mkdir(parents=True, exist_ok=True)
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
-        data = (os.path.normpath(self.prefix / name) for name in self.task.data)
+        data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
         self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)

@@ -29,7 +29,7 @@ def format_time(at: float) -> str:
 
 
 def _round(number: float | None) -> float | None:
-    return None if number is None else float(f"{number:.6g}") if abs(number) < 1e-3 else round(number, 6)
+    return None if number is None else round(number, 6)
 
 
 def _clip(text: str, limit: int) -> Markup:
