@@ -9,11 +9,11 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import accumulate
 from math import exp, log
 from typing import Any, NamedTuple, cast
 
@@ -26,6 +26,7 @@ _SPACE = rf"(?P<low>{_BOUND}?)\.\.(?P<high>{_BOUND})(?P<log>\s+log)?|one of\s+(?
 _COMMENT = re.compile(rf"(?P<gap>[\s),]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE})(?=\s+[–—-]\s|\s*$))?", re.IGNORECASE)
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
 _MEMORY = re.compile(r"DECAY|BETA|MOMENTUM")  # close to 1, their distance from 1 is what counts
+_JUDGES = re.compile(r"(?i)(^|[-_:])(eval(uation)?|val(id(ation)?)?|test|dev|hold_?out|splits?|folds?)($|[-_])")
 MAX_BASE, MAX_POWER = 1 << 16, 63  # larger powers are no plausible setting, and could take long to compute
 GUESS = 4.0  # a range that is not declared goes from the value divided by this to the value times this
 
@@ -115,15 +116,17 @@ class _Assignment(NamedTuple):
     text: str  # the expression
     comment: re.Match[str] | None  # on the same line, with the gap before it
     is_top: bool  # not inside another statement, such as an `if`
+    is_final: bool  # nothing but such assignments gives the name a value: no loop, no +=, no `global`
     options: tuple[Value, ...] = ()  # that argparse accepts
     path: str = ""  # of the file, where there are several
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
-    """Return the constants with a declared space, or if none declares one, with guessed ones."""
+    """Return the constants with a declared space, or if none does, with guessed ones; not those of an evaluation."""
     found = _find_constants(source)
     declared = {name: space for name, at in found.items() if (space := _parse_space(at.comment, at.value))}
-    guessed = {name: space for name, at in found.items() if (space := _guess_space(at))}
+    unjudged = {name: at for name, at in found.items() if not _JUDGES.search(name)}
+    guessed = {n: space for n, at in unjudged.items() if (space := _guess_space(at.name.upper(), at.value, at.options))}
     return {name: Constant(name, found[name].value, space) for name, space in (declared or guessed).items()}
 
 
@@ -156,12 +159,12 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     """Return the script with the values of `settings`, and with their spaces where the script declares one.
 
-    Later assignments to the same name, and those inside an `if`, get the value, too. The comments' words stay, in their
-    column where possible.
+    Later assignments to the same name, and those inside an `if`, get the value, too; none does where the script goes on
+    to change it (+=, a loop). The comments' words stay, in their column where possible.
     """
 
     def list_edits(_: str, text: str) -> list[_Edit]:
-        places = [place for place in _list_assignments(text) if place.name in settings]
+        places = [place for place in _list_assignments(text) if place.name in settings and place.is_final]
         shared = Counter(place.start for place in places)
         found = [place for place in places if shared[place.start] == 1]  # A = B = 8 cannot have two values
         return [_rewrite(place, settings[place.name]) for place in found]
@@ -238,7 +241,7 @@ def _list_constants(text: str) -> list[_Assignment]:
     """Return a file's constants: top-level names assigned once, alone, a plain literal; also argparse's options."""
     found = _list_assignments(text)
     names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
-    single = [place for place in found if names[place.name] == starts[place.start] == 1 and place.is_top]
+    single = [at for at in found if names[at.name] == starts[at.start] == 1 and at.is_top and at.is_final]
     return [at for at in single if (at.name.isupper() or at.name[:2] == "--") and at.value is not None]
 
 
@@ -263,11 +266,15 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
     def place(name: str, value: ast.expr, is_top: bool) -> _Assignment:
         start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
         comment = _COMMENT.match(re.split(r"[\r\n]", source[end:], maxsplit=1)[0])
-        return _Assignment(name, _evaluate(value), start, source[start:end], comment, is_top)
+        return _Assignment(name, _evaluate(value), start, source[start:end], comment, is_top, bound[name] == 0)
 
-    for node in _walk_statements(tree):
-        for name, value in _list_pairs(node):
-            yield place(name, value, node in tree.body)
+    nodes = [*_walk_scope(tree)]
+    pairs = [(*pair, node in tree.body) for node in nodes for pair in _list_pairs(node)]
+    bound = Counter(at.id for at in nodes if isinstance(at, ast.Name) and not isinstance(at.ctx, ast.Load))
+    bound.update(name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names)
+    bound.subtract(name for name, *_ in pairs)
+    for name, value, is_top in pairs:
+        yield place(name, value, is_top)
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call) or getattr(call.func, "attr", "") != "add_argument":
             continue
@@ -281,24 +288,22 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
             yield at._replace(value=float(at.value) if real else at.value, options=known)
 
 
-def _walk_statements(node: ast.AST) -> Iterator[ast.stmt]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.stmt):
-            yield child
-        if not isinstance(child, ast.expr | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield from _walk_statements(child)
+def _walk_scope(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes below one, without what functions and classes have inside."""
+    left = [*ast.iter_child_nodes(node)][::-1]
+    while left:
+        yield (node := left.pop())
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            left += [*ast.iter_child_nodes(node)][::-1]
 
 
-def _list_pairs(node: ast.stmt) -> list[tuple[str, ast.expr]]:
-    """Return the names that a statement assigns to, with their expressions; "" for any other target."""
+def _list_pairs(node: ast.AST) -> list[tuple[str, ast.expr]]:
+    """Return the names that a statement assigns to, with their expressions."""
     match node:
-        case ast.Assign([ast.Tuple(names) | ast.List(names)], ast.Tuple(values) | ast.List(values)):
-            if len(names) != len(values):
-                return [("", node.value)]
-            pairs = [_list_pairs(ast.Assign([name], value)) for name, value in zip(names, values, strict=True)]
-            return [*chain.from_iterable(pairs)]
+        case ast.Assign([ast.Tuple(a) | ast.List(a)], ast.Tuple(b) | ast.List(b)) if len(a) == len(b):
+            return [pair for name, value in zip(a, b, strict=True) for pair in _list_pairs(ast.Assign([name], value))]
         case ast.Assign(targets, value):
-            return [(getattr(target, "id", ""), value) for target in targets]
+            return [(target.id, value) for target in targets if isinstance(target, ast.Name)]
         case ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
             return [(name, value)]
         case _:
@@ -346,13 +351,11 @@ def _make_choices(options: Iterable[Value]) -> Choices:
     return Choices(tuple(sorted(cast("tuple[float, ...]", choices.options)))) if choices.ordered else choices
 
 
-def _guess_space(at: _Assignment) -> Space | None:
+def _guess_space(name: str, value: Value, options: Sequence[Value] = ()) -> Space | None:
     """Return the space of a constant that declares none, by its kind: its type, its name, and the size of its value."""
-    return _make_choices(at.options) if at.options else _guess_by_kind(at.name.upper(), at.value)
-
-
-def _guess_by_kind(name: str, value: Value) -> Space | None:
     match value:
+        case _ if options:
+            return _make_choices(options)
         case bool():
             return Choices((False, True))
         case int() if value >= 16 and value & (value - 1) == 0:
@@ -381,7 +384,7 @@ def _guess_by_kind(name: str, value: Value) -> Space | None:
 
 def _list_near(name: str, value: float) -> list[Any]:
     """Return the nearest other values of an element of a tuple."""
-    space = _guess_by_kind(name, value)
+    space = _guess_space(name, value)
     if isinstance(space, Numbers):
         return [space.from_unit(space.to_unit(value) + step) for step in (-0.25, 0.25)]
     return [option for option in space.options if option != value] if space else []

@@ -174,6 +174,36 @@ def test_our_own_train_py_declares_its_ranges():
     assert "DEVICE_BATCH_SIZE" not in found
 
 
+REBOUND = """DEPTH = 4
+DEPTH += 4
+WIDTH = 8
+print(WIDTH := 16)
+RATE = 0.1
+for RATE in (0.2, 0.3):
+    pass
+STEPS, A = 100, 1
+def main():
+    global STEPS
+    STEPS, A = 7, 2
+ROWS = 3
+ROWS, B = load()
+LAYERS = 5
+"""
+
+
+def test_a_name_that_gets_its_value_in_another_way_is_no_constant():
+    assert read_values(REBOUND) == {"A": 1, "LAYERS": 5}
+    settings = {name: Setting(50) for name in ("DEPTH", "WIDTH", "RATE", "LAYERS")}
+    assert with_settings(REBOUND, settings) == REBOUND.replace("LAYERS = 5", "LAYERS = 50")
+
+
+def test_what_the_evaluation_is_named_after_is_not_searched_unless_a_range_is_declared():
+    script = "TEST_SIZE = 0.2\nN_FOLDS = 5\nEVAL_BATCHES = 4\nVAL_SPLIT = 0.1\nLATEST = 2\nVALUES = 3\n"
+    script += "p.add_argument('--test-size', default=0.2)\n"
+    assert [*list_searchable(script)] == ["LATEST", "VALUES"]
+    assert [*list_searchable("TEST_SIZE = 0.2  # 0.1..0.3\n")] == ["TEST_SIZE"]
+
+
 def test_text_that_is_not_python_has_no_constants():
     assert list_searchable("Answer the question, kindly.") == {}
 

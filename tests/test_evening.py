@@ -21,7 +21,7 @@ TASKS = (
     ("budget = '60'", "budget: Input should be a valid number"),
     ("timeout = 1e300", "timeout: Input should be less than or equal to 1000000"),
     ("editable = 'fit.py'", "editable: Input should be a valid list"),
-    ("editable = ['my fit.py']", "editable.0: 'my fit.py' cannot be one"),
+    ("editable = ['/fit.py']", "editable.0: '/fit.py' cannot be one"),
     ("command = ' '", "command: ' ' cannot be one"),
     ("metric = 'accuracy'", "metric: Input should be a valid table"),
     ("metric = {goal = 'maximize'}", "metric.goal: Input should be 'min' or 'max'"),

@@ -107,6 +107,11 @@ def test_a_script_of_ones_own_keeps_its_constants_and_says_so(tmp_path):
     night.ask_to_fit(lambda question: asked.append(question) or False)
     assert asked == ["Train with those of profile cpu?"]
     assert "HEAD_DIM = 32\n" in night.fit(night.source)
+    (place / "sessions/night").mkdir(parents=True)
+    night.paths.remember(place / "sessions/night")
+    night = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "second", "optuna")
+    night.ask_to_fit(lambda _: pytest.fail("it was answered for another night of this script"))
+    assert "HEAD_DIM = 32\n" in night.fit(night.source)
     ours = (ROOT / "train.py").read_text()
     (place / "train.py").write_text(ours.replace("DEPTH = 8 ", "DEPTH = 9 "))
     git(place, "commit", "-qam", "tuned")

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from zipfile import ZipFile
 
 import pytest
@@ -113,6 +114,7 @@ def test_init_replaces_nothing(run, place):
     assert again.returncode == 2
     assert "train.py is there already" in again.stderr
     assert (place / "train.py").read_text() == script
+    assert tomllib.loads((place / "nightshift.toml").read_text()) == {"editable": ["train.py"]}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from orchestrator.cli.wiring import hold_slots
 from orchestrator.lab.repo import RepoError
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError
+from tests.test_reported import ground
 from tests.workplace import git, orchestrate, save, workplace
 
 
@@ -81,6 +82,33 @@ def test_without_a_sandbox_it_is_for_the_user_to_decide(answer):
 
     assert night.paths.unsafe == answer
     assert asked == ["no sandbox works here.\nTrain without a sandbox?"] * (1 if answer else 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "command", "noun"),
+    [
+        ("import os, random\nrandom.seed(int(os.environ['NIGHTSHIFT_SEED']))\n", "", "seed"),
+        ("import sys\n", "python train.py $NIGHTSHIFT_SEED", "seed"),
+        ("import random\nrandom.seed(3)\n", "", "seed"),
+        ("import random\n", "", "repeat"),
+    ],
+)
+def test_a_seed_is_passed_where_something_reads_it(tmp_path, source, command, noun):
+    place = ground(tmp_path / "place", {"train.py": source, "nightshift.toml": f"command = '{command}'\nbudget = 2\n"})
+    night = Preflight(Paths(script=place / "train.py"), "night", "optuna")
+    assert night.task.noun == noun
+    assert ("no seed is passed" in night.task.describe()) == (noun == "repeat")
+
+
+def test_what_lies_in_no_run_is_named(tmp_path):
+    files = dict.fromkeys(["code/train.py", "ä.txt", "code/blobs/a.bin"], "")
+    place = ground(tmp_path / "place", files | {"code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"})
+    (place / "ä.txt").write_text("changed")
+    (place / "code/blobs/a.bin").write_text("changed, but shown as data")
+    (place / "code/nightshift.toml").write_text("budget = 3\ndata = ['blobs']\n")  # which this start reads
+    night = Preflight(Paths(script=place / "code/train.py", unsafe=True), "night", "optuna")
+    said = [found.message for found in night.check() if found.subject == "git" and found.state != "good"]
+    assert said == ["uncommitted changes of ä.txt take no part: a run sees what is committed"]
 
 
 def test_a_script_with_a_forgotten_neighbour_is_refused_with_what_to_do(place):

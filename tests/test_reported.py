@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -147,7 +148,7 @@ class Bench:
         self.source, self.logs = source, {}
         place = ground(folder / "place", {"train.py": source} | (files or {}))
         self.task = Task(**({"form": "reported", "command": "python train.py", "editable": ["train.py"]} | task))
-        repo = Repo(place / "train.py", "night")
+        repo = Repo(place / "train.py", "night", self.task)
         self.folder, self.scorer = folder, TaskFolder(self.task, repo, repo.get_head())
 
     def put(self, text):
@@ -231,11 +232,21 @@ async def test_a_seed_is_passed_as_the_user_says(tmp_path, seed, source):
 JUDGED = """import pathlib, evaluation
 assert pathlib.Path('corpus/words.txt').read_text() == 'hello'
 assert pathlib.Path('~/.cache/far/words.txt').expanduser().read_text() == 'hello'
+assert pathlib.Path('corpus/README').read_text() == 'the newest'
+assert pathlib.Path('corpus/net.py').read_text() == 'the newest'
+open('log.csv', 'a').write('a row')
 pathlib.Path('notes.txt').write_text('mine')
 pathlib.Path('out/notes.txt').write_text('mine')
 print('METRIC val_bpb=%s' % evaluation.judge(1.5))
 """
-FILES = {"evaluation.py": "def judge(x):\n    return x\n", "out/.gitkeep": "", "deep/er/file.txt": "x"}
+FILES = {
+    "evaluation.py": "def judge(x):\n    return x\n",
+    "out/.gitkeep": "",
+    "deep/er/file.txt": "x",
+    "corpus/README": "",
+    "corpus/net.py": "committed",
+    "log.csv": "",
+}
 
 
 async def test_a_candidate_cannot_change_its_judge(tmp_path):
@@ -258,11 +269,17 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
     except NoSandboxError as reason:
         pytest.skip(str(reason))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    bench = Bench(tmp_path, JUDGED, FILES, data=("corpus", "~/.cache/far"))
+    editable, protected = ("train.py", "*.py"), ("evaluation.py",)
+    bench = Bench(tmp_path, JUDGED, FILES, data=("corpus", "~/.cache/far"), editable=editable, protected=protected)
     for folder in (tmp_path / "place/corpus", tmp_path / "home/.cache/far"):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "words.txt").write_text("hello")
-    assert (await bench.run(sandbox)).val_bpb == 1.5
+    for name in ("README", "net.py"):
+        (tmp_path / "place/corpus" / name).write_text("the newest")
+    bench.source = bench.scorer.repo.read_source("HEAD")
+    outcome = await bench.run(sandbox)
+    assert outcome.kind == "scored", bench.logs[outcome.log]
+    assert outcome.val_bpb == 1.5
 
 
 async def test_a_script_below_the_top_runs_in_its_folder(tmp_path):
@@ -273,11 +290,33 @@ async def test_a_script_below_the_top_runs_in_its_folder(tmp_path):
     assert (await bench.run(source=source)).val_bpb == 2.5
 
 
+async def test_a_package_that_is_installed_editable_is_the_candidates(tmp_path):
+    """Its folder is found by a pointer in the environment, which lies at the top of the repository."""
+    files = {"code/train.py": "x", "src/pack.py": "WIDTH = 2.5", ".gitignore": ".venv/"}
+    bench = Bench(tmp_path, "unused", files)
+    packages = tmp_path / f"place/.venv/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    packages.mkdir(parents=True)
+    (packages / "pack.pth").write_text(f"import sys\n{tmp_path / 'place/src'}\n/nowhere\n")
+    (tmp_path / "place/.venv/bin").mkdir()
+    (tmp_path / "place/.venv/bin/python").symlink_to(sys.executable)
+    (tmp_path / "place/src/pack.py").write_text("WIDTH = 9 # not committed")
+    bench.scorer = TaskFolder(bench.task, Repo(tmp_path / "place/code/train.py", "n"), bench.scorer.commit)
+    source = "import pack; print(f'METRIC val_bpb={pack.WIDTH}')"
+    assert (await bench.run(source=source)).val_bpb == 2.5
+
+
 def test_the_last_number_of_a_name_counts():
     reader = NumberReader(Metric(name="ms", pattern=r"took (\S+) ms"))
     for row in ("ms: 1", "took 12.5 ms", "---", "ms: 3", "rows: 1,000", "took 11.5 ms", "took long ms x"):
         reader.read(row)
-    assert reader.numbers == {"ms": 11.5, "rows": 1000.0}
+    for row in (
+        "12:01 INFO METRIC top1=93.1%",
+        "100%|##| 5/5METRIC f1=5E-1; done",
+        "METRIC loss=0,93",
+        "METRIC n=1,23",
+    ):
+        reader.read(row)
+    assert reader.numbers == {"ms": 11.5, "rows": 1000.0, "top1": 93.1, "f1": 0.5}
     assert find_score(reader) == 11.5
     with pytest.raises(Fault, match="without a number"):
         find_score(NumberReader(Metric()))

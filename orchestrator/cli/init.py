@@ -1,9 +1,11 @@
-"""The command that makes a folder ready: a training script to start from, and lines of .gitignore."""
+"""The command that makes a folder ready: a training script to start from, nightshift.toml, and lines of .gitignore."""
+
+from pathlib import Path
 
 import typer
 
 from orchestrator.cli.options import Paths, UsageError
-from orchestrator.cli.task_file import has_own_prepare
+from orchestrator.cli.task_file import NAME, has_own_prepare
 from orchestrator.lab.repo import write_git
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
@@ -15,8 +17,8 @@ from prepare.profiles import apply_to_script, find_profile, from_manifest
 def init(context: typer.Context) -> None:
     """Write a train.py to start from.
 
-    Its constants fit the prepared data or, where there are none yet, this machine. Also adds data/ and sessions/ to
-    .gitignore. A file that is there is never replaced.
+    Its constants fit the prepared data or, where there are none yet, this machine. Also writes a nightshift.toml, and
+    adds data/ and sessions/ to .gitignore. A file that is there is never replaced.
     """
     paths: Paths = context.obj
     script, ignore = paths.script, paths.script.with_name(".gitignore")
@@ -30,13 +32,15 @@ def init(context: typer.Context) -> None:
             file.write(source)
     except FileExistsError:
         raise UsageError(f"{script} is there already and stays as it is: choose another name with --script") from None
+    if not (path := script.with_name(NAME)).exists():
+        path.write_text((Path(__file__).parent / "templates" / NAME).read_text().replace("train.py", script.name))
     known = read_written(ignore, "replace") if ignore.exists() else ""
     missing = [at for at in ("data/", "sessions/") if at not in known.split()]
     with ignore.open("a", encoding="utf-8") as file:
         file.write("\n" * (known[-1:] > "\n") + "".join(f"{at}\n" for at in missing))
     begin = "" if any((at / ".git").exists() for at in script.absolute().parents) else f"{write_git(script, 'init')}\n"
     print(f"{script} is a script for profile {profile.name}. To start from it:\n{begin}", end="")
-    print(write_git(script, "add", script.name, ignore.name))
+    print(write_git(script, "add", script.name, NAME, ignore.name))
     print(write_git(script, "commit", "-m", "a script to start from"))
     print("" if prepared else f"{write_command('prepare')}\n", end="")
     print(write_command("--offline", "--hours", "0.15", *(["--script", str(script)] if script != Paths.script else [])))

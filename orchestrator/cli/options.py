@@ -103,7 +103,7 @@ class Paths:
         relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
         write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
 
-    def recall(self, folder: Path, context: typer.Context) -> "Paths":
+    def recall(self, folder: Path, context: typer.Context | None = None) -> "Paths":
         """Return the places of the session in that folder, except those that the command gives. Raises UsageError."""
         if not (path := folder / PLACES).is_file():
             return self  # an older session, or a file without its folder
@@ -122,9 +122,9 @@ def choose_place(context: Any, param: Any, value: Any) -> None:
     context.obj = replace(context.obj or Paths(), **{param.name: value})
 
 
-def is_given(context: typer.Context, name: str) -> bool:
+def is_given(context: typer.Context | None, name: str) -> bool:
     """Tell whether the command states the option itself: it is not from the environment, and no default."""
-    source = context.get_parameter_source(name)
+    source = context and context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 

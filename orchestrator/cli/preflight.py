@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
 
 import typer
 
-from orchestrator.cli.options import Paths, UsageError, read_session
+from orchestrator.cli.options import PLACES, Paths, UsageError, read_session
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import Origin, SessionLimits
 from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
@@ -26,6 +26,7 @@ from orchestrator.core.source import compute_digest, diff
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import count
+from orchestrator.core.text import shorten
 from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.reported import TaskFolder
@@ -96,14 +97,14 @@ class Preflight:
 
     @cached_property
     def task(self) -> Task:
-        """How runs are scored, and given their seeds: also a script that has fixed its seed."""
+        """How runs are scored, and given their seeds: also a script that reads the variable, or has fixed its seed."""
         if self.state:
             return self.state.session.task
         task, own = find_task(self.paths.script), ""
         with suppress(RepoError):  # which is told elsewhere
             own = Repo(self.paths.script, self.name, task).read_baseline()
-        reads = task.is_reported and not task.seed and self.assign_seed(own, task) != own
-        return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads else task
+        reads = task.is_reported and (VARIABLE in own + task.command or self.assign_seed(own, task) != own)
+        return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads and not task.seed else task
 
     @cached_property
     def prompts(self) -> Mapping[str, Prompt]:
@@ -217,33 +218,33 @@ class Preflight:
                 self.paths = replace(self.paths, unsafe=True)
 
     def ask_to_fit(self, confirm: Callable[[str], bool]) -> None:
-        """Where the user's constants are not the profile's, which was shown, let the user choose."""
+        """Where the user's constants are not the profile's, which was shown, let the user choose, once for a script."""
         if self.paths.fit is None and not self.isolated and not self.profile:
-            self.paths = replace(self.paths, fit=confirm(f"Train with those of profile {self.manifest.profile}?"))
+            found = sorted(self.paths.sessions.glob(f"[!.]*/{PLACES}"), key=lambda path: path.stat().st_mtime)
+            told = [at for at in map(self.paths.recall, (path.parent for path in found)) if at.fit is not None]
+            fit = {at.script.resolve(): at.fit for at in told}.get(self.paths.script.resolve())
+            question = f"Train with those of profile {self.manifest.profile}?"
+            if fit is not None:
+                print(f"{question} {'Yes' if fit else 'No'}, as before (--fit, --no-fit)", file=sys.stderr)
+            self.paths = replace(self.paths, fit=confirm(question) if fit is None else fit)
 
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
         if (prompts := _attempt("prompts", lambda: ", ".join(self.prompts))).state == "bad":
             yield prompts
-        yield _attempt("python", _describe_python)
+        yield _attempt("python", lambda: f"{python_version()}, torch {version('torch')}")
         yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
         if lacks := explain_unsearchable(self.search):
             yield CheckResult("search", "bad", lacks)
-        yield (data := _attempt("scores", self._describe_task))
-        reported = data.state == "good" and self.task.is_reported
-        if git.state == data.state == "good" and (changed := self._list_changed()):
-            words = f"uncommitted changes of {', '.join(sorted(changed))} take no part: a run sees what is committed"
-            yield CheckResult("git", "warn", words)
-        if git.state == "good" and data.state == "good" and self.task.has_tree:
-            files = split_files(self.source)
-            if idle := [at for at in self.task.editable if not any(fnmatchcase(name, at) for name in files)]:
-                yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
-        if data.state == "good" and not reported:
+        yield (data := _attempt("scores", lambda: Task.describe(self.task)))
+        if git.state == data.state == "good":
+            yield from self._check_tree()
+        if data.state == "good" and not self.task.is_reported:
             yield (data := _attempt("data", self._describe_data))
-        if not reported and data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
-            remedy = f"there is a GPU, but the data are for the CPU: {write_command('prepare', '--data', 'elsewhere')}"
-            yield CheckResult("data", "warn", remedy)
+            if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
+                command = write_command("prepare", "--data", "elsewhere")
+                yield CheckResult("data", "warn", f"there is a GPU, but the data are for the CPU: {command}")
         if git.state == data.state == "good":
             yield from self._check_seed()
             yield from self._check_constants()
@@ -296,9 +297,17 @@ class Preflight:
         """The files of the baseline's run by path; none in reported form, where it sees all that is committed."""
         return self.tree.select(self.source) if isinstance(self.tree, ScriptTree) else {}
 
-    def _list_changed(self) -> list[str]:
+    def _check_tree(self) -> Iterator[CheckResult]:
+        """Check what lies here and in no run: edits, except those of data and of what the start itself reads."""
         seen = {str(self.repo.prefix / name) for name in self._seen}
-        return [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
+        shown = tuple(f"{self.repo.prefix / at}/" for at in (*self.task.data, "nightshift.toml", "program.md"))
+        unseen = [name for name in self.repo.list_changed() if self.task.is_reported or name in seen]
+        if unseen := sorted(name for name in unseen if not f"{name}/".startswith(shown)):
+            words = "take no part: a run sees what is committed"
+            yield CheckResult("git", "warn", f"uncommitted changes of {shorten(', '.join(unseen), 200)} {words}")
+        files = split_files(self.source) if self.task.has_tree else {}
+        if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
+            yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")
 
     def _describe_session(self) -> str:
         if self.session:
@@ -343,9 +352,6 @@ class Preflight:
         if int(wanted) > most:
             raise UsageError(f"{wanted} slots need as many {what}s, and {most} may be used here")
         return int(wanted)
-
-    def _describe_task(self) -> str:
-        return self.task.describe()
 
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state
@@ -428,13 +434,6 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
         return CheckResult(subject, "good", describe())
     except (UserError, PromptError) as error:
         return CheckResult(subject, "bad", str(error))
-
-
-def _describe_python() -> str:
-    try:
-        return f"{python_version()}, torch {version('torch')}"
-    except PackageNotFoundError as error:
-        raise UsageError("torch is not installed: pip install -e . in this folder") from error
 
 
 def _check_disk(paths: Paths) -> CheckResult:

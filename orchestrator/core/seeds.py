@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from orchestrator.core.source import SEEDERS, get_name, is_seeder, list_values
 from orchestrator.core.task import EXAMINED, Task
-from prepare.tree import NOT_PYTHON, join_files, parse_files, split_files
+from prepare.tree import join_files, parse_files, split_files
 
 VARIABLE = "NIGHTSHIFT_SEED"  # environment variable with the seed of every run
 _READS = re.compile(r'(int\()?__import__\("os"\)\.environ\.get\("\w+", ([\w"\']+)\)(?(1)\))')
@@ -44,10 +44,7 @@ def with_literal_seed(source: str) -> str:
 
 def _rewrite(text: str, used: set[str], variable: str) -> str:
     """Return one file with the seeds that are used read from a variable; unchanged if it is not Python."""
-    try:
-        seeds = _list_seeds(ast.parse(text))
-    except NOT_PYTHON:
-        return text
+    seeds = _list_seeds(parse_files(text))
     lines = [line.encode() for line in text.split("\n")]  # Python counts bytes
     found = {at for name, value in seeds if not name or name in used for at in _list_literals(value)}
     for at in sorted(found, key=lambda at: (at.lineno, at.col_offset), reverse=True):

@@ -31,6 +31,10 @@ class Metric(BaseModel):
     def is_bpb(self) -> bool:
         return self.name == "val_bpb"
 
+    def format_exact(self, number: float) -> str:
+        """Return a number on the metric's scale in six decimals, or in seven digits where those say too little."""
+        return f"{number + 0.0:.6f}" if self.is_bpb or not 0 < abs(number) < 0.1 else f"{number:.7g}"
+
     def format_score(self, score: float) -> str:
         """Return a score as the user's value."""
         return self.format_size(self.sign * score)
@@ -53,7 +57,7 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     form: Literal["examined", "reported"] = "examined"
     command: Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$|^$")] = ""
-    editable: tuple[Annotated[str, Field(pattern=r"^(\.?[\w*?][\w.*?-]*/)*\.?[\w*?][\w.*?-]*$")], ...] = ()
+    editable: tuple[Annotated[str, Field(pattern=r"^(\.?[\w*?][\w.*? -]*/)*\.?[\w*?][\w.*? -]*$")], ...] = ()
     protected: Words = ()
     metric: Metric = Metric()
     budget: float = Field(default=300.0, gt=0, le=1e6, strict=True)
@@ -80,8 +84,9 @@ class Task(BaseModel):
         return len(self.editable) > 1 or self.named != self.editable
 
     def is_editable(self, path: str) -> bool:
-        """Return whether candidates may change a file: it is named, or it fits a pattern and is not protected."""
-        fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, self.protected))
+        """Return whether candidates may change a file: it is named, or fits a pattern, and is no data nor protected."""
+        barred = (*self.protected, *(f"{folder}/*" for folder in self.data))
+        fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, barred))
         return path in self.named or (fits and not is_barred and _PATH.fullmatch(path) is not None)
 
     @property

@@ -18,8 +18,9 @@ HEAD, TAIL = 100, 500
 MAX_NUMBERS = 64
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
-_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*(\S{1,40})")
-_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+(\S{1,40})")
+_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;%]{1,40})")
+_SUMMARY = re.compile(r"([\w./-]{1,40}):\s+([^\s%]{1,40})%?")
+_GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # 1,234.5, but not 0,93
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,15 @@ class NumberReader:
         self.in_summary = False
 
     def read(self, row: str) -> None:
-        """Read a line: `METRIC name=number`, `name: number` below a line of `---`, or what the pattern finds."""
+        """Read a line: `METRIC name=number` in it, `name: number` below a line of `---`, or what the pattern finds."""
         self.in_summary = self.in_summary or row == "---"
-        found = _REPORT.fullmatch(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
+        found = _REPORT.search(row) or (_SUMMARY.fullmatch(row) if self.in_summary else None)
         pair = (found[1], found[2]) if found and not (self.pattern and found[1] == self.metric.name) else None
         if self.pattern and (match := self.pattern.search(row)):
             pair = self.metric.name, match[min(1, self.pattern.groups)] or ""
         if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
             with suppress(ValueError):
-                self.numbers[pair[0]] = float(pair[1].replace(",", ""))
+                self.numbers[pair[0]] = float(pair[1].replace(",", "") if _GROUPED.fullmatch(pair[1]) else pair[1])
 
 
 class Transcript:
@@ -107,7 +108,6 @@ class Transcript:
 
 
 def _parse_number(text: str) -> float:
-    try:
+    with suppress(ValueError):
         return float(text)
-    except ValueError:
-        return nan
+    return nan

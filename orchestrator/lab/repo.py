@@ -142,6 +142,9 @@ class Repo:
         folder.mkdir(parents=True, exist_ok=True)
         index, root = folder.with_suffix(".index"), self._git("rev-parse", "--show-toplevel")
         self._git("read-tree", commit, index=index)
+        data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
+        if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
+            self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
         self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
         for name in before.keys() - files.keys():
             (here / name).unlink()
@@ -161,8 +164,8 @@ class Repo:
 
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
-        changed = self._git("diff", "--name-only", "HEAD").splitlines()
-        return [name for name in changed if not self.task.is_editable(os.path.relpath(name, self.prefix))]
+        changed = self._git("diff", "--name-only", "-z", "HEAD").split("\0")
+        return [name for name in changed if name and not self.task.is_editable(os.path.relpath(name, self.prefix))]
 
     def write_command(self, *words: str) -> str:
         """Return a git command for this repository, to be pasted into a shell."""

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -62,14 +63,16 @@ class TaskFolder:
             if not link.exists():
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(self._find_data(name))
-        files = [path for path in work.rglob("*") if path.is_file() and not path.is_symlink()]
-        return {path: compute_sha256(path) for path in files if self._is_protected(os.path.relpath(path, here))}
+        files, patterns = [at for at in work.rglob("*") if at.is_file() and not at.is_symlink()], self.task.protected
+        names = {path: name for path in files if not self.task.is_editable(name := os.path.relpath(path, here))}
+        return {at: compute_sha256(at) for at, name in names.items() if any(fnmatch(name, p) for p in patterns or "*")}
 
-    def build_command(self, work: Path, slot: Slot, seed: int) -> Command:
-        """Return what runs the checks and the command in a folder that was laid out."""
-        task, env, venv, python = self.task, slot.make_env(work), self.repo.folder / ".venv", Path(sys.executable)
-        shown = [self._find_data(name) for name in task.data]
-        if (venv / "bin/python").exists():
+    def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
+        """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
+        task, env, python = self.task, slot.make_env(work), Path(sys.executable)
+        shown, folder = [self._find_data(name) for name in task.data], self.repo.folder
+        homes = [folder, *folder.parents][: len(self.repo.prefix.parts) + 1]
+        if venv := next((home / ".venv" for home in homes if (home / ".venv/bin/python").exists()), None):
             python = venv / "bin/python"
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
             shown += [venv, python.resolve().parent.parent]
@@ -78,18 +81,22 @@ class TaskFolder:
         env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
         env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
         given = f" {task.seed['argument']} {seed}" if "argument" in task.seed else ""
-        checks = [f"({check}) || {{ echo error: check {i} failed; exit 1; }}" for i, check in enumerate(task.checks, 1)]
-        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", *checks, task.command + given]
-        return Command(
-            ("/bin/sh", "-c", "\n".join(script)), env, work, (), slot.nodes, slot.cpus, tuple(shown), hidden=frozenset()
-        )
+        checks = [f"({run}\n) || {{ echo error: check {i} failed; exit 1; }}" for i, run in enumerate(task.checks, 1)]
+        path = f"export PYTHONPATH={shlex.quote(_find_installed(python, homes[-1], work))}"
+        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", path, *checks, task.command + given]
+        words = ("/bin/sh", "-c", "\n".join(script))
+        return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
 
     def _find_data(self, name: str) -> Path:
         return (self.repo.folder / Path(name).expanduser()).resolve()
 
-    def _is_protected(self, name: str) -> bool:
-        patterns = self.task.protected or ("*",)
-        return not self.task.is_editable(name) and any(fnmatch(name, pattern) for pattern in patterns)
+
+def _find_installed(python: Path, top: Path, work: Path) -> str:
+    """Return where a run has the folders of the repository that were installed editable, as a path for imports."""
+    pointers = python.parent.parent.glob("lib/python*/site-packages/*.pth")
+    lines = [line for pointer in pointers for line in pointer.read_text(errors="replace").splitlines()]
+    found = [Path(line).resolve() for line in lines if line.startswith("/")]
+    return os.pathsep.join(str(work / path.relative_to(top)) for path in found if path.is_relative_to(top))
 
 
 class ReportedRunner(BaseRunner[TaskFolder]):
@@ -100,7 +107,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
         monitor = self._watch(run)
         monitor.transcript.reader, monitor.training_began = reader, monitor.launched
-        command = self.scorer.build_command(run.work, run.slot, run.granted.seed)
+        command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
         await self._train(run, command, partial(asyncio.sleep, 0))
         run.check_ending(task.budget)
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -59,6 +59,8 @@ class Command:
     grants: seccomp.Grants = "task"  # what it is for, and so what it may see and do
     hidden: frozenset[Path] = field(default_factory=list_hidden)
     """Folders within the readable ones that it may not read."""
+    protected: Collection[Path] | None = None
+    """Files in its folder that it may not change; None for all that are there before it starts."""
 
     @property
     def calls(self) -> seccomp.Grants:

@@ -38,7 +38,7 @@ class Bubblewrap:
         for node in command.nodes:
             argv += ["--dev-bind-try", node, node]
         argv += ["--remount-ro", "/dev", *self.tmpfs, str(command.folder)]
-        argv += _lay(command.folder)
+        argv += _lay(command.folder, command.protected)
         argv += ["--remount-ro", "/", "--chdir", str(command.folder), "--", *command.argv]
         return replace(command, argv=tuple(argv), fds=(*command.fds, code))
 
@@ -54,15 +54,16 @@ def _mount_facts(facts: Collection[Path]) -> Iterator[str]:
     yield from ("--remount-ro", "/proc/sys")
 
 
-def _lay(folder: Path) -> Iterator[str]:
+def _lay(folder: Path, protected: Collection[Path] | None) -> Iterator[str]:
     """Yield what binds the files that were laid out read-only, in folders that can be written unless they hold many."""
     for entry in sorted(folder.iterdir()):
         if entry.is_symlink():
             yield from ("--symlink", str(entry.readlink()), str(entry))
         elif entry.is_dir() and len(list(islice(entry.rglob("*"), MANY))) < MANY:
-            yield from ("--dir", str(entry), *_lay(entry))
+            yield from ("--dir", str(entry), *_lay(entry, protected))
         else:
-            yield from ("--ro-bind", str(entry), str(entry))
+            is_free = protected is not None and entry.is_file() and entry not in protected
+            yield from ("--bind" if is_free else "--ro-bind", str(entry), str(entry))
 
 
 def _bind(place: Path, hidden: Collection[Path]) -> list[str]:
