@@ -1,7 +1,7 @@
 """Compare ways to search train.py's constants: the gain of simulated nights on surfaces fitted to real runs.
 
 Each night draws a surface that is as likely as any to be the true one (`surfaces.py`), or has the mean of them all: a
-draw is rougher than the truth, so that whoever goes far finds too much on it, and the mean is smoother. Steps are
+draw is rougher than the truth, so that a way that goes far finds too much on it, and the mean is smoother. Steps are
 chosen by the product's own code from the trials so far, and judged by its keep rule, as in `policy.py`.
 """
 

@@ -244,7 +244,7 @@ FORMS: tuple[tuple[float, tuple[str, ...]], ...] = (
     (1.0, ("pairs",)),
     (1.0, ("the rest",)),
 )
-"""Rooms and left-out GROUPS that `main` compares; the first is the form of before."""
+"""Rooms and left-out GROUPS that `main` compares; the first is the earlier form."""
 
 
 @dataclass(frozen=True)
