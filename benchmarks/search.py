@@ -1,7 +1,8 @@
 """Compare ways to search train.py's constants: the gain of simulated nights on surfaces fitted to real runs.
 
-Each night draws a surface that is as likely as any to be the true one (`surfaces.py`). Steps are chosen by the
-product's own code from the trials so far, and judged by its keep rule, as in `policy.py`.
+Each night draws a surface that is as likely as any to be the true one (`surfaces.py`), or has the mean of them all: a
+draw is rougher than the truth, so that a way that goes far finds too much on it, and the mean is smoother. Steps are
+chosen by the product's own code from the trials so far, and judged by its keep rule, as in `policy.py`.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from orchestrator.policy import pruning, thresholds
 from prepare.constants import Value
 
 LENGTHS = 20, 35
-ALL = (*surfaces.SURFACES, surfaces.NIGHTS)
 Way = Callable[[SearchState, int, str], SearchStep | None]
 
 
@@ -47,6 +47,7 @@ class SearchNight(Night):
         self.trials = [Trial("experiment 0", {}, self.values, "kept", val_bpb=self.score(self.baseline))]
 
         self.prunes, self.curves = prunes, fit_curves(surface)
+        self.watch = np.random.default_rng(seed)  # apart, so that nights are the same up to the first prune
         self.finished, self.saved, self.lost = list[tuple[float, float, float]](), 0.0, list[float]()
 
     def score(self, idea: Idea) -> float:
@@ -58,9 +59,9 @@ class SearchNight(Night):
         while self.prunes:
             idea = self.choose()
             final = self.score(idea) - self.score(self.head)
-            gaps = self.curves.slopes * final + self.curves.rest[self.dice.integers(len(self.curves.rest))]
+            gaps = self.curves.slopes * final + self.curves.rest[self.watch.integers(len(self.curves.rest))]
             share = next((s for s, gap in zip(thresholds.CHECKPOINTS, gaps, strict=True) if gap > self.limit(s)), None)
-            if share is None or self.left <= 1 or self.dice.random() < 1 / thresholds.CONTROL_RUN_EVERY:
+            if share is None or self.left <= 1 or self.watch.random() < 1 / thresholds.CONTROL_RUN_EVERY:
                 self.finished += zip(thresholds.CHECKPOINTS, gaps, [final] * 3, strict=True)
                 return idea
             self.used, self.saved = self.used + share, self.saved + 1 - share
@@ -185,30 +186,36 @@ def play_pruned(name: str, runs: int, seed: int) -> list[tuple[float, ...]]:
 
     Return for each its gain in σ, and the runs saved, prunes, prunes of what would have been better, and that in σ.
     """
-    surface, found, night = surfaces.load_surface(name), list[tuple[float, ...]](), None
-    for prunes, earlier in ((False, False), (True, False), (True, True)):
-        known = night.finished if night and earlier else ()
-        night = SearchNight(surface, WAYS["coordinate"], runs, seed + 10_000 * earlier, prunes)
-        night.measure = surface.draw(seed)
+    surface, found, past = surfaces.load_surface(name), list[tuple[float, ...]](), list[tuple[float, float, float]]()
+    measure = surface.draw(seed)
+    for number, prunes, known in ((seed + 10_000, True, ()), (seed, False, ()), (seed, True, ()), (seed, True, past)):
+        night = SearchNight(surface, WAYS["coordinate"], runs, number, prunes)
+        night.measure = measure
         night.finished.extend(known)
         posterior(night)
+        past += () if past else night.finished
         better = [effect / surface.sigma for effect in night.lost if effect > 0]
         found.append((night.gain / surface.sigma, night.saved, len(night.lost), len(better), sum(better)))
-    return found
+    return found[1:]
 
 
 def compare_pruning(nights: int, lengths: Sequence[int]) -> None:
     print("\nPruning: coordinate search without, calibrated by its own night, and by an earlier night, too.\n")
-    print("| surface | runs | pruning | gain | runs saved | prunes | of these better | their gains in σ |")
-    print("|---|--:|---|---|--:|--:|--:|--:|")
+    print("| surface | runs | pruning | gain | more than without | runs saved | prunes | of these better, their σ |")
+    print("|---|--:|---|---|---|---|--:|---|")
     with ProcessPoolExecutor() as pool:
-        for name, runs in product(ALL, lengths):
+        for name, runs in product(surfaces.SURFACES, lengths):
             found = np.array([*pool.map(partial(play_pruned, name, runs), range(nights))])
             for each, words in enumerate(("none", "own night", "earlier night")):
-                gain, saved, prunes, better, lost = found[:, each].mean(axis=0)
-                cell = f"{gain:.1f} ± {np.std(found[:, each, 0]) / math.sqrt(nights):.1f}"
-                figures = f"{saved:.2f} | {prunes:.2f} | {better / max(prunes, 1e-9):.0%} | {lost:.2f}"
-                print(f"| {name} | {runs} | {words} | {cell} | {figures} |", flush=True)
+                gains, saved, prunes, better, lost = found[:, each].T
+                cells = describe(gains), describe(gains - found[:, 0, 0]), describe(saved, 2), f"{prunes.mean():.2f}"
+                false = f"{better.sum() / max(prunes.sum(), 1):.0%}, {describe(lost, 3)}"
+                print(f"| {name} | {runs} | {words} | {' | '.join(cells)} | {false} |", flush=True)
+
+
+def describe(values: NDArray[np.float64], digits: int = 1) -> str:
+    """Return the mean over nights and its standard error."""
+    return f"{np.mean(values):.{digits}f} ± {np.std(values) / math.sqrt(len(values)):.{digits}f}"
 
 
 def main() -> None:
@@ -217,16 +224,18 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=[way for way in WAYS if not explain_unsearchable(way)])
     parser.add_argument("--lengths", nargs="*", type=int, default=LENGTHS)
     chosen, _ = parser.parse_known_args()
-    print("True gain of a night in σ of one run, ± its standard error (share of keeps that are not better).\n")
+    print("True gain of a night in σ of one run (share of keeps that are not better; difference from the first way on")
+    print("the same surfaces), each ± its standard error.\n")
     print(f"| surface | runs | {' | '.join(chosen.ways)} |\n|---|--:|{'---|' * len(chosen.ways)}")
     with ProcessPoolExecutor() as pool:
-        for name, runs in product(ALL, chosen.lengths):
-            cells = list[str]()
+        names = [name + kind for name in surfaces.SURFACES for kind in ("", surfaces.MEAN)]
+        for name, runs in product(names, chosen.lengths):
+            cells, first = list[str](), None
             for way in chosen.ways:
-                found = np.array([*pool.map(partial(play, name, way, runs), range(chosen.nights))])
-                error = np.std(found[:, 0]) / math.sqrt(chosen.nights)
-                false = found[:, 2].sum() / max(found[:, 1].sum(), 1)
-                cells.append(f"{found[:, 0].mean():.1f} ± {error:.1f} ({false:.0%})")
+                gains, kept, false = np.array([*pool.map(partial(play, name, way, runs), range(chosen.nights))]).T
+                apart = "" if first is None else f"; {describe(gains - first)}"
+                cells.append(f"{describe(gains)} ({false.sum() / max(kept.sum(), 1):.0%}{apart})")
+                first = gains if first is None else first
             print(f"| {name} | {runs} | {' | '.join(cells)} |", flush=True)
     compare_pruning(chosen.nights, chosen.lengths)
 
