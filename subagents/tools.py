@@ -8,8 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, validate_call
+from pydantic.json_schema import GenerateJsonSchema
 
 RESULT_BYTES = 12_000  # bytes of a result: about 3,500 tokens
+
+
+class Untitled(GenerateJsonSchema):
+    """A schema whose fields have no titles: these repeat the names, and are sent with each request."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002
+        return False
 
 
 class ToolError(Exception):
@@ -41,7 +49,7 @@ class Tool:
     @classmethod
     def from_function(cls, function: Callable[..., str | Awaitable[str]], *, pure: bool = True) -> "Tool":
         """Return a function as a tool with its name, docstring and annotated parameters."""
-        arguments = TypeAdapter[Any](cast("Any", function)).json_schema()
+        arguments = TypeAdapter[Any](cast("Any", function)).json_schema(schema_generator=Untitled)
         description = inspect.getdoc(function) or ""
         schema = {"name": function.__name__, "description": description, "input_schema": arguments}
         return cls(function.__name__, validate_call(function), pure, schema)

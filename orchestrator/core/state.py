@@ -279,6 +279,8 @@ class State:
     """Drafts since the notebook was last rewritten."""
     consolidated: int = 0
     """How many experiments were closed at the last consolidation."""
+    noted: int = 0
+    """How many were when the notebook was last rewritten."""
     guidance: str = ""
     vetoed: frozenset[int] = frozenset()
     """Open experiments that the user does not want, until what is under way for them has ended."""
@@ -407,7 +409,7 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, certificate=event)
         case ev.Noted(notebook=notebook, reason=reason):
             state = replace(state, consolidated=len(state.tried)) if reason else state
-            return replace(state, notebook=notebook, shelved=()) if notebook else state
+            return replace(state, notebook=notebook, shelved=(), noted=len(state.tried)) if notebook else state
         case ev.Unanswered(reason=reason):
             costs = {n: usd for n, usd in state.costs.items() if n < state.next and n not in state.skipped}
             return replace(_count_setback(state, reason), unanswered=state.unanswered + 1, costs=costs)
