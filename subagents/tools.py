@@ -8,16 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, validate_call
-from pydantic.json_schema import GenerateJsonSchema
 
 RESULT_BYTES = 12_000  # bytes of a result: about 3,500 tokens
-
-
-class Untitled(GenerateJsonSchema):
-    """A schema whose fields have no titles: these repeat the names, and are sent with each request."""
-
-    def field_title_should_be_set(self, schema: object) -> bool:  # noqa: ARG002
-        return False
 
 
 class ToolError(Exception):
@@ -49,9 +41,9 @@ class Tool:
     @classmethod
     def from_function(cls, function: Callable[..., str | Awaitable[str]], *, pure: bool = True) -> "Tool":
         """Return a function as a tool with its name, docstring and annotated parameters."""
-        arguments = TypeAdapter[Any](cast("Any", function)).json_schema(schema_generator=Untitled)
+        arguments = TypeAdapter[Any](cast("Any", function)).json_schema()
         description = inspect.getdoc(function) or ""
-        schema = {"name": function.__name__, "description": description, "input_schema": arguments}
+        schema = {"name": function.__name__, "description": description, "input_schema": trim_schema(arguments)}
         return cls(function.__name__, validate_call(function), pure, schema)
 
     async def run(self, call: ToolCall) -> ToolResult:
@@ -73,6 +65,14 @@ def cap(text: str, limit: int = RESULT_BYTES) -> str:
         return data.decode()
     note = f"\n… ({len(data):,} bytes in all; ask for less at a time)"
     return data[: limit - len(note.encode())].decode("utf-8", "ignore") + note
+
+
+def trim_schema(value: Any) -> Any:
+    """Return a JSON schema without titles, which repeat the names, and without saying that nothing else is allowed."""
+    if not isinstance(value, dict):
+        return [trim_schema(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
+    items = cast("dict[str, Any]", value).items()
+    return {k: trim_schema(v) for k, v in items if not (k == "title" and isinstance(v, str)) and v is not False}
 
 
 def unquote(value: object) -> object:

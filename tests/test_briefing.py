@@ -165,7 +165,7 @@ def test_what_is_settled_only_grows_at_its_end_also_by_a_keep():
         if parts[: len(before)] == before:
             grown += parts[len(before) :]
         else:
-            first, other = (next(part for part in each if "# The experiments" in part) for each in (parts, before))
+            first, other = (next(part for part in each if "# The latest exp" in part) for each in (parts, before))
             assert parts[0] != before[0] or first != other, "a row has changed"
         before = parts
     assert len(grown) > 40
@@ -202,7 +202,7 @@ def apply_changes(shown):
 
 
 def test_a_longer_train_py_is_cut_between_lines_with_a_note_where_it_goes_on():
-    long = SOURCE + "# and so on\n" * 5_000
+    long = SOURCE + "# and so on\n" * 5_000 + "LAST_ONE = 3  # 1..5\n"
 
     told = briefing.brief_researcher(synthetic.log(5).state, 6, 1, long)
     stable, *_ = split_opening(PROMPTS["researcher"].render_opening(told))
@@ -210,7 +210,8 @@ def test_a_longer_train_py_is_cut_between_lines_with_a_note_where_it_goes_on():
     rest = int(told["rest"])
     assert told["source"].splitlines() == long.splitlines()[: rest - 1]
     assert f"It goes on from line {rest}: `read_train_py` shows the rest." in stable
-    assert "- MATRIX_LR = 0.04 " in stable
+    assert "- LAST_ONE = 3 # 1..5" in stable
+    assert "- MATRIX_LR = 0.04 " not in stable, "it stands in what is shown"
 
 
 def test_a_prompt_of_an_older_session_still_finds_its_facts():
@@ -261,6 +262,9 @@ def test_near_misses_are_discarded_gains_the_best_last(night):
 
     assert gains == sorted(gains)
     assert gains
+    later = replace(night, notebook=BOOK, consolidated=len(night.tried))
+    assert briefing.brief_researcher(later, night.next, 1, SOURCE)["near_misses"] == "", "a consolidation has seen them"
+    assert briefing.brief_researcher(replace(later, notebook=None), night.next, 1, SOURCE)["near_misses"] != ""
 
 
 def test_refusals_are_told_with_their_reason():

@@ -58,8 +58,8 @@ VERBS = set((ROOT / "tests/verbs.txt").read_text().split())
 """Verbs that functions are named by. A new one is added here once somebody has looked at it."""
 PREFIXES = {"is", "has", "from", "to", "with", "as", "at"}
 """Beginnings of predicates and conversions."""
-TERMS = {"main", "credentials_error", "usd", "doctor", "init", "musings", "sessions", "field_title_should_be_set"}
-"""Names that are no verbs: the commands that users type, terms of the field, and a method of pydantic's."""
+TERMS = {"main", "credentials_error", "usd", "doctor", "init", "musings", "sessions"}
+"""Names that are no verbs: the commands that users type, and terms of the field."""
 SPOKEN = {"answers", "elapsed", "shard"}
 """Names of `prepare.channel`, which training scripts of others use."""
 

@@ -45,7 +45,7 @@ DIFF = 2_400
 """Tokens of a diff."""
 CHANGES = 1_500
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
-TABLE, BLOCK, BLOCKS = 1_600, 5, 8
+TABLE, BLOCK, BLOCKS = 1_500, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 PART = f"\n{CACHE}\n"
 NOTEBOOK, DRAFTS = 1_100, 250
@@ -91,8 +91,10 @@ def brief_researcher(
     names.
     """
     task, scores, lines = state.session.task, _list_scores(state), source.splitlines()
-    settled = _tell_settled(state, {})
+    seen = {result.experiment for result in state.tried[: state.consolidated if state.notebook else 0]}
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
+    declared, visible = list_declarations(source), {line.partition(" ")[0] for line in lines[:shown]}
+    settled = _tell_settled(state, {})
     tested = [result for result in state.judged if result.experiment > 0 and result.status not in UNTESTED]
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
     news = _list_news(state, tested)
@@ -112,17 +114,18 @@ def brief_researcher(
         "source": "\n".join(lines[:shown]),
         "base": source,
         "rest": str(shown + 1) if shown < len(lines) else "",
-        "constants": _fit_rows(list_declarations(source), 1300),
+        "constants": _fit_rows(declared, 1300),
+        "beyond": _fit_rows((row for row in declared if row.partition(" ")[0] not in visible), 1300),
         "calibration": _describe_calibration(tested),
         "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
-        "near_misses": _fit_rows(_list_near_misses(tested), 450),
+        "near_misses": _fit_rows(_list_near_misses([r for r in tested if r.experiment not in seen]), 450),
         "families": _fit_rows(_summarize_families(tested), 450),
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "notebook": describe_notebook(state),
         "read": f"#{state.tried[state.noted - 1].experiment}" if state.noted else "",
         "wishes": _fit_rows((WORDS.quoted(result, "next") for result in news[-SUGGESTIONS:]), 400),
         "suggestions": _fit_rows(suggestions, 350),
-        "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
+        "pending": _fit_rows((WORDS.recent(r, beside=True) for r in tested if r.experiment in state.open), 900),
         "reasons": _fit_rows((WORDS.quoted(result, "why") for result in news), 1_100),
         **settled,
         **{name: settled[today] for name, today in BEFORE.items()},
