@@ -36,8 +36,8 @@ EXPLAINED = 3
 has read is not told again, but for the very last."""
 ROWS = 40
 """Rows of an answer from the ledger."""
-SUGGESTIONS = 2
-"""Post-mortems whose next experiment is passed on; older ones are out of date."""
+SUGGESTIONS = 1
+"""Post-mortems whose next experiment is passed on; older ones were, and may be among the ideas."""
 NEAR_MISSES = 6
 SOURCE = 7_000
 """Tokens of train.py; the rest of a longer one is read with a tool."""
@@ -45,7 +45,7 @@ DIFF = 2_400
 """Tokens of a diff."""
 CHANGES = 1_500
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
-TABLE, BLOCK, BLOCKS = 1_500, 5, 8
+TABLE, BLOCK, BLOCKS = 1_400, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 PART = f"\n{CACHE}\n"
 NOTEBOOK, DRAFTS = 1_100, 250
@@ -155,7 +155,7 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
         "older_lessons": _fit_rows((WORDS.quoted(result, "lesson") for result in _select_lessons(older)), 300),
         "history": PART.join(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
         "newest": PART.join(kept[number] for number in changes if number not in numbers),
-        "changes": PART.join(kept[number] for number in changes),
+        "changes": PART.join(f"#{number}:\n\n```diff\n{change}\n```" for number, change in changes.items()),
         "table": PART.join(rows),
     }
 

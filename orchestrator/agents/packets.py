@@ -74,7 +74,7 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
     every = decided.against.scores if decided.against else ()
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
     titles = ("share", "this", "incumbent", "difference", "incumbent's σ", "incumbent at equal steps", "difference")
-    table = [titles]
+    table: list[tuple[str, ...]] = [titles]
     last = min((run.curve[-1].progress for run in (*own, *incumbent) if run.curve), default=1.0)
     for row in shares:
         share = last if row == 1.0 and last > NEARLY else row  # where both curves have a point

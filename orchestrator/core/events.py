@@ -60,7 +60,7 @@ def _limit(characters: int) -> Any:
 
 
 class Proposal(Answer):
-    """One change to the script, and why to try it. Written before anything is edited."""
+    """One change to the script, and why to try it."""
 
     title: str = Field(min_length=3, max_length=120)
     """An imperative that a colleague understands at a glance; at most 90 characters."""
