@@ -195,7 +195,8 @@ class Mind:
             "family": self.luck.choice(["attention", "MLP", "optimizer", "init"]),
         }
         if number % self.every != 1 and self.luck.random() < 0.6:
-            draft |= {"settings": {name: round(value * self.luck.uniform(0.5, 2), 6)}}
+            turned = round(value * self.luck.uniform(0.5, 2), 6)
+            draft |= {"settings": {name: turned}, "instructions": f"{name} = {turned}"}
         elif number % self.every == 1:
             draft["instructions"] = f"Add a gain. {draft['instructions']}"
         guess = -0.025 if "Add a gain." in draft["instructions"] else -0.005

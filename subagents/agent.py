@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from subagents.prompts import Prompt
-from subagents.tools import Tool, ToolCall, ToolError, ToolResult, describe_faults
+from subagents.tools import Tool, ToolCall, ToolError, ToolResult, describe_faults, shorten_schema
 
 T = TypeVar("T", bound=BaseModel)
 Json = dict[str, Any]
@@ -55,7 +55,7 @@ class Agent(Generic[T]):
         answer = {
             "name": SUBMIT,
             "description": "Hand in your answer. It ends the conversation.",
-            "input_schema": self.answer.model_json_schema(),
+            "input_schema": shorten_schema(self.answer.model_json_schema()),
         }
         return (*(tool.schema for tool in self.tools), answer)
 

@@ -43,7 +43,7 @@ class Tool:
         """Return a function as a tool with its name, docstring and annotated parameters."""
         arguments = TypeAdapter[Any](cast("Any", function)).json_schema()
         description = inspect.getdoc(function) or ""
-        schema = {"name": function.__name__, "description": description, "input_schema": arguments}
+        schema = {"name": function.__name__, "description": description, "input_schema": shorten_schema(arguments)}
         return cls(function.__name__, validate_call(function), pure, schema)
 
     async def run(self, call: ToolCall) -> ToolResult:
@@ -65,6 +65,14 @@ def cap(text: str, limit: int = RESULT_BYTES) -> str:
         return data.decode()
     note = f"\n… ({len(data):,} bytes in all; ask for less at a time)"
     return data[: limit - len(note.encode())].decode("utf-8", "ignore") + note
+
+
+def shorten_schema(value: Any) -> Any:
+    """Return a JSON schema without titles, which repeat the names, and without saying that nothing else is allowed."""
+    if not isinstance(value, dict):
+        return [shorten_schema(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
+    items = cast("dict[str, Any]", value).items()
+    return {k: shorten_schema(v) for k, v in items if not (k == "title" and isinstance(v, str)) and v is not False}
 
 
 def unquote(value: object) -> object:

@@ -57,6 +57,7 @@ def test_tools_are_described_by_their_signatures():
     assert schema["name"] == "add"
     assert schema["description"] == "Add two numbers."
     assert schema["input_schema"]["required"] == ["a"]
+    assert schema["input_schema"]["properties"]["a"] == {"type": "integer"}, "a title would repeat the name"
     assert [tool["name"] for tool in AGENT.schemas] == ["add", "fail", "submit"]
 
 

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Family, Granted, GuidanceChanged, Proposed, Record, Started, Unanswered
+from orchestrator.core.events import Family, Granted, GuidanceChanged, Notebook, Proposed, Record, Started, Unanswered
 from orchestrator.core.state import fold
 from orchestrator.policy import judge, thresholds
 from subagents.agent import split_opening
@@ -27,19 +27,20 @@ BUDGET = {
     "source": briefing.SOURCE,
     "constants": 1300,
     "included": 500,
-    "recent": 3750,
+    "history": briefing.TABLE + briefing.BLOCK * 150,
     "calibration": 50,
     "families": 450,
     "near_misses": 450,
-    "refused": 400,
     "in_flight": 350,
-    "lessons": 900,
+    "older_lessons": 300,
+    "reasons": 1_100,
     "wishes": 400,
     "guidance": 900,
     "suggestions": 350,
     "earlier": 800,
 }
 """Tokens of each section."""
+BOOK = Notebook(beliefs=(), questions=(), ideas=("Halve it.",))
 
 
 @cache
@@ -72,25 +73,49 @@ def test_every_section_keeps_to_its_budget(section, budget):
     assert synthetic.count_tokens(facts(1000)[section]) <= budget
 
 
-def test_the_last_fifteen_are_told_in_full_sentences(night):
-    text = briefing.brief_researcher(night, night.next, 1, SOURCE)["recent"]
+def test_the_latest_are_told_in_full_sentences(night):
+    text = briefing.brief_researcher(night, night.next, 1, SOURCE)["history"]
 
     told = [line for line in text.splitlines() if line.startswith("- #")]
+    tested = [line for line in told if ". Refused: " not in line and ". Abandoned: " not in line]
 
-    assert len(told) == briefing.RECENT
-    assert all("Expected" in line and "Lesson:" in line for line in told)
-    assert all("steps, " in line and "training tokens, " in line for line in told)
+    assert len(told) >= 2 * briefing.BLOCK
+    assert all("Expected" in line and "Lesson" in line for line in tested)
     assert any("Crashed: " in line for line in told)
+    assert len(told) - len(tested) == text.count(". Refused: ") + text.count(". Abandoned: ") > 0
 
 
-def test_an_explanation_is_told_whole_or_not_at_all(night):
-    told = briefing.brief_researcher(night, night.next, 1, SOURCE)["recent"].splitlines()
-    reasons = {f"- #{result.experiment} ": result.postmortem.why for result in night.results if result.postmortem}
+def test_a_row_tells_of_a_run_what_is_not_as_with_the_incumbent(night):
+    last = next(result for result in reversed(night.results) if result.verdict.kind == "discarded")
+    (run, *_), (other, *_) = last.scores, last.compared
+    apart = {"steps": 63, "tokens": 129_000, "memory_mb": 1.05 * other.metrics.memory_mb}
+    ours = run.model_copy(update={"metrics": other.metrics.model_copy(update=apart)})
+    other = other.model_copy(update={"metrics": other.metrics.model_copy(update={"steps": 100, "tokens": 204_800})})
+    against = replace(last.against, scores=(other,))
 
-    explained = [line for line in told if "Why: " in line]
+    rows = [
+        briefing.WORDS.settled(replace(last, scores=(each,), against=against), "")
+        for each in (ours, run.model_copy(update={"metrics": other.metrics}))
+    ]
 
-    assert explained == told[-briefing.EXPLAINED :]
-    assert all(f"Why: {reasons[line[: line.index(' ', 2) + 1]]} Lesson: " in line for line in explained)
+    assert ", a run of 63 (100) steps, 129k (205k) training tokens; against #" in rows[0], "and not the memory"
+    assert "a run of" not in rows[1]
+
+
+def test_an_explanation_is_told_whole_and_only_until_the_notebook_was_written(night):
+    """To a consolidation, which does not see its own notebook as settled, all are told."""
+    explained = [result for result in night.results if result.postmortem][-briefing.EXPLAINED :]
+
+    def tell(noted, notebook=BOOK):
+        state = replace(night, notebook=notebook, noted=len(night.tried) - noted)
+        facts = briefing.brief_researcher(state, night.next, 1, SOURCE)
+        assert facts["read"] == f"#{night.tried[-1 - noted].experiment}"
+        return facts["reasons"]
+
+    reasons = [f"- #{result.experiment}: {result.postmortem.why}" for result in explained]
+    assert tell(0) == reasons[-1]
+    assert tell(99) == tell(0, None) == "\n".join(reasons)
+    assert len(tell(1).splitlines()) == 1
 
 
 def test_older_experiments_are_folded_by_family(night):
@@ -117,7 +142,7 @@ def test_a_lesson_is_passed_on_whole_and_the_last_wishes_with_it(night):
     facts = briefing.brief_researcher(night, night.next, 1, SOURCE)
 
     told = [result for result in night.results if result.postmortem]
-    assert " ".join(told[-1].postmortem.lesson.split()) in facts["recent"]
+    assert " ".join(told[-1].postmortem.lesson.split()) in facts["history"]
     assert all(result.postmortem.next in facts["wishes"] for result in told[-briefing.SUGGESTIONS :])
 
 
@@ -140,7 +165,7 @@ def test_what_is_settled_only_grows_at_its_end_also_by_a_keep():
         if parts[: len(before)] == before:
             grown += parts[len(before) :]
         else:
-            first, other = (next(part for part in each if "# The experiments" in part) for each in (parts, before))
+            first, other = (next(part for part in each if "# The latest exp" in part) for each in (parts, before))
             assert parts[0] != before[0] or first != other, "a row has changed"
         before = parts
     assert len(grown) > 40
@@ -177,7 +202,7 @@ def apply_changes(shown):
 
 
 def test_a_longer_train_py_is_cut_between_lines_with_a_note_where_it_goes_on():
-    long = SOURCE + "# and so on\n" * 5_000
+    long = SOURCE + "# and so on\n" * 5_000 + "LAST_ONE = 3  # 1..5\n"
 
     told = briefing.brief_researcher(synthetic.log(5).state, 6, 1, long)
     stable, *_ = split_opening(PROMPTS["researcher"].render_opening(told))
@@ -185,13 +210,19 @@ def test_a_longer_train_py_is_cut_between_lines_with_a_note_where_it_goes_on():
     rest = int(told["rest"])
     assert told["source"].splitlines() == long.splitlines()[: rest - 1]
     assert f"It goes on from line {rest}: `read_train_py` shows the rest." in stable
-    assert "- MATRIX_LR = 0.04 " in stable
+    assert "- LAST_ONE = 3 # 1..5" in stable
+    assert "- MATRIX_LR = 0.04 " not in stable, "it stands in what is shown"
 
 
 def test_a_prompt_of_an_older_session_still_finds_its_facts():
-    old = "{{ constants }}\n{% if outline %}What stands where:\n{{ outline }}\n{% endif %}"
+    old = "{{ constants }}\n{% if outline %}What stands where:\n{{ outline }}\n{% endif %}" + "".join(
+        f"{{{{ {name} }}}}\n" for name in ("branch", "recent", "refused", "lessons", "table", "changes")
+    )
 
-    assert "MATRIX_LR" in PROMPTS["researcher"].model_copy(update={"template": old}).render_opening(facts(20))
+    told = PROMPTS["researcher"].model_copy(update={"template": old}).render_opening(facts(120))
+
+    assert "MATRIX_LR" in told
+    assert all(f"#{result.experiment} " in told for result in synthetic.log(120).state.tried[-5:])
 
 
 def test_guesses_are_compared_with_what_was_measured():
@@ -231,10 +262,14 @@ def test_near_misses_are_discarded_gains_the_best_last(night):
 
     assert gains == sorted(gains)
     assert gains
+    later = replace(night, notebook=BOOK, consolidated=len(night.tried))
+    assert briefing.brief_researcher(later, night.next, 1, SOURCE)["near_misses"] == "", "a consolidation has seen them"
+    assert briefing.brief_researcher(replace(later, notebook=None), night.next, 1, SOURCE)["near_misses"] != ""
 
 
-def test_refusals_are_told_with_their_reason(night):
-    text = briefing.brief_researcher(night, night.next, 1, SOURCE)["refused"]
+def test_refusals_are_told_with_their_reason():
+    state = synthetic.log(12).state
+    text = briefing.brief_researcher(state, state.next, 1, SOURCE)["history"]
 
     assert "Refused: «" in text
     assert "was experiment 1»" in text
@@ -294,7 +329,7 @@ def test_a_verdict_is_told_before_its_post_mortem_is_written():
 
     facts = briefing.brief_researcher(state, state.next, 1, SOURCE)
 
-    assert f"Discarded: {-records[cut].event.gain:+.4f}".replace("-", "−") in facts["recent"].splitlines()[-1]
+    assert f"Discarded: {-records[cut].event.gain:+.4f}".replace("-", "−") in facts["pending"].splitlines()[-1]
     assert facts["in_flight"] == ""
 
 
@@ -310,7 +345,8 @@ def test_the_best_is_under_what_was_kept_and_never_under_way():
         fold([Record(seq=10**6, at=2e9, task_id="train", event=again)], fold(records[: cut + 3])),
     ):
         facts = briefing.brief_researcher(state, state.next, 1, SOURCE)
-        assert facts["branch"].splitlines()[-1].startswith(f"- #{number} ")
+        told = [facts["pending"], facts["included"]]
+        assert any(text.splitlines()[-1:] and text.splitlines()[-1].startswith(f"- #{number} ") for text in told)
         assert facts["in_flight"] == ""
 
 
@@ -327,7 +363,7 @@ def test_guidance_is_passed_on_and_an_empty_night_has_empty_sections():
     told = briefing.brief_researcher(state, 1, 1, SOURCE)
 
     assert told["guidance"] == "try smaller models"
-    assert told["recent"] == told["families"] == told["lessons"] == told["stall"] == ""
+    assert told["history"] == told["families"] == told["older_lessons"] == told["stall"] == ""
     assert "is still being measured" in told["standing"]
     assert judge.describe_rule(state) in told["standing"], "the first proposal is made by the same rule"
 

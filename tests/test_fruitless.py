@@ -158,8 +158,9 @@ def test_what_was_not_done_as_proposed_is_not_tested(tmp_path):
     result = next(result for result in state.judged if "extra_line" in session.get(result.commit.source))
     assert result.status == "not tested"
     facts = briefing.brief_researcher(state, state.next, 1, SOURCE)
-    assert f"#{result.experiment} " in facts["refused"]
-    assert f"#{result.experiment} " not in facts["recent"] + facts["lessons"] + facts["families"]
+    assert f"- #{result.experiment} " in facts["history"]
+    assert ". Not tested, because" in facts["history"]
+    assert f"#{result.experiment} " not in facts["older_lessons"] + facts["families"]
     write_musings(session, tmp_path / "musings")
     (page,) = (tmp_path / "musings").glob(f"{result.experiment:03}-*.md")
     assert "**Not tested**: the run was not what was proposed" in page.read_text()

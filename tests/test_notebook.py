@@ -3,6 +3,7 @@
 import asyncio
 import random
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,9 +58,14 @@ def test_a_session_without_notebooks_never_asks_for_one(n):
     assert explain_consolidation(make_state(n, every=0)) == ""
 
 
-def test_a_stall_is_a_reason_once():
+@cache
+def find_first_stall():
     nights = (make_state(n, every=100) for n in range(th.STALL, 40))
-    first = next(state for state in nights if "nothing was kept" in explain_consolidation(state))
+    return next(state for state in nights if "nothing was kept" in explain_consolidation(state))
+
+
+def test_a_stall_is_a_reason_once():
+    first = find_first_stall()
     last = max((result.experiment for result in first.kept), default=0)
     since = [r for r in first.tried if r.experiment > last and r.status not in ("refused", "abandoned")]
     assert f"nothing was kept in the last {len(since)} experiments" in explain_consolidation(first)
@@ -145,9 +151,19 @@ def test_a_reflector_is_told_what_the_measurements_do_not_carry():
     assert post.verdict == "inconclusive"
 
 
-def test_a_consolidation_that_fails_leaves_the_notebook_and_the_proposal_follows():
-    log = synthetic.log(20)
-    log.state, noted = replace(make_state(20), notebook=BOOK), []
+@pytest.mark.parametrize(
+    ("reach", "reason"),
+    [
+        (lambda: make_state(20), "20 experiments have ended since the last time"),
+        (find_first_stall, f"nothing was kept in the last {th.STALL} experiments"),
+        (lambda: make_state(th.CONSOLIDATION_GAP, 100, expected=-1.0), "a surprise: #1, #2"),
+    ],
+    ids=["cadence", "stall", "surprise"],
+)
+def test_a_consolidation_that_fails_leaves_the_notebook_and_the_proposal_follows(reach, reason):
+    state = reach()
+    log = synthetic.log(len(state.results) - 1)
+    log.state, noted = replace(state, notebook=BOOK), []
 
     async def append(task_id, *events, last=False):
         noted.extend(events)
@@ -158,9 +174,15 @@ def test_a_consolidation_that_fails_leaves_the_notebook_and_the_proposal_follows
     world = FakeWorld([says(stop="refusal"), says(call("submit", proposals=[draft]))])
     crew = ClaudeCrew(log, lambda *_: world, load_prompts(Path("prompts")), lambda: None, str, lambda *page: "")
 
-    (proposal,) = asyncio.run(crew.propose(log.state, Propose(21, 1, 0)))
+    (proposal,) = asyncio.run(crew.propose(log.state, Propose(log.state.next, 1, 0)))
 
-    assert [(event.notebook, "20 experiments" in event.reason) for event in noted] == [(None, True)]
-    assert "Rewrite it now, because of this: 20 experiments have ended" in world.openings[0]
-    assert "- Halve it." in world.openings[1]
+    assert [(event.notebook, event.reason.startswith(reason)) for event in noted] == [(None, True)]
+    told, asked = world.openings
+    assert told.rpartition("\n")[2].startswith(f"Rewrite it now, because of this: {reason}")
+    assert all(f"#{result.experiment} " in told for result in state.tried[-th.CONSOLIDATION_GAP :])
+    assert "- MATRIX_LR = " in told
+    assert "```python" not in told, "the script is shown to whoever proposes"
+    assert "- Halve it." in told
+    assert "- Halve it." in asked
+    assert "```python" in asked
     assert proposal.title == draft["title"]

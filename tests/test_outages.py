@@ -87,7 +87,7 @@ def test_without_another_the_proposal_is_not_blamed_and_not_counted(tmp_path):
     lost = [result for result in state.results if result.is_lost]
     assert lost
     assert all(result.status == "abandoned" and "is retired" in result.verdict.reason for result in lost)
-    assert briefing.brief_researcher(state, 9, 1, SOURCE)["refused"] == ""
+    assert "Abandoned" not in briefing.brief_researcher(state, 9, 1, SOURCE)["history"]
 
 
 def test_another_model_takes_over_within_a_minute():

@@ -329,6 +329,19 @@ def test_curves_are_compared_at_equal_steps_too():
     assert rows[0] == ["0.40", "4.6000", "4.6000", "+0.0000", "0.0000", "4.8000", "-0.2000"]
     assert rows[1] == ["1.00", "4.0000", "4.0000", "+0.0000", "0.0000", "4.5000", "-0.5000"]
     assert [row[-2:] for row in back] == [["4.2000", "+0.4000"], ["–", "–"]]
+    assert [len(row) for row in compare(slow, slow)] == [5, 5], "at equal steps there is nothing to add"
+
+
+def test_a_column_without_a_number_is_left_out():
+    _, stage = decided()
+    curve = tuple(Point(seconds=i, progress=i / 10, loss=5 - i / 10) for i in range(1, 11))
+    run = stage.scores[0].model_copy(update={"curve": curve, "metrics": RunMetrics(steps=50)})
+    alone = replace(stage, scores=(at(1, run),), against=replace(stage.against, scores=(at(1, run),)))
+
+    title, *rows = packets.write_curve_table(alone, (0.5,)).splitlines()
+
+    assert title.split() == ["share", "this", "incumbent", "difference"], "one seed has no σ"
+    assert [row.split() for row in rows] == [["0.50", "4.5000", "4.5000", "+0.0000"]]
 
 
 def test_the_incumbents_constants_are_told_and_where_its_schedule_turns():

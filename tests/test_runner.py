@@ -158,6 +158,7 @@ async def test_a_run_that_is_not_done_in_time_is_ended(bench):
     outcome = await bench.run(deaf, wall=5.0)
     assert (outcome.kind, outcome.failure) == ("crashed", "timeout")
     assert bench.log(outcome) == "deaf"
+    assert outcome.metrics.memory_mb == 0, "what ended the sandbox did not wait for what was in it"
 
 
 async def test_a_hang_after_ready_is_noticed(bench):

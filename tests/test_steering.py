@@ -153,7 +153,7 @@ def test_a_veto_by_the_inbox_ends_what_is_under_way(stage, tmp_path):
     if commit := result.commit:
         again = replace(session.state, open={99: Candidate(result.proposal, commit)})
         assert find_duplicate(again, 99, ()) == ""
-    assert "Vetoed: «the user vetoed it»." in brief_researcher(session.state, 9, 1, SOURCE)["refused"]
+    assert "Vetoed: «the user vetoed it»." in brief_researcher(session.state, 9, 1, SOURCE)["history"]
     assert session.records == reproduce(session, 1, 0.0).records
     write_files(session, tmp_path / "files")
     write_musings(session, tmp_path / "musings")

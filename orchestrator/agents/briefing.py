@@ -28,21 +28,24 @@ from subagents.agent import CACHE
 from subagents.logs import count_fitting, fence, quote
 
 CHARACTERS = 3.5  # characters of one token, roughly: Claude's tokenizer is not public
-RECENT = 15  # experiments told in full sentences; of all the forms tried elsewhere, this one helped most
+GUESSES = 15  # guesses of the researcher that are compared with what was measured
 EXPLAINED = 3
-"""Of these, the latest ones are told with their whole explanation: cut short, it would lack its conclusion."""
+"""Of so many the whole explanation is told: cut short, it would lack its conclusion. What the author of the notebook
+has read is not told again, but for the very last."""
 ROWS = 40  # rows of an answer from the ledger
-SUGGESTIONS = 2  # post-mortems whose next experiment is passed on; older ones are out of date
+SUGGESTIONS = 1
+"""Post-mortems whose next experiment is passed on; older ones were, and may be among the ideas."""
 NEAR_MISSES = 6
 SOURCE = 7_000  # tokens of train.py; the rest of a longer one is read with a tool
 DIFF = 2_400  # tokens of a diff
 CHANGES = 1_500
 """Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
-TABLE, BLOCK, BLOCKS = 1_900, 5, 8
+TABLE, BLOCK, BLOCKS = 1_400, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 PART = f"\n{CACHE}\n"
 NOTEBOOK, DRAFTS = 1_100, 250  # tokens of the notebook, and of the drafts that came after it
-FAMILIAR = 10  # experiments told in full sentences beside a notebook, which stands for older ones
+BEFORE = {"branch": "included", "lessons": "older_lessons", "recent": "table"}
+"""Facts that prompts of older sessions ask for, by the names of what stands in their place today."""
 QUOTATION = 450  # characters of a reason: all that a mechanic may say of why something is impossible
 
 
@@ -81,10 +84,13 @@ def brief_researcher(
     names.
     """
     task, scores, lines = state.session.task, _list_scores(state), source.splitlines()
+    seen = {result.experiment for result in state.tried[: state.consolidated if state.notebook else 0]}
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
-    judged = [result for result in state.judged if result.experiment > 0]
-    tested = [result for result in judged if result.status not in UNTESTED]
+    declared, visible = list_declarations(source), {line.partition(" ")[0] for line in lines[:shown]}
+    settled = _tell_settled(state, {})
+    tested = [result for result in state.judged if result.experiment > 0 and result.status not in UNTESTED]
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
+    news = _list_news(state, tested)
     return {
         "first": str(first),
         "count": str(count),
@@ -101,19 +107,22 @@ def brief_researcher(
         "source": "\n".join(lines[:shown]),
         "base": source,
         "rest": str(shown + 1) if shown < len(lines) else "",
-        "constants": _fit_rows(list_declarations(source), 1300),
+        "constants": _fit_rows(declared, 1300),
+        "beyond": _fit_rows((row for row in declared if row.partition(" ")[0] not in visible), 1300),
         "calibration": _describe_calibration(tested),
         "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
-        "near_misses": _fit_rows(_list_near_misses(tested), 450),
+        "near_misses": _fit_rows(_list_near_misses([r for r in tested if r.experiment not in seen]), 450),
         "families": _fit_rows(_summarize_families(tested), 450),
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "notebook": describe_notebook(state),
-        "wishes": _fit_rows(map(WORDS.wish, [result for result in tested if result.postmortem][-SUGGESTIONS:]), 400),
+        "read": f"#{state.tried[state.noted - 1].experiment}" if state.noted else "",
+        "wishes": _fit_rows((WORDS.quoted(result, "next") for result in news[-SUGGESTIONS:]), 400),
         "suggestions": _fit_rows(suggestions, 350),
-        "pending": _fit_rows((WORDS.recent(result) for result in tested if result.experiment in state.open), 900),
-        "reasons": _fit_rows((WORDS.reason(result) for result in tested[-EXPLAINED:] if result.postmortem), 1_100),
-        **_tell_settled(state, {}),
-        **_tell_as_before(state, judged, tested),
+        "pending": _fit_rows((WORDS.recent(r, beside=True) for r in tested if r.experiment in state.open), 900),
+        "reasons": _fit_rows((WORDS.quoted(result, "why") for result in news), 1_100),
+        **settled,
+        **{name: settled[today] for name, today in BEFORE.items()},
+        **dict.fromkeys(("outline", "refused"), ""),
     }
 
 
@@ -132,30 +141,15 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
     older = [result for result in unseen if result.status not in UNTESTED]
     promoted = state.parents.keys() - {0, *changes}
     included = [result for result in state.judged if result.experiment in promoted and result.status == "kept"]
-    kept = {r.experiment: WORDS.keep(r, changes[r.experiment]) for r in state.judged if r.experiment in changes}
+    kept = {r.experiment: WORDS.brief(r, changes[r.experiment]) for r in state.judged if r.experiment in changes}
     return {
-        "included": _fit_rows((WORDS.line(result, brief=True) for result in included), 500),
+        "included": _fit_rows(map(WORDS.brief, included), 500),
         "since": PART.join(kept[number] for number in changes if number in numbers[:start]),
-        "older_lessons": _fit_rows((WORDS.lesson(result, marked=True) for result in _select_lessons(older)), 300),
+        "older_lessons": _fit_rows((WORDS.quoted(result, "lesson") for result in _select_lessons(older)), 300),
         "history": PART.join(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
         "newest": PART.join(kept[number] for number in changes if number not in numbers),
-        "changes": PART.join(kept[number] for number in changes),
+        "changes": PART.join(f"#{number}:\n\n```diff\n{change}\n```" for number, change in changes.items()),
         "table": PART.join(rows),
-    }
-
-
-def _tell_as_before(state: State, judged: Sequence[Decided], tested: Sequence[Decided]) -> dict[str, str]:
-    """Return the facts that only prompts of older sessions ask for, in the words of that time."""
-    told = FAMILIAR if state.notebook else RECENT
-    untested = [result for result in judged if result.status in UNTESTED and not result.is_lost]
-    recent = [WORDS.recent(result, explained=False) for result in tested[-told:-EXPLAINED]]
-    recent += map(WORDS.recent, tested[-EXPLAINED:])
-    return {
-        "outline": "",
-        "branch": _fit_rows((WORDS.line(result, brief=True) for result in tested if result.status == "kept"), 500),
-        "recent": _fit_rows(recent, 3750),
-        "refused": _fit_rows(map(WORDS.line, untested), 400),
-        "lessons": _fit_rows(map(WORDS.lesson, _select_lessons(tested[:-told])), 300 if state.notebook else 900),
     }
 
 
@@ -183,8 +177,14 @@ def show_source(state: State, source: str, read: Callable[[ev.Digest], str]) -> 
 
 def describe_notebook(state: State) -> str:
     """Return the notebook and the drafts that came after it; empty while there is neither."""
-    drafts = _fit_rows(map(WORDS.draft, state.shelved), DRAFTS)
-    return "\n\n".join(filter(None, (WORDS.notebook(state.notebook), drafts and WORDS.drafts(drafts))))
+    return WORDS.notebook(state.notebook, _fit_rows(map(WORDS.draft, state.shelved), DRAFTS)).strip()
+
+
+def _list_news(state: State, results: Sequence[Decided]) -> list[Decided]:
+    """Return the latest post-mortems that the author of the notebook has not read; at least the very last."""
+    known = {result.experiment for result in state.tried[: state.noted]} if state.notebook else set[int]()
+    last = [result for result in results if result.postmortem][-EXPLAINED:]
+    return [result for result in last if result.experiment not in known] or last[-1:]
 
 
 def _list_scores(state: State) -> Sequence[ev.Scored]:
@@ -202,7 +202,7 @@ def _describe_calibration(results: Sequence[Decided]) -> str:
         (result.proposal.expected_delta, -result.verdict.gain)
         for result in results
         if result.proposal.author == "researcher" and isinstance(result.verdict, ev.Evidence)
-    ][-RECENT:]
+    ][-GUESSES:]
     right = sum(guess * found > 0 for guess, found in guesses)
     return WORDS.calibration(guesses, right, results[0].task.metric) if guesses else ""
 
@@ -219,7 +219,7 @@ def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
 def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     """Return discarded changes that looked like a gain, the most promising last."""
     ranked = [
-        (verdict.gain / verdict.error, WORDS.line(result, brief=True))
+        (verdict.gain / verdict.error, WORDS.brief(result))
         for result in results
         if isinstance(verdict := result.verdict, ev.Discarded)
         and verdict.error

@@ -37,8 +37,7 @@ class Review(Postmortem):
     """What an experiment taught."""
 
     implemented: Literal["yes", "partly", "no"]  # pyright: ignore[reportGeneralTypeIssues] - models must answer it
-    """Whether the change is what the instructions asked for: answer this first. No means that something else was
-    tested. Then the other fields teach nothing; say in `happened` what was done instead."""
+    """Whether the change is what the instructions asked for: answer this first."""
 
 
 @dataclass(frozen=True)

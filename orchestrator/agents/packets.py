@@ -20,8 +20,7 @@ from subagents.logs import extract_frames, fence, split_lines
 POINTS = tuple(i / 10 for i in range(1, 11))  # shares of the budget at which a packet shows the curves
 SAME_PACE = 0.01  # relative difference below which two numbers of steps count as equal
 MANY_STEPS = 300  # steps from which the last tenth of a run has so much text that it does not matter which
-AT_EQUAL_SHARES = 51
-"""Characters of a row of the curve table before the comparison at equal steps, needless where the steps are equal."""
+MAIN = 4  # columns of the curve table that always stand there; of the others, those that show something
 EXCERPT = 1_800  # characters of a log in a packet: about 500 tokens
 LAST_LINES = 12
 WORDS = Macros(briefing.TEMPLATES, "packets.txt")
@@ -60,22 +59,25 @@ def write_curve_table(decided: Decided, shares: Iterable[float]) -> str:
     """Return a row per share of the budget: mean losses over seeds, their difference, the incumbent's σ over its seeds.
 
     If the numbers of steps differ, then follow the incumbent's loss after as many steps, and the difference from it. A
-    dash stands where a run had ended, where the number of steps is not known, and where fewer than two seeds give no σ.
+    dash stands where a run had ended; a column without a number is left out, such as σ where there is one seed.
     """
     own, incumbent = decided.runs, decided.compared
     every = decided.against.scores if decided.against else ()
     pace = _count_steps(own) / steps if (steps := _count_steps(incumbent)) else 0.0
-    rows = ["share    this  incumbent  difference  incumbent's σ  incumbent at equal steps  difference"]
+    titles = ("share", "this", "incumbent", "difference", "incumbent's σ", "incumbent at equal steps", "difference")
+    table: list[tuple[str, ...]] = [titles]
     last = min((run.curve[-1].progress for run in (*own, *incumbent) if run.curve), default=1.0)
     for row in shares:
         share = last if row == 1.0 and last > NEARLY else row  # where both curves have a point
         ours, theirs = _get_losses(own, share), _get_losses(incumbent, share)
-        level = _get_losses(incumbent, pace * share) if pace and pace * share <= 1 else []
+        level = _get_losses(incumbent, pace * share) if abs(pace - 1) >= SAME_PACE and 0 < pace * share <= 1 else []
         mean, other, equal = (f"{fmean(losses):.4f}" if losses else "–" for losses in (ours, theirs, level))
         gap, later = (f"{fmean(ours) - fmean(base):+.4f}" if ours and base else "–" for base in (theirs, level))
         sigma = f"{stdev(losses):.4f}" if len(losses := _get_losses(every, share)) > 1 else "–"
-        rows.append(f"{share:5.2f} {mean:>7}    {other:>7}     {gap:>7}         {sigma:>6}  {equal:>24}     {later:>7}")
-    return "\n".join(line[: AT_EQUAL_SHARES if abs(pace - 1) < SAME_PACE else None] for line in rows)
+        table.append((f"{share:.2f}", mean, other, gap, sigma, equal, later))
+    columns = [cells for at, cells in enumerate(zip(*table, strict=True)) if at < MAIN or {*cells[1:]} != {"–"}]
+    widths = [max(map(len, cells)) for cells in columns]
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in zip(*columns, strict=True))
 
 
 def _count_steps(runs: Sequence[ev.RunResult]) -> float:

@@ -55,10 +55,10 @@ def make_agent(
         return "; ".join(fault for draft in answer.proposals if (fault := _find_fault(draft, state, values)))
 
     async def rewrite_notebook(beliefs: list[str], questions: list[str], ideas: list[str]) -> str:
-        """Replace your whole notebook: what you leave out is gone.
+        """Replace your whole notebook; at most 3,800 characters in all.
 
         Beliefs: what the measurements carry, each with the #numbers of its experiments. Questions: what is open. Ideas:
-        the backlog, best first. At most 3,800 characters in all.
+        the backlog, best first.
         """
         notebook = Notebook(beliefs=tuple(beliefs), questions=tuple(questions), ideas=tuple(ideas))
         if fault := find_notebook_fault(state, notebook):
@@ -122,10 +122,7 @@ def make_tools(
         return briefing.WORDS.experiments(found, briefing.ROWS) if found else "No experiment matches."
 
     def search_musings(words: str) -> str:
-        """Search the musings of this and all earlier sessions: what was tried, why, and what came of it.
-
-        The ten that fit best are shown: number and night, verdicts, change of val_bpb, the words around the match.
-        """
+        """Search the musings of all sessions: what was tried, why, and what came of it, in the ten that fit best."""
         return search(words) or "No musings match."
 
     def open_musing(night: str, experiment: int) -> str:

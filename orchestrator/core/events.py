@@ -50,27 +50,25 @@ def _limit(characters: int) -> Any:
 
 
 class Proposal(Answer):
-    """One change to the script, and why to try it. Written before anything is edited."""
+    """One change to the script, and why to try it."""
 
     title: str = Field(min_length=3, max_length=120)
     """An imperative that a colleague understands at a glance; at most 90 characters."""
     hypothesis: str = _limit(300)
-    """One falsifiable sentence: this change has this effect on the score, for this reason."""
+    """One falsifiable sentence."""
     rationale: str = _limit(1800)
-    """Why it should hold, for a reader who is learning: the mechanism by its name, the theory or paper behind it, and
-    the results of this session, by #number, that speak for and against it. Three to eight sentences."""
+    """Mechanism, theory, and this session's evidence by #number, in three to eight sentences."""
     expected_delta: float
-    """Your honest median guess of the change of val_bpb (negative is better), or of the metric that the task names."""
+    """Median guess of the change of the metric, with its own sign: of val_bpb, negative is better."""
     family: StoredFamily
     settings: dict[str, Value] = {}
-    """Only where the change sets nothing but constants of the script: each by its name, with its new value. Code sets
-    exactly these values, so no mechanic reads the instructions."""
+    """Only where the change sets nothing but constants of the script: each by its name, with its new value."""
     direction: Direction | None = None
     """Only for a single constant: up or down, or set where its values have no order."""
     tests: int | None = None
-    """Number of the judged experiment whose claim this one tests; none if it stands by itself."""
+    """Number of the judged experiment whose claim this one tests, if any."""
     instructions: str = _limit(2500)
-    """What the mechanic is to change in the script, so precisely that nothing is left to decide."""
+    """What the mechanic is to change, with nothing left to decide; of mere settings, one sentence."""
     author: SkipJsonSchema[str] = "researcher"
     reverts: SkipJsonSchema[int | None] = None
     """Kept experiment whose change this one reverts; the orchestrator proposes it."""
@@ -107,13 +105,13 @@ class Postmortem(Answer):
     implemented: Literal["yes", "partly", "no"] = "yes"
     """Whether the change is what the instructions asked for: no if something else was tested."""
     verdict: Literal["supported", "refuted", "inconclusive"]
-    """On the hypothesis as it was written, by the measurements. A difference within the noise is inconclusive."""
+    """On the hypothesis as it was written, by the measurements."""
     happened: str = _limit(700)
     """What happened, in numbers: two or three sentences."""
     why: str = _limit(900)
     """The likeliest mechanism, and what in the curves speaks for it."""
     lesson: str = _limit(250)
-    """One sentence that will help the next proposal, with its limits. It is quoted without the rest."""
+    """One sentence with its limits. It is quoted without the rest."""
     next: str = _limit(400)
     """The one experiment that would teach most now."""
 

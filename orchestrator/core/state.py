@@ -256,6 +256,7 @@ class State:
     notebook: ev.Notebook | None = None
     shelved: tuple[ev.Proposal, ...] = ()  # drafts since the notebook was last rewritten
     consolidated: int = 0  # how many experiments were closed at the last consolidation
+    noted: int = 0  # how many were when the notebook was last rewritten
     guidance: str = ""
     vetoed: frozenset[int] = frozenset()
     """Open experiments that the user does not want, until what is under way for them has ended."""
@@ -380,7 +381,7 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, certificate=event)
         case ev.Noted(notebook=notebook, reason=reason):
             state = replace(state, consolidated=len(state.tried)) if reason else state
-            return replace(state, notebook=notebook, shelved=()) if notebook else state
+            return replace(state, notebook=notebook, shelved=(), noted=len(state.tried)) if notebook else state
         case ev.Unanswered(reason=reason):
             costs = {n: usd for n, usd in state.costs.items() if n < state.next and n not in state.skipped}
             return replace(_count_setback(state, reason), unanswered=state.unanswered + 1, costs=costs)

@@ -179,7 +179,7 @@ class RunMonitor:
         return Fault("disk full", "it filled the disk") if self.fills_disk() else self._find_hang()
 
     def summarize(self, *, on_gpu: bool) -> RunMetrics:
-        """Return the run's metrics; the memory is its largest process's, or a GPU's by the run's own summary."""
+        """Return the run's metrics; the memory is its largest process's, of a whole run, or a GPU's by its summary."""
         summary = {n: max(0.0, min(value, MAX_NUMBER)) for n, value in self.transcript.reader.numbers.items()}
         return RunMetrics(
             startup_cpu=self.startup_cpu,
@@ -191,7 +191,7 @@ class RunMonitor:
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),
             tokens=int(1e6 * summary.get("total_tokens_M", 0.0)),
             parameters=int(1e6 * summary.get("num_params_M", 0.0)),
-            memory_mb=summary.get("peak_vram_mb", 0.0) if on_gpu else self.peak_mb,
+            memory_mb=summary.get("peak_vram_mb", 0.0) if on_gpu else self.peak_mb * (not self.cause),  # or bwrap's own
         )
 
     def _find_hang(self) -> Fault | None:
