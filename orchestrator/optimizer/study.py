@@ -102,14 +102,14 @@ def _describe(constant: Constant, values: Sequence[Value | None]) -> BaseDistrib
     """Return the distribution of the values that a constant had: texts, unless a float holds each."""
     numbers = [value for value in values if isinstance(value, int | float) and abs(value) <= sys.float_info.max]
     if len(numbers) < len(values):
-        return CategoricalDistribution(sorted({_quote(value) for value in values}))
+        return CategoricalDistribution(sorted({_quote(value) for value in values if value is not None}))
     log = isinstance(constant.space, Numbers) and constant.space.log and min(numbers) > 0
     return FloatDistribution(min(numbers), max(numbers), log=log)
 
 
-def _encode_for(space: BaseDistribution, value: Value | None) -> Any:
+def _encode_for(space: BaseDistribution, value: Value) -> Any:
     return value if isinstance(space, FloatDistribution) else _quote(value)
 
 
-def _quote(value: Value | None) -> str:
+def _quote(value: Value) -> str:
     return str(escape(format_literal(value)))
