@@ -30,7 +30,7 @@ from tests.fakes import started
 from tests.virtual import run_virtually, virtual_clock
 
 HOURS = 8.0
-NIGHTS = {1: HOURS, 8: HOURS, 16: HOURS, 64: 4.0, 256: 1.0}
+NIGHTS = {1: HOURS, 8: HOURS, 16: HOURS, 64: HOURS, 256: 1.0}
 """Slots, and hours of their night: an event costs more with more slots, and there are more of them."""
 RUN, PROPOSAL, FURTHER, EDIT, POSTMORTEM = 326.0, 60.0, 15.0, 40.0, 30.0
 """Seconds of a run (300 of training), of a first proposal and each further one of the same request, and so on."""

@@ -116,6 +116,11 @@ def test_sessions_are_listed_the_newest_first_each_with_how_it_stands(folder):
     ]
     assert told == sorted(told)
     assert text.index(">night<") < text.index(">agents-1<") < text.index("<b>broken</b>")
+    assert "under way" in client.get("/sessions/night/report").text
+    (folder / "sessions/.night.lock").unlink()
+    page = client.get("/sessions/night/report").text
+    assert "died: nothing runs it any more" in page
+    assert "under way" not in page
     for end in ("", "/stream"):
         assert client.get(f"/sessions/broken{end}").status_code == 422
 

@@ -196,8 +196,9 @@ def report(
         folder = own or out or Path(title)
         beside = own or is_given(context, "musings")
         paths = paths.recall(session.path.parent, context)
+        runs = find_process(paths, title, session.state.now) is not None
         with hold_session(own) if own else nullcontext():
-            write_files(session, folder, paths.write_command, write_git(paths.script))
+            write_files(session, folder, paths.write_command, write_git(paths.script), runs)
             write_musings(session, paths.musings / title if beside else folder / "musings")
             if to:
                 export(session, to, folder)

@@ -234,8 +234,9 @@ class Site:
         return StreamingResponse(send_parts(), media_type="text/event-stream")
 
     def show_report(self, request: Request) -> Response:
-        with self.read(request.path_params["name"]) as session:
-            page = render_report(session, self.paths.write_command, write_git(self.paths.script))
+        with self.read(name := request.path_params["name"]) as session:
+            runs = find_process(self.paths, name, session.state.now) is not None
+            page = render_report(session, self.paths.write_command, write_git(self.paths.script), runs)
         return HTMLResponse(page, headers=permit_charts())
 
     def compare(self, request: Request) -> Response:

@@ -42,13 +42,13 @@ better; unknown is null, never 0."""
 
 
 def list_files(
-    log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git"
+    log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True
 ) -> Iterator[File]:
-    """Yield all but the logs; `command` completes a command of ours, `git` begins one about the script."""
+    """Yield all but the logs; the other arguments are those of `render_report`."""
     state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
     yield folder / "results.tsv", state, partial(write_results, log.state)
     yield folder / "ledger.parquet", state, partial(write_parquet, log)
-    yield folder / "report.html", state, partial(render_report, log, command, git)
+    yield folder / "report.html", state, partial(render_report, log, command, git, runs)
 
 
 def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
@@ -64,15 +64,22 @@ def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
             write_atomically(path, lines)
 
 
-def write_files(log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git") -> None:
+def write_files(
+    log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True
+) -> None:
     """Write all files of a session into its folder. Raises OSError."""
     write_log(log, folder)
-    for path, _, render in list_files(log, folder, command, git):
+    for path, _, render in list_files(log, folder, command, git, runs):
         write_atomically(path, render())
 
 
-def render_report(log: LogReader, command: Callable[..., str] = write_command, git: str = "git") -> str:
-    """Return the page; `command` completes a command of ours, `git` begins one about the script."""
+def render_report(
+    log: LogReader, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True
+) -> str:
+    """Return the page; `command` completes a command of ours, `git` begins one about the script.
+
+    `runs` is whether a process still runs the session, if it has not ended.
+    """
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
     curves = {f"curve-{row.experiment}": curve for row in rows if (curve := draw_curves(row))}
     inside = {name: figure for row in rows for name, figure in draw_telemetry(row).items()}
@@ -82,6 +89,7 @@ def render_report(log: LogReader, command: Callable[..., str] = write_command, g
         {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves | inside,
         state=state,
         summary=summary,
+        live=runs and not summary.ended,
         rows=rows,
         held=list_runs(log.records),
         used=measure_utilization(log.records, state.session.slots),
