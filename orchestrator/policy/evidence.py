@@ -161,6 +161,8 @@ def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:
     found, verdict, expected = decided.verdict, post.verdict, -decided.proposal.expected_delta
     if verdict == "inconclusive" or post.implemented == "no" or not isinstance(found, ev.Discarded):
         return ""
+    if verdict == "supported" and found.gain <= -th.CLEAR * found.error:
+        return "verdict: the change is clearly for the worse: it is refuted"
     distance = found.gain if verdict == "supported" else max(0.0, expected) - found.gain
     fault = f"verdict: in view of the error, the change is too small to call it {verdict}: it is inconclusive"
     return fault * (distance < th.CLEAR * found.error)
