@@ -78,6 +78,12 @@ def test_what_may_differ_already_and_what_makes_the_data_stay(source):
     assert with_assigned_seed(source) == source
 
 
+def test_a_sum_of_a_thousand_terms_is_walked():
+    long = "+".join(["1"] * 1500)
+    assert read(f"x = {long}\ntorch.manual_seed(42)") == f"x = {long}\ntorch.manual_seed(int(ENV(42)))"
+    assert with_assigned_seed(f"torch.manual_seed({long})") == f"torch.manual_seed({long})"
+
+
 def test_the_tasks_own_way_is_taken_and_left_alone_where_the_script_takes_it():
     assert 'environ.get("MY_SEED", 42)' in with_assigned_seed("random.seed(42)", Task(seed={"env": "MY_SEED"}))
     for seed in ({"env": "MY_SEED"}, {"argument": "--my-seed"}):

@@ -8,12 +8,14 @@ wherever it stands by then.
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from orchestrator.core.source import SEEDERS, get_name, is_seeder, list_values
 from orchestrator.core.task import EXAMINED, Task
 from prepare.tree import join_files, parse_files, split_files
 
 VARIABLE = "NIGHTSHIFT_SEED"  # environment variable with the seed of every run
+LONGEST = 200  # nodes of an expression that is no seed, but a computation
 _READS = re.compile(r'(int\()?__import__\("os"\)\.environ\.get\("\w+", ([\w"\']+)\)(?(1)\))')
 _SEED = re.compile(r"(?!n_|num_|\w*hash).*(seed|random_?state)", re.IGNORECASE)
 _SETS = re.compile(r"(\w+_)?(set|reset|fix|init\w*|setup)_(\w+_)?seeds?")
@@ -55,19 +57,21 @@ def _rewrite(text: str, used: set[str], variable: str) -> str:
     return b"\n".join(lines).decode()
 
 
-def _list_seeds(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+def _list_seeds(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
     """Yield what gives seeds their values, each with the variable or option that it belongs to, if to one."""
-    if isinstance(node, ast.JoinedStr) or _OF_DATA.search(name := _get_own_name(node)):
-        return  # quotes within an f-string would end it
-    for target, value in list_values(node):
-        if label := _get_label(target):
-            yield "" if isinstance(target, ast.keyword | ast.arg) else label, value
-    if isinstance(node, ast.Call) and node.args and _is_for_all(node.func):
-        yield "", node.args[0]
-    for child in ast.iter_child_nodes(node):
+    waiting = [tree]  # in place of recursion: a script may hold a sum of a thousand terms
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.JoinedStr) or _OF_DATA.search(name := _get_own_name(node)):
+            continue  # quotes within an f-string would end it
+        for target, value in list_values(node):
+            if label := _get_label(target):
+                yield "" if isinstance(target, ast.keyword | ast.arg) else label, value
+        if isinstance(node, ast.Call) and node.args and _is_for_all(node.func):
+            yield "", node.args[0]
         # Classes with a random_state learn; functions with one make, draw or divide data.
-        if not (isinstance(child, ast.keyword) and child.arg == "random_state" and name.islower()):
-            yield from _list_seeds(child)
+        makes_data, children = name.islower(), ast.iter_child_nodes(node)
+        waiting += [at for at in children if not (makes_data and getattr(at, "arg", "") == "random_state")]
 
 
 def _list_loaded(nodes: Iterable[ast.AST]) -> set[str]:
@@ -96,6 +100,8 @@ def _is_for_all(function: ast.expr) -> bool:
 
 def _list_literals(value: ast.expr) -> list[ast.Constant]:
     """Return the literals in the value of a seed that another may replace."""
+    if len([*islice(ast.walk(value), LONGEST)]) == LONGEST:
+        return []
     match value:
         case ast.Constant(number) if not isinstance(number, bool) and f"{number}".isdecimal():
             return [value]
