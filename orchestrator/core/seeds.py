@@ -15,7 +15,7 @@ from orchestrator.core.task import EXAMINED, Task
 from prepare.tree import join_files, parse_files, split_files
 
 VARIABLE = "NIGHTSHIFT_SEED"  # environment variable with the seed of every run
-LONGEST = 200  # nodes of an expression that is no seed, but a computation
+LONGEST = 200  # nodes; a longer expression computes something else than a seed
 _READS = re.compile(r'(int\()?__import__\("os"\)\.environ\.get\("\w+", ([\w"\']+)\)(?(1)\))')
 _SEED = re.compile(r"(?!n_|num_|\w*hash).*(seed|random_?state)", re.IGNORECASE)
 _SETS = re.compile(r"(\w+_)?(set|reset|fix|init\w*|setup)_(\w+_)?seeds?")
