@@ -33,7 +33,8 @@ def init(context: typer.Context) -> None:
     except FileExistsError:
         raise UsageError(f"{script} is there already and stays as it is: choose another name with --script") from None
     if not (path := script.with_name(NAME)).exists():
-        path.write_text((Path(__file__).parent / "templates" / NAME).read_text().replace("train.py", script.name))
+        text = (Path(__file__).parent / "templates" / NAME).read_text("utf-8")
+        path.write_text(text.replace("train.py", script.name), "utf-8")
     known = read_written(ignore, "replace") if ignore.exists() else ""
     missing = [at for at in ("data/", "sessions/") if at not in known.split()]
     with ignore.open("a", encoding="utf-8") as file:
