@@ -9,9 +9,9 @@ from statistics import fmean, stdev
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, State, apply, fold
 from orchestrator.core.task import Metric
+from orchestrator.core.templates import format_score, format_size
 from orchestrator.policy.evidence import get_t_90
 from orchestrator.views.charts import Figure, render_page
-from orchestrator.views.render import render_template
 from orchestrator.views.summary import Summary, summarize
 from prepare.command import UserError
 
@@ -48,9 +48,25 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
     step = sum(verdict.gain for verdict in verdicts if isinstance(verdict, ev.Evidence)) / max(len(verdicts), 1)
     tokens = sum(usage.input + usage.output for usage in state.usage.values())
     tokens -= sum(usage.input + usage.output for usage in shared.usage.values())
-    facts = {"arm": arm, "summary": summary, "state": state, "shared": shared, "tested": tested, "own": own}
-    lines = render_template("figures.txt", tokens=tokens, **facts).splitlines()
-    table = dict(line.split(": ", 1) for line in lines)
+    table = {
+        "crew and style": arm,
+        "experiments": f"{summary.tried:,}",
+        "shared with its parent": str(len(shared.tried)),
+        "not tested": str(summary.tried - len(tested)),
+        "kept": f"{summary.kept} ({100 * summary.kept / max(summary.tried, 1):.0f} %)",
+        "crashed": str(sum(result.status == "crashed" for result in state.tried)),
+        "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
+        "families tried": str(len({result.proposal.family for result in tested})),
+        "baseline": format_score(summary.baseline, metric),
+        "best": format_score(summary.best, metric),
+        "gain": format_size(summary.gain, metric),
+        "± at 90 %": format_size(summary.margin, metric),
+        "measured": "on fresh seeds" if summary.certificate else "by estimate",
+        "σ of one run": format_size(summary.sigma, metric),
+        "hours": f"{summary.hours:.2f}",
+        "tokens per experiment": f"{tokens // own:,}",
+        "$ per experiment": "unknown" if summary.usd is None else f"{(summary.usd - shared.usd) / own:.3f}",
+    }
     profile, best = state.session.profile, _trace_best(summary, records)
     origin = next((record.event.parent for record in reversed(records) if isinstance(record.event, ev.Forked)), "")
     conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours, origin)

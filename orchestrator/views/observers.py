@@ -58,7 +58,7 @@ class Observers:
         self.shown: dict[Path, object] = {}
         self.due = defaultdict[Path, float](float)
         """When each file may be written again, on the session's clock."""
-        self.late: list[float] = []  # the same of those that had changed before that, the last time
+        self.late: list[float] = []  # these times of the files that had changed too early, at the last look
         self.logged = 0  # records that log.jsonl holds
         self.failures: set[str] = set()
         self.writer: asyncio.Task[None] | None = None
