@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pydantic import BaseModel, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, EditedTree
+from subagents.files import EditedFiles
 from subagents.prompts import Prompt
 from subagents.tools import ToolCall
 
@@ -30,7 +30,7 @@ class Edited(BaseModel):
 async def edit(
     environment: Environment,
     prompt: Prompt,
-    files: EditedFile | EditedTree,
+    files: EditedFiles,
     facts: Mapping[str, str],
     find_deviation: Callable[[str, str], str],
 ) -> tuple[str, Edited]:
