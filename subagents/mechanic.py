@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
 from subagents.files import EditedFiles
@@ -13,18 +13,15 @@ from subagents.tools import ToolCall
 class Edited(BaseModel):
     """The mechanic's answer. The edit itself is what its tools did to the file."""
 
-    summary: str = Field(max_length=400, description="What you changed, in one sentence.")
-    deviations: str = Field(
-        default="",
-        max_length=600,
-        description="Where your edit departs from the instructions, and why: each constant by its name. Empty if "
-        "you did exactly what they say. It is shown to whoever judges the experiment.",
-    )
-    impossible: str = Field(
-        default="",
-        max_length=400,
-        description="Only if the instructions cannot be carried out: why. The proposal is then abandoned.",
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    summary: str = Field(max_length=400)
+    """What you changed, in one sentence."""
+    deviations: str = Field(default="", max_length=600)
+    """Where your edit departs from the instructions, and why: each constant by its name. Empty if you did exactly what
+    they say. It is shown to whoever judges the experiment."""
+    impossible: str = Field(default="", max_length=400)
+    """Only if the instructions cannot be carried out: why. The proposal is then abandoned."""
 
 
 async def edit(

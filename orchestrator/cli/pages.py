@@ -30,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.cli.inspect import describe_session, find_process, list_sessions
-from orchestrator.cli.options import Paths, read_file
+from orchestrator.cli.options import Paths, read_session
 from orchestrator.core.source import compute_digest
 from orchestrator.lab.repo import write_git
 from orchestrator.policy.limits import estimate_run_seconds
@@ -172,9 +172,8 @@ class Site:
     @contextmanager
     def read(self, name: str) -> Generator[Session]:
         """Open a session as far as it has come. Raises HTTPException, UserError."""
-        path = self.find(name)
-        key = name, path.stat().st_ino
-        with read_file(path, known=self.known.pop(key, None)) as session:
+        key = name, self.find(name).stat().st_ino
+        with read_session(self.paths, name, known=self.known.pop(key, None)) as session:
             self.known = dict([*self.known.items(), (key, session)][-CACHED:])
             yield session
 

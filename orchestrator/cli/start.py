@@ -157,10 +157,10 @@ def resume(
             paths, own.name, own.crew, limits=own.limits, notify=notify, state=state, session=session, search=own.search
         )
         night.require()
-        with hold_slots(night) as places:
+        with hold_slots(night) as slots:
             paths.remember(path.parent)
             session.write("", Resumed())
-            run_session(session, night, places)
+            run_session(session, night, slots)
 
 
 def fork(
