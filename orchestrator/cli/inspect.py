@@ -21,7 +21,6 @@ from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, is_given, read_session, refuse
 from orchestrator.core.events import Forked, Resumed, Started
-from orchestrator.core.templates import format_size
 from orchestrator.session.store import Session
 from orchestrator.views import event_text
 from orchestrator.views.musings import search
@@ -235,7 +234,7 @@ def compare(
         table.add_row(figure, *(row.table[figure] for row in rows))
     console.print(table)
     for finding, *gained in comparison.list_findings(rows):
-        print(f"{finding}: gain {' ± '.join(format_size(size, rows[0].metric) for size in gained)} (90 % interval)")
+        print(f"{finding}: gain {' ± '.join(map(rows[0].metric.format_size, gained))} (90 % interval)")
     target = chart or paths.sessions / "compare.html"
     try:
         write_atomically(target, comparison.render_comparison(rows))
