@@ -29,7 +29,7 @@ from orchestrator.views.summary import summarize
 from prepare.command import UserError
 from prepare.files import write_atomically
 
-AgentName = Literal["researcher", "mechanic", "reflector"]
+AgentName = Literal["researcher", "mechanic", "reflector", "notebook"]
 console = Console(highlight=False, markup=False)
 
 
@@ -162,8 +162,9 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
     divergences = asyncio.run(replay(tape, live))
     kinds = {divergence.seq: session.records[divergence.seq].event.kind for divergence in divergences}
     for divergence in divergences:
+        # With other prompts the request of every reply differs, too.
         if not prompts or kinds[divergence.seq] != "replied" or divergence.seq == len(tape.records):
-            print(f"{divergence}\n")  # with other prompts the request of every reply differs, too
+            print(f"event {divergence.seq} differs\n{divergence.difference}\n")
     if opened := [str(number) for number, kind in kinds.items() if kind == "opened"]:
         print(f"The openings of these conversations change: {', '.join(opened)}")
     if tape.upcoming:

@@ -118,7 +118,7 @@ class Paths:
 
 
 def choose_place(context: Any, param: Any, value: Any) -> None:
-    """Put a place into the context's, for commands whose functions do not ask for it."""
+    """Set a field of the context's Paths, for commands whose functions do not take it as a parameter."""
     context.obj = replace(context.obj or Paths(), **{param.name: value})
 
 

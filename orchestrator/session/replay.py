@@ -29,9 +29,6 @@ class Divergence:
     seq: int
     difference: str
 
-    def __str__(self) -> str:
-        return f"event {self.seq} differs\n{self.difference}"
-
 
 class _Stuck(Exception):  # noqa: N818 - a finding, not a fault
     """The loop cannot follow the recording any further."""
