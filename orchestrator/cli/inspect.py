@@ -116,7 +116,7 @@ def replay(
             found = event_text.find_conversations(session.records, experiment, agent or "")
             if not found:
                 raise UsageError(f"{name} has no conversation {f'of the {agent} ' if agent else ''}about #{experiment}")
-            _show_pages(event_text.write_page(session, session.records, number, full=full) for number in found)
+            _show_pages(event_text.write_page(session, number, full=full) for number in found)
         elif event is None:
             _walk(session, until, step=step, as_json=as_json)
         elif event >= len(session.records):
@@ -124,7 +124,7 @@ def replay(
         elif as_json:
             print(session.records[event].model_dump_json())
         else:
-            _show_pages([event_text.write_page(session, session.records, event, full=full)])
+            _show_pages([event_text.write_page(session, event, full=full)])
 
 
 def _show_pages(pages: Iterable[str]) -> None:

@@ -244,7 +244,7 @@ class Site:
             count = len(session.records)
             if number not in map(str, range(count)):
                 raise UserError(f"{name} has events 0 to {count - 1}")
-            text = event_text.write_page(session, session.records, int(number))
+            text = event_text.write_page(session, int(number))
         return self.render("serve_event.html", name=name, number=int(number), count=count, text=text)
 
     def search_musings(self, request: Request) -> Response:
