@@ -4,24 +4,11 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-import humanize
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from orchestrator.core.description import count_seeds
 from orchestrator.core.task import Metric
-from orchestrator.core.text import flatten, format_count, name_numbers, shorten
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number and its noun, in the plural unless the number is 1."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def format_duration(hours: float) -> str:
-    """Return a duration in words: 2 hours and 40 minutes."""
-    least = "seconds" if hours < 1 / 6 else "minutes"
-    return humanize.precisedelta(3600 * hours, minimum_unit=least, suppress=["days"], format="%.0f")
-
+from orchestrator.core.text import count, flatten, format_count, format_duration, name_numbers, shorten
 
 NUMBERS: dict[str, Callable[[float | None, Metric], str]] = {
     "score": lambda score, metric: metric.format_score(score),
