@@ -149,7 +149,7 @@ def test_a_tape_gives_back_replies_and_what_tools_saw_outside():
             found = (event for event in events if isinstance(event, kinds) and isinstance(event, usable))
             return next(event for event in found if getattr(event, "tool", "look") == "look")
 
-    again = run_virtually(one_conversation(Anyhow(log.records, log.get), Memory()))
+    again = run_virtually(one_conversation(Anyhow(log), Memory()))
 
     assert again == live
 

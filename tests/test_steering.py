@@ -235,7 +235,7 @@ def test_a_veto_ends_a_conversation_and_replays(tmp_path):
         return session
 
     async def verify(session):
-        tape = Tape(session.records, session.get)
+        tape = Tape(session)
         return await replay(tape, lambda tape: run(tape, make_crew(tape, tape), tape)), tape
 
     session = run_virtually(go())

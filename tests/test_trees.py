@@ -259,7 +259,7 @@ def test_each_file_keeps_its_line_endings_and_its_byte_order_mark(tmp_path):
 
 def assert_replays(place):
     session = opened(place)
-    tape = Tape(session.records, session.get)
+    tape = Tape(session)
 
     async def live(tape):
         await run(tape, build_crew(tape, place / "musings"), tape)

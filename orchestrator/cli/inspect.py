@@ -154,7 +154,7 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
     from orchestrator.session.replay import Tape, replay
 
     began, prompts = time.monotonic(), load_style(style, [], session.state.session.task) if style else None
-    tape = Tape(session.records, session.get, until)
+    tape = Tape(session, until)
 
     async def live(tape: Tape) -> None:
         await run(tape, build_crew(tape, musings, prompts), tape)
