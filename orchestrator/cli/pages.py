@@ -172,8 +172,9 @@ class Site:
     @contextmanager
     def read(self, name: str) -> Generator[Session]:
         """Open a session as far as it has come. Raises HTTPException, UserError."""
-        key = name, self.find(name).stat().st_ino
-        with read_session(self.paths, name, known=self.known.pop(key, None)) as session:
+        path = self.find(name)
+        key = name, path.stat().st_ino
+        with read_session(self.paths, str(path), known=self.known.pop(key, None)) as session:
             self.known = dict([*self.known.items(), (key, session)][-CACHED:])
             yield session
 
