@@ -37,7 +37,7 @@ def main() -> None:
             session = Session(path, time.time)
             schedule.find_due(session.state)
             folded = time.process_time() - began
-            tape = Tape(session.records, session.get)
+            tape = Tape(session)
             began = time.process_time()
             assert not run_virtually(replay(tape, lambda tape: run(tape, InventiveCrew(1), tape)))
             played = time.process_time() - began

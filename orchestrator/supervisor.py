@@ -26,11 +26,11 @@ the deadline."""
 GUIDANCE_CHARACTERS = 8_000  # characters of guidance.md that are read
 
 
-async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path, say: Callable[[str], None]) -> State:
+async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path) -> State:
     """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what the loop raises."""
     outside = [
-        asyncio.ensure_future(_watch_guidance(session, guidance, say)),  # before the first proposal
-        asyncio.ensure_future(_stop_at_deadline(session, say)),
+        asyncio.ensure_future(_watch_guidance(session, guidance)),  # before the first proposal
+        asyncio.ensure_future(_stop_at_deadline(session)),
     ]
     over = asyncio.Event()
     session.watchers.append(lambda: over.set() if session.state.ended else None)
@@ -49,7 +49,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
             stop_now()
             return
         asked = True
-        say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
+        session.say("Stopping: the current runs finish and are recorded first. Press Ctrl-C again to stop at once.")
         outside.append(asyncio.ensure_future(session.append("", StopAsked(reason=ASKED))))
         outside.append(stalled := asyncio.ensure_future(_wait_for_stall(session, STALL)))
         stalled.add_done_callback(lambda task: None if task.cancelled() else stop_now())
@@ -75,7 +75,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path,
                 await task
 
 
-async def _stop_at_deadline(session: Session, say: Callable[[str], None]) -> None:
+async def _stop_at_deadline(session: Session) -> None:
     """Record a request to stop when the time is up, and the end itself once what is still awaited is silent."""
     await asyncio.sleep(max(0.0, session.state.deadline - session.clock()))
     reason = explain_deadline(session.state.session.limits)
@@ -84,7 +84,7 @@ async def _stop_at_deadline(session: Session, say: Callable[[str], None]) -> Non
     awaited = [f"train {run.granted.experiment}.{run.granted.run}" for run in session.state.running]
     awaited += [step.task_id for step in find_due(session.state) if not isinstance(step, Append)]
     if awaited:
-        say(f"The time is up. Awaited: {', '.join(awaited)}; a silent model for two minutes at most.")
+        session.say(f"The time is up. Awaited: {', '.join(awaited)}; a silent model for two minutes at most.")
     await _wait_for_stall(session, SILENCE)
     measured = [found for found in (certify(session.state),) if found and found != session.state.certificate]
     await session.append("", *measured, Ended(reason=reason))
@@ -117,13 +117,13 @@ async def _watch_inbox(session: Session, request_stop: Callable[[], object]) -> 
                     pass
 
 
-async def _watch_guidance(session: Session, path: Path, say: Callable[[str], None]) -> None:
+async def _watch_guidance(session: Session, path: Path) -> None:
     """Record the content of guidance.md whenever it has changed, and say so where nobody reads it."""
     while True:
         if (text := _read_guidance(path)) != session.state.guidance:
             await session.append("", GuidanceChanged(text=text))
             if text and (session.state.session.crew == "optuna" or session.state.fallback):
-                say("guidance.md is not followed: the optimizer proposes, and it reads no text")
+                session.say("guidance.md is not followed: the optimizer proposes, and it reads no text")
         await asyncio.sleep(LOOK_SECONDS)
 
 

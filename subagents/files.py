@@ -1,11 +1,11 @@
-"""Tools for files in memory: view, replace, check; create and delete where there are several. They reach no other."""
+"""Tools for files in memory: view, replace, check; in a tree also create and delete. They reach no other file."""
 
 import ast
 import re
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache, partial
 from importlib.metadata import packages_distributions
 
 from subagents.logs import count_fitting, fence, split_lines
@@ -16,61 +16,21 @@ Start = Callable[[str], Awaitable[Mapping[str, object] | str]]  # gives what a s
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
 
 
-class EditedFile:
-    """The text of a script that is being edited; `check` also starts it, if there is what can."""
+class EditedFiles:
+    """The files of a candidate that is being edited; `check` also starts it, if there is what can.
 
-    def __init__(self, text: str, path: str = "train.py", start: Start | None = None) -> None:
-        self.before, self.text, self.path, self.start = text, text, path, start
-
-    @property
-    def tools(self) -> tuple[Tool, ...]:
-        check = Tool.from_function(self.check, pure=False)  # a replay may run where other packages are installed
-        return Tool.from_function(self.view), Tool.from_function(self.replace), check
-
-    def view(self, first: int = 1, last: int | None = None) -> str:
-        """Show the script from line `first` to line `last` as it stands now, in pages that say where to go on.
-
-        The numbers are not part of the text.
-        """
-        return number_page(self.text, first, last)
-
-    def replace(self, old: str, new: str) -> str:
-        """Replace one passage of the script.
-
-        `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
-        and may be empty.
-        """
-        found = re.finditer(f"(?={re.escape(old)})", self.text) if old else ()  # overlapping occurrences, too
-        places = [self.text.count("\n", 0, match.start()) + 1 for match in found]
-        if old == new:
-            raise ToolError("`old` and `new` are the same: nothing would change.")
-        if not places:
-            raise ToolError(f"`old` does not occur in {self.path}.{_suggest(self.text, old)}")
-        if len(places) > 1:
-            lines = ", ".join(map(str, places[:10]))
-            raise ToolError(f"`old` occurs {len(places)} times, at lines {lines}. Include more of the text around it.")
-        self.text = self.text.replace(old, new)
-        return f"Replaced at line {places[0]}."
-
-    async def check(self) -> str:
-        """Check the syntax and the imports of the script; where possible, run it up to where its training begins."""
-        return await _check(self, {self.path: self.text}, [self.before])
-
-    def find_fault(self) -> str:
-        """Return why the text cannot be handed in as a candidate; empty if it can."""
-        if self.text == self.before:
-            return f"{self.path} is unchanged"
-        return "" if find_syntax_error(self.before) else find_syntax_error(self.text, self.path)
-
-
-class EditedTree:
-    """Several files that are being edited: tools as for one, which take a path, and two that create and delete."""
+    The tools of a single file take no path. Those of a tree do, and two more create and delete files.
+    """
 
     def __init__(
-        self, files: Mapping[str, str], is_allowed: Callable[[str], bool], join: Join, start: Start | None = None
+        self,
+        files: Mapping[str, str],
+        start: Start | None = None,
+        is_allowed: Callable[[str], bool] | None = None,
+        join: Join = lambda files: "".join(files.values()),
     ) -> None:
-        """Begin with these files by path; `is_allowed` tells which there may be, and `join` makes one text of them."""
-        self.before, self.files, self.is_allowed, self.join, self.start = files, dict(files), is_allowed, join, start
+        """Begin with one file by its path, or with a tree, where `is_allowed` tells which files there may be."""
+        self.before, self.files, self.start, self.is_allowed, self.join = files, dict(files), start, is_allowed, join
 
     @property
     def text(self) -> str:
@@ -78,62 +38,79 @@ class EditedTree:
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        pure = map(Tool.from_function, (self.view, self.replace, self.create, self.delete))
-        return *pure, Tool.from_function(self.check, pure=False)
+        one, more = ((), (self.create, self.delete)) if self.is_allowed else (self.files, ())
+        pure = map(Tool.from_function, (partial(self.view, *one), partial(self.replace, *one), *more))
+        return *pure, Tool.from_function(self.check, pure=False)  # a replay may run where other packages are installed
 
     def view(self, path: str, first: int = 1, last: int | None = None) -> str:
-        """Show a file from line `first` to line `last` as it stands now, in pages that say where to go on."""
-        return self._open(path).view(first, last)
+        """Show the file from line `first` to line `last` as it stands now, in pages that say where to go on.
+
+        The numbers are not part of the text.
+        """
+        return number_page(self._read(path), first, last)
 
     def replace(self, path: str, old: str, new: str) -> str:
-        """Replace one passage of a file: `old` is its exact text, and long enough to occur only once."""
-        done = (file := self._open(path)).replace(old, new)
-        self.files[path] = file.text
-        return done
+        """Replace one passage of the file.
+
+        `old` is its exact text, spaces and comments included, and long enough to occur only once. `new` replaces it
+        and may be empty.
+        """
+        text = self._read(path)
+        found = re.finditer(f"(?={re.escape(old)})", text) if old else ()  # overlapping occurrences, too
+        places = [text.count("\n", 0, match.start()) + 1 for match in found]
+        if old == new:
+            raise ToolError("`old` and `new` are the same: nothing would change.")
+        if not places:
+            raise ToolError(f"`old` does not occur in {path}.{_suggest(text, old)}")
+        if len(places) > 1:
+            lines = ", ".join(map(str, places[:10]))
+            raise ToolError(f"`old` occurs {len(places)} times, at lines {lines}. Include more of the text around it.")
+        self.files[path] = text.replace(old, new)
+        return f"Replaced at line {places[0]}."
 
     def create(self, path: str, text: str) -> str:
         """Create a file with this text, where the task allows one."""
-        if path in self.files or not self.is_allowed(path):
-            raise ToolError(f"{path!r} exists already." if path in self.files else f"The task allows no {path!r}.")
+        if path in self.files:
+            raise ToolError(f"{path!r} exists already.")
+        if not (self.is_allowed and self.is_allowed(path)):
+            raise ToolError(f"The task allows no {path!r}.")
         self.files[path] = text
         return f"Created {path}."
 
     def delete(self, path: str) -> str:
         """Delete a file."""
-        self._open(path)
+        self._read(path)
         del self.files[path]
         return f"Deleted {path}."
 
     async def check(self) -> str:
-        """Check the syntax and the imports of all files; where possible, run up to where the training begins."""
-        return await _check(self, self.files, self.before.values())
+        """Check the syntax and the imports; where possible, run it up to where its training begins."""
+        if fault := self.find_fault():
+            raise ToolError(f"{fault}.")
+        own = {part.removesuffix(".py") for path in self.files for part in path.split("/")}
+        known = own | {*find_missing_packages(*self.before.values())}
+        if missing := [name for name in find_missing_packages(*self.files.values()) if name not in known]:
+            raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
+        if not self.start:
+            return "Syntax and imports are in order. It was not run: check the shapes."
+        if isinstance(found := await self.start(self.text), str):
+            raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
+        ran = "It was run up to its training: a step of it ran."
+        return f"Syntax and imports are in order. {ran if found else 'No step could be run: check the shapes.'}"
 
     def find_fault(self) -> str:
         """Return why the files cannot be handed in as a candidate; empty if they can."""
-        if not self.files or self.files == self.before:
-            return "no file is changed" if self.files else "no file is left"
-        faults = (find_syntax_error(text, path) for path, text in self.files.items() if path.endswith(".py"))
-        return next(filter(None, faults), "")
+        if self.files == self.before:
+            return "no file is changed" if self.is_allowed else f"{', '.join(self.files)} is unchanged"
+        python = [path for path in self.files if path.endswith(".py") or not self.is_allowed]
+        sound = [path for path in python if not find_syntax_error(self.before.get(path, ""))]
+        faults = (find_syntax_error(self.files[path], path) for path in sound)
+        return next(filter(None, faults), "") if self.files else "no file is left"
 
-    def _open(self, path: str) -> EditedFile:
+    def _read(self, path: str) -> str:
         if path not in self.files:
             raise ToolError(f"No file {path!r} may change; these may: {', '.join(self.files)}.")
-        return EditedFile(self.files[path], path)
-
-
-async def _check(edited: EditedFile | EditedTree, files: Mapping[str, str], before: Iterable[str]) -> str:
-    """Return that all is in order, and whether a step of it ran. Raises ToolError where it cannot be, or fails."""
-    if fault := edited.find_fault():
-        raise ToolError(f"{fault}.")
-    known = {part.removesuffix(".py") for path in files for part in path.split("/")} | {*find_missing_packages(*before)}
-    if missing := [name for name in find_missing_packages(*files.values()) if name not in known]:
-        raise ToolError(f"Not installed here, and nothing can be installed: {', '.join(missing)}.")
-    if not edited.start:
-        return "Syntax and imports are in order. It was not run: check the shapes."
-    if isinstance(found := await edited.start(edited.text), str):
-        raise ToolError(f"It fails before its training begins:\n{fence(split_lines(found))}")
-    ran = "It was run up to its training: a step of it ran."
-    return f"Syntax and imports are in order. {ran if found else 'No step could be run: check the shapes.'}"
+        return self.files[path]
 
 
 def number_page(text: str, first: int, last: int | None) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, EditedTree
+from subagents.files import EditedFiles
 from subagents.prompts import Prompt
 from subagents.tools import ToolCall
 
@@ -13,24 +13,21 @@ from subagents.tools import ToolCall
 class Edited(BaseModel):
     """The mechanic's answer. The edit itself is what its tools did to the file."""
 
-    summary: str = Field(max_length=400, description="What you changed, in one sentence.")
-    deviations: str = Field(
-        default="",
-        max_length=600,
-        description="Where your edit departs from the instructions, and why: each constant by its name. Empty if "
-        "you did exactly what they say. It is shown to whoever judges the experiment.",
-    )
-    impossible: str = Field(
-        default="",
-        max_length=400,
-        description="Only if the instructions cannot be carried out: why. The proposal is then abandoned.",
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    summary: str = Field(max_length=400)
+    """What you changed, in one sentence."""
+    deviations: str = Field(default="", max_length=600)
+    """Where your edit departs from the instructions, and why: each constant by its name. Empty if you did exactly what
+    they say. It is shown to whoever judges the experiment."""
+    impossible: str = Field(default="", max_length=400)
+    """Only if the instructions cannot be carried out: why. The proposal is then abandoned."""
 
 
 async def edit(
     environment: Environment,
     prompt: Prompt,
-    files: EditedFile | EditedTree,
+    files: EditedFiles,
     facts: Mapping[str, str],
     find_deviation: Callable[[str, str], str],
 ) -> tuple[str, Edited]:

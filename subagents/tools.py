@@ -40,11 +40,11 @@ class Tool:
 
     @classmethod
     def from_function(cls, function: Callable[..., str | Awaitable[str]], *, pure: bool = True) -> "Tool":
-        """Return a function as a tool with its name, docstring and annotated parameters."""
-        arguments = TypeAdapter[Any](cast("Any", function)).json_schema()
-        description = inspect.getdoc(function) or ""
-        schema = {"name": function.__name__, "description": description, "input_schema": shorten_schema(arguments)}
-        return cls(function.__name__, validate_call(function), pure, schema)
+        """Return a function, or a partial of one, as a tool with its name, docstring and annotated parameters."""
+        arguments, named = TypeAdapter[Any](cast("Any", function)).json_schema(), getattr(function, "func", function)
+        description = inspect.getdoc(named) or ""
+        schema = {"name": named.__name__, "description": description, "input_schema": shorten_schema(arguments)}
+        return cls(named.__name__, validate_call(function), pure, schema)
 
     async def run(self, call: ToolCall) -> ToolResult:
         """Call the function. Wrong arguments and ToolErrors become results; any other exception is a bug."""

@@ -95,7 +95,7 @@ def played(session):
         return await run(tape, make_crew(tape, tape), tape)
 
     async def go():
-        tape = Tape(session.records, session.get)
+        tape = Tape(session)
         assert not await replay(tape, live)
         return tape
 

@@ -26,7 +26,7 @@ from orchestrator.session.store import Session
 from prepare.constants import read_values, with_originals
 from prepare.profiles import CPU, apply_to_script
 from prepare.tree import join_files, split_files
-from subagents.files import EditedTree
+from subagents.files import EditedFiles
 from subagents.tools import ToolCall
 from tests.hostile.test_enemies import SANDBOXES, TIERS
 from tests.scripted import _call, served
@@ -189,7 +189,7 @@ async def test_a_fault_in_another_file_is_told_by_its_place(tmp_path):
 
     assert "model/layers.py, line 2, in <module>: EXPANSION.shape" in found
     assert "'int' object has no attribute 'shape'" in found
-    tree = EditedTree(TREE, TASK.is_editable, join_files, runner.measure_step)
+    tree = EditedFiles(TREE, runner.measure_step, TASK.is_editable, join_files)
     tree.files["model/layers.py"] = "EXPANSION = 1\nEXPANSION.shape\n"
     told = (await tree.tools[-1].run(ToolCall("1", "check", {}))).text
     assert "It fails before its training begins" in told

@@ -146,7 +146,7 @@ def test_a_night_with_a_model_that_fails_half_of_the_time_ends_well(tmp_path, ho
     async def live(tape):
         await run(tape, make_crew(tape, tape), tape)
 
-    assert not run_virtually(replay(Tape(session.records, session.get), live))
+    assert not run_virtually(replay(Tape(session), live))
     write_files(session, tmp_path / "files")
     for record in session.records:
         assert "\x1b" not in write_line(record, state.session.task)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subagents.files import (
-    EditedFile,
+    EditedFiles,
     find_missing_packages,
     find_syntax_error,
 )
@@ -25,19 +25,23 @@ for step in range(DEPTH):
 """
 
 
+def edited(text=SOURCE):
+    return EditedFiles({"train.py": text})
+
+
 def used(file, name, **arguments):
     tool = next(tool for tool in file.tools if tool.name == name)
     return asyncio.run(tool.run(ToolCall("1", name, arguments)))
 
 
 def checked(text):
-    file = EditedFile(SOURCE)
-    file.text = text
+    file = edited()
+    file.files["train.py"] = text
     return used(file, "check")
 
 
 def test_a_passage_is_replaced_where_it_occurs_once():
-    file = EditedFile(SOURCE)
+    file = edited()
 
     result = used(file, "replace", old="LR = 0.1", new="LR = 0.2")
 
@@ -55,7 +59,7 @@ def test_a_passage_is_replaced_where_it_occurs_once():
     ],
 )
 def test_what_cannot_be_replaced_is_said_with_a_way_out(old, says):
-    file = EditedFile(SOURCE)
+    file = edited()
 
     result = used(file, "replace", old=old, new="x")
 
@@ -65,14 +69,14 @@ def test_what_cannot_be_replaced_is_said_with_a_way_out(old, says):
 
 
 def test_overlapping_finds_are_not_one():
-    file = EditedFile("aaa")
+    file = edited("aaa")
 
     assert "occurs 2 times" in used(file, "replace", old="aa", new="b").text
 
 
 @given(st.text(max_size=40), st.text(max_size=8), st.text(max_size=8))
 def test_a_replacement_touches_nothing_else(text, old, new):
-    file = EditedFile(text)
+    file = edited(text)
 
     result = used(file, "replace", old=old, new=new)
 
@@ -80,7 +84,7 @@ def test_a_replacement_touches_nothing_else(text, old, new):
 
 
 def test_a_view_is_numbered_and_short_enough_whatever_is_asked():
-    file = EditedFile("x = 1\n" * 100_000)
+    file = edited("x = 1\n" * 100_000)
 
     page = ["(lines 2 to 3 of 100000)", "   2│x = 1", "   3│x = 1"]
     assert used(file, "view", first=2, last=3).text.splitlines() == page

@@ -84,7 +84,7 @@ def test_a_model_that_leads_nowhere_is_asked_a_few_times_and_then_the_optimizer_
     async def live(tape):
         await run(tape, make_crew(tape, tape), tape)
 
-    assert not run_virtually(replay(Tape(session.records, session.get), live))
+    assert not run_virtually(replay(Tape(session), live))
 
 
 def test_where_the_optimizer_cannot_help_the_night_ends_and_says_so(tmp_path):
@@ -115,7 +115,7 @@ def test_a_conversation_has_no_further_turn_once_its_experiment_has_cost_enough(
     async def live(tape):
         await run(tape, make_crew(tape, tape), tape)
 
-    assert not run_virtually(replay(Tape(session.records, session.get), live))
+    assert not run_virtually(replay(Tape(session), live))
 
 
 def test_asked_again_after_a_resumption():

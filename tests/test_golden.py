@@ -55,7 +55,7 @@ def test_it_loads_and_folds_to_what_it_was(session):
 
 def test_it_replays(session, tmp_path):
     name, session = session
-    tape = Tape(session.records, session.get)
+    tape = Tape(session)
 
     async def live(tape):
         await run(tape, build_crew(tape, tmp_path), tape)

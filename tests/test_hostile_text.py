@@ -88,7 +88,7 @@ def test_the_live_view_is_harmless_and_fits(session):
 
 def test_a_walk_and_its_pages_are_harmless(session):
     for number, record in enumerate(session.records):
-        page = event_text.write_page(session, session.records, number)
+        page = event_text.write_page(session, number)
         assert is_harmless(page), record.event.kind
         assert len(event_text.write_line(record)) < 160
         assert len(page) < 6 * event_text.LONGEST

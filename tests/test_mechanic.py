@@ -14,7 +14,7 @@ from orchestrator.core.events import Committed, Crashed, RunMetrics
 from orchestrator.core.state import Broken, Candidate
 from subagents import mechanic
 from subagents.agent import NoAnswer
-from subagents.files import EditedFile
+from subagents.files import EditedFiles
 from subagents.prompts import load_prompts
 from tests import synthetic
 from tests.conversations import FakeWorld, call, says
@@ -41,7 +41,7 @@ RuntimeError: mat1 and mat2 shapes cannot be multiplied
 def edited(*replies, facts=ORDER):
     world = FakeWorld(list(replies))
     check = partial(find_deviation, PROPOSAL, SOURCE)
-    commit, _ = asyncio.run(mechanic.edit(world, PROMPT, EditedFile(SOURCE), facts, check))
+    commit, _ = asyncio.run(mechanic.edit(world, PROMPT, EditedFiles({"train.py": SOURCE}), facts, check))
     return world, commit
 
 
@@ -145,7 +145,7 @@ def started(*replies, fault="RuntimeError: shapes\nline 7, in forward: x @ y"):
         return {"step/calls": (1.0,)} if "MENDED" in source else fault
 
     world, check = FakeWorld(list(replies)), partial(find_deviation, PROPOSAL, SOURCE)
-    text, _ = asyncio.run(mechanic.edit(world, PROMPT, EditedFile(SOURCE, start=start), ORDER, check))
+    text, _ = asyncio.run(mechanic.edit(world, PROMPT, EditedFiles({"train.py": SOURCE}, start), ORDER, check))
     return world, text, len(tried)
 
 
@@ -202,7 +202,7 @@ def test_an_edit_that_is_not_the_proposal_goes_back(edits, says_back):
     check = partial(find_deviation, PROPOSAL, SOURCE)
 
     with pytest.raises(NoAnswer):
-        asyncio.run(mechanic.edit(world, PROMPT, EditedFile(SOURCE), ORDER, check))
+        asyncio.run(mechanic.edit(world, PROMPT, EditedFiles({"train.py": SOURCE}), ORDER, check))
 
     assert says_back in world.heard()[-1]
 

@@ -36,7 +36,7 @@ def played(session, prompts):
         await run(tape, replace(make_crew(tape, tape), prompts=prompts), tape)
 
     async def go():
-        tape = Tape(session.records, session.get)
+        tape = Tape(session)
         assert not await replay(tape, live)
         return tape
 

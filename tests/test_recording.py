@@ -109,7 +109,7 @@ def test_all_that_an_agent_was_told_is_written_down_and_shown():
         "No tool is called 'look'; the tools are add, submit.",
     ]
     assert cut_off == ("Your last message was cut off at 1000 tokens and is lost. Be briefer.",)
-    page = write_page(log, log.records, len(log.records) - 1, full=False)
+    page = write_page(log, len(log.records) - 1, full=False)
     told = [page.index(words) for words in ("may call", "max_turns: 6", "Not accepted: ", "No tool is", "cut off at")]
     assert told == sorted(told)
     assert page.count("2\n") >= 1, "the result of `add` is there once"
@@ -149,7 +149,7 @@ def test_a_tape_gives_back_replies_and_what_tools_saw_outside():
             found = (event for event in events if isinstance(event, kinds) and isinstance(event, usable))
             return next(event for event in found if getattr(event, "tool", "look") == "look")
 
-    again = run_virtually(one_conversation(Anyhow(log.records, log.get), Memory()))
+    again = run_virtually(one_conversation(Anyhow(log), Memory()))
 
     assert again == live
 

@@ -68,7 +68,7 @@ def verify(log, seed, trouble=0.15):
     """The tape after a replay, with the divergences found."""
 
     async def go():
-        tape = Tape(log.records, log.get)
+        tape = Tape(log)
         assert await replay(tape, lambda tape: run(tape, FakeCrew(seed, trouble), tape)) is tape.divergences
         return tape
 

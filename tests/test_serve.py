@@ -135,7 +135,7 @@ def test_a_conversation_is_told_as_replay_tells_it(folder):
     for talk in talks:
         assert f"/sessions/agents-1/events/{talk.last}" in page
     last = talks[-1].last
-    text = write_page(session, session.records, last)
+    text = write_page(session, last)
     ruled = re.sub("^── (.*?) ─*$", r"<b>\1</b>", str(escape(text.rstrip())), flags=re.MULTILINE)  # rules would wrap
     assert "<b>" in ruled
     assert ruled in client.get(f"/sessions/agents-1/events/{last}").text

@@ -125,7 +125,7 @@ class Patient(FakeLab):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_veto_by_the_inbox_ends_what_is_under_way(stage, tmp_path):
     """And only that: the slot is free once the run has gone, and the same code may run another time."""
-    Patient.ended, said = 0, []
+    Patient.ended = 0
 
     async def go():
         session = Session(tmp_path / "s/session.db", virtual_clock, create=True)
@@ -139,7 +139,7 @@ def test_a_veto_by_the_inbox_ends_what_is_under_way(stage, tmp_path):
             return number
 
         vetoing = asyncio.ensure_future(veto())
-        await supervise(session, FakeCrew(1, 0.0), Patient(session, 1, 0.0), tmp_path / "guidance.md", said.append)
+        await supervise(session, FakeCrew(1, 0.0), Patient(session, 1, 0.0), tmp_path / "guidance.md")
         return session, await vetoing
 
     session, number = run_virtually(go())
@@ -172,7 +172,7 @@ def test_a_stop_by_the_inbox_is_one_ctrl_c(tmp_path):
                 send_control(session.path.parent, Control(action=action))
 
         asking = asyncio.ensure_future(ask())
-        await supervise(session, FakeCrew(), FakeLab(session), tmp_path / "guidance.md", lambda _: None)
+        await supervise(session, FakeCrew(), FakeLab(session), tmp_path / "guidance.md")
         await asking
         return session
 
@@ -235,7 +235,7 @@ def test_a_veto_ends_a_conversation_and_replays(tmp_path):
         return session
 
     async def verify(session):
-        tape = Tape(session.records, session.get)
+        tape = Tape(session)
         return await replay(tape, lambda tape: run(tape, make_crew(tape, tape), tape)), tape
 
     session = run_virtually(go())

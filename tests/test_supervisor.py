@@ -34,6 +34,7 @@ def live(path, crew, sent=(), at=333.0):
 
     async def go():
         session = Session(path / "s/session.db", virtual_clock, create=not (path / "s").exists())
+        session.say = said.append
         session.write("", ev.Resumed() if session.records else started(limits=ev.SessionLimits(hours=0.3)))
 
         async def disturb():
@@ -43,7 +44,7 @@ def live(path, crew, sent=(), at=333.0):
 
         disturbing = asyncio.ensure_future(disturb())
         try:
-            await supervise(session, crew, FakeLab(session), path / "guidance.md", said.append)
+            await supervise(session, crew, FakeLab(session), path / "guidance.md")
         finally:
             disturbing.cancel()
             session.close()

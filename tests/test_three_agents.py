@@ -96,7 +96,7 @@ def test_an_agents_conversation_can_be_read(place):
 
     shown = orchestrate(place, "replay", "night", "--show", str(number)).stdout
     session = Session(place / "sessions/night/session.db", read_only=True)
-    full = event_text.write_page(session, session.records, number)
+    full = event_text.write_page(session, number)
 
     assert "You are the researcher" in shown
     assert "researcher calls read_train_py" in shown

@@ -20,7 +20,7 @@ from orchestrator.loop import run
 from orchestrator.session.replay import Tape, replay
 from prepare.constants import list_declarations, read_values, with_constants
 from prepare.tree import join_files, split_files
-from subagents.files import EditedTree
+from subagents.files import EditedFiles
 from subagents.tools import ToolCall
 from tests.scripted import Scripted, _call, _opening, served
 from tests.test_reported import SAFE, ground, opened, research
@@ -133,7 +133,7 @@ def used(tree, tool, **arguments):
 
 
 def test_tools_take_a_path():
-    tree = EditedTree(TREE, TASK.is_editable, join_files)
+    tree = EditedFiles(TREE, None, TASK.is_editable, join_files)
 
     assert used(tree, "check") == "no file is changed."
     assert (
@@ -259,7 +259,7 @@ def test_each_file_keeps_its_line_endings_and_its_byte_order_mark(tmp_path):
 
 def assert_replays(place):
     session = opened(place)
-    tape = Tape(session.records, session.get)
+    tape = Tape(session)
 
     async def live(tape):
         await run(tape, build_crew(tape, place / "musings"), tape)

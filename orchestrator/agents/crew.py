@@ -18,7 +18,7 @@ from orchestrator.ports import Crew, Log, Revision, StepMeter
 from prepare.tree import join_files, split_files
 from subagents import mechanic, reflector
 from subagents.agent import Agent, Environment, NoAnswer, ask
-from subagents.files import EditedFile, EditedTree
+from subagents.files import EditedFiles
 from subagents.prompts import Prompt
 from subagents.tools import Tool, find_overlong
 
@@ -127,9 +127,9 @@ class ClaudeCrew:
         task, environment = state.session.task, self.connect(step.task_id, step.experiment)
         start = self._start if researcher.is_step_measurable(state) else None
         if task.has_tree:
-            files = EditedTree(split_files(source), task.is_editable, join_files, start)
+            files = EditedFiles(split_files(source), start, task.is_editable, join_files)
         else:
-            files = EditedFile(source, *task.editable, start=start)
+            files = EditedFiles({(*task.editable, "train.py")[0]: source}, start)
         text, answer = await mechanic.edit(environment, self.prompts["mechanic"], files, facts, check)
         return Revision(text, answer.summary, answer.deviations)
 

@@ -7,8 +7,9 @@ import asyncio
 import pydoc
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,16 +21,15 @@ from rich.text import Text
 
 from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, is_given, read_session, refuse
 from orchestrator.core.events import Forked, Resumed, Started
-from orchestrator.core.state import State
-from orchestrator.core.templates import format_size
-from orchestrator.session.store import Session, SessionError
+from orchestrator.session.store import Session
 from orchestrator.views import event_text
 from orchestrator.views.musings import search
 from orchestrator.views.render import render_template
 from orchestrator.views.summary import summarize
+from prepare.command import UserError
 from prepare.files import write_atomically
 
-AgentName = Literal["researcher", "mechanic", "reflector"]
+AgentName = Literal["researcher", "mechanic", "reflector", "notebook"]
 console = Console(highlight=False, markup=False)
 
 
@@ -40,28 +40,32 @@ def sessions(context: typer.Context) -> None:
     wrote something).
     """
     paths: Paths = context.obj
-    found = [_write_session(paths, path.parent.name) for path in paths.sessions.glob("[!.]*/session.db")]
-    for _, text in sorted(found, reverse=True):
-        console.print(text, soft_wrap=True)
+    found = list_sessions(paths, partial(read_session, paths))
+    for facts in found:
+        console.print(render_template("session.txt", **facts), soft_wrap=True)
     if not found:
         console.print(f"There are no sessions in {paths.sessions} yet.")
 
 
-def _write_session(paths: Paths, name: str) -> tuple[float, str]:
-    """Return when a session began, in seconds since the epoch, and what is told of it."""
-    try:
-        with read_session(paths, name) as session:
-            lives = [record.at for record in session.records if isinstance(record.event, Started | Resumed | Forked)]
-            facts = describe_session(paths, name, session.state)
-            return lives[0], render_template("session.txt", since=lives[-1], **facts)
-    except (UsageError, SessionError) as error:
-        return 0.0, f"{name}: {error}\n"
+def list_sessions(paths: Paths, read: Callable[[str], AbstractContextManager[Session]]) -> list[dict[str, Any]]:
+    """Return the facts of all sessions, the newest first; of one that cannot be read, its name and the fault."""
+    found: list[tuple[float, dict[str, Any]]] = []
+    for name in [path.parent.name for path in paths.sessions.glob("[!.]*/session.db")]:
+        try:
+            with read(name) as session:
+                found.append((session.state.started_at, describe_session(paths, session)))
+        except (OSError, UserError) as error:
+            found.append((0.0, {"name": name, "fault": str(error)}))
+    return [facts for _, facts in sorted(found, key=lambda pair: -pair[0])]
 
 
-def describe_session(paths: Paths, name: str, state: State) -> dict[str, Any]:
-    """Return the facts of a session in a list: how it stands, what it gained, which process runs it, how to resume."""
+def describe_session(paths: Paths, session: Session) -> dict[str, Any]:
+    """Return how a session stands, what it gained, which process runs it and since when, and how to resume it."""
+    name, state = session.path.parent.name, session.state
+    since = max(record.at for record in session.records if isinstance(record.event, Started | Resumed | Forked))
     process, resume = find_process(paths, name, state.now), paths.write_command("resume", name)
-    return {"name": name, "state": state, "summary": summarize(state), "process": process, "resume": resume}
+    facts = {"summary": summarize(state), "process": process, "since": since, "resume": resume}
+    return {"name": name, "state": state, **facts}
 
 
 def find_process(paths: Paths, name: str, now: float) -> int | None:
@@ -112,7 +116,7 @@ def replay(
             found = event_text.find_conversations(session.records, experiment, agent or "")
             if not found:
                 raise UsageError(f"{name} has no conversation {f'of the {agent} ' if agent else ''}about #{experiment}")
-            _show_pages(event_text.write_page(session, session.records, number, full=full) for number in found)
+            _show_pages(event_text.write_page(session, number, full=full) for number in found)
         elif event is None:
             _walk(session, until, step=step, as_json=as_json)
         elif event >= len(session.records):
@@ -120,7 +124,7 @@ def replay(
         elif as_json:
             print(session.records[event].model_dump_json())
         else:
-            _show_pages([event_text.write_page(session, session.records, event, full=full)])
+            _show_pages([event_text.write_page(session, event, full=full)])
 
 
 def _show_pages(pages: Iterable[str]) -> None:
@@ -150,7 +154,7 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
     from orchestrator.session.replay import Tape, replay
 
     began, prompts = time.monotonic(), load_style(style, [], session.state.session.task) if style else None
-    tape = Tape(session.records, session.get, until)
+    tape = Tape(session, until)
 
     async def live(tape: Tape) -> None:
         await run(tape, build_crew(tape, musings, prompts), tape)
@@ -158,8 +162,9 @@ def _verify(session: Session, until: int | None, musings: Path, style: str) -> N
     divergences = asyncio.run(replay(tape, live))
     kinds = {divergence.seq: session.records[divergence.seq].event.kind for divergence in divergences}
     for divergence in divergences:
+        # With other prompts the request of every reply differs, too.
         if not prompts or kinds[divergence.seq] != "replied" or divergence.seq == len(tape.records):
-            print(f"{divergence}\n")  # with other prompts the request of every reply differs, too
+            print(f"event {divergence.seq} differs\n{divergence.difference}\n")
     if opened := [str(number) for number, kind in kinds.items() if kind == "opened"]:
         print(f"The openings of these conversations change: {', '.join(opened)}")
     if tape.upcoming:
@@ -230,7 +235,7 @@ def compare(
         table.add_row(figure, *(row.table[figure] for row in rows))
     console.print(table)
     for finding, *gained in comparison.list_findings(rows):
-        print(f"{finding}: gain {' ± '.join(format_size(size, rows[0].metric) for size in gained)} (90 % interval)")
+        print(f"{finding}: gain {' ± '.join(map(rows[0].metric.format_size, gained))} (90 % interval)")
     target = chart or paths.sessions / "compare.html"
     try:
         write_atomically(target, comparison.render_comparison(rows))

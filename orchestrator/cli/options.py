@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from os.path import relpath
@@ -118,7 +118,7 @@ class Paths:
 
 
 def choose_place(context: Any, param: Any, value: Any) -> None:
-    """Put a place into the context's, for commands whose functions do not ask for it."""
+    """Set a field of the context's Paths, for commands whose functions do not take it as a parameter."""
     context.obj = replace(context.obj or Paths(), **{param.name: value})
 
 
@@ -156,14 +156,12 @@ def open_session(
     return session
 
 
-def read_session(paths: Paths, name: str, *, salvage: bool = False) -> AbstractContextManager["Session"]:
-    """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
-    return read_file(paths.find_session(name), salvage=salvage)
-
-
 @contextmanager
-def read_file(path: Path, *, salvage: bool = False, known: "Session | None" = None) -> Generator["Session"]:
-    """Open a session's file for reading, as `read_session` does; `known` is an earlier reading of it."""
+def read_session(
+    paths: Paths, name: str, *, salvage: bool = False, known: "Session | None" = None
+) -> Generator["Session"]:
+    """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
+    path = paths.find_session(name)
     session = open_session(path, read_only=True, salvage=salvage, known=known)
     try:
         yield session

@@ -29,8 +29,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.cli.inspect import describe_session, find_process
-from orchestrator.cli.options import Paths, read_file
+from orchestrator.cli.inspect import describe_session, find_process, list_sessions
+from orchestrator.cli.options import Paths, read_session
 from orchestrator.core.source import compute_digest
 from orchestrator.lab.repo import write_git
 from orchestrator.policy.limits import estimate_run_seconds
@@ -174,7 +174,7 @@ class Site:
         """Open a session as far as it has come. Raises HTTPException, UserError."""
         path = self.find(name)
         key = name, path.stat().st_ino
-        with read_file(path, known=self.known.pop(key, None)) as session:
+        with read_session(self.paths, str(path), known=self.known.pop(key, None)) as session:
             self.known = dict([*self.known.items(), (key, session)][-CACHED:])
             yield session
 
@@ -183,20 +183,12 @@ class Site:
         return HTMLResponse(render_template(template, secret=self.secret, **facts))
 
     def list_sessions(self, request: Request) -> Response:  # noqa: ARG002 - every page takes it
-        found: list[tuple[float, dict[str, Any]]] = []
-        for name in [path.parent.name for path in self.paths.sessions.glob("[!.]*/session.db")]:
-            try:
-                with self.read(name) as session:
-                    found.append((session.state.started_at, describe_session(self.paths, name, session.state)))
-            except (OSError, UserError) as error:
-                found.append((0.0, {"name": name, "fault": str(error)}))
-        latest = sorted(found, key=lambda pair: -pair[0])
-        return self.render("serve_sessions.html", sessions=[facts for _, facts in latest])
+        return self.render("serve_sessions.html", sessions=list_sessions(self.paths, self.read))
 
     def write_live(self, name: str, shown: int = SHOWN) -> str:
         """Return the part of a session's page that follows the night, with its latest experiments."""
         with self.read(name) as session:
-            rows, facts = list_rows(session.state), describe_session(self.paths, name, session.state)
+            rows, facts = list_rows(session.state), describe_session(self.paths, session)
             places = {"experiment": {row.experiment: row.experiment for row in rows}}
             figure = draw_progress(rows, places, facts["summary"])
             facts |= {
@@ -253,7 +245,7 @@ class Site:
             count = len(session.records)
             if number not in map(str, range(count)):
                 raise UserError(f"{name} has events 0 to {count - 1}")
-            text = event_text.write_page(session, session.records, int(number))
+            text = event_text.write_page(session, int(number))
         return self.render("serve_event.html", name=name, number=int(number), count=count, text=text)
 
     def search_musings(self, request: Request) -> Response:

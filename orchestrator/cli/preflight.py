@@ -25,8 +25,7 @@ from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_s
 from orchestrator.core.source import compute_digest, diff
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
-from orchestrator.core.templates import count
-from orchestrator.core.text import shorten
+from orchestrator.core.text import count, shorten
 from orchestrator.lab.cluster import connect, plan_shares
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.reported import TaskFolder

@@ -20,7 +20,7 @@ from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Proposed, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance, State, apply, fold
-from orchestrator.core.templates import count
+from orchestrator.core.text import count
 from orchestrator.policy.evidence import calibrate_noise, compute_visible_difference
 from orchestrator.policy.limits import explain_stop
 from orchestrator.policy.thresholds import BASELINE_RUNS, KEEP_RULE, MAX_REPAIRS
@@ -157,10 +157,10 @@ def resume(
             paths, own.name, own.crew, limits=own.limits, notify=notify, state=state, session=session, search=own.search
         )
         night.require()
-        with hold_slots(night) as places:
+        with hold_slots(night) as slots:
             paths.remember(path.parent)
             session.write("", Resumed())
-            run_session(session, night, places)
+            run_session(session, night, slots)
 
 
 def fork(

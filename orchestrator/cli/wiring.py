@@ -69,7 +69,7 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
                 observers.say(started.task.describe())
             meter, guidance = getattr(runner, "measure_step", None), paths.script.parent / "guidance.md"
             crew = build_crew(session, paths.musings, night.prompts, meter)
-            asyncio.run(supervise(session, crew, lab, guidance, observers.say))
+            asyncio.run(supervise(session, crew, lab, guidance))
         observers.print_summary(repo.write_command("log", repo.kept if repo.trouble else repo.branch))
         if repo.trouble:
             observers.say(f"\n{repo.trouble}")

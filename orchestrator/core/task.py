@@ -15,7 +15,7 @@ Words = tuple[Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")], ...
 
 
 class Metric(BaseModel):
-    """What a run is scored by."""
+    """What a run is scored by, and how its numbers are written; one that is not known is written as an empty text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Annotated[str, Field(pattern=r"^\w[\w./-]{0,39}$")] = "val_bpb"
@@ -35,16 +35,20 @@ class Metric(BaseModel):
         """Return a number on the metric's scale in six decimals, or in seven digits where those say too little."""
         return f"{number + 0.0:.6f}" if self.is_bpb or not 0 < abs(number) < 0.1 else f"{number:.7g}"
 
-    def format_score(self, score: float) -> str:
+    def format_score(self, score: float | None) -> str:
         """Return a score as the user's value."""
-        return self.format_size(self.sign * score)
+        return "" if score is None else self._format(self.sign * score)
 
-    def format_change(self, change: float) -> str:
+    def format_change(self, change: float | None) -> str:
         """Return a change of the score as one of the user's value, with its sign and a true minus sign."""
-        text = self.format_size(self.sign * change)
-        return text.replace("-", "−") if text.startswith("-") else f"+{text}"
+        text = "" if change is None else self.format_size(self.sign * change)
+        return f"+{text}" if text and text[0] != "−" else text
 
-    def format_size(self, number: float) -> str:
+    def format_size(self, number: float | None) -> str:
+        """Return a distance between scores, such as a gain or its error, with a true minus sign."""
+        return "" if number is None else self._format(number).replace("-", "−")
+
+    def _format(self, number: float) -> str:
         """Return a number on the metric's scale in four decimals, or in four digits where those do not suit it."""
         if self.is_bpb or not number or 0.1 <= abs(number) < 1e4:
             return f"{number:z.4f}"

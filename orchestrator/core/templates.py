@@ -4,46 +4,21 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-import humanize
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from orchestrator.core.description import count_seeds
 from orchestrator.core.task import Metric
-from orchestrator.core.text import flatten, format_count, name_numbers, shorten
+from orchestrator.core.text import count, flatten, format_count, format_duration, name_numbers, shorten
 
-
-def format_score(score: float | None, metric: Metric) -> str:
-    """Return a score as the user's value; empty where there is none."""
-    return "" if score is None else metric.format_score(score)
-
-
-def format_size(number: float | None, metric: Metric) -> str:
-    """Return a distance between scores, such as a gain or its error; empty where there is none."""
-    return "" if number is None else metric.format_size(number).replace("-", "−")
-
-
-def format_change(gain: float | None, metric: Metric) -> str:
-    """Return the change of the metric that a gain is; empty where it is not known."""
-    return "" if gain is None else metric.format_change(-gain)
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number and its noun, in the plural unless the number is 1."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def format_duration(hours: float) -> str:
-    """Return a duration in words: 2 hours and 40 minutes."""
-    least = "seconds" if hours < 1 / 6 else "minutes"
-    return humanize.precisedelta(3600 * hours, minimum_unit=least, suppress=["days"], format="%.0f")
-
-
+NUMBERS: dict[str, Callable[[float | None, Metric], str]] = {
+    "score": lambda score, metric: metric.format_score(score),
+    "size": lambda number, metric: metric.format_size(number),
+    "change": lambda gain, metric: metric.format_change(None if gain is None else -gain),
+}
 FILTERS: dict[str, Callable[..., str]] = {
+    **NUMBERS,
     "count": format_count,
     "duration": format_duration,
-    "score": format_score,
-    "size": format_size,
-    "change": format_change,
     "plural": count,
     "seeds": count_seeds,
     "flat": flatten,

@@ -2,10 +2,23 @@
 
 import re
 
+import humanize
+
 
 def format_count(number: float) -> str:
     """Return a number in three digits, with k or M."""
     return f"{number:.3g}" if number < 1000 else f"{number / 1000:.3g}k" if number < 1e6 else f"{number / 1e6:.3g}M"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural unless the number is 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def format_duration(hours: float) -> str:
+    """Return a duration in words: 2 hours and 40 minutes."""
+    least = "seconds" if hours < 1 / 6 else "minutes"
+    return humanize.precisedelta(3600 * hours, minimum_unit=least, suppress=["days"], format="%.0f")
 
 
 def flatten(text: str) -> str:

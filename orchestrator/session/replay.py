@@ -19,7 +19,6 @@ from subagents.agent import Reply
 from subagents.tools import Tool, ToolCall, ToolResult
 
 E = TypeVar("E", bound=ev.Event)
-Reader = Callable[[ev.Digest], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,6 @@ class Divergence:
 
     seq: int
     difference: str
-
-    def __str__(self) -> str:
-        return f"event {self.seq} differs\n{self.difference}"
 
 
 class _Stuck(Exception):  # noqa: N818 - a finding, not a fault
@@ -43,11 +39,10 @@ class Tape(Log):
     If the loop would write a different event, the recorded one is used, so that the verification can continue.
     """
 
-    def __init__(self, recorded: Sequence[ev.Record], read: Reader, until: int | None = None) -> None:
-        """`read` gives the recorded texts; the tape ends after `until` records (default: all)."""
+    def __init__(self, log: Log, until: int | None = None) -> None:
+        """Play this log back; the tape ends after `until` records (default: all)."""
         super().__init__()
-        self.recorded = recorded[:until]
-        self.read = read
+        self.recorded, self.read = log.records[:until], log.get
         self.divergences: list[Divergence] = []
         self.moved = asyncio.Event()
         self.life_over = asyncio.Event()
@@ -65,7 +60,7 @@ class Tape(Log):
         for event in events:
             record = await self._wait_for_turn(task_id)
             if not _is_same(record.event, event):
-                self.divergences.append(Divergence(record.seq, _diff(record.event, event, self.get)))
+                self.divergences.append(Divergence(record.seq, _diff(record.event, event, self)))
             self.fold(record)
         self.finished |= {task_id} if last else set()
         self.tell()
@@ -193,14 +188,14 @@ def _get_task_id() -> str:
     return task.get_name()
 
 
-def _diff(recorded: ev.Event, now: ev.Event, read: Reader) -> str:
+def _diff(recorded: ev.Event, now: ev.Event, log: Log) -> str:
     """Return a line-by-line diff of two events, with the texts that they name written out."""
 
     def write(event: ev.Event) -> str:
         fields = event.model_dump(mode="json")
         for name in {"system", "opening", "source", "tools"} & fields.keys():
             with suppress(KeyError):
-                fields[name] = read(fields[name]).splitlines()
+                fields[name] = log.get(fields[name]).splitlines()
         return json.dumps(fields, indent=1, ensure_ascii=False, sort_keys=True)
 
     return f"--- recorded\n+++ now\n{diff(write(recorded), write(now), context=1)}"

@@ -9,7 +9,6 @@ from statistics import fmean, stdev
 from orchestrator.core import events as ev
 from orchestrator.core.state import UNTESTED, State, apply, fold
 from orchestrator.core.task import Metric
-from orchestrator.core.templates import format_score, format_size
 from orchestrator.policy.evidence import get_t_90
 from orchestrator.views.charts import Figure, render_page
 from orchestrator.views.summary import Summary, summarize
@@ -57,12 +56,12 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "crashed": str(sum(result.status == "crashed" for result in state.tried)),
         "repeats refused": str(sum(result.status == "refused" for result in state.tried)),
         "families tried": str(len({result.proposal.family for result in tested})),
-        "baseline": format_score(summary.baseline, metric),
-        "best": format_score(summary.best, metric),
-        "gain": format_size(summary.gain, metric),
-        "± at 90 %": format_size(summary.margin, metric),
+        "baseline": metric.format_score(summary.baseline),
+        "best": metric.format_score(summary.best),
+        "gain": metric.format_size(summary.gain),
+        "± at 90 %": metric.format_size(summary.margin),
         "measured": "on fresh seeds" if summary.certificate else "by estimate",
-        "σ of one run": format_size(summary.sigma, metric),
+        "σ of one run": metric.format_size(summary.sigma),
         "hours": f"{summary.hours:.2f}",
         "tokens per experiment": f"{tokens // own:,}",
         "$ per experiment": "unknown" if summary.usd is None else f"{(summary.usd - shared.usd) / own:.3f}",

@@ -56,12 +56,13 @@ def list_conversations(records: Sequence[ev.Record]) -> list[Conversation]:
     return found
 
 
-def write_page(log: Log, records: Sequence[ev.Record], number: int, *, full: bool = True) -> str:
+def write_page(log: Log, number: int, *, full: bool = True) -> str:
     """Return everything about one event; in a conversation, all that the agent saw and said up to it, and its outcome.
 
     Unless in full, prompts, code and results are folded.
     """
-    record, talk, related = records[number], list[ev.Event](), _list_causes(records, number)
+    records, record = log.records, log.records[number]
+    talk, related = list[ev.Event](), _list_causes(records, number)
     if isinstance(record.event, TALK):
         talk = [r.event for r in records[: number + 1] if r.task_id == record.task_id]
         then = next((r for r in records[number + 1 :] if r.task_id == record.task_id), record)

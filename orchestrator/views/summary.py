@@ -9,7 +9,6 @@ from orchestrator.core.description import CHECKED_SHARES, compare_curves, compar
 from orchestrator.core.events import Certified, Record, Resumed
 from orchestrator.core.state import State, apply
 from orchestrator.core.task import Task
-from orchestrator.core.templates import format_change, format_size
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.evidence import estimate_sigma, get_t_90, pool_variance
 from orchestrator.policy.limits import explain_stop, remember
@@ -87,7 +86,7 @@ def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
     if row.val_bpb is not None:
         if row.gain is not None:
             other = metric.format_score(fmean([score.val_bpb for score in row.compared] or [row.val_bpb + row.gain]))
-            change = f"{format_change(row.gain, metric)} ± {format_size(row.error, metric)}" if row.error else ""
+            change = f"{metric.format_change(-row.gain)} ± {metric.format_size(row.error)}" if row.error else ""
         table.append((metric.name, metric.format_score(row.val_bpb), other, change))
         reported, theirs = row.scores[0].reported, row.compared[0].reported if row.compared else {}
         if len(row.scores) > 1:
