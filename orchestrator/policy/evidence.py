@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from math import fsum, hypot, sqrt
 from statistics import NormalDist, fmean
@@ -130,7 +131,7 @@ def _list_recent(results: tuple[Decided, ...]) -> list[ev.Evidence]:
 @remember
 def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
-    ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.reverts is None)
+    ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.is_idea)
     latest = islice((verdict for verdict in _list_evidence(ideas) if verdict.error > 0), th.PRIOR_WINDOW)
     seen = tuple((v.gain / v.sigma, v.error / v.sigma) for v in latest)[::-1]
     runs, rule = estimate_runs(state), state.session.rule
@@ -141,9 +142,17 @@ def assess_keep(state: State, experiment: int, prior: belief.Belief | None = Non
     """Return the posterior of a kept change now, from its comparison, its ablation if any, and the present prior."""
     found = prior or learn_outlook(state).prior
     for result in state.judged:
-        sign = 1 if result.experiment == experiment else -1 if result.proposal.reverts == experiment else 0
-        found = include_verdict(found, result, sign) if sign else found
+        if result.experiment == experiment:
+            found = include_verdict(expect(state, result.proposal, found), result)
+        elif result.proposal.reverts == experiment:
+            found = include_verdict(found, result, -1)
     return found
+
+
+def expect(state: State, proposal: ev.Proposal, prior: belief.Belief) -> belief.Belief:
+    """Return the belief in a proposal before it runs: in a combination, the sum of what its parts have shown."""
+    parts = [include_verdict(prior, result) for result in state.judged if result.experiment in proposal.combines]
+    return reduce(belief.Belief.add, parts) if parts else prior
 
 
 def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1) -> belief.Belief:
