@@ -398,9 +398,9 @@ def posterior(night: Night) -> None:
 def combine(
     night: Night, misses: list[tuple[Idea, float, float]], prior: belief.Belief
 ) -> tuple[Idea, belief.Belief] | None:
-    """Return the combination of the best near-misses, and the belief in it, if it promises more than a new idea.
+    """Return the combination of the best near-misses, if it promises more than a new idea, and the belief in it.
 
-    It takes them out of `misses`.
+    It takes them out of `misses`. What each has shown counts for less together, as in `evidence.expect`.
     """
     beliefs = [(belief.infer(prior, gain, error), n) for n, (_, gain, error) in enumerate(misses)]
     likely = [(found, n) for found, n in beliefs if belief.is_near_miss(found)]
@@ -408,9 +408,10 @@ def combine(
     total = reduce(belief.Belief.add, [found for found, _ in best]) if len(best) > 1 else None
     if total is None or total.promise <= prior.promise:
         return None
-    taken = sorted((n for _, n in best), reverse=True)
-    idea = night.combine([misses.pop(n)[0] for n in taken])
-    return idea and (idea, total)
+    taken = [misses.pop(n) for n in sorted((n for _, n in best), reverse=True)]
+    idea = night.combine([each for each, _, _ in taken])
+    shown = [belief.infer(prior, gain, math.hypot(error, thresholds.INTERACTION)) for _, gain, error in taken]
+    return idea and (idea, reduce(belief.Belief.add, shown))
 
 
 def measure(

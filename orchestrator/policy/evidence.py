@@ -150,16 +150,23 @@ def assess_keep(state: State, experiment: int, prior: belief.Belief | None = Non
 
 
 def expect(state: State, proposal: ev.Proposal, prior: belief.Belief) -> belief.Belief:
-    """Return the belief in a proposal before it runs: in a combination, the sum of what its parts have shown."""
-    parts = [include_verdict(prior, result) for result in state.judged if result.experiment in proposal.combines]
-    return reduce(belief.Belief.add, parts) if parts else prior
+    """Return the belief in a proposal before it runs: in a combination, the sum of what its parts have shown.
+
+    That counts for less than on its own, since the effects may differ together, and were seen at the same seeds.
+    """
+    parts = (result for result in state.judged if result.experiment in proposal.combines)
+    found = [include_verdict(prior, part, slack=th.INTERACTION) for part in parts]
+    return reduce(belief.Belief.add, found) if found else prior
 
 
-def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1) -> belief.Belief:
-    """Return the belief in a change after its verdict; `sign` is -1 for the verdict on its ablation."""
+def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1, slack: float = 0.0) -> belief.Belief:
+    """Return the belief in a change after its verdict; `sign` is -1 for the verdict on its ablation.
+
+    `slack` is a standard deviation in σ by which its effect may be another one now.
+    """
     if not isinstance(verdict := result.verdict, ev.Evidence) or verdict.error <= 0:
         return prior
-    return belief.infer(prior, sign * verdict.gain / verdict.sigma, verdict.error / verdict.sigma)
+    return belief.infer(prior, sign * verdict.gain / verdict.sigma, hypot(verdict.error / verdict.sigma, slack))
 
 
 def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:
