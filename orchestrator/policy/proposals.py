@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Decided, State
+from orchestrator.core.text import shorten
 from orchestrator.policy.belief import Belief, is_near_miss
 from orchestrator.policy.evidence import estimate_sigma, expect, include_verdict, learn_outlook
 from orchestrator.policy.limits import WORDS, count_certificate_rounds, estimate_runs, has_time_for
@@ -110,28 +111,28 @@ def find_combination(state: State) -> ev.Proposal | None:
     extra = max(int(COMBINE_SHARE * runs), 1) + int(ABLATION_SHARE * runs)
     if not (state.session.rule.combines and _is_late(state, extra, 2)):
         return None
-    outlook, parts, beliefs = learn_outlook(state), list[Decided](), list[Belief]()
-    shown = [(include_verdict(outlook.prior, result), result) for result in _list_combinable(state)]
-    for found, result in sorted(shown, key=lambda pair: -pair[0].mean):
-        taken = {name for part in parts for name in part.proposal.settings}
-        if is_near_miss(found) and not taken & result.proposal.settings.keys() and len(parts) < MAX_COMBINED:
-            parts.append(result)
-            beliefs.append(found)
-    total = reduce(Belief.add, beliefs) if len(parts) > 1 else None
+    outlook, found = learn_outlook(state), list[tuple[Decided, Belief]]()
+    shown = [(result, include_verdict(outlook.prior, result)) for result in _list_combinable(state)]
+    for result, belief in sorted(shown, key=lambda pair: -pair[1].mean):
+        taken = {name for part, _ in found for name in part.proposal.settings}
+        if is_near_miss(belief) and not taken & result.proposal.settings.keys() and len(found) < MAX_COMBINED:
+            found.append((result, belief))
+    total = reduce(Belief.add, [belief for _, belief in found]) if len(found) > 1 else None
     if total is None or total.promise <= outlook.prior.promise:
         return None
-    numbers, names = sorted(part.experiment for part in parts), [part.proposal.settings for part in parts]
-    listed, sigma = " and ".join(f"#{number}" for number in numbers), estimate_sigma(state)
+    parts, sigma = sorted((part for part, _ in found), key=attrgetter("experiment")), estimate_sigma(state)
+    named, settings = [f"#{part.experiment}" for part in parts], [part.proposal.settings for part in parts]
+    titles = (f"{name}: {part.proposal.title}" for name, part in zip(named, parts, strict=True))
     return ev.Proposal(
-        title=f"combine {listed}",
-        hypothesis=WORDS.together(listed, state.session.task.metric),
-        rationale=WORDS.combination(sorted(parts, key=attrgetter("experiment")), total, sigma, state.session.task),
+        title=shorten(f"combine {'; '.join(titles)}", 120),
+        hypothesis=WORDS.together(named, state.session.task.metric),
+        rationale=WORDS.combination(parts, total, sigma, state.session.task),
         expected_delta=-total.mean * sigma,
         family=parts[0].proposal.family,
-        settings={name: value for each in names for name, value in each.items()} if all(names) else {},
-        instructions=f"Make the changes of {listed} together, and nothing else.",
+        settings={name: value for each in settings for name, value in each.items()} if all(settings) else {},
+        instructions=f"Make the changes of {', '.join(named)} together, and nothing else.",
         author="nightshift",
-        combines=tuple(numbers),
+        combines=tuple(part.experiment for part in parts),
     )
 
 
