@@ -407,6 +407,7 @@ def test_the_last_runs_of_a_night_try_near_misses_together(tmp_path):
             assert all(part in source for part in parts)
             found.append(together.status)
         write_musings(session, tmp_path / "musings" / "night")
+        assert "fit with the others" not in session.state.setback, "no crew is to blame for that"
     assert any("combines [" in page.read_text("utf-8") for page in (tmp_path / "musings" / "night").iterdir())
     assert found.count("kept") > 1
 
