@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import numpy as np
 
@@ -172,6 +173,11 @@ class Night:
         self.kept.append(idea)
         if idea.effect > 0 and self.dice.random() < self.land.deceptive:
             self.spoiled = 4
+
+    def combine(self, ideas: Sequence[Idea]) -> Idea | None:
+        """Return one candidate with the changes of several, whose effects add up; None if they do not fit together."""
+        effect, link = math.fsum(idea.effect for idea in ideas), math.prod(idea.link for idea in ideas)
+        return Idea(effect, self.head.level + effect, link, ideas[0].sigma, self.head)
 
     def learn(self, idea: Idea, gain: float, error: float, scores: Sequence[float], *, kept: bool) -> None:
         """Tell the researcher how an idea was judged, in σ; these learn nothing from it."""
@@ -346,26 +352,31 @@ class Head:
 
 
 def has_same_shape(night: Night, idea: Idea) -> bool:
-    """Return whether an idea changes a constant only: what the product reads from parameters and steps."""
-    return idea.link > math.sqrt(1 - night.land.own_shape**2)
+    """Return whether ideas change constants only: what the product reads from parameters and steps."""
+    return idea.link > math.sqrt(1 - night.land.own**2) ** (thresholds.MAX_COMBINED + 0.5)
 
 
 def posterior(night: Night) -> None:
-    """Keep by the posterior of differences at equal seeds, then ablate and certify: the product's rule."""
+    """Keep by the posterior of differences at equal seeds, combine, ablate and certify: the product's rule."""
     seen, head, keeps = list[tuple[float, float]](), Head(night), list[tuple[Idea, float, float]]()
+    misses = list[tuple[Idea, float, float]]()
     last = 2 * math.ceil(thresholds.CERTIFICATE_SHARE * night.runs / 2)
     ablations = int(thresholds.ABLATION_SHARE * night.runs)
     for seed in range(thresholds.BASELINE_RUNS):
         head.measure_at(seed)
     while night.left > (last + ablations) * bool(night.kept):
-        outlook = belief.learn_outlook(tuple(seen), night.runs, left=max(night.left - last - ablations, 0))
-        if (found := measure(night, head, night.think(), outlook.prior, outlook, 0, last + ablations)) is None:
+        left = max(night.left - last - ablations, 0)
+        outlook = belief.learn_outlook(tuple(seen), night.runs, left=left)
+        is_late = left <= max(int(thresholds.COMBINE_SHARE * night.runs), 1)
+        idea, prior = (is_late and combine(night, misses, outlook.prior)) or (None, outlook.prior)
+        found = measure(night, head, idea or night.think(), prior, outlook, 0, last + ablations)
+        if found is None:
             continue
-        idea, gain, error, kept = found
-        seen.append((gain, error))
-        if kept:
-            night.keep(idea)
-            keeps.append(found[:3])
+        if found[3]:
+            night.keep(found[0])
+        if idea is None:
+            seen.append(found[1:3])
+            (keeps if found[3] else misses).append(found[:3])
     outlook, asked = belief.learn_outlook(tuple(seen), night.runs), set[int]()
     while night.left > last and night.kept:
         doubts = {n: belief.infer(outlook.prior, *keep[1:]) for n, keep in enumerate(keeps) if n not in asked}
@@ -382,6 +393,25 @@ def posterior(night: Night) -> None:
             night.kept.remove(undone)
     if night.kept:
         certify(night, head, last // 2)
+
+
+def combine(
+    night: Night, misses: list[tuple[Idea, float, float]], prior: belief.Belief
+) -> tuple[Idea, belief.Belief] | None:
+    """Return the combination of the best near-misses, if it promises more than a new idea, and the belief in it.
+
+    It takes them out of `misses`. What each has shown counts for less together, as in `evidence.expect`.
+    """
+    beliefs = [(belief.infer(prior, gain, error), n) for n, (_, gain, error) in enumerate(misses)]
+    likely = [(found, n) for found, n in beliefs if belief.is_near_miss(found)]
+    best = sorted(likely, key=lambda pair: -pair[0].mean)[: thresholds.MAX_COMBINED]
+    total = reduce(belief.Belief.add, [found for found, _ in best]) if len(best) > 1 else None
+    if total is None or total.promise <= prior.promise:
+        return None
+    taken = [misses.pop(n) for n in sorted((n for _, n in best), reverse=True)]
+    idea = night.combine([each for each, _, _ in taken])
+    shown = [belief.infer(prior, gain, math.hypot(error, thresholds.INTERACTION)) for _, gain, error in taken]
+    return idea and (idea, reduce(belief.Belief.add, shown))
 
 
 def measure(
@@ -414,7 +444,7 @@ def measure(
 
 def certify(night: Night, head: Head, pairs: int) -> None:
     """State the gain by pairs of runs on fresh seeds, with a 90 % interval, as `certification.certify` does."""
-    link, dof = math.prod(head.estimate_link(idea) for idea in night.kept), thresholds.OWN_DOF
+    link, dof = math.prod(head.estimate_link(idea) for idea in night.kept), thresholds.KEEP_RULE.own_dof
     sides, runs = (night.baseline, night.head), ([*head.baseline.values()], [*head.scores.values()])
     claims, held, used = list[float](), 0, night.used
     for certificate in range(CERTIFICATES):

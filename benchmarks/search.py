@@ -82,8 +82,19 @@ class SearchNight(Night):
         constants = {name: replace(c, value=self.values[name]) for name, c in self.surface.constants.items()}
         search = SearchState(constants, tuple(self.trials), self.land.sigma)
         step = self.way(search, self.ideas, f"{self.seed}/{self.ideas}") or choose_at_random(search, self.ideas, "")
-        changes, before = dict(step.changes), {name: self.values[name] for name in step.changes}
-        level = -self.measure(self.values | changes)
+        return self.make(dict(step.changes))
+
+    def combine(self, ideas: Sequence[Idea]) -> Change | None:
+        """Return the step that takes several steps at once; None if two are on one constant, or a value has changed."""
+        steps = [idea for idea in ideas if isinstance(idea, Change)]
+        changes = {name: value for step in steps for name, value in step.changes.items()}
+        fit = len(changes) == sum(len(step.changes) for step in steps)
+        stale = any(self.values[name] != value for step in steps for name, value in step.before.items())
+        return self.make(changes) if fit and not stale else None
+
+    def make(self, changes: dict[str, Value]) -> Change:
+        """Return the candidate with these constants."""
+        before, level = {name: self.values[name] for name in changes}, -self.measure(self.values | changes)
         shapes = {"DEPTH", "MODEL_DIM", "MLP_RATIO", "HEAD_DIM", "TOTAL_BATCH_SIZE"} & changes.keys()
         link = math.sqrt(1 - (self.land.own_shape if shapes else self.land.own) ** 2)
         return Change(level - self.head.level, level, link, self.land.sigma, self.head, changes=changes, before=before)

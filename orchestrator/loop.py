@@ -165,12 +165,27 @@ async def _edit(step: steps.Edit, stage: Stage, source: str, state: State, log: 
         if reverted is None:
             raise NoAnswer(f"later keeps build on experiment {proposal.reverts}")
         return Revision(reverted)
-    if not proposal.settings:
+    if not (proposal.settings or proposal.combines):
         return await crew.implement(state, step, proposal, source)
     try:
-        return Revision(with_constants(source, proposal.settings))
+        changed = with_constants(source, proposal.settings) if proposal.settings else None
+        return Revision(changed or _combine(state, proposal, source, log))
     except UnknownConstantError as error:
         raise NoAnswer(str(error)) from error
+
+
+def _combine(state: State, proposal: ev.Proposal, source: str, log: Log) -> str:
+    """Return the source with the changes of several candidates, one after the other. Raises NoAnswer."""
+    for result in state.judged:
+        commit, settings = result.commit, result.proposal.settings
+        if result.experiment not in proposal.combines or commit is None:
+            continue
+        before, after = log.get(state.get_base(commit)), log.get(commit.source)
+        merged = with_constants(source, settings) if settings else merge(before, source, after)
+        if merged is None:
+            raise NoAnswer(f"the change of experiment {result.experiment} does not fit with the others")
+        source = merged
+    return source
 
 
 async def _promote(number: int, state: State, log: Log, executor: Executor) -> ev.Promoted:

@@ -23,7 +23,7 @@ from orchestrator.policy.steps import Propose
 from orchestrator.session.store import Session, SessionError
 from orchestrator.views.musings import write_musings
 from orchestrator.views.report import write_files
-from tests.fakes import FakeCrew, FakeLab, InventiveCrew, started
+from tests.fakes import PROFILE, FakeCrew, FakeLab, InventiveCrew, started
 from tests.hunting import try_examples
 from tests.virtual import run_virtually, virtual_clock
 
@@ -377,6 +377,39 @@ def test_a_keep_that_was_luck_is_reverted_by_a_commit_that_says_so(tmp_path):
     assert ablation.verdict.reason.startswith(f"#{reverted.experiment} is reverted")
     assert f"revert #{reverted.experiment}" in MESSAGES.keep(ablation)
     assert state.certificate and state.certificate.experiment == state.best
+
+
+KNOWN = PROFILE.model_copy(update={"sigma": 0.003})
+
+
+class Subtle(FakeLab):
+    """Every change helps by less than one run shows."""
+
+    async def train(self, granted, source):
+        await asyncio.sleep(25)
+        changed = sum("= 0.0" not in line for line in source.split("\n") if line.startswith("KNOB_"))
+        luck = random.Random(f"{granted.seed}/{source}").gauss(0, 0.002)
+        value = 2.25 + random.Random(granted.seed).gauss(0, 0.003) + luck - 0.0012 * changed
+        key = {"experiment": granted.experiment, "run": granted.run, "log": self.log.put("log"), "curve": ()}
+        return ev.Scored(**key, metrics=ev.RunMetrics(train_seconds=20), val_bpb=value, confirmed=value + 0.1)
+
+
+def test_the_last_runs_of_a_night_try_near_misses_together(tmp_path):
+    changes = {"limits": ev.SessionLimits(hours=0.4), "rule": thresholds.KEEP_RULE, "profile": KNOWN}
+    found = list[str]()
+    for seed in (1, 2, 9):
+        session = night(tmp_path / f"{seed}" / "session.db", trouble=0.0, seed=seed, lab=Subtle, **changes)
+        results = {result.experiment: result for result in session.state.judged}
+        for together in (result for result in results.values() if result.proposal.combines and result.commit):
+            source = session.get(together.commit.source)
+            parts = [results[number].proposal.instructions for number in together.proposal.combines]
+            assert len(parts) > 1
+            assert all(part in source for part in parts)
+            found.append(together.status)
+        write_musings(session, tmp_path / "musings" / "night")
+        assert "fit with the others" not in session.state.setback, "no crew is to blame for that"
+    assert any("combines [" in page.read_text("utf-8") for page in (tmp_path / "musings" / "night").iterdir())
+    assert found.count("kept") > 1
 
 
 @pytest.mark.soak

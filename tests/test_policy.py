@@ -50,6 +50,7 @@ def make_state(*scores: float, **profile) -> State:
 NUMBERS = {"experiment": 1, "mean": 2.0, "gain": 0.0, "error": 0.1, "sigma": SIGMA, "reason": ""}
 STATE = make_state(2.0, 2.01, 1.99, 2.0, 2.004, 1.996, 2.0, 2.003)
 TWO = make_state(2.0, 2.01)
+PRIOR = belief.learn_outlook(()).prior
 
 
 def incumbent(state: State = STATE, **facts) -> State:
@@ -574,6 +575,64 @@ def test_a_keep_is_tried_without_once_and_is_then_believed_accordingly():
     after = replace(state, results=(*state.results, Decided(4, proposal, tested, (), MADE, None, None, 2)))
     assert proposals.find_ablation(after) is None
     assert evidence.assess_keep(after, 2).probability > 0.95 > evidence.assess_keep(state, 2).probability
+
+
+def miss(number: int, gain: float, **facts) -> Decided:
+    """Return an idea that was discarded after one pair, by a gain in σ."""
+    verdict = ev.Discarded(**NUMBERS | {"experiment": number, "gain": gain * SIGMA, "error": 0.46 * SIGMA})
+    made, proposal = MADE.model_copy(update={"experiment": number}), BASELINE.model_copy(update=facts)
+    return Decided(number, proposal, verdict, (score(2.0),), made, None, None, 0)
+
+
+def test_effects_of_changes_made_together_add_up():
+    one, other = belief.infer(PRIOR, 0.9, 0.46), belief.infer(PRIOR, 0.7, 0.46)
+    both = one.add(other)
+    assert both.mean == pytest.approx(one.mean + other.mean, abs=0.01)
+    assert both.weights.sum() == pytest.approx(1)
+    assert both.probability > one.probability > 0.5
+    assert both.add(one.mirror()).mean == pytest.approx(other.mean, abs=0.01)
+
+
+def test_near_misses_are_tried_together_late_in_the_night():
+    misses = [miss(2, 0.9), miss(3, -1.0), miss(4, 1.2), miss(5, 1.1, reverts=1), miss(6, -3.0)]
+    state = with_rule(STATE, hours=0.5)
+    state = replace(state, results=tuple(misses), now=0.45 * 3600)
+    found = proposals.find_combination(state)
+    assert found.combines == (2, 4), "what is worse stays out, and an ablation is no near-miss"
+    assert found.author == "nightshift"
+    assert not found.is_idea
+    assert found.expected_delta < 0
+    assert "#2" in found.rationale
+    assert "#4" in found.rationale
+    assert proposals.find_combination(replace(state, now=0.0)) is None, "more of them may come up"
+    assert proposals.find_combination(replace(state, results=tuple(misses[1:]))) is None, "one alone is none"
+    done = replace(misses[3], proposal=found)
+    assert proposals.find_combination(replace(state, results=(*misses, done))) is None, "each takes part once"
+    old = replace(state, started=state.session.model_copy(update={"rule": ev.KeepRule(risk=(3.0, 10.0))}))
+    assert proposals.find_combination(old) is None, "the session has recorded that it tries none"
+
+
+def test_a_combination_sets_each_constant_once_and_only_what_still_applies():
+    def find(*results: Decided) -> tuple[int, ...]:
+        state = replace(with_rule(STATE, hours=0.5), results=results, now=0.45 * 3600)
+        found = proposals.find_combination(state)
+        return found.combines if found else ()
+
+    two, four, six = miss(2, 0.9, settings={"A": 1}), miss(4, 1.2, settings={"A": 2}), miss(6, 1.0, settings={"B": 1})
+    assert find(two, four, six) == (4, 6)
+    assert find(two, four) == ()
+    assert find(two, six, keep(7, 0, 5.0, settings={"A": 3})) == (), "the best has another value by now"
+    assert find(two, six, miss(8, -1.0, settings={"A": 1, "B": 1})) == (), "they were tried together"
+
+
+def test_a_combination_is_judged_by_what_its_parts_have_shown():
+    state = replace(with_rule(STATE, hours=0.5), results=(miss(2, 0.9), miss(4, 1.0)))
+    alone = candidate(0.9, state=state)
+    both = replace(alone, proposal=alone.proposal.model_copy(update={"combines": (2, 4)}))
+    assert judge.judge(state, 8, both).probability > 0.9 > judge.judge(state, 8, alone).probability
+    kept = replace(keep(8, 0, 0.9, combines=(2, 4)), experiment=8)
+    believed = evidence.assess_keep(replace(state, results=(*state.results, kept)), 8)
+    assert believed.probability > 0.9
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.3, ev.Kept), (-0.8, ev.Discarded)])

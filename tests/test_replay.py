@@ -88,11 +88,12 @@ def reproduce(log, seed, trouble=0.15):
     slots=st.integers(1, 4),
     stacks=st.booleans(),
     ahead=st.booleans(),
+    combines=st.booleans(),
     kills=st.lists(st.floats(0.05, 300), max_size=3),
     stop_after=st.none() | st.floats(1, 400),
 )
-def test_replay_reproduces_every_event(seed, slots, stacks, ahead, kills, stop_after):
-    rule = KeepRule(stacks=stacks, ahead=ahead)
+def test_replay_reproduces_every_event(seed, slots, stacks, ahead, combines, kills, stop_after):
+    rule = KeepRule(stacks=stacks, ahead=ahead, combines=combines)
     log = night(seed, slots=slots, kills=kills, stop_after=stop_after, hours=0.15, rule=rule)
 
     tape = reproduce(log, seed)

@@ -78,7 +78,7 @@ class ClaudeCrew:
         facts |= briefing.show_source(state, source, self.log.get)
         agent = researcher.make_agent(prompt, state, source, tools, partial(self.log.append, step.task_id))
         answer = await ask(agent, environment, prompt.render_opening(facts))
-        own, sign = {"author": "researcher", "reverts": None}, state.session.task.metric.sign
+        own, sign = {"author": "researcher", "reverts": None, "combines": ()}, state.session.task.metric.sign
         drafts = ((draft, sign * draft.expected_delta) for draft in answer.proposals)
         return [draft.model_copy(update={**own, "expected_delta": guess}) for draft, guess in drafts]
 

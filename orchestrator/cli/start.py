@@ -285,7 +285,7 @@ def _list_states(context: typer.Context, name: str, count: int | None) -> list[i
         state, begun, proposed = State(), dict[str, int](), set[str]()
         for record in session.records:
             begun.setdefault(record.task_id, record.seq * (state.incumbent is not None))
-            if isinstance(record.event, Proposed) and not record.event.proposal.reverts:
+            if isinstance(record.event, Proposed) and record.event.proposal.is_idea:
                 proposed.add(record.task_id)
             state = apply(state, record)
     found = sorted(begun[task_id] for task_id in proposed if begun[task_id])

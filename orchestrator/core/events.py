@@ -72,6 +72,13 @@ class Proposal(Answer):
     author: SkipJsonSchema[str] = "researcher"
     reverts: SkipJsonSchema[int | None] = None
     """Kept experiment whose change this one reverts; the orchestrator proposes it."""
+    combines: SkipJsonSchema[tuple[int, ...]] = ()
+    """Discarded experiments whose changes this one makes together; the orchestrator proposes it."""
+
+    @property
+    def is_idea(self) -> bool:
+        """Whether it is somebody's new idea: no ablation, and no combination."""
+        return self.reverts is None and not self.combines
 
     @model_validator(mode="before")
     @classmethod
@@ -178,6 +185,9 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     one. The prior then takes gains to fade with the number of ideas. None: it forgets, and the bar alone decides."""
     width: float = 1.0
     """Factor of a certificate's interval where it rests on one pair; of n pairs its n-th root."""
+    own_dof: int = 3
+    """Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
+    combines: bool = False  # whether the last runs before the certificate try near-misses together
 
 
 class SessionSettings(Frozen):

@@ -415,7 +415,8 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
     """Move one experiment from its stage to the next."""
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
-            return _dismiss(state if number in state.grants else _count_setback(state, verdict.reason), verdict, stage)
+            is_setback = number not in state.grants and not stage.proposal.combines  # no crew proposed a combination
+            return _dismiss(_count_setback(state, verdict.reason) if is_setback else state, verdict, stage)
         case ev.Vetoed() as verdict, Idea() | Candidate() | Training() | Broken():
             return _dismiss(replace(state, vetoed=state.vetoed - {number}), verdict, stage, record.task_id)
         case ev.Committed() as commit, Idea(proposal):

@@ -26,6 +26,9 @@ GRID: Array = np.concatenate([-_SIDE[::-1], _SIDE])  # grid of effects, in σ of
 FAR = 20.0  # difference in σ above which the grid is too coarse to say anything about a seed's luck
 _WIDTH = np.abs(np.gradient(GRID))
 _BETTER = GRID > 0
+_SUMS: Array = np.clip(np.add.outer(GRID, GRID), GRID[0], GRID[-1]).ravel()
+_ABOVE = np.searchsorted(GRID, _SUMS).clip(1, len(GRID) - 1)
+_SHARE = (_SUMS - GRID[_ABOVE - 1]) / (GRID[_ABOVE] - GRID[_ABOVE - 1])  # of a sum that goes to the point above it
 _GAINS = np.maximum(GRID, 0)
 
 HELPING = ((0.05, 1.0), (0.1, 1.0), (0.2, 1.0), (0.35, 1.0), (0.5, 1.0), (0.65, 0.5))
@@ -65,6 +68,13 @@ class Belief:
     def mirror(self) -> "Belief":
         """Return the belief in reverting the idea: the same effects with the opposite sign."""
         return Belief(self.weights[::-1])
+
+    def add(self, other: "Belief") -> "Belief":
+        """Return the belief in both changes together, if their effects add up."""
+        both = np.outer(self.weights, other.weights).ravel()
+        below, above = both * (1 - _SHARE), both * _SHARE
+        total: Array = np.bincount(np.append(_ABOVE - 1, _ABOVE), np.append(below, above)).astype(np.float64)
+        return Belief(total)
 
     def shift(self, price: float) -> "Belief":
         """Return the belief in the effect less a price in σ, on the same grid."""
@@ -170,6 +180,11 @@ def infer(prior: Belief, gain: float, error: float) -> Belief:
     """Return the posterior after a measured gain and its standard error, both in σ."""
     weights = prior.weights * compute_likelihood(gain, error)
     return Belief(weights / weights.sum())
+
+
+def is_near_miss(belief: Belief) -> bool:
+    """Return whether a discarded idea is more likely better than not, and expected to gain."""
+    return belief.probability > 0.5 and belief.mean > 0
 
 
 def decide(outlook: Outlook, belief: Belief, runs: int, cost: int) -> Literal["keep", "discard", "again"]:

@@ -52,7 +52,8 @@ def _compute_margin(state: State, gains: list[float]) -> float:
     keeps = (result.verdict for result in state.tried if isinstance(result.verdict, ev.Kept))
     links = prod(estimate_link(state, verdict.same_shape, (), sigma) for verdict in keeps)
     if state.session.rule.own_noise and state.incumbent:
-        prior, sides = PooledVariance(th.OWN_DOF * sigma**2, th.OWN_DOF), (state.former[0], state.incumbent)
+        dof, sides = state.session.rule.own_dof, (state.former[0], state.incumbent)
+        prior = PooledVariance(dof * sigma**2, dof)
         old, new = (prior.add((*side.scores, *state.fresh[side.experiment].values())) for side in sides)
         width = state.session.rule.width ** (1 / len(gains))
         return width * compute_half_width(old, new, links) / sqrt(len(gains))

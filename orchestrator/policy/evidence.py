@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from math import fsum, hypot, sqrt
 from statistics import NormalDist, fmean
@@ -130,7 +131,7 @@ def _list_recent(results: tuple[Decided, ...]) -> list[ev.Evidence]:
 @remember
 def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
-    ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.reverts is None)
+    ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.is_idea)
     latest = islice((verdict for verdict in _list_evidence(ideas) if verdict.error > 0), th.PRIOR_WINDOW)
     seen = tuple((v.gain / v.sigma, v.error / v.sigma) for v in latest)[::-1]
     runs, rule = estimate_runs(state), state.session.rule
@@ -141,16 +142,31 @@ def assess_keep(state: State, experiment: int, prior: belief.Belief | None = Non
     """Return the posterior of a kept change now, from its comparison, its ablation if any, and the present prior."""
     found = prior or learn_outlook(state).prior
     for result in state.judged:
-        sign = 1 if result.experiment == experiment else -1 if result.proposal.reverts == experiment else 0
-        found = include_verdict(found, result, sign) if sign else found
+        if result.experiment == experiment:
+            found = include_verdict(expect(state, result.proposal, found), result)
+        elif result.proposal.reverts == experiment:
+            found = include_verdict(found, result, -1)
     return found
 
 
-def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1) -> belief.Belief:
-    """Return the belief in a change after its verdict; `sign` is -1 for the verdict on its ablation."""
+def expect(state: State, proposal: ev.Proposal, prior: belief.Belief) -> belief.Belief:
+    """Return the belief in a proposal before it runs: in a combination, the sum of what its parts have shown.
+
+    That counts for less than on its own, since the effects may differ together, and were seen at the same seeds.
+    """
+    parts = (result for result in state.judged if result.experiment in proposal.combines)
+    found = [include_verdict(prior, part, slack=th.INTERACTION) for part in parts]
+    return reduce(belief.Belief.add, found) if found else prior
+
+
+def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1, slack: float = 0.0) -> belief.Belief:
+    """Return the belief in a change after its verdict; `sign` is -1 for the verdict on its ablation.
+
+    `slack` is a standard deviation in σ by which its effect may be another one now.
+    """
     if not isinstance(verdict := result.verdict, ev.Evidence) or verdict.error <= 0:
         return prior
-    return belief.infer(prior, sign * verdict.gain / verdict.sigma, verdict.error / verdict.sigma)
+    return belief.infer(prior, sign * verdict.gain / verdict.sigma, hypot(verdict.error / verdict.sigma, slack))
 
 
 def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:

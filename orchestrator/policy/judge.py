@@ -42,7 +42,7 @@ def judge(state: State, number: int, candidate: Candidate) -> ev.Kept | ev.Disca
     if next_run.seed != following.seed and not is_last:
         return next_run
     found, outlook = evidence.compare(state, best, candidate), evidence.learn_outlook(state)
-    prior = outlook.prior
+    prior = evidence.expect(state, candidate.proposal, outlook.prior)
     if reverted:
         prior = evidence.assess_keep(state, reverted.experiment, prior).mirror()
         outlook = replace(outlook, bar=th.REVERT_BAR, seeds=1, risk=0.0)

@@ -1,14 +1,25 @@
-"""Refuse what need not be run, repeated proposals and sources; propose ablations of uncertain keeps."""
+"""Refuse what need not be run; propose ablations of uncertain keeps, and combinations of near-misses."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from math import ceil
+from operator import attrgetter
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State
-from orchestrator.policy.evidence import include_verdict, learn_outlook
+from orchestrator.core.state import Decided, State
+from orchestrator.core.text import shorten
+from orchestrator.policy.belief import Belief, is_near_miss
+from orchestrator.policy.evidence import estimate_sigma, expect, include_verdict, learn_outlook
 from orchestrator.policy.limits import WORDS, count_certificate_rounds, estimate_runs, has_time_for
-from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, REPEAT_EXPIRY, SIMPLER_LINES
+from orchestrator.policy.thresholds import (
+    ABLATE_BELOW,
+    ABLATION_SHARE,
+    COMBINE_SHARE,
+    MAX_COMBINED,
+    REPEAT_EXPIRY,
+    SIMPLER_LINES,
+)
 
 
 def find_repeat(state: State, number: int, proposal: ev.Proposal) -> str:
@@ -67,15 +78,13 @@ def _is_same_change(earlier: ev.Proposal, now: ev.Proposal) -> bool:
 def find_ablation(state: State) -> ev.Proposal | None:
     """Return the ablation that is due: of the least certain keep, within the last runs before the certificate."""
     extra = int(ABLATION_SHARE * estimate_runs(state))
-    limit = state.session.limits.experiments
-    is_late = not has_time_for(state, count_certificate_rounds(state) + 1 + ceil(extra / state.session.slots))
-    if not extra or not (is_late or (limit is not None and limit - state.next < extra)):
+    if not extra or not _is_late(state, extra, 1):
         return None
     ablated = {stage.proposal.reverts for stage in (*state.results, *state.open.values())}
     # A keep without a gain has nothing to lose, so only those that were kept for their gain are ablated.
     for_gain = [k for k in state.kept if k.commit and k.commit.removed - k.commit.added < SIMPLER_LINES]
     prior, uncertain = learn_outlook(state).prior, [kept for kept in for_gain if kept.experiment not in ablated]
-    beliefs = [(include_verdict(prior, kept), kept) for kept in uncertain]
+    beliefs = [(include_verdict(expect(state, kept.proposal, prior), kept), kept) for kept in uncertain]
     doubts = [(doubt, kept) for doubt, kept in beliefs if doubt.probability < ABLATE_BELOW]
     if not doubts:
         return None
@@ -91,3 +100,58 @@ def find_ablation(state: State) -> ev.Proposal | None:
         author="nightshift",
         reverts=number,
     )
+
+
+def find_combination(state: State) -> ev.Proposal | None:
+    """Return the combination that is due: the best near-misses together, within the last runs before the certificate.
+
+    They may be worth more than a new idea, and each takes part in one combination only.
+    """
+    runs = estimate_runs(state)
+    extra = max(int(COMBINE_SHARE * runs), 1) + int(ABLATION_SHARE * runs)
+    if not (state.session.rule.combines and _is_late(state, extra, 2)):
+        return None
+    outlook, found = learn_outlook(state), list[tuple[Decided, Belief]]()
+    shown = [(result, include_verdict(outlook.prior, result)) for result in _list_combinable(state)]
+    for result, belief in sorted(shown, key=lambda pair: -pair[1].mean):
+        taken = {name for part, _ in found for name in part.proposal.settings}
+        if is_near_miss(belief) and not taken & result.proposal.settings.keys() and len(found) < MAX_COMBINED:
+            found.append((result, belief))
+    total = reduce(Belief.add, [belief for _, belief in found]) if len(found) > 1 else None
+    if total is None or total.promise <= outlook.prior.promise:
+        return None
+    parts, sigma = sorted((part for part, _ in found), key=attrgetter("experiment")), estimate_sigma(state)
+    named, settings = [f"#{part.experiment}" for part in parts], [part.proposal.settings for part in parts]
+    titles = (f"{name}: {part.proposal.title}" for name, part in zip(named, parts, strict=True))
+    return ev.Proposal(
+        title=shorten(f"combine {'; '.join(titles)}", 120),
+        hypothesis=WORDS.together(named, state.session.task.metric),
+        rationale=WORDS.combination(parts, total, sigma, state.session.task),
+        expected_delta=-total.mean * sigma,
+        family=parts[0].proposal.family,
+        settings={name: value for each in settings for name, value in each.items()} if all(settings) else {},
+        instructions=f"Make the changes of {', '.join(named)} together, and nothing else.",
+        author="nightshift",
+        combines=tuple(part.experiment for part in parts),
+    )
+
+
+def _list_combinable(state: State) -> Iterator[Decided]:
+    """Yield the discarded ideas that still apply to the best, and that nothing larger has included."""
+    others = [stage.proposal for stage in (*state.judged, *state.open.values())]
+    used = {number for proposal in others for number in proposal.combines}
+    for result in state.judged:
+        mine = result.proposal.settings
+        later = (kept.proposal.settings for kept in state.kept if kept.experiment > result.incumbent)
+        is_stale = any(mine.keys() & settings.keys() for settings in later)
+        is_included = mine and any(proposal.settings.items() > mine.items() for proposal in others)
+        is_discarded = result.status == "discarded" and isinstance(result.verdict, ev.Discarded)
+        if is_discarded and result.proposal.is_idea and result.experiment not in used and not (is_stale or is_included):
+            yield result
+
+
+def _is_late(state: State, extra: int, more: int) -> bool:
+    """Return whether these runs, and `more` on each slot, no longer fit before the certificate."""
+    limit = state.session.limits.experiments
+    fits = has_time_for(state, count_certificate_rounds(state) + more + ceil(extra / state.session.slots))
+    return not fits or (limit is not None and limit - state.next < extra)

@@ -12,7 +12,7 @@ from orchestrator.policy.certification import certify, list_certificate_runs
 from orchestrator.policy.evaluation_plan import plan_certification, plan_evaluation
 from orchestrator.policy.judge import NeededRun, judge
 from orchestrator.policy.limits import explain_cap, explain_fruitless, explain_stop
-from orchestrator.policy.proposals import find_ablation, find_duplicate, find_repeat, group_open
+from orchestrator.policy.proposals import find_ablation, find_combination, find_duplicate, find_repeat, group_open
 from orchestrator.policy.stack import list_live, list_stack, plan_rebase
 
 CLOSING = steps.Reflect | ev.ReflectionSkipped  # what closes an experiment, and changes no verdict
@@ -82,7 +82,7 @@ def _find_next(
     match stage:
         case _ if number in state.vetoed:
             yield _append("veto", ev.Vetoed(experiment=number))
-        case Idea(proposal) if (cap := explain_cap(state, number)) and not (proposal.settings or proposal.reverts):
+        case Idea(proposal) if (cap := explain_cap(state, number)) and proposal.is_idea and not proposal.settings:
             yield _append("abandon", ev.Abandoned(experiment=number, reason=cap))
         case Idea(proposal):
             reason = find_repeat(state, number, proposal)
@@ -107,7 +107,7 @@ def _find_next(
         case Broken(candidate, crash):
             # A repair of a disqualified candidate would learn how to pass the audit; none may change a proposed value.
             hopeless = crash.failure == "disqualified" or (crash.failure == "NaN" and candidate.proposal.settings)
-            final = number == 0 or hopeless or candidate.proposal.reverts is not None
+            final = number == 0 or hopeless or not candidate.proposal.is_idea
             repairs = 0 if final or explain_cap(state, number) else state.session.repairs
             if candidate.repairs < repairs:
                 yield steps.Edit(number, f"repair {number}.{candidate.repairs + 1}", "repaired")
@@ -180,9 +180,9 @@ def _request_proposals(state: State) -> list[steps.Propose | steps.Append]:
     numbers = [*sorted(state.skipped), *range(state.next, end)][:wanted]
     if not numbers:
         return []
-    if ablation := find_ablation(state):
-        proposed = ev.Proposed(experiment=state.next, proposal=ablation)
-        return [steps.Append(proposed, f"ablate {state.next}", steps.Propose(state.next, 1, 0).resources)]
+    if own := find_ablation(state) or find_combination(state):
+        verb, proposed = "combine" if own.combines else "ablate", ev.Proposed(experiment=state.next, proposal=own)
+        return [steps.Append(proposed, f"{verb} {state.next}", steps.Propose(state.next, 1, 0).resources)]
     if why := explain_fruitless(state):
         fallback = ev.FellBack(reason=f"the optimizer proposes from now on, since {why}")
         return [steps.Append(fallback, "fall back")]

@@ -10,16 +10,23 @@ PRIOR_DOF = 8
 """Degrees of freedom that a profile's measured σ (docs/benchmarks.md) counts for: half of its runs, since machines
 differ. Profiles without a measurement have no prior."""
 KEEP_RULE = KeepRule(
-    bars=(0.5, 0.5), slope=20.0, two_seeds=60, own_noise=True, stacks=True, ahead=True, risk=(3.0, 10.0), width=0.92
+    bars=(0.5, 0.5),
+    slope=20.0,
+    two_seeds=60,
+    own_noise=True,
+    stacks=True,
+    ahead=True,
+    risk=(3.0, 10.0),
+    width=0.86,
+    own_dof=2,
+    combines=True,
 )
-"""What new sessions record (decisions 0040, 0045 and 0047). A higher risk finds less, and a lower one keeps more that
-is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
+"""What new sessions record (decisions 0040, 0045, 0047 and 0065). A higher risk finds less, and a lower one keeps more
+that is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
 RISK_RISE = 0.25
 """Relative rise of the risk with ln(1 + measured ideas / BAR_IDEAS): later gains are smaller, and more often luck."""
 INTERACTION = 1.0  # standard deviation in σ by which the effect of a change may differ on a later train.py
 PROMISING = 0.9  # probability of being better from which others are stacked on a candidate before it is kept
-OWN_DOF = 3
-"""Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
 BAR_RISE = 0.07
 """Rise of the bar with ln(1 + measured ideas / BAR_IDEAS): later ideas gain less, so a false keep costs more of the
 remaining gain, and false keeps add up during the night."""
@@ -55,6 +62,10 @@ SAME_STEPS = 0.02  # largest relative difference in optimizer steps between runs
 ABLATION_SHARE = 0.025
 """Share of a night's runs, just before the certificate, that may ablate the least certain keeps: none in a short
 night, where a new idea is worth more."""
+COMBINE_SHARE = 0.07
+"""Share of a night's runs, the last for ideas, that may try near-misses together; at least one. Earlier, fewer of them
+have come up."""
+MAX_COMBINED = 3  # most near-misses in a combination: with more of them, more are there by luck
 ABLATE_BELOW = 0.95  # probability of being better below which a keep is ablated
 REVERT_BAR = 0.5
 """Probability of being better without a change that reverts it: leaving a change out needs no proof."""
