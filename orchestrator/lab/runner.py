@@ -26,7 +26,7 @@ from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Listener, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import AuditPositions, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
 from orchestrator.lab.scoring.server import WALL_SLACK, TrainingServer
@@ -153,6 +153,8 @@ class BaseRunner(ABC, Generic[S]):
             if (free := shutil.disk_usage(self.folder).free) < self.limits.free_disk:
                 needed = f"a run needs {self.limits.free_disk >> 20} MB of disk"
                 raise MachineError(f"{needed}; {free >> 20} MB are free")
+            tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
+            run.monitor = RunMonitor(self.limits, time.monotonic, tell, fills_disk, run.plan, run.only_starts)
             return await self._score(run)
         except Prune as reason:
             return ev.Pruned(reason=str(reason), **vars(run.result))
@@ -171,12 +173,6 @@ class BaseRunner(ABC, Generic[S]):
     @abstractmethod
     async def _score(self, run: Attempt) -> ev.Scored:
         """Run the source once in an empty folder. Raises Prune, Fault, MachineError, OSError."""
-
-    def _watch(self, run: Attempt) -> RunMonitor:
-        """Start the run's clock, and return what watches it."""
-        tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
-        run.monitor = RunMonitor(self.limits, time.monotonic, tell, fills_disk, run.plan, only_starts=run.only_starts)
-        return run.monitor
 
     async def _train(self, run: Attempt, command: Command, listen: Listener) -> None:
         """Run the command to its end in the sandbox, and store its log."""
@@ -237,10 +233,7 @@ class Runner(BaseRunner[Scorer]):
         return server
 
     async def _score(self, run: Attempt) -> ev.Scored:
-        self._watch(run)
         server = await self._serve(run)
-        if server.objection and not run.monitor.cause:
-            raise Disqualified(server.objection)
         budget = self.scorer.manifest.budget
         run.check_ending(budget.amount if budget.kind == "time" else inf)
         if run.only_starts:
