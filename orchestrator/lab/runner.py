@@ -280,10 +280,10 @@ class Runner(BaseRunner[Scorer]):
     ) -> tuple[Nats, Nats | None]:
         """Return the losses on validation text and, where the plan asks for it, on held-out text."""
         await evaluator.load(model)
-        claims, heldout = await evaluator.compute_claims(self.scorer), self.scorer.heldout
-        if not (heldout and plan.confirmed and plan.needs_audit(self.scorer.compute_bpb(claims))):
+        claims = self.scorer.check_claims(await evaluator.compute_losses(self.scorer.rows))
+        if not (plan.confirmed and plan.needs_audit(self.scorer.compute_bpb(claims)) and self.scorer.heldout):
             return claims, None
-        return claims, await evaluator.compute_claims(heldout)
+        return claims, self.scorer.heldout.check_claims(await evaluator.compute_losses(self.scorer.heldout.rows))
 
     async def _audit(self, run: Attempt, server: TrainingServer, known: Exams) -> list[tuple[float, float, float]]:
         """Return each exam's score corrected by a blind process, with the correction's error and the worst gap."""
@@ -293,7 +293,7 @@ class Runner(BaseRunner[Scorer]):
             exams = await asyncio.shield(known)  # a later process of this audit waits for the same
             await evaluator.load(server.model)
             for scorer, claims, positions in exams:  # before the process has seen more
-                alone = await evaluator.compute_alone(scorer, positions, rng)
+                alone = await evaluator.compute_losses(scorer.rows[positions.alone], 1)
                 scorer.check_company(claims, alone, positions, tolerance)
             blind = [await evaluator.predict_blind(scorer, positions, rng) for scorer, _, positions in exams]
             answered = zip(exams, blind, strict=True)

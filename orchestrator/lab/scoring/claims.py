@@ -33,7 +33,7 @@ differ by a few tenths at worst. Smaller lies are not detected but corrected, so
 COMPANY, SPREAD = 0.02, 0.1
 """Shares of that tolerance by which the losses of rows that a fresh process sees alone may differ from the claims: on
 average, and on average by absolute values, which a model cannot match without having learned the same before."""
-ALONE = 16  # rows that the audit first shows alone, up to their position
+ALONE = 16  # rows that the audit first shows, each alone and whole
 BASELINE_FACTOR = 3.0
 """Multiple of the baseline's own difference on this machine that is allowed, if that is more."""
 BASELINE_TOLERANCE = 2.0
@@ -148,7 +148,7 @@ class Scorer:
         """Draw a position in every row, and ALONE rows that are shown whole; the others represent them."""
         chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
         drawn = self.draw_positions(claims, reference, rng)
-        drawn.at[chosen], drawn.weight[chosen] = self.shape[1] - 1, 0.0
+        drawn.weight[chosen] = 0.0
         return AuditPositions(drawn.at, drawn.weight * len(claims) / (len(claims) - len(chosen)), chosen)
 
     def mask(self, chosen: Rows, positions: AuditPositions, rng: np.random.Generator) -> Rows:
@@ -172,17 +172,15 @@ class Scorer:
         return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
 
     def check_company(self, claims: Nats, alone: Nats, positions: AuditPositions, tolerance: float) -> None:
-        """Raise Disqualified if the losses of rows, seen alone up to their positions, are not those claimed.
+        """Raise Disqualified if the losses of rows that are seen alone are not those claimed.
 
         `alone` are these losses, [rows, tokens]. A model that adapts to other rows is caught by this. It may lie here,
         too, so a loss that is too low counts like one that is too high.
         """
-        chosen = positions.alone
-        targets = self.rows[chosen, 1:]
-        compared = (self.lengths[targets] > 0) & (np.arange(self.shape[1]) < positions.at[chosen, None])
+        compared = self.lengths[self.rows[positions.alone, 1:]] > 0
         if not compared.any():
             return
-        apart = (alone - claims[chosen])[compared].astype(np.float64)
+        apart = (alone - claims[positions.alone])[compared].astype(np.float64)
         worse, spread = float(apart.mean()), float(np.abs(apart).mean())
         if not (abs(worse) <= COMPANY * tolerance and spread <= SPREAD * tolerance):
             raise Disqualified(
