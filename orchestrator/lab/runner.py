@@ -26,7 +26,7 @@ from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Listener, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.claims import AuditPositions, Nats, Scorer
+from orchestrator.lab.scoring.claims import Exam, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
 from orchestrator.lab.scoring.server import WALL_SLACK, TrainingServer
@@ -38,7 +38,7 @@ from subagents.logs import extract_frames, split_lines
 S = TypeVar("S")
 T = TypeVar("T")
 Question = Callable[[Evaluator], Coroutine[Any, Any, T]]
-Exams = asyncio.Future[Sequence[tuple[Scorer, Nats, AuditPositions]]]  # claims of each split, and where to audit them
+Exams = asyncio.Future[Sequence[Exam]]
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
 MAX_EXCUSES = 2
@@ -264,9 +264,9 @@ class Runner(BaseRunner[Scorer]):
         seconds, began = time.monotonic() - began, time.monotonic()
         archive, incumbent = self.folder.resolve() / "claims", run.plan.incumbent
         reference, rng = load_claims(archive, incumbent, self.scorer.shape), np.random.default_rng()
-        exams = [(self.scorer, claims, await asyncio.to_thread(self.scorer.plan_audit, claims, reference, rng))]
+        exams = [await asyncio.to_thread(self.scorer.plan_audit, claims, reference, rng)]
         if self.scorer.heldout and heldout is not None:
-            exams.append((self.scorer.heldout, heldout, self.scorer.heldout.plan_audit(heldout, None, rng)))
+            exams.append(self.scorer.heldout.plan_audit(heldout, None, rng))
         known.set_result(exams)
         (corrected, error, worst), *rest = await audit
         save_claims(archive, score.experiment, claims, incumbent)
@@ -292,12 +292,9 @@ class Runner(BaseRunner[Scorer]):
         async def question(evaluator: Evaluator) -> list[tuple[float, float, float]]:
             exams = await asyncio.shield(known)  # a later process of this audit waits for the same
             await evaluator.load(server.model)
-            for scorer, claims, positions in exams:  # before the process has seen more
-                alone = await evaluator.compute_losses(scorer.rows[positions.alone], 1)
-                scorer.check_company(claims, alone, positions, tolerance)
-            blind = [await evaluator.predict_blind(scorer, positions, rng) for scorer, _, positions in exams]
-            answered = zip(exams, blind, strict=True)
-            return [scorer.correct(claims, seen, at, tolerance) for (scorer, claims, at), seen in answered]
+            for exam in exams:  # before the process has seen more
+                exam.check_company(await evaluator.compute_losses(exam.scorer.rows[exam.alone], 1), tolerance)
+            return [exam.correct(await evaluator.predict_blind(exam, rng), tolerance) for exam in exams]
 
         return await self._ask(run, server, question)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orchestrator.lab.failures import Fault, MachineError, classify_failure
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import Disqualified, Exam, Nats
 from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import InferenceSettings
 from prepare.files import open_replacement
@@ -78,21 +78,18 @@ class Evaluator:
             losses[first : first + size] = answer.reshape(len(some), -1)
         return losses
 
-    async def predict_blind(
-        self, scorer: Scorer, positions: AuditPositions, rng: np.random.Generator
-    ) -> NDArray[np.float64]:
+    async def predict_blind(self, exam: Exam, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return −log p of the true token at one position in each row, which the process does not see.
 
         The rows come in an order of their own, so that an answer can depend on no other row. Raises Disqualified.
         """
-        order = rng.permutation(len(scorer.rows))
+        order = rng.permutation(len(exam.at))
         answers = np.empty(len(order))
         for first in range(0, len(order), self.settings.batch_size):
             chosen = order[first : first + self.settings.batch_size]
-            x, at = scorer.mask(chosen, positions, rng), positions.at[chosen]
-            logits = await self._ask("logits", x, at, len(chosen) * len(scorer.lengths))
-            logits = logits.reshape(len(chosen), -1)
-            answers[chosen] = await asyncio.to_thread(scorer.score_blind, logits, chosen, positions)
+            size = len(chosen) * len(exam.scorer.lengths)
+            logits = await self._ask("logits", exam.mask(chosen, rng), exam.at[chosen], size)
+            answers[chosen] = await asyncio.to_thread(exam.score_blind, logits.reshape(len(chosen), -1), chosen)
         return answers
 
     async def _ask(self, what: str, x: NDArray[np.int64], more: NDArray[np.int64], size: int) -> NDArray[np.float32]:
