@@ -118,13 +118,10 @@ class BaseRunner(ABC, Generic[S]):
     def runs(self) -> Path:
         return self.folder.resolve() / "runs"
 
-    def reap(self) -> int:
-        """Kill what earlier runs of this session left, and remove their folders; return the number of processes."""
-        find = partial(guardian.find_tagged, f"{self.runs}/")
-        left = len(find())
-        guardian.kill_all(find)
+    def reap(self) -> None:
+        """Kill what earlier runs of this session left, and remove their folders."""
+        guardian.kill_all(partial(guardian.find_tagged, f"{self.runs}/"))
         remove_folder(self.runs)
-        return left
 
     async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
         """Train once. A failure of the machine is returned as Aborted; cancelling kills every process of the run."""
@@ -317,8 +314,7 @@ class Runner(BaseRunner[Scorer]):
         assert run.server.settings
         connection, theirs = await open_pair()
         words = ["-P", "-m", "prepare.evaluator"]  # which finds nothing in its folder before it is ready
-        more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
-        command = run.slot.build_command(words, folder, theirs, "model", **more)
+        command = run.slot.build_command(words, folder, theirs, "model")
         monitor, answers = RunMonitor(self.limits), list[T]()
         evaluator = Evaluator(connection, run.server.settings, monitor)
 

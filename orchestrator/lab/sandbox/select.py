@@ -58,7 +58,6 @@ def self_check(sandbox: Sandbox) -> str:
                 "process": bystander.pid,
                 "secret": secret,
                 "hidden": [*map(str, list_hidden())],
-                "shown": shown.fileno(),
             }
             words = ["-c", _PROBE, json.dumps(target)]
             try:
@@ -102,7 +101,7 @@ outside, secret = pathlib.Path(target["outside"]), target["secret"]
 import numpy, prepare
 pathlib.Path("note").write_text("mine")
 pathlib.Path("tmp/note").write_text("mine")
-assert os.read(target["shown"], 999).decode() == secret
+assert os.read(int(os.environ["NIGHTSHIFT_FD"]), 999).decode() == secret
 
 def read(): assert outside.joinpath("canary").read_text() == secret
 def change_code(): open(prepare.__file__, "ab").close()
