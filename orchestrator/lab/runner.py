@@ -314,7 +314,8 @@ class Runner(BaseRunner[Scorer]):
         assert run.server.settings
         connection, theirs = await open_pair()
         words = ["-P", "-m", "prepare.evaluator"]  # which finds nothing in its folder before it is ready
-        command = run.slot.build_command(words, folder, theirs, "model")
+        more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
+        command = run.slot.build_command(words, folder, theirs, "model", **more)
         monitor, answers = RunMonitor(self.limits), list[T]()
         evaluator = Evaluator(connection, run.server.settings, monitor)
 

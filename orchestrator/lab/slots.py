@@ -60,7 +60,7 @@ class Slot:
             "OMP_WAIT_POLICY": "passive",
             "MKL_CBWR": "AUTO,STRICT",  # sums in the same order in every process
             # Compilers' caches are never shared, since they hold code.
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp"),  # which is there: an evaluator can make no folder
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp/inductor"),
             "TRITON_CACHE_DIR": str(folder / "tmp/triton"),
             "CUDA_CACHE_PATH": str(folder / "tmp/cuda"),
             "CUDA_VISIBLE_DEVICES": self.devices,
