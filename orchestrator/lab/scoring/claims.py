@@ -61,7 +61,6 @@ class Scorer:
     decoys: NDArray[np.unsignedinteger]  # the same of training text, which replaces the future in the audit
     lengths: NDArray[np.int32]  # bytes of each token, [vocabulary]; tokens of 0 bytes do not count
     manifest: Manifest
-    split: str = "val"
     heldout: "Scorer | None" = None  # scores models on text that no decision has used
 
     @classmethod
@@ -75,8 +74,8 @@ class Scorer:
             with suppress(PermissionError):  # the file is another user's
                 (folder / f"{split}.bin").chmod(0o444)
         lengths, decoys = Tokenizer.from_directory(folder).token_bytes, open_rows("train", folder)
-        heldout = cls(folder, open_rows("confirm", folder), decoys, lengths, manifest, "confirm")
-        return cls(folder, open_rows("val", folder), decoys, lengths, manifest, heldout=heldout)
+        heldout = cls(folder, open_rows("confirm", folder), decoys, lengths, manifest)
+        return cls(folder, open_rows("val", folder), decoys, lengths, manifest, heldout)
 
     def lay_out(self, folder: Path) -> Path:
         """Make the data folder that a run sees: all but the shards, which the server hands out when they are due."""
