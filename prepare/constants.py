@@ -305,7 +305,9 @@ def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
     """Yield the values that a node itself gives to variables, keys, arguments and options, each after its name."""
     match node:
         case ast.Assign([ast.Tuple(a) | ast.List(a)], ast.Tuple(b) | ast.List(b)) if len(a) == len(b):
-            names, values = [*a], [*b]
+            for target, element in zip(a, b, strict=True):
+                yield from list_values(ast.Assign([target], element))
+            return
         case ast.Assign(targets, value):
             names, values = [*targets], [value] * len(targets)
         case ast.AnnAssign(target, _, value):
