@@ -30,7 +30,7 @@ def audit_finds(scorer: Scorer, worth: float, *, reference: bool, rng: np.random
     lies = order[: 1 + int(np.searchsorted(np.cumsum(truth.ravel()[order]), nats))]
     claims = truth.copy()
     claims.ravel()[lies] = 0.0
-    positions = scorer.draw_positions(claims, other if reference else None, rng)
+    positions = scorer.plan_audit(claims, other if reference else None, rng, alone=0)
     rows = np.arange(ROWS)
     return bool((truth[rows, positions.at] - claims[rows, positions.at] > TOLERANCE["work"]).any())
 

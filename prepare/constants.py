@@ -27,6 +27,9 @@ _COMMENT = re.compile(rf"(?P<gap>[\s),]*)(?P<sign>#[#\s]*)(?P<space>(?:{_SPACE})
 _SHARE = re.compile(r"RATIO|FRAC|SHARE|DROPOUT|DECAY|BETA|MOMENTUM")  # constants that are never more than 1
 _MEMORY = re.compile(r"DECAY|BETA|MOMENTUM")  # close to 1, their distance from 1 is what counts
 _JUDGES = re.compile(r"(?i)(^|[-_:])(eval(uation)?|val(id(ation)?)?|test|dev|hold_?out|splits?|folds?)($|[-_])")
+LOOKUPS = {"add_argument", "get", "getattr", "getenv", "pop", "setdefault"}
+"""Functions that take a name, and the value where nothing else gives one."""
+_SETS = ast.Assign, ast.AnnAssign
 MAX_BASE, MAX_POWER = 1 << 16, 63  # larger powers are no plausible setting, and could take long to compute
 GUESS = 4.0  # a range that is not declared goes from the value divided by this to the value times this
 
@@ -269,7 +272,8 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
         return _Assignment(name, _evaluate(value), start, source[start:end], comment, is_top, bound[name] == 0)
 
     nodes = [*_walk_scope(tree)]
-    pairs = [(*pair, node in tree.body) for node in nodes for pair in _list_pairs(node)]
+    given = [(*pair, node in tree.body) for node in nodes if isinstance(node, _SETS) for pair in list_values(node)]
+    pairs = [(name.id, value, is_top) for name, value, is_top in given if isinstance(name, ast.Name)]
     bound = Counter(at.id for at in nodes if isinstance(at, ast.Name) and not isinstance(at.ctx, ast.Load))
     bound.update(name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names)
     bound.subtract(name for name, *_ in pairs)
@@ -297,17 +301,42 @@ def _walk_scope(node: ast.AST) -> Iterator[ast.AST]:
             left += [*ast.iter_child_nodes(node)][::-1]
 
 
-def _list_pairs(node: ast.AST) -> list[tuple[str, ast.expr]]:
-    """Return the names that a statement assigns to, with their expressions."""
+def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
+    """Yield the values that a node itself gives to variables, keys, arguments and options, each after its name."""
     match node:
         case ast.Assign([ast.Tuple(a) | ast.List(a)], ast.Tuple(b) | ast.List(b)) if len(a) == len(b):
-            return [pair for name, value in zip(a, b, strict=True) for pair in _list_pairs(ast.Assign([name], value))]
+            for target, element in zip(a, b, strict=True):
+                yield from list_values(ast.Assign([target], element))
+            return
         case ast.Assign(targets, value):
-            return [(target.id, value) for target in targets if isinstance(target, ast.Name)]
-        case ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
-            return [(name, value)]
+            names, values = [*targets], [value] * len(targets)
+        case ast.AnnAssign(target, _, value):
+            names, values = [target], [value]
+        case ast.keyword(str(), value):
+            names, values = [node], [value]
+        case ast.Dict():
+            names, values = [*node.keys], [*node.values]
+        case ast.arguments():
+            positional = [*node.posonlyargs, *node.args]
+            names = [*positional[len(positional) - len(node.defaults) :], *node.kwonlyargs]
+            values = [*node.defaults, *node.kw_defaults]
+        case ast.Call(function, [name, *others], keywords) if get_name(function) in LOOKUPS:
+            values = [*others, *(keyword.value for keyword in keywords if keyword.arg == "default")]
+            names = [name] * len(values)
         case _:
-            return []
+            return
+    yield from ((name, value) for name, value in zip(names, values, strict=True) if value)
+
+
+def get_name(node: ast.AST | None) -> str:
+    """Return the last part of what a function, variable, attribute, argument, key or option is called."""
+    match node:
+        case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
+            return name
+        case ast.Subscript(_, key):
+            return get_name(key)
+        case _:
+            return ""
 
 
 def _evaluate(node: ast.expr) -> Value | None:

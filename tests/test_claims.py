@@ -16,8 +16,8 @@ from orchestrator.lab.scoring.claims import (
     BASELINE_TOLERANCE,
     COMPANY,
     TOLERANCE,
-    AuditPositions,
     Disqualified,
+    Exam,
     Scorer,
 )
 from orchestrator.lab.scoring.server import TrainingServer
@@ -50,6 +50,9 @@ def make_scorer(rows=ROWS, kind="work", amount=1.0, seconds=20.0, seed=0):
     return Scorer(Path(), shards[0], shards[1], LENGTHS, found)
 
 
+NONE = np.empty(0, dtype=np.int64)
+
+
 class Fixed:
     """Chance that always says the same."""
 
@@ -58,6 +61,9 @@ class Fixed:
 
     def random(self):
         return self.value
+
+    def permutation(self, count):
+        return np.arange(count)
 
 
 nats = st.lists(st.floats(0, 9, width=32), min_size=ROWS * LENGTH, max_size=ROWS * LENGTH).map(
@@ -71,19 +77,19 @@ def test_the_expected_score_is_the_blind_one_whatever_is_claimed(claims, blind, 
     this = make_scorer()
     steps, total = 400, 0.0
     for i in range(steps):
-        places = this.draw_positions(claims, reference, Fixed((i + 0.5) / steps))
-        gaps = blind[np.arange(ROWS), places.at].astype(float) - claims[np.arange(ROWS), places.at]
-        total += this.compute_bpb(claims, float((places.weight * gaps).sum())) / steps
+        exam = this.plan_audit(claims, reference, Fixed((i + 0.5) / steps), alone=0)
+        gaps = blind[np.arange(ROWS), exam.at].astype(float) - claims[np.arange(ROWS), exam.at]
+        total += this.compute_bpb(claims, float((exam.weight * gaps).sum())) / steps
     assert total == pytest.approx(this.compute_bpb(blind), abs=0.03)
 
 
 def test_only_tokens_that_count_are_looked_at():
     this = make_scorer(rows=515)
     claims = np.ones(this.shape, dtype=np.float32)
-    places = this.draw_positions(claims, None, np.random.default_rng(1))
-    targets = this.rows[np.arange(len(places.at)), places.at + 1]
+    exam = this.plan_audit(claims, None, np.random.default_rng(1), alone=0)
+    targets = this.rows[np.arange(len(exam.at)), exam.at + 1]
     assert (LENGTHS[targets] > 0).all()
-    assert places.weight.sum() == pytest.approx((LENGTHS[this.rows[:, 1:]] > 0).sum())
+    assert exam.weight.sum() == pytest.approx((LENGTHS[this.rows[:, 1:]] > 0).sum())
 
 
 def test_a_look_goes_where_the_gain_is():
@@ -91,7 +97,7 @@ def test_a_look_goes_where_the_gain_is():
     reference = np.full(this.shape, 3.0, dtype=np.float32)
     claims = reference.copy()
     claims[:, 0] = 0.0
-    found = [this.draw_positions(claims, reference, np.random.default_rng(i)).at for i in range(200)]
+    found = [this.plan_audit(claims, reference, np.random.default_rng(i), alone=0).at for i in range(200)]
     assert (np.array(found) == 0).mean() > 0.5
 
 
@@ -99,8 +105,8 @@ def test_a_look_goes_where_the_gain_is():
 def test_what_follows_a_place_is_never_validation_text(first, places):
     this = make_scorer()
     this.decoys[:] = 99
-    at = AuditPositions(np.array(places), np.ones(ROWS))
-    shown = this.mask(np.arange(first, ROWS), at, np.random.default_rng(0))
+    exam = Exam(this, np.ones(this.shape), np.array(places), np.ones(ROWS), NONE)
+    shown = exam.mask(np.arange(first, ROWS), np.random.default_rng(0))
     for row, place, genuine in zip(shown, places[first:], this.rows[first:], strict=True):
         assert (row[: place + 1] == genuine[: place + 1]).all()
         assert (row[place + 1 :] == 99).all()
@@ -108,9 +114,9 @@ def test_what_follows_a_place_is_never_validation_text(first, places):
 
 def test_the_blind_answer_is_normalised_here():
     this = make_scorer()
-    places = AuditPositions(np.zeros(ROWS, dtype=np.int64), np.ones(ROWS))
+    exam = Exam(this, np.ones(this.shape), np.zeros(ROWS, dtype=np.int64), np.ones(ROWS), NONE)
     logits = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
-    shifted = this.score_blind(logits + 100, np.arange(ROWS), places)
+    shifted = exam.score_blind(logits + 100, np.arange(ROWS))
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert shifted == pytest.approx(-np.log(chances[np.arange(ROWS), this.rows[:, 1]]), abs=1e-4)
 
@@ -126,29 +132,28 @@ def test_the_blind_answer_is_normalised_here():
 )
 def test_what_is_no_distribution_is_no_answer(spoil, words):
     logits = np.random.default_rng(0).normal(size=(ROWS, VOCAB)).astype(np.float32)
+    exam = Exam(make_scorer(), np.ones((ROWS, LENGTH)), np.zeros(ROWS, dtype=np.int64), np.ones(ROWS), NONE)
     with pytest.raises(Disqualified, match=words):
-        make_scorer().score_blind(
-            spoil(logits), np.arange(ROWS), AuditPositions(np.zeros(ROWS, dtype=np.int64), np.ones(ROWS))
-        )
+        exam.score_blind(spoil(logits), np.arange(ROWS))
 
 
 def test_a_small_difference_is_corrected_and_a_large_one_disqualifies():
     this = make_scorer()
     claims = np.full(this.shape, 2.0, dtype=np.float32)
-    places = this.draw_positions(claims, None, np.random.default_rng(0))
-    val_bpb, _, worst = this.correct(claims, np.full(ROWS, 2.01), places, 0.05)
+    exam = this.plan_audit(claims, None, np.random.default_rng(0), alone=0)
+    val_bpb, _, worst = exam.correct(np.full(ROWS, 2.01), 0.05)
     assert val_bpb == pytest.approx(this.compute_bpb(claims + np.float32(0.01)), abs=3e-3)
     assert worst == pytest.approx(0.01, abs=1e-6)
     with pytest.raises(Disqualified, match=r"6 of 6 positions, by up to 1\.00 nats"):
-        this.correct(claims, np.full(ROWS, 3.0), places, 0.05)
-    assert this.correct(claims, np.full(ROWS, 2.3), places, 0.5)[2] == pytest.approx(0.3)
+        exam.correct(np.full(ROWS, 3.0), 0.05)
+    assert exam.correct(np.full(ROWS, 2.3), 0.5)[2] == pytest.approx(0.3)
 
 
 def test_claims_worse_than_the_truth_hurt_nobody_but_their_author():
     this = make_scorer()
     claims = np.full(this.shape, 2.0, dtype=np.float32)
-    places = this.draw_positions(claims, None, np.random.default_rng(0))
-    val_bpb, _, worst = this.correct(claims, np.full(ROWS, 1.0), places, 0.05)
+    exam = this.plan_audit(claims, None, np.random.default_rng(0), alone=0)
+    val_bpb, _, worst = exam.correct(np.full(ROWS, 1.0), 0.05)
     assert worst < 0
     assert val_bpb == this.compute_bpb(claims)  # who learns while it is audited gains nothing
 
@@ -156,10 +161,10 @@ def test_claims_worse_than_the_truth_hurt_nobody_but_their_author():
 @given(claims=nats, blind=nats, seed=st.integers(0, 99))
 def test_a_score_is_never_better_than_the_claims_nor_than_the_corrected_ones(claims, blind, seed):
     this = make_scorer()
-    places = this.draw_positions(claims, None, np.random.default_rng(seed))
-    answers = blind[np.arange(ROWS), places.at].astype(float)
-    val_bpb, _, _ = this.correct(claims, answers, places, 99.0)
-    terms = places.weight * (answers - claims[np.arange(ROWS), places.at])
+    exam = this.plan_audit(claims, None, np.random.default_rng(seed), alone=0)
+    answers = blind[np.arange(ROWS), exam.at].astype(float)
+    val_bpb, _, _ = exam.correct(answers, 99.0)
+    terms = exam.weight * (answers - claims[np.arange(ROWS), exam.at])
     assert val_bpb >= this.compute_bpb(claims)
     assert val_bpb >= this.compute_bpb(claims, float(terms.sum()))
 
@@ -169,42 +174,41 @@ def test_a_score_is_never_better_than_the_claims_nor_than_the_corrected_ones(cla
 def test_rows_may_not_do_otherwise_alone_than_among_others(worse, tolerance, chosen):
     this, chosen = make_scorer(), np.array(chosen[:3])
     claims = np.full(this.shape, 2.0, dtype=np.float32)
-    places = AuditPositions(np.full(ROWS, LENGTH - 1), np.ones(ROWS), chosen)
+    exam = Exam(this, claims, np.full(ROWS, LENGTH - 1), np.ones(ROWS), chosen)
     alone = (claims + np.float32(worse))[chosen]
-    alone[:, LENGTH - 1 :] = 9.0  # what follows is training text
     if abs(worse) <= COMPANY * tolerance - 1e-6:
-        this.check_company(claims, alone, places, tolerance)
+        exam.check_company(alone, tolerance)
     elif abs(worse) >= COMPANY * tolerance + 1e-6:
         with pytest.raises(Disqualified, match="worse alone than among others"):
-            this.check_company(claims, alone, places, tolerance)
+            exam.check_company(alone, tolerance)
 
 
 def test_rows_that_are_shown_whole_are_represented_by_the_others():
     this = make_scorer(rows=64)
-    places = this.plan_audit(np.ones(this.shape, dtype=np.float32), None, np.random.default_rng(0))
-    assert (len(places.alone), {*places.at[places.alone]}, places.weight[places.alone].sum()) == (16, {LENGTH - 1}, 0.0)
-    drawn = this.draw_positions(np.ones(this.shape, dtype=np.float32), None, np.random.default_rng(0))
-    assert places.weight.max() == pytest.approx(drawn.weight.max() * 64 / 48)
+    exam = this.plan_audit(np.ones(this.shape, dtype=np.float32), None, np.random.default_rng(0))
+    assert (len({*exam.alone}), exam.weight[exam.alone].sum()) == (16, 0.0)
+    drawn = this.plan_audit(np.ones(this.shape, dtype=np.float32), None, np.random.default_rng(0), alone=0)
+    assert exam.weight.max() == pytest.approx(drawn.weight.max() * 64 / 48)
 
 
 def test_what_is_gained_at_the_end_of_a_row_and_given_back_at_its_start_is_no_honest_answer():
     this, chosen, claims = make_scorer(), np.arange(4), np.full((ROWS, LENGTH), 2.0, dtype=np.float32)
-    places = AuditPositions(np.array([LENGTH - 1] * 4 + [3, 3]), np.array([0.0] * 4 + [15.0] * 2), chosen)
-    turned = claims[chosen] + np.float32([-0.5, -0.5, 0.5, 0.5, 9.0])
+    exam = Exam(this, claims, np.array([LENGTH - 1] * 4 + [3, 3]), np.array([0.0] * 4 + [15.0] * 2), chosen)
+    turned = claims[chosen] + np.float32([-0.5, -0.5, 0.0, 0.5, 0.5])
     with pytest.raises(Disqualified, match="learns"):
-        this.check_company(claims, turned, places, 1.0)
+        exam.check_company(turned, 1.0)
 
 
 def test_a_lottery_of_claims_does_not_pay():
-    # A little too good nearly everywhere, absurdly bad at rare places: unbiased, and lucky where those are looked at.
+    # A little too good nearly everywhere, absurdly bad at rare exam: unbiased, and lucky where those are looked at.
     this, luck = make_scorer(rows=256), np.random.default_rng(0)
     truth = np.full(this.shape, 3.0, dtype=np.float32)
     wins = 0
     for _ in range(400):
         claims = truth - np.float32(0.2)
         claims[luck.random(this.shape) < 0.1 / 256] = 60.0
-        places = this.draw_positions(claims, truth, luck)
-        wins += this.correct(claims, np.full(256, 3.0), places, 0.25)[0] < this.compute_bpb(truth) - 1e-6
+        exam = this.plan_audit(claims, truth, luck, alone=0)
+        wins += exam.correct(np.full(256, 3.0), 0.25)[0] < this.compute_bpb(truth) - 1e-6
     assert wins == 0
 
 
@@ -212,9 +216,9 @@ def test_a_lottery_of_claims_does_not_pay():
 def test_an_answer_that_is_no_number_disqualifies(answer):
     this = make_scorer()
     claims = np.full(this.shape, 2.0, dtype=np.float32)
-    places = this.draw_positions(claims, None, np.random.default_rng(0))
+    exam = this.plan_audit(claims, None, np.random.default_rng(0), alone=0)
     with pytest.raises(Disqualified):
-        this.correct(claims, np.array([answer, *[2.0] * (ROWS - 1)]), places, BASELINE_TOLERANCE)
+        exam.correct(np.array([answer, *[2.0] * (ROWS - 1)]), BASELINE_TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +277,7 @@ def test_data_that_cannot_score_is_refused(tmp_path, split):
 def test_shards_can_be_read_and_not_written(tmp_path):
     scorer = Scorer.load(small_data(tmp_path / "data"))
     assert {path.stat().st_mode & 0o777 for path in scorer.folder.glob("*.bin")} == {0o444}
-    assert scorer.heldout.split == "confirm"
+    assert Path(scorer.heldout.rows.base.filename).name == "confirm.bin"
 
 
 def test_rounding_below_no_loss_at_all_is_worth_nothing():

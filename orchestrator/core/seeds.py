@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from orchestrator.core.source import SEEDERS, get_name, is_seeder, list_values
+from orchestrator.core.source import SEEDERS, is_seeder
 from orchestrator.core.task import EXAMINED, Task
+from prepare.constants import get_name, list_values
 from prepare.tree import join_files, parse_files, split_files
 
 VARIABLE = "NIGHTSHIFT_SEED"  # environment variable with the seed of every run

@@ -15,6 +15,7 @@ from typing import Any, cast
 from merge3 import Merge3
 
 from orchestrator.core.events import Digest
+from prepare.constants import LOOKUPS, get_name, list_values
 from prepare.tree import NOT_PYTHON, join_files, split_files
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -23,8 +24,6 @@ SEEDERS = {"PRNGKey", "Random", "RandomState", "Rngs", "SeedSequence", "default_
 """Functions that take a seed although their names do not say so."""
 SEEDER_WORDS = {"all", "everything", "fix", "global", "manual", "np", "numpy", "random", "seed", "set", "torch"}
 """A function whose name consists of these words, `seed` among them, only sets a seed."""
-LOOKUPS = {"add_argument", "get", "getattr", "getenv", "pop", "setdefault"}
-"""Functions that take a name, and the value where nothing else gives one."""
 SEEDED_MODULES = {"numpy", "random"}
 """Modules that are often imported only to seed them; the import alone has no effect."""
 
@@ -91,31 +90,6 @@ class _SeedEraser(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def list_values(node: ast.AST) -> Iterator[tuple[ast.AST | None, ast.expr]]:
-    """Yield the values that a node itself gives to variables, keys, arguments and options, each after its name."""
-    match node:
-        case ast.Assign([ast.Tuple(targets)], ast.Tuple(elements)) if len(targets) == len(elements):
-            names, values = [*targets], [*elements]
-        case ast.Assign(targets, value):
-            names, values = [*targets], [value] * len(targets)
-        case ast.AnnAssign(target, _, value):
-            names, values = [target], [value]
-        case ast.keyword(str(), value):
-            names, values = [node], [value]
-        case ast.Dict():
-            names, values = [*node.keys], [*node.values]
-        case ast.arguments():
-            positional = [*node.posonlyargs, *node.args]
-            names = [*positional[len(positional) - len(node.defaults) :], *node.kwonlyargs]
-            values = [*node.defaults, *node.kw_defaults]
-        case ast.Call(function, [name, *others], keywords) if get_name(function) in LOOKUPS:
-            values = [*others, *(keyword.value for keyword in keywords if keyword.arg == "default")]
-            names = [name] * len(values)
-        case _:
-            return
-    yield from ((name, value) for name, value in zip(names, values, strict=True) if value)
-
-
 def _is_seed(node: ast.AST | None) -> bool:
     """Return True if a variable, attribute, key or argument is named after a seed."""
     name = get_name(node)
@@ -128,17 +102,6 @@ def is_seeder(function: ast.expr) -> bool:
     words = set(name.lower().split("_"))
     is_key = name == "key" and ast.unparse(function).endswith("random.key")  # of jax
     return is_key or name in SEEDERS or ("seed" in words and words <= SEEDER_WORDS)
-
-
-def get_name(node: ast.AST | None) -> str:
-    """Return the last part of what a function, variable, attribute, argument, key or option is called."""
-    match node:
-        case ast.Name(name) | ast.arg(name) | ast.Attribute(_, name) | ast.keyword(str(name)) | ast.Constant(str(name)):
-            return name
-        case ast.Subscript(_, key):
-            return get_name(key)
-        case _:
-            return ""
 
 
 def _is_number(value: ast.expr) -> bool:

@@ -75,6 +75,7 @@ class RunMonitor:
     on_point: Callable[[Point, float], None] = lambda _point, _rate: None
     fills_disk: Callable[[], bool] = lambda: False
     plan: EvaluationPlan | None = None
+    only_starts: bool = False  # end the run where its training begins
     suspended: float = 0.0  # seconds in which this process was suspended
     training_began: float | None = None  # time of `read_clock` when the first batch was handed out
     startup_cpu: float = 0.0  # CPU seconds until then
@@ -94,7 +95,6 @@ class RunMonitor:
     pause: float = 0.0  # longest time in seconds between two progress lines
     uncounted: float = 0.0
     """Seconds from the first batch to the last line before anything was spent: first steps, in which it compiles."""
-    only_starts: bool = False  # end the run where its training begins
     telemetry: dict[str, list[float | None]] = field(default_factory=dict[str, list[float | None]])
 
     def __post_init__(self) -> None:

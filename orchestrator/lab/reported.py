@@ -103,10 +103,10 @@ class ReportedRunner(BaseRunner[TaskFolder]):
     """Runs the command of a task, and takes the number that it prints."""
 
     async def _score(self, run: Attempt) -> ev.Scored:
-        task, reader = self.scorer.task, NumberReader(self.scorer.task.metric)
+        task, monitor, reader = self.scorer.task, run.monitor, NumberReader(self.scorer.task.metric)
         before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
-        monitor = self._watch(run)
-        monitor.transcript.reader, monitor.training_began = reader, monitor.launched
+        monitor.launched = monitor.training_began = monitor.read_clock()  # git may have taken a while
+        monitor.transcript.reader = reader
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
         await self._train(run, command, partial(asyncio.sleep, 0))
         run.check_ending(task.budget)

@@ -26,7 +26,7 @@ from orchestrator.lab.monitor import RunLimits, RunMonitor
 from orchestrator.lab.process import Listener, run_guarded
 from orchestrator.lab.sandbox.base import TRUSTED, Command, Sandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
-from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import Exam, Nats, Scorer
 from orchestrator.lab.scoring.connection import open_pair
 from orchestrator.lab.scoring.evaluator import Evaluator, load_claims, save_claims
 from orchestrator.lab.scoring.server import WALL_SLACK, TrainingServer
@@ -38,13 +38,13 @@ from subagents.logs import extract_frames, split_lines
 S = TypeVar("S")
 T = TypeVar("T")
 Question = Callable[[Evaluator], Coroutine[Any, Any, T]]
-Exams = asyncio.Future[Sequence[tuple[Scorer, Nats, AuditPositions]]]  # claims of each split, and where to audit them
+Exams = asyncio.Future[Sequence[Exam]]
 STRICT_PLAN = ev.EvaluationPlan(audit="always", confirmed=False, incumbent=0)
 """The plan of a run that was granted without one."""
 MAX_EXCUSES = 2
 """Runs of one experiment in a row whose failure may be attributed to the machine. Without a limit, a candidate that
 takes too much memory would be run, and killed, until the session gives up."""
-DRAFT = -1  # stands for an experiment in the run of a source that is not trained
+DRAFT = -1  # stands for an experiment in the run of a source that is not trained, and ends where its training begins
 MAX_DEVICE_FAULTS = 3
 """Faults of a GPU without a run that ended well between them, after which nothing is started there."""
 
@@ -58,8 +58,8 @@ class Attempt:
     slot: Slot
     lock: int  # descriptor of the slot's lock, which the processes of the run inherit
     folder: Path
-    only_starts: bool = False  # end it where its training begins
     monitor: RunMonitor = field(init=False)
+    server: TrainingServer = field(init=False)  # of an examined run, with the model that it has handed over
     result: ev.RunResult = field(init=False)
 
     @property
@@ -118,13 +118,10 @@ class BaseRunner(ABC, Generic[S]):
     def runs(self) -> Path:
         return self.folder.resolve() / "runs"
 
-    def reap(self) -> int:
-        """Kill what earlier runs of this session left, and remove their folders; return the number of processes."""
-        find = partial(guardian.find_tagged, f"{self.runs}/")
-        left = len(find())
-        guardian.kill_all(find)
+    def reap(self) -> None:
+        """Kill what earlier runs of this session left, and remove their folders."""
+        guardian.kill_all(partial(guardian.find_tagged, f"{self.runs}/"))
         remove_folder(self.runs)
-        return left
 
     async def run(self, granted: ev.Granted, source: str) -> ev.Outcome:
         """Train once. A failure of the machine is returned as Aborted; cancelling kills every process of the run."""
@@ -153,6 +150,9 @@ class BaseRunner(ABC, Generic[S]):
             if (free := shutil.disk_usage(self.folder).free) < self.limits.free_disk:
                 needed = f"a run needs {self.limits.free_disk >> 20} MB of disk"
                 raise MachineError(f"{needed}; {free >> 20} MB are free")
+            tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
+            draft = run.granted.experiment == DRAFT
+            run.monitor = RunMonitor(self.limits, time.monotonic, tell, fills_disk, run.plan, only_starts=draft)
             return await self._score(run)
         except Prune as reason:
             return ev.Pruned(reason=str(reason), **vars(run.result))
@@ -171,12 +171,6 @@ class BaseRunner(ABC, Generic[S]):
     @abstractmethod
     async def _score(self, run: Attempt) -> ev.Scored:
         """Run the source once in an empty folder. Raises Prune, Fault, MachineError, OSError."""
-
-    def _watch(self, run: Attempt) -> RunMonitor:
-        """Start the run's clock, and return what watches it."""
-        tell, fills_disk = partial(self.on_point, run.granted), partial(self._is_filling_disk, run.folder)
-        run.monitor = RunMonitor(self.limits, time.monotonic, tell, fills_disk, run.plan, only_starts=run.only_starts)
-        return run.monitor
 
     async def _train(self, run: Attempt, command: Command, listen: Listener) -> None:
         """Run the command to its end in the sandbox, and store its log."""
@@ -215,7 +209,7 @@ class Runner(BaseRunner[Scorer]):
         self.excuses[DRAFT] = 0
         try:
             async with hold_slot(replace(slot, lock=self.folder / "step.lock")) as lock:
-                run = Attempt(granted, source, slot, lock, self.runs / "step", only_starts=True)
+                run = Attempt(granted, source, slot, lock, self.runs / "step")
                 outcome = await self._evaluate(run)
         except (MachineError, OSError):
             return {}
@@ -224,91 +218,80 @@ class Runner(BaseRunner[Scorer]):
         frames = extract_frames(split_lines(run.log), split_files(source))[:-1]
         return "\n".join([outcome.message, *frames])
 
-    async def _serve(self, run: Attempt) -> TrainingServer:
-        """Run the source to its end, and return what has served it. Raises MachineError, OSError."""
+    async def _serve(self, run: Attempt) -> None:
+        """Run the source to its end. Raises MachineError, OSError."""
         run.monitor.transcript.scored_elsewhere = True
         self.tree.lay_out(run.work, run.source)
         env = {"NIGHTSHIFT_SEED": str(run.granted.seed), "NIGHTSHIFT_DATA": str(self.scorer.lay_out(run.work / "data"))}
         ours, theirs = await open_pair()
         command = run.slot.build_command([self.tree.script], run.work, theirs, **env)
         threads = run.slot.threads or os.cpu_count() or 1
-        server = TrainingServer(ours, self.scorer, threads, run.plan, run.monitor, run.folder / "model")
-        await self._train(run, command, server.serve)
-        return server
+        run.server = TrainingServer(ours, self.scorer, threads, run.plan, run.monitor, run.folder / "model")
+        await self._train(run, command, run.server.serve)
 
     async def _score(self, run: Attempt) -> ev.Scored:
-        self._watch(run)
-        server = await self._serve(run)
-        if server.objection and not run.monitor.cause:
-            raise Disqualified(server.objection)
+        await self._serve(run)
         budget = self.scorer.manifest.budget
         run.check_ending(budget.amount if budget.kind == "time" else inf)
-        if run.only_starts:
+        if run.monitor.only_starts:
             raise Fault("other", "it ended before its training")
-        if server.settings is None:
+        if run.server.settings is None:
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
         await asyncio.to_thread(remove_folder, run.work)  # the size of a file could tell the next process something
         known: Exams = asyncio.get_running_loop().create_future()
-        audit = asyncio.create_task(self._audit(run, server, known))  # its process starts, and waits for its turn
+        audit = asyncio.create_task(self._audit(run, known))  # its process starts, and waits for its turn
         try:
-            return await self._score_model(run, server, known, audit)
+            return await self._score_model(run, known, audit)
         finally:
             audit.cancel()
             await asyncio.gather(audit, return_exceptions=True)
 
-    async def _score_model(
-        self, run: Attempt, server: TrainingServer, known: Exams, audit: asyncio.Task[Any]
-    ) -> ev.Scored:
+    async def _score_model(self, run: Attempt, known: Exams, audit: asyncio.Task[Any]) -> ev.Scored:
         """Return the score of the model; let the audit know its exams once the process that claims has gone."""
         began = time.monotonic()
-        claims, heldout = await self._ask(run, server, partial(self._compute_claims, run.plan, server.model))
+        claims, heldout = await self._ask(run, partial(self._compute_claims, run))
         val_bpb = self.scorer.compute_bpb(claims)
         telemetry = run.result.telemetry | {"position": self.scorer.compute_by_position(claims)}
         run.result = run.result.model_copy(update={"telemetry": telemetry})
         score = ev.Scored(val_bpb=val_bpb, would_prune_at=run.monitor.would_prune_at, **vars(run.result))
         if not run.plan.needs_audit(val_bpb):
             return score
-        seconds, began = time.monotonic() - began, time.monotonic()
+        spent, began = time.monotonic() - began, time.monotonic()
         archive, incumbent = self.folder.resolve() / "claims", run.plan.incumbent
         reference, rng = load_claims(archive, incumbent, self.scorer.shape), np.random.default_rng()
-        exams = [(self.scorer, claims, await asyncio.to_thread(self.scorer.plan_audit, claims, reference, rng))]
+        exams = [await asyncio.to_thread(self.scorer.plan_audit, claims, reference, rng)]
         if self.scorer.heldout and heldout is not None:
-            exams.append((self.scorer.heldout, heldout, self.scorer.heldout.plan_audit(heldout, None, rng)))
+            exams.append(self.scorer.heldout.plan_audit(heldout, None, rng))
         known.set_result(exams)
         (corrected, error, worst), *rest = await audit
         save_claims(archive, score.experiment, claims, incumbent)
-        times = {"seconds": time.monotonic() - began, "evaluation": seconds, "evaluation_cpu": server.evaluation_cpu}
+        times = {"seconds": time.monotonic() - began, "evaluation": spent, "evaluation_cpu": run.server.evaluation_cpu}
         record = ev.Audit(claimed=val_bpb, error=error, worst=worst, looks=len(claims), **times)
         confirmed = rest[0][0] if rest else None
         return score.model_copy(update={"val_bpb": corrected, "confirmed": confirmed, "audit": record})
 
-    async def _compute_claims(
-        self, plan: ev.EvaluationPlan, model: Path, evaluator: Evaluator
-    ) -> tuple[Nats, Nats | None]:
+    async def _compute_claims(self, run: Attempt, evaluator: Evaluator) -> tuple[Nats, Nats | None]:
         """Return the losses on validation text and, where the plan asks for it, on held-out text."""
-        await evaluator.load(model)
-        claims, heldout = await evaluator.compute_claims(self.scorer), self.scorer.heldout
-        if not (heldout and plan.confirmed and plan.needs_audit(self.scorer.compute_bpb(claims))):
+        await evaluator.load(run.server.model)
+        claims = self.scorer.check_claims(await evaluator.compute_losses(self.scorer.rows))
+        if not (run.plan.confirmed and run.plan.needs_audit(self.scorer.compute_bpb(claims)) and self.scorer.heldout):
             return claims, None
-        return claims, await evaluator.compute_claims(heldout)
+        return claims, self.scorer.heldout.check_claims(await evaluator.compute_losses(self.scorer.heldout.rows))
 
-    async def _audit(self, run: Attempt, server: TrainingServer, known: Exams) -> list[tuple[float, float, float]]:
+    async def _audit(self, run: Attempt, known: Exams) -> list[tuple[float, float, float]]:
         """Return each exam's score corrected by a blind process, with the correction's error and the worst gap."""
         rng, tolerance = np.random.default_rng(), self.scorer.get_tolerance(run.plan.baseline_error)
 
         async def question(evaluator: Evaluator) -> list[tuple[float, float, float]]:
             exams = await asyncio.shield(known)  # a later process of this audit waits for the same
-            await evaluator.load(server.model)
-            for scorer, claims, positions in exams:  # before the process has seen more
-                alone = await evaluator.compute_alone(scorer, positions, rng)
-                scorer.check_company(claims, alone, positions, tolerance)
-            blind = [await evaluator.predict_blind(scorer, positions, rng) for scorer, _, positions in exams]
-            answered = zip(exams, blind, strict=True)
-            return [scorer.correct(claims, seen, at, tolerance) for (scorer, claims, at), seen in answered]
+            await evaluator.load(run.server.model)
+            for exam in exams:  # before the process has seen more
+                exam.check_company(await evaluator.compute_losses(exam.scorer.rows[exam.alone], 1), tolerance)
+            return [exam.correct(await evaluator.predict_blind(exam, rng), tolerance) for exam in exams]
 
-        return await self._ask(run, server, question)
+        return await self._ask(run, question)
 
-    async def _ask(self, run: Attempt, server: TrainingServer, question: Question[T]) -> T:
+    async def _ask(self, run: Attempt, question: Question[T]) -> T:
         """Return what a fresh process answers, which the question sends the model. Raises Fault, MachineError, OSError.
 
         One that is killed from outside is replaced MAX_EXCUSES times; the run is not, or its model could try again.
@@ -317,7 +300,7 @@ class Runner(BaseRunner[Scorer]):
         while True:
             folder = Path(tempfile.mkdtemp(dir=run.folder))
             try:
-                return await self._ask_once(run, server, question, folder)
+                return await self._ask_once(run, question, folder)
             except Fault as fault:
                 if not (fault.excuse and left):
                     fault.excuse = ""
@@ -326,21 +309,21 @@ class Runner(BaseRunner[Scorer]):
             finally:
                 await asyncio.to_thread(remove_folder, folder)
 
-    async def _ask_once(self, run: Attempt, server: TrainingServer, question: Question[T], folder: Path) -> T:
+    async def _ask_once(self, run: Attempt, question: Question[T], folder: Path) -> T:
         self.tree.lay_out(folder, run.source)  # the model may need its modules
-        assert server.settings
+        assert run.server.settings
         connection, theirs = await open_pair()
         words = ["-P", "-m", "prepare.evaluator"]  # which finds nothing in its folder before it is ready
         more = {} if run.slot.nodes else {"TORCHINDUCTOR_CACHE_DIR": str(folder / "tmp")}  # no new folder can be made
         command = run.slot.build_command(words, folder, theirs, "model", **more)
         monitor, answers = RunMonitor(self.limits), list[T]()
-        evaluator = Evaluator(connection, server.settings, monitor)
+        evaluator = Evaluator(connection, run.server.settings, monitor)
 
         async def listen() -> None:
             with suppress(ConnectionError), closing(connection):  # at its end the guardian reports how it ended
                 await evaluator.start()
                 answer = await question(evaluator)
-                server.check_evaluation(monitor.read_clock() - evaluator.began, monitor.count_cpu_seconds())
+                run.server.check_evaluation(monitor.read_clock() - evaluator.began, monitor.count_cpu_seconds())
                 answers.append(answer)
                 monitor.cause = Prune("it has answered")  # so it is ended if it does not end
                 await connection.send({"event": "thanks"})

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.core.source import get_name
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.lab.failures import MachineError
 from orchestrator.lab.sandbox.base import TRUSTED
+from prepare.constants import get_name
 from prepare.tree import parse_files, split_files
 
 

@@ -8,9 +8,8 @@ from math import isclose
 from typing import Literal
 
 from orchestrator.core.events import Direction, parse_value
-from orchestrator.core.source import get_name
 from orchestrator.core.text import shorten
-from prepare.constants import Choices, Constant, Numbers, Space, Value, list_searchable, read_values
+from prepare.constants import Choices, Constant, Numbers, Space, Value, get_name, list_searchable, read_values
 from prepare.tree import parse_files
 
 STEP_SIZE = 0.375

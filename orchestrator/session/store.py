@@ -112,9 +112,7 @@ class Session(Log):
     def get(self, name: Digest) -> str:
         """Return the text of that digest. Raises KeyError, SessionError."""
         with suppress(*(KeyError, SessionError) if self.salvage else ()):
-            if (text := self.texts.get(name)) is not None:
-                return text
-            return _decode_text(name, self.packed[name]) if name in self.packed else _read_text(self.db, name)
+            return self.texts[name] if name in self.texts else self._read_text(name)
         return "(damaged)"
 
     def fork(self, path: Path, at: int) -> "Session":
@@ -132,6 +130,20 @@ class Session(Log):
     def _number(self, task_id: str, events: Iterable[Event]) -> list[Record]:
         at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
         return [Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered]
+
+    def _read_text(self, name: Digest) -> str:
+        """Return a text that is written already. Raises KeyError, SessionError."""
+        stream, query = zlib.decompressobj(), "select body from texts where digest = ?"
+        try:
+            row = (self.packed[name],) if name in self.packed else self.db.execute(query, (name,)).fetchone()
+            if row is None:
+                raise KeyError(name)
+            text = stream.decompress(row[0], MAX_BYTES).decode()
+        except (sqlite3.Error, zlib.error, TypeError, UnicodeDecodeError) as error:
+            raise SessionError(f"the text {name} is damaged: {error}") from error
+        if not stream.eof:
+            raise SessionError(f"the text {name} is damaged: cut off, or larger than {MAX_BYTES >> 20} MiB")
+        return text
 
     def _save(self, records: list[Record], texts: Iterable[tuple[str, bytes]] = ()) -> None:
         """Write records, texts, and those that were put, and fold the records. Raises SessionError."""
@@ -207,29 +219,6 @@ class Session(Log):
         name = self.state.session.name if self.state.started else "none"
         if name in {"", ".."} or name != Path(name).name:  # it becomes part of paths, and may be a stranger's
             raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")
-
-
-def _read_text(db: sqlite3.Connection, name: Digest) -> str:
-    """Return the text of that digest. Raises KeyError, SessionError."""
-    try:
-        row = db.execute("select body from texts where digest = ?", (name,)).fetchone()
-    except sqlite3.Error as error:
-        raise SessionError(f"the text {name} is damaged: {error}") from error
-    if row is None:
-        raise KeyError(name)
-    return _decode_text(name, row[0])
-
-
-def _decode_text(name: Digest, body: bytes) -> str:
-    """Return the compressed text of that digest. Raises SessionError."""
-    stream = zlib.decompressobj()
-    try:
-        text = stream.decompress(body, MAX_BYTES).decode()
-    except (zlib.error, TypeError, UnicodeDecodeError) as error:
-        raise SessionError(f"the text {name} is damaged: {error}") from error
-    if not stream.eof:
-        raise SessionError(f"the text {name} is damaged: cut off, or larger than {MAX_BYTES >> 20} MiB")
-    return text
 
 
 def _write_rows(db: sqlite3.Connection, records: Iterable[Record], texts: Mapping[Digest, bytes]) -> None:

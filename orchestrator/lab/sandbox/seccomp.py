@@ -8,7 +8,7 @@ kernel's tables for x86-64 and arm64; `python -m benchmarks calls` traces what h
 import errno
 import platform
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ _MACHINES = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000_003E, 0xC000_00B7)
 
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in the kernel's `struct seccomp_data`
-_LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 Line = tuple[int, int, int, int]
 """Operation, instructions to skip if a test is true and if it is false, operand."""
 
@@ -65,23 +65,16 @@ def build_filter(*, sockets: bool, grants: Grants = "task", machine: str = "") -
 
 
 def _check_arguments(numbers: Mapping[str, int], grants: Grants) -> Iterator[Line]:
-    """Yield the lines that refuse allowed calls with arguments that the table does not allow."""
+    """Yield the lines that refuse allowed calls by the low half of an argument, as the table says."""
     checks = (line.split() for line in TABLE.read_text().splitlines() if line.startswith("check "))
     for _, most, name, argument, mask, rule, error, *values in checks:
-        if name in numbers and most in LEVELS[LEVELS.index(grants) :]:
-            code, which = 0 if error == "silent" else getattr(errno, error), [int(value, 0) for value in values]
-            yield from _check_argument(numbers[name], int(argument), which, code, int(mask, 0), allowed=rule == "only")
-
-
-def _check_argument(
-    number: int, argument: int, values: Sequence[int], error: int, mask: int, *, allowed: bool
-) -> Iterator[Line]:
-    """Yield the lines that refuse a call if the low half of this argument is among the values, or if it is not."""
-    count = len(values)
-    yield (_EQUAL, 0, count + 4, number)
-    yield (_LOAD, 0, 0, _FIRST_ARGUMENT + 8 * argument)
-    yield (_AND, 0, 0, mask)
-    for left, value in zip(reversed(range(count)), values, strict=True):
-        yield (_EQUAL, left + allowed, int(not allowed and left == 0), value)
-    yield (_RETURN, 0, 0, REFUSE | error)
-    yield (_LOAD, 0, 0, _NUMBER)
+        if name not in numbers or most not in LEVELS[LEVELS.index(grants) :]:
+            continue
+        count, allowed = len(values), rule == "only"
+        yield (_EQUAL, 0, count + 4, numbers[name])
+        yield (_LOAD, 0, 0, _FIRST_ARGUMENT + 8 * int(argument))
+        yield (_AND, 0, 0, int(mask, 0))
+        for left, value in zip(reversed(range(count)), values, strict=True):
+            yield (_EQUAL, left + allowed, int(not allowed and left == 0), int(value, 0))
+        yield (_RETURN, 0, 0, REFUSE | (0 if error == "silent" else getattr(errno, error)))
+        yield (_LOAD, 0, 0, _NUMBER)

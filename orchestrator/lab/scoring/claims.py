@@ -9,7 +9,7 @@ standard errors, so that gambling with claims does not pay, or the claimed value
 import math
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ differ by a few tenths at worst. Smaller lies are not detected but corrected, so
 COMPANY, SPREAD = 0.02, 0.1
 """Shares of that tolerance by which the losses of rows that a fresh process sees alone may differ from the claims: on
 average, and on average by absolute values, which a model cannot match without having learned the same before."""
-ALONE = 16  # rows that the audit first shows alone, up to their position
+ALONE = 16  # rows that the audit first shows whole, each by itself
 BASELINE_FACTOR = 3.0
 """Multiple of the baseline's own difference on this machine that is allowed, if that is more."""
 BASELINE_TOLERANCE = 2.0
@@ -52,16 +52,6 @@ class Disqualified(Fault):
         super().__init__("disqualified", message)
 
 
-@dataclass(frozen=True, slots=True)
-class AuditPositions:
-    """One position in each row, and the weight of the check there: the number of tokens that it represents."""
-
-    at: Rows
-    weight: NDArray[np.float64]
-    alone: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """Rows that are first shown whole, each by itself."""
-
-
 @dataclass(frozen=True)
 class Scorer:
     """Scores models on one split of a data folder."""
@@ -71,7 +61,6 @@ class Scorer:
     decoys: NDArray[np.unsignedinteger]  # the same of training text, which replaces the future in the audit
     lengths: NDArray[np.int32]  # bytes of each token, [vocabulary]; tokens of 0 bytes do not count
     manifest: Manifest
-    split: str = "val"
     heldout: "Scorer | None" = None  # scores models on text that no decision has used
 
     @classmethod
@@ -85,8 +74,8 @@ class Scorer:
             with suppress(PermissionError):  # the file is another user's
                 (folder / f"{split}.bin").chmod(0o444)
         lengths, decoys = Tokenizer.from_directory(folder).token_bytes, open_rows("train", folder)
-        heldout = cls(folder, open_rows("confirm", folder), decoys, lengths, manifest, "confirm")
-        return cls(folder, open_rows("val", folder), decoys, lengths, manifest, heldout=heldout)
+        heldout = cls(folder, open_rows("confirm", folder), decoys, lengths, manifest)
+        return cls(folder, open_rows("val", folder), decoys, lengths, manifest, heldout)
 
     def lay_out(self, folder: Path) -> Path:
         """Make the data folder that a run sees: all but the shards, which the server hands out when they are due."""
@@ -117,7 +106,7 @@ class Scorer:
         """Return the claims' bits per byte; `correction`, in nats, is added to their sum."""
         counted = self.lengths[self.rows[:, 1:]] > 0
         total = float(claims[counted].sum(dtype=np.float64)) + correction
-        return total / self._nats_per_bpb
+        return total / self.nats_per_bpb
 
     def compute_by_position(self, claims: Nats) -> tuple[float, ...]:
         """Return the claims' bits per byte at positions 0, 1, 2 to 3, 4 to 7 and so on of a row."""
@@ -126,12 +115,13 @@ class Scorer:
         nats = np.add.reduceat(np.where(lengths > 0, claims, 0).sum(0, dtype=np.float64), first)
         return tuple((nats / np.maximum(np.add.reduceat(lengths.sum(0), first), 1) / math.log(2)).tolist())
 
-    def draw_positions(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
+    def plan_audit(self, claims: Nats, reference: Nats | None, rng: np.random.Generator, alone: int = ALONE) -> "Exam":
         """Draw one secret position in every row, weighted by the inverse of its probability; 0 where nothing counts.
 
-        `reference` are another model's claims: positions where `claims` are better are drawn more often.
+        `reference` are another model's claims: positions where `claims` are better are drawn more often. The rows that
+        are shown alone have no weight, and the others represent them.
         """
-        at, weights = np.zeros(len(claims), dtype=np.int64), np.zeros(len(claims))
+        at, weight = np.zeros(len(claims), dtype=np.int64), np.zeros(len(claims))
         for row, counted in enumerate(self.lengths[self.rows[:, 1:]] > 0):
             chances = counted / max(int(counted.sum()), 1)
             if reference is not None:
@@ -141,54 +131,10 @@ class Scorer:
             steps = np.cumsum(chances)
             at[row] = place = min(int((steps <= rng.random() * steps[-1]).sum()), len(steps) - 1)
             if chances[place] > 0:
-                weights[row] = 1 / chances[place]
-        return AuditPositions(at, weights)
-
-    def plan_audit(self, claims: Nats, reference: Nats | None, rng: np.random.Generator) -> AuditPositions:
-        """Draw a position in every row, and ALONE rows that are shown whole; the others represent them."""
-        chosen = rng.permutation(len(claims))[: min(ALONE, len(claims) // 4)]
-        drawn = self.draw_positions(claims, reference, rng)
-        drawn.at[chosen], drawn.weight[chosen] = self.shape[1] - 1, 0.0
-        return AuditPositions(drawn.at, drawn.weight * len(claims) / (len(claims) - len(chosen)), chosen)
-
-    def mask(self, chosen: Rows, positions: AuditPositions, rng: np.random.Generator) -> Rows:
-        """Return the inputs of the chosen rows: validation text up to the position, then training text."""
-        other = self.decoys[rng.integers(len(self.decoys), size=len(chosen)), :-1]
-        genuine = np.arange(self.shape[1]) <= positions.at[chosen, None]
-        return np.where(genuine, self.rows[chosen, :-1], other).astype(np.int64)
-
-    def score_blind(self, logits: NDArray[np.float32], chosen: Rows, positions: AuditPositions) -> NDArray[np.float64]:
-        """Return −log p, in nats, of the true tokens of the chosen rows. Raises Disqualified.
-
-        `logits` are those at the positions, [rows, vocabulary].
-        """
-        if logits.shape[1] != len(self.lengths):
-            raise Disqualified(f"its logits are for {logits.shape[1]} tokens of {len(self.lengths)}")
-        if not np.isfinite(logits.max(1)).all() or np.isnan(logits).any():
-            raise Disqualified("shown only the past, its logits give no probabilities")
-        true = self.rows[chosen, positions.at[chosen] + 1]
-        wide = logits.astype(np.float64)
-        wide -= wide.max(1, keepdims=True)
-        return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
-
-    def check_company(self, claims: Nats, alone: Nats, positions: AuditPositions, tolerance: float) -> None:
-        """Raise Disqualified if the losses of rows, seen alone up to their positions, are not those claimed.
-
-        `alone` are these losses, [rows, tokens]. A model that adapts to other rows is caught by this. It may lie here,
-        too, so a loss that is too low counts like one that is too high.
-        """
-        chosen = positions.alone
-        targets = self.rows[chosen, 1:]
-        compared = (self.lengths[targets] > 0) & (np.arange(self.shape[1]) < positions.at[chosen, None])
-        if not compared.any():
-            return
-        apart = (alone - claims[chosen])[compared].astype(np.float64)
-        worse, spread = float(apart.mean()), float(np.abs(apart).mean())
-        if not (abs(worse) <= COMPANY * tolerance and spread <= SPREAD * tolerance):
-            raise Disqualified(
-                f"its rows do {worse:.3f} nats per token worse alone than among others ({spread:.3f} apart): the model"
-                " learns from the text that it is evaluated on"
-            )
+                weight[row] = 1 / chances[place]
+        chosen = rng.permutation(len(claims))[: min(alone, len(claims) // 4)]
+        weight[chosen] = 0.0
+        return Exam(self, claims, at, weight * len(claims) / (len(claims) - len(chosen)), chosen)
 
     def get_tolerance(self, baseline_error: float | Literal["unmeasured"]) -> float:
         """Return the nats by which a claim may beat the blind answer, given by how many the baseline's claims did."""
@@ -196,27 +142,73 @@ class Scorer:
             return BASELINE_TOLERANCE
         return min(max(TOLERANCE[self.manifest.budget.kind], BASELINE_FACTOR * baseline_error), BASELINE_TOLERANCE)
 
-    def correct(
-        self, claims: Nats, blind: NDArray[np.float64], positions: AuditPositions, allowed: float
-    ) -> tuple[float, float, float]:
+    @property
+    def nats_per_bpb(self) -> float:
+        return math.log(2) * int(self.lengths[self.rows[:, 1:]].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """An audit of claims: where the blind process is asked, and how its answers are judged."""
+
+    scorer: Scorer
+    claims: Nats
+    at: Rows  # one position in each row
+    weight: NDArray[np.float64]  # of the check there: the number of tokens that it represents
+    alone: Rows  # rows that are first shown whole, each by itself
+
+    def mask(self, chosen: Rows, rng: np.random.Generator) -> Rows:
+        """Return the inputs of the chosen rows: validation text up to the position, then training text."""
+        other = self.scorer.decoys[rng.integers(len(self.scorer.decoys), size=len(chosen)), :-1]
+        genuine = np.arange(self.scorer.shape[1]) <= self.at[chosen, None]
+        return np.where(genuine, self.scorer.rows[chosen, :-1], other).astype(np.int64)
+
+    def score_blind(self, logits: NDArray[np.float32], chosen: Rows) -> NDArray[np.float64]:
+        """Return −log p, in nats, of the true tokens of the chosen rows. Raises Disqualified.
+
+        `logits` are those at the positions, [rows, vocabulary].
+        """
+        if logits.shape[1] != len(self.scorer.lengths):
+            raise Disqualified(f"its logits are for {logits.shape[1]} tokens of {len(self.scorer.lengths)}")
+        if not np.isfinite(logits.max(1)).all() or np.isnan(logits).any():
+            raise Disqualified("shown only the past, its logits give no probabilities")
+        true = self.scorer.rows[chosen, self.at[chosen] + 1]
+        wide = logits.astype(np.float64)
+        wide -= wide.max(1, keepdims=True)
+        return np.log(np.exp(wide).sum(1)) - wide[np.arange(len(wide)), true]
+
+    def check_company(self, alone: Nats, tolerance: float) -> None:
+        """Raise Disqualified if the losses of rows that are seen alone are not those claimed.
+
+        `alone` are these losses, [rows, tokens]. A model that adapts to other rows is caught by this. It may lie here,
+        too, so a loss that is too low counts like one that is too high.
+        """
+        compared = self.scorer.lengths[self.scorer.rows[self.alone, 1:]] > 0
+        if not compared.any():
+            return
+        apart = (alone - self.claims[self.alone])[compared].astype(np.float64)
+        worse, spread = float(apart.mean()), float(np.abs(apart).mean())
+        if not (abs(worse) <= COMPANY * tolerance and spread <= SPREAD * tolerance):
+            raise Disqualified(
+                f"its rows do {worse:.3f} nats per token worse alone than among others ({spread:.3f} apart): the model"
+                " learns from the text that it is evaluated on"
+            )
+
+    def correct(self, blind: NDArray[np.float64], allowed: float) -> tuple[float, float, float]:
         """Return the corrected score, never below the claimed one, the correction's standard error, and the worst gap.
 
         The gap is by how many nats a claim beats the blind answer. Raises Disqualified if one exceeds `allowed`.
         """
         rows = np.arange(len(blind))
-        gaps = np.where(positions.weight > 0, blind - claims[rows, positions.at], 0.0)
-        worst, claimed = float(gaps.max()), self.compute_bpb(claims)
+        gaps = np.where(self.weight > 0, blind - self.claims[rows, self.at], 0.0)
+        worst, claimed = float(gaps.max()), self.scorer.compute_bpb(self.claims)
         if not worst <= allowed:
             caught = int((gaps > allowed).sum())
             raise Disqualified(
                 f"it claimed {claimed:.4f}, but shown only the past it does worse at {caught} of {len(gaps)} positions,"
                 f" by up to {worst:.2f} nats: the model sees what it should predict, or the claims are not its own"
             )
-        terms = positions.weight * gaps
-        error = math.sqrt(len(terms)) * float(terms.std()) / self._nats_per_bpb
-        corrected = self.compute_bpb(claims, float(terms.sum())) + CAUTION * error
+        terms = self.weight * gaps
+        error = math.sqrt(len(terms)) * float(terms.std()) / self.scorer.nats_per_bpb
+        corrected = self.scorer.compute_bpb(self.claims, float(terms.sum())) + CAUTION * error
         return max(claimed, corrected), error, worst
-
-    @property
-    def _nats_per_bpb(self) -> float:
-        return math.log(2) * int(self.lengths[self.rows[:, 1:]].sum())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orchestrator.lab.failures import Fault, MachineError, classify_failure
 from orchestrator.lab.monitor import RunMonitor
-from orchestrator.lab.scoring.claims import AuditPositions, Disqualified, Nats, Scorer
+from orchestrator.lab.scoring.claims import Disqualified, Exam, Nats
 from orchestrator.lab.scoring.connection import Connection
 from orchestrator.lab.scoring.server import InferenceSettings
 from prepare.files import open_replacement
@@ -68,38 +68,28 @@ class Evaluator:
         if not self.has_loaded:
             raise ConnectionError("it did not load the model")
 
-    async def compute_claims(self, scorer: Scorer) -> Nats:
-        """Return the model's losses on all rows, an array of the scorer's `shape`. Raises Disqualified."""
-        claims = np.empty(scorer.shape, dtype=np.float32)
-        for first in range(0, len(claims), self.settings.batch_size):
-            rows = scorer.rows[first : first + self.settings.batch_size].astype(np.int64)
-            answer = await self._ask("losses", rows[:, :-1], rows[:, 1:], rows[:, 1:].size)
-            claims[first : first + len(rows)] = answer.reshape(len(rows), -1)
-        return scorer.check_claims(claims)
-
-    async def compute_alone(self, scorer: Scorer, positions: AuditPositions, rng: np.random.Generator) -> Nats:
-        """Return the losses of the rows that are shown alone, up to their positions. Raises Disqualified."""
-        losses = np.empty((len(positions.alone), scorer.shape[1]), dtype=np.float32)
-        for place, row in enumerate(positions.alone):
-            x = scorer.mask(row[None], positions, rng)
-            losses[place] = await self._ask("losses", x, np.roll(x, -1, axis=1), x.size)
+    async def compute_losses(self, rows: NDArray[np.unsignedinteger], size: int = 0) -> Nats:
+        """Return the model's losses, [rows, tokens to predict], `size` rows at a time. Raises Disqualified."""
+        size = size or self.settings.batch_size
+        losses = np.empty((rows.shape[0], rows.shape[1] - 1), dtype=np.float32)
+        for first in range(0, len(rows), size):
+            some = rows[first : first + size].astype(np.int64)
+            answer = await self._ask("losses", some[:, :-1], some[:, 1:], some[:, 1:].size)
+            losses[first : first + size] = answer.reshape(len(some), -1)
         return losses
 
-    async def predict_blind(
-        self, scorer: Scorer, positions: AuditPositions, rng: np.random.Generator
-    ) -> NDArray[np.float64]:
+    async def predict_blind(self, exam: Exam, rng: np.random.Generator) -> NDArray[np.float64]:
         """Return −log p of the true token at one position in each row, which the process does not see.
 
         The rows come in an order of their own, so that an answer can depend on no other row. Raises Disqualified.
         """
-        order = rng.permutation(len(scorer.rows))
+        order = rng.permutation(len(exam.at))
         answers = np.empty(len(order))
         for first in range(0, len(order), self.settings.batch_size):
             chosen = order[first : first + self.settings.batch_size]
-            x, at = scorer.mask(chosen, positions, rng), positions.at[chosen]
-            logits = await self._ask("logits", x, at, len(chosen) * len(scorer.lengths))
-            logits = logits.reshape(len(chosen), -1)
-            answers[chosen] = await asyncio.to_thread(scorer.score_blind, logits, chosen, positions)
+            size = len(chosen) * len(exam.scorer.lengths)
+            logits = await self._ask("logits", exam.mask(chosen, rng), exam.at[chosen], size)
+            answers[chosen] = await asyncio.to_thread(exam.score_blind, logits.reshape(len(chosen), -1), chosen)
         return answers
 
     async def _ask(self, what: str, x: NDArray[np.int64], more: NDArray[np.int64], size: int) -> NDArray[np.float32]:

@@ -52,13 +52,12 @@ class TrainingServer:
     monitor: RunMonitor
     model: Path  # file outside the sandbox for the model as submitted when the clock stops
     settings: InferenceSettings | None = None  # None until the model is submitted
-    objection: str = ""  # reason for a disqualification; empty if there is none
     wall: float = 0.0
     cpu: float = 0.0  # seconds that the training took
     evaluation_cpu: float = 0.0  # CPU seconds that the longest process took that has evaluated the model
 
     async def serve(self) -> None:
-        """Answer until the run has ended; the last model counts. Raises OSError for our own files."""
+        """Answer until the run has ended, or must end; the last model counts. Raises OSError for our own files."""
         with suppress(ConnectionError), closing(self.connection):  # at its end the guardian reports how it ended
             try:
                 while (event := await self.connection.receive()) is not None:
@@ -74,7 +73,7 @@ class TrainingServer:
                         case _:
                             pass
             except Disqualified as reason:
-                self.objection = str(reason)
+                self.monitor.cause = self.monitor.cause or reason
 
     async def _receive_model(self, event: dict[str, Any]) -> None:
         """Store the model, and stop the clock at its last byte. Raises Disqualified."""
@@ -92,12 +91,9 @@ class TrainingServer:
         if monitor.training_began is None:  # it was never ready, so all of it counts
             monitor.training_began = monitor.launched
         monitor.train_cpu = monitor.count_cpu_seconds() - monitor.startup_cpu
-        early = (
-            _count_excess(monitor.startup_cpu, self.plan.startup_cpu),
-            _count_excess(monitor.startup_seconds, self.plan.startup_seconds, START_GRACE),
-        )
-        counted = monitor.train_seconds - self._grant_uncounted()
-        self.wall, self.cpu = counted + early[1], monitor.train_cpu + early[0]
+        early = _count_excess(monitor.startup_seconds, self.plan.startup_seconds, START_GRACE)
+        self.wall = monitor.train_seconds - self._grant_uncounted() + early
+        self.cpu = monitor.train_cpu + _count_excess(monitor.startup_cpu, self.plan.startup_cpu)
         try:
             self.settings = InferenceSettings.model_validate(event)
         except ValidationError:
