@@ -1,6 +1,7 @@
 """Read nightshift.toml, and find out how a script's runs are scored: examined, or reported by the script itself."""
 
 import ast
+import re
 import shlex
 import subprocess
 import tomllib
@@ -62,9 +63,18 @@ def _read_task(path: Path) -> Task:
     for command in filter(None, (given.command, *given.checks)):
         if fault := subprocess.run(["/bin/sh", "-nc", command], check=False, capture_output=True, text=True).stderr:
             raise UsageError(f"{path}: a shell cannot read {command!r}: {fault}")
+    if "argument" in given.seed and not _is_one_program(given.command):
+        remedy = f"write {given.seed['argument']} $NIGHTSHIFT_SEED into the command, and leave out seed"
+        raise UsageError(f"{path}: seed.argument: {given.command!r} is not one program: {remedy}")
     if 0 < given.timeout < given.budget:
         raise UsageError(f"{path}: timeout {given.timeout:g} would end every run before its budget of {given.budget:g}")
     return given
+
+
+def _is_one_program(command: str) -> bool:
+    """Return whether what is added to the end of a command is an argument of what it runs: no pipe, list or `sh -c`."""
+    bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", "x", command.strip(), flags=re.DOTALL)
+    return not re.search(r"[|;()\n]|(?<!>)&|\s#|(?<![.\w-])(ba|da|k|z)?sh\s+-\w*c\s", bare)
 
 
 def _read(path: Path) -> str:

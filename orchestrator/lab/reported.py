@@ -80,10 +80,10 @@ class TaskFolder:
             shown.append(Path(uv).resolve())
         env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
         env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
-        given = f" {task.seed['argument']} {seed}" if "argument" in task.seed else ""
+        given = f" {task.seed['argument']} {seed}".replace("= ", "=") if "argument" in task.seed else ""
         checks = [f"({run}\n) || {{ echo error: check {i} failed; exit 1; }}" for i, run in enumerate(task.checks, 1)]
         path = f"export PYTHONPATH={shlex.quote(_find_installed(python, homes[-1], work))}"
-        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", path, *checks, task.command + given]
+        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", path, *checks, task.command.strip() + given]
         words = ("/bin/sh", "-c", "\n".join(script))
         return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
 
