@@ -101,14 +101,24 @@ def test_a_seed_is_passed_where_something_reads_it(tmp_path, source, command, no
 
 
 def test_what_lies_in_no_run_is_named(tmp_path):
-    files = dict.fromkeys(["code/train.py", "ä.txt", "code/blobs/a.bin"], "")
-    place = ground(tmp_path / "place", files | {"code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"})
+    files = dict.fromkeys(["code/train.py", "ä.txt", "code/blobs/a.bin", "big.bin", "code/away"], "")
+    files |= {".gitattributes": "*.bin filter=lfs", "code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"}
+    place = ground(tmp_path / "place", files)
+    for name, target in {"away": place.parent, "near": "../ä.txt", "mine": place / "code/blobs", "gone": "x"}.items():
+        (place / "code" / name).unlink(missing_ok=True)
+        (place / "code" / name).symlink_to(target)
+    git(place, "add", ".")
+    git(place, "commit", "-qm", "links")
     (place / "ä.txt").write_text("changed")
     (place / "code/blobs/a.bin").write_text("changed, but shown as data")
     (place / "code/nightshift.toml").write_text("budget = 3\ndata = ['blobs']\n")  # which this start reads
     night = Preflight(Paths(script=place / "code/train.py", unsafe=True), "night", "optuna")
     said = [found.message for found in night.check() if found.subject == "git" and found.state != "good"]
-    assert said == ["uncommitted changes of ä.txt take no part: a run sees what is committed"]
+    where = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
+    assert said == [
+        "uncommitted changes of ä.txt take no part: a run sees what is committed",
+        f'{where}: data = ["../big.bin", "away"] in nightshift.toml shows it as it lies here',
+    ]
 
 
 def test_a_script_with_a_forgotten_neighbour_is_refused_with_what_to_do(place):

@@ -60,6 +60,7 @@ def test_a_second_run_says_it_is_ready_and_touches_nothing(data, text):
 
     assert again.returncode == 0
     assert "is ready" in again.stdout
+    assert "a run has 1e+10 units of work, about 0.0556 seconds" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in data.iterdir()}
 
 

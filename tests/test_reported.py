@@ -222,18 +222,75 @@ async def test_a_run_ends_at_its_timeout_and_silence_is_no_hang(tmp_path):
     [
         ({"env": "MY_SEED"}, "import os; print('METRIC val_bpb=' + os.environ['MY_SEED'])"),
         ({"argument": "--seed"}, "import sys; assert sys.argv[1] == '--seed'; print('METRIC val_bpb=' + sys.argv[2])"),
+        ({"argument": "train.seed="}, "import sys; print('METRIC val_bpb=' + sys.argv[1].removeprefix('train.seed='))"),
     ],
 )
 async def test_a_seed_is_passed_as_the_user_says(tmp_path, seed, source):
-    outcome = await Bench(tmp_path, source, seed=seed).run()
+    outcome = await Bench(tmp_path, source, seed=seed, command="python train.py\n").run()
     assert outcome.val_bpb == 123
+
+
+@pytest.mark.parametrize(
+    ("command", "is_one"),
+    [
+        ("python fit.py --tag 'a|b; c' 2>&1 > log.txt", True),
+        ("python fit.py \\\n  --lr=3", True),
+        ("./fit.sh -c 1", True),
+        ("python fit.py | tee log", False),
+        ("cd a && python fit.py", False),
+        ("python fit.py; python judge.py", False),
+        ("python fit.py\npython judge.py", False),
+        ("python fit.py # note", False),
+        ("(python fit.py)", False),
+        ("bash -ec 'python fit.py'", False),
+    ],
+)
+def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_one):
+    (tmp_path / "train.py").write_text("print('METRIC val_bpb=1')")
+    (tmp_path / "nightshift.toml").write_text(
+        f'command = """{command}"""\nseed = {{argument = "--seed"}}\n'.replace("\\", "\\\\")
+    )
+    if is_one:
+        assert find_task(tmp_path / "train.py").seed == {"argument": "--seed"}
+        return
+    with pytest.raises(
+        UsageError, match=r"is not one program: write --seed \$NIGHTSHIFT_SEED into the command"
+    ) as caught:
+        find_task(tmp_path / "train.py")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "open('rows.csv')",
+            '; rows.csv is here and in no run: data = ["rows.csv"] in nightshift.toml lets it read that',
+        ),
+        ("open('out/model.pt', 'w')", "; no run has the folder out: let the command make it, `mkdir -p out && …`"),
+        (
+            "raise OSError(30, 'Read-only file system', 'log.csv')",
+            "; git tracks log.csv, so that a run may not change it",
+        ),
+        ("raise ConnectionError('Max retries exceeded')", "; a run has no network: download before the night"),
+        ("open('gone.csv')", "'gone.csv'"),
+    ],
+)
+async def test_a_baseline_that_lacks_what_is_here_says_what_to_do(tmp_path, source, words):
+    bench = Bench(tmp_path, source, {"log.csv": ""})
+    (tmp_path / "place/out").mkdir()
+    (tmp_path / "place/rows.csv").write_text("1,2")
+    baseline = await bench.runner().run(GRANTED.model_copy(update={"experiment": 0}), source)
+    later = await bench.run()
+    assert words in baseline.message
+    assert baseline.message.startswith(later.message), "a candidate is told only what its run printed"
 
 
 JUDGED = """import pathlib, evaluation
 assert pathlib.Path('corpus/words.txt').read_text() == 'hello'
 assert pathlib.Path('~/.cache/far/words.txt').expanduser().read_text() == 'hello'
 assert pathlib.Path('corpus/README').read_text() == 'the newest'
-assert pathlib.Path('corpus/net.py').read_text() == 'the newest'
+assert pathlib.Path('corpus/net.py').read_text() == pathlib.Path('corpus.bin').read_text() == 'the newest'
 open('log.csv', 'a').write('a row')
 pathlib.Path('notes.txt').write_text('mine')
 pathlib.Path('out/notes.txt').write_text('mine')
@@ -246,6 +303,7 @@ FILES = {
     "corpus/README": "",
     "corpus/net.py": "committed",
     "log.csv": "",
+    "corpus.bin": "committed",
 }
 
 
@@ -270,12 +328,14 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
         pytest.skip(str(reason))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     editable, protected = ("train.py", "*.py"), ("evaluation.py",)
-    bench = Bench(tmp_path, JUDGED, FILES, data=("corpus", "~/.cache/far"), editable=editable, protected=protected)
+    bench = Bench(
+        tmp_path, JUDGED, FILES, data=("corpus", "corpus.bin", "~/.cache/far"), editable=editable, protected=protected
+    )
     for folder in (tmp_path / "place/corpus", tmp_path / "home/.cache/far"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "words.txt").write_text("hello")
-    for name in ("README", "net.py"):
-        (tmp_path / "place/corpus" / name).write_text("the newest")
+    for name in ("corpus/README", "corpus/net.py", "corpus.bin"):
+        (tmp_path / "place" / name).write_text("the newest")
     bench.source = bench.scorer.repo.read_source("HEAD")
     outcome = await bench.run(sandbox)
     assert outcome.kind == "scored", bench.logs[outcome.log]
@@ -337,7 +397,7 @@ def test_the_last_number_of_a_name_counts():
         ("editable = ['**/../*.py']", "editable"),
         ("editable = ['/etc/passwd']", "editable"),
         ("editable = ['notes.txt']", "command is missing"),
-        ("data = ['nowhere']", "nowhere is not a folder"),
+        ("data = ['nowhere']", "nowhere is not a folder or file"),
         ("command = ", "not TOML"),
         (f"x = {'[' * 50_000}", "not TOML"),
     ],

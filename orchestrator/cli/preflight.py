@@ -1,6 +1,7 @@
 """Check everything that a night needs, before anything is written."""
 
 import asyncio
+import json
 import re
 import shutil
 import sys
@@ -305,6 +306,10 @@ class Preflight:
         if unseen := sorted(name for name in unseen if not f"{name}/".startswith(shown)):
             words = "take no part: a run sees what is committed"
             yield CheckResult("git", "warn", f"uncommitted changes of {shorten(', '.join(unseen), 200)} {words}")
+        if absent := [*self.repo.list_absent()] if self.task.is_reported else []:
+            which = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
+            words = f"data = {shorten(json.dumps(absent, ensure_ascii=False), 200)} in nightshift.toml"
+            yield CheckResult("git", "warn", f"{which}: {words} shows it as it lies here")
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
             yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")

@@ -36,8 +36,8 @@ def find_task(script: Path) -> Task:
         raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
     data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
     for name in data:
-        if not (folder / Path(name).expanduser()).is_dir():
-            raise UsageError(f"{folder / NAME}: data: {name} is not a folder")
+        if not (folder / Path(name).expanduser()).exists():
+            raise UsageError(f"{folder / NAME}: data: {name} is not a folder or file that is here")
     text = _read(program) if program.is_file() else ""
     found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
     return given.model_copy(update={"form": "reported", **found})

@@ -85,7 +85,7 @@ class Task(BaseModel):
 
     def is_editable(self, path: str) -> bool:
         """Return whether candidates may change a file: named, or fitting a pattern and neither data nor protected."""
-        barred = (*self.protected, *(f"{folder}/*" for folder in self.data))
+        barred = (*self.protected, *self.data, *(f"{folder}/*" for folder in self.data))
         fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, barred))
         return path in self.named or (fits and not is_barred and _PATH.fullmatch(path) is not None)
 

@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -161,6 +161,18 @@ class Repo:
         there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
         committed = self._git("ls-tree", "-r", "-z", "--name-only", "HEAD")
         return sorted({*there.split("\0")} - {*committed.split("\0")})
+
+    def list_absent(self) -> Iterator[str]:
+        """Yield what git tracks and no run has, by its path from here: submodules, Git LFS, and links that lead out."""
+        rows = (row.partition("\t") for row in self._git("ls-files", "-z", "--stage", ":/").split("\0"))
+        odd = {name for facts, _, name in rows if facts[:6] in {"120000", "160000"}}
+        odd |= {*filter(None, self._git("ls-files", "-z", ":(top,attr:filter=lfs)").split("\0"))}
+        top = Path(self._git("rev-parse", "--show-toplevel"))
+        shown = [(self.folder / Path(name).expanduser()).resolve() for name in self.task.data]
+        for name, path in ((name, self.folder / name) for name in sorted(odd) if (self.folder / name).exists()):
+            real, is_moved = path.resolve(), path.is_symlink() and not path.readlink().is_absolute()
+            if not (is_moved and real.is_relative_to(top)) and not any(map(real.is_relative_to, shown)):
+                yield name
 
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""

@@ -6,6 +6,7 @@ place, so that no candidate changes its judge. A protected file that a run has c
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -19,7 +20,8 @@ from typing import Any
 
 from orchestrator.core import events as ev
 from orchestrator.core.task import Task
-from orchestrator.lab.failures import Fault
+from orchestrator.core.text import shorten
+from orchestrator.lab.failures import MAX_MESSAGE, Fault
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits, set_limits
 from orchestrator.lab.repo import Repo
@@ -32,6 +34,10 @@ from prepare.manifest import compute_sha256
 
 LEAST_TIMEOUT = 600.0
 """Seconds that a run may take where no timeout is set, at least: autoresearch's own rule."""
+_AWAY = re.compile(r"name resolution|Name or service not|[Nn]etwork is unreach|ConnectionError|Max retries|URLError")
+_ABSENT = re.compile(r"No such file|[Nn]ot ?[Ff]ound|[Pp]ermission ?(denied|Error)|Read-only file|does not exist")
+_WORD = re.compile(r"""'[^']+'|"[^"]+"|[^\s:,'"]+""")
+"""What a message may quote or name, a path among others."""
 
 
 def find_score(reader: NumberReader) -> float:
@@ -87,6 +93,22 @@ class TaskFolder:
         words = ("/bin/sh", "-c", "\n".join(script))
         return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
 
+    def explain_absence(self, work: Path, message: str) -> str:
+        """Return what to do where a message tells that a run lacks what is here; an empty string where it does not."""
+        if _AWAY.search(message):
+            return "; a run has no network: download before the night, and name the folder in `data`"
+        here = work / self.repo.prefix
+        for name in (word.strip("'\"") for word in _WORD.findall(message) if _ABSENT.search(message)):
+            parent, exists = name.rpartition("/")[0], os.path.exists
+            if name[0] != "/" and exists(here / name):
+                return f"; git tracks {name}, so that a run may not change it unless `protected` leaves it out"
+            for place, path in ((name, self.repo.folder / name), (f"~/{name}", Path.home() / name)):
+                if re.search(r"[./]", name) and exists(path):
+                    return f'; {place} is here and in no run: data = ["{place}"] in nightshift.toml lets it read that'
+            if parent and not exists(here / parent) and exists(self.repo.folder / parent):
+                return f"; no run has the folder {parent}: let the command make it, `mkdir -p {parent} && …`"
+        return ""
+
     def _find_data(self, name: str) -> Path:
         return (self.repo.folder / Path(name).expanduser()).resolve()
 
@@ -109,7 +131,12 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         monitor.transcript.reader, monitor.training_began = reader, monitor.launched
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
         await self._train(run, command, partial(asyncio.sleep, 0))
-        run.check_ending(task.budget)
+        try:
+            run.check_ending(task.budget)
+        except Fault as fault:
+            hint = "" if run.granted.experiment else self.scorer.explain_absence(run.work, fault.message)
+            fault.message = shorten(fault.message, MAX_MESSAGE - len(hint)) + hint
+            raise
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:
             raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
