@@ -272,8 +272,12 @@ def test_a_script_with_an_odd_name_that_can_be_executed(tmp_path):
 
 def test_a_script_that_was_never_committed_is_refused(folder):
     (folder / "mine.py").write_text("LR = 9\n")
-    with pytest.raises(RepoError, match="commit it first"):
+    with pytest.raises(RepoError, match="commit it first") as caught:
         Repo(folder / "mine.py", "may").read_baseline()
+    (folder / ".gitignore").write_text("mine.py\n")
+    subprocess.run(re.findall("`(.+?)`", str(caught.value)), shell=True, check=True, env=ENV)
+    git(folder, "commit", "-qm", "mine")
+    assert Repo(folder / "mine.py", "may").read_baseline() == "LR = 9\n"
 
 
 def test_no_setting_of_the_repository_starts_a_program(folder, repo):

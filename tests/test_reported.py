@@ -194,6 +194,7 @@ async def test_a_metric_to_maximize_is_scored_by_its_negative(tmp_path):
     ("source", "task", "words"),
     [
         ("print('accuracy: 0.5')", {}, "`METRIC accuracy=1.23`, or `accuracy: 1.23` below `---`"),
+        ("print('ValueError: 5\\nbye')", {}, "below `---`; it printed «ValueError: 5»"),
         ("print('METRIC accuracy=nan')", {}, "its accuracy is nan"),
         ("print('METRIC accuracy=1'); raise SystemExit('gone')", {}, "gone"),
         ("raise ValueError('no luck')", {}, "ValueError: no luck"),
@@ -373,10 +374,12 @@ def test_the_last_number_of_a_name_counts():
         "12:01 INFO METRIC top1=93.1%",
         "100%|##| 5/5METRIC f1=5E-1; done",
         "METRIC loss=0,93",
+        "METRIC comma=0.25, next=3",
+        "METRIC end=7,",
         "METRIC n=1,23",
     ):
         reader.read(row)
-    assert reader.numbers == {"ms": 11.5, "rows": 1000.0, "top1": 93.1, "f1": 0.5}
+    assert reader.numbers == {"ms": 11.5, "rows": 1000.0, "top1": 93.1, "f1": 0.5, "comma": 0.25, "end": 7.0}
     assert find_score(reader) == 11.5
     with pytest.raises(Fault, match="without a number"):
         find_score(NumberReader(Metric()))
@@ -391,6 +394,7 @@ def test_the_last_number_of_a_name_counts():
         ("comand = 'x'", "unknown key comand"),
         ("[metric]\nnmae = 'x'", "unknown key metric.nmae"),
         ("metric = {goal = 'up'}", "metric.goal"),
+        ("metric = {name = 'val acc'}", "letters, digits and . / - alone; a pattern finds any other"),
         ("metric = {pattern = '('}", "metric.pattern"),
         ("budget = -1", "budget"),
         ("editable = ['../a.py']", "editable"),

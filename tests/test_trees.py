@@ -221,6 +221,8 @@ def test_what_a_run_would_not_see_is_said(tmp_path):
         repo.read_baseline()
     with pytest.raises(RepoError, match=r"gone\.py does not exist"):
         Repo(place / "train.py", "may", Task(editable=("train.py", "gone.py"))).read_baseline()
+    with pytest.raises(RepoError, match=r"/nets/\*\.py does not exist in commit \w+: choose another"):
+        Repo(place / "train.py", "may", Task(editable=("nets/*.py",))).read_baseline()
     git(place, "stash")
     night = Preflight(Paths(script=place / "train.py"), "night", "optuna")
     (place / "nightshift.toml").write_text("editable = ['train.py', 'modle/*.py']")

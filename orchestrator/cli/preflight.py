@@ -265,7 +265,8 @@ class Preflight:
         slots, task, limits = self.count_slots(), self.task, self.limits
         usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.places[1])
         if not self.state and 3600 * limits.hours < FINISH_MARGIN * usual:
-            raise UsageError(f"--hours {limits.hours:g}: a night must be longer than one run of about {usual:.0f} s")
+            words = f"--hours {limits.hours:g}: a night must be longer than one run of about {usual:.0f} s"
+            raise UsageError(words + ": give its budget in nightshift.toml, if it takes less" * task.is_reported)
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {count(high, 'experiment')}" if low < high else count(low, "experiment")

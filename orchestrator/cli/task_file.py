@@ -56,6 +56,7 @@ def _read_task(path: Path) -> Task:
         fault = error.errors()[0]
         key, unknown = ".".join(map(str, fault["loc"])), fault["type"] == "extra_forbidden"
         words = f"{fault['input']!r} cannot be one" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
+        words += ": letters, digits and . / - alone; a pattern finds any other" * (key == "metric.name")
         words = words.partition(" or instance")[0].replace("tuple", "list").replace("dictionary", "table")
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {words}")) from error
     if not (name := given.seed.get("env", "SEED")).isidentifier():

@@ -106,7 +106,7 @@ class Repo:
             raise RepoError(f"{self.home / linked[0]} {words} as editable, or protect it")
         source, files = self.read_source(head), self._read_files(head)
         if missing := [name for name in self.task.named if name not in files]:
-            raise RepoError(f"{self.home / missing[0]} does not exist in commit {head[:10]}: commit it first")
+            raise self._make_absence_error(missing[0], head)
         gone = self._git("ls-files", "-z", "--deleted").split("\0")
         if edited := [name for name, text in files.items() if name in gone or self._is_edited(self.home / name, text)]:
             which = ", ".join(str(self.home / name) for name in edited)
@@ -117,6 +117,11 @@ class Repo:
             remedy = self.write_command("add", *new)
             raise RepoError(f"{', '.join(new)} may change, but is not committed: `{remedy}`, then commit")
         return source
+
+    def _make_absence_error(self, name: str, commit: str) -> RepoError:
+        add = f"commit it first (`{self.write_command('add', '-f', name)}`)"
+        remedy = add if (self.folder / name).is_file() else "choose another file with --script, or as editable"
+        return RepoError(f"{self.home / name} does not exist in commit {commit[:10]}: {remedy}")
 
     def _is_edited(self, path: Path, committed: str) -> bool:
         """Return whether a file is there and differs from the commit. Raises RepoError."""
@@ -132,7 +137,7 @@ class Repo:
         """Return the script's text in a commit, or that of all editable files. Raises RepoError."""
         files = {name: normalize_lines(text) for name, text in self._read_files(commit).items()}
         if not files:
-            raise RepoError(f"{self.script} does not exist in commit {commit[:10]}: commit it first")
+            raise self._make_absence_error(self.task.editable[0], commit)
         return join_files(files) if self.task.has_tree else files[self.task.editable[0]]
 
     def extract(self, commit: str, folder: Path, source: str) -> None:

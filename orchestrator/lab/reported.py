@@ -21,7 +21,7 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.task import Task
 from orchestrator.core.text import shorten
-from orchestrator.lab.failures import MAX_MESSAGE, Fault
+from orchestrator.lab.failures import MAX_MESSAGE, Fault, find_message
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits, set_limits
 from orchestrator.lab.repo import Repo
@@ -31,6 +31,7 @@ from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from orchestrator.lab.tree import ScriptTree
 from prepare.manifest import compute_sha256
+from subagents.logs import quote
 
 LEAST_TIMEOUT = 600.0
 """Seconds that a run may take where no timeout is set, at least: autoresearch's own rule."""
@@ -40,13 +41,13 @@ _WORD = re.compile(r"""'[^']+'|"[^"]+"|[^\s:,'"]+""")
 """What a message may quote or name, a path among others."""
 
 
-def find_score(reader: NumberReader) -> float:
-    """Return the score that was reported, lower is better. Raises Fault where none was."""
+def find_score(reader: NumberReader, last: str = "") -> float:
+    """Return the score that was reported, lower is better. Raises Fault where none was: `last` is what was printed."""
     name, pattern = reader.metric.name, reader.metric.pattern
     if (value := reader.numbers.get(name)) is None:
         usual = f"`METRIC {name}=1.23`, or `{name}: 1.23` below `---`"
         wanted = f"that matches {pattern.pattern!r}" if pattern else usual
-        raise Fault("other", f"it ended without a number for {name}: a line {wanted}")
+        raise Fault("other", f"it ended without a number for {name}: a line {wanted}; it printed {quote(last)}")
     if not isfinite(value):
         raise Fault("NaN", f"its {name} is {value}")
     return reader.metric.sign * value
@@ -93,9 +94,11 @@ class TaskFolder:
         words = ("/bin/sh", "-c", "\n".join(script))
         return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
 
-    def explain_absence(self, work: Path, message: str) -> str:
-        """Return what to do where a message tells that a run lacks what is here; an empty string where it does not."""
-        if _AWAY.search(message):
+    def explain_absence(self, work: Path, fault: Fault) -> str:
+        """Return what to do where a run lacks time, the network, or what is here; empty where none is seen."""
+        if fault.kind == "timeout":
+            return "; timeout in nightshift.toml allows a run more"
+        if _AWAY.search(message := fault.message):
             return "; a run has no network: download before the night, and name the folder in `data`"
         here = work / self.repo.prefix
         for name in (word.strip("'\"") for word in _WORD.findall(message) if _ABSENT.search(message)):
@@ -134,13 +137,13 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         try:
             run.check_ending(task.budget)
         except Fault as fault:
-            hint = "" if run.granted.experiment else self.scorer.explain_absence(run.work, fault.message)
+            hint = "" if run.granted.experiment else self.scorer.explain_absence(run.work, fault)
             fault.message = shorten(fault.message, MAX_MESSAGE - len(hint)) + hint
             raise
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:
-            raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
-        score, numbers = find_score(reader), reader.numbers.items()
+            raise Fault("disqualified", f"it changed {changed[0].name}, which is protected")
+        score, numbers = find_score(reader, find_message(run.log)), reader.numbers.items()
         others = {name: number for name, number in numbers if name != task.metric.name and isfinite(number)}
         return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))
 
