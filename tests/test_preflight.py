@@ -1,6 +1,8 @@
 """Check what a night is refused for before anything is written."""
 
+import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,14 @@ def test_what_lies_in_no_run_is_named(tmp_path):
         "uncommitted changes of ä.txt take no part: a run sees what is committed",
         f'{where}: data = ["../big.bin", "away"] in nightshift.toml shows it as it lies here',
     ]
+
+
+def test_a_file_of_settings_that_is_not_read_is_named(tmp_path):
+    place = ground(tmp_path / "place", {"src/train.py": "print('METRIC val_bpb=1')", "nightshift.toml": "budget = 2\n"})
+    with contextlib.chdir(place):
+        night = Preflight(Paths(script=Path("src/train.py"), unsafe=True), "night", "optuna")
+        said = [found.message for found in night.check() if found.subject == "scores"]
+    assert said[1:] == ["nightshift.toml is not read: it does not lie beside src/train.py"]
 
 
 def test_a_script_with_a_forgotten_neighbour_is_refused_with_what_to_do(place):

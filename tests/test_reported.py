@@ -367,6 +367,9 @@ async def test_a_package_that_is_installed_editable_is_the_candidates(tmp_path):
 
 
 def test_the_last_number_of_a_name_counts():
+    found = NumberReader(Metric(name="acc", pattern=r"top1 (.+)"))
+    found.read("top1  93.1 %")
+    assert found.numbers == {"acc": 93.1}
     reader = NumberReader(Metric(name="ms", pattern=r"took (\S+) ms"))
     for row in ("ms: 1", "took 12.5 ms", "---", "ms: 3", "rows: 1,000", "took 11.5 ms", "took long ms x"):
         reader.read(row)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import typer
 
 from orchestrator.cli.options import PLACES, Paths, UsageError, read_session
+from orchestrator.cli.task_file import NAME as TASK_FILE
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import Origin, SessionLimits
 from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
@@ -311,6 +312,9 @@ class Preflight:
             which = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
             words = f"data = {shorten(json.dumps(absent, ensure_ascii=False), 200)} in nightshift.toml"
             yield CheckResult("git", "warn", f"{which}: {words} shows it as it lies here")
+        if Path(TASK_FILE).is_file() and not self.paths.script.with_name(TASK_FILE).is_file():
+            words = f"{TASK_FILE} is not read: it does not lie beside {self.paths.script}"
+            yield CheckResult("scores", "warn", words)
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
             yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")

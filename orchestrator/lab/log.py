@@ -18,7 +18,7 @@ HEAD, TAIL = 100, 500
 MAX_NUMBERS = 64
 
 _STEP = re.compile(r"step +(\d{1,9}) +\( *([\d.]{1,9})%\) *\| *loss: *([^ |]{1,40})(?:.*?\| *tok/sec: *([\d,]{1,20}))?")
-_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;%]{1,40}?)(?:,?$|,?[\s;%])")
+_REPORT = re.compile(r"METRIC\s+([\w./-]{1,40})\s*=\s*([^\s;%]{1,40})")
 _SUMMARY = re.compile(r"([\w./-]{1,40}):\s+([^\s%]{1,40})%?")
 _GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?")  # 1,234.5, but not 0,93
 
@@ -59,7 +59,8 @@ class NumberReader:
             pair = self.metric.name, match[min(1, self.pattern.groups)] or ""
         if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
             with suppress(ValueError):
-                self.numbers[pair[0]] = float(pair[1].replace(",", "") if _GROUPED.fullmatch(pair[1]) else pair[1])
+                text = pair[1].strip(" ,%")
+                self.numbers[pair[0]] = float(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
 
 
 class Transcript:

@@ -100,15 +100,18 @@ class TaskFolder:
             return "; timeout in nightshift.toml allows a run more"
         if _AWAY.search(message := fault.message):
             return "; a run has no network: download before the night, and name the folder in `data`"
-        here = work / self.repo.prefix
+        here, exists = work / self.repo.prefix, os.path.exists
         for name in (word.strip("'\"") for word in _WORD.findall(message) if _ABSENT.search(message)):
-            parent, exists = name.rpartition("/")[0], os.path.exists
-            if name[0] != "/" and exists(here / name):
+            parent, is_inside = name.rpartition("/")[0], name[0] != "/"
+            if is_inside and exists(here / name):
                 return f"; git tracks {name}, so that a run may not change it unless `protected` leaves it out"
-            for place, path in ((name, self.repo.folder / name), (f"~/{name}", Path.home() / name)):
+            if is_inside and exists(work / name):
+                return f"; a run begins in {self.repo.prefix}: put nightshift.toml to the top, with a command for there"
+            for home, path in (("", self.repo.folder / name), ("~/", Path.home() / name)):
                 if re.search(r"[./]", name) and exists(path):
-                    return f'; {place} is here and in no run: data = ["{place}"] in nightshift.toml lets it read that'
-            if parent and not exists(here / parent) and exists(self.repo.folder / parent):
+                    shown = home + (name if not parent or (is_inside and exists(here / parent)) else parent)
+                    return f'; {shown} is here and in no run: data = ["{shown}"] in nightshift.toml lets it read that'
+            if is_inside and parent and not exists(here / parent) and exists(self.repo.folder / parent):
                 return f"; no run has the folder {parent}: let the command make it, `mkdir -p {parent} && …`"
         return ""
 
