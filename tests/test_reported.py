@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -24,7 +25,8 @@ from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.reported import ReportedRunner, TaskFolder, find_score, set_reported_limits
 from orchestrator.lab.sandbox.base import NoSandbox
-from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
+from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
+from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox, self_check
 from orchestrator.lab.slots import Slot
 from orchestrator.session.store import Session
 from prepare.files import read_written
@@ -273,6 +275,12 @@ def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_on
             "raise OSError(30, 'Read-only file system', 'log.csv')",
             "; git tracks log.csv, so that a run may not change it",
         ),
+        ("import os; os.listdir('out')", '; out is here and in no run: data = ["out"]'),
+        (
+            "raise PermissionError(13, 'Permission denied', './bench')",
+            "; a run may execute what it makes only under bubblewrap",
+        ),
+        ("import sys; print('cat: rows.csv: No such file or directory'); sys.exit('failed')", 'data = ["rows.csv"]'),
         ("raise ConnectionError('Max retries exceeded')", "; a run has no network: download before the night"),
         ("open('gone.csv')", "'gone.csv'"),
     ],
@@ -320,6 +328,20 @@ async def test_a_candidate_cannot_change_its_judge(tmp_path):
         assert outcome.kind == "crashed"
         assert outcome.failure == "disqualified" or "Read-only" in outcome.message
         assert (await bench.run(sandbox)).val_bpb == 1
+
+
+BUILT = """import os, subprocess
+open('k.c', 'w').write('#include <stdio.h>\\nint main(){puts("METRIC val_bpb=2");return 0;}')
+subprocess.run(['cc', '-o', 'k', 'k.c'], check=True)
+subprocess.run(['./k'], check=True)
+"""
+
+
+@pytest.mark.skipif(not os.getuid() or not shutil.which("cc"), reason="root changes no modes, and a compiler is needed")
+async def test_what_a_run_compiles_it_can_execute(tmp_path):
+    if self_check(Bubblewrap()):
+        pytest.skip("no bubblewrap")
+    assert (await Bench(tmp_path, BUILT).run(Bubblewrap())).val_bpb == 2
 
 
 async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkeypatch):

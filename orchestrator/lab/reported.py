@@ -21,7 +21,7 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.task import Task
 from orchestrator.core.text import shorten
-from orchestrator.lab.failures import MAX_MESSAGE, Fault, find_message
+from orchestrator.lab.failures import MAX_MESSAGE, SEARCHED, Fault, find_message
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits, set_limits
 from orchestrator.lab.repo import Repo
@@ -37,8 +37,7 @@ LEAST_TIMEOUT = 600.0
 """Seconds that a run may take where no timeout is set, at least: autoresearch's own rule."""
 _AWAY = re.compile(r"name resolution|Name or service not|[Nn]etwork is unreach|ConnectionError|Max retries|URLError")
 _ABSENT = re.compile(r"No such file|[Nn]ot ?[Ff]ound|[Pp]ermission ?(denied|Error)|Read-only file|does not exist")
-_WORD = re.compile(r"""'[^']+'|"[^"]+"|[^\s:,'"]+""")
-"""What a message may quote or name, a path among others."""
+_PATH = re.compile(r"""'[^']+'|"[^"]+"|[^\s:,'"]*[./][^\s:,'"]*""")
 
 
 def find_score(reader: NumberReader, last: str = "") -> float:
@@ -94,21 +93,25 @@ class TaskFolder:
         words = ("/bin/sh", "-c", "\n".join(script))
         return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
 
-    def explain_absence(self, work: Path, fault: Fault) -> str:
+    def explain_absence(self, work: Path, fault: Fault, log: str) -> str:
         """Return what to do where a run lacks time, the network, or what is here; empty where none is seen."""
         if fault.kind == "timeout":
             return "; timeout in nightshift.toml allows a run more"
-        if _AWAY.search(message := fault.message):
+        lines = [*reversed(log.splitlines()[-SEARCHED:])]
+        if any(map(_AWAY.search, lines)):
             return "; a run has no network: download before the night, and name the folder in `data`"
-        here, exists = work / self.repo.prefix, os.path.exists
-        for name in (word.strip("'\"") for word in _WORD.findall(message) if _ABSENT.search(message)):
+        here, exists, message = work / self.repo.prefix, os.path.exists, next(filter(_ABSENT.search, lines), "")
+        for name in (word.strip("'\"") for word in _PATH.findall(message)):
             parent, is_inside = name.rpartition("/")[0], name[0] != "/"
+            if is_inside and "ermission denied" in message:
+                return "; a run may execute what it makes only under bubblewrap, started by a user other than root"
             if is_inside and exists(here / name):
-                return f"; git tracks {name}, so that a run may not change it unless `protected` leaves it out"
+                words = f"; git tracks {name}, so that a run may not change it unless `protected` leaves it out"
+                return words * ("Read-only" in message)
             if is_inside and exists(work / name):
                 return f"; a run begins in {self.repo.prefix}: put nightshift.toml to the top, with a command for there"
             for home, path in (("", self.repo.folder / name), ("~/", Path.home() / name)):
-                if re.search(r"[./]", name) and exists(path):
+                if exists(path):
                     shown = home + (name if not parent or (is_inside and exists(here / parent)) else parent)
                     return f'; {shown} is here and in no run: data = ["{shown}"] in nightshift.toml lets it read that'
             if is_inside and parent and not exists(here / parent) and exists(self.repo.folder / parent):
@@ -140,7 +143,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         try:
             run.check_ending(task.budget)
         except Fault as fault:
-            hint = "" if run.granted.experiment else self.scorer.explain_absence(run.work, fault)
+            hint = "" if run.granted.experiment else self.scorer.explain_absence(run.work, fault, run.log)
             fault.message = shorten(fault.message, MAX_MESSAGE - len(hint)) + hint
             raise
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
