@@ -200,7 +200,7 @@ async def test_a_metric_to_maximize_is_scored_by_its_negative(tmp_path):
         ("print('METRIC accuracy=nan')", {}, "its accuracy is nan"),
         ("print('METRIC accuracy=1'); raise SystemExit('gone')", {}, "gone"),
         ("raise ValueError('no luck')", {}, "ValueError: no luck"),
-        ("print('METRIC accuracy=1')", {"checks": ["true", "test -f missing"]}, "check 2 failed"),
+        ("print('METRIC accuracy=1')", {"checks": ["true", "test -f missing"]}, "check 2 failed: test -f missing"),
         ("print('METRIC accuracy=1')", {"metric": ACCURACY | {"pattern": "top1 (.+)"}}, "matches 'top1 (.+)'"),
     ],
 )
@@ -282,6 +282,17 @@ def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_on
         ),
         ("import sys; print('cat: rows.csv: No such file or directory'); sys.exit('failed')", 'data = ["rows.csv"]'),
         ("raise ConnectionError('Max retries exceeded')", "; a run has no network: download before the night"),
+        ("import gone", "; python is "),
+        ("print('fatal: not a git repository'); exit(1)", "; a run has the files that git tracks, and no .git"),
+        (
+            "import os; os.environ['PYTEST_CURRENT_TEST']",
+            "; a run has no variable PYTEST_CURRENT_TEST: begin",
+        ),
+        ("open('/var/tmp/none/of/it', 'w')", "'/var/tmp/none/of/it'"),
+        (
+            "raise OSError(2, 'No such file or directory', '/var/tmp/x')",
+            "; no run has the folder /var/tmp: $TMPDIR",
+        ),
         ("open('gone.csv')", "'gone.csv'"),
     ],
 )

@@ -289,7 +289,7 @@ class Preflight:
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
                 raise UsageError(f"{fault}: fix it")
-        if not self.parent and (missing := find_forgotten(self._seen, self.repo.list_untracked())):
+        if not self.parent and (missing := find_forgotten(self._seen or files, self.repo.list_untracked())):
             remedy = self.repo.write_command("add", *missing)
             words = f"imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
             raise UsageError(f"{script.name} {words}")

@@ -6,11 +6,10 @@ place, so that no candidate changes its judge. A protected file that a run has c
 
 import asyncio
 import os
-import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -21,9 +20,10 @@ from typing import Any
 from orchestrator.core import events as ev
 from orchestrator.core.task import Task
 from orchestrator.core.text import shorten
-from orchestrator.lab.failures import MAX_MESSAGE, SEARCHED, Fault, find_message
+from orchestrator.lab.failures import MAX_MESSAGE, Fault, find_message
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits, set_limits
+from orchestrator.lab.remedies import find_remedy
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command
@@ -35,9 +35,6 @@ from subagents.logs import quote
 
 LEAST_TIMEOUT = 600.0
 """Seconds that a run may take where no timeout is set, at least: autoresearch's own rule."""
-_AWAY = re.compile(r"name resolution|Name or service not|[Nn]etwork is unreach|ConnectionError|Max retries|URLError")
-_ABSENT = re.compile(r"No such file|[Nn]ot ?[Ff]ound|[Pp]ermission ?(denied|Error)|Read-only file|does not exist")
-_PATH = re.compile(r"""'[^']+'|"[^"]+"|[^\s:,'"]*[./][^\s:,'"]*""")
 
 
 def find_score(reader: NumberReader, last: str = "") -> float:
@@ -75,11 +72,9 @@ class TaskFolder:
 
     def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
-        task, env, python = self.task, slot.make_env(work), Path(sys.executable)
-        shown, folder = [self._find_data(name) for name in task.data], self.repo.folder
-        homes = [folder, *folder.parents][: len(self.repo.prefix.parts) + 1]
-        if venv := next((home / ".venv" for home in homes if (home / ".venv/bin/python").exists()), None):
-            python = venv / "bin/python"
+        task, env, python = self.task, slot.make_env(work), self.find_python()
+        shown = [self._find_data(name) for name in task.data]
+        if (venv := python.parent.parent).parent in self._homes:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
             shown += [venv, python.resolve().parent.parent]
         if uv := shutil.which("uv"):
@@ -87,36 +82,22 @@ class TaskFolder:
         env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
         env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
         given = f" {task.seed['argument']} {seed}".replace("= ", "=") if "argument" in task.seed else ""
-        checks = [f"({run}\n) || {{ echo error: check {i} failed; exit 1; }}" for i, run in enumerate(task.checks, 1)]
-        path = f"export PYTHONPATH={shlex.quote(_find_installed(python, homes[-1], work))}"
+        fails = "echo error: check {} failed: {}; exit 1"
+        checks = [f"({run}\n) || {{ {fails.format(i, shlex.quote(run))}; }}" for i, run in enumerate(task.checks, 1)]
+        path = f"export PYTHONPATH={shlex.quote(_find_installed(python, self._homes[-1], work))}"
         script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", path, *checks, task.command.strip() + given]
         words = ("/bin/sh", "-c", "\n".join(script))
         return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
 
-    def explain_absence(self, work: Path, fault: Fault, log: str) -> str:
-        """Return what to do where a run lacks time, the network, or what is here; empty where none is seen."""
-        if fault.kind == "timeout":
-            return "; timeout in nightshift.toml allows a run more"
-        lines = [*reversed(log.splitlines()[-SEARCHED:])]
-        if any(map(_AWAY.search, lines)):
-            return "; a run has no network: download before the night, and name the folder in `data`"
-        here, exists, message = work / self.repo.prefix, os.path.exists, next(filter(_ABSENT.search, lines), "")
-        for name in (word.strip("'\"") for word in _PATH.findall(message)):
-            parent, is_inside = name.rpartition("/")[0], name[0] != "/"
-            if is_inside and "ermission denied" in message:
-                return "; a run may execute what it makes only under bubblewrap, started by a user other than root"
-            if is_inside and exists(here / name):
-                words = f"; git tracks {name}, so that a run may not change it unless `protected` leaves it out"
-                return words * ("Read-only" in message)
-            if is_inside and exists(work / name):
-                return f"; a run begins in {self.repo.prefix}: put nightshift.toml to the top, with a command for there"
-            for home, path in (("", self.repo.folder / name), ("~/", Path.home() / name)):
-                if exists(path):
-                    shown = home + (name if not parent or (is_inside and exists(here / parent)) else parent)
-                    return f'; {shown} is here and in no run: data = ["{shown}"] in nightshift.toml lets it read that'
-            if is_inside and parent and not exists(here / parent) and exists(self.repo.folder / parent):
-                return f"; no run has the folder {parent}: let the command make it, `mkdir -p {parent} && …`"
-        return ""
+    def find_python(self) -> Path:
+        """Return the interpreter of the .venv beside the script, or above it in the repository, else our own."""
+        found = (home / ".venv/bin/python" for home in self._homes)
+        return next((path for path in found if path.exists()), Path(sys.executable))
+
+    @property
+    def _homes(self) -> Sequence[Path]:
+        """The folders from the script's up to the top of the repository."""
+        return [self.repo.folder, *self.repo.folder.parents][: len(self.repo.prefix.parts) + 1]
 
     def _find_data(self, name: str) -> Path:
         return (self.repo.folder / Path(name).expanduser()).resolve()
@@ -143,8 +124,9 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         try:
             run.check_ending(task.budget)
         except Fault as fault:
-            hint = "" if run.granted.experiment else self.scorer.explain_absence(run.work, fault, run.log)
-            fault.message = shorten(fault.message, MAX_MESSAGE - len(hint)) + hint
+            parts = (fault, run.log, run.work, self.scorer.repo, self.scorer.find_python())
+            if not run.granted.experiment and (remedy := find_remedy(*parts)):
+                fault.message = f"{shorten(fault.message, MAX_MESSAGE - len(remedy) - 2)}; {remedy}"
             raise
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:

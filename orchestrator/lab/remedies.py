@@ -1,0 +1,54 @@
+"""Say what to do where the user's own command fails because a run lacks something that it has outside of one."""
+
+import os
+import re
+from pathlib import Path
+
+from orchestrator.lab.failures import SEARCHED, Fault
+from orchestrator.lab.repo import Repo
+
+_LACKS = {
+    r"name resolution|Name or service not|[Nn]etwork is unreach|ConnectionError|Max retries|URLError": (
+        "a run has no network: download before the night, and name the folder in `data`"
+    ),
+    r"not a git repository": "a run has the files that git tracks, and no .git",
+    r"No module named": "python is {python}; a .venv beside the script would come first",
+}
+"""What no run has, by the lines that tell of it."""
+_ABSENT = re.compile(r"No such file|[Nn]ot ?[Ff]ound|[Pp]ermission ?(denied|Error)|Read-only file|does not exist")
+_PATH = re.compile(r"""'[^']+'|"[^"]+"|[^\s:,'"]*[./][^\s:,'"]*""")
+
+
+def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) -> str:
+    """Return what lets the command of a failed run do better, as far as its log tells; else an empty string."""
+    if fault.kind == "timeout":
+        return "timeout in nightshift.toml allows a run more"
+    lines = log.splitlines()[-SEARCHED:]
+    for pattern, words in _LACKS.items():
+        if any(re.search(pattern, line) for line in lines):
+            return words.format(python=python)
+    if (wanted := re.search(r"KeyError: '(\w+)'", fault.message)) and wanted[1] in os.environ:
+        return f"a run has no variable {wanted[1]}: begin the command with `{wanted[1]}=… `"
+    message = next(filter(_ABSENT.search, reversed(lines)), "")
+    remedies = (_find_remedy_for(word.strip("'\""), message, work, repo) for word in _PATH.findall(message))
+    return next(filter(None, remedies), "")
+
+
+def _find_remedy_for(name: str, message: str, work: Path, repo: Repo) -> str:
+    """Return what to do about a path that a message names."""
+    here, exists, parent, is_inside = work / repo.prefix, os.path.exists, name.rpartition("/")[0], name[0] != "/"
+    if is_inside and "ermission denied" in message:
+        return "a run may execute what it makes only under bubblewrap, started by a user other than root"
+    if is_inside and exists(here / name):
+        words = f"git tracks {name}, so that a run may not change it unless `protected` leaves it out"
+        return words * ("Read-only" in message)
+    if is_inside and exists(work / name):
+        return f"a run begins in {repo.prefix}: put nightshift.toml to the top, with a command for there"
+    for home, path in (("", repo.folder / name), ("~/", Path.home() / name)):
+        if exists(path):
+            shown = home + (name if not parent or (is_inside and exists(here / parent)) else parent)
+            return f'{shown} is here and in no run: data = ["{shown}"] in nightshift.toml lets it read that'
+    if parent and exists(repo.folder / parent) and not (is_inside and exists(here / parent)):
+        remedy = f"let the command make it, `mkdir -p {parent} && …`" if is_inside else "$TMPDIR can be written"
+        return f"no run has the folder {parent}: {remedy}"
+    return ""
