@@ -425,3 +425,10 @@ def test_a_work_tree_with_other_line_endings_is_no_change(folder, repo):
 
     assert repo.read_baseline() == "LR = 1\n"
     assert git(folder, "diff", "--stat", "HEAD", repo.commit(0, repo.get_head(), repo.read_baseline(), "fit")) == ""
+    (folder / "more\t.txt").write_bytes(b"a\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "more")
+    (folder / "more\t.txt").write_bytes(b"a\r\n")
+    assert repo.list_changed() == []
+    (folder / "more\t.txt").write_bytes(b"b\r\n")
+    assert repo.list_changed() == ["more\t.txt"]

@@ -118,10 +118,14 @@ def test_constants_are_found_and_set_in_every_file():
         ("model/net.py/x.py", False),
         ("/model/net.py", False),
         ("model/a\nb.py", False),
+        ("notes/a.md", True),
+        ("musings/night/001-a.md", False),
+        ("sessions/night/a.md", False),
     ],
 )
 def test_a_pattern_reaches_no_further_than_it_says(path, may):
-    assert TASK.is_editable(path) is may
+    task = TASK.model_copy(update={"editable": (*TASK.editable, "*.md")})
+    assert task.is_editable(path) is may
 
 
 # The mechanic's tools

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _PATH = re.compile(r"(\w[\w. -]*(?<!\.py)/)*\w[\w. -]*")
 """What a pattern can stand for: no hidden file, nothing outside the folder, nothing below a script."""
+_OURS = ("musings", "sessions")  # where Nightshift writes
 Words = tuple[Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")], ...]
 
 
@@ -85,7 +86,7 @@ class Task(BaseModel):
 
     def is_editable(self, path: str) -> bool:
         """Return whether candidates may change a file: named, or fitting a pattern and neither data nor protected."""
-        barred = (*self.protected, *self.data, *(f"{folder}/*" for folder in self.data))
+        barred = (*self.protected, *self.data, *(f"{folder}/*" for folder in (*self.data, *_OURS)))
         fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, barred))
         return path in self.named or (fits and not is_barred and _PATH.fullmatch(path) is not None)
 

@@ -181,7 +181,8 @@ class Repo:
 
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
-        changed = self._git("diff", "--name-only", "-z", "HEAD").split("\0")
+        how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # which autocrlf may have added, in settings unread here
+        changed = (row.split("\t", 2)[-1] for row in self._git("diff", *how, "-z", "HEAD").split("\0"))
         return [name for name in changed if name and not self.task.is_editable(os.path.relpath(name, self.prefix))]
 
     def write_command(self, *words: str) -> str:

@@ -126,7 +126,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         except Fault as fault:
             parts = (fault, run.log, run.work, self.scorer.repo, self.scorer.find_python())
             if not run.granted.experiment and (remedy := find_remedy(*parts)):
-                fault.message = f"{shorten(fault.message, MAX_MESSAGE - len(remedy) - 2)}; {remedy}"
+                fault.message = f"{shorten(fault.message.rstrip('.'), MAX_MESSAGE - len(remedy) - 2)}; {remedy}"
             raise
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:
