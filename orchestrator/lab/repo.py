@@ -181,7 +181,7 @@ class Repo:
 
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
-        how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # which autocrlf may have added, in settings unread here
+        how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # as autocrlf adds them, in settings unread here
         changed = (row.split("\t", 2)[-1] for row in self._git("diff", *how, "-z", "HEAD").split("\0"))
         return [name for name in changed if name and not self.task.is_editable(os.path.relpath(name, self.prefix))]
 
