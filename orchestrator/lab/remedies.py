@@ -11,6 +11,7 @@ _LACKS = {
     r"name resolution|Name or service not|[Nn]etwork is unreach|ConnectionError|Max retries|URLError": (
         "a run has no network: download before the night, and name the folder in `data`"
     ),
+    r"SemLock|shm_open|torch_shm_manager": "processes that share memory need bubblewrap",
     r"not a git repository": "a run has the files that git tracks, and no .git",
     r"No module named": "python is {python}; a .venv beside the script would come first",
 }
