@@ -273,9 +273,13 @@ def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_on
         ("open('out/model.pt', 'w')", "; no run has the folder out: let the command make it, `mkdir -p out && …`"),
         (
             "raise OSError(30, 'Read-only file system', 'log.csv')",
-            "; git tracks log.csv, so that a run may not change it",
+            "; a run may only read log.csv: let it write elsewhere",
         ),
         ("import os; os.listdir('out')", '; out is here and in no run: data = ["out"]'),
+        (
+            "raise PermissionError(13, 'Permission denied', 'rows/cache')",
+            "; a run may only read rows/cache: let",
+        ),
         (
             "raise PermissionError(13, 'Permission denied', './bench')",
             "; a run may execute what it makes only under bubblewrap",
@@ -297,7 +301,8 @@ def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_on
     ],
 )
 async def test_a_baseline_that_lacks_what_is_here_says_what_to_do(tmp_path, source, words):
-    bench = Bench(tmp_path, source, {"log.csv": ""})
+    bench = Bench(tmp_path, source, {"log.csv": ""}, data=["rows"])
+    (tmp_path / "place/rows").mkdir()
     (tmp_path / "place/out").mkdir()
     (tmp_path / "place/rows.csv").write_text("1,2")
     baseline = await bench.runner().run(GRANTED.model_copy(update={"experiment": 0}), source)

@@ -38,12 +38,12 @@ def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) ->
 def _find_remedy_for(name: str, message: str, work: Path, repo: Repo) -> str:
     """Return what to do about a path that a message names."""
     here, exists, parent, is_inside = work / repo.prefix, os.path.exists, name.rpartition("/")[0], name[0] != "/"
-    if is_inside and "ermission denied" in message:
+    is_denied, is_data = "ermission denied" in message, not (here / name).resolve().is_relative_to(work.resolve())
+    if "Read-only" in message or (is_inside and is_data and is_denied):
+        return f"a run may only read {name}: let it write elsewhere, or `protected` leave that out"
+    if is_inside and is_denied:
         return "a run may execute what it makes only under bubblewrap, started by a user other than root"
-    if is_inside and exists(here / name):
-        words = f"git tracks {name}, so that a run may not change it unless `protected` leaves it out"
-        return words * ("Read-only" in message)
-    if is_inside and exists(work / name):
+    if is_inside and exists(work / name) and not exists(here / name):
         return f"a run begins in {repo.prefix}: put nightshift.toml to the top, with a command for there"
     for home, path in (("", repo.folder / name), ("~/", Path.home() / name)):
         if exists(path):
