@@ -288,12 +288,22 @@ def test_no_setting_of_the_repository_starts_a_program(folder, repo):
     for hook in ("reference-transaction", "post-commit", "pre-commit", "post-index-change"):
         (hooks / hook).write_bytes(trap.read_bytes())
         (hooks / hook).chmod(0o755)
-    for setting in ("core.fsmonitor", "gpg.program", "filter.x.clean", "core.pager", "core.editor"):
+    for setting in (
+        "core.fsmonitor",
+        "gpg.program",
+        "filter.x.clean",
+        "filter.x.smudge",
+        "filter.x.process",
+        "core.pager",
+        "core.editor",
+    ):
         git(folder, "config", setting, str(trap))
     (folder / ".git/info/attributes").write_text("* filter=x\n")
     git(folder, "config", "commit.gpgSign", "true")
+    git(folder, "config", "filter.x.required", "true")
     (folder / "sprung").unlink(missing_ok=True)
     night(repo)
+    repo.extract(repo.get_head(), folder / "run", "LR = 2\n")
     assert not (folder / "sprung").exists()
 
 

@@ -150,7 +150,9 @@ class Repo:
         data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
-        self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
+        named = self._git("config", "--name-only", "--get-regexp", r"^filter\..+\.(smudge|process|required)$", absent=1)
+        off = [word for name in named.split() for word in ("-c", f"{name}={'false' * name.endswith('required')}")]
+        self._git(*off, "-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
         for name in before.keys() - files.keys():
             (here / name).unlink()
         for name, text in files.items():
