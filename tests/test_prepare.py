@@ -313,7 +313,7 @@ def test_fitting_sets_values_and_declared_ranges_and_keeps_words():
         "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32\nOTHER = 1  # stays\n"
     )
     assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", profiles.CPU).startswith(
-        "TOTAL_BATCH_SIZE = 2048 "
+        "TOTAL_BATCH_SIZE = 2**11 "
     )
 
 
