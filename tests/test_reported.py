@@ -298,6 +298,8 @@ def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_on
             "; no run has the folder /var/tmp: $TMPDIR",
         ),
         ("open('gone.csv')", "'gone.csv'"),
+        ("print('loss: 3')", "; it printed «loss: 3»; metric in nightshift.toml may name another"),
+        ("open('log.csv', 'a').write('1')", "; `protected` in nightshift.toml can leave it out"),
     ],
 )
 async def test_a_baseline_that_lacks_what_is_here_says_what_to_do(tmp_path, source, words):

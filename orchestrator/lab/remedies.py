@@ -7,8 +7,13 @@ from pathlib import Path
 from orchestrator.lab.failures import SEARCHED, Fault
 from orchestrator.lab.repo import Repo
 
+_WHERE_SET = {
+    "timeout": "timeout in nightshift.toml allows a run more",
+    "disqualified": "`protected` in nightshift.toml can leave it out",
+}
+"""What settings do about a kind of failure."""
 _LACKS = {
-    r"name resolution|Name or service not|[Nn]etwork is unreach|ConnectionError|Max retries|URLError": (
+    r"name resolution|Name or service not|esolve host|is unreachable|Connect(ion)?Error|couldn.t connect|URLError": (
         "a run has no network: download before the night, and name the folder in `data`"
     ),
     r"SemLock|shm_open|torch_shm_manager": "processes that share memory need bubblewrap",
@@ -22,8 +27,8 @@ _PATH = re.compile(r"""'[^']+'|"[^"]+"|[^\s:,'"]*[./][^\s:,'"]*""")
 
 def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) -> str:
     """Return what lets the command of a failed run do better, as far as its log tells; else an empty string."""
-    if fault.kind == "timeout":
-        return "timeout in nightshift.toml allows a run more"
+    if fault.kind in _WHERE_SET:
+        return _WHERE_SET[fault.kind]
     lines = log.splitlines()[-SEARCHED:]
     for pattern, words in _LACKS.items():
         if any(re.search(pattern, line) for line in lines):
@@ -32,7 +37,8 @@ def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) ->
         return f"a run has no variable {wanted[1]}: begin the command with `{wanted[1]}=… `"
     message = next(filter(_ABSENT.search, reversed(lines)), "")
     remedies = (_find_remedy_for(word.strip("'\""), message, work, repo) for word in _PATH.findall(message))
-    return next(filter(None, remedies), "")
+    unnamed = "metric in nightshift.toml may name another, or a pattern" * ("without a number" in fault.message)
+    return next(filter(None, remedies), unnamed)
 
 
 def _find_remedy_for(name: str, message: str, work: Path, repo: Repo) -> str:

@@ -115,22 +115,25 @@ class ReportedRunner(BaseRunner[TaskFolder]):
     """Runs the command of a task, and takes the number that it prints."""
 
     async def _score(self, run: Attempt) -> ev.Scored:
+        try:
+            return await self._run_command(run)
+        except Fault as fault:
+            parts = (fault, run.log, run.work, self.scorer.repo, self.scorer.find_python())
+            if not run.granted.experiment and (remedy := find_remedy(*parts)):
+                fault.message = f"{shorten(fault.message.rstrip('.'), MAX_MESSAGE - len(remedy) - 2)}; {remedy}"
+            raise
+
+    async def _run_command(self, run: Attempt) -> ev.Scored:
         task, reader = self.scorer.task, NumberReader(self.scorer.task.metric)
         before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
         monitor = self._watch(run)
         monitor.transcript.reader, monitor.training_began = reader, monitor.launched
         command = self.scorer.build_command(run.work, run.slot, run.granted.seed, before)
         await self._train(run, command, partial(asyncio.sleep, 0))
-        try:
-            run.check_ending(task.budget)
-        except Fault as fault:
-            parts = (fault, run.log, run.work, self.scorer.repo, self.scorer.find_python())
-            if not run.granted.experiment and (remedy := find_remedy(*parts)):
-                fault.message = f"{shorten(fault.message.rstrip('.'), MAX_MESSAGE - len(remedy) - 2)}; {remedy}"
-            raise
+        run.check_ending(task.budget)
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:
-            raise Fault("disqualified", f"it changed {changed[0].name}, which `protected` would have to leave out")
+            raise Fault("disqualified", f"it changed {changed[0].name}, which is protected")
         score, numbers = find_score(reader, find_message(run.log)), reader.numbers.items()
         others = {name: number for name, number in numbers if name != task.metric.name and isfinite(number)}
         return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))
