@@ -120,11 +120,13 @@ def test_constants_are_found_and_set_in_every_file():
         ("model/a\nb.py", False),
         ("notes/a.md", True),
         ("musings/night/001-a.md", False),
+        ("corpus/a.md", False),
+        ("rows.md", False),
         ("sessions/night/a.md", False),
     ],
 )
 def test_a_pattern_reaches_no_further_than_it_says(path, may):
-    task = TASK.model_copy(update={"editable": (*TASK.editable, "*.md")})
+    task = TASK.model_copy(update={"editable": (*TASK.editable, "*.md"), "data": ("./corpus/", "rows.md")})
     assert task.is_editable(path) is may
 
 

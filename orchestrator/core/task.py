@@ -5,6 +5,7 @@ Inside, every score is lower is better: that of a metric to maximize is its nega
 
 import re
 from fnmatch import fnmatchcase
+from posixpath import normpath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -86,7 +87,8 @@ class Task(BaseModel):
 
     def is_editable(self, path: str) -> bool:
         """Return whether candidates may change a file: named, or fitting a pattern and neither data nor protected."""
-        barred = (*self.protected, *self.data, *(f"{folder}/*" for folder in (*self.data, *_OURS)))
+        whole = [normpath(name) for name in (*self.data, *_OURS)]
+        barred = (*self.protected, *whole, *(f"{name}/*" for name in whole))
         fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, barred))
         return path in self.named or (fits and not is_barred and _PATH.fullmatch(path) is not None)
 
