@@ -213,8 +213,9 @@ def format_literal(value: Value, like: str = "1_000", old: Value | None = None) 
     if isinstance(value, bool):
         return repr(value)
     power = re.fullmatch(r"(\d+)(\s*\*\*\s*)\d+", like)
-    if power and isinstance(value, int) and int(power[1]) ** (top := round(log(max(value, 1), int(power[1])))) == value:
-        return f"{power[1]}{power[2]}{top}"
+    base = int(power[1]) if power and isinstance(value, int) else 0
+    if power and base > 1 and base ** (top := round(log(max(value, 1), base))) == value:
+        return f"{base}{power[2]}{top}"
     number = float(value) if isinstance(old, float) else value
     if "e" in like.lower() and isinstance(number, float) and number and not 0.1 <= abs(number) < 1000:
         return f"{Decimal(repr(number)).normalize():e}".replace("+", "")

@@ -124,8 +124,12 @@ def test_what_lies_in_no_run_is_named(tmp_path):
 
 
 def test_a_forgotten_neighbour_is_refused_in_reported_form_too(tmp_path):
-    place = ground(tmp_path / "place", {"train.py": "import helper", "nightshift.toml": "budget = 2\n"})
+    place = ground(
+        tmp_path / "place", {"train.py": "import helper, rows.reader", "nightshift.toml": "data = ['rows/']\n"}
+    )
     (place / "helper.py").touch()
+    (place / "rows").mkdir()
+    (place / "rows/reader.py").touch()
     said = [*Preflight(Paths(script=place / "train.py", unsafe=True), "night", "optuna").check()]
     assert any("imports helper.py, which is not committed" in found.message for found in said if found.state == "bad")
 

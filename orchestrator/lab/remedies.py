@@ -44,7 +44,8 @@ def find_remedy(fault: Fault, log: str, work: Path, repo: Repo, python: Path) ->
 def _find_remedy_for(name: str, message: str, work: Path, repo: Repo) -> str:
     """Return what to do about a path that a message names."""
     here, exists, parent, is_inside = work / repo.prefix, os.path.exists, name.rpartition("/")[0], name[0] != "/"
-    is_denied, is_data = "ermission denied" in message, not (here / name).resolve().is_relative_to(work.resolve())
+    is_data = not Path(os.path.realpath(here / name)).is_relative_to(work.resolve())
+    is_denied = "ermission denied" in message
     if "Read-only" in message or (is_inside and is_data and is_denied):
         return f"a run may only read {name}: let it write elsewhere, or `protected` leave that out"
     if is_inside and is_denied:

@@ -151,7 +151,7 @@ class Repo:
         if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
         named = self._git("config", "--name-only", "--get-regexp", r"^filter\..+\.(smudge|process|required)$", absent=1)
-        off = [word for name in named.split() for word in ("-c", f"{name}={'false' * name.endswith('required')}")]
+        off = [word for name in named.splitlines() for word in ("-c", f"{name}={'false' * name.endswith('required')}")]
         self._git(*off, "-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
         for name in before.keys() - files.keys():
             (here / name).unlink()
@@ -164,10 +164,11 @@ class Repo:
             path.write_bytes(text.encode("utf-8", "surrogateescape"))
 
     def list_untracked(self) -> list[str]:
-        """Return the files in the script's folder that are in no commit, as far as git does not ignore them."""
+        """Return the files in the script's folder that are neither committed nor data, nor ignored by git."""
         there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
         committed = self._git("ls-tree", "-r", "-z", "--name-only", "HEAD")
-        return sorted({*there.split("\0")} - {*committed.split("\0")})
+        data = tuple(f"{os.path.normpath(name)}/" for name in self.task.data)
+        return sorted(name for name in {*there.split("\0")} - {*committed.split("\0")} if not name.startswith(data))
 
     def list_absent(self) -> Iterator[str]:
         """Yield what git tracks and no run has, by its path from here: submodules, Git LFS, and links that lead out."""

@@ -134,7 +134,7 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:
             raise Fault("disqualified", f"it changed {changed[0].name}, which is protected")
-        score, numbers = find_score(reader, find_message(run.log)), reader.numbers.items()
+        score, numbers = find_score(reader, find_message(run.log) or "nothing"), reader.numbers.items()
         others = {name: number for name, number in numbers if name != task.metric.name and isfinite(number)}
         return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))
 
