@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import lru_cache
 from itertools import accumulate
 from math import exp, log
@@ -89,7 +90,7 @@ class Choices:
         return self if value in self.options else _make_choices((*self.options, value))
 
     def __str__(self) -> str:
-        return f"one of {', '.join(map(_format_setting, self.options))}"
+        return f"one of {', '.join(format_literal(option, like='0') for option in self.options)}"
 
 
 Space = Numbers | Choices
@@ -151,10 +152,10 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     found = _find_constants(source)
     if unknown := changes.keys() - found.keys():
         raise UnknownConstantError(f"the script has no plain constant {min(unknown)}")
-    places = [(found[name], value) for name, value in changes.items()]
+    places = [(found[name], Setting(value)) for name, value in changes.items()]
 
     def list_edits(path: str, _: str) -> list[_Edit]:
-        return [(at.start, at.text, format_literal(new, like=at.value)) for at, new in places if at.path == path]
+        return [_rewrite(at, setting) for at, setting in places if at.path == path]
 
     return _edit_files(source, list_edits)
 
@@ -200,28 +201,40 @@ def _list_declared(source: str) -> dict[tuple[str, str, int], tuple[int, str]]:
     return {(*name, names[:i].count(name)): text for i, (name, text) in enumerate(zip(names, texts, strict=True))}
 
 
-def format_literal(value: Value, like: Value | None = None) -> str:
-    """Return a literal for the value: a float if `like` is one, with digits in groups of three."""
-    if isinstance(value, tuple) and isinstance(like, tuple) and len(value) == len(like):  # stored, all are floats
-        exact = [type(old)(new) for new, old in zip(value, like, strict=True)]
-        return repr(tuple(exact) if exact == [*value] else value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def format_literal(value: Value, like: str = "1_000", old: Value | None = None) -> str:
+    """Return a literal for the value in the form of another: its quotes, digit groups, exponent, or base of a power.
+
+    It is a float if the `old` value is one; a tuple, whose elements are stored as floats, keeps their types if it can.
+    """
+    if isinstance(value, tuple):
+        types = map(type, old) if isinstance(old, tuple) and len(old) == len(value) else map(type, value)
+        exact = tuple(kind(new) for kind, new in zip(types, value, strict=True))
+        elements = [format_literal(element, like) for element in (exact if exact == value else value)]
+        return f"({', '.join(elements)}{',' * (len(elements) == 1)})"
+    if isinstance(value, str):
+        return repr(value) if "'" in like.partition('"')[0] else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool):
         return repr(value)
-    return f"{float(value) if isinstance(like, float) else value:_}"
-
-
-def _format_setting(value: Value) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    power = re.fullmatch(r"(\d+)(\s*\*\*\s*)\d+", like)
+    base = int(power[1]) if power and isinstance(value, int) else 0
+    if power and base > 1 and base ** (top := round(log(max(value, 1), base))) == value:
+        return f"{base}{power[2]}{top}"
+    number = float(value) if isinstance(old, float) else value
+    if "e" in like.lower() and isinstance(number, float) and number and not 0.1 <= abs(number) < 1000:
+        return f"{Decimal(repr(number)).normalize():e}".replace("+", "")
+    return f"{number:_}" if "_" in like else repr(number)
 
 
 def _rewrite(place: _Assignment, setting: Setting) -> _Edit:
-    literal, comment = _format_setting(setting.value), place.comment
+    """Return the edit that sets a value, and keeps the words of its comment, in their column where they fit."""
+    literal, comment = format_literal(setting.value, place.text, place.value), place.comment
     if comment is None:
         return place.start, place.text, literal
-    column = len(place.text.rpartition("\n")[2] + comment["gap"])
-    code = f"{literal}{comment['gap'].rstrip()}  ".ljust(column)
+    closing = comment["gap"].rstrip()
+    space, longer = comment["gap"][len(closing) :], len(literal) - len(place.text.rpartition("\n")[2])
+    space = space[min(longer, max(len(space) - 2, 0)) :] if longer > 0 else " " * -longer + space
     declared = str(setting.space or comment["space"]) if comment["space"] else ""
-    return place.start, place.text + comment[0], code + comment["sign"] + declared
+    return place.start, place.text + comment[0], f"{literal}{closing}{space}{comment['sign']}{declared}"
 
 
 def _edit_files(source: str, list_edits: Callable[[str, str], Iterable[_Edit]]) -> str:

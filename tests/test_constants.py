@@ -77,10 +77,10 @@ def test_without_declared_ranges_all_are_guessed():
     ("name", "value", "line"),
     [
         ("MATRIX_LR", 0.08, "MATRIX_LR = 0.08         # 0.005..0.2 log – Muon's – learning rate"),
-        ("WIDTH", 131072, "WIDTH = 131_072              # one of 512, 256, 384 – width"),
-        ("OFFSET", 2, "OFFSET = 2.0            # -2.0..2.0"),
-        ("TIED", True, "TIED: bool = True       # one of False, True"),
-        ("PATTERN", "L", 'PATTERN = \'L\'         # one of "L", "SSSL" – windows'),
+        ("WIDTH", 131072, "WIDTH = 131072           # one of 512, 256, 384 – width"),
+        ("OFFSET", 2, "OFFSET = 2.0             # -2.0..2.0"),
+        ("TIED", True, "TIED: bool = True        # one of False, True"),
+        ("PATTERN", "L", 'PATTERN = "L"            # one of "L", "SSSL" – windows'),
         ("AFTER", 4, 'NAME = "é"; AFTER = 4    # 1..5 – after a wide letter'),
     ],
 )
@@ -90,12 +90,40 @@ def test_only_the_literal_changes(name, value, line):
     assert [b for a, b in zip(before, after, strict=True) if a != b] == [line]
 
 
+@pytest.mark.parametrize(
+    ("line", "value", "changed"),
+    [
+        ("A = 1_024  # x", 4096, "A = 4_096  # x"),
+        ("A = 512  # x", 4096, "A = 4096  # x"),
+        ("A = 10_000.0", 1000.0, "A = 1_000.0"),
+        ("A = 3e-4", 0.0015, "A = 1.5e-3"),
+        ("A = 3e-4", 0.5, "A = 0.5"),
+        ("A = 3e-4", 0.0, "A = 0.0"),
+        ("A = 1e6", 2.5e7, "A = 2.5e7"),
+        ("A = 2 ** 14", 2**16, "A = 2 ** 16"),
+        ("A = 2**14", 3000, "A = 3000"),
+        ("A = 1**14", 8, "A = 8"),
+        ("A = -(2 * 8)", -8, "A = -8"),
+        ("A = 'SSL'", "it's", 'A = "it\'s"'),
+        ("A = 'SSL'", "SL", "A = 'SL'"),
+        ("A = (1_024, 0.5)   # x", (2048.0, 0.25), "A = (2_048, 0.25)  # x"),
+        ("A = (0.5,)", (1.0,), "A = (1.0,)"),
+        ("A = 1\t\t# x", 2, "A = 2\t\t# x"),
+        ("A = 10     # x", 1000, "A = 1000   # x"),
+        ("A = 1000   # x", 10, "A = 10     # x"),
+    ],
+)
+def test_a_value_is_written_in_the_form_of_the_one_before(line, value, changed):
+    assert with_constants(line, {"A": value}) == changed
+    assert read_values(changed) == {"A": value}
+
+
 def test_products_and_powers_are_read_as_their_values_and_replaced_whole():
     script = "TOKENS = 2**19  # one of 2**18, 2**19 – a step\nSECONDS = (5 * 60)  # 60..600\nRATE = 3 * 1e-4\n"
     assert read_values(script) == {"TOKENS": 2**19, "SECONDS": 300, "RATE": 3 * 1e-4}
     assert list_searchable(script)["TOKENS"].space == Choices((2**18, 2**19))
     assert with_constants(script, {"TOKENS": 2**18, "SECONDS": 90, "RATE": 1}) == (
-        "TOKENS = 262_144  # one of 2**18, 2**19 – a step\nSECONDS = (90)  # 60..600\nRATE = 1.0\n"
+        "TOKENS = 2**18  # one of 2**18, 2**19 – a step\nSECONDS = (90)      # 60..600\nRATE = 1.0\n"
     )
 
 
@@ -119,7 +147,7 @@ def test_what_is_not_a_plain_constant_cannot_be_turned():
         ("A: int = 1  # words", Setting(True), "A: int = True  # words"),
         ("A = 1; B = 2  # 1..5", Setting(33, Numbers(1, 40)), "A = 33; B = 2  # 1..5"),
         ("A = (1,\n    2)  # words", Setting(3), "A = 3       # words"),
-        ("A = 1 # words\r\nB = 2\r\n", Setting(3), "A = 3  # words\r\nB = 2\r\n"),
+        ("A = 1 # words\r\nB = 2\r\n", Setting(3), "A = 3 # words\r\nB = 2\r\n"),
     ],
 )
 def test_a_setting_replaces_the_value_and_a_declared_space_alone(line, setting, changed):
@@ -234,8 +262,8 @@ def test_defaults_of_argparse_are_constants():
     assert found["--act"].space == Choices(("relu", "gelu"))
     assert found["--decay"].value == 1.0
     after = with_constants(OPTIONS, {"--lr": 0.01, "--act": "gelu", "--decay": 2})
-    assert after == OPTIONS.replace("3e-4", "0.01").replace("default=1,", "default=2.0,").replace(
-        'default="relu"', "default='gelu'"
+    assert after == OPTIONS.replace("3e-4", "1e-2").replace("default=1,", "default=2.0,").replace(
+        'default="relu"', 'default="gelu"'
     )
     assert "--batch-size = 2**5" in list_declarations(OPTIONS)
     ranged = OPTIONS.replace("default=3e-4)", "default=3e-4,  # 1e-5..1e-2 log\n    )")

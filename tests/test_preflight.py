@@ -1,6 +1,8 @@
 """Check what a night is refused for before anything is written."""
 
+import contextlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -101,14 +103,43 @@ def test_a_seed_is_passed_where_something_reads_it(tmp_path, source, command, no
 
 
 def test_what_lies_in_no_run_is_named(tmp_path):
-    files = dict.fromkeys(["code/train.py", "ä.txt", "code/blobs/a.bin"], "")
-    place = ground(tmp_path / "place", files | {"code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"})
+    files = dict.fromkeys(["code/train.py", "ä.txt", "code/blobs/a.bin", "big.bin", "code/away"], "")
+    files |= {".gitattributes": "*.bin filter=lfs", "code/nightshift.toml": "budget = 2\ndata = ['blobs']\n"}
+    place = ground(tmp_path / "place", files)
+    for name, target in {"away": place.parent, "near": "../ä.txt", "mine": place / "code/blobs", "gone": "x"}.items():
+        (place / "code" / name).unlink(missing_ok=True)
+        (place / "code" / name).symlink_to(target)
+    git(place, "add", ".")
+    git(place, "commit", "-qm", "links")
     (place / "ä.txt").write_text("changed")
     (place / "code/blobs/a.bin").write_text("changed, but shown as data")
     (place / "code/nightshift.toml").write_text("budget = 3\ndata = ['blobs']\n")  # which this start reads
     night = Preflight(Paths(script=place / "code/train.py", unsafe=True), "night", "optuna")
     said = [found.message for found in night.check() if found.subject == "git" and found.state != "good"]
-    assert said == ["uncommitted changes of ä.txt take no part: a run sees what is committed"]
+    where = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
+    assert said == [
+        "uncommitted changes of ä.txt take no part: a run sees what is committed",
+        f'{where}: data = ["../big.bin", "away"] in nightshift.toml shows it as it lies here',
+    ]
+
+
+def test_a_forgotten_neighbour_is_refused_in_reported_form_too(tmp_path):
+    place = ground(
+        tmp_path / "place", {"train.py": "import helper, rows.reader", "nightshift.toml": "data = ['rows/']\n"}
+    )
+    (place / "helper.py").touch()
+    (place / "rows").mkdir()
+    (place / "rows/reader.py").touch()
+    said = [*Preflight(Paths(script=place / "train.py", unsafe=True), "night", "optuna").check()]
+    assert any("imports helper.py, which is not committed" in found.message for found in said if found.state == "bad")
+
+
+def test_a_file_of_settings_that_is_not_read_is_named(tmp_path):
+    place = ground(tmp_path / "place", {"src/train.py": "print('METRIC val_bpb=1')", "nightshift.toml": "budget = 2\n"})
+    with contextlib.chdir(place):
+        night = Preflight(Paths(script=Path("src/train.py"), unsafe=True), "night", "optuna")
+        said = [found.message for found in night.check() if found.subject == "scores"]
+    assert said[1:] == ["nightshift.toml is not read: it does not lie beside src/train.py"]
 
 
 def test_a_script_with_a_forgotten_neighbour_is_refused_with_what_to_do(place):

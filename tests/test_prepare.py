@@ -60,6 +60,7 @@ def test_a_second_run_says_it_is_ready_and_touches_nothing(data, text):
 
     assert again.returncode == 0
     assert "is ready" in again.stdout
+    assert "a run has 1e+10 units of work, about 0.0556 seconds" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in data.iterdir()}
 
 
@@ -312,7 +313,7 @@ def test_fitting_sets_values_and_declared_ranges_and_keeps_words():
         "DEPTH = 3      # 1..5 – blocks\nHEAD_DIM = 32\nOTHER = 1  # stays\n"
     )
     assert profiles.apply_to_script("TOTAL_BATCH_SIZE = 2**19 # ~524K tokens", profiles.CPU).startswith(
-        "TOTAL_BATCH_SIZE = 2048 "
+        "TOTAL_BATCH_SIZE = 2**11 "
     )
 
 

@@ -272,8 +272,12 @@ def test_a_script_with_an_odd_name_that_can_be_executed(tmp_path):
 
 def test_a_script_that_was_never_committed_is_refused(folder):
     (folder / "mine.py").write_text("LR = 9\n")
-    with pytest.raises(RepoError, match="commit it first"):
+    with pytest.raises(RepoError, match="commit it first") as caught:
         Repo(folder / "mine.py", "may").read_baseline()
+    (folder / ".gitignore").write_text("mine.py\n")
+    subprocess.run(re.findall("`(.+?)`", str(caught.value)), shell=True, check=True, env=ENV)
+    git(folder, "commit", "-qm", "mine")
+    assert Repo(folder / "mine.py", "may").read_baseline() == "LR = 9\n"
 
 
 def test_no_setting_of_the_repository_starts_a_program(folder, repo):
@@ -284,12 +288,22 @@ def test_no_setting_of_the_repository_starts_a_program(folder, repo):
     for hook in ("reference-transaction", "post-commit", "pre-commit", "post-index-change"):
         (hooks / hook).write_bytes(trap.read_bytes())
         (hooks / hook).chmod(0o755)
-    for setting in ("core.fsmonitor", "gpg.program", "filter.x.clean", "core.pager", "core.editor"):
+    for setting in (
+        "core.fsmonitor",
+        "gpg.program",
+        "filter.x.clean",
+        "filter.x.smudge",
+        "filter.x.process",
+        "core.pager",
+        "core.editor",
+    ):
         git(folder, "config", setting, str(trap))
     (folder / ".git/info/attributes").write_text("* filter=x\n")
     git(folder, "config", "commit.gpgSign", "true")
+    git(folder, "config", "filter.x.required", "true")
     (folder / "sprung").unlink(missing_ok=True)
     night(repo)
+    repo.extract(repo.get_head(), folder / "run", "LR = 2\n")
     assert not (folder / "sprung").exists()
 
 
@@ -421,3 +435,10 @@ def test_a_work_tree_with_other_line_endings_is_no_change(folder, repo):
 
     assert repo.read_baseline() == "LR = 1\n"
     assert git(folder, "diff", "--stat", "HEAD", repo.commit(0, repo.get_head(), repo.read_baseline(), "fit")) == ""
+    (folder / "more\t.txt").write_bytes(b"a\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "more")
+    (folder / "more\t.txt").write_bytes(b"a\r\n")
+    assert repo.list_changed() == []
+    (folder / "more\t.txt").write_bytes(b"b\r\n")
+    assert repo.list_changed() == ["more\t.txt"]

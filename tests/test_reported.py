@@ -24,6 +24,7 @@ from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.reported import ReportedRunner, TaskFolder, find_score, set_reported_limits
 from orchestrator.lab.sandbox.base import NoSandbox
+from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.slots import Slot
 from orchestrator.session.store import Session
@@ -194,10 +195,11 @@ async def test_a_metric_to_maximize_is_scored_by_its_negative(tmp_path):
     ("source", "task", "words"),
     [
         ("print('accuracy: 0.5')", {}, "`METRIC accuracy=1.23`, or `accuracy: 1.23` below `---`"),
+        ("print('ValueError: 5\\nbye')", {}, "below `---`; it printed «ValueError: 5»"),
         ("print('METRIC accuracy=nan')", {}, "its accuracy is nan"),
         ("print('METRIC accuracy=1'); raise SystemExit('gone')", {}, "gone"),
         ("raise ValueError('no luck')", {}, "ValueError: no luck"),
-        ("print('METRIC accuracy=1')", {"checks": ["true", "test -f missing"]}, "check 2 failed"),
+        ("print('METRIC accuracy=1')", {"checks": ["true", "test -f missing"]}, "check 2 failed: test -f missing"),
         ("print('METRIC accuracy=1')", {"metric": ACCURACY | {"pattern": "top1 (.+)"}}, "matches 'top1 (.+)'"),
     ],
 )
@@ -222,18 +224,99 @@ async def test_a_run_ends_at_its_timeout_and_silence_is_no_hang(tmp_path):
     [
         ({"env": "MY_SEED"}, "import os; print('METRIC val_bpb=' + os.environ['MY_SEED'])"),
         ({"argument": "--seed"}, "import sys; assert sys.argv[1] == '--seed'; print('METRIC val_bpb=' + sys.argv[2])"),
+        ({"argument": "train.seed="}, "import sys; print('METRIC val_bpb=' + sys.argv[1].removeprefix('train.seed='))"),
     ],
 )
 async def test_a_seed_is_passed_as_the_user_says(tmp_path, seed, source):
-    outcome = await Bench(tmp_path, source, seed=seed).run()
+    outcome = await Bench(tmp_path, source, seed=seed, command="python train.py\n").run()
     assert outcome.val_bpb == 123
+
+
+@pytest.mark.parametrize(
+    ("command", "is_one"),
+    [
+        ("python fit.py --tag 'a|b; c' 2>&1 > log.txt", True),
+        ("python fit.py \\\n  --lr=3", True),
+        ("./fit.sh -c 1", True),
+        ("python fit.py | tee log", False),
+        ("cd a && python fit.py", False),
+        ("python fit.py; python judge.py", False),
+        ("python fit.py\npython judge.py", False),
+        ("python fit.py # note", False),
+        ("(python fit.py)", False),
+        ("bash -ec 'python fit.py'", False),
+    ],
+)
+def test_a_seed_is_added_to_the_end_of_one_program_only(tmp_path, command, is_one):
+    (tmp_path / "train.py").write_text("print('METRIC val_bpb=1')")
+    (tmp_path / "nightshift.toml").write_text(
+        f'command = """{command}"""\nseed = {{argument = "--seed"}}\n'.replace("\\", "\\\\")
+    )
+    if is_one:
+        assert find_task(tmp_path / "train.py").seed == {"argument": "--seed"}
+        return
+    with pytest.raises(
+        UsageError, match=r"is not one program: write --seed \$NIGHTSHIFT_SEED into the command"
+    ) as caught:
+        find_task(tmp_path / "train.py")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "open('rows.csv')",
+            '; rows.csv is here and in no run: data = ["rows.csv"] in nightshift.toml lets it read that',
+        ),
+        ("open('out/model.pt', 'w')", "; no run has the folder out: let the command make it, `mkdir -p out && …`"),
+        (
+            "raise OSError(30, 'Read-only file system', 'log.csv')",
+            "; a run may only read log.csv: let it write elsewhere",
+        ),
+        ("import os; os.listdir('out')", '; out is here and in no run: data = ["out"]'),
+        (
+            "raise PermissionError(13, 'Permission denied', 'rows/cache')",
+            "; a run may only read rows/cache: let",
+        ),
+        (
+            "raise PermissionError(13, 'Permission denied', './bench')",
+            "; a run may execute what it makes only under bubblewrap",
+        ),
+        ("import sys; print('cat: rows.csv: No such file or directory'); sys.exit('failed')", 'data = ["rows.csv"]'),
+        ("raise ConnectionError('Max retries exceeded')", "; a run has no network: download before the night"),
+        ("import gone", "; python is "),
+        ("print('fatal: not a git repository'); exit(1)", "; a run has the files that git tracks, and no .git"),
+        (
+            "import os; os.environ['PYTEST_CURRENT_TEST']",
+            "; a run has no variable PYTEST_CURRENT_TEST: begin",
+        ),
+        ("open('/var/tmp/none/of/it', 'w')", "'/var/tmp/none/of/it'"),
+        (
+            "raise OSError(2, 'No such file or directory', '/var/tmp/x')",
+            "; no run has the folder /var/tmp: $TMPDIR",
+        ),
+        ("open('gone.csv')", "'gone.csv'"),
+        ("print('loss: 3')", "; it printed «loss: 3»; metric in nightshift.toml may name another"),
+        ("open('log.csv', 'a').write('1')", "; `protected` in nightshift.toml can leave it out"),
+    ],
+)
+async def test_a_baseline_that_lacks_what_is_here_says_what_to_do(tmp_path, source, words):
+    bench = Bench(tmp_path, source, {"log.csv": ""}, data=["rows"])
+    (tmp_path / "place/rows").mkdir()
+    (tmp_path / "place/out").mkdir()
+    (tmp_path / "place/rows.csv").write_text("1,2")
+    baseline = await bench.runner().run(GRANTED.model_copy(update={"experiment": 0}), source)
+    later = await bench.run()
+    assert words in baseline.message
+    assert baseline.message.startswith(later.message), "a candidate is told only what its run printed"
 
 
 JUDGED = """import pathlib, evaluation
 assert pathlib.Path('corpus/words.txt').read_text() == 'hello'
 assert pathlib.Path('~/.cache/far/words.txt').expanduser().read_text() == 'hello'
 assert pathlib.Path('corpus/README').read_text() == 'the newest'
-assert pathlib.Path('corpus/net.py').read_text() == 'the newest'
+assert pathlib.Path('corpus/net.py').read_text() == pathlib.Path('corpus.bin').read_text() == 'the newest'
 open('log.csv', 'a').write('a row')
 pathlib.Path('notes.txt').write_text('mine')
 pathlib.Path('out/notes.txt').write_text('mine')
@@ -246,6 +329,7 @@ FILES = {
     "corpus/README": "",
     "corpus/net.py": "committed",
     "log.csv": "",
+    "corpus.bin": "committed",
 }
 
 
@@ -263,6 +347,28 @@ async def test_a_candidate_cannot_change_its_judge(tmp_path):
         assert (await bench.run(sandbox)).val_bpb == 1
 
 
+MADE = """import os, subprocess
+open('k', 'w').write('#!/bin/sh\\necho METRIC val_bpb=2\\n')
+os.chmod('k', 0o755)
+print(os.stat('k').st_mode & 0o100, flush=True)
+subprocess.run(['./k'], check=True)
+"""
+
+
+async def test_what_a_run_makes_it_can_execute_unless_it_is_root(tmp_path):
+    try:
+        sandbox = select_sandbox()
+    except NoSandboxError as reason:
+        pytest.skip(str(reason))
+    outcome = await Bench(tmp_path, MADE).run(sandbox)
+    if os.getuid() and isinstance(sandbox, Bubblewrap):
+        assert outcome.val_bpb == 2
+    else:
+        assert outcome.kind == "crashed"
+        assert "Permission denied" in outcome.message
+    assert (await Bench(tmp_path / "plain", MADE).run(NoSandbox())).val_bpb == 2
+
+
 async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkeypatch):
     try:
         sandbox = select_sandbox()
@@ -270,12 +376,14 @@ async def test_data_and_files_are_where_the_script_expects_them(tmp_path, monkey
         pytest.skip(str(reason))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     editable, protected = ("train.py", "*.py"), ("evaluation.py",)
-    bench = Bench(tmp_path, JUDGED, FILES, data=("corpus", "~/.cache/far"), editable=editable, protected=protected)
+    bench = Bench(
+        tmp_path, JUDGED, FILES, data=("corpus", "corpus.bin", "~/.cache/far"), editable=editable, protected=protected
+    )
     for folder in (tmp_path / "place/corpus", tmp_path / "home/.cache/far"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "words.txt").write_text("hello")
-    for name in ("README", "net.py"):
-        (tmp_path / "place/corpus" / name).write_text("the newest")
+    for name in ("corpus/README", "corpus/net.py", "corpus.bin"):
+        (tmp_path / "place" / name).write_text("the newest")
     bench.source = bench.scorer.repo.read_source("HEAD")
     outcome = await bench.run(sandbox)
     assert outcome.kind == "scored", bench.logs[outcome.log]
@@ -306,6 +414,9 @@ async def test_a_package_that_is_installed_editable_is_the_candidates(tmp_path):
 
 
 def test_the_last_number_of_a_name_counts():
+    found = NumberReader(Metric(name="acc", pattern=r"top1 (.+)"))
+    found.read("top1  93.1 %")
+    assert found.numbers == {"acc": 93.1}
     reader = NumberReader(Metric(name="ms", pattern=r"took (\S+) ms"))
     for row in ("ms: 1", "took 12.5 ms", "---", "ms: 3", "rows: 1,000", "took 11.5 ms", "took long ms x"):
         reader.read(row)
@@ -313,10 +424,12 @@ def test_the_last_number_of_a_name_counts():
         "12:01 INFO METRIC top1=93.1%",
         "100%|##| 5/5METRIC f1=5E-1; done",
         "METRIC loss=0,93",
+        "METRIC comma=0.25, next=3",
+        "METRIC end=7,",
         "METRIC n=1,23",
     ):
         reader.read(row)
-    assert reader.numbers == {"ms": 11.5, "rows": 1000.0, "top1": 93.1, "f1": 0.5}
+    assert reader.numbers == {"ms": 11.5, "rows": 1000.0, "top1": 93.1, "f1": 0.5, "comma": 0.25, "end": 7.0}
     assert find_score(reader) == 11.5
     with pytest.raises(Fault, match="without a number"):
         find_score(NumberReader(Metric()))
@@ -331,13 +444,14 @@ def test_the_last_number_of_a_name_counts():
         ("comand = 'x'", "unknown key comand"),
         ("[metric]\nnmae = 'x'", "unknown key metric.nmae"),
         ("metric = {goal = 'up'}", "metric.goal"),
+        ("metric = {name = 'val acc'}", "letters, digits and . / - alone; a pattern finds any other"),
         ("metric = {pattern = '('}", "metric.pattern"),
         ("budget = -1", "budget"),
         ("editable = ['../a.py']", "editable"),
         ("editable = ['**/../*.py']", "editable"),
         ("editable = ['/etc/passwd']", "editable"),
         ("editable = ['notes.txt']", "command is missing"),
-        ("data = ['nowhere']", "nowhere is not a folder"),
+        ("data = ['nowhere']", "nowhere is not a folder or file"),
         ("command = ", "not TOML"),
         (f"x = {'[' * 50_000}", "not TOML"),
     ],

@@ -130,6 +130,11 @@ def test_what_the_filter_says():
     assert [run(code, 72, second=word) == seccomp.ALLOW for word in (1, 6, 37, 1030, 1036)] == [1, 1, 1, 1, 0]  # fcntl
     assert [run(code, 16, second=word) for word in (0x5421, 0x40086602)] == [seccomp.ALLOW, refuse | errno.ENOTTY]
     assert run(code, 13, argument=17) == seccomp.ALLOW  # rt_sigaction of SIGCHLD
+    code = seccomp.build_filter(sockets=True, grants="own", machine="x86_64")
+    assert [run(code, 90, second=mode) == seccomp.ALLOW for mode in (0o755, 0, 0o4755, 0o2755)] == [1, 1, 0, 0]  # chmod
+    assert [run(code, 268, third=mode) == seccomp.ALLOW for mode in (0o755, 0o6755)] == [1, 0]  # fchmodat
+    assert run(code, 92) == refuse  # chown
+    assert run(code, 203, argument=99) == refuse | errno.EPERM, "what a task may not, it may not either"
     code = seccomp.build_filter(sockets=True, grants="run", machine="x86_64")
     assert [run(code, 13, argument=number) == seccomp.ALLOW for number in (15, 17, 18)] == [1, 0, 1]
     assert [run(code, 41, argument=family) == seccomp.ALLOW for family in (1, 2, 10, 16, 40)] == [1, 1, 1, 1, 0]

@@ -118,10 +118,16 @@ def test_constants_are_found_and_set_in_every_file():
         ("model/net.py/x.py", False),
         ("/model/net.py", False),
         ("model/a\nb.py", False),
+        ("notes/a.md", True),
+        ("musings/night/001-a.md", False),
+        ("corpus/a.md", False),
+        ("rows.md", False),
+        ("sessions/night/a.md", False),
     ],
 )
 def test_a_pattern_reaches_no_further_than_it_says(path, may):
-    assert TASK.is_editable(path) is may
+    task = TASK.model_copy(update={"editable": (*TASK.editable, "*.md"), "data": ("./corpus/", "rows.md")})
+    assert task.is_editable(path) is may
 
 
 # The mechanic's tools
@@ -221,6 +227,8 @@ def test_what_a_run_would_not_see_is_said(tmp_path):
         repo.read_baseline()
     with pytest.raises(RepoError, match=r"gone\.py does not exist"):
         Repo(place / "train.py", "may", Task(editable=("train.py", "gone.py"))).read_baseline()
+    with pytest.raises(RepoError, match=r"/nets/\*\.py does not exist in commit \w+: choose another"):
+        Repo(place / "train.py", "may", Task(editable=("nets/*.py",))).read_baseline()
     git(place, "stash")
     night = Preflight(Paths(script=place / "train.py"), "night", "optuna")
     (place / "nightshift.toml").write_text("editable = ['train.py', 'modle/*.py']")

@@ -1,6 +1,7 @@
 """Check everything that a night needs, before anything is written."""
 
 import asyncio
+import json
 import re
 import shutil
 import sys
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import typer
 
 from orchestrator.cli.options import PLACES, Paths, UsageError, read_session
+from orchestrator.cli.task_file import NAME as TASK_FILE
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import Origin, SessionLimits
 from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
@@ -263,7 +265,8 @@ class Preflight:
         slots, task, limits = self.count_slots(), self.task, self.limits
         usual = 1.25 * task.budget if task.is_reported else expect_run_seconds(self.manifest.budget, self.places[1])
         if not self.state and 3600 * limits.hours < FINISH_MARGIN * usual:
-            raise UsageError(f"--hours {limits.hours:g}: a night must be longer than one run of about {usual:.0f} s")
+            words = f"--hours {limits.hours:g}: a night must be longer than one run of about {usual:.0f} s"
+            raise UsageError(words + ": give its budget in nightshift.toml, if it takes less" * task.is_reported)
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {count(high, 'experiment')}" if low < high else count(low, "experiment")
@@ -285,7 +288,7 @@ class Preflight:
         for name, text in files.items() if not self.parent else ():
             if name.endswith(".py") and (fault := find_syntax_error(text, name)):
                 raise UsageError(f"{fault}: fix it")
-        if not self.parent and (missing := find_forgotten(self._seen, self.repo.list_untracked())):
+        if not self.parent and (missing := find_forgotten(self._seen or files, self.repo.list_untracked())):
             remedy = self.repo.write_command("add", *missing)
             words = f"imports {', '.join(missing)}, which is not committed: `{remedy}`, then commit"
             raise UsageError(f"{script.name} {words}")
@@ -304,6 +307,13 @@ class Preflight:
         if unseen := sorted(name for name in unseen if not f"{name}/".startswith(shown)):
             words = "take no part: a run sees what is committed"
             yield CheckResult("git", "warn", f"uncommitted changes of {shorten(', '.join(unseen), 200)} {words}")
+        if absent := [*self.repo.list_absent()] if self.task.is_reported else []:
+            which = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
+            words = f"data = {shorten(json.dumps(absent, ensure_ascii=False), 200)} in nightshift.toml"
+            yield CheckResult("git", "warn", f"{which}: {words} shows it as it lies here")
+        if Path(TASK_FILE).is_file() and not self.paths.script.with_name(TASK_FILE).is_file():
+            words = f"{TASK_FILE} is not read: it does not lie beside {self.paths.script}"
+            yield CheckResult("scores", "warn", words)
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
             yield CheckResult("git", "warn", f"no committed file is {' or '.join(idle)}, which is editable")

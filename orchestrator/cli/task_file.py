@@ -1,6 +1,7 @@
 """Read nightshift.toml, and find out how a script's runs are scored: examined, or reported by the script itself."""
 
 import ast
+import re
 import shlex
 import subprocess
 import tomllib
@@ -35,8 +36,8 @@ def find_task(script: Path) -> Task:
         raise UsageError(f"{folder / NAME}: command is missing, and {main} is not a Python script")
     data, program = given.data or (CACHE,) * Path(CACHE).expanduser().is_dir(), folder / "program.md"
     for name in data:
-        if not (folder / Path(name).expanduser()).is_dir():
-            raise UsageError(f"{folder / NAME}: data: {name} is not a folder")
+        if not (folder / Path(name).expanduser()).exists():
+            raise UsageError(f"{folder / NAME}: data: {name} is not a folder or file that is here")
     text = _read(program) if program.is_file() else ""
     found = {"editable": editable, "command": command, "data": data, "program": text[:PROGRAM_CHARACTERS]}
     return given.model_copy(update={"form": "reported", **found})
@@ -55,6 +56,7 @@ def _read_task(path: Path) -> Task:
         fault = error.errors()[0]
         key, unknown = ".".join(map(str, fault["loc"])), fault["type"] == "extra_forbidden"
         words = f"{fault['input']!r} cannot be one" if fault["type"] == "string_pattern_mismatch" else fault["msg"]
+        words += ": letters, digits and . / - alone; a pattern finds any other" * (key == "metric.name")
         words = words.partition(" or instance")[0].replace("tuple", "list").replace("dictionary", "table")
         raise UsageError(f"{path}: " + (f"unknown key {key}" if unknown else f"{key}: {words}")) from error
     if not (name := given.seed.get("env", "SEED")).isidentifier():
@@ -62,9 +64,18 @@ def _read_task(path: Path) -> Task:
     for command in filter(None, (given.command, *given.checks)):
         if fault := subprocess.run(["/bin/sh", "-nc", command], check=False, capture_output=True, text=True).stderr:
             raise UsageError(f"{path}: a shell cannot read {command!r}: {fault}")
+    if "argument" in given.seed and not _is_one_program(given.command):
+        remedy = f"write {given.seed['argument']} $NIGHTSHIFT_SEED into the command, and leave out seed"
+        raise UsageError(f"{path}: seed.argument: {given.command!r} is not one program: {remedy}")
     if 0 < given.timeout < given.budget:
         raise UsageError(f"{path}: timeout {given.timeout:g} would end every run before its budget of {given.budget:g}")
     return given
+
+
+def _is_one_program(command: str) -> bool:
+    """Return whether what is added to the end of a command is an argument of what it runs: no pipe, list or `sh -c`."""
+    bare = re.sub(r"""'[^']*'|"(?:\\.|[^"\\])*"|\\.""", "x", command.strip(), flags=re.DOTALL)
+    return not re.search(r"[|;()\n]|(?<!>)&|\s#|(?<![.\w-])(ba|da|k|z)?sh\s+-\w*c\s", bare)
 
 
 def _read(path: Path) -> str:

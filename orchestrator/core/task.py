@@ -5,12 +5,14 @@ Inside, every score is lower is better: that of a metric to maximize is its nega
 
 import re
 from fnmatch import fnmatchcase
+from posixpath import normpath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _PATH = re.compile(r"(\w[\w. -]*(?<!\.py)/)*\w[\w. -]*")
 """What a pattern can stand for: no hidden file, nothing outside the folder, nothing below a script."""
+_OURS = ("musings", "sessions")  # where Nightshift writes
 Words = tuple[Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")], ...]
 
 
@@ -89,7 +91,8 @@ class Task(BaseModel):
 
     def is_editable(self, path: str) -> bool:
         """Return whether candidates may change a file: named, or fitting a pattern and neither data nor protected."""
-        barred = (*self.protected, *(f"{folder}/*" for folder in self.data))
+        whole = [normpath(name) for name in (*self.data, *_OURS)]
+        barred = (*self.protected, *whole, *(f"{name}/*" for name in whole))
         fits, is_barred = (any(fnmatchcase(path, p) for p in patterns) for patterns in (self.editable, barred))
         return path in self.named or (fits and not is_barred and _PATH.fullmatch(path) is not None)
 

@@ -43,10 +43,15 @@ class Prune(Exception):  # noqa: N818 - a finding, not a defect
     """An early end by pruning: the run was too far behind the incumbent to catch up."""
 
 
+def find_message(log: str) -> str:
+    """Return the last line of a log that tells an error, or else its last; empty where nothing was printed."""
+    lines = [line.strip() for line in log.splitlines()[-SEARCHED:] if line.strip() and not parse_progress(line)]
+    return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")[:MAX_MESSAGE]
+
+
 def classify_failure(status: int, log: str) -> Fault:
     """Name the failure of a run that ended by itself, from its exit code (negative: a signal) and its log."""
-    lines = [line.strip() for line in log.splitlines()[-SEARCHED:] if line.strip() and not parse_progress(line)]
-    message = next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1] if lines else "")[:MAX_MESSAGE]
+    message = find_message(log)
     number = -status if status < 0 else status - 128
     for kind, pattern in _PATTERNS.items():
         if re.search(pattern, message):

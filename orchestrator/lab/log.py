@@ -59,7 +59,8 @@ class NumberReader:
             pair = self.metric.name, match[min(1, self.pattern.groups)] or ""
         if pair and (len(self.numbers) < MAX_NUMBERS or pair[0] in {*self.numbers, self.metric.name}):
             with suppress(ValueError):
-                self.numbers[pair[0]] = float(pair[1].replace(",", "") if _GROUPED.fullmatch(pair[1]) else pair[1])
+                text = pair[1].strip(" ,%")
+                self.numbers[pair[0]] = float(text.replace(",", "") if _GROUPED.fullmatch(text) else text)
 
 
 class Transcript:

@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -106,7 +106,7 @@ class Repo:
             raise RepoError(f"{self.home / linked[0]} {words} as editable, or protect it")
         source, files = self.read_source(head), self._read_files(head)
         if missing := [name for name in self.task.named if name not in files]:
-            raise RepoError(f"{self.home / missing[0]} does not exist in commit {head[:10]}: commit it first")
+            raise self._make_absence_error(missing[0], head)
         gone = self._git("ls-files", "-z", "--deleted").split("\0")
         if edited := [name for name, text in files.items() if name in gone or self._is_edited(self.home / name, text)]:
             which = ", ".join(str(self.home / name) for name in edited)
@@ -117,6 +117,11 @@ class Repo:
             remedy = self.write_command("add", *new)
             raise RepoError(f"{', '.join(new)} may change, but is not committed: `{remedy}`, then commit")
         return source
+
+    def _make_absence_error(self, name: str, commit: str) -> RepoError:
+        add = f"commit it first (`{self.write_command('add', '-f', name)}`)"
+        remedy = add if (self.folder / name).is_file() else "choose another file with --script, or as editable"
+        return RepoError(f"{self.home / name} does not exist in commit {commit[:10]}: {remedy}")
 
     def _is_edited(self, path: Path, committed: str) -> bool:
         """Return whether a file is there and differs from the commit. Raises RepoError."""
@@ -132,7 +137,7 @@ class Repo:
         """Return the script's text in a commit, or that of all editable files. Raises RepoError."""
         files = {name: normalize_lines(text) for name, text in self._read_files(commit).items()}
         if not files:
-            raise RepoError(f"{self.script} does not exist in commit {commit[:10]}: commit it first")
+            raise self._make_absence_error(self.task.editable[0], commit)
         return join_files(files) if self.task.has_tree else files[self.task.editable[0]]
 
     def extract(self, commit: str, folder: Path, source: str) -> None:
@@ -145,7 +150,9 @@ class Repo:
         data = (os.path.normpath(self.prefix / name) for name in self.task.data)  # which a run sees as they lie here
         if inside := [f":(top,literal){name}" for name in data if name[0] not in "./"]:
             self._git("-C", root, "rm", "-rqf", "--cached", "--ignore-unmatch", "--", *inside, index=index)
-        self._git("-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
+        named = self._git("config", "--name-only", "--get-regexp", r"^filter\..+\.(smudge|process|required)$", absent=1)
+        off = [word for name in named.splitlines() for word in ("-c", f"{name}={'false' * name.endswith('required')}")]
+        self._git(*off, "-C", root, "checkout-index", "--all", f"--prefix={folder}/", index=index)
         for name in before.keys() - files.keys():
             (here / name).unlink()
         for name, text in files.items():
@@ -157,14 +164,28 @@ class Repo:
             path.write_bytes(text.encode("utf-8", "surrogateescape"))
 
     def list_untracked(self) -> list[str]:
-        """Return the files in the script's folder that are in no commit, as far as git does not ignore them."""
+        """Return the files in the script's folder that are neither committed nor data, nor ignored by git."""
         there = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
         committed = self._git("ls-tree", "-r", "-z", "--name-only", "HEAD")
-        return sorted({*there.split("\0")} - {*committed.split("\0")})
+        data = tuple(f"{os.path.normpath(name)}/" for name in self.task.data)
+        return sorted(name for name in {*there.split("\0")} - {*committed.split("\0")} if not name.startswith(data))
+
+    def list_absent(self) -> Iterator[str]:
+        """Yield what git tracks and no run has, by its path from here: submodules, Git LFS, and links that lead out."""
+        rows = (row.partition("\t") for row in self._git("ls-files", "-z", "--stage", ":/").split("\0"))
+        odd = {name for facts, _, name in rows if facts[:6] in {"120000", "160000"}}
+        odd |= {*filter(None, self._git("ls-files", "-z", ":(top,attr:filter=lfs)").split("\0"))}
+        top = Path(self._git("rev-parse", "--show-toplevel"))
+        shown = [(self.folder / Path(name).expanduser()).resolve() for name in self.task.data]
+        for name, path in ((name, self.folder / name) for name in sorted(odd) if (self.folder / name).exists()):
+            real, is_moved = path.resolve(), path.is_symlink() and not path.readlink().is_absolute()
+            if not (is_moved and real.is_relative_to(top)) and not any(map(real.is_relative_to, shown)):
+                yield name
 
     def list_changed(self) -> list[str]:
         """Return the other tracked files with uncommitted changes, from the top of the repository. Raises RepoError."""
-        changed = self._git("diff", "--name-only", "-z", "HEAD").split("\0")
+        how = ("--numstat", "--no-renames", "--ignore-cr-at-eol")  # as autocrlf adds them, in settings unread here
+        changed = (row.split("\t", 2)[-1] for row in self._git("diff", *how, "-z", "HEAD").split("\0"))
         return [name for name in changed if name and not self.task.is_editable(os.path.relpath(name, self.prefix))]
 
     def write_command(self, *words: str) -> str:

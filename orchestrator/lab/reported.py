@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -19,9 +19,11 @@ from typing import Any
 
 from orchestrator.core import events as ev
 from orchestrator.core.task import Task
-from orchestrator.lab.failures import Fault
+from orchestrator.core.text import shorten
+from orchestrator.lab.failures import MAX_MESSAGE, Fault, find_message
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits, set_limits
+from orchestrator.lab.remedies import find_remedy
 from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command
@@ -29,18 +31,19 @@ from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from orchestrator.lab.tree import ScriptTree
 from prepare.manifest import compute_sha256
+from subagents.logs import quote
 
 LEAST_TIMEOUT = 600.0
 """Seconds that a run may take where no timeout is set, at least: autoresearch's own rule."""
 
 
-def find_score(reader: NumberReader) -> float:
-    """Return the score that was reported, lower is better. Raises Fault where none was."""
+def find_score(reader: NumberReader, last: str = "") -> float:
+    """Return the score that was reported, lower is better. Raises Fault where none was: `last` is what was printed."""
     name, pattern = reader.metric.name, reader.metric.pattern
     if (value := reader.numbers.get(name)) is None:
         usual = f"`METRIC {name}=1.23`, or `{name}: 1.23` below `---`"
         wanted = f"that matches {pattern.pattern!r}" if pattern else usual
-        raise Fault("other", f"it ended without a number for {name}: a line {wanted}")
+        raise Fault("other", f"it ended without a number for {name}: a line {wanted}; it printed {quote(last)}")
     if not isfinite(value):
         raise Fault("NaN", f"its {name} is {value}")
     return reader.metric.sign * value
@@ -69,23 +72,32 @@ class TaskFolder:
 
     def build_command(self, work: Path, slot: Slot, seed: int, kept: Collection[Path]) -> Command:
         """Return what runs the checks and the command in a folder that was laid out, and may not change these files."""
-        task, env, python = self.task, slot.make_env(work), Path(sys.executable)
-        shown, folder = [self._find_data(name) for name in task.data], self.repo.folder
-        homes = [folder, *folder.parents][: len(self.repo.prefix.parts) + 1]
-        if venv := next((home / ".venv" for home in homes if (home / ".venv/bin/python").exists()), None):
-            python = venv / "bin/python"
+        task, env, python = self.task, slot.make_env(work), self.find_python()
+        shown = [self._find_data(name) for name in task.data]
+        if (venv := python.parent.parent).parent in self._homes:
             env |= {"VIRTUAL_ENV": str(venv), "UV_PROJECT_ENVIRONMENT": str(venv)}
             shown += [venv, python.resolve().parent.parent]
         if uv := shutil.which("uv"):
             shown.append(Path(uv).resolve())
         env |= {"PATH": f"{python.parent}{os.pathsep}{env['PATH']}", "UV_NO_SYNC": "1", "UV_OFFLINE": "1"}
         env |= {name: str(seed) for name in ("NIGHTSHIFT_SEED", task.seed.get("env", "NIGHTSHIFT_SEED"))}
-        given = f" {task.seed['argument']} {seed}" if "argument" in task.seed else ""
-        checks = [f"({run}\n) || {{ echo error: check {i} failed; exit 1; }}" for i, run in enumerate(task.checks, 1)]
-        path = f"export PYTHONPATH={shlex.quote(_find_installed(python, homes[-1], work))}"
-        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", path, *checks, task.command + given]
+        given = f" {task.seed['argument']} {seed}".replace("= ", "=") if "argument" in task.seed else ""
+        fails = "echo error: check {} failed: {}; exit 1"
+        checks = [f"({run}\n) || {{ {fails.format(i, shlex.quote(run))}; }}" for i, run in enumerate(task.checks, 1)]
+        path = f"export PYTHONPATH={shlex.quote(_find_installed(python, self._homes[-1], work))}"
+        script = [f"cd {shlex.quote(str(work / self.repo.prefix))}", path, *checks, task.command.strip() + given]
         words = ("/bin/sh", "-c", "\n".join(script))
         return Command(words, env, work, (), slot.nodes, slot.cpus, tuple(shown), protected=kept, hidden=frozenset())
+
+    def find_python(self) -> Path:
+        """Return the interpreter of the .venv beside the script, or above it in the repository, else our own."""
+        found = (home / ".venv/bin/python" for home in self._homes)
+        return next((path for path in found if path.exists()), Path(sys.executable))
+
+    @property
+    def _homes(self) -> Sequence[Path]:
+        """The folders from the script's up to the top of the repository."""
+        return [self.repo.folder, *self.repo.folder.parents][: len(self.repo.prefix.parts) + 1]
 
     def _find_data(self, name: str) -> Path:
         return (self.repo.folder / Path(name).expanduser()).resolve()
@@ -103,6 +115,15 @@ class ReportedRunner(BaseRunner[TaskFolder]):
     """Runs the command of a task, and takes the number that it prints."""
 
     async def _score(self, run: Attempt) -> ev.Scored:
+        try:
+            return await self._run_command(run)
+        except Fault as fault:
+            parts = (fault, run.log, run.work, self.scorer.repo, self.scorer.find_python())
+            if not run.granted.experiment and (remedy := find_remedy(*parts)):
+                fault.message = f"{shorten(fault.message.rstrip('.'), MAX_MESSAGE - len(remedy) - 2)}; {remedy}"
+            raise
+
+    async def _run_command(self, run: Attempt) -> ev.Scored:
         task, monitor, reader = self.scorer.task, run.monitor, NumberReader(self.scorer.task.metric)
         before = await asyncio.to_thread(self.scorer.lay_out, run.work, run.source)
         monitor.launched = monitor.training_began = monitor.read_clock()  # git may have taken a while
@@ -112,8 +133,8 @@ class ReportedRunner(BaseRunner[TaskFolder]):
         run.check_ending(task.budget)
         changed = [path for path, digest in before.items() if not path.is_file() or compute_sha256(path) != digest]
         if changed:
-            raise Fault("disqualified", f"it changed {changed[0].name}, which it may only read")
-        score, numbers = find_score(reader), reader.numbers.items()
+            raise Fault("disqualified", f"it changed {changed[0].name}, which is protected")
+        score, numbers = find_score(reader, find_message(run.log) or "nothing"), reader.numbers.items()
         others = {name: number for name, number in numbers if name != task.metric.name and isfinite(number)}
         return ev.Scored(val_bpb=score, reported=others, would_prune_at=monitor.would_prune_at, **vars(run.result))
 

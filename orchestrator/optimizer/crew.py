@@ -120,7 +120,7 @@ def _write_proposal(search: SearchState, next_step: SearchStep) -> Proposal:
     first, *others = changes
     family, direction = find_family(first), None if others else get_direction(search.constants[first], changes[first])
     labels = {None: f"{len(changes)} at once", "up": family.up, "down": family.down, "set": "Another value"}
-    settings = " and ".join(f"{name} = {format_literal(new, like=old[name])}" for name, new in changes.items())
+    settings = " and ".join(f"{name} = {format_literal(new, old=old[name])}" for name, new in changes.items())
     usual = {find_family(name).family: find_family(name).effect for name in changes}
     trials = [trial for name in changes for trial in search.list_trials(name) if trial.gain is not None]
     return Proposal(

@@ -39,6 +39,8 @@ def list_tunable(source: str, is_reported: bool = False) -> dict[str, Constant]:
 
 def explain_untunable(source: str, script: str) -> str:
     """Return why a script without tunable constants has none, and what to do about it."""
+    if not script.endswith(".py"):
+        return f"the optimizer changes Python alone, and not {script}: leave out --offline to have a model propose"
     found = shorten(", ".join(read_values(source)), 80)
     reason = f"{found}: each lacks a range, or is read only for output" if found else "it assigns none"
     return (

@@ -20,7 +20,7 @@ from prepare.build import calibration
 from prepare.build.packing import TokenStore, write_rows
 from prepare.corpus import BATCH, SPLITS, Corpus, track
 from prepare.files import open_replacement, write_atomically
-from prepare.manifest import DataError, Manifest, StoredFile
+from prepare.manifest import BudgetAmount, DataError, Manifest, StoredFile
 from prepare.profiles import Profile
 from prepare.shards import choose_row_dtype
 from prepare.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -29,7 +29,10 @@ PLAN = "plan.json"
 
 
 def build_folder(folder: Path, corpus: Corpus, profile: Profile, work: float | None = None) -> None:
-    """Fill `folder` for runs of so much work; by default of the profile's budget, measured here. Raises DataError."""
+    """Fill `folder` for runs of so much work; by default of the profile's budget, measured here. Raises DataError.
+
+    How long given work takes is estimated by what a usual machine does.
+    """
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
     plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
@@ -50,11 +53,14 @@ def build_folder(folder: Path, corpus: Corpus, profile: Profile, work: float | N
         versions=versions,
         constants=profiles.find_changes(profile),
     )
-    if not work and profile.budget.kind == "work":
-        step_work, seconds = calibration.measure_step(folder, built, profile)
-        work = float(f"{step_work / seconds * profile.budget.seconds:.3g}")
+    usual, seconds = profiles.CPU.budget, profile.budget.seconds
     if work:
-        built = replace(built, budget=replace(profile.budget, kind="work", amount=work))
+        seconds = float(f"{work / usual.amount * usual.seconds:.3g}")
+    elif profile.budget.kind == "work":
+        step_work, step_seconds = calibration.measure_step(folder, built, profile)
+        work = float(f"{step_work / step_seconds * seconds:.3g}")
+    if work:
+        built = replace(built, budget=BudgetAmount("work", work, seconds))
     write_atomically(folder / manifest.MANIFEST_FILE, built.to_json())
 
 

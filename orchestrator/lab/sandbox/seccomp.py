@@ -13,12 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-Grants = Literal["model", "run", "task"]
-"""What a command may do: evaluate a model on a CPU, train on a CPU, or run the user's own program or any on a GPU."""
+Grants = Literal["model", "run", "task", "own"]
+"""What a command may do: evaluate a model on a CPU, train on a CPU, run the user's own program or any on a GPU; and,
+for the user's own where it can change the mode of no file that outlives it, make files executable, as linkers do."""
 TABLE = Path(__file__).with_name("calls.txt")
-LEVELS: tuple[Grants, ...] = ("model", "run", "task")  # each may do what those before it may
+LEVELS: tuple[Grants, ...] = ("model", "run", "task", "own")  # each may do what those before it may
 ALLOW, REFUSE, KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
-ANSWERS = {"absent": REFUSE | errno.ENOSYS, "silent": REFUSE}
+ANSWERS = {"absent": REFUSE | errno.ENOSYS, "silent": REFUSE, "own": REFUSE}
 """What the table refuses in a way of its own. Absent calls seem to be missing, so that libraries fall back to others:
 they tell what the page cache holds. Silent ones do nothing, since compilers and `shutil.copy` fail if they fail."""
 UNIFORM = 424
