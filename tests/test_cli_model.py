@@ -145,7 +145,8 @@ def test_talk_is_no_call():
     reply, _ = ask(make_request("mute"))
 
     assert reply.stop_reason == "end_turn"
-    assert reply.content[0]["text"].startswith("I would rather not say.\n")
+    assert reply.content[0]["text"] == "I would rather not say.\n\n\n(not read: it holds no JSON object)"
+    assert read_reply(make_request(""), " \n").content[0]["text"] == "(not read: it is empty)"
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ def test_an_experiment_is_looked_up_with_its_change():
     assert "+VERSION = 5" in text
     assert len(text.encode()) <= RESULT_BYTES
     assert "Experiment 999 does not exist." in used("look_up_experiment", number=999).text
+    assert used("look_up_experiment", number=0).text.startswith("#0 baseline (other). It scored 2.2")
 
 
 def test_one_that_never_ran_is_looked_up_too():
