@@ -293,6 +293,6 @@ def test_an_arm_of_a_trial_reads_its_own_musings_only(session, folder, tmp_path)
 
 def test_a_change_that_is_not_the_plain_difference_says_why(session):
     for row in (row for row in list_rows(session.state) if row.gain is not None):
-        plain = fmean(score.val_bpb for score in row.compared) - row.val_bpb
+        plain, metric = fmean(score.val_bpb for score in row.compared) - row.val_bpb, row.task.metric
         told = "The change is corrected for the luck that experiment" in musings.render_musing(session, row)
-        assert told == (abs(row.gain - plain) > 0.25 * row.error)
+        assert told == (metric.format_change(plain) != metric.format_change(row.gain))

@@ -96,7 +96,7 @@ class Outlook:
         bar = self._find_bar(belief) if belief else self.bar
         least = f"{'needed: ' * bool(belief)}{bar:.2f}" + f" in {self.seeds} runs" * (self.seeds > 1)
         by_gain = self.risk and belief is None
-        return f"{least}, and of 1 − {1 / self.risk:.2f} × its expected gain in σ" if by_gain else least
+        return f"{least}, or 1 − {1 / self.risk:.2f} × its expected gain in σ if that is more" if by_gain else least
 
     def _find_bar(self, belief: Belief) -> float:
         """Return the probability that an idea needs: the less gain is expected, the less may be luck."""

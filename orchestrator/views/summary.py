@@ -7,7 +7,7 @@ from statistics import fmean
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
 from orchestrator.core.events import Certified, Record, Resumed
-from orchestrator.core.state import State, apply
+from orchestrator.core.state import UNTESTED, State, apply
 from orchestrator.core.task import Task
 from orchestrator.core.templates import format_change, format_size
 from orchestrator.core.text import flatten, format_count
@@ -33,6 +33,7 @@ class Summary:
     estimate: float  # the gain by the runs that decided, corrected for luck
     sigma: float  # standard deviation of one run's score; 0 until it is known
     tried: int
+    untested: int  # of these, refused, abandoned, vetoed, or edited into something else
     kept: int
     hours: float
     usd: float | None  # dollars; None if the price of a request is unknown
@@ -66,6 +67,7 @@ def summarize(state: State) -> Summary:
         estimate=estimate,
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
+        untested=sum(row.status in UNTESTED for row in decided),
         kept=len(kept),
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
@@ -73,6 +75,12 @@ def summarize(state: State) -> Summary:
         certificate=found,
         ended=flatten(state.ended),
     )
+
+
+def describe_age(state: State) -> str:
+    """Return when the notebook was last written: what was tried since is still in its backlog."""
+    last = f"experiment {state.tried[state.noted - 1].experiment} had" if state.noted else "no experiment had"
+    return f"Written when {last} ended; what was tried since may still be in it."
 
 
 def describe_trust(log: LogReader) -> str:
