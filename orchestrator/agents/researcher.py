@@ -148,14 +148,14 @@ def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
 
     async def profile_step(
         settings: Annotated[dict[str, Value], BeforeValidator(unquote)],
-        edits: Annotated[list[tuple[str, str]], BeforeValidator(unquote)] = [],  # noqa: B006 - never changed
+        edits: Annotated[dict[str, str], BeforeValidator(unquote)] = {},  # noqa: B006 - never changed
     ) -> str:
-        """Measure in some seconds what a step costs with other constants or code, and how many the budget allows.
+        """Measure in some seconds what a step costs, and how many the budget allows.
 
-        `edits` are pairs of a passage that occurs once and what is to replace it.
+        `settings` give constants other values, `edits` replace passages that occur once.
         """
         edited = EditedFile(source)
-        for old, new in edits:
+        for old, new in edits.items():
             edited.replace(old, new)
         try:
             draft = with_constants(edited.text, settings)
