@@ -21,7 +21,7 @@ from orchestrator.core.task import BPB
 from orchestrator.core.text import flatten, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
 from orchestrator.views.render import File, render_template
-from orchestrator.views.summary import describe_age, summarize, tabulate
+from orchestrator.views.summary import summarize, tabulate
 from prepare.files import write_atomically
 from subagents.prompts import split_front_matter
 
@@ -102,9 +102,9 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
 
 def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
     """Return a session's index: its summary, a table of experiments, and the lessons of what was kept."""
-    facts = {"session": state.session, "started": state.started_at, "summary": summarize(state), "rows": rows}
-    facts |= {"notebook": state.notebook, "age": describe_age(state)}
-    return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
+    return _render_page(
+        "index.md", escape=_escape, file_name=make_file_name, state=state, summary=summarize(state), rows=rows
+    )
 
 
 def render_overview(folder: Path, profile: str) -> str:

@@ -28,7 +28,7 @@ from orchestrator.views.charts import Figure, Places, draw_curves, draw_progress
 from orchestrator.views.event_text import write_line
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.render import File, render_template
-from orchestrator.views.summary import describe_age, describe_trust, suggest_command, summarize, tabulate
+from orchestrator.views.summary import describe_trust, suggest_command, summarize, tabulate
 from orchestrator.views.usage import list_runs, measure_utilization
 from prepare.command import UserError, write_command
 from prepare.files import write_atomically
@@ -96,7 +96,6 @@ def render_report(
         trust=describe_trust(log),
         near_miss=NEAR_MISS,
         untested=UNTESTED,
-        age=describe_age(state),
         assess_keep=partial(assess_keep, state),
         show_diff=partial(show_diff, log),
         tabulate=tabulate,

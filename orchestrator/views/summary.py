@@ -77,12 +77,6 @@ def summarize(state: State) -> Summary:
     )
 
 
-def describe_age(state: State) -> str:
-    """Return when the notebook was last written: what was tried since is still in its backlog."""
-    last = f"experiment {state.tried[state.noted - 1].experiment} had" if state.noted else "no experiment had"
-    return f"Written when {last} ended; what was tried since may still be in it."
-
-
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be trusted."""
     events, caveat = [record.event for record in log.records], log.state.session.task.caveat
