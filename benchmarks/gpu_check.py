@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.agents.briefing import WORDS
 from orchestrator.core.events import Aborted, Audit, Crashed, Scored
+from orchestrator.core.text import flatten
 from orchestrator.lab.sandbox import select
 from orchestrator.session.store import Session
 from prepare import manifest, profiles
@@ -260,6 +262,7 @@ def session(workspace: Workspace) -> Rows:
             case Scored(audit=Audit() as audit):
                 audited = f"audit ±{audit.error:.1g}, worst of {audit.looks} looks {audit.worst:.2f} nats"
                 yield "audited run", f"{_describe_run(run)}; {audited}, {audit.seconds:.0f} s"
+                yield "a step", flatten(WORDS.cost(run.telemetry, SHORT, run.metrics)) or "no kernels were timed"
             case Scored():
                 yield "run", _describe_run(run)
             case Crashed() | Aborted():
@@ -273,7 +276,8 @@ def session(workspace: Workspace) -> Rows:
 
 def _describe_run(run: Scored) -> str:
     spent = run.metrics.total_seconds - run.metrics.train_seconds
-    return f"val_bpb {run.val_bpb:.4f}, {run.metrics.steps} steps, {spent:.0f} s around training, all compiled anew"
+    steps = f"{run.metrics.steps} steps, {run.metrics.mfu:.1f} % MFU"
+    return f"val_bpb {run.val_bpb:.4f}, {steps}, {spent:.0f} s around training, all compiled anew"
 
 
 CHECKS: tuple[Callable[[Workspace], Rows], ...] = (

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prepare import channel
+from prepare import channel, kernels
 from prepare.manifest import BudgetAmount, load
 
 # torch counts attention only on GPUs.
@@ -55,7 +55,8 @@ class TrafficCounter(TorchDispatchMode):
             nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             self.work += FLOPS_PER_CALL + FLOPS_PER_BYTE * nbytes
             costs |= {"step/bytes": FLOPS_PER_BYTE * nbytes, "step/calls": FLOPS_PER_CALL}
-        names = f"op/{func.overloadpacket.__name__}", f"part/{self._find_part()}"
+        operation = func.overloadpacket.__name__.removeprefix("_scaled_dot_product").replace("_for_cpu", "").strip("_")
+        names = f"op/{operation}", f"part/{self._find_part()}"
         self.costs.update(costs | dict.fromkeys(names, sum(costs.values())))
         return out
 
@@ -91,12 +92,21 @@ class Budget:
         self.step_work = 0
         self._work = 0.0
         self._watched = -1
+        self._is_traced = False
 
     @contextmanager
     def measure(self) -> Generator[None]:
-        """Count the work of the body, one whole step; repeat when steps change. Raises RuntimeError if none fits."""
+        """Count the work of the body, one whole step; repeat when steps change. Raises RuntimeError if none fits.
+
+        With a time budget nothing counts, and in the warm-up a GPU's kernels are timed.
+        """
         if self.kind == "time":
-            yield
+            self._is_traced = torch.cuda.is_available() and not channel.elapsed()
+            try:
+                with kernels.trace_step(torch.cuda.synchronize, self.report) if self._is_traced else nullcontext():
+                    yield
+            finally:
+                self._is_traced = False
             return
         self.step_work = 0
         with flop_counter.FlopCounterMode(display=False) as counter, TrafficCounter(counter) as traffic:
@@ -112,6 +122,10 @@ class Budget:
     @contextmanager
     def watch(self, model: torch.nn.Module) -> Generator[None]:
         """Report, ten times a run but not of a measured step, what the body, an optimizer's step, does to the model."""
+        if self._is_traced:
+            with kernels.mark_optimizer(torch.cuda.synchronize):
+                yield
+            return
         due = int(REPORTS * self.progress)
         is_measured = self.kind == "work" and not self.step_work  # then a report would count as work
         if due <= self._watched or is_measured or not channel.elapsed():

@@ -55,7 +55,7 @@ class Agent(Generic[T]):
         answer = {
             "name": SUBMIT,
             "description": "Hand in your answer. It ends the conversation.",
-            "input_schema": shorten_schema(self.answer.model_json_schema()),
+            "input_schema": shorten_schema(self.answer.model_json_schema() | {"description": False}),
         }
         return (*(tool.schema for tool in self.tools), answer)
 

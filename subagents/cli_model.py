@@ -129,7 +129,8 @@ def read_reply(request: Request, printed: str) -> Reply:
         content = [{"type": "tool_use", "id": f"call_{i}", "name": call.tool, "input": call.input} for i, call in calls]
         stop = "tool_use"
     except ValidationError as error:
-        content = [{"type": "text", "text": f"{printed[:2000]}\n\n(not read: {describe_faults(error)})"}]
+        fault = describe_faults(error) if answer else "it holds no JSON object" if printed.strip() else "it is empty"
+        content = [{"type": "text", "text": f"{printed[:2000]}\n\n(not read: {fault})".lstrip()}]
         stop = "refusal" if envelope.stop_reason == "refusal" else "end_turn"
     message = {"role": "assistant", "model": request.model, "content": content, "stop_reason": stop}
     return Reply(message, count_tokens(envelope.usage), envelope.total_cost_usd)

@@ -14,6 +14,7 @@ from subagents.tools import RESULT_BYTES, Tool, ToolError
 Join = Callable[[Mapping[str, str]], str]
 Start = Callable[[str], Awaitable[Mapping[str, object] | str]]  # gives what a step costs, if known, or the fault
 ROOM = RESULT_BYTES - 100  # bytes of a page, without its first line
+LISTED = 10  # lines that are named where a passage is not unique
 
 
 class EditedFiles:
@@ -63,7 +64,7 @@ class EditedFiles:
         if not places:
             raise ToolError(f"`old` does not occur in {path}.{_suggest(text, old)}")
         if len(places) > 1:
-            lines = ", ".join(map(str, places[:10]))
+            lines = ", ".join([*map(str, [*dict.fromkeys(places)][:LISTED]), *["…"] * (len({*places}) > LISTED)])
             raise ToolError(f"`old` occurs {len(places)} times, at lines {lines}. Include more of the text around it.")
         self.files[path] = text.replace(old, new)
         return f"Replaced at line {places[0]}."

@@ -11,8 +11,18 @@ from typing import get_args
 import pytest
 
 from orchestrator.agents import briefing
-from orchestrator.core.events import Family, Granted, GuidanceChanged, Notebook, Proposed, Record, Started, Unanswered
-from orchestrator.core.state import fold
+from orchestrator.core.events import (
+    Family,
+    Granted,
+    GuidanceChanged,
+    Notebook,
+    Proposed,
+    Record,
+    RunMetrics,
+    Started,
+    Unanswered,
+)
+from orchestrator.core.state import apply, fold
 from orchestrator.policy import judge, thresholds
 from subagents.agent import split_opening
 from subagents.prompts import load_prompts
@@ -136,6 +146,38 @@ def test_families_without_an_experiment_are_named():
     assert never.startswith("- never: ")
     assert named - {"data order"} == set(get_args(Family))
     assert "data order" not in never
+
+
+def test_a_family_of_which_an_experiment_is_under_way_is_not_called_untried():
+    state, untried = synthetic.log(5).state, "regularisation"
+    assert untried in briefing.brief_researcher(state, 6, 1, SOURCE)["families"].rpartition("never: ")[2]
+
+    proposal = synthetic.proposal(random.Random(0), family=untried)
+    state = apply(state, Record(seq=999, at=state.now, task_id="", event=Proposed(experiment=6, proposal=proposal)))
+
+    assert untried not in briefing.brief_researcher(state, 7, 1, SOURCE)["families"].rpartition("never: ")[2]
+
+
+def test_on_a_gpu_what_a_step_costs_is_told_in_kernels_and_mfu():
+    state = synthetic.log(0).state
+    run = RunMetrics(train_seconds=300.0, total_seconds=330.0, steps=1000, mfu=39.84)
+    telemetry = {"part/model": (264.0,), "kernel/matmul": (180.0,), "kernel/fused": (90.0,), "part/optimizer": (36.0,)}
+    telemetry |= {"kernel/attention": (30.0,), "kernel/copy": (0.1,)}
+    scores = [score.model_copy(update={"metrics": run, "telemetry": telemetry}) for score in state.incumbent.scores]
+    facts = briefing.brief_researcher(
+        replace(state, incumbent=replace(state.incumbent, scores=tuple(scores))), 1, 1, SOURCE
+    )
+
+    assert "1k steps, 39.8 % MFU." in facts["standing"]
+    assert facts["step"].startswith("A step of it keeps the GPU busy for 300 ms of 300. By kind of kernel ")
+    assert "«matmul 60 %, fused 30 %, attention 10 %»" in facts["step"]
+    assert "«model 88 %, optimizer 12 %»" in facts["step"]
+
+
+def test_names_in_the_costs_of_a_step_are_whole():
+    told = briefing.WORDS.cost({f"step/{'name' * 12}{i}": (1.0,) for i in range(20)}, 1e9)
+
+    assert set(re.findall(r"(?:name)+\d* \d+ %", told)) == set(re.findall(r"[^ «,]*name[^»,]*", told))
 
 
 def test_a_lesson_is_passed_on_whole_and_the_last_wishes_with_it(night):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from orchestrator.cli.options import Paths, UsageError
-from orchestrator.cli.preflight import Preflight, load_style
+from orchestrator.cli.preflight import Preflight, list_models, load_style
 from orchestrator.core.events import ModelReplied, Record, SessionLimits, Tokens
 from orchestrator.loop import run
 from orchestrator.ports import Log
@@ -145,7 +145,8 @@ def test_talk_is_no_call():
     reply, _ = ask(make_request("mute"))
 
     assert reply.stop_reason == "end_turn"
-    assert reply.content[0]["text"].startswith("I would rather not say.\n")
+    assert reply.content[0]["text"] == "I would rather not say.\n\n\n(not read: it holds no JSON object)"
+    assert read_reply(make_request(""), " \n").content[0]["text"] == "(not read: it is empty)"
 
 
 @pytest.mark.parametrize(
@@ -273,3 +274,12 @@ def test_a_sessions_file_cannot_have_a_program_started():
         assert Preflight(Paths(), "night", "claude", session=log).prompts
     allowed = Preflight(Paths(programs=["cli:evil -x"]), "night", "claude", session=log)
     assert allowed.prompts["mechanic"].model == "cli:evil -x"
+
+
+def test_a_fork_has_its_parents_models_but_no_program_that_only_a_file_names():
+    prompts = load_style("default", ["cli:mine --fast", "mechanic=cli:theirs", "reflector=deft"])
+
+    models = list_models(prompts, ["cli:mine --fast"])
+
+    assert {*models} == {"researcher=cli:mine --fast", "notebook=cli:mine --fast", "reflector=deft"}
+    assert load_style("default", models)["researcher"] == prompts["researcher"]

@@ -71,7 +71,8 @@ def test_what_cannot_be_replaced_is_said_with_a_way_out(old, says):
 def test_overlapping_finds_are_not_one():
     file = edited("aaa")
 
-    assert "occurs 2 times" in used(file, "replace", old="aa", new="b").text
+    assert "occurs 2 times, at lines 1. " in used(file, "replace", old="aa", new="b").text
+    assert "at lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …" in used(edited("x\n" * 12), "replace", old="x", new="").text
 
 
 @given(st.text(max_size=40), st.text(max_size=8), st.text(max_size=8))

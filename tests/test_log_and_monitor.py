@@ -172,6 +172,7 @@ def test_the_summary_is_read():
     assert (measures.steps, measures.tokens, measures.parameters) == (953, 499_600_000, 50_300_000)
     monitor.peak_mb = 606.0
     assert (measures.memory_mb, monitor.summarize(on_gpu=False).memory_mb) == (45060.2, 606.0)
+    assert (measures.mfu, monitor.summarize(on_gpu=False).mfu) == (39.8, 0.0)
 
 
 def test_without_a_summary_the_last_line_and_the_system_must_do():

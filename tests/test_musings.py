@@ -1,17 +1,21 @@
 import os
+import re
+import shutil
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import yaml
 
-from orchestrator.core.events import BaselineCommitted, Proposal, Proposed, Refused
+from orchestrator.cli.wiring import build_crew
+from orchestrator.core.events import BaselineCommitted, KeepRule, Proposal, Proposed, Refused
 from orchestrator.session.store import Session
 from orchestrator.views import musings
 from orchestrator.views.experiments import list_rows
 from orchestrator.views.musings import search
 from orchestrator.views.render import render_template
 from prepare.files import write_atomically
+from subagents.prompts import Prompt
 from tests.fakes import started
 from tests.simulated import SOURCE, night
 
@@ -252,8 +256,43 @@ def test_a_device_is_written_to_and_never_replaced(tmp_path):
     os.close(reader)
 
 
+def test_every_number_of_a_page_and_of_the_index_is_the_verdicts(tmp_path):
+    """A change and its error never stand anywhere in two versions; scores are means over the runs of the verdict."""
+    session = night(tmp_path / "s" / "session.db", experiments=14, rule=KeepRule(two_seeds=1))
+    musings.write_musings(session, tmp_path / "test")
+    rows, index = [row for row in list_rows(session.state) if row.gain is not None], read(tmp_path / "test/index.md")[1]
+    assert any(len(row.scores) > 1 for row in rows)
+    for row in rows:
+        (path,) = (tmp_path / "test").glob(f"{row.experiment:03}-*.md")
+        (matter, body), verdict, metric = read(path), row.verdict, row.task.metric
+        change, error = metric.format_change(-verdict.gain), metric.format_size(verdict.error)
+        told = set(re.findall(r"([+−]?\d+\.\d+) ± (\d+\.\d+)", body))
+        assert told <= {(change, error)}
+        assert bool(told) == bool(row.experiment)
+        assert matter["val_bpb"] == pytest.approx(verdict.mean, abs=1e-6)
+        assert matter["error"] == pytest.approx(verdict.error, abs=1e-6)
+        assert f"| val_bpb | {metric.format_score(verdict.mean)} |" in body
+        assert fmean(score.val_bpb for score in row.scores) == pytest.approx(verdict.mean)
+        assert f"| {metric.format_score(verdict.mean)} | {change} |" in index
+
+
+def test_an_arm_of_a_trial_reads_its_own_musings_only(session, folder, tmp_path):
+    (tmp_path / "m").mkdir()
+    for name in ("test", "rival"):
+        shutil.copytree(folder / "test", tmp_path / "m" / name)
+    began = session.records[0].event
+    for isolated, readable in ((True, {"test"}), (False, {"test", "rival"})):
+        own = Session(tmp_path / f"{isolated}.db", lambda: 1.8e9, create=True)
+        own.write("", began.model_copy(update={"name": "test", "crew": "claude", "isolated": isolated}))
+        crew = build_crew(own, tmp_path / "m", {"researcher": Prompt(model="m", system="", template="")})
+        assert {name for name in ("test", "rival") if crew.find_page(name, 1)} == readable
+        own_number = re.findall(r"^experiment \d+ of (\w+)", crew.search("rival depth"), re.MULTILINE)
+        assert "test" in own_number or not isolated
+        assert set(own_number) <= readable
+
+
 def test_a_change_that_is_not_the_plain_difference_says_why(session):
     for row in (row for row in list_rows(session.state) if row.gain is not None):
-        plain = fmean(score.val_bpb for score in row.compared) - row.val_bpb
+        plain, metric = fmean(score.val_bpb for score in row.compared) - row.val_bpb, row.task.metric
         told = "The change is corrected for the luck that experiment" in musings.render_musing(session, row)
-        assert told == (abs(row.gain - plain) > 0.25 * row.error)
+        assert told == (metric.format_change(plain) != metric.format_change(row.gain))

@@ -15,7 +15,7 @@ from orchestrator.core.events import Notebook, Noted, Proposed, Record
 from orchestrator.core.state import apply
 from orchestrator.loop import perform
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.evidence import explain_unsupported
+from orchestrator.policy.evidence import explain_unsupported, list_verdicts
 from orchestrator.policy.limits import explain_consolidation
 from orchestrator.policy.steps import Propose, Reflect
 from subagents.prompts import load_prompts
@@ -133,7 +133,7 @@ def test_a_post_mortem_may_say_what_the_measurements_carry(gain, expected, verdi
 
     fault = explain_unsupported(replace(result, verdict=found, proposal=proposal), post)
 
-    assert (fault == "") == carried
+    assert (fault == "") == carried == (verdict in list_verdicts(replace(result, verdict=found, proposal=proposal)))
     assert carried or ("refuted" if gain < -2 else "inconclusive") in fault
 
 
@@ -148,6 +148,7 @@ def test_a_reflector_is_told_what_the_measurements_do_not_carry():
 
     post = asyncio.run(crew.reflect(log.state, Reflect(result.experiment, "reflect"), result))
 
+    assert "By these numbers the hypothesis is inconclusive." in world.openings[0]
     assert "too small to call it refuted: it is inconclusive" in world.heard()[0]
     assert post.verdict == "inconclusive"
 

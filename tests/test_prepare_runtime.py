@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import DeviceType
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from prepare import loader, manifest
+from prepare import kernels, loader, manifest
 from prepare.budget import FLOPS_PER_BYTE, FLOPS_PER_CALL, Budget, TrafficCounter, compare_parameters
 from prepare.evaluation import evaluate_bpb
 from prepare.loader import make_dataloader
@@ -199,6 +201,59 @@ def test_the_work_of_a_step_is_told_by_kind_operation_and_part():
         "part/backward",
     }
     assert costs["op/addmm"] > costs["step/calls"] / 100
+
+
+def test_operations_have_names_that_fit_into_a_report():
+    x = torch.ones(1, 1, 8, 8, requires_grad=True)
+    with FlopCounterMode(display=False) as flops, TrafficCounter(flops) as traffic:
+        functional.scaled_dot_product_attention(x, x, x).sum().backward()
+
+    assert {"op/flash_attention", "op/flash_attention_backward"} < traffic.costs.keys()
+
+
+def test_kernels_are_summed_by_kind_and_by_part():
+    """As a profiler gives them: marks of the optimizer's step, by the CPU's clock and the GPU's, and operations."""
+
+    def event(name, start, end, device=DeviceType.CUDA, mark=False):
+        times = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(name=name, device_type=device, is_user_annotation=mark, time_range=times)
+
+    found = kernels.sum_kernels(
+        [
+            event("nvjet_tst_128x256_64x4_bf16", 0, 4000),
+            event("void flash::FlashAttnFwdSm90<cutlass::bfloat16_t>", 4000, 6000),
+            event("triton_red_fused__softmax_3", 6000, 7000),
+            event("aten::mm", 0, 5, DeviceType.CPU),
+            event("optimizer", 8000, 10000, DeviceType.CPU, True),
+            event("optimizer", 8100, 9900, DeviceType.CUDA, True),
+            event("sm80_xmma_gemm_bf16", 8100, 9000),
+            event("Memcpy DtoD (Device -> Device)", 9000, 9100),
+        ]
+    )
+
+    assert found == pytest.approx(
+        {
+            "part/model": 7.0,
+            "kernel/matmul": 4.9,
+            "kernel/attention": 2.0,
+            "kernel/fused": 1.0,
+            "part/optimizer": 1.0,
+            "kernel/copy": 0.1,
+        }
+    )
+    assert next(iter(found)) == "part/model"
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_step_without_kernels_is_traced_and_reports_nothing():
+    told, waits = [], []
+    with kernels.trace_step(lambda: waits.append(1), told.append), kernels.mark_optimizer(lambda: waits.append(2)):
+        torch.ones(3) @ torch.ones(3)
+
+    assert waits == [2, 2, 1]
+    assert told == []
+    with pytest.raises(torch.OutOfMemoryError), kernels.trace_step(lambda: None, told.append):
+        raise torch.OutOfMemoryError
 
 
 def test_an_update_is_compared_with_what_it_changes():

@@ -141,6 +141,7 @@ def test_an_experiment_is_looked_up_with_its_change():
     assert "+VERSION = 5" in text
     assert len(text.encode()) <= RESULT_BYTES
     assert "Experiment 999 does not exist." in used("look_up_experiment", number=999).text
+    assert used("look_up_experiment", number=0).text.startswith("#0 baseline (other). It scored 2.2")
 
 
 def test_one_that_never_ran_is_looked_up_too():
@@ -191,8 +192,8 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     state = replace(LOG.state, incumbent=replace(best, scores=scores))
     tool = researcher.make_tools(state, SOURCE, LOG.get, str, str, meter)[-1]
 
-    def ask_for(**settings):
-        return asyncio.run(tool.run(ToolCall("1", "profile_step", {"settings": settings})))
+    def ask_for(edits=None, **settings):
+        return asyncio.run(tool.run(ToolCall("1", "profile_step", {"settings": settings, "edits": edits or {}})))
 
     found = ask_for(TOTAL_BATCH_SIZE=1024)
     assert (tool.name, tool.pure) == ("profile_step", False)
@@ -202,6 +203,10 @@ def test_a_step_of_a_draft_is_measured_and_priced():
     )
     assert "«mlp 25 %»" in found.text
     assert ask_for(NOTHING=1).is_error
+    assert not ask_for({"DEPTH = 0.01 ": "DEPTH = 9 "}, TOTAL_BATCH_SIZE=1024).is_error
+    assert "DEPTH = 9" in seen[-1]
+    assert "TOTAL_BATCH_SIZE = 1_024" in seen[-1]
+    assert "does not occur" in ask_for({"DEPTH = 80 ": ""}).text
     tool = researcher.make_tools(state, SOURCE, LOG.get, str, str)[-1]  # in a night that went on on a cluster
     assert ask_for(TOTAL_BATCH_SIZE=1024).is_error
     away = replace(state, started=state.session.model_copy(update={"measures_steps": False}))

@@ -100,7 +100,7 @@ def brief_researcher(
         "budget": WORDS.budget(state.session.profile),
         "program": clip(task.program.strip(), 1500),
         "standing": WORDS.standing(state, estimate_sigma(state), describe_rule(state), scores),
-        "step": WORDS.cost(scores[0].telemetry, state.session.profile.budget) if scores else "",
+        "step": WORDS.cost(scores[0].telemetry, state.session.profile.budget, scores[0].metrics) if scores else "",
         "silence": WORDS.silence(state.fruitless, state.setback) if state.fruitless else "",
         "stall": _describe_stall(tested),
         "guidance": clip(state.guidance.strip(), 900),
@@ -112,7 +112,7 @@ def brief_researcher(
         "calibration": _describe_calibration(tested),
         "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
         "near_misses": _fit_rows(_list_near_misses([r for r in tested if r.experiment not in seen]), 450),
-        "families": _fit_rows(_summarize_families(tested), 450),
+        "families": _fit_rows(_summarize_families(state, tested), 450),
         "in_flight": _fit_rows(_list_under_way(state), 350),
         "notebook": describe_notebook(state),
         "read": f"#{state.tried[state.noted - 1].experiment}" if state.noted else "",
@@ -207,12 +207,13 @@ def _describe_calibration(results: Sequence[Decided]) -> str:
     return WORDS.calibration(guesses, right, results[0].task.metric) if guesses else ""
 
 
-def _summarize_families(results: Sequence[Decided]) -> Iterator[str]:
-    """Yield a row for each family, the most tried first, and one for those that were never tried."""
+def _summarize_families(state: State, results: Sequence[Decided]) -> Iterator[str]:
+    """Yield a row for each family, the most tried first, and one for those of which no experiment is even under way."""
     counted = Counter[str](result.proposal.family for result in results)
     for family, _ in counted.most_common():
         yield WORDS.family(family, [result for result in results if result.proposal.family == family])
-    if counted and (untried := [family for family in get_args(ev.Family) if family not in counted]):
+    begun = {*counted, *(stage.proposal.family for number, stage in state.open.items() if number)}
+    if counted and (untried := [family for family in get_args(ev.Family) if family not in begun]):
         yield WORDS.untried(untried)
 
 

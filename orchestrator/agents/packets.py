@@ -13,6 +13,7 @@ from orchestrator.core.description import NEARLY, compare_metrics, interpolate_l
 from orchestrator.core.state import Broken, Decided, State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.templates import Macros
+from orchestrator.policy.evidence import list_verdicts
 from prepare.constants import read_values
 from prepare.tree import split_files
 from subagents.logs import extract_frames, fence, split_lines
@@ -50,7 +51,7 @@ def pack_reflection(state: State, decided: Decided, log: str, change: str, sourc
         "edit": WORDS.edit(proposal, decided.commit),
         "diff": briefing.clip(change, briefing.DIFF),
         "constants": WORDS.constants(read_values(source)),
-        "outcome": WORDS.outcome(decided),
+        "outcome": WORDS.outcome(decided, list_verdicts(decided)),
         "packet": _describe_runs(decided, log, source, session.profile),
     }
 

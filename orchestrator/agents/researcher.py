@@ -13,7 +13,7 @@ from orchestrator.policy.steps import BATCH
 from orchestrator.ports import StepMeter
 from prepare.constants import UnknownConstantError, Value, read_values, with_constants
 from subagents.agent import Agent
-from subagents.files import number_page
+from subagents.files import EditedFiles, number_page
 from subagents.logs import quote
 from subagents.prompts import Prompt
 from subagents.tools import Tool, ToolError, find_overlong, unquote
@@ -146,10 +146,19 @@ def is_step_measurable(state: State) -> bool:
 def _make_profiler(source: str, budget: float, meter: StepMeter | None) -> Tool:
     """Return the tool that measures a step of a draft of the source."""
 
-    async def profile_step(settings: Annotated[dict[str, Value], BeforeValidator(unquote)]) -> str:
-        """Measure in some seconds what a step costs with other values of constants, and how many the budget allows."""
+    async def profile_step(
+        settings: Annotated[dict[str, Value], BeforeValidator(unquote)],
+        edits: Annotated[dict[str, str], BeforeValidator(unquote)] = {},  # noqa: B006 - never changed
+    ) -> str:
+        """Measure in some seconds what a step costs, and how many the budget allows.
+
+        `settings` give constants other values, `edits` replace passages that occur once.
+        """
+        edited = EditedFiles({"train.py": source})
+        for old, new in edits.items():
+            edited.replace("train.py", old, new)
         try:
-            draft = with_constants(source, settings)
+            draft = with_constants(edited.text, settings)
         except UnknownConstantError as error:
             raise ToolError(str(error)) from error
         found = await meter(draft) if meter else "the runs are on a cluster"

@@ -431,6 +431,12 @@ def list_programs(prompts: Mapping[str, Prompt]) -> list[str]:
     return sorted(model for model in models if model.startswith(PREFIX))
 
 
+def list_models(prompts: Mapping[str, Prompt], programs: Sequence[str]) -> list[str]:
+    """Return each agent's model in the form of an option; of models that are programs only these."""
+    known = {agent: prompt.model for agent, prompt in prompts.items()}
+    return [f"{agent}={name}" for agent, name in known.items() if name in programs or not name.startswith(PREFIX)]
+
+
 def expect_run_seconds(budget: BudgetAmount, slots: int) -> float:
     """Return the wall seconds that a run should take in one of the slots of the machine that prepared the data."""
     share = slots if budget.kind == "work" else 1

@@ -15,7 +15,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.inspect import compare
-from orchestrator.cli.preflight import Preflight, expect_run_seconds, list_programs
+from orchestrator.cli.preflight import Preflight, expect_run_seconds, list_models, list_programs, read_prompts
 from orchestrator.cli.wiring import hold_session, hold_slots, run_session
 from orchestrator.core.events import Forked, Proposed, Record, Resumed, SessionLimits, SessionProfile, Started
 from orchestrator.core.source import compute_digest
@@ -211,6 +211,8 @@ def _start_fork(
         isolated=True,
         state=state,
     )
+    if not (plan.style or plan.models):
+        night = replace(night, models=list_models(read_prompts(old), night.paths.programs))
     night.require()
     forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
     _begin(night, forked, lambda path: old.fork(path, at))

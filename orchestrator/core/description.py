@@ -23,6 +23,7 @@ MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
     "training tokens": lambda metrics: metrics.tokens,
     "parameters": lambda metrics: metrics.parameters,
     "MB of memory at the peak": lambda metrics: metrics.memory_mb,
+    "percent of the GPU's peak (MFU)": lambda metrics: metrics.mfu,
 }
 
 

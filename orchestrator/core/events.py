@@ -480,6 +480,7 @@ class RunMetrics(Frozen):
     tokens: int = 0
     parameters: int = 0
     memory_mb: float = 0.0
+    mfu: float = 0.0  # percent of the GPU's peak FLOPs, by the script's own formula
 
 
 class Audit(Frozen):

@@ -191,6 +191,7 @@ class RunMonitor:
             steps=int(summary.get("num_steps", self.last.number if self.last else 0)),
             tokens=int(1e6 * summary.get("total_tokens_M", 0.0)),
             parameters=int(1e6 * summary.get("num_params_M", 0.0)),
+            mfu=min(summary.get("mfu_percent", 0.0), 100.0) * on_gpu,
             memory_mb=summary.get("peak_vram_mb", 0.0) if on_gpu else self.peak_mb * (not self.cause),  # or bwrap's own
         )
 

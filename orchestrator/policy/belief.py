@@ -100,13 +100,13 @@ class Outlook:
         return belief.mean > 0 and belief.probability >= self._find_bar(belief)
 
     def explain(self, belief: Belief | None = None) -> str:
-        """Return what a keep needs, or this one does, in words: `0.80 in 2 runs`."""
+        """Return what a keep needs, `0.80 in 2 runs`, or what this one lacks, in words."""
         if belief and self.risk and belief.mean <= 0:
-            return "an expected gain"
+            return "a loss is to be expected"
         bar = self._find_bar(belief) if belief else self.bar
-        least = f"{bar:.2f}" + f" in {self.seeds} runs" * (self.seeds > 1)
+        least = f"{'needed: ' * bool(belief)}{bar:.2f}" + f" in {self.seeds} runs" * (self.seeds > 1)
         by_gain = self.risk and belief is None
-        return f"{least}, and of 1 − {1 / self.risk:.2f} × its expected gain in σ" if by_gain else least
+        return f"{least}, or 1 − {1 / self.risk:.2f} × its expected gain in σ if that is more" if by_gain else least
 
     def _find_bar(self, belief: Belief) -> float:
         """Return the probability that an idea needs: the less gain is expected, the less may be luck."""

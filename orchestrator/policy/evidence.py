@@ -1,6 +1,6 @@
 """Weigh the evidence: the noise of a run over seeds, the differences at equal seeds, and how certain they are."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
@@ -169,19 +169,23 @@ def include_verdict(prior: belief.Belief, result: Decided, sign: int = 1, slack:
     return belief.infer(prior, sign * verdict.gain / verdict.sigma, hypot(verdict.error / verdict.sigma, slack))
 
 
-def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:
-    """Return why the measurements do not carry a post-mortem's verdict; empty if they do.
+def list_verdicts(decided: Decided) -> Sequence[str]:
+    """Return what the measurements carry of a hypothesis, the clearest first.
 
-    A gain without a keep, a loss, or the lack of an expected gain must be clear of the noise.
+    A gain without a keep, a loss, or the lack of the gain that its author expected must be clear of the noise.
     """
-    found, verdict, expected = decided.verdict, post.verdict, -decided.proposal.expected_delta
-    if verdict == "inconclusive" or post.implemented == "no" or not isinstance(found, ev.Discarded):
-        return ""
-    if verdict == "supported" and found.gain <= -th.CLEAR * found.error:
-        return "verdict: the change is clearly for the worse: it is refuted"
-    distance = found.gain if verdict == "supported" else max(0.0, expected) - found.gain
-    fault = f"verdict: in view of the error, the change is too small to call it {verdict}: it is inconclusive"
-    return fault * (distance < th.CLEAR * found.error)
+    found, expected = decided.verdict, max(0.0, -decided.proposal.expected_delta)
+    if not isinstance(found, ev.Discarded):
+        return "supported", "refuted", "inconclusive"
+    margins = {"supported": found.gain, "refuted": expected - found.gain, "inconclusive": th.CLEAR * found.error}
+    return [verdict for verdict, margin in margins.items() if margin >= th.CLEAR * found.error]
+
+
+def explain_unsupported(decided: Decided, post: ev.Postmortem) -> str:
+    """Return why the measurements do not carry a post-mortem's verdict; empty if they do."""
+    verdict, carried = post.verdict, list_verdicts(decided)
+    fault = f"verdict: in view of the error, the change is too small to call it {verdict}: it is {' or '.join(carried)}"
+    return fault * (verdict not in carried and post.implemented != "no")
 
 
 def find_keep(state: State, experiment: int | None) -> ev.Kept | None:

@@ -102,8 +102,9 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
 
 def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
     """Return a session's index: its summary, a table of experiments, and the lessons of what was kept."""
-    facts = {"session": state.session, "started": state.started_at, "summary": summarize(state), "rows": rows}
-    return _render_page("index.md", escape=_escape, file_name=make_file_name, notebook=state.notebook, **facts)
+    return _render_page(
+        "index.md", escape=_escape, file_name=make_file_name, state=state, summary=summarize(state), rows=rows
+    )
 
 
 def render_overview(folder: Path, profile: str) -> str:

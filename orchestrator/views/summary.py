@@ -7,7 +7,7 @@ from statistics import fmean
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
 from orchestrator.core.events import Certified, Record, Resumed
-from orchestrator.core.state import State, apply
+from orchestrator.core.state import UNTESTED, State, apply
 from orchestrator.core.task import Task
 from orchestrator.core.text import flatten, format_count
 from orchestrator.policy.evidence import estimate_sigma, get_t_90, pool_variance
@@ -32,6 +32,7 @@ class Summary:
     estimate: float  # the gain by the runs that decided, corrected for luck
     sigma: float  # standard deviation of one run's score; 0 until it is known
     tried: int
+    untested: int  # of these, refused, abandoned, vetoed, or edited into something else
     kept: int
     hours: float
     usd: float | None  # dollars; None if the price of a request is unknown
@@ -65,6 +66,7 @@ def summarize(state: State) -> Summary:
         estimate=estimate,
         sigma=estimate_sigma(state) if state.incumbent else 0.0,
         tried=len(decided),
+        untested=sum(row.status in UNTESTED for row in decided),
         kept=len(kept),
         hours=state.hours,
         usd=None if any(usage.unpriced for usage in state.usage.values()) else state.usd,
