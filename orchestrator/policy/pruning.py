@@ -10,6 +10,7 @@ from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Decided, Incumbent, State
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evidence import estimate_sigma
+from orchestrator.policy.limits import remember_each
 
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
@@ -64,17 +65,27 @@ def list_gaps(state: State) -> dict[int, tuple[ev.LossGap, ...]]:
     def average(parent: int, progress: float) -> float | None:
         return average_recent_loss(runs.get(parent, ()), progress)
 
-    finals = ((result, _measure_deficit(result)) for result in state.tried[-th.PRIOR_WINDOW :])
-    ended = [(result, result.commit, final) for result, final in finals if result.commit and final is not None]
+    latest = state.tried[-th.PRIOR_WINDOW :]
+    known = zip(latest, _read_losses(latest), map(_measure_deficit, latest), strict=True)
+    ended = [
+        (result, result.commit, losses, final) for result, losses, final in known if result.commit and final is not None
+    ]
     return {
         result.experiment: tuple(
             ev.LossGap(progress=progress, gap=loss - base, deficit=final)
-            for progress in th.CHECKPOINTS
-            if (loss := get_recent_loss(result.scores[0].curve, progress)) is not None
-            and (base := average(commit.parent, progress)) is not None
+            for progress, loss in losses.items()
+            if (base := average(commit.parent, progress)) is not None
         )
-        for result, commit, final in ended
+        for result, commit, losses, final in ended
     }
+
+
+@remember_each
+def _read_losses(result: Decided) -> dict[float, float]:
+    """Return the first run's losses by checkpoint; none without a score."""
+    curve = result.scores[0].curve if result.scores else ()
+    found = ((progress, get_recent_loss(curve, progress)) for progress in th.CHECKPOINTS)
+    return {progress: loss for progress, loss in found if loss is not None}
 
 
 def _measure_deficit(result: Decided) -> float | None:

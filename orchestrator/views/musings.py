@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -46,13 +47,18 @@ class Hit:
 
 
 def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
-    """Yield the page of each experiment, the session's index in the same folder, and the overview above it."""
+    """Yield the page of each experiment, and the session's index in the same folder."""
     if log.state.parents:
         rows, summary = list_rows(log.state), summarize(log.state)
         yield from (_make_file(log, folder, row) for row in rows)
         yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log.state, rows)
-        told = summary.tried, summary.kept, summary.baseline, summary.best
-        yield folder.parent / "index.md", told, partial(render_overview, folder.parent, log.state.session.profile.name)
+
+
+def list_overview(log: LogReader, folder: Path) -> Iterator[File]:
+    """Yield the overview above it. It tells what all sessions found, so that it costs more with each earlier night."""
+    if log.state.parents:
+        told, profile = summarize(log.state), log.state.session.profile.name
+        yield folder.parent / "index.md", told, partial(render_overview, folder.parent, profile)
 
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
@@ -62,7 +68,7 @@ def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
 
 def write_musings(log: LogReader, folder: Path) -> None:
     """Write all musings of a session into its folder, and the overview beside it. Raises OSError."""
-    for path, _, render in list_musings(log, folder):
+    for path, _, render in chain(list_musings(log, folder), list_overview(log, folder)):
         write_atomically(path, render())
 
 

@@ -17,14 +17,23 @@ from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from markupsafe import Markup
 from pyarrow import csv
 
 from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned, Record
 from orchestrator.core.state import UNTESTED, State, Usage
 from orchestrator.policy.evidence import assess_keep
-from orchestrator.policy.limits import estimate_run_seconds
+from orchestrator.policy.limits import estimate_run_seconds, remember_each
 from orchestrator.policy.thresholds import NEAR_MISS
-from orchestrator.views.charts import Figure, Places, draw_curves, draw_progress, draw_telemetry, render_page
+from orchestrator.views.charts import (
+    Figure,
+    Places,
+    draw_curves,
+    draw_progress,
+    draw_telemetry,
+    render_page,
+    write_figures,
+)
 from orchestrator.views.event_text import write_line
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_rows, show_diff
 from orchestrator.views.render import File, render_template
@@ -42,13 +51,18 @@ better; unknown is null, never 0."""
 
 
 def list_files(
-    log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True
+    log: LogReader,
+    folder: Path,
+    command: Callable[..., str] = write_command,
+    git: str = "git",
+    runs: bool = True,
+    rest: float = 0.0,
 ) -> Iterator[File]:
     """Yield all but the logs; the other arguments are those of `render_report`."""
     state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
     yield folder / "results.tsv", state, partial(write_results, log.state)
     yield folder / "ledger.parquet", state, partial(write_parquet, log)
-    yield folder / "report.html", state, partial(render_report, log, command, git, runs)
+    yield folder / "report.html", state, partial(render_report, log, command, git, runs, rest)
 
 
 def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
@@ -74,19 +88,20 @@ def write_files(
 
 
 def render_report(
-    log: LogReader, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True
+    log: LogReader, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True, rest: float = 0.0
 ) -> str:
     """Return the page; `command` completes a command of ours, `git` begins one about the script.
 
-    `runs` is whether a process still runs the session, if it has not ended.
+    `runs` is whether a process still runs the session, if it has not ended; `rest` for how many seconds it leaves the
+    page as it is.
     """
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
-    curves = {f"curve-{row.experiment}": curve for row in rows if (curve := draw_curves(row))}
-    inside = {name: figure for row in rows for name, figure in draw_telemetry(row).items()}
-    inside |= _draw_constants(log, rows)
+    experiments = _render_experiments(rows, log=log)
     return render_page(
         "page.html",
-        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves | inside,
+        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | _draw_constants(log, rows),
+        [figures for figures, _ in experiments],
+        experiments=experiments,
         state=state,
         summary=summary,
         live=runs and not summary.ended,
@@ -98,12 +113,20 @@ def render_report(
         untested=UNTESTED,
         assess_keep=partial(assess_keep, state),
         show_diff=partial(show_diff, log),
-        tabulate=tabulate,
         suggested=suggest_command(log, command),
         command=command,
-        run_seconds=estimate_run_seconds(state),
+        soon=2 * max(estimate_run_seconds(state), rest),
         git=git,
     )
+
+
+@remember_each
+def _render_experiments(row: ExperimentRow, *, log: LogReader) -> tuple[str, Markup]:
+    """Return an experiment's charts, as JSON, and its part of the page."""
+    curve = draw_curves(row)
+    figures = ({f"curve-{row.experiment}": curve} if curve else {}) | draw_telemetry(row)
+    facts = {"row": row, "change": show_diff(log, row), "numbers": tabulate(row), "figures": figures}
+    return write_figures(figures), Markup(render_template("experiment.html", **facts))  # noqa: S704 - escaped there
 
 
 def _draw_constants(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Figure]:

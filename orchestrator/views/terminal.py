@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import islice
 from typing import TextIO, cast
 
 import structlog
@@ -16,7 +17,7 @@ from orchestrator.core.text import format_count
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.ports import Log
 from orchestrator.views.event_text import summarize
-from orchestrator.views.experiments import list_rows
+from orchestrator.views.experiments import list_open_rows, list_rows
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_local, render_template
 from orchestrator.views.summary import summarize as summarize_session
@@ -41,7 +42,7 @@ class Terminal:
         self.spent = defaultdict[str, float](float)
         self.messages: list[str] = []
         self.is_live = console.is_terminal and not console.is_dumb_terminal
-        self.live = Live(get_renderable=self.render, console=console, screen=self.is_live)
+        self.live = Live(get_renderable=self.render, console=console, screen=self.is_live, auto_refresh=False)
         renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
         steps = [structlog.processors.add_log_level, renderer]
         self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=steps)
@@ -51,6 +52,11 @@ class Terminal:
         self.update()
         if self.is_live:
             self.live.start()
+
+    def draw(self) -> None:
+        """Draw the live view anew, if there is one."""
+        if self.live.is_started:
+            self.live.refresh()
 
     def close(self) -> None:
         """Stop the live view, and print its last state and all messages where they stay."""
@@ -65,11 +71,16 @@ class Terminal:
     def render(self) -> Group:
         """Return the live view: where the session stands, who does what now, how the last experiments ended."""
         state, (width, height) = self.log.state, self.console.size
+        rows = list_rows(state)
         markup = render_template(
             "terminal.txt",
             state=state,
             summary=summarize_session(state),
-            rows={row.experiment: row for row in list_rows(state)},
+            titles={row.experiment: row.title for row in list_open_rows(state) if row.status == "training"},
+            decided=list(islice((row for row in reversed(rows) if row.verdict and row.experiment), height)),
+            levels=[
+                row.verdict.score_to_beat for row in rows if row.status == "kept" and isinstance(row.verdict, ev.Kept)
+            ],
             points=self.points,
             talks=[talk for task, talk in self.talks.items() if task not in self.log.finished],
             spent=self.spent,
@@ -116,6 +127,7 @@ class Terminal:
         """Show a message to the user."""
         if self.live.is_started:
             self.messages.append(text)
+            self.live.refresh()
         else:
             self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
 

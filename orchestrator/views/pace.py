@@ -1,0 +1,56 @@
+"""Let a view rest after each drawing, so that it takes a bounded share of a core however much there is to draw."""
+
+import asyncio
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from math import inf
+
+from orchestrator.session.store import Session
+from orchestrator.views.experiments import LogReader, Snapshot
+
+SHARE = 1 / 2000
+"""Share of a core that a view may take: seconds of CPU time per second of the night."""
+SOON = 0.5  # seconds before files follow the log, so that events in quick succession are one change
+
+
+class Pace:
+    """Tells how long to rest, by the cheaper of the last two drawings: the first one imports and compiles."""
+
+    def __init__(self, cpu: Callable[[], float] = time.thread_time) -> None:
+        self.cpu, self.cost = cpu, inf  # a clock of CPU time, and what it said of the last drawing
+        self.rest = 0.0  # seconds until the next drawing
+
+    @contextmanager
+    def measure(self) -> Generator[None]:
+        """Measure a drawing by this thread, and set `rest`."""
+        before, began = self.cost, self.cpu()
+        yield
+        self.cost = self.cpu() - began
+        self.rest = min(before, self.cost) / SHARE if before < inf else 0.0
+
+
+class Follower:
+    """Writes files in a thread whenever the log has grown, and rests in between."""
+
+    def __init__(self, session: Session, write: Callable[[LogReader], None], pace: Pace | None = None) -> None:
+        self.session, self.write, self.pace = session, write, pace or Pace()
+        self.task: asyncio.Task[None] | None = None
+        self.rested = 0.0  # on the session's clock
+
+    def start(self) -> None:
+        """Write until the files show the last record; needs a running loop."""
+        if self.task is None or self.task.done():
+            self.task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        written = 0
+        while written < len(self.session.records):
+            await asyncio.sleep(max(SOON, self.rested - self.session.clock()))
+            log = Snapshot(self.session.state, list(self.session.records), self.session.get)
+            await asyncio.to_thread(self._write, log)
+            self.rested, written = self.session.clock() + self.pace.rest, len(log.records)
+
+    def _write(self, log: LogReader) -> None:
+        with self.pace.measure():
+            self.write(log)
