@@ -1,7 +1,6 @@
 """Predict from loss curves how far behind the incumbent a run will end, and set the losses at which it is pruned."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from math import fsum, sqrt
 from statistics import StatisticsError, linear_regression
 
@@ -61,31 +60,24 @@ def list_gaps(state: State) -> dict[int, tuple[ev.LossGap, ...]]:
     if state.incumbent:
         runs[state.best] = state.incumbent.scores
 
-    @cache
-    def average(parent: int, progress: float) -> float | None:
-        return average_recent_loss(runs.get(parent, ()), progress)
-
-    latest = state.tried[-th.PRIOR_WINDOW :]
-    known = zip(latest, _read_losses(latest), map(_measure_deficit, latest), strict=True)
-    ended = [
-        (result, result.commit, losses, final) for result, losses, final in known if result.commit and final is not None
-    ]
-    return {
-        result.experiment: tuple(
-            ev.LossGap(progress=progress, gap=loss - base, deficit=final)
-            for progress, loss in losses.items()
-            if (base := average(commit.parent, progress)) is not None
-        )
-        for result, commit, losses, final in ended
-    }
+    latest = [(result, result.commit) for result in state.tried[-th.PRIOR_WINDOW :] if result.commit]
+    results, bases = [result for result, _ in latest], [runs.get(commit.parent, ()) for _, commit in latest]
+    found = zip(results, _measure_gaps(results, bases), strict=True)
+    return {result.experiment: gaps for result, gaps in found if gaps is not None}
 
 
 @remember_each
-def _read_losses(result: Decided) -> dict[float, float]:
-    """Return the first run's losses by checkpoint; none without a score."""
-    curve = result.scores[0].curve if result.scores else ()
-    found = ((progress, get_recent_loss(curve, progress)) for progress in th.CHECKPOINTS)
-    return {progress: loss for progress, loss in found if loss is not None}
+def _measure_gaps(result: Decided, base: Sequence[ev.Scored]) -> tuple[ev.LossGap, ...] | None:
+    """Return how far the first run was behind its parent's runs, the base, by checkpoint; None without a score."""
+    if (final := _measure_deficit(result)) is None:
+        return None
+    curve = result.scores[0].curve
+    return tuple(
+        ev.LossGap(progress=progress, gap=loss - usual, deficit=final)
+        for progress in th.CHECKPOINTS
+        if (loss := get_recent_loss(curve, progress)) is not None
+        and (usual := average_recent_loss(base, progress)) is not None
+    )
 
 
 def _measure_deficit(result: Decided) -> float | None:

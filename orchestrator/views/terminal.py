@@ -1,8 +1,8 @@
 """Show a session while it runs: a live view on a terminal, one plain line per event elsewhere."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import TextIO, cast
 
 import structlog
@@ -10,6 +10,7 @@ from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 from orchestrator.core import events as ev
@@ -17,12 +18,13 @@ from orchestrator.core.text import format_count
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.ports import Log
 from orchestrator.views.event_text import summarize
-from orchestrator.views.experiments import list_open_rows, list_rows
+from orchestrator.views.experiments import ExperimentRow, list_open_rows, list_rows
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_local, render_template
 from orchestrator.views.summary import summarize as summarize_session
 
 PLAIN_SECONDS = 60.0  # seconds between plain lines about one run's progress
+NEWLINE = Segment.line()
 LONGEST = 2_000  # characters of a message
 TROUBLE = {"crashed", "aborted", "failed", "abandoned", "unanswered", "fell_back", "replaced", "waiting"}
 
@@ -41,6 +43,9 @@ class Terminal:
         """The opening of each task's latest conversation with an agent, whose dollars are in `spent`."""
         self.spent = defaultdict[str, float](float)
         self.messages: list[str] = []
+        self.listed: tuple[Sequence[ExperimentRow], int] = ((), 0)
+        """The latest experiments and the width for which they are drawn in `list`."""
+        self.list = Segments(())
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(get_renderable=self.render, console=console, screen=self.is_live, auto_refresh=False)
         renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
@@ -77,7 +82,6 @@ class Terminal:
             state=state,
             summary=summarize_session(state),
             titles={row.experiment: row.title for row in list_open_rows(state) if row.status == "training"},
-            decided=list(islice((row for row in reversed(rows) if row.verdict and row.experiment), height)),
             levels=[
                 row.verdict.score_to_beat for row in rows if row.status == "kept" and isinstance(row.verdict, ev.Kept)
             ],
@@ -93,9 +97,17 @@ class Terminal:
             fit=set_cell_size,
             escape=escape,
         )
-        view = Text.from_markup(markup, emoji=False, overflow="ellipsis")
-        view.no_wrap = True
-        return Group(view)
+        head, room, foot = markup.split("\f")
+        decided = list(islice((row for row in reversed(rows) if row.verdict and row.experiment), int(room)))
+        if (decided, width) != self.listed:
+            facts = {"rows": decided, "metric": state.session.task.metric, "width": width}
+            text = _read_markup(render_template("terminal_list.txt", **facts, fit=set_cell_size, escape=escape))
+            lines = self.console.render_lines(text, pad=False) if decided else []
+            self.listed, self.list = (
+                (decided, width),
+                Segments([*chain.from_iterable((*line, NEWLINE) for line in lines)]),
+            )
+        return Group(*map(_read_markup, [head]), self.list, *map(_read_markup, [foot] if foot.strip() else []))
 
     def update(self) -> None:
         """Take in the new events, and print a line for each unless the live view shows it."""
@@ -137,3 +149,9 @@ class Terminal:
             tell = self.lines.warning if kind in TROUBLE else self.lines.info
             clock = format_local(at, "%Y-%m-%d %H:%M:%S")
             tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=clock)
+
+
+def _read_markup(markup: str) -> Text:
+    text = Text.from_markup(markup.rstrip("\n"), emoji=False, overflow="ellipsis")
+    text.no_wrap = True
+    return text
