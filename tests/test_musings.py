@@ -79,6 +79,7 @@ def test_written_at_once_or_bit_by_bit_is_the_same(session, folder, tmp_path):
     for record in session.records:
         log.fold(record)
         write_all(musings.list_musings(log, tmp_path / "musings" / "test"))
+        write_all(musings.list_overview(log, tmp_path / "musings" / "test"))
     assert contents(tmp_path / "musings") == contents(folder)
 
 

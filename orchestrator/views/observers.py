@@ -84,7 +84,7 @@ class Observers:
         self.logs.start()
         self.pages.start()
         if self.terminal.is_live and self.ticker is None:
-            self.ticker = asyncio.get_running_loop().create_task(self._tick())
+            self.ticker = asyncio.get_running_loop().create_task(self._draw_live())
 
     def progress(self, granted: Granted, point: Point, rate: float) -> None:
         """Show how far a run has come; `rate` is in tokens per second."""
@@ -114,7 +114,7 @@ class Observers:
             )
             self.say(text.rstrip())
 
-    async def _tick(self) -> None:
+    async def _draw_live(self) -> None:
         """Draw the live view again and again."""
         pace = Pace()
         while True:
