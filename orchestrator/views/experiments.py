@@ -89,9 +89,9 @@ def list_rows(state: st.State) -> Sequence[ExperimentRow]:
     return [row for _, row in sorted({row.experiment: row for row in (*rows, *list_open_rows(state))}.items())]
 
 
-def list_open_rows(state: st.State) -> list[ExperimentRow]:
-    """Return the experiments without a verdict."""
-    return [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
+def list_open_rows(state: st.State, *stages: type[st.Stage]) -> list[ExperimentRow]:
+    """Return the experiments without a verdict, or those of them in one of the stages."""
+    return [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in (stages or UNFINISHED)]
 
 
 @remember_each

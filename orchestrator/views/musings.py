@@ -17,7 +17,7 @@ from typing import Any
 from weakref import finalize
 
 from orchestrator.core.events import Proposed
-from orchestrator.core.state import Decided, State
+from orchestrator.core.state import Decided, Idea, State
 from orchestrator.core.task import BPB
 from orchestrator.core.text import flatten, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
@@ -63,7 +63,7 @@ def list_overview(log: LogReader, folder: Path) -> Iterator[File]:
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
     """Yield the page of each experiment that is only proposed."""
-    return (_make_file(log, folder, row) for row in list_open_rows(log.state) if row.status == "proposed")
+    return (_make_file(log, folder, row) for row in list_open_rows(log.state, Idea))
 
 
 def write_musings(log: LogReader, folder: Path) -> None:
@@ -89,8 +89,8 @@ def _make_slug(title: str) -> str:
 
 def render_musing(log: LogReader, row: ExperimentRow) -> str:
     """Return the page of one experiment, as far as it has come."""
-    diff, events = show_diff(log, row), ((record.event, record.at) for record in reversed(log.records))
-    proposed = (at for event, at in events if isinstance(event, Proposed) and event.experiment == row.experiment)
+    diff, found = show_diff(log, row), (one for one in reversed(log.records) if isinstance(one.event, Proposed))
+    proposed = (record.at for record in found if getattr(record.event, "experiment", None) == row.experiment)
     return _render_page(
         "musing.md",
         session=log.state.session.name,

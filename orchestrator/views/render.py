@@ -48,7 +48,7 @@ TEMPLATES = load_templates(
     rounded=_round,
     clip=_clip,
     json=partial(json.dumps, ensure_ascii=False, indent=1),
-    yaml=partial(yaml.safe_dump, sort_keys=False, allow_unicode=True),
+    yaml=partial(yaml.dump, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True),
 )
 
 

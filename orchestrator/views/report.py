@@ -96,7 +96,7 @@ def render_report(
     page as it is.
     """
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
-    experiments = _render_experiments(rows, log=log)
+    experiments, held = _render_experiments(rows, log=log), list_runs(log.records)
     return render_page(
         "page.html",
         {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | _draw_constants(log, rows),
@@ -106,8 +106,8 @@ def render_report(
         summary=summary,
         live=runs and not summary.ended,
         rows=rows,
-        held=list_runs(log.records),
-        used=measure_utilization(log.records, state.session.slots),
+        held=held,
+        used=measure_utilization(log.records, state.session.slots, held),
         trust=describe_trust(log),
         near_miss=NEAR_MISS,
         untested=UNTESTED,

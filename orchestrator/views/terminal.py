@@ -14,6 +14,7 @@ from rich.segment import Segment, Segments
 from rich.text import Text
 
 from orchestrator.core import events as ev
+from orchestrator.core.state import Training
 from orchestrator.core.text import format_count
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.ports import Log
@@ -81,7 +82,7 @@ class Terminal:
             "terminal.txt",
             state=state,
             summary=summarize_session(state),
-            titles={row.experiment: row.title for row in list_open_rows(state) if row.status == "training"},
+            titles={row.experiment: row.title for row in list_open_rows(state, Training)},
             levels=[
                 row.verdict.score_to_beat for row in rows if row.status == "kept" and isinstance(row.verdict, ev.Kept)
             ],
