@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 from orchestrator.core import events as ev
-from orchestrator.core.state import State
+from orchestrator.core.state import Decided, State
 from orchestrator.policy.evidence import include_verdict, learn_outlook
-from orchestrator.policy.limits import WORDS, count_certificate_rounds, estimate_runs, has_time_for
+from orchestrator.policy.limits import WORDS, count_certificate_rounds, estimate_runs, has_time_for, remember
 from orchestrator.policy.thresholds import ABLATE_BELOW, ABLATION_SHARE, REPEAT_EXPIRY, SIMPLER_LINES
 
 
@@ -71,10 +71,8 @@ def find_ablation(state: State) -> ev.Proposal | None:
     is_late = not has_time_for(state, count_certificate_rounds(state) + 1 + ceil(extra / state.session.slots))
     if not extra or not (is_late or (limit is not None and limit - state.next < extra)):
         return None
-    ablated = {stage.proposal.reverts for stage in (*state.results, *state.open.values())}
-    # A keep without a gain has nothing to lose, so only those that were kept for their gain are ablated.
-    for_gain = [k for k in state.kept if k.commit and k.commit.removed - k.commit.added < SIMPLER_LINES]
-    prior, uncertain = learn_outlook(state).prior, [kept for kept in for_gain if kept.experiment not in ablated]
+    prior, under_way = learn_outlook(state).prior, {stage.proposal.reverts for stage in state.open.values()}
+    uncertain = (kept for kept in _list_for_gain(state.results) if kept.experiment not in under_way)
     beliefs = [(include_verdict(prior, kept), kept) for kept in uncertain]
     doubts = [(doubt, kept) for doubt, kept in beliefs if doubt.probability < ABLATE_BELOW]
     if not doubts:
@@ -91,3 +89,12 @@ def find_ablation(state: State) -> ev.Proposal | None:
         author="nightshift",
         reverts=number,
     )
+
+
+@remember
+def _list_for_gain(results: tuple[Decided, ...]) -> list[Decided]:
+    """Return what was kept for its gain, and not ablated yet: a keep without a gain has nothing to lose."""
+    ablated = {result.proposal.reverts for result in results}
+    kept = (r for r in results if r.status == "kept" and r.experiment > 0 and r.proposal.reverts is None)
+    for_gain = (r for r in kept if r.commit and r.commit.removed - r.commit.added < SIMPLER_LINES)
+    return [result for result in for_gain if result.experiment not in ablated]

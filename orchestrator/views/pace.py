@@ -9,7 +9,7 @@ from math import inf
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot
 
-SHARE = 1 / 2000
+SHARE = 1 / 4000
 """Share of a core that a view may take: seconds of CPU time per second of the night."""
 SOON = 0.5  # seconds before files follow the log, so that events in quick succession are one change
 

@@ -121,11 +121,13 @@ class Terminal:
                     self.spent[record.task_id] += usd or 0.0
                 case ev.ToolUsed():
                     pass
-                case event:
+                case event if not self.is_live:
                     number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)
                     self._print_line(record.at, event.kind, number, text)
-                    if self.is_live and isinstance(event, ev.ModelReplaced) and text not in self.messages:
-                        self.messages.append(text)
+                case ev.ModelReplaced() as event if (text := summarize(event)) not in self.messages:
+                    self.messages.append(text)
+                case _:
+                    pass
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""
