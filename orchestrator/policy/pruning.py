@@ -9,7 +9,7 @@ from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Decided, Incumbent, State
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evidence import estimate_sigma
-from orchestrator.policy.limits import remember_each
+from orchestrator.policy.limits import remember, remember_each
 
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
@@ -20,7 +20,12 @@ def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThresho
 
 def count_false_prunes(state: State) -> tuple[int, int]:
     """Return how many control runs would have been pruned, and how many of those ended at least as good."""
-    controls = [r for r in state.results if r.scores and r.scores[0].would_prune_at is not None]
+    return _count_false_prunes(state.results)
+
+
+@remember
+def _count_false_prunes(results: tuple[Decided, ...]) -> tuple[int, int]:
+    controls = [result for result in results if result.scores and result.scores[0].would_prune_at is not None]
     ends = [end for control in controls if (end := _measure_deficit(control)) is not None]
     return len(ends), sum(end <= 0 for end in ends)
 
