@@ -27,7 +27,7 @@ from orchestrator.views.observers import Observers
 from tests import synthetic
 from tests.simulated import curve
 
-SLOTS, NIGHTS = 16, {"none": 0, "without a terminal": 0, "all": 0, "all, ten earlier nights": 10}
+SLOTS, NIGHTS = 16, {"none": 0, "all": 0, "all, ten earlier nights": 10, "without a terminal": 0}
 """Which views there are, and the number of earlier nights."""
 
 

@@ -54,7 +54,8 @@ class Observers:
         self.shown: dict[Path, object] = {}
         self.logged = 0  # records that log.jsonl holds
         self.failures: set[str] = set()
-        self.logs, self.pages = (Follower(session, write) for write in (self._write_logs, self._write_pages))
+        self.logs = Follower(session, self._write_logs, Pace(session.clock))
+        self.pages = Follower(session, self._write_pages, Pace(session.clock))
         self.ticker: asyncio.Task[None] | None = None
         session.watchers.append(self.update)
 
@@ -116,7 +117,7 @@ class Observers:
 
     async def _draw_live(self) -> None:
         """Draw the live view again and again."""
-        pace = Pace()
+        pace = Pace(self.session.clock)
         while True:
             with self._guard("the live view"), pace.measure():
                 self.terminal.draw()

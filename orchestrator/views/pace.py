@@ -4,37 +4,37 @@ import asyncio
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from math import inf
 
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot
 
 SHARE = 1 / 4000
 """Share of a core that a view may take: seconds of CPU time per second of the night."""
+OLDEST = 1 / 4
+"""Share of the time so far for which a view rests at most: a short night is watched, and the first drawing imports."""
 SOON = 0.5  # seconds before files follow the log, so that events in quick succession are one change
 
 
 class Pace:
-    """Tells how long to rest, by the cheaper of the last two drawings: the first one imports and compiles."""
+    """Tells how long a view rests after a drawing."""
 
-    def __init__(self, cpu: Callable[[], float] = time.thread_time) -> None:
-        self.cpu, self.cost = cpu, inf  # a clock of CPU time, and what it said of the last drawing
+    def __init__(self, clock: Callable[[], float], cpu: Callable[[], float] = time.thread_time) -> None:
+        self.clock, self.cpu, self.began = clock, cpu, clock()
         self.rest = 0.0  # seconds until the next drawing
 
     @contextmanager
     def measure(self) -> Generator[None]:
         """Measure a drawing by this thread, and set `rest`."""
-        before, began = self.cost, self.cpu()
+        began = self.cpu()
         yield
-        self.cost = self.cpu() - began
-        self.rest = min(before, self.cost) / SHARE if before < inf else 0.0
+        self.rest = min((self.cpu() - began) / SHARE, OLDEST * (self.clock() - self.began))
 
 
 class Follower:
     """Writes files in a thread whenever the log has grown, and rests in between."""
 
-    def __init__(self, session: Session, write: Callable[[LogReader], None], pace: Pace | None = None) -> None:
-        self.session, self.write, self.pace = session, write, pace or Pace()
+    def __init__(self, session: Session, write: Callable[[LogReader], None], pace: Pace) -> None:
+        self.session, self.write, self.pace = session, write, pace
         self.task: asyncio.Task[None] | None = None
         self.rested = 0.0  # on the session's clock
 
