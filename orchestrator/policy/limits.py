@@ -39,16 +39,17 @@ def remember_each(function: Callable[..., T]) -> Callable[..., list[T]]:
 
     What is passed by keyword only serves to compute: a result must not depend on it otherwise.
     """
-    latest: dict[tuple[int, ...], tuple[tuple[object, ...], T]] = {}
+    latest: dict[tuple[int, ...], tuple[tuple[object, ...], T]] = {}  # holds the values, so that none has another's id
 
     def ask(*columns: Iterable[object], **context: object) -> list[T]:
         nonlocal latest
-        known, found = latest, dict[tuple[int, ...], tuple[tuple[object, ...], T]]()
-        keyed = [(tuple(map(id, values)), values) for values in zip(*columns, strict=True)]
-        for key, values in keyed:
+        known, found, results = latest, dict[tuple[int, ...], tuple[tuple[object, ...], T]](), list[T]()
+        for values in zip(*columns, strict=True):
+            key = tuple(map(id, values))
             found[key] = known.get(key) or found.get(key) or (values, function(*values, **context))
+            results.append(found[key][1])
         latest = found
-        return [found[key][1] for key, _ in keyed]
+        return results
 
     return ask
 

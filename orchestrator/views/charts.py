@@ -15,10 +15,10 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import average_telemetry, interpolate_loss
+from orchestrator.core.description import average_telemetry, interpolate_losses
 from orchestrator.policy.limits import remember_each
 from orchestrator.views.experiments import ExperimentRow
-from orchestrator.views.render import render_template
+from orchestrator.views.render import TEMPLATES, render_template
 from orchestrator.views.summary import Summary
 
 Figure = dict[str, Any]  # in plotly's own schema: `data`, a list of traces, and `layout`
@@ -123,16 +123,13 @@ def draw_telemetry(row: ExperimentRow) -> dict[str, Figure]:
     return figures
 
 
-def render_page(name: str, figures: Mapping[str, Figure], written: Iterable[str] = (), **facts: object) -> str:
-    """Return a page that contains its charts, also those that are written as JSON, and the library that draws them."""
-    inside = ",".join(text[1:-1] for text in (write_figures(figures), *written) if text != "{}")
+def render_page(
+    name: str, figures: Mapping[str, Figure], written: Iterable[str] = (), **facts: object
+) -> Iterator[str]:
+    """Yield a page in parts, with its charts, also those that are written as JSON, and the library that draws them."""
+    inside = ",".join(text[1:-1] for text in (json.dumps(figures), *written) if text != "{}")
     packed = {"figures": _pack(f"{{{inside}}}"), "plotly": _load_plotly()}
-    return render_template(name, packed=packed, figures=figures, **facts)
-
-
-def write_figures(figures: Mapping[str, Figure]) -> str:
-    """Return figures as JSON."""
-    return json.dumps(figures, separators=(",", ":"))
+    return TEMPLATES.get_template(name).generate(packed=packed, figures=figures, **facts)
 
 
 def _pack(text: str) -> Markup:
@@ -183,7 +180,7 @@ def _place(axis: str, places: Places, groups: Iterable[Sequence[ExperimentRow]])
 
 def _average_curve(runs: Sequence[ev.RunResult]) -> Iterator[tuple[float, float]]:
     """Yield percent of the budget and mean loss of the runs, at most CURVE_POINTS times."""
-    for share in (point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)):
-        losses = [loss for run in runs if (loss := interpolate_loss(run.curve, share)) is not None]
-        if losses:
-            yield round(100 * share, 1), round(fmean(losses), 4)
+    shares = [point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)]
+    for share, *losses in zip(shares, *(interpolate_losses(run.curve, shares) for run in runs), strict=True):
+        if known := [loss for loss in losses if loss is not None]:
+            yield round(100 * share, 1), round(fmean(known), 4)

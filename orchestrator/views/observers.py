@@ -131,7 +131,7 @@ class Observers:
 
     def _write_pages(self, log: LogReader) -> None:
         self._write_all(list_musings(log, self.musings))
-        self._write_all(list_files(log, self.folder, self.command, self.git, rest=self.pages.pace.rest))
+        self._write_all(list_files(log, self.folder, command=self.command, git=self.git, rest=self.pages.pace.rest))
 
     def _write_all(self, files: Iterable[File]) -> None:
         with self._guard("the files"):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot
 
-SHARE = 1 / 4000
+SHARE = 1 / 2500
 """Share of a core that a view may take: seconds of CPU time per second of the night."""
 OLDEST = 1 / 4
 """Share of the time so far for which a view rests at most: a short night is watched, and the first drawing imports."""
