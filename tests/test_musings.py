@@ -240,6 +240,11 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert path.stat() == before
     write_atomically(path, b"two")
     assert path.read_text() == "two"
+    write_atomically(path, (word for word in ("thr", "ee")))
+    assert path.read_text() == "three"
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(path, (str(1 // number) for number in (1, 0)))
+    assert path.read_text() == "three"
     assert list(path.parent.iterdir()) == [path]
 
 

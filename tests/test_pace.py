@@ -34,7 +34,7 @@ def follow(folder, cost, *, events=720, hours=20.0, quiet=0.0):
         cpu.now += cost(len(log.records))
         written.append((session.clock() - began, len(log.records)))
 
-    follower = Follower(session, write, Pace(session.clock, cpu))
+    follower = Follower(session, write, Pace(session.clock, cpu=cpu))
     session.watchers.append(follower.start)
 
     async def live():

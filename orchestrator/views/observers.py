@@ -20,7 +20,7 @@ from orchestrator.views.experiments import LogReader, list_rows
 from orchestrator.views.musings import list_musings, list_overview, list_rationales
 from orchestrator.views.notify import Notifier, Send
 from orchestrator.views.output import Outlet
-from orchestrator.views.pace import Follower, Pace
+from orchestrator.views.pace import LIVE_SHARE, Follower, Pace
 from orchestrator.views.render import File, render_template
 from orchestrator.views.report import list_files, write_log
 from orchestrator.views.summary import describe_trust, suggest_command, summarize
@@ -117,7 +117,7 @@ class Observers:
 
     async def _draw_live(self) -> None:
         """Draw the live view again and again."""
-        pace = Pace(self.session.clock)
+        pace = Pace(self.session.clock, LIVE_SHARE)
         while True:
             with self._guard("the live view"), pace.measure():
                 self.terminal.draw()

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot
 
-SHARE = 1 / 2500
-"""Share of a core that a view may take: seconds of CPU time per second of the night."""
+SHARE = 1 / 2000
+"""Share of a core that the pages may take, and as much for the logs: seconds of CPU time per second of the night."""
+LIVE_SHARE = SHARE / 2  # share for the live view
 OLDEST = 1 / 4
 """Share of the time so far for which a view rests at most: a short night is watched, and the first drawing imports."""
 SOON = 0.5  # seconds before files follow the log, so that events in quick succession are one change
@@ -18,8 +19,10 @@ SOON = 0.5  # seconds before files follow the log, so that events in quick succe
 class Pace:
     """Tells how long a view rests after a drawing."""
 
-    def __init__(self, clock: Callable[[], float], cpu: Callable[[], float] = time.thread_time) -> None:
-        self.clock, self.cpu, self.began = clock, cpu, clock()
+    def __init__(
+        self, clock: Callable[[], float], share: float = SHARE, cpu: Callable[[], float] = time.thread_time
+    ) -> None:
+        self.clock, self.share, self.cpu, self.began = clock, share, cpu, clock()
         self.rest = 0.0  # seconds until the next drawing
 
     @contextmanager
@@ -27,7 +30,7 @@ class Pace:
         """Measure a drawing by this thread, and set `rest`."""
         began = self.cpu()
         yield
-        self.rest = min((self.cpu() - began) / SHARE, OLDEST * (self.clock() - self.began))
+        self.rest = min((self.cpu() - began) / self.share, OLDEST * (self.clock() - self.began))
 
 
 class Follower:
