@@ -46,11 +46,15 @@ class Hit:
         return render_template("outcome.txt", matter=self.matter, metric=BPB)
 
 
-def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
-    """Yield the page of each experiment, and the session's index in the same folder."""
+def list_musings(log: LogReader, folder: Path, live: bool = False) -> Iterator[File]:
+    """Yield the page of each experiment, and the session's index in the same folder.
+
+    In a `live` night an experiment's page is written once it is proposed, and then once it has a verdict.
+    """
     if log.state.parents:
         rows, summary = list_rows(log.state), summarize(log.state)
-        yield from (_make_file(log, folder, row) for row in rows)
+        pages = ((row, _make_file(log, folder, row)) for row in rows)
+        yield from ((page[0], row.proposal, page[2]) if live and not row.verdict else page for row, page in pages)
         yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log.state, rows)
 
 
@@ -63,7 +67,8 @@ def list_overview(log: LogReader, folder: Path) -> Iterator[File]:
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
     """Yield the page of each experiment that is only proposed."""
-    return (_make_file(log, folder, row) for row in list_open_rows(log.state, Idea))
+    pages = ((row, _make_file(log, folder, row)) for row in list_open_rows(log.state, Idea))
+    return ((path, row.proposal, render) for row, (path, _, render) in pages)
 
 
 def write_musings(log: LogReader, folder: Path) -> None:

@@ -68,7 +68,7 @@ class Observers:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._write_logs(self.session)
-        self._write_pages(self.session)
+        self._write_pages(self.session, live=False)
         self._write_all(list_overview(self.session, self.musings))
         with self._guard("the live view"):
             self.terminal.close()
@@ -129,8 +129,8 @@ class Observers:
             write_log(log, self.folder, known)
             self.logged = len(log.records)
 
-    def _write_pages(self, log: LogReader) -> None:
-        self._write_all(list_musings(log, self.musings))
+    def _write_pages(self, log: LogReader, live: bool = True) -> None:
+        self._write_all(list_musings(log, self.musings, live))
         self._write_all(list_files(log, self.folder, command=self.command, git=self.git, rest=self.pages.pace.rest))
 
     def _write_all(self, files: Iterable[File]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from orchestrator.session.store import Session
 from orchestrator.views.experiments import LogReader, Snapshot
 
-SHARE = 1 / 2000
+SHARE = 1 / 2500
 """Share of a core that the pages may take, and as much for the logs: seconds of CPU time per second of the night."""
 LIVE_SHARE = SHARE / 2  # share for the live view
 OLDEST = 1 / 4
