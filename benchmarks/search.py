@@ -2,7 +2,8 @@
 
 Each night draws a surface that is as likely as any to be the true one (`surfaces.py`), or has the mean of them all: a
 draw is rougher than the truth, so that a way that goes far finds too much on it, and the mean is smoother. Steps are
-chosen by the product's own code from the trials so far, and judged by its keep rule, as in `policy.py`.
+chosen by the product's own code from the trials so far, and judged by its keep rule, as in `policy.py`. `--nights
+COUNT`, `--ways NAME …` and `--lengths RUNS …` choose how many nights are played, of which ways and lengths.
 """
 
 import argparse

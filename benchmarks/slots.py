@@ -11,7 +11,8 @@ import resource
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -141,20 +142,24 @@ def simulate(
     hours: float = HOURS,
     sequential: bool = False,
     land: Landscape | None = None,
+    crew: type[Simulation] = Simulation,
+    watch: Callable[[Session], AbstractContextManager[object]] = nullcontext,
     **changes: object,
 ) -> Session:
-    """Run a night and return its session."""
+    """Run a night under the eyes of a watcher, and return its session."""
 
-    async def go() -> Session:
-        session = Session(path, virtual_clock, create=True)
-        session.db.execute("pragma synchronous = off")  # its cost is the disk's, and is spent waiting
-        limits = ev.SessionLimits(hours=hours)
-        session.write("", started(slots=slots, profile=PROFILE, **({"limits": limits, "rule": KEEP_RULE} | changes)))
-        simulation = Simulation(session, asyncio.Lock() if sequential else None, land=land)
+    session = Session(path, virtual_clock, create=True)
+    session.db.execute("pragma synchronous = off")  # its cost is the disk's, and is spent waiting
+    limits = ev.SessionLimits(hours=hours)
+    session.write("", started(slots=slots, profile=PROFILE, **({"limits": limits, "rule": KEEP_RULE} | changes)))
+    simulation = crew(session, asyncio.Lock() if sequential else None, land=land)
+
+    async def go() -> None:  # asyncio would write out the state, if that were the result
         await run(session, simulation, simulation)
-        return session
 
-    return run_virtually(go())
+    with watch(session):
+        run_virtually(go())
+    return session
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 `surfaces.csv` holds runs of a small model and of the cpu profile, with their losses on the way; `python -m benchmarks
 surfaces` says how well a fit predicts runs that it has not seen. With --collect, trains what the table lacks, on one
 core in four minutes for the small model and half an hour for the profile; with --nights FILE.db …, adds the runs of
-recorded nights.
+recorded nights. `--surfaces NAME …` chooses which.
 """
 
 import argparse

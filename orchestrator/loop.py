@@ -38,7 +38,7 @@ async def run(log: Log, crew: Crew, executor: Executor, linger: Callable[[], Awa
                 tasks[step.task_id] = group.create_task(work, name=step.task_id)
         last = log.records[-1].event
         holder = holders.get(f"experiment {last.experiment}", "") if isinstance(last, ev.VetoAsked) else ""
-        if holder in tasks.keys() - log.finished and _has_begun(tasks[holder]):
+        if holder in tasks and holder not in log.finished and _has_begun(tasks[holder]):
             tasks[holder].cancel()
         if log.state.ended:
             for task in tasks.values():

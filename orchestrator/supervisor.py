@@ -26,8 +26,11 @@ the deadline."""
 GUIDANCE_CHARACTERS = 8_000  # characters of guidance.md that are read
 
 
-async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path) -> State:
-    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what the loop raises."""
+async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path) -> None:
+    """Run the loop to its end. Raises KeyboardInterrupt on the second Ctrl-C, and what the loop raises.
+
+    Returns nothing, since asyncio writes out the result of its main task, however long, to restore a signal's handler.
+    """
     outside = [
         asyncio.ensure_future(_watch_guidance(session, guidance)),  # before the first proposal
         asyncio.ensure_future(_stop_at_deadline(session)),
@@ -59,7 +62,7 @@ async def supervise(session: Session, crew: Crew, lab: Executor, guidance: Path)
     loop.add_signal_handler(signal.SIGINT, request_stop)
     loop.add_signal_handler(signal.SIGTERM, stop_now)
     try:
-        return await research
+        await research
     except asyncio.CancelledError:
         if stopped:
             raise KeyboardInterrupt from None

@@ -3,8 +3,8 @@
 import fcntl
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 
@@ -32,17 +32,18 @@ def open_replacement(path: Path) -> Generator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str | bytes) -> None:
-    """Replace a file's content; do nothing if it is the same already. Raises OSError."""
-    data = text.encode() if isinstance(text, str) else text
-    if path.is_file() and path.read_bytes() == data:
-        return
+def write_atomically(path: Path, text: str | bytes | Iterable[str]) -> None:
+    """Replace a file's content; do nothing if it is the same already, and given as a whole. Raises OSError."""
+    parts = [text] if isinstance(text, str | bytes) else text
+    data = (part.encode() if isinstance(part, str) else part for part in parts)
+    if isinstance(text, str | bytes):
+        data = [*data]
+        if path.is_file() and path.read_bytes() == data[0]:
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_char_device() or path.is_fifo():
-        path.write_bytes(data)  # root could replace it
-        return
-    with open_replacement(path) as part:
-        part.write_bytes(data)
+    keeps = path.is_char_device() or path.is_fifo()  # root could replace it
+    with nullcontext(path) if keeps else open_replacement(path) as target, target.open("wb") as file:
+        file.writelines(data)
 
 
 @contextmanager

@@ -139,13 +139,13 @@ def _session(n, luck, talk, limits) -> Iterator[tuple[str, object]]:
 
 def _experiment(number, base, best, gain, luck, talk):
     if talk:
-        yield from _talk(f"propose {number}", "researcher", number, luck)
+        yield from converse(f"propose {number}", "researcher", number, luck)
     yield f"propose {number}", ev.Proposed(experiment=number, proposal=proposal(luck))
     if _fate(number) == "refused":
         yield f"refuse {number}", ev.Refused(experiment=number, reason=f"{luck.choice(NAMES)} up 0.1 was experiment 1")
         return
     if talk:
-        yield from _talk(f"implement {number}", "mechanic", number, luck)
+        yield from converse(f"implement {number}", "mechanic", number, luck)
     if _fate(number) == "abandoned":
         yield f"implement {number}", ev.Abandoned(experiment=number, reason=sentence(luck, 300))
         return
@@ -171,8 +171,8 @@ def _experiment(number, base, best, gain, luck, talk):
         if kept:
             yield f"promote {number}", ev.Promoted(experiment=number, commit=commit.commit)
     if talk:
-        yield from _talk(f"reflect {number}", "reflector", number, luck)
-    yield f"reflect {number}", ev.Reflected(experiment=number, postmortem=_postmortem(luck))
+        yield from converse(f"reflect {number}", "reflector", number, luck)
+    yield f"reflect {number}", ev.Reflected(experiment=number, postmortem=postmortem(luck))
 
 
 def _fate(number):
@@ -206,13 +206,13 @@ def _crashed(number, luck):
     return ev.Crashed(experiment=number, run=1, failure="NaN", message=sentence(luck, 200), **known)
 
 
-def _postmortem(luck):
+def postmortem(luck):
     verdict = luck.choice(["supported", "refuted", "inconclusive"])
     texts = {"happened": 690, "why": 890, "lesson": 240, "next": 390}
     return ev.Postmortem(verdict=verdict, **{name: sentence(luck, length) for name, length in texts.items()})
 
 
-def _talk(task_id, agent, number, luck):
+def converse(task_id, agent, number, luck):
     yield (
         task_id,
         ev.ConversationOpened(

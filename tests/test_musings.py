@@ -83,6 +83,7 @@ def test_written_at_once_or_bit_by_bit_is_the_same(session, folder, tmp_path):
     for record in session.records:
         log.fold(record)
         write_all(musings.list_musings(log, tmp_path / "musings" / "test"))
+        write_all(musings.list_overview(log, tmp_path / "musings" / "test"))
     assert contents(tmp_path / "musings") == contents(folder)
 
 
@@ -243,6 +244,11 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert path.stat() == before
     write_atomically(path, b"two")
     assert path.read_text() == "two"
+    write_atomically(path, (word for word in ("thr", "ee")))
+    assert path.read_text() == "three"
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(path, (str(1 // number) for number in (1, 0)))
+    assert path.read_text() == "three"
     assert list(path.parent.iterdir()) == [path]
 
 

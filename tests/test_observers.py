@@ -12,10 +12,11 @@ from rich.console import Console
 
 from orchestrator.core import events as ev
 from orchestrator.session.store import Session
-from orchestrator.views.musings import search
-from orchestrator.views.observers import Observers
+from orchestrator.views.musings import search, write_musings
+from orchestrator.views.observers import TICK, Observers
 from tests.fakes import started
 from tests.simulated import Fragile, night
+from tests.virtual import run_virtually, virtual_clock
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +49,62 @@ def relive(recorded, folder: Path, between=lambda _record: None) -> tuple[Sessio
     return session, console.file.getvalue()
 
 
-async def test_a_page_that_is_not_due_is_written_later_without_another_event(recorded, tmp_path):
-    session = Session(tmp_path / "s" / "session.db", time.time, create=True)
+def test_a_page_that_rests_is_written_later_without_another_event(recorded, tmp_path):
+    session = Session(tmp_path / "s" / "session.db", virtual_clock, create=True)
     copy_texts(recorded, session)
-    first, *records = recorded.records
-    profile = first.event.profile.model_copy(update={"expected_seconds": 2.0})
-    session.write("", first.event.model_copy(update={"profile": profile}))
+    session.write("", recorded.records[0].event)
+    observers = Observers(session, tmp_path / "musings", Console(file=io.StringIO()))
 
-    with Observers(session, tmp_path / "musings", Console(file=io.StringIO())) as observers:
-        for record in records[:4]:  # before a run has ended
+    async def live():
+        for record in recorded.records[1:30]:
             session.write(record.task_id, record.event)
-            await observers.writer
-        while observers.shown[tmp_path / "s" / "report.html"] != replace(session.state, now=0.0, usage={}):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(1.0)
+        shown = observers.shown[tmp_path / "s" / "report.html"]
+        await asyncio.sleep(observers.pages.rested - session.clock() + 1.0)
+        return shown
+
+    shown = run_virtually(live())
+
+    now = replace(session.state, now=0.0, usage={})
+    assert observers.shown[tmp_path / "s" / "report.html"] == now != shown
+    assert len((tmp_path / "s" / "log.jsonl").read_text().splitlines()) == 30
+
+
+def test_the_live_view_is_drawn_again_without_events(recorded, tmp_path):
+    session, shown = Session(tmp_path / "s" / "session.db", virtual_clock, create=True), io.StringIO()
+    session.write("", recorded.records[0].event)
+    console = Console(file=shown, width=80, height=24, force_terminal=True, _environ={"TERM": "xterm"})
+
+    async def live():
+        session.write("", ev.GuidanceChanged(text="try muon"))
+        await asyncio.sleep(600)
+        return shown.getvalue().count("left")
+
+    with Observers(session, tmp_path / "musings", console):
+        drawn = run_virtually(live())
+
+    assert 3 < drawn <= 600 / TICK + 2
+
+
+def test_a_night_reads_those_before_it_at_its_ends_only(recorded, tmp_path):
+    earlier = tmp_path / "musings" / "earlier"
+    write_musings(recorded, earlier)
+    session = Session(tmp_path / "s" / "session.db", virtual_clock, create=True)
+    copy_texts(recorded, session)
+    session.write("", recorded.records[0].event)
+
+    async def live():
+        for record in recorded.records[1:]:
+            session.write(record.task_id, record.event)
+            await asyncio.sleep(600.0)
+        assert (tmp_path / "musings" / "test" / "index.md").exists()
+        return (tmp_path / "musings" / "index.md").read_text()
+
+    (tmp_path / "musings" / "index.md").write_text("before")
+    with Observers(session, tmp_path / "musings", Console(file=io.StringIO())):
+        assert run_virtually(live()) == "before"
+
+    assert "earlier" in (tmp_path / "musings" / "index.md").read_text()
 
 
 def put_note(folder: Path, kind: str) -> None:
@@ -169,12 +213,12 @@ async def test_files_follow_the_log_while_the_night_goes_on(recorded, tmp_path):
         session.write(record.task_id, record.event)
     assert not (tmp_path / "s/report.html").exists(), "nothing large is written from the event loop"
 
-    await asyncio.wait_for(observers.writer, 30)
+    await asyncio.wait_for(asyncio.gather(observers.logs.task, observers.pages.task), 30)
 
     assert (tmp_path / "s/report.html").exists()
     assert len((tmp_path / "s/log.jsonl").read_text().splitlines()) == 30
     session.write("", *(record.event for record in recorded.records[30:40]))
-    await asyncio.wait_for(observers.writer, 30)
+    await asyncio.wait_for(observers.logs.task, 30)
     assert len((tmp_path / "s/log.jsonl").read_text().splitlines()) == 40
 
 

@@ -657,3 +657,21 @@ def test_a_proposed_value_that_diverges_is_judged_and_not_repaired(settings, due
     open_experiments = {5: Broken(replace(made, proposal=proposal), crash)}
     state = replace(STATE, started=started, parents={0: MADE}, open=open_experiments)
     assert due in [step.task_id for step in find_due(state)]
+
+
+def test_each_result_is_remembered_for_the_very_same_values():
+    """Also where others come, go, or change places; an equal value is another one."""
+    asked = []
+
+    @limits.remember_each
+    def pair(left, right, *, end):
+        asked.append((left[0], right))
+        return f"{left[0]}{right}{end}"
+
+    first, second, third = ["a"], ["b"], ["c"]
+    assert pair([first, second], [None, None], end=".") == ["aNone.", "bNone."]
+    assert pair([third, second, first], [None, None, "x"], end="!") == ["cNone!", "bNone.", "ax!"]
+    assert asked == [("a", None), ("b", None), ("c", None), ("a", "x")]
+    assert pair([["b"], second, second], [None, None, None], end="?") == ["bNone?", "bNone.", "bNone."]
+    assert len(asked) == 5
+    assert pair([], [], end="") == []

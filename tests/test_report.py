@@ -6,6 +6,7 @@ import io
 import json
 import re
 import time
+from itertools import pairwise
 
 import plotly.graph_objects as go
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from orchestrator.optimizer.search import SearchState, Trial, read_search
 from orchestrator.optimizer.study import draw_constants
 from orchestrator.session.store import Session
 from orchestrator.views import charts, comparison, usage
-from orchestrator.views.experiments import list_rows
+from orchestrator.views.experiments import ExperimentRow, list_rows
 from orchestrator.views.musings import render_index, render_musing
 from orchestrator.views.report import list_files, render_report, write_files, write_log, write_parquet, write_results
 from orchestrator.views.summary import suggest_command, summarize
@@ -136,6 +137,19 @@ def test_bit_by_bit_is_the_same_as_at_once(session, folder, tmp_path):
             write_atomically(path, render())
     for name in ("results.tsv", "ledger.parquet", "log.jsonl", "log.txt", "report.html"):
         assert (tmp_path / "files" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_an_experiment_is_rendered_again_only_if_it_has_changed(session):
+    log = Session(session.path.with_name("again.db"), lambda: 0.0, create=True)
+    log.get = session.get
+    ends = [record.seq + 1 for record in session.records if record.event.kind in ("reflected", "reflection_skipped")]
+    before = dict[int, ExperimentRow]()
+    for start, end in pairwise([0, *ends]):
+        log.fold(*session.records[start:end])
+        rows = {row.experiment: row for row in list_rows(log.state)}
+        changed = {number for number, row in rows.items() if row is not before.get(number)}
+        assert len(changed) <= 4, "what is under way, what was judged, and what is proposed"
+        before = rows
 
 
 # ---------------------------------------------------------------- figures

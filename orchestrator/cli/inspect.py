@@ -203,7 +203,7 @@ def report(
         paths = paths.recall(session.path.parent, context)
         runs = find_process(paths, title, session.state.now) is not None
         with hold_session(own) if own else nullcontext():
-            write_files(session, folder, paths.write_command, write_git(paths.script), runs)
+            write_files(session, folder, command=paths.write_command, git=write_git(paths.script), runs=runs)
             write_musings(session, paths.musings / title if beside else folder / "musings")
             if to:
                 export(session, to, folder)

@@ -228,7 +228,7 @@ class Site:
     def show_report(self, request: Request) -> Response:
         with self.read(name := request.path_params["name"]) as session:
             runs = find_process(self.paths, name, session.state.now) is not None
-            page = render_report(session, self.paths.write_command, write_git(self.paths.script), runs)
+            page = render_report(session, command=self.paths.write_command, git=write_git(self.paths.script), runs=runs)
         return HTMLResponse(page, headers=permit_charts())
 
     def compare(self, request: Request) -> Response:

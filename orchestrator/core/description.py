@@ -29,9 +29,16 @@ MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {
 
 def interpolate_loss(curve: Sequence[ev.Point], progress: float) -> float | None:
     """Return the loss at a share of the budget, linear between two points; None outside the curve."""
-    if not curve or not curve[0].progress <= progress <= curve[-1].progress:
-        return None
-    return float(np.interp(progress, [point.progress for point in curve], [point.loss for point in curve]))
+    return interpolate_losses(curve, [progress])[0]
+
+
+def interpolate_losses(curve: Sequence[ev.Point], shares: Sequence[float]) -> list[float | None]:
+    """Return the loss at each share of the budget, linear between two points; None outside the curve."""
+    if not curve:
+        return [None] * len(shares)
+    found = np.interp(shares, [point.progress for point in curve], [point.loss for point in curve])
+    known = (curve[0].progress <= share <= curve[-1].progress for share in shares)
+    return [float(loss) if inside else None for loss, inside in zip(found, known, strict=True)]
 
 
 def get_recent_loss(curve: Sequence[ev.Point], progress: float) -> float | None:

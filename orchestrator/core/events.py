@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
 from pydantic.json_schema import SkipJsonSchema
 
 from orchestrator.core.task import Task
@@ -457,8 +458,9 @@ class Granted(RunEvent):
     """None in sessions recorded before plans existed."""
 
 
-class Point(Frozen):
-    """One point of a loss curve."""
+@dataclass(frozen=True, slots=True, config={"extra": "forbid", "allow_inf_nan": False})
+class Point:
+    """One point of a loss curve. There are so many that they are no models, which take five times the memory."""
 
     seconds: float
     progress: float  # share of the budget used up, 0 to 1

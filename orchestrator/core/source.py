@@ -130,6 +130,7 @@ def restore_lines(source: str, original: str) -> str:
     return BYTE_ORDER_MARK + source if bare != original else source
 
 
+@lru_cache(maxsize=256)  # each view shows it
 def diff(old: str, new: str, context: int = 3) -> str:
     """Return a unified diff; file headers only where there are several files. Empty where the two are equal."""
     rows = [row for path, change in _compare_files(old, new, context) for row in (change if path else change[2:])]

@@ -35,6 +35,7 @@ def load_templates(
         loader=PackageLoader(package),
         autoescape=select_autoescape(default_for_string=False),
         undefined=StrictUndefined,
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=finalize,

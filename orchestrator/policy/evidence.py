@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import islice
+from itertools import chain, islice
 from math import fsum, hypot, sqrt
 from statistics import NormalDist, fmean
 
@@ -128,12 +128,24 @@ def _list_recent(results: tuple[Decided, ...]) -> list[ev.Evidence]:
     return list(_list_evidence(results[-th.PRIOR_WINDOW :]))
 
 
+def _measure_ideas(results: Iterable[Decided]) -> Iterator[tuple[float, float]]:
+    """Yield gain and error of each idea that was measured, in σ."""
+    ideas = (result for result in results if result.experiment > 0 and result.proposal.is_idea)
+    return ((v.gain / v.sigma, v.error / v.sigma) for v in _list_evidence(ideas) if v.error > 0)
+
+
+@remember
+def _measure_closed(results: tuple[Decided, ...]) -> list[tuple[float, float]]:
+    """Return the latest of them, the last first."""
+    return list(islice(_measure_ideas(reversed(results)), th.PRIOR_WINDOW))
+
+
 @remember
 def learn_outlook(state: State) -> belief.Outlook:
     """Return the outlook on the next idea, given the last ones measured in this session."""
-    ideas = (result for result in reversed(state.judged) if result.experiment > 0 and result.proposal.is_idea)
-    latest = islice((verdict for verdict in _list_evidence(ideas) if verdict.error > 0), th.PRIOR_WINDOW)
-    seen = tuple((v.gain / v.sigma, v.error / v.sigma) for v in latest)[::-1]
+    decided = [stage for stage in state.open.values() if isinstance(stage, Decided)]
+    latest = islice(chain(_measure_ideas(reversed(decided)), _measure_closed(state.results)), th.PRIOR_WINDOW)
+    seen = tuple(latest)[::-1]
     runs, rule = estimate_runs(state), state.session.rule
     return belief.learn_outlook(seen, runs, rule, max(round(runs) - sum(state.grants.values()), 0) if rule.risk else 0)
 
@@ -154,7 +166,7 @@ def expect(state: State, proposal: ev.Proposal, prior: belief.Belief) -> belief.
 
     That counts for less than on its own, since the effects may differ together, and were seen at the same seeds.
     """
-    parts = (result for result in state.judged if result.experiment in proposal.combines)
+    parts = (result for result in state.judged if result.experiment in proposal.combines) if proposal.combines else ()
     found = [include_verdict(prior, part, slack=th.INTERACTION) for part in parts]
     return reduce(belief.Belief.add, found) if found else prior
 

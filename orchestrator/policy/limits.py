@@ -1,6 +1,6 @@
 """Decide when a session stops, and estimate how many runs it has left."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from math import ceil
 from statistics import median
@@ -30,6 +30,26 @@ def remember(function: Callable[[K], T]) -> Callable[[K], T]:
         result = function(value)
         latest[:] = [(value, result)]
         return result
+
+    return ask
+
+
+def remember_each(function: Callable[..., T]) -> Callable[..., list[T]]:
+    """Map a pure function over columns, and keep each result while the very same frozen values are given again.
+
+    What is passed by keyword only serves to compute: a result must not depend on it otherwise.
+    """
+    latest: dict[tuple[int, ...], tuple[tuple[object, ...], T]] = {}  # holds the values, so that none has another's id
+
+    def ask(*columns: Iterable[object], **context: object) -> list[T]:
+        nonlocal latest
+        known, found, results = latest, dict[tuple[int, ...], tuple[tuple[object, ...], T]](), list[T]()
+        for values in zip(*columns, strict=True):
+            key = tuple(map(id, values))
+            found[key] = known.get(key) or found.get(key) or (values, function(*values, **context))
+            results.append(found[key][1])
+        latest = found
+        return results
 
     return ask
 

@@ -1,7 +1,7 @@
 """Refuse what need not be run; propose ablations of uncertain keeps, and combinations of near-misses."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from math import ceil
 from operator import attrgetter
@@ -11,7 +11,7 @@ from orchestrator.core.state import Decided, State
 from orchestrator.core.text import shorten
 from orchestrator.policy.belief import Belief, is_near_miss
 from orchestrator.policy.evidence import estimate_sigma, expect, include_verdict, learn_outlook
-from orchestrator.policy.limits import WORDS, count_certificate_rounds, estimate_runs, has_time_for
+from orchestrator.policy.limits import WORDS, count_certificate_rounds, estimate_runs, has_time_for, remember
 from orchestrator.policy.thresholds import (
     ABLATE_BELOW,
     ABLATION_SHARE,
@@ -80,10 +80,8 @@ def find_ablation(state: State) -> ev.Proposal | None:
     extra = int(ABLATION_SHARE * estimate_runs(state))
     if not extra or not _is_late(state, extra, 1):
         return None
-    ablated = {stage.proposal.reverts for stage in (*state.results, *state.open.values())}
-    # A keep without a gain has nothing to lose, so only those that were kept for their gain are ablated.
-    for_gain = [k for k in state.kept if k.commit and k.commit.removed - k.commit.added < SIMPLER_LINES]
-    prior, uncertain = learn_outlook(state).prior, [kept for kept in for_gain if kept.experiment not in ablated]
+    prior, under_way = learn_outlook(state).prior, {stage.proposal.reverts for stage in state.open.values()}
+    uncertain = (kept for kept in _list_for_gain(state.results) if kept.experiment not in under_way)
     beliefs = [(include_verdict(expect(state, kept.proposal, prior), kept), kept) for kept in uncertain]
     doubts = [(doubt, kept) for doubt, kept in beliefs if doubt.probability < ABLATE_BELOW]
     if not doubts:
@@ -138,16 +136,34 @@ def find_combination(state: State) -> ev.Proposal | None:
 
 def _list_combinable(state: State) -> Iterator[Decided]:
     """Yield the discarded ideas that still apply to the best, and that nothing larger has included."""
-    others = [stage.proposal for stage in (*state.judged, *state.open.values())]
-    used = {number for proposal in others for number in proposal.combines}
-    for result in state.judged:
-        mine = result.proposal.settings
-        later = (kept.proposal.settings for kept in state.kept if kept.experiment > result.incumbent)
-        is_stale = any(mine.keys() & settings.keys() for settings in later)
-        is_included = mine and any(proposal.settings.items() > mine.items() for proposal in others)
-        is_discarded = result.status == "discarded" and isinstance(result.verdict, ev.Discarded)
-        if is_discarded and result.proposal.is_idea and result.experiment not in used and not (is_stale or is_included):
+    under_way = [stage.proposal for stage in state.open.values()]
+    used = {number for proposal in under_way for number in proposal.combines}
+    for result in _list_near_misses(state.results):
+        if result.experiment not in used and not _is_included(result, under_way):
             yield result
+
+
+@remember
+def _list_near_misses(results: tuple[Decided, ...]) -> list[Decided]:
+    """Return the discarded ideas that looked better, unless a later keep or a larger trial has changed the same."""
+    used = {number for result in results for number in result.proposal.combines}
+    kept = [
+        (r.experiment, r.proposal.settings.keys()) for r in results if r.status == "kept" and not r.proposal.reverts
+    ]
+    joint = [result.proposal for result in results if len(result.proposal.settings) > 1]
+    return [
+        result
+        for result in results
+        if isinstance(result.verdict, ev.Discarded) and result.status == "discarded" and result.verdict.gain > 0
+        if result.proposal.is_idea and result.experiment not in used and not _is_included(result, joint)
+        if not any(number > result.incumbent and names & result.proposal.settings.keys() for number, names in kept)
+    ]
+
+
+def _is_included(result: Decided, proposals: Iterable[ev.Proposal]) -> bool:
+    """Return whether one of the proposals sets what this one has set, and more."""
+    mine = result.proposal.settings
+    return bool(mine) and any(proposal.settings.items() > mine.items() for proposal in proposals)
 
 
 def _is_late(state: State, extra: int, more: int) -> bool:
@@ -155,3 +171,12 @@ def _is_late(state: State, extra: int, more: int) -> bool:
     limit = state.session.limits.experiments
     fits = has_time_for(state, count_certificate_rounds(state) + more + ceil(extra / state.session.slots))
     return not fits or (limit is not None and limit - state.next < extra)
+
+
+@remember
+def _list_for_gain(results: tuple[Decided, ...]) -> list[Decided]:
+    """Return what was kept for its gain, and not ablated yet: a keep without a gain has nothing to lose."""
+    ablated = {result.proposal.reverts for result in results}
+    kept = (r for r in results if r.status == "kept" and r.experiment > 0 and r.proposal.reverts is None)
+    for_gain = (r for r in kept if r.commit and r.commit.removed - r.commit.added < SIMPLER_LINES)
+    return [result for result in for_gain if result.experiment not in ablated]

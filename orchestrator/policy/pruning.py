@@ -1,7 +1,6 @@
 """Predict from loss curves how far behind the incumbent a run will end, and set the losses at which it is pruned."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from math import fsum, sqrt
 from statistics import StatisticsError, linear_regression
 
@@ -10,6 +9,7 @@ from orchestrator.core.description import average_recent_loss, get_recent_loss
 from orchestrator.core.state import Decided, Incumbent, State
 from orchestrator.policy import thresholds as th
 from orchestrator.policy.evidence import estimate_sigma
+from orchestrator.policy.limits import remember, remember_each
 
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
@@ -20,7 +20,12 @@ def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThresho
 
 def count_false_prunes(state: State) -> tuple[int, int]:
     """Return how many control runs would have been pruned, and how many of those ended at least as good."""
-    controls = [r for r in state.results if r.scores and r.scores[0].would_prune_at is not None]
+    return _count_false_prunes(state.results)
+
+
+@remember
+def _count_false_prunes(results: tuple[Decided, ...]) -> tuple[int, int]:
+    controls = [result for result in results if result.scores and result.scores[0].would_prune_at is not None]
     ends = [end for control in controls if (end := _measure_deficit(control)) is not None]
     return len(ends), sum(end <= 0 for end in ends)
 
@@ -60,21 +65,24 @@ def list_gaps(state: State) -> dict[int, tuple[ev.LossGap, ...]]:
     if state.incumbent:
         runs[state.best] = state.incumbent.scores
 
-    @cache
-    def average(parent: int, progress: float) -> float | None:
-        return average_recent_loss(runs.get(parent, ()), progress)
+    latest = [(result, result.commit) for result in state.tried[-th.PRIOR_WINDOW :] if result.commit]
+    results, bases = [result for result, _ in latest], [runs.get(commit.parent, ()) for _, commit in latest]
+    found = zip(results, _measure_gaps(results, bases), strict=True)
+    return {result.experiment: gaps for result, gaps in found if gaps is not None}
 
-    finals = ((result, _measure_deficit(result)) for result in state.tried[-th.PRIOR_WINDOW :])
-    ended = [(result, result.commit, final) for result, final in finals if result.commit and final is not None]
-    return {
-        result.experiment: tuple(
-            ev.LossGap(progress=progress, gap=loss - base, deficit=final)
-            for progress in th.CHECKPOINTS
-            if (loss := get_recent_loss(result.scores[0].curve, progress)) is not None
-            and (base := average(commit.parent, progress)) is not None
-        )
-        for result, commit, final in ended
-    }
+
+@remember_each
+def _measure_gaps(result: Decided, base: Sequence[ev.Scored]) -> tuple[ev.LossGap, ...] | None:
+    """Return how far the first run was behind its parent's runs, the base, by checkpoint; None without a score."""
+    if (final := _measure_deficit(result)) is None:
+        return None
+    curve = result.scores[0].curve
+    return tuple(
+        ev.LossGap(progress=progress, gap=loss - usual, deficit=final)
+        for progress in th.CHECKPOINTS
+        if (loss := get_recent_loss(curve, progress)) is not None
+        and (usual := average_recent_loss(base, progress)) is not None
+    )
 
 
 def _measure_deficit(result: Decided) -> float | None:

@@ -7,7 +7,7 @@ import base64
 import gzip
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from math import inf, sqrt
 from statistics import fmean
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 from markupsafe import Markup
 
 from orchestrator.core import events as ev
-from orchestrator.core.description import average_telemetry, interpolate_loss
+from orchestrator.core.description import average_telemetry, interpolate_losses
+from orchestrator.policy.limits import remember_each
 from orchestrator.views.experiments import ExperimentRow
-from orchestrator.views.render import render_template
+from orchestrator.views.render import TEMPLATES, render_template
 from orchestrator.views.summary import Summary
 
 Figure = dict[str, Any]  # in plotly's own schema: `data`, a list of traces, and `layout`
@@ -54,13 +55,15 @@ def draw_progress(rows: Sequence[ExperimentRow], axes: Mapping[str, Places], sum
     if levels and summary.baseline is not None and summary.best is not None:
         levels = [summary.baseline, *levels[1:], summary.best]  # a line begins and ends as the summary tells
     noise = 2 * summary.sigma
+    told = {row.experiment: text for row, text in zip(rows, _describe_point(rows), strict=True)}
+    draw = partial(_draw_points, told=told, top=top, noise=noise)
     traces: list[Figure] = [
         STAIRS | {"y": [level - noise for level in levels]},
         STAIRS | {"y": [level + noise for level in levels], "fill": "tonexty", "fillcolor": BAND},
-        _draw_points(others, top, noise, GREY, max(4, 7 - len(scored) // 50)),
-        _draw_points(failed, top, noise, BAD, 8),
+        draw(others, color=GREY, size=max(4, 7 - len(scored) // 50)),
+        draw(failed, color=BAD, size=8),
         STAIRS | {"y": levels, "line": {"shape": "hv", "width": 2, "color": ACCENT}},  # many points would hide it
-        _draw_points(kept, top, noise, GOOD, 11),
+        draw(kept, color=GOOD, size=11),
     ]
     offered = {
         axis: _place(axis, places, (others, failed, kept))
@@ -120,10 +123,13 @@ def draw_telemetry(row: ExperimentRow) -> dict[str, Figure]:
     return figures
 
 
-def render_page(name: str, figures: Mapping[str, Figure], **facts: object) -> str:
-    """Return a page that contains its charts and the library that draws them."""
-    packed = {"figures": _pack(json.dumps(figures, separators=(",", ":"))), "plotly": _load_plotly()}
-    return render_template(name, packed=packed, figures=figures, **facts)
+def render_page(
+    name: str, figures: Mapping[str, Figure], written: Iterable[str] = (), **facts: object
+) -> Iterator[str]:
+    """Yield a page in parts, with its charts, also those that are written as JSON, and the library that draws them."""
+    inside = ",".join(text[1:-1] for text in (json.dumps(figures), *written) if text != "{}")
+    packed = {"figures": _pack(f"{{{inside}}}"), "plotly": _load_plotly()}
+    return TEMPLATES.get_template(name).generate(packed=packed, figures=figures, **facts)
 
 
 def _pack(text: str) -> Markup:
@@ -139,7 +145,9 @@ def _load_plotly() -> Markup:
     return _pack(get_plotlyjs())
 
 
-def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color: str, size: int) -> Figure:
+def _draw_points(
+    rows: Sequence[ExperimentRow], *, told: Mapping[int, str], top: float, noise: float, color: str, size: int
+) -> Figure:
     """Draw experiments with error bars of two standard errors; failures and those off the scale at its top."""
     scores = [inf if row.val_bpb is None else row.val_bpb for row in rows]
     errors = [noise / sqrt(len(row.scores)) if score <= top else 0.0 for row, score in zip(rows, scores, strict=True)]
@@ -152,9 +160,14 @@ def _draw_points(rows: Sequence[ExperimentRow], top: float, noise: float, color:
         "error_y": {"type": "data", "array": errors, "color": color, "thickness": width, "width": 0},
         "marker": {"color": color, "size": size, "symbol": symbols},
         "customdata": [row.experiment for row in rows],
-        "hovertext": [render_template("point.txt", row=row) for row in rows],
+        "hovertext": [told[row.experiment] for row in rows],
         "hoverinfo": "text",
     }
+
+
+@remember_each
+def _describe_point(row: ExperimentRow) -> str:
+    return render_template("point.txt", row=row)
 
 
 def _place(axis: str, places: Places, groups: Iterable[Sequence[ExperimentRow]]) -> list[list[float | None]]:
@@ -167,7 +180,7 @@ def _place(axis: str, places: Places, groups: Iterable[Sequence[ExperimentRow]])
 
 def _average_curve(runs: Sequence[ev.RunResult]) -> Iterator[tuple[float, float]]:
     """Yield percent of the budget and mean loss of the runs, at most CURVE_POINTS times."""
-    for share in (point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)):
-        losses = [loss for run in runs if (loss := interpolate_loss(run.curve, share)) is not None]
-        if losses:
-            yield round(100 * share, 1), round(fmean(losses), 4)
+    shares = [point / CURVE_POINTS for point in range(1, CURVE_POINTS + 1)]
+    for share, *losses in zip(shares, *(interpolate_losses(run.curve, shares) for run in runs), strict=True):
+        if known := [loss for loss in losses if loss is not None]:
+            yield round(100 * share, 1), round(fmean(known), 4)

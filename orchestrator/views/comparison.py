@@ -164,4 +164,4 @@ def draw_courses(courses: Sequence[SessionFigures]) -> dict[str, Figure]:
 
 def render_comparison(rows: Sequence[SessionFigures]) -> str:
     """Return a page with the gains and what they show, the charts of best scores and the table of figures."""
-    return render_page("compare.html", draw_courses(rows), rows=rows, found=list_findings(rows))
+    return "".join(render_page("compare.html", draw_courses(rows), rows=rows, found=list_findings(rows)))

@@ -8,7 +8,7 @@ from orchestrator.core import events as ev
 from orchestrator.core import state as st
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import flatten, shorten
-from orchestrator.policy.limits import remember
+from orchestrator.policy.limits import remember, remember_each
 from orchestrator.ports import Log
 from orchestrator.views.output import make_printable
 
@@ -84,25 +84,20 @@ class ExperimentRow:
 @remember
 def list_rows(state: st.State) -> Sequence[ExperimentRow]:
     """Return all experiments by number."""
-    decided = [_make_row(stage) for stage in state.open.values() if isinstance(stage, st.Decided)]
-    rows = {row.experiment: row for row in (*_list_closed_rows(state.results), *decided, *list_open_rows(state))}
-    kept = [row for n in state.parents if (row := rows.get(n)) and row.status in ("kept", "reverted")]
-    branch = {row.experiment: replace(row, commit=state.parents[row.experiment]) for row in kept}
-    return [row for _, row in sorted((rows | branch).items())]
+    decided = [*state.results, *(stage for stage in state.open.values() if isinstance(stage, st.Decided))]
+    rows = _make_rows(decided, [state.parents.get(result.experiment) for result in decided])
+    return [row for _, row in sorted({row.experiment: row for row in (*rows, *list_open_rows(state))}.items())]
 
 
-def list_open_rows(state: st.State) -> list[ExperimentRow]:
-    """Return the experiments without a verdict."""
-    return [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in UNFINISHED]
+def list_open_rows(state: st.State, *stages: type[st.Stage]) -> list[ExperimentRow]:
+    """Return the experiments without a verdict, or those of them in one of the stages."""
+    return [_make_open_row(state, *item) for item in state.open.items() if type(item[1]) in (stages or UNFINISHED)]
 
 
-@remember
-def _list_closed_rows(results: tuple[st.Decided, ...]) -> Sequence[ExperimentRow]:
-    return [_make_row(result) for result in results]
-
-
-def _make_row(decided: st.Decided) -> ExperimentRow:
-    return ExperimentRow(**{field.name: getattr(decided, field.name) for field in fields(ExperimentRow)})
+@remember_each
+def _make_rows(decided: st.Decided, promoted: ev.Committed | None) -> ExperimentRow:
+    row = ExperimentRow(**{field.name: getattr(decided, field.name) for field in fields(ExperimentRow)})
+    return replace(row, commit=promoted) if promoted and row.status in ("kept", "reverted") else row
 
 
 def show_diff(log: LogReader, row: ExperimentRow) -> str:

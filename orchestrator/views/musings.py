@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
 from weakref import finalize
 
 from orchestrator.core.events import Proposed
-from orchestrator.core.state import Decided, State
+from orchestrator.core.state import Decided, Idea, State
 from orchestrator.core.task import BPB
 from orchestrator.core.text import flatten, name_numbers
 from orchestrator.views.experiments import ExperimentRow, LogReader, list_open_rows, list_rows, show_diff
@@ -45,24 +46,34 @@ class Hit:
         return render_template("outcome.txt", matter=self.matter, metric=BPB)
 
 
-def list_musings(log: LogReader, folder: Path) -> Iterator[File]:
-    """Yield the page of each experiment, the session's index in the same folder, and the overview above it."""
+def list_musings(log: LogReader, folder: Path, live: bool = False) -> Iterator[File]:
+    """Yield the page of each experiment, and the session's index in the same folder.
+
+    In a `live` night an experiment's page is written once it is proposed, and then once it has a verdict.
+    """
     if log.state.parents:
         rows, summary = list_rows(log.state), summarize(log.state)
-        yield from (_make_file(log, folder, row) for row in rows)
+        pages = ((row, _make_file(log, folder, row)) for row in rows)
+        yield from ((page[0], row.proposal, page[2]) if live and not row.verdict else page for row, page in pages)
         yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log.state, rows)
-        told = summary.tried, summary.kept, summary.baseline, summary.best
-        yield folder.parent / "index.md", told, partial(render_overview, folder.parent, log.state.session.profile.name)
+
+
+def list_overview(log: LogReader, folder: Path) -> Iterator[File]:
+    """Yield the overview above it. It tells what all sessions found, so that it costs more with each earlier night."""
+    if log.state.parents:
+        told, profile = summarize(log.state), log.state.session.profile.name
+        yield folder.parent / "index.md", told, partial(render_overview, folder.parent, profile)
 
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
     """Yield the page of each experiment that is only proposed."""
-    return (_make_file(log, folder, row) for row in list_open_rows(log.state) if row.status == "proposed")
+    pages = ((row, _make_file(log, folder, row)) for row in list_open_rows(log.state, Idea))
+    return ((path, row.proposal, render) for row, (path, _, render) in pages)
 
 
 def write_musings(log: LogReader, folder: Path) -> None:
     """Write all musings of a session into its folder, and the overview beside it. Raises OSError."""
-    for path, _, render in list_musings(log, folder):
+    for path, _, render in chain(list_musings(log, folder), list_overview(log, folder)):
         write_atomically(path, render())
 
 
@@ -83,8 +94,8 @@ def _make_slug(title: str) -> str:
 
 def render_musing(log: LogReader, row: ExperimentRow) -> str:
     """Return the page of one experiment, as far as it has come."""
-    diff, events = show_diff(log, row), ((record.event, record.at) for record in reversed(log.records))
-    proposed = (at for event, at in events if isinstance(event, Proposed) and event.experiment == row.experiment)
+    diff, found = show_diff(log, row), (one for one in reversed(log.records) if isinstance(one.event, Proposed))
+    proposed = (record.at for record in found if getattr(record.event, "experiment", None) == row.experiment)
     return _render_page(
         "musing.md",
         session=log.state.session.name,

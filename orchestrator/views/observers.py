@@ -6,8 +6,6 @@ not be written is tried again at the next event, and can be rebuilt from the log
 
 import asyncio
 import sys
-import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +15,12 @@ from rich.console import Console
 
 from orchestrator.core.events import Granted, Point
 from orchestrator.core.text import flatten
-from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.session.store import Session
-from orchestrator.views.experiments import LogReader, Snapshot, list_rows
-from orchestrator.views.musings import list_musings, list_rationales
+from orchestrator.views.experiments import LogReader, list_rows
+from orchestrator.views.musings import list_musings, list_overview, list_rationales
 from orchestrator.views.notify import Notifier, Send
 from orchestrator.views.output import Outlet
+from orchestrator.views.pace import LIVE_REST, LIVE_SHARE, Follower, Pace
 from orchestrator.views.render import File, render_template
 from orchestrator.views.report import list_files, write_log
 from orchestrator.views.summary import describe_trust, suggest_command, summarize
@@ -31,9 +29,7 @@ from orchestrator.views.usage import measure_utilization
 from prepare.command import write_command
 from prepare.files import write_atomically
 
-SOON = 0.5  # seconds before the files follow the log, so that events in quick succession are one change
-PACE = 1000.0
-"""Seconds until a file is written again, for each second of CPU time that it took; but at most a run's length."""
+TICK = 1.0  # seconds at least between two drawings of the live view
 
 
 class Observers:
@@ -56,23 +52,24 @@ class Observers:
         self.musings = musings / session.state.session.name
         self.notifier = Notifier(session, send, self.say, command("resume", session.state.session.name))
         self.shown: dict[Path, object] = {}
-        self.due = defaultdict[Path, float](float)
-        """When each file may be written again, on the session's clock."""
-        self.late: list[float] = []  # these times of the files that had changed too early, at the last look
         self.logged = 0  # records that log.jsonl holds
         self.failures: set[str] = set()
-        self.writer: asyncio.Task[None] | None = None
+        self.logs = Follower(session, self._write_logs, Pace(session.clock))
+        self.pages = Follower(session, self._write_pages, Pace(session.clock))
+        self.ticker: asyncio.Task[None] | None = None
         session.watchers.append(self.update)
 
     def __enter__(self) -> Self:
         with self._guard("the live view"):
             self.terminal.open()
         self._write_all(list_musings(self.session, self.musings))
+        self._write_all(list_overview(self.session, self.musings))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self.due.clear()
-        self._write_files(self.session)
+        self._write_logs(self.session)
+        self._write_pages(self.session, live=False)
+        self._write_all(list_overview(self.session, self.musings))
         with self._guard("the live view"):
             self.terminal.close()
         with self._guard("notifications"):
@@ -85,7 +82,10 @@ class Observers:
             self.terminal.update()
         with self._guard("notifications"):
             self.notifier.update()
-        self._start_writer()
+        self.logs.start()
+        self.pages.start()
+        if self.terminal.is_live and self.ticker is None:
+            self.ticker = asyncio.get_running_loop().create_task(self._draw_live())
 
     def progress(self, granted: Granted, point: Point, rate: float) -> None:
         """Show how far a run has come; `rate` is in tokens per second."""
@@ -115,42 +115,30 @@ class Observers:
             )
             self.say(text.rstrip())
 
-    def _start_writer(self) -> None:
-        if self.writer is None or self.writer.done():
-            self.writer = asyncio.get_running_loop().create_task(self._follow())
+    async def _draw_live(self) -> None:
+        """Draw the live view again and again."""
+        pace = Pace(self.session.clock, LIVE_SHARE)
+        while True:
+            with self._guard("the live view"), pace.measure():
+                self.terminal.draw()
+            await asyncio.sleep(max(TICK, min(pace.rest, LIVE_REST * len(self.session.state.running))))
 
-    async def _follow(self) -> None:
-        """Write the files that are due in a thread, one snapshot at a time, until the log shows the last record."""
-        written = 0
-        while written < len(self.session.records):
-            await asyncio.sleep(SOON)
-            records, state = list(self.session.records), self.session.state
-            await asyncio.to_thread(self._write_files, Snapshot(state, records, self.session.get))
-            written = len(records)
-        if self.late:
-            asyncio.get_running_loop().call_later(min(self.late) - self.session.clock(), self._start_writer)
-
-    def _write_files(self, log: LogReader) -> None:
-        self.late = []
+    def _write_logs(self, log: LogReader) -> None:
         with self._guard("the files"):
             known, self.logged = self.logged, 0  # a failed append may leave half a line
             write_log(log, self.folder, known)
             self.logged = len(log.records)
-        self._write_all(list_musings(log, self.musings))
-        self._write_all(list_files(log, self.folder, self.command, self.git))
+
+    def _write_pages(self, log: LogReader, live: bool = True) -> None:
+        self._write_all(list_musings(log, self.musings, live))
+        self._write_all(list_files(log, self.folder, command=self.command, git=self.git, rest=self.pages.pace.rest))
 
     def _write_all(self, files: Iterable[File]) -> None:
         with self._guard("the files"):
             for path, shows, render in (file for file in files if self.shown.get(file[0]) != file[1]):
-                if self.due[path] > self.session.clock():
-                    self.late.append(self.due[path])
-                    continue
                 with self._guard("the files"):
-                    began = time.thread_time()
                     write_atomically(path, render())
                     self.shown[path] = shows
-                    pause = min(PACE * (time.thread_time() - began), estimate_run_seconds(self.session.state))
-                    self.due[path] = self.session.clock() + pause
 
     @contextmanager
     def _guard(self, view: str) -> Generator[None]:

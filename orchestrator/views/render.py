@@ -1,7 +1,7 @@
 """Render the templates of the views, every value made printable."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from orchestrator.core.templates import load_templates
 from orchestrator.views.output import make_printable
 
 LONGEST = 20_000  # characters of a text by an agent or a run
-File = tuple[Path, object, Callable[[], str | bytes]]
+File = tuple[Path, object, Callable[[], str | bytes | Iterable[str]]]
 """Path, content key and renderer of a file, which is rendered again only when its key has changed."""
 
 
@@ -48,7 +48,7 @@ TEMPLATES = load_templates(
     rounded=_round,
     clip=_clip,
     json=partial(json.dumps, ensure_ascii=False, indent=1),
-    yaml=partial(yaml.safe_dump, sort_keys=False, allow_unicode=True),
+    yaml=partial(yaml.dump, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True),
 )
 
 

@@ -17,12 +17,13 @@ from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from markupsafe import Markup
 from pyarrow import csv
 
 from orchestrator.core.events import Discarded, Failed, Kept, ModelReplied, Pruned, Record
 from orchestrator.core.state import UNTESTED, State, Usage
 from orchestrator.policy.evidence import assess_keep
-from orchestrator.policy.limits import estimate_run_seconds
+from orchestrator.policy.limits import estimate_run_seconds, remember_each
 from orchestrator.policy.thresholds import NEAR_MISS
 from orchestrator.views.charts import Figure, Places, draw_curves, draw_progress, draw_telemetry, render_page
 from orchestrator.views.event_text import write_line
@@ -41,14 +42,12 @@ COLUMNS = (Path(__file__).parent / "templates/columns.txt").read_text("utf-8")
 better; unknown is null, never 0."""
 
 
-def list_files(
-    log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True
-) -> Iterator[File]:
-    """Yield all but the logs; the other arguments are those of `render_report`."""
+def list_files(log: LogReader, folder: Path, **how: Any) -> Iterator[File]:
+    """Yield all but the logs; `how` are arguments of `draw_report`."""
     state = replace(log.state, now=0.0, usage={})  # neither agents' talk nor time alone needs a new page
     yield folder / "results.tsv", state, partial(write_results, log.state)
     yield folder / "ledger.parquet", state, partial(write_parquet, log)
-    yield folder / "report.html", state, partial(render_report, log, command, git, runs)
+    yield folder / "report.html", state, partial(draw_report, log, **how)
 
 
 def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
@@ -64,46 +63,58 @@ def write_log(log: LogReader, folder: Path, known: int = 0) -> None:
             write_atomically(path, lines)
 
 
-def write_files(
-    log: LogReader, folder: Path, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True
-) -> None:
-    """Write all files of a session into its folder. Raises OSError."""
+def write_files(log: LogReader, folder: Path, **how: Any) -> None:
+    """Write all files of a session into its folder; `how` are arguments of `draw_report`. Raises OSError."""
     write_log(log, folder)
-    for path, _, render in list_files(log, folder, command, git, runs):
+    for path, _, render in list_files(log, folder, **how):
         write_atomically(path, render())
 
 
-def render_report(
-    log: LogReader, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True
-) -> str:
-    """Return the page; `command` completes a command of ours, `git` begins one about the script.
+def render_report(log: LogReader, **how: Any) -> str:
+    """Return the page; `how` are arguments of `draw_report`."""
+    return "".join(draw_report(log, **how))
 
-    `runs` is whether a process still runs the session, if it has not ended.
+
+def draw_report(
+    log: LogReader, command: Callable[..., str] = write_command, git: str = "git", runs: bool = True, rest: float = 0.0
+) -> Iterator[str]:
+    """Yield the page in parts, since it is large.
+
+    `command` completes a command of ours, `git` begins one about the script. `runs` is whether a
+    process still runs the session, if it has not ended; `rest` for how many seconds it leaves the page as it is.
     """
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
-    curves = {f"curve-{row.experiment}": curve for row in rows if (curve := draw_curves(row))}
-    inside = {name: figure for row in rows for name, figure in draw_telemetry(row).items()}
-    inside |= _draw_constants(log, rows)
+    experiments, held = _render_experiments(rows, log=log), list_runs(log.records)
     return render_page(
         "page.html",
-        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | curves | inside,
+        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | _draw_constants(log, rows),
+        [figures for figures, _ in experiments],
+        experiments=experiments,
         state=state,
         summary=summary,
         live=runs and not summary.ended,
         rows=rows,
-        held=list_runs(log.records),
-        used=measure_utilization(log.records, state.session.slots),
+        held=held,
+        used=measure_utilization(log.records, state.session.slots, held),
         trust=describe_trust(log),
         near_miss=NEAR_MISS,
         untested=UNTESTED,
         assess_keep=partial(assess_keep, state),
         show_diff=partial(show_diff, log),
-        tabulate=tabulate,
         suggested=suggest_command(log, command),
         command=command,
-        run_seconds=estimate_run_seconds(state),
+        soon=2 * max(estimate_run_seconds(state), rest),
         git=git,
     )
+
+
+@remember_each
+def _render_experiments(row: ExperimentRow, *, log: LogReader) -> tuple[str, Markup]:
+    """Return an experiment's charts, as JSON, and its part of the page."""
+    curve = draw_curves(row)
+    figures = ({f"curve-{row.experiment}": curve} if curve else {}) | draw_telemetry(row)
+    facts = {"row": row, "change": show_diff(log, row), "numbers": tabulate(row), "figures": figures}
+    return json.dumps(figures), Markup(render_template("experiment.html", **facts))  # noqa: S704 - escaped there
 
 
 def _draw_constants(log: LogReader, rows: Sequence[ExperimentRow]) -> dict[str, Figure]:

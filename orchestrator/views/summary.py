@@ -6,7 +6,7 @@ from math import hypot
 from statistics import fmean
 
 from orchestrator.core.description import CHECKED_SHARES, compare_curves, compare_metrics
-from orchestrator.core.events import Certified, Record, Resumed
+from orchestrator.core.events import Certified, Crashed, Pruned, Record, Resumed, Scored
 from orchestrator.core.state import UNTESTED, State, apply
 from orchestrator.core.task import Task
 from orchestrator.core.text import flatten, format_count
@@ -78,8 +78,9 @@ def summarize(state: State) -> Summary:
 
 def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be trusted."""
-    events, caveat = [record.event for record in log.records], log.state.session.task.caveat
-    return render_template("trust.txt", events=events, controls=count_false_prunes(log.state), caveat=caveat)
+    runs = [record.event for record in log.records if isinstance(record.event, Scored | Crashed | Pruned)]
+    caveat = log.state.session.task.caveat
+    return render_template("trust.txt", runs=runs, controls=count_false_prunes(log.state), caveat=caveat)
 
 
 def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:

@@ -1,7 +1,8 @@
 """Show a session while it runs: a live view on a terminal, one plain line per event elsewhere."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import TextIO, cast
 
 import structlog
@@ -9,19 +10,22 @@ from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.segment import Segment, Segments
 from rich.text import Text
 
 from orchestrator.core import events as ev
+from orchestrator.core.state import Training
 from orchestrator.core.text import format_count
 from orchestrator.policy.limits import estimate_run_seconds
 from orchestrator.ports import Log
 from orchestrator.views.event_text import summarize
-from orchestrator.views.experiments import list_rows
+from orchestrator.views.experiments import ExperimentRow, list_open_rows, list_rows
 from orchestrator.views.output import make_printable
 from orchestrator.views.render import format_local, render_template
 from orchestrator.views.summary import summarize as summarize_session
 
 PLAIN_SECONDS = 60.0  # seconds between plain lines about one run's progress
+NEWLINE = Segment.line()
 LONGEST = 2_000  # characters of a message
 TROUBLE = {"crashed", "aborted", "failed", "abandoned", "unanswered", "fell_back", "replaced", "waiting"}
 
@@ -40,8 +44,11 @@ class Terminal:
         """The opening of each task's latest conversation with an agent, whose dollars are in `spent`."""
         self.spent = defaultdict[str, float](float)
         self.messages: list[str] = []
+        self.listed: tuple[Sequence[ExperimentRow], int] = ((), 0)
+        """The latest experiments and the width for which they are drawn in `list`."""
+        self.list = Segments(())
         self.is_live = console.is_terminal and not console.is_dumb_terminal
-        self.live = Live(get_renderable=self.render, console=console, screen=self.is_live)
+        self.live = Live(get_renderable=self.render, console=console, screen=self.is_live, auto_refresh=False)
         renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
         steps = [structlog.processors.add_log_level, renderer]
         self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=steps)
@@ -51,6 +58,11 @@ class Terminal:
         self.update()
         if self.is_live:
             self.live.start()
+
+    def draw(self) -> None:
+        """Draw the live view anew, if there is one."""
+        if self.live.is_started:
+            self.live.refresh()
 
     def close(self) -> None:
         """Stop the live view, and print its last state and all messages where they stay."""
@@ -65,11 +77,15 @@ class Terminal:
     def render(self) -> Group:
         """Return the live view: where the session stands, who does what now, how the last experiments ended."""
         state, (width, height) = self.log.state, self.console.size
+        rows = list_rows(state)
         markup = render_template(
             "terminal.txt",
             state=state,
             summary=summarize_session(state),
-            rows={row.experiment: row for row in list_rows(state)},
+            titles={row.experiment: row.title for row in list_open_rows(state, Training)},
+            levels=[
+                row.verdict.score_to_beat for row in rows if row.status == "kept" and isinstance(row.verdict, ev.Kept)
+            ],
             points=self.points,
             talks=[talk for task, talk in self.talks.items() if task not in self.log.finished],
             spent=self.spent,
@@ -82,9 +98,17 @@ class Terminal:
             fit=set_cell_size,
             escape=escape,
         )
-        view = Text.from_markup(markup, emoji=False, overflow="ellipsis")
-        view.no_wrap = True
-        return Group(view)
+        head, room, foot = markup.split("\f")
+        decided = list(islice((row for row in reversed(rows) if row.verdict and row.experiment), int(room)))
+        if (decided, width) != self.listed:
+            facts = {"rows": decided, "metric": state.session.task.metric, "width": width}
+            text = _read_markup(render_template("terminal_list.txt", **facts, fit=set_cell_size, escape=escape))
+            lines = self.console.render_lines(text, pad=False) if decided else []
+            self.listed, self.list = (
+                (decided, width),
+                Segments([*chain.from_iterable((*line, NEWLINE) for line in lines)]),
+            )
+        return Group(*map(_read_markup, [head]), self.list, *map(_read_markup, [foot] if foot.strip() else []))
 
     def update(self) -> None:
         """Take in the new events, and print a line for each unless the live view shows it."""
@@ -97,11 +121,13 @@ class Terminal:
                     self.spent[record.task_id] += usd or 0.0
                 case ev.ToolUsed():
                     pass
-                case event:
+                case event if not self.is_live:
                     number, text = getattr(event, "experiment", None), summarize(event, self.log.state.session.task)
                     self._print_line(record.at, event.kind, number, text)
-                    if self.is_live and isinstance(event, ev.ModelReplaced) and text not in self.messages:
-                        self.messages.append(text)
+                case ev.ModelReplaced() as event if (text := summarize(event)) not in self.messages:
+                    self.messages.append(text)
+                case _:
+                    pass
 
     def progress(self, granted: ev.Granted, point: ev.Point, rate: float) -> None:
         """Store how far a run has come, and print it now and then; `rate` is in tokens per second."""
@@ -116,6 +142,7 @@ class Terminal:
         """Show a message to the user."""
         if self.live.is_started:
             self.messages.append(text)
+            self.live.refresh()
         else:
             self.console.print(make_printable(text, LONGEST), highlight=False, markup=False, soft_wrap=True)
 
@@ -125,3 +152,9 @@ class Terminal:
             tell = self.lines.warning if kind in TROUBLE else self.lines.info
             clock = format_local(at, "%Y-%m-%d %H:%M:%S")
             tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=clock)
+
+
+def _read_markup(markup: str) -> Text:
+    text = Text.from_markup(markup.rstrip("\n"), emoji=False, overflow="ellipsis")
+    text.no_wrap = True
+    return text

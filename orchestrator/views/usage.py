@@ -53,9 +53,9 @@ def list_runs(records: Iterable[ev.Record]) -> list[Run]:
     return sorted([*closed, *(replace(run, end=now) for run in held.values())], key=attrgetter("start"))
 
 
-def measure_utilization(records: Sequence[ev.Record], slots: int) -> Utilization:
-    """Return the use of a session's slots, without the time in which no orchestrator ran."""
-    held = list_runs(records)
+def measure_utilization(records: Sequence[ev.Record], slots: int, runs: Sequence[Run] | None = None) -> Utilization:
+    """Return the use of a session's slots by its runs, without the time in which no orchestrator ran."""
+    held = list_runs(records) if runs is None else runs
     first, last = min((run.start for run in held), default=0.0), max((run.end for run in held), default=0.0)
     away = [(old.at, new.at) for old, new in pairwise(records) if isinstance(new.event, ev.Resumed | ev.Forked)]
     seconds = last - first - sum(max(0.0, min(end, last) - max(start, first)) for start, end in away)
