@@ -1,8 +1,10 @@
 """The loop's port as a whole: a real repository, real runs, the text store of a session."""
 
 import asyncio
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from orchestrator.cli.start import describe_profile
 from orchestrator.core.events import Granted, Scored
 from orchestrator.core.source import compute_digest, compute_fingerprint
-from orchestrator.lab.executor import LocalExecutor
+from orchestrator.lab.executor import STALE, LocalExecutor
 from orchestrator.lab.monitor import RunLimits
 from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
@@ -70,6 +72,18 @@ async def test_a_small_night(bench):
     assert git(folder, "rev-parse", "research/may") == kept
     assert git(folder, "show", f"{kept}:train.py") == SCRIPT.replace("1.25", "1.125").strip()
     assert git(folder, "status", "--porcelain") == ""
+
+
+async def test_a_lock_on_a_ref_of_the_session_that_was_left_behind_holds_nothing_up(bench):
+    lab, texts, folder = bench
+    fitted = await lab.commit_baseline()
+    lock = folder / ".git/refs/nightshift/may/1.lock"
+    lock.touch()
+    os.utime(lock, (0, time.time() - STALE))
+
+    assert await lab.commit(1, fitted.commit, texts[fitted.source].replace("1.25", "1.125"), "candidate 1: try")
+
+    assert not lock.exists()
 
 
 async def test_git_is_waited_for_with_a_line_while_runs_go_on_until_the_night_stops(bench):

@@ -201,7 +201,7 @@ def test_training_and_validation_are_compared_in_bits_per_byte():
     state, stage = decided()
     curve = tuple(Point(seconds=i, progress=i / 20, loss=2.0) for i in range(1, 21))
     own = stage.scores[0].model_copy(update={"curve": curve, "val_bpb": 1.03})
-    other = own.model_copy(update={"curve": (*curve[:-2], *(p.model_copy(update={"loss": 1.9}) for p in curve[-2:]))})
+    other = own.model_copy(update={"curve": (*curve[:-2], *(replace(p, loss=1.9) for p in curve[-2:]))})
     paired = replace(stage, scores=(at(5, own),), against=replace(stage.against, scores=(at(5, other),)))
     told = packets.WORDS.gap(paired.scores, paired.compared, 2.0, 1.9, 2.8854)  # 1 nat per token is half a bit per byte
     profile = state.session.profile.model_copy(update={"bytes_per_token": 2.8854})

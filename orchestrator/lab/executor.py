@@ -15,6 +15,8 @@ from orchestrator.lab.runner import BaseRunner
 from prepare.constants import with_originals
 
 T = TypeVar("T")
+STALE = 10.0
+"""Seconds after which a lock on a ref of the session is left over, as when `.git` was moved away while git held it."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ class LocalExecutor:
                 return await done if isawaitable(done) else done
             except RepoError as error:
                 attempts += 1
+                await asyncio.to_thread(self.repo.unlock, STALE)
                 if attempts > self.patience and self.is_stopping():
                     raise
                 if attempts == self.patience:

@@ -252,12 +252,13 @@ class Repo:
         else:
             self._git("update-ref", "-m", "nightshift: keep", ref, kept, at)
 
-    def unlock(self) -> None:
-        """Remove locks on this session's refs, left by an earlier process that was killed while it wrote."""
+    def unlock(self, age: float = 0.0) -> None:
+        """Remove locks on this session's refs that are so many seconds old: who held them was killed, or lost them."""
         branch = self.common / "refs/heads" / f"{self.branch}.lock"
         for lock in [branch, *(self.common / "refs/nightshift" / self.session).glob("*.lock")]:
             with suppress(OSError):
-                lock.unlink()
+                if not age or time.time() - lock.stat().st_mtime >= age:
+                    lock.unlink()
 
     def _import_commit(self, ref: str, parent: str, files: Mapping[str, str], message: str) -> str:
         """Commit the parent's tree with other editable files, and move the ref there, by fast-forward only.
