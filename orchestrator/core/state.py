@@ -424,8 +424,7 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case ev.Committed() as commit, Candidate() as old:
             return _move_candidate(state, old, commit)
         case ev.Committed() as commit, Broken(old):
-            repaired = replace(old, commit=commit, scores=(), repairs=old.repairs + 1)
-            return _set_stage(state, number, repaired)
+            return _set_stage(state, number, replace(old, commit=commit, scores=(), repairs=old.repairs + 1))
         case ev.Granted() as granted, Candidate() as candidate:
             fruitless, grants = 0 if granted.run == 1 else state.fruitless, {**state.grants, number: granted.run}
             state = replace(state, fruitless=fruitless, grants=grants)

@@ -3,8 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
+from itertools import islice
 from math import ceil
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 from orchestrator.core import events as ev
 from orchestrator.core.state import Decided, State
@@ -110,7 +111,8 @@ def find_combination(state: State) -> ev.Proposal | None:
     if not (state.session.rule.combines and _is_late(state, extra, 2)):
         return None
     outlook, found = learn_outlook(state), list[tuple[Decided, Belief]]()
-    shown = [(result, include_verdict(outlook.prior, result)) for result in _list_combinable(state)]
+    likely = islice(_list_combinable(state), 4 * MAX_COMBINED)
+    shown = [(result, include_verdict(outlook.prior, result)) for result in likely]
     for result, belief in sorted(shown, key=lambda pair: -pair[1].mean):
         taken = {name for part, _ in found for name in part.proposal.settings}
         if is_near_miss(belief) and not taken & result.proposal.settings.keys() and len(found) < MAX_COMBINED:
@@ -135,7 +137,7 @@ def find_combination(state: State) -> ev.Proposal | None:
 
 
 def _list_combinable(state: State) -> Iterator[Decided]:
-    """Yield the discarded ideas that still apply to the best, and that nothing larger has included."""
+    """Yield the discarded ideas that still apply to the best, and that nothing larger has included, the best first."""
     under_way = [stage.proposal for stage in state.open.values()]
     used = {number for proposal in under_way for number in proposal.combines}
     for result in _list_near_misses(state.results):
@@ -145,19 +147,23 @@ def _list_combinable(state: State) -> Iterator[Decided]:
 
 @remember
 def _list_near_misses(results: tuple[Decided, ...]) -> list[Decided]:
-    """Return the discarded ideas that looked better, unless a later keep or a larger trial has changed the same."""
+    """Return the discarded ideas that looked better, the best first.
+
+    Without those whose constants a later keep or a larger trial has set, too.
+    """
     used = {number for result in results for number in result.proposal.combines}
     kept = [
         (r.experiment, r.proposal.settings.keys()) for r in results if r.status == "kept" and not r.proposal.reverts
     ]
     joint = [result.proposal for result in results if len(result.proposal.settings) > 1]
-    return [
-        result
+    found = [
+        (result.verdict.gain, result)
         for result in results
         if isinstance(result.verdict, ev.Discarded) and result.status == "discarded" and result.verdict.gain > 0
         if result.proposal.is_idea and result.experiment not in used and not _is_included(result, joint)
         if not any(number > result.incumbent and names & result.proposal.settings.keys() for number, names in kept)
     ]
+    return [result for _, result in sorted(found, key=itemgetter(0), reverse=True)]
 
 
 def _is_included(result: Decided, proposals: Iterable[ev.Proposal]) -> bool:

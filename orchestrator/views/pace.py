@@ -11,7 +11,7 @@ from orchestrator.views.experiments import LogReader, Snapshot
 SHARE = 1 / 2500
 """Share of a core that the pages may take, and as much for the logs: seconds of CPU time per second of the night."""
 LIVE_SHARE = SHARE / 2  # share for the live view
-LIVE_REST = 1.0  # seconds that the live view rests at most for each run under way: with one, it counts every second
+LIVE_REST = 2.0  # seconds that the live view rests at most for each run under way
 OLDEST = 1 / 4
 """Share of the time so far for which a view rests at most: a short night is watched, and the first drawing imports."""
 SOON = 0.5  # seconds before files follow the log, so that events in quick succession are one change
