@@ -393,17 +393,12 @@ async def test_a_run_whose_guardian_was_killed_is_ended_when_the_night_is(bench)
 
 
 async def test_a_run_whose_guardian_is_suspended_can_be_cancelled(bench):
-    running = asyncio.create_task(signal_when_there(bench, "guardian", bench.runner(), signal.SIGSTOP))
-    while not any(is_suspended(process) for process in guardian.find_tagged(f"{bench.folder}/runs/")):
-        await asyncio.sleep(0.02)
-    running.cancel()
+    running = asyncio.create_task(bench.runner().run(GRANTED, WAITING))
+    (await find_trainer(bench)).parent().send_signal(signal.SIGSTOP)
+    running.cancel()  # at once: every few seconds it is woken up
     with pytest.raises(asyncio.CancelledError):
         await running
     assert not guardian.find_tagged(f"{bench.folder}/runs/")
-
-
-def is_suspended(process):
-    return process.status() == psutil.STATUS_STOPPED
 
 
 async def test_a_candidate_that_is_killed_again_and_again_is_at_fault(bench):
@@ -437,12 +432,13 @@ async def test_only_a_run_that_fills_the_disk_itself_is_ended_for_it(bench):
 
 
 async def test_a_model_that_cannot_be_stored_is_no_failure_of_the_candidate(bench):
-    slow = HONEST.replace("finish(1.25)", "import time; time.sleep(1); finish(1.25)")
-    running = asyncio.create_task(bench.runner().run(GRANTED, slow))
+    waiting = "import os, time\nwhile not os.path.exists(os.environ['HOME'] + '/go'): time.sleep(0.02)\n"
+    running = asyncio.create_task(bench.runner().run(GRANTED, waiting + HONEST))
     folder = bench.folder / "runs/7-2"
-    while not folder.exists():
+    while not (folder / "work/tmp").exists():
         await asyncio.sleep(0.01)
     (folder / "model").mkdir()  # in its place, as a full disk would be
+    (folder / "work/go").touch()
     outcome = await running
     assert isinstance(outcome, Aborted)
     assert "model" in outcome.reason
