@@ -41,7 +41,6 @@ class RunLimits:
 
     wall: float
     quiet: float = 60.0  # seconds without output that are always allowed in training
-    grace: float = 10.0  # seconds between SIGTERM and SIGKILL
     output: int = 32 << 20
     free_disk: int = 512 << 20  # bytes of disk that must be free before a run starts
     pause: float = 10.0

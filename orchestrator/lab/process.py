@@ -76,7 +76,7 @@ async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int)
     """Start a guardian with the command. It gets the command's own environment, since the command can read it."""
     limits = monitor.limits
     caps = {"CORE": 0, "FSIZE": limits.file} | ({"DATA": limits.memory} if limits.memory else {})
-    options = {"fds": command.fds, "grace": limits.grace, "limits": caps, "cpus": command.cpus}
+    options = {"fds": command.fds, "limits": caps, "cpus": command.cpus}
     argv = (sys.executable, "-I", "-S", guardian.PROGRAM, json.dumps(options), *command.argv)
     return await asyncio.create_subprocess_exec(
         *argv,
@@ -100,7 +100,7 @@ async def _clean_up(process: Process, tag: str) -> int:
 
 
 async def _attend(process: Process, monitor: RunMonitor) -> None:
-    """Wait for the end; ask for it as soon as there is a reason to stop."""
+    """Wait for the end; have everything killed as soon as there is a reason to stop."""
     limit, before = monitor.limits.processes, len(psutil.pids())
     assert process.stdin
     ended = asyncio.ensure_future(_wait(process))
@@ -111,7 +111,7 @@ async def _attend(process: Process, monitor: RunMonitor) -> None:
             reason = Fault("other", f"it started more than {limit:,} processes")
         if reason:
             monitor.cause = monitor.cause or (None if any(map(_is_suspended, monitor.list_processes())) else reason)
-            process.stdin.write(b"t")
+            process.stdin.close()
             await ended
         await asyncio.wait({ended}, timeout=TICK)
 
