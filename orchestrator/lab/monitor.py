@@ -106,9 +106,9 @@ class RunMonitor:
         self.suspended += max(0.0, self.read_at - before - STANDSTILL)
         return self.read_at - self.suspended
 
-    def begin_training(self, cpu_seconds: float) -> None:
-        """Start the clock of the training; so many CPU seconds were used before."""
-        self.startup_cpu, self.training_began = cpu_seconds, self.read_clock()
+    def begin_training(self) -> None:
+        """Start the clock of the training."""
+        self.startup_cpu, self.training_began = self.count_cpu_seconds(), self.read_clock()
         self.startup_seconds = self.training_began - self.launched
         self.cause = Prune("it has started") if self.only_starts else self.cause
 
