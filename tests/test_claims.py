@@ -59,8 +59,8 @@ class Fixed:
     def __init__(self, value):
         self.value = value
 
-    def random(self):
-        return self.value
+    def choice(self, count, p):
+        return min(int((np.cumsum(p) <= self.value).sum()), count - 1)
 
     def permutation(self, count):
         return np.arange(count)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster import STORE, connect, name_attempt, plan_shares
 from orchestrator.core.events import Aborted, EvaluationPlan, Failed, Granted, Scored
 from orchestrator.lab import guardian
-from orchestrator.lab.cluster import STORE, connect, name_attempt, plan_shares
 from prepare.command import UserError
 from tests.test_cli import opened, wait_until
 from tests.workplace import SCRIPTS, TINY, begun, environment, orchestrate, workplace
@@ -83,7 +83,7 @@ import sys, threading, time
 from functools import partial
 from pathlib import Path
 from orchestrator.core.events import Granted, SessionProfile
-from orchestrator.lab.cluster import RemoteAttempt
+from orchestrator.cluster import RemoteAttempt
 from orchestrator.lab.reported import build_runner
 from orchestrator.lab.tree import ScriptTree
 from prepare.manifest import MANIFEST_FILE, load
@@ -110,7 +110,7 @@ def test_a_run_without_a_driver_ends_itself_with_all_its_processes(tmp_path):
     assert attempt.wait(30) == 0
     wait_until(lambda: not guardian.find_tagged(f"{store}/"))
     assert {path.name for path in (store / "runs").iterdir()} == {"may.lock", "may"}
-    code = "from orchestrator.lab.cluster import RemoteAttempt; RemoteAttempt('june', '', 9)"
+    code = "from orchestrator.cluster import RemoteAttempt; RemoteAttempt('june', '', 9)"
     subprocess.run([sys.executable, "-c", code], env=environment(**{STORE: str(store)}), check=True)
     assert {path.name for path in (store / "runs").iterdir()} == {"june.lock"}
 
@@ -152,7 +152,7 @@ import asyncio, sys
 from functools import partial
 from pathlib import Path
 from orchestrator.core.events import Granted, SessionProfile
-from orchestrator.lab.cluster import ClusterRunner, connect
+from orchestrator.cluster import ClusterRunner, connect
 from orchestrator.lab.reported import build_runner
 from orchestrator.lab.tree import ScriptTree
 from prepare.manifest import load

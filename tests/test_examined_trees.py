@@ -14,14 +14,14 @@ from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import EvaluationPlan, Granted, Origin
 from orchestrator.core.task import EXAMINED, Task
-from orchestrator.lab.executor import LocalExecutor
+from orchestrator.executor import LocalExecutor
 from orchestrator.lab.failures import MachineError
 from orchestrator.lab.monitor import RunLimits
-from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from orchestrator.lab.tree import ScriptTree, find_modules
+from orchestrator.repo import Repo
 from orchestrator.session.store import Session
 from prepare.constants import read_values, with_originals
 from prepare.profiles import CPU, apply_to_script

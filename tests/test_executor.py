@@ -13,13 +13,13 @@ import pytest
 from orchestrator.cli.start import describe_profile
 from orchestrator.core.events import Granted, Scored
 from orchestrator.core.source import compute_digest, compute_fingerprint
-from orchestrator.lab.executor import STALE, LocalExecutor
+from orchestrator.executor import STALE, LocalExecutor
 from orchestrator.lab.monitor import RunLimits
-from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
+from orchestrator.repo import Repo, RepoError
 from prepare import profiles
 from prepare.machine import Gpu
 from prepare.manifest import BudgetAmount, Manifest
@@ -147,6 +147,6 @@ def test_a_slot_is_a_card_with_its_node_or_a_share_of_the_cores(tmp_path):
 
 
 def test_the_lab_needs_no_torch():
-    program = "import sys, orchestrator.lab.executor; sys.exit('torch' in sys.modules)"
+    program = "import sys, orchestrator.executor; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)

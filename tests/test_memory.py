@@ -13,9 +13,9 @@ from orchestrator.core.events import Origin
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import PooledVariance
 from orchestrator.core.task import EXAMINED, Metric, Task
-from orchestrator.lab.executor import LocalExecutor
-from orchestrator.lab.repo import Repo
+from orchestrator.executor import LocalExecutor
 from orchestrator.policy.evidence import calibrate_noise
+from orchestrator.repo import Repo
 from orchestrator.session.memory import recall_results
 from orchestrator.session.store import Session
 from prepare.constants import read_values

@@ -9,9 +9,9 @@ import pytest
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.wiring import hold_slots
-from orchestrator.lab.repo import RepoError
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.select import NoSandboxError
+from orchestrator.repo import RepoError
 from tests.test_reported import ground
 from tests.workplace import git, orchestrate, save, workplace
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.lab.executor import LocalExecutor
-from orchestrator.lab.repo import Repo, RepoError
+from orchestrator.executor import LocalExecutor
+from orchestrator.repo import Repo, RepoError
 
 ENV = {
     "PATH": os.environ["PATH"],
@@ -310,7 +310,7 @@ def test_no_setting_of_the_repository_starts_a_program(folder, repo):
 def test_git_variables_of_the_caller_do_not_lead_astray(folder, tmp_path_factory):
     other = project(tmp_path_factory.mktemp("other"))
     program = (
-        "import sys; from pathlib import Path; from orchestrator.lab.repo import Repo;"
+        "import sys; from pathlib import Path; from orchestrator.repo import Repo;"
         "repo = Repo(Path(sys.argv[1]), 'may'); print(repo.commit(1, repo.get_head(), 'x = 1', 'note'))"
     )
     strays = {"GIT_DIR": f"{other}/.git", "GIT_INDEX_FILE": f"{other}/.git/index", "GIT_WORK_TREE": str(other)}

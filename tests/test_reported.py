@@ -17,16 +17,16 @@ from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import BaselineCommitted, Crashed, Granted, Scored
 from orchestrator.core.source import compute_digest
 from orchestrator.core.task import Metric, Task
-from orchestrator.lab.executor import LocalExecutor
+from orchestrator.executor import LocalExecutor
 from orchestrator.lab.failures import Fault
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits
-from orchestrator.lab.repo import Repo
 from orchestrator.lab.reported import ReportedRunner, TaskFolder, find_score, set_reported_limits
 from orchestrator.lab.sandbox.base import NoSandbox
 from orchestrator.lab.sandbox.bubblewrap import Bubblewrap
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
 from orchestrator.lab.slots import Slot
+from orchestrator.repo import Repo
 from orchestrator.session.store import Session
 from prepare.files import read_written
 from tests.scripted import SOURCE, Scripted, _call, _opening, served

@@ -24,7 +24,7 @@ from orchestrator.lab.slots import Slot, hold_slot
 from prepare.manifest import BudgetAmount
 from tests.small import small_data
 
-LIMITS = RunLimits(wall=150.0, quiet=100.0, grace=0.3, free_disk=1 << 20, pause=0.0)
+LIMITS = RunLimits(wall=150.0, quiet=100.0, free_disk=1 << 20, pause=0.0)
 UNAUDITED = EvaluationPlan(audited_below=0.0, confirmed=False, incumbent=0)
 GRANTED = Granted(experiment=7, run=2, slot=0, seed=123, plan=UNAUDITED)
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -368,7 +368,7 @@ async def test_a_run_that_is_killed_from_outside_is_no_failure_of_the_candidate(
 async def test_a_run_that_is_suspended_from_outside_is_no_hang_of_the_candidate(bench):
     step = "print('step 00001 (1.0%) | loss: 5.0 | lrm: 1.0', flush=True)"  # only after one can it hang
     silent = f"from prepare.channel import ready\nready()\n{step}\n{WAITING}"
-    runner = bench.runner(quiet=2.0, grace=0.2)
+    runner = bench.runner(quiet=2.0)
     outcome = await signal_when_there(bench, "trainer", runner, signal.SIGSTOP, silent)
     assert isinstance(outcome, Aborted)
     assert "suspended from outside" in outcome.reason

@@ -15,8 +15,8 @@ from orchestrator.cli.wiring import build_crew
 from orchestrator.core.events import Proposal
 from orchestrator.core.source import compute_fingerprint, count_changes, diff, merge
 from orchestrator.core.task import Task
-from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.loop import run
+from orchestrator.repo import Repo, RepoError
 from orchestrator.session.replay import Tape, replay
 from prepare.constants import list_declarations, read_values, with_constants
 from prepare.tree import join_files, split_files

@@ -6,7 +6,7 @@ import typer
 
 from orchestrator.cli.options import Paths, UsageError
 from orchestrator.cli.task_file import NAME, has_own_prepare
-from orchestrator.lab.repo import write_git
+from orchestrator.repo import write_git
 from prepare.build.calibration import read_baseline
 from prepare.command import write_command
 from prepare.files import read_written

@@ -190,7 +190,7 @@ def report(
     For a file that somebody sent you: nightshift report mailed.db
     """
     from orchestrator.cli.wiring import hold_session
-    from orchestrator.lab.repo import write_git
+    from orchestrator.repo import write_git
     from orchestrator.views.musings import write_musings
     from orchestrator.views.report import export, write_files
 

@@ -32,8 +32,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator.cli.inspect import describe_session, find_process, list_sessions
 from orchestrator.cli.options import Paths, read_session
 from orchestrator.core.source import compute_digest
-from orchestrator.lab.repo import write_git
 from orchestrator.policy.limits import estimate_run_seconds
+from orchestrator.repo import write_git
 from orchestrator.session.inbox import Control, send_control
 from orchestrator.session.store import Session
 from orchestrator.supervisor import GUIDANCE_CHARACTERS, LOOK_SECONDS

@@ -22,14 +22,13 @@ import typer
 from orchestrator.cli.options import PLACES, Paths, UsageError, read_session
 from orchestrator.cli.task_file import NAME as TASK_FILE
 from orchestrator.cli.task_file import find_task
+from orchestrator.cluster import connect, plan_shares
 from orchestrator.core.events import Origin, SessionLimits
 from orchestrator.core.seeds import VARIABLE, with_assigned_seed, with_literal_seed
 from orchestrator.core.source import compute_digest, diff
 from orchestrator.core.state import State
 from orchestrator.core.task import EXAMINED, Task
 from orchestrator.core.text import count, shorten
-from orchestrator.lab.cluster import connect, plan_shares
-from orchestrator.lab.repo import Repo, RepoError
 from orchestrator.lab.reported import TaskFolder
 from orchestrator.lab.sandbox.base import NoSandbox, Sandbox
 from orchestrator.lab.sandbox.select import NoSandboxError, select_sandbox
@@ -37,6 +36,7 @@ from orchestrator.lab.tree import ScriptTree, find_forgotten
 from orchestrator.optimizer.space import explain_unsearchable, explain_untunable, list_tunable
 from orchestrator.policy.thresholds import FINISH_MARGIN
 from orchestrator.ports import Log
+from orchestrator.repo import Repo, RepoError
 from orchestrator.views.notify import make_sender
 from prepare.build.calibration import read_baseline
 from prepare.command import UserError, write_command

@@ -11,14 +11,14 @@ from pathlib import Path
 from orchestrator.agents.crew import Adviser, ClaudeCrew
 from orchestrator.cli.options import ExitCode, UsageError
 from orchestrator.cli.preflight import Preflight, read_prompts
+from orchestrator.cluster import ClusterRunner, connect
 from orchestrator.core.source import compute_digest
 from orchestrator.core.state import State
-from orchestrator.lab.cluster import ClusterRunner, connect
-from orchestrator.lab.executor import LocalExecutor
-from orchestrator.lab.repo import Repo
+from orchestrator.executor import LocalExecutor
 from orchestrator.lab.reported import build_runner
 from orchestrator.lab.slots import Slot, list_slots
 from orchestrator.ports import Crew, StepMeter
+from orchestrator.repo import Repo
 from orchestrator.session.recording import Live, Recording
 from orchestrator.session.replay import Tape
 from orchestrator.session.store import Session

@@ -52,11 +52,10 @@ def find_message(log: str) -> str:
 def classify_failure(status: int, log: str) -> Fault:
     """Name the failure of a run that ended by itself, from its exit code (negative: a signal) and its log."""
     message = find_message(log)
-    number = -status if status < 0 else status - 128
     for kind, pattern in _PATTERNS.items():
         if re.search(pattern, message):
             return Fault(kind, message)
     if status < 0:
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
         return Fault("other", f"it was ended by {name}" + f": {message}" * bool(message))
     return Fault("other", message or f"it ended with exit code {status} and printed nothing")

@@ -1,13 +1,12 @@
 """Run a command so that none of its processes outlives it, nor the orchestrator that started this guardian.
 
 Executed by path: `python -I -S guardian.py OPTIONS COMMAND…`. It adopts orphaned processes of the command, and kills
-all of them when the command ends or standard input closes. One byte on standard input asks the command to end. Standard
-error carries the command's output, standard output the report: one line of JSON.
+all of them when the command ends or standard input closes. Standard error carries the command's output, standard output
+the report: one line of JSON.
 """
 
 import ctypes
 import json
-import math
 import os
 import resource
 import select
@@ -61,7 +60,8 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for descriptor in options["fds"]:
         os.close(descriptor)
-    _attend(child, options["grace"])
+    while child.returncode is None and not select.select([0], [], [], TICK)[0]:  # readable: the orchestrator closed it
+        _reap(child)
     left = 0
     if _reap(child):
         global psutil  # noqa: PLW0603
@@ -92,20 +92,6 @@ def kill_all(alive: Callable[[], "list[psutil.Process]"]) -> "list[psutil.Proces
                 process.kill()
         time.sleep(0.01)
     return processes
-
-
-def _attend(child: "subprocess.Popen[bytes]", grace: float) -> None:
-    """Wait until the child has ended or must be killed: the orchestrator has gone, or the grace period is over."""
-    deadline = math.inf
-    while child.returncode is None and time.monotonic() < deadline:
-        asked, _, _ = select.select([0], [], [], TICK)
-        if asked and not os.read(0, 1):
-            return
-        if asked:
-            deadline = time.monotonic() + grace
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGTERM)
-        _reap(child)
 
 
 def _reap(child: "subprocess.Popen[bytes]") -> bool:

@@ -41,7 +41,6 @@ class RunLimits:
 
     wall: float
     quiet: float = 60.0  # seconds without output that are always allowed in training
-    grace: float = 10.0  # seconds between SIGTERM and SIGKILL
     output: int = 32 << 20
     free_disk: int = 512 << 20  # bytes of disk that must be free before a run starts
     pause: float = 10.0
@@ -107,9 +106,9 @@ class RunMonitor:
         self.suspended += max(0.0, self.read_at - before - STANDSTILL)
         return self.read_at - self.suspended
 
-    def begin_training(self, cpu_seconds: float) -> None:
-        """Start the clock of the training; so many CPU seconds were used before."""
-        self.startup_cpu, self.training_began = cpu_seconds, self.read_clock()
+    def begin_training(self) -> None:
+        """Start the clock of the training."""
+        self.startup_cpu, self.training_began = self.count_cpu_seconds(), self.read_clock()
         self.startup_seconds = self.training_began - self.launched
         self.cause = Prune("it has started") if self.only_starts else self.cause
 

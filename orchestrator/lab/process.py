@@ -37,11 +37,14 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
             for descriptor in (printed, *command.fds):
                 theirs.callback(os.close, descriptor)
             process = await _spawn(command, monitor, printed, lock)
+        assert process.stdin
+        assert process.stdout
         monitor.guardian, tag = process.pid, command.env[guardian.TAG]
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(_read_all(pipe, monitor)), group.create_task(listen())]
                 await _attend(process, monitor)
+                process.stdin.close()
                 left = await _clean_up(process, tag)
                 await asyncio.wait(tasks, timeout=DRAIN)
                 for task in tasks:
@@ -50,10 +53,8 @@ async def run_guarded(command: Command, monitor: RunMonitor, lock: int, listen: 
             raise errors.exceptions[0] from None  # the others were cancelled because of it
         finally:
             # The guardian kills everything when its input closes; a second cancellation must not interrupt that.
-            assert process.stdin
             process.stdin.close()
             await asyncio.shield(_clean_up(process, tag))
-    assert process.stdout
     report = json.loads(await process.stdout.read() or b"{}")
     if "error" in report:
         raise MachineError(f"the run could not be started: {report['error']}")
@@ -76,7 +77,7 @@ async def _spawn(command: Command, monitor: RunMonitor, printed: int, lock: int)
     """Start a guardian with the command. It gets the command's own environment, since the command can read it."""
     limits = monitor.limits
     caps = {"CORE": 0, "FSIZE": limits.file} | ({"DATA": limits.memory} if limits.memory else {})
-    options = {"fds": command.fds, "grace": limits.grace, "limits": caps, "cpus": command.cpus}
+    options = {"fds": command.fds, "limits": caps, "cpus": command.cpus}
     argv = (sys.executable, "-I", "-S", guardian.PROGRAM, json.dumps(options), *command.argv)
     return await asyncio.create_subprocess_exec(
         *argv,
@@ -100,20 +101,17 @@ async def _clean_up(process: Process, tag: str) -> int:
 
 
 async def _attend(process: Process, monitor: RunMonitor) -> None:
-    """Wait for the end; ask for it as soon as there is a reason to stop."""
+    """Wait for the end, or for a reason to bring it about."""
     limit, before = monitor.limits.processes, len(psutil.pids())
-    assert process.stdin
     ended = asyncio.ensure_future(_wait(process))
-    while not ended.done():
+    while not (await asyncio.wait({ended}, timeout=TICK))[0]:
         reason = monitor.stop_reason
         # Counting its own processes is slow, so those of the whole machine are counted first.
         if not reason and len(psutil.pids()) - before > limit and len(monitor.list_processes()) > limit:
             reason = Fault("other", f"it started more than {limit:,} processes")
         if reason:
             monitor.cause = monitor.cause or (None if any(map(_is_suspended, monitor.list_processes())) else reason)
-            process.stdin.write(b"t")
-            await ended
-        await asyncio.wait({ended}, timeout=TICK)
+            return
 
 
 async def _wait(process: Process) -> None:

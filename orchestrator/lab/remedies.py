@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from orchestrator.lab.failures import SEARCHED, Fault
-from orchestrator.lab.repo import Repo
+from orchestrator.repo import Repo
 
 _WHERE_SET = {
     "timeout": "timeout in nightshift.toml allows a run more",

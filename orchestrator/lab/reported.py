@@ -24,12 +24,12 @@ from orchestrator.lab.failures import MAX_MESSAGE, Fault, find_message
 from orchestrator.lab.log import NumberReader
 from orchestrator.lab.monitor import RunLimits, set_limits
 from orchestrator.lab.remedies import find_remedy
-from orchestrator.lab.repo import Repo
 from orchestrator.lab.runner import Attempt, BaseRunner, Runner
 from orchestrator.lab.sandbox.base import Command
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import Slot
 from orchestrator.lab.tree import ScriptTree
+from orchestrator.repo import Repo
 from prepare.manifest import compute_sha256
 from subagents.logs import quote
 

@@ -239,7 +239,7 @@ class Runner(BaseRunner[Scorer]):
             raise Fault("other", "it ended without handing over a model: `evaluate_bpb` does")
         await asyncio.to_thread(remove_folder, run.work)  # the size of a file could tell the next process something
         known: Exams = asyncio.get_running_loop().create_future()
-        audit = asyncio.create_task(self._audit(run, known))  # its process starts, and waits for its turn
+        audit = asyncio.create_task(self._ask(run, partial(self._audit, run, known)))  # it waits for its turn
         try:
             return await self._score_model(run, known, audit)
         finally:
@@ -278,18 +278,14 @@ class Runner(BaseRunner[Scorer]):
             return claims, None
         return claims, self.scorer.heldout.check_claims(await evaluator.compute_losses(self.scorer.heldout.rows))
 
-    async def _audit(self, run: Attempt, known: Exams) -> list[tuple[float, float, float]]:
+    async def _audit(self, run: Attempt, known: Exams, evaluator: Evaluator) -> list[tuple[float, float, float]]:
         """Return each exam's score corrected by a blind process, with the correction's error and the worst gap."""
         rng, tolerance = np.random.default_rng(), self.scorer.get_tolerance(run.plan.baseline_error)
-
-        async def question(evaluator: Evaluator) -> list[tuple[float, float, float]]:
-            exams = await asyncio.shield(known)  # a later process of this audit waits for the same
-            await evaluator.load(run.server.model)
-            for exam in exams:  # before the process has seen more
-                exam.check_company(await evaluator.compute_losses(exam.scorer.rows[exam.alone], 1), tolerance)
-            return [exam.correct(await evaluator.predict_blind(exam, rng), tolerance) for exam in exams]
-
-        return await self._ask(run, question)
+        exams = await asyncio.shield(known)  # a later process of this audit waits for the same
+        await evaluator.load(run.server.model)
+        for exam in exams:  # before the process has seen more
+            exam.check_company(await evaluator.compute_losses(exam.scorer.rows[exam.alone], 1), tolerance)
+        return [exam.correct(await evaluator.predict_blind(exam, rng), tolerance) for exam in exams]
 
     async def _ask(self, run: Attempt, question: Question[T]) -> T:
         """Return what a fresh process answers, which the question sends the model. Raises Fault, MachineError, OSError.

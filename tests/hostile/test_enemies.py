@@ -14,7 +14,7 @@ from orchestrator.lab.sandbox.landlock import Landlock
 from tests.hostile.enemies import CORRECTED, ENEMIES
 from tests.hostile.world import FALSE, TRUTH, World
 
-LIMITS = RunLimits(wall=900, grace=0.3, free_disk=1 << 20, file=32 << 20, memory=3 << 30, output=4 << 20, processes=100)
+LIMITS = RunLimits(wall=900, free_disk=1 << 20, file=32 << 20, memory=3 << 30, output=4 << 20, processes=100)
 HONEST = "model = train(Model())\nevaluate_bpb(model, tokenizer, 16)\n"
 SANDBOXES = {"bubblewrap": lambda: Bubblewrap(size=64 << 20), "landlock": Landlock}
 WEAK = {tier: select.self_check(sandbox()) for tier, sandbox in SANDBOXES.items()}

@@ -123,15 +123,15 @@ class Scorer:
         """
         at, weight = np.zeros(len(claims), dtype=np.int64), np.zeros(len(claims))
         for row, counted in enumerate(self.lengths[self.rows[:, 1:]] > 0):
-            chances = counted / max(int(counted.sum()), 1)
+            if not counted.any():
+                continue
+            chances = counted / counted.sum()
             if reference is not None:
                 gains = np.clip(reference[row] - claims[row], 0, MAX_GAIN, dtype=np.float64) * counted
                 if (total := gains.sum()) > 0:
                     chances = (1 - SUSPICION) * chances + SUSPICION * gains / total
-            steps = np.cumsum(chances)
-            at[row] = place = min(int((steps <= rng.random() * steps[-1]).sum()), len(steps) - 1)
-            if chances[place] > 0:
-                weight[row] = 1 / chances[place]
+            at[row] = rng.choice(len(chances), p=chances)
+            weight[row] = 1 / chances[at[row]]
         chosen = rng.permutation(len(claims))[: min(alone, len(claims) // 4)]
         weight[chosen] = 0.0
         return Exam(self, claims, at, weight * len(claims) / (len(claims) - len(chosen)), chosen)

@@ -48,25 +48,25 @@ class Evaluator:
     connection: Connection
     settings: InferenceSettings
     monitor: RunMonitor
-    has_started: bool = False
-    has_loaded: bool = False
+    said: str = ""  # the last of "ready" and "loaded" that it has said
     began: float = inf  # time of the monitor's clock when it was sent the model
 
     async def start(self) -> None:
         """Wait until it has imported what it needs; nothing of the model is there yet."""
         await self.connection.send({"event": "settings", **self.settings.model_dump(exclude={"batch_size"})})
-        self.has_started = await self.connection.receive() == {"event": "ready"}
-        if not self.has_started:
-            raise ConnectionError("it did not start")
+        await self._wait_for("ready")
 
     async def load(self, model: Path) -> None:
         """Send the model, and wait until it is loaded."""
         self.began = self.monitor.read_clock()
         with model.open("rb") as file:
             await self.connection.send({"event": "model", "split": "model"}, file=file)
-        self.has_loaded = await self.connection.receive() == {"event": "loaded"}
-        if not self.has_loaded:
-            raise ConnectionError("it did not load the model")
+        await self._wait_for("loaded")
+
+    async def _wait_for(self, event: str) -> None:
+        if await self.connection.receive() != {"event": event}:
+            raise ConnectionError(f"it is not {event}")
+        self.said = event
 
     async def compute_losses(self, rows: NDArray[np.unsignedinteger], size: int = 0) -> Nats:
         """Return the model's losses, [rows, tokens to predict], `size` rows at a time. Raises Disqualified."""
@@ -107,9 +107,9 @@ class Evaluator:
     def explain_silence(self) -> Fault | MachineError:
         """Return why the process ended without the answers. Its log may quote validation text once it has rows."""
         log = self.monitor.transcript.log
-        if not self.has_started:
+        if not self.said:
             return MachineError(f"the evaluator did not start: {log.rpartition(chr(10))[2] or 'it printed nothing'}")
         failure = classify_failure(self.monitor.status or 0, log)
-        if not self.has_loaded:
+        if self.said == "ready":
             return Disqualified(f"the model that it handed over cannot be loaded: {failure.message}")
         return Fault(failure.kind, "the model that it handed over fails by itself: `model(x)` or its losses")

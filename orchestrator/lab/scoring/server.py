@@ -64,7 +64,7 @@ class TrainingServer:
                     self.monitor.take_report(event)
                     match event:
                         case {"event": "ready"} if self.monitor.training_began is None:
-                            self.monitor.begin_training(self.monitor.count_cpu_seconds())
+                            self.monitor.begin_training()
                             with (self.scorer.folder / "train.bin").open("rb") as file:
                                 await self.connection.send({"event": "rows", "split": "train"}, file=file)
                         case {"event": "model", "bytes": int()}:
@@ -126,7 +126,7 @@ class TrainingServer:
         budget, usual = self.scorer.manifest.budget, self.plan.train_cpu
         if budget.kind == "time" and wall > WALL_SLACK * budget.amount + WALL_GRACE:
             raise Disqualified(f"{how}it trained for {wall:.0f} s of {budget.amount:g}")
-        limit = WORK_SLACK * budget.seconds * max(1, self.threads) + WALL_GRACE
+        limit = WORK_SLACK * budget.seconds * self.threads + WALL_GRACE
         limit = min(limit, BASELINE_SLACK * usual + BASELINE_GRACE) if usual else limit
         if budget.kind == "work" and cpu > limit:
             raise Disqualified(f"{how}it trained for {cpu:.0f} s of CPU time, more than {limit:.0f}")

@@ -1,17 +1,15 @@
-"""Execute a session on this machine: commit candidates, train them, and move the branch to what is kept."""
+"""Execute the steps of a session: commit candidates, have them trained, and move the branch to what is kept."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.core.events import BaselineCommitted, Digest, Granted, Origin, Outcome
 from orchestrator.core.seeds import with_literal_seed
 from orchestrator.core.source import compute_fingerprint
-from orchestrator.lab.cluster import ClusterRunner
-from orchestrator.lab.repo import Repo, RepoError
-from orchestrator.lab.runner import BaseRunner
+from orchestrator.repo import Repo, RepoError
 from prepare.constants import with_originals
 
 T = TypeVar("T")
@@ -19,15 +17,21 @@ STALE = 10.0
 """Seconds after which a lock on a ref of the session is left over, as when `.git` was moved away while git held it."""
 
 
+class Trainer(Protocol):
+    """Runs candidates: the lab's runner on this machine, or a cluster's."""
+
+    async def run(self, granted: Granted, source: str, /) -> Outcome: ...
+
+
 @dataclass(slots=True)
 class LocalExecutor:
-    """The loop's port, by git and the runner. Git runs in a thread, so that a slow disk never blocks the loop.
+    """The loop's port, by git and a runner. Git runs in a thread, so that a slow disk never blocks the loop.
 
     Runs get the fitted constants and seeds; the branch has the user's, and so holds the gains only.
     """
 
     repo: Repo
-    runner: BaseRunner[Any] | ClusterRunner
+    runner: Trainer
     put: Callable[[str], Digest]
     fit: Callable[[str], str] = str  # returns the user's script as it is trained
     say: Callable[[str], None] = print  # tells the user why git waits, or why the branch was not moved
