@@ -9,6 +9,7 @@ What is settled comes first and only grows at its end, since a model reads the s
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import starmap
 from statistics import fmean
 from typing import get_args
 
@@ -90,7 +91,10 @@ def brief_researcher(
     settled = _tell_settled(state, {})
     tested = [result for result in state.judged if result.experiment > 0 and result.status not in UNTESTED]
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
-    news = _list_news(state, tested)
+    news, stalled = _list_news(state, tested), find_stall(tested)
+    measured = [result for result in tested if isinstance(result.verdict, ev.Evidence)]
+    guessed = [result for result in measured if result.proposal.author == "researcher"][-GUESSES:]
+    under_way = [(n, stage) for n, stage in state.open.items() if n and not isinstance(stage, Decided)]
     return {
         "first": str(first),
         "count": str(count),
@@ -102,18 +106,18 @@ def brief_researcher(
         "standing": WORDS.standing(state, estimate_sigma(state), describe_rule(state), scores),
         "step": WORDS.cost(scores[0].telemetry, state.session.profile.budget, scores[0].metrics) if scores else "",
         "silence": WORDS.silence(state.fruitless, state.setback) if state.fruitless else "",
-        "stall": _describe_stall(tested),
+        "stall": WORDS.stall(stalled, thresholds.STALL) if stalled else "",
         "guidance": clip(state.guidance.strip(), 900),
         "source": "\n".join(lines[:shown]),
         "base": source,
         "rest": str(shown + 1) if shown < len(lines) else "",
         "constants": _fit_rows(declared, 1300),
         "beyond": _fit_rows((row for row in declared if row.partition(" ")[0] not in visible), 1300),
-        "calibration": _describe_calibration(tested),
+        "calibration": WORDS.calibration(guessed) if guessed else "",
         "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
         "near_misses": _fit_rows(_list_near_misses([r for r in tested if r.experiment not in seen]), 450),
         "families": _fit_rows(_summarize_families(state, tested), 450),
-        "in_flight": _fit_rows(_list_under_way(state), 350),
+        "in_flight": _fit_rows(starmap(WORDS.under_way, under_way), 350),
         "notebook": describe_notebook(state),
         "read": f"#{state.tried[state.noted - 1].experiment}" if state.noted else "",
         "wishes": _fit_rows((WORDS.quoted(result, "next") for result in news[-SUGGESTIONS:]), 400),
@@ -196,17 +200,6 @@ def _list_scores(state: State) -> Sequence[ev.Scored]:
             return state.incumbent.scores if state.incumbent else ()
 
 
-def _describe_calibration(results: Sequence[Decided]) -> str:
-    """Return how the researcher's latest guesses compare with what was measured; empty where there is none."""
-    guesses = [
-        (result.proposal.expected_delta, -result.verdict.gain)
-        for result in results
-        if result.proposal.author == "researcher" and isinstance(result.verdict, ev.Evidence)
-    ][-GUESSES:]
-    right = sum(guess * found > 0 for guess, found in guesses)
-    return WORDS.calibration(guesses, right, results[0].task.metric) if guesses else ""
-
-
 def _summarize_families(state: State, results: Sequence[Decided]) -> Iterator[str]:
     """Yield a row for each family, the most tried first, and one for those of which no experiment is even under way."""
     counted = Counter[str](result.proposal.family for result in results)
@@ -229,24 +222,11 @@ def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     return [line for _, line in sorted(ranked)[-NEAR_MISSES:]]
 
 
-def _list_under_way(state: State) -> Iterator[str]:
-    """Yield the experiments that wait for a verdict, and how far each has come."""
-    for number, stage in state.open.items():
-        if number and not isinstance(stage, Decided):
-            yield WORDS.under_way(number, stage, type(stage).__name__)
-
-
 def _select_lessons(results: Sequence[Decided]) -> list[Decided]:
     """Return the clear results, whose lessons are worth most; where none is clear, all that have a lesson."""
     taught = [(result, post) for result in results if (post := result.postmortem) and post.implemented != "no"]
     clear = [(result, post) for result, post in taught if post.verdict != "inconclusive"]
     return [result for result, _ in clear or taught]
-
-
-def _describe_stall(results: Sequence[Decided]) -> str:
-    """Return since when nothing has been kept, and in which families; empty where that is not long."""
-    since = find_stall(results)
-    return WORDS.stall(len(since), sorted({r.proposal.family for r in since[: thresholds.STALL]})) if since else ""
 
 
 def _fit_rows(rows: Iterable[str], budget: int) -> str:

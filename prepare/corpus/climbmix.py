@@ -104,10 +104,8 @@ def _check(path: Path) -> str:
 
 
 def _is_transient(error: BaseException) -> bool:
-    match error:
-        case HfHubHTTPError():
-            return error.response.status_code in _BUSY
-        case OSError():  # without an errno: from huggingface_hub, as for a wrong size, or our own
-            return error.errno is None and not isinstance(error, OfflineModeIsEnabled)
-        case _:
-            return isinstance(error, HTTPError)
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _BUSY
+    if isinstance(error, OSError):  # without an errno: from huggingface_hub, as for a wrong size, or our own
+        return error.errno is None and not isinstance(error, OfflineModeIsEnabled)
+    return isinstance(error, HTTPError)
