@@ -167,14 +167,11 @@ def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
 
 
 def with_originals(source: str, fitted: str, own: str) -> str:
-    """Return the script with the values and comments of `own` where it still has those of `fitted`, its fitted form.
-
-    A constant that is now in another file counts as the same where only one file had it.
-    """
+    """Return the script with the values and comments of `own` where it still has those of `fitted`, its fitted form."""
     put, before, edits = _list_declared(fitted), _list_declared(own), list[_Edit]()
     for (path, *which), (start, now) in _list_declared(source).items():
         same = [key for key in put if [*key[1:]] == which]
-        homes = [key for key in same if key[0] == path] or same
+        homes = [key for key in same if key[0] == path] or same  # it may have moved to another file
         if len(homes) == 1 and now == put[homes[0]][1]:
             edits.append((path, start, now, before[homes[0]][1]))
     return _edit(source, edits)
@@ -233,10 +230,7 @@ def _edit(source: str, edits: Iterable[_Edit]) -> str:
 
 
 def _find_constants(source: str) -> dict[str, _Assignment]:
-    """Return top-level names assigned once, alone, a plain literal, and argparse's options.
-
-    Those that several files define are called `path:name`.
-    """
+    """Return the constants by name, by `path:name` where several files define it: assigned once, alone, a literal."""
     places = _list_assignments(source)
     counts = Counter(key for at in places for key in ((at.path, at.name), (at.path, at.start)))
     single = [at for at in places if counts[at.path, at.name] == counts[at.path, at.start] == 1 and at.is_final]
@@ -337,11 +331,15 @@ def get_name(node: ast.AST | None) -> str:
             return ""
 
 
-def _evaluate(node: ast.expr) -> Value | None:
+def _evaluate(node: ast.expr) -> Any:
     """Return the value of a plain literal, or of a product or power of numbers, such as 2**19; else None."""
     match node:
-        case ast.UnaryOp(ast.USub(), ast.BinOp() as product) if isinstance(value := _evaluate(product), int | float):
-            return -value
+        case ast.Constant(bool() | int() | float() | str() as value):
+            return value
+        case ast.Tuple([_, *_] as elements) if None not in (values := tuple(map(_evaluate, elements))):
+            return values
+        case ast.UnaryOp(ast.UAdd() | ast.USub() as sign, operand) if type(value := _evaluate(operand)) in {int, float}:
+            return -value if isinstance(sign, ast.USub) else value
         case ast.BinOp(left, ast.Mult() | ast.Pow() as operator, right):
             a, b = _evaluate(left), _evaluate(right)
             if not isinstance(a, int | float) or not isinstance(b, int | float) or min(a, b) < 0:
@@ -350,15 +348,7 @@ def _evaluate(node: ast.expr) -> Value | None:
                 return a * b
             return a**b if a <= MAX_BASE and b <= MAX_POWER else None
         case _:
-            with suppress(ValueError, TypeError):
-                value = ast.literal_eval(node)
-                return value if _is_plain(value) else None
             return None
-
-
-def _is_plain(value: object) -> bool:
-    elements = cast("tuple[object, ...]", value) if isinstance(value, tuple) else ()
-    return isinstance(value, bool | int | float | str) or (bool(elements) and all(map(_is_plain, elements)))
 
 
 def _parse_space(comment: re.Match[str] | None, value: Value) -> Space | None:

@@ -21,8 +21,7 @@ from prepare.loader import choose_device
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
-PREVIEW_ROWS = 4
-"""Training rows that a run evaluates itself: few, since uncompiled code takes more memory than the training did."""
+PREVIEW_ROWS = 4  # training rows that a run evaluates itself: few, since uncompiled code takes more memory
 
 
 @torch.no_grad()

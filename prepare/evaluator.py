@@ -23,8 +23,7 @@ from prepare import channel
 class LoadedFiles(dict[str, str]):
     """Finds modules by the files that the training code loaded them from, where no import looks."""
 
-    places: Sequence[str] = ()
-    """Folders of the run's own, in which imports look first: relative to its folder, as its files are."""
+    places: Sequence[str] = ()  # the run's own folders, in which imports look first, relative to its folder
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         """Return where the module is; None if it is none of these."""

@@ -30,17 +30,13 @@ from subagents.logs import count_fitting, fence, quote
 
 CHARACTERS = 3.5  # characters of one token, roughly: Claude's tokenizer is not public
 GUESSES = 15  # guesses of the researcher that are compared with what was measured
-EXPLAINED = 3
-"""Of so many the whole explanation is told: cut short, it would lack its conclusion. What the author of the notebook
-has read is not told again, but for the very last."""
+EXPLAINED = 3  # latest post-mortems whose whole explanation is told: cut short, it would lack its conclusion
 ROWS = 40  # rows of an answer from the ledger
-SUGGESTIONS = 1
-"""Post-mortems whose next experiment is passed on; older ones were, and may be among the ideas."""
+SUGGESTIONS = 1  # latest post-mortems whose next experiment is passed on: older ones were before
 NEAR_MISSES = 6
 SOURCE = 7_000  # tokens of train.py; the rest of a longer one is read with a tool
 DIFF = 2_400  # tokens of a diff
-CHANGES = 1_500
-"""Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
+CHANGES = 1_500  # tokens of kept changes beside an older train.py; with more, a newer one is shown
 TABLE, BLOCK, BLOCKS = 1_400, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 PART = f"\n{CACHE}\n"

@@ -49,13 +49,11 @@ class ClaudeCrew:
     """
 
     log: Log
-    connect: Callable[[str, int], Environment]
-    """Return the environment of a conversation, by task id and experiment."""
+    connect: Callable[[str, int], Environment]  # for a conversation, by task id and experiment
     prompts: Mapping[str, Prompt]
     get_optimizer: Callable[[], Adviser]
     search: Callable[[str], str]
-    find_page: Callable[[str, int], str]
-    """Return a musing by session and experiment; empty if there is none that the agents may see."""
+    find_page: Callable[[str, int], str]  # a musing by session and experiment; "" if the agents may see none
     meter: StepMeter | None = None
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
