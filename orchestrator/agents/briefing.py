@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import starmap
+from operator import itemgetter
 from statistics import fmean
 from typing import get_args
 
@@ -208,14 +209,9 @@ def _summarize_families(state: State, results: Sequence[Decided]) -> Iterator[st
 
 def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     """Return discarded changes that looked like a gain, the most promising last."""
-    ranked = [
-        (verdict.gain / verdict.error, WORDS.brief(result))
-        for result in results
-        if isinstance(verdict := result.verdict, ev.Discarded)
-        and verdict.error
-        and verdict.gain > thresholds.NEAR_MISS * verdict.error
-    ]
-    return [line for _, line in sorted(ranked)[-NEAR_MISSES:]]
+    found = [(v.gain / v.error, r) for r in results if isinstance(v := r.verdict, ev.Discarded) and v.error]
+    ranked = sorted((row for row in found if row[0] > thresholds.NEAR_MISS), key=itemgetter(0))
+    return [WORDS.brief(result) for _, result in ranked[-NEAR_MISSES:]]
 
 
 def _select_lessons(results: Sequence[Decided]) -> list[Decided]:

@@ -1,5 +1,5 @@
-# pyright: basic
-# (pyarrow has no types)
+# pyright: basic, reportPrivateImportUsage=false
+# (pyarrow has no types; HTTPError is httpx's, in one of its versions)
 """Open the corpus for large GPUs: the shards of climbmix that upstream uses, with its pinned validation shard.
 
 HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE have their usual effect.
@@ -12,11 +12,7 @@ from pathlib import Path
 
 import huggingface_hub as hub
 from huggingface_hub import constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx, in one of its versions
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars
 from pyarrow import parquet
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
