@@ -82,13 +82,15 @@ def brief_researcher(
     names.
     """
     task, scores, lines = state.session.task, _list_scores(state), source.splitlines()
-    seen = {result.experiment for result in state.tried[: state.consolidated if state.notebook else 0]}
+    known = state.tried if state.notebook else ()  # consolidated in part, or read by the notebook's author
+    seen, read = ({result.experiment for result in known[:end]} for end in (state.consolidated, state.noted))
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
     declared, visible = list_declarations(source), {line.partition(" ")[0] for line in lines[:shown]}
     settled = _tell_settled(state, {})
     tested = [result for result in state.judged if result.experiment > 0 and result.status not in UNTESTED]
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
-    news, stalled = _list_news(state, tested), find_stall(tested)
+    stalled, explained = find_stall(tested), [result for result in tested if result.postmortem][-EXPLAINED:]
+    news = [result for result in explained if result.experiment not in read] or explained[-1:]  # at least the last
     measured = [result for result in tested if isinstance(result.verdict, ev.Evidence)]
     guessed = [result for result in measured if result.proposal.author == "researcher"][-GUESSES:]
     under_way = [(n, stage) for n, stage in state.open.items() if n and not isinstance(stage, Decided)]
@@ -139,14 +141,15 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
         start, rows = start + BLOCK, rows[BLOCK:]
     numbers = [result.experiment for result in settled]
     unseen = settled[state.consolidated if state.notebook else 0 : start]
-    older = [result for result in unseen if result.status not in UNTESTED]
+    taught = [r for r in unseen if r.status not in UNTESTED and r.postmortem and r.postmortem.implemented != "no"]
+    clear = [r for r in taught if r.postmortem and r.postmortem.verdict != "inconclusive"] or taught  # worth most
     promoted = state.parents.keys() - {0, *changes}
     included = [result for result in state.judged if result.experiment in promoted and result.status == "kept"]
     kept = {r.experiment: WORDS.brief(r, changes[r.experiment]) for r in state.judged if r.experiment in changes}
     return {
         "included": _fit_rows(map(WORDS.brief, included), 500),
         "since": PART.join(kept[number] for number in changes if number in numbers[:start]),
-        "older_lessons": _fit_rows((WORDS.quoted(result, "lesson") for result in _select_lessons(older)), 300),
+        "older_lessons": _fit_rows((WORDS.quoted(result, "lesson") for result in clear), 300),
         "history": PART.join(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
         "newest": PART.join(kept[number] for number in changes if number not in numbers),
         "changes": PART.join(f"#{number}:\n\n```diff\n{change}\n```" for number, change in changes.items()),
@@ -181,13 +184,6 @@ def describe_notebook(state: State) -> str:
     return WORDS.notebook(state.notebook, _fit_rows(map(WORDS.draft, state.shelved), DRAFTS)).strip()
 
 
-def _list_news(state: State, results: Sequence[Decided]) -> list[Decided]:
-    """Return the latest post-mortems that the author of the notebook has not read; at least the very last."""
-    known = {result.experiment for result in state.tried[: state.noted]} if state.notebook else set[int]()
-    last = [result for result in results if result.postmortem][-EXPLAINED:]
-    return [result for result in last if result.experiment not in known] or last[-1:]
-
-
 def _list_scores(state: State) -> Sequence[ev.Scored]:
     """Return the incumbent's scores; before there is one, what is known of the baseline's."""
     match state.open.get(0):  # a first proposal can be made before all of the baseline's scores are there
@@ -212,13 +208,6 @@ def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     found = [(v.gain / v.error, r) for r in results if isinstance(v := r.verdict, ev.Discarded) and v.error]
     ranked = sorted((row for row in found if row[0] > thresholds.NEAR_MISS), key=itemgetter(0))
     return [WORDS.brief(result) for _, result in ranked[-NEAR_MISSES:]]
-
-
-def _select_lessons(results: Sequence[Decided]) -> list[Decided]:
-    """Return the clear results, whose lessons are worth most; where none is clear, all that have a lesson."""
-    taught = [(result, post) for result in results if (post := result.postmortem) and post.implemented != "no"]
-    clear = [(result, post) for result, post in taught if post.verdict != "inconclusive"]
-    return [result for result, _ in clear or taught]
 
 
 def _fit_rows(rows: Iterable[str], budget: int) -> str:
