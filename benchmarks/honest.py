@@ -20,9 +20,10 @@ from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox import select
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
-from prepare import __main__ as command
 from prepare import profiles
+from prepare.build.folder import build_folder
 from prepare.constants import Value
+from prepare.corpus import open_corpus
 from prepare.machine import THREADS
 
 SMALL = ("seq_len=128", "vocab_size=512", "eval_tokens=8192", "DEPTH=2", "MODEL_DIM=64", "TOTAL_BATCH_SIZE=1024")
@@ -137,7 +138,7 @@ def main() -> None:
         data = Path(given.get("data", folder / "data"))
         profile = profiles.with_overrides(profiles.CPU, SMALL)
         if not data.exists():
-            command.fill(data, "docstrings", 10, profile, WORK)
+            build_folder(data, open_corpus("docstrings", 10), profile, WORK)
         parts = list_slots(1, folder, THREADS), RunLimits(wall=1200), Scorer.load(data)
         logs = list[str]()
         runner = Runner(folder, *parts, select.select_sandbox(), lambda log: logs.append(log) or "")

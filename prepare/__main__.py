@@ -12,6 +12,8 @@ import typer
 
 from prepare import manifest, profiles
 from prepare.build.calibration import SCRIPT, read_baseline
+from prepare.build.folder import PLAN, build_folder
+from prepare.corpus import bars, canonicalize, open_corpus
 from prepare.files import LockedError, hold_lock
 from prepare.manifest import DataError, Manifest
 
@@ -54,7 +56,10 @@ def prepare(
         fail(f"--set {' '.join(settings or [])}: {error}")
     try:
         if not (data / manifest.MANIFEST_FILE).exists():
-            fill(data, corpus, shards, chosen, work)
+            with hold_lock(data / LOCK), bars:
+                build_folder(data, open_corpus(corpus, shards), chosen, work)
+                for stage in bars.tasks:  # some end before their expected total
+                    bars.update(stage.id, completed=stage.total)
         found = manifest.load(data, verify=True)
         check_request(found, data, corpus, None if profile == "auto" else profile, settings or [], work)
     except LockedError:
@@ -66,24 +71,10 @@ def prepare(
     print(describe(found, data))
 
 
-def fill(data: Path, source: str, shards: int, profile: profiles.Profile, work: float | None) -> None:
-    """Fill the folder and show a progress bar for each stage. Raises DataError, LockedError."""
-    from prepare.build.folder import build_folder
-    from prepare.corpus import bars, open_corpus
-
-    with hold_lock(data / LOCK), bars:
-        build_folder(data, open_corpus(source, shards), profile, work)
-        for stage in bars.tasks:  # some end before their expected total
-            bars.update(stage.id, completed=stage.total)
-
-
 def check_request(
     found: Manifest, data: Path, corpus: str, profile: str | None, settings: list[str], work: float | None
 ) -> None:
     """Raise DataError unless the folder was prepared with this corpus, profile, settings and work."""
-    from prepare.build.folder import PLAN
-    from prepare.corpus import canonicalize
-
     if found.corpus != canonicalize(corpus) or profile not in {None, found.profile}:
         content = f"{data} already holds {found.corpus} for profile {found.profile}"
         raise DataError(f"{content}: give another folder with --data")

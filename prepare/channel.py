@@ -56,8 +56,7 @@ def send(event: dict[str, object], data: bytes | memoryview = b"") -> None:
 
 def receive() -> dict[str, Any]:
     """Return the next answer, and store a descriptor that comes with it. Raises EOFError at the end."""
-    line = b""
-    descriptors: list[int] = []
+    line, descriptors = b"", list[int]()
     while not line.endswith(b"\n"):
         # Byte by byte, since bytes after the line are for `take`.
         data, given, _, _ = socket.recv_fds(_get_socket(), 1, 1)

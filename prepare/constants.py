@@ -5,11 +5,10 @@ DEPTH = 8         # one of 2, 3, 4, 8 – blocks
 """
 
 import ast
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -94,7 +93,7 @@ class Choices:
 
 
 Space = Numbers | Choices
-_Edit = tuple[int, str, str]  # an offset, the text there, and its replacement
+_Edit = tuple[str, int, str, str]  # the path of a file, an offset, the text there, and its replacement
 
 
 class Setting(NamedTuple):
@@ -114,15 +113,15 @@ class Constant:
 
 
 class _Assignment(NamedTuple):
+    path: str  # of the file; empty where there is only one
     name: str  # of a variable, or an option of argparse, such as --lr
     value: Any  # of a plain literal, else None
-    start: int  # offset of the expression in the script, in characters
+    start: int  # offset of the expression in the file, in characters
     text: str  # the expression
     comment: re.Match[str] | None  # on the same line, with the gap before it
     is_top: bool  # not inside another statement, such as an `if`
     is_final: bool  # nothing but such assignments gives the name a value: no loop, no +=, no `global`
     options: tuple[Value, ...] = ()  # that argparse accepts
-    path: str = ""  # of the file, where there are several
 
 
 def list_searchable(source: str) -> dict[str, Constant]:
@@ -152,12 +151,7 @@ def with_constants(source: str, changes: Mapping[str, Value]) -> str:
     found = _find_constants(source)
     if unknown := changes.keys() - found.keys():
         raise UnknownConstantError(f"the script has no plain constant {min(unknown)}")
-    places = [(found[name], Setting(value)) for name, value in changes.items()]
-
-    def list_edits(path: str, _: str) -> list[_Edit]:
-        return [_rewrite(at, setting) for at, setting in places if at.path == path]
-
-    return _edit_files(source, list_edits)
+    return _edit(source, [_rewrite(found[name], Setting(value)) for name, value in changes.items()])
 
 
 def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
@@ -166,39 +160,30 @@ def with_settings(source: str, settings: Mapping[str, Setting]) -> str:
     Later assignments to the same name, and those inside an `if`, get the value, too; none does where the script goes on
     to change it (+=, a loop). The comments' words stay, in their column where possible.
     """
-
-    def list_edits(_: str, text: str) -> list[_Edit]:
-        places = [place for place in _list_assignments(text) if place.name in settings and place.is_final]
-        shared = Counter(place.start for place in places)
-        found = [place for place in places if shared[place.start] == 1]  # A = B = 8 cannot have two values
-        return [_rewrite(place, settings[place.name]) for place in found]
-
-    return _edit_files(source, list_edits)
+    places = [at for at in _list_assignments(source) if at.name in settings and at.is_final]
+    shared = Counter((at.path, at.start) for at in places)
+    found = [at for at in places if shared[at.path, at.start] == 1]  # A = B = 8 cannot have two values
+    return _edit(source, [_rewrite(at, settings[at.name]) for at in found])
 
 
 def with_originals(source: str, fitted: str, own: str) -> str:
-    """Return the script with the values and comments of `own` where it still has those of `fitted`, its fitted form.
-
-    A constant that is now in another file counts as the same where only one file had it.
-    """
-    put, before = _list_declared(fitted), _list_declared(own)
-
-    def list_edits(path: str, text: str) -> Iterator[_Edit]:
-        for (_, *which), (start, now) in _list_declared(text).items():
-            same = [key for key in put if [*key[1:]] == which]
-            homes = [key for key in same if key[0] == path] or same
-            if len(homes) == 1 and now == put[homes[0]][1]:
-                yield start, now, before[homes[0]][1]
-
-    return _edit_files(source, list_edits)
+    """Return the script with the values and comments of `own` where it still has those of `fitted`, its fitted form."""
+    put, before, edits = _list_declared(fitted), _list_declared(own), list[_Edit]()
+    for (path, *which), (start, now) in _list_declared(source).items():
+        same = [key for key in put if [*key[1:]] == which]
+        homes = [key for key in same if key[0] == path] or same  # it may have moved to another file
+        if len(homes) == 1 and now == put[homes[0]][1]:
+            edits.append((path, start, now, before[homes[0]][1]))
+    return _edit(source, edits)
 
 
 def _list_declared(source: str) -> dict[tuple[str, str, int], tuple[int, str]]:
     """Return offset and text, comment included, of each assigned value, by path, name and how often it came before."""
-    found = [(path, at) for path, text in split_files(source).items() for at in _list_assignments(text)]
-    names = [(path, at.name) for path, at in found]
-    texts = [(at.start, at.text + (at.comment[0] if at.comment else "")) for _, at in found]
-    return {(*name, names[:i].count(name)): text for i, (name, text) in enumerate(zip(names, texts, strict=True))}
+    seen, found = Counter[tuple[str, str]](), dict[tuple[str, str, int], tuple[int, str]]()
+    for at in _list_assignments(source):
+        found[at.path, at.name, seen[at.path, at.name]] = at.start, at.text + (at.comment[0] if at.comment else "")
+        seen[at.path, at.name] += 1
+    return found
 
 
 def format_literal(value: Value, like: str = "1_000", old: Value | None = None) -> str:
@@ -229,60 +214,55 @@ def _rewrite(place: _Assignment, setting: Setting) -> _Edit:
     """Return the edit that sets a value, and keeps the words of its comment, in their column where they fit."""
     literal, comment = format_literal(setting.value, place.text, place.value), place.comment
     if comment is None:
-        return place.start, place.text, literal
+        return place.path, place.start, place.text, literal
     closing = comment["gap"].rstrip()
     space, longer = comment["gap"][len(closing) :], len(literal) - len(place.text.rpartition("\n")[2])
     space = space[min(longer, max(len(space) - 2, 0)) :] if longer > 0 else " " * -longer + space
     declared = str(setting.space or comment["space"]) if comment["space"] else ""
-    return place.start, place.text + comment[0], f"{literal}{closing}{space}{comment['sign']}{declared}"
+    return place.path, place.start, place.text + comment[0], f"{literal}{closing}{space}{comment['sign']}{declared}"
 
 
-def _edit_files(source: str, list_edits: Callable[[str, str], Iterable[_Edit]]) -> str:
-    """Return the script with the edits that are listed for each file, by its path and its text."""
+def _edit(source: str, edits: Iterable[_Edit]) -> str:
     files = split_files(source)
-    for path, text in files.items():
-        for start, old, new in sorted({edit[0]: edit for edit in list_edits(path, text)}.values(), reverse=True):
-            files[path] = files[path][:start] + new + files[path][start + len(old) :]
+    for path, start, old, new in sorted({edit[:2]: edit for edit in edits}.values(), reverse=True):
+        files[path] = files[path][:start] + new + files[path][start + len(old) :]
     return join_files(files)
 
 
 def _find_constants(source: str) -> dict[str, _Assignment]:
-    """Return the constants of all files by name; names that several files define by `path:name`."""
-    found = [at._replace(path=path) for path, text in split_files(source).items() for at in _list_constants(text)]
-    names = Counter(at.name for at in found)
-    return {at.name if names[at.name] == 1 else f"{at.path}:{at.name}": at for at in found}
-
-
-def _list_constants(text: str) -> list[_Assignment]:
-    """Return a file's constants: top-level names assigned once, alone, a plain literal; also argparse's options."""
-    found = _list_assignments(text)
-    names, starts = Counter(place.name for place in found), Counter(place.start for place in found)
-    single = [at for at in found if names[at.name] == starts[at.start] == 1 and at.is_top and at.is_final]
-    return [at for at in single if (at.name.isupper() or at.name[:2] == "--") and at.value is not None]
+    """Return the constants by name, by `path:name` where several files define it: assigned once, alone, a literal."""
+    places = _list_assignments(source)
+    counts = Counter(key for at in places for key in ((at.path, at.name), (at.path, at.start)))
+    single = [at for at in places if counts[at.path, at.name] == counts[at.path, at.start] == 1 and at.is_final]
+    named = [at for at in single if (at.name.isupper() and at.is_top) or at.name[:2] == "--"]
+    found = [at for at in named if at.value is not None]
+    files = Counter(at.name for at in found)
+    return {at.name if files[at.name] == 1 else f"{at.path}:{at.name}": at for at in found}
 
 
 @lru_cache(maxsize=64)
 def _list_assignments(source: str) -> tuple[_Assignment, ...]:
-    """Return the assignments of a file, and the options of argparse; none of text that is not Python."""
-    try:
-        return (*_walk_assignments(source),)
-    except NOT_PYTHON:
-        return ()
+    """Return the assignments of all files, and the options of argparse; none of text that is not Python."""
+    found = list[_Assignment]()
+    for path, text in split_files(source).items():
+        with suppress(*NOT_PYTHON):
+            found += [*_walk_assignments(path, text)]
+    return (*found,)
 
 
-def _walk_assignments(source: str) -> Iterator[_Assignment]:
+def _walk_assignments(path: str, source: str) -> Iterator[_Assignment]:
     tree = ast.parse(bare := source.removeprefix("\ufeff"))
-    lines = io.StringIO(bare, newline="").readlines()
-    begins = [*accumulate(map(len, lines), initial=len(source) - len(bare))]
+    data = bare.encode()  # Python counts bytes
+    begins = [*accumulate(map(len, data.splitlines(keepends=True)), initial=0)]
 
     def locate(line: int | None, column: int | None) -> int:
         assert line
-        return begins[line - 1] + len(lines[line - 1].encode()[:column].decode())  # Python counts bytes
+        return len(source) - len(bare) + len(data[: begins[line - 1] + (column or 0)].decode())
 
     def place(name: str, value: ast.expr, is_top: bool) -> _Assignment:
         start, end = locate(value.lineno, value.col_offset), locate(value.end_lineno, value.end_col_offset)
         comment = _COMMENT.match(re.split(r"[\r\n]", source[end:], maxsplit=1)[0])
-        return _Assignment(name, _evaluate(value), start, source[start:end], comment, is_top, bound[name] == 0)
+        return _Assignment(path, name, _evaluate(value), start, source[start:end], comment, is_top, bound[name] == 0)
 
     nodes = [*_walk_scope(tree)]
     given = [(*pair, node in tree.body) for node in nodes if isinstance(node, _SETS) for pair in list_values(node)]
@@ -290,8 +270,7 @@ def _walk_assignments(source: str) -> Iterator[_Assignment]:
     bound = Counter(at.id for at in nodes if isinstance(at, ast.Name) and not isinstance(at.ctx, ast.Load))
     bound.update(name for node in ast.walk(tree) if isinstance(node, ast.Global) for name in node.names)
     bound.subtract(name for name, *_ in pairs)
-    for name, value, is_top in pairs:
-        yield place(name, value, is_top)
+    yield from (place(*pair) for pair in pairs)
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call) or getattr(call.func, "attr", "") != "add_argument":
             continue
@@ -352,11 +331,15 @@ def get_name(node: ast.AST | None) -> str:
             return ""
 
 
-def _evaluate(node: ast.expr) -> Value | None:
+def _evaluate(node: ast.expr) -> Any:
     """Return the value of a plain literal, or of a product or power of numbers, such as 2**19; else None."""
     match node:
-        case ast.UnaryOp(ast.USub(), ast.BinOp() as product) if isinstance(value := _evaluate(product), int | float):
-            return -value
+        case ast.Constant(bool() | int() | float() | str() as value):
+            return value
+        case ast.Tuple([_, *_] as elements) if None not in (values := tuple(map(_evaluate, elements))):
+            return values
+        case ast.UnaryOp(ast.UAdd() | ast.USub() as sign, operand) if type(value := _evaluate(operand)) in {int, float}:
+            return -value if isinstance(sign, ast.USub) else value
         case ast.BinOp(left, ast.Mult() | ast.Pow() as operator, right):
             a, b = _evaluate(left), _evaluate(right)
             if not isinstance(a, int | float) or not isinstance(b, int | float) or min(a, b) < 0:
@@ -365,15 +348,7 @@ def _evaluate(node: ast.expr) -> Value | None:
                 return a * b
             return a**b if a <= MAX_BASE and b <= MAX_POWER else None
         case _:
-            with suppress(ValueError, TypeError):
-                value = ast.literal_eval(node)
-                return value if _is_plain(value) else None
             return None
-
-
-def _is_plain(value: object) -> bool:
-    elements = cast("tuple[object, ...]", value) if isinstance(value, tuple) else ()
-    return isinstance(value, bool | int | float | str) or (bool(elements) and all(map(_is_plain, elements)))
 
 
 def _parse_space(comment: re.Match[str] | None, value: Value) -> Space | None:

@@ -21,8 +21,7 @@ from prepare.loader import choose_device
 from prepare.shards import open_rows
 from prepare.tokenizer import Tokenizer
 
-PREVIEW_ROWS = 4
-"""Training rows that a run evaluates itself: few, since uncompiled code takes more memory than the training did."""
+PREVIEW_ROWS = 4  # training rows that a run evaluates itself: few, since uncompiled code takes more memory
 
 
 @torch.no_grad()
@@ -91,9 +90,8 @@ def find_loaded_files() -> LoadedFiles:
     """
     specs = [getattr(module, "__spec__", None) for module in [*sys.modules.values()]]
     files = {spec.name: spec.origin or "" for spec in specs if isinstance(spec, ModuleSpec) and spec.has_location}
-    tops = [name for name in files if "." not in name and PathFinder.find_spec(name) is None]
+    own = {name: Path(files[name]) for name in files if "." not in name and PathFinder.find_spec(name) is None}
     home, places = Path.home(), [Path(place).absolute() for place in sys.path]
-    own = {name: Path(files[name]) for name in tops}
     found = LoadedFiles({n: str(at.relative_to(home) if at.is_relative_to(home) else at) for n, at in own.items()})
     found.places = [str(place.relative_to(home)) for place in places if place.is_relative_to(home)]
     return found

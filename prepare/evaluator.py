@@ -23,8 +23,7 @@ from prepare import channel
 class LoadedFiles(dict[str, str]):
     """Finds modules by the files that the training code loaded them from, where no import looks."""
 
-    places: Sequence[str] = ()
-    """Folders of the run's own, in which imports look first: relative to its folder, as its files are."""
+    places: Sequence[str] = ()  # the run's own folders, in which imports look first, relative to its folder
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         """Return where the module is; None if it is none of these."""
@@ -46,7 +45,9 @@ def main() -> None:
             sys.meta_path.append(model)
             sys.path[:0] = [str(Path.home() / place) for place in model.places]
     if "torch._dynamo" in sys.modules:
-        _run_uncompiled()
+        torch, device = _import_torch()
+        if device.type == "cpu":  # no compiler can be started for it
+            torch.compiler.set_stance("force_eager")
     channel.send({"event": "loaded"})
     while (request := channel.receive())["event"] != "thanks":
         rows, length = request["rows"], request["length"]
@@ -62,27 +63,23 @@ def main() -> None:
         channel.send({"event": request["event"], "bytes": answer.nbytes}, answer.tobytes())
 
 
-def set_up_torch(request: dict[str, Any]) -> None:
-    """Import torch, and make it compute as it did where the model was trained."""
-    import torch
-
-    torch.set_grad_enabled(False)
-    torch.set_float32_matmul_precision(request["precision"])
-    torch.set_num_threads(request["threads"])
-    if request["autocast"]:
-        from prepare.loader import choose_device
-
-        torch.autocast(choose_device().type, getattr(torch, request["autocast"])).__enter__()
-
-
-def _run_uncompiled() -> None:
-    """Let compiled parts run as they are written where no compiler can be started: on a CPU."""
+def _import_torch() -> tuple[Any, Any]:
+    """Return torch and the device that the training ran on, where it was trained with torch."""
     import torch
 
     from prepare.loader import choose_device
 
-    if choose_device().type == "cpu":
-        torch.compiler.set_stance("force_eager")
+    return torch, choose_device()
+
+
+def set_up_torch(request: dict[str, Any]) -> None:
+    """Make torch compute as it did where the model was trained."""
+    torch, device = _import_torch()
+    torch.set_grad_enabled(False)
+    torch.set_float32_matmul_precision(request["precision"])
+    torch.set_num_threads(request["threads"])
+    if request["autocast"]:
+        torch.autocast(device.type, getattr(torch, request["autocast"])).__enter__()
 
 
 def compute_losses(model: Any, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -93,11 +90,8 @@ def compute_losses(model: Any, x: NDArray[np.int64], y: NDArray[np.int64]) -> ND
 def _run(model: Any, *arrays: NDArray[np.int64], **options: str) -> Any:
     if "torch" not in sys.modules:
         return model(*arrays, **options)
-    import torch
-
-    from prepare.loader import choose_device
-
-    return model(*(torch.from_numpy(array.copy()).to(choose_device()) for array in arrays), **options)
+    torch, device = _import_torch()
+    return model(*(torch.from_numpy(array.copy()).to(device) for array in arrays), **options)
 
 
 def _to_array(values: Any) -> NDArray[np.float32]:

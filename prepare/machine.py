@@ -8,8 +8,7 @@ from typing import Any, cast
 import psutil
 import pynvml
 
-ROOM = 2 << 30
-"""Bytes of memory for each of several runs on a CPU; one on the cpu profile takes about a quarter."""
+ROOM = 2 << 30  # bytes of memory for each of several runs on a CPU; one on the cpu profile takes a quarter
 MIG_INSTANCES = 7  # parts that a GPU can be divided into at most
 
 

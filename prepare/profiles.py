@@ -55,30 +55,25 @@ CPU = Profile(
 )
 
 
+H100 = Profile("h100", seq_len=2048, vocab_size=8192, eval_tokens=40 * 524_288, budget=FIVE_MINUTES, chunk=False)
+
+
 def _make_gpu_profile(
     name: str, depth: int, dim: int, seq_len: int, *, rows: int, batch: int, eval_tokens: int, head: int = 128
 ) -> Profile:
     """Return a profile for five minutes on a GPU; rows of 2048 crop long documents, as upstream does."""
-    return Profile(
-        name=name,
-        seq_len=seq_len,
-        vocab_size=8192,
-        eval_tokens=eval_tokens,
-        budget=FIVE_MINUTES,
-        chunk=seq_len < 2048,
-        constants={
-            "DEPTH": Setting(depth, Numbers(2, 12)),
-            "MODEL_DIM": Setting(dim, Choices((256, 384, 512, 640))),
-            "HEAD_DIM": Setting(head, Choices((64, 128))),
-            "WINDOW_PATTERN": Setting("L" if seq_len < 1024 else "SSSL", Choices(("L", "SL", "SSSL"))),
-            "TOTAL_BATCH_SIZE": Setting(batch, Choices((batch // 2, batch, 2 * batch))),
-            "DEVICE_BATCH_SIZE": Setting(rows),
-        },
-    )
+    constants = {
+        "DEPTH": Setting(depth, Numbers(2, 12)),
+        "MODEL_DIM": Setting(dim, Choices((256, 384, 512, 640))),
+        "HEAD_DIM": Setting(head, Choices((64, 128))),
+        "WINDOW_PATTERN": Setting("L" if seq_len < 1024 else "SSSL", Choices(("L", "SL", "SSSL"))),
+        "TOTAL_BATCH_SIZE": Setting(batch, Choices((batch // 2, batch, 2 * batch))),
+        "DEVICE_BATCH_SIZE": Setting(rows),
+    }
+    return replace(H100, name=name, seq_len=seq_len, eval_tokens=eval_tokens, chunk=seq_len < 2048, constants=constants)
 
 
 MPS = _make_gpu_profile("mps", 4, 256, 512, rows=16, batch=1 << 14, eval_tokens=1 << 20, head=64)
-H100 = Profile("h100", seq_len=2048, vocab_size=8192, eval_tokens=40 * 524_288, budget=FIVE_MINUTES, chunk=False)
 # Least memory in decimal GB: a "6 GB" card has 6.2 or 6.4, an "80 GB" one 85.
 GPUS = (
     (70.0, H100),
@@ -137,14 +132,8 @@ def find_changes(profile: Profile) -> dict[str, Value]:
 
 def from_manifest(manifest: Manifest) -> Profile:
     """Return the profile that a data folder was prepared with."""
-    prepared = replace(
-        PROFILES[manifest.profile],
-        seq_len=manifest.seq_len,
-        vocab_size=manifest.vocab_size,
-        eval_tokens=manifest.eval_tokens,
-        budget=manifest.budget,
-    )
-    return with_constants(prepared, manifest.constants)
+    sizes = {name: getattr(manifest, name) for name in (*SMALLEST, "budget")}
+    return with_constants(replace(PROFILES[manifest.profile], **sizes), manifest.constants)
 
 
 def with_overrides(profile: Profile, settings: Iterable[str]) -> Profile:

@@ -3,3 +3,7 @@
 Imports nothing of `orchestrator` or `prepare`. Read `agent.py` first: `ask` is the only loop that talks to a model.
 `claude.py` alone knows the SDK.
 """
+
+
+class PromptError(ValueError):
+    """A prompt cannot be used; the message names it and says why, in one line."""

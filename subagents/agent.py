@@ -25,7 +25,7 @@ MAX_BAD_ANSWERS = 2  # a model that fails three times will fail again
 CACHE = "<!-- cache -->"  # a line of an opening that ends a part, which changes less often than the next
 STUB = "(left out to save room; call the tool again if you need it)"
 TOKENS = {
-    "input": "input_tokens",
+    "input": "input_tokens",  # without the cached ones
     "cache_read": "cache_read_input_tokens",
     "cache_write": "cache_creation_input_tokens",
     "output": "output_tokens",
@@ -84,8 +84,7 @@ class Reply:
     """A model's whole message, thinking and signatures included; or the error that came instead."""
 
     message: Json
-    tokens: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Tokens as the provider counts them: `input` (without the cached ones), `cache_read`, `cache_write`, `output`."""
+    tokens: Mapping[str, int] = field(default_factory=dict[str, int])  # as the provider counts, by names in TOKENS
     usd: float | None = None  # None if the model's price is unknown
 
     @classmethod

@@ -62,13 +62,12 @@ def extract_frames(lines: Sequence[str], paths: Collection[str] = ()) -> list[st
         return []
     traceback = lines[starts[-1] + 1 :]
     frames: list[str] = []
-    for i, line in enumerate(traceback):
+    for line, code in zip(traceback, [*traceback[1:], ""], strict=False):
         if not (frame := FRAME.fullmatch(line)):
             continue
         path = frame["path"]
         is_named = path[0] != "/" and any(name and f"/{path}".endswith(f"/{name}") for name in paths)
         if is_named or path.rpartition("/")[2] == "train.py":
-            code = traceback[i + 1].strip() if i + 1 < len(traceback) else ""
-            frames.append(f"{f'{path}, ' * is_named}line {frame['line']}, in {frame['where']}: {code}")
+            frames.append(f"{f'{path}, ' * is_named}line {frame['line']}, in {frame['where']}: {code.strip()}")
     raised = [line for line in traceback if not line.startswith(" ")]
     return [*frames[-FRAMES:], *raised[:1]]

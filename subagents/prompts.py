@@ -15,7 +15,7 @@ from jinja2 import StrictUndefined, TemplateRuntimeError, TemplateSyntaxError, m
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from subagents.errors import PromptError
+from subagents import PromptError
 from subagents.tools import describe_faults
 
 NAMES = ("researcher", "mechanic", "reflector", "notebook")

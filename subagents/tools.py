@@ -85,12 +85,10 @@ def unquote(value: object) -> object:
 
 def find_overlong(answer: BaseModel) -> str:
     """Return which fields exceed the `maxLength` in their `json_schema_extra`, which older files may exceed."""
-    faults: list[str] = []
-    for name, info in type(answer).model_fields.items():
-        limit = cast("dict[str, int]", info.json_schema_extra or {}).get("maxLength")
-        if limit is not None and len(getattr(answer, name)) > limit:
-            faults.append(f"{name}: at most {limit} characters")
-    return "; ".join(faults)
+    fields = type(answer).model_fields.items()
+    limits = {name: cast("dict[str, int]", info.json_schema_extra or {}).get("maxLength", 0) for name, info in fields}
+    overlong = {name: most for name, most in limits.items() if most and len(getattr(answer, name)) > most}
+    return "; ".join(f"{name}: at most {most} characters" for name, most in overlong.items())
 
 
 def describe_faults(error: ValidationError) -> str:

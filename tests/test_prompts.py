@@ -10,7 +10,7 @@ from jinja2 import meta
 from orchestrator.agents import briefing, packets
 from orchestrator.cli.preflight import load_style
 from orchestrator.core.state import Broken, Candidate
-from subagents.errors import PromptError
+from subagents import PromptError
 from subagents.prompts import JINJA, NAMES, OLDER, OPENING, load_prompts, parse_prompt
 from tests import synthetic
 from tests.test_reflector import crashed, decided

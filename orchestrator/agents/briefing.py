@@ -9,6 +9,8 @@ What is settled comes first and only grows at its end, since a model reads the s
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import starmap
+from operator import itemgetter
 from statistics import fmean
 from typing import get_args
 
@@ -29,17 +31,13 @@ from subagents.logs import count_fitting, fence, quote
 
 CHARACTERS = 3.5  # characters of one token, roughly: Claude's tokenizer is not public
 GUESSES = 15  # guesses of the researcher that are compared with what was measured
-EXPLAINED = 3
-"""Of so many the whole explanation is told: cut short, it would lack its conclusion. What the author of the notebook
-has read is not told again, but for the very last."""
+EXPLAINED = 3  # latest post-mortems whose whole explanation is told: cut short, it would lack its conclusion
 ROWS = 40  # rows of an answer from the ledger
-SUGGESTIONS = 1
-"""Post-mortems whose next experiment is passed on; older ones were, and may be among the ideas."""
+SUGGESTIONS = 1  # latest post-mortems whose next experiment is passed on: older ones were before
 NEAR_MISSES = 6
 SOURCE = 7_000  # tokens of train.py; the rest of a longer one is read with a tool
 DIFF = 2_400  # tokens of a diff
-CHANGES = 1_500
-"""Tokens of the kept changes that are shown beside an older train.py; with more, a newer one is shown."""
+CHANGES = 1_500  # tokens of kept changes beside an older train.py; with more, a newer one is shown
 TABLE, BLOCK, BLOCKS = 1_400, 5, 8
 """Tokens of the table of settled experiments, how many rows at a time leave it at its beginning, and most of these."""
 PART = f"\n{CACHE}\n"
@@ -84,13 +82,18 @@ def brief_researcher(
     names.
     """
     task, scores, lines = state.session.task, _list_scores(state), source.splitlines()
-    seen = {result.experiment for result in state.tried[: state.consolidated if state.notebook else 0]}
+    known = state.tried if state.notebook else ()  # consolidated in part, or read by the notebook's author
+    seen, read = ({result.experiment for result in known[:end]} for end in (state.consolidated, state.noted))
     shown = count_fitting(lines, int(SOURCE * CHARACTERS), extra=1)
     declared, visible = list_declarations(source), {line.partition(" ")[0] for line in lines[:shown]}
     settled = _tell_settled(state, {})
     tested = [result for result in state.judged if result.experiment > 0 and result.status not in UNTESTED]
     earlier = sorted(state.session.earlier, key=lambda past: (past.status == "kept", abs(past.gain or 0.0)))
-    news = _list_news(state, tested)
+    stalled, explained = find_stall(tested), [result for result in tested if result.postmortem][-EXPLAINED:]
+    news = [result for result in explained if result.experiment not in read] or explained[-1:]  # at least the last
+    measured = [result for result in tested if isinstance(result.verdict, ev.Evidence)]
+    guessed = [result for result in measured if result.proposal.author == "researcher"][-GUESSES:]
+    under_way = [(n, stage) for n, stage in state.open.items() if n and not isinstance(stage, Decided)]
     return {
         "first": str(first),
         "count": str(count),
@@ -102,18 +105,18 @@ def brief_researcher(
         "standing": WORDS.standing(state, estimate_sigma(state), describe_rule(state), scores),
         "step": WORDS.cost(scores[0].telemetry, state.session.profile.budget, scores[0].metrics) if scores else "",
         "silence": WORDS.silence(state.fruitless, state.setback) if state.fruitless else "",
-        "stall": _describe_stall(tested),
+        "stall": WORDS.stall(stalled, thresholds.STALL) if stalled else "",
         "guidance": clip(state.guidance.strip(), 900),
         "source": "\n".join(lines[:shown]),
         "base": source,
         "rest": str(shown + 1) if shown < len(lines) else "",
         "constants": _fit_rows(declared, 1300),
         "beyond": _fit_rows((row for row in declared if row.partition(" ")[0] not in visible), 1300),
-        "calibration": _describe_calibration(tested),
+        "calibration": WORDS.calibration(guessed) if guessed else "",
         "earlier": _fit_rows((WORDS.earlier(past, task.metric, thresholds.CLEAR) for past in earlier), 800),
         "near_misses": _fit_rows(_list_near_misses([r for r in tested if r.experiment not in seen]), 450),
         "families": _fit_rows(_summarize_families(state, tested), 450),
-        "in_flight": _fit_rows(_list_under_way(state), 350),
+        "in_flight": _fit_rows(starmap(WORDS.under_way, under_way), 350),
         "notebook": describe_notebook(state),
         "read": f"#{state.tried[state.noted - 1].experiment}" if state.noted else "",
         "wishes": _fit_rows((WORDS.quoted(result, "next") for result in news[-SUGGESTIONS:]), 400),
@@ -138,14 +141,15 @@ def _tell_settled(state: State, changes: Mapping[int, str]) -> dict[str, str]:
         start, rows = start + BLOCK, rows[BLOCK:]
     numbers = [result.experiment for result in settled]
     unseen = settled[state.consolidated if state.notebook else 0 : start]
-    older = [result for result in unseen if result.status not in UNTESTED]
+    taught = [r for r in unseen if r.status not in UNTESTED and r.postmortem and r.postmortem.implemented != "no"]
+    clear = [r for r in taught if r.postmortem and r.postmortem.verdict != "inconclusive"] or taught  # worth most
     promoted = state.parents.keys() - {0, *changes}
     included = [result for result in state.judged if result.experiment in promoted and result.status == "kept"]
     kept = {r.experiment: WORDS.brief(r, changes[r.experiment]) for r in state.judged if r.experiment in changes}
     return {
         "included": _fit_rows(map(WORDS.brief, included), 500),
         "since": PART.join(kept[number] for number in changes if number in numbers[:start]),
-        "older_lessons": _fit_rows((WORDS.quoted(result, "lesson") for result in _select_lessons(older)), 300),
+        "older_lessons": _fit_rows((WORDS.quoted(result, "lesson") for result in clear), 300),
         "history": PART.join(f"- {WORDS.settled(r, changes.get(r.experiment))}" for r in settled[start:]),
         "newest": PART.join(kept[number] for number in changes if number not in numbers),
         "changes": PART.join(f"#{number}:\n\n```diff\n{change}\n```" for number, change in changes.items()),
@@ -180,13 +184,6 @@ def describe_notebook(state: State) -> str:
     return WORDS.notebook(state.notebook, _fit_rows(map(WORDS.draft, state.shelved), DRAFTS)).strip()
 
 
-def _list_news(state: State, results: Sequence[Decided]) -> list[Decided]:
-    """Return the latest post-mortems that the author of the notebook has not read; at least the very last."""
-    known = {result.experiment for result in state.tried[: state.noted]} if state.notebook else set[int]()
-    last = [result for result in results if result.postmortem][-EXPLAINED:]
-    return [result for result in last if result.experiment not in known] or last[-1:]
-
-
 def _list_scores(state: State) -> Sequence[ev.Scored]:
     """Return the incumbent's scores; before there is one, what is known of the baseline's."""
     match state.open.get(0):  # a first proposal can be made before all of the baseline's scores are there
@@ -194,17 +191,6 @@ def _list_scores(state: State) -> Sequence[ev.Scored]:
             return scores
         case _:
             return state.incumbent.scores if state.incumbent else ()
-
-
-def _describe_calibration(results: Sequence[Decided]) -> str:
-    """Return how the researcher's latest guesses compare with what was measured; empty where there is none."""
-    guesses = [
-        (result.proposal.expected_delta, -result.verdict.gain)
-        for result in results
-        if result.proposal.author == "researcher" and isinstance(result.verdict, ev.Evidence)
-    ][-GUESSES:]
-    right = sum(guess * found > 0 for guess, found in guesses)
-    return WORDS.calibration(guesses, right, results[0].task.metric) if guesses else ""
 
 
 def _summarize_families(state: State, results: Sequence[Decided]) -> Iterator[str]:
@@ -219,34 +205,9 @@ def _summarize_families(state: State, results: Sequence[Decided]) -> Iterator[st
 
 def _list_near_misses(results: Sequence[Decided]) -> list[str]:
     """Return discarded changes that looked like a gain, the most promising last."""
-    ranked = [
-        (verdict.gain / verdict.error, WORDS.brief(result))
-        for result in results
-        if isinstance(verdict := result.verdict, ev.Discarded)
-        and verdict.error
-        and verdict.gain > thresholds.NEAR_MISS * verdict.error
-    ]
-    return [line for _, line in sorted(ranked)[-NEAR_MISSES:]]
-
-
-def _list_under_way(state: State) -> Iterator[str]:
-    """Yield the experiments that wait for a verdict, and how far each has come."""
-    for number, stage in state.open.items():
-        if number and not isinstance(stage, Decided):
-            yield WORDS.under_way(number, stage, type(stage).__name__)
-
-
-def _select_lessons(results: Sequence[Decided]) -> list[Decided]:
-    """Return the clear results, whose lessons are worth most; where none is clear, all that have a lesson."""
-    taught = [(result, post) for result in results if (post := result.postmortem) and post.implemented != "no"]
-    clear = [(result, post) for result, post in taught if post.verdict != "inconclusive"]
-    return [result for result, _ in clear or taught]
-
-
-def _describe_stall(results: Sequence[Decided]) -> str:
-    """Return since when nothing has been kept, and in which families; empty where that is not long."""
-    since = find_stall(results)
-    return WORDS.stall(len(since), sorted({r.proposal.family for r in since[: thresholds.STALL]})) if since else ""
+    found = [(v.gain / v.error, r) for r in results if isinstance(v := r.verdict, ev.Discarded) and v.error]
+    ranked = sorted((row for row in found if row[0] > thresholds.NEAR_MISS), key=itemgetter(0))
+    return [WORDS.brief(result) for _, result in ranked[-NEAR_MISSES:]]
 
 
 def _fit_rows(rows: Iterable[str], budget: int) -> str:

@@ -49,13 +49,11 @@ class ClaudeCrew:
     """
 
     log: Log
-    connect: Callable[[str, int], Environment]
-    """Return the environment of a conversation, by task id and experiment."""
+    connect: Callable[[str, int], Environment]  # for a conversation, by task id and experiment
     prompts: Mapping[str, Prompt]
     get_optimizer: Callable[[], Adviser]
     search: Callable[[str], str]
-    find_page: Callable[[str, int], str]
-    """Return a musing by session and experiment; empty if there is none that the agents may see."""
+    find_page: Callable[[str, int], str]  # a musing by session and experiment; "" if the agents may see none
     meter: StepMeter | None = None
 
     async def propose(self, state: State, step: Propose) -> Sequence[Proposal]:
@@ -79,8 +77,7 @@ class ClaudeCrew:
         agent = researcher.make_agent(prompt, state, source, tools, partial(self.log.append, step.task_id))
         answer = await ask(agent, environment, prompt.render_opening(facts))
         own, sign = {"author": "researcher", "reverts": None, "combines": ()}, state.session.task.metric.sign
-        drafts = ((draft, sign * draft.expected_delta) for draft in answer.proposals)
-        return [draft.model_copy(update={**own, "expected_delta": guess}) for draft, guess in drafts]
+        return [d.model_copy(update={**own, "expected_delta": sign * d.expected_delta}) for d in answer.proposals]
 
     async def _consolidate(self, state: State, step: Propose, tools: Sequence[Tool], reason: str) -> State:
         """Return the state with a notebook that is rewritten from the evidence; without an answer it stays as it is."""

@@ -112,13 +112,9 @@ def make_tools(
 
     def query_ledger(family: Family | None = None, verdict: FinalStatus | None = None, parameter: str = "") -> str:
         """List experiments by family, by verdict, by a constant that they set; all filters are optional."""
-        found = [
-            result
-            for result in state.judged
-            if family in (None, result.proposal.family)
-            and verdict in (None, result.status)
-            and (not parameter or parameter.strip() in result.proposal.settings)
-        ]
+        found = [r for r in state.judged if family in (None, r.proposal.family) and verdict in (None, r.status)]
+        if parameter:
+            found = [result for result in found if parameter.strip() in result.proposal.settings]
         return briefing.WORDS.experiments(found, briefing.ROWS) if found else "No experiment matches."
 
     def search_musings(words: str) -> str:

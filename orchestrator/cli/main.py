@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from orchestrator.cli import options as opt
 from orchestrator.views.output import harden_streams
 from prepare.command import UserError
-from subagents.errors import PromptError
+from subagents import PromptError
 
 ALL = "sessions data script musings unsafe cluster"
 COMMANDS = {

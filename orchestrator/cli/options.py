@@ -13,7 +13,7 @@ import typer
 
 from prepare.command import UserError, write_command
 from prepare.files import write_atomically
-from subagents.errors import PromptError
+from subagents import PromptError
 
 if TYPE_CHECKING:
     from orchestrator.session.store import Session

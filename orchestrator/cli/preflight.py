@@ -45,7 +45,7 @@ from prepare.machine import Gpu, count_cores, count_roomy_cores, list_gpus
 from prepare.manifest import BudgetAmount, Manifest, load
 from prepare.profiles import Profile, apply_to_script, from_manifest
 from prepare.tree import split_files
-from subagents.errors import PromptError
+from subagents import PromptError
 from subagents.files import find_syntax_error
 from subagents.prompts import PREFIX, Prompt, load_prompts, parse_prompt
 

@@ -29,10 +29,7 @@ PLAN = "plan.json"
 
 
 def build_folder(folder: Path, corpus: Corpus, profile: Profile, work: float | None = None) -> None:
-    """Fill `folder` for runs of so much work; by default of the profile's budget, measured here. Raises DataError.
-
-    How long given work takes is estimated by what a usual machine does.
-    """
+    """Fill `folder` for runs of so much work; by default of the profile's budget, measured here. Raises DataError."""
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "rustbpe", "tiktoken", "torch")}
     versions["python"] = platform.python_version()
     plan = {"profile": asdict(profile), "corpus": corpus.name, "sha256": corpus.fingerprint, "versions": versions}
@@ -54,7 +51,7 @@ def build_folder(folder: Path, corpus: Corpus, profile: Profile, work: float | N
         constants=profiles.find_changes(profile),
     )
     usual, seconds = profiles.CPU.budget, profile.budget.seconds
-    if work:
+    if work:  # is given, and takes as long as on a usual machine
         seconds = float(f"{work / usual.amount * usual.seconds:.3g}")
     elif profile.budget.kind == "work":
         step_work, step_seconds = calibration.measure_step(folder, built, profile)

@@ -1,5 +1,5 @@
-# pyright: basic
-# (pyarrow has no types)
+# pyright: basic, reportPrivateImportUsage=false
+# (pyarrow has no types; HTTPError is httpx's, in one of its versions)
 """Open the corpus for large GPUs: the shards of climbmix that upstream uses, with its pinned validation shard.
 
 HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE have their usual effect.
@@ -12,11 +12,7 @@ from pathlib import Path
 
 import huggingface_hub as hub
 from huggingface_hub import constants
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx, in one of its versions
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars
 from pyarrow import parquet
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
@@ -104,10 +100,8 @@ def _check(path: Path) -> str:
 
 
 def _is_transient(error: BaseException) -> bool:
-    match error:
-        case HfHubHTTPError():
-            return error.response.status_code in _BUSY
-        case OSError():  # without an errno: from huggingface_hub, as for a wrong size, or our own
-            return error.errno is None and not isinstance(error, OfflineModeIsEnabled)
-        case _:
-            return isinstance(error, HTTPError)
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _BUSY
+    if isinstance(error, OSError):  # without an errno: from huggingface_hub, as for a wrong size, or our own
+        return error.errno is None and not isinstance(error, OfflineModeIsEnabled)
+    return isinstance(error, HTTPError)
