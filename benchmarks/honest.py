@@ -20,6 +20,7 @@ from orchestrator.lab.runner import Runner
 from orchestrator.lab.sandbox import select
 from orchestrator.lab.scoring.claims import Scorer
 from orchestrator.lab.slots import list_slots
+from orchestrator.policy.evaluation_plan import describe_runs
 from prepare import profiles
 from prepare.build.folder import build_folder
 from prepare.constants import Value
@@ -115,15 +116,7 @@ def draw_source(plain: str, profile: profiles.Profile, kind: str, luck: random.R
 
 def plan(baselines: list[Scored]) -> EvaluationPlan:
     """Return how every other run is evaluated, by what the baselines took."""
-    audits, metrics = [run.audit for run in baselines if run.audit], [run.metrics for run in baselines]
-    return EvaluationPlan(
-        audit="always",
-        confirmed=False,
-        incumbent=0,
-        baseline_error=max(audit.worst for audit in audits),
-        **{name: max(getattr(one, name) for one in metrics) or None for name in ("startup", "starting", "train_cpu")},
-        **{name: max(getattr(one, name) for one in audits) or None for name in ("evaluation", "evaluation_cpu")},
-    )
+    return EvaluationPlan(audit="always", confirmed=False, incumbent=0, **describe_runs(baselines))
 
 
 def train(runner: Runner, number: int, source: str, how: EvaluationPlan) -> Outcome:

@@ -1,10 +1,11 @@
 """Plan a run: its seed, whether it is audited or scored on held-out text, and where it is pruned."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from orchestrator.core.events import EvaluationPlan
+from orchestrator.core.events import EvaluationPlan, Scored
 from orchestrator.core.state import Candidate, State
 from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.pruning import compute_thresholds
@@ -67,9 +68,12 @@ def plan_certification(state: State) -> EvaluationPlan:
 
 
 def _describe_baseline(state: State) -> dict[str, Any]:
-    """Return what the user's own code showed: the worst error of its claims, and its seconds beside training."""
     baselines = [side for side in (*state.results, state.incumbent) if side and side.experiment == 0]
-    runs = [score for side in baselines for score in side.scores]
+    return describe_runs([score for side in baselines for score in side.scores])
+
+
+def describe_runs(runs: Sequence[Scored]) -> dict[str, Any]:
+    """Return what the user's own code showed: the worst error of its claims, and its seconds beside training."""
     audits, metrics = [run.audit for run in runs if run.audit], [run.metrics for run in runs]
     return {
         "baseline_error": max([0.0, *(audit.worst for audit in audits)]),
