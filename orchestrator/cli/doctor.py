@@ -32,24 +32,16 @@ BUSY = 50.0  # percent of the cores in use above which runs take longer than exp
 MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
 
 
-def doctor(
-    context: typer.Context,
-    offline: opt.Offline = False,
-    crew: opt.Crew = "claude",
-    prompts: opt.Style = "default",
-    model: opt.Model = None,
-    fallback: opt.Fallback = None,
-    notify: opt.Notify = "",
-) -> None:
+def doctor(context: typer.Context) -> None:
     """Check everything that a night needs.
 
     Runs the checks that a night with these options begins with, also checks the data's hashes and the machine, and then
     runs the script until its first step. Exit code 3 if something would spoil the night.
     """
-    paths: opt.Paths = context.obj
-    chosen = opt.choose_crew(context, crew, offline=offline)
-    name, models = invent_name(paths.sessions), (model or (), fallback or ())
-    night = Preflight(paths, name, chosen, prompts, *models, notify=notify, verify=True)
+    chosen: opt.Options = context.obj
+    crew, name = opt.choose_crew(context, chosen.crew, offline=chosen.offline), invent_name(chosen.sessions)
+    models = chosen.model, chosen.fallback
+    night = Preflight(chosen, name, crew, chosen.prompts, *models, notify=chosen.notify, verify=True)
     console, bad = Console(highlight=False), set[str]()
     script = (check_script(night) for _ in [night] if not bad & NEEDED)  # as soon as the others are known
     with console.status("checking…"):

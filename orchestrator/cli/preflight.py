@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
@@ -80,8 +81,8 @@ class Preflight:
     name: str
     crew: str
     style: str = "default"
-    models: Sequence[str] = ()  # MODEL for all agents, or AGENT=MODEL
-    fallbacks: Sequence[str] = ()  # in the same form, what takes over where these refuse or are out
+    models: Sequence[str] | None = None  # MODEL for all agents, or AGENT=MODEL
+    fallbacks: Sequence[str] | None = None  # in the same form, what takes over where these refuse or are out
     limits: SessionLimits = field(default_factory=lambda: SessionLimits(hours=8))
     seed: int | None = None
     isolated: bool = False
@@ -404,11 +405,11 @@ class Preflight:
 
 
 def load_style(
-    style: str, models: Sequence[str], task: Task = EXAMINED, fallbacks: Sequence[str] = ()
+    style: str, models: Sequence[str] | None, task: Task = EXAMINED, fallbacks: Sequence[str] | None = None
 ) -> dict[str, Prompt]:
     """Load the style's prompts for the task, each for its model. Raises PromptError, UsageError."""
     prompts = load_prompts(PROMPTS, style, "default/reported" if task.is_reported else "default")
-    for which, entry in [*(("model", entry) for entry in models), *(("fallback", entry) for entry in fallbacks)]:
+    for which, entry in [*product(["model"], models or ()), *product(["fallback"], fallbacks or ())]:
         is_for_one = "=" in entry and not entry.startswith(PREFIX)
         agent, _, model = entry.partition("=") if is_for_one else ("", "", entry)
         if not model.removeprefix(PREFIX).strip():

@@ -137,25 +137,20 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
     }
 
 
-def resume(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="name of the session")],
-    notify: opt.Notify = "",
-) -> None:
+def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="name of the session")]) -> None:
     """Continue an interrupted session.
 
     Nothing is lost or counted twice; hours, dollars and experiments continue from where they were. `sessions` lists the
     names. To extend a night that is over, use `fork`.
     """
-    paths: opt.Paths = context.obj
-    path = paths.find_session(name)
-    paths = paths.recall(path.parent, context)
+    chosen: opt.Options = context.obj
+    path = chosen.find_session(name)
+    paths = chosen.recall(path.parent, context)
     with hold_session(path.parent):
         session = opt.open_session(path)
         state, own = session.state, session.state.session
-        night = Preflight(
-            paths, own.name, own.crew, limits=own.limits, notify=notify, state=state, session=session, search=own.search
-        )
+        goes_on: dict[str, Any] = {"limits": own.limits, "search": own.search, "state": state, "session": session}
+        night = Preflight(paths, own.name, own.crew, notify=chosen.notify, **goes_on)
         night.require()
         with hold_slots(night) as slots:
             paths.remember(path.parent)
@@ -167,26 +162,22 @@ def fork(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="the session to fork")],
     at: Annotated[int, typer.Option(min=1, help="number of the first event that is not shared (see `replay`)")],
-    fork_name: opt.Name = "",
     hours: Annotated[
         float | None, typer.Option(min=0, max=1e4, help="hours from the fork on (default: those left)")
     ] = None,
-    max_experiments: Annotated[int | None, typer.Option(min=1, help="experiments from the fork on")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0.01, max=1e6, help="dollars from the fork on")] = None,
     crew: Annotated[opt.CrewName | None, typer.Option(help="crew from the fork on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="style from the fork on (default: the same)")] = "",
-    model: opt.Model = None,
-    fallback: opt.Fallback = None,
-    notify: opt.Notify = "",
 ) -> None:
     """Start a new session from an event of another.
 
     The new session shares everything before the event and continues live, with other prompts, models or crew if you
-    like. The old one is not changed: nightshift fork NAME --at 120 --prompts socratic
+    like; its limits count from there. The old one is not changed: nightshift fork NAME --at 120 --prompts socratic
     """
-    paths, models = context.obj, (model or (), fallback or ())
-    more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
-    _start_fork(context, name, at, more, Preflight(paths, fork_name, crew or "", prompts, *models, notify=notify))
+    chosen: opt.Options = context.obj
+    more = {"hours": hours, "experiments": chosen.max_experiments, "usd": chosen.max_usd}
+    models = chosen.model, chosen.fallback
+    plan = Preflight(chosen, chosen.session, crew or "", prompts, *models, notify=chosen.notify)
+    _start_fork(context, name, at, more, plan)
 
 
 def _start_fork(
@@ -222,15 +213,9 @@ def trial(
     context: typer.Context,
     prompts: Annotated[list[str], typer.Option(help="a style; repeat for each, two or more")],
     repeats: Annotated[int, typer.Option(min=1, help="nights per style")] = 3,
-    hours: opt.Hours = 1.0,
-    max_experiments: opt.Experiments = None,
-    max_usd: opt.Dollars = None,
-    slots: opt.Slots = "1",
+    hours: Annotated[float, typer.Option(min=0, max=1e4, help="length of a night in hours")] = 1.0,
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
-    model: opt.Model = None,
-    fallback: opt.Fallback = None,
     seed: Annotated[int, typer.Option(min=0, max=10**9, help="seed of the first repetition; others add 1 each")] = 0,
-    notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
     of: Annotated[str, typer.Option(metavar="SESSION", help="a session, for --at-states")] = "",
     at_states: Annotated[int | None, typer.Option(min=2, help="one experiment per style at so many states")] = None,
@@ -243,35 +228,35 @@ def trial(
     Cheaper, and closer: what does each style make of the same states of a recorded night? A fork of it at each state
     and in each style has one experiment: nightshift trial --prompts default --prompts none --of NAME --at-states 8
     """
-    paths: opt.Paths = context.obj
+    chosen: opt.Options = context.obj
     styles = {Path(style).name: style for style in prompts}
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: name each style only once; folders must have different names")
-    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    models = model or (), fallback or ()
-    plan = Preflight(paths, "", crew, "", *models, limits, isolated=True, notify=notify, slots=slots)
+    limits = SessionLimits(hours=hours, experiments=chosen.max_experiments, usd=chosen.max_usd)
+    own: dict[str, Any] = {"isolated": True, "notify": chosen.notify, "slots": chosen.slots}
+    plan = Preflight(chosen, "", crew, "", chosen.model, chosen.fallback, limits, **own)
     points = _list_states(context, of, at_states) if of or at_states else range(1, repeats + 1)
     nights = [
         replace(plan, name=f"{trial_name}-{style}-{point}", style=folder, seed=seed + point - 1)
         for point in points
         for style, folder in styles.items()
     ]
-    planned = [night for night in nights if not (paths.sessions / night.name / "session.db").exists()]
+    planned = [night for night in nights if not (chosen.sessions / night.name / "session.db").exists()]
     assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
     for night in planned * (not at_states):
         night.require()
     _say_what_is_visible(len(points))
     for night in nights:
         if night in planned and at_states:
-            one, at = {"hours": hours, "experiments": 1, "usd": max_usd}, int(night.name.rpartition("-")[2])
+            one, at = {"hours": hours, "experiments": 1, "usd": chosen.max_usd}, int(night.name.rpartition("-")[2])
             _start_fork(context, of, at, one, night, certifies=False)
         elif night in planned:
             start_night(night)
-        elif _is_over(paths, night.name):
+        elif _is_over(chosen, night.name):
             print(f"{night.name} is done already")
         else:
-            resume(context, night.name, notify)
-        if not _is_over(paths, night.name):
+            resume(context, night.name)
+        if not _is_over(chosen, night.name):
             print(f"{night.name} was stopped: run the same command again to continue the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)
     if len(nights) > 1:
