@@ -227,22 +227,19 @@ def compare(
     for name in names:
         with read_session(paths, name) as session:
             rows.append(comparison.summarize_session(session.state, session.records))
-    comparison.require_comparable(rows)
+    findings = comparison.list_findings(rows)
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))
     console.print(table)
-    for finding, *gained in comparison.list_findings(rows):
+    for finding, *gained in findings:
         print(f"{finding}: gain {' ± '.join(map(rows[0].metric.format_size, gained))} (90 % interval)")
     target = chart or paths.sessions / "compare.html"
     try:
         write_atomically(target, comparison.render_comparison(rows))
-        print(f"The chart is in {target}")
     except OSError as error:
-        words = f"there is no chart: {target} cannot be written ({error.strerror})"
-        if chart:
-            raise UsageError(words) from error
-        print(f"{words[0].upper()}{words[1:]}; --chart names another file")
+        raise UsageError(f"{target} cannot be written ({error.strerror}): --chart names another file") from error
+    print(f"The chart is in {target}")
 
 
 def musings(

@@ -134,20 +134,19 @@ class Site:
 
     def build(self, host: str, token: str) -> Starlette:
         """Return the application; with a token, only who has it is let in."""
-        pages: dict[str, Callable[[Request], Any]] = {
-            "/": self.list_sessions,
-            "/compare": self.compare,
-            "/musings": self.search_musings,
-            "/guidance": self.show_guidance,
-            "/sessions/{name}": self.show_session,
-            "/sessions/{name}/stream": self.follow_session,
-            "/sessions/{name}/report": self.show_report,
-            "/sessions/{name}/events/{number}": self.show_event,
-            "/assets/{file}": self.show_asset,
-        }
-        forms = {"/guidance": self.save_guidance, "/sessions/{name}/control": self.steer}
-        routes = [Route(path, page) for path, page in pages.items()]
-        routes += [Route(path, self._read_form(act), methods=["POST"]) for path, act in forms.items()]
+        routes = [
+            Route("/", self.list_sessions),
+            Route("/compare", self.compare),
+            Route("/musings", self.search_musings),
+            Route("/guidance", self.show_guidance),
+            Route("/guidance", self._read_form(self.save_guidance), methods=["POST"]),
+            Route("/sessions/{name}", self.show_session),
+            Route("/sessions/{name}/stream", self.follow_session),
+            Route("/sessions/{name}/report", self.show_report),
+            Route("/sessions/{name}/events/{number}", self.show_event),
+            Route("/sessions/{name}/control", self._read_form(self.steer), methods=["POST"]),
+            Route("/assets/{file}", self.show_asset),
+        ]
         told = dict.fromkeys((UserError, HTTPException, OSError), _tell)
         return Starlette(routes=routes, middleware=[Middleware(Guard, host=host, token=token)], exception_handlers=told)
 
@@ -236,7 +235,6 @@ class Site:
         for name in dict.fromkeys(request.query_params.getlist("session")):
             with self.read(name) as session:
                 rows.append(comparison.summarize_session(session.state, session.records))
-        comparison.require_comparable(rows)
         return HTMLResponse(comparison.render_comparison(rows), headers=permit_charts())
 
     def show_event(self, request: Request) -> Response:
