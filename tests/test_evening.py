@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.__main__ import main as begin
 from orchestrator.cli.main import main
-from orchestrator.cli.options import Paths
+from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
 from subagents.claude import credentials_error
 from tests.workplace import ROOT, TINY, git, workplace
@@ -304,7 +304,7 @@ def make_odd_repositories(odd):
 
 @pytest.mark.parametrize("script", ["detached", "shallow", "beside", "sparse", "above/below"])
 def test_an_odd_repository_serves(place, script):
-    script, paths = place / "odd" / script / "train.py", Paths(place / "sessions", place / "data", place / "train.py")
+    script, paths = place / "odd" / script / "train.py", Options(place / "sessions", place / "data", place / "train.py")
     night = Preflight(replace(paths, script=script), "night", "optuna")
     night.check_name()
     assert night.source == TINY

@@ -40,8 +40,7 @@ def doctor(context: typer.Context) -> None:
     """
     chosen: opt.Options = context.obj
     crew, name = opt.choose_crew(context, chosen.crew, offline=chosen.offline), invent_name(chosen.sessions)
-    models = chosen.model, chosen.fallback
-    night = Preflight(chosen, name, crew, chosen.prompts, *models, notify=chosen.notify, verify=True)
+    night = Preflight(chosen, name, crew, verify=True)
     console, bad = Console(highlight=False), set[str]()
     script = (check_script(night) for _ in [night] if not bad & NEEDED)  # as soon as the others are known
     with console.status("checking…"):
@@ -63,7 +62,7 @@ def check_script(night: Preflight) -> CheckResult:
     with tempfile.TemporaryDirectory() as folder:
         slot = replace(list_slots(1, Path(folder), THREADS, night.list_gpus())[0], patience=2.0)
         parts = {"folder": Path(folder), "slots": [slot], "sandbox": night.sandbox, "put": compute_digest}
-        runner = build_runner(describe_ground(night), night.tree, 1, night.paths.data, **parts)
+        runner = build_runner(describe_ground(night), night.tree, 1, night.options.data, **parts)
 
         async def run() -> Outcome | None:
             task = asyncio.ensure_future(runner.run(Granted(experiment=0, run=1, slot=0, seed=0), source))

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -104,14 +105,12 @@ def start(
     from orchestrator.core.events import SessionLimits
 
     chosen: opt.Options = context.obj
-    crew, models = opt.choose_crew(context, chosen.crew, offline=chosen.offline), (chosen.model, chosen.fallback)
+    crew, name = opt.choose_crew(context, chosen.crew, offline=chosen.offline), chosen.session
     dollars = {"usd": chosen.max_usd, "experiment_usd": chosen.max_usd_per_experiment}
     limits = SessionLimits(hours=chosen.hours, experiments=chosen.max_experiments, **dollars)
-    slots = "auto" if chosen.cluster and not opt.is_given(context, "slots") else chosen.slots
-    own: dict[str, Any] = {"isolated": not chosen.memory, "origin": chosen.origin, "search": chosen.search}
-    name = chosen.session or invent_name(chosen.sessions)
-    own |= {"notify": chosen.notify, "slots": slots}
-    start_night(Preflight(chosen, name, crew, chosen.prompts, *models, limits, chosen.seed, **own))
+    if chosen.cluster and not opt.is_given(context, "slots"):
+        chosen = replace(chosen, slots="auto")
+    start_night(Preflight(chosen, name or invent_name(chosen.sessions), crew, limits))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -124,16 +123,11 @@ def main(words: Sequence[str] | None = None) -> None:
         with harden_streams():
             code = app(words, standalone_mode=False)  # 130 after Ctrl-C, else None
         raise SystemExit(code)
-    except TyperException as error:
-        _complain(error.format_message())
     except typer.Abort:
         raise SystemExit(opt.ExitCode.INTERRUPTED) from None
-    except OSError as error:
-        _complain(f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)")
-    except (UserError, PromptError) as error:
-        _complain(str(error))
-
-
-def _complain(message: str) -> None:
-    print(f"nightshift: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(opt.ExitCode.USAGE)
+    except (TyperException, OSError, UserError, PromptError) as error:
+        said = error.format_message() if isinstance(error, TyperException) else str(error)
+        if isinstance(error, OSError):
+            said = f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)"
+        print(f"nightshift: {' '.join(said.split())}", file=sys.stderr)
+        raise SystemExit(opt.ExitCode.USAGE) from None

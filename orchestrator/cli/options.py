@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from os.path import relpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 from typer import Option
@@ -83,7 +83,7 @@ class Paths:
         relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
         write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
 
-    def recall(self, folder: Path, context: typer.Context | None = None) -> "Paths":
+    def recall(self, folder: Path, context: typer.Context | None = None) -> Self:
         """Return the places of the session in that folder, except those that the command gives. Raises UsageError."""
         if not (path := folder / PLACES).is_file():
             return self  # an older session, or a file without its folder

@@ -248,8 +248,7 @@ class Site:
 
     def search_musings(self, request: Request) -> Response:
         query = request.query_params.get("q", "")
-        hits = search(self.paths.musings, query, limit=30)
-        return self.render("serve_musings.html", query=query, hits=hits)
+        return self.render("serve_musings.html", query=query, hits=search(self.paths.musings, query, limit=30))
 
     def show_asset(self, request: Request) -> Response:
         kinds = {"serve.css": "text/css", "serve.js": "text/javascript"}

@@ -40,8 +40,8 @@ def start_night(night: Preflight) -> None:
     night.require()
     profile = describe_ground(night)
     earlier, variance = (), PooledVariance()
-    if not night.isolated:
-        earlier, variance = recall_results(night.paths.sessions, profile, night.task)
+    if night.options.memory:
+        earlier, variance = recall_results(night.options.sessions, profile, night.task)
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
         print(f"Begins with {count(len(earlier), 'result')} of {names} (or without, by --no-memory)")
@@ -50,7 +50,7 @@ def start_night(night: Preflight) -> None:
     started = Started(
         slots=night.count_slots(),
         gpu=night.places[2].get("accelerator_type", ""),
-        seed=random.SystemRandom().randrange(1 << 31) if night.seed is None else night.seed,
+        seed=random.SystemRandom().randrange(1 << 31) if night.options.seed is None else night.options.seed,
         commit=night.repo.get_head(),
         profile=calibrate_noise(profile, variance),
         rule=KEEP_RULE,
@@ -66,17 +66,13 @@ def start_night(night: Preflight) -> None:
 def describe_ground(night: Preflight) -> SessionProfile:
     """Return what a session records of what its runs are measured on."""
     if not night.task.is_reported:
-        return describe_profile(night.manifest, measure_token(night.paths.data), night.places[1])
+        rows = open_rows("val", night.options.data)[:, 1:]
+        lengths = Tokenizer.from_directory(night.options.data).token_bytes[rows]  # 0 for a special token
+        return describe_profile(night.manifest, float(lengths[lengths > 0].mean()), night.places[1])
     seconds = night.task.budget
     return SessionProfile(
         name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
     )
-
-
-def measure_token(folder: Path) -> float:
-    """Return the bytes of a token: the mean over the validation text, without special tokens."""
-    lengths = Tokenizer.from_directory(folder).token_bytes[open_rows("val", folder)[:, 1:]]
-    return float(lengths[lengths > 0].mean())
 
 
 def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1) -> SessionProfile:
@@ -99,7 +95,7 @@ def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1)
 
 def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:
     """Create the session with its prompts and its first new event, and run it. Raises UsageError."""
-    folder = night.paths.sessions / night.name
+    folder = night.options.sessions / night.name
     draft = folder.with_name(f".{folder.name}.new")
     with hold_session(folder), hold_slots(night) as slots:
         night.check_name()  # another process may have taken it since the checks
@@ -111,7 +107,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
             session.put(night.beginning[1] if night.beginning else "")
             session.write("", first)
             session.close()
-            replace(night.paths, programs=list_programs(night.prompts)).remember(draft)
+            replace(night.options, programs=list_programs(night.prompts)).remember(draft)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -124,12 +120,12 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
     return {
         "name": night.name,
         "limits": night.limits,
-        "isolated": night.isolated,
-        "measures_steps": not night.paths.cluster,
+        "isolated": not night.options.memory,
+        "measures_steps": not night.options.cluster,
         "asks_after_promotion": night.crew != "optuna",
         "crew": night.crew,
-        "search": night.search,
-        "style": night.style if prompts else "",
+        "search": night.options.search,
+        "style": night.options.prompts if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
         "reflect_every": prompts["reflector"].cadence if prompts else 1,
         "consolidate_every": prompts["notebook"].cadence if prompts else 0,
@@ -143,17 +139,17 @@ def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="nam
     Nothing is lost or counted twice; hours, dollars and experiments continue from where they were. `sessions` lists the
     names. To extend a night that is over, use `fork`.
     """
-    chosen: opt.Options = context.obj
-    path = chosen.find_session(name)
-    paths = chosen.recall(path.parent, context)
+    options: opt.Options = context.obj
+    path = options.find_session(name)
+    options = options.recall(path.parent, context)
     with hold_session(path.parent):
         session = opt.open_session(path)
-        state, own = session.state, session.state.session
-        goes_on: dict[str, Any] = {"limits": own.limits, "search": own.search, "state": state, "session": session}
-        night = Preflight(paths, own.name, own.crew, notify=chosen.notify, **goes_on)
+        own = session.state.session
+        options = replace(options, search=own.search)
+        night = Preflight(options, own.name, own.crew, own.limits, state=session.state, session=session)
         night.require()
         with hold_slots(night) as slots:
-            paths.remember(path.parent)
+            options.remember(path.parent)
             session.write("", Resumed())
             run_session(session, night, slots)
 
@@ -173,37 +169,28 @@ def fork(
     The new session shares everything before the event and continues live, with other prompts, models or crew if you
     like; its limits count from there. The old one is not changed: nightshift fork NAME --at 120 --prompts socratic
     """
-    chosen: opt.Options = context.obj
-    more = {"hours": hours, "experiments": chosen.max_experiments, "usd": chosen.max_usd}
-    models = chosen.model, chosen.fallback
-    plan = Preflight(chosen, chosen.session, crew or "", prompts, *models, notify=chosen.notify)
-    _start_fork(context, name, at, more, plan)
+    options: opt.Options = replace(context.obj, prompts=prompts)
+    more = {"hours": hours, "experiments": options.max_experiments, "usd": options.max_usd}
+    _start_fork(context, name, at, more, Preflight(options, options.session, crew or ""))
 
 
 def _start_fork(
     context: typer.Context, parent: str, at: int, more: Mapping[str, float | None], plan: Preflight, **settings: Any
 ) -> None:
     """Start the session of a plan from an event of its parent, with limits that count from there. Raises UsageError."""
-    old = opt.open_session(plan.paths.find_session(parent), read_only=True)
+    old = opt.open_session(plan.options.find_session(parent), read_only=True)
     if at > len(old.records):
         raise opt.UsageError(f"{parent} has only {len(old.records)} events")
-    state = fold(old.records[:at])
+    state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
     begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
     used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
     longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
-    night = replace(
-        plan,
-        paths=plan.paths.recall(old.path.parent, context),
-        name=plan.name or invent_name(plan.paths.sessions),
-        crew=opt.choose_crew(context, plan.crew or state.session.crew),
-        search=state.session.search,
-        style=plan.style or state.session.style or "default",
-        limits=state.session.limits.model_copy(update=longer),
-        isolated=True,
-        state=state,
-    )
-    if not (plan.style or plan.models):
-        night = replace(night, models=list_models(read_prompts(old), night.paths.programs))
+    crew, name = opt.choose_crew(context, plan.crew or state.session.crew), plan.name or invent_name(options.sessions)
+    if not (options.prompts or options.model):
+        options = replace(options, model=list_models(read_prompts(old), options.programs))
+    style = options.prompts or state.session.style or "default"
+    options = replace(options, prompts=style, search=state.session.search, memory=False)
+    night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
     night.require()
     forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
     _begin(night, forked, lambda path: old.fork(path, at))
@@ -228,16 +215,14 @@ def trial(
     Cheaper, and closer: what does each style make of the same states of a recorded night? A fork of it at each state
     and in each style has one experiment: nightshift trial --prompts default --prompts none --of NAME --at-states 8
     """
-    chosen: opt.Options = context.obj
+    chosen: opt.Options = replace(context.obj, memory=False)
     styles = {Path(style).name: style for style in prompts}
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: name each style only once; folders must have different names")
     limits = SessionLimits(hours=hours, experiments=chosen.max_experiments, usd=chosen.max_usd)
-    own: dict[str, Any] = {"isolated": True, "notify": chosen.notify, "slots": chosen.slots}
-    plan = Preflight(chosen, "", crew, "", chosen.model, chosen.fallback, limits, **own)
     points = _list_states(context, of, at_states) if of or at_states else range(1, repeats + 1)
     nights = [
-        replace(plan, name=f"{trial_name}-{style}-{point}", style=folder, seed=seed + point - 1)
+        Preflight(replace(chosen, prompts=folder, seed=seed + point - 1), f"{trial_name}-{style}-{point}", crew, limits)
         for point in points
         for style, folder in styles.items()
     ]
