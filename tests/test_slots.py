@@ -91,7 +91,7 @@ class WithGpus(Preflight):
 def test_a_gpu_belongs_to_one_session(tmp_path):
     place = workplace(tmp_path / "place")
     paths = Options(place / "sessions", place / "data", place / "train.py")
-    all_of_them, one = WithGpus(paths, "a", "optuna", slots="auto"), WithGpus(paths, "b", "optuna", slots="1")
+    all_of_them, one = WithGpus(replace(paths, slots="auto"), "a", "optuna"), WithGpus(paths, "b", "optuna")
 
     with hold_slots(all_of_them) as slots:
         assert [slot.devices for slot in slots] == [gpu.uuid for gpu in one.list_gpus()]
