@@ -107,7 +107,7 @@ def test_a_gpu_belongs_to_one_session(tmp_path):
         ("x", "or auto"),
     ):
         with pytest.raises(UsageError, match=words):
-            WithGpus(paths, "c", "optuna", slots=count).count_slots()
+            WithGpus(replace(paths, slots=count), "c", "optuna").count_slots()
 
 
 async def test_a_gpu_that_keeps_its_memory_is_given_up(bench):  # noqa: F811

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import version
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
@@ -230,16 +230,13 @@ class Preflight:
         if lacks := explain_unsearchable(self.options.search):
             yield CheckResult("search", "bad", lacks)
         yield (data := _attempt("scores", lambda: Task.describe(self.task)))
-        if git.state == data.state == "good":
-            yield from self._check_tree()
         if data.state == "good" and not self.task.is_reported:
             yield (data := _attempt("data", self._describe_data))
             if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
                 command = write_command("prepare", "--data", "elsewhere")
                 yield CheckResult("data", "warn", f"there is a GPU, but the data are for the CPU: {command}")
         if git.state == data.state == "good":
-            yield from self._check_seed()
-            yield from self._check_constants()
+            yield from chain(self._check_tree(), self._check_seed(), self._check_constants())
         if data.state == "good":
             yield (slots := _attempt("slots", lambda: f"{count(self.count_slots(), 'run')} at a time"))
             if slots.state == prompts.state == "good":
