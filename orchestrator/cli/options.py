@@ -51,14 +51,13 @@ class Paths:
     data: Annotated[Path, Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` fills")] = (
         Path("data")
     )
-    script: Annotated[Path, Option(dir_okay=False, help="the training script; its git repository gets the branch")] = (
-        Path("train.py")
+    script: Annotated[Path, Option(dir_okay=False, help="the script; its repository gets the branch")] = Path(
+        "train.py"
     )
     musings: Annotated[Path, Option(file_okay=False, help="the folder of musings")] = Path("musings")
     unsafe: Annotated[bool, Option("--unsafe", help="train without a sandbox: only for code that you trust")] = False
-    fit: Annotated[
-        bool | None, Option("--fit/--no-fit", help="train with the profile's constants, or the script's")
-    ] = None  # with the profile's, for a train.py of ours only
+    fit: Annotated[bool | None, Option("--fit/--no-fit", help="train with the profile's constants, or yours")] = None
+    """None for the profile's where the script has those of ours."""
     keep_seed: Annotated[bool, Option("--keep-seed", help="train with the seed that the script fixes")] = False
     cluster: Annotated[str, Option(metavar="ADDRESS", help="train on Ray: auto, HOST:PORT or ray://HOST:PORT")] = ""
     programs: Sequence[str] = ()
@@ -111,12 +110,8 @@ class Options(Paths):
     max_usd_per_experiment: Annotated[float | None, Option(min=0.01, max=1e6, help="ask no model beyond it")] = None
     slots: Annotated[str, Option(metavar="N|auto", help="runs at a time; auto: one on each GPU, or core")] = "1"
     prompts: Annotated[str, Option(help="style of the prompts: a folder in prompts/, or any other folder")] = "default"
-    model: Annotated[
-        list[str] | None, Option(metavar="MODEL", help="or AGENT=MODEL, repeatable; cli:claude for Claude Code")
-    ] = None
-    fallback: Annotated[
-        list[str] | None, Option(metavar="MODEL", help="the same, for where a model refuses or is out")
-    ] = None
+    model: Annotated[list[str] | None, Option(metavar="MODEL", help="or AGENT=MODEL, repeatable; or cli:claude")] = None
+    fallback: Annotated[list[str] | None, Option(metavar="MODEL", help="the same, where one refuses or is out")] = None
     seed: Annotated[int | None, Option(min=0, max=2**31 - 1, help="seed of all other seeds (default: random)")] = None
     memory: Annotated[bool, Option(help="begin with what earlier sessions on the same data found")] = True
     origin: Annotated[str, Option("--from", metavar="SESSION", help="begin with the best script of this session")] = ""
