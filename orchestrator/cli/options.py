@@ -51,9 +51,7 @@ class Paths:
     data: Annotated[Path, Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` fills")] = (
         Path("data")
     )
-    script: Annotated[Path, Option(dir_okay=False, help="the script; its repository gets the branch")] = Path(
-        "train.py"
-    )
+    script: Annotated[Path, Option(dir_okay=False, help="script, whose repository gets the branch")] = Path("train.py")
     musings: Annotated[Path, Option(file_okay=False, help="the folder of musings")] = Path("musings")
     unsafe: Annotated[bool, Option("--unsafe", help="train without a sandbox: only for code that you trust")] = False
     fit: Annotated[bool | None, Option("--fit/--no-fit", help="train with the profile's constants, or yours")] = None

@@ -230,7 +230,10 @@ def trial(
     assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
     for night in planned * (not at_states):
         night.require()
-    _say_what_is_visible(len(points))
+    sees = [
+        f"{n} see {compute_visible_difference(n):.1f}" if n > 1 else "1 sees none" for n in sorted({len(points), 10})
+    ]
+    print(f"Nights per style, and the difference that they see with 80 % power, in σ of one night: {'; '.join(sees)}")
     for night in nights:
         if night in planned and at_states:
             one, at = {"hours": hours, "experiments": 1, "usd": chosen.max_usd}, int(night.name.rpartition("-")[2])
@@ -264,15 +267,6 @@ def _list_states(context: typer.Context, name: str, count: int | None) -> list[i
     if len(found) < count:
         raise opt.UsageError(f"--at-states {count}: {name} was asked for proposals only {len(found)} times")
     return [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
-
-
-def _say_what_is_visible(repeats: int) -> None:
-    """Print which difference between two styles the trial can see, before a night is spent on it."""
-    if repeats == 1:
-        print("One night per style says nothing about their difference: --repeats 3 is the least that does.")
-        return
-    sees = [f"{nights} see {compute_visible_difference(nights):.1f}" for nights in sorted({repeats, 10})]
-    print(f"Nights per style, and the difference that they see with 80 % power, in σ of one night: {'; '.join(sees)}")
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:
