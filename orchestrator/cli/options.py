@@ -48,9 +48,7 @@ class Paths:
     """The files and folders of a session; the defaults are those of the options."""
 
     sessions: Annotated[Path, Option(file_okay=False, help="the folder of sessions")] = Path("sessions")
-    data: Annotated[Path, Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` fills")] = (
-        Path("data")
-    )
+    data: Annotated[Path, Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="what `prepare` fills")] = Path("data")
     script: Annotated[Path, Option(dir_okay=False, help="script, whose repository gets the branch")] = Path("train.py")
     musings: Annotated[Path, Option(file_okay=False, help="the folder of musings")] = Path("musings")
     unsafe: Annotated[bool, Option("--unsafe", help="train without a sandbox: only for code that you trust")] = False

@@ -189,14 +189,8 @@ class Site:
         with self.read(name) as session:
             rows, facts = list_rows(session.state), describe_session(self.paths, session)
             places = {"experiment": {row.experiment: row.experiment for row in rows}}
-            figure = draw_progress(rows, places, facts["summary"])
-            facts |= {
-                "rows": rows[-shown:],
-                "earlier": len(rows[:-shown]),
-                "figure": figure,
-                "count": len(session.records),
-                "secret": self.secret,
-            }
+            facts |= {"rows": rows[-shown:], "earlier": len(rows[:-shown]), "count": len(session.records)}
+            facts |= {"figure": draw_progress(rows, places, facts["summary"]), "secret": self.secret}
             talks, usual = event_text.list_conversations(session.records), estimate_run_seconds(session.state)
             return render_template("serve_live.html", **facts, talks=talks, usual=usual, now=time.time())
 

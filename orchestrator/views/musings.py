@@ -93,26 +93,16 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
     """Return the page of one experiment, as far as it has come."""
     diff, found = show_diff(log, row), (one for one in reversed(log.records) if isinstance(one.event, Proposed))
     proposed = (record.at for record in found if getattr(record.event, "experiment", None) == row.experiment)
-    return _render_page(
-        "musing.md",
-        session=log.state.session.name,
-        row=row,
-        proposed=next(proposed, None),
-        diff=diff,
-        fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
-        numbers=tabulate(row),
-        profile=log.state.session.profile,
-        origin=log.state.session.origin,
-        judged={result.experiment: result for result in log.state.judged},
-        file_name=make_file_name,
-    )
+    own, fence = log.state.session, "`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0))
+    facts = {"session": own.name, "profile": own.profile, "origin": own.origin, "file_name": make_file_name}
+    facts |= {"row": row, "numbers": tabulate(row), "diff": diff, "fence": fence, "proposed": next(proposed, None)}
+    return _render_page("musing.md", judged={each.experiment: each for each in log.state.judged}, **facts)
 
 
 def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
     """Return a session's index: its summary, a table of experiments, and the lessons of what was kept."""
-    return _render_page(
-        "index.md", escape=_escape, file_name=make_file_name, state=state, summary=summarize(state), rows=rows
-    )
+    facts = {"state": state, "summary": summarize(state), "rows": rows}
+    return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
 
 
 def render_overview(folder: Path, profile: str) -> str:

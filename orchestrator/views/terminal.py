@@ -73,24 +73,13 @@ class Terminal:
         """Return the live view: where the session stands, who does what now, how the last experiments ended."""
         state, (width, height) = self.log.state, self.console.size
         rows = list_rows(state)
-        markup = render_template(
-            "terminal.txt",
-            state=state,
-            summary=summarize_session(state),
-            titles={row.experiment: row.title for row in list_open_rows(state, Training)},
-            kept=[row for row in rows if row.status == "kept"],
-            points=self.points,
-            talks=[talk for task, talk in self.talks.items() if task not in self.log.finished],
-            spent=self.spent,
-            messages=self.messages,
-            report=self.report,
-            usual=estimate_run_seconds(state),
-            now=self.clock(),
-            width=width,
-            height=height,
-            fit=set_cell_size,
-            escape=escape,
-        )
+        shown = {"width": width, "height": height, "now": self.clock(), "fit": set_cell_size, "escape": escape}
+        facts = {"points": self.points, "spent": self.spent, "messages": self.messages, "report": self.report}
+        facts |= {"state": state, "summary": summarize_session(state), "usual": estimate_run_seconds(state)}
+        titles = {row.experiment: row.title for row in list_open_rows(state, Training)}
+        kept = [row for row in rows if row.status == "kept"]
+        talks = [talk for task, talk in self.talks.items() if task not in self.log.finished]
+        markup = render_template("terminal.txt", **facts, **shown, titles=titles, kept=kept, talks=talks)
         head, room, foot = markup.split("\f")
         decided = list(islice((row for row in reversed(rows) if row.verdict and row.experiment), int(room)))
         if (decided, width) != self.listed:
