@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, cycle
+from itertools import accumulate, combinations, cycle
 from math import hypot, sqrt
 from statistics import fmean, stdev
 
@@ -80,13 +80,11 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
         if isinstance(record.event, ev.Kept):  # only keeps: later runs correct the score from its keep on
             moments.append(state)
             best.append(record.event.score_to_beat)
-            numbers.append(record.event.experiment)  # it has no result until it is closed
-    moments, numbers = [*moments, state], [*numbers, 0]
-    known = [{*(r.experiment for r in m.results), m.best, n} for m, n in zip(moments, numbers, strict=True)]
+            numbers.append(record.event.experiment)
     places: dict[str, Sequence[float]] = {
-        "experiments": [len(experiments - {0}) for experiments in known],
-        "hours": [moment.hours for moment in moments],
-        "dollars": [moment.usd for moment in moments],
+        "experiments": [*accumulate((*numbers, summary.tried), max)],  # slots may decide a later one first
+        "hours": [moment.hours for moment in (*moments, state)],
+        "dollars": [moment.usd for moment in (*moments, state)],
     }
     levels = (summary.baseline or 0.0, *best[1:], summary.best or 0.0)
     return [summary.task.metric.sign * level for level in levels], places
