@@ -11,7 +11,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight, list_models, load_style
 from orchestrator.core.events import ModelReplied, Record, SessionLimits, Tokens
 from orchestrator.loop import run
@@ -271,8 +271,8 @@ def test_a_sessions_file_cannot_have_a_program_started():
     log.fold(Record(seq=0, at=0.0, task_id="", event=started(crew="claude", prompts=texts)))
 
     with pytest.raises(UsageError, match=r"no night began with here: .* \(cli:evil -x\)"):
-        assert Preflight(Paths(), "night", "claude", session=log).prompts
-    allowed = Preflight(Paths(programs=["cli:evil -x"]), "night", "claude", session=log)
+        assert Preflight(Options(), "night", "claude", session=log).prompts
+    allowed = Preflight(Options(programs=["cli:evil -x"]), "night", "claude", session=log)
     assert allowed.prompts["mechanic"].model == "cli:evil -x"
 
 

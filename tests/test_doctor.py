@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.cli.doctor import check_compiler, check_script
-from orchestrator.cli.options import Paths
+from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
 from tests.test_reported import ground
 
@@ -35,7 +35,7 @@ def test_without_a_compiler_or_headers_a_gpu_is_of_no_use(tmp_path):
 def test_a_script_is_tried_until_its_first_step(tmp_path, source, state, says):
     place = ground(tmp_path / "place", {"train.py": source})
 
-    found = check_script(Preflight(Paths(script=place / "train.py", unsafe=True), "night", "optuna"))
+    found = check_script(Preflight(Options(script=place / "train.py", unsafe=True), "night", "optuna"))
 
     assert (found.state, found.subject) == (state, "script")
     assert says in found.message

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.__main__ import main as begin
 from orchestrator.cli.main import main
-from orchestrator.cli.options import Paths
+from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
 from subagents.claude import credentials_error
 from tests.workplace import ROOT, TINY, git, workplace
@@ -70,7 +70,7 @@ WRONG = {
     ("--offline", "--slots", "0"): "give a number of runs, or auto",
     ("--offline", "--slots", "9999"): "may be used here",
     ("--offline", "--max-usd", "3"): "--max-usd does nothing without models",
-    ("--hours", "3", "sessions"): "--hours does nothing with sessions",
+    ("--hours", "3", "sessions"): "No such option: --hours",
     ("dance",): "dance",
     ("--prompts", "unheard-of"): "unheard-of",
     ("--prompts", "empty"): "holds no prompt",
@@ -140,7 +140,7 @@ WRONG = {
     ("--offline=yes",): "--offline",
     ("--crew", "Claude"): "'claude'",
     ("--offline", "--crew", "optuna"): "--crew does nothing with --offline",
-    ("--offline", "resume", "night"): "--offline does nothing with resume",
+    ("--offline", "resume", "night"): "No such option: --offline",
     ("--offline", "--slots", "two"): "give a number of runs, or auto",
     ("--offline", "--slots", "1.5"): "give a number of runs, or auto",
     ("--offline", "--session", "night.lock"): "cannot be a name",
@@ -304,7 +304,7 @@ def make_odd_repositories(odd):
 
 @pytest.mark.parametrize("script", ["detached", "shallow", "beside", "sparse", "above/below"])
 def test_an_odd_repository_serves(place, script):
-    script, paths = place / "odd" / script / "train.py", Paths(place / "sessions", place / "data", place / "train.py")
+    script, paths = place / "odd" / script / "train.py", Options(place / "sessions", place / "data", place / "train.py")
     night = Preflight(replace(paths, script=script), "night", "optuna")
     night.check_name()
     assert night.source == TINY

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from orchestrator.cli.options import Paths
+from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.task_file import find_task
 from orchestrator.core.events import EvaluationPlan, Granted, Origin
@@ -257,7 +257,7 @@ def test_the_form_is_found_in_the_files(tmp_path):
 
 def test_what_a_run_would_lack_is_said(tmp_path):
     place = place_of(tmp_path / "place")
-    night = Preflight(Paths(script=place / "train.py", data=place / "data"), "night", "optuna")
+    night = Preflight(Options(script=place / "train.py", data=place / "data"), "night", "optuna")
     for name in ("util/text.py", "other.py"):
         (place / name).write_text("def describe(*_):\n    return ''\n")
 
@@ -265,7 +265,7 @@ def test_what_a_run_would_lack_is_said(tmp_path):
     assert "uncommitted changes of util/text.py take no part: a run sees what is committed" in found
     git(place, "rm", "-q", "--cached", "util/text.py")
     git(place, "commit", "-qm", "forgotten")
-    night = Preflight(night.paths, "night", "optuna")
+    night = Preflight(night.options, "night", "optuna")
     assert any(
         "train.py imports util/text.py, which is not committed: `git -C" in result.message for result in night.check()
     )

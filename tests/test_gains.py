@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from orchestrator.cli.options import Paths
+from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
 from orchestrator.session.store import Session
 from prepare.constants import read_values, with_originals
@@ -102,23 +102,23 @@ def test_a_script_of_ones_own_keeps_its_constants_and_says_so(tmp_path):
     done = orchestrate(place, "doctor", "--offline")
     assert "constants of train.py: runs have yours; with --fit, those of profile cpu" in " ".join(done.stdout.split())
     assert "\n-HEAD_DIM = 128\n+HEAD_DIM = 32\n" in done.stdout
-    night, asked = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna"), []
+    night, asked = Preflight(Options(place / "sessions", place / "data", place / "train.py"), "night", "optuna"), []
     night.ask_to_fit(lambda question: asked.append(question) or True)
     night.ask_to_fit(lambda question: asked.append(question) or False)
     assert asked == ["Train with those of profile cpu?"]
     assert "HEAD_DIM = 32\n" in night.fit(night.source)
     (place / "sessions/night").mkdir(parents=True)
-    night.paths.remember(place / "sessions/night")
-    night = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "second", "optuna")
+    night.options.remember(place / "sessions/night")
+    night = Preflight(Options(place / "sessions", place / "data", place / "train.py"), "second", "optuna")
     night.ask_to_fit(lambda _: pytest.fail("it was answered for another night of this script"))
     assert "HEAD_DIM = 32\n" in night.fit(night.source)
     ours = (ROOT / "train.py").read_text()
     (place / "train.py").write_text(ours.replace("DEPTH = 8 ", "DEPTH = 9 "))
     git(place, "commit", "-qam", "tuned")
-    assert Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna").profile is None
+    assert Preflight(Options(place / "sessions", place / "data", place / "train.py"), "night", "optuna").profile is None
     (place / "train.py").write_text(ours.replace("manual_seed(SEED)", "manual_seed(SEED + 1)"))
     git(place, "commit", "-qam", "the constants that come with it")
-    night = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
+    night = Preflight(Options(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
     checked = next(result for result in night.check() if result.subject == "constants")
     assert "constants of train.py: runs have those of profile cpu" in checked.message
     night.ask_to_fit(lambda _: pytest.fail("ours is fitted unasked"))

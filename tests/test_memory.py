@@ -2,12 +2,13 @@
 
 import asyncio
 from contextlib import closing
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
 
 from orchestrator.agents import briefing
-from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.core.events import Origin
 from orchestrator.core.source import compute_digest
@@ -150,11 +151,11 @@ def test_baselines_alone_tell_of_the_noise_and_those_of_a_fork_once(tmp_path):
 @pytest.mark.parametrize("name", ["first", "first/session.db"])
 def test_a_night_begins_with_the_best_of_another(sessions, tmp_path, name):
     place = workplace(tmp_path / "place", SOURCE)
-    paths = Paths(sessions=sessions, data=place / "data", script=place / "train.py")
+    paths = Options(sessions=sessions, data=place / "data", script=place / "train.py")
     origin = str(sessions / name) if name.endswith(".db") else name
     with closing(Session(sessions / "first/session.db", read_only=True)) as first:
         best, text = first.state.best, first.get(first.state.parent.source)
-    night = Preflight(paths, "second", "optuna", origin=origin)
+    night = Preflight(replace(paths, origin=origin), "second", "optuna")
 
     found, source = night.beginning
     texts = {}
@@ -197,12 +198,12 @@ def test_what_another_night_kept_keeps_its_history_where_it_is_here(tmp_path):
 
 def test_a_night_cannot_begin_with_what_is_none(sessions, tmp_path):
     place = workplace(tmp_path / "place")
-    paths = Paths(sessions=sessions, data=place / "data", script=place / "train.py")
+    paths = Options(sessions=sessions, data=place / "data", script=place / "train.py")
     (place / "nightshift.toml").write_text(
         'command = "python train.py"\neditable = ["train.py", "m.py"]\nmetric = {name = "a"}\n'
     )
 
     with pytest.raises(UsageError, match=r"here train\.py, m\.py may change"):
-        _ = Preflight(paths, "second", "optuna", origin="first").beginning
+        _ = Preflight(replace(paths, origin="first"), "second", "optuna").beginning
     with pytest.raises(UsageError, match="no session is called 'third'"):
-        _ = Preflight(paths, "second", "optuna", origin="third").beginning
+        _ = Preflight(replace(paths, origin="third"), "second", "optuna").beginning

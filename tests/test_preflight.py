@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.wiring import hold_slots
 from orchestrator.lab.sandbox.base import NoSandbox
@@ -22,7 +22,7 @@ def place(tmp_path):
 
 
 def check_name(place, name):
-    Preflight(Paths(place / "sessions", place / "data", place / "train.py"), name, "optuna").check_name()
+    Preflight(Options(place / "sessions", place / "data", place / "train.py"), name, "optuna").check_name()
 
 
 @pytest.mark.parametrize("name", ["a", "2026-11-25-quartz", "nächtlich", "夜", "v1.2", "a_b", "x" * 100])
@@ -59,8 +59,8 @@ def test_a_name_that_a_file_a_branch_or_a_shell_cannot_take(place, name):
 
 
 def test_a_name_is_for_one_night_in_a_repository_wherever_its_sessions_lie(place):
-    night = Preflight(Paths(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
-    other = replace(night, paths=replace(night.paths, sessions=place / "elsewhere"))
+    night = Preflight(Options(place / "sessions", place / "data", place / "train.py"), "night", "optuna")
+    other = replace(night, options=replace(night.options, sessions=place / "elsewhere"))
     taken = pytest.raises(UsageError, match="another session called night is running in this repository")
     with hold_slots(night), taken, hold_slots(other):
         pass
@@ -71,18 +71,18 @@ class Bare(Preflight):
 
     @property
     def sandbox(self):
-        if self.paths.unsafe:
+        if self.options.unsafe:
             return NoSandbox()
         raise NoSandboxError("no sandbox works here")
 
 
 @pytest.mark.parametrize("answer", [True, False])
 def test_without_a_sandbox_it_is_for_the_user_to_decide(answer):
-    night, asked = Bare(Paths(), "night", "optuna"), []
+    night, asked = Bare(Options(), "night", "optuna"), []
     night.ask_for_trust(lambda question: asked.append(question) or answer)
     night.ask_for_trust(lambda question: asked.append(question) or answer)
 
-    assert night.paths.unsafe == answer
+    assert night.options.unsafe == answer
     assert asked == ["no sandbox works here.\nTrain without a sandbox?"] * (1 if answer else 2)
 
 
@@ -97,7 +97,7 @@ def test_without_a_sandbox_it_is_for_the_user_to_decide(answer):
 )
 def test_a_seed_is_passed_where_something_reads_it(tmp_path, source, command, noun):
     place = ground(tmp_path / "place", {"train.py": source, "nightshift.toml": f"command = '{command}'\nbudget = 2\n"})
-    night = Preflight(Paths(script=place / "train.py"), "night", "optuna")
+    night = Preflight(Options(script=place / "train.py"), "night", "optuna")
     assert night.task.noun == noun
     assert ("no seed is passed" in night.task.describe()) == (noun == "repeat")
 
@@ -114,7 +114,7 @@ def test_what_lies_in_no_run_is_named(tmp_path):
     (place / "ä.txt").write_text("changed")
     (place / "code/blobs/a.bin").write_text("changed, but shown as data")
     (place / "code/nightshift.toml").write_text("budget = 3\ndata = ['blobs']\n")  # which this start reads
-    night = Preflight(Paths(script=place / "code/train.py", unsafe=True), "night", "optuna")
+    night = Preflight(Options(script=place / "code/train.py", unsafe=True), "night", "optuna")
     said = [found.message for found in night.check() if found.subject == "git" and found.state != "good"]
     where = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
     assert said == [
@@ -130,14 +130,14 @@ def test_a_forgotten_neighbour_is_refused_in_reported_form_too(tmp_path):
     (place / "helper.py").touch()
     (place / "rows").mkdir()
     (place / "rows/reader.py").touch()
-    said = [*Preflight(Paths(script=place / "train.py", unsafe=True), "night", "optuna").check()]
+    said = [*Preflight(Options(script=place / "train.py", unsafe=True), "night", "optuna").check()]
     assert any("imports helper.py, which is not committed" in found.message for found in said if found.state == "bad")
 
 
 def test_a_file_of_settings_that_is_not_read_is_named(tmp_path):
     place = ground(tmp_path / "place", {"src/train.py": "print('METRIC val_bpb=1')", "nightshift.toml": "budget = 2\n"})
     with contextlib.chdir(place):
-        night = Preflight(Paths(script=Path("src/train.py"), unsafe=True), "night", "optuna")
+        night = Preflight(Options(script=Path("src/train.py"), unsafe=True), "night", "optuna")
         said = [found.message for found in night.check() if found.subject == "scores"]
     assert said[1:] == ["nightshift.toml is not read: it does not lie beside src/train.py"]
 

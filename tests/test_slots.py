@@ -3,13 +3,14 @@
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from statistics import fmean
 
 import psutil
 import pytest
 
 from benchmarks.slots import measure, simulate
-from orchestrator.cli.options import Paths, UsageError
+from orchestrator.cli.options import Options, UsageError
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.wiring import hold_slots
 from orchestrator.core import events as ev
@@ -73,11 +74,11 @@ async def test_a_run_has_its_share_of_the_cores_and_all_threads(bench):  # noqa:
 
 def test_without_gpus_auto_is_a_run_on_each_core_if_runs_cannot_disturb_each_other(tmp_path):
     place = workplace(tmp_path / "place")
-    paths = Paths(place / "sessions", place / "data", place / "train.py")
-    assert Preflight(paths, "a", "optuna", slots="auto").count_slots() == count_roomy_cores() <= count_cores()
+    paths = Options(place / "sessions", place / "data", place / "train.py")
+    assert Preflight(replace(paths, slots="auto"), "a", "optuna").count_slots() == count_roomy_cores() <= count_cores()
 
     (place / "nightshift.toml").write_text('command = "python train.py"\n')
-    assert Preflight(paths, "a", "optuna", slots="auto").count_slots() == 1
+    assert Preflight(replace(paths, slots="auto"), "a", "optuna").count_slots() == 1
 
 
 class WithGpus(Preflight):
@@ -89,8 +90,8 @@ class WithGpus(Preflight):
 
 def test_a_gpu_belongs_to_one_session(tmp_path):
     place = workplace(tmp_path / "place")
-    paths = Paths(place / "sessions", place / "data", place / "train.py")
-    all_of_them, one = WithGpus(paths, "a", "optuna", slots="auto"), WithGpus(paths, "b", "optuna", slots="1")
+    paths = Options(place / "sessions", place / "data", place / "train.py")
+    all_of_them, one = WithGpus(replace(paths, slots="auto"), "a", "optuna"), WithGpus(paths, "b", "optuna")
 
     with hold_slots(all_of_them) as slots:
         assert [slot.devices for slot in slots] == [gpu.uuid for gpu in one.list_gpus()]
@@ -106,7 +107,7 @@ def test_a_gpu_belongs_to_one_session(tmp_path):
         ("x", "or auto"),
     ):
         with pytest.raises(UsageError, match=words):
-            WithGpus(paths, "c", "optuna", slots=count).count_slots()
+            WithGpus(replace(paths, slots=count), "c", "optuna").count_slots()
 
 
 async def test_a_gpu_that_keeps_its_memory_is_given_up(bench):  # noqa: F811

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.agents.fidelity import find_deviation
-from orchestrator.cli.options import Paths
+from orchestrator.cli.options import Options
 from orchestrator.cli.preflight import Preflight
 from orchestrator.cli.wiring import build_crew
 from orchestrator.core.events import Proposal
@@ -230,7 +230,7 @@ def test_what_a_run_would_not_see_is_said(tmp_path):
     with pytest.raises(RepoError, match=r"/nets/\*\.py does not exist in commit \w+: choose another"):
         Repo(place / "train.py", "may", Task(editable=("nets/*.py",))).read_baseline()
     git(place, "stash")
-    night = Preflight(Paths(script=place / "train.py"), "night", "optuna")
+    night = Preflight(Options(script=place / "train.py"), "night", "optuna")
     (place / "nightshift.toml").write_text("editable = ['train.py', 'modle/*.py']")
     assert "no committed file is modle/*.py, which is editable" in [result.message for result in night.check()]
     for name in ("train.py", "model/link.py"):

@@ -32,24 +32,15 @@ BUSY = 50.0  # percent of the cores in use above which runs take longer than exp
 MARKS = {"good": "[green]✓[/green]", "warn": "[yellow]![/yellow]", "bad": "[red]✗[/red]"}
 
 
-def doctor(
-    context: typer.Context,
-    offline: opt.Offline = False,
-    crew: opt.Crew = "claude",
-    prompts: opt.Style = "default",
-    model: opt.Model = None,
-    fallback: opt.Fallback = None,
-    notify: opt.Notify = "",
-) -> None:
+def doctor(context: typer.Context) -> None:
     """Check everything that a night needs.
 
     Runs the checks that a night with these options begins with, also checks the data's hashes and the machine, and then
     runs the script until its first step. Exit code 3 if something would spoil the night.
     """
-    paths: opt.Paths = context.obj
-    chosen = opt.choose_crew(context, crew, offline=offline)
-    name, models = invent_name(paths.sessions), (model or (), fallback or ())
-    night = Preflight(paths, name, chosen, prompts, *models, notify=notify, verify=True)
+    chosen: opt.Options = context.obj
+    crew, name = opt.choose_crew(context, chosen.crew, offline=chosen.offline), invent_name(chosen.sessions)
+    night = Preflight(chosen, name, crew, verify=True)
     console, bad = Console(highlight=False), set[str]()
     script = (check_script(night) for _ in [night] if not bad & NEEDED)  # as soon as the others are known
     with console.status("checking…"):
@@ -71,7 +62,7 @@ def check_script(night: Preflight) -> CheckResult:
     with tempfile.TemporaryDirectory() as folder:
         slot = replace(list_slots(1, Path(folder), THREADS, night.list_gpus())[0], patience=2.0)
         parts = {"folder": Path(folder), "slots": [slot], "sandbox": night.sandbox, "put": compute_digest}
-        runner = build_runner(describe_ground(night), night.tree, 1, night.paths.data, **parts)
+        runner = build_runner(describe_ground(night), night.tree, 1, night.options.data, **parts)
 
         async def run() -> Outcome | None:
             task = asyncio.ensure_future(runner.run(Granted(experiment=0, run=1, slot=0, seed=0), source))

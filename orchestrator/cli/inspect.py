@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from orchestrator.cli.options import ExitCode, NameOrFile, Paths, Salvage, UsageError, is_given, read_session, refuse
+from orchestrator.cli.options import ExitCode, NameOrFile, Options, Paths, UsageError, is_given, read_session, refuse
 from orchestrator.core.events import Forked, Resumed, Started
 from orchestrator.session.store import Session
 from orchestrator.views import event_text
@@ -89,14 +89,13 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON line per event")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="run today's code over the recording")] = False,
     prompts: Annotated[str, typer.Option(help="with --verify: use this style, not the recorded prompts")] = "",
-    salvage: Salvage = False,
 ) -> None:
     """Print a session event by event, or verify it.
 
     With --verify the production loop runs over the recording, without model, GPU or git. Every event that today's code
     would write differently is shown, and the exit code is 1 if there is one.
     """
-    paths: Paths = context.obj
+    paths: Options = context.obj
     for holds, where, *useless in (
         (verify, "with --verify", "event", "experiment", "step", "as_json"),
         (not verify, "without --verify", "prompts", "musings"),
@@ -109,7 +108,7 @@ def replay(
             refuse(context, where, *useless)
     if step and not sys.stdin.isatty():
         raise UsageError("--step needs a terminal, and this is none: leave it out")
-    with read_session(paths, name, salvage=salvage) as session:
+    with read_session(paths, name, salvage=paths.salvage) as session:
         if verify:
             _verify(session, until, paths.recall(session.path.parent, context).musings, prompts)
         elif experiment is not None:
@@ -182,7 +181,6 @@ def report(
     to: Annotated[
         Literal["csv", "trackio", "wandb"] | None, typer.Option(help="also for this tool, on this machine only")
     ] = None,
-    salvage: Salvage = False,
 ) -> None:
     """Rebuild a session's files from its log.
 
@@ -194,13 +192,13 @@ def report(
     from orchestrator.views.musings import write_musings
     from orchestrator.views.report import export, write_files
 
-    paths: Paths = context.obj
-    with read_session(paths, name, salvage=salvage) as session:
+    chosen: Options = context.obj
+    with read_session(chosen, name, salvage=chosen.salvage) as session:
         own = None if out or name.endswith(".db") else session.path.parent
         title = session.state.session.name
         folder = own or out or Path(title)
         beside = own or is_given(context, "musings")
-        paths = paths.recall(session.path.parent, context)
+        paths = chosen.recall(session.path.parent, context)
         runs = find_process(paths, title, session.state.now) is not None
         with hold_session(own) if own else nullcontext():
             write_files(session, folder, command=paths.write_command, git=write_git(paths.script), runs=runs)
@@ -229,22 +227,19 @@ def compare(
     for name in names:
         with read_session(paths, name) as session:
             rows.append(comparison.summarize_session(session.state, session.records))
-    comparison.require_comparable(rows)
+    findings = comparison.list_findings(rows)
     table = Table("", *(Column(row.name, justify="right", overflow="fold") for row in rows), box=None)
     for figure in rows[0].table:  # a line for each, since two or three sessions fit on any terminal
         table.add_row(figure, *(row.table[figure] for row in rows))
     console.print(table)
-    for finding, *gained in comparison.list_findings(rows):
+    for finding, *gained in findings:
         print(f"{finding}: gain {' ± '.join(map(rows[0].metric.format_size, gained))} (90 % interval)")
     target = chart or paths.sessions / "compare.html"
     try:
         write_atomically(target, comparison.render_comparison(rows))
-        print(f"The chart is in {target}")
     except OSError as error:
-        words = f"there is no chart: {target} cannot be written ({error.strerror})"
-        if chart:
-            raise UsageError(words) from error
-        print(f"{words[0].upper()}{words[1:]}; --chart names another file")
+        raise UsageError(f"{target} cannot be written ({error.strerror}): --chart names another file") from error
+    print(f"The chart is in {target}")
 
 
 def musings(

@@ -3,11 +3,11 @@
 import importlib
 import sys
 from collections.abc import Sequence
-from copy import copy
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -18,56 +18,56 @@ from orchestrator.views.output import harden_streams
 from prepare.command import UserError
 from subagents import PromptError
 
-ALL = "sessions data script musings unsafe cluster"
+PLACES, FIT = "sessions data script musings unsafe cluster", "fit keep_seed"
+LIMITS, MODELS = "max_experiments max_usd", "model fallback notify"
+NIGHT = f"hours offline crew search session {LIMITS} max_usd_per_experiment slots prompts seed memory origin"
 COMMANDS = {
     "init": (".init", "Write a train.py to start from.", "data script"),
     "prepare": ("prepare.__main__", "Prepare the data that every experiment trains on.", ""),
-    "doctor": (".doctor", "Check everything that a night needs.", f"{ALL} fit keep_seed"),
-    "resume": (".start", "Continue an interrupted session.", ALL),
-    "fork": (".start", "Start a new session from an event of another.", ALL),
-    "trial": (".start", "Compare prompt styles over several nights.", f"{ALL} fit keep_seed"),
+    "doctor": (".doctor", "Check everything that a night needs.", f"offline crew prompts {MODELS} {PLACES} {FIT}"),
+    "resume": (".start", "Continue an interrupted session.", f"notify {PLACES}"),
+    "fork": (".start", "Start a new session from an event of another.", f"session {LIMITS} {MODELS} {PLACES}"),
+    "trial": (".start", "Compare prompt styles over several nights.", f"{LIMITS} slots {MODELS} {PLACES} {FIT}"),
     "sessions": (".inspect", "List the sessions, the newest first.", "sessions"),
-    "replay": (".inspect", "Print a session event by event, or verify it.", "sessions musings"),
-    "report": (".inspect", "Rebuild a session's files from its log.", "sessions musings"),
+    "replay": (".inspect", "Print a session event by event, or verify it.", "salvage sessions musings"),
+    "report": (".inspect", "Rebuild a session's files from its log.", "salvage sessions musings"),
     "compare": (".inspect", "Compare sessions side by side.", "sessions"),
     "musings": (".inspect", "Search the musings of all sessions.", "musings"),
     "serve": (".serve", "Show and steer the sessions in a browser.", "sessions script musings"),
 }
-"""The module of each command, the first line of its help, and the places that it uses."""
+"""The module of each command, the first line of its help, and the shared options that it takes."""
 HELP = (Path(__file__).parent / "templates/help.txt").read_text("utf-8").replace("\\b", "\b")
 
 
 class LazyGroup(TyperGroup):
     """The commands of the table, each imported when it runs, so that help and listings start at once."""
 
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.params = [*opt.list_params(f"{NIGHT} {MODELS} {PLACES} {FIT}"), *self.params]
+
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - as typer calls it
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
-        """Import and return the command, with the options of the places that it uses; None for an unknown name."""
+        """Import and return the command, with the shared options that it takes; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        module, _, places = COMMANDS[cmd_name]
+        module, _, options = COMMANDS[cmd_name]
         single.command(cmd_name)(getattr(importlib.import_module(module, __package__), cmd_name))
         command = typer.main.get_command(single)
-        for param in [copy(param) for param in self.params if param.name in places.split()]:
-            param.expose_value, param.callback = False, opt.choose_place
-            command.params.append(param)
+        command.params += opt.list_params(options)
         return command
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["words"] = [*args]
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return a command and its words; options that stand before it are among them. Raises UsageError."""
+        """Return a command and its words, to which options that stand before it belong. Raises UsageError."""
         name, command, words = super().resolve_command(ctx, args)
-        known = [word for param in command.params for word in (*param.opts, *param.secondary_opts)] if command else []
-        for param in [param for param in self.params if opt.is_given(ctx, str(param.name))]:
-            value: object = ctx.params[param.name]
-            word = (param.secondary_opts if value is False else param.opts)[0]
-            if word not in known:
-                ctx.fail(f"{word} does nothing with {name}: leave it out")
-            values = cast("list[object]", value) if isinstance(value, list) else [value] * (not isinstance(value, bool))
-            words = [*(part for one in values for part in (word, str(one))), *([] if values else [word]), *words]
-        return name, command, words
+        return name, command, [*ctx.meta["words"][: -len(args)], *words]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         """Write the table without importing a command."""
@@ -93,30 +93,6 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True, help=HELP)
 def start(
     context: typer.Context,
-    hours: opt.Hours = 8.0,
-    offline: opt.Offline = False,
-    crew: opt.Crew = "claude",
-    search: opt.Search = "coordinate",
-    name: opt.Name = "",
-    max_experiments: opt.Experiments = None,
-    max_usd: opt.Dollars = None,
-    experiment_usd: opt.ExperimentDollars = None,
-    slots: opt.Slots = "1",
-    prompts: opt.Style = "default",
-    model: opt.Model = None,
-    fallback: opt.Fallback = None,
-    seed: opt.Seed = None,
-    memory: opt.Memory = True,
-    origin: opt.Origin = "",
-    notify: opt.Notify = "",
-    sessions: opt.Sessions = opt.Paths.sessions,
-    data: opt.Data = opt.Paths.data,
-    script: opt.Script = opt.Paths.script,
-    musings: opt.Musings = opt.Paths.musings,
-    unsafe: opt.Unsafe = opt.Paths.unsafe,
-    fit: opt.Fit = opt.Paths.fit,
-    keep_seed: opt.KeepSeed = opt.Paths.keep_seed,
-    cluster: opt.Cluster = opt.Paths.cluster,
     show_version: Annotated[  # noqa: ARG001 - it never returns
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="show the version and exit")
     ] = False,
@@ -128,14 +104,13 @@ def start(
     from orchestrator.cli.start import invent_name, start_night
     from orchestrator.core.events import SessionLimits
 
-    chosen = opt.choose_crew(context, crew, offline=offline)
-    paths = opt.Paths(sessions, data, script, musings, unsafe, fit, keep_seed, cluster)
-    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd, experiment_usd=experiment_usd)
-    slots = "auto" if cluster and not opt.is_given(context, "slots") else slots
-    name = name or invent_name(sessions)
-    models = model or (), fallback or ()
-    own: dict[str, Any] = {"isolated": not memory, "notify": notify, "slots": slots, "origin": origin, "search": search}
-    start_night(Preflight(paths, name, chosen, prompts, *models, limits, seed, **own))
+    chosen: opt.Options = context.obj
+    crew, name = opt.choose_crew(context, chosen.crew, offline=chosen.offline), chosen.session
+    dollars = {"usd": chosen.max_usd, "experiment_usd": chosen.max_usd_per_experiment}
+    limits = SessionLimits(hours=chosen.hours, experiments=chosen.max_experiments, **dollars)
+    if chosen.cluster and not opt.is_given(context, "slots"):
+        chosen = replace(chosen, slots="auto")
+    start_night(Preflight(chosen, name or invent_name(chosen.sessions), crew, limits))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -148,16 +123,11 @@ def main(words: Sequence[str] | None = None) -> None:
         with harden_streams():
             code = app(words, standalone_mode=False)  # 130 after Ctrl-C, else None
         raise SystemExit(code)
-    except TyperException as error:
-        _complain(error.format_message())
     except typer.Abort:
         raise SystemExit(opt.ExitCode.INTERRUPTED) from None
-    except OSError as error:
-        _complain(f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)")
-    except (UserError, PromptError) as error:
-        _complain(str(error))
-
-
-def _complain(message: str) -> None:
-    print(f"nightshift: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(opt.ExitCode.USAGE)
+    except (TyperException, OSError, UserError, PromptError) as error:
+        said = error.format_message() if isinstance(error, TyperException) else str(error)
+        if isinstance(error, OSError):
+            said = f"{error.filename or 'the output'} cannot be used: {error.strerror} (for other folders see --help)"
+        print(f"nightshift: {' '.join(said.split())}", file=sys.stderr)
+        raise SystemExit(opt.ExitCode.USAGE) from None

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from os.path import relpath
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
+from typer import Option
 
 from prepare.command import UserError, write_command
 from prepare.files import write_atomically
@@ -39,33 +40,6 @@ class ExitCode(IntEnum):
 
 CrewName = Literal["claude", "optuna", "centaur"]
 SearchName = Literal["coordinate", "tpe", "gp"]
-Hours = Annotated[float, typer.Option(min=0, max=10_000, help="length of the night in hours")]
-Offline = Annotated[bool, typer.Option("--offline", help="no key, no network: the same as --crew optuna")]
-Crew = Annotated[CrewName, typer.Option(help="claude: agents; optuna: an optimizer; centaur: both")]
-Search = Annotated[SearchName, typer.Option(help="how the optimizer searches; gp needs scipy")]
-Name = Annotated[str, typer.Option("--session", help="name of the session (default: the date and a word)")]
-Slots = Annotated[str, typer.Option(metavar="N|auto", help="runs at a time; auto: one on each GPU, or core")]
-Experiments = Annotated[int | None, typer.Option(min=1, help="stop after this many experiments")]
-Dollars = Annotated[float | None, typer.Option(min=0.01, max=1e6, help="stop before the models cost more than this")]
-ExperimentDollars = Annotated[
-    float | None, typer.Option("--max-usd-per-experiment", min=0.01, max=1e6, help="ask no model about one beyond this")
-]
-Style = Annotated[str, typer.Option(help="style of the prompts: a folder in prompts/, or any other folder")]
-Model = Annotated[list[str] | None, typer.Option(help="MODEL or AGENT=MODEL, repeatable; cli:claude for Claude Code")]
-Fallback = Annotated[list[str] | None, typer.Option(help="the same, for where a model refuses or is out")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="seed of all other seeds (default: random)")]
-Origin = Annotated[str, typer.Option("--from", metavar="SESSION", help="begin with the best script of this session")]
-Memory = Annotated[bool, typer.Option(help="begin with what earlier sessions on the same data found")]
-Notify = Annotated[str, typer.Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")]
-Sessions = Annotated[Path, typer.Option(file_okay=False, help="the folder of sessions")]
-Data = Annotated[Path, typer.Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="the folder that `prepare` fills")]
-Script = Annotated[Path, typer.Option(dir_okay=False, help="the training script; its git repository gets the branch")]
-Unsafe = Annotated[bool, typer.Option("--unsafe", help="train without a sandbox: only for code that you trust")]
-Cluster = Annotated[str, typer.Option(metavar="ADDRESS", help="train on Ray: auto, HOST:PORT or ray://HOST:PORT")]
-Fit = Annotated[bool | None, typer.Option("--fit/--no-fit", help="train with the profile's constants, or the script's")]
-KeepSeed = Annotated[bool, typer.Option("--keep-seed", help="train with the seed that the script fixes")]
-Musings = Annotated[Path, typer.Option(file_okay=False, help="the folder of musings")]
-Salvage = Annotated[bool, typer.Option("--salvage", help="read a damaged file as far as it is sound")]
 NameOrFile = Annotated[str, typer.Argument(help="name of the session, or the path of a session file (.db)")]
 
 
@@ -73,14 +47,15 @@ NameOrFile = Annotated[str, typer.Argument(help="name of the session, or the pat
 class Paths:
     """The files and folders of a session; the defaults are those of the options."""
 
-    sessions: Path = Path("sessions")
-    data: Path = Path("data")
-    script: Path = Path("train.py")
-    musings: Path = Path("musings")
-    unsafe: bool = False
-    fit: bool | None = None  # the baseline gets the profile's constants; None for a train.py of ours only
-    keep_seed: bool = False
-    cluster: str = ""  # address of the Ray cluster that trains; empty for this machine
+    sessions: Annotated[Path, Option(file_okay=False, help="the folder of sessions")] = Path("sessions")
+    data: Annotated[Path, Option(file_okay=False, envvar="NIGHTSHIFT_DATA", help="what `prepare` fills")] = Path("data")
+    script: Annotated[Path, Option(dir_okay=False, help="script, whose repository gets the branch")] = Path("train.py")
+    musings: Annotated[Path, Option(file_okay=False, help="the folder of musings")] = Path("musings")
+    unsafe: Annotated[bool, Option("--unsafe", help="train without a sandbox: only for code that you trust")] = False
+    fit: Annotated[bool | None, Option("--fit/--no-fit", help="train with the profile's constants, or yours")] = None
+    """None for the profile's where the script has those of ours."""
+    keep_seed: Annotated[bool, Option("--keep-seed", help="train with the seed that the script fixes")] = False
+    cluster: Annotated[str, Option(metavar="ADDRESS", help="train on Ray: auto, HOST:PORT or ray://HOST:PORT")] = ""
     programs: Sequence[str] = ()
     """The models that are programs: a session's file, which may be another's, cannot have one started."""
 
@@ -99,11 +74,11 @@ class Paths:
 
     def remember(self, folder: Path) -> None:
         """Write the places beside the session's file, which may be mailed and so names no folder. Raises OSError."""
-        known = {name: at for name, at in vars(self).items() if name != "sessions"}
+        known = {part.name: getattr(self, part.name) for part in fields(Paths) if part.name != "sessions"}
         relative = {name: relpath(at, folder) for name, at in known.items() if isinstance(at, Path) and at.root != "/"}
         write_atomically(folder / PLACES, json.dumps(known | relative, default=str))
 
-    def recall(self, folder: Path, context: typer.Context | None = None) -> "Paths":
+    def recall(self, folder: Path, context: typer.Context | None = None) -> Self:
         """Return the places of the session in that folder, except those that the command gives. Raises UsageError."""
         if not (path := folder / PLACES).is_file():
             return self  # an older session, or a file without its folder
@@ -117,9 +92,41 @@ class Paths:
             raise UsageError(f"{path} is damaged: delete it, and give --data, --script and --musings") from error
 
 
-def choose_place(context: Any, param: Any, value: Any) -> None:
-    """Set a field of the context's Paths, for commands whose functions do not take it as a parameter."""
-    context.obj = replace(context.obj or Paths(), **{param.name: value})
+@dataclass(frozen=True)
+class Options(Paths):
+    """All options that commands share; `main.COMMANDS` tells which command takes which."""
+
+    hours: Annotated[float, Option(min=0, max=10_000, help="length of the night in hours")] = 8.0
+    offline: Annotated[bool, Option("--offline", help="no key, no network: the same as --crew optuna")] = False
+    crew: Annotated[CrewName, Option(help="claude: agents; optuna: an optimizer; centaur: both")] = "claude"
+    search: Annotated[SearchName, Option(help="how the optimizer searches; gp needs scipy")] = "coordinate"
+    session: Annotated[str, Option(help="name of the session (default: the date and a word)")] = ""
+    max_experiments: Annotated[int | None, Option(min=1, help="stop after this many experiments")] = None
+    max_usd: Annotated[float | None, Option(min=0.01, max=1e6, help="stop before the models cost more")] = None
+    max_usd_per_experiment: Annotated[float | None, Option(min=0.01, max=1e6, help="ask no model beyond it")] = None
+    slots: Annotated[str, Option(metavar="N|auto", help="runs at a time; auto: one on each GPU, or core")] = "1"
+    prompts: Annotated[str, Option(help="style of the prompts: a folder in prompts/, or any other folder")] = "default"
+    model: Annotated[list[str] | None, Option(metavar="MODEL", help="or AGENT=MODEL, repeatable; or cli:claude")] = None
+    fallback: Annotated[list[str] | None, Option(metavar="MODEL", help="the same, where one refuses or is out")] = None
+    seed: Annotated[int | None, Option(min=0, max=2**31 - 1, help="seed of all other seeds (default: random)")] = None
+    memory: Annotated[bool, Option(help="begin with what earlier sessions on the same data found")] = True
+    origin: Annotated[str, Option("--from", metavar="SESSION", help="begin with the best script of this session")] = ""
+    notify: Annotated[str, Option(envvar="NIGHTSHIFT_NOTIFY", help="send notifications to this Apprise URL")] = ""
+    salvage: Annotated[bool, Option("--salvage", help="read a damaged file as far as it is sound")] = False
+
+
+def list_params(names: str) -> list[Any]:
+    """Return the parameters of a command for the named options; each sets its field of the context's Options."""
+    app = typer.Typer(add_completion=False)
+    app.command()(Options)
+    params: dict[str, Any] = {str(param.name): param for param in typer.main.get_command(app).params}
+    for param in params.values():
+        param.expose_value, param.callback = False, _choose
+    return [params[name] for name in names.split()]
+
+
+def _choose(context: Any, param: Any, value: Any) -> None:
+    context.obj = replace(context.obj or Options(), **{param.name: value})
 
 
 def is_given(context: typer.Context | None, name: str) -> bool:
@@ -140,7 +147,8 @@ def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> 
     if offline:
         refuse(context, "with --offline", "crew")
     if offline or crew == "optuna":
-        refuse(context, "without models (--offline)", "prompts", "model", "fallback", "max_usd", "experiment_usd")
+        useless = "prompts", "model", "fallback", "max_usd", "max_usd_per_experiment"
+        refuse(context, "without models (--offline)", *useless)
     return "optuna" if offline else crew
 
 

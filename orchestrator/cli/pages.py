@@ -134,20 +134,19 @@ class Site:
 
     def build(self, host: str, token: str) -> Starlette:
         """Return the application; with a token, only who has it is let in."""
-        pages: dict[str, Callable[[Request], Any]] = {
-            "/": self.list_sessions,
-            "/compare": self.compare,
-            "/musings": self.search_musings,
-            "/guidance": self.show_guidance,
-            "/sessions/{name}": self.show_session,
-            "/sessions/{name}/stream": self.follow_session,
-            "/sessions/{name}/report": self.show_report,
-            "/sessions/{name}/events/{number}": self.show_event,
-            "/assets/{file}": self.show_asset,
-        }
-        forms = {"/guidance": self.save_guidance, "/sessions/{name}/control": self.steer}
-        routes = [Route(path, page) for path, page in pages.items()]
-        routes += [Route(path, self._read_form(act), methods=["POST"]) for path, act in forms.items()]
+        routes = [
+            Route("/", self.list_sessions),
+            Route("/compare", self.compare),
+            Route("/musings", self.search_musings),
+            Route("/guidance", self.show_guidance),
+            Route("/guidance", self._read_form(self.save_guidance), methods=["POST"]),
+            Route("/sessions/{name}", self.show_session),
+            Route("/sessions/{name}/stream", self.follow_session),
+            Route("/sessions/{name}/report", self.show_report),
+            Route("/sessions/{name}/events/{number}", self.show_event),
+            Route("/sessions/{name}/control", self._read_form(self.steer), methods=["POST"]),
+            Route("/assets/{file}", self.show_asset),
+        ]
         told = dict.fromkeys((UserError, HTTPException, OSError), _tell)
         return Starlette(routes=routes, middleware=[Middleware(Guard, host=host, token=token)], exception_handlers=told)
 
@@ -190,14 +189,8 @@ class Site:
         with self.read(name) as session:
             rows, facts = list_rows(session.state), describe_session(self.paths, session)
             places = {"experiment": {row.experiment: row.experiment for row in rows}}
-            figure = draw_progress(rows, places, facts["summary"])
-            facts |= {
-                "rows": rows[-shown:],
-                "earlier": len(rows[:-shown]),
-                "figure": figure,
-                "count": len(session.records),
-                "secret": self.secret,
-            }
+            facts |= {"rows": rows[-shown:], "earlier": len(rows[:-shown]), "count": len(session.records)}
+            facts |= {"figure": draw_progress(rows, places, facts["summary"]), "secret": self.secret}
             talks, usual = event_text.list_conversations(session.records), estimate_run_seconds(session.state)
             return render_template("serve_live.html", **facts, talks=talks, usual=usual, now=time.time())
 
@@ -236,7 +229,6 @@ class Site:
         for name in dict.fromkeys(request.query_params.getlist("session")):
             with self.read(name) as session:
                 rows.append(comparison.summarize_session(session.state, session.records))
-        comparison.require_comparable(rows)
         return HTMLResponse(comparison.render_comparison(rows), headers=permit_charts())
 
     def show_event(self, request: Request) -> Response:
@@ -250,8 +242,7 @@ class Site:
 
     def search_musings(self, request: Request) -> Response:
         query = request.query_params.get("q", "")
-        hits = search(self.paths.musings, query, limit=30)
-        return self.render("serve_musings.html", query=query, hits=hits)
+        return self.render("serve_musings.html", query=query, hits=search(self.paths.musings, query, limit=30))
 
     def show_asset(self, request: Request) -> Response:
         kinds = {"serve.css": "text/css", "serve.js": "text/javascript"}

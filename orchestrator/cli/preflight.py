@@ -13,13 +13,14 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain, product
 from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
 
 import typer
 
-from orchestrator.cli.options import PLACES, Paths, UsageError, read_session
+from orchestrator.cli.options import PLACES, Options, UsageError, read_session
 from orchestrator.cli.task_file import NAME as TASK_FILE
 from orchestrator.cli.task_file import find_task
 from orchestrator.cluster import connect, plan_shares
@@ -76,34 +77,23 @@ class CheckResult:
 class Preflight:
     """What is about to run. Its properties raise the error that `check` returns as a value."""
 
-    paths: Paths
+    options: Options
     name: str
     crew: str
-    style: str = "default"
-    models: Sequence[str] = ()  # MODEL for all agents, or AGENT=MODEL
-    fallbacks: Sequence[str] = ()  # in the same form, what takes over where these refuse or are out
     limits: SessionLimits = field(default_factory=lambda: SessionLimits(hours=8))
-    seed: int | None = None
-    isolated: bool = False
-    notify: str = ""
-    slots: str = "1"
-    """Runs at a time: a number, or auto for one on each GPU, or core; a session that goes on has its own."""
     state: State | None = None  # the state that the session goes on from; None for one that begins
     session: Log | None = None
     """The session that is resumed; None for a new one, whose name must still be free."""
     verify: bool = False  # check the data's hashes, not only its sizes
-    search: str = "coordinate"
-    origin: str = ""
-    """The session, by name or file, whose best script a new night begins with; empty for the user's."""
 
     @cached_property
     def task(self) -> Task:
         """How runs are scored, and given their seeds: also a script that reads the variable, or has fixed its seed."""
         if self.state:
             return self.state.session.task
-        task, own = find_task(self.paths.script), ""
+        task, own = find_task(self.options.script), ""
         with suppress(RepoError):  # which is told elsewhere
-            own = Repo(self.paths.script, self.name, task).read_baseline()
+            own = Repo(self.options.script, self.name, task).read_baseline()
         reads = task.is_reported and (VARIABLE in own + task.command or self.assign_seed(own, task) != own)
         return task.model_copy(update={"seed": {"env": VARIABLE}}) if reads and not task.seed else task
 
@@ -112,31 +102,32 @@ class Preflight:
         """By agent: those that a session has recorded, else the style's; empty if the crew uses no model."""
         if self.session:
             prompts = read_prompts(self.session)
-            if foreign := set(list_programs(prompts)).difference(self.paths.programs):
+            if foreign := set(list_programs(prompts)).difference(self.options.programs):
                 words = "the session's file names a program that no night began with here: fork it with a --model"
                 raise UsageError(f"{words} ({', '.join(sorted(foreign))})")
             return prompts
-        return {} if self.crew == "optuna" else load_style(self.style, self.models, self.task, self.fallbacks)
+        own = self.options
+        return {} if self.crew == "optuna" else load_style(own.prompts, own.model, self.task, own.fallback)
 
     @cached_property
     def repo(self) -> Repo:
-        return Repo(self.paths.script, self.name, self.task)
+        return Repo(self.options.script, self.name, self.task)
 
     @cached_property
     def beginning(self) -> tuple[Origin, str] | None:
         """The best script of another session, and its text as it is trained here; None for the user's own."""
-        if not self.origin:
+        if not (origin := self.options.origin):
             return None
-        with read_session(self.paths, self.origin) as session:
+        with read_session(self.options, origin) as session:
             state, name = session.state, session.state.session.name
             task = state.session.task
             if not state.parents:
-                raise UsageError(f"--from {self.origin}: {name} has no baseline yet")
+                raise UsageError(f"--from {origin}: {name} has no baseline yet")
             if (task.form, task.editable) != (self.task.form, self.task.editable):
                 files = [", ".join(each.editable) or "a script" for each in (task, self.task)]
-                raise UsageError(f"--from {self.origin}: {name} changed {files[0]}, and here {files[1]} may change")
+                raise UsageError(f"--from {origin}: {name} changed {files[0]}, and here {files[1]} may change")
             best, base = (session.get(commit.source) for commit in (state.parent, state.parents[0]))
-        if not self.task.is_reported and self.paths.fit is not False:
+        if not self.task.is_reported and self.options.fit is not False:
             profile = from_manifest(self.manifest)
             fitted = apply_to_script(base, profile)
             if self.profile or fitted == apply_to_script(read_baseline(), profile):
@@ -161,7 +152,7 @@ class Preflight:
     @cached_property
     def tree(self) -> TaskFolder | ScriptTree:
         """What a run sees of the repository, as it was when the session began. Raises RepoError."""
-        script, repo = self.paths.script, self.repo
+        script, repo = self.options.script, self.repo
         commit = self.state.session.commit if self.state else repo.get_head()
         if self.task.is_reported:
             return TaskFolder(self.task, repo, commit)
@@ -171,11 +162,11 @@ class Preflight:
 
     @cached_property
     def manifest(self) -> Manifest:
-        return load(self.paths.data, verify=self.verify)
+        return load(self.options.data, verify=self.verify)
 
     @cached_property
     def sandbox(self) -> Sandbox:
-        return NoSandbox() if self.paths.unsafe else select_sandbox()
+        return NoSandbox() if self.options.unsafe else select_sandbox()
 
     @property
     def profile(self) -> Profile | None:
@@ -185,11 +176,11 @@ class Preflight:
         profile = from_manifest(self.manifest)
         own, default = (read_values(source) for source in (self.repo.read_baseline(), read_baseline()))
         is_untuned = all(own.get(name) == default.get(name) for name in profile.constants)
-        return profile if self.paths.fit or (is_untuned and self.paths.fit is None) else None
+        return profile if self.options.fit or (is_untuned and self.options.fit is None) else None
 
     def assign_seed(self, source: str, task: Task) -> str:
         """Return a script with the seed of its run in place of one that it fixes, unless the user keeps that."""
-        return source if self.paths.keep_seed else with_assigned_seed(source, task)
+        return source if self.options.keep_seed else with_assigned_seed(source, task)
 
     def fit(self, own: str) -> str:
         """Return the user's script as it is trained."""
@@ -213,21 +204,21 @@ class Preflight:
     def ask_for_trust(self, confirm: Callable[[str], bool]) -> None:
         """Where no sandbox works, as on macOS, go on without one if the user says so."""
         try:
-            _ = self.paths.cluster or self.sandbox
+            _ = self.options.cluster or self.sandbox
         except NoSandboxError as error:
             if confirm(f"{error}.\nTrain without a sandbox?"):
-                self.paths = replace(self.paths, unsafe=True)
+                self.options = replace(self.options, unsafe=True)
 
     def ask_to_fit(self, confirm: Callable[[str], bool]) -> None:
         """Where the user's constants are not the profile's, which was shown, let the user choose, once for a script."""
-        if self.paths.fit is None and not self.isolated and not self.profile:
-            found = sorted(self.paths.sessions.glob(f"[!.]*/{PLACES}"), key=lambda path: path.stat().st_mtime)
-            told = [at for at in map(self.paths.recall, (path.parent for path in found)) if at.fit is not None]
-            fit = {at.script.resolve(): at.fit for at in told}.get(self.paths.script.resolve())
+        if self.options.fit is None and self.options.memory and not self.profile:
+            found = sorted(self.options.sessions.glob(f"[!.]*/{PLACES}"), key=lambda path: path.stat().st_mtime)
+            told = [at for at in map(self.options.recall, (path.parent for path in found)) if at.fit is not None]
+            fit = {at.script.resolve(): at.fit for at in told}.get(self.options.script.resolve())
             question = f"Train with those of profile {self.manifest.profile}?"
             if fit is not None:
                 print(f"{question} {'Yes' if fit else 'No'}, as before (--fit, --no-fit)", file=sys.stderr)
-            self.paths = replace(self.paths, fit=confirm(question) if fit is None else fit)
+            self.options = replace(self.options, fit=confirm(question) if fit is None else fit)
 
     def check(self) -> Iterator[CheckResult]:
         """Check one thing after another; the models, which need the network, come last."""
@@ -236,27 +227,26 @@ class Preflight:
         yield _attempt("python", lambda: f"{python_version()}, torch {version('torch')}")
         yield (git := _attempt("git", self._describe_repository))
         yield _attempt("session", self._describe_session)
-        if lacks := explain_unsearchable(self.search):
+        if lacks := explain_unsearchable(self.options.search):
             yield CheckResult("search", "bad", lacks)
         yield (data := _attempt("scores", lambda: Task.describe(self.task)))
-        if git.state == data.state == "good":
-            yield from self._check_tree()
         if data.state == "good" and not self.task.is_reported:
             yield (data := _attempt("data", self._describe_data))
             if data.state == "good" and self.manifest.profile == "cpu" and list_gpus():
                 command = write_command("prepare", "--data", "elsewhere")
                 yield CheckResult("data", "warn", f"there is a GPU, but the data are for the CPU: {command}")
         if git.state == data.state == "good":
-            yield from self._check_seed()
-            yield from self._check_constants()
+            yield from chain(self._check_tree(), self._check_seed(), self._check_constants())
         if data.state == "good":
             yield (slots := _attempt("slots", lambda: f"{count(self.count_slots(), 'run')} at a time"))
             if slots.state == prompts.state == "good":
                 yield _attempt(f"{self.limits.hours:g} hours", self.estimate)
-        yield _check_disk(self.paths)
-        yield _attempt("sandbox", self._describe_sandbox)
-        if self.notify:
-            yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(make_sender(self.notify)))
+        yield _check_disk(self.options)
+        tier = "each node of the cluster selects its own" if self.options.cluster else ""
+        tier = "none, because of --unsafe" if self.options.unsafe else tier
+        yield _attempt("sandbox", lambda: tier or f"{self.sandbox.tier} passes its self-check")
+        if url := self.options.notify:
+            yield _attempt("notify", lambda: "Apprise can send to the URL" * bool(make_sender(url)))
         if prompts.state == "good" and self.prompts:
             yield from _check_models(self.prompts)
 
@@ -270,7 +260,7 @@ class Preflight:
         runs = slots * 3600 * limits.hours / usual
         low, high = (min(round(share * runs), limits.experiments or round(runs)) for share in SHARES)
         tried = f"{low:,} to {count(high, 'experiment')}" if low < high else count(low, "experiment")
-        idle = 0 if self.paths.cluster else len(self.list_gpus()) - slots
+        idle = 0 if self.options.cluster else len(self.list_gpus()) - slots
         parts = [*[f"about {count(round(runs), 'run')}"] * (low < high), tried]
         parts += [f"{count(idle, 'GPU')} idle (--slots auto trains on all)"] * (idle > 0)
         if self.prompts:
@@ -311,8 +301,8 @@ class Preflight:
             which = "what git tracks as a submodule, by Git LFS or as a link that leads out is in no run"
             words = f"data = {shorten(json.dumps(absent, ensure_ascii=False), 200)} in nightshift.toml"
             yield CheckResult("git", "warn", f"{which}: {words} shows it as it lies here")
-        if Path(TASK_FILE).is_file() and not self.paths.script.with_name(TASK_FILE).is_file():
-            words = f"{TASK_FILE} is not read: it does not lie beside {self.paths.script}"
+        if Path(TASK_FILE).is_file() and not self.options.script.with_name(TASK_FILE).is_file():
+            words = f"{TASK_FILE} is not read: it does not lie beside {self.options.script}"
             yield CheckResult("scores", "warn", words)
         files = split_files(self.source) if self.task.has_tree else {}
         if idle := [at for at in self.task.editable if files and not any(fnmatchcase(name, at) for name in files)]:
@@ -329,7 +319,7 @@ class Preflight:
         if not NAME.fullmatch(self.name) or len(self.name.encode()) > MAX_NAME_BYTES:
             words = "a session's name is letters and digits, with single . or - between them, and not too long"
             raise UsageError(f"{self.name!r} cannot be a name: {words}")
-        if (folder := self.paths.sessions / self.name).exists():
+        if (folder := self.options.sessions / self.name).exists():
             raise UsageError(f"there is a session in {folder} already: resume it, or choose another name")
         self.repo.check_free()
 
@@ -340,18 +330,18 @@ class Preflight:
     @cached_property
     def places(self) -> tuple[int, int, dict[str, Any]]:
         """Runs at a time, those on one machine, and the options of each on a cluster. Raises UserError."""
-        if not self.paths.cluster:
+        if not self.options.cluster:
             return (here := self.count_slots()), here, {}
-        nodes = [node["Resources"] for node in connect(self.paths.cluster).nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in connect(self.options.cluster).nodes() if node["Alive"]]
         cpu = not self.task.is_reported and self.manifest.profile == "cpu"
-        model, wanted = (self.state.session.gpu, self.state.session.slots) if self.state else ("", self.slots)
+        model, wanted = (self.state.session.gpu, self.state.session.slots) if self.state else ("", self.options.slots)
         return plan_shares(nodes, str(wanted), model, cpu=cpu, fewer=bool(self.state))
 
     def count_slots(self) -> int:
         """Return the number of runs at a time. Raises UsageError where the machine has no room for so many."""
-        if self.paths.cluster:
+        if self.options.cluster:
             return self.places[0]
-        gpus, wanted = len(self.list_gpus()), str(self.state.session.slots) if self.state else self.slots
+        gpus, wanted = len(self.list_gpus()), str(self.state.session.slots) if self.state else self.options.slots
         if wanted == "auto":
             is_timed = self.task.is_reported or self.manifest.budget.kind == "time"  # then runs disturb each other
             return gpus or (1 if is_timed else count_roomy_cores())
@@ -365,7 +355,7 @@ class Preflight:
     def _describe_data(self) -> str:
         manifest, state = self.manifest, self.state
         if state and state.session.profile.data_hash != manifest.digest:
-            other = f"{self.paths.data} holds other data than {state.session.name} was measured on"
+            other = f"{self.options.data} holds other data than {state.session.name} was measured on"
             raise UsageError(f"{other}: pass the right folder with --data")
         hashes = "; all hashes match" * self.verify
         return f"{manifest.corpus} for profile {manifest.profile}, about {manifest.budget.seconds:.0f} s a run{hashes}"
@@ -376,14 +366,14 @@ class Preflight:
         if self.parent or not (change := diff(own, with_assigned_seed(own, self.task), 0)):
             return
         words = f"each run reads its own, commits keep yours (--keep-seed: runs, too)\n{change}"
-        if self.paths.keep_seed:
+        if self.options.keep_seed:
             words = "--keep-seed leaves it, and no run tells the noise of seeds"
         yield CheckResult("seed", "warn", f"{self.repo.script.name} has a fixed seed: {words}")
 
     def _check_constants(self) -> Iterator[CheckResult]:
         """Check what the profile sets, and in the baseline that results what the optimizer will change."""
         source, change = self.source, ""
-        if not (self.parent or self.beginning or self.task.is_reported or self.paths.fit is False):
+        if not (self.parent or self.beginning or self.task.is_reported or self.options.fit is False):
             change = diff(source, apply_to_script(source, from_manifest(self.manifest)), 0)
         if change:
             name, source = self.manifest.profile, self.fit(source)
@@ -397,18 +387,13 @@ class Preflight:
             words = words if found else explain_untunable(source, self.repo.script.name)
             yield CheckResult("constants", "good" if found else "bad", words)
 
-    def _describe_sandbox(self) -> str:
-        if self.paths.unsafe or self.paths.cluster:
-            return "none, because of --unsafe" if self.paths.unsafe else "each node of the cluster selects its own"
-        return f"{self.sandbox.tier} passes its self-check"
-
 
 def load_style(
-    style: str, models: Sequence[str], task: Task = EXAMINED, fallbacks: Sequence[str] = ()
+    style: str, models: Sequence[str] | None, task: Task = EXAMINED, fallbacks: Sequence[str] | None = None
 ) -> dict[str, Prompt]:
     """Load the style's prompts for the task, each for its model. Raises PromptError, UsageError."""
     prompts = load_prompts(PROMPTS, style, "default/reported" if task.is_reported else "default")
-    for which, entry in [*(("model", entry) for entry in models), *(("fallback", entry) for entry in fallbacks)]:
+    for which, entry in [*product(["model"], models or ()), *product(["fallback"], fallbacks or ())]:
         is_for_one = "=" in entry and not entry.startswith(PREFIX)
         agent, _, model = entry.partition("=") if is_for_one else ("", "", entry)
         if not model.removeprefix(PREFIX).strip():
@@ -451,9 +436,9 @@ def _attempt(subject: str, describe: Callable[[], str]) -> CheckResult:
         return CheckResult(subject, "bad", str(error))
 
 
-def _check_disk(paths: Paths) -> CheckResult:
-    folder, free = paths.sessions, 0
-    for name, wanted in (("musings", paths.musings.absolute()), ("sessions", paths.sessions.absolute())):
+def _check_disk(options: Options) -> CheckResult:
+    folder, free = options.sessions, 0
+    for name, wanted in (("musings", options.musings.absolute()), ("sessions", options.sessions.absolute())):
         folder = next(path for path in [wanted, *wanted.parents] if path.exists())
         try:
             with tempfile.TemporaryFile(dir=folder):

@@ -40,8 +40,8 @@ def start_night(night: Preflight) -> None:
     night.require()
     profile = describe_ground(night)
     earlier, variance = (), PooledVariance()
-    if not night.isolated:
-        earlier, variance = recall_results(night.paths.sessions, profile, night.task)
+    if night.options.memory:
+        earlier, variance = recall_results(night.options.sessions, profile, night.task)
     if earlier:
         names = ", ".join(dict.fromkeys(result.session for result in earlier))
         print(f"Begins with {count(len(earlier), 'result')} of {names} (or without, by --no-memory)")
@@ -50,7 +50,7 @@ def start_night(night: Preflight) -> None:
     started = Started(
         slots=night.count_slots(),
         gpu=night.places[2].get("accelerator_type", ""),
-        seed=random.SystemRandom().randrange(1 << 31) if night.seed is None else night.seed,
+        seed=random.SystemRandom().randrange(1 << 31) if night.options.seed is None else night.options.seed,
         commit=night.repo.get_head(),
         profile=calibrate_noise(profile, variance),
         rule=KEEP_RULE,
@@ -66,17 +66,13 @@ def start_night(night: Preflight) -> None:
 def describe_ground(night: Preflight) -> SessionProfile:
     """Return what a session records of what its runs are measured on."""
     if not night.task.is_reported:
-        return describe_profile(night.manifest, measure_token(night.paths.data), night.places[1])
+        rows = open_rows("val", night.options.data)[:, 1:]
+        lengths = Tokenizer.from_directory(night.options.data).token_bytes[rows]  # 0 for a special token
+        return describe_profile(night.manifest, float(lengths[lengths > 0].mean()), night.places[1])
     seconds = night.task.budget
     return SessionProfile(
         name="reported", budget_kind="time", budget=seconds, expected_seconds=1.25 * seconds, data_hash=""
     )
-
-
-def measure_token(folder: Path) -> float:
-    """Return the bytes of a token: the mean over the validation text, without special tokens."""
-    lengths = Tokenizer.from_directory(folder).token_bytes[open_rows("val", folder)[:, 1:]]
-    return float(lengths[lengths > 0].mean())
 
 
 def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1) -> SessionProfile:
@@ -99,7 +95,7 @@ def describe_profile(manifest: Manifest, bytes_per_token: float, slots: int = 1)
 
 def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], Session]) -> None:
     """Create the session with its prompts and its first new event, and run it. Raises UsageError."""
-    folder = night.paths.sessions / night.name
+    folder = night.options.sessions / night.name
     draft = folder.with_name(f".{folder.name}.new")
     with hold_session(folder), hold_slots(night) as slots:
         night.check_name()  # another process may have taken it since the checks
@@ -111,7 +107,7 @@ def _begin(night: Preflight, first: Started | Forked, create: Callable[[Path], S
             session.put(night.beginning[1] if night.beginning else "")
             session.write("", first)
             session.close()
-            replace(night.paths, programs=list_programs(night.prompts)).remember(draft)
+            replace(night.options, programs=list_programs(night.prompts)).remember(draft)
             draft.rename(folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -124,12 +120,12 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
     return {
         "name": night.name,
         "limits": night.limits,
-        "isolated": night.isolated,
-        "measures_steps": not night.paths.cluster,
+        "isolated": not night.options.memory,
+        "measures_steps": not night.options.cluster,
         "asks_after_promotion": night.crew != "optuna",
         "crew": night.crew,
-        "search": night.search,
-        "style": night.style if prompts else "",
+        "search": night.options.search,
+        "style": night.options.prompts if prompts else "",
         "repairs": MAX_REPAIRS if prompts else 0,
         "reflect_every": prompts["reflector"].cadence if prompts else 1,
         "consolidate_every": prompts["notebook"].cadence if prompts else 0,
@@ -137,28 +133,23 @@ def _describe_settings(night: Preflight) -> dict[str, Any]:
     }
 
 
-def resume(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="name of the session")],
-    notify: opt.Notify = "",
-) -> None:
+def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="name of the session")]) -> None:
     """Continue an interrupted session.
 
     Nothing is lost or counted twice; hours, dollars and experiments continue from where they were. `sessions` lists the
     names. To extend a night that is over, use `fork`.
     """
-    paths: opt.Paths = context.obj
-    path = paths.find_session(name)
-    paths = paths.recall(path.parent, context)
+    options: opt.Options = context.obj
+    path = options.find_session(name)
+    options = options.recall(path.parent, context)
     with hold_session(path.parent):
         session = opt.open_session(path)
-        state, own = session.state, session.state.session
-        night = Preflight(
-            paths, own.name, own.crew, limits=own.limits, notify=notify, state=state, session=session, search=own.search
-        )
+        own = session.state.session
+        options = replace(options, search=own.search)
+        night = Preflight(options, own.name, own.crew, own.limits, state=session.state, session=session)
         night.require()
         with hold_slots(night) as slots:
-            paths.remember(path.parent)
+            options.remember(path.parent)
             session.write("", Resumed())
             run_session(session, night, slots)
 
@@ -167,52 +158,39 @@ def fork(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="the session to fork")],
     at: Annotated[int, typer.Option(min=1, help="number of the first event that is not shared (see `replay`)")],
-    fork_name: opt.Name = "",
     hours: Annotated[
         float | None, typer.Option(min=0, max=1e4, help="hours from the fork on (default: those left)")
     ] = None,
-    max_experiments: Annotated[int | None, typer.Option(min=1, help="experiments from the fork on")] = None,
-    max_usd: Annotated[float | None, typer.Option(min=0.01, max=1e6, help="dollars from the fork on")] = None,
     crew: Annotated[opt.CrewName | None, typer.Option(help="crew from the fork on (default: the same)")] = None,
     prompts: Annotated[str, typer.Option(help="style from the fork on (default: the same)")] = "",
-    model: opt.Model = None,
-    fallback: opt.Fallback = None,
-    notify: opt.Notify = "",
 ) -> None:
     """Start a new session from an event of another.
 
     The new session shares everything before the event and continues live, with other prompts, models or crew if you
-    like. The old one is not changed: nightshift fork NAME --at 120 --prompts socratic
+    like; its limits count from there. The old one is not changed: nightshift fork NAME --at 120 --prompts socratic
     """
-    paths, models = context.obj, (model or (), fallback or ())
-    more = {"hours": hours, "experiments": max_experiments, "usd": max_usd}
-    _start_fork(context, name, at, more, Preflight(paths, fork_name, crew or "", prompts, *models, notify=notify))
+    options: opt.Options = replace(context.obj, prompts=prompts)
+    more = {"hours": hours, "experiments": options.max_experiments, "usd": options.max_usd}
+    _start_fork(context, name, at, more, Preflight(options, options.session, crew or ""))
 
 
 def _start_fork(
     context: typer.Context, parent: str, at: int, more: Mapping[str, float | None], plan: Preflight, **settings: Any
 ) -> None:
     """Start the session of a plan from an event of its parent, with limits that count from there. Raises UsageError."""
-    old = opt.open_session(plan.paths.find_session(parent), read_only=True)
+    old = opt.open_session(plan.options.find_session(parent), read_only=True)
     if at > len(old.records):
         raise opt.UsageError(f"{parent} has only {len(old.records)} events")
-    state = fold(old.records[:at])
+    state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
     begun = len(state.tried) + len(state.open.keys() - {0})  # those in flight are not of the fork
     used = {"hours": state.hours, "experiments": begun, "usd": state.usd}
     longer = {limit: round(used[limit] + n, 4) for limit, n in more.items() if n is not None}
-    night = replace(
-        plan,
-        paths=plan.paths.recall(old.path.parent, context),
-        name=plan.name or invent_name(plan.paths.sessions),
-        crew=opt.choose_crew(context, plan.crew or state.session.crew),
-        search=state.session.search,
-        style=plan.style or state.session.style or "default",
-        limits=state.session.limits.model_copy(update=longer),
-        isolated=True,
-        state=state,
-    )
-    if not (plan.style or plan.models):
-        night = replace(night, models=list_models(read_prompts(old), night.paths.programs))
+    crew, name = opt.choose_crew(context, plan.crew or state.session.crew), plan.name or invent_name(options.sessions)
+    if not (options.prompts or options.model):
+        options = replace(options, model=list_models(read_prompts(old), options.programs))
+    style = options.prompts or state.session.style or "default"
+    options = replace(options, prompts=style, search=state.session.search, memory=False)
+    night = Preflight(options, name, crew, state.session.limits.model_copy(update=longer), state)
     night.require()
     forked = Forked(parent=f"{old.state.session.name}@{at}", **_describe_settings(night) | settings)
     _begin(night, forked, lambda path: old.fork(path, at))
@@ -222,15 +200,9 @@ def trial(
     context: typer.Context,
     prompts: Annotated[list[str], typer.Option(help="a style; repeat for each, two or more")],
     repeats: Annotated[int, typer.Option(min=1, help="nights per style")] = 3,
-    hours: opt.Hours = 1.0,
-    max_experiments: opt.Experiments = None,
-    max_usd: opt.Dollars = None,
-    slots: opt.Slots = "1",
+    hours: Annotated[float, typer.Option(min=0, max=1e4, help="length of a night in hours")] = 1.0,
     crew: Annotated[Literal["claude", "centaur"], typer.Option(help="who does the research")] = "claude",
-    model: opt.Model = None,
-    fallback: opt.Fallback = None,
     seed: Annotated[int, typer.Option(min=0, max=10**9, help="seed of the first repetition; others add 1 each")] = 0,
-    notify: opt.Notify = "",
     trial_name: Annotated[str, typer.Option("--name", help="prefix of the sessions' names")] = "trial",
     of: Annotated[str, typer.Option(metavar="SESSION", help="a session, for --at-states")] = "",
     at_states: Annotated[int | None, typer.Option(min=2, help="one experiment per style at so many states")] = None,
@@ -243,35 +215,36 @@ def trial(
     Cheaper, and closer: what does each style make of the same states of a recorded night? A fork of it at each state
     and in each style has one experiment: nightshift trial --prompts default --prompts none --of NAME --at-states 8
     """
-    paths: opt.Paths = context.obj
+    chosen: opt.Options = replace(context.obj, memory=False)
     styles = {Path(style).name: style for style in prompts}
     if len(styles) < len(prompts):
         raise opt.UsageError("--prompts: name each style only once; folders must have different names")
-    limits = SessionLimits(hours=hours, experiments=max_experiments, usd=max_usd)
-    models = model or (), fallback or ()
-    plan = Preflight(paths, "", crew, "", *models, limits, isolated=True, notify=notify, slots=slots)
+    limits = SessionLimits(hours=hours, experiments=chosen.max_experiments, usd=chosen.max_usd)
     points = _list_states(context, of, at_states) if of or at_states else range(1, repeats + 1)
     nights = [
-        replace(plan, name=f"{trial_name}-{style}-{point}", style=folder, seed=seed + point - 1)
+        Preflight(replace(chosen, prompts=folder, seed=seed + point - 1), f"{trial_name}-{style}-{point}", crew, limits)
         for point in points
         for style, folder in styles.items()
     ]
-    planned = [night for night in nights if not (paths.sessions / night.name / "session.db").exists()]
+    planned = [night for night in nights if not (chosen.sessions / night.name / "session.db").exists()]
     assert all(night.prompts for night in planned)  # a fault of any style is told before a model is asked
     for night in planned * (not at_states):
         night.require()
-    _say_what_is_visible(len(points))
+    sees = [
+        f"{n} see {compute_visible_difference(n):.1f}" if n > 1 else "1 sees none" for n in sorted({len(points), 10})
+    ]
+    print(f"Nights per style, and the difference that they see with 80 % power, in σ of one night: {'; '.join(sees)}")
     for night in nights:
         if night in planned and at_states:
-            one, at = {"hours": hours, "experiments": 1, "usd": max_usd}, int(night.name.rpartition("-")[2])
+            one, at = {"hours": hours, "experiments": 1, "usd": chosen.max_usd}, int(night.name.rpartition("-")[2])
             _start_fork(context, of, at, one, night, certifies=False)
         elif night in planned:
             start_night(night)
-        elif _is_over(paths, night.name):
+        elif _is_over(chosen, night.name):
             print(f"{night.name} is done already")
         else:
-            resume(context, night.name, notify)
-        if not _is_over(paths, night.name):
+            resume(context, night.name)
+        if not _is_over(chosen, night.name):
             print(f"{night.name} was stopped: run the same command again to continue the trial")
             raise SystemExit(opt.ExitCode.INTERRUPTED)
     if len(nights) > 1:
@@ -294,15 +267,6 @@ def _list_states(context: typer.Context, name: str, count: int | None) -> list[i
     if len(found) < count:
         raise opt.UsageError(f"--at-states {count}: {name} was asked for proposals only {len(found)} times")
     return [found[each * (len(found) - 1) // (count - 1)] for each in range(count)]
-
-
-def _say_what_is_visible(repeats: int) -> None:
-    """Print which difference between two styles the trial can see, before a night is spent on it."""
-    if repeats == 1:
-        print("One night per style says nothing about their difference: --repeats 3 is the least that does.")
-        return
-    sees = [f"{nights} see {compute_visible_difference(nights):.1f}" for nights in sorted({repeats, 10})]
-    print(f"Nights per style, and the difference that they see with 80 % power, in σ of one night: {'; '.join(sees)}")
 
 
 def _is_over(paths: opt.Paths, name: str) -> bool:

@@ -38,8 +38,8 @@ def run_session(session: Session, night: Preflight, slots: Sequence[Slot]) -> No
     from orchestrator.views.observers import Observers
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a night outlives its terminal
-    paths, repo, started, folder = night.paths, night.repo, session.state.session, session.path.parent
-    send, git = make_sender(night.notify) if night.notify else None, repo.write_command()
+    paths, repo, started, folder = night.options, night.repo, session.state.session, session.path.parent
+    send, git = make_sender(paths.notify) if paths.notify else None, repo.write_command()
     observers = Observers(session, paths.musings, send=send, command=paths.write_command, git=git)
     session.say = observers.say
     build = partial(build_runner, started.profile, night.tree, night.places[1])
@@ -147,7 +147,7 @@ def hold_session(folder: Path) -> AbstractContextManager[None]:
 def hold_slots(night: Preflight) -> Generator[Sequence[Slot]]:
     """Lock the branch and the GPUs against sessions in other folders, and yield the slots. Raises UsageError."""
     lock = night.repo.common / "nightshift" / f"{night.name}.lock"
-    folder, gpus = night.paths.sessions / night.name, [] if night.paths.cluster else night.list_gpus()
+    folder, gpus = night.options.sessions / night.name, [] if night.options.cluster else night.list_gpus()
     slots = list_slots(night.count_slots(), folder, THREADS, gpus)  # those of a cluster have no lock here
     with ExitStack() as stack:
         stack.enter_context(_hold(lock, f"another session called {night.name} is running in this repository"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, cycle
+from itertools import accumulate, combinations, cycle
 from math import hypot, sqrt
 from statistics import fmean, stdev
 
@@ -41,12 +41,12 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         raise UserError(f"{state.session.name} has no baseline yet")
     summary, arm = summarize(state), f"{state.session.crew} {state.session.style}".rstrip()
     tested = [result for result in state.tried if result.status not in UNTESTED]
-    metric, shared = summary.task.metric, _fold_shared(records)
+    metric, forks = summary.task.metric, [at for at, each in enumerate(records) if isinstance(each.event, ev.Forked)]
+    shared = fold(records[: max(forks, default=0)])  # what a fork has of its parent
     own = max(summary.tried - len(shared.tried), 1)
     verdicts = [result.verdict for result in state.tried if result.experiment >= shared.next]
     step = sum(verdict.gain for verdict in verdicts if isinstance(verdict, ev.Evidence)) / max(len(verdicts), 1)
-    tokens = sum(usage.input + usage.output for usage in state.usage.values())
-    tokens -= sum(usage.input + usage.output for usage in shared.usage.values())
+    tokens, before = (sum(u.input + u.output for u in each.usage.values()) for each in (state, shared))
     table = {
         "crew and style": arm,
         "experiments": f"{summary.tried:,}",
@@ -63,26 +63,13 @@ def summarize_session(state: State, records: Sequence[ev.Record]) -> SessionFigu
         "measured": "on fresh seeds" if summary.certificate else "by estimate",
         "σ of one run": metric.format_size(summary.sigma),
         "hours": f"{summary.hours:.2f}",
-        "tokens per experiment": f"{tokens // own:,}",
+        "tokens per experiment": f"{(tokens - before) // own:,}",
         "$ per experiment": "unknown" if summary.usd is None else f"{(summary.usd - shared.usd) / own:.3f}",
     }
     profile, best = state.session.profile, _trace_best(summary, records)
-    origin = next((record.event.parent for record in reversed(records) if isinstance(record.event, ev.Forked)), "")
+    origin = next((each.event.parent for each in reversed(records) if isinstance(each.event, ev.Forked)), "")
     conditions = (state.session.seed, profile.data_hash, profile.budget, state.session.limits.hours, origin)
     return SessionFigures(arm, state.session.name, metric, conditions, summary.gain, summary.margin, step, *best, table)
-
-
-def _fold_shared(records: Sequence[ev.Record]) -> State:
-    """Return the state up to which a fork is its parent; the empty state for any other session."""
-    forks = (at for at, record in enumerate(records) if isinstance(record.event, ev.Forked))
-    return fold(records[: max(forks, default=0)])
-
-
-def require_comparable(rows: Sequence[SessionFigures]) -> None:
-    """Raise UserError if the sessions are scored differently."""
-    if any(row.metric != rows[0].metric for row in rows):
-        metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
-        raise UserError(f"these sessions are scored differently: {metrics}")
 
 
 def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[float], dict[str, Sequence[float]]]:
@@ -93,13 +80,11 @@ def _trace_best(summary: Summary, records: Sequence[ev.Record]) -> tuple[list[fl
         if isinstance(record.event, ev.Kept):  # only keeps: later runs correct the score from its keep on
             moments.append(state)
             best.append(record.event.score_to_beat)
-            numbers.append(record.event.experiment)  # it has no result until it is closed
-    moments, numbers = [*moments, state], [*numbers, 0]
-    known = [{*(r.experiment for r in m.results), m.best, n} for m, n in zip(moments, numbers, strict=True)]
+            numbers.append(record.event.experiment)
     places: dict[str, Sequence[float]] = {
-        "experiments": [len(experiments - {0}) for experiments in known],
-        "hours": [moment.hours for moment in moments],
-        "dollars": [moment.usd for moment in moments],
+        "experiments": [*accumulate((*numbers, summary.tried), max)],  # slots may decide a later one first
+        "hours": [moment.hours for moment in (*moments, state)],
+        "dollars": [moment.usd for moment in (*moments, state)],
     }
     levels = (summary.baseline or 0.0, *best[1:], summary.best or 0.0)
     return [summary.task.metric.sign * level for level in levels], places
@@ -115,8 +100,11 @@ def list_findings(rows: Sequence[SessionFigures]) -> list[tuple[str, float, floa
 
     Repetitions are averaged, and arms compared by pairs: of nights with equal seeds, or of what the experiments of
     forks from one event have gained. Where there are none, each session is compared with the first, both with the
-    errors of their own.
+    errors of their own. Raises UserError if the sessions are scored differently.
     """
+    if any(row.metric != rows[0].metric for row in rows):
+        metrics = ", ".join(f"{row.name} by {row.metric.name} ({row.metric.goal})" for row in rows)
+        raise UserError(f"these sessions are scored differently: {metrics}")
     found = list[tuple[str, float, float]]()
     arms = {arm: [row for row in rows if row.arm == arm] for arm in dict.fromkeys(row.arm for row in rows)}
     for arm, members in arms.items():

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from orchestrator.core import events as ev
 from orchestrator.core.source import diff
@@ -69,7 +70,8 @@ def write_page(log: Log, number: int, *, full: bool = True) -> str:
         related = [] if isinstance(then.event, TALK | ev.Waiting) else [then]
     openings = (i for i, event in enumerate(talk) if isinstance(event, ev.ConversationOpened))
     facts = {"talk": talk[max(openings, default=0) :], "read": log.get, "summarize": summarize, "longest": LONGEST}
-    facts |= {"diff": diff, "fold": str if full else _fold, "fold_code": str if full else _fold_code, "full": full}
+    fold_code = partial(CODE.sub, lambda block: _fold(block[0]))
+    facts |= {"diff": diff, "fold": str if full else _fold, "fold_code": str if full else fold_code, "full": full}
     line, *lines = (write_line(each, log.state.session.task) for each in (record, *related))
     fields = {} if talk else record.event.model_dump(mode="json", exclude={"kind"})
     return render_template("event_page.txt", line=line, related=lines, fields=fields, **facts)
@@ -102,7 +104,3 @@ def _fold(text: str) -> str:
     if (hidden := len(lines) - HEAD - TAIL) < HEAD:
         return text
     return "\n".join([*lines[:HEAD], f"… {hidden} more lines (--full shows them)", *lines[-TAIL:]])
-
-
-def _fold_code(text: str) -> str:
-    return CODE.sub(lambda block: _fold(block[0]), text)

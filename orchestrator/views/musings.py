@@ -53,8 +53,9 @@ def list_musings(log: LogReader, folder: Path, live: bool = False) -> Iterator[F
     """
     if log.state.parents:
         rows, summary = list_rows(log.state), summarize(log.state)
-        pages = ((row, _make_file(log, folder, row)) for row in rows)
-        yield from ((page[0], row.proposal, page[2]) if live and not row.verdict else page for row, page in pages)
+        for row in rows:
+            shows = row.proposal if live and not row.verdict else row
+            yield folder / make_file_name(row), shows, partial(render_musing, log, row)
         yield folder / "index.md", (rows, summary, log.state.notebook), partial(render_index, log.state, rows)
 
 
@@ -67,18 +68,14 @@ def list_overview(log: LogReader, folder: Path) -> Iterator[File]:
 
 def list_rationales(log: LogReader, folder: Path) -> Iterator[File]:
     """Yield the page of each experiment that is only proposed."""
-    pages = ((row, _make_file(log, folder, row)) for row in list_open_rows(log.state, Idea))
-    return ((path, row.proposal, render) for row, (path, _, render) in pages)
+    for row in list_open_rows(log.state, Idea):
+        yield folder / make_file_name(row), row.proposal, partial(render_musing, log, row)
 
 
 def write_musings(log: LogReader, folder: Path) -> None:
     """Write all musings of a session into its folder, and the overview beside it. Raises OSError."""
     for path, _, render in chain(list_musings(log, folder), list_overview(log, folder)):
         write_atomically(path, render())
-
-
-def _make_file(log: LogReader, folder: Path, row: ExperimentRow) -> File:
-    return folder / make_file_name(row), row, partial(render_musing, log, row)
 
 
 def make_file_name(row: ExperimentRow | Decided) -> str:
@@ -96,26 +93,16 @@ def render_musing(log: LogReader, row: ExperimentRow) -> str:
     """Return the page of one experiment, as far as it has come."""
     diff, found = show_diff(log, row), (one for one in reversed(log.records) if isinstance(one.event, Proposed))
     proposed = (record.at for record in found if getattr(record.event, "experiment", None) == row.experiment)
-    return _render_page(
-        "musing.md",
-        session=log.state.session.name,
-        row=row,
-        proposed=next(proposed, None),
-        diff=diff,
-        fence="`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0)),
-        numbers=tabulate(row),
-        profile=log.state.session.profile,
-        origin=log.state.session.origin,
-        judged={result.experiment: result for result in log.state.judged},
-        file_name=make_file_name,
-    )
+    own, fence = log.state.session, "`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0))
+    facts = {"session": own.name, "profile": own.profile, "origin": own.origin, "file_name": make_file_name}
+    facts |= {"row": row, "numbers": tabulate(row), "diff": diff, "fence": fence, "proposed": next(proposed, None)}
+    return _render_page("musing.md", judged={each.experiment: each for each in log.state.judged}, **facts)
 
 
 def render_index(state: State, rows: Sequence[ExperimentRow]) -> str:
     """Return a session's index: its summary, a table of experiments, and the lessons of what was kept."""
-    return _render_page(
-        "index.md", escape=_escape, file_name=make_file_name, state=state, summary=summarize(state), rows=rows
-    )
+    facts = {"state": state, "summary": summarize(state), "rows": rows}
+    return _render_page("index.md", escape=_escape, file_name=make_file_name, **facts)
 
 
 def render_overview(folder: Path, profile: str) -> str:
@@ -140,7 +127,8 @@ class _Words:
     """The words of all musings in a folder; a file is read again only once it has changed."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.lock, self.marks = folder, Lock(), dict[Path, tuple[int, ...]]()
+        self.folder, self.lock = folder, Lock()
+        self.marks = dict[Path, tuple[int, ...]]()  # what changes with the content of a file
         self.db = sqlite3.connect("", check_same_thread=False)  # a temporary file: in memory it would grow
         finalize(self, self.db.close)
         facts = ("path", "shared", "session", "family", "verdict", "status")
@@ -149,8 +137,12 @@ class _Words:
 
     def update(self) -> None:
         """Take in the pages that are new or have changed, and drop those that are gone."""
-        paths = (path for path in self.folder.glob("*/[0-9]*.md") if path.name[:4] != "000-")  # our words on a baseline
-        found = {path: mark for path in paths if (mark := _read_mark(path))}
+        found = dict[Path, tuple[int, ...]]()
+        for path in self.folder.glob("*/[0-9]*.md"):
+            with suppress(OSError):  # it may go meanwhile
+                if path.name[:4] != "000-":  # our words on a baseline
+                    status = path.stat()
+                    found[path] = status.st_ino, status.st_size, status.st_mtime_ns
         for path in [path for path in self.marks | found if self.marks.get(path) != found.get(path)]:
             if path in self.marks:
                 self.db.execute("delete from m where path = ?", (str(path),))
@@ -177,14 +169,6 @@ class _Words:
         return [Hit(Path(path), title, read_musing(Path(path))[0], text) for path, title, text in found.values()]
 
 
-def _read_mark(path: Path) -> tuple[int, ...]:
-    """Return what changes with the content of a file; empty if there is none."""
-    with suppress(OSError):
-        status = path.stat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return ()
-
-
 def search(
     folder: Path, query: str, *, family: str = "", verdict: str = "", session: str = "", limit: int = 10
 ) -> list[Hit]:
@@ -208,15 +192,12 @@ def find_page(folder: Path, session: str, experiment: int) -> str:
 
 def read_musing(path: Path) -> tuple[dict[str, Any], str]:
     """Return front matter and body; the former is empty if the file is not a musing, both if it cannot be read."""
-    try:
+    text = ""
+    with suppress(OSError, ValueError):
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""  # not from a FIFO
-    except OSError:
-        return {}, ""
-    try:
         matter, body = split_front_matter(text)
-    except ValueError:
-        return {}, text
-    return matter, body.lstrip()
+        return matter, body.lstrip()
+    return {}, text
 
 
 def _render_page(template: str, **facts: object) -> str:

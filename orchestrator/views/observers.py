@@ -101,19 +101,11 @@ class Observers:
         """Print how the night ended and where its files are; `history` is the command that lists the keeps."""
         state = self.session.state
         with self._guard("the summary"):
-            text = render_template(
-                "ending.txt",
-                summary=summarize(state),
-                rows=list_rows(state),
-                fallback=state.fallback,
-                trust=describe_trust(self.session),
-                used=measure_utilization(self.session.records, state.session.slots),
-                folder=self.folder,
-                history=history,
-                musings=self.musings,
-                command=suggest_command(self.session, self.command),
-            )
-            self.say(text.rstrip())
+            used = measure_utilization(self.session.records, state.session.slots)
+            facts = {"summary": summarize(state), "rows": list_rows(state), "fallback": state.fallback, "used": used}
+            facts |= {"trust": describe_trust(self.session), "command": suggest_command(self.session, self.command)}
+            where = {"folder": self.folder, "history": history, "musings": self.musings}
+            self.say(render_template("ending.txt", **facts, **where).rstrip())
 
     async def _draw_live(self) -> None:
         """Draw the live view again and again."""

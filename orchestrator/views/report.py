@@ -85,27 +85,14 @@ def draw_report(
     """
     state, rows, summary = log.state, list_rows(log.state), summarize(log.state)
     experiments, held = _render_experiments(rows, log=log), list_runs(log.records)
-    return render_page(
-        "page.html",
-        {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | _draw_constants(log, rows),
-        [figures for figures, _ in experiments],
-        experiments=experiments,
-        state=state,
-        summary=summary,
-        live=runs and not summary.ended,
-        rows=rows,
-        held=held,
-        used=measure_utilization(log.records, state.session.slots, held),
-        trust=describe_trust(log),
-        near_miss=NEAR_MISS,
-        untested=UNTESTED,
-        assess_keep=partial(assess_keep, state),
-        show_diff=partial(show_diff, log),
-        suggested=suggest_command(log, command),
-        command=command,
-        soon=2 * max(estimate_run_seconds(state), rest),
-        git=git,
-    )
+    figures = {"progress": draw_progress(rows, _list_axes(log, rows), summary)} | _draw_constants(log, rows)
+    used, soon = measure_utilization(log.records, state.session.slots, held), 2 * max(estimate_run_seconds(state), rest)
+    facts = {"state": state, "summary": summary, "rows": rows, "experiments": experiments, "held": held, "used": used}
+    facts |= {"live": runs and not summary.ended, "soon": soon, "trust": describe_trust(log)}
+    facts |= {"near_miss": NEAR_MISS, "untested": UNTESTED}
+    facts |= {"assess_keep": partial(assess_keep, state), "show_diff": partial(show_diff, log)}
+    facts |= {"git": git, "command": command, "suggested": suggest_command(log, command)}
+    return render_page("page.html", figures, [charts for charts, _ in experiments], **facts)
 
 
 @remember_each
@@ -208,15 +195,14 @@ def export(log: LogReader, to: Tool, folder: Path) -> None:
         api: Any = import_module(to)
     except ImportError as error:
         raise UserError(f"--to {to} needs a package: pip install {to}") from error
-    local = {
-        "trackio": {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False},
-        "wandb": {"mode": "offline", "dir": str(folder)},
-    }
+    local: dict[str, Any] = {"mode": "offline", "dir": str(folder)}
+    if to == "trackio":
+        local = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
     for row in list_rows(log.state):
         if row.runs:
             facts = {"status": row.status, "hypothesis": row.proposal.hypothesis, **row.proposal.settings}
             name = f"{row.experiment:04} {row.proposal.title}"
-            run = api.init(project=log.state.session.name, name=name, config=facts, **local[to])
+            run = api.init(project=log.state.session.name, name=name, config=facts, **local)
             for point in row.runs[0].curve:
                 run.log({"loss": point.loss}, step=round(100 * point.progress))
             if row.value is not None:

@@ -3,9 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
-from typing import TextIO, cast
 
-import structlog
 from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
@@ -49,9 +47,6 @@ class Terminal:
         self.list = Segments(())
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(get_renderable=self.render, console=console, screen=self.is_live, auto_refresh=False)
-        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
-        steps = [structlog.processors.add_log_level, renderer]
-        self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=steps)
 
     def open(self) -> None:
         """Start the live view, or print what has happened since the session was last started or resumed."""
@@ -78,37 +73,22 @@ class Terminal:
         """Return the live view: where the session stands, who does what now, how the last experiments ended."""
         state, (width, height) = self.log.state, self.console.size
         rows = list_rows(state)
-        markup = render_template(
-            "terminal.txt",
-            state=state,
-            summary=summarize_session(state),
-            titles={row.experiment: row.title for row in list_open_rows(state, Training)},
-            levels=[
-                row.verdict.score_to_beat for row in rows if row.status == "kept" and isinstance(row.verdict, ev.Kept)
-            ],
-            points=self.points,
-            talks=[talk for task, talk in self.talks.items() if task not in self.log.finished],
-            spent=self.spent,
-            messages=self.messages,
-            report=self.report,
-            usual=estimate_run_seconds(state),
-            now=self.clock(),
-            width=width,
-            height=height,
-            fit=set_cell_size,
-            escape=escape,
-        )
+        shown = {"width": width, "height": height, "now": self.clock(), "fit": set_cell_size, "escape": escape}
+        facts = {"points": self.points, "spent": self.spent, "messages": self.messages, "report": self.report}
+        facts |= {"state": state, "summary": summarize_session(state), "usual": estimate_run_seconds(state)}
+        titles = {row.experiment: row.title for row in list_open_rows(state, Training)}
+        kept = [row for row in rows if row.status == "kept"]
+        talks = [talk for task, talk in self.talks.items() if task not in self.log.finished]
+        markup = render_template("terminal.txt", **facts, **shown, titles=titles, kept=kept, talks=talks)
         head, room, foot = markup.split("\f")
         decided = list(islice((row for row in reversed(rows) if row.verdict and row.experiment), int(room)))
         if (decided, width) != self.listed:
             facts = {"rows": decided, "metric": state.session.task.metric, "width": width}
             text = _read_markup(render_template("terminal_list.txt", **facts, fit=set_cell_size, escape=escape))
             lines = self.console.render_lines(text, pad=False) if decided else []
-            self.listed, self.list = (
-                (decided, width),
-                Segments([*chain.from_iterable((*line, NEWLINE) for line in lines)]),
-            )
-        return Group(*map(_read_markup, [head]), self.list, *map(_read_markup, [foot] if foot.strip() else []))
+            self.listed = decided, width
+            self.list = Segments([*chain.from_iterable((*line, NEWLINE) for line in lines)])
+        return Group(_read_markup(head), self.list, *map(_read_markup, [foot] if foot.strip() else []))
 
     def update(self) -> None:
         """Take in the new events, and print a line for each unless the live view shows it."""
@@ -148,10 +128,10 @@ class Terminal:
 
     def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
         if not self.is_live:
+            clock, level = format_local(at, "%Y-%m-%d %H:%M:%S"), "warning" if kind in TROUBLE else "info"
             number = "" if experiment is None else f"{experiment}: "
-            tell = self.lines.warning if kind in TROUBLE else self.lines.info
-            clock = format_local(at, "%Y-%m-%d %H:%M:%S")
-            tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=clock)
+            words = f"{clock} [{level:9}] {kind.replace('_', ' '):10} {number}{text}".rstrip()
+            print(words, file=self.console.file, flush=True)
 
 
 def _read_markup(markup: str) -> Text:
