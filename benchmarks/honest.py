@@ -131,6 +131,7 @@ def main() -> None:
         data = Path(given.get("data", folder / "data"))
         profile = profiles.with_overrides(profiles.CPU, SMALL)
         if not data.exists():
+            data.mkdir(parents=True)
             build_folder(data, open_corpus("docstrings", 10), profile, WORK)
         parts = list_slots(1, folder, THREADS), RunLimits(wall=1200), Scorer.load(data)
         logs = list[str]()
