@@ -7,7 +7,7 @@ openings of conversations) are kept beside them in the session's store and are n
 import ast
 import json
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
@@ -38,6 +38,19 @@ class Frozen(BaseModel):
     """A frozen value; unknown fields are an error, so that a misspelled one never goes unnoticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BaseEvent(Frozen):
+    """An event: each class names its kind, which tells them apart on disk."""
+
+    kind: str = ""
+
+    def __init_subclass__(cls, kind: str = "", **config: Unpack[ConfigDict]) -> None:
+        """Make the kind a literal, which is what pydantic finds the class of an event by."""
+        super().__init_subclass__(**config)
+        if kind:
+            cls.__annotations__ = {**cls.__annotations__, "kind": Literal[kind]}
+            cls.kind = kind
 
 
 class Answer(Frozen):
@@ -248,7 +261,7 @@ class Origin(Frozen):
     source: Digest  # the baseline's train.py as it is trained here
 
 
-class ExperimentEvent(Frozen):
+class ExperimentEvent(BaseEvent):
     """An event that belongs to one experiment."""
 
     experiment: int
@@ -260,8 +273,7 @@ class RunEvent(ExperimentEvent):
     run: int  # counts the grants of this experiment from 1; results of an earlier life carry a lower number
 
 
-class Started(SessionSettings):
-    kind: Literal["started"] = "started"
+class Started(SessionSettings, BaseEvent, kind="started"):
     version: int = VERSION
     slots: int = 1
     seed: int  # seed that all other seeds are drawn from
@@ -276,120 +288,100 @@ class Started(SessionSettings):
     origin: Origin | None = None  # what it begins with in place of the train.py in the user's commit
 
 
-class Resumed(Frozen):
+class Resumed(BaseEvent, kind="resumed"):
     """The process was started again; the steps that were under way are due again."""
 
-    kind: Literal["resumed"] = "resumed"
 
-
-class Forked(SessionSettings):
+class Forked(SessionSettings, BaseEvent, kind="forked"):
     """A new session that shares the parent's events so far and continues separately."""
 
-    kind: Literal["forked"] = "forked"
     parent: str  # `session@event` that it was forked at
 
 
-class GuidanceChanged(Frozen):
-    kind: Literal["guided"] = "guided"
+class GuidanceChanged(BaseEvent, kind="guided"):
     text: str
 
 
-class StopAsked(Frozen):
+class StopAsked(BaseEvent, kind="stop_asked"):
     """Nothing new is started from now on: Ctrl-C, or the time is up."""
 
-    kind: Literal["stop_asked"] = "stop_asked"
     reason: str
 
 
-class Paused(Frozen):
+class Paused(BaseEvent, kind="paused"):
     """Nothing new is started, but the night goes on: it waits for Continued, a stop or the deadline."""
 
-    kind: Literal["paused"] = "paused"
     reason: str
 
 
-class Continued(Frozen):
+class Continued(BaseEvent, kind="continued"):
     """The pause is over."""
 
-    kind: Literal["continued"] = "continued"
 
-
-class VetoAsked(ExperimentEvent):
+class VetoAsked(ExperimentEvent, kind="veto_asked"):
     """The user does not want an experiment that is proposed, waits or trains."""
 
-    kind: Literal["veto_asked"] = "veto_asked"
 
-
-class Ended(Frozen):
-    kind: Literal["ended"] = "ended"
+class Ended(BaseEvent, kind="ended"):
     reason: str
 
 
-class BaselineCommitted(Frozen):
+class BaselineCommitted(BaseEvent, kind="fitted"):
     """The baseline: train.py with its constants fitted to the profile."""
 
-    kind: Literal["fitted"] = "fitted"
     commit: str
     source: Digest
     fingerprint: Digest
 
 
-class Proposed(ExperimentEvent):
-    kind: Literal["proposed"] = "proposed"
+class Proposed(ExperimentEvent, kind="proposed"):
     proposal: Proposal
     shelved: tuple[Proposal, ...] = ()
     """Further drafts of the same answer, for which there was no room: they go into the backlog."""
 
 
-class Noted(Frozen):
+class Noted(BaseEvent, kind="noted"):
     """The researcher rewrote its notebook; that replaces the backlog, too."""
 
-    kind: Literal["noted"] = "noted"
     notebook: Notebook | None  # None where a consolidation gave no usable answer: the notebook stays as it is
     reason: str = ""  # why a consolidation was due; empty where it was rewritten beside a proposal
 
 
-class Unanswered(Frozen):
+class Unanswered(BaseEvent, kind="unanswered"):
     """The researcher gave no usable answer; it is asked again a few times."""
 
-    kind: Literal["unanswered"] = "unanswered"
     reason: str
 
 
-class FellBack(Frozen):
+class FellBack(BaseEvent, kind="fell_back"):
     """The researcher's rounds led to no run, time after time; from now on the optimizer proposes."""
 
-    kind: Literal["fell_back"] = "fell_back"
     reason: str
 
 
-class Refused(ExperimentEvent):
+class Refused(ExperimentEvent, kind="refused"):
     """A repeat, found before it cost any training."""
 
-    kind: Literal["refused"] = "refused"
     reason: str
 
 
-class Abandoned(ExperimentEvent):
+class Abandoned(ExperimentEvent, kind="abandoned"):
     """The proposal led to no runnable candidate."""
 
-    kind: Literal["abandoned"] = "abandoned"
     reason: str
     outage: bool = False
     """The model refused or was out: that says nothing about the proposal, and does not count."""
 
 
-class Vetoed(ExperimentEvent):
+class Vetoed(ExperimentEvent, kind="vetoed"):
     """What was under way for an experiment that the user does not want has ended, and so has the experiment."""
 
-    kind: Literal["vetoed"] = "vetoed"
     reason: str = "the user vetoed it"
 
 
-class Committed(ExperimentEvent):
+class Committed(ExperimentEvent, kind="committed"):
     """A candidate: an edited train.py, kept under a ref of its own."""
 
-    kind: Literal["committed"] = "committed"
     commit: str
     parent: Annotated[int, _rename("base", "parent")]
     source: Digest
@@ -448,10 +440,9 @@ class EvaluationPlan(Frozen):
         return self.audit == "always" or (self.audit != "never" and val_bpb < self.audit)
 
 
-class Granted(RunEvent):
+class Granted(RunEvent, kind="granted"):
     """A run may start in a slot, with a seed."""
 
-    kind: Literal["granted"] = "granted"
     slot: int
     seed: int
     plan: Annotated[EvaluationPlan | None, _rename("terms", "plan")] = None
@@ -512,8 +503,7 @@ class RunResult(RunEvent):
     telemetry: Telemetry = {}
 
 
-class Scored(RunResult):
-    kind: Literal["scored"] = "scored"
+class Scored(RunResult, kind="scored"):
     val_bpb: float  # the score, lower is better: val_bpb, or what the task's metric makes of its value
     seed: int = Field(default=-1, exclude=True)
     """Seed of the run; the state adds it from the grant, which alone is stored."""
@@ -539,25 +529,22 @@ FailureKind = Literal[
 """Why a run failed. Disqualified: it finished, but its score cannot be trusted."""
 
 
-class Crashed(RunResult):
+class Crashed(RunResult, kind="crashed"):
     """A run failed through the candidate's own fault: a failed experiment is a value."""
 
-    kind: Literal["crashed"] = "crashed"
     failure: FailureKind
     message: str  # the last line that says why, a few hundred characters at most
 
 
-class Pruned(RunResult):
+class Pruned(RunResult, kind="pruned"):
     """A run was ended early because its loss was hopelessly far behind; that is the experiment's verdict, too."""
 
-    kind: Literal["pruned"] = "pruned"
     reason: Annotated[str, _rename("message", "reason")]
 
 
-class Aborted(RunEvent):
+class Aborted(RunEvent, kind="aborted"):
     """A run was lost through the machine's fault, not the candidate's; it does not count."""
 
-    kind: Literal["aborted"] = "aborted"
     reason: str
     quarantined: bool = False  # the slot is sick: nothing is started there until the session is resumed
 
@@ -587,31 +574,26 @@ class Evidence(ExperimentEvent):
     reason: str
 
 
-class Kept(Evidence):
+class Kept(Evidence, kind="kept"):
     """The candidate replaces the incumbent."""
 
-    kind: Literal["kept"] = "kept"
     score_to_beat: Annotated[float, _rename("mark", "score_to_beat")]
 
 
-class Discarded(Evidence):
+class Discarded(Evidence, kind="discarded"):
     """The candidate is not likely enough to be better than the incumbent."""
 
-    kind: Literal["discarded"] = "discarded"
 
-
-class Failed(ExperimentEvent):
+class Failed(ExperimentEvent, kind="failed"):
     """The experiment was judged without a score."""
 
-    kind: Literal["failed"] = "failed"
     reason: str
     failure: Annotated[FailureKind, BeforeValidator(lambda kind: "other" if kind == "hopeless" else kind)] = "other"
 
 
-class Certified(ExperimentEvent):
+class Certified(ExperimentEvent, kind="certified"):
     """The night's gain, baseline against best, was measured on fresh seeds that no decision has used."""
 
-    kind: Literal["certified"] = "certified"
     gain: float  # baseline minus best, in bits per byte
     low: float
     high: float  # bounds of the 90 % interval
@@ -619,32 +601,28 @@ class Certified(ExperimentEvent):
     heldout: bool
 
 
-class Promoted(ExperimentEvent):
+class Promoted(ExperimentEvent, kind="promoted"):
     """The research branch was advanced to the kept candidate."""
 
-    kind: Literal["promoted"] = "promoted"
     commit: str
 
 
-class Reflected(ExperimentEvent):
+class Reflected(ExperimentEvent, kind="reflected"):
     """The reflector wrote a post-mortem, which closes the experiment."""
 
-    kind: Literal["reflected"] = "reflected"
     postmortem: Postmortem
 
 
-class ReflectionSkipped(ExperimentEvent):
+class ReflectionSkipped(ExperimentEvent, kind="closed"):
     """The experiment was closed without a post-mortem."""
 
-    kind: Literal["closed"] = "closed"
     reason: str
     failed: bool = False  # the reflector was asked and gave no usable answer
 
 
-class Waiting(Frozen):
+class Waiting(BaseEvent, kind="waiting"):
     """A model's server asked to wait; training continues meanwhile."""
 
-    kind: Literal["waiting"] = "waiting"
     until: float  # seconds since the epoch
     reason: str
 
@@ -658,8 +636,7 @@ class Tokens(Frozen):
     output: int = 0
 
 
-class ConversationOpened(ExperimentEvent):
-    kind: Literal["opened"] = "opened"
+class ConversationOpened(ExperimentEvent, kind="opened"):
     agent: str
     model: str
     system: Digest
@@ -671,10 +648,9 @@ class ConversationOpened(ExperimentEvent):
     """Turns, tokens of a reply and of the whole conversation, by the names of the prompt's front matter."""
 
 
-class ModelReplied(ExperimentEvent):
+class ModelReplied(ExperimentEvent, kind="replied"):
     """A model's whole answer, block by block as it came."""
 
-    kind: Literal["replied"] = "replied"
     agent: str
     request: Digest
     told: tuple[str, ...] = ()
@@ -684,15 +660,13 @@ class ModelReplied(ExperimentEvent):
     usd: float | None
 
 
-class ModelReplaced(ExperimentEvent):
+class ModelReplaced(ExperimentEvent, kind="replaced"):
     """An agent's model refused or was out, and another goes on with the conversation."""
 
-    kind: Literal["replaced"] = "replaced"
     reason: str
 
 
-class ToolUsed(Frozen):
-    kind: Literal["used"] = "used"
+class ToolUsed(BaseEvent, kind="used"):
     tool: str
     call: str
     result: str
