@@ -7,7 +7,7 @@ openings of conversations) are kept beside them in the session's store and are n
 import ast
 import json
 from contextlib import suppress
-from typing import Annotated, Any, Literal, Unpack
+from typing import Annotated, Any, ClassVar, Literal, Unpack
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
@@ -16,8 +16,7 @@ from pydantic.json_schema import SkipJsonSchema
 from orchestrator.core.task import Task
 from prepare.constants import Value
 
-VERSION = 2
-"""Version of the event format. A session written by a newer version is refused; older ones always load."""
+VERSION = 2  # of the event format: a session of a newer version is refused; older ones always load
 
 Digest = str  # name of a text in the session's store: the first 16 hexadecimal digits of its SHA-256
 
@@ -43,10 +42,10 @@ class Frozen(BaseModel):
 class BaseEvent(Frozen):
     """An event: each class names its kind, which tells them apart on disk."""
 
-    kind: str = ""
+    kind: ClassVar[str]
 
     def __init_subclass__(cls, kind: str = "", **config: Unpack[ConfigDict]) -> None:
-        """Make the kind a literal, which is what pydantic finds the class of an event by."""
+        """Make the kind a field, which holds nothing else: by it pydantic finds the class of an event."""
         super().__init_subclass__(**config)
         if kind:
             cls.__annotations__ = {**cls.__annotations__, "kind": Literal[kind]}
@@ -156,8 +155,7 @@ class SessionLimits(Frozen):
     experiments: int | None = None
     usd: float | None = None
     experiment_usd: float | None = None
-    """No conversation is begun about an experiment on which models have cost as much; one under way has no further
-    turn."""
+    """Once models have cost as much for an experiment, no conversation about it begins or has a further turn."""
 
 
 class SessionProfile(Frozen):
@@ -175,8 +173,7 @@ class SessionProfile(Frozen):
     sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
     """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
     default is the one value that the cpu profile had before it was recorded."""
-    baseline_runs: int = 2
-    """Runs of the baseline before anything is compared with it, if σ is known; 2 before this was recorded."""
+    baseline_runs: int = 2  # runs of the baseline before anything is compared with it, if σ is known
 
 
 class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -184,23 +181,17 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     bars: tuple[float, float] = (0.7, 0.7)
     """Probability of being better that the first keep needs, in a short night and in a long one."""
-    slope: float = 3.0
-    """Rise of the bar for each unit by which the share of ideas that help falls below the typical one."""
-    two_seeds: int | None = None
-    """Runs from which a night is long: a keep then takes two seeds. None: never."""
-    own_noise: bool = False
-    """Whether the certificate judges the noise of baseline and best by their own runs, not by those of all."""
-    stacks: bool = False
-    """Whether promising candidates are stacked on each other, and what they showed on earlier parents counts."""
+    slope: float = 3.0  # rise of the bar for each unit that the share of ideas that help is below the typical
+    two_seeds: int | None = None  # runs from which a night is long: a keep then takes two seeds. None: never
+    own_noise: bool = False  # whether the certificate takes noise from baseline's and best's own runs only
+    stacks: bool = False  # whether promising candidates are stacked, and runs on earlier parents count
     ahead: bool = False
     """Whether, with several slots, a candidate does not wait with its own run for its rival's, nor for its turn."""
     risk: tuple[float, float] | None = None
     """Expected gain, in σ for a whole probability of not being better, that a keep needs, in a short night and a long
     one. The prior then takes gains to fade with the number of ideas. None: it forgets, and the bar alone decides."""
-    width: float = 1.0
-    """Factor of a certificate's interval where it rests on one pair; of n pairs its n-th root."""
-    own_dof: int = 3
-    """Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
+    width: float = 1.0  # factor of a certificate's interval that rests on one pair; of n pairs its n-th root
+    own_dof: int = 3  # degrees of freedom of the pooled noise beside a side's own runs: σ differs by script
     combines: bool = False  # whether the last runs before the certificate try near-misses together
 
 
@@ -216,13 +207,10 @@ class SessionSettings(Frozen):
     consolidate_every: int = 0
     """The notebook is rewritten from the evidence after so many experiments, or sooner for a reason; 0 means never."""
     prompts: dict[str, Digest]
-    isolated: bool = False
-    """Whether its agents see no other session, because it is compared with one: in a trial, and after a fork."""
+    isolated: bool = False  # whether its agents see no other session: in a trial, and after a fork
     certifies: bool = True  # whether its last runs measure the gain on fresh seeds
-    measures_steps: bool = True
-    """Whether a step can be run for its agents beside the runs: not where these are on a cluster."""
-    asks_after_promotion: bool = False
-    """Whether proposals are asked for only once a keep is committed. Earlier sessions were told the former best."""
+    measures_steps: bool = True  # whether agents may run a step beside the runs: not on a cluster
+    asks_after_promotion: bool = False  # whether proposals wait until a keep is committed
     search: str = "coordinate"
 
 
@@ -241,15 +229,13 @@ class EarlierResult(Frozen):
     experiment: int
     title: str
     family: StoredFamily
-    changes: dict[str, Value] = {}
-    """Constants that it set, with their new values; empty for a change of structure."""
+    changes: dict[str, Value] = {}  # constants that it set, with new values; empty for a change of structure
     before: dict[str, Value] = {}
     status: str  # how it ended: kept, reverted, discarded, pruned or crashed
     gain: float | None = None  # bits per byte, positive is better; None where it was not measured
     error: float = 0.0
     lesson: str = ""
-    gaps: tuple[LossGap, ...] = ()
-    """Of its first run: pruning is calibrated with them from the first experiment on."""
+    gaps: tuple[LossGap, ...] = ()  # of its first run: pruning is calibrated with them from the start
 
 
 class Origin(Frozen):
@@ -281,8 +267,7 @@ class Started(SessionSettings, BaseEvent, kind="started"):
     profile: SessionProfile
     versions: dict[str, str]
     earlier: tuple[EarlierResult, ...] = ()  # what earlier sessions found, the latest first
-    task: Task = Task()
-    """How runs are scored; the default is that of all sessions recorded before there was another."""
+    task: Task = Task()  # how runs are scored; the default is that of sessions before there was another
     rule: KeepRule = KeepRule()
     gpu: str = ""  # model of GPU that all runs use; empty where it was not recorded
     origin: Origin | None = None  # what it begins with in place of the train.py in the user's commit
@@ -336,8 +321,7 @@ class BaselineCommitted(BaseEvent, kind="fitted"):
 
 class Proposed(ExperimentEvent, kind="proposed"):
     proposal: Proposal
-    shelved: tuple[Proposal, ...] = ()
-    """Further drafts of the same answer, for which there was no room: they go into the backlog."""
+    shelved: tuple[Proposal, ...] = ()  # further drafts, for which there was no room: for the backlog
 
 
 class Noted(BaseEvent, kind="noted"):
@@ -369,8 +353,7 @@ class Abandoned(ExperimentEvent, kind="abandoned"):
     """The proposal led to no runnable candidate."""
 
     reason: str
-    outage: bool = False
-    """The model refused or was out: that says nothing about the proposal, and does not count."""
+    outage: bool = False  # the model refused or was out: says nothing of the proposal, and does not count
 
 
 class Vetoed(ExperimentEvent, kind="vetoed"):
@@ -425,8 +408,7 @@ class EvaluationPlan(Frozen):
     startup_cpu: Annotated[float | None, _rename("startup", "startup_cpu")] = None
     """CPU seconds that the baseline takes until its first batch; None if they are not known yet, as below."""
     startup_seconds: Annotated[float | None, _rename("starting", "startup_seconds")] = None
-    uncounted: float | None = None
-    """Seconds from its first batch on in which it counts nothing yet, since it compiles."""
+    uncounted: float | None = None  # seconds from its first batch on in which it compiles and counts nothing
     train_cpu: float | None = None
     evaluation: float | None = None  # seconds that an evaluation of it takes
     evaluation_cpu: float | None = None
@@ -464,8 +446,7 @@ class RunMetrics(Frozen):
     startup_cpu: Annotated[float, _rename("startup", "startup_cpu")] = 0.0
     """CPU seconds until the first batch."""
     startup_seconds: Annotated[float, _rename("starting", "startup_seconds")] = 0.0
-    uncounted: float = 0.0
-    """Seconds from there on in which the script counts nothing yet, by its own progress lines."""
+    uncounted: float = 0.0  # seconds from there on in which its progress lines count nothing yet
     train_seconds: float = 0.0
     train_cpu: float = 0.0
     total_seconds: float = 0.0
@@ -505,8 +486,7 @@ class RunResult(RunEvent):
 
 class Scored(RunResult, kind="scored"):
     val_bpb: float  # the score, lower is better: val_bpb, or what the task's metric makes of its value
-    seed: int = Field(default=-1, exclude=True)
-    """Seed of the run; the state adds it from the grant, which alone is stored."""
+    seed: int = Field(default=-1, exclude=True)  # the state adds it from the grant, which alone is stored
     reported: dict[str, float] = {}
     audit: Audit | None = None
     confirmed: float | None = None  # val_bpb on the held-out text; None where it was not measured
@@ -564,10 +544,8 @@ class Evidence(ExperimentEvent):
     gain: float  # estimated difference from the incumbent, in units of the metric
     error: float
     sigma: float  # standard deviation of one run's score
-    differences: tuple[float, ...] = ()
-    """Differences at equal seeds, in the same units; empty in sessions that did not pair seeds."""
-    same_shape: bool = False
-    """Whether parameter count and data order equal the incumbent's, so that both share much of a seed's luck."""
+    differences: tuple[float, ...] = ()  # at equal seeds, in the same units; empty if none were paired
+    same_shape: bool = False  # whether parameters and data order equal the incumbent's: luck is then shared
     probability: float | None = None
     expected: float | None = None  # expected gain in bits per byte: the mean of the posterior
     luck: tuple[SeedLuck, ...] = ()  # luck of the incumbent after this verdict
@@ -641,11 +619,9 @@ class ConversationOpened(ExperimentEvent, kind="opened"):
     model: str
     system: Digest
     opening: Digest
-    tools: Digest = ""
-    """The schemas of its tools, each a line of JSON; this and what follows were not recorded at first."""
+    tools: Digest = ""  # schemas of its tools, each a line of JSON; from here on not recorded at first
     effort: str = ""
-    limits: dict[str, int] = {}
-    """Turns, tokens of a reply and of the whole conversation, by the names of the prompt's front matter."""
+    limits: dict[str, int] = {}  # turns, tokens of a reply and of all, as the prompt's front matter has them
 
 
 class ModelReplied(ExperimentEvent, kind="replied"):
@@ -653,8 +629,7 @@ class ModelReplied(ExperimentEvent, kind="replied"):
 
     agent: str
     request: Digest
-    told: tuple[str, ...] = ()
-    """What it was told since its last reply, beside results of tools: why an answer was not accepted, say."""
+    told: tuple[str, ...] = ()  # what it was told since its last reply, beside results of tools
     message: dict[str, Any]
     tokens: Tokens
     usd: float | None
