@@ -30,8 +30,7 @@ class Log:
         self.state = State()
         self.watchers: list[Callable[[], None]] = []  # called after every append
         self.texts: dict[ev.Digest, str] = {}
-        self.finished: set[str] = set()
-        """Tasks that have appended their last event since the session was last started or resumed."""
+        self.finished: set[str] = set()  # tasks that have appended their last event in this life
 
     async def append(self, task_id: str, *events: ev.Event, last: bool = False) -> None:
         """Store events, fold them and call the watchers; `last` marks the task as finished."""

@@ -21,8 +21,7 @@ from prepare.files import read_written
 ASKED, PAUSED = "you asked to stop", "you asked for a pause"
 LOOK_SECONDS = 1.0  # seconds between two checks of guidance.md and of the inbox
 STALL, SILENCE = 60.0, 120.0
-"""Seconds without an event after which a model has stalled, when nothing trains: once you have asked to stop, and after
-the deadline."""
+"""Seconds without an event or a run after which a model has stalled: once you asked to stop, and after the deadline."""
 GUIDANCE_CHARACTERS = 8_000  # characters of guidance.md that are read
 
 

@@ -83,7 +83,7 @@ def test_the_hopeless_end_early_and_some_run_on_to_check_that(tmp_path):
     spared = [f for f in results if f.scores and f.scores[0].would_prune_at]
     assert len(early) > 5
     assert all(result.scores == () for result in early)
-    assert pruning.count_false_prunes(session.state) == (len(spared), 0)
+    assert pruning.count_false_prunes(session.state.results) == (len(spared), 0)
     assert len(spared) > 0
     first = next(r.seq for r in records if isinstance(r.event, ev.Granted) and r.event.plan.pruning_thresholds)
     known = fold(records[:first]).results

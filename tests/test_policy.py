@@ -534,7 +534,7 @@ def test_one_in_five_is_reprieved_and_too_many_false_alarms_end_the_rule():
     assert share == pytest.approx(1 / thresholds.CONTROL_RUN_EVERY, abs=0.05)
     wrong = _finding(70, -0.02, luck, would_prune_at=0.4)
     right = tuple(_finding(n, 0.05, luck, would_prune_at=0.4) for n in range(71, 91))
-    assert pruning.count_false_prunes(replace(state, results=(*state.results, wrong, *right))) == (21, 1)
+    assert pruning.count_false_prunes((*state.results, wrong, *right)) == (21, 1)
     assert not evaluation_plan.plan_evaluation(
         replace(state, results=(*state.results, wrong)), 99, 1, 1
     ).pruning_thresholds

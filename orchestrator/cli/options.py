@@ -155,13 +155,10 @@ def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> 
 def open_session(
     path: Path, *, read_only: bool = False, salvage: bool = False, known: "Session | None" = None
 ) -> "Session":
-    """Open a session that has begun. Raises UsageError, SessionError."""
+    """Open a session. Raises SessionError."""
     from orchestrator.session.store import Session
 
-    session = Session(path, read_only=read_only, salvage=salvage, known=known)
-    if session.state.started is None:
-        raise UsageError(f"{path} has no events: the session never began; delete {path.parent}")
-    return session
+    return Session(path, read_only=read_only, salvage=salvage, known=known)
 
 
 @contextmanager

@@ -14,8 +14,7 @@ from orchestrator.core.state import count_distinct
 
 CHECKED_SHARES = {0.1: "a tenth of the budget", 0.5: "half of it", 1.0: "the end"}
 """Shares of the budget at which two curves are compared in words."""
-WINDOW = 0.1
-"""Share of the budget that a loss is averaged over: the loss of a single step is mostly its batch's."""
+WINDOW = 0.1  # share of the budget that a loss is averaged over: a single step's is mostly its batch's
 NEARLY = 0.9  # share of the budget from which a curve counts as complete
 SERIES = 96  # most numbers that one run may report by name, and that are shown of several
 MEASURES: Mapping[str, Callable[[ev.RunMetrics], float]] = {

@@ -7,7 +7,7 @@ openings of conversations) are kept beside them in the session's store and are n
 import ast
 import json
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Unpack
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
@@ -16,8 +16,7 @@ from pydantic.json_schema import SkipJsonSchema
 from orchestrator.core.task import Task
 from prepare.constants import Value
 
-VERSION = 2
-"""Version of the event format. A session written by a newer version is refused; older ones always load."""
+VERSION = 2  # of the event format: a session of a newer version is refused; older ones always load
 
 Digest = str  # name of a text in the session's store: the first 16 hexadecimal digits of its SHA-256
 
@@ -38,6 +37,19 @@ class Frozen(BaseModel):
     """A frozen value; unknown fields are an error, so that a misspelled one never goes unnoticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BaseEvent(Frozen):
+    """An event: each class names its kind, which tells them apart on disk."""
+
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, kind: str = "", **config: Unpack[ConfigDict]) -> None:
+        """Make the kind a field, which holds nothing else: by it pydantic finds the class of an event."""
+        super().__init_subclass__(**config)
+        if kind:
+            cls.__annotations__ = {**cls.__annotations__, "kind": Literal[kind]}
+            cls.kind = kind
 
 
 class Answer(Frozen):
@@ -143,8 +155,7 @@ class SessionLimits(Frozen):
     experiments: int | None = None
     usd: float | None = None
     experiment_usd: float | None = None
-    """No conversation is begun about an experiment on which models have cost as much; one under way has no further
-    turn."""
+    """Once models have cost as much for an experiment, no conversation about it begins or has a further turn."""
 
 
 class SessionProfile(Frozen):
@@ -162,8 +173,7 @@ class SessionProfile(Frozen):
     sigma: float = Field(default_factory=lambda earlier: 0.0048 if earlier.get("name") == "cpu" else 0.0)
     """Standard deviation of val_bpb over seeds as measured before this session; 0 where it was not measured. The
     default is the one value that the cpu profile had before it was recorded."""
-    baseline_runs: int = 2
-    """Runs of the baseline before anything is compared with it, if σ is known; 2 before this was recorded."""
+    baseline_runs: int = 2  # runs of the baseline before anything is compared with it, if σ is known
 
 
 class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -171,23 +181,17 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     bars: tuple[float, float] = (0.7, 0.7)
     """Probability of being better that the first keep needs, in a short night and in a long one."""
-    slope: float = 3.0
-    """Rise of the bar for each unit by which the share of ideas that help falls below the typical one."""
-    two_seeds: int | None = None
-    """Runs from which a night is long: a keep then takes two seeds. None: never."""
-    own_noise: bool = False
-    """Whether the certificate judges the noise of baseline and best by their own runs, not by those of all."""
-    stacks: bool = False
-    """Whether promising candidates are stacked on each other, and what they showed on earlier parents counts."""
+    slope: float = 3.0  # rise of the bar for each unit that the share of ideas that help is below the typical
+    two_seeds: int | None = None  # runs from which a night is long: a keep then takes two seeds. None: never
+    own_noise: bool = False  # whether the certificate takes noise from baseline's and best's own runs only
+    stacks: bool = False  # whether promising candidates are stacked, and runs on earlier parents count
     ahead: bool = False
     """Whether, with several slots, a candidate does not wait with its own run for its rival's, nor for its turn."""
     risk: tuple[float, float] | None = None
     """Expected gain, in σ for a whole probability of not being better, that a keep needs, in a short night and a long
     one. The prior then takes gains to fade with the number of ideas. None: it forgets, and the bar alone decides."""
-    width: float = 1.0
-    """Factor of a certificate's interval where it rests on one pair; of n pairs its n-th root."""
-    own_dof: int = 3
-    """Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
+    width: float = 1.0  # factor of a certificate's interval that rests on one pair; of n pairs its n-th root
+    own_dof: int = 3  # degrees of freedom of the pooled noise beside a side's own runs: σ differs by script
     combines: bool = False  # whether the last runs before the certificate try near-misses together
 
 
@@ -203,13 +207,10 @@ class SessionSettings(Frozen):
     consolidate_every: int = 0
     """The notebook is rewritten from the evidence after so many experiments, or sooner for a reason; 0 means never."""
     prompts: dict[str, Digest]
-    isolated: bool = False
-    """Whether its agents see no other session, because it is compared with one: in a trial, and after a fork."""
+    isolated: bool = False  # whether its agents see no other session: in a trial, and after a fork
     certifies: bool = True  # whether its last runs measure the gain on fresh seeds
-    measures_steps: bool = True
-    """Whether a step can be run for its agents beside the runs: not where these are on a cluster."""
-    asks_after_promotion: bool = False
-    """Whether proposals are asked for only once a keep is committed. Earlier sessions were told the former best."""
+    measures_steps: bool = True  # whether agents may run a step beside the runs: not on a cluster
+    asks_after_promotion: bool = False  # whether proposals wait until a keep is committed
     search: str = "coordinate"
 
 
@@ -228,15 +229,13 @@ class EarlierResult(Frozen):
     experiment: int
     title: str
     family: StoredFamily
-    changes: dict[str, Value] = {}
-    """Constants that it set, with their new values; empty for a change of structure."""
+    changes: dict[str, Value] = {}  # constants that it set, with new values; empty for a change of structure
     before: dict[str, Value] = {}
     status: str  # how it ended: kept, reverted, discarded, pruned or crashed
     gain: float | None = None  # bits per byte, positive is better; None where it was not measured
     error: float = 0.0
     lesson: str = ""
-    gaps: tuple[LossGap, ...] = ()
-    """Of its first run: pruning is calibrated with them from the first experiment on."""
+    gaps: tuple[LossGap, ...] = ()  # of its first run: pruning is calibrated with them from the start
 
 
 class Origin(Frozen):
@@ -248,7 +247,7 @@ class Origin(Frozen):
     source: Digest  # the baseline's train.py as it is trained here
 
 
-class ExperimentEvent(Frozen):
+class ExperimentEvent(BaseEvent):
     """An event that belongs to one experiment."""
 
     experiment: int
@@ -260,8 +259,7 @@ class RunEvent(ExperimentEvent):
     run: int  # counts the grants of this experiment from 1; results of an earlier life carry a lower number
 
 
-class Started(SessionSettings):
-    kind: Literal["started"] = "started"
+class Started(SessionSettings, BaseEvent, kind="started"):
     version: int = VERSION
     slots: int = 1
     seed: int  # seed that all other seeds are drawn from
@@ -269,127 +267,104 @@ class Started(SessionSettings):
     profile: SessionProfile
     versions: dict[str, str]
     earlier: tuple[EarlierResult, ...] = ()  # what earlier sessions found, the latest first
-    task: Task = Task()
-    """How runs are scored; the default is that of all sessions recorded before there was another."""
+    task: Task = Task()  # how runs are scored; the default is that of sessions before there was another
     rule: KeepRule = KeepRule()
     gpu: str = ""  # model of GPU that all runs use; empty where it was not recorded
     origin: Origin | None = None  # what it begins with in place of the train.py in the user's commit
 
 
-class Resumed(Frozen):
+class Resumed(BaseEvent, kind="resumed"):
     """The process was started again; the steps that were under way are due again."""
 
-    kind: Literal["resumed"] = "resumed"
 
-
-class Forked(SessionSettings):
+class Forked(SessionSettings, BaseEvent, kind="forked"):
     """A new session that shares the parent's events so far and continues separately."""
 
-    kind: Literal["forked"] = "forked"
     parent: str  # `session@event` that it was forked at
 
 
-class GuidanceChanged(Frozen):
-    kind: Literal["guided"] = "guided"
+class GuidanceChanged(BaseEvent, kind="guided"):
     text: str
 
 
-class StopAsked(Frozen):
+class StopAsked(BaseEvent, kind="stop_asked"):
     """Nothing new is started from now on: Ctrl-C, or the time is up."""
 
-    kind: Literal["stop_asked"] = "stop_asked"
     reason: str
 
 
-class Paused(Frozen):
+class Paused(BaseEvent, kind="paused"):
     """Nothing new is started, but the night goes on: it waits for Continued, a stop or the deadline."""
 
-    kind: Literal["paused"] = "paused"
     reason: str
 
 
-class Continued(Frozen):
+class Continued(BaseEvent, kind="continued"):
     """The pause is over."""
 
-    kind: Literal["continued"] = "continued"
 
-
-class VetoAsked(ExperimentEvent):
+class VetoAsked(ExperimentEvent, kind="veto_asked"):
     """The user does not want an experiment that is proposed, waits or trains."""
 
-    kind: Literal["veto_asked"] = "veto_asked"
 
-
-class Ended(Frozen):
-    kind: Literal["ended"] = "ended"
+class Ended(BaseEvent, kind="ended"):
     reason: str
 
 
-class BaselineCommitted(Frozen):
+class BaselineCommitted(BaseEvent, kind="fitted"):
     """The baseline: train.py with its constants fitted to the profile."""
 
-    kind: Literal["fitted"] = "fitted"
     commit: str
     source: Digest
     fingerprint: Digest
 
 
-class Proposed(ExperimentEvent):
-    kind: Literal["proposed"] = "proposed"
+class Proposed(ExperimentEvent, kind="proposed"):
     proposal: Proposal
-    shelved: tuple[Proposal, ...] = ()
-    """Further drafts of the same answer, for which there was no room: they go into the backlog."""
+    shelved: tuple[Proposal, ...] = ()  # further drafts, for which there was no room: for the backlog
 
 
-class Noted(Frozen):
+class Noted(BaseEvent, kind="noted"):
     """The researcher rewrote its notebook; that replaces the backlog, too."""
 
-    kind: Literal["noted"] = "noted"
     notebook: Notebook | None  # None where a consolidation gave no usable answer: the notebook stays as it is
     reason: str = ""  # why a consolidation was due; empty where it was rewritten beside a proposal
 
 
-class Unanswered(Frozen):
+class Unanswered(BaseEvent, kind="unanswered"):
     """The researcher gave no usable answer; it is asked again a few times."""
 
-    kind: Literal["unanswered"] = "unanswered"
     reason: str
 
 
-class FellBack(Frozen):
+class FellBack(BaseEvent, kind="fell_back"):
     """The researcher's rounds led to no run, time after time; from now on the optimizer proposes."""
 
-    kind: Literal["fell_back"] = "fell_back"
     reason: str
 
 
-class Refused(ExperimentEvent):
+class Refused(ExperimentEvent, kind="refused"):
     """A repeat, found before it cost any training."""
 
-    kind: Literal["refused"] = "refused"
     reason: str
 
 
-class Abandoned(ExperimentEvent):
+class Abandoned(ExperimentEvent, kind="abandoned"):
     """The proposal led to no runnable candidate."""
 
-    kind: Literal["abandoned"] = "abandoned"
     reason: str
-    outage: bool = False
-    """The model refused or was out: that says nothing about the proposal, and does not count."""
+    outage: bool = False  # the model refused or was out: says nothing of the proposal, and does not count
 
 
-class Vetoed(ExperimentEvent):
+class Vetoed(ExperimentEvent, kind="vetoed"):
     """What was under way for an experiment that the user does not want has ended, and so has the experiment."""
 
-    kind: Literal["vetoed"] = "vetoed"
     reason: str = "the user vetoed it"
 
 
-class Committed(ExperimentEvent):
+class Committed(ExperimentEvent, kind="committed"):
     """A candidate: an edited train.py, kept under a ref of its own."""
 
-    kind: Literal["committed"] = "committed"
     commit: str
     parent: Annotated[int, _rename("base", "parent")]
     source: Digest
@@ -433,8 +408,7 @@ class EvaluationPlan(Frozen):
     startup_cpu: Annotated[float | None, _rename("startup", "startup_cpu")] = None
     """CPU seconds that the baseline takes until its first batch; None if they are not known yet, as below."""
     startup_seconds: Annotated[float | None, _rename("starting", "startup_seconds")] = None
-    uncounted: float | None = None
-    """Seconds from its first batch on in which it counts nothing yet, since it compiles."""
+    uncounted: float | None = None  # seconds from its first batch on in which it compiles and counts nothing
     train_cpu: float | None = None
     evaluation: float | None = None  # seconds that an evaluation of it takes
     evaluation_cpu: float | None = None
@@ -448,10 +422,9 @@ class EvaluationPlan(Frozen):
         return self.audit == "always" or (self.audit != "never" and val_bpb < self.audit)
 
 
-class Granted(RunEvent):
+class Granted(RunEvent, kind="granted"):
     """A run may start in a slot, with a seed."""
 
-    kind: Literal["granted"] = "granted"
     slot: int
     seed: int
     plan: Annotated[EvaluationPlan | None, _rename("terms", "plan")] = None
@@ -473,8 +446,7 @@ class RunMetrics(Frozen):
     startup_cpu: Annotated[float, _rename("startup", "startup_cpu")] = 0.0
     """CPU seconds until the first batch."""
     startup_seconds: Annotated[float, _rename("starting", "startup_seconds")] = 0.0
-    uncounted: float = 0.0
-    """Seconds from there on in which the script counts nothing yet, by its own progress lines."""
+    uncounted: float = 0.0  # seconds from there on in which its progress lines count nothing yet
     train_seconds: float = 0.0
     train_cpu: float = 0.0
     total_seconds: float = 0.0
@@ -512,11 +484,9 @@ class RunResult(RunEvent):
     telemetry: Telemetry = {}
 
 
-class Scored(RunResult):
-    kind: Literal["scored"] = "scored"
+class Scored(RunResult, kind="scored"):
     val_bpb: float  # the score, lower is better: val_bpb, or what the task's metric makes of its value
-    seed: int = Field(default=-1, exclude=True)
-    """Seed of the run; the state adds it from the grant, which alone is stored."""
+    seed: int = Field(default=-1, exclude=True)  # the state adds it from the grant, which alone is stored
     reported: dict[str, float] = {}
     audit: Audit | None = None
     confirmed: float | None = None  # val_bpb on the held-out text; None where it was not measured
@@ -539,25 +509,22 @@ FailureKind = Literal[
 """Why a run failed. Disqualified: it finished, but its score cannot be trusted."""
 
 
-class Crashed(RunResult):
+class Crashed(RunResult, kind="crashed"):
     """A run failed through the candidate's own fault: a failed experiment is a value."""
 
-    kind: Literal["crashed"] = "crashed"
     failure: FailureKind
     message: str  # the last line that says why, a few hundred characters at most
 
 
-class Pruned(RunResult):
+class Pruned(RunResult, kind="pruned"):
     """A run was ended early because its loss was hopelessly far behind; that is the experiment's verdict, too."""
 
-    kind: Literal["pruned"] = "pruned"
     reason: Annotated[str, _rename("message", "reason")]
 
 
-class Aborted(RunEvent):
+class Aborted(RunEvent, kind="aborted"):
     """A run was lost through the machine's fault, not the candidate's; it does not count."""
 
-    kind: Literal["aborted"] = "aborted"
     reason: str
     quarantined: bool = False  # the slot is sick: nothing is started there until the session is resumed
 
@@ -577,41 +544,34 @@ class Evidence(ExperimentEvent):
     gain: float  # estimated difference from the incumbent, in units of the metric
     error: float
     sigma: float  # standard deviation of one run's score
-    differences: tuple[float, ...] = ()
-    """Differences at equal seeds, in the same units; empty in sessions that did not pair seeds."""
-    same_shape: bool = False
-    """Whether parameter count and data order equal the incumbent's, so that both share much of a seed's luck."""
+    differences: tuple[float, ...] = ()  # at equal seeds, in the same units; empty if none were paired
+    same_shape: bool = False  # whether parameters and data order equal the incumbent's: luck is then shared
     probability: float | None = None
     expected: float | None = None  # expected gain in bits per byte: the mean of the posterior
     luck: tuple[SeedLuck, ...] = ()  # luck of the incumbent after this verdict
     reason: str
 
 
-class Kept(Evidence):
+class Kept(Evidence, kind="kept"):
     """The candidate replaces the incumbent."""
 
-    kind: Literal["kept"] = "kept"
     score_to_beat: Annotated[float, _rename("mark", "score_to_beat")]
 
 
-class Discarded(Evidence):
+class Discarded(Evidence, kind="discarded"):
     """The candidate is not likely enough to be better than the incumbent."""
 
-    kind: Literal["discarded"] = "discarded"
 
-
-class Failed(ExperimentEvent):
+class Failed(ExperimentEvent, kind="failed"):
     """The experiment was judged without a score."""
 
-    kind: Literal["failed"] = "failed"
     reason: str
     failure: Annotated[FailureKind, BeforeValidator(lambda kind: "other" if kind == "hopeless" else kind)] = "other"
 
 
-class Certified(ExperimentEvent):
+class Certified(ExperimentEvent, kind="certified"):
     """The night's gain, baseline against best, was measured on fresh seeds that no decision has used."""
 
-    kind: Literal["certified"] = "certified"
     gain: float  # baseline minus best, in bits per byte
     low: float
     high: float  # bounds of the 90 % interval
@@ -619,32 +579,28 @@ class Certified(ExperimentEvent):
     heldout: bool
 
 
-class Promoted(ExperimentEvent):
+class Promoted(ExperimentEvent, kind="promoted"):
     """The research branch was advanced to the kept candidate."""
 
-    kind: Literal["promoted"] = "promoted"
     commit: str
 
 
-class Reflected(ExperimentEvent):
+class Reflected(ExperimentEvent, kind="reflected"):
     """The reflector wrote a post-mortem, which closes the experiment."""
 
-    kind: Literal["reflected"] = "reflected"
     postmortem: Postmortem
 
 
-class ReflectionSkipped(ExperimentEvent):
+class ReflectionSkipped(ExperimentEvent, kind="closed"):
     """The experiment was closed without a post-mortem."""
 
-    kind: Literal["closed"] = "closed"
     reason: str
     failed: bool = False  # the reflector was asked and gave no usable answer
 
 
-class Waiting(Frozen):
+class Waiting(BaseEvent, kind="waiting"):
     """A model's server asked to wait; training continues meanwhile."""
 
-    kind: Literal["waiting"] = "waiting"
     until: float  # seconds since the epoch
     reason: str
 
@@ -658,41 +614,34 @@ class Tokens(Frozen):
     output: int = 0
 
 
-class ConversationOpened(ExperimentEvent):
-    kind: Literal["opened"] = "opened"
+class ConversationOpened(ExperimentEvent, kind="opened"):
     agent: str
     model: str
     system: Digest
     opening: Digest
-    tools: Digest = ""
-    """The schemas of its tools, each a line of JSON; this and what follows were not recorded at first."""
+    tools: Digest = ""  # schemas of its tools, each a line of JSON; from here on not recorded at first
     effort: str = ""
-    limits: dict[str, int] = {}
-    """Turns, tokens of a reply and of the whole conversation, by the names of the prompt's front matter."""
+    limits: dict[str, int] = {}  # turns, tokens of a reply and of all, as the prompt's front matter has them
 
 
-class ModelReplied(ExperimentEvent):
+class ModelReplied(ExperimentEvent, kind="replied"):
     """A model's whole answer, block by block as it came."""
 
-    kind: Literal["replied"] = "replied"
     agent: str
     request: Digest
-    told: tuple[str, ...] = ()
-    """What it was told since its last reply, beside results of tools: why an answer was not accepted, say."""
+    told: tuple[str, ...] = ()  # what it was told since its last reply, beside results of tools
     message: dict[str, Any]
     tokens: Tokens
     usd: float | None
 
 
-class ModelReplaced(ExperimentEvent):
+class ModelReplaced(ExperimentEvent, kind="replaced"):
     """An agent's model refused or was out, and another goes on with the conversation."""
 
-    kind: Literal["replaced"] = "replaced"
     reason: str
 
 
-class ToolUsed(Frozen):
-    kind: Literal["used"] = "used"
+class ToolUsed(BaseEvent, kind="used"):
     tool: str
     call: str
     result: str

@@ -24,8 +24,7 @@ SEEDERS = {"PRNGKey", "Random", "RandomState", "Rngs", "SeedSequence", "default_
 """Functions that take a seed although their names do not say so."""
 SEEDER_WORDS = {"all", "everything", "fix", "global", "manual", "np", "numpy", "random", "seed", "set", "torch"}
 """A function whose name consists of these words, `seed` among them, only sets a seed."""
-SEEDED_MODULES = {"numpy", "random"}
-"""Modules that are often imported only to seed them; the import alone has no effect."""
+SEEDED_MODULES = {"numpy", "random"}  # often imported only to seed them; the import alone has no effect
 
 
 def compute_digest(text: str) -> Digest:

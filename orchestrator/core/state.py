@@ -9,7 +9,7 @@ from functools import reduce
 from itertools import chain, pairwise
 from math import fsum, isclose
 from statistics import fmean
-from typing import Literal
+from typing import Literal, cast
 
 from orchestrator.core import events as ev
 from orchestrator.core.source import diff
@@ -94,8 +94,7 @@ UNTESTED: tuple[Status, ...] = ("refused", "abandoned", "vetoed", "not tested")
 """Ends that say nothing of the hypothesis."""
 MAY_REPEAT: tuple[Status, ...] = ("not tested", "vetoed")
 """Ends after which the same code may run: it has not been measured as it was meant."""
-SAME = 3e-7
-"""Largest relative difference between scores of identical runs: less than the last digit of a printed val_bpb."""
+SAME = 3e-7  # largest relative difference of identical runs: below the last digit of a printed val_bpb
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +111,7 @@ class Decided:
     incumbent: int  # the experiment that was best when this one was judged
     promoted: bool = False
     reverted: bool = False
-    against: "Incumbent | None" = None
-    """The incumbent as the verdict knew it, with the runs that it had by then."""
+    against: "Incumbent | None" = None  # the incumbent as the verdict knew it, with its runs by then
     task: Task = EXAMINED
 
     @property
@@ -127,7 +125,7 @@ class Decided:
             return "not tested"
         if self.reverted:
             return "reverted"
-        return "crashed" if isinstance(self.verdict, ev.Failed) else self.verdict.kind
+        return "crashed" if isinstance(self.verdict, ev.Failed) else cast("FinalStatus", self.verdict.kind)
 
     @property
     def is_lost(self) -> bool:
@@ -235,31 +233,26 @@ class State:
     lost_fresh: int = 0  # runs of the certificate that failed
     certificate: ev.Certified | None = None
     next: int = 1  # number after the last experiment; 0 is the baseline
-    skipped: frozenset[int] = frozenset()
-    """Smaller numbers that another request of the researcher has not used yet."""
+    skipped: frozenset[int] = frozenset()  # smaller numbers that a request of the researcher has yet to use
     unanswered: int = 0  # rounds without an answer from the researcher, in a row
     fruitless: int = 0  # rounds in a row that led to no run: unanswered, refused or abandoned
     setback: str = ""  # the reason of the latest of these
-    fallback: str = ""
-    """Why the optimizer proposes instead of the researcher; empty while the researcher does."""
+    fallback: str = ""  # why the optimizer proposes, not the researcher; empty while the researcher does
     aborted: int = 0  # runs lost to the machine, in a row
-    sick: Mapping[int, str] = field(default_factory=dict[int, str])
-    """Why nothing is started there any more, by slot."""
+    sick: Mapping[int, str] = field(default_factory=dict[int, str])  # why nothing starts there, by slot
     unreflected: int = 0  # experiments since the last post-mortem
     reflection_failures: int = 0  # post-mortems that the reflector failed to write, in a row
     run_seconds: tuple[float, ...] = ()
     usage: Mapping[str, Usage] = field(default_factory=dict[str, Usage])
     costs: Mapping[int, float] = field(default_factory=dict[int, float])
-    """Dollars that models have cost, by experiment; a request for several proposals counts for the first, a round
-    without an answer for none, so that the next one has as much to spend."""
+    """Dollars that models cost, by experiment: a joint request counts for the first, one without answer for none."""
     waiting: Mapping[str, ev.Waiting] = field(default_factory=dict[str, ev.Waiting])
     notebook: ev.Notebook | None = None
     shelved: tuple[ev.Proposal, ...] = ()  # drafts since the notebook was last rewritten
     consolidated: int = 0  # how many experiments were closed at the last consolidation
     noted: int = 0  # how many were when the notebook was last rewritten
     guidance: str = ""
-    vetoed: frozenset[int] = frozenset()
-    """Open experiments that the user does not want, until what is under way for them has ended."""
+    vetoed: frozenset[int] = frozenset()  # not wanted by the user, but what is under way has not ended
     paused: str = ""  # why nothing new is started for the time being
     stopping: str = ""
     ended: str = ""
@@ -384,7 +377,8 @@ def apply(state: State, record: ev.Record) -> State:
             return replace(state, notebook=notebook, shelved=(), noted=len(state.tried)) if notebook else state
         case ev.Unanswered(reason=reason):
             costs = {n: usd for n, usd in state.costs.items() if n < state.next and n not in state.skipped}
-            return replace(_count_setback(state, reason), unanswered=state.unanswered + 1, costs=costs)
+            unanswered, fruitless = state.unanswered + 1, state.fruitless + 1
+            return replace(state, unanswered=unanswered, fruitless=fruitless, setback=reason, costs=costs)
         case ev.FellBack(reason=reason):
             return replace(state, fallback=reason, fruitless=0)
         case ev.Waiting() as event:
@@ -413,10 +407,12 @@ def apply(state: State, record: ev.Record) -> State:
 
 def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) -> State:
     """Move one experiment from its stage to the next."""
+    commit = stage.commit if stage and isinstance(record.event, ev.Kept | ev.Promoted) else None
+    if commit and not state.is_current(commit):
+        raise ValueError(f"record {record.seq}: kept on {commit.parent}, while the branch stands at {state.best}")
     match record.event, stage:
         case (ev.Refused() | ev.Abandoned()) as verdict, Idea() | Candidate() | Broken():
-            is_setback = number not in state.grants and not stage.proposal.combines  # no crew proposed a combination
-            return _dismiss(_count_setback(state, verdict.reason) if is_setback else state, verdict, stage)
+            return _dismiss(state, verdict, stage)
         case ev.Vetoed() as verdict, Idea() | Candidate() | Training() | Broken():
             return _dismiss(replace(state, vetoed=state.vetoed - {number}), verdict, stage, record.task_id)
         case ev.Committed() as commit, Idea(proposal):
@@ -439,22 +435,20 @@ def _advance(state: State, record: ev.Record, number: int, stage: Stage | None) 
         case ev.Crashed() as crash, Training(candidate):
             return _set_stage(replace(state, aborted=0), number, Broken(candidate, crash))
         case ev.Pruned() as pruned, Training(candidate):
-            return _decide(replace(state, aborted=0), number, candidate, pruned)
+            return _decide(replace(state, aborted=0), candidate, pruned)
         case ev.Aborted() as aborted, Training(candidate, granted):
             return _set_stage(_count_aborted(state, granted.slot, aborted), number, candidate)
         case (ev.Scored() | ev.Crashed() | ev.Aborted()) as end, None | Decided() if (number, end.run) in state.reruns:
             return _end_remeasurement(state, state.reruns[number, end.run].granted, end)
         case ev.Failed() as verdict, Broken(candidate, crash):
-            return _decide(state, number, candidate, verdict, crash)
+            return _decide(state, candidate, verdict, crash)
         case ev.Failed(), Decided(verdict=ev.Pruned()):
             return state  # sessions of format 1 judged a pruned run once more
-        case (ev.Kept() | ev.Discarded()) as verdict, Candidate() as candidate:
-            _check_parent(state, record, candidate.commit)
-            state = _decide(replace(state, variance=state.variance.add(candidate.scores)), number, candidate, verdict)
-            current = state.incumbent if state.is_current(candidate.commit) else None
+        case (ev.Kept() | ev.Discarded()) as verdict, Candidate(commit=commit) as candidate:
+            state = _decide(replace(state, variance=state.variance.add(candidate.scores)), candidate, verdict)
+            current = state.incumbent if state.is_current(commit) else None
             return replace(state, incumbent=replace(current, luck=verdict.luck)) if current else state
         case ev.Promoted(commit=head), Decided(verdict=ev.Kept() as kept, commit=ev.Committed() as commit) as decided:
-            _check_parent(state, record, commit)
             incumbent = Incumbent(number, decided.scores, kept.score_to_beat, kept.luck)
             parents = {**state.parents, number: commit.model_copy(update={"commit": head})}
             state = _set_stage(state, number, replace(decided, promoted=True))
@@ -494,10 +488,12 @@ def _set_scores(state: State, number: int, candidate: Candidate) -> State:
 
 def _dismiss(state: State, verdict: ev.Refused | ev.Abandoned | ev.Vetoed, stage: Stage, task_id: str = "") -> State:
     """Close an experiment without a verdict on its hypothesis; `task_id`, if it waits for a model, does no more."""
+    number, proposal = verdict.experiment, stage.proposal
+    if not isinstance(verdict, ev.Vetoed) and number not in state.grants and not proposal.combines:
+        state = replace(state, fruitless=state.fruitless + 1, setback=verdict.reason)
     state = replace(state, waiting={task: value for task, value in state.waiting.items() if task != task_id})
-    proposal, commit, task = stage.proposal, stage.commit, state.session.task
-    number, best = verdict.experiment, state.best
-    return _close(state, Decided(number, proposal, verdict, (), commit, None, None, best, task=task))
+    best, task = state.best, state.session.task
+    return _close(state, Decided(number, proposal, verdict, (), stage.commit, None, None, best, task=task))
 
 
 def _count_aborted(state: State, slot: int, aborted: ev.Aborted) -> State:
@@ -506,30 +502,14 @@ def _count_aborted(state: State, slot: int, aborted: ev.Aborted) -> State:
     return replace(state, aborted=state.aborted + 1, sick=sick)
 
 
-def _count_setback(state: State, reason: str) -> State:
-    """Count one more round that led to no run."""
-    return replace(state, fruitless=state.fruitless + 1, setback=reason)
-
-
-def _check_parent(state: State, record: ev.Record, commit: ev.Committed) -> None:
-    """Raise ValueError if a kept or promoted candidate did not start from the branch's head."""
-    if not state.is_current(commit) and not isinstance(record.event, ev.Discarded):
-        raise ValueError(
-            f"record {record.seq}: {record.event.kind} of a candidate that started from experiment "
-            f"{commit.parent}, while the branch stands at {state.best}"
-        )
-
-
-def _decide(
-    state: State, number: int, candidate: Candidate, verdict: ev.Verdict, crash: ev.Crashed | None = None
-) -> State:
-    proposal, scores, commit = candidate.proposal, candidate.scores, candidate.commit
+def _decide(state: State, candidate: Candidate, verdict: ev.Verdict, crash: ev.Crashed | None = None) -> State:
+    number, scores, commit = verdict.experiment, candidate.scores, candidate.commit
     best, task = state.get_rival(commit), state.session.task
     rival = best.experiment if best else state.best
     if number == 0 and len(scores) > 1 and count_distinct(scores) == 1:
         task = task.model_copy(update={"is_repeated": True})
         state = replace(state, started=state.session.model_copy(update={"task": task}))
-    decided = Decided(number, proposal, verdict, scores, commit, crash, None, rival, against=best, task=task)
+    decided = Decided(number, candidate.proposal, verdict, scores, commit, crash, None, rival, against=best, task=task)
     return _set_stage(state, number, decided)
 
 

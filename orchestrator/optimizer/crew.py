@@ -74,21 +74,16 @@ class Optimizer:
 
 def choose_step(way: str, search: SearchState, number: int, seed: str) -> SearchStep | None:
     """Return the next step of experiment `number` by this way to search; None if none is new."""
-    if way != "coordinate":
-        return _draw_all(way, search, seed)
+    if way != "coordinate":  # a sampler draws on all constants at once
+        drawn = ask(search, [*search.constants], random.Random(seed).getrandbits(31), way)  # noqa: S311 - reproducible
+        new = next(filter(search.is_new, drawn), None)
+        return SearchStep(new, 0.0, 0.0, WORDS.draw(way, len(search.trials), new)) if new is not None else None
     if number % STACK_EVERY == 0 and (stack := stack_near_misses(search)) is not None:
         return stack
     found = rank_steps(search)
     if found and found[0].expected_effect >= SAMPLE_BELOW:
         return found[0]
     return _sample(search, seed) or (found[0] if found else None)
-
-
-def _draw_all(way: str, search: SearchState, seed: str) -> SearchStep | None:
-    """Return a step that a sampler draws on all constants at once; None if none is new."""
-    number = random.Random(seed).getrandbits(31)  # noqa: S311 - reproducible on purpose
-    drawn = (changes for changes in ask(search, [*search.constants], number, way) if search.is_new(changes))
-    return next((SearchStep(new, 0.0, 0.0, WORDS.draw(way, len(search.trials), new)) for new in drawn), None)
 
 
 def _sample(search: SearchState, seed: str) -> SearchStep | None:

@@ -6,9 +6,8 @@ byte, none 0.146, and the reverse of the textbook's 0.148.
 
 import csv
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from orchestrator.core.events import Family
 
@@ -16,8 +15,7 @@ CHEAPER_DOWN = {"size", "MLP", "attention"}
 """Families whose smaller values need less compute: unless measurements favor up, down is tried first."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConstantFamily:
+class ConstantFamily(NamedTuple):
     """A family, the usual effect of one step, the pattern of its constants' names, and the labels of a step."""
 
     family: Family
@@ -29,8 +27,8 @@ class ConstantFamily:
 
 TABLE = Path(__file__).parent / "templates/families.csv"
 FAMILIES = [
-    ConstantFamily(cast("Family", family), float(effect), pattern, up, down)
-    for family, effect, pattern, up, down in csv.reader(TABLE.read_text("utf-8").splitlines())
+    ConstantFamily(cast("Family", family), float(effect), *words)
+    for family, effect, *words in csv.reader(TABLE.read_text("utf-8").splitlines())
 ]
 """The first entry whose pattern matches a name counts; the last one matches every name."""
 

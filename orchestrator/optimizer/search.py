@@ -6,6 +6,7 @@ hurt is moved in the other direction; near-misses are stacked. Pure functions of
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from statistics import median
 from typing import Literal
@@ -21,8 +22,7 @@ from prepare.constants import Choices, Constant, Numbers, Value
 Assignment = Mapping[str, Value]
 
 FURTHER = 0.5  # expected gain of one more step in the same direction, as a share of the last one's
-MIRROR = 0.5
-"""Expected gain of a step in the other direction, as a share of a loss; at the optimum there is none."""
+MIRROR = 0.5  # expected gain of a step the other way, as a share of a loss; at the optimum there is none
 MAX_STACKED = 5  # most constants in a stack of near-misses: with more of them, more are there by luck
 ADDITIVITY = 0.85  # expected gain of a stack, as a share of the sum of its parts' gains: effects overlap
 
@@ -113,18 +113,16 @@ def stack_near_misses(search: SearchState) -> SearchStep | None:
     What an earlier session kept and is not in force here counts as one, comes first, and is enough alone. Each takes
     part in one stack only: later ones consist of new near-misses, and of earlier stacks.
     """
-    ranked = sorted(((estimate_true_gain(search, trial), trial) for trial in search.trials), key=lambda pair: -pair[0])
-    parts, gains, changes = list[Trial](), list[float](), dict[str, Value]()
-    for gain, trial in ranked:
-        fits = len(changes.keys() | trial.changes.keys()) <= MAX_STACKED and not changes.keys() & trial.changes.keys()
-        if gain > 0 and fits and _is_open_near_miss(search, trial):
+    estimate, parts, changes = partial(estimate_true_gain, search), list[Trial](), dict[str, Value]()
+    for trial in sorted(search.trials, key=estimate, reverse=True):
+        fits = len(changes) + len(trial.changes) <= MAX_STACKED and not changes.keys() & trial.changes.keys()
+        if fits and estimate(trial) > 0 and _is_open_near_miss(search, trial):
             parts.append(trial)
-            gains.append(gain)
             changes |= trial.changes
     has_open = any(trial.outcome == "open" for trial in parts)
     if (len(parts) < 2 and not has_open) or not search.is_new(changes):
         return None
-    expected = ADDITIVITY * sum(gains)
+    expected = ADDITIVITY * sum(map(estimate, parts))
     names = ", ".join(f"{trial.name} ({search.metric.format_change(-(trial.gain or 0.0))})" for trial in parts)
     why = f"Each of these was better: {names}. If their effects add up, together they exceed the noise."
     if len(parts) == 1:
@@ -179,7 +177,8 @@ def _list_earlier_trials(earlier: Sequence[EarlierResult], values: Assignment) -
 def _make_trial(result: Decided, changes: Assignment, before: Assignment) -> Trial:
     name, verdict = f"experiment {result.experiment}", result.verdict
     if isinstance(verdict, Kept | Discarded):
-        return Trial(name, changes, before, verdict.kind, verdict.gain, verdict.error, verdict.mean)
+        outcome = "kept" if isinstance(verdict, Kept) else "discarded"
+        return Trial(name, changes, before, outcome, verdict.gain, verdict.error, verdict.mean)
     return Trial(name, changes, before, "refused" if isinstance(verdict, Refused | Abandoned | Vetoed) else "failed")
 
 

@@ -12,8 +12,7 @@ from orchestrator.core.text import shorten
 from prepare.constants import Choices, Constant, Numbers, Space, Value, get_name, list_searchable, read_values
 from prepare.tree import parse_files
 
-STEP_SIZE = 0.375
-"""A first step, as a share of the constant's space, or of a count: long, so that effects exceed the noise."""
+STEP_SIZE = 0.375  # a first step, as a share of the space or of a count: long, to exceed the noise
 OUTPUT = {"print", "log", "debug", "info", "warning", "write", "flush"}
 """Functions whose call has no effect on training if the statement is nothing but the call."""
 LOOKS = {"globals", "locals", "vars"}  # functions that read constants without naming them, all at once

@@ -82,7 +82,8 @@ def draw_constants(search: SearchState) -> dict[str, dict[str, Any]]:
     study = optuna.create_study(direction="maximize" if metric.goal == "max" else "minimize")
     distributions = {str(escape(name)): space for name, space in spaces.items()}
     for trial in trials:
-        params = {str(escape(name)): _encode_for(space, trial.after[name]) for name, space in spaces.items()}
+        values = ((name, trial.after[name], isinstance(space, FloatDistribution)) for name, space in spaces.items())
+        params = {str(escape(name)): value if is_number else _quote(value) for name, value, is_number in values}
         score = metric.sign * (trial.val_bpb or 0.0)
         study.add_trial(create_trial(value=score, params=params, distributions=distributions))
     draw, evaluator = cast("Any", visualization), importance.PedAnovaImportanceEvaluator()
@@ -105,10 +106,6 @@ def _describe(constant: Constant, values: Sequence[Value | None]) -> BaseDistrib
         return CategoricalDistribution(sorted({_quote(value) for value in values if value is not None}))
     log = isinstance(constant.space, Numbers) and constant.space.log and min(numbers) > 0
     return FloatDistribution(min(numbers), max(numbers), log=log)
-
-
-def _encode_for(space: BaseDistribution, value: Value) -> Any:
-    return value if isinstance(space, FloatDistribution) else _quote(value)
 
 
 def _quote(value: Value) -> str:

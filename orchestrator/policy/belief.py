@@ -34,8 +34,7 @@ _GAINS = np.maximum(GRID, 0)
 HELPING = ((0.05, 1.0), (0.1, 1.0), (0.2, 1.0), (0.35, 1.0), (0.5, 1.0), (0.65, 0.5))
 """Shares of ideas that help, each with the regime's weight: 0.1 for a weak researcher, 0.5 in the best nights."""
 SIZES = (0.3, 1.0, 3.0, 9.0)  # mean gains of ideas that help, in σ: from the end of a night to its beginning
-FADES = (6.0, 25.0, inf)
-"""Ideas after which a mean gain has faded to 1/e, in published nights and, at best, never."""
+FADES = (6.0, 25.0, inf)  # ideas after which a mean gain has faded to 1/e, in published nights; at best never
 REST = 0.07  # share of a mean gain that does not fade
 OLD = 99  # number of ideas from which on gains fade no more
 HARMS = ((0.4, 0.7, 0.5, 1.0), (0.75, 0.1, 3.0, 0.1), (0.75, 0.7, 0.5, 1.0))

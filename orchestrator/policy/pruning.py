@@ -14,17 +14,13 @@ from orchestrator.policy.limits import remember, remember_each
 
 def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
     """Return the losses above which a first run is pruned; none while uncalibrated, or after too many false prunes."""
-    controls, wrong = count_false_prunes(state)
+    controls, wrong = count_false_prunes(state.results)
     return tuple(_list_thresholds(state, best)) if wrong <= th.MAX_FALSE_PRUNES * controls else ()
 
 
-def count_false_prunes(state: State) -> tuple[int, int]:
-    """Return how many control runs would have been pruned, and how many of those ended at least as good."""
-    return _count_false_prunes(state.results)
-
-
 @remember
-def _count_false_prunes(results: tuple[Decided, ...]) -> tuple[int, int]:
+def count_false_prunes(results: tuple[Decided, ...]) -> tuple[int, int]:
+    """Return how many control runs would have been pruned, and how many of those ended at least as good."""
     controls = [result for result in results if result.scores and result.scores[0].would_prune_at is not None]
     ends = [end for control in controls if (end := _measure_deficit(control)) is not None]
     return len(ends), sum(end <= 0 for end in ends)
@@ -64,7 +60,6 @@ def list_gaps(state: State) -> dict[int, tuple[ev.LossGap, ...]]:
     runs = {result.experiment: result.scores for result in state.results}
     if state.incumbent:
         runs[state.best] = state.incumbent.scores
-
     latest = [(result, result.commit) for result in state.tried[-th.PRIOR_WINDOW :] if result.commit]
     results, bases = [result for result, _ in latest], [runs.get(commit.parent, ()) for _, commit in latest]
     found = zip(results, _measure_gaps(results, bases), strict=True)

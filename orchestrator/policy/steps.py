@@ -5,8 +5,7 @@ from typing import Literal
 
 from orchestrator.core import events as ev
 
-BATCH = 8
-"""Proposals that one request asks for at most; a request stays within a batch of numbers, and has it to itself."""
+BATCH = 8  # most proposals of one request, which stays within a batch of numbers, and has it to itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,7 @@ KEEP_RULE = KeepRule(
 )
 """What new sessions record (decisions 0040, 0045, 0047 and 0065). A higher risk finds less, and a lower one keeps more
 that is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
-RISK_RISE = 0.25
-"""Relative rise of the risk with ln(1 + measured ideas / BAR_IDEAS): later gains are smaller, and more often luck."""
+RISK_RISE = 0.25  # relative rise of the risk with ln(1 + ideas / BAR_IDEAS): later gains are more often luck
 INTERACTION = 1.0  # standard deviation in σ by which the effect of a change may differ on a later train.py
 PROMISING = 0.9  # probability of being better from which others are stacked on a candidate before it is kept
 BAR_RISE = 0.07
@@ -39,11 +38,9 @@ it, since the prior underestimates surprises."""
 LAST_WORTH = 0.9
 """The same under a rule with a risk, as a share of what the night's last idea promises: that is the one which a further
 run takes away, and in a long night it promises little."""
-FADING = 0.95
-"""Factor by which a measured idea's weight in the prior decays with each later one, under a rule without a risk."""
+FADING = 0.95  # decay of an idea's weight in the prior with each later one, under a rule without a risk
 PRIOR_WINDOW = 200  # measured ideas that the prior is learned from: older ones have almost no weight
-OUTLIERS = 0.01
-"""Share of measured gains whose error exceeds what their standard error implies: σ differs from script to script."""
+OUTLIERS = 0.01  # share of gains further off than their standard error implies: σ differs by script
 MAX_RUNS = 8  # most runs of a candidate
 T_CRITICAL = {
     **dict(enumerate((1592.0, 49.98, 17.6, 10.92, 8.36, 7.07, 6.31, 5.81, 5.46, 5.2), 1)),
@@ -67,8 +64,7 @@ COMBINE_SHARE = 0.07
 have come up."""
 MAX_COMBINED = 3  # most near-misses in a combination: with more of them, more are there by luck
 ABLATE_BELOW = 0.95  # probability of being better below which a keep is ablated
-REVERT_BAR = 0.5
-"""Probability of being better without a change that reverts it: leaving a change out needs no proof."""
+REVERT_BAR = 0.5  # probability of being better that a revert needs: leaving a change out needs no proof
 CERTIFICATE_SHARE = 0.05
 """Share of a night's runs that certify its gain on fresh seeds, at least one pair of baseline and best. In
 docs/benchmarks.md a larger share found less, with no better certificate."""
@@ -85,18 +81,13 @@ SIMPLER_LINES = 3  # lines by which a candidate must be shorter to be kept witho
 SIMPLER_RUNS = 3  # runs that such a keep needs, with no loss on average
 MEMORY_SLACK = 1.1  # multiple of the incumbent's memory that costs nothing: allocators vary by as much
 MEMORY_PRICE = 1.0  # price of each doubling of memory, in σ of gain: a soft limit
-MAX_MEMORY_GROWTH = 16.0
-"""Largest multiple of memory that counts: on a GPU the figure is what the script printed."""
+MAX_MEMORY_GROWTH = 16.0  # largest multiple of memory that counts: on a GPU the script printed it
 CHECKPOINTS = (0.4, 0.6, 0.8)
 """Shares of the budget at which a curve is compared: earlier ones show warm-up and schedule more than the idea."""
-CALIBRATION_RUNS = 10
-"""Finished candidates of this session that calibrate pruning; with fewer, no run is pruned."""
-CALIBRATION_RANGE = 10.0
-"""Only runs that finished within this many σ of the incumbent calibrate the pruning threshold."""
-CONTROL_RUN_EVERY = 5
-"""One first run in this many is a control run: it finishes even if it would be pruned, to measure false prunes."""
-MAX_FALSE_PRUNES = 0.05
-"""Largest share of false prunes among control runs that would be pruned; above it, pruning stops for the session."""
+CALIBRATION_RUNS = 10  # finished candidates of this session that calibrate pruning; with fewer there is none
+CALIBRATION_RANGE = 10.0  # only runs that end within this many σ of the incumbent calibrate pruning
+CONTROL_RUN_EVERY = 5  # one first run in this many is not pruned, to measure how often that would be wrong
+MAX_FALSE_PRUNES = 0.05  # largest share of prunable control runs that ended well; above it, pruning stops
 STALL = 8  # experiments without a keep after which the briefing says so
 SURPRISE = 5.0
 """Standard errors between the effect that the researcher expected and the measured one from which that is a surprise,
@@ -107,15 +98,12 @@ CLEAR = 2.0
 """Standard errors of an effect that a post-mortem may call one: a change of nothing shows a loss of this size as rarely
 as it is kept. Of one standard error, one in six would."""
 MAX_REPAIRS = 2  # repairs of a crashed candidate, in crews that can repair
-NEAR_MISS = 0.5
-"""Standard errors of gain above which a discarded candidate is a near-miss, worth combining with another."""
-CENTAUR_SHARE = 3
-"""In a centaur crew the optimizer makes one proposal in this many; a larger share did worse in published trials."""
+NEAR_MISS = 0.5  # standard errors of gain above which a discard is a near-miss, worth combining with another
+CENTAUR_SHARE = 3  # one proposal in this many is the optimizer's; more did worse in published trials
 MAX_FRUITLESS = 6
 """Rounds in a row, per slot, that may lead to no run (no answer, a repeat, no candidate). Then the optimizer takes
 over, and after as many rounds of its own the night ends: every round costs money."""
-FRUITLESS_PAUSE = 15.0
-"""Seconds of pause after the second round without a run; they double with each further one."""
+FRUITLESS_PAUSE = 15.0  # seconds of pause after the second round without a run; each further one doubles them
 MAX_ABORTED = 5
 """Runs in a row, for each slot, lost to the machine after which the session ends: over four minutes of pauses have not
 helped."""

@@ -12,8 +12,7 @@ from orchestrator.session.store import DAMAGE, Session
 from prepare.command import UserError
 from prepare.constants import read_values
 
-MAX_SESSIONS = 10
-"""Earlier sessions that are read, the latest ones: each takes a moment at the start of a night."""
+MAX_SESSIONS = 10  # latest sessions that are read: each takes a moment at the start of a night
 MAX_RESULTS = 200  # results that are carried over; the briefing shows what fits into its budget
 
 
@@ -28,8 +27,8 @@ def recall_results(
     found, variance, known = dict[str, EarlierResult](), PooledVariance(), set[tuple[float, int]]()
     for path in files[:MAX_SESSIONS]:
         with suppress(OSError, UserError, *DAMAGE), closing(Session(path, read_only=True)) as session:
-            started = session.state.started
-            if started and _list_conditions(started.profile, started.task) == _list_conditions(profile, task):
+            started = session.state.session
+            if _list_conditions(started.profile, started.task) == _list_conditions(profile, task):
                 fresh = {commit: result for commit, result in _list_results(session) if commit not in found}
                 begin = session.state.started_at, started.seed  # as its forks have it
                 if fresh or begin not in known:  # a night may have measured its baseline only

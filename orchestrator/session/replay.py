@@ -143,29 +143,23 @@ async def replay(tape: Tape, live: Callable[[Tape], Awaitable[object]]) -> Seque
     """
     with suppress(_Stuck):
         while first := tape.upcoming:
-            await _replay_life(tape, first, live)
+            for past in (tape.watchers, tape.finished, tape.life_over):
+                past.clear()
+            tape.fold(first)
+            tape.take_outside(ev.GuidanceChanged)  # known before anything begins
+            life = asyncio.ensure_future(live(tape))
+            over = asyncio.ensure_future(tape.life_over.wait())
+            await asyncio.sleep(0)
+            tape.take_outside()
+            await asyncio.wait({life, over}, return_when=asyncio.FIRST_COMPLETED)
+            over.cancel()
+            if not tape.state.ended:
+                life.cancel()
+            with suppress(asyncio.CancelledError):
+                await life
+            if (rest := tape.upcoming) and rest.task_id:
+                tape.stop(rest, "nothing more is due")
     return tape.divergences
-
-
-async def _replay_life(tape: Tape, first: ev.Record, live: Callable[[Tape], Awaitable[object]]) -> None:
-    """Run the loop from a start or restart to the next one, or to the end. Raises _Stuck."""
-    tape.watchers.clear()
-    tape.finished.clear()
-    tape.life_over.clear()
-    tape.fold(first)
-    tape.take_outside(ev.GuidanceChanged)  # known before anything begins
-    life = asyncio.ensure_future(live(tape))
-    over = asyncio.ensure_future(tape.life_over.wait())
-    await asyncio.sleep(0)
-    tape.take_outside()
-    await asyncio.wait({life, over}, return_when=asyncio.FIRST_COMPLETED)
-    over.cancel()
-    if not tape.state.ended:
-        life.cancel()
-    with suppress(asyncio.CancelledError):
-        await life
-    if (rest := tape.upcoming) and rest.task_id:
-        tape.stop(rest, "nothing more is due")
 
 
 def _is_same(recorded: object, now: object) -> bool:

@@ -28,8 +28,7 @@ create table events (
 );
 create table texts (digest text primary key, body blob not null);
 """
-BUSY_SECONDS = 60.0
-"""Seconds to wait for another program that holds the file's lock, where no night waits; one waits until its end."""
+BUSY_SECONDS = 60.0  # to wait for another program that holds the file's lock; a night waits until its end
 RETRY = 0.5  # seconds between two attempts to write during a night, and of each
 MAX_BYTES = 64 << 20  # largest size of one event or text, decompressed; anything larger is treated as damage
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RecursionError)
@@ -66,8 +65,7 @@ class Session(Log):
         """
         super().__init__()
         self.path, self.salvage, self.turn = path, salvage, asyncio.Lock()
-        self.packed: dict[Digest, bytes] = {}
-        """All texts of a file that is written, compressed: it may be damaged while it is open."""
+        self.packed: dict[Digest, bytes] = {}  # compressed texts of a file that is written: it may get damaged
         self.marks: list[tuple[int, int, int]] = []
         self.say: Callable[[str], None] = lambda text: print(text, file=sys.stderr)
         """Tells the user why the night waits, or what is lost."""
@@ -76,7 +74,8 @@ class Session(Log):
             begun = self.db.execute("select at from events where seq = 0").fetchone()
             if known and begun == (known.records[0].at,):
                 self.records, self.state = list(known.records), known.state
-            self._load()
+            if not create:
+                self._load()
             if not read_only:
                 self.packed = dict(self.db.execute("select digest, body from texts"))
                 self.marks = self._read_marks()
@@ -92,8 +91,7 @@ class Session(Log):
             self.db.execute(f"pragma busy_timeout = {1000 * RETRY:.0f}")
             while True:
                 try:
-                    self._save(self._number(task_id, events))
-                    break
+                    return self.write(task_id, *events, last=last)
                 except SessionError as error:
                     if not isinstance(error.__cause__, sqlite3.OperationalError | OSError) or self.clock() > deadline:
                         raise
@@ -101,12 +99,12 @@ class Session(Log):
                         self.say(f"{self.path} cannot be written ({error.__cause__}): make it so; training goes on")
                     said = True
                 await asyncio.sleep(RETRY)
-            self.finished |= {task_id} if last else set()
-            self.tell()
 
-    def write(self, task_id: str, *events: Event) -> None:
+    def write(self, task_id: str, *events: Event, last: bool = False) -> None:
         """Write the events and what was put in one transaction, fold them, call the watchers. Raises SessionError."""
-        self._save(self._number(task_id, events))
+        at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
+        self._save([Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered])
+        self.finished |= {task_id} if last else set()
         self.tell()
 
     def get(self, name: Digest) -> str:
@@ -126,10 +124,6 @@ class Session(Log):
         with suppress(sqlite3.Error, OSError):
             self._repair()
         self.db.close()
-
-    def _number(self, task_id: str, events: Iterable[Event]) -> list[Record]:
-        at, numbered = max(self.clock(), self.state.now), enumerate(events, len(self.records))
-        return [Record(seq=seq, at=at, task_id=task_id, event=event) for seq, event in numbered]
 
     def _read_text(self, name: Digest) -> str:
         """Return a text that is written already. Raises KeyError, SessionError."""
@@ -203,7 +197,7 @@ class Session(Log):
         self.say(f"{self.path} was deleted, replaced or damaged by another program: the session is written anew")
 
     def _load(self) -> None:
-        """Fold the records of the file. Raises SessionError for the first that is damaged."""
+        """Fold the records of the file. Raises SessionError for the first that is damaged, or if there is none."""
         seq, rows = 0, "select seq, at, lane, body from events where seq >= ? order by seq"
         try:
             for seq, at, task_id, body in self.db.execute(rows, (len(self.records),)):
@@ -216,7 +210,9 @@ class Session(Log):
             if not self.salvage:
                 raise SessionError(damage) from error
             self.say(f"{damage}; what follows is left out")
-        name = self.state.session.name if self.state.started else "none"
+        if not self.state.started:
+            raise SessionError(f"{self.path} has no events: the session never began; delete {self.path.parent}")
+        name = self.state.session.name
         if name in {"", ".."} or name != Path(name).name:  # it becomes part of paths, and may be a stranger's
             raise SessionError(f"{self.path} is damaged: {name!r} cannot be the name of a session")
 

@@ -80,7 +80,7 @@ def describe_trust(log: LogReader) -> str:
     """Return one line: why the scores can be trusted."""
     runs = [record.event for record in log.records if isinstance(record.event, Scored | Crashed | Pruned)]
     caveat = log.state.session.task.caveat
-    return render_template("trust.txt", runs=runs, controls=count_false_prunes(log.state), caveat=caveat)
+    return render_template("trust.txt", runs=runs, controls=count_false_prunes(log.state.results), caveat=caveat)
 
 
 def tabulate(row: ExperimentRow) -> list[tuple[str, str, str, str]]:
