@@ -3,7 +3,9 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
+from typing import TextIO, cast
 
+import structlog
 from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
@@ -47,6 +49,9 @@ class Terminal:
         self.list = Segments(())
         self.is_live = console.is_terminal and not console.is_dumb_terminal
         self.live = Live(get_renderable=self.render, console=console, screen=self.is_live, auto_refresh=False)
+        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, sort_keys=False)
+        steps = [structlog.processors.add_log_level, renderer]
+        self.lines = structlog.wrap_logger(structlog.PrintLogger(cast("TextIO", console.file)), processors=steps)
 
     def open(self) -> None:
         """Start the live view, or print what has happened since the session was last started or resumed."""
@@ -128,10 +133,10 @@ class Terminal:
 
     def _print_line(self, at: float, kind: str, experiment: int | None, text: str) -> None:
         if not self.is_live:
-            clock, level = format_local(at, "%Y-%m-%d %H:%M:%S"), "warning" if kind in TROUBLE else "info"
             number = "" if experiment is None else f"{experiment}: "
-            words = f"{clock} [{level:9}] {kind.replace('_', ' '):10} {number}{text}".rstrip()
-            print(words, file=self.console.file, flush=True)
+            tell = self.lines.warning if kind in TROUBLE else self.lines.info
+            clock = format_local(at, "%Y-%m-%d %H:%M:%S")
+            tell(f"{kind.replace('_', ' '):10} {number}{text}".rstrip(), timestamp=clock)
 
 
 def _read_markup(markup: str) -> Text:
