@@ -189,6 +189,7 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     own_dof: int = 3
     """Degrees of freedom that the pooled noise counts for beside a side's own runs: σ differs from script to script."""
     combines: bool = False  # whether the last runs before the certificate try near-misses together
+    prunes_by_gain: bool = False  # whether a run ends early where finishing it promises less than it costs
 
 
 class SessionSettings(Frozen):
@@ -409,6 +410,8 @@ class PruningThreshold(Frozen):
 
     progress: float
     loss: float
+    usual: float | None = None  # the incumbent's loss there; None where pruning is by significance
+    scale: float = 0.0  # final difference that a unit of loss predicts, in bits per byte
 
 
 def _read_rule(value: object) -> object:
