@@ -628,8 +628,11 @@ def compare_with_upstream() -> bool:
 
     Return whether something is short of its line.
     """
-    print("| landscape | runs | nights | gain, of upstream's | keeps not better | interval holds | claimed / true |")
-    print("|---|--:|--:|---|---|---|---|")
+    print(
+        "| landscape | runs | nights | gain, of upstream's | keeps not better | single changes | interval holds "
+        "| claimed / true |"
+    )
+    print("|---|--:|--:|---|---|---|---|---|")
     cells, short = [(land, runs) for land in LANDSCAPES for runs in LENGTHS], list[str]()
     with ProcessPoolExecutor() as pool:
         for (land, runs), found in zip(cells, pool.map(measure_cell, *zip(*cells, strict=True)), strict=True):
@@ -641,16 +644,18 @@ def compare_with_upstream() -> bool:
 
 
 def measure_cell(land: Landscape, runs: int) -> dict[str, tuple[float, float]]:
-    """Return the figures of LINES, each with its standard error."""
+    """Return the figures of LINES, each with its standard error; and false single changes, of combinations, too."""
     theirs, ours = ([Night(land, runs, seed) for seed in range(OURS // runs)] for _ in range(2))
     for other, night in zip(theirs, ours, strict=True):
         upstream(other)
         posterior(night)
     certified = [night for night in ours if night.claimed is not None]
     false = [(sum(idea.effect <= 0 for idea in night.kept), len(night.kept)) for night in ours]
+    single = [[part for idea in night.kept for part in idea.parts or [idea]] for night in ours]
     return {
         "gain": estimate_ratio([(night.gain, other.gain) for night, other in zip(ours, theirs, strict=True)]),
         "not better": estimate_ratio(false),
+        "single": estimate_ratio([(sum(part.effect <= 0 for part in parts), len(parts)) for parts in single]),
         "holds": estimate_ratio([(night.covered, 1) for night in certified]),
         "claimed": estimate_ratio([(night.claimed or 0.0, night.gain) for night in certified]),
     }

@@ -80,6 +80,7 @@ def find_limit(outlook: Outlook, misled: float, progress: float) -> float:
 
 def _forecast(gap: float, progress: float) -> tuple[float, float]:
     """Return the gain that a gap at a checkpoint predicts, and its error, in σ."""
+    gap = max(-th.FAR_BEHIND, min(gap, th.FAR_BEHIND))
     return -gap, hypot(th.CURVE_ERRORS[progress], th.CURVE_SPREAD * gap)
 
 

@@ -97,7 +97,7 @@ gap. Measured on real curves (`python -m benchmarks surfaces`), those of schedul
 FINISH_WORTH = 0.15
 """Share of a further run's price that finishing one must promise for what is left of it: all of it pays where gains
 last, and costs up to a tenth of them where they fade, which is not known early."""
-FAR_BEHIND = 50.0  # largest gap in σ that counts
+FAR_BEHIND = 15.0  # largest gap in σ that counts: no idea would explain a larger one, so that it would tell less
 MISLED = 0.02  # share of ideas whose curves tell nothing
 BLIND = 0.03
 """Probability that all curves of a session tell nothing, before it has any: a few finished runs show that."""
