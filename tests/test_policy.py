@@ -540,6 +540,16 @@ def test_a_run_is_pruned_by_gain_once_a_few_curves_have_told():
     assert all(_condemned(limits, luck.uniform(0.1, 0.3), luck) for _ in range(200))
 
 
+def test_by_gain_an_earlier_night_tells_from_the_first_experiment_on():
+    luck = random.Random(9)
+    gaps = pruning.list_gaps(_night(20, luck))
+    key = {"session": "before", "title": "", "family": "size", "status": "discarded"}
+    earlier = tuple(ev.EarlierResult(experiment=n, gaps=found, **key) for n, found in gaps.items())
+    first = _gainful_night(0, luck)
+    second = replace(first, started=first.started.model_copy(update={"earlier": earlier}))
+    assert evaluation_plan.plan_evaluation(second, 99, 1, 1).pruning_thresholds
+
+
 def test_schedules_are_pruned_late_and_no_ablation_or_combination_is():
     luck = random.Random(8)
     limits = evaluation_plan.plan_evaluation(_gainful_night(20, luck, family="schedule"), 99, 1, 1).pruning_thresholds

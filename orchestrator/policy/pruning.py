@@ -53,7 +53,7 @@ def estimate_misled(prior: Belief, pairs: Sequence[tuple[float, float]]) -> floa
     """
     odds, known = th.BLIND / (1 - th.BLIND), prior.probability
     for gap, deficit in pairs:
-        told = infer(prior, *_forecast(gap, th.CHECKPOINTS[0])).probability
+        told = infer(prior, *_predict_gain(gap, th.CHECKPOINTS[0])).probability
         ratio = told / known if deficit < 0 else (1 - told) / (1 - known)
         odds /= th.MISLED + (1 - th.MISLED) * ratio
     return 1 - (1 - th.MISLED) / (1 + odds)
@@ -64,7 +64,7 @@ def is_hopeless(outlook: Outlook, misled: float, progress: float, gap: float) ->
     cost, blind = th.FINISH_WORTH * (1 - progress) * outlook.price, misled * outlook.prior.promise
     if gap <= 0 or blind >= cost:
         return False
-    return blind + (1 - misled) * infer(outlook.prior, *_forecast(gap, progress)).promise < cost
+    return blind + (1 - misled) * infer(outlook.prior, *_predict_gain(gap, progress)).promise < cost
 
 
 def find_limit(outlook: Outlook, misled: float, progress: float) -> float:
@@ -78,7 +78,7 @@ def find_limit(outlook: Outlook, misled: float, progress: float) -> float:
     return high
 
 
-def _forecast(gap: float, progress: float) -> tuple[float, float]:
+def _predict_gain(gap: float, progress: float) -> tuple[float, float]:
     """Return the gain that a gap at a checkpoint predicts, and its error, in σ."""
     gap = max(-th.FAR_BEHIND, min(gap, th.FAR_BEHIND))
     return -gap, hypot(th.CURVE_ERRORS[progress], th.CURVE_SPREAD * gap)
