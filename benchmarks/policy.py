@@ -3,9 +3,9 @@
 A night is a stream of ideas with hidden effects and a number of runs. A score is the hidden level plus luck; at equal
 seeds a candidate inherits part of its parent's luck (common random numbers). Effects are drawn as in published nights.
 A rule sees scores only. The alternatives know σ and what luck is shared; ours estimates both from its own runs, as the
-product does, decides by `orchestrator.policy.belief` and spends its last runs on a certificate. With --ours, plays more
-nights of the product's rule and upstream's alone, and prints every figure with its standard error and what is short of
-its line. With --check, also exits with 1 if something is.
+product does, decides by `orchestrator.policy.belief`, prunes and spends its last runs on a certificate. With --ours,
+plays more nights of the product's rule and upstream's alone, and prints every figure with its standard error and what
+is short of its line. With --check, also exits with 1 if something is. With --pruning, compares it with and without.
 """
 
 import math
@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cache, reduce
 
 import numpy as np
+from numpy.typing import NDArray
 
+from benchmarks.surfaces import Step, list_steps
 from orchestrator.core.events import SeedLuck
-from orchestrator.policy import belief, thresholds
+from orchestrator.policy import belief, pruning, thresholds
 from orchestrator.policy.certification import compute_half_width
 
 NIGHTS = 80
@@ -71,6 +73,10 @@ class Landscape:
     """Share of an idea's effect that is lost when half of `cap` has been gained: ideas overlap."""
     deceptive: float = 0.0
     """Probability that an idea that helps now spoils the next four."""
+    late: float = 0.0
+    """Share of ideas that are further behind on the way than their ends tell, by a half-normal amount of LATE σ."""
+    blind: bool = False
+    """Curves tell nothing: gaps on the way are of 6σ, whatever the effect."""
 
 
 STRONG = Landscape("strong", 0.54, 0.0061, 7, 8e-5, 0.0006, 0.0031, 0.58, 0.0007)
@@ -88,6 +94,13 @@ LANDSCAPES = (
 )
 
 
+LATE = (6.0, 4.0, 2.0)
+CURVES = (*LANDSCAPES, replace(FLAT, name="late bloomers", late=0.3), replace(FLAT, name="blind curves", blind=True))
+"""What pruning is tried on: the last two have curves that mislead, or tell nothing."""
+NEAREST = 8
+"""Real steps of about the same final difference, one of which an idea has its curve from."""
+
+
 @dataclass
 class Idea:
     """A candidate; rules may read only `link`."""
@@ -99,6 +112,8 @@ class Idea:
     """Correlation of its luck with its parent's at equal seeds."""
     sigma: float
     parent: "Idea | None" = None
+    parts: "Sequence[Idea]" = ()
+    """The ideas that it combines."""
     luck: dict[int, float] = field(default_factory=dict[int, float])
 
     def get_luck(self, seed: int, draw: Callable[[], float]) -> float:
@@ -116,7 +131,7 @@ class Night:
     land: Landscape
     runs: int
     seed: int
-    used: int = 0
+    used: float = 0
     ideas: int = 0
     kept: list[Idea] = field(default_factory=list[Idea])
     spoiled: int = 0
@@ -124,8 +139,15 @@ class Night:
     """Gain that the rule's certificate states; None without one."""
     covered: float = 0.0
     """Share of its certificates whose interval contains the true gain."""
+    prunes: bool = True
+    """Whether runs may end early, which only our rule does."""
+    pruned: list[Idea] = field(default_factory=list[Idea])
+    saved: float = 0.0
+    finished: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    """Of each finished idea, its gap at the first checkpoint and its final deficit, in σ."""
 
     def __post_init__(self) -> None:
+        self.watch = np.random.default_rng((self.seed, self.runs, 1))  # apart, so that other rules meet the same night
         self.dice = np.random.default_rng((self.seed, self.runs))
         self.thoughts = np.random.default_rng(self.seed)  # every rule meets the same ideas
         self.baseline = self.head = Idea(0.0, 0.0, 0.0, self.land.sigma)
@@ -133,7 +155,7 @@ class Night:
 
     @property
     def left(self) -> int:
-        return self.runs - self.used
+        return math.floor(self.runs - self.used + 1e-9)
 
     @property
     def gain(self) -> float:
@@ -168,6 +190,20 @@ class Night:
         self.next_seed += 1
         return self.run(idea, self.next_seed)
 
+    def follow(self, deficit: float) -> tuple[bool, list[float]]:
+        """Return whether an idea is about a schedule, and its gaps at the checkpoints for its final deficit, in σ."""
+        steps, ends, weights = load_curves()
+        near = np.argsort(np.abs(ends - math.asinh(deficit)))[:NEAREST]
+        step = steps[self.watch.choice(near, p=weights[near] / weights[near].sum())]
+        late = abs(self.watch.normal()) * (self.watch.random() < self.land.late)
+        gaps = [gap + deficit - step.deficit + late * more for gap, more in zip(step.gaps, LATE, strict=True)]
+        return step.is_schedule, [*self.watch.normal(0, LATE[0], 3)] if self.land.blind else gaps
+
+    def prune(self, idea: Idea, share: float) -> None:
+        """End the run under way at a share of its budget."""
+        self.used, self.saved = self.used - (1 - share), self.saved + 1 - share
+        self.pruned.append(idea)
+
     def keep(self, idea: Idea) -> None:
         self.head = idea
         self.kept.append(idea)
@@ -177,10 +213,17 @@ class Night:
     def combine(self, ideas: Sequence[Idea]) -> Idea | None:
         """Return one candidate with the changes of several, whose effects add up; None if they do not fit together."""
         effect, link = math.fsum(idea.effect for idea in ideas), math.prod(idea.link for idea in ideas)
-        return Idea(effect, self.head.level + effect, link, ideas[0].sigma, self.head)
+        return Idea(effect, self.head.level + effect, link, ideas[0].sigma, self.head, parts=ideas)
 
     def learn(self, idea: Idea, gain: float, error: float, scores: Sequence[float], *, kept: bool) -> None:
         """Tell the researcher how an idea was judged, in σ; these learn nothing from it."""
+
+
+@cache
+def load_curves() -> tuple[list[Step], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the real steps, their final deficits on a scale that grows as the logarithm, and their weights."""
+    steps = list_steps()
+    return steps, np.arcsinh([step.deficit for step in steps]), np.array([step.weight for step in steps])
 
 
 Rule = Callable[[Night], None]
@@ -417,13 +460,20 @@ def combine(
 def measure(
     night: Night, head: Head, idea: Idea, prior: belief.Belief, outlook: belief.Outlook, first: int, reserve: int
 ) -> tuple[Idea, float, float, bool] | None:
-    """Run an idea from seed `first` on until decided; return idea, gain, error and True if kept; None without runs."""
+    """Run an idea from seed `first` on until decided; return idea, gain, error and True if kept; None without a score.
+
+    The first run of a new idea is pruned as the product does it.
+    """
     scores, decision, found = dict[int, float](), "again", None
     while decision == "again" and night.left > reserve * bool(night.kept):
         seed = first + len(scores)
         if head.measure_at(seed):
             continue
         scores[seed] = night.run(idea, seed)
+        is_new = night.prunes and prior is outlook.prior and len(scores) == 1
+        if is_new and (share := find_prune(night, outlook, scores[seed] - head.scores[seed])):
+            night.prune(idea, share)
+            return None
         differences, gain, error, link = head.compare(idea, scores)
         posterior = belief.infer(prior, gain, error)
         cost = 1 if seed + 1 in head.scores else 2
@@ -440,6 +490,20 @@ def measure(
     if kept:
         head.scores, head.lucks = scores, {seed: head.lucks[seed] for seed in scores}
     return idea, gain, error, kept
+
+
+def find_prune(night: Night, outlook: belief.Outlook, deficit: float) -> float:
+    """Return the share of its budget at which a run that would end behind by this much is pruned; 0 if it finishes."""
+    deficit /= night.land.sigma
+    is_schedule, gaps = night.follow(deficit)
+    misled = pruning.estimate_misled(outlook.prior, night.finished)
+    last, is_control = thresholds.CHECKPOINTS[-1], night.watch.random() < 1 / thresholds.GAINFUL_CONTROL_EVERY
+    for share, gap in zip(thresholds.CHECKPOINTS, gaps, strict=True):
+        is_seen = not is_control and (share == last or not is_schedule)
+        if is_seen and pruning.is_hopeless(outlook, misled, share, gap):
+            return share
+    night.finished += [(gaps[0], deficit)] * (not is_schedule)
+    return 0.0
 
 
 def certify(night: Night, head: Head, pairs: int) -> None:
@@ -509,6 +573,9 @@ def play(rule: Rule, land: Landscape, runs: int, nights: int = NIGHTS) -> Outcom
 
 
 def main() -> None:
+    if "--pruning" in sys.argv:
+        compare_pruning()
+        return
     if {"--ours", "--check"} & set(sys.argv):
         if (short := compare_with_upstream()) and "--check" in sys.argv:
             raise SystemExit(short)
@@ -526,13 +593,46 @@ def main() -> None:
             print(f"| {land.name} | {runs} | {' | '.join(cells)} |", flush=True)
 
 
+def compare_pruning() -> None:
+    """Print what pruning gains and costs, night by night on the same ideas."""
+    print(
+        "| landscape | runs | gain without, of upstream's | with | difference | prunes | runs saved | better, their σ |"
+    )
+    print("|---|--:|---|---|---|--:|--:|---|")
+    cells = [(land, runs) for land in CURVES for runs in LENGTHS[:3]]
+    with ProcessPoolExecutor() as pool:
+        for (land, runs), words in zip(cells, pool.map(measure_pruning, *zip(*cells, strict=True)), strict=True):
+            print(f"| {land.name} | {runs} | {words} |", flush=True)
+
+
+def measure_pruning(land: Landscape, runs: int) -> str:
+    without, ours, theirs = (
+        [Night(land, runs, seed, prunes=prunes) for seed in range(OURS // runs)] for prunes in (False, True, False)
+    )
+    for night, other, rival in zip(without, ours, theirs, strict=True):
+        posterior(night)
+        posterior(other)
+        upstream(rival)
+    gains = np.array([[night.gain for night in nights] for nights in (without, ours, ours, theirs)])
+    gains[2] -= gains[0]
+    shares = [estimate_ratio([*zip(row, gains[3], strict=True)]) for row in gains[:3]]
+    pruned = [idea.effect / land.sigma for night in ours for idea in night.pruned]
+    better, count = [effect for effect in pruned if effect > 0], len(ours)
+    figures = [f"{100 * share:.1f} ± {100 * error:.1f} %" for share, error in shares]
+    figures += [f"{len(pruned) / count:.1f}", f"{sum(night.saved for night in ours) / count:.1f}"]
+    return " | ".join([*figures, f"{len(better) / max(len(pruned), 1):.0%}, {sum(better) / count:.2f}"])
+
+
 def compare_with_upstream() -> bool:
     """Print gain over upstream's, false keeps and the certificate of our rule with standard errors, and what is short.
 
     Return whether something is short of its line.
     """
-    print("| landscape | runs | nights | gain, of upstream's | keeps not better | interval holds | claimed / true |")
-    print("|---|--:|--:|---|---|---|---|")
+    print(
+        "| landscape | runs | nights | gain, of upstream's | keeps not better | single changes | interval holds "
+        "| claimed / true |"
+    )
+    print("|---|--:|--:|---|---|---|---|---|")
     cells, short = [(land, runs) for land in LANDSCAPES for runs in LENGTHS], list[str]()
     with ProcessPoolExecutor() as pool:
         for (land, runs), found in zip(cells, pool.map(measure_cell, *zip(*cells, strict=True)), strict=True):
@@ -544,16 +644,18 @@ def compare_with_upstream() -> bool:
 
 
 def measure_cell(land: Landscape, runs: int) -> dict[str, tuple[float, float]]:
-    """Return the figures of LINES, each with its standard error."""
+    """Return the figures of LINES, each with its standard error; and false single changes, of combinations, too."""
     theirs, ours = ([Night(land, runs, seed) for seed in range(OURS // runs)] for _ in range(2))
     for other, night in zip(theirs, ours, strict=True):
         upstream(other)
         posterior(night)
     certified = [night for night in ours if night.claimed is not None]
     false = [(sum(idea.effect <= 0 for idea in night.kept), len(night.kept)) for night in ours]
+    single = [[part for idea in night.kept for part in idea.parts or [idea]] for night in ours]
     return {
         "gain": estimate_ratio([(night.gain, other.gain) for night, other in zip(ours, theirs, strict=True)]),
         "not better": estimate_ratio(false),
+        "single": estimate_ratio([(sum(part.effect <= 0 for part in parts), len(parts)) for parts in single]),
         "holds": estimate_ratio([(night.covered, 1) for night in certified]),
         "claimed": estimate_ratio([(night.claimed or 0.0, night.gain) for night in certified]),
     }

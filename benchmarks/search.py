@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -22,7 +22,6 @@ from benchmarks.policy import Idea, Landscape, Night, posterior
 from orchestrator.optimizer.crew import choose_step
 from orchestrator.optimizer.search import SearchState, SearchStep, Trial, rank_steps, stack_near_misses
 from orchestrator.optimizer.space import explain_unsearchable, take_step
-from orchestrator.policy import pruning, thresholds
 from prepare.constants import Value
 
 LENGTHS = 20, 35
@@ -42,42 +41,16 @@ class SearchNight(Night):
 
     def __init__(self, surface: surfaces.Surface, way: Way, runs: int, seed: int, prunes: bool = False) -> None:
         land = Landscape(surface.name, 0, 0, 1, 0, 0, 0, 0, surface.sigma, own=surface.own)
-        super().__init__(land, runs, seed)
+        super().__init__(land, runs, seed, prunes=prunes)
         self.surface, self.way, self.measure = surface, way, surface.draw(seed)
         self.values, self.level = {name: c.value for name, c in surface.constants.items()}, 0.0
         self.trials = [Trial("experiment 0", {}, self.values, "kept", val_bpb=self.score(self.baseline))]
-
-        self.prunes, self.curves = prunes, fit_curves(surface)
-        self.watch = np.random.default_rng(seed)  # apart, so that nights are the same up to the first prune
-        self.finished, self.saved, self.lost = list[tuple[float, float, float]](), 0.0, list[float]()
 
     def score(self, idea: Idea) -> float:
         """Return the score of an idea at the session's first seed."""
         return -idea.level + idea.sigma * idea.get_luck(0, self.draw)
 
     def think(self) -> Change:
-        """Return the next step whose first run is not pruned."""
-        while self.prunes:
-            idea = self.choose()
-            final = self.score(idea) - self.score(self.head)
-            gaps = self.curves.slopes * final + self.curves.rest[self.watch.integers(len(self.curves.rest))]
-            share = next((s for s, gap in zip(thresholds.CHECKPOINTS, gaps, strict=True) if gap > self.limit(s)), None)
-            if share is None or self.left <= 1 or self.watch.random() < 1 / thresholds.CONTROL_RUN_EVERY:
-                self.finished += zip(thresholds.CHECKPOINTS, gaps, [final] * 3, strict=True)
-                return idea
-            self.used, self.saved = self.used + share, self.saved + 1 - share
-            self.lost.append(idea.effect)
-            self.trials.append(Trial(f"experiment {self.ideas}", idea.changes, self.values, "failed"))
-        return self.choose()
-
-    def limit(self, share: float) -> float:
-        """Return the gap in loss at this share of the budget above which a run is pruned, as the product sets it."""
-        near = thresholds.CALIBRATION_RANGE * self.land.sigma
-        pairs = [(gap, final) for at, gap, final in self.finished if at == share and abs(final) <= near]
-        border = pruning.find_border(pairs) if len(pairs) >= thresholds.CALIBRATION_RUNS else None
-        return math.inf if border is None else max(0.0, border, *(gap for gap, final in pairs if final <= 0))
-
-    def choose(self) -> Change:
         """Return the next step as the way to search chooses it; a random one where it has none."""
         self.ideas += 1
         constants = {name: replace(c, value=self.values[name]) for name, c in self.surface.constants.items()}
@@ -100,6 +73,11 @@ class SearchNight(Night):
         link = math.sqrt(1 - (self.land.own_shape if shapes else self.land.own) ** 2)
         return Change(level - self.head.level, level, link, self.land.sigma, self.head, changes=changes, before=before)
 
+    def prune(self, idea: Idea, share: float) -> None:
+        super().prune(idea, share)
+        changes = idea.changes if isinstance(idea, Change) else {}
+        self.trials.append(Trial(f"experiment {self.ideas}", changes, self.values, "failed"))
+
     def learn(self, idea: Idea, gain: float, error: float, scores: Sequence[float], *, kept: bool) -> None:
         """Add the trial of a judged idea."""
         if isinstance(idea, Change):
@@ -108,21 +86,6 @@ class SearchNight(Night):
             mean = float(np.mean(scores))
             self.trials.append(Trial(name, idea.changes, before, verdict, gain * sigma, error * sigma, mean))
             self.values = self.values | idea.changes if kept else self.values
-
-
-@dataclass(frozen=True)
-class Curves:
-    """How the gap in loss on the way depends on the gap at the end, [3], and what is left of each run's, [runs, 3]."""
-
-    slopes: NDArray[np.float64]
-    rest: NDArray[np.float64]
-
-
-@cache
-def fit_curves(surface: surfaces.Surface) -> Curves:
-    gaps = surface.gaps[~np.isnan(surface.gaps).any(axis=1)]  # a few large steps have no loss near each share
-    slopes = gaps[:, 3] @ gaps[:, :3] / (gaps[:, 3] @ gaps[:, 3])
-    return Curves(slopes, gaps[:, :3] - np.outer(gaps[:, 3], slopes))
 
 
 def choose_at_random(search: SearchState, number: int, seed: str) -> SearchStep:
@@ -198,7 +161,7 @@ def play_pruned(name: str, runs: int, seed: int) -> list[tuple[float, ...]]:
 
     Return for each its gain in σ, and the runs saved, prunes, prunes of what would have been better, and that in σ.
     """
-    surface, found, past = surfaces.load_surface(name), list[tuple[float, ...]](), list[tuple[float, float, float]]()
+    surface, found, past = surfaces.load_surface(name), list[tuple[float, ...]](), list[tuple[float, float]]()
     measure = surface.draw(seed)
     for number, prunes, known in ((seed + 10_000, True, ()), (seed, False, ()), (seed, True, ()), (seed, True, past)):
         night = SearchNight(surface, WAYS["coordinate"], runs, number, prunes)
@@ -206,8 +169,8 @@ def play_pruned(name: str, runs: int, seed: int) -> list[tuple[float, ...]]:
         night.finished.extend(known)
         posterior(night)
         past += () if past else night.finished
-        better = [effect / surface.sigma for effect in night.lost if effect > 0]
-        found.append((night.gain / surface.sigma, night.saved, len(night.lost), len(better), sum(better)))
+        better = [idea.effect / surface.sigma for idea in night.pruned if idea.effect > 0]
+        found.append((night.gain / surface.sigma, night.saved, len(night.pruned), len(better), sum(better)))
     return found[1:]
 
 

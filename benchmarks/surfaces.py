@@ -14,12 +14,12 @@ import os
 import subprocess
 import sys
 from ast import literal_eval
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.core.description import get_recent_loss
+from orchestrator.optimizer.families import find_family
 from orchestrator.optimizer.search import SearchState, Trial
 from orchestrator.optimizer.space import list_tunable, take_step
 from orchestrator.policy.thresholds import CHECKPOINTS, SAME_SHAPE
@@ -369,6 +370,46 @@ def load_surface(name: str) -> Surface:
     return Surface(name, constants, regress(at, gaps[:, 3], ROOM[name]), sigma, own, designs, at, gaps)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A real run less another one at the same seed, from which it differs in one constant."""
+
+    changed: str
+    gaps: tuple[float, ...]
+    """Differences in loss at 40, 60 and 80 % of the budget, in σ of the score that it is worth at 80 %."""
+    deficit: float
+    """Difference in val_bpb at the end, in σ."""
+    weight: float
+    """One over the number of steps to this value on this surface."""
+
+    @property
+    def is_schedule(self) -> bool:
+        return find_family(self.changed).family == "schedule" or self.changed == "MOMENTUM_WARMUP"
+
+
+@cache
+def list_steps() -> list[Step]:
+    runs, found = defaultdict[tuple[str, str], dict[str, NDArray[np.float64]]](dict), list[tuple[str, str, Step]]()
+    scatter = defaultdict[str, defaultdict[tuple[str, str], list[float]]](lambda: defaultdict(list))
+    for name, seed, words, *figures in (row[:7] for row in read_rows() if row[3]):
+        score, *losses = (float(figure or "nan") for figure in figures)
+        runs[name, seed][words] = np.array([*losses, score])
+        scatter[name][seed.rpartition("/")[0], words].append(score)
+    for (name, _), each in runs.items():
+        points, sigma = {words: read_point(words) for words in each}, pool(scatter[name].values())
+        for old, new in permutations(each, 2):
+            before, now = points[old], points[new]
+            changed = {key for key in before | now if before.get(key) != now.get(key)}
+            if len(changed) == 1 and (len(now), new) > (len(before), old):
+                gaps = (each[new] - each[old]) / sigma
+                scaled = tuple(map(float, gaps[:3] * each[old][3] / each[old][2]))
+                constant = changed.pop()
+                if not any(map(math.isnan, scaled)):
+                    found.append((name, f"{constant}={now.get(constant)}", Step(constant, scaled, float(gaps[3]), 1.0)))
+    count = Counter((name, value) for name, value, _ in found)
+    return [replace(step, weight=1 / count[name, value]) for name, value, step in found]
+
+
 def write_point(changes: Point) -> str:
     return "; ".join(f"{name}={format_literal(value)}" for name, value in changes.items())
 
@@ -407,6 +448,7 @@ def main() -> None:
     print("|---|---|--:|--:|---|--:|---|--:|---|")
     for name in chosen.surfaces:
         compare_draws(load_surface(name))
+    print_forecasts()
     print("\nOf designs left out: error, and log likelihood per joint draw.\n")
     print("| surface | room | without | error, single steps | joint draws | mean | log likelihood |")
     print("|---|--:|---|--:|--:|--:|--:|")
@@ -419,6 +461,20 @@ def main() -> None:
             figures = " | ".join(f"{figure:.4f}" for figure in (*errors, np.mean((losses - guessed)[joint])))
             likelihood, words = likelihoods[joint].mean(), ", ".join(without)
             print(f"| {name} | {room:g} | {words} | {figures} | {likelihood:.2f} |", flush=True)
+
+
+def print_forecasts() -> None:
+    """Print how steps end that are behind at a share of the budget."""
+    print("\nSteps of one constant that are behind at a share of the budget, and how they end, in σ.\n")
+    print("| steps | behind at | by | steps | end ahead | mean deficit | smallest |\n|---|--:|---|--:|--:|--:|--:|")
+    edges = (0.3, 1.0, 2.0, 4.0, 12.0, math.inf)
+    for late, (n, share) in product((False, True), enumerate(CHECKPOINTS)):
+        for low, high in pairwise(edges):
+            steps = [s for s in list_steps() if s.is_schedule == late and low < s.gaps[n] <= high]
+            if deficits := [step.deficit for step in steps]:
+                ahead = sum(deficit < 0 for deficit in deficits)
+                cells = f"{len(steps)} | {ahead} | {np.mean(deficits):.1f} | {min(deficits):.1f}"
+                print(f"| {'schedules' if late else 'others'} | {share:.0%} | {low:g} to {high:g} | {cells} |")
 
 
 def compare_draws(surface: Surface) -> None:

@@ -386,6 +386,16 @@ def test_a_run_that_is_far_behind_is_pruned(losses, control_run, would_prune_at,
     assert not pruned or f"after {100 * would_prune_at:.0f} % of its budget" in str(monitor.stop_reason)
 
 
+def test_a_run_that_is_not_worth_finishing_says_what_it_would_have_come_to():
+    limit = PruningThreshold(progress=0.5, loss=4.3, usual=4.0, scale=0.5)
+    plan = EvaluationPlan(audit=2.0, confirmed=False, incumbent=0, pruning_thresholds=(limit,))
+    monitor = RunMonitor(RunLimits(wall=9.0), Clock(), plan=plan)
+    begin_training(monitor)
+    monitor.feed(line(1, 25, 5.0))
+    monitor.feed(line(2, 50, 4.4))
+    assert "0.400 more than the best's, which predicts that it ends behind by 0.2000" in str(monitor.stop_reason)
+
+
 def test_limits_leave_room_for_a_slow_candidate():
     profile = SessionProfile(name="cpu", budget_kind="work", budget=1e12, expected_seconds=40.0, data_hash="")
     found = set_limits(profile)

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from math import inf
 from operator import attrgetter
 from statistics import fmean
 
@@ -519,6 +520,64 @@ def test_where_curves_say_nothing_none_is_hopeless():
     assert not any(
         _condemned(evaluation_plan.plan_evaluation(state, 99, 1, 1).pruning_thresholds, 0.0, luck) for _ in range(200)
     )
+
+
+def _gainful_night(count: int, luck: random.Random, **proposal) -> State:
+    """Return the same night under the rule of new sessions."""
+    state = with_rule(_night(count, luck), hours=0.5)
+    first = candidate()
+    return replace(state, open={99: replace(first, proposal=first.proposal.model_copy(update=proposal))})
+
+
+def test_a_run_is_pruned_by_gain_once_a_few_curves_have_told():
+    luck = random.Random(7)
+    assert not evaluation_plan.plan_evaluation(_gainful_night(0, luck), 99, 1, 1).pruning_thresholds
+    few = thresholds.CALIBRATION_RUNS - 2
+    limits = evaluation_plan.plan_evaluation(_gainful_night(few, luck), 99, 1, 1).pruning_thresholds
+    assert limits
+    assert all(limit.loss > limit.usual and limit.scale > 0 for limit in limits)
+    assert not any(_condemned(limits, luck.uniform(-0.05, 0.0), luck) for _ in range(200))
+    assert all(_condemned(limits, luck.uniform(0.1, 0.3), luck) for _ in range(200))
+
+
+def test_by_gain_an_earlier_night_tells_from_the_first_experiment_on():
+    luck = random.Random(9)
+    gaps = pruning.list_gaps(_night(20, luck))
+    key = {"session": "before", "title": "", "family": "size", "status": "discarded"}
+    earlier = tuple(ev.EarlierResult(experiment=n, gaps=found, **key) for n, found in gaps.items())
+    first = _gainful_night(0, luck)
+    second = replace(first, started=first.started.model_copy(update={"earlier": earlier}))
+    assert evaluation_plan.plan_evaluation(second, 99, 1, 1).pruning_thresholds
+
+
+def test_schedules_are_pruned_late_and_no_ablation_or_combination_is():
+    luck = random.Random(8)
+    limits = evaluation_plan.plan_evaluation(_gainful_night(20, luck, family="schedule"), 99, 1, 1).pruning_thresholds
+    assert [limit.progress for limit in limits] == [thresholds.CHECKPOINTS[-1]]
+    for facts in ({"reverts": 3}, {"combines": (1, 2)}):
+        state = _gainful_night(20, luck, **facts)
+        assert not evaluation_plan.plan_evaluation(state, 99, 1, 1).pruning_thresholds
+
+
+def test_curves_that_tell_nothing_end_pruning_by_gain():
+    outlook = belief.learn_outlook((), 20, thresholds.KEEP_RULE, 10)
+    told, blind = [(6.0, 5.0), (-6.0, -5.0)] * 5, [(6.0, -5.0), (-6.0, 5.0)] * 5
+    shares = [pruning.estimate_misled(outlook.prior, pairs) for pairs in (told, [], blind)]
+    assert shares == sorted(shares)
+    borders = [pruning.find_limit(outlook, share, 0.4) for share in shares]
+    assert borders[0] < inf
+    assert borders == sorted(borders)
+    assert borders[-1] == inf
+
+
+@given(st.floats(0, 0.05), st.sampled_from(thresholds.CHECKPOINTS), st.floats(-10, 50))
+def test_only_runs_behind_the_limit_are_hopeless(misled, progress, gap):
+    outlook = belief.learn_outlook((), 20, thresholds.KEEP_RULE, 10)
+    limit = pruning.find_limit(outlook, misled, progress)
+    assert limit > 0
+    near = thresholds.FAR_BEHIND / 500
+    if abs(gap - limit) > near:
+        assert pruning.is_hopeless(outlook, misled, progress, gap) == (gap > limit)
 
 
 def test_one_in_five_is_reprieved_and_too_many_false_alarms_end_the_rule():

@@ -193,6 +193,7 @@ class KeepRule(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     width: float = 1.0  # factor of a certificate's interval that rests on one pair; of n pairs its n-th root
     own_dof: int = 3  # degrees of freedom of the pooled noise beside a side's own runs: σ differs by script
     combines: bool = False  # whether the last runs before the certificate try near-misses together
+    prunes_by_gain: bool = False  # whether a run ends early where finishing it promises less than it costs
 
 
 class SessionSettings(Frozen):
@@ -384,6 +385,8 @@ class PruningThreshold(Frozen):
 
     progress: float
     loss: float
+    usual: float | None = None  # the incumbent's loss there; None where pruning is by significance
+    scale: float = 0.0  # final difference that a unit of loss predicts, in bits per byte
 
 
 def _read_rule(value: object) -> object:

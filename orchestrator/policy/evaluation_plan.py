@@ -9,7 +9,7 @@ from orchestrator.core.events import EvaluationPlan, Scored
 from orchestrator.core.state import Candidate, State
 from orchestrator.policy.evidence import estimate_sigma
 from orchestrator.policy.pruning import compute_thresholds
-from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, SIMPLER_LINES
+from orchestrator.policy.thresholds import CONTROL_RUN_EVERY, GAINFUL_CONTROL_EVERY, SIMPLER_LINES
 
 _OF_TRAINING = ("startup_cpu", "startup_seconds", "uncounted", "train_cpu")
 _OF_EVALUATION = ("evaluation", "evaluation_cpu")
@@ -41,14 +41,15 @@ def plan_evaluation(state: State, experiment: int, run: int, seed: int) -> Evalu
     the certificate; the baseline's first run is scored on it, too, but no decision uses that score.
     """
     best, stage, is_reported = state.incumbent, state.open.get(experiment), state.session.task.is_reported
-    first = isinstance(stage, Candidate) and not stage.scores
+    first = stage if isinstance(stage, Candidate) and not stage.scores else None
     if not is_reported and (best is None or experiment == 0):
-        return EvaluationPlan(audit="always", confirmed=first, incumbent=0, baseline_error="unmeasured")
+        return EvaluationPlan(audit="always", confirmed=first is not None, incumbent=0, baseline_error="unmeasured")
+    every = GAINFUL_CONTROL_EVERY if state.session.rule.prunes_by_gain else CONTROL_RUN_EVERY
     plan = partial(
         EvaluationPlan,
         confirmed=False,
-        pruning_thresholds=compute_thresholds(state, best) if best and first else (),
-        control_run=first and _draw(state.session.seed, experiment, run) % CONTROL_RUN_EVERY == 0,
+        pruning_thresholds=compute_thresholds(state, best, first, seed) if best and first else (),
+        control_run=first is not None and _draw(state.session.seed, experiment, run) % every == 0,
     )
     if is_reported or best is None:
         return plan(audit="never", incumbent=0)

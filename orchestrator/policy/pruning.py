@@ -1,21 +1,87 @@
-"""Predict from loss curves how far behind the incumbent a run will end, and set the losses at which it is pruned."""
+"""Predict from loss curves how far behind the incumbent a run will end, and set the losses at which it is pruned.
+
+A run is pruned once finishing it promises less than it costs (decision 0066). Sessions that recorded no such rule, and
+metrics whose scale is not the loss's, prune by significance (0017).
+"""
 
 from collections.abc import Iterator, Sequence
-from math import fsum, sqrt
-from statistics import StatisticsError, linear_regression
+from math import fsum, hypot, inf, sqrt
+from statistics import StatisticsError, fmean, linear_regression
 
 from orchestrator.core import events as ev
 from orchestrator.core.description import average_recent_loss, get_recent_loss
-from orchestrator.core.state import Decided, Incumbent, State
+from orchestrator.core.state import Candidate, Decided, Incumbent, State
 from orchestrator.policy import thresholds as th
-from orchestrator.policy.evidence import estimate_sigma
+from orchestrator.policy.belief import Belief, Outlook, infer
+from orchestrator.policy.evidence import estimate_sigma, learn_outlook
 from orchestrator.policy.limits import remember, remember_each
 
 
-def compute_thresholds(state: State, best: Incumbent) -> tuple[ev.PruningThreshold, ...]:
+def compute_thresholds(
+    state: State, best: Incumbent, candidate: Candidate, seed: int
+) -> tuple[ev.PruningThreshold, ...]:
     """Return the losses above which a first run is pruned; none while uncalibrated, or after too many false prunes."""
     controls, wrong = count_false_prunes(state.results)
-    return tuple(_list_thresholds(state, best)) if wrong <= th.MAX_FALSE_PRUNES * controls else ()
+    if wrong > th.MAX_FALSE_PRUNES * controls:
+        return ()
+    if not (state.session.rule.prunes_by_gain and state.session.task.metric.is_bpb):
+        return tuple(_list_thresholds(state, best))
+    paired = [score for score in best.scores if score.seed == seed] or best.scores
+    return tuple(_list_limits(state, paired, candidate.proposal)) if candidate.proposal.is_idea else ()
+
+
+def _list_limits(state: State, base: Sequence[ev.Scored], proposal: ev.Proposal) -> Iterator[ev.PruningThreshold]:
+    """Yield the losses from which on finishing promises less than it costs, against runs of the incumbent."""
+    outlook, sigma, last = learn_outlook(state), estimate_sigma(state), average_recent_loss(base, th.CHECKPOINTS[-1])
+    scale = fmean(score.val_bpb for score in base) / last / sigma if last else 0.0  # σ for a unit of loss
+    runs = [*(past.gaps for past in state.session.earlier), *list_gaps(state).values()]
+    first = [gap for gaps in runs for gap in gaps if gap.progress == th.CHECKPOINTS[0]]
+    misled = estimate_misled(outlook.prior, [(scale * gap.gap, gap.deficit / sigma) for gap in first])
+    for progress in th.CHECKPOINTS:
+        if proposal.family == "schedule" and progress < th.CHECKPOINTS[-1]:
+            continue  # its curve differs on the way for other reasons than its effect
+        usual, gap = average_recent_loss(base, progress), find_limit(outlook, misled, progress)
+        if usual is not None and gap < inf and scale > 0:
+            yield ev.PruningThreshold(progress=progress, loss=usual + gap / scale, usual=usual, scale=scale * sigma)
+
+
+def estimate_misled(prior: Belief, pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the probability that an idea's curve tells nothing of its end: by itself, or as all curves here.
+
+    Each pair is a gap at the first checkpoint and the final deficit of a finished run, in σ. What counts is whether the
+    run ended ahead: those that end far behind in spite of a small gap are no reason to prune less.
+    """
+    odds, known = th.BLIND / (1 - th.BLIND), prior.probability
+    for gap, deficit in pairs:
+        told = infer(prior, *_predict_gain(gap, th.CHECKPOINTS[0])).probability
+        ratio = told / known if deficit < 0 else (1 - told) / (1 - known)
+        odds /= th.MISLED + (1 - th.MISLED) * ratio
+    return 1 - (1 - th.MISLED) / (1 + odds)
+
+
+def is_hopeless(outlook: Outlook, misled: float, progress: float, gap: float) -> bool:
+    """Return whether finishing a run that is behind by `gap` σ promises less than the rest of it costs."""
+    cost, blind = th.FINISH_WORTH * (1 - progress) * outlook.price, misled * outlook.prior.promise
+    if gap <= 0 or blind >= cost:
+        return False
+    return blind + (1 - misled) * infer(outlook.prior, *_predict_gain(gap, progress)).promise < cost
+
+
+def find_limit(outlook: Outlook, misled: float, progress: float) -> float:
+    """Return the gap in σ above which a run is hopeless; infinite if none is."""
+    low, high = 0.0, th.FAR_BEHIND
+    if not is_hopeless(outlook, misled, progress, high):
+        return inf
+    while high - low > th.FAR_BEHIND / 1000:
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_hopeless(outlook, misled, progress, middle) else (middle, high)
+    return high
+
+
+def _predict_gain(gap: float, progress: float) -> tuple[float, float]:
+    """Return the gain that a gap at a checkpoint predicts, and its error, in σ."""
+    gap = max(-th.FAR_BEHIND, min(gap, th.FAR_BEHIND))
+    return -gap, hypot(th.CURVE_ERRORS[progress], th.CURVE_SPREAD * gap)
 
 
 @remember

@@ -20,9 +20,10 @@ KEEP_RULE = KeepRule(
     width=0.86,
     own_dof=2,
     combines=True,
+    prunes_by_gain=True,
 )
-"""What new sessions record (decisions 0040, 0045, 0047 and 0065). A higher risk finds less, and a lower one keeps more
-that is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
+"""What new sessions record (decisions 0040, 0045, 0047, 0065 and 0066). A higher risk finds less, and a lower one keeps
+more that is not better. A second seed shows what was luck of a noisy candidate, which a short night cannot pay for."""
 RISK_RISE = 0.25  # relative rise of the risk with ln(1 + ideas / BAR_IDEAS): later gains are more often luck
 INTERACTION = 1.0  # standard deviation in σ by which the effect of a change may differ on a later train.py
 PROMISING = 0.9  # probability of being better from which others are stacked on a candidate before it is kept
@@ -46,7 +47,7 @@ T_CRITICAL = {
     **dict(enumerate((1592.0, 49.98, 17.6, 10.92, 8.36, 7.07, 6.31, 5.81, 5.46, 5.2), 1)),
     **dict(zip((12, 15, 20, 30, 60, 120, 1000), (4.85, 4.53, 4.24, 3.98, 3.75, 3.64, 3.55), strict=True)),
 }
-"""Standard errors beyond which a run is pruned, by degrees of freedom: Student's t at 1 in 5,000, one-sided."""
+"""Standard errors beyond which a run is significantly behind, by degrees of freedom: Student's t at 1 in 5,000."""
 T_90 = {1: 6.31, 2: 2.92, 3: 2.35, 4: 2.13, 5: 2.02, 6: 1.94, 8: 1.86, 10: 1.81, 15: 1.75, 20: 1.72, 40: 1.68}
 """Standard errors on either side of an interval that covers 90 %, by degrees of freedom: Student's t."""
 SAME_SHAPE = 0.2
@@ -84,9 +85,22 @@ MEMORY_PRICE = 1.0  # price of each doubling of memory, in σ of gain: a soft li
 MAX_MEMORY_GROWTH = 16.0  # largest multiple of memory that counts: on a GPU the script printed it
 CHECKPOINTS = (0.4, 0.6, 0.8)
 """Shares of the budget at which a curve is compared: earlier ones show warm-up and schedule more than the idea."""
-CALIBRATION_RUNS = 10  # finished candidates of this session that calibrate pruning; with fewer there is none
-CALIBRATION_RANGE = 10.0  # only runs that end within this many σ of the incumbent calibrate pruning
+CURVE_ERRORS = dict(zip(CHECKPOINTS, (2.0, 1.6, 1.3), strict=True))
+CURVE_SPREAD = 0.1
+"""Errors in σ with which a gap at a checkpoint, in bits per byte, predicts the final gain, and their growth with the
+gap. Measured on real curves (`python -m benchmarks surfaces`), those of schedules left out."""
+FINISH_WORTH = 0.15
+"""Share of a further run's price that finishing one must promise for what is left of it: all of it pays where gains
+last, and costs up to a tenth of them where they fade, which is not known early."""
+FAR_BEHIND = 15.0  # largest gap in σ that counts: no idea would explain a larger one, so that it would tell less
+MISLED = 0.02  # share of ideas whose curves tell nothing
+BLIND = 0.03
+"""Probability that all curves of a session tell nothing, before it has any: a few finished runs show that."""
+CALIBRATION_RUNS = 10  # finished candidates that calibrate pruning by significance; with fewer there is none
+CALIBRATION_RANGE = 10.0  # only runs that end within this many σ of the incumbent calibrate it
 CONTROL_RUN_EVERY = 5  # one first run in this many is not pruned, to measure how often that would be wrong
+GAINFUL_CONTROL_EVERY = 10
+"""The same where runs are pruned by gain: more are then pruned, so that a control run costs more and tells as much."""
 MAX_FALSE_PRUNES = 0.05  # largest share of prunable control runs that ended well; above it, pruning stops
 STALL = 8  # experiments without a keep after which the briefing says so
 SURPRISE = 5.0
