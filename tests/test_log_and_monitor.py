@@ -394,6 +394,8 @@ def test_a_run_that_is_not_worth_finishing_says_what_it_would_have_come_to():
     monitor.feed(line(1, 25, 5.0))
     monitor.feed(line(2, 50, 4.4))
     assert "0.400 more than the best's, which predicts that it ends behind by 0.2000" in str(monitor.stop_reason)
+    assert isinstance(monitor.stop_reason, Prune)
+    assert monitor.stop_reason.deficit == pytest.approx(0.2)
 
 
 def test_limits_leave_room_for_a_slow_candidate():

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.events import Kept
+from orchestrator.core.events import Kept, Pruned, RunMetrics
 from orchestrator.core.state import BASELINE, Decided, fold
 from orchestrator.optimizer.crew import Optimizer
+from orchestrator.optimizer.postmortem import write_postmortem
 from orchestrator.optimizer.search import (
     MAX_STACKED,
     SearchState,
@@ -32,6 +33,16 @@ from tests.simulated import SOURCE, Fragile, night, true_score
 @pytest.fixture(scope="module")
 def long_night(tmp_path_factory):
     return night(tmp_path_factory.mktemp("long") / "s" / "session.db", experiments=60)
+
+
+@pytest.mark.parametrize(
+    ("deficit", "verdict", "said"), [(None, "refuted", "far behind"), (0.0603, "inconclusive", "+0.0603 predicted")]
+)
+def test_a_prediction_refutes_nothing(deficit, verdict, said):
+    pruned = Pruned(experiment=1, run=1, metrics=RunMetrics(), curve=(), log="", reason="", deficit=deficit)
+    written = write_postmortem(Decided(1, BASELINE, pruned, (), None, None, None, 0))
+    assert written.verdict == verdict
+    assert f"(it was pruned, {said})" in written.lesson
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -520,9 +520,10 @@ class Crashed(RunResult, kind="crashed"):
 
 
 class Pruned(RunResult, kind="pruned"):
-    """A run was ended early because its loss was hopelessly far behind; that is the experiment's verdict, too."""
+    """A run was ended early because its loss was too far behind; that is the experiment's verdict, too."""
 
     reason: Annotated[str, _rename("message", "reason")]
+    deficit: float | None = None  # in bits per byte, as its curve predicts it; None where it was significantly behind
 
 
 class Aborted(RunEvent, kind="aborted"):

@@ -40,7 +40,12 @@ class MachineError(Exception):
 
 
 class Prune(Exception):  # noqa: N818 - a finding, not a defect
-    """An early end by pruning: the run was too far behind the incumbent to catch up."""
+    """An early end by pruning: the run was too far behind the incumbent."""
+
+    def __init__(self, reason: str, deficit: float | None = None) -> None:
+        """`deficit` is by how much it would have ended behind, in bits per byte; None if that is not predicted."""
+        super().__init__(reason)
+        self.deficit = deficit
 
 
 def find_message(log: str) -> str:

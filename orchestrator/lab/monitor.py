@@ -225,11 +225,11 @@ class RunMonitor:
             return
         self.would_prune_at = threshold.progress
         if not (self.plan and self.plan.control_run):
-            why = f"after {100 * threshold.progress:.0f} % of its budget its loss was {loss:.3f}"
+            why, deficit = f"after {100 * threshold.progress:.0f} % of its budget its loss was {loss:.3f}", None
             if threshold.usual is None:
                 why += f"; no run of this session with over {threshold.loss:.3f} there caught up with the best"
             else:
                 behind = f"{loss - threshold.usual:.3f} more than the best's, which predicts that it ends"
                 deficit = threshold.scale * (loss - threshold.usual)
                 why += f", {behind} behind by {deficit:.4f}; the rest of the run is worth more to another idea"
-            self.cause = self.cause or Prune(why)
+            self.cause = self.cause or Prune(why, deficit)

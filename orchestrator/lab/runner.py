@@ -155,7 +155,7 @@ class BaseRunner(ABC, Generic[S]):
             run.monitor = RunMonitor(self.limits, time.monotonic, tell, fills_disk, run.plan, only_starts=draft)
             return await self._score(run)
         except Prune as reason:
-            return ev.Pruned(reason=str(reason), **vars(run.result))
+            return ev.Pruned(reason=str(reason), deficit=reason.deficit, **vars(run.result))
         except Fault as fault:
             if not run.folder.exists():
                 raise MachineError("the folder of the run was deleted") from fault

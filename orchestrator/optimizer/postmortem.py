@@ -36,8 +36,10 @@ def _classify(verdict: ev.Verdict | ev.Refused | ev.Abandoned | ev.Vetoed) -> st
     match verdict:
         case ev.Kept():
             return "helps"
-        case ev.Pruned():
+        case ev.Pruned(deficit=None):
             return "hurts"
+        case ev.Pruned():
+            return "probably hurts"
         case ev.Discarded(gain=gain, error=error):
             if gain > NEAR_MISS * error:
                 return "may help, within the noise"
