@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 from base64 import b64encode
 from hashlib import sha256
 
+import httpx
 import pytest
 import uvicorn
 from markupsafe import escape
@@ -292,6 +294,25 @@ def visit(page, address: str) -> None:
     page.wait(f"location.href.startsWith({begin}) && document.readyState === 'complete'")
 
 
+def test_an_event_is_sent_whatever_the_files_tell(folder):
+    """SQLite changes its files first and shows the event later: who looks in between never looks again."""
+    session = begin_night(folder)
+    wal = session.path.with_name("session.db-wal")
+    asked = ev.VetoAsked(experiment=2)
+    row = len(session.records), session.state.now, "", asked.kind, asked.model_dump_json()
+    with contextlib.closing(sqlite3.connect(session.path)) as db, listening(folder) as home:
+        db.execute("pragma wal_checkpoint(restart)")  # what is written next does not lengthen the file
+        with httpx.stream("GET", f"{home}/sessions/night/stream", timeout=150) as answer:
+            lines = (line for line in answer.iter_lines() if line)
+            assert "ends, vetoed" not in next(lines)
+            before = wal.stat()
+            with db:
+                db.execute("insert into events values (?, ?, ?, ?, ?)", row)
+            os.utime(wal, ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert wal.stat().st_size == before.st_size
+            assert "ends, vetoed" in next(lines)
+
+
 @browser
 def test_a_browser_follows_a_night_and_vetoes_by_a_click(folder):
     session = begin_night(folder)
@@ -348,8 +369,6 @@ def test_another_address_needs_the_link_that_it_prints(folder):
     try:
         link = re.match(r"http://\S+:(\d+)/\?token=(\S+)", process.stdout.readline())
         assert link
-        import httpx
-
         home = f"http://127.0.0.1:{link[1]}"
         assert httpx.get(home).status_code == 401
         assert httpx.get(f"{home}/?token={link[2]}", follow_redirects=True).status_code == 200

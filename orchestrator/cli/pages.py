@@ -173,8 +173,9 @@ class Site:
         """Open a session as far as it has come. Raises HTTPException, UserError."""
         path = self.find(name)
         key = name, path.stat().st_ino
-        with read_session(self.paths, str(path), known=self.known.pop(key, None)) as session:
-            self.known = dict([*self.known.items(), (key, session)][-CACHED:])
+        with read_session(self.paths, str(path), known=self.known.get(key)) as session:
+            others = [pair for pair in self.known.items() if pair[0] != key]
+            self.known = dict([*others, (key, session)][-CACHED:])
             yield session
 
     def render(self, template: str, /, **facts: Any) -> HTMLResponse:
@@ -199,19 +200,21 @@ class Site:
         live = self.write_live(name, sys.maxsize if whole else SHOWN)
         return self.render("serve_session.html", name=name, live=live, whole=whole)
 
+    def read_progress(self, name: str) -> tuple[int, int | None]:
+        """Return how many events a session has, and which process runs it; its files change before they have more."""
+        with self.read(name) as session:
+            return len(session.records), find_process(self.paths, name, time.time())
+
     async def follow_session(self, request: Request) -> Response:
         """Send the live part of a session's page whenever the session has grown, or its night has begun or died."""
         name = request.path_params["name"]
-        path = await run_in_threadpool(self.find, name)
         await run_in_threadpool(self.write_live, name)  # a browser does not ask again for what cannot be shown
 
         async def send_parts() -> AsyncIterator[str]:
             seen: object = None
             with suppress(HTTPException, OSError, UserError):  # the browser asks again, and is told
                 while True:
-                    files = [file for file in (path, path.with_name("session.db-wal")) if file.is_file()]
-                    stamp = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-                    if (fresh := (stamp, find_process(self.paths, name, time.time()))) != seen:
+                    if (fresh := await run_in_threadpool(self.read_progress, name)) != seen:
                         yield f"data: {json.dumps(await run_in_threadpool(self.write_live, name))}\n\n"
                     seen = fresh
                     await sleep(LOOK_SECONDS)
