@@ -152,22 +152,15 @@ def choose_crew(context: typer.Context, crew: str, *, offline: bool = False) -> 
     return "optuna" if offline else crew
 
 
-def open_session(
-    path: Path, *, read_only: bool = False, salvage: bool = False, known: "Session | None" = None
-) -> "Session":
-    """Open a session. Raises SessionError."""
-    from orchestrator.session.store import Session
-
-    return Session(path, read_only=read_only, salvage=salvage, known=known)
-
-
 @contextmanager
 def read_session(
     paths: Paths, name: str, *, salvage: bool = False, known: "Session | None" = None
 ) -> Generator["Session"]:
     """Open a session for reading. Any exception that its content causes in a view becomes a UsageError."""
+    from orchestrator.session.store import Session
+
     path = paths.find_session(name)
-    session = open_session(path, read_only=True, salvage=salvage, known=known)
+    session = Session(path, read_only=True, salvage=salvage, known=known)
     try:
         yield session
     except (OSError, UserError, PromptError):

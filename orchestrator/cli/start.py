@@ -143,7 +143,7 @@ def resume(context: typer.Context, name: Annotated[str, typer.Argument(help="nam
     path = options.find_session(name)
     options = options.recall(path.parent, context)
     with hold_session(path.parent):
-        session = opt.open_session(path)
+        session = Session(path)
         own = session.state.session
         options = replace(options, search=own.search)
         night = Preflight(options, own.name, own.crew, own.limits, state=session.state, session=session)
@@ -178,7 +178,7 @@ def _start_fork(
     context: typer.Context, parent: str, at: int, more: Mapping[str, float | None], plan: Preflight, **settings: Any
 ) -> None:
     """Start the session of a plan from an event of its parent, with limits that count from there. Raises UsageError."""
-    old = opt.open_session(plan.options.find_session(parent), read_only=True)
+    old = Session(plan.options.find_session(parent), read_only=True)
     if at > len(old.records):
         raise opt.UsageError(f"{parent} has only {len(old.records)} events")
     state, options = fold(old.records[:at]), plan.options.recall(old.path.parent, context)
