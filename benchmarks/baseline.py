@@ -18,7 +18,8 @@ def main() -> None:
     found, base = manifest.load(), list[float]()
     print("| baseline | steps | seeds | val_bpb ± se | difference at the same seeds ± se |" + "\n|---|---|---|---|---|")
     for words, changes in VARIANTS.items():
-        profile, scores = profiles.with_constants(profiles.from_manifest(found), changes), list[float]()
+        profile = profiles.with_constants(profiles.from_manifest(found), changes)
+        scores, printed = list[float](), ""
         for seed in SEEDS:
             os.environ["NIGHTSHIFT_SEED"] = str(seed)
             printed, events = calibration.train_baseline(manifest.get_data_dir(), found, profile)

@@ -16,7 +16,17 @@ from typing import Any
 from orchestrator.agents import briefing, packets
 from orchestrator.agents.crew import ClaudeCrew
 from orchestrator.cli.preflight import load_style
-from orchestrator.core.events import BaselineCommitted, Discarded, Kept, Point, RunMetrics, Scored, SessionLimits
+from orchestrator.core.events import (
+    BaselineCommitted,
+    Discarded,
+    Granted,
+    Kept,
+    Point,
+    RunMetrics,
+    Scored,
+    SessionLimits,
+    Telemetry,
+)
 from orchestrator.core.source import compute_digest, compute_fingerprint, diff
 from orchestrator.loop import run
 from orchestrator.optimizer.crew import Optimizer
@@ -37,7 +47,7 @@ RUN, REPLY = 300.0, 30.0  # seconds
 SERIES = [
     f"{kind}/{part}" for kind in ("gradient", "update") for part in ("wte", "lm_head", "matrix", "scalar", "value")
 ]
-COSTS = {
+COSTS: Telemetry = {
     "step/flops": (4.4e9,),
     "step/bytes": (1.1e10,),
     "step/calls": (9.6e9,),
@@ -73,8 +83,9 @@ def _print_openings() -> None:
     for number in (1, 10, 100, 1000):
         log = synthetic.log(number)
         state = log.state
-        last = next(r for r in reversed(state.results) if isinstance(r.verdict, Kept | Discarded) and r.commit)
-        change = diff(log.get(state.parents[last.commit.parent].source), log.get(last.commit.source))
+        judged = ((r, r.commit) for r in reversed(state.results) if isinstance(r.verdict, Kept | Discarded))
+        last, commit = next((r, commit) for r, commit in judged if commit)
+        change = diff(log.get(state.parents[commit.parent].source), log.get(commit.source))
         shown = briefing.show_source(state, log.get(state.parent.source), log.get) | {"base": SOURCE}
         facts = {
             "researcher": briefing.brief_researcher(state, state.next, 1, SOURCE) | shown,
@@ -99,7 +110,7 @@ def play_night(experiments: int, every: int, minimum: int = MINIMUM) -> "Mind":
         )
         live = Live(mind, session)
 
-        async def meter(_: str) -> dict[str, tuple[float, ...]]:
+        async def meter(_: str) -> Telemetry | str:
             return COSTS
 
         crew = ClaudeCrew(
@@ -130,14 +141,14 @@ class Lab(FakeLab):
     async def commit_baseline(self) -> BaselineCommitted:
         return BaselineCommitted(commit="f" * 40, source=self.log.put(SOURCE), fingerprint=compute_fingerprint(SOURCE))
 
-    async def train(self, granted, source) -> Scored:
+    async def train(self, granted: Granted, source: str) -> Scored:
         await asyncio.sleep(RUN)
         luck, shared = random.Random(f"{granted.seed}/{compute_digest(source)}"), random.Random(granted.seed)
         score = 2.8 - 0.03 * source.count("gain") + shared.gauss(0, 0.0036) + luck.gauss(0, 0.0016)
         curve = tuple(
             Point(seconds=i, progress=i / 50, loss=7 - 3 * (i / 50) ** 0.5 + luck.gauss(0, 0.02)) for i in range(1, 51)
         )
-        telemetry = {name: tuple(luck.gauss(1, 0.2) for _ in range(8)) for name in SERIES} | COSTS
+        telemetry: Telemetry = {name: tuple(luck.gauss(1, 0.2) for _ in range(8)) for name in SERIES} | COSTS
         return Scored(
             experiment=granted.experiment,
             run=granted.run,
@@ -159,10 +170,10 @@ class Mind:
         self.usages = defaultdict[str, list[dict[str, Any]]](list)
         self.luck = random.Random(0)
 
-    def at_most(self, _request: Request) -> float:
+    def at_most(self, request: Request) -> float:  # noqa: ARG002 - as a model is asked
         return 0.0
 
-    async def reply(self, request: Request, _on_wait: object) -> Reply:
+    async def reply(self, request: Request, on_wait: object) -> Reply:  # noqa: ARG002
         usage = self.cache.count(make_arguments(request, request.effort), virtual_clock())
         usage["opens"] = len(request.messages) == 1
         self.usages[request.agent].append(usage)

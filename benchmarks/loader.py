@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +64,8 @@ def load_like_upstream(corpus: Corpus, tokenizer: Tokenizer, B: int, T: int) -> 
             end = 0
             while end < T + 1:
                 while len(waiting) < 1000:
-                    waiting.extend(tokenizer.encode(next(texts), prepend=tokenizer.get_bos_token_id()))
+                    encoded = tokenizer.encode(next(texts), prepend=tokenizer.get_bos_token_id())
+                    waiting.extend(cast("list[list[int]]", encoded))
                 room = T + 1 - end
                 best, length = -1, 0
                 for i, document in enumerate(waiting):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.surfaces import Step, list_steps
 from orchestrator.core.events import SeedLuck
+from orchestrator.core.state import PooledVariance
 from orchestrator.policy import belief, pruning, thresholds
 from orchestrator.policy.certification import compute_half_width
 
@@ -519,7 +520,8 @@ def certify(night: Night, head: Head, pairs: int) -> None:
         noise = [Scatter(dof * head.runs.variance, dof) for _ in sides]
         for scatter, decisive, last in zip(noise, runs, zip(*fresh, strict=True), strict=True):
             scatter.add([*decisive, *last])
-        half = thresholds.KEEP_RULE.width ** (1 / pairs) * compute_half_width(*noise, link) / math.sqrt(pairs)
+        before, now = (PooledVariance(scatter.squares, scatter.dof) for scatter in noise)
+        half = thresholds.KEEP_RULE.width ** (1 / pairs) * compute_half_width(before, now, link) / math.sqrt(pairs)
         held += abs(claims[-1] - night.gain) <= half
     night.claimed, night.covered = float(np.mean(claims)), held / CERTIFICATES
 

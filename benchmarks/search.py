@@ -204,7 +204,8 @@ def main() -> None:
     print(f"| surface | runs | {' | '.join(chosen.ways)} |\n|---|--:|{'---|' * len(chosen.ways)}")
     with ProcessPoolExecutor() as pool:
         names = [name + kind for name in surfaces.SURFACES for kind in ("", surfaces.MEAN)]
-        for name, runs in product(names, chosen.lengths):
+        lengths: list[int] = chosen.lengths
+        for name, runs in product(names, lengths):
             cells, first = list[str](), None
             for way in chosen.ways:
                 gains, kept, false = np.array([*pool.map(partial(play, name, way, runs), range(chosen.nights))]).T

@@ -138,8 +138,8 @@ def collect(name: str, place: str) -> None:
 
     import prepare
 
-    prepare.THREADS = 1
-    prepare.Tokenizer, prepare.evaluate_bpb, prepare.make_dataloader  # noqa: B018 - imports them
+    setattr(prepare, "THREADS", 1)  # noqa: B010 - it has no such name until somebody asks
+    _ = prepare.Tokenizer, prepare.evaluate_bpb, prepare.make_dataloader  # imports them
     with prepare.Budget(BudgetAmount("work", 1e12, 0)).measure():  # torch imports much for its first count
         torch.ones(2, 2).add(1)
     night = f"{manifest.load(Path(folder)).digest[:4]}/" if name == NIGHTS else ""
@@ -500,7 +500,7 @@ def compare_draws(surface: Surface) -> None:
 
 def sum_up(losses: NDArray[np.float64], surface: Surface) -> NDArray[np.float64]:
     """Return the share of losses that are gains of σ/2, their mean, and the lowest."""
-    return np.array([np.mean(losses < -surface.sigma / 2), np.mean(losses), np.min(losses)])
+    return np.array([np.mean(losses < -surface.sigma / 2), np.mean(losses), np.min(losses)], float)
 
 
 def find_joint(surface: Surface) -> NDArray[np.bool_]:
