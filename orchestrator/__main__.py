@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 
@@ -27,19 +28,27 @@ def run_interruptible(command: Callable[[], None]) -> None:
     """Run a command; Ctrl-C ends it by SystemExit with code 130, even in the middle of an import or a finalizer."""
     interrupted = threading.Event()
 
-    def interrupt(_number: int, _frame: object) -> None:
+    def interrupt(_number: int, frame: FrameType | None) -> None:
         interrupted.set()
+        while frame:
+            if frame.f_code is report_lost.__code__:  # nothing can be raised out of it either
+                send_again()
+                return
+            frame = frame.f_back
         raise KeyboardInterrupt
 
-    def interrupt_again(lost: Any) -> None:
+    def send_again() -> None:
+        main_thread = threading.main_thread().ident or 0
+        threading.Timer(0.02, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+
+    def report_lost(lost: Any) -> None:
         if lost.exc_type is KeyboardInterrupt:  # a finalizer was running, out of which nothing can be raised
-            main_thread = threading.main_thread().ident or 0
-            threading.Timer(0.02, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+            send_again()
         elif not interrupted.is_set():  # else it finds what it closes half closed
             sys.__unraisablehook__(lost)
 
     signal.signal(signal.SIGINT, interrupt)
-    sys.unraisablehook = interrupt_again
+    sys.unraisablehook = report_lost
     try:
         command()
     except KeyboardInterrupt:
