@@ -26,7 +26,7 @@ def main() -> None:
 
 def run_interruptible(command: Callable[[], None]) -> None:
     """Run a command; Ctrl-C ends it by SystemExit with code 130, even in the middle of an import or a finalizer."""
-    interrupted = threading.Event()
+    interrupted, sending = threading.Event(), threading.Event()
 
     def interrupt(_number: int, frame: FrameType | None) -> None:
         interrupted.set()
@@ -38,8 +38,13 @@ def run_interruptible(command: Callable[[], None]) -> None:
         raise KeyboardInterrupt
 
     def send_again() -> None:
-        main_thread = threading.main_thread().ident or 0
-        threading.Timer(0.02, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
+        if not sending.is_set():  # a second one could come while Python shuts down, and kill it
+            sending.set()
+            threading.Timer(0.02, send).start()
+
+    def send() -> None:
+        sending.clear()  # before it: this one may be lost, too
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def report_lost(lost: Any) -> None:
         if lost.exc_type is KeyboardInterrupt:  # a finalizer was running, out of which nothing can be raised

@@ -53,7 +53,11 @@ class Browser:
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
             self.ask("Browser.close")
-        self.process.wait(20)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:  # how it ends is nobody's question
+            self.process.kill()
+            self.process.wait()
         os.close(self.out)
         os.close(self.back)
         self.folder.cleanup()

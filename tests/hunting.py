@@ -8,6 +8,9 @@ import os
 
 from hypothesis import HealthCheck, settings
 
+import orchestrator.cli.init  # a few examples are constants of the modules that are imported, so all are
+import orchestrator.cli.serve  # noqa: F401
+
 HUNTING = bool(os.environ.get("NIGHTSHIFT_HUNT"))
 FURTHER = 20
 """How many times more examples a hunt tries."""

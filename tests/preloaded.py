@@ -45,7 +45,14 @@ def _fork(
     with TemporaryFile() as stdout, TemporaryFile() as stderr:
         socket.send_fds(server, [len(request).to_bytes(4)], [stdout.fileno(), stderr.fileno(), *given])
         server.sendall(request)
-        code = int.from_bytes(server.recv(4, socket.MSG_WAITALL), signed=True)
+        try:
+            answer = server.recv(4, socket.MSG_WAITALL)
+        except TimeoutError as error:
+            _connect.cache_clear()  # its answer may come later, and is not that to the next request
+            server.close()
+            printed = [file.seek(0) or file.read().decode(errors="replace") for file in (stdout, stderr)]
+            raise AssertionError("\n".join([f"{words}: no end in {PATIENCE} s", *printed])) from error
+        code = int.from_bytes(answer, signed=True)
         printed = [file.seek(0) or file.read().decode() for file in (stdout, stderr)]
     return subprocess.CompletedProcess(words, code, *printed)
 

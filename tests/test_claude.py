@@ -146,9 +146,9 @@ def test_what_may_pass_is_tried_again(mock, status):
 @pytest.mark.parametrize("kind", ["disconnect", "truncate", "malformed", "stall"])
 @pytest.mark.parametrize("after", [0, 2, 4])
 def test_a_stream_that_breaks_is_taken_again_from_its_start(mock, kind, after):
-    mock.state.scenarios.add(StreamFault(kind, after_chunks=after, stall_seconds=5.0))
+    mock.state.scenarios.add(StreamFault(kind, after_chunks=after, stall_seconds=12.0))
 
-    reply = Asking(mock.base_url("anthropic"), stall=1.0 if kind == "stall" else 60.0)()
+    reply = Asking(mock.base_url("anthropic"), stall=3.0 if kind == "stall" else 60.0)()
 
     assert reply.stop_reason in ("end_turn", "tool_use")
     assert seen(mock) == 2

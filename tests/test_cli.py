@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from orchestrator.core.events import Crashed, Ended, Granted, Kept, Promoted, Proposed, Scored
 from orchestrator.session.store import Session
 from tests.workplace import BEST, begun, git, orchestrate, save, status, workplace
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 @pytest.fixture
@@ -23,6 +27,16 @@ def place(tmp_path):
 
 def opened(place: Path, name: str = "night") -> Session:
     return Session(place / "sessions" / name / "session.db", time.time)
+
+
+def wait_for_line(life: "subprocess.Popen[str]", word: str) -> str:
+    """Return what was printed up to a line with this word, which must come."""
+    printed = ""
+    while word not in printed:
+        line = life.stdout.readline()
+        assert line, printed
+        printed += line
+    return printed
 
 
 def runs_of(place: Path) -> list[psutil.Process]:
@@ -132,8 +146,7 @@ def test_ctrl_c_finishes_what_trains_and_says_how_to_go_on(place):
 
 def test_ctrl_c_twice_stops_at_once(place):
     life = begun(place, "--offline", "--hours", "1", "--session", "night")
-    while "granted" not in life.stdout.readline():
-        pass
+    wait_for_line(life, "granted")
 
     os.kill(life.pid, signal.SIGINT)
     time.sleep(0.05)

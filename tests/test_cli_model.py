@@ -219,6 +219,7 @@ def test_it_is_killed_with_its_children_when_the_night_ends(log):
     async def go():
         asked = asyncio.ensure_future(ask_program(make_request("sleep"), 60))
         while not (log.exists() and log.read_text().startswith("[")):
+            assert not asked.done(), asked.result()
             await asyncio.sleep(0.02)
         asked.cancel()
         with suppress(asyncio.CancelledError):

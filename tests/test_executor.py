@@ -95,6 +95,7 @@ async def test_git_is_waited_for_with_a_line_while_runs_go_on_until_the_night_st
     locks = [folder / f".git/refs/nightshift/may/{name}.lock" for name in ("1", "kept")]
     for lock in locks:
         lock.touch()
+        os.utime(lock, (time.time() + 3600,) * 2)  # else it would be taken for one that was left
     waiting = asyncio.create_task(lab.commit(1, fitted.commit, base, "candidate 1: try"))
     outcome = await lab.train(Granted(experiment=1, run=1, slot=0, seed=5, plan=UNAUDITED), base)
     assert outcome.kind == "scored"

@@ -17,7 +17,7 @@ import pytest
 
 from orchestrator.cli.options import ExitCode
 from orchestrator.core.events import BaselineCommitted, Committed, Crashed, Ended, Promoted, Resumed, Scored
-from tests.test_cli import opened, runs_of, wait_until
+from tests.test_cli import opened, runs_of, wait_for_line, wait_until
 from tests.workplace import BEST, TINY, begun, command, environment, git, orchestrate, status, workplace
 
 NIGHT = ("--offline", "--hours", "1", "--session", "night", "--max-experiments", "1", "--seed", "3")
@@ -26,16 +26,6 @@ NIGHT = ("--offline", "--hours", "1", "--session", "night", "--max-experiments",
 @pytest.fixture
 def place(tmp_path):
     return workplace(tmp_path / "place", BEST)
-
-
-def wait_for_line(life: "subprocess.Popen[str]", word: str) -> str:
-    """Return what was printed up to a line with this word, which must come."""
-    printed = ""
-    while word not in printed:
-        line = life.stdout.readline()
-        assert line, printed
-        printed += line
-    return printed
 
 
 def finish(life: "subprocess.Popen[str]") -> str:
@@ -344,8 +334,9 @@ def test_a_night_in_a_storm_ends_well(place, what, seed):
         said = (place.parent / "printed").read_text()
         was_late = "] ended  " in said
         time.sleep(luck.uniform(0, 30 if what == "processes" else 10))
+        is_over = life.poll() is not None
         said = (place.parent / "printed").read_text()
-        assert life.poll() is None or "] ended  " in said, said
+        assert not is_over or "] ended  " in said, said
     life.wait(200)
     printed.seek(0)
     said = printed.read()

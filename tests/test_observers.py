@@ -213,12 +213,12 @@ async def test_files_follow_the_log_while_the_night_goes_on(recorded, tmp_path):
         session.write(record.task_id, record.event)
     assert not (tmp_path / "s/report.html").exists(), "nothing large is written from the event loop"
 
-    await asyncio.wait_for(asyncio.gather(observers.logs.task, observers.pages.task), 30)
+    await asyncio.wait_for(asyncio.gather(observers.logs.task, observers.pages.task), 100)
 
     assert (tmp_path / "s/report.html").exists()
     assert len((tmp_path / "s/log.jsonl").read_text().splitlines()) == 30
     session.write("", *(record.event for record in recorded.records[30:40]))
-    await asyncio.wait_for(observers.logs.task, 30)
+    await asyncio.wait_for(observers.logs.task, 100)
     assert len((tmp_path / "s/log.jsonl").read_text().splitlines()) == 40
 
 

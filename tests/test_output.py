@@ -142,8 +142,8 @@ def test_a_command_says_that_its_output_is_full(tmp_path):
 
 def test_ctrl_c_still_ends_a_night_whose_reader_has_gone(place):
     with subprocess.Popen(command(*NIGHT), cwd=place, env=environment(), stdout=subprocess.PIPE) as night:
-        while b"granted" not in night.stdout.readline():
-            pass
+        while b"granted" not in (line := night.stdout.readline()):
+            assert line, "it ended before"
         night.stdout.close()
         night.send_signal(signal.SIGINT)
         assert night.wait(200) in (0, 5)
