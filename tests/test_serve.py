@@ -20,9 +20,11 @@ import uvicorn
 from markupsafe import escape
 from starlette.testclient import TestClient
 
+from orchestrator.cli.inspect import find_process
 from orchestrator.cli.main import main
 from orchestrator.cli.options import Paths
 from orchestrator.cli.pages import Site, is_own_name
+from orchestrator.cli.wiring import hold_session
 from orchestrator.core import events as ev
 from orchestrator.session.inbox import Control, take_controls
 from orchestrator.session.store import Session
@@ -79,6 +81,13 @@ def begin_night(folder, name="night"):
     session.write("", ev.ConversationOpened(experiment=1, agent="mechanic", model=EVIL, system=source, opening=source))
     session.write("", ev.ToolUsed(tool=EVIL, call="c", result=EVIL))
     return session
+
+
+def test_a_night_is_found_by_its_process_whatever_number_a_longer_one_left(folder):
+    begin_night(folder)
+    (folder / "sessions/.night.lock").write_text("4194303\n")
+    with hold_session(folder / "sessions/night"):
+        assert find_process(Paths(folder / "sessions"), "night", time.time()) == os.getpid()
 
 
 def test_every_page_is_there_and_escaped(folder):

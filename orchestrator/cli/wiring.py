@@ -163,7 +163,7 @@ def _hold(lock: Path, taken: str) -> Generator[None]:
     with ExitStack() as stack:
         try:
             descriptor = stack.enter_context(hold_lock(lock))
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.pwrite(descriptor, f"{os.getpid():<20}\n".encode(), 0)  # at once, over whatever id was there
         except LockedError:
             raise UsageError(f"{taken}, as process {lock.read_text().strip()}") from None
         except OSError as error:
