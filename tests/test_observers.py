@@ -86,6 +86,25 @@ def test_the_live_view_is_drawn_again_without_events(recorded, tmp_path):
     assert 3 < drawn <= 600 / TICK + 2
 
 
+class Interrupted(list):
+    """Records of which no view gets to see more, since Ctrl-C comes first."""
+
+    def __getitem__(self, _):
+        raise KeyboardInterrupt
+
+    __iter__ = __reversed__ = __getitem__
+
+
+def test_ctrl_c_while_the_last_files_are_written_leaves_the_terminal_as_it_was(recorded, tmp_path):
+    session, shown = Session(tmp_path / "s" / "session.db", virtual_clock, create=True), io.StringIO()
+    session.write("", recorded.records[0].event)
+    console = Console(file=shown, width=80, height=24, force_terminal=True, _environ={"TERM": "xterm"})
+    with pytest.raises(KeyboardInterrupt), Observers(session, tmp_path / "musings", console):
+        assert "\x1b[?1049h" in shown.getvalue(), "the other screen"
+        session.records = Interrupted(session.records)
+    assert "\x1b[?1049l" in shown.getvalue()
+
+
 def test_a_night_reads_those_before_it_at_its_ends_only(recorded, tmp_path):
     earlier = tmp_path / "musings" / "earlier"
     write_musings(recorded, earlier)

@@ -60,18 +60,18 @@ class Observers:
         session.watchers.append(self.update)
 
     def __enter__(self) -> Self:
-        with self._guard("the live view"):
-            self.terminal.open()
         self._write_all(list_musings(self.session, self.musings))
         self._write_all(list_overview(self.session, self.musings))
+        with self._guard("the live view"):  # last: Ctrl-C may end what comes before, and no exit would follow
+            self.terminal.open()
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        with self._guard("the live view"):  # first: Ctrl-C may end what follows
+            self.terminal.close()
         self._write_logs(self.session)
         self._write_pages(self.session, live=False)
         self._write_all(list_overview(self.session, self.musings))
-        with self._guard("the live view"):
-            self.terminal.close()
         with self._guard("notifications"):
             self.notifier.close(error)
 
